@@ -1,0 +1,2 @@
+"""RewardLM: make a chat model less toxic, and prove that it became so."""
+

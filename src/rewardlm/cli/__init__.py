@@ -1,0 +1,1 @@
+"""The command line: one file a command; torch is imported only inside the command that needs it."""

@@ -1,0 +1,1 @@
+"""The Toxicity Meter: answers, scores, tables, tests and the audit."""

@@ -1,0 +1,1 @@
+"""Policies: loading, adapters, sampling and log-probabilities."""

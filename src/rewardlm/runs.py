@@ -1,0 +1,250 @@
+"""A run directory: the only place that knows its layout.
+
+Everything that a command finds out is appended to a directory as it comes, one JSON object a line,
+because a measurement takes hours and machines are switched off. So a run can be read while it is being
+written, a killed one goes on where it stopped, and nothing is computed twice:
+
+    run.json            kind, label, settings, environment, model, status (rewritten atomically)
+    prompts.jsonl       Prompt records, written once, before anything else
+    generations.jsonl   Generation records, appended batch by batch
+    scores.jsonl        Score records, appended batch by batch
+    quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity
+    metrics.jsonl       training: one line a step
+    samples.jsonl       training: some prompts, answers and rewards
+    adapter/            training: the LoRA adapter, in PEFT's format
+    checkpoints/        training: what resuming needs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import RunError
+from rewardlm.types import Generation, Message, Prompt, Score
+
+_RECORDED_PACKAGES = (
+    "rewardlm",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "alt-profanity-check",
+    "sentence-transformers",
+)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a crash or a full disk leaves the old file or the new, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def safe_name(label: str) -> str:
+    """A folder name for any label or model id: no separators, no control characters, at most 80 characters.
+
+    Names that had to be changed get a hash, so that two labels never share a folder.
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-")[:80]
+    if cleaned == label:
+        return cleaned
+    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{cleaned[:70]}-{digest}".strip("-")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine facts that a reader of the run needs; nothing that identifies its user."""
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": versions,
+    }
+
+
+class Run:
+    """One run directory, open for reading, and for appending where ``start`` made or resumed it."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path = path
+        self.meta = meta
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        *,
+        kind: str,
+        label: str,
+        settings: Mapping[str, Any],
+        free: Iterable[str] = (),
+    ) -> Run:
+        """Make the directory, or resume it if it holds a run of the same kind and settings.
+
+        ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
+        change the result (batch size, device). Raises RunError where anything else differs.
+        """
+        path = Path(path)
+        settings = json.loads(json.dumps(settings))
+        if (path / "run.json").exists():
+            run = cls.open(path)
+            if run.meta["kind"] != kind:
+                raise RunError(
+                    f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out"
+                )
+            old = _flatten(run.meta["settings"])
+            new = _flatten(settings)
+            ignored = set(free)
+            changed = [
+                f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+                for key in sorted(old.keys() | new.keys())
+                if key.split(".")[0] not in ignored and old.get(key) != new.get(key)
+            ]
+            if changed:
+                raise RunError(
+                    f"{path} was made with other settings ({'; '.join(changed[:3])}"
+                    f"{'; …' if len(changed) > 3 else ''}): choose another --out or remove it"
+                )
+            for file in path.glob("*.jsonl"):
+                _drop_unfinished_line(file)
+            return run
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file: --out needs a directory")
+        if path.is_dir() and any(path.glob("*.jsonl")):
+            raise RunError(f"{path} has records but no run.json: it is not a run; choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"can't make the directory {path}: {error.strerror}") from error
+        run = cls(
+            path,
+            {
+                "kind": kind,
+                "label": label,
+                "status": "running",
+                "settings": settings,
+                "environment": environment(),
+            },
+        )
+        run.update()
+        return run
+
+    @classmethod
+    def open(cls, path: Path, *, kind: str | None = None) -> Run:
+        """Open an existing run for reading. Raises RunError if it is none, or not of ``kind``."""
+        path = Path(path)
+        try:
+            meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{path} is not a run: it has no run.json") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
+        if not isinstance(meta, dict) or not {"kind", "label", "settings"} <= meta.keys():
+            raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
+        if kind is not None and meta["kind"] != kind:
+            raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
+        return cls(path, meta)
+
+    @property
+    def label(self) -> str:
+        return str(self.meta["label"])
+
+    @property
+    def finished(self) -> bool:
+        return self.meta.get("status") == "finished"
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json and write it."""
+        self.meta.update(fields)
+        data = json.dumps(self.meta, indent=1, allow_nan=False).encode()
+        write_atomically(self.path / "run.json", data)
+
+    def append(self, name: str, records: Iterable[Any]) -> None:
+        """Append dataclasses or dicts to ``name``.jsonl in one write, on disk when this returns."""
+        lines = []
+        for record in records:
+            value = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
+            lines.append(json.dumps(value, allow_nan=False) + "\n")
+        if not lines:
+            return
+        with open(self.path / f"{name}.jsonl", "ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, name: str) -> Iterator[dict[str, Any]]:
+        """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError):
+                    raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
+
+    def prompts(self) -> list[Prompt]:
+        return [
+            Prompt(**{**record, "turns": tuple(Message(**turn) for turn in record["turns"])})
+            for record in self.read("prompts")
+        ]
+
+    def generations(self) -> list[Generation]:
+        return [Generation(**record) for record in self.read("generations")]
+
+    def scores(self) -> list[Score]:
+        return [Score(**record) for record in self.read("scores")]
+
+
+def prompts_hash(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 over ids and turns in order: two runs with the same hash answered the same list."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        record = [prompt.id, [[turn.role, turn.text] for turn in prompt.turns]]
+        digest.update(json.dumps(record).encode())
+    return digest.hexdigest()
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    """A killed process may leave half a line: cut it off, so that the next record starts on its own line."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)

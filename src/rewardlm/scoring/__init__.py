@@ -1,0 +1,1 @@
+"""Judges: anything that turns a text into P(toxic)."""

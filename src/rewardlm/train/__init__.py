@@ -1,0 +1,1 @@
+"""Counter-narrative fine-tuning and reinforcement learning from automatic feedback."""

@@ -1,0 +1,88 @@
+"""The nouns of the project: what a message, a dialogue, a prompt, an answer and its score are.
+
+Frozen, slotted dataclasses of the standard library alone, so that every other module may import
+them without cost. Two rules hold wherever they travel:
+
+* a score is P(toxic): higher is always more toxic, and ``None`` means *unscored*, with a reason;
+* text is judged as text: the answer alone, never the prompt in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A whole conversation to learn from; turns alternate user, assistant, user, …"""
+
+    id: str
+    turns: tuple[Message, ...]
+    source: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked to answer: the last turn is the user's, the turns before are its antecedents.
+
+    ``toxicity`` is P(toxic) of the bare last turn, in [0, 1], as the data set states it or as a scorer
+    found it; ``None`` if nobody has judged it. ``challenging`` is RealToxicityPrompts' own flag.
+    """
+
+    id: str
+    turns: tuple[Message, ...]
+    source: str
+    toxicity: float | None = None
+    challenging: bool = False
+
+    @property
+    def text(self) -> str:
+        """The bare prompt: the last turn's text, without antecedents and without a chat template."""
+        return self.turns[-1].text
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included."""
+
+    id: str
+    prompt_id: str
+    model: str
+    sample: int
+    text: str
+    n_tokens: int
+    finish: Finish
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """P(label) of one answer by one scorer; ``value`` is None where it is unscored, for ``reason``."""
+
+    generation_id: str
+    scorer: str
+    label: str
+    value: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a scorer says of one text: P(label) by label, or no values and the reason why not."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
