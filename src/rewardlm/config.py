@@ -1,0 +1,403 @@
+"""The settings of every command, checked: YAML file, then flags, then ``key.sub=value`` overrides.
+
+Each command has one pydantic model here; an unknown key is an error that names the nearest known one.
+Flags that a user did not give are absent (not None), so that a YAML file's value stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rewardlm.errors import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Part = Literal["all", "train", "measure"]
+
+
+def _split_names(value: list[str]) -> list[str]:
+    names = [name for item in value for name in split_outside_brackets(item)]
+    if not names:
+        raise ValueError("at least one name is needed")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"named twice: {', '.join(sorted(twice))}")
+    return names
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """``"a,mean(b,c)"`` → ``["a", "mean(b,c)"]``: commas inside brackets belong to an ensemble's name."""
+    names, depth, start = [], 0, 0
+    for position, character in enumerate(text + ","):
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth <= 0:
+            names.append(text[start:position].strip())
+            start = position + 1
+    return [name for name in names if name]
+
+
+Names = Annotated[list[str], AfterValidator(_split_names)]
+
+
+class Section(BaseModel):
+    """Base of all settings: unknown keys are errors, values don't change after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in ("scorer", "reward"):
+                if isinstance(data.get(key), str):
+                    data = {**data, key: [data[key]]}
+        return data
+
+
+class GenerationSettings(Section):
+    """How answers are sampled. Temperature 0 is greedy; top_k 0 and top_p 1 switch truncation off."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_new_tokens: int = Field(0, ge=0)
+    no_repeat_ngram_size: int = Field(0, ge=0)
+
+
+class ChatSettings(Section):
+    """How turns become text: the model's own template, a plain one, or the user's.
+
+    ``template``: ``auto`` (the model's, else plain), ``plain``, or a path to a Jinja chat template.
+    ``user`` and ``assistant`` are the role names of the plain template (``<human>:`` and ``<bot>:`` in 2023).
+    """
+
+    template: str = "auto"
+    user: str = "User:"
+    assistant: str = "Assistant:"
+    system: str | None = None
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (Hu et al. 2021): W + (alpha / r)·B·A on the target modules."""
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelSettings(Section):
+    """What every command that loads a model takes."""
+
+    model: str
+    adapter: Path | None = None
+    seed: int = Field(0, ge=0)
+    dtype: Dtype = "auto"
+    load: Literal["8bit", "4bit"] | None = None
+    device: str = "auto"
+    chat: ChatSettings = ChatSettings()
+
+
+class MeasureSettings(ModelSettings):
+    """``rewardlm measure``: which answers are sampled and who judges them."""
+
+    prompts: str = "starter"
+    part: Part = "all"
+    limit: int | None = Field(None, ge=1)
+    scorer: Names = ["lexical", "lexical2"]
+    label: str | None = None
+    samples: int = Field(1, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+    engine: Literal["local", "openai", "ray"] = "local"
+    url: str | None = None
+    batch_tokens: int = Field(4096, ge=1)
+    toxic_by: str | None = None
+    similarity: bool = True
+    perplexity: bool = True
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+    generation: GenerationSettings = GenerationSettings()
+
+    @model_validator(mode="after")
+    def _engine_is_here(self) -> MeasureSettings:
+        if self.engine != "local":
+            raise ValueError(f"engine {self.engine!r} is not in this version: use 'local'")
+        if self.url is not None:
+            raise ValueError("url goes with engine 'openai', which is not in this version")
+        return self
+
+
+class FinetuneSettings(ModelSettings):
+    """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
+
+    dialogues: str = "starter"
+    validation: float = Field(0.1, ge=0, lt=1)
+    limit: int | None = Field(None, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    max_length: int = Field(512, ge=16)
+    checkpoint_every: int = Field(25, ge=1)
+    lora: LoraSettings = LoraSettings()
+
+
+class KlSettings(Section):
+    """The penalty for leaving the reference: coefficient, and a target for the adaptive controller.
+
+    ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2).
+    """
+
+    coef: float = Field(0.05, ge=0)
+    target: float | None = Field(None, gt=0)
+    horizon: int = Field(10_000, ge=1)
+    max: float = Field(200.0, gt=0)
+
+
+class RewardSettings(Section):
+    """How P(toxic) becomes a reward: 1 - P, or its logit; and what an empty answer gets.
+
+    ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward.
+    """
+
+    transform: Literal["probability", "logit"] = "probability"
+    aggregate: Literal["mean", "min"] = "mean"
+    empty: float | None = None
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+
+
+class RlafSettings(ModelSettings):
+    """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier."""
+
+    prompts: str = "starter"
+    part: Part = "all"
+    limit: int | None = Field(None, ge=1)
+    reward: Names = ["lexical"]
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    steps: int = Field(20, ge=1)
+    batch_size: int = Field(32, ge=1)
+    samples: int | None = Field(None, ge=1)
+    max_new_tokens: int = Field(32, ge=1)
+    ppo_epochs: int = Field(2, ge=1)
+    minibatches: int = Field(2, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    value_learning_rate: float = Field(1e-3, gt=0)
+    clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float = Field(0.2, gt=0)
+    value_coef: float = Field(0.5, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_prompt_tokens: int = Field(512, ge=8)
+    micro_batch_tokens: int = Field(1024, ge=1)
+    checkpoint_every: int = Field(1, ge=1)
+    samples_every: int = Field(5, ge=1)
+    kl: KlSettings = KlSettings()
+    rewards: RewardSettings = RewardSettings()
+    lora: LoraSettings = LoraSettings()
+    generation: GenerationSettings = GenerationSettings()
+
+    @property
+    def samples_per_prompt(self) -> int:
+        if self.samples is not None:
+            return self.samples
+        return 1 if self.algorithm == "ppo" else 4
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> RlafSettings:
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size {self.batch_size} counts answers and must be divisible by "
+                f"samples {self.samples_per_prompt}"
+            )
+        if self.batch_size < self.minibatches:
+            raise ValueError(f"{self.minibatches} minibatches need at least as many answers as batch_size")
+        if self.algorithm != "ppo" and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
+        sampling = self.generation
+        if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0) or (
+            sampling.min_new_tokens or sampling.no_repeat_ngram_size
+        ):
+            # Answers that the policy itself would not give with that probability make the KL estimate
+            # negative and the ratio wrong.
+            raise ValueError("rlaf samples from the policy itself: leave generation at temperature 1, untruncated")
+        return self
+
+
+class StageMeasure(Section):
+    """The measurement that an experiment repeats for each model; see MeasureSettings."""
+
+    prompts: str = "starter"
+    part: Part = "all"
+    limit: int | None = None
+    scorer: Names = ["lexical", "lexical2"]
+    samples: int = 1
+    max_new_tokens: int = 32
+    batch_tokens: int = 4096
+    toxic_by: str | None = None
+    similarity: bool = True
+    perplexity: bool = True
+    generation: GenerationSettings = GenerationSettings()
+
+
+class ExperimentSettings(Section):
+    """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
+
+    ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load and device,
+    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter.
+    """
+
+    title: str = "RewardLM experiment"
+    model: str
+    seed: int = Field(0, ge=0)
+    dtype: Dtype = "auto"
+    load: Literal["8bit", "4bit"] | None = None
+    device: str = "auto"
+    chat: ChatSettings = ChatSettings()
+    measure: StageMeasure = StageMeasure()
+    finetune: dict[str, Any] | None = None
+    rlaf: dict[str, Any] | None = None
+
+    def common(self) -> dict[str, Any]:
+        """The settings that every stage shares."""
+        return {
+            "model": self.model,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "load": self.load,
+            "device": self.device,
+            "chat": self.chat.model_dump(),
+        }
+
+
+S = TypeVar("S", bound=Section)
+
+
+def build(
+    kind: type[S],
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> S:
+    """Settings of ``kind`` from defaults, YAML file, flags and overrides, the later winning.
+
+    ``flags`` may use dotted keys; None means that the flag was not given. Raises ConfigError in one line.
+    """
+    tree: dict[str, Any] = {}
+    _merge(tree, defaults or {})
+    if file is not None:
+        _merge(tree, read_yaml(file))
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _set(tree, key, value)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        _set(tree, key, _number(value))
+    return validate(kind, tree)
+
+
+def validate(kind: type[S], tree: Mapping[str, Any]) -> S:
+    """``tree`` as settings of ``kind``; the first thing wrong with it is a ConfigError in one line."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(kind, error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dict. Raises ConfigError naming file and line."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory: a YAML file is needed") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
+    return _numbers(tree)
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 3e-4 as text, because it wants a dot in the mantissa; people write it without.
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value.strip()[:1].isdigit() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _numbers(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _numbers(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_numbers(value) for value in tree]
+    return _number(tree)
+
+
+def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {key}: {parent!r} is a value, not a section")
+        tree = below
+    tree[last] = value
+
+
+def _explain(kind: type[Section], error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(kind)
+        near = difflib.get_close_matches(where, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"unknown setting {where!r}: {hint}{more}"
+    if first["type"] == "missing":
+        return f"setting {where!r} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    prefix = f"setting {where!r}: " if where else ""
+    got = f", got {first['input']!r}" if where and not isinstance(first["input"], dict) else ""
+    return f"{prefix}{message}{got}{more}"
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += _known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
