@@ -82,7 +82,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a scorer says of one text: P(label) by label, or no values and the reason why not."""
+    """What a scorer says of one text: P(label) by label, or no values and the reason why not.
+
+    ``failed`` tells a judge that broke (and counts towards the failure limit) from one that declined,
+    because the text is empty or in a language it can't judge.
+    """
 
     values: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    failed: bool = False

@@ -1,0 +1,68 @@
+"""The ``lexical`` judge: the linear SVM over word counts in the package alt-profanity-check.
+
+It knows words, not meaning: near Perspective on RealToxicityPrompts, at chance on hate without swear words.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import ScorerError
+from rewardlm.types import Verdict
+
+_PACKAGE = "alt-profanity-check"
+_VERSION = "1.9.1"
+_FILES = {
+    "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
+    "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
+}
+
+
+class LexicalScorer:
+    """P(toxicity) by a calibrated linear SVM trained on Jigsaw-like comments; any number of texts at once.
+
+    Raises ScorerError if the package is absent, of another version, or its files were changed.
+    """
+
+    name = "lexical"
+    labels: tuple[str, ...] = ("toxicity",)
+    revision = f"{_PACKAGE}=={_VERSION}"
+
+    def __init__(self) -> None:
+        self._predict = _load()
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        if not texts:  # the package's numpy code can't take none
+            return []
+        return [Verdict({"toxicity": float(value)}) for value in self._predict(list(texts))]
+
+
+def _load() -> Callable[[list[str]], Any]:
+    """The package's ``predict_prob``. Importing it unpickles two files, so they are checked first."""
+    install = f"pip install {_PACKAGE}=={_VERSION}"
+    try:
+        version = importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise ScorerError(f"scorer 'lexical' needs the package {_PACKAGE}: {install}") from None
+    if version != _VERSION:
+        raise ScorerError(f"scorer 'lexical' needs {_PACKAGE} {_VERSION}, found {version}: {install}")
+    spec = importlib.util.find_spec("profanity_check")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if not folders:
+        raise ScorerError(f"scorer 'lexical': {_PACKAGE} is listed but gone: {install} --force-reinstall")
+    for name, expected in _FILES.items():
+        path = Path(folders[0]) / "data" / name
+        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != expected:
+            raise ScorerError(
+                f"scorer 'lexical': {path} is not the file of {_PACKAGE} {_VERSION} (another SHA-256), and "
+                f"a pickle that was changed isn't opened: {install} --force-reinstall"
+            )
+    from profanity_check import predict_prob
+
+    predict: Callable[[list[str]], Any] = predict_prob
+    return predict

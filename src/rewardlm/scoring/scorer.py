@@ -1,0 +1,269 @@
+"""Judges by name, and the one checked door through which every text is scored.
+
+``load_scorer`` turns what a user writes after ``--scorer`` into an object with a ``score`` method;
+``score_texts`` calls it and distrusts it. A judge may raise, lose a text, or answer NaN: then that text
+is *unscored*, with a reason, never 0 and never "not toxic"; ``FailureLimit`` ends a run in which this
+happens too often. Nothing heavy is imported here until a judge that needs it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
+from rewardlm.types import Verdict
+
+AVAILABLE = (
+    "lexical, lexical2, a hub id or folder of a sequence classifier (ID#label picks the label), "
+    "module:function, mean(a,b), max(a,b)"
+)
+_NOT_YET = {
+    "perspective": "the Perspective API",
+    "endpoint": "a moderation endpoint",
+    "starter": "RewardLM's own judge",
+}
+EMPTY = "empty response"
+
+
+class Scorer(Protocol):
+    """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights.
+
+    ``labels[0]`` is the main label: the one that is meant where only the scorer is named.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict a text, in order; P(label), higher is more toxic. Call it through score_texts."""
+        ...
+
+
+class FailureLimit:
+    """Counts failures of one scorer over a whole run and ends it when they are more than ``max_share``.
+
+    ``add`` checks after each batch, once ``minimum`` texts have been seen, so that one early failure
+    doesn't end a long run; ``close`` checks at the end, however few there were. Empty texts and texts that
+    a judge declined don't count as failures; empty ones aren't counted as seen either, because no judge
+    ever saw them.
+    """
+
+    def __init__(self, max_share: float = 0.01, minimum: int = 20) -> None:
+        if not 0 <= max_share <= 1:
+            raise ScorerError(f"the share of failed scores that is allowed is {max_share}: expected 0 to 1")
+        self.max_share = max_share
+        self.minimum = minimum
+        self.seen = 0
+        self.failed = 0
+        self.first_reason: str | None = None
+
+    def add(self, scorer: str, verdicts: Sequence[Verdict]) -> None:
+        """Count ``verdicts``. Raises ScorerError if the limit is exceeded."""
+        for verdict in verdicts:
+            if verdict.reason == EMPTY:
+                continue
+            self.seen += 1
+            if verdict.failed:
+                self.failed += 1
+                if self.first_reason is None:
+                    self.first_reason = f"{scorer}: {verdict.reason}"
+        if self.seen >= self.minimum:
+            self.close()
+
+    def close(self) -> None:
+        """The last check. Raises ScorerError if more than ``max_share`` of the texts seen failed."""
+        if self.failed > self.max_share * self.seen:
+            raise ScorerError(
+                f"{self.failed} of {self.seen} texts could not be scored ({self.failed / self.seen:.1%}; "
+                f"{self.max_share:.1%} is allowed): the first: {self.first_reason}"
+            )
+
+
+def score_texts(
+    scorer: Scorer, texts: Sequence[str], *, bounded: bool = True, limit: FailureLimit | None = None
+) -> list[Verdict]:
+    """Score ``texts``; one verdict a text, in order, each with finite values or with a reason.
+
+    Empty and blank texts are unscored without asking; equal texts are asked once. ``bounded`` demands values
+    in [0, 1]; a reward by logit or by a user's function may be any finite number. Where the scorer raises
+    or returns a wrong number of verdicts for a batch, nobody can tell which text is to blame, so each text
+    is asked alone and only those that fail again are unscored.
+
+    Raises ScorerError if ``limit`` is given and exceeded; a RewardLMError of the scorer itself (it says that
+    the judge can't be used at all) passes through.
+    """
+    asked = list(dict.fromkeys(text for text in texts if text.strip()))
+    answers = dict(zip(asked, _ask(scorer, asked, bounded), strict=True)) if asked else {}
+    verdicts = [answers[text] if text.strip() else Verdict(reason=EMPTY) for text in texts]
+    if limit is not None:
+        limit.add(scorer.name, verdicts)
+    return verdicts
+
+
+def load_scorers(specs: str, *, device: str = "cpu") -> list[Scorer]:
+    """Load a comma-separated list of scorers; commas inside ``mean(…)`` and ``max(…)`` don't separate.
+
+    Raises ScorerError if one is named twice, empty or can't be loaded.
+    """
+    names = _split(specs)
+    for name in names:
+        if names.count(name) > 1:
+            raise ScorerError(f"scorer {name!r} is named twice in {specs!r}: name each once")
+    return [load_scorer(name, device=device) for name in names]
+
+
+def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
+    """The judge that ``spec`` names, ready to score on ``device``.
+
+    Raises ScorerError if it is unknown, can't be loaded or its label is ambiguous, and NotAvailableError for
+    judges that are planned but not in this version.
+    """
+    spec = spec.strip()
+    if spec in _NOT_YET:
+        raise NotAvailableError(
+            f"scorer {spec!r} ({_NOT_YET[spec]}) is not in this version; it has: {AVAILABLE}"
+        )
+    if spec == "lexical":
+        from rewardlm.scoring.lexical import LexicalScorer
+
+        return LexicalScorer()
+    if spec == "lexical2":
+        from rewardlm.scoring.lstm import LstmScorer
+
+        return LstmScorer(device=device)
+    ensemble = re.fullmatch(r"(mean|max)\((.*)\)", spec, re.DOTALL)
+    if ensemble:
+        from rewardlm.scoring.ensemble import Ensemble
+
+        members = load_scorers(ensemble[2], device=device)
+        return Ensemble(members, how="mean" if ensemble[1] == "mean" else "max")
+    if os.path.isdir(spec) or os.path.isdir(spec.rpartition("#")[0]) or _is_hub_id(spec):
+        from rewardlm.scoring.classifier import ClassifierScorer
+
+        return ClassifierScorer(spec, device=device)
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", spec):
+        return FunctionScorer(spec)
+    kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
+    raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
+
+
+class FunctionScorer:
+    """A user's Python function ``texts -> sequence of floats``, written ``module:function``.
+
+    The module is looked for in the current directory too, as a script there would find it.
+    """
+
+    labels: tuple[str, ...] = ("toxicity",)
+    revision: str | None = None
+
+    def __init__(self, spec: str) -> None:
+        self.name = spec
+        self._function = _load_function(spec)
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        values = self._function(list(texts))
+        if isinstance(values, str | bytes | Mapping):
+            raise TypeError(f"{self.name} returned a {type(values).__name__}: expected a sequence of floats")
+        # What isn't a number is found at the door: there it costs one text, here it would cost the batch.
+        return [Verdict({"toxicity": value}) for value in values]
+
+
+def _ask(scorer: Scorer, texts: list[str], bounded: bool) -> list[Verdict]:
+    try:
+        verdicts = list(scorer.score(texts))
+        if len(verdicts) != len(texts):
+            raise ValueError(f"{len(verdicts)} scores came back for {len(texts)} texts")
+    except RewardLMError:
+        raise
+    except Exception as error:
+        if len(texts) > 1:
+            return [_ask(scorer, [text], bounded)[0] for text in texts]
+        return [Verdict(reason=_describe(error), failed=True)]
+    return [_check(verdict, scorer.labels[0], bounded) for verdict in verdicts]
+
+
+def _check(verdict: object, main: str, bounded: bool) -> Verdict:
+    """``verdict`` with plain finite floats, or an unscored one that says what was wrong with it."""
+    if not isinstance(verdict, Verdict):
+        return Verdict(reason=f"the scorer returned a {type(verdict).__name__}, not a Verdict", failed=True)
+    if verdict.reason is not None:
+        return Verdict(reason=verdict.reason, failed=verdict.failed)
+    if main not in verdict.values:
+        return Verdict(reason=f"no value for {main!r}", failed=True)
+    values: dict[str, float] = {}
+    for label, raw in verdict.values.items():
+        try:
+            # float() would take text; a judge that returns text has its columns mixed up.
+            value = math.nan if isinstance(raw, str | bytes) else float(raw)
+        except Exception:
+            return Verdict(reason=f"{label} is not a number but a {type(raw).__name__}", failed=True)
+        if not math.isfinite(value):
+            shown = f"{raw!r:.40}" if isinstance(raw, str | bytes) else value
+            return Verdict(reason=f"{label} is {shown}: expected a finite number", failed=True)
+        if bounded and not 0 <= value <= 1:
+            return Verdict(reason=f"{label} is {value:g}: expected 0 to 1", failed=True)
+        values[label] = value
+    return Verdict(values)
+
+
+def _describe(error: Exception) -> str:
+    """One line, short enough for a record: the type and the message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
+
+
+def _split(specs: str) -> list[str]:
+    names, depth = [""], 0
+    for character in specs:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            names.append("")
+        else:
+            names[-1] += character
+    names = [name.strip() for name in names]
+    if depth or not all(names):
+        raise ScorerError(f"can't read the list of scorers {specs!r}: expected NAME[,NAME…] of {AVAILABLE}")
+    return names
+
+
+def _is_hub_id(spec: str) -> bool:
+    """Owner and name: without an owner a mistyped ``lexcial`` would be looked up on the hub."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(#.+)?", spec) is not None
+
+
+def _load_function(spec: str) -> Callable[[list[str]], Any]:
+    module_name, _, attribute = spec.partition(":")
+    with _current_directory_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise ScorerError(f"scorer {spec!r}: can't import {module_name} ({_describe(error)})") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ScorerError(f"scorer {spec!r}: {module_name} has no {attribute!r}; check the spelling")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ScorerError(f"scorer {spec!r} is a {type(found).__name__}: expected a function texts -> floats")
+    function: Callable[[list[str]], Any] = found
+    return function
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    directory = os.getcwd()
+    sys.path.insert(0, directory)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if directory in sys.path:  # unless the module itself took it out
+            sys.path.remove(directory)

@@ -1,0 +1,235 @@
+"""The door: every way in which a judge can go wrong, and what is made of it; and the look-up of names."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
+from rewardlm.scoring.scorer import FailureLimit, load_scorer, load_scorers, score_texts
+from rewardlm.types import Verdict
+
+
+class Fake:
+    """A judge that does what the test says and remembers what it was asked."""
+
+    name = "fake"
+    labels = ("toxicity",)
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.calls = []
+
+    def score(self, texts):
+        self.calls.append(list(texts))
+        return self.answer(texts)
+
+
+def lengths(texts):
+    return [Verdict({"toxicity": len(text) / 100}) for text in texts]
+
+
+def test_blank_texts_are_never_asked_and_equal_texts_once():
+    fake = Fake(lengths)
+    limit = FailureLimit(max_share=0)
+    verdicts = score_texts(fake, ["abc", "", "de", " \n\t", "abc"], limit=limit)
+    assert fake.calls == [["abc", "de"]]
+    assert [v.values.get("toxicity") for v in verdicts] == [0.03, None, 0.02, None, 0.03]
+    assert [v.reason for v in verdicts] == [None, "empty response", None, "empty response", None]
+    assert not any(v.failed for v in verdicts)
+    assert (limit.seen, limit.failed) == (3, 0)
+
+
+def test_nothing_to_ask():
+    fake = Fake(lengths)
+    assert score_texts(fake, []) == []
+    assert score_texts(fake, [""])[0].reason == "empty response"
+    assert fake.calls == []
+
+
+def test_only_the_text_that_makes_the_judge_raise_is_unscored():
+    def answer(texts):
+        if "poison" in texts:
+            raise RuntimeError("no\nway")
+        return lengths(texts)
+
+    verdicts = score_texts(Fake(answer), ["one", "poison", "three"])
+    assert [v.reason for v in verdicts] == [None, "RuntimeError: no way", None]
+    assert [v.failed for v in verdicts] == [False, True, False]
+    assert verdicts[1].values == {}
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x + x[:1], lambda x: []])
+def test_a_wrong_number_of_scores_is_never_matched_up(change):
+    verdicts = score_texts(Fake(lambda texts: change(lengths(texts))), ["a", "b", "c"])
+    assert [v.values for v in verdicts] == [{}, {}, {}]
+    assert all(v.failed and "scores came back for 1 texts" in v.reason for v in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (-0.001, "-0.001"),
+        (1.001, "1.001"),
+        (None, "NoneType"),
+        ("0.5", "'0.5'"),
+        ([0.1, 0.2], "list"),
+    ],
+)
+def test_a_value_that_is_no_probability_is_unscored(value, said):
+    def answer(texts):
+        return [Verdict({"toxicity": value if text == "bad" else 0.5}) for text in texts]
+
+    good, bad = score_texts(Fake(answer), ["good", "bad"])
+    assert good == Verdict({"toxicity": 0.5})
+    assert bad.failed
+    assert bad.values == {}
+    assert said in bad.reason
+
+
+def test_a_secondary_label_is_checked_too_and_the_main_one_must_be_there():
+    bad = score_texts(Fake(lambda t: [Verdict({"toxicity": 0.1, "threat": math.nan})]), ["x"])[0]
+    assert bad.failed
+    assert "threat" in bad.reason
+    assert (
+        "no value for 'toxicity'" in score_texts(Fake(lambda t: [Verdict({"threat": 0.1})]), ["x"])[0].reason
+    )
+    assert "float" in score_texts(Fake(lambda t: [0.1]), ["x"])[0].reason
+
+
+def test_unbounded_takes_any_finite_number():
+    verdicts = score_texts(Fake(lambda t: [Verdict({"toxicity": np.float32(-7.5)})]), ["x"], bounded=False)
+    assert verdicts == [Verdict({"toxicity": -7.5})]
+    assert type(verdicts[0].values["toxicity"]) is float
+    assert score_texts(Fake(lambda t: [Verdict({"toxicity": math.inf})]), ["x"], bounded=False)[0].failed
+
+
+def test_a_judge_that_declines_is_no_failure():
+    limit = FailureLimit(max_share=0)
+    verdicts = score_texts(Fake(lambda t: [Verdict(reason="language not supported")]), ["x"], limit=limit)
+    assert verdicts == [Verdict(reason="language not supported")]
+    assert (limit.seen, limit.failed) == (1, 0)
+
+
+def test_an_interrupt_and_a_judge_that_gives_up_pass_through():
+    def interrupt(texts):
+        raise KeyboardInterrupt
+
+    def gone(texts):
+        raise ScorerError("the endpoint is gone")
+
+    with pytest.raises(KeyboardInterrupt):
+        score_texts(Fake(interrupt), ["x"])
+    with pytest.raises(ScorerError, match="gone"):
+        score_texts(Fake(gone), ["x", "y"])
+
+
+def test_the_failure_limit_counts_over_the_whole_run():
+    good, bad = Verdict({"toxicity": 0.1}), Verdict(reason="ValueError: first", failed=True)
+    limit = FailureLimit(max_share=0.01, minimum=20)
+    limit.add("judge", [bad] + [good] * 18)  # 1 of 19 is above the share, but 19 texts are too few to tell
+    with pytest.raises(ScorerError, match=r"1 of 20 .*5\.0%.*1\.0%.*judge: ValueError: first"):
+        limit.add("judge", [good])
+
+    limit = FailureLimit(max_share=0.01)
+    limit.add("judge", [good] * 99)
+    limit.add("judge", [bad])  # exactly 1 % is allowed
+    limit.close()
+    with pytest.raises(ScorerError, match="2 of 101"):
+        limit.add("judge", [bad])
+
+
+def test_the_failure_limit_at_the_end_of_a_short_run():
+    limit = FailureLimit()
+    limit.close()
+    score_texts(Fake(lambda t: [Verdict({"toxicity": 2.0})] * len(t)), ["a", "b"], limit=limit)
+    with pytest.raises(ScorerError, match="2 of 2"):
+        limit.close()
+    with pytest.raises(ScorerError, match="0 to 1"):
+        FailureLimit(max_share=5)
+
+
+def test_a_users_function(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_judge_ok.py").write_text(
+        "import numpy\n"
+        "def shout(texts): return numpy.array([t.isupper() for t in texts], dtype='float32')\n"
+        "def text(texts): return 'abc'\n"
+        "def none(texts): return None\n"
+        "class Judge:\n"
+        "    @staticmethod\n"
+        "    def half(texts): return (0.5 for t in texts)\n"
+        "number = 3\n"
+    )
+    path = list(sys.path)
+    scorer = load_scorer("my_judge_ok:shout")
+    assert sys.path == path
+    assert (scorer.name, scorer.labels) == ("my_judge_ok:shout", ("toxicity",))
+    assert score_texts(scorer, ["HEY", "hey"]) == [Verdict({"toxicity": 1.0}), Verdict({"toxicity": 0.0})]
+    assert score_texts(load_scorer("my_judge_ok:Judge.half"), ["x"]) == [Verdict({"toxicity": 0.5})]
+    assert "returned a str" in score_texts(load_scorer("my_judge_ok:text"), ["a", "b", "c"])[0].reason
+    assert "TypeError" in score_texts(load_scorer("my_judge_ok:none"), ["a"])[0].reason
+    with pytest.raises(ScorerError, match="has no 'shut'"):
+        load_scorer("my_judge_ok:shut")
+    with pytest.raises(ScorerError, match="is a int: expected a function"):
+        load_scorer("my_judge_ok:number")
+
+
+def test_a_users_function_that_cant_be_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_judge_broken.py").write_text("def f(:\n")
+    path = list(sys.path)
+    for spec, said in [("my_judge_absent:f", "ModuleNotFoundError"), ("my_judge_broken:f", "SyntaxError")]:
+        with pytest.raises(ScorerError, match=said) as caught:
+            load_scorer(spec)
+        assert "\n" not in str(caught.value)
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    "spec", ["lexcial", "", "a b", "../no/such/folder", "x" * 300, "a\0b", "a:b:c", ":f"]
+)
+def test_an_unknown_name_lists_what_is_possible(spec):
+    with pytest.raises(ScorerError, match="lexical, lexical2, a hub id") as caught:
+        load_scorer(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["perspective", "endpoint", "starter"])
+def test_what_this_version_lacks(spec):
+    with pytest.raises(NotAvailableError, match="lexical2") as caught:
+        load_scorer(spec)
+    assert isinstance(caught.value, RewardLMError)
+
+
+def test_lists_of_scorers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_judge_list.py").write_text(
+        "def a(t): return [0.2] * len(t)\ndef b(t): return [0.4] * len(t)\n"
+    )
+    a, b = "my_judge_list:a", "my_judge_list:b"
+    assert [s.name for s in load_scorers(f"{a}, mean({a},max({a},{b})) ,{b}")] == [
+        a,
+        f"mean({a},max({a},{b}))",
+        b,
+    ]
+    with pytest.raises(ScorerError, match="named twice"):
+        load_scorers(f"{a},{a}")
+    for broken in ("", "a,,b", f"mean({a},{b}", f"{a},"):
+        with pytest.raises(ScorerError, match="list of scorers"):
+            load_scorers(broken)
+
+
+def test_importing_the_door_is_cheap():
+    code = (
+        "import sys, rewardlm.scoring.scorer, rewardlm.scoring.classifier, rewardlm.scoring.lstm, "
+        "rewardlm.scoring.lexical, rewardlm.scoring.ensemble; "
+        "print([m for m in ('torch', 'transformers', 'sklearn', 'numpy', 'h5py') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
