@@ -1,0 +1,544 @@
+"""Stored runs in, one comparison out: the object that ``rewardlm compare --json`` prints.
+
+Runs are comparable if they answered the same prompts and agree on which of them are toxic; anything else is
+an error here, because a table of two different lists looks just like a table of two models. What is counted
+is defined in ``metrics`` and ``quality``; whether to believe it, in ``audit``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewardlm.errors import RunError
+from rewardlm.measure import metrics, quality
+from rewardlm.measure.audit import audit
+from rewardlm.measure.metrics import BoolArray, FloatArray
+from rewardlm.runs import Run
+from rewardlm.types import Generation, Prompt, Score
+
+SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
+
+# Scoring the same prompt in another batch or precision moves its score by less than this.
+_TOXICITY_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the texts of a run's generations [G] look like; NaN where a number wasn't computed."""
+
+    empty: BoolArray
+    non_latin: BoolArray
+    other_script: BoolArray
+    repeated: BoolArray
+    refusal: BoolArray
+    prompt_similarity: FloatArray
+    prompt_similarity_null: FloatArray
+    perplexity: FloatArray
+
+    @property
+    def comparable(self) -> BoolArray:
+        """As ``quality.comparable``: not empty, in the prompt's script, not repeated, not a refusal."""
+        return ~(self.empty | self.other_script | self.repeated | self.refusal)
+
+
+@dataclass(slots=True)
+class Measured:
+    """A run of kind ``measure`` or ``import`` in memory: G generations of N prompts.
+
+    ``scores[NAME]`` is Float[G] in the order of ``generations``, NaN where unscored; ``reasons[NAME]`` says
+    why, by position. A judge's main label is NAME, its others are NAME.label. ``rewards`` names the scorers
+    that the model was trained on.
+    """
+
+    run: Run
+    label: str
+    prompts: list[Prompt]
+    generations: list[Generation]
+    scores: dict[str, FloatArray]
+    reasons: dict[str, dict[int, str]]
+    main_labels: dict[str, str]
+    quality: Quality
+    rewards: list[str] = field(default_factory=list)
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges whose scores are shown, each by its main label."""
+        return [name for name in self.main_labels if name in self.scores]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.run.meta
+
+    @property
+    def missing(self) -> int:
+        """How many generations a run that isn't finished still lacks, as far as it says how many it wants."""
+        if self.run.finished:
+            return 0
+        settings = self.meta["settings"]
+        samples = self.meta.get("samples") or settings.get("samples")
+        if not isinstance(samples, int):
+            samples = max((generation.sample for generation in self.generations), default=0) + 1
+        return max(0, len(self.prompts) * samples - len(self.generations))
+
+
+def load_measured(path: Path) -> Measured:
+    """Read a run of kind ``measure`` or ``import``, finished or not.
+
+    Raises RunError if it is none, or if its records contradict each other (ids twice, answers to unknown
+    prompts, scores of unknown answers or outside [0, 1]).
+    """
+    run = Run.open(Path(path))
+    if run.meta["kind"] not in ("measure", "import"):
+        raise RunError(
+            f"{path} is a run of kind {run.meta['kind']!r}: only measured or imported runs can be compared; "
+            "measure the model first"
+        )
+    prompts = run.prompts()
+    _refuse_twice(path, "prompt id", (prompt.id for prompt in prompts))
+    generations = run.generations()
+    _refuse_twice(path, "generation id", (generation.id for generation in generations))
+    _refuse_twice(
+        path, "sample of one prompt", (f"{item.prompt_id}, sample {item.sample}" for item in generations)
+    )
+    texts = {prompt.id: prompt.text for prompt in prompts}
+    for generation in generations:
+        if generation.prompt_id not in texts:
+            raise RunError(
+                f"{path}: generation {generation.id!r} answers prompt {generation.prompt_id!r}, which isn't "
+                "in its prompts.jsonl: the run was changed by hand"
+            )
+    positions = {generation.id: position for position, generation in enumerate(generations)}
+    scores, reasons, main_labels = _read_scores(run, positions)
+    return Measured(
+        run=run,
+        label=run.label,
+        prompts=prompts,
+        generations=generations,
+        scores=scores,
+        reasons=reasons,
+        main_labels=main_labels,
+        quality=_read_quality(run, positions, generations, texts),
+        rewards=_rewards(run),
+    )
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    scorer: str | None = None,
+    threshold: float = metrics.THRESHOLD,
+    inclusive: bool = False,
+    n_resamples: int = metrics.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Hold every run against the first, the baseline. The result is JSON-able and has no NaN.
+
+    ``scorer`` limits the tables to one judge; the default is every judge, and in comparisons every one that
+    both runs have. A sample is toxic above ``threshold`` (from it on, if ``inclusive``), and so is a prompt.
+    In a comparison ``n`` counts the pairs scored in both, in a model's own entry the answers, scored or not.
+
+    Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
+    ``weights_differ`` in the two cases that have a code.
+    """
+    if not paths:
+        raise RunError("nothing to compare: name at least one run, the baseline first")
+    runs = [load_measured(Path(path)) for path in paths]
+    for run, label in zip(runs, _unique_labels([run.label for run in runs]), strict=True):
+        run.label = label
+    baseline = runs[0]
+    for other in runs[1:]:
+        _refuse_other_prompts(baseline, other)
+        _refuse_other_toxicity(baseline, other)
+        _refuse_other_weights(baseline, other)
+        _refuse_other_labels(baseline, other)
+    _keep_scorer(runs, scorer)
+
+    rule = _Rule(threshold, inclusive, n_resamples, seed)
+    grid = _Grid(runs)
+    splits = _prompt_splits(baseline.prompts, rule)
+    models = [_model_entry(run, grid, splits, rule) for run in runs]
+    comparisons = [
+        entry for other in runs[1:] for entry in _comparison_entries(baseline, other, grid, splits, rule)
+    ]
+    return {
+        "models": models,
+        "comparisons": comparisons,
+        "warnings": audit(runs, models, comparisons),
+        "settings": {
+            "threshold": threshold,
+            "inclusive": inclusive,
+            "n_resamples": n_resamples,
+            "seed": seed,
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    threshold: float
+    inclusive: bool
+    n_resamples: int
+    seed: int
+
+    def toxic(self, scores: FloatArray) -> BoolArray:
+        return metrics.is_toxic(scores, threshold=self.threshold, inclusive=self.inclusive)
+
+
+class _Grid:
+    """Puts per-generation arrays [G] of any of the runs on one grid [N prompts, K samples]."""
+
+    def __init__(self, runs: Sequence[Measured]) -> None:
+        self._rows = {prompt.id: row for row, prompt in enumerate(runs[0].prompts)}
+        samples = sorted({generation.sample for run in runs for generation in run.generations})
+        self._columns = {sample: column for column, sample in enumerate(samples)}
+        self.shape = (len(self._rows), max(1, len(samples)))
+        self._cells: dict[str, np.ndarray[Any, np.dtype[np.intp]]] = {}
+        for run in runs:
+            flat = [
+                self._rows[generation.prompt_id] * self.shape[1] + self._columns[generation.sample]
+                for generation in run.generations
+            ]
+            self._cells[run.label] = np.array(flat, dtype=np.intp)
+
+    def scores(self, run: Measured, scorer: str) -> FloatArray:
+        """Float[N, K]: NaN where there is no score."""
+        cells = np.full(self.shape, np.nan)
+        cells.flat[self._cells[run.label]] = run.scores[scorer]
+        return cells
+
+    def flags(self, run: Measured, flags: BoolArray) -> BoolArray:
+        """Bool[N, K]: False where there is no generation."""
+        cells = np.zeros(self.shape, dtype=np.bool_)
+        cells.flat[self._cells[run.label]] = flags
+        return cells
+
+    def exists(self, run: Measured) -> BoolArray:
+        return self.flags(run, np.ones(len(run.generations), dtype=np.bool_))
+
+
+def _prompt_splits(prompts: Sequence[Prompt], rule: _Rule) -> dict[str, BoolArray]:
+    """Bool[N, 1] for the splits that depend on the prompt alone; an unjudged prompt is in neither half."""
+    toxicity = np.array([math.nan if p.toxicity is None else p.toxicity for p in prompts], dtype=np.float64)
+    toxic = rule.toxic(toxicity)
+    members = {
+        "all": np.ones(len(prompts), dtype=np.bool_),
+        "toxic_prompts": toxic,
+        "nontoxic_prompts": ~toxic & ~np.isnan(toxicity),
+        "challenging": np.array([prompt.challenging for prompt in prompts], dtype=np.bool_),
+    }
+    return {name: flags[:, None] for name, flags in members.items()}
+
+
+def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule: _Rule) -> dict[str, Any]:
+    exists = grid.exists(run)
+    cells = {name: exists & rows for name, rows in splits.items()}
+    cells["comparable"] = grid.flags(run, run.quality.comparable)
+    return {
+        "label": run.label,
+        "prompts": len(run.prompts),
+        "generations": len(run.generations),
+        "scorers": {
+            name: {split: _split_entry(grid.scores(run, name), cells[split], rule) for split in SPLITS}
+            for name in run.scores
+        },
+        "quality": _quality_entry(run),
+    }
+
+
+def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str, Any]:
+    inside = np.where(cells, scores, np.nan)
+    tau, inclusive = rule.threshold, rule.inclusive
+    n = int(cells.sum())
+    return {
+        "n": n,
+        "scored": int((~np.isnan(inside)).sum()),
+        "toxic_fraction": metrics.toxic_fraction(inside, threshold=tau, inclusive=inclusive),
+        "toxic_fraction_ci95": _pair(
+            metrics.toxic_fraction_ci95(
+                inside, threshold=tau, inclusive=inclusive, n_resamples=rule.n_resamples, seed=rule.seed
+            )
+        ),
+        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(
+            inside, n=n, threshold=tau, inclusive=inclusive
+        ),
+        "mean": metrics.mean(inside),
+        "expected_max_toxicity": metrics.expected_max_toxicity(inside),
+        "toxicity_probability": metrics.toxicity_probability(inside, threshold=tau, inclusive=inclusive),
+        "buckets": metrics.buckets(inside),
+    }
+
+
+def _quality_entry(run: Measured) -> dict[str, Any]:
+    found = run.quality
+    texts = [generation.text for generation in run.generations]
+    by_prompt: dict[str, list[str]] = {}
+    for generation in run.generations:
+        by_prompt.setdefault(generation.prompt_id, []).append(generation.text)
+    perplexities = found.perplexity[~np.isnan(found.perplexity)]
+    return {
+        "empty_fraction": _share(found.empty),
+        "non_latin_fraction": _share(found.non_latin),
+        "other_script_fraction": _share(found.other_script),
+        "repetition": _share(found.repeated),
+        "refusal_fraction": _share(found.refusal),
+        "comparable_fraction": _share(found.comparable),
+        # Needs a judge of (prompt, answer) pairs, which there is none of yet.
+        "counter_narrative_fraction": None,
+        "mean_words": quality.mean_words(texts),
+        "distinct_1": quality.distinct(by_prompt.values(), 1),
+        "distinct_2": quality.distinct(by_prompt.values(), 2),
+        "distinct_3": quality.distinct(by_prompt.values(), 3),
+        "prompt_similarity": metrics.mean(found.prompt_similarity),
+        "prompt_similarity_null": metrics.mean(found.prompt_similarity_null),
+        # Perplexity is exp(mean negative log-likelihood), so answers are averaged in the exponent.
+        "perplexity": float(np.exp(np.log(perplexities).mean())) if perplexities.size else None,
+    }
+
+
+def _comparison_entries(
+    baseline: Measured, other: Measured, grid: _Grid, splits: dict[str, BoolArray], rule: _Rule
+) -> Iterable[dict[str, Any]]:
+    exists = grid.exists(baseline) & grid.exists(other)
+    pairs = {name: exists & rows for name, rows in splits.items()}
+    pairs["comparable"] = grid.flags(baseline, baseline.quality.comparable) & grid.flags(
+        other, other.quality.comparable
+    )
+    for name in baseline.scores:
+        if name not in other.scores:
+            continue
+        before, after = grid.scores(baseline, name), grid.scores(other, name)
+        for split in SPLITS:
+            inside = pairs[split]
+            change = metrics.paired_difference(
+                np.where(inside, before, np.nan),
+                np.where(inside, after, np.nan),
+                threshold=rule.threshold,
+                inclusive=rule.inclusive,
+                n_resamples=rule.n_resamples,
+                seed=rule.seed,
+            )
+            delta_of_all, interval_of_all = metrics.paired_difference_of_all(
+                before,
+                after,
+                inside,
+                threshold=rule.threshold,
+                inclusive=rule.inclusive,
+                n_resamples=rule.n_resamples,
+                seed=rule.seed,
+            )
+            flow, unscored = metrics.flow(before, after, inside)
+            yield {
+                "from": baseline.label,
+                "to": other.label,
+                "scorer": name,
+                "split": split,
+                "n": change.n,
+                "delta": change.delta,
+                "delta_ci95": _pair(change.delta_ci95),
+                "p_value": change.p_value,
+                "better": change.better,
+                "worse": change.worse,
+                "flow": flow,
+                "flow_unscored": unscored,
+                "mean_delta": change.mean_delta,
+                "mean_delta_ci95": _pair(change.mean_delta_ci95),
+                "mean_p_value": change.mean_p_value,
+                "delta_of_all": delta_of_all,
+                "delta_of_all_ci95": _pair(interval_of_all),
+            }
+
+
+def _read_scores(
+    run: Run, positions: dict[str, int]
+) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str]]:
+    """Scores and reasons by NAME or NAME.label, and each judge's main label: the first with a value."""
+    by_scorer: dict[str, list[Score]] = {}
+    for score in run.scores():
+        if score.generation_id not in positions:
+            raise RunError(
+                f"{run.path}: a score by {score.scorer!r} is of generation {score.generation_id!r}, which "
+                "isn't in its generations.jsonl: the run was changed by hand"
+            )
+        if score.value is not None and not 0 <= score.value <= 1:
+            raise RunError(
+                f"{run.path}: {score.scorer!r} gave generation {score.generation_id!r} the score "
+                f"{score.value}: expected P(toxic) in [0, 1], or null with a reason"
+            )
+        by_scorer.setdefault(score.scorer, []).append(score)
+    scores: dict[str, FloatArray] = {}
+    reasons: dict[str, dict[int, str]] = {}
+    main_labels: dict[str, str] = {}
+    for scorer, records in by_scorer.items():
+        main = next((record.label for record in records if record.value is not None), records[0].label)
+        main_labels[scorer] = main
+        # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
+        labels = dict.fromkeys([main, *(record.label or main for record in records)])
+        names = {label: scorer if label == main else f"{scorer}.{label}" for label in labels}
+        for name in names.values():
+            scores[name] = np.full(len(positions), np.nan)
+            reasons[name] = {}
+        # Of two records about one answer the later stands: it was scored again.
+        for record in records:
+            name, position = names[record.label or main], positions[record.generation_id]
+            scores[name][position] = math.nan if record.value is None else record.value
+            reasons[name].pop(position, None)
+            if record.value is None:
+                reasons[name][position] = record.reason or "no reason given"
+    return scores, reasons, main_labels
+
+
+def _read_quality(
+    run: Run, positions: dict[str, int], generations: Sequence[Generation], prompt_texts: dict[str, str]
+) -> Quality:
+    numbers = {
+        name: np.full(len(generations), np.nan)
+        for name in ("prompt_similarity", "prompt_similarity_null", "perplexity")
+    }
+    for record in run.read("quality"):
+        position = positions.get(str(record.get("generation_id")))
+        if position is None:
+            raise RunError(
+                f"{run.path}: quality.jsonl is about generation {record.get('generation_id')!r}, which isn't "
+                "in its generations.jsonl: the run was changed by hand"
+            )
+        for name, values in numbers.items():
+            if record.get(name) is not None:
+                values[position] = record[name]
+
+    def flag(test: Callable[[Generation], bool]) -> BoolArray:
+        return np.fromiter((test(generation) for generation in generations), np.bool_, len(generations))
+
+    return Quality(
+        empty=flag(lambda g: quality.is_empty(g.text)),
+        non_latin=flag(lambda g: quality.is_mostly_outside(g.text, quality.LATIN)),
+        other_script=flag(lambda g: quality.in_other_script(prompt_texts[g.prompt_id], g.text)),
+        repeated=flag(lambda g: quality.is_repeated(g.text)),
+        refusal=flag(lambda g: quality.is_refusal(g.text)),
+        **numbers,
+    )
+
+
+def _rewards(run: Run) -> list[str]:
+    """Scorers that the measured model was trained on, as far as the run knows."""
+    for source in (run.meta, run.meta["settings"]):
+        for key in ("rewards", "reward"):
+            found = source.get(key)
+            if isinstance(found, str):
+                return [name.strip() for name in found.split(",") if name.strip()]
+            if isinstance(found, list):
+                return [str(name) for name in found]
+    return []
+
+
+def _refuse_twice(path: Path, what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise RunError(f"{path}: the same {what} comes twice: {name!r}; each must be unique")
+        seen.add(name)
+
+
+def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
+    ours = {prompt.id: prompt for prompt in baseline.prompts}
+    theirs = {prompt.id: prompt for prompt in other.prompts}
+    who = f"{baseline.run.path} ({len(ours)} prompts) and {other.run.path} ({len(theirs)})"
+    for one, two, owner in ((ours, theirs, baseline), (theirs, ours, other)):
+        lone = [name for name in one if name not in two]
+        if lone:
+            raise RunError(
+                f"prompts_differ: {who} answered different prompts: {len(lone)} are only in "
+                f"{owner.run.path}, such as {lone[0]!r}; measure both on one list"
+            )
+    changed = [name for name, prompt in ours.items() if prompt.turns != theirs[name].turns]
+    if changed:
+        raise RunError(
+            f"prompts_differ: {who} have the same ids but different texts in {len(changed)} prompts, such "
+            f"as {changed[0]!r}; measure both on one list"
+        )
+
+
+def _refuse_other_toxicity(baseline: Measured, other: Measured) -> None:
+    ours, theirs = (run.meta.get("toxic_by", "dataset") for run in (baseline, other))
+    if ours != theirs:
+        raise RunError(
+            f"{baseline.run.path} calls prompts toxic by {ours!r}, {other.run.path} by {theirs!r}: "
+            "measure both with the same --toxic-by"
+        )
+    stored = {prompt.id: prompt.toxicity for prompt in other.prompts}
+    for prompt in baseline.prompts:
+        one, two = prompt.toxicity, stored[prompt.id]
+        if (one is None) != (two is None) or (
+            one is not None and two is not None and abs(one - two) > _TOXICITY_TOLERANCE
+        ):
+            raise RunError(
+                f"{baseline.run.path} and {other.run.path} store different toxicities of prompt "
+                f"{prompt.id!r} ({one} and {two}): measure both with the same data and --toxic-by"
+            )
+
+
+def _refuse_other_weights(baseline: Measured, other: Measured) -> None:
+    if baseline.meta.get("model") is None or baseline.meta.get("model") != other.meta.get("model"):
+        return
+    ours, theirs = baseline.meta.get("model_hash"), other.meta.get("model_hash")
+    if ours is not None and theirs is not None and ours != theirs:
+        raise RunError(
+            f"weights_differ: both runs measured {baseline.meta['model']!r}, but it resolved to other "
+            f"weights ({str(ours)[:12]}… in {baseline.run.path}, {str(theirs)[:12]}… in {other.run.path}): "
+            "measure one again"
+        )
+
+
+def _refuse_other_labels(baseline: Measured, other: Measured) -> None:
+    for name, label in baseline.main_labels.items():
+        theirs = other.main_labels.get(name)
+        if theirs is not None and label and theirs and label.casefold() != theirs.casefold():
+            raise RunError(
+                f"{name!r} scored {label!r} in {baseline.run.path} and {theirs!r} in {other.run.path}: "
+                f"score one again with {name}#{label}"
+            )
+
+
+def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
+    """Drop the other judges, if one was asked for; a run without it, or sharing none, is an error."""
+    if scorer is not None:
+        for run in runs:
+            if scorer not in run.scores:
+                available = ", ".join(run.scores) or "none"
+                raise RunError(
+                    f"{run.run.path} has no scores by {scorer!r}: it has {available}; choose one, or run "
+                    f"rewardlm score {run.run.path} --scorer {scorer}"
+                )
+            run.scores = {scorer: run.scores[scorer]}
+    for run in runs[1:]:
+        if not run.scores.keys() & runs[0].scores.keys():
+            raise RunError(
+                f"{runs[0].run.path} (scorers: {', '.join(runs[0].scores) or 'none'}) and {run.run.path} "
+                f"({', '.join(run.scores) or 'none'}) share no scorer: add one with rewardlm score"
+            )
+
+
+def _unique_labels(labels: Sequence[str]) -> list[str]:
+    taken: set[str] = set()
+    result = []
+    for label in labels:
+        name, number = label, 1
+        while name in taken or (number > 1 and name in labels):
+            number += 1
+            name = f"{label} ({number})"
+        taken.add(name)
+        result.append(name)
+    return result
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _share(flags: BoolArray) -> float | None:
+    return float(flags.mean()) if flags.size else None

@@ -1,0 +1,196 @@
+"""A comparison as tables in the terminal: the numbers of ``compare`` for reading, not for parsing.
+
+Takes the object that ``measure.compare.compare`` returns and prints it within 100 columns. Labels come
+from users and models, so they are printed as plain text, never as markup.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# The splits that everyone reads; the others are in --json and in the report.
+_MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
+_CHANGE_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts", "comparable": "comparable answers"}
+_BUCKETS = ("low", "medium", "high")
+_QUALITY = (
+    ("empty_fraction", "empty", "share"),
+    ("non_latin_fraction", "non-Latin", "share"),
+    ("repetition", "repeated", "share"),
+    ("refusal_fraction", "refusals", "share"),
+    ("comparable_fraction", "comparable", "share"),
+    ("counter_narrative_fraction", "counter-narratives", "share"),
+    ("mean_words", "words an answer", "one decimal"),
+    ("distinct_1", "distinct-1", "score"),
+    ("distinct_2", "distinct-2", "score"),
+    ("distinct_3", "distinct-3", "score"),
+    ("prompt_similarity", "similarity with the prompt", "score"),
+    ("prompt_similarity_null", "… with a shuffled prompt", "score"),
+    ("perplexity", "perplexity", "one decimal"),
+)
+_NAME_WIDTH = 16
+_LONGEST_NAME = 48
+
+
+def print_comparison(result: Mapping[str, Any], console: Console) -> None:
+    """Print models, changes from the baseline, flow between buckets, quality and warnings of ``result``."""
+    settings = result.get("settings", {})
+    sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
+    for split, title in _MODEL_SPLITS.items():
+        _print(
+            console,
+            f"Toxicity, {title} (toxic: score {sign} {threshold:g})",
+            _models_table(result["models"], split),
+            "toxic: of the scored. of all: unscored counted as not toxic. EMT: mean of each prompt's highest "
+            "score. TP: share of prompts with a toxic answer.",
+        )
+    for model in result["models"][1:]:
+        own = [comparison for comparison in result["comparisons"] if comparison["to"] == model["label"]]
+        names = (_name(result["models"][0]["label"]), " to ", _name(model["label"]))
+        if own:
+            _print(
+                console,
+                Text.assemble("Change of the toxic share from ", *names),
+                _changes_table(own),
+                "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose.",
+            )
+        for comparison in own:
+            if comparison["split"] == "all" and comparison["n"]:
+                _print(
+                    console,
+                    Text.assemble("Flow from ", *names, ", all prompts, by ", _name(comparison["scorer"])),
+                    _flow_table(comparison),
+                    f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
+                    "unscored in one or both.",
+                )
+    _print(console, "Quality of the answers", _quality_table(result["models"]))
+    for warning in result["warnings"]:
+        line = Text("! ", style="bold yellow")
+        line.append(str(_name(warning["model"])), style="bold")
+        line.append(f" {warning['code']}: ", style="yellow")
+        line.append(_plain(warning["message"]))
+        console.print(line)
+
+
+def _print(console: Console, title: str | Text, table: Table, note: str | None = None) -> None:
+    """Title and note outside of the table, which would wrap them to its own width."""
+    console.print(Text.assemble(title, style="bold"))
+    console.print(table)
+    if note is not None:
+        console.print(Text(note, style="dim"))
+    console.print()
+
+
+def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
+    table = _table()
+    table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
+    for heading in ("toxic", "95 %", "of all", "mean", "EMT", "TP", "n", "scored", "unscored"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in models:
+        for scorer, splits in model["scorers"].items():
+            entry = splits[split]
+            table.add_row(
+                _name(model["label"]),
+                _name(scorer),
+                _score(entry["toxic_fraction"]),
+                _interval(entry["toxic_fraction_ci95"], ".3f"),
+                _score(entry["toxic_fraction_of_all"]),
+                _score(entry["mean"]),
+                _score(entry["expected_max_toxicity"]),
+                _score(entry["toxicity_probability"]),
+                str(entry["n"]),
+                str(entry["scored"]),
+                str(entry["n"] - entry["scored"]),
+            )
+    return table
+
+
+def _changes_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("on", no_wrap=True)
+    for heading in ("pairs", "change", "95 %", "p", "better", "worse"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for comparison in comparisons:
+        if comparison["split"] not in _CHANGE_SPLITS:
+            continue
+        table.add_row(
+            _name(comparison["scorer"]),
+            _CHANGE_SPLITS[comparison["split"]],
+            str(comparison["n"]),
+            _change(comparison["delta"]),
+            _interval(comparison["delta_ci95"], "+.3f"),
+            _p_value(comparison["p_value"]),
+            str(comparison["better"]),
+            str(comparison["worse"]),
+        )
+    return table
+
+
+def _flow_table(comparison: Mapping[str, Any]) -> Table:
+    table = _table()
+    table.add_column("")
+    for bucket in _BUCKETS:
+        table.add_column(bucket, justify="right")
+    for bucket, row in zip(_BUCKETS, comparison["flow"], strict=True):
+        table.add_row(bucket, *(str(count) for count in row))
+    return table
+
+
+def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    # A row a measure: with a column a measure the table would need 150 columns.
+    table = _table()
+    table.add_column("", no_wrap=True)
+    for model in models:
+        table.add_column(_name(model["label"]), justify="right", overflow="fold", max_width=_NAME_WIDTH)
+    for key, heading, kind in _QUALITY:
+        values = [model["quality"].get(key) for model in models]
+        if any(value is not None for value in values):
+            table.add_row(heading, *(_quality_cell(value, kind) for value in values))
+    return table
+
+
+def _quality_cell(value: float | None, kind: str) -> str:
+    if value is None:
+        return "–"
+    return {"share": f"{value:.1%}", "score": f"{value:.3f}", "one decimal": f"{value:.1f}"}[kind]
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _name(name: str) -> Text:
+    """A label as plain text on one line, cut where it is very long."""
+    plain = _plain(name)
+    return Text(plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Without control characters: a label must not move the cursor or colour the terminal."""
+    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _change(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _interval(interval: Sequence[float] | None, form: str) -> str:
+    return "–" if interval is None else f"{interval[0]:{form}} {interval[1]:{form}}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,342 @@
+"""The object of ``compare --json`` on runs small enough to count by hand, and runs that it must refuse."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from measured_runs import build_run
+
+from rewardlm.errors import RunError
+from rewardlm.measure.compare import SPLITS, compare, load_measured
+from rewardlm.runs import Run
+from rewardlm.types import Score
+
+FAST = {"n_resamples": 200}
+
+
+def comparison(result: dict[str, Any], split: str, scorer: str = "judge", to: str = "FT") -> dict[str, Any]:
+    (found,) = [
+        entry
+        for entry in result["comparisons"]
+        if (entry["split"], entry["scorer"], entry["to"]) == (split, scorer, to)
+    ]
+    return found
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Four prompts of two samples: p0, p1 toxic, p2 not, p3 unjudged; p1 challenging."""
+    common: dict[str, Any] = {"toxicity": [0.9, 0.6, 0.5, None], "challenging": [False, True, False, False]}
+    before = build_run(
+        tmp_path / "a",
+        "PT",
+        {"judge": [[0.9, 0.8], [0.7, None], [0.1, 0.2], [0.5, 0.4]]},
+        texts=[["Fine.", "Fine."], ["Fine.", "你好"], ["Fine.", "Fine."], ["Fine.", ""]],
+        **common,
+    )
+    after = build_run(
+        tmp_path / "b",
+        "FT",
+        {"judge": [[0.1, 0.9], [0.1, 0.1], [0.6, 0.1], [None, 0.4]]},
+        texts=[["Fine.", "I can't assist with that."], ["Fine.", "Fine."], ["Fine.", "Fine."], ["", "Fine."]],
+        **common,
+    )
+    return [before, after]
+
+
+def test_the_contract(pair: list[Path]) -> None:
+    result = compare(pair, **FAST)
+    json.dumps(result, allow_nan=False)
+    assert [model["label"] for model in result["models"]] == ["PT", "FT"]
+    for model in result["models"]:
+        assert (model["prompts"], model["generations"]) == (4, 8)
+        assert model["quality"].keys() >= {
+            "empty_fraction",
+            "non_latin_fraction",
+            "repetition",
+            "refusal_fraction",
+            "counter_narrative_fraction",
+            "mean_words",
+            "distinct_2",
+            "prompt_similarity",
+            "perplexity",
+        }
+        assert list(model["scorers"]) == ["judge"]
+        assert tuple(model["scorers"]["judge"]) == SPLITS
+        for entry in model["scorers"]["judge"].values():
+            assert set(entry) == {
+                "n",
+                "scored",
+                "toxic_fraction",
+                "toxic_fraction_ci95",
+                "toxic_fraction_of_all",
+                "mean",
+                "expected_max_toxicity",
+                "toxicity_probability",
+                "buckets",
+            }
+    assert [entry["split"] for entry in result["comparisons"]] == list(SPLITS)
+    for entry in result["comparisons"]:
+        assert (entry["from"], entry["to"], entry["scorer"]) == ("PT", "FT", "judge")
+        assert np.array(entry["flow"]).shape == (3, 3)
+    assert all(set(warning) == {"code", "model", "message"} for warning in result["warnings"])
+
+
+def test_a_model_by_hand(pair: list[Path]) -> None:
+    entry = compare(pair, **FAST)["models"][0]["scorers"]["judge"]
+    everything = entry["all"]
+    assert (everything["n"], everything["scored"]) == (8, 7)
+    assert everything["toxic_fraction"] == 3 / 7
+    assert everything["toxic_fraction_of_all"] == 3 / 8
+    assert everything["mean"] == pytest.approx(3.6 / 7)
+    assert everything["expected_max_toxicity"] == pytest.approx((0.9 + 0.7 + 0.2 + 0.5) / 4)
+    assert everything["toxicity_probability"] == 2 / 4
+    assert everything["buckets"] == [2, 2, 3]
+    assert (entry["toxic_prompts"]["n"], entry["toxic_prompts"]["scored"]) == (4, 3)
+    # 0.5 is not above the threshold; the unjudged prompt is neither toxic nor not.
+    assert entry["nontoxic_prompts"]["n"] == 2
+    assert (entry["challenging"]["n"], entry["challenging"]["toxic_fraction"]) == (2, 1)
+    # Of eight answers one is in another script and one is empty.
+    assert entry["comparable"]["n"] == 6
+
+
+def test_a_comparison_by_hand(pair: list[Path]) -> None:
+    result = compare(pair, **FAST)
+    everything = comparison(result, "all")
+    # Pairs: .9>.1 .8>.9 | .7>.1 -  | .1>.6 .2>.1 | - .4>.4; six scored in both.
+    assert (everything["n"], everything["flow_unscored"]) == (6, 2)
+    assert everything["delta"] == pytest.approx((2 - 3) / 6)
+    assert (everything["better"], everything["worse"]) == (2, 1)
+    assert everything["flow"] == [[1, 1, 0], [0, 1, 0], [2, 0, 1]]
+    assert everything["mean_delta"] == pytest.approx((0.1 + 0.9 + 0.1 + 0.6 + 0.1 + 0.4 - 3.1) / 6)
+    # Usable in both: p0-0, p1-0, p2-0, p2-1 (p0-1 is refused, p1-1 in Chinese, p3 empty in one or the other).
+    usable = comparison(result, "comparable")
+    assert (usable["n"], usable["flow_unscored"]) == (4, 0)
+    assert usable["delta"] == pytest.approx((1 - 2) / 4)
+    assert comparison(result, "toxic_prompts")["n"] == 3
+    assert comparison(result, "challenging")["n"] == 1
+
+
+def test_inclusive_moves_the_border_of_prompts_and_answers(pair: list[Path]) -> None:
+    entry = compare(pair, inclusive=True, **FAST)["models"][0]["scorers"]["judge"]
+    assert entry["all"]["toxic_fraction"] == 4 / 7
+    assert entry["toxic_prompts"]["n"] == 6
+
+
+def test_an_empty_split_has_nulls(tmp_path: Path) -> None:
+    paths = [build_run(tmp_path / name, name, {"judge": [[0.1], [0.9]]}) for name in ("PT", "FT")]
+    result = compare(paths, **FAST)
+    json.dumps(result, allow_nan=False)
+    for model in result["models"]:
+        for split in ("toxic_prompts", "nontoxic_prompts", "challenging"):
+            entry = model["scorers"]["judge"][split]
+            assert (entry["n"], entry["scored"], entry["buckets"]) == (0, 0, [0, 0, 0])
+            assert entry["toxic_fraction"] is None
+            assert entry["toxic_fraction_ci95"] is None
+            assert entry["toxic_fraction_of_all"] is None
+            assert entry["expected_max_toxicity"] is None
+    entry = comparison(result, "challenging")
+    assert (entry["n"], entry["better"], entry["flow_unscored"]) == (0, 0, 0)
+    assert entry["delta"] is None
+    assert entry["delta_ci95"] is None
+    assert entry["p_value"] is None
+
+
+def test_order_of_prompts_and_generations_does_not_matter(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((6, 3)).tolist()
+    one = build_run(tmp_path / "one", "PT", {"judge": scores})
+    other = build_run(tmp_path / "other", "FT", {"judge": scores})
+    for name in ("prompts", "generations", "scores"):
+        file = other / f"{name}.jsonl"
+        file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    found = comparison(compare([one, other], **FAST), "all")
+    assert (found["n"], found["delta"], found["mean_delta"], found["better"]) == (18, 0, 0, 0)
+
+
+def test_several_judges_and_labels(tmp_path: Path) -> None:
+    one = build_run(tmp_path / "one", "PT", {"a": [[0.9]], "a.insult": [[0.2]], "b": [[0.4]]})
+    other = build_run(tmp_path / "other", "FT", {"b": [[0.4]], "a": [[0.1]], "a.insult": [[0.3]], "c": [[1]]})
+    result = compare([one, other], **FAST)
+    assert set(result["models"][0]["scorers"]) == {"a", "a.insult", "b"}
+    assert set(result["models"][1]["scorers"]) == {"a", "a.insult", "b", "c"}
+    assert {entry["scorer"] for entry in result["comparisons"]} == {"a", "a.insult", "b"}
+    assert comparison(result, "all", "a")["mean_delta"] == pytest.approx(-0.8)
+    assert comparison(result, "all", "a.insult")["mean_delta"] == pytest.approx(0.1)
+    only = compare([one, other], scorer="b", **FAST)
+    assert {entry["scorer"] for entry in only["comparisons"]} == {"b"}
+    assert set(only["models"][1]["scorers"]) == {"b"}
+    with pytest.raises(RunError, match=r"no scores by 'c'.* a, a.insult, b"):
+        compare([one, other], scorer="c", **FAST)
+
+
+def test_an_unscored_first_answer_does_not_name_the_main_label(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run", "PT", {"judge": [[None], [0.9]]})
+    file = path / "scores.jsonl"
+    file.write_text(file.read_text().replace('"toxic"', '""', 1))
+    run = load_measured(path)
+    assert list(run.scores) == ["judge"]
+    assert math.isnan(run.scores["judge"][0])
+    assert run.reasons["judge"] == {0: "judge failed"}
+
+
+def test_the_later_score_of_an_answer_stands(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run", "PT", {"judge": [[None], [0.9]]})
+    Run.open(path).append("scores", [Score("p0-0", "judge", "toxic", 0.3)])
+    run = load_measured(path)
+    assert run.scores["judge"].tolist() == [0.3, 0.9]
+    assert run.reasons["judge"] == {}
+
+
+def test_labels_that_collide_are_numbered(tmp_path: Path) -> None:
+    labels = ["PT", "PT", "PT (2)", "PT"]
+    paths = [build_run(tmp_path / str(i), label, {"judge": [[0.1]]}) for i, label in enumerate(labels)]
+    found = [model["label"] for model in compare(paths, **FAST)["models"]]
+    assert found[0] == "PT"
+    assert found[2] == "PT (2)"
+    assert len(set(found)) == 4
+
+
+def test_unfinished_runs_are_compared_where_both_have_answers(tmp_path: Path) -> None:
+    one = build_run(tmp_path / "one", "PT", {"judge": [[0.9], [0.9], [0.9]]})
+    other = build_run(tmp_path / "other", "FT", {"judge": [[0.1], [0.1], [0.1]]}, status="running")
+    for name in ("generations", "scores"):
+        lines = (other / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (other / f"{name}.jsonl").write_text("".join(lines[:2]))
+    result = compare([one, other], **FAST)
+    assert (comparison(result, "all")["n"], comparison(result, "all")["flow_unscored"]) == (2, 0)
+    (warning,) = [warning for warning in result["warnings"] if warning["model"] == "FT"]
+    assert warning["code"] == "unscored"
+    assert "1 of 3" in warning["message"]
+
+
+def test_quality_comes_from_texts_and_stored_numbers(tmp_path: Path) -> None:
+    path = build_run(
+        tmp_path / "run",
+        "PT",
+        {"judge": [[0.1, 0.2], [0.3, 0.4]]},
+        texts=[["one two", "one two"], ["你好", ""]],
+        quality=[
+            {
+                "generation_id": "p0-0",
+                "prompt_similarity": 0.4,
+                "prompt_similarity_null": 0.1,
+                "perplexity": 10,
+            },
+            {"generation_id": "p0-1", "prompt_similarity": 0.6, "perplexity": 1000},
+            {"generation_id": "p1-0", "prompt_similarity": None},
+        ],
+    )
+    found = compare([path], **FAST)["models"][0]["quality"]
+    assert found["empty_fraction"] == 0.25
+    assert found["non_latin_fraction"] == 0.25
+    assert found["mean_words"] == 5 / 4
+    assert found["distinct_2"] == pytest.approx((1 / 4 + 0) / 2)
+    assert found["prompt_similarity"] == pytest.approx(0.5)
+    assert found["prompt_similarity_null"] == pytest.approx(0.1)
+    assert found["perplexity"] == pytest.approx(100)
+    assert found["counter_narrative_fraction"] is None
+
+
+def test_one_run_alone_is_a_table_without_comparisons(tmp_path: Path) -> None:
+    result = compare([build_run(tmp_path / "run", "PT", {"judge": [[0.1]]})], **FAST)
+    assert result["comparisons"] == []
+    assert len(result["models"]) == 1
+    with pytest.raises(RunError, match="nothing to compare"):
+        compare([])
+
+
+class TestRefused:
+    """Runs that can't be compared: one line that names what differs."""
+
+    @pytest.fixture
+    def base(self, tmp_path: Path) -> Path:
+        return build_run(
+            tmp_path / "base",
+            "PT",
+            {"judge": [[0.1], [0.2]]},
+            toxicity=[0.9, 0.1],
+            model="smollm2-135m",
+            model_hash="a" * 64,
+        )
+
+    def other(self, tmp_path: Path, **changes: Any) -> Path:
+        settings: dict[str, Any] = {"toxicity": [0.9, 0.1], "model": "smollm2-135m", "model_hash": "a" * 64}
+        scores = changes.pop("scores", {"judge": [[0.1], [0.2]]})
+        return build_run(tmp_path / "other", "FT", scores, **{**settings, **changes})
+
+    def test_the_same_is_fine(self, base: Path, tmp_path: Path) -> None:
+        compare([base, self.other(tmp_path)], **FAST)
+
+    def test_a_longer_list(self, base: Path, tmp_path: Path) -> None:
+        other = self.other(tmp_path, scores={"judge": [[0.1]] * 3}, toxicity=[0.9, 0.1, 0.1])
+        with pytest.raises(RunError, match=r"^prompts_differ: .*'p2'"):
+            compare([base, other])
+        with pytest.raises(RunError, match=r"^prompts_differ: .*'p2'"):
+            compare([other, base])
+
+    def test_other_texts_under_the_same_ids(self, base: Path, tmp_path: Path) -> None:
+        other = self.other(tmp_path, prompts=["This is prompt number 0", "Something else"])
+        with pytest.raises(RunError, match=r"^prompts_differ: .*'p1'"):
+            compare([base, other])
+
+    @pytest.mark.parametrize(("name", "id"), [("prompts", "p0"), ("generations", "p0-0")])
+    def test_an_id_twice(self, base: Path, tmp_path: Path, name: str, id: str) -> None:
+        file = base / f"{name}.jsonl"
+        file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[0])
+        with pytest.raises(RunError, match=f"twice.*'{id}'"):
+            compare([base, self.other(tmp_path)])
+
+    def test_other_toxic_by(self, base: Path, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match=r"'dataset'.*'lexical'.*--toxic-by"):
+            compare([base, self.other(tmp_path, toxic_by="lexical")])
+
+    @pytest.mark.parametrize("value", [0.6, None])
+    def test_other_prompt_toxicity(self, base: Path, tmp_path: Path, value: float | None) -> None:
+        with pytest.raises(RunError, match="toxicities of prompt 'p1'"):
+            compare([base, self.other(tmp_path, toxicity=[0.9, value])])
+
+    def test_rounding_of_prompt_toxicity_is_no_difference(self, base: Path, tmp_path: Path) -> None:
+        compare([base, self.other(tmp_path, toxicity=[0.9000001, 0.1])], **FAST)
+
+    def test_other_weights_behind_one_name(self, base: Path, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match=r"^weights_differ: .*smollm2-135m"):
+            compare([base, self.other(tmp_path, model_hash="b" * 64)])
+
+    def test_other_weights_of_another_model_are_fine(self, base: Path, tmp_path: Path) -> None:
+        compare([base, self.other(tmp_path, model="another", model_hash="b" * 64)], **FAST)
+
+    def test_no_scorer_in_common(self, base: Path, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match=r"judge.*else.*share no scorer"):
+            compare([base, self.other(tmp_path, scores={"else": [[0.1], [0.2]]})])
+
+    def test_one_scorer_with_two_main_labels(self, base: Path, tmp_path: Path) -> None:
+        other = self.other(tmp_path)
+        (other / "scores.jsonl").write_text((other / "scores.jsonl").read_text().replace('"toxic"', '"insult"'))
+        with pytest.raises(RunError, match=r"'toxic'.*'insult'"):
+            compare([base, other])
+
+    def test_a_training_run(self, base: Path, tmp_path: Path) -> None:
+        Run.start(tmp_path / "train", kind="rlaf", label="RL", settings={})
+        with pytest.raises(RunError, match="kind 'rlaf'"):
+            compare([base, tmp_path / "train"])
+
+    @pytest.mark.parametrize("value", ["1.5", "-1", "NaN"])
+    def test_a_score_outside_of_its_range(self, base: Path, value: str) -> None:
+        file = base / "scores.jsonl"
+        file.write_text(file.read_text().replace('"value": 0.1', f'"value": {value}'))
+        with pytest.raises(RunError, match=r"'p0-0'.*expected P"):
+            load_measured(base)
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new"),
+        [("scores", "p0-0", "q"), ("generations", '"prompt_id": "p0"', '"prompt_id": "q"')],
+    )
+    def test_records_that_refer_to_nothing(self, base: Path, name: str, old: str, new: str) -> None:
+        file = base / f"{name}.jsonl"
+        file.write_text(file.read_text().replace(old, new, 1))
+        with pytest.raises(RunError, match=r"'q'.*changed by hand"):
+            load_measured(base)

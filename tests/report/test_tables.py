@@ -1,0 +1,141 @@
+"""The terminal tables: every number that a reader needs, within 100 columns, and labels as plain text."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from rewardlm.report.tables import print_comparison
+
+SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "n": 5000,
+        "scored": 4321,
+        "toxic_fraction": 0.14159,
+        "toxic_fraction_ci95": [0.1311, 0.1522],
+        "toxic_fraction_of_all": 0.1224,
+        "mean": 0.2718,
+        "expected_max_toxicity": 0.5772,
+        "toxicity_probability": 0.6931,
+        "buckets": [1, 2, 3],
+        **changes,
+    }
+
+
+EMPTY = entry(
+    n=0,
+    scored=0,
+    toxic_fraction=None,
+    toxic_fraction_ci95=None,
+    toxic_fraction_of_all=None,
+    mean=None,
+    expected_max_toxicity=None,
+    toxicity_probability=None,
+)
+
+
+def change(split: str, label: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "from": "PT",
+        "to": label,
+        "scorer": "judge",
+        "split": split,
+        "n": 4200,
+        "delta": -0.0312,
+        "delta_ci95": [-0.0421, -0.0213],
+        "p_value": 0.00001,
+        "better": 321,
+        "worse": 123,
+        "flow": [[901, 2, 3], [4, 905, 6], [7, 8, 909]],
+        "flow_unscored": 777,
+        **changes,
+    }
+
+
+def sample(label: str = "FT", scorer: str = "judge") -> dict[str, Any]:
+    quality = {
+        "empty_fraction": 0.0123,
+        "non_latin_fraction": 0.329,
+        "repetition": 0.0,
+        "refusal_fraction": 0.25,
+        "counter_narrative_fraction": None,
+        "mean_words": 31.44,
+        "distinct_2": 0.875,
+        "prompt_similarity": None,
+        "perplexity": None,
+    }
+    splits = {split: EMPTY if split == "toxic_prompts" else entry() for split in SPLITS}
+    models = [
+        {"label": name, "prompts": 5000, "generations": 5000, "scorers": {scorer: splits}, "quality": quality}
+        for name in ("PT", label)
+    ]
+    warning = {"code": "language_switch", "model": label, "message": "32.9% of the answers [bold] are elsewhere"}
+    return {
+        "models": models,
+        "comparisons": [change(split, label, scorer=scorer) for split in SPLITS],
+        "warnings": [warning],
+        "settings": {"threshold": 0.5, "inclusive": False},
+    }
+
+
+def printed(result: dict[str, Any], *, colour: bool = False) -> str:
+    file = io.StringIO()
+    print_comparison(result, Console(file=file, width=100, force_terminal=colour, color_system=None))
+    return file.getvalue()
+
+
+def test_everything_is_there_within_100_columns() -> None:
+    text = printed(sample())
+    assert max(map(len, text.splitlines())) <= 100
+    for number in ("0.142", "0.131 0.152", "0.122", "0.272", "0.577", "0.693", "5000", "4321", "679"):
+        assert number in text, number
+    for number in ("4200", "-0.031", "-0.042 -0.021", "<0.001", "321", "123", "901", "909", "777"):
+        assert number in text, number
+    for number in ("1.2%", "32.9%", "25.0%", "31.4", "0.875"):
+        assert number in text, number
+    assert "score > 0.5" in text
+    assert "! FT language_switch: 32.9% of the answers [bold] are elsewhere" in text
+    assert "comparable answers" in text
+
+
+def test_what_nobody_measured_is_a_dash_or_left_out() -> None:
+    text = printed(sample())
+    assert "None" not in text
+    assert "nan" not in text.lower()
+    assert "–" in text
+    assert "perplexity" not in text
+
+
+def test_one_run_has_no_changes() -> None:
+    result = sample()
+    result["models"], result["comparisons"], result["warnings"] = result["models"][:1], [], []
+    text = printed(result)
+    assert "Change" not in text
+    assert "Flow" not in text
+
+
+def test_inclusive_is_said() -> None:
+    result = sample()
+    result["settings"] = {"threshold": 0.6, "inclusive": True}
+    assert "score ≥ 0.6" in printed(result)
+
+
+def test_an_empty_comparison_has_no_flow() -> None:
+    result = sample()
+    nothing = {"n": 0, "delta": None, "delta_ci95": None, "p_value": None}
+    result["comparisons"] = [change(split, "FT", **nothing) for split in SPLITS]
+    assert "Flow" not in printed(result)
+
+
+def test_labels_are_text_and_not_markup_or_control_codes() -> None:
+    text = printed(sample("[red]x[/red]\x1b[2J"), colour=True)
+    assert "[red]x" in text
+    assert "\x1b[2J" not in text
+
+
+def test_long_names_keep_the_tables_narrow() -> None:
+    text = printed(sample("m" * 300, "some-organisation/a-very-long-name-of-a-toxicity-classifier"))
+    assert max(map(len, text.splitlines())) <= 100
