@@ -1,0 +1,247 @@
+"""Rows out of jsonl, csv and txt files: a broken file is a one-line error: file, line, what was expected.
+
+What the rows mean is decided in prompts.py and dialogues.py. Everything is read line by line, so that a
+file larger than memory can be read, and nothing is guessed: a byte that is not UTF-8 or half a JSON object
+is the user's to put right, because a prompt that is silently left out changes what is measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rewardlm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file: its values by column, its 1-based number among the rows, and where it stands."""
+
+    where: str
+    number: int
+    values: dict[str, Any]
+
+    @property
+    def given_id(self) -> str | None:
+        """The row's own id as text; None where there is none. Raises DataError unless text or int."""
+        value = self.values.get("id")
+        if value is None or value == "":
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(f"{self.where}: id is {shown(value)}; expected a text or a whole number")
+        return str(value)
+
+    @property
+    def id(self) -> str:
+        """The row's own id, else ``row-N`` with N counted from 1 over the rows (a csv's header is no row)."""
+        return self.given_id or f"row-{self.number}"
+
+    def text(self, key: str) -> str:
+        """The text in column ``key``. Raises DataError if it is missing or no text."""
+        if key not in self.values:
+            raise DataError(f"{self.where}: no {key!r}, only {columns(self.values)}; expected {key!r} with a text")
+        value = self.values[key]
+        if not isinstance(value, str):
+            raise DataError(f"{self.where}: {key!r} is {shown(value)}; expected a text")
+        return value
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: on one line, and short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def columns(names: object) -> str:
+    """Column names as an error message lists them."""
+    listed = [str(name) for name in names] if isinstance(names, dict | list | tuple) else [str(names)]
+    return shown(", ".join(listed)) if listed else "nothing"
+
+
+def probability(value: object, where: str, name: str) -> float | None:
+    """``value`` as a probability in [0, 1]; None and an empty csv cell mean that nobody has judged it.
+
+    Raises DataError that names ``where`` for anything else, NaN and infinity too.
+    """
+    if value is None or value == "":
+        return None
+    number = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise DataError(f"{where}: {name} is {shown(value)}; expected a number from 0 to 1, or nothing")
+    return number
+
+
+class Ids:
+    """The ids seen so far and where: a second one is an error that names both places."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def add(self, identity: str, where: str) -> None:
+        """Raises DataError if ``identity`` was added before."""
+        if identity in self._places:
+            raise DataError(
+                f"{where}: id {shown(identity)} is that of {self._places[identity]} too; expected each once"
+            )
+        self._places[identity] = where
+
+
+def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
+    """One JSON object a line; blank lines are passed over. ``expected`` says in errors what a row holds.
+
+    Raises DataError for a missing or empty file, bytes that are not UTF-8, NUL and lone surrogates (raw or
+    as escapes), NaN, a line that is no JSON object, and a last line that was cut off.
+    """
+    number = 0
+    for line, text, ended in _lines(path):
+        if not text.strip():
+            continue
+        number += 1
+        where = f"{path}, line {line}"
+        value = _parse_json(text, where, f"one JSON object a line with {expected}", cut_off=not ended)
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: {shown(value)}; expected one JSON object a line with {expected}")
+        yield Row(where, number, value)
+    if number == 0:
+        raise DataError(f"{path} is empty; expected one JSON object a line with {expected}")
+
+
+def read_csv(path: Path, expected: str) -> Iterator[Row]:
+    """A csv with a header line, comma-separated; quoted cells may hold line ends; all values are texts.
+
+    A row's line is the one on which it starts. Raises DataError for a missing or empty file, bytes that are
+    not UTF-8, NUL, an unclosed quote, a column named twice, a row with more or fewer cells than the header,
+    and a header without rows.
+    """
+    reader = csv.reader((text + "\n" for _, text, _ in _lines(path)), strict=True)
+    header: list[str] | None = None
+    number = 0
+    start = 1
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {start}: {error}; expected comma-separated cells with every quote closed"
+            ) from None
+        if not cells:
+            continue
+        if header is None:
+            header = [name.strip() for name in cells]
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise DataError(f"{path}, line {start}: column {shown(twice[0])} twice; expected every name once")
+            continue
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path}, line {start}: {len(cells)} cells; expected {len(header)} as in the header ({columns(header)})"
+            )
+        number += 1
+        yield Row(f"{path}, line {start}", number, dict(zip(header, cells, strict=True)))
+    if header is None:
+        raise DataError(f"{path} is empty; expected a csv with a header line and {expected}")
+    if number == 0:
+        raise DataError(f"{path} has a header line but no row; expected rows with {expected}")
+
+
+def read_txt(path: Path) -> Iterator[Row]:
+    """One text a line, in column ``text``, exactly as it stands; blank lines at the file's end don't count.
+
+    Raises DataError for a missing or empty file, bytes that are not UTF-8, and NUL.
+    """
+    number = 0
+    blank: list[Row] = []
+    for line, text, _ in _lines(path):
+        number += 1
+        row = Row(f"{path}, line {line}", number, {"text": text})
+        if not text.strip():
+            blank.append(row)
+            continue
+        yield from blank
+        blank.clear()
+        yield row
+    if number == len(blank):
+        raise DataError(f"{path} is empty; expected one prompt a line")
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """A whole JSON file. Raises DataError as ``read_jsonl`` does."""
+    text = "\n".join(text for _, text, _ in _lines(path))
+    if not text.strip():
+        raise DataError(f"{path} is empty; expected {expected}")
+    return _parse_json(text, str(path), expected, cut_off=False)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(number, text without its line end, whether it had one). \\n and \\r\\n end a line, U+2028 does not."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed by the with below; only opening may fail so)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected the path of a file that exists") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; expected a file") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); expected a readable file") from None
+    except ValueError as error:
+        raise DataError(f"{shown(str(path))} is no file name ({error}); expected the path of a file") from None
+    with file:
+        for number, data in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                # a byte order mark is what spreadsheets put before a UTF-8 csv
+                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{data[error.start]:02x} at column {error.start + 1}"
+                raise DataError(f"{where}: not UTF-8 ({byte}); expected text in UTF-8") from None
+            if "\0" in text:
+                raise DataError(f"{where}: a NUL character; expected plain text in UTF-8")
+            yield number, text.removesuffix("\n").removesuffix("\r"), text.endswith("\n")
+
+
+def _parse_json(text: str, where: str, expected: str, *, cut_off: bool) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise DataError(f"{where}: JSON nested too deep; expected {expected}") from None
+    except json.JSONDecodeError as error:
+        reason = "JSON that was cut off" if cut_off else "not JSON"
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise DataError(f"{where}: {reason} ({error.msg} at {place}); expected {expected}") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); expected {expected}") from None
+    if "\\u" in text:  # UTF-8 itself holds no surrogates, so only an escape can bring one in
+        for string in _strings(value):
+            if "\0" in string:
+                raise DataError(f"{where}: a NUL character (\\u0000); expected plain text")
+            if any("\ud800" <= character <= "\udfff" for character in string):
+                raise DataError(f"{where}: a lone surrogate ({shown(string)}), half a character; expected whole ones")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

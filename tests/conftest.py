@@ -1,0 +1,18 @@
+"""Fixtures for every test: where the real data lies that some tests read, and that the project never ships."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: $REWARDLM_DATA, else ../shared/data beside the project. Skips without it."""
+    set_by_user = os.environ.get("REWARDLM_DATA")
+    folder = Path(set_by_user) if set_by_user else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set REWARDLM_DATA to its folder")
+    return folder
