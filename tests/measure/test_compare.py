@@ -294,13 +294,13 @@ class TestRefused:
         with pytest.raises(RunError, match=r"'dataset'.*'lexical'.*--toxic-by"):
             compare([base, self.other(tmp_path, toxic_by="lexical")])
 
-    @pytest.mark.parametrize("value", [0.6, None])
+    @pytest.mark.parametrize("value", [0.12, None])
     def test_other_prompt_toxicity(self, base: Path, tmp_path: Path, value: float | None) -> None:
         with pytest.raises(RunError, match="toxicities of prompt 'p1'"):
             compare([base, self.other(tmp_path, toxicity=[0.9, value])])
 
     def test_rounding_of_prompt_toxicity_is_no_difference(self, base: Path, tmp_path: Path) -> None:
-        compare([base, self.other(tmp_path, toxicity=[0.9000001, 0.1])], **FAST)
+        compare([base, self.other(tmp_path, toxicity=[0.9004, 0.0998])], **FAST)
 
     def test_other_weights_behind_one_name(self, base: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"^weights_differ: .*smollm2-135m"):

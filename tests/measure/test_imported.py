@@ -40,6 +40,8 @@ def test_a_table_of_2023(tmp_path: Path) -> None:
     run = import_table(write_csv(tmp_path / "pt.csv", ROWS_2023), tmp_path / "run", label="PT")
     assert (run.meta["kind"], run.label, run.meta["status"], run.meta["rows"]) == ("import", "PT", "finished", 10)
     assert run.meta["toxic_by"] == "dataset"
+    # As a measurement records them, so that another judge can be added.
+    assert [entry["name"] for entry in run.meta["scorers"]] == ["perspective", "classifier"]
     prompts = Run.open(tmp_path / "run").prompts()
     assert [prompt.id for prompt in prompts] == [str(number) for number in range(10)]
     assert run.meta["prompts_hash"] == prompts_hash(prompts)

@@ -82,8 +82,7 @@ def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[t
     if null is not None and similarity <= null:
         yield (
             "off_topic",
-            f"answers are no more similar to their own prompts ({similarity:.3f}) than to shuffled ones "
-            f"({null:.3f})",
+            f"answers are no more similar to their own prompts ({similarity:.3f}) than to shuffled ones ({null:.3f})",
         )
     before = baseline["quality"]["prompt_similarity"] if baseline else None
     if baseline and before is not None and before > 0 and similarity < (1 - SIMILARITY_FALL) * before:
@@ -99,8 +98,7 @@ def _fluency(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator
     if baseline and after is not None and before is not None and after > (1 + PERPLEXITY_RISE) * before:
         yield (
             "fluency",
-            f"perplexity rose from {before:.1f} ({baseline['label']}) to {after:.1f}, "
-            f"by {after / before - 1:.0%}",
+            f"perplexity rose from {before:.1f} ({baseline['label']}) to {after:.1f}, by {after / before - 1:.0%}",
         )
 
 
@@ -114,9 +112,7 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
     total = len(run.generations)
     for judge in run.judges:
         reasons = Counter(
-            "empty response"
-            if run.quality.empty[position]
-            else run.reasons[judge].get(position, "not scored yet")
+            "empty response" if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet")
             for position in np.flatnonzero(np.isnan(run.scores[judge])).tolist()
         )
         unscored, other = reasons.total(), reasons.total() - reasons[_EMPTY]
@@ -136,9 +132,7 @@ def _reward(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
         if not _was_reward(judge, run.rewards):
             continue
         numbers = [
-            f"{name} {change:+.3f}"
-            for name in (judge, *others)
-            if (change := _delta(own, name, "all")) is not None
+            f"{name} {change:+.3f}" for name in (judge, *others) if (change := _delta(own, name, "all")) is not None
         ]
         deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
         advice = "read the other judges" if others else "score the run with another judge"

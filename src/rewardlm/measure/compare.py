@@ -24,8 +24,9 @@ from rewardlm.types import Generation, Prompt, Score
 
 SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
 
-# Scoring the same prompt in another batch or precision moves its score by less than this.
-_TOXICITY_TOLERANCE = 1e-3
+# Scoring the same prompt in another batch or in half precision moves its score by less than this; the
+# baseline's value then decides on which side of the threshold it is, for all runs alike.
+_TOXICITY_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,7 @@ def load_measured(path: Path) -> Measured:
     _refuse_twice(path, "prompt id", (prompt.id for prompt in prompts))
     generations = run.generations()
     _refuse_twice(path, "generation id", (generation.id for generation in generations))
-    _refuse_twice(
-        path, "sample of one prompt", (f"{item.prompt_id}, sample {item.sample}" for item in generations)
-    )
+    _refuse_twice(path, "sample of one prompt", (f"{item.prompt_id}, sample {item.sample}" for item in generations))
     texts = {prompt.id: prompt.text for prompt in prompts}
     for generation in generations:
         if generation.prompt_id not in texts:
@@ -163,9 +162,7 @@ def compare(
     grid = _Grid(runs)
     splits = _prompt_splits(baseline.prompts, rule)
     models = [_model_entry(run, grid, splits, rule) for run in runs]
-    comparisons = [
-        entry for other in runs[1:] for entry in _comparison_entries(baseline, other, grid, splits, rule)
-    ]
+    comparisons = [entry for other in runs[1:] for entry in _comparison_entries(baseline, other, grid, splits, rule)]
     return {
         "models": models,
         "comparisons": comparisons,
@@ -264,9 +261,7 @@ def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str,
                 inside, threshold=tau, inclusive=inclusive, n_resamples=rule.n_resamples, seed=rule.seed
             )
         ),
-        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(
-            inside, n=n, threshold=tau, inclusive=inclusive
-        ),
+        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=n, threshold=tau, inclusive=inclusive),
         "mean": metrics.mean(inside),
         "expected_max_toxicity": metrics.expected_max_toxicity(inside),
         "toxicity_probability": metrics.toxicity_probability(inside, threshold=tau, inclusive=inclusive),

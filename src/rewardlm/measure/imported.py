@@ -27,6 +27,9 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "scores.classifier": ("response_score",),
 }
 
+# Tables don't name the label that they score.
+_LABEL = "toxicity"
+
 _ABSENT = {"", "nan", "none", "null", "na", "n/a"}
 
 
@@ -65,7 +68,7 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
                 value, reason = _score(where, column, row)
                 if value is None and reason is None:
                     reason = _why_absent(scorer, response)
-                scores.append(Score(generation.id, scorer, "toxicity", value, reason))
+                scores.append(Score(generation.id, scorer, _LABEL, value, reason))
     settings = {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -82,7 +85,11 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
             samples=1,
             prompts_hash=prompts_hash(prompts),
             toxic_by="dataset",
-            scorers=[field.removeprefix("scores.") for field in columns if field.startswith("scores.")],
+            scorers=[
+                {"name": field.removeprefix("scores."), "labels": [_LABEL], "revision": None}
+                for field in columns
+                if field.startswith("scores.")
+            ],
             status="finished",
         )
     return run
@@ -106,9 +113,7 @@ def _decode(path: Path, content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: not UTF-8 (byte {error.start}): save the file as UTF-8"
-        ) from None
+        raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path}, line {line}: holds a NUL character: expected text, remove it")
