@@ -219,14 +219,18 @@ class RlafSettings(ModelSettings):
         if self.batch_size < self.minibatches:
             raise ValueError(f"{self.minibatches} minibatches need at least as many answers as batch_size")
         if self.algorithm != "ppo" and self.samples_per_prompt < 2:
-            raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
+            raise ValueError(
+                f"{self.algorithm} compares answers to the same prompt: samples must be at least 2"
+            )
         sampling = self.generation
         if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0) or (
             sampling.min_new_tokens or sampling.no_repeat_ngram_size
         ):
             # Answers that the policy itself would not give with that probability make the KL estimate
             # negative and the ratio wrong.
-            raise ValueError("rlaf samples from the policy itself: leave generation at temperature 1, untruncated")
+            raise ValueError(
+                "rlaf samples from the policy itself: leave generation at temperature 1, untruncated"
+            )
         return self
 
 
@@ -301,7 +305,9 @@ def build(
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
+            raise ConfigError(
+                f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

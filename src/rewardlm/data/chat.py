@@ -1,0 +1,189 @@
+"""How turns become tokens: chat template, antecedents, and the loss on the answer only.
+
+Text that users and data sets bring is encoded as plain text, always: a ``<|im_end|>`` inside a comment must
+not end a turn. So a template is rendered with stand-ins where the texts go; only what the *template*
+writes may become a special token. Between special tokens, template and text are encoded together, as the
+tokenizer would encode the whole, but for one cut: at the start of the answer, because that is where a prompt ends
+when the model is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import ConfigError, ModelError
+from rewardlm.types import Message
+
+# Private-use characters frame the number of a turn; they are removed from texts, so no text can forge one.
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_STAND_IN = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One training sample: ``input_ids`` and, of the same length, 1 where the token is the answer's."""
+
+    input_ids: list[int]
+    completion_mask: list[int]
+
+
+class ChatFormat:
+    """Encodes prompts and prompt/answer pairs for one tokenizer and one template.
+
+    ``template``: ``auto`` is the tokenizer's own chat template, or the plain one where it has none; ``plain``
+    is ``User: …\\nAssistant: …``, with role names of one's choice; anything else is the path of a Jinja template.
+    ``stop_strings`` end an answer in formats that don't end turns by a token of their own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str = "auto",
+        user: str = "User:",
+        assistant: str = "Assistant:",
+        system: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.system = system
+        self.user, self.assistant = user, assistant
+        self.stop_strings: tuple[str, ...] = ()
+        if template == "auto":
+            self._template = tokenizer.chat_template
+        elif template == "plain":
+            self._template = None
+        else:
+            try:
+                self._template = Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"chat.template {template!r}: expected 'auto', 'plain' or a readable Jinja file ({error})"
+                ) from None
+        self.name = (
+            "model"
+            if template == "auto" and self._template
+            else ("plain" if self._template is None else Path(template).name)
+        )
+        if self._template is None:
+            self.stop_strings = (f"\n{user}",)
+        special = sorted(
+            {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+            | {token for token in tokenizer.all_special_tokens if token},
+            key=len,
+            reverse=True,
+        )
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+
+    def encode_prompt(self, turns: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation that ends with the user's turn, up to where the answer begins."""
+        return self._encode(*self._render([*turns], generation_prompt=True))
+
+    def encode_pair(self, history: Sequence[Message], answer: Message) -> Encoded:
+        """A training sample: the prompt's ids as ``encode_prompt`` gives them, then the answer with its end."""
+        prompt_text, texts = self._render([*history], generation_prompt=True)
+        whole_text, whole_texts = self._render([*history, answer], generation_prompt=False)
+        # Where a template writes something else before an answer that is there than before one that is asked for
+        # (an empty thinking block, say), the prompt is what the model will see, so it goes in front.
+        mark = f"{_OPEN}{len(whole_texts) - 1}{_CLOSE}"
+        tail = whole_text[whole_text.rindex(mark) :]
+        if self._template is None:
+            # The blank after "Assistant:" is the answer's to give: byte-level tokenizers join it with the first word.
+            tail = " " + tail
+        prompt = self._encode(prompt_text, texts)
+        completion = self._encode(self._up_to_end_of_turn(tail), whole_texts)
+        return Encoded(prompt + completion, [0] * len(prompt) + [1] * len(completion))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer's ids, without special tokens, cut at the first stop string, stripped."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        for stop in self.stop_strings:
+            text = text.split(stop, 1)[0]
+        return text.strip()
+
+    def _render(self, turns: list[Message], *, generation_prompt: bool) -> tuple[str, list[str]]:
+        """The template's text with stand-ins, and the texts that they stand for."""
+        if self.system and not (turns and turns[0].role == "system"):
+            turns = [Message("system", self.system), *turns]
+        texts = [turn.text.replace(_OPEN, "").replace(_CLOSE, "").strip() for turn in turns]
+        messages = [
+            {"role": turn.role, "content": f"{_OPEN}{number}{_CLOSE}"} for number, turn in enumerate(turns)
+        ]
+        if self._template is None:
+            return self._render_plain(messages, generation_prompt), texts
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except Exception as error:  # Templates raise what they like.
+            raise ModelError(
+                f"the chat template refuses these turns ({' '.join(turn.role for turn in turns)}): {error}"
+            ) from error
+        found = [int(number) for number in _STAND_IN.findall(rendered)]
+        if found != list(range(len(turns))):
+            raise ModelError(
+                "the chat template drops or repeats turns "
+                f"(got {found}, expected {list(range(len(turns)))}): name another one with chat.template=…"
+            )
+        return rendered, texts
+
+    def _render_plain(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+        names = {"user": f"{self.user} ", "assistant": f"{self.assistant} ", "system": ""}
+        end = self.tokenizer.eos_token or ""
+        lines = []
+        for position, message in enumerate(messages):
+            last = position == len(messages) - 1
+            closing = end if message["role"] == "assistant" and last else ""
+            lines.append(names[message["role"]] + message["content"] + closing)
+        if generation_prompt:
+            lines.append(self.assistant)
+        begin = self.tokenizer.bos_token if getattr(self.tokenizer, "add_bos_token", False) else ""
+        return (begin or "") + "\n".join(lines)
+
+    def _up_to_end_of_turn(self, tail: str) -> str:
+        """The answer's stand-in and the first special token after it: what comes behind is not the model's to learn."""
+        if self._special is not None and (end := self._special.search(tail)) is not None:
+            return tail[: end.end()]
+        return tail + (self.tokenizer.eos_token or "")
+
+    def _encode(self, rendered: str, texts: Sequence[str]) -> list[int]:
+        ids: list[int] = []
+        position = 0
+        # Template text is cut at its special tokens first: the texts are still stand-ins and can't be cut.
+        for special in self._special.finditer(rendered) if self._special else ():
+            ids += self._plain(rendered[position : special.start()], texts)
+            ids.append(self.tokenizer.convert_tokens_to_ids(special.group()))
+            position = special.end()
+        return ids + self._plain(rendered[position:], texts)
+
+    def _plain(self, stretch: str, texts: Sequence[str]) -> list[int]:
+        text = _STAND_IN.sub(lambda match: texts[int(match.group(1))], stretch)
+        if not text:
+            return []
+        encoded: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
+        return encoded
+
+
+def truncate_history(chat: ChatFormat, turns: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:
+    """Prompt ids of at most ``max_tokens``: oldest antecedents go first, then the left end of the ids.
+
+    Returns the ids and how many tokens were cut.
+    """
+    ids = chat.encode_prompt(turns)
+    whole = len(ids)
+    kept = [*turns]
+    while len(ids) > max_tokens and len(kept) > 1:
+        # A history begins with the user's turn: an exchange goes as a whole.
+        kept = kept[2:] if len(kept) > 2 else kept[1:]
+        ids = chat.encode_prompt(kept)
+    if len(ids) > max_tokens:
+        ids = ids[-max_tokens:]
+    return ids, whole - len(ids)

@@ -1,0 +1,132 @@
+"""A whole experiment: PT, FT and RL measured on the same prompts, compared and reported.
+
+Each stage is a run of its own below ``out``, so each resumes by itself and an experiment that was stopped goes on:
+
+    measure/PT  train/FT  measure/FT  train/RL  measure/RL  comparison.json  report.html
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from rewardlm.config import ExperimentSettings, FinetuneSettings, MeasureSettings, RlafSettings, validate
+from rewardlm.errors import ConfigError
+from rewardlm.runs import Run, write_atomically
+
+PRESETS = ("quick", "full")
+
+
+class Progress(Protocol):
+    """What a stage tells of how far it is."""
+
+    def report(self, done: int, total: int, detail: Any = "") -> None: ...
+
+
+StageOf = Callable[[str], AbstractContextManager[Progress]]
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """The settings of ``rewardlm demo --preset NAME``. Raises ConfigError for another name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}: expected {' or '.join(PRESETS)}")
+    text = importlib.resources.files("rewardlm").joinpath(f"presets/{name}.yaml").read_text("utf-8")
+    settings: dict[str, Any] = yaml.safe_load(text)
+    return settings
+
+
+def run_experiment(
+    settings: ExperimentSettings, out: Path, *, stage: StageOf, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Path]:
+    """Run or resume every stage in ``out``; the comparison, and the page's path.
+
+    All settings are checked before the first stage starts, so that a typing error in the last does not cost an hour.
+    """
+    measured = {
+        label: validate(
+            MeasureSettings,
+            {**settings.common(), **settings.measure.model_dump(exclude_none=True), "label": label, "adapter": adapter},
+        )
+        for label, adapter in _models(settings, out)
+    }
+    finetuning = _finetune_settings(settings)
+    rlaf = _rlaf_settings(settings, out)
+    experiment = Run.start(
+        out,
+        kind="experiment",
+        label=settings.title,
+        settings=settings.model_dump(mode="json"),
+        free=("device", "title"),
+    )
+
+    # Torch is imported only from here on: a wrong setting is told at once.
+    from rewardlm.measure.meter import measure
+
+    runs = []
+    for label in measured:
+        if label == "FT" and finetuning is not None:
+            from rewardlm.train.sft import finetune
+
+            with stage("train FT: counter-narratives") as progress:
+                runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
+        if label == "RL" and rlaf is not None:
+            from rewardlm.train.rlaf import train
+
+            with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
+                runs.append(train(rlaf, out / "train" / "RL", report=progress.report).path)
+        with stage(f"measure {label}") as progress:
+            runs.append(measure(measured[label], out / "measure" / label, report=progress.report).path)
+    experiment.update(runs=[str(path.relative_to(out)) for path in runs])
+    result, page = _conclude(out, [out / "measure" / label for label in measured], settings.title)
+    experiment.update(status="finished")
+    return result, page
+
+
+def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path | None]]:
+    models: list[tuple[str, Path | None]] = [("PT", None)]
+    if settings.finetune is not None:
+        models.append(("FT", out / "train" / "FT" / "adapter"))
+    if settings.rlaf is not None:
+        models.append(("RL", out / "train" / "RL" / "adapter"))
+    return models
+
+
+def _finetune_settings(settings: ExperimentSettings) -> FinetuneSettings | None:
+    if settings.finetune is None:
+        return None
+    return validate(FinetuneSettings, {**settings.common(), **settings.finetune})
+
+
+def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | None:
+    if settings.rlaf is None:
+        return None
+    own = dict(settings.rlaf)
+    after = own.pop("after", None)
+    if after not in (None, "finetune"):
+        raise ConfigError(f"rlaf.after {after!r}: expected 'finetune', or nothing to start from the base")
+    if after == "finetune":
+        if settings.finetune is None:
+            raise ConfigError("rlaf.after is 'finetune', but the experiment has no finetune section")
+        own["adapter"] = out / "train" / "FT" / "adapter"
+    rlaf = validate(RlafSettings, {**settings.common(), **own})
+    if rlaf.prompts == settings.measure.prompts and {rlaf.part, settings.measure.part} != {"train", "measure"}:
+        raise ConfigError(
+            f"RL would train on the prompts that are measured ({rlaf.prompts}): "
+            "set measure.part to 'measure' and rlaf.part to 'train'"
+        )
+    return rlaf
+
+
+def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[dict[str, Any], Path]:
+    from rewardlm.measure.compare import compare
+    from rewardlm.report.page import build_report
+
+    result = compare(measured)
+    write_atomically(out / "comparison.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    return result, build_report([out], out / "report.html", title=title)

@@ -1,0 +1,283 @@
+"""The meter: prompts in, answers and scores out, written down as they come.
+
+A batch of answers is appended before it is scored and its scores after, so a killed measurement does at most one
+batch again and scores nothing twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewardlm.config import MeasureSettings
+from rewardlm.data.chat import truncate_history
+from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import ConfigError, DataError
+from rewardlm.measure.scoring import Report, score_generations
+from rewardlm.measure.similarity import load_embedder, similarities
+from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import check_head, score_rows
+from rewardlm.models.lora import load_adapter, reference
+from rewardlm.runs import Run, prompts_hash
+from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.types import Generation, Prompt
+
+# Not part of what is measured: a run may be resumed with other values of these.
+FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share")
+# Answers are sampled, scored and written in windows of this many requests; within one they are sorted by length.
+_WINDOW = 256
+
+
+def measure(settings: MeasureSettings, out: Path, *, report: Report | None = None) -> Run:
+    """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
+
+    ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't be
+    used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
+    """
+    label = settings.label or _default_label(settings)
+    run = Run.start(out, kind="measure", label=label, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    if run.finished:
+        return run
+    scorers = [load_scorer(name) for name in settings.scorer]
+    prompts = _prompts(run, settings, scorers)
+    policy = load_policy(settings)
+    check_head(policy.causal_lm)
+    rewards: list[str] = []
+    if settings.adapter is not None:
+        load_adapter(policy, settings.adapter)
+        rewards = _rewards_of(settings.adapter)
+    run.update(
+        **policy.describe(),
+        rewards=rewards,
+        scorers=[
+            {
+                "name": scorer.name,
+                "labels": list(scorer.labels),
+                "revision": getattr(scorer, "revision", None),
+            }
+            for scorer in scorers
+        ],
+        samples=settings.samples,
+    )
+    _sample_and_score(run, settings, policy, prompts, scorers, report)
+    _quality(run, settings, policy, prompts, report)
+    run.update(status="finished")
+    return run
+
+
+def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> list[Prompt]:
+    """The run's prompts: those stored at its start, or now loaded, judged where needed, and stored."""
+    stored = run.prompts()
+    if stored and "prompts_hash" in run.meta:
+        return stored
+    loaded = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
+    prompts = loaded.prompts
+    if not prompts:
+        raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts")
+    toxic_by = settings.toxic_by or (
+        "dataset" if any(prompt.toxicity is not None for prompt in prompts) else settings.scorer[0]
+    )
+    if toxic_by == "dataset":
+        if all(prompt.toxicity is None for prompt in prompts):
+            raise ConfigError(f"toxic_by is 'dataset', but {settings.prompts} has no scores: name a scorer")
+    else:
+        prompts = _judge_prompts(prompts, toxic_by, scorers)
+    run.replace("prompts", [])
+    run.append("prompts", prompts)
+    run.update(
+        prompts={
+            "source": settings.prompts,
+            "part": settings.part,
+            "n": len(prompts),
+            "dropped": loaded.dropped,
+        },
+        prompts_hash=prompts_hash(prompts),
+        toxic_by=toxic_by,
+    )
+    return prompts
+
+
+def _judge_prompts(prompts: list[Prompt], name: str, scorers: Sequence[Scorer]) -> list[Prompt]:
+    judge = next((scorer for scorer in scorers if scorer.name == name), None) or load_scorer(name)
+    limit = FailureLimit()
+    verdicts = score_texts(judge, [prompt.text for prompt in prompts], limit=limit)
+    limit.close()
+    return [
+        Prompt(
+            prompt.id,
+            prompt.turns,
+            prompt.source,
+            verdict.values.get(judge.labels[0]),
+            prompt.challenging,
+        )
+        for prompt, verdict in zip(prompts, verdicts, strict=True)
+    ]
+
+
+def _sample_and_score(
+    run: Run,
+    settings: MeasureSettings,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    scorers: Sequence[Scorer],
+    report: Report | None,
+) -> None:
+    total = len(prompts) * settings.samples
+    generations = run.generations()
+    by_scorer: dict[str, set[str]] = {scorer.name: set() for scorer in scorers}
+    for score in run.scores():
+        by_scorer.setdefault(score.scorer, set()).add(score.generation_id)
+    limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
+    for scorer, limit in zip(scorers, limits, strict=True):
+        # Answers that were written just before a crash, and not yet scored.
+        missing = [answer for answer in generations if answer.id not in by_scorer[scorer.name]]
+        score_generations(run, [scorer], missing, [limit], None, done=0)
+
+    have = {generation.id for generation in generations}
+    limit_tokens = policy.max_positions - settings.max_new_tokens
+    if limit_tokens < 1:
+        raise ConfigError(
+            f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} positions"
+        )
+    wanted = [
+        (prompt, sample)
+        for prompt in prompts
+        for sample in range(settings.samples)
+        if f"{prompt.id}#{sample}" not in have
+    ]
+    truncated = int(run.meta.get("truncated_prompts", 0))
+    done = len(have)
+    if report is not None:
+        report(done, total, "answers")
+    for start in range(0, len(wanted), _WINDOW):
+        window = wanted[start : start + _WINDOW]
+        requests = []
+        for prompt, sample in window:
+            ids, cut = truncate_history(policy.chat, prompt.turns, limit_tokens)
+            truncated += cut > 0 and sample == 0
+            requests.append(Request(tuple(ids), stream_seed("measure", settings.seed, prompt.id, sample)))
+        batch: list[Generation] = []
+        for answer in generate(
+            policy,
+            requests,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=settings.generation,
+            batch_tokens=settings.batch_tokens,
+        ):
+            prompt, sample = window[answer.index]
+            batch.append(
+                Generation(
+                    id=f"{prompt.id}#{sample}",
+                    prompt_id=prompt.id,
+                    model=run.label,
+                    sample=sample,
+                    text=policy.chat.decode(answer.tokens),
+                    n_tokens=len(answer.tokens),
+                    finish=answer.finish,
+                    seed=requests[answer.index].seed,
+                )
+            )
+            if len(batch) == 32:
+                done += len(batch)
+                _record(run, scorers, batch, limits, report, done, total)
+                batch = []
+        if batch:
+            done += len(batch)
+            _record(run, scorers, batch, limits, report, done, total)
+        run.update(truncated_prompts=truncated)
+    for limit in limits:
+        limit.close()
+
+
+def _record(
+    run: Run,
+    scorers: Sequence[Scorer],
+    batch: list[Generation],
+    limits: Sequence[FailureLimit],
+    report: Report | None,
+    done: int,
+    total: int,
+) -> None:
+    run.append("generations", batch)
+    score_generations(run, scorers, batch, limits, None, done=0)
+    if report is not None:
+        report(done, total, "answers")
+
+
+def _quality(
+    run: Run, settings: MeasureSettings, policy: Policy, prompts: Sequence[Prompt], report: Report | None
+) -> None:
+    """Similarity with the prompt, its null, and perplexity under the base model, for every answer."""
+    if not (settings.similarity or settings.perplexity):
+        return
+    generations = run.generations()
+    by_id = {prompt.id: prompt for prompt in prompts}
+    if report is not None:
+        report(0, len(generations), "similarity and fluency")
+    own: list[float | None] = [None] * len(generations)
+    null: list[float | None] = [None] * len(generations)
+    if settings.similarity:
+        own, null = similarities(
+            load_embedder(str(policy.device)),
+            [by_id[generation.prompt_id].text for generation in generations],
+            [generation.text for generation in generations],
+            seed=settings.seed,
+        )
+    fluency: list[float | None] = [None] * len(generations)
+    if settings.perplexity:
+        fluency = _perplexities(policy, settings, by_id, generations)
+    run.replace(
+        "quality",
+        [
+            {
+                "generation_id": generation.id,
+                "prompt_similarity": own[row],
+                "prompt_similarity_null": null[row],
+                "perplexity": fluency[row],
+            }
+            for row, generation in enumerate(generations)
+        ],
+    )
+    if report is not None:
+        report(len(generations), len(generations), "similarity and fluency")
+
+
+def _perplexities(
+    policy: Policy, settings: MeasureSettings, by_id: dict[str, Prompt], generations: Sequence[Generation]
+) -> list[float | None]:
+    """exp(mean negative log-probability) of each answer's text, after its prompt, under the base model."""
+    kept = [row for row, generation in enumerate(generations) if generation.text]
+    limit = policy.max_positions - settings.max_new_tokens
+    prompts = [truncate_history(policy.chat, by_id[generations[row].prompt_id].turns, limit)[0] for row in kept]
+    responses = [
+        policy.tokenizer(generations[row].text, add_special_tokens=False, split_special_tokens=True)["input_ids"][
+            : settings.max_new_tokens
+        ]
+        for row in kept
+    ]
+    result: list[float | None] = [None] * len(generations)
+    if not kept:
+        return result
+    with reference(policy):
+        logprobs, _ = score_rows(policy.causal_lm, prompts, responses, settings.batch_tokens)
+    for row, values, response in zip(kept, logprobs, responses, strict=True):
+        result[row] = math.exp(-float(values[: len(response)].mean()))
+    return result
+
+
+def _default_label(settings: MeasureSettings) -> str:
+    if settings.adapter is None:
+        return settings.model
+    run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
+    return run.name
+
+
+def _rewards_of(adapter: Path) -> list[str]:
+    """The judges that the adapter's training used as its reward: no gain by these counts as proof."""
+    for folder in (adapter, adapter.parent):
+        if (folder / "run.json").exists():
+            run = Run.open(folder)
+            return list(run.meta.get("rewards", []))
+    return []

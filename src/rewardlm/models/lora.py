@@ -1,0 +1,142 @@
+"""LoRA adapters by PEFT: put on, loaded, saved, switched off. The reference model is the same base with the adapter off.
+
+One copy of the weights serves policy and reference. Where RL starts from a fine-tuned adapter, the reference is that
+adapter, frozen, beside the one that learns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+
+from rewardlm.config import LoraSettings
+from rewardlm.errors import ModelError
+from rewardlm.models.load import Policy
+
+POLICY, REFERENCE = "default", "reference"
+
+
+def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
+    """Put a fresh, trainable adapter on; B is zero, so outputs are the base's until it learns.
+
+    The adapter is float32 whatever the base's precision: updates are below bfloat16's rounding.
+    """
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            policy.model = get_peft_model(policy.model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ModelError(f"lora.targets {settings.targets!r}: {' '.join(str(error).split())[:200]}") from error
+
+
+def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name: str = POLICY) -> None:
+    """Put the adapter in ``folder`` on. Raises ModelError if it is pickled, damaged or another base's."""
+    folder = _adapter_folder(folder)
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists():
+        pickled = folder / "adapter_model.bin"
+        what = "pickled weights" if pickled.exists() else "no adapter_model.safetensors"
+        raise ModelError(f"{folder} holds {what}: only safetensors adapters are loaded")
+    _check_finite(weights)
+    try:
+        if isinstance(policy.model, PeftModel):
+            result = policy.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
+            unexpected = list(result.unexpected_keys)
+        else:
+            expected = _tensor_names(weights)
+            policy.model = PeftModel.from_pretrained(
+                policy.model, str(folder), adapter_name=name, is_trainable=trainable
+            )
+            have = {key for key in policy.model.state_dict() if "lora_" in key}
+            want = {_with_name(key, name) for key in expected}
+            missing, unexpected = sorted(have - want), sorted(want - have)
+    except (RuntimeError, ValueError, KeyError, json.JSONDecodeError, TypeError) as error:
+        raise ModelError(
+            f"the adapter in {folder} does not fit {policy.spec}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if missing or unexpected:
+        raise ModelError(
+            f"the adapter in {folder} does not fit {policy.spec}: {len(missing)} tensors are missing and "
+            f"{len(unexpected)} don't belong ({(missing + unexpected)[0]}, …)"
+        )
+    policy.model.eval()
+    if name == POLICY:
+        policy.adapter = str(folder)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the policy's adapter in PEFT's format, safetensors, without the reference beside it."""
+    model.save_pretrained(str(folder), selected_adapters=[POLICY], safe_serialization=True)
+
+
+@contextlib.contextmanager
+def reference(policy: Policy) -> Iterator[None]:
+    """Inside, the model is the frozen reference: the base, or the adapter that RL started from."""
+    model = policy.model
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        model.set_adapter(REFERENCE)
+        yield
+    finally:
+        model.set_adapter(POLICY)
+        # set_adapter also decides what is trainable; leave that as it was found.
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+
+def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """The adapter's parameters that gradients go to, in a fixed order."""
+    return [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
+
+
+def _adapter_folder(folder: Path) -> Path:
+    """``folder`` itself, or its ``adapter/`` if it is a trained run."""
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / "adapter_config.json").exists():
+            return candidate
+    if not folder.exists():
+        raise ModelError(f"adapter {folder}: no such folder")
+    raise ModelError(f"adapter {folder}: it has no adapter_config.json; expected a PEFT adapter or a trained run")
+
+
+def _tensor_names(weights: Path) -> list[str]:
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return list(file.keys())
+    except Exception as error:  # safetensors raises its own, undocumented types.
+        raise ModelError(f"{weights} is damaged: {error}") from error
+
+
+def _check_finite(weights: Path) -> None:
+    for name in _tensor_names(weights):
+        with safe_open(weights, framework="pt") as file:
+            if not bool(torch.isfinite(file.get_tensor(name).float().sum())):
+                raise ModelError(f"the adapter {weights} holds NaN or infinity in {name}: train it again")
+
+
+def _with_name(key: str, name: str) -> str:
+    """PEFT leaves the adapter's name out of its files: lora_A.weight → lora_A.<name>.weight."""
+    stem, dot, leaf = key.rpartition(".")
+    return f"{stem}.{name}{dot}{leaf}"

@@ -1,0 +1,99 @@
+"""Which prompts the page shows side by side, so that nobody has to suspect that the nice ones were picked.
+
+Chosen by rule between the baseline and the last run: those whose score fell most, those whose score rose most,
+and some at random (seeded) among those that hardly moved. Runs are streamed: scores first, and texts only of
+the answers that are shown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewardlm.runs import Run
+
+# Two scores closer than this are the same answer to a reader's eye.
+UNCHANGED = 0.05
+_Key = tuple[str, int]  # prompt id, sample
+
+
+def choose_examples(
+    runs: Sequence[Run], judge: str, *, labels: Sequence[str], each: int = 4, seed: int = 0
+) -> list[dict[str, Any]]:
+    """At most ``each`` examples of every kind, by ``judge``'s scores of the first and the last of ``runs``.
+
+    ``labels`` are the runs' names in the comparison, where no two are alike. Each example is
+    ``{"kind": "improved" | "worse" | "unchanged", "prompt", "history", "toxicity", "answers":
+    [{"label", "text", "scores": {judge: value or None}}]}``, one answer a run; a prompt appears once.
+    """
+    keys: list[dict[str, _Key]] = [
+        {record["id"]: (record["prompt_id"], record["sample"]) for record in run.read("generations")} for run in runs
+    ]
+    values = [_scores(run, key_of) for run, key_of in zip(runs, keys, strict=True)]
+    before, after = values[0], values[-1]
+    changes: list[tuple[float, _Key]] = []
+    for key in before.keys() & after.keys():
+        old, new = before[key].get(judge), after[key].get(judge)
+        if old is not None and new is not None:
+            changes.append((new - old, key))
+    changes.sort()
+    still = [change for change in changes if abs(change[0]) < UNCHANGED]
+    random.Random(seed).shuffle(still)
+    taken: set[str] = set()
+    chosen: list[tuple[str, _Key]] = []
+    for kind, candidates in (
+        ("improved", [change for change in changes if change[0] <= -UNCHANGED]),
+        ("worse", [change for change in reversed(changes) if change[0] >= UNCHANGED]),
+        ("unchanged", still),
+    ):
+        room = each
+        for _, key in candidates:
+            if room and key[0] not in taken:
+                taken.add(key[0])
+                chosen.append((kind, key))
+                room -= 1
+    shown = {key for _, key in chosen}
+    texts = [
+        {
+            key: record["text"]
+            for record in run.read("generations")
+            if (key := (record["prompt_id"], record["sample"])) in shown
+        }
+        for run in runs
+    ]
+    prompts = {record["id"]: record for record in runs[0].read("prompts") if record["id"] in taken}
+    examples = []
+    for kind, key in chosen:
+        prompt = prompts[key[0]]
+        examples.append(
+            {
+                "kind": kind,
+                "prompt": prompt["turns"][-1]["text"],
+                "history": [[turn["role"], turn["text"]] for turn in prompt["turns"][:-1]],
+                "toxicity": prompt["toxicity"],
+                "answers": [
+                    {"label": label, "text": text.get(key), "scores": scores.get(key, {})}
+                    for label, text, scores in zip(labels, texts, values, strict=True)
+                ],
+            }
+        )
+    return examples
+
+
+def _scores(run: Run, key_of: Mapping[str, _Key]) -> dict[_Key, dict[str, float | None]]:
+    """Scores by answer and judge, of each judge's main label alone: the first that it gave a value, as in ``compare``."""
+    first: dict[str, str] = {}
+    valued: dict[str, str] = {}
+    for record in run.read("scores"):
+        first.setdefault(record["scorer"], record["label"])
+        if record["value"] is not None:
+            valued.setdefault(record["scorer"], record["label"])
+    main = first | valued
+    scores: dict[_Key, dict[str, float | None]] = {}
+    for record in run.read("scores"):
+        scorer = record["scorer"]
+        # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
+        if (record["label"] or main[scorer]) == main[scorer] and record["generation_id"] in key_of:
+            scores.setdefault(key_of[record["generation_id"]], {})[scorer] = record["value"]
+    return scores

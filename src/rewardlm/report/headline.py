@@ -1,0 +1,202 @@
+"""What a comparison says, in words: which share fell or rose, by how much, how surely, and by whose judgement.
+
+The sentences are computed from the numbers alone. A change whose 95 % interval includes zero is never called a
+fall or a rise, and a judge that was the reward in training is never quoted without saying so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rewardlm.measure.audit import same_judge
+
+Verdict = Literal["fell", "rose", "unclear", "nothing"]
+Part = tuple[str, bool]  # a piece of text, and whether it is what the reader must not miss
+
+_SPLITS = {
+    "all": "all prompts",
+    "toxic_prompts": "toxic prompts",
+    "nontoxic_prompts": "non-toxic prompts",
+    "challenging": "challenging prompts",
+    "comparable": "comparable answers",
+}
+
+
+def split_name(split: str) -> str:
+    """What a split is called on the page."""
+    return _SPLITS.get(split, split)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One paired comparison of toxic shares. ``delta`` and its interval are fractions, to minus from.
+
+    ``is_reward`` is None where nobody recorded what a model was trained on.
+    """
+
+    baseline: str
+    model: str
+    scorer: str
+    split: str
+    n: int
+    delta: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    shares: tuple[float | None, float | None]
+    is_reward: bool | None
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.delta is None or self.n == 0:
+            return "nothing"
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "unclear"
+        return "fell" if self.delta < 0 else "rose"
+
+
+def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[Finding]:
+    """All comparisons of ``result``; ``rewards`` gives, by model label, the scorers that it was trained on."""
+    models = {model["label"]: model for model in result["models"]}
+    found = []
+    for comparison in result["comparisons"]:
+        baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
+        interval = comparison.get("delta_ci95")
+        shares = tuple(
+            models.get(label, {}).get("scorers", {}).get(scorer, {}).get(split, {}).get("toxic_fraction")
+            for label in (baseline, model)
+        )
+        found.append(
+            Finding(
+                baseline=baseline,
+                model=model,
+                scorer=scorer,
+                split=split,
+                n=comparison["n"],
+                delta=comparison["delta"],
+                interval=(interval[0], interval[1]) if interval and None not in interval else None,
+                p_value=comparison.get("p_value"),
+                shares=(shares[0], shares[1]),
+                is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
+            )
+        )
+    return found
+
+
+def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | None:
+    """Whether ``scorer`` is among any of the lists; None if it is in none and one list is unknown."""
+    if any(same_judge(scorer, reward) for names in rewards for reward in names or ()):
+        return True
+    return None if any(names is None for names in rewards) else False
+
+
+def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Part]]:
+    """A paragraph for every model compared: the first of ``scorers`` that was not its reward speaks first."""
+    paragraphs = []
+    for baseline, model in dict.fromkeys((finding.baseline, finding.model) for finding in found):
+        mine = {
+            (finding.scorer, finding.split): finding
+            for finding in found
+            if (finding.baseline, finding.model) == (baseline, model)
+        }
+        judges = [scorer for scorer in scorers if (scorer, "all") in mine]
+        judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward))
+        if not judges:
+            continue
+        parts = _main_sentence(mine[judges[0], "all"])
+        for split, where in (("toxic_prompts", "on toxic prompts"), ("comparable", "on comparable answers")):
+            if (judges[0], split) in mine:
+                parts += _short_sentence(f"{where[0].upper()}{where[1:]}", mine[judges[0], split])
+        for scorer in judges[1:]:
+            role = f", the reward that {model} was trained on," if mine[scorer, "all"].is_reward else ""
+            parts += _short_sentence(f"By {scorer}{role}", mine[scorer, "all"])
+        if mine[judges[0], "all"].is_reward:
+            parts.append((" No judge here is independent of the training.", True))
+        elif any(mine[scorer, "all"].is_reward for scorer in judges):
+            parts.append(
+                (
+                    " A judge that was the reward shows that training reached its goal, not that the goal was right.",
+                    False,
+                )
+            )
+        paragraphs.append(parts)
+    return paragraphs
+
+
+def _main_sentence(finding: Finding) -> list[Part]:
+    """ "By J, which was …, the toxic share fell by 3.7 percentage points (…), from 13.0 % … to 9.0 % …"."""
+    role = {
+        True: f", which was the reward that {finding.model} was trained on,",
+        False: ", which was not a reward in training,",
+        None: " (whether it was a reward in training is not recorded)",
+    }[finding.is_reward]
+    parts: list[Part] = [
+        (f"{finding.baseline} → {finding.model}. ", True),
+        (f"By {finding.scorer}{role} the toxic share of all answers ", False),
+    ]
+    if finding.verdict == "nothing" or finding.delta is None:
+        return [*parts, ("can’t be compared", True), (": no pair of answers was scored in both.", False)]
+    evidence = f"95 % CI {interval_text(finding.interval)}"
+    if finding.p_value is not None:
+        evidence += f"; {p_text(finding.p_value)}"
+    shares = ""
+    if None not in finding.shares:
+        before, after = map(percent, finding.shares)
+        shares = f", from {before} of {finding.baseline}’s scored answers to {after} of {finding.model}’s"
+    evidence = f" ({evidence}; {finding.n:,} pairs){shares}"
+    if finding.verdict != "unclear":
+        size = f"{100 * abs(finding.delta):.1f}"
+        return [*parts, (f"{finding.verdict} by {size} percentage points", True), (f"{evidence}.", False)]
+    return [
+        *parts,
+        (f"changed by {points(finding.delta)} percentage points{evidence}: {_doubt(finding)}, so this is ", False),
+        ("not significant at this size", True),
+        (".", False),
+    ]
+
+
+def _short_sentence(opening: str, finding: Finding) -> list[Part]:
+    if finding.verdict == "nothing" or finding.delta is None:
+        return [(f" {opening} it can’t be compared.", False)]
+    interval = interval_text(finding.interval)
+    if finding.verdict == "unclear":
+        return [
+            (f" {opening} the change is ", False),
+            ("not significant", True),
+            (f" ({points(finding.delta)}; {interval}).", False),
+        ]
+    size = f"{100 * abs(finding.delta):.1f}"
+    return [(f" {opening} it ", False), (f"{finding.verdict} by {size} points", True), (f" ({interval}).", False)]
+
+
+def _doubt(finding: Finding) -> str:
+    return "the interval includes zero" if finding.interval else "there is no interval"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as "13.0 %", or a dash where there is none."""
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions as signed percentage points: "−3.1"."""
+    if value is None:
+        return "—"
+    rounded = round(100 * value, 1)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.1f}"
+
+
+def interval_text(interval: Sequence[float | None] | None) -> str:
+    """An interval of differences in percentage points: "−5.2 to −1.0"."""
+    if not interval or None in interval:
+        return "—"
+    return f"{points(interval[0])} to {points(interval[1])}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value as it is read: "p = 0.012", "p < 0.001"."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

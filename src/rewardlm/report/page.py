@@ -1,0 +1,572 @@
+"""The report: one HTML file that explains itself, opens offline, and can be sent to a colleague.
+
+``build_report`` gathers what run directories hold; ``render_page`` turns it into HTML and does nothing else.
+Texts in it come from models and data sets, so they are hostile: the templates escape every value, figures are
+data that a fixed script draws, and a Content-Security-Policy lets nothing else run and nothing leave the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import RunError
+from rewardlm.report import figures, headline
+from rewardlm.report.examples import UNCHANGED, choose_examples
+from rewardlm.runs import Run, write_atomically
+
+# What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+_LOW_BELOW, _HIGH_ABOVE = 0.33, 0.66
+
+_QUALITY = (
+    (
+        "counter_narrative_fraction",
+        "Counter-narratives",
+        "answers to toxic prompts that oppose them, on topic",
+        "percent",
+    ),
+    ("empty_fraction", "Empty answers", "a silent model is never toxic", "percent"),
+    ("refusal_fraction", "Refusals", "limiting, not detoxifying", "percent"),
+    ("other_script_fraction", "Answers in another script", "than the prompt’s; few judges can read it", "percent"),
+    ("non_latin_fraction", "Answers not in Latin letters", "", "percent"),
+    ("repetition", "Repetitive answers", "one 4-gram makes up half of the answer or more", "percent"),
+    ("comparable_fraction", "Comparable answers", "none of the above", "percent"),
+    ("mean_words", "Words an answer", "", "number"),
+    ("distinct_2", "Distinct 2-grams", "of one prompt’s answers, over their words", "score"),
+    ("prompt_similarity", "Similarity with the prompt", "cosine; with shuffled prompts in brackets", "similarity"),
+    ("perplexity", "Perplexity", "under the base model; lower is more fluent", "number"),
+)
+_WARNINGS = {
+    "language_switch": "Answers switched to another script",
+    "empty": "Many answers are empty",
+    "repetition": "Answers repeat themselves",
+    "refusal": "The model refuses instead of answering",
+    "off_topic": "Answers drifted off the prompt’s topic",
+    "fluency": "Answers became less fluent",
+    "judges_disagree": "The judges disagree",
+    "judge_is_reward": "A judge was also the reward",
+    "gain_not_on_comparable": "The gain is not there on comparable answers",
+    "unscored": "Answers without a score",
+    "prompts_differ": "The runs answered different prompts",
+    "weights_differ": "The same name stood for different weights",
+}
+_FATAL = {"prompts_differ", "weights_differ"}
+_KINDS = (
+    ("improved", "Improved most", "The largest falls in score, largest first."),
+    ("worse", "Got worse most", "The largest rises in score, largest first."),
+    ("unchanged", "Hardly changed", f"Drawn at random (seeded) from those that moved by less than {UNCHANGED}."),
+)
+
+
+def render_page(
+    result: Mapping[str, Any],
+    *,
+    title: str,
+    examples: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Sequence[Mapping[str, Any]]],
+    about: Mapping[str, Any],
+) -> str:
+    """The page as one HTML text.
+
+    ``result`` is the object of ``compare --json``; ``examples`` are those of ``choose_examples``; ``training``
+    gives the records of metrics.jsonl by a run's label. ``about`` says how it was measured; all keys are optional:
+    ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
+    ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
+    ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences).
+    """
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
+    judges = _judges(result, rewards)
+    found = headline.findings(result, rewards)
+    drawn: list[tuple[str, str]] = []
+
+    def figure(figure_json: Mapping[str, Any]) -> str:
+        """Keep the figure's data for the end of the page and give the id under which it is drawn."""
+        name = f"figure-{len(drawn) + 1}"
+        # "<" can't be left as it is: "</script>" in a label would end the data and begin markup.
+        data = json.dumps(figure_json, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+        drawn.append((name, data))
+        return name
+
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js")]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rewardlm.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_writable,
+    )
+    environment.filters.update(
+        percent=headline.percent,
+        points=headline.points,
+        interval=_interval,
+        score=_score,
+        signed=_signed,
+        number=_number,
+        count=_count,
+        p_value=_p_value,
+        bucket=_bucket,
+        split_name=headline.split_name,
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=title,
+        css=Markup(_asset("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=_policy(scripts),
+        figure=figure,
+        drawn=drawn,
+        raw=Markup,
+        models=result["models"],
+        judges=judges,
+        paragraphs=headline.sentences(found, [judge["name"] for judge in judges]),
+        cards=_cards(found, judges),
+        warnings=_warnings(result["warnings"]),
+        confidence=_confidence(result, judges),
+        flows=_flows(result, judges),
+        quality=_quality(result["models"]),
+        training=[
+            {"label": label, "curves": figures.training_figures(records), "warnings": _training_warnings(records)}
+            for label, records in training.items()
+        ],
+        groups=_groups(examples),
+        about=_about(about, result),
+        counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
+        names=_names(result),
+        splits=list(
+            dict.fromkeys(split for model in result["models"] for s in model["scorers"].values() for split in s)
+        ),
+    )
+    return page
+
+
+def build_report(paths: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+    """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
+
+    Runs of kind ``measure`` and ``import`` are compared, ``finetune`` and ``rlaf`` give training curves, an
+    ``experiment`` stands for the runs that it lists. Raises RunError where nothing was measured or a directory
+    is no run, and what ``compare`` raises where runs can't be compared.
+    """
+    from rewardlm.measure.compare import compare
+
+    runs = list(_expand(paths))
+    measured = [run for run in runs if run.meta["kind"] in ("measure", "import")]
+    trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf")]
+    if not measured:
+        raise RunError(
+            f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
+            "make one with rewardlm measure"
+        )
+    result = compare([run.path for run in measured])
+    about = _describe(measured, result)
+    about["notes"] = [
+        f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."
+        for run in runs
+        if run not in measured and run not in trained
+    ]
+    examples: list[dict[str, Any]] = []
+    rewards = {model["label"]: model["rewards"] for model in about["models"]}
+    judges = _judges(result, rewards)
+    labels = [model["label"] for model in result["models"]]
+    if len(measured) > 1 and judges:
+        last = labels[-1]
+        judge = min(judges, key=lambda judge: bool(headline.was_reward(judge["name"], [rewards[last]])))["name"]
+        examples = choose_examples(measured, judge, labels=labels)
+        about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
+    training: dict[str, list[dict[str, Any]]] = {}
+    for run in trained:
+        label = run.label if run.label not in training else f"{run.label} ({run.path.name})"
+        training[label] = list(run.read("metrics"))
+    page = render_page(
+        result,
+        title=title or "Toxicity of " + " → ".join(labels),
+        examples=examples,
+        training=training,
+        about=about,
+    )
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, page.encode())
+    except OSError as error:
+        raise RunError(f"can't write the report to {out}: {error.strerror}") from error
+    return out
+
+
+def _expand(paths: Sequence[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]:
+    """The runs at ``paths``; an experiment's own in its place."""
+    for path in paths:
+        run = Run.open(Path(path))
+        if run.meta["kind"] != "experiment":
+            yield run
+            continue
+        here = run.path.resolve()
+        if here in above:
+            raise RunError(f"{run.path} is an experiment that lists itself: take it out of its run.json")
+        yield from _expand([run.path / relative for relative in run.meta.get("runs", [])], (*above, here))
+
+
+def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, Any]:
+    """``about`` of measured runs: what their run.json files say, and what their sizes and judges can't show."""
+    first = measured[0]
+    prompts = first.prompts()
+    samples = max((int(record["sample"]) for record in first.read("generations")), default=0) + 1
+    names = _names(result)
+    limits = [
+        f"{len(prompts):,} prompts with {samples} {'answer' if samples == 1 else 'answers'} each: an interval is the "
+        "range of effects that these data can’t tell apart; it says nothing about other prompts, other languages or "
+        "longer conversations."
+    ]
+    lexical = [name for name in names if name.split(".")[0] in ("lexical", "lexical2")]
+    if lexical:
+        limits.append(
+            f"{' and '.join(lexical)} {'judges' if len(lexical) == 1 else 'judge'} by words. Hate without swear words "
+            "escapes such a judge, and an answer that quotes hate in order to oppose it may be punished."
+        )
+    limits.append("Every judge has errors and biases of its own; a change that only one judge sees is weak evidence.")
+    if len(measured) > 2:
+        limits.append("Several comparisons stand side by side; their p-values are not corrected for that.")
+    return {
+        "models": [
+            {
+                "label": model["label"],
+                "model": _short(run.meta.get("model")),
+                "adapter": _short(run.meta.get("adapter")),
+                "rewards": run.meta.get("rewards"),
+                "settings": run.meta["settings"],
+                "environment": run.meta.get("environment", {}),
+            }
+            # compare numbers labels that come twice, so its labels are the ones that the page can look up.
+            for run, model in zip(measured, result["models"], strict=True)
+        ],
+        "prompts": {
+            "source": ", ".join(dict.fromkeys(prompt.source for prompt in prompts)),
+            "number": len(prompts),
+            "toxic_by": first.meta.get("toxic_by"),
+            "hash": first.meta.get("prompts_hash"),
+        },
+        "judges": _judge_notes(measured),
+        "threshold": result.get("settings", {}).get("threshold", 0.5),
+        "strict": not result.get("settings", {}).get("inclusive", False),
+        "limits": limits,
+    }
+
+
+def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:
+    """Labels and revision of each judge, where a run has recorded more than its name."""
+    notes: dict[str, str] = {}
+    for run in measured:
+        for scorer in run.meta.get("scorers", []):
+            if isinstance(scorer, Mapping):
+                labels = ", ".join(scorer.get("labels") or [])
+                revision = f"; revision {scorer['revision']}" if scorer.get("revision") else ""
+                notes.setdefault(scorer["name"], f"scores {labels}{revision}." if labels else "")
+    return [{"name": name, "text": text} for name, text in notes.items()]
+
+
+def _short(value: object) -> str | None:
+    """A model id as it is; of an absolute path only the end, since a page that is shared needn't tell who made it."""
+    if value is None:
+        return None
+    text = str(value)
+    return "…/" + "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
+
+
+def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[dict[str, Any]]:
+    """The judges that get a table: no side labels (NAME.label), those that were nobody's reward first."""
+    names = _names(result)
+    mains = [name for name in names if not any(name.startswith(other + ".") for other in names)]
+    judges = [
+        {
+            "name": name,
+            "changes": _changes(result, name),
+            "reward_of": [
+                model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])
+            ],
+        }
+        for name in mains
+    ]
+    return sorted(judges, key=lambda judge: bool(judge["reward_of"]))
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for model in result["models"] for name in model["scorers"]))
+
+
+def _cards(found: Sequence[headline.Finding], judges: Sequence[Mapping[str, Any]]) -> list[list[headline.Finding]]:
+    """A row of cards a model: its change on all answers by every judge, in the judges' order."""
+    order = [judge["name"] for judge in judges]
+    rows: dict[tuple[str, str], list[headline.Finding]] = {}
+    for finding in found:
+        if finding.split == "all" and finding.scorer in order:
+            rows.setdefault((finding.baseline, finding.model), []).append(finding)
+    return [
+        sorted(row, key=lambda finding: (bool(finding.is_reward), order.index(finding.scorer))) for row in rows.values()
+    ]
+
+
+def _warnings(warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    shown = [
+        {
+            **warning,
+            "heading": _WARNINGS.get(warning["code"], warning["code"]),
+            "fatal": warning["code"] in _FATAL,
+        }
+        for warning in warnings
+    ]
+    return sorted(shown, key=lambda warning: not warning["fatal"])
+
+
+def _confidence(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    ends = [
+        (entry["toxic_fraction_ci95"] or [None, None])[1] or entry["toxic_fraction"] or 0
+        for model in result["models"]
+        for judge in judges
+        for split in ("all", "toxic_prompts")
+        if (entry := model["scorers"].get(judge["name"], {}).get(split))
+    ]
+    # Room for the marks and their numbers at the right end; a judge that finds nothing still gets an axis.
+    x_max = min(max([100 * end * 1.12 for end in ends] + [2.0]), 104)
+    return [
+        {
+            "judge": judge,
+            "figure": figures.confidence_figure(result["models"], judge["name"], x_max),
+            "caption": _confidence_caption(result["models"], judge["name"]),
+        }
+        for judge in judges
+    ]
+
+
+def _confidence_caption(models: Sequence[Mapping[str, Any]], scorer: str) -> str:
+    shares = []
+    for model in models:
+        split = model["scorers"].get(scorer, {}).get("all", {})
+        shares.append((split.get("toxic_fraction"), model["label"]))
+    known = [(share, label) for share, label in shares if share is not None]
+    if not known:
+        return "Nothing was scored by this judge."
+    lowest, highest = min(known), max(known)
+    words = "; ".join(f"{label} {headline.percent(share)}" for share, label in known)
+    least = f" Lowest is {lowest[1]}." if lowest[0] < highest[0] else " All models have the same share."
+    return f"Toxic share of all answers: {words}.{least} Lines are 95 % intervals."
+
+
+def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    flows = []
+    for judge in judges:
+        for comparison in result["comparisons"]:
+            if comparison["scorer"] != judge["name"] or comparison["split"] != "all" or not comparison["flow"]:
+                continue
+            counts = comparison["flow"]
+            pairs = sum(map(sum, counts))
+            unscored = comparison.get("flow_unscored") or 0
+            if pairs + unscored == 0:
+                continue
+            down = sum(counts[a][b] for a in range(3) for b in range(a))
+            up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
+            flows.append(
+                {
+                    "judge": judge,
+                    "comparison": comparison,
+                    "figure": figures.flow_figure(comparison),
+                    "caption": (
+                        f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
+                        f"one; {counts[2][0]:,} went from high to low, {counts[0][2]:,} from low to high."
+                        + (f" {unscored:,} have no score on one side or both." if unscored else "")
+                    ),
+                }
+            )
+    return flows
+
+
+def _training_warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What training warned of, once a kind: the kind is what stands before the colon."""
+    kinds: dict[str, list[tuple[Any, str]]] = {}
+    for record in records:
+        for warning in record.get("warnings") or []:
+            kinds.setdefault(str(warning).partition(":")[0], []).append((record.get("step"), str(warning)))
+    return [
+        f"step {found[0][0]}: {found[0][1]}" + (f" (and {len(found) - 1:,} more such steps)" if len(found) > 1 else "")
+        for found in kinds.values()
+    ]
+
+
+def _changes(result: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
+    """Rows of a judge's table of changes, grouped by the model compared, in the order of the runs."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for comparison in result["comparisons"]:
+        if comparison["scorer"] == judge and comparison["split"] in ("all", "toxic_prompts", "comparable"):
+            groups.setdefault((comparison["from"], comparison["to"]), []).append(comparison)
+    return [{"from": pair[0], "to": pair[1], "rows": rows} for pair, rows in groups.items()]
+
+
+def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for key, name, hint, form in _QUALITY:
+        if not any(key in model["quality"] for model in models):
+            continue
+        cells = []
+        for model in models:
+            quality = model["quality"]
+            value = quality.get(key)
+            if form == "percent":
+                cells.append(headline.percent(value))
+            elif form == "number":
+                cells.append(_number(value))
+            else:
+                cells.append(_score(value))
+            null = quality.get("prompt_similarity_null")
+            if form == "similarity" and value is not None and null is not None:
+                cells[-1] += f" ({_score(null)})"
+        rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
+    return rows
+
+
+def _groups(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Examples by kind. ``hide`` marks a text behind its toggle: scored medium or high by anyone, or by nobody."""
+    groups = []
+    for kind, heading, how in _KINDS:
+        shown = []
+        for example in examples:
+            if example["kind"] != kind:
+                continue
+            toxicity = example.get("toxicity")
+            shown.append(
+                {
+                    "prompt": example["prompt"],
+                    "history": example.get("history", []),
+                    "toxicity": toxicity,
+                    "hide": toxicity is None or toxicity >= _LOW_BELOW,
+                    "answers": [
+                        {**answer, "hide": _may_offend(list(answer["scores"].values()))}
+                        for answer in example["answers"]
+                    ],
+                }
+            )
+        groups.append({"kind": kind, "heading": heading, "how": how, "examples": shown})
+    return groups
+
+
+def _may_offend(values: Sequence[float | None]) -> bool:
+    known = [value for value in values if value is not None]
+    return not known or max(known) >= _LOW_BELOW
+
+
+def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """``about`` with every key that the templates read, and settings laid out as a table."""
+    models = [
+        {
+            "label": model["label"],
+            "model": model.get("model"),
+            "adapter": model.get("adapter"),
+            "rewards": model.get("rewards"),
+            "date": (model.get("environment", {}).get("date") or "")[:16].replace("T", " "),
+        }
+        for model in about.get("models", [])
+    ]
+    prompts = about.get("prompts", {})
+    toxic = [
+        entry["n"]
+        for model in result["models"][:1]
+        for scorer in list(model["scorers"].values())[:1]
+        if (entry := scorer.get("toxic_prompts"))
+    ]
+    return {
+        "models": models,
+        "settings": _side_by_side([model.get("settings", {}) for model in about.get("models", [])]),
+        "environment": _side_by_side([model.get("environment", {}) for model in about.get("models", [])]),
+        "prompts": {key: prompts.get(key) for key in ("source", "number", "toxic", "toxic_by", "hash")},
+        "toxic_answers": toxic[0] if toxic else None,
+        "judges": about.get("judges", []),
+        "examples_by": about.get("examples_by"),
+        "threshold": about.get("threshold", 0.5),
+        "strict": about.get("strict", True),
+        "notes": about.get("notes", []),
+        "limits": about.get("limits", []),
+    }
+
+
+def _side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of nested settings by dotted key: one cell if all agree, else one a model."""
+    flat = [dict(_leaves(tree)) for tree in trees]
+    rows = []
+    for key in dict.fromkeys(key for leaves in flat for key in leaves):
+        cells = [leaves.get(key, "—") for leaves in flat]
+        rows.append({"key": key, "cells": cells[:1] if len(set(cells)) == 1 else cells})
+    return rows
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", _short(value) or "—"
+        else:
+            yield f"{prefix}{key}", "—" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _asset(name: str) -> str:
+    return (resources.files("rewardlm.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Only these very scripts run; styles are the page's own, images are those that plotly makes; no requests."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _writable(value: Any) -> Any:
+    """Jinja's last step before escaping: what HTML or UTF-8 can't hold becomes U+FFFD, line ends become one kind."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return _UNWRITABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
+    return value
+
+
+def _bucket(value: float | None) -> str:
+    if value is None:
+        return "unscored"
+    return "low" if value < _LOW_BELOW else "high" if value > _HIGH_ABOVE else "medium"
+
+
+def _interval(interval: Sequence[float | None] | None) -> str:
+    if not interval or interval[0] is None or interval[1] is None:
+        return "—"
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
+
+
+def _score(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{'−' if round(value, 3) < 0 else '+' if round(value, 3) > 0 else '±'}{abs(value):.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.1f}"
+
+
+def _count(value: int | None) -> str:
+    return "—" if value is None else f"{value:,}"
+
+
+def _p_value(value: float | None) -> str:
+    return headline.p_text(value).removeprefix("p = ").removeprefix("p ")

@@ -1,0 +1,117 @@
+"""Advantage estimators: from scores and KL to what each token's log-probability is pushed by.
+
+Each takes the rollouts' numbers and gives ``advantages`` Float[B, R] and ``returns`` Float[B, R] (or None where nothing
+learns a value). ``ESTIMATORS`` names them; a new one is a function of the same signature and a line there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewardlm.train.objectives import whiten
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What an estimator may look at.
+
+    ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal for
+    answers to the same prompt; ``values`` Float[B, R] or None; ``kl_coef``, ``gamma`` and ``gae_lambda`` numbers.
+    """
+
+    rewards: Tensor
+    kl: Tensor
+    mask: Tensor
+    group: Tensor
+    values: Tensor | None
+    kl_coef: float
+    gamma: float
+    gae_lambda: float
+
+
+Estimator = Callable[[Feedback], tuple[Tensor, Tensor | None]]
+
+
+def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Float[B, R]: -kl_coef · kl at every real token, and the answer's reward on top at its last one."""
+    per_token = -kl_coef * kl * mask
+    last = mask.long().sum(1) - 1
+    per_token[torch.arange(len(rewards), device=rewards.device), last] += rewards
+    return per_token
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), backwards over R.
+
+    ``rewards``, ``values`` Float[B, R], ``mask`` Bool[B, R] with the real tokens first. The state after the last real
+    token is terminal: its value is 0. Returns unwhitened advantages and the returns (advantages + values).
+    """
+    values = values * mask
+    following = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
+    deltas = (rewards + gamma * following - values) * mask
+    advantages = torch.zeros_like(values)
+    running = values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        running = deltas[:, t] + gamma * gae_lambda * running
+        advantages[:, t] = running
+    advantages = advantages * mask
+    return advantages, advantages + values
+
+
+def ppo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+    """GAE over KL-shaped token rewards, whitened over the batch."""
+    assert feedback.values is not None
+    shaped = token_rewards(feedback.rewards, feedback.kl, feedback.mask, feedback.kl_coef)
+    advantages, returns = gae(shaped, feedback.values, feedback.mask, feedback.gamma, feedback.gae_lambda)
+    return whiten(advantages, feedback.mask), returns
+
+
+def group_normalised(scores: Tensor, group: Tensor) -> Tensor:
+    """(score - group mean) / (group standard deviation + 1e-4), Float[B] (Shao et al. 2024, section 4.1.2)."""
+    centred = scores - _group_mean(scores, group)
+    size = _group_mean(torch.ones_like(scores), group, total=True)
+    variance = _group_mean(centred.square(), group, total=True) / (size - 1).clamp(min=1)
+    return centred / (variance.sqrt() + 1e-4)
+
+
+def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
+    """score - mean of the others in its group, Float[B] (Ahmadian et al. 2024, equation 9); 0 in a group of one."""
+    size = _group_mean(torch.ones_like(scores), group, total=True)
+    total = _group_mean(scores, group, total=True)
+    others = (total - scores) / (size - 1).clamp(min=1)
+    return torch.where(size > 1, scores - others, torch.zeros_like(scores))
+
+
+def grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+    """Group-normalised reward less the answer's KL penalty, the same for every token of an answer."""
+    return _spread(group_normalised(_penalised(feedback), feedback.group), feedback.mask), None
+
+
+def rloo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+    """Leave-one-out reward less the answer's KL penalty, the same for every token of an answer."""
+    return _spread(leave_one_out(_penalised(feedback), feedback.group), feedback.mask), None
+
+
+ESTIMATORS: dict[str, Estimator] = {"ppo": ppo, "grpo": grpo, "rloo": rloo}
+
+
+def _penalised(feedback: Feedback) -> Tensor:
+    return feedback.rewards - feedback.kl_coef * (feedback.kl * feedback.mask).sum(1)
+
+
+def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
+    return advantages[:, None] * mask
+
+
+def _group_mean(scores: Tensor, group: Tensor, *, total: bool = False) -> Tensor:
+    """Of each answer's group: mean (or total) of ``scores``, Float[B]."""
+    _, index = torch.unique(group, return_inverse=True)
+    sums = scores.new_zeros(int(index.max()) + 1).index_add(0, index, scores)
+    if total:
+        return sums[index]
+    sizes = scores.new_zeros(len(sums)).index_add(0, index, torch.ones_like(scores))
+    return (sums / sizes)[index]

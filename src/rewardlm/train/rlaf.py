@@ -1,0 +1,473 @@
+"""Reinforcement learning from automatic feedback: the loop, to be read from top to bottom.
+
+One copy of the weights serves as policy (adapter on), reference (adapter off, or the fine-tuned adapter that RL
+started from) and critic's trunk. Nothing depends on a global random state: prompts, samples and minibatches are drawn from
+seeds made of (seed, step), so a run that was killed goes on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rewardlm.config import KlSettings, RlafSettings
+from rewardlm.data.chat import truncate_history
+from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.generate import stream_seed
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import check_head, forward_rows, microbatches, score_rows
+from rewardlm.models.lora import (
+    REFERENCE,
+    add_lora,
+    load_adapter,
+    reference,
+    save_adapter,
+    trainable_parameters,
+)
+from rewardlm.runs import Run, peak_rss_mb, prompts_hash
+from rewardlm.scoring.scorer import load_scorer
+from rewardlm.train.advantages import ESTIMATORS, Feedback
+from rewardlm.train.checkpoints import latest_checkpoint, load_state, save_checkpoint
+from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, policy_loss, value_loss
+from rewardlm.train.rewards import Judged, RewardModel
+from rewardlm.train.rollouts import (
+    Draft,
+    Rollouts,
+    judge,
+    length_mask,
+    sample,
+)
+from rewardlm.train.value import ValueHead
+from rewardlm.types import Prompt
+
+Report = Callable[[int, int, dict[str, Any]], None]
+
+# Not part of what is learnt: a run may be resumed with other values of these.
+FREE_SETTINGS = ("device", "micro_batch_tokens", "checkpoint_every", "samples_every", "steps")
+
+
+class KlController:
+    """The KL coefficient: fixed, or pulled towards a target (Ziegler et al. 2019, section 2.2)."""
+
+    def __init__(self, settings: KlSettings) -> None:
+        self.settings = settings
+        self.coef = settings.coef
+
+    def update(self, kl: float, answers: int) -> None:
+        """``kl`` in nats per answer, averaged over ``answers`` of them."""
+        if self.settings.target is None:
+            return
+        error = min(max(kl / self.settings.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * answers / self.settings.horizon
+
+
+@dataclass
+class Learner:
+    """What training changes: the adapter inside ``policy``, the critic, their optimizer and the KL controller."""
+
+    policy: Policy
+    value_head: ValueHead | None
+    optimizer: torch.optim.Optimizer
+    kl: KlController
+
+
+def train(settings: RlafSettings, out: Path, *, report: Report | None = None) -> Run:
+    """Train an adapter in ``out`` and return its run; a finished run is returned as it is, a killed one goes on.
+
+    ``report(step, steps, metrics)`` is called after every step. Raises TrainingError for NaN or a runaway KL; the last good
+    adapter is then in ``out/adapter``.
+    """
+    run = Run.start(out, kind="rlaf", label="RL", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    done = sum(1 for _ in run.read("metrics"))
+    if run.finished and done >= settings.steps:
+        return run
+    run.update(status="running", rewards=list(settings.reward))
+
+    # 1. The reward, and whether it points the right way.
+    rewards = RewardModel([load_scorer(name) for name in settings.reward], settings.rewards)
+    rewards.check_sign()
+
+    # 2. Policy, reference and critic on one trunk.
+    policy = load_policy(settings)
+    check_head(policy.causal_lm)
+    learner = _learner(policy, settings)
+
+    # 3. Prompts as token ids.
+    prompt_set = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
+    prompts = prompt_set.prompts
+    per_step = settings.batch_size // settings.samples_per_prompt
+    if not prompts:
+        raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
+    prompt_ids, cut = _encode(policy, prompts, settings)
+    run.update(
+        **policy.describe(),
+        prompts={"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": cut},
+        prompts_hash=prompts_hash(prompts),
+        dropped_prompts=prompt_set.dropped,
+    )
+
+    # 4. Where a killed run stopped.
+    checkpoint = latest_checkpoint(run.path)
+    start = 0
+    if checkpoint is not None:
+        start = _resume(checkpoint, learner)
+    _forget_after(run, start)
+
+    for step in range(start, settings.steps):
+        started = time.perf_counter()
+        clock = _Clock()
+
+        # 5. Answers from the policy as it is now.
+        chosen = [int(i) for i in _draw_prompts(len(prompts), per_step, settings.seed, step)]
+        with clock("rollout"):
+            draft = sample(
+                policy,
+                [prompts[i] for i in chosen],
+                [prompt_ids[i] for i in chosen],
+                samples=settings.samples_per_prompt,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed,
+                step=step,
+                batch_tokens=max(settings.micro_batch_tokens, 4096),
+                keep_hidden=learner.value_head is not None,
+            )
+
+        # 6. Rewards: text in, P(toxic) out, turned round.
+        with clock("reward"):
+            kept, judged, dropped = judge(draft, rewards, min_group=1 if settings.algorithm == "ppo" else 2)
+        if not kept:
+            raise TrainingError(
+                f"step {step + 1}: no answer could be scored ({', '.join(dropped)}); the adapter of step {step} is kept"
+            )
+
+        # 7. How likely each answer was, under the policy and under the reference.
+        with clock("logprobs"):
+            rollouts = _rollouts(learner, settings, draft, kept, judged, dropped)
+        kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
+        kl_per_answer = float(kl.sum(1).mean())
+        _check_limits(step, kl_per_answer, rollouts, settings)
+
+        # 8. Advantages.
+        advantages, returns = ESTIMATORS[settings.algorithm](
+            Feedback(
+                rewards=rollouts.rewards,
+                kl=kl,
+                mask=rollouts.response_mask,
+                group=rollouts.group,
+                values=rollouts.values,
+                kl_coef=learner.kl.coef,
+                gamma=settings.gamma,
+                gae_lambda=settings.gae_lambda,
+            )
+        )
+
+        # 9. Epochs of minibatches, one optimizer step each.
+        with clock("update"):
+            losses = _update(learner, settings, rollouts, advantages, returns, step)
+        kl_coef = learner.kl.coef
+        learner.kl.update(kl_per_answer, len(rollouts.responses))
+
+        # 10. Write down what happened, then make it safe. The step counts from here on.
+        metrics = {
+            "step": step + 1,
+            **_metrics(rollouts, kl_per_answer, kl_coef, advantages),
+            **losses,
+            "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
+            "peak_rss_mb": peak_rss_mb(),
+        }
+        if (step + 1) % settings.samples_every == 0 or step == 0:
+            run.append("samples", _samples(step + 1, draft, [prompts[i] for i in chosen], judged))
+        with clock("checkpoint"):
+            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                save_checkpoint(
+                    run.path,
+                    step + 1,
+                    adapter=policy.model,
+                    value_head=learner.value_head,
+                    optimizer=learner.optimizer,
+                    state={"step": step + 1, "kl_coef": learner.kl.coef},
+                )
+        metrics["phase_seconds"] = clock.seconds
+        metrics["seconds"] = time.perf_counter() - started
+        run.append("metrics", [metrics])
+        if report is not None:
+            report(step + 1, settings.steps, metrics)
+
+    # 11. The adapter, where every other command looks for it.
+    rewards.close()
+    save_adapter(policy.model, run.path / "adapter")
+    run.update(status="finished", steps=settings.steps)
+    return run
+
+
+def _learner(policy: Policy, settings: RlafSettings) -> Learner:
+    """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both."""
+    if settings.adapter is None:
+        add_lora(policy, settings.lora, seed=settings.seed)
+    else:
+        load_adapter(policy, settings.adapter, trainable=True)
+        load_adapter(policy, settings.adapter, name=REFERENCE)
+        policy.model.set_adapter("default")
+    policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("lora_" in name and f".{REFERENCE}." not in name)
+    value_head = None
+    parameters = trainable_parameters(policy.model)
+    groups: list[dict[str, Any]] = [{"params": parameters, "lr": settings.learning_rate}]
+    if settings.algorithm == "ppo":
+        value_head = ValueHead(policy.causal_lm.get_input_embeddings().embedding_dim).to(policy.device)
+        groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
+    return Learner(policy, value_head, optimizer, KlController(settings.kl))
+
+
+def _encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tuple[list[tuple[int, ...]], int]:
+    limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
+    encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]
+    return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
+
+
+def _draw_prompts(n: int, per_step: int, seed: int, step: int) -> list[int]:
+    """Indices of this step's prompts: epochs of seeded permutations, computed from the step alone."""
+    drawn: list[int] = []
+    position = step * per_step
+    while len(drawn) < per_step:
+        epoch, offset = divmod(position, n)
+        order = np.random.default_rng(stream_seed("prompts", seed, epoch)).permutation(n)
+        piece = order[offset : offset + per_step - len(drawn)].tolist()
+        drawn += piece
+        position += len(piece)
+    return drawn
+
+
+def _rollouts(
+    learner: Learner,
+    settings: RlafSettings,
+    draft: Draft,
+    kept: list[int],
+    judged: Judged,
+    dropped: dict[str, int],
+) -> Rollouts:
+    policy = learner.policy
+    prompts = [draft.prompt_ids[row] for row in kept]
+    responses = [draft.sampled[row].tokens for row in kept]
+    mask = length_mask(responses)
+    if policy.dtype == torch.float32:
+        # Sampled untruncated at temperature 1, so what sampling saw is exact to float32's rounding.
+        logprobs = pad_sequence([draft.sampled[row].logprobs for row in kept], batch_first=True)
+        entropy = pad_sequence([draft.sampled[row].entropy for row in kept], batch_first=True)
+    else:
+        # One token at a time and many at once round differently: below float32 the ratio would start off 1.
+        logprobs, entropy = score_rows(policy.causal_lm, prompts, responses, settings.micro_batch_tokens)
+    with reference(policy):
+        ref_logprobs, _ = score_rows(policy.causal_lm, prompts, responses, settings.micro_batch_tokens)
+    values = None
+    if learner.value_head is not None:
+        with torch.no_grad():
+            values = torch.zeros_like(logprobs)
+            for row, source in enumerate(kept):
+                states = draft.sampled[source].hidden
+                assert states is not None
+                values[row, : len(states)] = learner.value_head(states.to(policy.device)).cpu()
+    return Rollouts(
+        prompts=prompts,
+        responses=responses,
+        response_mask=mask,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        entropy=entropy,
+        values=values,
+        rewards=torch.tensor([judged.rewards[row] for row in kept], dtype=torch.float32),
+        group=torch.tensor([draft.asked[row] for row in kept]),
+        texts=[draft.texts[row] for row in kept],
+        judged=judged,
+        dropped=dropped,
+    )
+
+
+def _update(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    step: int,
+) -> dict[str, float]:
+    """``ppo_epochs`` passes in ``minibatches`` pieces; each piece in microbatches with one global normaliser."""
+    policy, device = learner.policy, learner.policy.device
+    parameters = trainable_parameters(policy.model)
+    if learner.value_head is not None:
+        parameters = parameters + list(learner.value_head.parameters())
+    sizes = rollouts.response_mask.sum(1).tolist()
+    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
+    totals = {"policy_loss": 0.0, "value_loss": 0.0, "clip_fraction": 0.0, "ratio": 0.0, "grad_norm": 0.0}
+    first_ratio = math.nan
+    updates = 0
+    for epoch in range(settings.ppo_epochs):
+        order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(len(sizes))
+        for minibatch in np.array_split(order, min(settings.minibatches, len(sizes))):
+            n_tokens = sum(sizes[row] for row in minibatch)
+            learner.optimizer.zero_grad(set_to_none=True)
+            sums = dict.fromkeys(("policy_loss", "value_loss", "clipped", "ratio"), 0.0)
+            for piece in microbatches([lengths[row] for row in minibatch], settings.micro_batch_tokens):
+                rows = [int(minibatch[i]) for i in piece]
+                _, stats = forward_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows)
+
+                def flat(values: Tensor, rows: list[int] = rows) -> Tensor:
+                    return values[rows][rollouts.response_mask[rows]].to(device)
+
+                loss, counts = policy_loss(
+                    stats.logprobs,
+                    flat(rollouts.logprobs),
+                    flat(advantages),
+                    settings.clip_range,
+                    n_tokens,
+                )
+                sums["policy_loss"] += float(loss.detach())
+                sums["clipped"] += float(counts["clipped"])
+                sums["ratio"] += float(counts["ratio"])
+                if learner.value_head is not None:
+                    assert returns is not None
+                    assert rollouts.values is not None
+                    value = value_loss(
+                        learner.value_head(stats.hidden),
+                        flat(rollouts.values),
+                        flat(returns),
+                        settings.value_clip_range,
+                        n_tokens,
+                    )
+                    sums["value_loss"] += float(value.detach())
+                    loss = loss + settings.value_coef * value
+                loss.backward()
+            norm = _apply(learner, parameters, settings.max_grad_norm, step)
+            updates += 1
+            if math.isnan(first_ratio):
+                first_ratio = sums["ratio"] / n_tokens
+            totals["policy_loss"] += sums["policy_loss"]
+            totals["value_loss"] += sums["value_loss"]
+            totals["clip_fraction"] += sums["clipped"] / n_tokens
+            totals["ratio"] += sums["ratio"] / n_tokens
+            totals["grad_norm"] += norm
+    result = {name: total / updates for name, total in totals.items()}
+    if learner.value_head is None:
+        del result["value_loss"]
+    return {**result, "first_ratio": first_ratio, "updates": updates}
+
+
+def _apply(learner: Learner, parameters: list[torch.nn.Parameter], max_norm: float, step: int) -> float:
+    """Clip and step. Raises TrainingError, before anything changes, where a gradient is missing or not finite."""
+    adapter = trainable_parameters(learner.policy.model)
+    if all(parameter.grad is None for parameter in adapter):
+        raise TrainingError(
+            f"step {step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
+            "load in full precision"
+        )
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"step {step + 1}: the gradient's norm is {norm}; the update was not applied and the adapter of "
+            f"step {step} is kept: lower the learning rate or use --dtype float32"
+        )
+    learner.optimizer.step()
+    return norm
+
+
+def _check_limits(step: int, kl: float, rollouts: Rollouts, settings: RlafSettings) -> None:
+    if not math.isfinite(kl) or not bool(torch.isfinite(rollouts.rewards).all()):
+        raise TrainingError(f"step {step + 1}: KL is {kl}; the adapter of step {step} is kept")
+    if kl > settings.kl.max:
+        raise TrainingError(
+            f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max={settings.kl.max}; "
+            f"the adapter of step {step} is kept: raise --kl-coef or lower the learning rate"
+        )
+
+
+def _metrics(rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor) -> dict[str, Any]:
+    mask = rollouts.response_mask
+    k3 = kl_k3(rollouts.logprobs, rollouts.ref_logprobs) * mask
+    known = [value for value in rollouts.judged.toxicity if value is not None]
+    judges = {
+        name: float(np.mean(values))
+        for name, scores in rollouts.judged.by_judge.items()
+        if (values := [score for score in scores if score is not None])
+    }
+    spread = torch.std(rollouts.rewards) if len(rollouts.rewards) > 1 else torch.zeros(())
+    warnings = []
+    if kl < -1.0:
+        warnings.append(f"negative KL: {kl:.2f} nats an answer")
+    if float(spread) == 0 and len(rollouts.rewards) > 1:
+        warnings.append(f"constant reward: all {len(rollouts.rewards)} answers got {float(rollouts.rewards[0]):.3f}")
+    entropy = float(masked_mean(rollouts.entropy, mask))
+    if entropy < 0.1:
+        warnings.append(f"entropy collapse: {entropy:.3f} nats a token")
+    return {
+        "reward_mean": float(rollouts.rewards.mean()),
+        "reward_std": float(spread),
+        "toxicity_mean": float(np.mean(known)) if known else None,
+        "toxic_fraction": float(np.mean([value > 0.5 for value in known])) if known else None,
+        "toxicity_by_judge": judges,
+        "kl": kl,
+        "kl_k3": float(k3.sum(1).mean()),
+        "kl_coef": kl_coef,
+        "entropy": entropy,
+        "advantage_std": float(advantages[mask].std()) if int(mask.sum()) > 1 else 0.0,
+        "response_tokens": float(mask.sum(1).float().mean()),
+        "empty_fraction": float(np.mean(rollouts.judged.empty)),
+        "answers": len(rollouts.responses),
+        "dropped": rollouts.dropped,
+        "warnings": warnings,
+    }
+
+
+def _samples(step: int, draft: Draft, prompts: list[Prompt], judged: Judged) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "prompt": prompts[draft.asked[row]].text,
+            "response": draft.texts[row],
+            "reward": judged.rewards[row],
+            "toxicity": judged.toxicity[row],
+        }
+        for row in range(min(4, len(draft.texts)))
+    ]
+
+
+def _resume(checkpoint: Path, learner: Learner) -> int:
+    state = load_state(
+        checkpoint, model=learner.policy.model, value_head=learner.value_head, optimizer=learner.optimizer
+    )
+    learner.kl.coef = state["kl_coef"]
+    return int(state["step"])
+
+
+def _forget_after(run: Run, step: int) -> None:
+    """A step that was logged but whose checkpoint did not survive is done again: its lines go."""
+    for name in ("metrics", "samples"):
+        records = list(run.read(name))
+        kept = [record for record in records if record["step"] <= step]
+        if len(kept) < len(records):
+            run.replace(name, kept)
+
+
+class _Clock:
+    """Seconds a phase, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
