@@ -298,7 +298,7 @@ def sample_result():
         {
             "code": "judge_is_reward",
             "model": "RL",
-            "message": "lexical was the reward that RL was trained on: its fall of 11.9 points is not evidence by itself.",
+            "message": "lexical was the reward that RL was trained on: its fall of 11.9 points is no evidence.",
         },
         {
             "code": "gain_not_on_comparable",

@@ -82,7 +82,7 @@ def choose_examples(
 
 
 def _scores(run: Run, key_of: Mapping[str, _Key]) -> dict[_Key, dict[str, float | None]]:
-    """Scores by answer and judge, of each judge's main label alone: the first that it gave a value, as in ``compare``."""
+    """Scores by answer and judge, of each judge's main label alone: the first with a value, as in ``compare``."""
     first: dict[str, str] = {}
     valued: dict[str, str] = {}
     for record in run.read("scores"):

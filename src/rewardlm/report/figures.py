@@ -179,7 +179,9 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
                     "target": [index[1, b] for _, b, _ in links],
                     "value": [value for _, _, value in links],
                     "color": [_translucent(COLOURS[names[a]]) for a, _, _ in links],
-                    "customdata": [f"{names[a]} → {names[b]}" for a, b, _ in links],
+                    "customdata": [
+                        "unscored on one side or both" if a == 3 else f"{names[a]} → {names[b]}" for a, b, _ in links
+                    ],
                     "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
                 },
                 "textfont": {"size": 13},

@@ -34,7 +34,8 @@ def split_name(split: str) -> str:
 class Finding:
     """One paired comparison of toxic shares. ``delta`` and its interval are fractions, to minus from.
 
-    ``is_reward`` is None where nobody recorded what a model was trained on.
+    ``is_reward`` says whether one of the two models was trained on this judge, None where nobody recorded that;
+    ``reward_of`` names all models of the page that were.
     """
 
     baseline: str
@@ -47,6 +48,7 @@ class Finding:
     p_value: float | None
     shares: tuple[float | None, float | None]
     is_reward: bool | None
+    reward_of: tuple[str, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -80,6 +82,7 @@ def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | No
                 p_value=comparison.get("p_value"),
                 shares=(shares[0], shares[1]),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
+                reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
             )
         )
     return found
@@ -110,7 +113,12 @@ def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Par
             if (judges[0], split) in mine:
                 parts += _short_sentence(f"{where[0].upper()}{where[1:]}", mine[judges[0], split])
         for scorer in judges[1:]:
-            role = f", the reward that {model} was trained on," if mine[scorer, "all"].is_reward else ""
+            main = mine[scorer, "all"]
+            role = ""
+            if main.is_reward:
+                role = f", the reward that {model} was trained on,"
+            elif main.reward_of:
+                role = f" (the reward of {', '.join(main.reward_of)})"
             parts += _short_sentence(f"By {scorer}{role}", mine[scorer, "all"])
         if mine[judges[0], "all"].is_reward:
             parts.append((" No judge here is independent of the training.", True))
@@ -128,8 +136,10 @@ def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Par
 def _main_sentence(finding: Finding) -> list[Part]:
     """ "By J, which was …, the toxic share fell by 3.7 percentage points (…), from 13.0 % … to 9.0 % …"."""
     role = {
-        True: f", which was the reward that {finding.model} was trained on,",
-        False: ", which was not a reward in training,",
+        True: f", the reward that {finding.model} was trained on,",
+        False: f", the reward of {', '.join(finding.reward_of)} but not of {finding.model},"
+        if finding.reward_of
+        else ", which was not a reward in training,",
         None: " (whether it was a reward in training is not recorded)",
     }[finding.is_reward]
     parts: list[Part] = [

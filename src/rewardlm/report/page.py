@@ -20,6 +20,7 @@ from rewardlm.errors import RunError
 from rewardlm.report import figures, headline
 from rewardlm.report.examples import UNCHANGED, choose_examples
 from rewardlm.runs import Run, write_atomically
+from rewardlm.types import Prompt
 
 # What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
@@ -119,7 +120,7 @@ def render_page(
         bucket=_bucket,
         split_name=headline.split_name,
     )
-    page = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title,
         css=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
@@ -143,11 +144,11 @@ def render_page(
         about=_about(about, result),
         counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
         names=_names(result),
+        reward_names={name for name in _names(result) if headline.was_reward(name, list(rewards.values()))},
         splits=list(
             dict.fromkeys(split for model in result["models"] for s in model["scorers"].values() for split in s)
         ),
     )
-    return page
 
 
 def build_report(paths: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
@@ -250,7 +251,7 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
             for run, model in zip(measured, result["models"], strict=True)
         ],
         "prompts": {
-            "source": ", ".join(dict.fromkeys(prompt.source for prompt in prompts)),
+            "source": _source(first, prompts),
             "number": len(prompts),
             "toxic_by": first.meta.get("toxic_by"),
             "hash": first.meta.get("prompts_hash"),
@@ -260,6 +261,15 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
         "strict": not result.get("settings", {}).get("inclusive", False),
         "limits": limits,
     }
+
+
+def _source(run: Run, prompts: Sequence[Prompt]) -> str:
+    """Where the prompts came from: as it was asked for, else (an import) as the prompts say themselves."""
+    asked = run.meta.get("prompts")
+    if not isinstance(asked, Mapping):
+        return ", ".join(dict.fromkeys(prompt.source for prompt in prompts))
+    part = asked.get("part", "all")
+    return f"{_short(asked.get('source'))}" + ("" if part == "all" else f", the part to {part}")
 
 
 def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:

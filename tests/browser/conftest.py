@@ -1,0 +1,71 @@
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+# The made-up comparison is shared with the tests of the page's text.
+sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; the tests skip where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("chromium is not installed")
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page opened from disk, and everything that it tried: dialogs, requests, console messages, errors."""
+
+    def __init__(self, browser, path, *, width=1300, scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.dialogs, self.requests, self.messages, self.errors, self.popups = [], [], [], [], []
+        self.page.on("dialog", self._dialog)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.context.on("page", lambda page: self.popups.append(page.url))
+        self.url = path.as_uri()
+        self.page.goto(self.url)
+        self.page.wait_for_function("document.querySelectorAll('.canvas .main-svg').length > 0")
+        # Plotly may finish drawing in the frame after.
+        self.page.wait_for_timeout(500)
+
+    def _dialog(self, dialog):
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def assert_quiet(self):
+        assert self.dialogs == []
+        assert [url for url in self.requests if url.split("#")[0] != self.url] == []
+        assert self.messages == []
+        assert self.errors == []
+        assert self.popups == []
+
+
+@pytest.fixture
+def visit(browser):
+    open_visits = []
+
+    def opened(path, **options):
+        open_visits.append(Visit(browser, path, **options))
+        return open_visits[-1]
+
+    yield opened
+    for one in open_visits:
+        one.context.close()

@@ -1,0 +1,271 @@
+import json
+
+import pytest
+import report_sample
+
+from rewardlm.report.page import render_page
+
+pytestmark = pytest.mark.browser
+
+RUN = "window.xss=(window.xss||0)+1;alert(1)"
+PAYLOADS = [
+    f"<script>{RUN}</script>",
+    f"</script><script>{RUN}</script>",
+    f"<SCRIPT>{RUN}</SCRIPT >",
+    f"<scr<script>ipt>{RUN}</script>",
+    f"<script\n>{RUN}</script\n>",
+    f"<script/x>{RUN}</script>",
+    f"<!--><script>{RUN}</script>-->",
+    f"<![CDATA[<script>{RUN}</script>]]>",
+    "<script src=https://evil.invalid/x.js></script>",
+    f"<script type=module>{RUN}</script>",
+    f'<img src=x onerror="{RUN}">',
+    f"<img src=x onerror='{RUN}'>",
+    f"<img/src=x/onerror={RUN}>",
+    f'"><img src=x onerror="{RUN}">',
+    f"'><img src=x onerror='{RUN}'>",
+    "<img src=https://evil.invalid/pixel.png>",
+    f'<svg onload="{RUN}">',
+    f"<svg><script>{RUN}</script></svg>",
+    f"<svg><animate onbegin='{RUN}' attributeName=x dur=1s>",
+    f'<svg><a xlink:href="javascript:{RUN}"><text y=20>x</text></a></svg>',
+    f'<math><mi xlink:href="javascript:{RUN}">x</mi></math>',
+    f'<body onload="{RUN}">',
+    f'<iframe src="javascript:{RUN}"></iframe>',
+    f'<iframe srcdoc="&lt;script&gt;{RUN}&lt;/script&gt;"></iframe>',
+    "<iframe src=https://evil.invalid/></iframe>",
+    f'<object data="javascript:{RUN}"></object>',
+    f'<embed src="javascript:{RUN}">',
+    f'<a href="javascript:{RUN}">x</a>',
+    f'<a href="jAvAsCrIpT&colon;{RUN}">x</a>',
+    f'<a href="data:text/html,<script>{RUN}</script>">x</a>',
+    f'<details open ontoggle="{RUN}">x</details>',
+    f'<input autofocus onfocus="{RUN}">',
+    f'<video><source onerror="{RUN}"></video>',
+    f"<audio src=x onerror='{RUN}'>",
+    f'<marquee onstart="{RUN}">x</marquee>',
+    f'<form action="javascript:{RUN}"><button autofocus>x</button></form>',
+    f'<meta http-equiv="refresh" content="0;url=javascript:{RUN}">',
+    '<meta http-equiv="refresh" content="0;url=https://evil.invalid/">',
+    '<base href="https://evil.invalid/">',
+    '<link rel=stylesheet href="https://evil.invalid/x.css">',
+    "<style>@import 'https://evil.invalid/x.css'; body { display: none }</style>",
+    "</style><style>body { display: none }</style>",
+    f'" onmouseover="{RUN}" x="',
+    f"' onfocus='{RUN}' autofocus tabindex=0 x='",
+    f"</title><script>{RUN}</script>",
+    f"</textarea><script>{RUN}</script>",
+    "{{ 7 * 7 }}{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}",
+    f"${{{RUN}}}`+{RUN}+`",
+    f"\u2028{RUN}\u2029//",
+    f'<b>x</b><sup>y</sup><br><span style="x">%{{y}}</span><extra>{RUN}</extra>&lt;i&gt;',
+]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A page on which every payload is a prompt, a turn before it, an answer, a label, a model, an adapter, a warning,
+    a limit, a setting's key and value, and a training run; the judges are payloads too."""
+    result = report_sample.sample_result()
+    judges = {"lexical": PAYLOADS[10], "lexical2": PAYLOADS[1]}
+    models = []
+    for payload in PAYLOADS:
+        scorers = {judges[name]: splits for name, splits in result["models"][2]["scorers"].items()}
+        models.append(result["models"][2] | {"label": payload, "scorers": scorers})
+    first = result["comparisons"][3]
+    comparisons = [
+        first | {"from": PAYLOADS[0], "to": payload, "scorer": judges["lexical2"]} for payload in PAYLOADS[1:]
+    ]
+    hostile = {
+        "models": models,
+        "comparisons": comparisons,
+        "warnings": [{"code": payload, "model": payload, "message": payload} for payload in PAYLOADS],
+    }
+    examples = [
+        {
+            "kind": ("improved", "worse", "unchanged")[number % 3],
+            "prompt": payload,
+            "history": [[payload, payload]],
+            "toxicity": 0.9,
+            "answers": [{"label": payload, "text": payload, "scores": {payload: 0.1}}],
+        }
+        for number, payload in enumerate(PAYLOADS)
+    ]
+    about = {
+        "models": [
+            {
+                "label": payload,
+                "model": payload,
+                "adapter": payload,
+                "rewards": [judges["lexical"], payload],
+                "settings": {payload: {"target": payload, "targets": [payload]}},
+                "environment": {"date": payload, "versions": {payload: payload}},
+            }
+            for payload in PAYLOADS
+        ],
+        "prompts": {"source": PAYLOADS[11], "number": 700, "toxic_by": PAYLOADS[12], "hash": PAYLOADS[13]},
+        "judges": [{"name": payload, "text": payload} for payload in PAYLOADS],
+        "examples_by": {"judge": PAYLOADS[0], "from": PAYLOADS[1], "to": PAYLOADS[2]},
+        "limits": PAYLOADS,
+        "notes": PAYLOADS,
+    }
+    training = {payload: [{"step": 1, "kl": 0.5, "warnings": [payload]}] for payload in PAYLOADS}
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    path.write_text(
+        render_page(hostile, title=PAYLOADS[44], examples=examples, training=training, about=about), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calm") / "report.html"
+    page = render_page(
+        report_sample.sample_result(),
+        title="A page to look at",
+        examples=report_sample.sample_examples(),
+        training=report_sample.sample_training(),
+        about=report_sample.sample_about(),
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def test_fifty_payloads_do_nothing(hostile, visit):
+    assert len(set(PAYLOADS)) == 50
+    seen = visit(hostile)
+    page = seen.page
+    page.click("#unveil")
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    page.wait_for_timeout(300)
+    for canvas in page.query_selector_all(".canvas")[:4]:
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        for x in range(0, int(box["width"]), 40):
+            page.mouse.move(box["x"] + x, box["y"] + min(box["height"], 800) / 2)
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.xss") is None
+    seen.assert_quiet()
+    strangers = "img, iframe, object, embed, form, input, video, audio, marquee, math, base, link, textarea"
+    assert page.eval_on_selector_all(f"body :is({strangers})", "found => found.length") == 0
+    assert page.eval_on_selector_all("a:not([href^='#']):not(.modebar a):not([data-title])", "f => f.length") == 0
+    assert page.evaluate("getComputedStyle(document.body).display") == "block"
+    assert page.title() == " ".join(PAYLOADS[44].split())
+
+
+def test_payloads_are_read_as_they_were_written(hostile, visit):
+    page = visit(hostile).page
+    shown = page.eval_on_selector_all(".answer blockquote", "found => found.map(e => e.textContent)")
+    assert sorted(shown) == sorted(PAYLOADS)
+    labels = page.eval_on_selector_all(".ytick text", "found => found.map(e => e.textContent)")
+    assert "<b>x</b><sup>y</sup><br><spa"[:27] + "…" in labels
+    assert page.eval_on_selector_all(".ytick a, .annotation a", "found => found.length") == 0
+
+
+def test_every_figure_is_drawn(calm, visit):
+    seen = visit(calm)
+    page = seen.page
+    seen.assert_quiet()
+    assert page.locator(".canvas").count() == 13
+    for canvas in page.query_selector_all(".canvas"):
+        box = canvas.query_selector(".main-svg").bounding_box()
+        assert box["width"] > 150
+        assert box["height"] > 150
+    # 3 models × 2 splits × 2 judges, each with its interval.
+    assert page.locator("#confidence .points path.point").count() == 12
+    assert page.locator("#confidence .errorbar").count() == 12
+    # PT → FT by lexical2: 9 flows, no unscored; by lexical 9 and an unscored one; PT → RL: 10 each.
+    assert page.locator("#flow .sankey-link").count() == 9 + 10 + 10 + 10
+    assert page.locator("#training .lines path.js-line").count() == 8
+    # Marks stand where their numbers are: 22.0 % lies right of 13.0 %.
+    marks = page.eval_on_selector_all(
+        "#confidence .canvas:first-of-type .point", "found => found.map(e => e.getBoundingClientRect().x)"
+    )
+    assert marks[3] > marks[0]
+
+
+@pytest.mark.parametrize("width", [320, 400, 768, 1400])
+def test_nothing_sticks_out_sideways(calm, visit, width):
+    page = visit(calm, width=width).page
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    edges = page.eval_on_selector_all(
+        "section, .plot, .card, .warnings li, .example, .canvas .main-svg",
+        "found => found.map(e => e.getBoundingClientRect().right)",
+    )
+    assert max(edges) <= width
+
+
+def test_hostile_lengths_do_not_stick_out_either(hostile, visit):
+    page = visit(hostile, width=400).page
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_contrast(calm, visit, scheme):
+    """WCAG AA, 4.5:1, of every text against the nearest background that is painted behind it."""
+    page = visit(calm, scheme=scheme).page
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    poor = page.evaluate(
+        """() => {
+          const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
+          const lum = c => { const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+            return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
+          const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+            if (c.length === 3 || c[3] === 1) return c; } return [255, 255, 255]; };
+          const found = [];
+          const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+          while (walk.nextNode()) {
+            const e = walk.currentNode.parentElement;
+            if (!walk.currentNode.textContent.trim() || e.closest('script, svg, .skip, noscript')) continue;
+            if (!e.getClientRects().length) continue;
+            const a = lum(parse(getComputedStyle(e).color)), b = lum(behind(e));
+            const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+            if (ratio < 4.5) found.push([e.className, walk.currentNode.textContent.trim().slice(0, 30), ratio]);
+          }
+          return found;
+        }"""
+    )
+    assert json.dumps(poor) == "[]"
+
+
+def test_figures_follow_the_dark_scheme(calm, visit):
+    colours = {}
+    for scheme in ("light", "dark"):
+        page = visit(calm, scheme=scheme).page
+        colours[scheme] = page.eval_on_selector(".xtick text", "e => getComputedStyle(e).fill")
+    assert colours == {"light": "rgb(27, 34, 48)", "dark": "rgb(230, 234, 240)"}
+
+
+def test_hidden_texts_show_and_hide_again(calm, visit):
+    page = visit(calm).page
+    assert page.locator("#examples details[open]").count() == 0
+    assert not page.get_by_text("you stupid fools").is_visible()
+    page.click("#unveil")
+    assert page.get_by_text("you stupid fools").is_visible()
+    assert page.get_attribute("#unveil", "aria-pressed") == "true"
+    page.click("#unveil")
+    assert not page.get_by_text("you stupid fools").is_visible()
+
+
+def test_printing_fits_the_figures_to_paper_and_back(calm, visit):
+    page = visit(calm).page
+    widths = "found => found.map(e => e.getBoundingClientRect().width)"
+    before = page.eval_on_selector_all(".canvas .main-svg", widths)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_timeout(200)
+    assert set(page.eval_on_selector_all(".canvas .main-svg", "f => f.map(e => +e.getAttribute('width'))")) == {620}
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    page.wait_for_timeout(500)
+    assert page.eval_on_selector_all(".canvas .main-svg", widths) == before
+
+
+def test_every_figure_and_table_has_words_for_it(calm, visit):
+    page = visit(calm).page
+    assert page.eval_on_selector_all(
+        "figure", "f => f.every(e => e.querySelector('figcaption').textContent.length > 15)"
+    )
+    assert page.eval_on_selector_all(".canvas", "f => f.every(e => e.getAttribute('aria-label').length > 15)")
+    assert page.eval_on_selector_all("table", "f => f.every(e => e.caption && e.caption.textContent.trim())")
+    assert page.eval_on_selector_all("th", "f => f.every(e => e.scope)")
