@@ -129,11 +129,11 @@ def test_pairs_of_irregular_dialogues(dialoconan: Path) -> None:
     made = pairs(load_dialogues(str(dialoconan)).dialogues)
     # 2 + 3 + 2 + 1 + 2 + 2 + 2 pairs; one is blank; dialogue 5 repeats two pairs, and 6 one
     assert made.total == 14
-    assert made.dropped == {"blank turn": 1, "repeated": 3}
-    assert made.notes == {"blank antecedent left out": 1}
-    assert made.summary == "7 dialogues, 14 pairs, 4 dropped (1 blank turn, 3 repeated)"
+    assert made.dropped == {"blank turn": 1}
+    assert made.notes == {"blank antecedent left out": 1, "repeated pair kept": 3}
+    assert made.summary == "7 dialogues, 14 pairs, 1 dropped (1 blank turn)"
     by_id = {pair.id: pair for pair in made.pairs}
-    assert list(by_id) == ["0:1", "0:2", "1:1", "1:3", "2:1", "2:2", "3:1", "4:1", "4:2", "6:2"]
+    assert list(by_id) == ["0:1", "0:2", "1:1", "1:3", "2:1", "2:2", "3:1", "4:1", "4:2", "5:1", "5:2", "6:1", "6:2"]
     assert by_id["0:2"].history == turns("Cooks are lazy.", "Few work longer.", "They steal spoons.")
     assert by_id["0:2"].answer == Message("assistant", "Which spoons?")
     assert by_id["0:2"].dialogue_id == "0"
@@ -206,7 +206,7 @@ def test_multitarget_conan(tmp_path: Path) -> None:
     assert loaded.dialogues[0] == Dialogue("0", turns("Cooks lie.", "About what?"), "multitarget-conan", "COOKS")
     assert loaded.dialogues[2] == Dialogue("2", turns("x", ""), "multitarget-conan", None)
     assert loaded.notes == {"blanks around a turn removed": 1, "repeated dialogue": 1, "blank turn": 1}
-    assert pairs(loaded.dialogues).dropped == {"repeated": 1, "blank turn": 1}
+    assert pairs(loaded.dialogues).dropped == {"blank turn": 1}
     write_csv(
         path,
         [*rows, ["1", "y", "z", "COOKS", "V2"]],
@@ -507,7 +507,7 @@ def test_the_real_dialoconan(conan: Path, name: str) -> None:
     assert (len(loaded.dialogues), loaded.n_rows) == (3059, 16625)  # DESIGN.md's figures, here and below
     made = pairs(loaded.dialogues)
     assert made.total == 8312
-    assert made.dropped["blank turn"] == 1
+    assert made.dropped == {"blank turn": 1}
     assert len(made.pairs) == 8312 - sum(made.dropped.values())
     # two of the 235 turns with stray blanks are blank altogether
     assert loaded.notes["blanks around a turn removed"] + loaded.notes["blank turn"] == 235

@@ -89,13 +89,30 @@ class ChatFormat:
         # Where a template writes something else before an answer that is there than before one that is asked for
         # (an empty thinking block, say), the prompt is what the model will see, so it goes in front.
         mark = f"{_OPEN}{len(whole_texts) - 1}{_CLOSE}"
-        tail = whole_text[whole_text.rindex(mark) :]
-        if self._template is None:
-            # The blank after "Assistant:" is the answer's to give: byte-level tokenizers join it with the first word.
-            tail = " " + tail
+        start = whole_text.rindex(mark)
+        # White space that stands between prompt and answer is the answer's to give ("Assistant:" and a blank, "[/INST]"
+        # and a blank): byte-level tokenizers join it with the first word.
+        between = whole_text[len(prompt_text) : start] if whole_text.startswith(prompt_text) else ""
+        tail = (between if between.isspace() else "") + whole_text[start:]
         prompt = self._encode(prompt_text, texts)
         completion = self._encode(self._up_to_end_of_turn(tail), whole_texts)
         return Encoded(prompt + completion, [0] * len(prompt) + [1] * len(completion))
+
+    def end_of_turn(self) -> int | None:
+        """The token that the template ends an answer with; None if it can't write one or ends it by text alone.
+
+        Base models often name another end token (``<|endoftext|>``) than the template that they are trained with
+        (``<|im_end|>``): without this one their answers would never end.
+        """
+        if self._special is None:
+            return None
+        try:
+            rendered, _ = self._render([Message("user", "x"), Message("assistant", "y")], generation_prompt=False)
+        except ModelError:
+            return None
+        end = self._special.search(rendered, rendered.rindex(_CLOSE))
+        token: int | None = self.tokenizer.convert_tokens_to_ids(end.group()) if end is not None else None
+        return token
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer's ids, without special tokens, cut at the first stop string, stripped."""
@@ -109,9 +126,7 @@ class ChatFormat:
         if self.system and not (turns and turns[0].role == "system"):
             turns = [Message("system", self.system), *turns]
         texts = [turn.text.replace(_OPEN, "").replace(_CLOSE, "").strip() for turn in turns]
-        messages = [
-            {"role": turn.role, "content": f"{_OPEN}{number}{_CLOSE}"} for number, turn in enumerate(turns)
-        ]
+        messages = [{"role": turn.role, "content": f"{_OPEN}{number}{_CLOSE}"} for number, turn in enumerate(turns)]
         if self._template is None:
             return self._render_plain(messages, generation_prompt), texts
         try:
@@ -166,9 +181,9 @@ class ChatFormat:
         text = _STAND_IN.sub(lambda match: texts[int(match.group(1))], stretch)
         if not text:
             return []
-        encoded: list[int] = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        encoded: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         return encoded
 
 
@@ -179,11 +194,12 @@ def truncate_history(chat: ChatFormat, turns: Sequence[Message], max_tokens: int
     """
     ids = chat.encode_prompt(turns)
     whole = len(ids)
-    kept = [*turns]
+    rules = [turn for turn in turns[:1] if turn.role == "system"]
+    kept = [*turns[len(rules) :]]
     while len(ids) > max_tokens and len(kept) > 1:
-        # A history begins with the user's turn: an exchange goes as a whole.
+        # A history begins with the user's turn: an exchange goes as a whole. A system turn in front of it stays.
         kept = kept[2:] if len(kept) > 2 else kept[1:]
-        ids = chat.encode_prompt(kept)
+        ids = chat.encode_prompt([*rules, *kept])
     if len(ids) > max_tokens:
         ids = ids[-max_tokens:]
     return ids, whole - len(ids)

@@ -88,7 +88,7 @@ class PairSet:
 
     @property
     def summary(self) -> str:
-        """One sentence, such as ``3,059 dialogues, 8,312 pairs, 3 dropped (2 blank turn, 1 repeated)``."""
+        """One sentence, such as ``3,059 dialogues, 8,312 pairs, 1 dropped (1 blank turn)``."""
         sentence = f"{self.n_dialogues:,} dialogues, {self.total:,} pairs"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
@@ -187,12 +187,10 @@ def pairs(dialogues: Iterable[Dialogue]) -> PairSet:
             history = without_blank_exchanges(turns[: at + 1])
             if len(history) <= at:
                 notes["blank antecedent left out"] += 1
-            if (history, answer) in seen:
-                dropped["repeated"] += 1
-                continue
+            notes["repeated pair kept"] += (history, answer) in seen
             seen.add((history, answer))
             kept.append(Pair(f"{dialogue.id}:{number}", dialogue.id, history, answer))
-    return PairSet(kept, dict(dropped), dict(notes), total, n_dialogues)
+    return PairSet(kept, dict(dropped), dict(+notes), total, n_dialogues)
 
 
 def without_blank_exchanges(turns: Sequence[Message]) -> tuple[Message, ...]:

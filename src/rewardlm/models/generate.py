@@ -9,7 +9,6 @@ any truncation.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from transformers import (
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import body_and_head
+from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
 from rewardlm.types import Finish
 
 
@@ -170,7 +169,7 @@ def _generate_batch(
             history = torch.cat([history, chosen[:, None]], 1)
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(alive), 1)], 1)
         positions = attention_mask.sum(1, keepdim=True) - 1
-        hidden = _forward(body, chosen[:, None], attention_mask, positions, cache)[:, -1]
+        hidden = trunk_states(body, chosen[:, None], attention_mask, positions, cache)[:, -1]
     for position, index in enumerate(rows.tolist()):
         yield Sampled(
             index,
@@ -191,11 +190,11 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[DynamicCac
     body, _ = body_and_head(policy.causal_lm)
     device = policy.device
     unique = list(dict.fromkeys(prompts))
-    shared = _common_prefix(unique)
+    shared = shared_prefix(unique)
     cache = DynamicCache(config=policy.causal_lm.config)
     if shared:
         prefix = torch.tensor([unique[0][:shared]], device=device)
-        _forward(body, prefix, torch.ones_like(prefix), torch.arange(shared, device=device)[None], cache)
+        trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(shared, device=device)[None], cache)
         cache.batch_repeat_interleave(len(unique))
     rests = [prompt[shared:] for prompt in unique]
     tokens = _left_padded(rests, device)
@@ -204,42 +203,13 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[DynamicCac
     rest_mask = (torch.arange(width, device=device)[None] >= width - lengths).long()
     attention_mask = torch.cat([rest_mask.new_ones(len(unique), shared), rest_mask], 1)
     positions = (shared + rest_mask.cumsum(1) - 1).clamp(min=0)
-    hidden = _forward(body, tokens, attention_mask, positions, cache)[:, -1]
+    hidden = trunk_states(body, tokens, attention_mask, positions, cache)[:, -1]
     if len(unique) < len(prompts):
         where = {prompt: row for row, prompt in enumerate(unique)}
         index = torch.tensor([where[prompt] for prompt in prompts], device=device)
         cache.batch_select_indices(index)
         attention_mask, hidden = attention_mask[index], hidden[index]
     return cache, attention_mask, hidden
-
-
-def _forward(
-    body: torch.nn.Module, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: DynamicCache
-) -> Tensor:
-    """The trunk's last states for ``tokens``, the cache extended by them."""
-    known = inspect.signature(body.forward).parameters
-    arguments = {
-        "input_ids": tokens,
-        "attention_mask": attention_mask,
-        # Renamed in transformers 5.24; the old name is what older versions know.
-        "cache" if "cache" in known else "past_key_values": cache,
-        "use_cache": True,
-    }
-    if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
-        arguments["position_ids"] = positions
-    states: Tensor = body(**arguments)[0]
-    return states
-
-
-def _common_prefix(prompts: list[tuple[int, ...]]) -> int:
-    """How many leading tokens all prompts share, at most one less than the shortest has."""
-    first, last = min(prompts), max(prompts)
-    shared = 0
-    for a, b in zip(first, last, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return min(shared, min(map(len, prompts)) - 1)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

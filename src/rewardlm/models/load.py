@@ -68,8 +68,8 @@ class Policy:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the tokenizer's end token and those of the generation config."""
-        ids = {self.tokenizer.eos_token_id}
+        """Tokens that end an answer: the tokenizer's end token, the template's, and those of the generation config."""
+        ids = {self.tokenizer.eos_token_id, self.chat.end_of_turn()}
         configured = getattr(self.causal_lm.generation_config, "eos_token_id", None)
         ids |= set(configured) if isinstance(configured, list) else {configured}
         return frozenset(token for token in ids if token is not None)

@@ -6,6 +6,7 @@ state that an answer's token was predicted from gets them here, so that an off-b
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 from rewardlm.errors import ModelError
 
@@ -29,27 +31,65 @@ class TokenStats:
 
 @dataclass
 class Packed:
-    """B sequences right-padded to T: ``tokens`` Int[B, T], ``attention_mask`` Bool[B, T], ``response_mask`` Bool[B, T].
+    """B sequences that begin with the same ``prefix`` Int[S], their rests right-padded to T.
 
-    Masks are made from lengths, never from ``tokens != pad``: SmolLM2 pads with its end token.
+    ``tokens`` Int[B, T], ``mask`` Bool[B, T] (real tokens), ``response_mask`` Bool[B, T]. Masks are made from lengths,
+    never from ``tokens != pad``: SmolLM2 pads with its end token.
     """
 
+    prefix: Tensor
     tokens: Tensor
-    attention_mask: Tensor
+    mask: Tensor
     response_mask: Tensor
 
 
 def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """Prompt and response of each row joined and right-padded with token 0, which no mask lets count."""
-    rows = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses, strict=True)]
+    """Prompt and response of each row joined, what all prompts share taken out, padded with token 0."""
+    shared = shared_prefix(prompts)
+    rows = [torch.tensor([*prompt[shared:], *response]) for prompt, response in zip(prompts, responses, strict=True)]
     tokens = pad_sequence(rows, batch_first=True)
     position = torch.arange(tokens.shape[1])[None]
     ends = torch.tensor([len(row) for row in rows])[:, None]
-    starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
-    if int(starts.min()) < 1:
+    starts = torch.tensor([len(prompt) - shared for prompt in prompts])[:, None]
+    mask = position < ends
+    return Packed(
+        torch.tensor(prompts[0][:shared], dtype=torch.long, device=device),
+        tokens.to(device),
+        mask.to(device),
+        (mask & (position >= starts)).to(device),
+    )
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, at most one less than the shortest has.
+
+    Every row keeps a prompt token of its own: the first token of its answer follows from that one's state.
+    """
+    if min(map(len, prompts)) < 1:
         raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to follow from")
-    attention_mask = position < ends
-    return Packed(tokens.to(device), attention_mask.to(device), (attention_mask & (position >= starts)).to(device))
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    shared = 0
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return min(shared, min(map(len, prompts)) - 1)
+
+
+def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them."""
+    known = inspect.signature(body.forward).parameters
+    arguments = {
+        "input_ids": tokens,
+        "attention_mask": attention_mask,
+        # Renamed in transformers 5.24; the old name is what older versions know.
+        "cache" if "cache" in known else "past_key_values": cache,
+        "use_cache": True,
+    }
+    if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
+        arguments["position_ids"] = positions
+    states: Tensor = body(**arguments)[0]
+    return states
 
 
 def body_and_head(causal_lm: Any) -> tuple[Any, Any]:
@@ -85,7 +125,17 @@ def token_stats(causal_lm: Any, packed: Packed, *, chunk: int = 512) -> TokenSta
     Temperature is 1.
     """
     body, head = body_and_head(causal_lm)
-    states = body(input_ids=packed.tokens, attention_mask=packed.attention_mask.long(), use_cache=False)[0]
+    n_rows, width = packed.tokens.shape
+    n_shared = len(packed.prefix)
+    cache = DynamicCache(config=causal_lm.config)
+    if n_shared:
+        # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
+        prefix = packed.prefix[None]
+        trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(n_shared, device=prefix.device)[None], cache)
+        cache.batch_repeat_interleave(n_rows)
+    mask = torch.cat([packed.mask.new_ones(n_rows, n_shared), packed.mask], 1).long()
+    positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
+    states = trunk_states(body, packed.tokens, mask, positions, cache)
     predicted_from = states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
     targets = packed.tokens[packed.response_mask]
     parts = []
