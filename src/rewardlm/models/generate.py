@@ -2,8 +2,8 @@
 
 Each row draws its randomness from a seed of its own, so an answer depends on (seed, prompt, sample) and not on which
 other prompts happened to be in its batch. (Floating-point sums may still differ in the last bit between batch shapes,
-which now and then tips a token.) The log-probability kept with every token is the model's own, at temperature 1 and before
-any truncation.
+which now and then tips a token.) The log-probability kept with every token is the model's own, at temperature 1 and
+before any truncation.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -124,7 +124,6 @@ def _generate_batch(
     states: list[list[Tensor]] = [[] for _ in batch]
     finish: list[Finish] = ["length" for _ in batch]
     alive = torch.arange(len(batch))  # positions in ``batch`` of the rows that still run
-    history = _left_padded([requests[i].prompt for i in batch], device) if sampling.no_repeat_ngram_size else None
     for step in range(max_new_tokens):
         logits = head(hidden).float()
         if not bool(torch.isfinite(logits.sum())):
@@ -135,12 +134,12 @@ def _generate_batch(
         scores = logits
         if step < sampling.min_new_tokens:
             scores = scores.index_fill(-1, end_ids, -torch.inf)
+        if sampling.no_repeat_ngram_size:
+            so_far = [[*requests[batch[position]].prompt, *tokens[position]] for position in alive.tolist()]
+            scores = _without_repeats(scores, so_far, sampling.no_repeat_ngram_size)
         if processors:
-            scores = processors(history, scores)
-        if sampling.temperature == 0:
-            chosen = scores.argmax(-1)
-        else:
-            chosen = _draw(scores, uniforms[alive.to(device), step])
+            scores = processors(None, scores)
+        chosen = scores.argmax(-1) if sampling.temperature == 0 else _draw(scores, uniforms[alive.to(device), step])
         normaliser = logits.logsumexp(-1)
         chosen_logprobs = (logits.gather(-1, chosen[:, None]).squeeze(-1) - normaliser).cpu()
         step_entropy = (normaliser - (torch.softmax(logits, -1) * logits).sum(-1)).cpu()
@@ -164,9 +163,6 @@ def _generate_batch(
             alive, chosen = alive[keep], chosen[keep.to(device)]
             cache.batch_select_indices(keep.to(device))
             attention_mask = attention_mask[keep.to(device)]
-            history = history[keep.to(device)] if history is not None else None
-        if history is not None:
-            history = torch.cat([history, chosen[:, None]], 1)
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(alive), 1)], 1)
         positions = attention_mask.sum(1, keepdim=True) - 1
         hidden = trunk_states(body, chosen[:, None], attention_mask, positions, cache)[:, -1]
@@ -185,12 +181,13 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[DynamicCac
     """Cache and mask of the prompts, and the last state Float[B, H] that the first new token follows from.
 
     What all prompts begin with (the template's system turn) is run once and its cache repeated; prompts that occur more
-    than once (k samples) are run once. Between prefix and rest stand left pads, which mask and positions step over.
+    than once (k samples) are run once. Between prefix and rest stand left pads, which mask and positions step over; but
+    sliding windows count cells of the cache, pads too, so such models get whole prompts.
     """
     body, _ = body_and_head(policy.causal_lm)
     device = policy.device
     unique = list(dict.fromkeys(prompts))
-    shared = shared_prefix(unique)
+    shared = 0 if _has_window(policy.causal_lm.config) else shared_prefix(unique)
     cache = DynamicCache(config=policy.causal_lm.config)
     if shared:
         prefix = torch.tensor([unique[0][:shared]], device=device)
@@ -212,6 +209,11 @@ def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[DynamicCac
     return cache, attention_mask, hidden
 
 
+def _has_window(config: Any) -> bool:
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     width = max(map(len, rows))
     return torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=device)
@@ -219,8 +221,6 @@ def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 def _processors(sampling: GenerationSettings) -> LogitsProcessorList:
     processors = LogitsProcessorList()
-    if sampling.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
     if sampling.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:
@@ -228,6 +228,19 @@ def _processors(sampling: GenerationSettings) -> LogitsProcessorList:
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
     return processors
+
+
+def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
+    """``scores`` Float[B, V] with -inf where a token would complete an n-gram that its row holds already.
+
+    From the rows themselves: a padded batch would ban the n-grams of its padding too.
+    """
+    scores = scores.clone()
+    for row, tokens in enumerate(so_far):
+        start = len(tokens) - size + 1
+        banned = [tokens[i + size - 1] for i in range(start) if tokens[i : i + size - 1] == tokens[start:]]
+        scores[row, banned] = -torch.inf
+    return scores
 
 
 def _draw(scores: Tensor, uniforms: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""Small random models of many architectures, with tiny's tokenizer: two layers each, made from their configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+)
+
+from rewardlm.config import ChatSettings, ModelSettings
+from rewardlm.models.load import Policy, chat_format, load_policy
+
+VOCABULARY = 2048
+_LLAMA_LIKE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIGS: dict[str, Any] = {
+    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=512),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    ),
+    "falcon_multi_query": lambda: FalconConfig(
+        **_FALCON, multi_query=True, new_decoder_architecture=False, parallel_attn=True, alibi=False
+    ),
+    "falcon_alibi": lambda: FalconConfig(
+        **_FALCON, multi_query=False, new_decoder_architecture=False, parallel_attn=False, alibi=True
+    ),
+    "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=4),
+    "opt": lambda: OPTConfig(
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=512,
+    ),
+    "gpt_neo": lambda: GPTNeoConfig(
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=24,
+        max_position_embeddings=512,
+    ),
+    "mistral_sliding": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=16, head_dim=8),
+    "qwen2": lambda: Qwen2Config(**_LLAMA_LIKE),
+    "gemma": lambda: GemmaConfig(**_LLAMA_LIKE, head_dim=8),
+}
+
+
+def tiny_policy(**settings: Any) -> Policy:
+    return load_policy(ModelSettings(model="tiny", dtype="float32", device="cpu", **settings))
+
+
+def random_policy(name: str) -> Policy:
+    """``name`` of CONFIGS as a policy: random weights that are spread widely, so that greedy choices have no ties."""
+    if name == "tiny":
+        return tiny_policy()
+    tokenizer = tiny_policy().tokenizer
+    config = CONFIGS[name]()
+    config.vocab_size = VOCABULARY
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.eval().requires_grad_(False)
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        chat=chat_format(tokenizer, ChatSettings()),
+        spec=name,
+        source="test",
+        weights_hash="",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
