@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens under a causal LM: the ONE place where logits and tokens are shifted.
 
-The logits at position t speak about the token at t + 1. Everything that needs log-probabilities, entropies or the hidden
-state that an answer's token was predicted from gets them here, so that an off-by-one can be wrong in one place only.
+The logits at position t speak about the token at t + 1. Everything that needs log-probabilities, entropies or the
+hidden state that an answer's token was predicted from gets them here, so that an off-by-one can be wrong in one place
+only.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def check_head(causal_lm: Any) -> None:
     difference = float((ours - theirs).abs().max())
     if difference > 0.01 * float(theirs.std()) + 1e-3:
         raise ModelError(
-            f"{type(causal_lm).__name__}: its logits are not head(trunk) (they differ by {difference:.3g}): not supported"
+            f"{type(causal_lm).__name__}: its logits are not head(trunk) (they differ by {difference:.3g}): "
+            "not supported"
         )
 
 
@@ -151,7 +153,7 @@ def token_stats(causal_lm: Any, packed: Packed, *, chunk: int = 512) -> TokenSta
 
 
 def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length into pieces of at most ``budget`` positions, padding included; a longer row stands alone."""
+    """Rows sorted by length in pieces of at most ``budget`` positions, padding included; a longer row stands alone."""
     pieces: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
         # Lengths grow, so this row's is the width of the piece if it joins.

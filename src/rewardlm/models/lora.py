@@ -1,4 +1,4 @@
-"""LoRA adapters by PEFT: put on, loaded, saved, switched off. The reference model is the same base with the adapter off.
+"""LoRA adapters by PEFT: put on, loaded, saved, switched off. The reference is the same base with the adapter off.
 
 One copy of the weights serves policy and reference. Where RL starts from a fine-tuned adapter, the reference is that
 adapter, frozen, beside the one that learns.
@@ -91,17 +91,18 @@ def reference(policy: Policy) -> Iterator[None]:
     if not isinstance(model, PeftModel):
         yield
         return
-    if REFERENCE not in model.peft_config:
-        with model.disable_adapter():
-            yield
-        return
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
-        model.set_adapter(REFERENCE)
-        yield
+        if REFERENCE in model.peft_config:
+            model.set_adapter(REFERENCE)
+            yield
+        else:
+            with model.disable_adapter():
+                yield
     finally:
-        model.set_adapter(POLICY)
-        # set_adapter also decides what is trainable; leave that as it was found.
+        if REFERENCE in model.peft_config:
+            model.set_adapter(POLICY)
+        # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
 

@@ -1,0 +1,199 @@
+"""Adapters: off is the base to the bit, the reference leaves no trace, what is saved is what is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import random_policy, tiny_policy
+
+from rewardlm.config import LoraSettings
+from rewardlm.errors import ModelError
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import (
+    POLICY,
+    REFERENCE,
+    add_lora,
+    load_adapter,
+    reference,
+    save_adapter,
+    trainable_parameters,
+)
+
+IDS = torch.tensor([[1, 300, 301, 302, 2, 17, 900]])
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.model(input_ids=IDS).logits.clone()
+
+
+def disturb(policy: Policy, seed: int = 0) -> None:
+    """Give the adapter weights that change something, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_" in name and f".{POLICY}." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+@pytest.fixture(scope="module")
+def base_logits() -> torch.Tensor:
+    return logits(tiny_policy())
+
+
+@pytest.fixture
+def adapted() -> Policy:
+    policy = tiny_policy()
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    disturb(policy)
+    return policy
+
+
+@pytest.fixture
+def saved(adapted: Policy, tmp_path: Path) -> Path:
+    save_adapter(adapted.model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_fresh_adapter_changes_nothing_and_alone_is_trainable(base_logits: torch.Tensor) -> None:
+    policy = tiny_policy()
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    assert torch.equal(logits(policy), base_logits)
+    names = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    assert names
+    assert all("lora_" in name for name in names)
+    assert sum(map(torch.numel, trainable_parameters(policy.model))) == sum(
+        parameter.numel() for name, parameter in policy.model.named_parameters() if "lora_" in name
+    )
+
+
+def test_a_fresh_adapter_depends_on_the_seed_alone() -> None:
+    drawn = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        policy = tiny_policy()
+        add_lora(policy, LoraSettings(r=4), seed=seed)
+        drawn.append(torch.cat([parameter.flatten() for parameter in trainable_parameters(policy.model)]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_drawing_an_adapter_leaves_the_callers_random_state() -> None:
+    policy = tiny_policy()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_adapter_is_float32_on_a_half_precision_base() -> None:
+    from rewardlm.config import ModelSettings
+    from rewardlm.models.load import load_policy
+
+    policy = load_policy(ModelSettings(model="tiny", dtype="bfloat16", device="cpu"))
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    assert {parameter.dtype for parameter in trainable_parameters(policy.model)} == {torch.float32}
+    assert policy.causal_lm.model.embed_tokens.weight.dtype == torch.bfloat16
+
+
+def test_reference_is_the_base_to_the_bit(adapted: Policy, base_logits: torch.Tensor) -> None:
+    assert not torch.equal(logits(adapted), base_logits)
+    with reference(adapted):
+        assert torch.equal(logits(adapted), base_logits)
+
+
+def test_reference_of_a_bare_model_is_itself(base_logits: torch.Tensor) -> None:
+    policy = tiny_policy()
+    with reference(policy):
+        assert torch.equal(logits(policy), base_logits)
+
+
+def state_of(policy: Policy) -> tuple[Any, Any, Any]:
+    trainable = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    return trainable, list(policy.model.active_adapters), policy.model.training
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_reference_leaves_no_trace(saved: Path, trainable: bool, with_reference: bool) -> None:
+    policy = tiny_policy()
+    load_adapter(policy, saved, trainable=trainable)
+    if with_reference:
+        load_adapter(policy, saved, name=REFERENCE)
+    before, own = state_of(policy), logits(policy)
+    assert bool(before[0]) is trainable
+    with reference(policy):
+        pass
+    assert state_of(policy) == before
+    assert torch.equal(logits(policy), own)
+    with pytest.raises(ZeroDivisionError), reference(policy):
+        raise ZeroDivisionError
+    assert state_of(policy) == before
+    assert torch.equal(logits(policy), own)
+
+
+def test_reference_is_the_adapter_that_rl_started_from(saved: Path) -> None:
+    policy = tiny_policy()
+    load_adapter(policy, saved, trainable=True)
+    load_adapter(policy, saved, name=REFERENCE)
+    started_from = logits(policy)
+    disturb(policy, seed=9)
+    learned = logits(policy)
+    assert not torch.equal(learned, started_from)
+    with reference(policy):
+        assert torch.equal(logits(policy), started_from)
+    assert torch.equal(logits(policy), learned)
+
+
+def test_what_is_saved_is_what_is_loaded(adapted: Policy, saved: Path) -> None:
+    assert {file.name for file in saved.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    policy = tiny_policy()
+    load_adapter(policy, saved)
+    assert torch.equal(logits(policy), logits(adapted))
+    assert policy.adapter == str(saved)
+    assert not trainable_parameters(policy.model)
+    assert not policy.model.training
+
+
+def test_the_reference_is_not_saved_with_the_policy(saved: Path, tmp_path: Path) -> None:
+    policy = tiny_policy()
+    load_adapter(policy, saved, trainable=True)
+    load_adapter(policy, saved, name=REFERENCE)
+    save_adapter(policy.model, tmp_path / "again")
+    assert (
+        load_file(tmp_path / "again" / "adapter_model.safetensors").keys()
+        == load_file(saved / "adapter_model.safetensors").keys()
+    )
+    assert not list((tmp_path / "again").glob("**/reference*"))
+
+
+def test_a_trained_runs_folder_stands_for_its_adapter(adapted: Policy, saved: Path) -> None:
+    policy = tiny_policy()
+    load_adapter(policy, saved.parent)
+    assert torch.equal(logits(policy), logits(adapted))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon_multi_query", "bloom", "opt", "gpt_neox"])
+def test_other_architectures_take_an_adapter(name: str, tmp_path: Path) -> None:
+    policy = random_policy(name)
+    bare = logits(policy)
+    add_lora(policy, LoraSettings(r=2), seed=0)
+    disturb(policy)
+    own = logits(policy)
+    with reference(policy):
+        assert torch.equal(logits(policy), bare)
+    save_adapter(policy.model, tmp_path)
+    again = random_policy(name)
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), own)
+
+
+def test_targets_that_are_not_there_are_named() -> None:
+    with pytest.raises(ModelError, match="no_such_module") as info:
+        add_lora(tiny_policy(), LoraSettings(targets=["no_such_module"]), seed=0)
+    assert "\n" not in str(info.value)
