@@ -219,19 +219,27 @@ class RlafSettings(ModelSettings):
         if self.batch_size < self.minibatches:
             raise ValueError(f"{self.minibatches} minibatches need at least as many answers as batch_size")
         if self.algorithm != "ppo" and self.samples_per_prompt < 2:
-            raise ValueError(
-                f"{self.algorithm} compares answers to the same prompt: samples must be at least 2"
-            )
+            raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
         sampling = self.generation
         if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0) or (
             sampling.min_new_tokens or sampling.no_repeat_ngram_size
         ):
             # Answers that the policy itself would not give with that probability make the KL estimate
             # negative and the ratio wrong.
-            raise ValueError(
-                "rlaf samples from the policy itself: leave generation at temperature 1, untruncated"
-            )
+            raise ValueError("rlaf samples from the policy itself: leave generation at temperature 1, untruncated")
         return self
+
+
+class CompareSettings(Section):
+    """``rewardlm compare`` and ``report``: what counts as toxic, and how intervals are drawn.
+
+    ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do.
+    """
+
+    threshold: float = Field(0.5, ge=0, le=1)
+    inclusive: bool = False
+    n_resamples: int = Field(10_000, ge=100)
+    seed: int = Field(0, ge=0)
 
 
 class StageMeasure(Section):
@@ -305,9 +313,7 @@ def build(
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(
-                f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9"
-            )
+            raise ConfigError(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -10,22 +10,27 @@ from rewardlm.cli import options
 
 
 def compare(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Measurements or imports; the first is the baseline.")
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")],
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")] = False,
+    config: options.Config = None,
+    seed: options.Seed = None,
 ) -> None:
-    """Hold runs against each other: toxic share, intervals, paired tests, flow, audit."""
+    """Hold measurements and imports against each other: toxic share, intervals, paired tests, flow, audit.
+
+    Settings: threshold, inclusive, n_resamples.
+    """
     folders, overrides = options.split_overrides(runs)
-    options.refuse_overrides(overrides)
+    from rewardlm.config import CompareSettings, build
+
+    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
     if as_json:
         import json
 
         from rewardlm.measure.compare import compare as compare_runs
 
-        typer.echo(json.dumps(compare_runs(folders, scorer=scorer), allow_nan=False))
+        typer.echo(json.dumps(compare_runs(folders, scorer=scorer, **settings.model_dump()), allow_nan=False))
     else:
         from rewardlm.cli.show import show_comparison
 
-        show_comparison(folders, scorer=scorer)
+        show_comparison(folders, scorer=scorer, settings=settings)

@@ -11,13 +11,19 @@ from rewardlm.cli import options
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Measurements, trainings, or an experiment.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first is the baseline.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
 ) -> None:
-    """Write one self-contained page about RUNs; the first measurement is the baseline."""
+    """Write one self-contained page about measurements, trainings, or an experiment.
+
+    Settings: threshold, inclusive, n_resamples.
+    """
     folders, overrides = options.split_overrides(runs)
-    options.refuse_overrides(overrides)
+    from rewardlm.config import CompareSettings, build
     from rewardlm.report.page import build_report
 
-    typer.echo(build_report(folders, out, title=title))
+    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    typer.echo(build_report(folders, out, title=title, settings=settings))

@@ -14,6 +14,7 @@ def score(
     run: Annotated[Path, typer.Argument(help="A measurement or an import.")],
     scorer: Annotated[str, typer.Option("--scorer", metavar="NAME[,NAME…]", help="The judges to add.")],
     overrides: options.Overrides = None,
+    device: options.Device = None,
 ) -> None:
     """Let another judge score the answers that RUN holds already."""
     options.refuse_overrides(overrides or [])
@@ -24,5 +25,5 @@ def score(
 
     for name in split_outside_brackets(scorer):
         with stage(f"score by {name}") as progress:
-            score_run(run, name, report=progress.report)
+            score_run(run, name, device=device or "cpu", report=progress.report)
     show_comparison([run])

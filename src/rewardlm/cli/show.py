@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rewardlm.config import ExperimentSettings
+    from rewardlm.config import CompareSettings, ExperimentSettings
 
 
-def show_comparison(runs: Sequence[Path], *, scorer: str | None = None) -> dict[str, Any]:
-    """Compare ``runs``, print the tables, and return the comparison."""
-    from rich.console import Console
-
+def show_comparison(
+    runs: Sequence[Path], *, scorer: str | None = None, settings: CompareSettings | None = None
+) -> None:
+    """Compare ``runs`` and print the tables."""
+    from rewardlm.config import CompareSettings
     from rewardlm.measure.compare import compare
     from rewardlm.report.tables import print_comparison
 
-    result = compare(runs, scorer=scorer)
-    print_comparison(result, Console())
-    return result
+    rule = (settings or CompareSettings()).model_dump()
+    print_comparison(compare(runs, scorer=scorer, **rule), _console())
 
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:
@@ -28,9 +29,14 @@ def run_and_show(settings: ExperimentSettings, out: Path) -> None:
     from rewardlm.experiment import run_experiment
 
     result, page = run_experiment(settings, out, stage=stage, say=say)
-    from rich.console import Console
-
     from rewardlm.report.tables import print_comparison
 
-    print_comparison(result, Console())
+    print_comparison(result, _console())
     print(f"\nThe report: {page}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # A pipe has no width; the tables are made for 100 columns.
+    return Console() if sys.stdout.isatty() else Console(width=100)

@@ -33,8 +33,8 @@ _WINDOW = 256
 def measure(settings: MeasureSettings, out: Path, *, report: Report | None = None) -> Run:
     """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
 
-    ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't be
-    used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
+    ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
+    be used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
     """
     label = settings.label or _default_label(settings)
     run = Run.start(out, kind="measure", label=label, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)

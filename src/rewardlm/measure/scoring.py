@@ -13,12 +13,14 @@ from rewardlm.types import Generation, Score
 Report = Callable[[int, int, str], None]
 
 
-def score_run(path: Path, name: str, *, max_failed_share: float = 0.01, report: Report | None = None) -> Run:
+def score_run(
+    path: Path, name: str, *, device: str = "cpu", max_failed_share: float = 0.01, report: Report | None = None
+) -> Run:
     """Another judge over the answers that are stored already. Scores that are there are not made again."""
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
-    scorer = load_scorer(name)
+    scorer = load_scorer(name, device=device)
     generations = run.generations()
     scored = {score.generation_id for score in run.scores() if score.scorer == scorer.name}
     missing = [generation for generation in generations if generation.id not in scored]

