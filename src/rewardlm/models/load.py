@@ -107,24 +107,31 @@ def load_policy(settings: ModelSettings) -> Policy:
         source, revision = _locate(settings.model)
         _refuse_pickles(source)
         quantisation = settings.load
+        quantisation_config = _quantisation(settings.load, dtype)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 revision=revision,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 low_cpu_mem_usage=True,
-                quantization_config=_quantisation(settings.load, dtype),
+                quantization_config=quantisation_config,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except Exception as error:  # Damaged files make the parsers below raise types of their own.
             raise ModelError(
                 f"can't load the model {settings.model!r}: {_one_line(error)}; expected an alias "
                 f"({', '.join(ALIASES)}), a hub id or a folder with config.json and safetensors"
             ) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"{settings.model}: its tokenizer has no end token, so no answer can end")
+        if loading["missing_keys"]:
+            # transformers would draw them at random and go on.
+            missing = sorted(loading["missing_keys"])
+            raise ModelError(
+                f"{settings.model}: its files lack {len(missing)} tensors ({missing[0]}, …): download again"
+            )
+    _check_tokenizer(settings.model, tokenizer, model)
     if not quantisation:
         model.to(device)
     model.eval()
@@ -141,6 +148,20 @@ def load_policy(settings: ModelSettings) -> Policy:
         quantisation=quantisation,
         module_types=dict(Counter(type(module).__name__ for module in model.modules() if not list(module.children()))),
     )
+
+
+def _check_tokenizer(spec: str, tokenizer: Any, model: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{spec}: its tokenizer has no end token, so no answer can end")
+    special = set(tokenizer.all_special_ids)
+    # Special tokens beyond the embeddings are common (a pad that was added) and harmless: no text becomes one.
+    highest = max((id_ for id_ in tokenizer.get_vocab().values() if id_ not in special), default=-1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(highest, tokenizer.eos_token_id) >= rows:
+        raise ModelError(
+            f"{spec}: its tokenizer has ids up to {max(highest, tokenizer.eos_token_id)}, the model embeddings for "
+            f"{rows}: they don't belong together"
+        )
 
 
 def chat_format(tokenizer: Any, settings: ChatSettings) -> ChatFormat:
@@ -195,12 +216,12 @@ def _locate(spec: str) -> tuple[str, str | None]:
             return str(_converted(folder / SMOLLM2_GGUF)), None
         return SMOLLM2_HUB
     path = Path(spec)
-    if path.is_dir():
+    if spec and path.is_dir():
         if not (path / "config.json").exists():
             what = "an adapter (pass it with --adapter)" if (path / "adapter_config.json").exists() else "no model"
             raise ModelError(f"{spec} is {what}: it has no config.json")
         return spec, None
-    if path.exists():
+    if spec and path.exists():
         raise ModelError(f"{spec} is a file: expected a folder with config.json and safetensors")
     if spec.count("/") != 1 or spec.startswith((".", "/")) or any(ord(c) < 33 for c in spec):
         raise ModelError(

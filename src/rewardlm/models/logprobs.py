@@ -183,7 +183,8 @@ def score_rows(
     for rows in microbatches(lengths, budget):
         _, stats = forward_rows(causal_lm, prompts, responses, rows)
         sizes = [len(responses[row]) for row in rows]
-        for row, lp, h in zip(rows, stats.logprobs.cpu().split(sizes), stats.entropy.cpu().split(sizes), strict=True):
+        pieces = torch.stack([stats.logprobs, stats.entropy]).cpu().split_with_sizes(sizes, dim=1)
+        for row, (lp, h) in zip(rows, pieces, strict=True):
             logprobs[row], entropies[row] = lp, h
     return pad_sequence(logprobs, batch_first=True), pad_sequence(entropies, batch_first=True)
 
