@@ -348,7 +348,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    return _numbers(tree)
+    numbers: dict[str, Any] = _numbers(tree)
+    return numbers
 
 
 def _number(value: Any) -> Any:

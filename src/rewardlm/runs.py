@@ -72,7 +72,7 @@ def safe_name(label: str) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions and machine facts that a reader of the run needs; nothing that identifies its user."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _RECORDED_PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -191,7 +191,8 @@ class Run:
         """Append dataclasses or dicts to ``name``.jsonl in one write, on disk when this returns."""
         lines = []
         for record in records:
-            value = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
+            is_object = dataclasses.is_dataclass(record) and not isinstance(record, type)
+            value = dataclasses.asdict(record) if is_object else record
             lines.append(json.dumps(value, allow_nan=False) + "\n")
         if not lines:
             return
