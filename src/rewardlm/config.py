@@ -47,7 +47,9 @@ Names = Annotated[list[str], AfterValidator(_split_names)]
 class Section(BaseModel):
     """Base of all settings: unknown keys are errors, values don't change after checking."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -318,6 +320,8 @@ def build(
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+        if isinstance(value, dict) and not text.lstrip().startswith("{"):
+            value = text  # chat.user=User: is a text that ends with a colon
         _set(tree, key, _number(value))
     return validate(kind, tree)
 
@@ -340,15 +344,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is a directory: a YAML file is needed") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ConfigError(f"{path}{where}: not YAML ({problem})") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
-    numbers: dict[str, Any] = _numbers(tree)
+    try:
+        numbers: dict[str, Any] = _numbers(tree)
+    except RecursionError:
+        raise ConfigError(f"{path}: an anchor (&) holds its own alias (*)") from None
     return numbers
 
 

@@ -64,7 +64,7 @@ def safe_name(label: str) -> str:
     Names that had to be changed get a hash, so that two labels never share a folder.
     """
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-")[:80]
-    if cleaned == label:
+    if cleaned and cleaned == label:
         return cleaned
     digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{cleaned[:70]}-{digest}".strip("-")
@@ -115,9 +115,7 @@ class Run:
         if (path / "run.json").exists():
             run = cls.open(path)
             if run.meta["kind"] != kind:
-                raise RunError(
-                    f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out"
-                )
+                raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
             old = _flatten(run.meta["settings"])
             new = _flatten(settings)
             ignored = set(free)
@@ -166,9 +164,7 @@ class Run:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
         if not isinstance(meta, dict) or not {"kind", "label", "settings"} <= meta.keys():
-            raise RunError(
-                f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm"
-            )
+            raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
         return cls(path, meta)

@@ -1,0 +1,202 @@
+"""Settings: file, flags and overrides in that order, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewardlm.config import (
+    ExperimentSettings,
+    FinetuneSettings,
+    MeasureSettings,
+    RlafSettings,
+    build,
+    split_outside_brackets,
+)
+from rewardlm.errors import ConfigError
+
+
+def measure(*overrides: str, **flags: Any) -> MeasureSettings:
+    return build(MeasureSettings, flags={"model": "tiny", **flags}, overrides=overrides)
+
+
+def refused(kind: Any, *overrides: str, file: Path | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as info:
+        build(kind, file=file, flags={"model": "tiny", **flags}, overrides=overrides)
+    message = str(info.value)
+    assert "\n" not in message
+    assert len(message) < 1000
+    return message
+
+
+def test_the_later_wins(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("samples: 2\nseed: 3\ngeneration:\n  top_p: 0.5\n  top_k: 7\n")
+    got = build(
+        MeasureSettings,
+        defaults={"model": "tiny", "seed": 1, "part": "train"},
+        file=file,
+        flags={"samples": 4, "seed": None},
+        overrides=["generation.top_p=0.25"],
+    )
+    assert (got.part, got.seed, got.samples) == ("train", 3, 4)
+    assert (got.generation.top_p, got.generation.top_k) == (0.25, 7)
+
+
+def test_building_changes_no_defaults() -> None:
+    defaults = {"model": "tiny", "generation": {"top_p": 0.5}}
+    before = json.dumps(defaults)
+    build(MeasureSettings, defaults=defaults, overrides=["generation.top_p=0.1", "chat.user=Q:"])
+    assert json.dumps(defaults) == before
+    assert MeasureSettings(model="tiny").generation.top_p == 1.0
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("learning_rate: 3e-4\nlora: {dropout: 1E-1}\n")
+    got = build(FinetuneSettings, file=file, flags={"model": "tiny"}, overrides=["warmup_ratio=1e-2"])
+    assert (got.learning_rate, got.lora.dropout, got.warmup_ratio) == (3e-4, 0.1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("generation.top_q=0.9", "did you mean 'generation.top_p'"),
+        ("sampels=3", "did you mean 'samples'"),
+        ("zzz=1", "known: "),
+        ("generation.top_p=2", "generation.top_p"),
+        ("generation.top_p=", "generation.top_p"),
+        ("generation.temperature=-1", "generation.temperature"),
+        ("generation.temperature=.nan", "generation.temperature"),
+        ("generation.temperature=.inf", "generation.temperature"),
+        ("generation=3", "generation"),
+        ("generation.top_p.x=1", "generation.top_p"),
+        ("samples=0", "samples"),
+        ("samples=two", "samples"),
+        ("samples=1.5", "samples"),
+        ("limit=0", "limit"),
+        ("limit=-5", "limit"),
+        ("seed=-1", "seed"),
+        ("dtype=float64", "dtype"),
+        ("load=2bit", "load"),
+        ("part=test", "part"),
+        ("scorer=[]", "at least one"),
+        ("scorer=[a,b,a]", "named twice: a"),
+        ("max_failed_share=1.5", "max_failed_share"),
+        ("engine=ray", "not in this version"),
+        ("url=http://x", "url"),
+        ("novalue", "expected key.sub=value"),
+        ("=3", "expected key.sub=value"),
+        ("label=[1", "label"),
+    ],
+)
+def test_wrong_overrides_are_one_line(override: str, said: str) -> None:
+    if override == "label=[1":  # Not YAML, so it is the text itself.
+        assert measure(override).label == "[1"
+        return
+    assert said in refused(MeasureSettings, override)
+
+
+def test_an_override_below_a_value_is_named() -> None:
+    with pytest.raises(ConfigError, match="'model' is a value"):
+        build(MeasureSettings, flags={"model": "tiny"}, overrides=["model.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "line 1: not YAML"),
+        ("- 1\n- 2\n", "got list"),
+        ("just text", "got str"),
+        ("1: 2\n", ""),
+        ("samples: !!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("model: \x07\n", "not YAML"),
+        ("generation:\n  topp: 1\n", "generation.topp"),
+    ],
+)
+def test_wrong_files_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    assert said in refused(MeasureSettings, file=file)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "no such file" in refused(MeasureSettings, file=tmp_path / "none.yaml")
+    assert "directory" in refused(MeasureSettings, file=tmp_path)
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in refused(MeasureSettings, file=tmp_path / "x.yaml")
+    assert refused(MeasureSettings, file=tmp_path / "x.yaml" / "below")
+
+
+def test_a_file_that_holds_itself(tmp_path: Path) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text("generation: &a\n  top_p: *a\n")
+    refused(MeasureSettings, file=file)
+
+
+def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("# nothing\n")
+    assert build(MeasureSettings, file=tmp_path / "e.yaml", flags={"model": "tiny"}).model == "tiny"
+
+
+def test_the_model_is_missing() -> None:
+    with pytest.raises(ConfigError, match="'model' is missing"):
+        build(MeasureSettings)
+
+
+def test_a_text_may_end_with_a_colon() -> None:
+    got = measure("chat.user=<human>:", "chat.system=Rules: be kind", "generation={top_p: 0.5}")
+    assert (got.chat.user, got.chat.system, got.generation.top_p) == ("<human>:", "Rules: be kind", 0.5)
+
+
+def test_names_of_judges_are_split_outside_brackets() -> None:
+    assert split_outside_brackets("a, mean(b,max(c,d)) ,e#f") == ["a", "mean(b,max(c,d))", "e#f"]
+    assert measure(scorer="lexical,mean(lexical,lexical2)").scorer == ["lexical", "mean(lexical,lexical2)"]
+    assert measure("scorer=[lexical, lexical2]").scorer == ["lexical", "lexical2"]
+    assert measure("scorer=lexical2").scorer == ["lexical2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm=grpo", "batch_size=10"], "divisible by samples 4"),
+        (["algorithm=rloo", "samples=1"], "at least 2"),
+        (["batch_size=2", "minibatches=3"], "minibatches"),
+        (["generation.temperature=0.7"], "temperature 1"),
+        (["generation.top_k=50"], "untruncated"),
+        (["generation.min_new_tokens=2"], "untruncated"),
+        (["algorithm=dpo"], "algorithm"),
+        (["kl.coef=-1"], "kl.coef"),
+        (["kl.max=.inf"], "kl.max"),
+        (["learning_rate=0"], "learning_rate"),
+        (["learning_rate=.inf"], "learning_rate"),
+    ],
+)
+def test_rl_settings_that_do_not_fit(overrides: list[str], said: str) -> None:
+    assert said in refused(RlafSettings, *overrides)
+
+
+@pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("rloo", 4)])
+def test_samples_a_prompt_by_algorithm(algorithm: str, samples: int) -> None:
+    assert build(RlafSettings, flags={"model": "tiny", "algorithm": algorithm}).samples_per_prompt == samples
+
+
+def test_settings_do_not_change_after_checking() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        measure().samples = 5
+
+
+@pytest.mark.parametrize("kind", [MeasureSettings, FinetuneSettings, RlafSettings, ExperimentSettings])
+def test_settings_go_through_json(kind: Any) -> None:
+    settings = kind(model="tiny")
+    assert kind.model_validate(json.loads(json.dumps(settings.model_dump(mode="json"), allow_nan=False))) == settings
+
+
+def test_an_experiment_shares_what_stands_at_its_top() -> None:
+    got = ExperimentSettings(model="tiny", seed=5, dtype="float32").common()
+    assert {**got, "chat": None} == {
+        "model": "tiny", "seed": 5, "dtype": "float32", "load": None, "device": "auto", "chat": None,
+    }  # fmt: skip

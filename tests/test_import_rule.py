@@ -1,0 +1,146 @@
+"""Imports run one way, and light commands load nothing heavy: read from the source, then seen in fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rewardlm
+
+ROOT = Path(rewardlm.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# A package may import from itself and from lower rows; side by side in one row is allowed where BESIDE says so.
+ROWS = [
+    {"__main__"},
+    {"cli"},
+    {"experiment"},
+    {"report", "train", "measure"},
+    {"scoring", "models", "data"},
+    {"runs"},
+    {"config"},
+    {"types", "errors"},
+]
+# The page shows what compare finds: that part of measure needs no torch, as the last tests see.
+BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure")}
+HEAVY = {
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
+    "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2",
+}  # fmt: skip
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py") if parts else ""
+
+
+def imported(file: Path) -> Iterator[tuple[str, int, bool]]:
+    """Absolute names of all modules that ``file`` imports, the line, and whether only type checkers see it."""
+    tree = ast.parse(file.read_text("utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for child in block.body
+        for node in ast.walk(child)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in typing_only
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative imports hide where they go"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "rewardlm" else [module]
+            for name in names:
+                yield name, node.lineno, id(node) in typing_only
+
+
+def row_of(name: str) -> int:
+    return next(number for number, names in enumerate(ROWS) if name in names)
+
+
+def test_every_room_is_in_the_rule() -> None:
+    rooms = {room(file.relative_to(ROOT).parts) for file in FILES} - {"__init__"}
+    assert rooms <= set().union(*ROWS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_one_way(file: Path) -> None:
+    here = room(file.relative_to(ROOT).parts)
+    if here == "__init__":
+        return
+    wrong = []
+    for name, line, _ in imported(file):
+        if not name.startswith("rewardlm."):
+            continue
+        there = name.split(".")[1]
+        if there == here or (here, there) in BESIDE:
+            continue
+        if row_of(there) <= row_of(here):
+            wrong.append(f"line {line}: {here} imports {name}")
+    assert not wrong, wrong
+
+
+def test_judges_load_no_policy_and_objectives_import_torch_alone() -> None:
+    for file in (ROOT / "scoring").glob("*.py"):
+        assert not [name for name, _, _ in imported(file) if name.startswith("rewardlm.models")], file
+    allowed = {"__future__", "torch", "dataclasses", "typing", "collections", "collections.abc", "math"}
+    names = {name for name, _, _ in imported(ROOT / "train" / "objectives.py")}
+    assert names <= allowed, names - allowed
+
+
+@pytest.mark.parametrize("part", ["report", "cli"])
+def test_light_rooms_name_no_torch_at_module_level(part: str) -> None:
+    for file in (ROOT / part).rglob("*.py"):
+        for node in ast.parse(file.read_text("utf-8")).body:
+            for name in ast.walk(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                if isinstance(name, ast.Import):
+                    assert not {alias.name.split(".")[0] for alias in name.names} & {"torch", "transformers", "peft"}
+                elif isinstance(name, ast.ImportFrom):
+                    assert (name.module or "").split(".")[0] not in {"torch", "transformers", "peft"}
+    if part == "report":
+        for file in (ROOT / part).rglob("*.py"):
+            assert not [name for name, _, _ in imported(file) if name.split(".")[0] == "torch"], file
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_report_never_loads_torch() -> None:
+    code = "import rewardlm.report.page, rewardlm.report.tables, rewardlm.report.figures, rewardlm.measure.compare"
+    assert not loaded_by(code) & {"torch", "transformers", "peft"}
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    assert not loaded_by("import rewardlm.cli.app") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["measure", "--help"], ["rlaf", "--help"], ["compare", "--help"]]
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"sys.argv = ['rewardlm', *{arguments!r}]\nfrom rewardlm.cli.app import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
+    )
+    # Typer itself imports pydantic when it parses, where pydantic is installed.
+    assert not loaded_by(code) & (HEAVY - {"pydantic"})
+
+
+@pytest.mark.parametrize(
+    "module", ["rewardlm.config", "rewardlm.runs", "rewardlm.types", "rewardlm.experiment", "rewardlm.data.prompts"]
+)
+def test_checking_settings_and_reading_runs_need_no_torch(module: str) -> None:
+    assert not loaded_by(f"import {module}") & {"torch", "transformers", "peft", "trl", "sentence_transformers"}

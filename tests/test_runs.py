@@ -1,0 +1,205 @@
+"""The run directory: records survive a kill, settings can't change underneath, names stay inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewardlm.errors import RunError
+from rewardlm.runs import Run, environment, prompts_hash, safe_name, write_atomically
+from rewardlm.types import Generation, Message, Prompt, Score
+
+SETTINGS = {"model": "tiny", "seed": 0, "generation": {"top_p": 0.9, "top_k": 0}, "device": "cpu"}
+
+
+def start(path: Path, **changes: object) -> Run:
+    return Run.start(path, kind="measure", label="PT", settings={**SETTINGS, **changes}, free=("device",))
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    prompts = [
+        Prompt(
+            "p1", (Message("user", "a\n\u2028\x00"), Message("assistant", "b"), Message("user", "ü😀")), "s", 0.25, True
+        ),
+        Prompt("p2", (Message("user", "\ud800"),), "s"),
+    ]
+    answers = [Generation("p1#0", "p1", "PT", 0, "text\r\n", 3, "stop", 2**62)]
+    scores = [Score("p1#0", "lexical", "toxicity", 0.5), Score("p1#0", "x", "y", None, "why")]
+    run.append("prompts", prompts)
+    run.append("generations", answers)
+    run.append("scores", scores[:1])
+    run.append("scores", scores[1:])
+    again = Run.open(tmp_path / "run", kind="measure")
+    assert again.prompts() == prompts
+    assert again.generations() == answers
+    assert again.scores() == scores
+    assert (again.label, again.finished) == ("PT", False)
+    run.update(status="finished")
+    assert Run.open(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_half_a_last_line_is_dropped_and_the_next_record_starts_a_line(tmp_path: Path, cut: int) -> None:
+    run = start(tmp_path / "run")
+    run.append("metrics", [{"step": 1, "text": "äöü"}, {"step": 2}])
+    file = tmp_path / "run" / "metrics.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    complete = [json.loads(line) for line in whole[:-cut].split(b"\n")[:-1]]
+    assert list(run.read("metrics")) == complete
+    resumed = start(tmp_path / "run")
+    resumed.append("metrics", [{"step": 3}])
+    assert list(resumed.read("metrics")) == [*complete, {"step": 3}]
+
+
+def test_a_line_that_is_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    run.append("scores", [{"a": 1}, {"a": 2}])
+    (tmp_path / "run" / "scores.jsonl").write_bytes(b'{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"scores\.jsonl, line 2"):
+        list(run.read("scores"))
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.append("metrics", [{"loss": 1.0}, {"loss": float("nan")}])
+    assert list(run.read("metrics")) == [], "a batch is written whole or not at all"
+
+
+def test_the_same_settings_resume_and_free_ones_may_differ(tmp_path: Path) -> None:
+    start(tmp_path / "run").update(note=1)
+    assert start(tmp_path / "run", device="cuda").meta["note"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"generation": {"top_p": 0.8, "top_k": 0}}, "generation.top_p was 0.9, now 0.8"),
+        ({"new": 3}, "new was None, now 3"),
+        ({"model": ["a"]}, r"model was 'tiny', now \['a'\]"),
+    ],
+)
+def test_other_settings_are_an_error_that_names_them(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    start(tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(RunError, match=said):
+        start(tmp_path / "run", **changes)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_another_kind_is_an_error(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    with pytest.raises(RunError, match="kind 'measure', not 'sft'"):
+        Run.start(tmp_path / "run", kind="sft", label="FT", settings={})
+    with pytest.raises(RunError, match="'sft' run is needed"):
+        Run.open(tmp_path / "run", kind="sft")
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text("{}\n")
+    with pytest.raises(RunError, match="not a run"):
+        start(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        start(tmp_path / "file")
+    with pytest.raises(RunError, match="can't make the directory"):
+        start(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"kind": "measure"}', "\x00", '{"kind":"measure","label":1}']
+)
+def test_a_damaged_run_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json") as info:
+        Run.open(tmp_path)
+    assert "\n" not in str(info.value)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(RunError, match="not a run"):
+            Run.open(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.json"
+    write_atomically(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+
+
+def test_atomic_writes_replace_and_leave_nothing_behind(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "x", b"1" * 1000)
+    write_atomically(tmp_path / "x", b"2")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "../../x",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "..",
+        ".",
+        "",
+        " ",
+        "x" * 300,
+        "nul\x00",
+        "tab\t",
+        "é" * 50,
+        ".hidden",
+        "\ud800",
+    ],
+)
+def test_names_stay_inside(tmp_path: Path, label: str) -> None:
+    name = safe_name(label)
+    assert 0 < len(name) <= 80
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize("label", ["PT", "smollm2-135m", "v1.2_x"])
+def test_good_names_stay_as_they_are(label: str) -> None:
+    assert safe_name(label) == label
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.text(max_size=100), min_size=2, max_size=2))
+def test_two_labels_never_share_a_folder(labels: set[str]) -> None:
+    a, b = labels
+    assert safe_name(a) != safe_name(b)
+
+
+def test_the_hash_of_prompts_sees_ids_turns_and_order_alone() -> None:
+    a, b = Prompt("1", (Message("user", "x"),), "s"), Prompt("2", (Message("user", "y"),), "s")
+    assert prompts_hash([a, b]) != prompts_hash([b, a])
+    assert prompts_hash([a]) == prompts_hash([Prompt("1", (Message("user", "x"),), "other", 0.9, True)])
+    assert prompts_hash([a]) != prompts_hash([Prompt("1", (Message("assistant", "x"),), "s")])
+    assert prompts_hash([Prompt("1", (Message("user", "x"), Message("user", "y")), "s")]) != prompts_hash(
+        [Prompt("1", (Message("user", "xy"),), "s")]
+    )
+
+
+def test_the_environment_tells_nothing_of_its_user() -> None:
+    text = json.dumps(environment())
+    assert environment()["versions"]["torch"]
+    for secret in (os.path.expanduser("~"), os.uname().nodename, os.getcwd()):
+        assert secret not in text
