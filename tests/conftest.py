@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Nothing is downloaded in tests: what they need is in packages, or made by them. Subprocesses inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
