@@ -61,10 +61,12 @@ def measure(
         ),
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import stage
+    from rewardlm.cli.progress import say, stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.meter import measure as run_meter
 
     with stage(f"measure {settings.label or settings.model}") as progress:
-        run_meter(settings, out, report=progress.report)
+        measured = run_meter(settings, out, report=progress.report)
+    if cut := measured.meta.get("truncated_prompts"):
+        say(f"{cut} prompts were too long for the model and lost the beginning of their history")
     show_comparison([out])

@@ -6,6 +6,7 @@ batch again and scores nothing twice.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 from rewardlm.config import MeasureSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import ConfigError, DataError
-from rewardlm.measure.scoring import Report, score_generations
+from rewardlm.errors import ConfigError, DataError, RunError
+from rewardlm.measure.scoring import Report, answered, score_generations
 from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
@@ -39,17 +40,22 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     label = settings.label or _default_label(settings)
     run = Run.start(out, kind="measure", label=label, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
+        _check_weights(run, "adapter_hash", _adapter_hash(settings))
         return run
     scorers = [load_scorer(name) for name in settings.scorer]
     prompts = _prompts(run, settings, scorers)
     policy = load_policy(settings)
     check_head(policy.causal_lm)
     rewards: list[str] = []
+    # Answers of two models must not end up in one table, whatever the folder was called both times.
+    _check_weights(run, "model_hash", policy.weights_hash)
+    _check_weights(run, "adapter_hash", _adapter_hash(settings))
     if settings.adapter is not None:
         load_adapter(policy, settings.adapter)
         rewards = _rewards_of(settings.adapter)
     run.update(
         **policy.describe(),
+        adapter_hash=_adapter_hash(settings),
         rewards=rewards,
         scorers=[
             {
@@ -126,10 +132,8 @@ def _sample_and_score(
 ) -> None:
     total = len(prompts) * settings.samples
     generations = run.generations()
-    by_scorer: dict[str, set[str]] = {scorer.name: set() for scorer in scorers}
-    for score in run.scores():
-        by_scorer.setdefault(score.scorer, set()).add(score.generation_id)
     limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
+    by_scorer = answered(run, scorers, limits)
     for scorer, limit in zip(scorers, limits, strict=True):
         # Answers that were written just before a crash, and not yet scored.
         missing = [answer for answer in generations if answer.id not in by_scorer[scorer.name]]
@@ -147,7 +151,11 @@ def _sample_and_score(
         for sample in range(settings.samples)
         if f"{prompt.id}#{sample}" not in have
     ]
-    truncated = int(run.meta.get("truncated_prompts", 0))
+    truncated = sum(
+        truncate_history(policy.chat, prompt.turns, limit_tokens)[1] > 0
+        for prompt in prompts
+        if f"{prompt.id}#0" in have
+    )
     done = len(have)
     if report is not None:
         report(done, total, "answers")
@@ -272,6 +280,23 @@ def _default_label(settings: MeasureSettings) -> str:
         return settings.model
     run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
     return run.name
+
+
+def _adapter_hash(settings: MeasureSettings) -> str | None:
+    """SHA-256 of the adapter's weights; None without an adapter, or where it is gone since."""
+    for folder in (settings.adapter, settings.adapter / "adapter") if settings.adapter is not None else ():
+        weights = folder / "adapter_model.safetensors"
+        if weights.exists():
+            return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return None
+
+
+def _check_weights(run: Run, key: str, found: str | None) -> None:
+    recorded = run.meta.get(key)
+    if recorded is not None and found is not None and recorded != found:
+        raise RunError(
+            f"{run.path} was begun with other weights ({key} {recorded[:12]}…, now {found[:12]}…): choose another --out"
+        )
 
 
 def _rewards_of(adapter: Path) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rewardlm.errors import RunError
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Score
 
 Report = Callable[[int, int, str], None]
@@ -16,15 +16,20 @@ Report = Callable[[int, int, str], None]
 def score_run(
     path: Path, name: str, *, device: str = "cpu", max_failed_share: float = 0.01, report: Report | None = None
 ) -> Run:
-    """Another judge over the answers that are stored already. Scores that are there are not made again."""
+    """Another judge over the answers that are stored already. Scores that are there are not made again.
+
+    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored; what was scored stays.
+    """
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
     scorer = load_scorer(name, device=device)
     generations = run.generations()
-    scored = {score.generation_id for score in run.scores() if score.scorer == scorer.name}
+    limit = FailureLimit(max_failed_share)
+    scored = answered(run, [scorer], [limit])[scorer.name]
     missing = [generation for generation in generations if generation.id not in scored]
-    score_generations(run, [scorer], missing, [FailureLimit(max_failed_share)], report, done=len(scored))
+    score_generations(run, [scorer], missing, [limit], report, done=len(scored))
+    limit.close()
     known = [entry for entry in run.meta.get("scorers", []) if entry["name"] != scorer.name]
     entry = {
         "name": scorer.name,
@@ -33,6 +38,30 @@ def score_run(
     }
     run.update(scorers=[*known, entry])
     return run
+
+
+def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, set[str]]:
+    """Ids of the answers that each scorer has judged, in every label; ``limits`` count them as seen.
+
+    Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again: a
+    judge that broke must not become a finished run by starting the command once more.
+    """
+    labels = {scorer.name: len(scorer.labels) for scorer in scorers}
+    good: dict[str, dict[str, int]] = {name: {} for name in labels}
+    seen = dict.fromkeys(labels, 0)
+    records = list(run.read("scores"))
+    for record in records:
+        name = record["scorer"]
+        if name in labels and (record["value"] is not None or record["reason"] == EMPTY):
+            good[name][record["generation_id"]] = good[name].get(record["generation_id"], 0) + 1
+            seen[name] += record["value"] is not None
+    complete = {name: {id_ for id_, n in good[name].items() if n == labels[name]} for name in labels}
+    kept = [r for r in records if r["scorer"] not in labels or r["generation_id"] in complete[r["scorer"]]]
+    if len(kept) < len(records):
+        run.replace("scores", kept)
+    for scorer, limit in zip(scorers, limits, strict=True):
+        limit.seen += seen[scorer.name] // labels[scorer.name]
+    return complete
 
 
 def score_generations(
