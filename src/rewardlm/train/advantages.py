@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewardlm.train.objectives import whiten
+from rewardlm.train.objectives import real, whiten
 
 
 @dataclass(frozen=True)
 class Feedback:
     """What an estimator may look at.
 
-    ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal for
-    answers to the same prompt; ``values`` Float[B, R] or None; ``kl_coef``, ``gamma`` and ``gae_lambda`` numbers.
+    ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal
+    for answers to the same prompt; ``values`` Float[B, R] or None; ``kl_coef``, ``gamma`` and ``gae_lambda`` numbers.
     """
 
     rewards: Tensor
@@ -38,7 +38,7 @@ Estimator = Callable[[Feedback], tuple[Tensor, Tensor | None]]
 
 def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Float[B, R]: -kl_coef · kl at every real token, and the answer's reward on top at its last one."""
-    per_token = -kl_coef * kl * mask
+    per_token = -kl_coef * real(kl, mask)
     last = mask.long().sum(1) - 1
     per_token[torch.arange(len(rewards), device=rewards.device), last] += rewards
     return per_token
@@ -50,9 +50,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     ``rewards``, ``values`` Float[B, R], ``mask`` Bool[B, R] with the real tokens first. The state after the last real
     token is terminal: its value is 0. Returns unwhitened advantages and the returns (advantages + values).
     """
-    values = values * mask
+    values = real(values, mask)
     following = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
-    deltas = (rewards + gamma * following - values) * mask
+    deltas = real(rewards + gamma * following - values, mask)
     advantages = torch.zeros_like(values)
     running = values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
@@ -100,7 +100,7 @@ ESTIMATORS: dict[str, Estimator] = {"ppo": ppo, "grpo": grpo, "rloo": rloo}
 
 
 def _penalised(feedback: Feedback) -> Tensor:
-    return feedback.rewards - feedback.kl_coef * (feedback.kl * feedback.mask).sum(1)
+    return feedback.rewards - feedback.kl_coef * real(feedback.kl, feedback.mask).sum(1)
 
 
 def _spread(advantages: Tensor, mask: Tensor) -> Tensor:

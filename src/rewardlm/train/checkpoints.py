@@ -1,4 +1,4 @@
-"""Checkpoints of RLAF: written whole or not at all, checked by hash when read.
+"""Checkpoints: written whole or not at all, checked by hash when read. RLAF's are ours; SFT's get a manifest too.
 
 A checkpoint is made under a temporary name, flushed to the disk, and renamed; its manifest holds every file's
 SHA-256. A truncated one is passed over, with a warning, for the one before it.
@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rewardlm.errors import TrainingError
@@ -23,6 +25,7 @@ from rewardlm.runs import write_atomically
 from rewardlm.train.value import ValueHead
 
 KEEP = 2
+MANIFEST = "manifest.json"
 
 
 def save_checkpoint(
@@ -47,28 +50,47 @@ def save_checkpoint(
         tensors, numbers = _flatten_optimizer(optimizer)
         save_file(tensors, str(temporary / "optimizer.safetensors"))
         (temporary / "state.json").write_text(json.dumps({**state, "optimizer": numbers}))
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): _flushed_hash(path) for path in files}
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         raise TrainingError(
-            f"can't write the checkpoint of step {step} ({error.strerror or error}): the one before it is intact; "
-            "make room and run the same command again"
+            f"can't write the checkpoint of step {step} ({getattr(error, 'strerror', None) or error}): the one before "
+            "it is intact; make room and run the same command again"
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    for old in [*sorted(folder.glob("step-*[0-9]"))[:-KEEP], *folder.glob("step-*.tmp")]:
         shutil.rmtree(old)
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and whole; damaged ones are warned of. None if there is none."""
-    for folder in sorted((run / "checkpoints").glob("step-*[0-9]"), reverse=True):
+def latest_checkpoint(run: Path, *, logged: int) -> Path | None:
+    """The newest whole checkpoint of a step up to ``logged``; damaged ones are warned of. None if there is none.
+
+    A step whose checkpoint survived and whose line in metrics.jsonl did not is done again, so that no line is missing.
+    Raises TrainingError as ``newest_whole`` does.
+    """
+    folders = sorted((run / "checkpoints").glob("step-*[0-9]"))
+    return newest_whole([folder for folder in folders if int(folder.name.removeprefix("step-")) <= logged])
+
+
+def newest_whole(folders: Sequence[Path]) -> Path | None:
+    """The last of ``folders``, oldest first, whose files are as its manifest says; None if there is none.
+
+    A damaged one is passed over with a warning. Raises TrainingError if a file was taken out of one: no crash does
+    that, and going on without an optimizer would silently give another adapter.
+    """
+    for folder in reversed(folders):
         problem = _problem(folder)
         if problem is None:
             return folder
         warnings.warn(f"checkpoint {folder.name} is damaged ({problem}): the one before it is used", stacklevel=2)
     return None
+
+
+def write_manifest(folder: Path) -> None:
+    """Flush every file in ``folder`` to the disk, then write their SHA-256 into its manifest: then it is whole."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest = {str(path.relative_to(folder)): _flushed_hash(path) for path in files}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def load_state(
@@ -114,14 +136,18 @@ def _fill_optimizer(
 
 def _problem(folder: Path) -> str | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, wanted in manifest.items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
-                return f"{name} has another hash"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except json.JSONDecodeError:
-        return "manifest.json is not JSON"
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return f"{MANIFEST} is missing or not JSON"
+    for name, wanted in manifest.items():
+        file = folder / name
+        if not file.exists():
+            raise TrainingError(
+                f"checkpoint {folder}: {name} is missing, so the run can't go on exactly: put it back, or remove this "
+                "folder to go on from the checkpoint before it"
+            )
+        if hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+            return f"{name} has another hash"
     return None
 
 

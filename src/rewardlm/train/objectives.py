@@ -22,15 +22,20 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
+def real(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` where ``mask`` is True, 0 elsewhere. A product would let NaN through."""
+    return torch.where(mask.bool(), values, torch.zeros_like(values))
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over True positions; 0 where there are none."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    return real(values, mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over True positions, 0 elsewhere. With fewer than two it only takes the mean off."""
     mean = masked_mean(values, mask)
-    centred = (values - mean) * mask
+    centred = real(values - mean, mask)
     count = mask.sum()
     if count < 2:
         return centred

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
@@ -94,6 +95,16 @@ class RewardModel:
         """The last check of the failure limits. Raises ScorerError as ``judge`` does."""
         for limit in self._limits.values():
             limit.close()
+
+    def failures(self) -> dict[str, list[Any]]:
+        """Of every judge: texts seen, texts failed, and the first reason. Part of a checkpoint."""
+        return {name: [limit.seen, limit.failed, limit.first_reason] for name, limit in self._limits.items()}
+
+    def restore_failures(self, failures: dict[str, list[Any]]) -> None:
+        """Count on from what ``failures`` gave, so that a resumed run judges its judges as an uninterrupted one."""
+        for name, (seen, failed, reason) in failures.items():
+            limit = self._limits[name]
+            limit.seen, limit.failed, limit.first_reason = seen, failed, reason
 
     def _bounded(self, scorer: Scorer) -> bool:
         # A user's function may give any finite number, unless its logit is asked for.

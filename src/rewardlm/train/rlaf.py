@@ -1,15 +1,16 @@
 """Reinforcement learning from automatic feedback: the loop, to be read from top to bottom.
 
 One copy of the weights serves as policy (adapter on), reference (adapter off, or the fine-tuned adapter that RL
-started from) and critic's trunk. Nothing depends on a global random state: prompts, samples and minibatches are drawn from
-seeds made of (seed, step), so a run that was killed goes on exactly as if it had not been.
+started from) and critic's trunk. Nothing depends on a global random state: prompts, samples and minibatches are drawn
+from seeds made of (seed, step), so a run that was killed goes on exactly as if it had not been.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rewardlm.config import KlSettings, RlafSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import DataError, TrainingError
+from rewardlm.errors import DataError, ModelError, ScorerError, TrainingError
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head, forward_rows, microbatches, score_rows
@@ -85,8 +86,9 @@ class Learner:
 def train(settings: RlafSettings, out: Path, *, report: Report | None = None) -> Run:
     """Train an adapter in ``out`` and return its run; a finished run is returned as it is, a killed one goes on.
 
-    ``report(step, steps, metrics)`` is called after every step. Raises TrainingError for NaN or a runaway KL; the last good
-    adapter is then in ``out/adapter``.
+    ``report(step, steps, metrics)`` is called after every step. Raises TrainingError for NaN or a runaway KL; the
+    newest adapter whose answers passed the limits is then in ``out/adapter``. Raises ScorerError for a judge that has
+    the wrong sign or fails too often.
     """
     run = Run.start(out, kind="rlaf", label="RL", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     done = sum(1 for _ in run.read("metrics"))
@@ -118,70 +120,70 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     )
 
     # 4. Where a killed run stopped.
-    checkpoint = latest_checkpoint(run.path)
-    start = 0
-    if checkpoint is not None:
-        start = _resume(checkpoint, learner)
+    checkpoint = latest_checkpoint(run.path, logged=done)
+    start = 0 if checkpoint is None else _resume(checkpoint, learner, rewards)
     _forget_after(run, start)
 
+    last_good = _LastGood(policy.model, run.path / "adapter")
     for step in range(start, settings.steps):
         started = time.perf_counter()
         clock = _Clock()
 
-        # 5. Answers from the policy as it is now.
-        chosen = [int(i) for i in _draw_prompts(len(prompts), per_step, settings.seed, step)]
-        with clock("rollout"):
-            draft = sample(
-                policy,
-                [prompts[i] for i in chosen],
-                [prompt_ids[i] for i in chosen],
-                samples=settings.samples_per_prompt,
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed,
-                step=step,
-                batch_tokens=max(settings.micro_batch_tokens, 4096),
-                keep_hidden=learner.value_head is not None,
+        with last_good.left_behind(step):
+            # 5. Answers from the policy as it is now.
+            chosen = [int(i) for i in _draw_prompts(len(prompts), per_step, settings.seed, step)]
+            with clock("rollout"):
+                draft = sample(
+                    policy,
+                    [prompts[i] for i in chosen],
+                    [prompt_ids[i] for i in chosen],
+                    samples=settings.samples_per_prompt,
+                    max_new_tokens=settings.max_new_tokens,
+                    seed=settings.seed,
+                    step=step,
+                    batch_tokens=max(settings.micro_batch_tokens, 4096),
+                    keep_hidden=learner.value_head is not None,
+                )
+
+            # 6. Rewards: text in, P(toxic) out, turned round.
+            with clock("reward"):
+                kept, judged, dropped = judge(draft, rewards, min_group=1 if settings.algorithm == "ppo" else 2)
+            if not kept:
+                raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
+
+            # 7. How likely each answer was, under the policy and under the reference.
+            with clock("logprobs"):
+                rollouts = _rollouts(learner, settings, draft, kept, judged, dropped)
+            kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
+            kl_per_answer = float(kl.sum(1).mean())
+            _check_limits(step, kl_per_answer, rollouts, settings)
+            last_good.remember(step)
+
+            # 8. Advantages.
+            advantages, returns = ESTIMATORS[settings.algorithm](
+                Feedback(
+                    rewards=rollouts.rewards,
+                    kl=kl,
+                    mask=rollouts.response_mask,
+                    group=rollouts.group,
+                    values=rollouts.values,
+                    kl_coef=learner.kl.coef,
+                    gamma=settings.gamma,
+                    gae_lambda=settings.gae_lambda,
+                )
             )
 
-        # 6. Rewards: text in, P(toxic) out, turned round.
-        with clock("reward"):
-            kept, judged, dropped = judge(draft, rewards, min_group=1 if settings.algorithm == "ppo" else 2)
-        if not kept:
-            raise TrainingError(
-                f"step {step + 1}: no answer could be scored ({', '.join(dropped)}); the adapter of step {step} is kept"
-            )
+            # 9. Epochs of minibatches, one optimizer step each.
+            with clock("update"):
+                losses = _update(learner, settings, rollouts, advantages, returns, step)
 
-        # 7. How likely each answer was, under the policy and under the reference.
-        with clock("logprobs"):
-            rollouts = _rollouts(learner, settings, draft, kept, judged, dropped)
-        kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
-        kl_per_answer = float(kl.sum(1).mean())
-        _check_limits(step, kl_per_answer, rollouts, settings)
-
-        # 8. Advantages.
-        advantages, returns = ESTIMATORS[settings.algorithm](
-            Feedback(
-                rewards=rollouts.rewards,
-                kl=kl,
-                mask=rollouts.response_mask,
-                group=rollouts.group,
-                values=rollouts.values,
-                kl_coef=learner.kl.coef,
-                gamma=settings.gamma,
-                gae_lambda=settings.gae_lambda,
-            )
-        )
-
-        # 9. Epochs of minibatches, one optimizer step each.
-        with clock("update"):
-            losses = _update(learner, settings, rollouts, advantages, returns, step)
         kl_coef = learner.kl.coef
         learner.kl.update(kl_per_answer, len(rollouts.responses))
 
         # 10. Write down what happened, then make it safe. The step counts from here on.
-        metrics = {
+        metrics: dict[str, Any] = {
             "step": step + 1,
-            **_metrics(rollouts, kl_per_answer, kl_coef, advantages),
+            **_metrics(rollouts, kl_per_answer, kl_coef, advantages, [prompts[i].text for i in chosen]),
             **losses,
             "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
             "peak_rss_mb": peak_rss_mb(),
@@ -196,7 +198,7 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
                     adapter=policy.model,
                     value_head=learner.value_head,
                     optimizer=learner.optimizer,
-                    state={"step": step + 1, "kl_coef": learner.kl.coef},
+                    state={"step": step + 1, "kl_coef": learner.kl.coef, "failures": rewards.failures()},
                 )
         metrics["phase_seconds"] = clock.seconds
         metrics["seconds"] = time.perf_counter() - started
@@ -207,7 +209,7 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     # 11. The adapter, where every other command looks for it.
     rewards.close()
     save_adapter(policy.model, run.path / "adapter")
-    run.update(status="finished", steps=settings.steps)
+    run.update(status="finished", steps=max(start, settings.steps))
     return run
 
 
@@ -349,7 +351,7 @@ def _update(
                     )
                     sums["value_loss"] += float(value.detach())
                     loss = loss + settings.value_coef * value
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             norm = _apply(learner, parameters, settings.max_grad_norm, step)
             updates += 1
             if math.isnan(first_ratio):
@@ -376,8 +378,8 @@ def _apply(learner: Learner, parameters: list[torch.nn.Parameter], max_norm: flo
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
     if not math.isfinite(norm):
         raise TrainingError(
-            f"step {step + 1}: the gradient's norm is {norm}; the update was not applied and the adapter of "
-            f"step {step} is kept: lower the learning rate or use --dtype float32"
+            f"step {step + 1}: the gradient's norm is {norm}; the update was not applied: "
+            "lower the learning rate or use --dtype float32"
         )
     learner.optimizer.step()
     return norm
@@ -385,15 +387,17 @@ def _apply(learner: Learner, parameters: list[torch.nn.Parameter], max_norm: flo
 
 def _check_limits(step: int, kl: float, rollouts: Rollouts, settings: RlafSettings) -> None:
     if not math.isfinite(kl) or not bool(torch.isfinite(rollouts.rewards).all()):
-        raise TrainingError(f"step {step + 1}: KL is {kl}; the adapter of step {step} is kept")
+        raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
     if kl > settings.kl.max:
         raise TrainingError(
-            f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max={settings.kl.max}; "
-            f"the adapter of step {step} is kept: raise --kl-coef or lower the learning rate"
+            f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max="
+            f"{settings.kl.max}: raise --kl-coef or lower the learning rate"
         )
 
 
-def _metrics(rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor) -> dict[str, Any]:
+def _metrics(
+    rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor, prompts: Sequence[str]
+) -> dict[str, Any]:
     mask = rollouts.response_mask
     k3 = kl_k3(rollouts.logprobs, rollouts.ref_logprobs) * mask
     known = [value for value in rollouts.judged.toxicity if value is not None]
@@ -411,6 +415,11 @@ def _metrics(rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor) 
     entropy = float(masked_mean(rollouts.entropy, mask))
     if entropy < 0.1:
         warnings.append(f"entropy collapse: {entropy:.3f} nats a token")
+    asked, answered = _non_latin(prompts), _non_latin(rollouts.texts)
+    if answered > asked + 0.2:
+        warnings.append(
+            f"language switch: {answered:.0%} of the answers are not in Latin script, {asked:.0%} of prompts"
+        )
     return {
         "reward_mean": float(rollouts.rewards.mean()),
         "reward_std": float(spread),
@@ -430,6 +439,15 @@ def _metrics(rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor) 
     }
 
 
+def _non_latin(texts: Sequence[str]) -> float:
+    """Share of texts most of whose letters are not Latin."""
+    outside = 0
+    for text in texts:
+        latin = ["LATIN" in unicodedata.name(letter, "") for letter in text if letter.isalpha()]
+        outside += 2 * sum(latin) < len(latin)
+    return outside / max(1, len(texts))
+
+
 def _samples(step: int, draft: Draft, prompts: list[Prompt], judged: Judged) -> list[dict[str, Any]]:
     return [
         {
@@ -443,11 +461,12 @@ def _samples(step: int, draft: Draft, prompts: list[Prompt], judged: Judged) -> 
     ]
 
 
-def _resume(checkpoint: Path, learner: Learner) -> int:
+def _resume(checkpoint: Path, learner: Learner, rewards: RewardModel) -> int:
     state = load_state(
         checkpoint, model=learner.policy.model, value_head=learner.value_head, optimizer=learner.optimizer
     )
     learner.kl.coef = state["kl_coef"]
+    rewards.restore_failures(state.get("failures", {}))
     return int(state["step"])
 
 
@@ -458,6 +477,39 @@ def _forget_after(run: Run, step: int) -> None:
         kept = [record for record in records if record["step"] <= step]
         if len(kept) < len(records):
             run.replace(name, kept)
+
+
+class _LastGood:
+    """The newest adapter whose answers passed the limits: what a run that hits one leaves in ``folder``.
+
+    A runaway KL is seen one step after the update that caused it, so this may be older than the newest checkpoint.
+    """
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+        self.step: int | None = None
+        self._weights: list[Tensor] = []
+
+    def remember(self, step: int) -> None:
+        """The adapter as it is now, after ``step`` steps, is sound."""
+        self.step = step
+        self._weights = [parameter.detach().clone() for parameter in trainable_parameters(self.model)]
+
+    @contextmanager
+    def left_behind(self, step: int) -> Iterator[None]:
+        """Inside, a limit that is hit puts the last good adapter back and saves it; NaN logits name the step."""
+        try:
+            yield
+        except (TrainingError, ModelError) as error:
+            message = str(error) if isinstance(error, TrainingError) else f"step {step + 1}: {error}"
+            if self.step is not None:
+                with torch.no_grad():
+                    for parameter, weights in zip(trainable_parameters(self.model), self._weights, strict=True):
+                        parameter.copy_(weights)
+                save_adapter(self.model, self.folder)
+                message += f" (the adapter of step {self.step} is kept in {self.folder})"
+            raise TrainingError(message) from error
 
 
 class _Clock:

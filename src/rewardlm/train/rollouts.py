@@ -19,8 +19,8 @@ from rewardlm.types import Prompt
 class Rollouts:
     """B answers to learn from, their prompts' and answers' ids as lists, their numbers right-padded to R.
 
-    ``logprobs``, ``ref_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R]; ``values`` Float[B, R] or None;
-    ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in here; ``dropped`` says how many and why.
+    ``logprobs``, ``ref_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R]; ``values`` Float[B, R] or
+    None; ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in here; ``dropped`` says how many and why.
     """
 
     prompts: list[tuple[int, ...]]

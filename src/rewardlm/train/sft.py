@@ -6,33 +6,36 @@ trainer is given ``input_ids`` and ``completion_mask``, so that no text of a dat
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import ChatFormat, Encoded
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
-from rewardlm.runs import Run, peak_rss_mb, write_atomically
+from rewardlm.runs import Run, peak_rss_mb
+from rewardlm.train.checkpoints import MANIFEST, newest_whole, write_manifest
 
 Report = Callable[[int, int, dict[str, Any]], None]
 
 FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every")
-_WHOLE = "rewardlm-complete.json"
 
 
 def finetune(
@@ -44,8 +47,8 @@ def finetune(
 ) -> Run:
     """Train an adapter on dialogues in ``out``; a finished run is returned as it is, a killed one goes on.
 
-    ``say`` gets one sentence on the data: dialogues, pairs, what was dropped and why. ``report(step, steps, metrics)`` is
-    called after every optimizer step. Raises DataError for unusable dialogues and TrainingError for a loss that is NaN.
+    ``say`` gets one sentence on the data: dialogues, pairs, what was dropped and why. ``report(step, steps, metrics)``
+    is called after every optimizer step. Raises DataError for unusable dialogues and TrainingError for NaN.
     """
     run = Run.start(out, kind="finetune", label="FT", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
@@ -87,7 +90,7 @@ def finetune(
         },
     )
     checkpoints = run.path / "checkpoints"
-    resume = _latest(checkpoints)
+    resume = newest_whole(_finished_checkpoints(checkpoints))
     _forget_after(run, int(resume.name.rpartition("-")[2]) if resume else 0)
 
     disable_progress_bar()
@@ -96,7 +99,7 @@ def finetune(
         raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}")
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     watch = _Watch(run, report)
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=policy.model,
         processing_class=policy.tokenizer,
         train_dataset=Dataset.from_list(train_rows),
@@ -112,7 +115,6 @@ def finetune(
             lr_scheduler_type="cosine",
             warmup_steps=settings.warmup_ratio,
             weight_decay=0.0,
-            train_sampling_strategy="group_by_length",
             completion_only_loss=True,
             max_length=None,  # cut by us already, at whole turns
             packing=False,
@@ -120,7 +122,11 @@ def finetune(
             gradient_checkpointing=False,
             use_cpu=policy.device.type == "cpu",
             logging_steps=1,
-            eval_strategy="epoch" if validation_rows else "no",
+            logging_nan_inf_filter=False,  # it would log the mean of earlier losses where one is NaN
+            # Each epoch's end, but counted in steps: then the evaluation comes before the checkpoint of that step, and
+            # the random state that is saved is the one that an uninterrupted run goes on with.
+            eval_strategy="steps" if validation_rows else "no",
+            eval_steps=math.ceil(len(train_rows) / settings.batch_size),
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
             save_total_limit=2,
@@ -132,8 +138,12 @@ def finetune(
         ),
         callbacks=[watch],
     )
+    trainer.order = _Order([len(row["input_ids"]) for row in train_rows], settings.batch_size, settings.seed)
     _quiet(trainer)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    records = list(run.read("metrics"))
+    if validation_rows and records and "eval_loss" not in records[-1]:
+        trainer.evaluate()  # the last epoch was not a whole one
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, PeftModel)
     save_adapter(model, run.path / "adapter")
@@ -142,7 +152,7 @@ def finetune(
 
 
 def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows for the trainer. Where a sample is too long its oldest exchanges go; if that isn't enough, the answer's end."""
+    """Rows for the trainer. Of too long a sample the oldest exchanges go; if that isn't enough, the answer's end."""
     rows, shortened = [], 0
     for pair in samples:
         history = [*pair.history]
@@ -170,12 +180,12 @@ def _quiet(trainer: SFTTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a killed process's half-written one is removed."""
-    found = None
+def _finished_checkpoints(checkpoints: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first; a killed process's half-written one is removed."""
+    found = []
     for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-        if (folder / _WHOLE).exists():
-            found = folder
+        if (folder / MANIFEST).exists():
+            found.append(folder)
         else:
             shutil.rmtree(folder)
     return found
@@ -199,6 +209,41 @@ def _losses(run: Run) -> dict[str, float | None]:
     }
 
 
+class _Order(Sampler[int]):
+    """Rows of similar length side by side, in another order each epoch, which follows from (seed, epoch) alone.
+
+    The trainer's own sampler draws from the global random state, so a run that resumes in a later epoch would see the
+    rows in another order than an uninterrupted one.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(stream_seed("sft", self.seed, self.epoch))
+        order: list[int] = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter(order)
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with our order of rows."""
+
+    order: _Order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
+        return self.order
+
+
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, reports progress, refuses NaN, and marks checkpoints that are complete."""
 
@@ -209,6 +254,19 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not grads:
+            raise TrainingError(
+                f"step {state.global_step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
+                "load in full precision"
+            )
+        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+            raise TrainingError(
+                f"step {state.global_step + 1}: the gradient holds NaN or infinity; the update was not applied and the "
+                "last checkpoint is kept: lower the learning rate or use --dtype float32"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         names = {
@@ -221,12 +279,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         metrics = {ours: float(logs[theirs]) for theirs, ours in names.items() if theirs in logs}
         if not {"loss", "eval_loss"} & metrics.keys():
             return  # the trainer's closing summary
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(metrics.get(name, 0.0)):
-                raise TrainingError(
-                    f"step {state.global_step}: the {name} is {metrics[name]}; the last checkpoint is kept: "
-                    "lower the learning rate or use --dtype float32"
-                )
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise TrainingError(
+                f"step {state.global_step}: the loss is {metrics['loss']}; the last checkpoint is kept: "
+                "lower the learning rate or use --dtype float32"
+            )
         metrics = {
             "step": state.global_step,
             "seconds": time.perf_counter() - self.started,
@@ -234,10 +291,15 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             **metrics,
             "peak_rss_mb": peak_rss_mb(),
         }
-        self.run.append("metrics", [metrics])
+        records = list(self.run.read("metrics")) if "eval_loss" in metrics else []
+        if records and records[-1]["step"] == state.global_step:
+            # One line a step: an evaluation adds to the line of the step that it follows.
+            metrics = {**metrics, **records[-1], "eval_loss": metrics["eval_loss"]}
+            self.run.replace("metrics", [*records[:-1], metrics])
+        else:
+            self.run.append("metrics", [metrics])
         if self.report is not None:
             self.report(state.global_step, state.max_steps, metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_atomically(folder / _WHOLE, json.dumps({"step": state.global_step}).encode())
+        write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")

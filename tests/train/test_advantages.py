@@ -1,0 +1,172 @@
+"""Advantage estimators against plain loops, and on a problem whose best policy is known."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from rewardlm.train.advantages import (
+    ESTIMATORS,
+    Feedback,
+    gae,
+    group_normalised,
+    grpo,
+    leave_one_out,
+    ppo,
+    rloo,
+    token_rewards,
+)
+from rewardlm.train.objectives import policy_loss, value_loss
+
+
+def ragged(seed: int, rows: int = 6, width: int = 9) -> tuple[torch.Generator, torch.Tensor, list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator).tolist()
+    lengths[0], lengths[1] = width, 1
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    return generator, mask, lengths
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.0), (0.97, 1.0), (0.5, 0.5)])
+def test_gae_is_the_double_sum(gamma, lam, seed):
+    generator, mask, lengths = ragged(seed)
+    rewards = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+    values = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+    advantages, returns = gae(
+        torch.where(mask, rewards, math.nan), torch.where(mask, values, math.nan), mask, gamma, lam
+    )
+    for row, length in enumerate(lengths):
+        for t in range(mask.shape[1]):
+            expected = 0.0
+            for ahead in range(t, length):
+                following = float(values[row, ahead + 1]) if ahead + 1 < length else 0.0
+                delta = float(rewards[row, ahead]) + gamma * following - float(values[row, ahead])
+                expected += (gamma * lam) ** (ahead - t) * delta
+            assert float(advantages[row, t]) == pytest.approx(expected, abs=1e-12)
+            if t < length:
+                assert float(returns[row, t]) == pytest.approx(expected + float(values[row, t]), abs=1e-12)
+
+
+def test_gae_with_lambda_one_gives_discounted_returns():
+    generator, mask, lengths = ragged(11)
+    rewards = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+    values = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+    _, returns = gae(rewards, values, mask, 0.9, 1.0)
+    for row, length in enumerate(lengths):
+        for t in range(length):
+            expected = sum(0.9 ** (k - t) * float(rewards[row, k]) for k in range(t, length))
+            assert float(returns[row, t]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_reward_stands_on_the_last_real_token_and_the_penalty_on_each():
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
+    kl = torch.tensor([[1.0, 2.0, math.nan], [1.0, -1.0, 3.0], [0.5, math.nan, math.nan]])
+    got = token_rewards(torch.tensor([10.0, 20.0, 30.0]), kl, mask, 0.1)
+    expected = torch.tensor([[-0.1, 9.8, 0.0], [-0.1, 0.1, 19.7], [29.95, 0.0, 0.0]])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_group_estimators_are_plain_loops_over_ragged_groups(seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Groups of 5, 3, 2 and 1, their rows mixed and their numbers not contiguous, as after dropped answers.
+    group = torch.tensor([7, 2, 7, 40, 7, 2, 9, 7, 40, 2, 7])[torch.randperm(11, generator=generator)]
+    scores = torch.randn(11, generator=generator, dtype=torch.float64)
+    normalised, left_out = group_normalised(scores, group), leave_one_out(scores, group)
+    for row in range(11):
+        members = [float(scores[k]) for k in range(11) if group[k] == group[row]]
+        others = [float(scores[k]) for k in range(11) if group[k] == group[row] and k != row]
+        if not others:
+            assert float(normalised[row]) == 0
+            assert float(left_out[row]) == 0
+            continue
+        deviation = statistics.stdev(members)
+        assert float(normalised[row]) == pytest.approx(
+            (float(scores[row]) - statistics.fmean(members)) / (deviation + 1e-4), abs=1e-12
+        )
+        assert float(left_out[row]) == pytest.approx(float(scores[row]) - statistics.fmean(others), abs=1e-12)
+
+
+def test_a_group_of_equal_scores_pushes_nobody():
+    scores, group = torch.full((4,), 0.3), torch.tensor([0, 0, 0, 0])
+    assert float(group_normalised(scores, group).abs().max()) < 1e-3
+    assert float(leave_one_out(scores, group).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("estimator", "deviation"), [(grpo, None), (rloo, 1.0)])
+def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(estimator, deviation):
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    kl = torch.tensor([[1.0, 2.0, math.nan], [0.5, 0.5, 0.0]])
+    advantages, returns = estimator(
+        Feedback(torch.tensor([1.0, 0.0]), kl, mask, torch.tensor([0, 0]), None, 0.1, 1.0, 0.95)
+    )
+    # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: centred ±0.4, sample deviation 0.8/√2, leave-one-out ±0.8
+    size = 0.8 if deviation else 0.4 / (0.8 / math.sqrt(2) + 1e-4)
+    assert returns is None
+    torch.testing.assert_close(advantages, torch.tensor([[size, size, 0.0], [-size, -size, -size]]))
+
+
+def test_ppo_whitens_advantages_and_leaves_returns_as_they_are():
+    mask = torch.tensor([[True, True], [True, False]])
+    feedback = Feedback(
+        torch.tensor([1.0, 3.0]), torch.zeros(2, 2), mask, torch.tensor([0, 1]), torch.zeros(2, 2), 0.05, 1.0, 1.0
+    )
+    advantages, returns = ppo(feedback)
+    # raw advantages 1, 1 and 3: mean 5/3, squared deviations (4 + 4 + 16) / 9, variance 24/9/2 = 4/3
+    unit = math.sqrt(4 / 3)
+    expected = torch.tensor([[-2 / 3 / unit, -2 / 3 / unit], [4 / 3 / unit, 0.0]])
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns, torch.tensor([[1.0, 1.0], [3.0, 0.0]]))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_each_estimator_finds_the_known_best_policy(algorithm):
+    """Two tokens at each of two positions, a reward for every 1, a KL penalty of weight 1 to the uniform policy.
+
+    The best policy is the reference tilted by exp(reward / weight): P(1) = e / (1 + e) = 0.731.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    critic = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([logits, critic], lr=0.02)
+    rows, width = 128, 2
+    mask, group = torch.ones(rows, width, dtype=torch.bool), torch.arange(rows) // 8
+    probabilities = []
+    for step in range(300):
+        with torch.no_grad():
+            chances = logits.softmax(-1)
+            tokens = torch.stack(
+                [torch.multinomial(p, rows, replacement=True, generator=generator) for p in chances], 1
+            )
+            old = logits.log_softmax(-1)[torch.arange(width), tokens]
+            values = critic.expand(rows, width).clone()
+            advantages, returns = ESTIMATORS[algorithm](
+                Feedback(
+                    rewards=tokens.sum(1).float(),
+                    kl=old - math.log(0.5),
+                    mask=mask,
+                    group=group,
+                    values=values if algorithm == "ppo" else None,
+                    kl_coef=1.0,
+                    gamma=1.0,
+                    gae_lambda=0.95,
+                )
+            )
+        for _ in range(2):
+            new = logits.log_softmax(-1)[torch.arange(width), tokens]
+            loss, _ = policy_loss(new[mask], old[mask], advantages[mask], 0.2, rows * width)
+            if returns is not None:
+                now = critic.expand(rows, width)
+                loss = loss + value_loss(now[mask], values[mask], returns[mask], 0.2, rows * width)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if step >= 200:
+            probabilities.append(logits.detach().softmax(-1)[:, 1])
+    found = torch.stack(probabilities).mean(0)
+    best = math.e / (1 + math.e)
+    assert found.tolist() == pytest.approx([best, best], abs=0.04)

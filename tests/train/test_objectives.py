@@ -1,0 +1,136 @@
+"""The losses against closed forms and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, policy_loss, value_loss, whiten
+
+GARBAGE = [math.nan, math.inf, 1e30]
+
+
+def distributions(seed: int, size: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = torch.randn(2, size, generator=generator, dtype=torch.float64).log_softmax(-1)
+    return p, q
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
+def test_expected_estimate_is_the_exact_kl(estimator, seed):
+    p, q = distributions(seed)
+    exact = sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+    expected = sum(
+        math.exp(a) * float(estimator(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)))
+        for a, b in zip(p.tolist(), q.tolist(), strict=True)
+    )
+    assert expected == pytest.approx(exact, abs=1e-12)
+
+
+def test_k3_is_never_negative_and_k1_is_of_either_sign():
+    p, q = distributions(3)
+    assert bool((kl_k3(p, q) >= 0).all())
+    assert bool((kl_k1(p, q) < 0).any())
+    assert bool((kl_k1(p, q) > 0).any())
+
+
+def test_k3_keeps_its_digits_near_zero():
+    # e^x - 1 - x ≈ x²/2: computed as exp(x) - 1 - x in float32 it would be 0 or noise.
+    p, q = torch.tensor(-2.0), torch.tensor(-2.0 + 2**-10)
+    assert float(kl_k3(p, q)) == pytest.approx(2**-21, rel=1e-3)
+
+
+def test_masked_mean_counts_real_positions_only():
+    values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert float(masked_mean(values, mask)) == pytest.approx(13 / 3)
+    assert float(masked_mean(values, torch.zeros_like(mask))) == 0.0
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_stands_under_the_mask_never_counts(garbage):
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    clean = torch.tensor([[1.0, 5.0, 0.0], [3.0, 0.0, 0.0]])
+    dirty = torch.where(mask, clean, torch.tensor(garbage))
+    torch.testing.assert_close(masked_mean(dirty, mask), masked_mean(clean, mask))
+    torch.testing.assert_close(whiten(dirty, mask), whiten(clean, mask))
+
+
+def test_whiten_by_hand():
+    # mean 3, sum of squares 4 + 4 + 0 = 8, variance 8 / (3 - 1) = 4, deviation 2
+    values = torch.tensor([[1.0, 5.0], [3.0, 99.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    torch.testing.assert_close(whiten(values, mask), torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whitened_values_have_mean_zero_and_variance_one(seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = 7 + 3 * torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    mask = torch.rand(5, 9, generator=generator) < 0.6
+    whitened = whiten(values, mask)
+    assert bool((whitened[~mask] == 0).all())
+    real = [x for x, keep in zip(whitened.flatten().tolist(), mask.flatten().tolist(), strict=True) if keep]
+    mean = sum(real) / len(real)
+    assert mean == pytest.approx(0, abs=1e-12)
+    assert sum((x - mean) ** 2 for x in real) / (len(real) - 1) == pytest.approx(1, rel=1e-6)
+
+
+def test_whiten_of_one_value_and_of_equal_values_is_finite():
+    mask = torch.tensor([[True, False]])
+    assert whiten(torch.tensor([[4.0, 0.0]]), mask).tolist() == [[0.0, 0.0]]
+    equal = whiten(torch.full((2, 2), 0.5), torch.ones(2, 2, dtype=torch.bool))
+    assert float(equal.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        # Inside [0.8, 1.2] nothing is clipped: -A·r, and d/dlogp = -A·r.
+        (1.1, 2.0, -2.2, -2.2),
+        (0.9, -1.0, 0.9, 0.9),
+        # A good token that already became likelier stops at 1.2; a bad one that already became rarer stops at 0.8.
+        (1.5, 2.0, -2.4, 0.0),
+        (0.5, -1.0, 0.8, 0.0),
+        # On the other side the clip never helps: max(-A·r, -A·clip(r)) is the unclipped term.
+        (0.5, 2.0, -1.0, -1.0),
+        (1.5, -1.0, 1.5, 1.5),
+    ],
+)
+def test_policy_loss_by_hand(ratio, advantage, loss, slope):
+    logprobs = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    value, sums = policy_loss(logprobs, torch.zeros(1, dtype=torch.float64), torch.tensor([advantage]).double(), 0.2, 1)
+    (gradient,) = torch.autograd.grad(value, logprobs)
+    assert value.item() == pytest.approx(loss)
+    assert float(gradient) == pytest.approx(slope)
+    assert float(sums["ratio"]) == pytest.approx(ratio)
+    assert int(sums["clipped"]) == (not 0.8 <= ratio <= 1.2)
+
+
+def test_policy_loss_sums_over_tokens_and_divides_by_the_normaliser():
+    logprobs = torch.tensor([1.1, 0.5, 1.5]).log()
+    value, sums = policy_loss(logprobs, torch.zeros(3), torch.tensor([2.0, -1.0, -1.0]), 0.2, 8)
+    assert float(value) == pytest.approx((-2.2 + 0.8 + 1.5) / 8)
+    assert int(sums["clipped"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "slope"),
+    [
+        # old value 1.0, clip ±0.2
+        (1.1, 2.0, 0.5 * 0.81, -0.9),  # inside: ½(1.1 - 2)²
+        (1.5, 2.0, 0.5 * 0.64, 0.0),  # moved towards the target beyond the clip: (1.2 - 2)² is the worse, and is flat
+        (0.5, 2.0, 0.5 * 2.25, -1.5),  # moved away: (0.5 - 2)² is the worse
+        (1.5, 0.0, 0.5 * 2.25, 1.5),  # away, on the other side
+        (0.5, 0.0, 0.5 * 0.64, 0.0),  # towards, on the other side: clipped at 0.8
+    ],
+)
+def test_value_loss_by_hand(value, target, loss, slope):
+    values = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    result = value_loss(values, torch.ones(1, dtype=torch.float64), torch.tensor([target]).double(), 0.2, 1)
+    (gradient,) = torch.autograd.grad(result, values)
+    assert result.item() == pytest.approx(loss)
+    assert float(gradient) == pytest.approx(slope)

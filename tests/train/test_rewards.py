@@ -1,0 +1,207 @@
+"""Where toxicity turns into reward: signs, failures, silence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from rewardlm.config import RewardSettings
+from rewardlm.errors import ScorerError
+from rewardlm.scoring.scorer import load_scorer
+from rewardlm.train.rewards import RewardModel
+from rewardlm.train.rollouts import Draft, judge, length_mask
+from rewardlm.types import Verdict
+
+INSULT, KIND = "You are a stupid idiot and I hate you.", "I am glad that you asked, let us look at it together."
+
+
+class Judge:
+    """A judge whose verdicts are a table or a function; what it doesn't know makes it raise."""
+
+    revision = None
+
+    def __init__(
+        self,
+        values: dict[str, float] | Callable[[str], float],
+        *,
+        name: str = "judge",
+        labels: tuple[str, ...] = ("toxicity",),
+    ) -> None:
+        self.name, self.labels = name, labels
+        self._values = values
+        self.asked: list[str] = []
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        self.asked += texts
+        look_up = self._values if callable(self._values) else self._values.__getitem__
+        return [Verdict({self.labels[0]: look_up(text)}) for text in texts]
+
+
+def draft(texts: Sequence[str], asked: Sequence[int]) -> Draft:
+    return Draft(list(asked), [(1, 2)] * len(texts), [], list(texts))
+
+
+def insults(text: str) -> float:
+    return 0.9 if any(word in text.lower() for word in ("stupid", "trash", "moron", "idiot")) else 0.1
+
+
+def test_an_insult_gets_less_than_a_kind_answer_from_the_real_judge():
+    rewards = RewardModel([load_scorer("lexical")], RewardSettings())
+    rewards.check_sign()
+    kept, judged, dropped = judge(draft([INSULT, KIND], [0, 0]), rewards, min_group=2)
+    assert kept == [0, 1]
+    assert dropped == {}
+    assert judged.toxicity[0] > 0.9 > 0.1 > judged.toxicity[1]
+    assert judged.rewards[0] < 0.1 < 0.9 < judged.rewards[1]
+    assert judged.rewards == pytest.approx([1 - value for value in judged.toxicity])
+
+
+def test_logit_rewards_keep_the_order_and_are_finite_at_the_ends():
+    rewards = (
+        RewardModel([Judge({"a": 0.0, "b": 0.25, "c": 1.0})], RewardSettings(transform="logit"))
+        .judge(["a", "b", "c"])
+        .rewards
+    )
+    assert rewards[1] == pytest.approx(math.log(3))
+    assert rewards[0] == pytest.approx(-rewards[2])
+    assert rewards[0] > rewards[1] > 0 > rewards[2] > -10
+
+
+def test_several_judges_are_averaged_or_the_worst_counts():
+    judges = [Judge({"a": 0.2, "b": 0.4}, name="x"), Judge({"a": 0.8, "b": 0.4}, name="y")]
+    assert RewardModel(judges, RewardSettings()).judge(["a", "b"]).rewards == pytest.approx([0.5, 0.6])
+    assert RewardModel(judges, RewardSettings(aggregate="min")).judge(["a", "b"]).rewards == pytest.approx([0.2, 0.6])
+
+
+def test_a_judge_with_the_right_sign_is_accepted():
+    RewardModel([Judge(insults)], RewardSettings()).check_sign()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Judge(lambda text: 1 - insults(text)),
+        # A classifier whose first label is the harmless one.
+        Judge(lambda text: 1 - insults(text), labels=("neutral", "toxic")),
+        Judge(lambda text: 0.5),
+    ],
+)
+def test_a_flipped_or_blind_judge_is_refused(bad):
+    with pytest.raises(ScorerError, match="higher must be more toxic"):
+        RewardModel([bad], RewardSettings()).check_sign()
+
+
+def test_a_flipped_function_is_refused_even_beside_a_good_judge(tmp_path, monkeypatch):
+    (tmp_path / "flipped_reward.py").write_text(
+        "def kindness(texts):\n    return [-10.0 if 'stupid' in t or 'trash' in t else 10.0 for t in texts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rewards = RewardModel([Judge(insults), load_scorer("flipped_reward:kindness")], RewardSettings())
+    with pytest.raises(ScorerError, match="flipped_reward:kindness"):
+        rewards.check_sign()
+
+
+def test_a_judge_that_cannot_score_plain_sentences_is_refused():
+    with pytest.raises(ScorerError, match="can't score plain sentences"):
+        RewardModel([Judge({})], RewardSettings()).check_sign()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -0.2, 1.7])
+def test_a_wrong_number_drops_the_answer_and_never_makes_it_harmless(broken):
+    rewards = RewardModel([Judge({"good": 0.1, "bad": 0.9, "?": broken})], RewardSettings(max_failed_share=1))
+    kept, judged, dropped = judge(draft(["good", "?", "bad"], [0, 1, 2]), rewards, min_group=1)
+    assert kept == [0, 2]
+    assert judged.rewards[1] is None
+    assert judged.toxicity[1] is None
+    assert sum(dropped.values()) == 1
+
+
+def test_a_judge_that_raises_on_some_texts_costs_only_those():
+    rewards = RewardModel([Judge({"a": 0.2, "c": 0.4})], RewardSettings(max_failed_share=1))
+    kept, judged, dropped = judge(draft(["a", "b", "c"], [0, 1, 2]), rewards, min_group=1)
+    assert kept == [0, 2]
+    assert judged.rewards == [pytest.approx(0.8), None, pytest.approx(0.6)]
+    assert list(dropped.values()) == [1]
+    assert "KeyError" in next(iter(dropped))
+
+
+def test_one_of_two_judges_failing_drops_the_answer():
+    judges = [Judge({"a": 0.2, "b": 0.0}, name="x"), Judge({"a": 0.2}, name="y")]
+    judged = RewardModel(judges, RewardSettings(max_failed_share=1)).judge(["a", "b"])
+    assert judged.rewards == [pytest.approx(0.8), None]
+
+
+def test_a_function_may_give_any_finite_number_unless_its_logit_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "wide_reward.py").write_text("def badness(texts):\n    return [float(len(t)) for t in texts]\n")
+    monkeypatch.chdir(tmp_path)
+    scorer = load_scorer("wide_reward:badness")
+    assert RewardModel([scorer], RewardSettings()).judge(["four"]).rewards == [-3.0]
+    logit = RewardModel([scorer], RewardSettings(transform="logit", max_failed_share=1))
+    assert logit.judge(["four"]).rewards == [None]
+
+
+def test_groups_shrink_and_a_group_of_one_goes():
+    rewards = RewardModel([Judge({"a": 0.1, "b": 0.2, "c": 0.3})], RewardSettings(max_failed_share=1))
+    texts, asked = ["a", "?", "b", "?", "c", "?"], [0, 0, 0, 1, 1, 1]
+    kept, _, dropped = judge(draft(texts, asked), rewards, min_group=2)
+    assert kept == [0, 2]  # group 0 shrank to two; group 1 had one left
+    assert dropped["alone in its group"] == 1
+    assert sum(dropped.values()) == 4
+    kept, _, _ = judge(draft(texts, asked), rewards, min_group=1)
+    assert kept == [0, 2, 4]
+
+
+def test_silence_gets_the_lowest_reward_of_its_batch_and_is_no_failure():
+    scorer = Judge({"bad": 0.95, "good": 0.05})
+    rewards = RewardModel([scorer], RewardSettings(max_failed_share=0))
+    kept, judged, dropped = judge(draft(["good", "", "bad", " \n\t"], [0, 1, 2, 3]), rewards, min_group=1)
+    assert kept == [0, 1, 2, 3]
+    assert judged.rewards == pytest.approx([0.95, 0.05, 0.05, 0.05])
+    assert judged.toxicity[1] is None
+    assert judged.empty == [False, True, False, True]
+    assert dropped == {}
+    assert "" not in scorer.asked
+    rewards.close()
+
+
+def test_silence_gets_the_set_penalty():
+    rewards = RewardModel([Judge({"good": 0.05})], RewardSettings(empty=-2.0))
+    assert rewards.judge(["good", ""]).rewards == pytest.approx([0.95, -2.0])
+
+
+def test_a_batch_of_silence_has_finite_equal_rewards():
+    assert len(set(RewardModel([Judge({})], RewardSettings()).judge(["", " "]).rewards)) == 1
+
+
+def test_more_than_one_per_cent_of_failures_ends_the_run():
+    known = {f"text {i}": 0.3 for i in range(400)}
+    rewards = RewardModel([Judge(known)], RewardSettings())
+    rewards.judge([*list(known)[:198], "unknown one", "unknown two"])  # 2 of 200: not more than 1 %
+    with pytest.raises(ScorerError, match="3 of 201"):
+        rewards.judge(["unknown three"])
+
+
+def test_few_failures_among_few_texts_are_found_at_the_end():
+    rewards = RewardModel([Judge({"a": 0.3})], RewardSettings())
+    rewards.judge(["a"] * 9 + ["unknown"])
+    with pytest.raises(ScorerError, match="1 of 10"):
+        rewards.close()
+
+
+def test_a_resumed_run_counts_failures_on():
+    known = {f"text {i}": 0.3 for i in range(300)}
+    first = RewardModel([Judge(known)], RewardSettings())
+    first.judge([*known, "unknown one"])
+    resumed = RewardModel([Judge(known)], RewardSettings())
+    resumed.restore_failures(first.failures())
+    # By itself this batch of 40 would have 2.5 % of failures; of the whole run's 341 texts, 0.6 % failed.
+    resumed.judge([*list(known)[:39], "unknown two"])
+    assert resumed.failures()["judge"][:2] == [341, 2]
+    resumed.close()
+
+
+def test_the_length_mask_comes_from_lengths():
+    mask = length_mask([[0, 0, 0], [0], [5, 0]])
+    assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]

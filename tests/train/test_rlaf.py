@@ -1,0 +1,400 @@
+"""The RL loop on the tiny model: gradients against a plain forward pass, limits, and whether it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSettings
+from rewardlm.errors import ScorerError, TrainingError
+from rewardlm.models.generate import Sampled
+from rewardlm.models.load import load_policy
+from rewardlm.models.logprobs import forward_rows, score_rows
+from rewardlm.models.lora import add_lora, load_adapter
+from rewardlm.runs import Run
+from rewardlm.train import rlaf
+from rewardlm.train.rlaf import KlController, train
+from rewardlm.train.rollouts import Draft, Rollouts, length_mask
+
+TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
+INSULT, KIND = "You are a stupid idiot and I hate you.", "I see it differently: most of them pay taxes."
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def judges(tmp_path, monkeypatch):
+    """Function rewards in a module that is found in the current directory, as a user's would be."""
+    (tmp_path / "rlaf_judges.py").write_text(
+        "def few_ank(texts):\n"
+        "    return [1 - sum(c in 'ank ' for c in t.lower()) / max(1, len(t)) for t in texts]\n"
+        "def flipped(texts):\n"
+        "    return [1 - value for value in few_ank(texts)]\n"
+        "def fussy(texts):\n"
+        "    if any(sum(map(ord, t)) % 3 == 0 for t in texts if not t.endswith(('.', 'you'))):\n"
+        "        raise ValueError('not this one')\n"
+        "    return few_ank(texts)\n"
+        "def broken(texts):\n"
+        "    return [0.9 if 'u' in t and t.endswith('.') and ('You' in t or 'Shut' in t or 'moron' in t) else\n"
+        "            0.1 if t.endswith('.') else float('nan') for t in texts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(**changes) -> RlafSettings:
+    return RlafSettings(**{**TINY, "batch_size": 8, "max_new_tokens": 6, "steps": 2, **changes})
+
+
+def metrics(run: Run) -> list[dict]:
+    return list(run.read("metrics"))
+
+
+# Gradients ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    learner: rlaf.Learner
+    rollouts: Rollouts
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """Seven answers of 1 to 9 tokens to prompts of 2 to 12, under an adapter and a critic that aren't zero."""
+    torch.set_num_threads(1)
+    policy = load_policy(ModelSettings(**TINY))
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    learner = rlaf.Learner(policy, rlaf.ValueHead(64), None, KlController(KlSettings()))
+    parameters = [*rlaf.trainable_parameters(policy.model), *learner.value_head.parameters()]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    learner.optimizer = torch.optim.SGD(parameters, lr=0.0)  # leaves the gradients where they can be read
+
+    def draw(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(3, 1500, (length,), generator=generator).tolist()
+
+    prompts = [(1, 7, *draw(0, 10)) for _ in range(7)]
+    responses = [draw(1, 10) for _ in range(6)] + [[9]]
+    mask = length_mask(responses)
+    shape = mask.shape
+    logprobs, entropy = score_rows(policy.causal_lm, prompts, responses, 10**6)
+    # Old log-probabilities and values near the new ones, so that some ratios and values are clipped and others not.
+    old = logprobs + 0.2 * torch.randn(shape, generator=generator)
+    rollouts = Rollouts(
+        prompts=prompts,
+        responses=responses,
+        response_mask=mask,
+        logprobs=torch.where(mask, old, math.nan),  # what is padding must not count, whatever it holds
+        ref_logprobs=logprobs,
+        entropy=entropy,
+        values=torch.where(mask, 0.3 * torch.randn(shape, generator=generator), math.nan),
+        rewards=torch.zeros(7),
+        group=torch.arange(7),
+        texts=[""] * 7,
+        judged=None,
+    )
+    advantages = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
+    returns = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
+    return Case(learner, rollouts, advantages, returns)
+
+
+def gradients(case: Case, budget: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    one_update = settings(ppo_epochs=1, minibatches=1, micro_batch_tokens=budget, max_grad_norm=1e9)
+    losses = rlaf._update(case.learner, one_update, case.rollouts, case.advantages, case.returns, step=0)
+    return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
+
+
+def named(case: Case) -> list[tuple[str, torch.nn.Parameter]]:
+    own = [(n, p) for n, p in case.learner.policy.model.named_parameters() if p.requires_grad]
+    return own + [(f"value.{n}", p) for n, p in case.learner.value_head.named_parameters()]
+
+
+def test_the_update_is_that_of_a_plain_forward_pass_row_by_row(case):
+    _, found = gradients(case, 10**6)
+    case.learner.optimizer.zero_grad()
+    rollouts, causal_lm, head = case.rollouts, case.learner.policy.causal_lm, case.learner.value_head
+    total = 0.0
+    n_tokens = sum(map(len, rollouts.responses))
+    for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
+        ids = torch.tensor([[*prompt, *response]])
+        output = causal_lm(input_ids=ids, output_hidden_states=True)
+        for t, token in enumerate(response):
+            at = len(prompt) + t - 1
+            logprob = output.logits[0, at].log_softmax(-1)[token]
+            ratio = (logprob - rollouts.logprobs[row, t]).exp()
+            advantage = case.advantages[row, t]
+            total = total - torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) / n_tokens
+            state = output.hidden_states[-1][0, at].detach()
+            value = head.linear(state / state.square().mean().add(1e-6).sqrt())[0]
+            old, target = rollouts.values[row, t], case.returns[row, t]
+            clipped = torch.clamp(value, old - 0.2, old + 0.2)
+            total = total + 0.5 * 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2) / n_tokens
+    total.backward()
+    for name, parameter in named(case):
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("budget", [1, 20, 45])
+def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, budget):
+    whole_losses, whole = gradients(case, 10**6)
+    losses, parts = gradients(case, budget)
+    assert losses == pytest.approx(whole_losses, abs=1e-5)
+    assert 0 < losses["clip_fraction"] < 1
+    assert parts.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, poison):
+    before = {name: parameter.detach().clone() for name, parameter in named(case)}
+    case.learner.optimizer.param_groups[0]["lr"] = 1.0
+    name, weight = next((n, p) for n, p in named(case) if "lora_B" in n)
+    with torch.no_grad():
+        weight[0, 0] = poison
+    try:
+        with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is (nan|inf)"):
+            rlaf._update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
+        for other, parameter in named(case):
+            if other != name:
+                assert torch.equal(parameter, before[other]), other
+    finally:
+        case.learner.optimizer.param_groups[0]["lr"] = 0.0
+        with torch.no_grad():
+            weight.copy_(before[name])
+
+
+def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
+    case.learner.optimizer.zero_grad(set_to_none=True)
+    with pytest.raises(TrainingError, match="step 1: no gradient reaches the adapter"):
+        rlaf._apply(case.learner, [p for _, p in named(case)], 1.0, step=0)
+
+
+# The loop -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
+    run = train(settings(algorithm=algorithm, learning_rate=1e-2), tmp_path / "run")
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
+        assert line["answers"] == 8
+        assert line["updates"] == 4
+        assert 0 <= line["reward_mean"] <= 1
+        assert {"seconds", "entropy", "response_tokens", "tokens_per_second", "peak_rss_mb"} <= line.keys()
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert lines[1]["kl"] != pytest.approx(0, abs=1e-3)
+    weights = load_file(str(run.path / "adapter" / "adapter_model.safetensors"))
+    assert any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    assert (run.path / "checkpoints" / "step-000002" / "value_head.safetensors").exists() == (algorithm == "ppo")
+
+
+def test_one_answer_of_one_token_trains_with_finite_numbers(tmp_path):
+    run = train(settings(batch_size=1, minibatches=1, max_new_tokens=1, limit=1, steps=2), tmp_path / "run")
+    assert [line["response_tokens"] for line in metrics(run)] == [1, 1]
+
+
+def test_ppo_raises_an_easy_reward(tmp_path, judges):
+    """The share of four characters in answers of two tokens; random answers have a fifth of them."""
+    run = train(
+        settings(
+            reward=["rlaf_judges:few_ank"],
+            steps=30,
+            batch_size=64,
+            limit=1,
+            max_new_tokens=2,
+            ppo_epochs=1,
+            minibatches=1,
+            learning_rate=2e-2,
+            kl=KlSettings(coef=0.0),
+            checkpoint_every=100,
+        ),
+        tmp_path / "run",
+    )
+    rewards = [line["reward_mean"] for line in metrics(run)]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.08
+
+
+def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch):
+    """The real loop and the real judge; only the texts are chosen instead of drawn."""
+
+    def chosen(policy, prompts, prompt_ids, *, samples, keep_hidden, **_):
+        texts = [INSULT, KIND] * (len(prompts) * samples // 2)
+        asked = [row // samples for row in range(len(texts))]
+        ids = [prompt_ids[i] for i in asked]
+        tokens = [answer_ids(policy, text) for text in texts]
+        with torch.no_grad():
+            _, stats = forward_rows(policy.causal_lm, ids, tokens, range(len(tokens)))
+        sizes = [len(answer) for answer in tokens]
+        sampled = [
+            Sampled(row, tokens[row], lp, h, hidden if keep_hidden else None, "stop")
+            for row, (lp, h, hidden) in enumerate(
+                zip(stats.logprobs.split(sizes), stats.entropy.split(sizes), stats.hidden.split(sizes), strict=True)
+            )
+        ]
+        return Draft(asked, ids, sampled, texts)
+
+    monkeypatch.setattr(rlaf, "sample", chosen)
+    run = train(settings(algorithm="grpo", steps=4, learning_rate=3e-3), tmp_path / "run")
+    rewards = {line["response"]: line["reward"] for line in run.read("samples")}
+    assert rewards[INSULT] < 0.2 < 0.8 < rewards[KIND]
+
+    policy = load_policy(ModelSettings(**TINY))
+    prompt = policy.chat.encode_prompt(rlaf.load_prompts("starter").prompts[0].turns)
+    answers = [answer_ids(policy, INSULT), answer_ids(policy, KIND)]
+    before = score_rows(policy.causal_lm, [prompt] * 2, answers, 10**6)[0].sum(1)
+    load_adapter(policy, run.path / "adapter")
+    after = score_rows(policy.causal_lm, [prompt] * 2, answers, 10**6)[0].sum(1)
+    insult, kind = (after - before).tolist()
+    assert kind > insult + 1
+    assert insult < 0 < kind
+
+
+def answer_ids(policy, text: str) -> list[int]:
+    return [*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id]
+
+
+# Judges that can't be trusted ---------------------------------------------------------------------------------------
+
+
+def test_a_flipped_reward_is_refused_before_step_one(tmp_path, judges):
+    with pytest.raises(ScorerError, match="higher must be more toxic"):
+        train(settings(reward=["rlaf_judges:flipped"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_answers_that_a_judge_fails_on_are_dropped_and_counted(tmp_path, judges):
+    run = train(
+        settings(
+            reward=["rlaf_judges:fussy"], algorithm="grpo", batch_size=16, steps=2, rewards={"max_failed_share": 1.0}
+        ),
+        tmp_path / "run",
+    )
+    for line in metrics(run):
+        assert line["answers"] + sum(line["dropped"].values()) == 16
+        assert "ValueError: not this one" in line["dropped"]
+    assert any(line["reward"] is None for line in run.read("samples"))
+
+
+def test_too_many_failures_end_the_run_and_leave_no_adapter(tmp_path, judges):
+    with pytest.raises(ScorerError, match=r"could not be scored"):
+        train(settings(reward=["rlaf_judges:broken"], batch_size=32), tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+
+
+# Limits -------------------------------------------------------------------------------------------------------------
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(folder / "adapter" / "adapter_model.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
+    # Step 1 measures KL 0 and updates far too strongly; step 2 sees it. The good adapter is the one before step 1's
+    # update, whose B is zero, and not the newest checkpoint's.
+    with pytest.raises(TrainingError, match=r"step 2: KL to the reference is .* over the limit kl.max=0.5"):
+        train(settings(learning_rate=0.05, steps=4, algorithm="rloo", kl=KlSettings(max=0.5)), tmp_path / "run")
+    kept = adapter(tmp_path / "run")
+    assert all(not bool(tensor.any()) for name, tensor in kept.items() if "lora_B" in name)
+    assert not same(kept, adapter(tmp_path / "run" / "checkpoints" / "step-000001"))
+    assert [line["step"] for line in Run.open(tmp_path / "run").read("metrics")] == [1]
+
+
+@pytest.mark.parametrize("when", ["before the update", "after it"])
+def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeypatch, when):
+    update = rlaf._update
+
+    def poisoned(learner, chosen, rollouts, advantages, returns, step):
+        losses = {}
+        if when == "after it":
+            losses = update(learner, chosen, rollouts, advantages, returns, step)
+        if step == 1:
+            with torch.no_grad():
+                rlaf.trainable_parameters(learner.policy.model)[0][0, 0] = math.nan
+        if when == "before the update":
+            losses = update(learner, chosen, rollouts, advantages, returns, step)
+        return losses
+
+    monkeypatch.setattr(rlaf, "_update", poisoned)
+    # Found in step 2's gradient, or in the logits that step 3's answers are drawn from.
+    expected = (
+        "step 2: the gradient's norm is nan" if when == "before the update" else "step 3: the logits of tiny hold NaN"
+    )
+    with pytest.raises(TrainingError, match=expected) as caught:
+        train(settings(steps=4), tmp_path / "run")
+    assert "the adapter of step 1 is kept" in str(caught.value)
+    assert same(adapter(tmp_path / "run"), adapter(tmp_path / "run" / "checkpoints" / "step-000001"))
+
+
+def test_kl_controller_by_hand():
+    controller = KlController(KlSettings(coef=0.1, target=6.0, horizon=100))
+    controller.update(9.0, 10)  # error 0.5, clipped to 0.2: 0.1 · (1 + 0.2 · 10 / 100)
+    assert controller.coef == pytest.approx(0.102)
+    controller.update(5.4, 10)  # error -0.1
+    assert controller.coef == pytest.approx(0.102 * 0.99)
+    controller.update(-3.0, 50)  # error -1.5, clipped to -0.2
+    assert controller.coef == pytest.approx(0.102 * 0.99 * 0.9)
+    fixed = KlController(KlSettings(coef=0.1))
+    fixed.update(1000.0, 10)
+    assert fixed.coef == 0.1
+
+
+def test_warnings_name_what_went_wrong(tmp_path):
+    run = train(settings(steps=1), tmp_path / "run")
+    rollouts = _rollouts(["Привет, как дела", "Спасибо", "Hello there"], rewards=[0.5, 0.5, 0.5], kl=-2.0, entropy=0.01)
+    found = rlaf._metrics(rollouts, -2.0, 0.05, torch.ones(3, 1), ["What do you think?"] * 3)["warnings"]
+    for what in ("negative KL", "constant reward", "entropy collapse", "language switch"):
+        assert sum(what in warning for warning in found) == 1, what
+    calm = _rollouts(["Hello", "Good day", "¿Qué tal?"], rewards=[0.5, 0.6, 0.7], kl=0.2, entropy=3.0)
+    assert rlaf._metrics(calm, 0.2, 0.05, torch.ones(3, 1), ["Привет"] * 3)["warnings"] == []
+    assert "warnings" in metrics(run)[0]
+
+
+def _rollouts(texts: list[str], *, rewards: list[float], kl: float, entropy: float) -> Rollouts:
+    n = len(texts)
+    judged = rlaf.Judged(rewards, [1 - reward for reward in rewards], {"judge": [0.5] * n}, [False] * n, [None] * n)
+    return Rollouts(
+        prompts=[(1,)] * n,
+        responses=[[1]] * n,
+        response_mask=torch.ones(n, 1, dtype=torch.bool),
+        logprobs=torch.full((n, 1), kl - 1),
+        ref_logprobs=torch.full((n, 1), -1.0),
+        entropy=torch.full((n, 1), entropy),
+        values=None,
+        rewards=torch.tensor(rewards),
+        group=torch.arange(n),
+        texts=texts,
+        judged=judged,
+    )
+
+
+def test_prompts_are_drawn_in_whole_epochs():
+    drawn = [i for step in range(7) for i in rlaf._draw_prompts(5, 3, 0, step)]
+    for epoch in range(4):
+        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+    assert drawn[:5] != drawn[5:10] or drawn[5:10] != drawn[10:15]
+    assert rlaf._draw_prompts(5, 3, 0, 4) == drawn[12:15]
+    assert len(rlaf._draw_prompts(2, 7, 0, 0)) == 7

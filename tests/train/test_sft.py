@@ -1,0 +1,243 @@
+"""Fine-tuning on the tiny model: which tokens the loss is on, and what the files say of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewardlm.config import FinetuneSettings, ModelSettings, RlafSettings
+from rewardlm.errors import TrainingError
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import score_rows
+from rewardlm.models.lora import REFERENCE, load_adapter, reference
+from rewardlm.runs import Run
+from rewardlm.train import rlaf, sft
+from rewardlm.train.sft import finetune
+
+TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
+CONVERSATIONS = [
+    ["They only come here for the benefits.", "Most of them work, and their taxes pay for benefits too."],
+    ["Women can't park.", "Insurers disagree."],
+    [
+        "Old people should not be allowed to vote, they won't see what comes of it.",
+        "By that rule nobody with a short life ahead could vote. Is that the law you want?",
+        "Yes, why not?",
+        "Because a vote is for being a citizen, and it isn't a prize for the young.",
+    ],
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def dialogues(folder: Path) -> str:
+    path = folder / "dialogues.jsonl"
+    roles = ("user", "assistant")
+    with open(path, "w") as file:
+        for number, turns in enumerate(CONVERSATIONS):
+            messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+            file.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
+    return str(path)
+
+
+def settings(folder: Path, **changes) -> FinetuneSettings:
+    base = {**TINY, "dialogues": dialogues(folder), "validation": 0.0, "batch_size": 4, "learning_rate": 1e-2}
+    return FinetuneSettings(**{**base, **changes})
+
+
+def rows(turns: list[str], tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation's last answer, with the template's text written out here by hand."""
+    head = "".join(
+        f"<|im_start|>{('user', 'assistant')[i % 2]}\n{text}<|im_end|>\n" for i, text in enumerate(turns[:-1])
+    )
+    prompt = tokenizer(head + "<|im_start|>assistant\n")["input_ids"]
+    answer = tokenizer(turns[-1] + "<|im_end|>")["input_ids"]
+    assert answer[-1] == tokenizer.eos_token_id
+    return prompt + answer, [-100] * len(prompt) + answer
+
+
+def cross_entropy(policy: Policy, conversations: list[list[str]]) -> float:
+    """Mean negative log-likelihood of the answers' tokens, one unpadded forward pass a conversation."""
+    total, count = 0.0, 0
+    for turns in conversations:
+        ids, labels = rows(turns, policy.tokenizer)
+        with torch.no_grad():
+            logits = policy.causal_lm(input_ids=torch.tensor([ids])).logits[0].double()
+        for t in range(1, len(ids)):
+            if labels[t] != -100:
+                total -= float(logits[t - 1].log_softmax(-1)[labels[t]])
+                count += 1
+    return total / count
+
+
+PAIRS = [CONVERSATIONS[0], CONVERSATIONS[1], CONVERSATIONS[2][:2], CONVERSATIONS[2]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Run:
+    """Three steps on all four pairs at once, checkpoints at 1, 2 and 3, of which two are kept."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("sft")
+    return finetune(settings(folder, max_steps=3, checkpoint_every=1, epochs=3), folder / "run")
+
+
+def lines(run: Run) -> list[dict]:
+    return list(run.read("metrics"))
+
+
+def adapter(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(path / "adapter_model.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_first_loss_is_the_mean_cross_entropy_of_all_answer_tokens(trained):
+    # Four rows of different lengths in one padded batch; the adapter is still zero.
+    policy = load_policy(ModelSettings(**TINY))
+    assert lines(trained)[0]["loss"] == pytest.approx(cross_entropy(policy, PAIRS), rel=1e-5)
+
+
+def test_the_loss_falls_and_the_files_say_so(trained):
+    assert [line["step"] for line in lines(trained)] == [1, 2, 3]
+    assert lines(trained)[2]["loss"] < lines(trained)[0]["loss"]
+    assert trained.meta["status"] == "finished"
+    assert trained.meta["dialogues"]["train_pairs"] == 4
+
+
+def test_microbatches_change_memory_and_not_the_result(trained, tmp_path):
+    run = finetune(settings(tmp_path, max_steps=3, epochs=3, micro_batch_size=1), tmp_path / "run")
+    assert [line["loss"] for line in lines(run)] == pytest.approx([line["loss"] for line in lines(trained)], rel=1e-4)
+
+
+def test_validation_loss_is_the_cross_entropy_of_the_held_out_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CONVERSATIONS", CONVERSATIONS[:2])
+    run = finetune(settings(tmp_path, validation=0.5, epochs=2), tmp_path / "run")
+    assert run.meta["dialogues"]["train_pairs"] == run.meta["dialogues"]["validation_pairs"] == 1
+    # One line a step: the evaluation stands on the line of the step that it follows.
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert all({"loss", "eval_loss"} <= line.keys() for line in lines(run))
+    policy = load_policy(ModelSettings(**TINY))
+    untrained = [cross_entropy(policy, [turns]) for turns in CONVERSATIONS]
+    learnt = min((0, 1), key=lambda i: abs(untrained[i] - lines(run)[0]["loss"]))
+    assert lines(run)[0]["loss"] == pytest.approx(untrained[learnt], rel=1e-5)
+    load_adapter(policy, run.path / "adapter")
+    held_out = cross_entropy(policy, [CONVERSATIONS[1 - learnt]])
+    assert lines(run)[-1]["eval_loss"] == pytest.approx(held_out, rel=1e-5)
+    assert run.meta["eval_loss"] == lines(run)[-1]["eval_loss"]
+
+
+def test_a_finished_run_is_left_alone(trained):
+    before = (trained.path / "adapter" / "adapter_model.safetensors").read_bytes()
+    changed = (trained.path / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = finetune(FinetuneSettings(**trained.meta["settings"]), trained.path)
+    assert again.finished
+    assert (trained.path / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert (trained.path / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("weight", ["lora_A", "lora_B"])
+def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(tmp_path, monkeypatch, weight):
+    put_on = sft.add_lora
+    models = []
+
+    def poisoned(policy, lora, *, seed):
+        put_on(policy, lora, seed=seed)
+        models.append(policy.model)
+        parameter = next(p for n, p in policy.model.named_parameters() if weight in n)
+        with torch.no_grad():
+            parameter.view(-1)[0] = math.nan
+
+    monkeypatch.setattr(sft, "add_lora", poisoned)
+    with pytest.raises(TrainingError, match=r"step 1: the gradient holds NaN or infinity; the update was not applied"):
+        finetune(settings(tmp_path, max_steps=2, checkpoint_every=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
+    untouched = [p for n, p in models[0].named_parameters() if "lora_B" in n and not bool(p.isnan().any())]
+    assert untouched
+    assert all(not bool(parameter.any()) for parameter in untouched)
+
+
+def unfinished(run: Run, folder: Path, **meta) -> Run:
+    """A copy of a run as it was before its last lines were written."""
+    shutil.copytree(run.path, folder)
+    shutil.rmtree(folder / "adapter")
+    copy = Run.open(folder)
+    copy.update(status="running", **meta)
+    return copy
+
+
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(trained, tmp_path):
+    copy = unfinished(trained, tmp_path / "run")
+    for name in ("optimizer.pt", "adapter_model.safetensors"):
+        file = copy.path / "checkpoints" / "checkpoint-3" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"checkpoint-3 is damaged .*the one before it is used"):
+        run = finetune(FinetuneSettings(**trained.meta["settings"]), copy.path)
+    assert same(adapter(run.path / "adapter"), adapter(trained.path / "adapter"))
+    assert [line["step"] for line in lines(run)] == [1, 2, 3]
+    assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(trained)]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_a_missing_optimizer_or_rng_file_is_refused(trained, tmp_path, name):
+    copy = unfinished(trained, tmp_path / "run")
+    (copy.path / "checkpoints" / "checkpoint-3" / name).unlink()
+    with pytest.raises(TrainingError, match=f"{name} is missing"):
+        finetune(FinetuneSettings(**trained.meta["settings"]), copy.path)
+    assert not (copy.path / "adapter").exists()
+
+
+# Reinforcement learning after fine-tuning ---------------------------------------------------------------------------
+
+
+def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, tmp_path, monkeypatch):
+    before = adapter(trained.path / "adapter")
+    learners = []
+    build = rlaf._learner
+    monkeypatch.setattr(rlaf, "_learner", lambda *arguments: learners.append(build(*arguments)) or learners[-1])
+    chosen = RlafSettings(
+        **TINY, adapter=trained.path / "adapter", batch_size=8, max_new_tokens=6, steps=2, learning_rate=1e-2
+    )
+    run = rlaf.train(chosen, tmp_path / "rl")
+    policy = learners[0].policy
+
+    first, second = run.read("metrics")
+    assert first["kl"] == pytest.approx(0, abs=1e-4)
+    assert first["first_ratio"] == pytest.approx(1, abs=1e-4)
+    assert abs(second["kl"]) > 1e-3
+
+    # The reference is the fine-tuned model, not the base, and training left it alone on disk and in memory.
+    assert same(adapter(trained.path / "adapter"), before)
+    held = {n: p for n, p in policy.model.named_parameters() if f".{REFERENCE}." in n}
+    assert len(held) == len(before)
+    for name, tensor in before.items():
+        stem, _, leaf = name.rpartition(".")
+        assert torch.equal(held[f"{stem}.{REFERENCE}.{leaf}"], tensor), name
+    prompt, answer = [policy.chat.encode_prompt(rlaf.load_prompts("starter").prompts[0].turns)], [[5, 6, 7, 8]]
+    base = load_policy(ModelSettings(**TINY))
+    plain = score_rows(base.causal_lm, prompt, answer, 10**6)[0]
+    load_adapter(base, trained.path / "adapter")
+    tuned = score_rows(base.causal_lm, prompt, answer, 10**6)[0]
+    with reference(policy):
+        found = score_rows(policy.causal_lm, prompt, answer, 10**6)[0]
+    torch.testing.assert_close(found, tuned)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+    # The saved adapter is the whole policy: loaded alone on the base it gives the same numbers.
+    assert not any(REFERENCE in name for name in adapter(run.path / "adapter"))
+    assert not (run.path / "adapter" / REFERENCE).exists()
+    alone = load_policy(ModelSettings(**TINY))
+    load_adapter(alone, run.path / "adapter")
+    torch.testing.assert_close(
+        score_rows(alone.causal_lm, prompt, answer, 10**6)[0], score_rows(policy.causal_lm, prompt, answer, 10**6)[0]
+    )
+    assert not same(adapter(run.path / "adapter"), before)
