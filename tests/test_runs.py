@@ -88,11 +88,36 @@ def test_the_same_settings_resume_and_free_ones_may_differ(tmp_path: Path) -> No
     ],
 )
 def test_other_settings_are_an_error_that_names_them(tmp_path: Path, changes: dict[str, object], said: str) -> None:
-    start(tmp_path / "run")
+    start(tmp_path / "run").append("generations", [{"id": 1}])
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(RunError, match=said):
         start(tmp_path / "run", **changes)
+    assert list(Run.open(tmp_path / "run").read("generations")) == [{"id": 1}]
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_run_that_stopped_before_its_first_result_is_begun_anew(tmp_path: Path) -> None:
+    """Else a mistyped name, put right, would be refused as another setting."""
+    run = start(tmp_path / "run", model="tinny")
+    run.append("prompts", [{"id": 1}])
+    run.update(prompts_hash="x")
+    again = start(tmp_path / "run")
+    assert again.meta["settings"]["model"] == "tiny"
+    assert "prompts_hash" not in again.meta
+    assert list(again.read("prompts")) == []
+
+
+@pytest.mark.parametrize("result", ["finished", "folder", "metrics"])
+def test_what_took_time_is_never_begun_anew(tmp_path: Path, result: str) -> None:
+    run = start(tmp_path / "run")
+    if result == "finished":
+        run.update(status="finished")
+    elif result == "folder":
+        (run.path / "checkpoints").mkdir()
+    else:
+        run.append("metrics", [{"step": 1}])
+    with pytest.raises(RunError, match="other settings"):
+        start(tmp_path / "run", seed=5)
 
 
 def test_another_kind_is_an_error(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ class Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
-        change the result (batch size, device). Raises RunError where anything else differs.
+        change the result (batch size, device). Raises RunError where anything else differs; but a run that stopped
+        before its first result (a name was mistyped, say) is begun anew.
         """
         path = Path(path)
         settings = json.loads(json.dumps(settings))
@@ -124,14 +125,19 @@ class Run:
                 for key in sorted(old.keys() | new.keys())
                 if key.split(".")[0] not in ignored and old.get(key) != new.get(key)
             ]
-            if changed:
+            if changed and run._has_results():
                 raise RunError(
                     f"{path} was made with other settings ({'; '.join(changed[:3])}"
                     f"{'; …' if len(changed) > 3 else ''}): choose another --out or remove it"
                 )
             for file in path.glob("*.jsonl"):
-                _drop_unfinished_line(file)
-            return run
+                if changed:
+                    file.unlink()
+                else:
+                    _drop_unfinished_line(file)
+            if not changed:
+                return run
+            (path / "run.json").unlink()
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file: --out needs a directory")
         if path.is_dir() and any(path.glob("*.jsonl")):
@@ -176,6 +182,13 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.meta.get("status") == "finished"
+
+    def _has_results(self) -> bool:
+        """Whether there is anything here that took time to make: records besides the prompts, or folders."""
+        return self.finished or any(
+            child.is_dir() or (child.suffix == ".jsonl" and child.stem != "prompts" and child.stat().st_size > 0)
+            for child in self.path.iterdir()
+        )
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
