@@ -80,6 +80,11 @@ def main() -> None:
         # The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk, a folder that may not be written: the machine's state, no bug of ours.
+        _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
