@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, p
 def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
     case.learner.optimizer.zero_grad(set_to_none=True)
     with pytest.raises(TrainingError, match="step 1: no gradient reaches the adapter"):
-        rlaf._apply(case.learner, [p for _, p in named(case)], 1.0, step=0)
+        rlaf._apply(case.learner, 1.0, step=0)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head, score_rows
-from rewardlm.models.lora import load_adapter, reference
+from rewardlm.models.lora import load_adapter, merged, reference
 from rewardlm.runs import Run, prompts_hash
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt
@@ -67,7 +67,8 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         ],
         samples=settings.samples,
     )
-    _sample_and_score(run, settings, policy, prompts, scorers, report)
+    with merged(policy):
+        _sample_and_score(run, settings, policy, prompts, scorers, report)
     _quality(run, settings, policy, prompts, report)
     run.update(status="finished")
     return run

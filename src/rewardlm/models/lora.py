@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from rewardlm.config import LoraSettings
@@ -105,6 +106,29 @@ def reference(policy: Policy) -> Iterator[None]:
         # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
+
+
+@contextlib.contextmanager
+def merged(policy: Policy) -> Iterator[None]:
+    """Inside, the adapter is part of the base's weights, so that sampling pays for one matrix a layer and not three.
+
+    In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. The
+    base's weights are put back from a copy afterwards, because subtracting B·A again would let them drift.
+    """
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    if policy.dtype != torch.float32 or policy.quantisation is not None or not layers:
+        yield
+        return
+    with torch.no_grad():
+        kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+        try:
+            for layer in layers:
+                layer.merge(adapter_names=[POLICY])
+            yield
+        finally:
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.merged_adapters.clear()
+                layer.get_base_layer().weight.copy_(weight)
 
 
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,8 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
                 raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
 
             # 7. How likely each answer was, under the policy and under the reference.
+            if step == 0 and learner.value_head is not None:
+                learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
             with clock("logprobs"):
                 rollouts = _rollouts(learner, settings, draft, kept, judged, dropped)
             kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
@@ -308,9 +311,6 @@ def _update(
 ) -> dict[str, float]:
     """``ppo_epochs`` passes in ``minibatches`` pieces; each piece in microbatches with one global normaliser."""
     policy, device = learner.policy, learner.policy.device
-    parameters = trainable_parameters(policy.model)
-    if learner.value_head is not None:
-        parameters = parameters + list(learner.value_head.parameters())
     sizes = rollouts.response_mask.sum(1).tolist()
     lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
     totals = {"policy_loss": 0.0, "value_loss": 0.0, "clip_fraction": 0.0, "ratio": 0.0, "grad_norm": 0.0}
@@ -352,7 +352,7 @@ def _update(
                     sums["value_loss"] += float(value.detach())
                     loss = loss + settings.value_coef * value
                 loss.backward()  # type: ignore[no-untyped-call]
-            norm = _apply(learner, parameters, settings.max_grad_norm, step)
+            norm = _apply(learner, settings.max_grad_norm, step)
             updates += 1
             if math.isnan(first_ratio):
                 first_ratio = sums["ratio"] / n_tokens
@@ -367,22 +367,29 @@ def _update(
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
 
-def _apply(learner: Learner, parameters: list[torch.nn.Parameter], max_norm: float, step: int) -> float:
-    """Clip and step. Raises TrainingError, before anything changes, where a gradient is missing or not finite."""
+def _apply(learner: Learner, max_norm: float, step: int) -> float:
+    """Clip and step; the adapter's gradient norm. Raises TrainingError, before anything changes, where a gradient is
+    missing or not finite.
+
+    Adapter and critic are clipped apart: the critic is detached, and its errors, in units of reward, would otherwise
+    decide how far the policy may go.
+    """
     adapter = trainable_parameters(learner.policy.model)
     if all(parameter.grad is None for parameter in adapter):
         raise TrainingError(
             f"step {step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
             "load in full precision"
         )
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    if not math.isfinite(norm):
+    norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
+    if learner.value_head is not None:
+        norms.append(float(torch.nn.utils.clip_grad_norm_(learner.value_head.parameters(), max_norm)))
+    if not all(map(math.isfinite, norms)):
         raise TrainingError(
-            f"step {step + 1}: the gradient's norm is {norm}; the update was not applied: "
+            f"step {step + 1}: the gradient's norms are {norms}; the update was not applied: "
             "lower the learning rate or use --dtype float32"
         )
     learner.optimizer.step()
-    return norm
+    return norms[0]
 
 
 def _check_limits(step: int, kl: float, rollouts: Rollouts, settings: RlafSettings) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from rewardlm.config import GenerationSettings
 from rewardlm.models.generate import Request, Sampled, generate, stream_seed
 from rewardlm.models.load import Policy
+from rewardlm.models.lora import merged
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.types import Prompt
 
@@ -69,15 +70,16 @@ def sample(
         Request(prompt_ids[i], stream_seed("rollout", seed, step, prompts[i].id, row % samples, row))
         for row, i in enumerate(asked)
     ]
-    drawn = generate(
-        policy,
-        requests,
-        max_new_tokens=max_new_tokens,
-        sampling=GenerationSettings(),
-        batch_tokens=batch_tokens,
-        keep_hidden=keep_hidden,
-    )
-    sampled = sorted(drawn, key=lambda answer: answer.index)
+    with merged(policy):
+        drawn = generate(
+            policy,
+            requests,
+            max_new_tokens=max_new_tokens,
+            sampling=GenerationSettings(),
+            batch_tokens=batch_tokens,
+            keep_hidden=keep_hidden,
+        )
+        sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(
         asked,
         [request.prompt for request in requests],

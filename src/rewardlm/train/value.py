@@ -22,7 +22,7 @@ class ValueHead(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        # From zero, so that the first advantages are the rewards themselves and not the noise of a random critic.
+        # From zero, so that the first advantages are not the noise of a random critic.
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -31,6 +31,14 @@ class ValueHead(nn.Module):
         scale = hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         values: Tensor = self.linear(hidden * scale).squeeze(-1)
         return values
+
+    def start_at(self, reward: float) -> None:
+        """Expect ``reward`` of every state: the first batch's mean, before the first update.
+
+        A critic that starts at 0 under rewards around 5 makes late tokens look better than early ones, by
+        lambda to the distance from the end: a gradient about position, not about what was said.
+        """
+        nn.init.constant_(self.linear.bias, reward)
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors."""
