@@ -68,10 +68,7 @@ def encode_by_hand(text):
 @pytest.fixture
 def texts():
     draw = random.Random(1)
-    return [
-        " ".join(draw.choices(["you", "are", "a", "fool", "kind", "!"], k=n))
-        for n in [1, 30, 2, 9, 40, 3, 17]
-    ]
+    return [" ".join(draw.choices(["you", "are", "a", "fool", "kind", "!"], k=n)) for n in [1, 30, 2, 9, 40, 3, 17]]
 
 
 @pytest.mark.parametrize("budget", [4096, 45])

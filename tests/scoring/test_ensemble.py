@@ -20,8 +20,7 @@ class Fake:
 
     def score(self, texts):
         return [
-            v if isinstance(v, Verdict) else Verdict({"main": v, "other": 0.9})
-            for v in (self.values[t] for t in texts)
+            v if isinstance(v, Verdict) else Verdict({"main": v, "other": 0.9}) for v in (self.values[t] for t in texts)
         ]
 
 

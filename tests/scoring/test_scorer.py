@@ -96,9 +96,7 @@ def test_a_secondary_label_is_checked_too_and_the_main_one_must_be_there():
     bad = score_texts(Fake(lambda t: [Verdict({"toxicity": 0.1, "threat": math.nan})]), ["x"])[0]
     assert bad.failed
     assert "threat" in bad.reason
-    assert (
-        "no value for 'toxicity'" in score_texts(Fake(lambda t: [Verdict({"threat": 0.1})]), ["x"])[0].reason
-    )
+    assert "no value for 'toxicity'" in score_texts(Fake(lambda t: [Verdict({"threat": 0.1})]), ["x"])[0].reason
     assert "float" in score_texts(Fake(lambda t: [0.1]), ["x"])[0].reason
 
 
@@ -191,9 +189,7 @@ def test_a_users_function_that_cant_be_imported(tmp_path, monkeypatch):
     assert sys.path == path
 
 
-@pytest.mark.parametrize(
-    "spec", ["lexcial", "", "a b", "../no/such/folder", "x" * 300, "a\0b", "a:b:c", ":f"]
-)
+@pytest.mark.parametrize("spec", ["lexcial", "", "a b", "../no/such/folder", "x" * 300, "a\0b", "a:b:c", ":f"])
 def test_an_unknown_name_lists_what_is_possible(spec):
     with pytest.raises(ScorerError, match="lexical, lexical2, a hub id") as caught:
         load_scorer(spec)
@@ -209,9 +205,7 @@ def test_what_this_version_lacks(spec):
 
 def test_lists_of_scorers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_judge_list.py").write_text(
-        "def a(t): return [0.2] * len(t)\ndef b(t): return [0.4] * len(t)\n"
-    )
+    (tmp_path / "my_judge_list.py").write_text("def a(t): return [0.2] * len(t)\ndef b(t): return [0.4] * len(t)\n")
     a, b = "my_judge_list:a", "my_judge_list:b"
     assert [s.name for s in load_scorers(f"{a}, mean({a},max({a},{b})) ,{b}")] == [
         a,

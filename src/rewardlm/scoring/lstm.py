@@ -94,9 +94,7 @@ class Vocabulary:
     """Words to ids as Keras's tokenizer does: lower case, punctuation to blanks, unknown words dropped."""
 
     def __init__(self, state: Mapping[str, Any]) -> None:
-        if not (
-            state["lower"] and state["split"] == " " and not state["char_level"] and not state["oov_token"]
-        ):
+        if not (state["lower"] and state["split"] == " " and not state["char_level"] and not state["oov_token"]):
             raise ScorerError("scorer 'lexical2': the tokenizer's settings aren't those of tox_block 0.1.2")
         # Ids from num_words up have no embedding: those words are dropped like unknown ones.
         self._ids = {word: i for word, i in state["word_index"].items() if i < state["num_words"]}
@@ -162,9 +160,7 @@ def package_files() -> dict[str, bytes]:
     except importlib.metadata.PackageNotFoundError:
         raise ScorerError(f"scorer 'lexical2' needs the files of the package {_PACKAGE}: {install}") from None
     if distribution.version != _VERSION:
-        raise ScorerError(
-            f"scorer 'lexical2' needs {_PACKAGE} {_VERSION}, found {distribution.version}: {install}"
-        )
+        raise ScorerError(f"scorer 'lexical2' needs {_PACKAGE} {_VERSION}, found {distribution.version}: {install}")
     contents = {}
     for name, expected in _FILES.items():
         path = Path(str(distribution.locate_file(f"tox_block/trained_models/{name}")))

@@ -130,9 +130,7 @@ def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
     """
     spec = spec.strip()
     if spec in _NOT_YET:
-        raise NotAvailableError(
-            f"scorer {spec!r} ({_NOT_YET[spec]}) is not in this version; it has: {AVAILABLE}"
-        )
+        raise NotAvailableError(f"scorer {spec!r} ({_NOT_YET[spec]}) is not in this version; it has: {AVAILABLE}")
     if spec == "lexical":
         from rewardlm.scoring.lexical import LexicalScorer
 
