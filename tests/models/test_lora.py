@@ -18,6 +18,7 @@ from rewardlm.models.lora import (
     REFERENCE,
     add_lora,
     load_adapter,
+    merged,
     reference,
     save_adapter,
     trainable_parameters,
@@ -197,3 +198,44 @@ def test_targets_that_are_not_there_are_named() -> None:
     with pytest.raises(ModelError, match="no_such_module") as info:
         add_lora(tiny_policy(), LoraSettings(targets=["no_such_module"]), seed=0)
     assert "\n" not in str(info.value)
+
+
+def test_merged_answers_the_same_and_leaves_every_weight_to_the_bit(adapted: Policy) -> None:
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    trainable = [name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad]
+    apart = logits(adapted)
+    with merged(adapted):
+        together = logits(adapted)
+        changed = adapted.model.state_dict()
+        assert any(not torch.equal(changed[name], tensor) for name, tensor in before.items())
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(adapted.model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert [name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad] == trainable
+    assert torch.equal(logits(adapted), apart)
+
+
+def test_merged_puts_the_weights_back_when_sampling_fails(adapted: Policy) -> None:
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), merged(adapted):
+        raise KeyboardInterrupt
+    assert all(torch.equal(adapted.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_merged_takes_the_policy_and_not_the_reference(adapted: Policy, saved: Path) -> None:
+    load_adapter(adapted, saved, name=REFERENCE)
+    adapted.model.set_adapter(POLICY)
+    disturb(adapted, seed=1)
+    apart = logits(adapted)
+    with merged(adapted):
+        torch.testing.assert_close(logits(adapted), apart, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_not_merged() -> None:
+    policy = tiny_policy()
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    disturb(policy)
+    policy.model.to(torch.bfloat16)
+    policy.dtype = torch.bfloat16
+    before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    with merged(policy):
+        assert all(torch.equal(policy.model.state_dict()[name], tensor) for name, tensor in before.items())

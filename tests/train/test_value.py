@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rewardlm.errors import ModelError
+from rewardlm.train.advantages import gae
 from rewardlm.train.value import ValueHead
 
 
@@ -57,3 +58,17 @@ def test_unusable_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(ModelError, match=path.name) as caught:
             ValueHead(4).load(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_critic_that_starts_at_the_mean_reward_finds_no_position_better_than_another():
+    head = ValueHead(4)
+    head.start_at(5.0)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    values = head(torch.randn(6, 4))[None]
+    rewards = torch.zeros(1, 6)
+    rewards[0, -1] = 5.0
+    advantages, _ = gae(rewards, values.detach(), mask, gamma=1.0, gae_lambda=0.95)
+    torch.testing.assert_close(advantages, torch.zeros(1, 6))
+    # From zero, the same answer would have taught that its end is better than its beginning.
+    from_zero, _ = gae(rewards, torch.zeros(1, 6), mask, gamma=1.0, gae_lambda=0.95)
+    assert from_zero[0, 0] < from_zero[0, -1] - 1
