@@ -22,6 +22,19 @@ from rewardlm.runs import Run, write_atomically
 
 PRESETS = ("quick", "full")
 
+# May differ when an experiment goes on; each stage checks its own settings besides.
+_FREE = (
+    "device",
+    "title",
+    "measure.batch_tokens",
+    "finetune.micro_batch_size",
+    "finetune.checkpoint_every",
+    "rlaf.micro_batch_tokens",
+    "rlaf.checkpoint_every",
+    "rlaf.samples_every",
+    "rlaf.steps",
+)
+
 
 class Progress(Protocol):
     """What a stage tells of how far it is."""
@@ -48,6 +61,8 @@ def run_experiment(
 
     All settings are checked before the first stage starts, so that a typing error in the last does not cost an hour.
     """
+    # Adapters are settings of the stages that use them: their paths must not depend on where the command is run.
+    out = out.absolute()
     measured = {
         label: validate(
             MeasureSettings,
@@ -62,7 +77,7 @@ def run_experiment(
         kind="experiment",
         label=settings.title,
         settings=settings.model_dump(mode="json"),
-        free=("device", "title"),
+        free=_FREE,
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.

@@ -123,7 +123,7 @@ class Run:
             changed = [
                 f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
-                if key.split(".")[0] not in ignored and old.get(key) != new.get(key)
+                if not _is_free(key, ignored) and old.get(key) != new.get(key)
             ]
             if changed and run._has_results():
                 raise RunError(
@@ -256,6 +256,23 @@ def prompts_hash(prompts: Iterable[Prompt]) -> str:
         record = [prompt.id, [[turn.role, turn.text] for turn in prompt.turns]]
         digest.update(json.dumps(record).encode())
     return digest.hexdigest()
+
+
+def _is_free(key: str, free: set[str]) -> bool:
+    """Whether the dotted ``key`` or a section above it is in ``free``."""
+    parts = key.split(".")
+    return any(".".join(parts[:depth]) in free for depth in range(1, len(parts) + 1))
+
+
+def rewards_of(adapter: Path) -> list[str]:
+    """The judges that an adapter's training, or the training that it started from, used as reward.
+
+    No gain by these counts as proof. Empty where the adapter does not lie in a run.
+    """
+    for folder in (adapter, adapter.parent):
+        if (folder / "run.json").exists():
+            return list(Run.open(folder).meta.get("rewards", []))
+    return []
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,10 +18,10 @@ from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure.scoring import Report, answered, score_generations
 from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.models.generate import Request, generate, stream_seed
-from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head, score_rows
 from rewardlm.models.lora import load_adapter, merged, reference
-from rewardlm.runs import Run, prompts_hash
+from rewardlm.runs import Run, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt
 
@@ -42,8 +42,9 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     if run.finished:
         _check_weights(run, "adapter_hash", _adapter_hash(settings))
         return run
-    scorers = [load_scorer(name) for name in settings.scorer]
-    prompts = _prompts(run, settings, scorers)
+    device = str(resolve_device(settings.device))
+    scorers = [load_scorer(name, device=device) for name in settings.scorer]
+    prompts = _prompts(run, settings, scorers, device)
     policy = load_policy(settings)
     check_head(policy.causal_lm)
     rewards: list[str] = []
@@ -52,7 +53,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     _check_weights(run, "adapter_hash", _adapter_hash(settings))
     if settings.adapter is not None:
         load_adapter(policy, settings.adapter)
-        rewards = _rewards_of(settings.adapter)
+        rewards = rewards_of(settings.adapter)
     run.update(
         **policy.describe(),
         adapter_hash=_adapter_hash(settings),
@@ -74,7 +75,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     return run
 
 
-def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> list[Prompt]:
+def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> list[Prompt]:
     """The run's prompts: those stored at its start, or now loaded, judged where needed, and stored."""
     stored = run.prompts()
     if stored and "prompts_hash" in run.meta:
@@ -90,7 +91,7 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> 
         if all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {settings.prompts} has no scores: name a scorer")
     else:
-        prompts = _judge_prompts(prompts, toxic_by, scorers)
+        prompts = _judge_prompts(prompts, toxic_by, scorers, device)
     run.replace("prompts", [])
     run.append("prompts", prompts)
     run.update(
@@ -106,8 +107,8 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> 
     return prompts
 
 
-def _judge_prompts(prompts: list[Prompt], name: str, scorers: Sequence[Scorer]) -> list[Prompt]:
-    judge = next((scorer for scorer in scorers if scorer.name == name), None) or load_scorer(name)
+def _judge_prompts(prompts: list[Prompt], name: str, scorers: Sequence[Scorer], device: str) -> list[Prompt]:
+    judge = next((scorer for scorer in scorers if scorer.name == name), None) or load_scorer(name, device=device)
     limit = FailureLimit()
     verdicts = score_texts(judge, [prompt.text for prompt in prompts], limit=limit)
     limit.close()
@@ -298,12 +299,3 @@ def _check_weights(run: Run, key: str, found: str | None) -> None:
         raise RunError(
             f"{run.path} was begun with other weights ({key} {recorded[:12]}…, now {found[:12]}…): choose another --out"
         )
-
-
-def _rewards_of(adapter: Path) -> list[str]:
-    """The judges that the adapter's training used as its reward: no gain by these counts as proof."""
-    for folder in (adapter, adapter.parent):
-        if (folder / "run.json").exists():
-            run = Run.open(folder)
-            return list(run.meta.get("rewards", []))
-    return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from torch.nn.utils.rnn import pad_sequence
 from rewardlm.config import KlSettings, RlafSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import DataError, ModelError, ScorerError, TrainingError
+from rewardlm.errors import DataError, ModelError, RunError, ScorerError, TrainingError
 from rewardlm.models.generate import stream_seed
-from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head, forward_rows, microbatches, score_rows
 from rewardlm.models.lora import (
     REFERENCE,
@@ -37,7 +38,7 @@ from rewardlm.models.lora import (
     save_adapter,
     trainable_parameters,
 )
-from rewardlm.runs import Run, peak_rss_mb, prompts_hash
+from rewardlm.runs import Run, peak_rss_mb, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import load_scorer
 from rewardlm.train.advantages import ESTIMATORS, Feedback
 from rewardlm.train.checkpoints import latest_checkpoint, load_state, save_checkpoint
@@ -95,10 +96,12 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     done = sum(1 for _ in run.read("metrics"))
     if run.finished and done >= settings.steps:
         return run
-    run.update(status="running", rewards=list(settings.reward))
+    inherited = rewards_of(settings.adapter) if settings.adapter else []
+    run.update(status="running", rewards=list(dict.fromkeys([*inherited, *settings.reward])))
+    device = str(resolve_device(settings.device))
 
     # 1. The reward, and whether it points the right way.
-    rewards = RewardModel([load_scorer(name) for name in settings.reward], settings.rewards)
+    rewards = RewardModel([load_scorer(name, device=device) for name in settings.reward], settings.rewards)
     rewards.check_sign()
 
     # 2. Policy, reference and critic on one trunk.
@@ -113,6 +116,7 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
     prompt_ids, cut = _encode(policy, prompts, settings)
+    _refuse_others(run, model_hash=policy.weights_hash, prompts_hash=prompts_hash(prompts))
     run.update(
         **policy.describe(),
         prompts={"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": cut},
@@ -206,6 +210,8 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
         metrics["phase_seconds"] = clock.seconds
         metrics["seconds"] = time.perf_counter() - started
         run.append("metrics", [metrics])
+        for text in metrics["warnings"]:
+            warnings.warn(f"step {step + 1}: {text}", stacklevel=2)
         if report is not None:
             report(step + 1, settings.steps, metrics)
 
@@ -214,6 +220,17 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     save_adapter(policy.model, run.path / "adapter")
     run.update(status="finished", steps=max(start, settings.steps))
     return run
+
+
+def _refuse_others(run: Run, **found: str) -> None:
+    """A run that goes on must go on with the weights and prompts that it began with. Raises RunError."""
+    for name, value in found.items():
+        before = run.meta.get(name)
+        if before is not None and before != value:
+            raise RunError(
+                f"{run.path} began with other {'weights' if name == 'model_hash' else 'prompts'} "
+                f"({before[:12]}…, now {value[:12]}…): put them back, or choose another --out"
+            )
 
 
 def _learner(policy: Policy, settings: RlafSettings) -> Learner:
@@ -414,19 +431,17 @@ def _metrics(
         if (values := [score for score in scores if score is not None])
     }
     spread = torch.std(rollouts.rewards) if len(rollouts.rewards) > 1 else torch.zeros(())
-    warnings = []
+    found = []
     if kl < -1.0:
-        warnings.append(f"negative KL: {kl:.2f} nats an answer")
+        found.append(f"negative KL: {kl:.2f} nats an answer")
     if float(spread) == 0 and len(rollouts.rewards) > 1:
-        warnings.append(f"constant reward: all {len(rollouts.rewards)} answers got {float(rollouts.rewards[0]):.3f}")
+        found.append(f"constant reward: all {len(rollouts.rewards)} answers got {float(rollouts.rewards[0]):.3f}")
     entropy = float(masked_mean(rollouts.entropy, mask))
     if entropy < 0.1:
-        warnings.append(f"entropy collapse: {entropy:.3f} nats a token")
+        found.append(f"entropy collapse: {entropy:.3f} nats a token")
     asked, answered = _non_latin(prompts), _non_latin(rollouts.texts)
     if answered > asked + 0.2:
-        warnings.append(
-            f"language switch: {answered:.0%} of the answers are not in Latin script, {asked:.0%} of prompts"
-        )
+        found.append(f"language switch: {answered:.0%} of the answers are not in Latin script, {asked:.0%} of prompts")
     return {
         "reward_mean": float(rollouts.rewards.mean()),
         "reward_std": float(spread),
@@ -442,7 +457,7 @@ def _metrics(
         "empty_fraction": float(np.mean(rollouts.judged.empty)),
         "answers": len(rollouts.responses),
         "dropped": rollouts.dropped,
-        "warnings": warnings,
+        "warnings": found,
     }
 
 

@@ -30,7 +30,7 @@ from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
-from rewardlm.runs import Run, peak_rss_mb
+from rewardlm.runs import Run, peak_rss_mb, rewards_of
 from rewardlm.train.checkpoints import MANIFEST, newest_whole, write_manifest
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -76,6 +76,7 @@ def finetune(
     validation_rows, _ = _encode(policy.chat, validation, limit)
     run.update(
         **policy.describe(),
+        rewards=rewards_of(settings.adapter) if settings.adapter else [],
         dialogues={
             "source": settings.dialogues,
             "rows": dialogue_set.n_rows,
