@@ -400,9 +400,10 @@ def _apply(learner: Learner, max_norm: float, step: int) -> float:
     norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
     if learner.value_head is not None:
         norms.append(float(torch.nn.utils.clip_grad_norm_(learner.value_head.parameters(), max_norm)))
-    if not all(map(math.isfinite, norms)):
+    broken = [norm for norm in norms if not math.isfinite(norm)]
+    if broken:
         raise TrainingError(
-            f"step {step + 1}: the gradient's norms are {norms}; the update was not applied: "
+            f"step {step + 1}: the gradient's norm is {broken[0]}; the update was not applied: "
             "lower the learning rate or use --dtype float32"
         )
     learner.optimizer.step()
