@@ -147,22 +147,14 @@ def _sample_and_score(
         raise ConfigError(
             f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} positions"
         )
-    wanted = [
-        (prompt, sample)
-        for prompt in prompts
-        for sample in range(settings.samples)
-        if f"{prompt.id}#{sample}" not in have
-    ]
-    truncated = sum(
-        truncate_history(policy.chat, prompt.turns, limit_tokens)[1] > 0
-        for prompt in prompts
-        if f"{prompt.id}#0" in have
-    )
+    grid = [(prompt, sample) for prompt in prompts for sample in range(settings.samples)]
+    truncated = 0
     done = len(have)
     if report is not None:
         report(done, total, "answers")
-    for start in range(0, len(wanted), _WINDOW):
-        window = wanted[start : start + _WINDOW]
+    for start in range(0, len(grid), _WINDOW):
+        window = grid[start : start + _WINDOW]
+        known = {row for row, (prompt, sample) in enumerate(window) if f"{prompt.id}#{sample}" in have}
         requests = []
         for prompt, sample in window:
             ids, cut = truncate_history(policy.chat, prompt.turns, limit_tokens)
@@ -175,7 +167,10 @@ def _sample_and_score(
             max_new_tokens=settings.max_new_tokens,
             sampling=settings.generation,
             batch_tokens=settings.batch_tokens,
+            known=known,
         ):
+            if answer.index in known:
+                continue
             prompt, sample = window[answer.index]
             batch.append(
                 Generation(

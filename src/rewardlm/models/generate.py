@@ -9,7 +9,7 @@ before any truncation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,12 @@ def generate(
     sampling: GenerationSettings,
     batch_tokens: int = 4096,
     keep_hidden: bool = False,
+    known: Set[int] = frozenset(),
 ) -> Iterator[Sampled]:
     """Answers as their batches finish. Raises ModelError for NaN logits or a prompt that leaves no room.
+
+    ``known`` are indices of requests whose answers the caller has: a batch of known ones alone is passed over, any
+    other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
 
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head.
     """
@@ -97,6 +101,8 @@ def generate(
                 f"{limit} positions: shorten the prompt or --max-new-tokens"
             )
     for batch in batches(requests, max_new_tokens, batch_tokens):
+        if all(index in known for index in batch):
+            continue
         yield from _generate_batch(policy, requests, batch, max_new_tokens, sampling, keep_hidden)
 
 
