@@ -31,6 +31,15 @@ def judge(texts):
 '''
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As many threads here as in the process that is killed: sums are rounded by how they are cut up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def arguments(folder: Path, out: str) -> list[str]:
     prompts = folder / "prompts.jsonl"
     if not prompts.exists():
@@ -60,15 +69,6 @@ def table(path: Path) -> Any:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As many threads here as in the process that is killed: sums are rounded by how they are cut up."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_kill_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_here(monkeypatch, arguments(tmp_path, "whole"))
