@@ -7,6 +7,7 @@ Flags that a user did not give are absent (not None), so that a YAML file's valu
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -42,6 +43,14 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 Names = Annotated[list[str], AfterValidator(_split_names)]
+
+
+def cache_folder() -> Path:
+    """Where converted weights and fetched data sets are kept: $REWARDLM_CACHE, else the user's cache folder."""
+    set_by_user = os.environ.get("REWARDLM_CACHE")
+    if set_by_user:
+        return Path(set_by_user).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewardlm"
 
 
 class Section(BaseModel):

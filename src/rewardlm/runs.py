@@ -215,6 +215,14 @@ class Run:
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         write_atomically(self.path / f"{name}.jsonl", lines.encode())
 
+    def forget_after(self, step: int) -> None:
+        """Training: a step that was logged but whose checkpoint did not survive is done again, so its lines go."""
+        for name in ("metrics", "samples"):
+            records = list(self.read(name))
+            kept = [record for record in records if record["step"] <= step]
+            if len(kept) < len(records):
+                self.replace(name, kept)
+
     def read(self, name: str) -> Iterator[dict[str, Any]]:
         """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
         path = self.path / f"{name}.jsonl"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import os
 import random
 import re
 import unicodedata
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rewardlm.config import cache_folder
 from rewardlm.data.files import Ids, Row, columns, read_csv, read_json, read_jsonl, shown
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.runs import write_atomically
@@ -490,14 +490,9 @@ def _last_user_turn(turns: Sequence[Message]) -> Message:
     return turns[-1] if turns[-1].role == "user" else turns[-2]
 
 
-def _cache_folder() -> Path:
-    set_by_user = os.environ.get("REWARDLM_CACHE")
-    return Path(set_by_user).expanduser() if set_by_user else Path.home() / ".cache" / "rewardlm"
-
-
 def _dialoconan_file() -> Path:
     """The publisher's DIALOCONAN.csv in the cache, fetched there if it isn't, or is another file."""
-    path = _cache_folder() / "dialoconan" / "DIALOCONAN.csv"
+    path = cache_folder() / "dialoconan" / "DIALOCONAN.csv"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == DIALOCONAN_SHA256:
         return path
 

@@ -156,8 +156,12 @@ def _sample_and_score(
         window = grid[start : start + _WINDOW]
         known = {row for row, (prompt, sample) in enumerate(window) if f"{prompt.id}#{sample}" in have}
         requests = []
+        encoded = {
+            prompt.id: truncate_history(policy.chat, prompt.turns, limit_tokens)
+            for prompt in dict.fromkeys(prompt for prompt, _ in window)
+        }
         for prompt, sample in window:
-            ids, cut = truncate_history(policy.chat, prompt.turns, limit_tokens)
+            ids, cut = encoded[prompt.id]
             truncated += cut > 0 and sample == 0
             requests.append(Request(tuple(ids), stream_seed("measure", settings.seed, prompt.id, sample)))
         batch: list[Generation] = []

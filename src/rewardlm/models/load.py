@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rewardlm.config import ChatSettings, ModelSettings
+from rewardlm.config import ChatSettings, ModelSettings, cache_folder
 from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
 
@@ -197,14 +197,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: $REWARDLM_CACHE, else the user's cache folder."""
-    base = os.environ.get("REWARDLM_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewardlm"
 
 
 def _locate(spec: str) -> tuple[str, str | None]:

@@ -127,7 +127,7 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     # 4. Where a killed run stopped.
     checkpoint = latest_checkpoint(run.path, logged=done)
     start = 0 if checkpoint is None else _resume(checkpoint, learner, rewards)
-    _forget_after(run, start)
+    run.forget_after(start)
 
     last_good = _LastGood(policy.model, run.path / "adapter")
     for step in range(start, settings.steps):
@@ -491,15 +491,6 @@ def _resume(checkpoint: Path, learner: Learner, rewards: RewardModel) -> int:
     learner.kl.coef = state["kl_coef"]
     rewards.restore_failures(state.get("failures", {}))
     return int(state["step"])
-
-
-def _forget_after(run: Run, step: int) -> None:
-    """A step that was logged but whose checkpoint did not survive is done again: its lines go."""
-    for name in ("metrics", "samples"):
-        records = list(run.read(name))
-        kept = [record for record in records if record["step"] <= step]
-        if len(kept) < len(records):
-            run.replace(name, kept)
 
 
 class _LastGood:

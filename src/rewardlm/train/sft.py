@@ -92,7 +92,7 @@ def finetune(
     )
     checkpoints = run.path / "checkpoints"
     resume = newest_whole(_finished_checkpoints(checkpoints))
-    _forget_after(run, int(resume.name.rpartition("-")[2]) if resume else 0)
+    run.forget_after(int(resume.name.rpartition("-")[2]) if resume else 0)
 
     disable_progress_bar()
     micro = settings.micro_batch_size or settings.batch_size
@@ -190,13 +190,6 @@ def _finished_checkpoints(checkpoints: Path) -> list[Path]:
         else:
             shutil.rmtree(folder)
     return found
-
-
-def _forget_after(run: Run, step: int) -> None:
-    records = list(run.read("metrics"))
-    kept = [record for record in records if record["step"] <= step]
-    if len(kept) < len(records):
-        run.replace("metrics", kept)
 
 
 def _losses(run: Run) -> dict[str, float | None]:
