@@ -15,7 +15,7 @@ from rewardlm.config import MeasureSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError
-from rewardlm.measure.scoring import Report, answered, score_generations
+from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations
 from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy, resolve_device
@@ -58,14 +58,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         **policy.describe(),
         adapter_hash=_adapter_hash(settings),
         rewards=rewards,
-        scorers=[
-            {
-                "name": scorer.name,
-                "labels": list(scorer.labels),
-                "revision": getattr(scorer, "revision", None),
-            }
-            for scorer in scorers
-        ],
+        scorers=[describe_scorer(scorer) for scorer in scorers],
         samples=settings.samples,
     )
     with merged(policy):

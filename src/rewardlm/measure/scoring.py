@@ -31,13 +31,13 @@ def score_run(
     score_generations(run, [scorer], missing, [limit], report, done=len(scored))
     limit.close()
     known = [entry for entry in run.meta.get("scorers", []) if entry["name"] != scorer.name]
-    entry = {
-        "name": scorer.name,
-        "labels": list(scorer.labels),
-        "revision": getattr(scorer, "revision", None),
-    }
-    run.update(scorers=[*known, entry])
+    run.update(scorers=[*known, describe_scorer(scorer)])
     return run
+
+
+def describe_scorer(scorer: Scorer) -> dict[str, object]:
+    """What a run records of a judge: ``name``, ``labels`` and, where it has one, the ``revision`` of its weights."""
+    return {"name": scorer.name, "labels": list(scorer.labels), "revision": getattr(scorer, "revision", None)}
 
 
 def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, set[str]]:
