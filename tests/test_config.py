@@ -11,10 +11,12 @@ import pytest
 from rewardlm.config import (
     ExperimentSettings,
     FinetuneSettings,
+    ImportSettings,
     MeasureSettings,
     RlafSettings,
+    ScoreSettings,
     build,
-    split_outside_brackets,
+    split_names,
 )
 from rewardlm.errors import ConfigError
 
@@ -153,10 +155,51 @@ def test_a_text_may_end_with_a_colon() -> None:
 
 
 def test_names_of_judges_are_split_outside_brackets() -> None:
-    assert split_outside_brackets("a, mean(b,max(c,d)) ,e#f") == ["a", "mean(b,max(c,d))", "e#f"]
+    assert split_names(["a, mean(b,max(c,d)) ,e#f", "g"]) == ["a", "mean(b,max(c,d))", "e#f", "g"]
     assert measure(scorer="lexical,mean(lexical,lexical2)").scorer == ["lexical", "mean(lexical,lexical2)"]
     assert measure("scorer=[lexical, lexical2]").scorer == ["lexical", "lexical2"]
     assert measure("scorer=lexical2").scorer == ["lexical2"]
+
+
+@pytest.mark.parametrize("names", ["", ",", "a,", "a,,b", "mean(a,b", "mean(a,b))", ")a(", "a,mean(b,c"])
+def test_a_list_of_names_that_is_no_list_is_refused_in_any_command(names: str) -> None:
+    assert f"can't read the list {names!r}" in refused(MeasureSettings, scorer=names)
+    assert f"can't read the list {names!r}" in refused(RlafSettings, reward=names)
+    with pytest.raises(ConfigError, match="can't read the list"):
+        build(ScoreSettings, flags={"scorer": names})
+
+
+def test_lora_settings_beside_an_adapter_are_refused_where_they_were_given(tmp_path: Path) -> None:
+    for kind in (FinetuneSettings, RlafSettings):
+        # Also where the number is the default's: the adapter's own rank may be another.
+        for override in ("lora.r=4", "lora.r=16", "lora.targets=[q_proj]"):
+            said = refused(kind, override, adapter=tmp_path / "FT")
+            assert "--lora-r" in said
+            assert "FT" in said
+        assert build(kind, flags={"model": "tiny", "adapter": tmp_path}).adapter == tmp_path
+        assert build(kind, flags={"model": "tiny", "lora.r": 4}).lora.r == 4
+
+
+def test_values_are_not_clipped_unless_a_distance_is_given() -> None:
+    assert RlafSettings(model="tiny").value_clip_range is None
+    assert build(RlafSettings, flags={"model": "tiny"}, overrides=["value_clip_range=0.2"]).value_clip_range == 0.2
+    assert "value_clip_range" in refused(RlafSettings, "value_clip_range=0")
+
+
+def test_what_may_stop_a_run_is_a_name_or_a_list_of_them() -> None:
+    for override in ("stop_on=entropy_collapse", "stop_on=[entropy_collapse]"):
+        assert build(RlafSettings, flags={"model": "tiny"}, overrides=[override]).stop_on == ["entropy_collapse"]
+    assert "stop_on" in refused(RlafSettings, "stop_on=[boredom]")
+
+
+def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
+    wanted = {"prompt": "q", "scores.a": "x", "scores.b.c": "y"}
+    file = tmp_path / "i.yaml"
+    file.write_text("label: PT\nmap: {prompt: q, scores.a: x, scores: {b.c: y}}\n")
+    assert build(ImportSettings, file=file).map == wanted
+    assert build(ImportSettings, flags={"label": "PT", "map": wanted}).map == wanted
+    overrides = ["map.prompt=q", "map.scores.a=x", "map.scores.b.c=y"]
+    assert build(ImportSettings, flags={"label": "PT"}, overrides=overrides).map == wanted
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"experiment"},
-    {"report", "train", "measure"},
+    {"report", "train", "measure", "judges"},
     {"scoring", "models", "data"},
     {"runs"},
     {"config"},
     {"types", "errors"},
 ]
-# The page shows what compare finds: that part of measure needs no torch, as the last tests see.
-BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure")}
+# The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
+# the checkpoints that every training has.
+BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure"), ("judges", "train")}
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
     "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2",
@@ -119,7 +120,10 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_report_never_loads_torch() -> None:
-    code = "import rewardlm.report.page, rewardlm.report.tables, rewardlm.report.figures, rewardlm.measure.compare"
+    code = (
+        "import rewardlm.report.page, rewardlm.report.tables, rewardlm.report.figures, rewardlm.report.judge_page, "
+        "rewardlm.report.judge_tables, rewardlm.measure.compare"
+    )
     assert not loaded_by(code) & {"torch", "transformers", "peft"}
 
 
@@ -128,7 +132,16 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["measure", "--help"], ["rlaf", "--help"], ["compare", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["measure", "--help"],
+        ["rlaf", "--help"],
+        ["compare", "--help"],
+        ["judge", "--help"],
+        ["judge", "evaluate", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -140,7 +153,17 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rewardlm.config", "rewardlm.runs", "rewardlm.types", "rewardlm.experiment", "rewardlm.data.prompts"]
+    "module",
+    [
+        "rewardlm.config",
+        "rewardlm.runs",
+        "rewardlm.types",
+        "rewardlm.experiment",
+        "rewardlm.data.prompts",
+        "rewardlm.judges.settings",
+        "rewardlm.judges.evaluate",
+        "rewardlm.judges.listing",
+    ],
 )
 def test_checking_settings_and_reading_runs_need_no_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "transformers", "peft", "trl", "sentence_transformers"}

@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rewardlm.errors import RunError
-from rewardlm.runs import Run, environment, prompts_hash, safe_name, write_atomically
+from rewardlm.runs import Run, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 
 SETTINGS = {"model": "tiny", "seed": 0, "generation": {"top_p": 0.9, "top_k": 0}, "device": "cpu"}
@@ -175,42 +173,48 @@ def test_atomic_writes_replace_and_leave_nothing_behind(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"2"
 
 
-@pytest.mark.parametrize(
-    "label",
-    [
-        "../../x",
-        "/etc/passwd",
-        "a/b",
-        "a\\b",
-        "..",
-        ".",
-        "",
-        " ",
-        "x" * 300,
-        "nul\x00",
-        "tab\t",
-        "é" * 50,
-        ".hidden",
-        "\ud800",
-    ],
-)
-def test_names_stay_inside(tmp_path: Path, label: str) -> None:
-    name = safe_name(label)
-    assert 0 < len(name) <= 80
-    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
-    (tmp_path / name).mkdir()
+def test_an_experiment_stands_for_its_runs(tmp_path: Path) -> None:
+    for name in ("measure/PT", "train/RL", "measure/RL"):
+        start(tmp_path / "e" / name)
+    other = start(tmp_path / "other")
+    experiment = Run.start(tmp_path / "e", kind="experiment", label="E", settings={})
+    experiment.update(runs=["measure/PT", "train/RL", "measure/RL"])
+    found = [run.path for run in expand([other.path, tmp_path / "e"])]
+    assert found == [other.path, *(tmp_path / "e" / name for name in ("measure/PT", "train/RL", "measure/RL"))]
+    experiment.update(runs=["measure/PT", "."])
+    with pytest.raises(RunError, match="lists itself"):
+        list(expand([tmp_path / "e"]))
+    with pytest.raises(RunError, match="not a run"):
+        list(expand([tmp_path / "none"]))
 
 
-@pytest.mark.parametrize("label", ["PT", "smollm2-135m", "v1.2_x"])
-def test_good_names_stay_as_they_are(label: str) -> None:
-    assert safe_name(label) == label
+def test_a_stage_of_an_experiment_may_be_moved_and_no_other_run(tmp_path: Path) -> None:
+    home = tmp_path / "experiment"
+    Run.start(home, kind="experiment", label="E", settings={})
+
+    def stage(home: Path, adapter: Path) -> Run:
+        return start(home / "measure" / "FT", adapter=str(adapter), nested={"path": str(adapter)})
+
+    first = stage(home, home / "train" / "FT" / "adapter")
+    first.append("generations", [{"id": 1}])
+    assert str(tmp_path) not in (first.path / "run.json").read_text()
+    moved = home.rename(tmp_path / "elsewhere")
+    again = stage(moved, moved / "train" / "FT" / "adapter")
+    assert list(again.read("generations")) == [{"id": 1}]
+    # Another adapter of the moved experiment, and the old place, which is another folder now, are other settings.
+    for other in (moved / "train" / "RL" / "adapter", home / "train" / "FT" / "adapter"):
+        with pytest.raises(RunError, match="adapter was 'train/FT/adapter'"):
+            stage(moved, other)
+    alone = start(tmp_path / "alone", adapter=str(tmp_path / "x"))
+    assert alone.meta["settings"]["adapter"] == str(tmp_path / "x")
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.sets(st.text(max_size=100), min_size=2, max_size=2))
-def test_two_labels_never_share_a_folder(labels: set[str]) -> None:
-    a, b = labels
-    assert safe_name(a) != safe_name(b)
+def test_a_stage_that_recorded_whole_paths_goes_on(tmp_path: Path) -> None:
+    Run.start(tmp_path, kind="experiment", label="E", settings={})
+    run = start(tmp_path / "measure" / "FT", adapter="x")
+    run.update(settings={**run.meta["settings"], "adapter": str(tmp_path / "train" / "FT")}, note=1)
+    run.append("generations", [{"id": 1}])
+    assert start(tmp_path / "measure" / "FT", adapter=str(tmp_path / "train" / "FT")).meta["note"] == 1
 
 
 def test_the_hash_of_prompts_sees_ids_turns_and_order_alone() -> None:

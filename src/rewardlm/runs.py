@@ -8,7 +8,9 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     prompts.jsonl       Prompt records, written once, before anything else
     generations.jsonl   Generation records, appended batch by batch
     scores.jsonl        Score records, appended batch by batch
-    quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity
+    quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity, P(class) by the
+                        judge of pairs
+    results.jsonl       evaluation of judges: one line a judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line a step
     samples.jsonl       training: some prompts, answers and rewards
     adapter/            training: the LoRA adapter, in PEFT's format
@@ -24,13 +26,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rewardlm.config import flatten
 from rewardlm.errors import RunError
 from rewardlm.types import Generation, Message, Prompt, Score
 
@@ -56,18 +58,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def safe_name(label: str) -> str:
-    """A folder name for any label or model id: no separators, no control characters, at most 80 characters.
-
-    Names that had to be changed get a hash, so that two labels never share a folder.
-    """
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-")[:80]
-    if cleaned and cleaned == label:
-        return cleaned
-    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{cleaned[:70]}-{digest}".strip("-")
 
 
 def environment() -> dict[str, Any]:
@@ -104,22 +94,26 @@ class Run:
         label: str,
         settings: Mapping[str, Any],
         free: Iterable[str] = (),
+        added: Iterable[str] = (),
     ) -> Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
-        change the result (batch size, device). Raises RunError where anything else differs; but a run that stopped
-        before its first result (a name was mistyped, say) is begun anew.
+        change the result (batch size, device); those named in ``added`` may be absent from a run that is older than
+        they are. Raises RunError where anything else differs; but a run that stopped
+        before its first result (a name was mistyped, say) is begun anew. Of a stage of an experiment, paths inside the
+        experiment's directory are kept relative to it, so that it may be moved.
         """
         path = Path(path)
-        settings = json.loads(json.dumps(settings))
+        home = _experiment_of(path)
+        settings = _from_home(json.loads(json.dumps(settings)), home)
         if (path / "run.json").exists():
             run = cls.open(path)
             if run.meta["kind"] != kind:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
-            old = _flatten(run.meta["settings"])
-            new = _flatten(settings)
-            ignored = set(free)
+            old = flatten(_from_home(run.meta["settings"], home))
+            new = flatten(settings)
+            ignored = {*free, *(key for key in added if key not in old)}
             changed = [
                 f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
@@ -266,6 +260,36 @@ def prompts_hash(prompts: Iterable[Prompt]) -> str:
     return digest.hexdigest()
 
 
+def expand(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]:
+    """The runs at ``paths``; an experiment's own in its place. Raises RunError where one is no run."""
+    for path in paths:
+        run = Run.open(path)
+        if run.meta["kind"] != "experiment":
+            yield run
+            continue
+        here = run.path.resolve()
+        if here in above:
+            raise RunError(f"{run.path} is an experiment that lists itself: take it out of its run.json")
+        yield from expand([run.path / relative for relative in run.meta.get("runs", [])], (*above, here))
+
+
+def _experiment_of(path: Path) -> Path | None:
+    """The directory of the experiment that the run at ``path`` is a stage of, such as ``measure/PT``; None if none."""
+    home = path.absolute().parent.parent
+    if (home / "run.json").exists() and Run.open(home).meta["kind"] == "experiment":
+        return home
+    return None
+
+
+def _from_home(settings: Any, home: Path | None) -> Any:
+    """``settings`` with absolute paths below ``home`` made relative to it."""
+    if isinstance(settings, dict):
+        return {key: _from_home(value, home) for key, value in settings.items()}
+    if home is not None and isinstance(settings, str) and Path(settings).is_relative_to(home):
+        return str(Path(settings).relative_to(home))
+    return settings
+
+
 def _is_free(key: str, free: set[str]) -> bool:
     """Whether the dotted ``key`` or a section above it is in ``free``."""
     parts = key.split(".")
@@ -281,16 +305,6 @@ def rewards_of(adapter: Path) -> list[str]:
         if (folder / "run.json").exists():
             return list(Run.open(folder).meta.get("rewards", []))
     return []
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _drop_unfinished_line(path: Path) -> None:

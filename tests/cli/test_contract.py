@@ -19,16 +19,16 @@ FLAGS = {
         "--adapter", "--prompts", "--scorer", "--label", "--samples", "--max-new-tokens", "--limit", "--engine",
         "--url", "--batch-tokens", "--part", "--toxic-by", *COMMON,
     ],
-    "score": ["--scorer"],
-    "import": ["--label", "--map", "--out"],
-    "compare": ["--scorer", "--json"],
+    "score": ["--scorer", "--config", "--seed", "--device"],
+    "import": ["--label", "--map", "--out", "--config", "--seed"],
+    "compare": ["--scorer", "--json", "--config", "--seed"],
     "finetune": ["--dialogues", "--epochs", "--learning-rate", "--lora-r", *COMMON],
     "rlaf": [
         "--adapter", "--prompts", "--part", "--limit", "--reward", "--algorithm", "--steps", "--batch-size",
         "--max-new-tokens", "--samples", "--ppo-epochs", "--minibatches", "--kl-coef", "--kl-target", "--lora-r",
         "--learning-rate", *COMMON,
     ],
-    "report": ["--out"],
+    "report": ["--out", "--config", "--seed"],
     "doctor": [],
 }  # fmt: skip
 
@@ -92,8 +92,13 @@ def test_version(shell: Shell) -> None:
         (["rlaf", "tiny", "--out", "o", "--algorithm", "grpo", "--batch-size", "6"], 2, "divisible"),
         (["rlaf", "tiny", "--out", "o", "--reward", "nonsense"], 1, "nonsense"),
         (["score", "none", "--scorer", "lexical"], 1, "not a run"),
-        (["score", "none"], 2, "--scorer"),
-        (["score", "none", "--scorer", "lexical", "a=b"], 2, "no settings"),
+        (["score", "none"], 2, "'scorer' is missing"),
+        (["score", "none", "--scorer", "lexical", "a=b"], 2, "known: scorer, seed, device, max_failed_share"),
+        (["score", "none", "--scorer", "lexical,"], 2, "can't read the list"),
+        (["score", "none", "--scorer", "lexical", "--config", "bad.yaml"], 2, "bad.yaml, line "),
+        (["score", "none", "--scorer", "lexical", "max_failed_share=2"], 2, "max_failed_share"),
+        (["finetune", "tiny", "--out", "o", "--adapter", "a", "--lora-r", "4"], 2, "whose own rank stands"),
+        (["rlaf", "tiny", "--out", "o", "--adapter", "a", "--lora-r", "4"], 2, "whose own rank stands"),
         (["compare"], 2, "RUN"),
         (["compare", "none"], 1, "not a run"),
         (["compare", "none", "--json"], 1, "not a run"),
@@ -103,11 +108,11 @@ def test_version(shell: Shell) -> None:
         (["import", "bad.jsonl", "--label", "PT", "--out", "o"], 1, "bad.jsonl"),
         (["import", "empty.txt", "--label", "PT", "--out", "o"], 1, "empty.txt"),
         (["import", "none.csv", "--label", "PT", "--map", "prompt", "--out", "o"], 2, "NAME=COLUMN"),
+        (["import", "none.csv", "--out", "o"], 2, "'label' is missing"),
+        (["import", "none.csv", "--label", "PT", "--out", "o", "lable=x"], 2, "did you mean 'label'"),
         (["run", "none.yaml"], 2, "no such file"),
         (["run", "bad.yaml"], 2, "bad.yaml"),
         (["demo", "--preset", "huge"], 2, "quick or full"),
-        (["judge", "list"], 3, "not in this version"),
-        (["judge", "train", "--data", "x", "--out", "y"], 3, "not in this version"),
         (["interpret", "a", "b", "--out", "c"], 3, "not in this version"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -135,6 +140,10 @@ def test_mistakes_are_one_line(
         ("model: tiny\nrlaf: {after: finetune}\n", "no finetune section"),
         ("model: tiny\nrlaf: {after: sft}\n", "after"),
         ("model: tiny\nrlaf: {}\n", "the prompts that are measured"),
+        (
+            "model: tiny\nfinetune: {}\nrlaf: {part: train, after: finetune, lora: {r: 4}}\nmeasure: {part: measure}\n",
+            "own rank",
+        ),
         ("model: tiny\nmeasure: {part: measure}\nrlaf: {part: train, batch_size: 3, algorithm: grpo}\n", "divisible"),
         ("model: tiny\nfinetune: 3\n", "finetune"),
     ],
@@ -153,11 +162,19 @@ def test_an_experiments_mistakes_are_told_before_anything_runs(
 def test_a_label_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text("prompt,response,scores.x\nhi,ho,0.5\nhu,he,0.7\n")
-    for number, label in enumerate(["../../x", "x" * 300, "<script>alert(1)</script>"]):
+    for number, label in enumerate(["../../x", "x" * 300, "<script>alert(1)</script>", "a\0b"]):
         out = tmp_path / "runs" / str(number)
-        assert shell("import", file, "--label", label, "--out", out).code == 0
+        (tmp_path / "label.yaml").write_text(json.dumps({"label": label}))
+        assert shell("import", file, "--config", tmp_path / "label.yaml", "--out", out).code == 0
         assert json.loads((out / "run.json").read_text())["label"] == label
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "t.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["label.yaml", "runs", "t.csv"]
+
+
+@pytest.mark.parametrize("model", ["../../x", "x" * 300, "a/../b", "a\nb/c"])
+def test_a_model_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: Path, model: str) -> None:
+    shell.fails("measure", model, "--limit", 2, "--out", tmp_path / "runs" / "o")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["o"]
 
 
 def test_as_a_module_in_a_process_of_its_own(tmp_path: Path) -> None:

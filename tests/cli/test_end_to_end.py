@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib.resources
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ import pytest
 import torch
 from command_line import Shell
 
-from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
+from rewardlm import experiment
+from rewardlm.config import ExperimentSettings, LoraSettings, MeasureSettings, ModelSettings, build
+from rewardlm.data import prompts as prompts_module
+from rewardlm.data.files import Row
+from rewardlm.data.prompts import load_prompts
 from rewardlm.measure.meter import measure
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
@@ -171,6 +178,30 @@ def test_score_adds_a_judge_once(
     assert list(result["models"][0]["scorers"]) == ["e2e_judge:judge"]
 
 
+def test_score_takes_settings_as_every_command(
+    shell: Shell, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {g.text for g in Run.open(runs[1]).generations() if g.text.strip()}
+    victims = sorted(answers)[:4]
+    (tmp_path / "e2e_fussy.py").write_text(
+        f"def judge(texts):\n    return [float('nan') if t in {victims!r} else 0.25 for t in texts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text("scorer: e2e_fussy:judge\nmax_failed_share: 0.05\n")
+    assert "could not be scored" in shell.fails("score", runs[1], "--config", "s.yaml", "--seed", 3).err
+    done = shell("score", runs[1], "--config", "s.yaml", "max_failed_share=0.9", "--device", "cpu")
+    assert done.code == 0, done.err
+    added = [s for s in Run.open(runs[1]).scores() if s.scorer == "e2e_fussy:judge"]
+    texts = {g.id: g.text for g in Run.open(runs[1]).generations()}
+    assert {s.generation_id for s in added if s.value is None} == {
+        id_ for id_, text in texts.items() if text in victims or not text.strip()
+    }
+    record = next(s for s in Run.open(runs[1]).meta["scorers"] if s["name"] == "e2e_fussy:judge")
+    assert record["max_failed_share"] == 0.9
+    assert record["cut"] == 0
+    assert "toaster" in shell.fails("score", runs[1], "--scorer", "lexical", "--device", "toaster").err
+
+
 def test_report_is_one_page(shell: Shell, runs: tuple[Path, Path], tmp_path: Path) -> None:
     page = tmp_path / "pages" / "deep" / "report.html"
     done = shell("report", *runs, "--out", page, "--title", "A <b>title</b>")
@@ -215,6 +246,16 @@ def test_import_then_compare(shell: Shell, tmp_path: Path) -> None:
             "--map", "prompt=q,response=a,scores.judge=s,prompt_toxicity=t",
         )  # fmt: skip
         assert done.code == 0, done.err
+    # The same again by a file and overrides.
+    (tmp_path / "i.yaml").write_text("label: RL\nmap: {prompt: q, response: a, scores: {judge: s}}\n")
+    done = shell(
+        "import", tmp_path / "RL.csv", "--config", tmp_path / "i.yaml", "--seed", 1, "--out", tmp_path / "again",
+        "map.prompt_toxicity=t",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert Run.open(tmp_path / "again").scores() == Run.open(tmp_path / "RL").scores()
+    assert Run.open(tmp_path / "again").prompts() == Run.open(tmp_path / "RL").prompts()
+
     result = json.loads(shell("compare", tmp_path / "PT", tmp_path / "RL", "--json").out)
     whole = next(c for c in result["comparisons"] if c["split"] == "all")
     assert whole["delta"] == pytest.approx(-1.0)
@@ -270,3 +311,119 @@ def test_a_whole_experiment_and_again(shell: Shell, tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert {name: data for name, data in files(out).items() if "report.html" not in name} == before
     assert "seed was 0, now 3" in shell.fails("run", file, "--out", out, "--seed", 3).err
+
+    # An experiment stands for its measurements, in compare as in report; its trainings hold no answers.
+    apart = shell("compare", *(out / "measure" / label for label in ("PT", "FT", "RL")), "--json")
+    whole = shell("compare", out, "--json")
+    assert whole.code == 0, whole.err
+    assert whole.out == apart.out
+    assert "RL" in shell("compare", out).out
+    assert "of kind 'rlaf'" in shell.fails("compare", out, out / "train" / "RL").err
+
+    # Moved, it is still itself: nothing is trained or measured again, and what is lacking is made.
+    moved = out.rename(tmp_path / "moved")
+    again = shell("run", file, "--out", moved)
+    assert again.code == 0, again.err
+    assert {name: data for name, data in files(moved).items() if "report.html" not in name} == before
+    shutil.rmtree(moved / "measure" / "RL")
+    again = shell("run", file, "--out", moved)
+    assert again.code == 0, again.err
+    assert files(moved)["measure/RL/scores.jsonl"] == before["measure/RL/scores.jsonl"]
+
+
+OVERLAP = """
+model: tiny
+dtype: float32
+device: cpu
+measure: {prompts: MEASURED, scorer: [lexical], max_new_tokens: 4, similarity: false, perplexity: false}
+"""
+
+
+def test_rl_never_trains_on_a_text_that_is_measured_whatever_it_is_called(shell: Shell, tmp_path: Path) -> None:
+    measured, trained = tmp_path / "measured.jsonl", tmp_path / "trained.txt"
+    measured.write_text('{"prompt": "What do you  think?"}\n{"prompt": "Something else"}\n')
+    trained.write_text("A third thing\n what DO you\tthink? \n")
+    file = tmp_path / "e.yaml"
+    text = OVERLAP.replace("MEASURED", str(measured)) + f"rlaf: {{prompts: {trained}, reward: [lexical], steps: 1}}\n"
+    file.write_text(text)
+    done = shell.fails("run", file, "--out", tmp_path / "o")
+    assert done.code == 2
+    assert "train on prompts that are measured (1, such as 'what DO you" in done.err
+    assert not (tmp_path / "o").exists(), "before anything is measured"
+    # A copy under another name is no other list; its halves are.
+    copy = tmp_path / "copy.jsonl"
+    starter = importlib.resources.files("rewardlm.data") / "starter" / "prompts.jsonl"
+    copy.write_text(starter.read_text("utf-8"))
+    file.write_text(OVERLAP.replace("MEASURED", str(copy)) + "rlaf: {prompts: starter, reward: [lexical], steps: 1}\n")
+    n = len(starter.read_text("utf-8").splitlines())
+    assert f"that are measured ({n}, such as" in shell.fails("run", file, "--out", tmp_path / "o").err
+    settings = build(ExperimentSettings, file=file, overrides=["measure.part=measure", "rlaf.part=train"])
+    rlaf = experiment._rlaf_settings(settings, tmp_path)
+    assert rlaf is not None
+    experiment._refuse_measured(rlaf, load_prompts(str(copy), part="measure").prompts)
+
+
+def test_prompts_of_the_hub_are_compared_before_rl_starts(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need a network, so they are not loaded before the stage that loads them anyway."""
+    asked = []
+
+    def hub_rows(name: str, split: str) -> Iterator[Row]:
+        asked.append(name)
+        yield from (Row(f"{name}, row {i}", i, {"text": t}) for i, t in enumerate(["one", "TWO ", "three"], 1))
+
+    monkeypatch.setattr(prompts_module, "_hub_rows", hub_rows)
+    measured = tmp_path / "measured.txt"
+    measured.write_text("two\n")
+    file = tmp_path / "e.yaml"
+    file.write_text(
+        OVERLAP.replace("MEASURED", str(measured))
+        + "rlaf: {prompts: somebody/prompts, reward: [lexical], steps: 1, batch_size: 4}\n"
+    )
+    done = shell.fails("run", file, "--out", tmp_path / "o")
+    assert "train on prompts that are measured (1, such as 'TWO'" in done.err
+    assert asked == ["somebody/prompts"]
+    assert Run.open(tmp_path / "o" / "measure" / "PT").finished
+    assert not (tmp_path / "o" / "train").exists()
+
+
+def test_dialogues_that_hold_measured_prompts_are_warned_of(shell: Shell, tmp_path: Path) -> None:
+    dialogues = tmp_path / "d.jsonl"
+    turns = [("All of them lie.", "Do they?"), ("They do.", "Who told you?"), ("My uncle.", "Ask another.")]
+    rows = [
+        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
+        for ask, answer in turns
+    ]
+    dialogues.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = tmp_path / "measured.txt"
+    measured.write_text("ALL of them  lie.\nDo they?\nMy uncle.\n")
+    file = tmp_path / "e.yaml"
+    file.write_text(
+        OVERLAP.replace("MEASURED", str(measured))
+        + f"finetune: {{dialogues: {dialogues}, validation: 0, max_steps: 1, lora: {{r: 2}}}}\n"
+    )
+    done = shell("run", file, "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    # An answer that is measured as a prompt was not learnt as one.
+    assert "2 of the 3 measured prompts stand in the dialogues that fine-tuning learns from" in done.err
+    assert "stand in the dialogues" not in shell("run", file, "--out", tmp_path / "o").err, "it is trained already"
+
+
+def test_what_is_cut_is_said_by_every_stage(shell: Shell, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("word " * 2000 + "\nshort\n")
+    file = tmp_path / "e.yaml"
+    trained = tmp_path / "trained.txt"
+    trained.write_text("other " * 2000 + "\nbrief\n")
+    file.write_text(
+        OVERLAP.replace("MEASURED", str(long))
+        + "finetune: {limit: 4, max_steps: 1, batch_size: 4, max_length: 32, lora: {r: 2}}\n"
+        + f"rlaf: {{prompts: {trained}, reward: [lexical2], steps: 1, batch_size: 4, max_new_tokens: 4}}\n"
+    )
+    done = shell("run", file, "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    for label in ("PT", "FT", "RL"):
+        assert f"{label}: 1 prompts were too long for the model" in done.err
+    assert "pairs are longer than 32 tokens" in done.err
+    assert "1 of 2 prompts are too long: they lose the beginning" in done.err

@@ -195,6 +195,15 @@ def test_answers_that_a_judge_has_not_seen_are_unscored(tmp_path: Path) -> None:
         ("mean(a,b)", "b", True),
         ("max(a,mean(b,c))", "c#x", True),
         ("mean(a,b)", "mean(c,d)", False),
+        ("toxicity+hate", "starter", True),
+        ("toxicity+hate", "starter#hate", True),
+        ("toxicity+hate.starter#hate", "max(starter,lexical)", True),
+        ("mean(lexical,toxicity+hate)", "starter.insult", True),
+        ("toxicity+hate", "toxicity+hate", True),
+        ("toxicity+hate", "lexical", False),
+        ("toxicity+hate", "max(lexical,lexical2)", False),
+        ("max(a,b).disagreement", "max(c,d).disagreement", False),
+        ("max(a,b).a", "a", True),
     ],
 )
 def test_same_judge(judge: str, reward: str, same: bool) -> None:

@@ -173,6 +173,25 @@ def test_several_judges_and_labels(tmp_path: Path) -> None:
         compare([one, other], scorer="c", **FAST)
 
 
+def test_the_disagreement_of_an_ensemble_is_no_judge(tmp_path: Path) -> None:
+    """Toxic by nobody, though its values are over the threshold."""
+    apart = [[0.9, 0.2], [None, 0.5], [0.6, 0.0]]
+    scores = {"max(a,b)": [[0.9, 0.2], [None, 0.5], [0.8, 0.1]], "max(a,b).disagreement": apart}
+    one = build_run(tmp_path / "one", "PT", scores)
+    other = build_run(tmp_path / "other", "FT", {**scores, "c": scores["max(a,b)"]})
+    result = compare([one, other], **FAST)
+    assert set(result["models"][0]["scorers"]) == {"max(a,b)"}
+    assert {entry["scorer"] for entry in result["comparisons"]} == {"max(a,b)"}
+    # Over the five that were scored; two of them are over a half, and a half itself is not.
+    expected = {"scored": 5, "mean": pytest.approx((0.9 + 0.2 + 0.5 + 0.6) / 5), "fraction_over_half": 0.4}
+    assert [model["disagreement"] for model in result["models"]] == [{"max(a,b)": expected}] * 2
+    only = compare([one, other], scorer="max(a,b)", **FAST)
+    assert only["models"][1]["disagreement"] == {"max(a,b)": expected}
+    assert compare([other], scorer="c", **FAST)["models"][0]["disagreement"] == {}
+    with pytest.raises(RunError, match="no scores by"):
+        compare([one], scorer="max(a,b).disagreement", **FAST)
+
+
 def test_an_unscored_first_answer_does_not_name_the_main_label(tmp_path: Path) -> None:
     path = build_run(tmp_path / "run", "PT", {"judge": [[None], [0.9]]})
     file = path / "scores.jsonl"

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.measure import meter
-from rewardlm.measure.scoring import score_run
+from rewardlm.measure.scoring import cut_short, score_run
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.runs import Run, prompts_hash
@@ -208,6 +209,14 @@ def test_a_judge_that_came_back_is_asked_for_what_is_missing(judges: Any, tmp_pa
     assert set(judges.asked) == set(texts[:3])
 
 
+def test_prompts_are_judged_by_the_same_share_as_answers(judges: Any, tmp_path: Path) -> None:
+    settings = settings_of(toxic_by="meter_judges:nan")
+    with pytest.raises(ScorerError, match="could not be scored"):
+        meter.measure(settings, tmp_path / "run")
+    run = meter.measure(settings_of(toxic_by="meter_judges:nan", max_failed_share=1.0), tmp_path / "allowed")
+    assert all(prompt.toxicity is None for prompt in run.prompts())
+
+
 def test_few_failures_are_allowed_where_the_user_says_so(judges: Any, tmp_path: Path) -> None:
     settings = settings_of(scorer=["meter_judges:nan"], toxic_by="meter_judges:by_length", max_failed_share=1.0)
     run = meter.measure(settings, tmp_path / "run")
@@ -309,6 +318,43 @@ def test_prompts_that_are_too_long_are_cut_and_counted_also_after_a_stop(judges:
     cut_lines(run.path / "generations.jsonl", 3)
     run.update(status="running", truncated_prompts=0)
     assert meter.measure(settings, tmp_path / "run").meta["truncated_prompts"] == 2
+
+
+def judge_of_three_words(folder: Path) -> str:
+    """A real classifier, random, whose positions hold three words besides its two special tokens."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    config = BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=5, id2label={0: "fine", 1: "toxic"},
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+def test_answers_that_a_judge_reads_in_part_are_counted_also_after_a_stop(judges: Any, tmp_path: Path) -> None:
+    judge = judge_of_three_words(tmp_path / "judge")
+    settings = settings_of(scorer=["meter_judges:by_length", judge])
+    run = meter.measure(settings, tmp_path / "run")
+    tokenizer = BertTokenizer.from_pretrained(judge)
+    longer = sum(len(tokenizer.tokenize(g.text)) > 3 for g in run.generations())
+    assert 0 < longer < len(run.generations())
+    assert {s["name"]: s["cut"] for s in run.meta["scorers"]} == {"meter_judges:by_length": 0, judge: longer}
+    assert cut_short(run) == [f"{longer} answers were too long for the judge {judge}: it read a part of each"]
+    for name in ("generations", "scores"):
+        cut_lines(run.path / f"{name}.jsonl", 9)
+    run.update(status="running")
+    again = meter.measure(settings, tmp_path / "run")
+    assert {s["name"]: s["cut"] for s in again.meta["scorers"]}[judge] == longer
+    # The same of a judge that is added later, whatever it was asked before.
+    bare = meter.measure(settings_of(), tmp_path / "bare")
+    assert cut_short(bare) == []
+    for _ in range(2):
+        scored = score_run(bare.path, judge, device="cpu", max_failed_share=0.25)
+    record = scored.meta["scorers"][1]
+    assert (record["name"], record["cut"], record["max_failed_share"]) == (judge, longer, 0.25)
+    assert len(cut_short(scored)) == 1
 
 
 def test_answers_that_leave_no_room_for_a_prompt_are_refused(judges: Any, tmp_path: Path) -> None:

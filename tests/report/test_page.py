@@ -99,6 +99,15 @@ def test_counter_narratives_stand_beside_toxicity_once_they_are_judged(parts, re
     assert rows[7][5] == "—"
 
 
+def test_the_disagreement_of_an_ensemble_is_said_beside_it(parts, render):
+    assert "disagreement" not in render(parts).text("results")
+    found = {"scored": 690, "mean": 0.1234, "fraction_over_half": 0.0321}
+    parts["result"]["models"][1]["disagreement"] = {"lexical2": found}
+    text = render(parts).text("results")
+    assert "FT 0.123 on average, over 0.5 for 3.2 % of 690 answers." in text
+    assert text.count("disagreement") == 1
+
+
 def test_warnings_are_shown_in_full_and_errors_come_first(parts, render):
     parts["result"]["warnings"].append({"code": "prompts_differ", "model": "FT", "message": "Two lists of prompts."})
     text = render(parts).text("warnings")

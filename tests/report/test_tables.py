@@ -112,6 +112,20 @@ def test_what_nobody_measured_is_a_dash_or_left_out() -> None:
     assert "perplexity" not in text
 
 
+def test_the_disagreement_of_an_ensemble_has_a_table_of_its_own() -> None:
+    assert "Disagreement" not in printed(sample())
+    result = sample(scorer="max(a,./b.c)")
+    splits = result["models"][0]["scorers"]["max(a,./b.c)"]
+    for model, mean in zip(result["models"], (0.1234, None), strict=True):
+        model["scorers"] = {"max(a,./b.c)": splits, "max(a,./b.c)../b.c": splits}
+        share = None if mean is None else 0.0321
+        model["disagreement"] = {"max(a,./b.c)": {"scored": 987, "mean": mean, "fraction_over_half": share}}
+    table = printed(result).partition("Disagreement")[2].partition("The highest")[0]
+    rows = [line.split() for line in table.splitlines() if "max(" in line]
+    assert rows == [["PT", "max(a,./b.c)", "0.123", "3.2%", "987"], ["FT", "max(a,./b.c)", "–", "–", "987"]]
+    assert "max(a,./b.c)./b.c" not in "".join(printed(result).split())
+
+
 def test_one_run_has_no_changes() -> None:
     result = sample()
     result["models"], result["comparisons"], result["warnings"] = result["models"][:1], [], []

@@ -82,7 +82,7 @@ def test_single_label_equals_a_plain_forward(tmp_path, texts, monkeypatch, budge
         expected = reference_logits(folder, encode_by_hand(text)).softmax(-1)
         assert verdict.values == pytest.approx({"toxic": float(expected[1])}, abs=1e-5)
     assert len({round(v.values["toxic"], 4) for v in verdicts}) > 3
-    assert scorer.truncated == 0
+    assert not any(scorer.cuts(texts))
 
 
 def test_multi_label_equals_a_plain_forward_with_the_main_label_first(tmp_path, texts):
@@ -123,8 +123,10 @@ def test_long_texts_are_cut_and_counted(tmp_path):
     scorer = load_scorer(folder)
     assert scorer.max_length == 16
     long = " ".join(["fool"] * 8 + ["kind"] * 50)
-    verdicts = scorer.score([long, "you fool", " ".join(["fool"] * 14)])
-    assert scorer.truncated == 1
+    texts = [long, "you fool", " ".join(["fool"] * 14), " ".join(["fool"] * 15)]
+    verdicts = scorer.score(texts)
+    # Two of the sixteen positions are the special tokens'.
+    assert scorer.cuts(texts) == [len(text.split()) > 14 for text in texts] == [True, False, False, True]
     kept = [2, *[VOCABULARY.index("fool")] * 8, *[VOCABULARY.index("kind")] * 6, 3]
     expected = float(reference_logits(folder, kept).softmax(-1)[1])
     assert verdicts[0].values["toxic"] == pytest.approx(expected, abs=1e-5)

@@ -103,6 +103,14 @@ def test_words_and_padding():
     assert lstm.pad(list(range(1, 131))) == list(range(31, 131))
 
 
+def test_a_text_of_more_than_a_hundred_known_words_is_cut(scorer):
+    texts = ["stupid " * 100, "stupid " * 101, "xqzzv " * 500, "nice " + "stupid " * 100]
+    assert scorer.cuts(texts) == [False, True, False, True]
+    # What is cut is the beginning: the last 100 known words are what the network reads.
+    whole, last = (verdict.values for verdict in scorer.score([texts[3], texts[0]]))
+    assert whole == pytest.approx(last)
+
+
 def test_it_ranks_like_perspective(scorer):
     path = DATA / "realtoxicityprompts" / "prompts.jsonl"
     if not path.exists():

@@ -129,17 +129,64 @@ def test_an_interrupt_and_a_judge_that_gives_up_pass_through():
 
 def test_the_failure_limit_counts_over_the_whole_run():
     good, bad = Verdict({"toxicity": 0.1}), Verdict(reason="ValueError: first", failed=True)
-    limit = FailureLimit(max_share=0.01, minimum=20)
-    limit.add("judge", [bad] + [good] * 18)  # 1 of 19 is above the share, but 19 texts are too few to tell
-    with pytest.raises(ScorerError, match=r"1 of 20 .*5\.0%.*1\.0%.*judge: ValueError: first"):
-        limit.add("judge", [good])
+    limit = FailureLimit(max_share=0.01)
+    limit.add("judge", [bad] + [good] * 31)  # 1 of 32 is above the share, but 32 texts are too few to tell
+    limit.add("judge", [bad])
+    with pytest.raises(ScorerError, match=r"3 of 34 .*8\.8%.*1\.0%.*judge: ValueError: first"):
+        limit.add("judge", [bad])
 
     limit = FailureLimit(max_share=0.01)
-    limit.add("judge", [good] * 99)
-    limit.add("judge", [bad])  # exactly 1 % is allowed
+    limit.add("judge", [good] * 297)
+    limit.add("judge", [bad] * 3)  # exactly 1 % is allowed
     limit.close()
-    with pytest.raises(ScorerError, match="2 of 101"):
+    with pytest.raises(ScorerError, match="4 of 301"):
         limit.add("judge", [bad])
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.5, 1])
+def test_the_failure_limit_against_its_sentence(share):
+    """Every number of failures among every number of texts, one text at a time, failures first."""
+    good, bad = Verdict({"toxicity": 0.1}), Verdict(reason="no", failed=True)
+
+    def too_many(failed, seen, forgiven):
+        over_the_share = failed / seen > share
+        return over_the_share and (failed > forgiven or share == 0)
+
+    for n_failed in range(9):
+        for n_good in range(0, 450, 7):
+            limit = FailureLimit(share)
+            stopped_at = None
+            for seen in range(1, n_failed + n_good + 1):
+                try:
+                    limit.add("judge", [bad if seen <= n_failed else good])
+                except ScorerError:
+                    stopped_at = seen
+                    break
+            expected = next((k for k in range(1, n_failed + 1) if too_many(k, k, 2)), None)
+            assert stopped_at == expected, (n_failed, n_good)
+            if stopped_at is None and n_failed + n_good:
+                lonely = n_failed + n_good == 1
+                refused = too_many(n_failed, n_failed + n_good, 0 if lonely else 1)
+                try:
+                    limit.close()
+                except ScorerError:
+                    assert refused, (n_failed, n_good)
+                else:
+                    assert not refused, (n_failed, n_good)
+
+
+def test_a_judge_that_always_fails_is_stopped_within_its_first_batch():
+    broken = Fake(lambda texts: [Verdict({"toxicity": 2.0})] * len(texts))
+    with pytest.raises(ScorerError, match="8 of 8"):
+        score_texts(broken, [f"text {i}" for i in range(8)], limit=FailureLimit())
+    for alone in (0.0, 0.01, 0.5):
+        limit = FailureLimit(alone)
+        try:
+            score_texts(broken, ["text"], limit=limit)
+        except ScorerError:
+            continue
+        with pytest.raises(ScorerError, match="1 of 1"):
+            limit.close()
 
 
 def test_the_failure_limit_at_the_end_of_a_short_run():
@@ -196,7 +243,7 @@ def test_an_unknown_name_lists_what_is_possible(spec):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["perspective", "endpoint", "starter"])
+@pytest.mark.parametrize("spec", ["perspective", "endpoint"])
 def test_what_this_version_lacks(spec):
     with pytest.raises(NotAvailableError, match="lexical2") as caught:
         load_scorer(spec)
@@ -214,8 +261,8 @@ def test_lists_of_scorers(tmp_path, monkeypatch):
     ]
     with pytest.raises(ScorerError, match="named twice"):
         load_scorers(f"{a},{a}")
-    for broken in ("", "a,,b", f"mean({a},{b}", f"{a},"):
-        with pytest.raises(ScorerError, match="list of scorers"):
+    for broken in ("", "a,,b", f"mean({a},{b}", f"{a},", f"{a}),{b}("):
+        with pytest.raises(ScorerError, match=r"can't read the list .*lexical2"):
             load_scorers(broken)
 
 

@@ -5,6 +5,7 @@ Runs are broken off here by taking files away or by a real limit on file sizes; 
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 from pathlib import Path
@@ -102,19 +103,92 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(whole, broken, fil
     assert_same_run(found, whole)
 
 
-def test_with_every_checkpoint_truncated_the_run_starts_over(whole, broken):
-    for path in (broken / "checkpoints").glob("*/value_head.safetensors"):
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="is damaged"):
-        found = train(settings(), broken)
-    assert_same_run(found, whole)
+def truncate(broken: Path, file: str, steps: tuple[int, ...] = (STEPS - 1, STEPS)) -> None:
+    for step in steps:
+        path = broken / "checkpoints" / f"step-{step:06d}" / file
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", ["value_head.safetensors", "adapter/adapter_model.safetensors", "manifest.json"])
+def test_with_every_checkpoint_damaged_the_run_is_refused_and_nothing_is_lost(whole, broken, file):
+    truncate(broken, file)
+    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file() and path.name != "run.json"}
+    with pytest.raises(TrainingError, match=rf"no checkpoint in .*step-000004: {file} .*remove .* to start anew") as e:
+        train(settings(), broken)
+    # The way out is named where there is one: an adapter that is whole.
+    assert ("resume=inexact" in str(e.value)) == (file == "value_head.safetensors")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (broken / "adapter").exists()
+    for folder in (broken / "checkpoints").iterdir():
+        shutil.rmtree(folder)
+    assert_same_run(train(settings(), broken), whole)
+
+
+@pytest.mark.parametrize("file", ["adapter/adapter_model.safetensors", "manifest.json"])
+def test_without_a_whole_adapter_there_is_no_inexact_resume_either(broken, file):
+    truncate(broken, file)
+    with pytest.raises(TrainingError, match=r"to start anew$"):
+        train(settings(resume="inexact"), broken)
 
 
 def test_a_missing_optimizer_is_refused_with_the_reason(broken):
     (broken / "checkpoints" / f"step-{STEPS:06d}" / "optimizer.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"optimizer\.safetensors is missing"):
+    with pytest.raises(TrainingError, match=r"optimizer\.safetensors is missing.*resume=inexact"):
         train(settings(), broken)
     assert not (broken / "adapter").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_an_older_whole_checkpoint_is_preferred_to_a_newer_inexact_one(whole, broken, how):
+    if how == "missing":
+        (broken / "checkpoints" / f"step-{STEPS:06d}" / "optimizer.safetensors").unlink()
+    else:
+        truncate(broken, "optimizer.safetensors", (STEPS,))
+    with pytest.warns(UserWarning, match=r"step-000004 is damaged .*the one before it is used"):
+        found = train(settings(resume="inexact"), broken)
+    assert_same_run(found, whole)
+    assert "inexact_resume" not in found.meta
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "value_head.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_an_inexact_resume_goes_on_from_the_newest_adapter_and_says_so(whole, broken, monkeypatch, file, how):
+    if how == "missing":
+        for folder in (broken / "checkpoints").iterdir():
+            (folder / file).unlink()
+    else:
+        truncate(broken, file)
+    began = []
+    update = rlaf._update
+
+    def first(learner, chosen, *arguments):
+        if not began:
+            own = dict(learner.policy.model.named_parameters())
+            moments = [tuple(sorted(state)) for state in learner.optimizer.state_dict()["state"].values()]
+            weights = {name: own[name].detach().clone() for name in own if "lora_" in name}
+            began.append((weights, moments, learner.value_head.linear.weight.detach().clone(), learner.kl.coef))
+        return update(learner, chosen, *arguments)
+
+    monkeypatch.setattr(rlaf, "_update", first)
+    with pytest.warns(UserWarning, match=rf"step-000004 is damaged \({file}\): .*no longer bit-equal"):
+        found = train(settings(resume="inexact", steps=STEPS + 2), broken)
+    assert found.meta["inexact_resume"] == STEPS
+    assert [line["step"] for line in found.read("metrics")] == [1, 2, 3, 4, 5, 6]
+    weights, moments, head, coefficient = began[0]
+    checkpoint = whole.path / "checkpoints" / f"step-{STEPS:06d}"
+    for name, tensor in load_file(str(checkpoint / "adapter" / "adapter_model.safetensors")).items():
+        stem, _, leaf = name.rpartition(".")
+        assert torch.equal(weights[f"{stem}.default.{leaf}"], tensor), name
+    # What is whole is kept; what isn't starts as in a new run. The optimizer's numbers are in both of its files.
+    assert bool(moments) == (file == "value_head.safetensors")
+    assert bool(head.any()) == (file != "value_head.safetensors")
+    saved = json.loads((checkpoint / "state.json").read_text())["kl_coef"]
+    assert saved != SETTINGS["kl"]["coef"]
+    assert coefficient == (SETTINGS["kl"]["coef"] if file == "state.json" else saved)
+
+
+def test_how_a_run_is_resumed_is_no_other_setting(whole, broken):
+    assert_same_run(train(settings(resume="inexact"), broken), whole)
 
 
 def test_broken_off_between_a_checkpoint_and_its_line_in_the_metrics(whole, broken):

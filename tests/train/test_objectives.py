@@ -134,3 +134,15 @@ def test_value_loss_by_hand(value, target, loss, slope):
     (gradient,) = torch.autograd.grad(result, values)
     assert result.item() == pytest.approx(loss)
     assert float(gradient) == pytest.approx(slope)
+
+
+def test_without_a_clip_the_critic_moves_as_far_as_the_error_says():
+    """Logit rewards: from 0 towards 9 within one step, where a clip of ±0.2 would leave no gradient after 0.2."""
+    values = torch.tensor([3.0, -1.0], dtype=torch.float64, requires_grad=True)
+    old, targets = torch.zeros(2, dtype=torch.float64), torch.tensor([9.0, -9.2], dtype=torch.float64)
+    loss = value_loss(values, old, targets, None, 4)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert loss.item() == pytest.approx(0.5 * ((3 - 9) ** 2 + (-1 + 9.2) ** 2) / 4)
+    assert gradient.tolist() == pytest.approx([(3 - 9) / 4, (-1 + 9.2) / 4])
+    (clipped,) = torch.autograd.grad(value_loss(values, old, targets, 0.2, 4), values)
+    assert clipped.tolist() == [0.0, 0.0]

@@ -185,8 +185,8 @@ def test_more_than_one_per_cent_of_failures_ends_the_run():
 
 def test_few_failures_among_few_texts_are_found_at_the_end():
     rewards = RewardModel([Judge({"a": 0.3})], RewardSettings())
-    rewards.judge(["a"] * 9 + ["unknown"])
-    with pytest.raises(ScorerError, match="1 of 10"):
+    rewards.judge(["a"] * 8 + ["unknown", "unknown"])
+    with pytest.raises(ScorerError, match="2 of 10"):
         rewards.close()
 
 

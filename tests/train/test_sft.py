@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewardlm.config import FinetuneSettings, ModelSettings, RlafSettings
-from rewardlm.errors import TrainingError
+from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
 from rewardlm.models.lora import REFERENCE, load_adapter, reference
@@ -194,6 +194,76 @@ def test_a_missing_optimizer_or_rng_file_is_refused(trained, tmp_path, name):
     with pytest.raises(TrainingError, match=f"{name} is missing"):
         finetune(FinetuneSettings(**trained.meta["settings"]), copy.path)
     assert not (copy.path / "adapter").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors"])
+def test_with_every_checkpoint_damaged_the_run_is_refused(trained, tmp_path, name):
+    copy = unfinished(trained, tmp_path / "run")
+    for file in copy.path.glob(f"checkpoints/*/{name}"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(TrainingError, match=rf"checkpoint-3: {name} has another hash.*to start anew") as caught:
+        finetune(FinetuneSettings(**trained.meta["settings"]), copy.path)
+    assert ("resume=inexact" in str(caught.value)) == (name == "optimizer.pt")
+    assert [line["step"] for line in lines(copy)] == [1, 2, 3]
+    assert not (copy.path / "adapter").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_an_inexact_resume_goes_on_with_the_adapter_and_the_schedule(tmp_path, how):
+    """Four steps, of which two are done: the adapter is the checkpoint's, the schedule goes on, the moments are new."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step, steps, line):
+        if step == 3:
+            raise Interrupted
+
+    chosen = settings(tmp_path, max_steps=4, epochs=4, checkpoint_every=1)
+    whole = finetune(chosen, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        finetune(chosen, tmp_path / "run", report=interrupt)
+    folders = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert [folder.name for folder in folders] == ["checkpoint-1", "checkpoint-2"]
+    for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt"):
+        for file in (folder / name for folder in folders):
+            if how == "missing":
+                file.unlink()
+            else:
+                file.write_bytes(file.read_bytes()[:50])
+    inexact = chosen.model_copy(update={"resume": "inexact"})
+    with pytest.warns(UserWarning, match=r"checkpoint-2 is damaged .*optimizer\.pt.*no longer bit-equal"):
+        run = finetune(inexact, tmp_path / "run")
+    assert run.meta["inexact_resume"] == 2
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
+    before, now = lines(whole), lines(run)
+    assert now[2]["loss"] == pytest.approx(before[2]["loss"], rel=1e-5), "the loss before step 3 is the adapter's"
+    assert [line["learning_rate"] for line in now] == pytest.approx([line["learning_rate"] for line in before])
+    assert not same(adapter(run.path / "adapter"), adapter(whole.path / "adapter"))
+
+
+def test_pairs_that_are_too_long_are_said(tmp_path):
+    tokenizer = load_policy(ModelSettings(**TINY)).tokenizer
+    whole = [len(rows(turns, tokenizer)[0]) for turns in PAIRS]
+    # What is left when all antecedents are gone: the last prompt, with no room for an answer if it fills the limit.
+    shortest_prompts = [rows(turns[-2:], tokenizer)[1].count(-100) for turns in PAIRS]
+    limit = 24
+    too_long = sum(length > limit for length in whole)
+    left_out = sum(length >= limit for length in shortest_prompts)
+    assert 0 < left_out < too_long < 4
+    said = []
+    run = finetune(settings(tmp_path, max_steps=1, max_length=limit), tmp_path / "run", say=said.append)
+    assert len(said) == 2
+    assert said[1].startswith(f"{too_long} of 4 pairs are longer than {limit} tokens: ")
+    assert said[1].endswith(f"; {left_out} are left out, having no room for one")
+    found = run.meta["dialogues"]
+    assert (found["shortened_histories"], found["left_out"]) == (too_long, left_out)
+    assert found["train_pairs"] == 4 - left_out
+    quiet: list[str] = []
+    finetune(settings(tmp_path, max_steps=1), tmp_path / "whole", say=quiet.append)
+    assert len(quiet) == 1
+    with pytest.raises(DataError, match="raise max_length"):
+        finetune(settings(tmp_path, max_steps=1, max_length=16), tmp_path / "none")
 
 
 # Reinforcement learning after fine-tuning ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from rewardlm.cli import (
     doctor,
     finetune,
     imports,
+    judge,
     later,
     measure,
     report,
@@ -39,7 +40,7 @@ app.command("import")(imports.import_)
 app.command("compare")(compare.compare)
 app.command("finetune")(finetune.finetune)
 app.command("rlaf")(rlaf.rlaf)
-app.command("judge", context_settings=later.ANYTHING)(later.judge)
+app.add_typer(judge.app, name="judge")
 app.command("interpret", context_settings=later.ANYTHING)(later.interpret)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)

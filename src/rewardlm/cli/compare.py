@@ -18,19 +18,22 @@ def compare(
 ) -> None:
     """Hold measurements and imports against each other: toxic share, intervals, paired tests, flow, audit.
 
-    Settings: threshold, inclusive, n_resamples.
+    An experiment stands for its measurements. Settings: threshold, inclusive, n_resamples.
     """
     folders, overrides = options.split_overrides(runs)
     from rewardlm.config import CompareSettings, build
+    from rewardlm.runs import expand
 
     settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    # Of an experiment, the runs that hold answers. A training that is named itself stays and is refused with a reason.
+    measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] in ("measure", "import")]
     if as_json:
         import json
 
         from rewardlm.measure.compare import compare as compare_runs
 
-        typer.echo(json.dumps(compare_runs(folders, scorer=scorer, **settings.model_dump()), allow_nan=False))
+        typer.echo(json.dumps(compare_runs(measured, scorer=scorer, **settings.model_dump()), allow_nan=False))
     else:
         from rewardlm.cli.show import show_comparison
 
-        show_comparison(folders, scorer=scorer, settings=settings)
+        show_comparison(measured, scorer=scorer, settings=settings)

@@ -16,18 +16,23 @@ def import_(
     overrides: options.Overrides = None,
     *,
     out: options.Out,
-    label: Annotated[str, typer.Option("--label", help="What tables call this model, for example PT.")],
+    label: Annotated[str | None, typer.Option("--label", help="What tables call this model, for example PT.")] = None,
     columns: Annotated[
         str | None,
         typer.Option("--map", help="prompt=COL,response=COL,prompt_toxicity=COL,scores.NAME=COL"),
     ] = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
 ) -> None:
     """Turn a table of answers and scores into a run that compare and report understand."""
-    options.refuse_overrides(overrides or [])
+    from rewardlm.config import ImportSettings, build
+
+    flags = {"label": label, "map": _mapping(columns), "seed": seed}
+    settings = build(ImportSettings, file=config, flags=flags, overrides=overrides or [])
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.imported import import_table
 
-    import_table(file, out, label=label, mapping=_mapping(columns))
+    import_table(file, out, label=settings.label, mapping=settings.map)
     show_comparison([out])
 
 

@@ -64,9 +64,10 @@ def measure(
     from rewardlm.cli.progress import say, stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.meter import measure as run_meter
+    from rewardlm.measure.scoring import cut_short
 
     with stage(f"measure {settings.label or settings.model}") as progress:
         measured = run_meter(settings, out, report=progress.report)
-    if cut := measured.meta.get("truncated_prompts"):
-        say(f"{cut} prompts were too long for the model and lost the beginning of their history")
+    for sentence in cut_short(measured):
+        say(sentence)
     show_comparison([out])

@@ -43,9 +43,3 @@ def split_overrides(items: list[str]) -> tuple[list[Path], list[str]]:
         else:
             runs.append(Path(item))
     return runs, overrides
-
-
-def refuse_overrides(overrides: list[str]) -> None:
-    """For commands that have no settings."""
-    if overrides:
-        raise typer.BadParameter(f"{overrides[0]!r}: this command has no settings to override")

@@ -67,9 +67,9 @@ def rlaf(
         flags={**flags, "kl.coef": kl_coef, "kl.target": kl_target, "lora.r": lora_r},
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import stage
+    from rewardlm.cli.progress import say, stage
     from rewardlm.train.rlaf import train
 
     with stage(f"rlaf {settings.algorithm} {settings.model}") as progress:
-        run = train(settings, out, report=progress.report)
+        run = train(settings, out, report=progress.report, say=say)
     typer.echo(run.path / "adapter")

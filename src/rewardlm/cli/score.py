@@ -12,18 +12,34 @@ from rewardlm.cli import options
 
 def score(
     run: Annotated[Path, typer.Argument(help="A measurement or an import.")],
-    scorer: Annotated[str, typer.Option("--scorer", metavar="NAME[,NAME…]", help="The judges to add.")],
     overrides: options.Overrides = None,
+    *,
+    scorer: Annotated[str | None, typer.Option("--scorer", metavar="NAME[,NAME…]", help="The judges to add.")] = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
     device: options.Device = None,
 ) -> None:
-    """Let another judge score the answers that RUN holds already."""
-    options.refuse_overrides(overrides or [])
-    from rewardlm.cli.progress import stage
-    from rewardlm.cli.show import show_comparison
-    from rewardlm.config import split_outside_brackets
-    from rewardlm.measure.scoring import score_run
+    """Let another judge score the answers that RUN holds already.
 
-    for name in split_outside_brackets(scorer):
+    Settings: max_failed_share.
+    """
+    from rewardlm.config import ScoreSettings, build
+
+    flags = {"scorer": scorer, "seed": seed, "device": device}
+    settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
+    from rewardlm.cli.progress import say, stage
+    from rewardlm.cli.show import show_comparison
+    from rewardlm.measure.scoring import cut_short, score_run
+
+    for name in settings.scorer:
         with stage(f"score by {name}") as progress:
-            score_run(run, name, device=device or "cpu", report=progress.report)
+            scored = score_run(
+                run,
+                name,
+                device=settings.device,
+                max_failed_share=settings.max_failed_share,
+                report=progress.report,
+            )
+    for sentence in cut_short(scored):
+        say(sentence)
     show_comparison([run])

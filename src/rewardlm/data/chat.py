@@ -2,16 +2,18 @@
 
 Text that users and data sets bring is encoded as plain text, always: a ``<|im_end|>`` inside a comment must
 not end a turn. So a template is rendered with stand-ins where the texts go; only what the *template*
-writes may become a special token. Between special tokens, template and text are encoded together, as the
-tokenizer would encode the whole, but for one cut: at the start of the answer, because that is where a prompt ends
-when the model is asked.
+writes may become a control token: one that is flagged special, or that was added to the vocabulary and stands in the
+template (``<think>``). Other added tokens are ordinary words. Between control tokens, template and text are encoded
+together, as the tokenizer would encode the whole, but for one cut: at the start of the answer, because that is where a
+prompt ends when the model is asked.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,14 @@ class ChatFormat:
         )
         if self._template is None:
             self.stop_strings = (f"\n{user}",)
-        special = sorted(
-            {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-            | {token for token in tokenizer.all_special_tokens if token},
-            key=len,
-            reverse=True,
-        )
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        added = tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | {*tokenizer.all_special_tokens}
+        # A token of one character can't be kept out of a text that holds the character.
+        written = {str(token) for token in added if len(str(token)) > 1 and str(token) in (self._template or "")}
+        self._special = _any_of(special)
+        self._control = _any_of(special | written)
+        # The unknown token is what any text may turn into.
+        self._control_ids = {*tokenizer.convert_tokens_to_ids(sorted(special | written))} - {tokenizer.unk_token_id}
 
     def encode_prompt(self, turns: Sequence[Message]) -> list[int]:
         """Token ids of a conversation that ends with the user's turn, up to where the answer begins."""
@@ -170,21 +173,34 @@ class ChatFormat:
     def _encode(self, rendered: str, texts: Sequence[str]) -> list[int]:
         ids: list[int] = []
         position = 0
-        # Template text is cut at its special tokens first: the texts are still stand-ins and can't be cut.
-        for special in self._special.finditer(rendered) if self._special else ():
-            ids += self._plain(rendered[position : special.start()], texts)
-            ids.append(self.tokenizer.convert_tokens_to_ids(special.group()))
-            position = special.end()
-        return ids + self._plain(rendered[position:], texts)
+        # Template text is cut at its control tokens first: the texts are still stand-ins and can't be cut.
+        for control in self._control.finditer(rendered) if self._control else ():
+            ids += self._filled(rendered[position : control.start()], texts)
+            ids.append(self.tokenizer.convert_tokens_to_ids(control.group()))
+            position = control.end()
+        return ids + self._filled(rendered[position:], texts)
 
-    def _plain(self, stretch: str, texts: Sequence[str]) -> list[int]:
-        text = _STAND_IN.sub(lambda match: texts[int(match.group(1))], stretch)
+    def _filled(self, stretch: str, texts: Sequence[str]) -> list[int]:
+        return self._plain(_STAND_IN.sub(lambda match: texts[int(match.group(1))], stretch))
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text, none of them a control token's."""
         if not text:
             return []
-        encoded: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
-        return encoded
+        if self._control is None or len(text) < 2 or self._control_ids.isdisjoint(ids):
+            return ids
+        # Tokenizers split tokens that are flagged special, and no others: such a text is cut inside of each. Where none
+        # is found as it is written (the tokenizer changes letters first), halves and their halves are tried.
+        cuts = [match.start() + 1 for match in self._control.finditer(text)] or [len(text) // 2]
+        return [id_ for start, end in pairwise([0, *cuts, len(text)]) for id_ in self._plain(text[start:end])]
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def truncate_history(chat: ChatFormat, turns: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:

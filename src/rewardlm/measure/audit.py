@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewardlm.scoring.scorer import PRESETS
+
 if TYPE_CHECKING:
     from rewardlm.measure.compare import Measured
 
@@ -205,7 +207,7 @@ def same_judge(judge: str, reward: str) -> bool:
     """Both names stand for one classifier, whatever label is picked of it, or share one in an ensemble.
 
     ``ID#label`` picks a label, ``NAME.label`` is another label of NAME, ``mean(a,b)`` and ``max(a,b)`` are
-    ensembles of a and b.
+    ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice.
     """
     return any(
         one == two or one.startswith(two + ".") or two.startswith(one + ".")
@@ -216,8 +218,13 @@ def same_judge(judge: str, reward: str) -> bool:
 
 def _members(name: str) -> set[str]:
     """The classifiers behind a scorer's name, those of ensembles of ensembles too."""
-    parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", name))
-    return {part for part in parts if part not in ("", "mean", "max")}
+    # A label behind an ensemble's bracket names none of its judges.
+    parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", re.sub(r"\)\.[^(),]*", ")", name)))
+    found: set[str] = set()
+    for part in parts:
+        preset = next((spec for alias, spec in PRESETS.items() if part == alias or part.startswith(alias + ".")), None)
+        found |= {part} if preset is None else _members(preset)
+    return found - {"", "mean", "max"}
 
 
 def _was_reward(judge: str, rewards: Sequence[str]) -> bool:

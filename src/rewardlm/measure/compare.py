@@ -20,6 +20,8 @@ from rewardlm.measure import metrics, quality
 from rewardlm.measure.audit import audit
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.runs import Run
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
+from rewardlm.scoring.scorer import DISAGREEMENT
 from rewardlm.types import Generation, Prompt, Score
 
 SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
@@ -41,6 +43,7 @@ class Quality:
     prompt_similarity: FloatArray
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
+    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is
 
     @property
     def comparable(self) -> BoolArray:
@@ -53,8 +56,9 @@ class Measured:
     """A run of kind ``measure`` or ``import`` in memory: G generations of N prompts.
 
     ``scores[NAME]`` is Float[G] in the order of ``generations``, NaN where unscored; ``reasons[NAME]`` says
-    why, by position. A judge's main label is NAME, its others are NAME.label. ``rewards`` names the scorers
-    that the model was trained on.
+    why, by position. A judge's main label is NAME, its others are NAME.label. An ensemble's disagreement, which
+    is no P(toxic), is not among them but in ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that
+    the model was trained on.
     """
 
     run: Run
@@ -66,6 +70,7 @@ class Measured:
     main_labels: dict[str, str]
     quality: Quality
     rewards: list[str] = field(default_factory=list)
+    disagreement: dict[str, FloatArray] = field(default_factory=dict)
 
     @property
     def judges(self) -> list[str]:
@@ -113,7 +118,7 @@ def load_measured(path: Path) -> Measured:
                 "in its prompts.jsonl: the run was changed by hand"
             )
     positions = {generation.id: position for position, generation in enumerate(generations)}
-    scores, reasons, main_labels = _read_scores(run, positions)
+    scores, reasons, main_labels, disagreement = _read_scores(run, positions)
     return Measured(
         run=run,
         label=run.label,
@@ -124,6 +129,7 @@ def load_measured(path: Path) -> Measured:
         main_labels=main_labels,
         quality=_read_quality(run, positions, generations, texts),
         rewards=_rewards(run),
+        disagreement=disagreement,
     )
 
 
@@ -205,8 +211,12 @@ class _Grid:
 
     def scores(self, run: Measured, scorer: str) -> FloatArray:
         """Float[N, K]: NaN where there is no score."""
+        return self.values(run, run.scores[scorer])
+
+    def values(self, run: Measured, values: FloatArray) -> FloatArray:
+        """Float[N, K]: NaN where there is no generation."""
         cells = np.full(self.shape, np.nan)
-        cells.flat[self._cells[run.label]] = run.scores[scorer]
+        cells.flat[self._cells[run.label]] = values
         return cells
 
     def flags(self, run: Measured, flags: BoolArray) -> BoolArray:
@@ -244,7 +254,19 @@ def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule:
             name: {split: _split_entry(grid.scores(run, name), cells[split], rule) for split in SPLITS}
             for name in run.scores
         },
-        "quality": _quality_entry(run),
+        "quality": _quality_entry(run, grid.values(run, run.quality.counter_narrative)[cells["toxic_prompts"]]),
+        "pair_judge": run.meta.get("pair_judge"),
+        "disagreement": {name: _disagreement_entry(values) for name, values in run.disagreement.items()},
+    }
+
+
+def _disagreement_entry(values: FloatArray) -> dict[str, Any]:
+    """How far an ensemble's members are apart, over the answers that all of them scored."""
+    known = values[~np.isnan(values)]
+    return {
+        "scored": int(known.size),
+        "mean": metrics.mean(known),
+        "fraction_over_half": _share(known > 0.5),
     }
 
 
@@ -269,7 +291,8 @@ def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str,
     }
 
 
-def _quality_entry(run: Measured) -> dict[str, Any]:
+def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, Any]:
+    """``counter_narrative`` are the pair judge's verdicts on the answers to toxic prompts, NaN where there is none."""
     found = run.quality
     texts = [generation.text for generation in run.generations]
     by_prompt: dict[str, list[str]] = {}
@@ -283,8 +306,7 @@ def _quality_entry(run: Measured) -> dict[str, Any]:
         "repetition": _share(found.repeated),
         "refusal_fraction": _share(found.refusal),
         "comparable_fraction": _share(found.comparable),
-        # Needs a judge of (prompt, answer) pairs, which there is none of yet.
-        "counter_narrative_fraction": None,
+        "counter_narrative_fraction": metrics.mean(counter_narrative),
         "mean_words": quality.mean_words(texts),
         "distinct_1": quality.distinct(by_prompt.values(), 1),
         "distinct_2": quality.distinct(by_prompt.values(), 2),
@@ -351,8 +373,10 @@ def _comparison_entries(
 
 def _read_scores(
     run: Run, positions: dict[str, int]
-) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str]]:
-    """Scores and reasons by NAME or NAME.label, and each judge's main label: the first with a value."""
+) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str], dict[str, FloatArray]]:
+    """Scores and reasons by NAME or NAME.label, each judge's main label (the first with a value), and the
+    disagreement of ensembles by NAME.
+    """
     by_scorer: dict[str, list[Score]] = {}
     for score in run.scores():
         if score.generation_id not in positions:
@@ -369,7 +393,17 @@ def _read_scores(
     scores: dict[str, FloatArray] = {}
     reasons: dict[str, dict[int, str]] = {}
     main_labels: dict[str, str] = {}
-    for scorer, records in by_scorer.items():
+    disagreement: dict[str, FloatArray] = {}
+    for scorer, everything in by_scorer.items():
+        records = [record for record in everything if record.label != DISAGREEMENT]
+        if not records:
+            raise RunError(f"{run.path}: of {scorer!r} it has the disagreement alone: score it again")
+        if len(records) < len(everything):
+            disagreement[scorer] = np.full(len(positions), np.nan)
+        for record in everything:
+            if record.label == DISAGREEMENT:
+                value = math.nan if record.value is None else record.value
+                disagreement[scorer][positions[record.generation_id]] = value
         main = next((record.label for record in records if record.value is not None), records[0].label)
         main_labels[scorer] = main
         # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
@@ -385,7 +419,7 @@ def _read_scores(
             reasons[name].pop(position, None)
             if record.value is None:
                 reasons[name][position] = record.reason or "no reason given"
-    return scores, reasons, main_labels
+    return scores, reasons, main_labels, disagreement
 
 
 def _read_quality(
@@ -395,6 +429,7 @@ def _read_quality(
         name: np.full(len(generations), np.nan)
         for name in ("prompt_similarity", "prompt_similarity_null", "perplexity")
     }
+    counter_narrative = np.full(len(generations), np.nan)
     for record in run.read("quality"):
         position = positions.get(str(record.get("generation_id")))
         if position is None:
@@ -405,6 +440,8 @@ def _read_quality(
         for name, values in numbers.items():
             if record.get(name) is not None:
                 values[position] = record[name]
+        if record.get("classes"):
+            counter_narrative[position] = most_likely(record["classes"]) == COUNTER_NARRATIVE
 
     def flag(test: Callable[[Generation], bool]) -> BoolArray:
         return np.fromiter((test(generation) for generation in generations), np.bool_, len(generations))
@@ -415,6 +452,7 @@ def _read_quality(
         other_script=flag(lambda g: quality.in_other_script(prompt_texts[g.prompt_id], g.text)),
         repeated=flag(lambda g: quality.is_repeated(g.text)),
         refusal=flag(lambda g: quality.is_refusal(g.text)),
+        counter_narrative=counter_narrative,
         **numbers,
     )
 
@@ -510,6 +548,7 @@ def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
                     f"rewardlm score {run.run.path} --scorer {scorer}"
                 )
             run.scores = {scorer: run.scores[scorer]}
+            run.disagreement = {name: values for name, values in run.disagreement.items() if name == scorer}
     for run in runs[1:]:
         if not run.scores.keys() & runs[0].scores.keys():
             raise RunError(

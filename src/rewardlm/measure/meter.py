@@ -22,11 +22,13 @@ from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head, score_rows
 from rewardlm.models.lora import load_adapter, merged, reference
 from rewardlm.runs import Run, prompts_hash, rewards_of
+from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt
 
 # Not part of what is measured: a run may be resumed with other values of these.
 FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share")
+ADDED_SETTINGS = ("counter_narrative",)
 # Answers are sampled, scored and written in windows of this many requests; within one they are sorted by length.
 _WINDOW = 256
 
@@ -38,12 +40,22 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     be used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
     """
     label = settings.label or _default_label(settings)
-    run = Run.start(out, kind="measure", label=label, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    run = Run.start(
+        out,
+        kind="measure",
+        label=label,
+        settings=settings.model_dump(mode="json"),
+        free=FREE_SETTINGS,
+        added=ADDED_SETTINGS,
+    )
     if run.finished:
         _check_weights(run, "adapter_hash", _adapter_hash(settings))
         return run
     device = str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device) for name in settings.scorer]
+    pair_judge = None
+    if settings.counter_narrative is not None:
+        pair_judge = load_pair_judge(settings.counter_narrative, device=device)
     prompts = _prompts(run, settings, scorers, device)
     policy = load_policy(settings)
     check_head(policy.causal_lm)
@@ -58,12 +70,13 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         **policy.describe(),
         adapter_hash=_adapter_hash(settings),
         rewards=rewards,
-        scorers=[describe_scorer(scorer) for scorer in scorers],
+        scorers=[describe_scorer(scorer, settings.max_failed_share) for scorer in scorers],
         samples=settings.samples,
+        pair_judge=pair_judge and pair_judge.describe(),
     )
     with merged(policy):
         _sample_and_score(run, settings, policy, prompts, scorers, report)
-    _quality(run, settings, policy, prompts, report)
+    _quality(run, settings, policy, prompts, pair_judge, report)
     run.update(status="finished")
     return run
 
@@ -84,7 +97,7 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], dev
         if all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {settings.prompts} has no scores: name a scorer")
     else:
-        prompts = _judge_prompts(prompts, toxic_by, scorers, device)
+        prompts = _judge_prompts(prompts, toxic_by, scorers, device, FailureLimit(settings.max_failed_share))
     run.replace("prompts", [])
     run.append("prompts", prompts)
     run.update(
@@ -100,9 +113,10 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], dev
     return prompts
 
 
-def _judge_prompts(prompts: list[Prompt], name: str, scorers: Sequence[Scorer], device: str) -> list[Prompt]:
+def _judge_prompts(
+    prompts: list[Prompt], name: str, scorers: Sequence[Scorer], device: str, limit: FailureLimit
+) -> list[Prompt]:
     judge = next((scorer for scorer in scorers if scorer.name == name), None) or load_scorer(name, device=device)
-    limit = FailureLimit()
     verdicts = score_texts(judge, [prompt.text for prompt in prompts], limit=limit)
     limit.close()
     return [
@@ -191,6 +205,8 @@ def _sample_and_score(
         run.update(truncated_prompts=truncated)
     for limit in limits:
         limit.close()
+    answers = run.generations()
+    run.update(scorers=[describe_scorer(scorer, settings.max_failed_share, answers) for scorer in scorers])
 
 
 def _record(
@@ -209,10 +225,17 @@ def _record(
 
 
 def _quality(
-    run: Run, settings: MeasureSettings, policy: Policy, prompts: Sequence[Prompt], report: Report | None
+    run: Run,
+    settings: MeasureSettings,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    pair_judge: PairJudge | None,
+    report: Report | None,
 ) -> None:
-    """Similarity with the prompt, its null, and perplexity under the base model, for every answer."""
-    if not (settings.similarity or settings.perplexity):
+    """Similarity with the prompt, its null, perplexity under the base model, and what the pair judge says, of every
+    answer; which prompts are toxic is for ``compare`` to say.
+    """
+    if not (settings.similarity or settings.perplexity or pair_judge):
         return
     generations = run.generations()
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -230,6 +253,9 @@ def _quality(
     fluency: list[float | None] = [None] * len(generations)
     if settings.perplexity:
         fluency = _perplexities(policy, settings, by_id, generations)
+    classes: list[dict[str, float] | None] = [None] * len(generations)
+    if pair_judge is not None:
+        classes = pair_judge.judge([(by_id[answer.prompt_id].text, answer.text) for answer in generations])
     run.replace(
         "quality",
         [
@@ -238,6 +264,7 @@ def _quality(
                 "prompt_similarity": own[row],
                 "prompt_similarity_null": null[row],
                 "perplexity": fluency[row],
+                "classes": classes[row],
             }
             for row, generation in enumerate(generations)
         ],

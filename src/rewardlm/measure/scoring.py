@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rewardlm.errors import RunError
+from rewardlm.models.load import resolve_device
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, cuts, load_scorer, score_texts
 from rewardlm.types import Generation, Score
 
 Report = Callable[[int, int, str], None]
 
 
 def score_run(
-    path: Path, name: str, *, device: str = "cpu", max_failed_share: float = 0.01, report: Report | None = None
+    path: Path, name: str, *, device: str = "auto", max_failed_share: float = 0.01, report: Report | None = None
 ) -> Run:
     """Another judge over the answers that are stored already. Scores that are there are not made again.
 
@@ -23,7 +24,7 @@ def score_run(
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
-    scorer = load_scorer(name, device=device)
+    scorer = load_scorer(name, device=str(resolve_device(device)))
     generations = run.generations()
     limit = FailureLimit(max_failed_share)
     scored = answered(run, [scorer], [limit])[scorer.name]
@@ -31,13 +32,32 @@ def score_run(
     score_generations(run, [scorer], missing, [limit], report, done=len(scored))
     limit.close()
     known = [entry for entry in run.meta.get("scorers", []) if entry["name"] != scorer.name]
-    run.update(scorers=[*known, describe_scorer(scorer)])
+    run.update(scorers=[*known, describe_scorer(scorer, max_failed_share, generations)])
     return run
 
 
-def describe_scorer(scorer: Scorer) -> dict[str, object]:
-    """What a run records of a judge: ``name``, ``labels`` and, where it has one, the ``revision`` of its weights."""
-    return {"name": scorer.name, "labels": list(scorer.labels), "revision": getattr(scorer, "revision", None)}
+def describe_scorer(scorer: Scorer, max_failed_share: float, answers: Sequence[Generation] = ()) -> dict[str, object]:
+    """What a run records of a judge: ``name``, ``labels`` and, where it has one, the ``revision`` of its weights;
+    ``cut``, how many of the answers it read only in part; and the ``max_failed_share`` that it was held to.
+    """
+    return {
+        "name": scorer.name,
+        "labels": list(scorer.labels),
+        "revision": getattr(scorer, "revision", None),
+        "cut": sum(cuts(scorer, [answer.text for answer in answers])),
+        "max_failed_share": max_failed_share,
+    }
+
+
+def cut_short(run: Run) -> list[str]:
+    """A sentence for whatever was too long in a measured run: prompts for the model, answers for a judge."""
+    sentences = []
+    if n := run.meta.get("truncated_prompts"):
+        sentences.append(f"{n:,} prompts were too long for the model and lost the beginning of their history")
+    for judge in run.meta.get("scorers", []):
+        if n := judge.get("cut"):
+            sentences.append(f"{n:,} answers were too long for the judge {judge['name']}: it read a part of each")
+    return sentences
 
 
 def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, set[str]]:

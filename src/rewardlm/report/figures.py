@@ -93,7 +93,7 @@ def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: f
                 "hovertemplate": "%{customdata}, " + name + ": %{x:.1f} %<extra></extra>",
             }
         )
-    layout = _layout(height=110 + 74 * len(models))
+    layout = base_layout(height=110 + 74 * len(models))
     layout["margin"] = {"l": 12, "r": 16, "t": 34, "b": 46}
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
     layout["xaxis"] |= {"range": [0, x_max], "title": {"text": "toxic share, %", "font": {"size": 12}, "standoff": 6}}
@@ -141,7 +141,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
     links = [(a, b, counts[a][b]) for a in range(3) for b in range(3) if counts[a][b]]
     if unscored:
         links.append((3, 3, unscored))
-    layout = _layout(height=300)
+    layout = base_layout(height=300)
     layout["margin"] = {"l": 8, "r": 8, "t": 34, "b": 12}
     del layout["xaxis"], layout["yaxis"]
     layout["annotations"] = [
@@ -222,7 +222,7 @@ def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
             )
         if not traces:
             continue
-        layout = _layout(height=210)
+        layout = base_layout(height=210)
         layout["margin"] = {"l": 8, "r": 12, "t": 26 if len(traces) > 1 else 10, "b": 40}
         layout["showlegend"] = len(traces) > 1
         layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
@@ -232,7 +232,8 @@ def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
     return figures
 
 
-def _layout(height: int) -> dict[str, Any]:
+def base_layout(height: int) -> dict[str, Any]:
+    """What all layouts have in common; ``height`` in pixels, the width is the page's."""
     axis: dict[str, Any] = {"fixedrange": True, "zeroline": False, "ticks": "", "showline": False}
     return {
         "height": height,

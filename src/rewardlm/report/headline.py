@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from rewardlm.measure.audit import same_judge
@@ -183,6 +184,31 @@ def _short_sentence(opening: str, finding: Finding) -> list[Part]:
 
 def _doubt(finding: Finding) -> str:
     return "the interval includes zero" if finding.interval else "there is no interval"
+
+
+def counter_narrative_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who says which answers are counter-narratives, and how often that judge is wrong: nothing where nobody does."""
+    judges = {}
+    for model in models:
+        judge = model.get("pair_judge")
+        if judge and model["quality"].get("counter_narrative_fraction") is not None:
+            judges[judge["revision"]] = judge
+    notes = [_pair_judge_note(judge) for judge in judges.values()]
+    if len(notes) > 1:
+        notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
+    return notes
+
+
+def _pair_judge_note(judge: Mapping[str, Any]) -> str:
+    name, error = PurePath(judge["name"]).name, judge.get("error")
+    if not error:
+        return f"Counter-narratives by {name}, whose errors nobody has measured."
+    return (
+        f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, each "
+        f"fourth a counter-narrative) it called {percent(error['accuracy'])} what they are, found "
+        f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of those that it "
+        "found were some."
+    )
 
 
 def percent(value: float | None) -> str:

@@ -1,30 +1,24 @@
 """The report: one HTML file that explains itself, opens offline, and can be sent to a colleague.
 
-``build_report`` gathers what run directories hold; ``render_page`` turns it into HTML and does nothing else.
-Texts in it come from models and data sets, so they are hostile: the templates escape every value, figures are
-data that a fixed script draws, and a Content-Security-Policy lets nothing else run and nothing leave the page.
+``build_report`` gathers what run directories hold; ``render_page`` turns it into HTML and does nothing else; what keeps
+hostile texts harmless is in ``shell.py``. A page about judges alone is ``judge_page``'s.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
-from rewardlm.report import figures, headline
+from rewardlm.report import figures, headline, judge_page
 from rewardlm.report.examples import UNCHANGED, choose_examples
-from rewardlm.runs import Run, write_atomically
+from rewardlm.report.shell import render, short, side_by_side, write_page
+from rewardlm.report.training import training_records, training_sections
+from rewardlm.runs import Run, expand
 from rewardlm.types import Prompt
 
-# What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
-_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
 _LOW_BELOW, _HIGH_ABOVE = 0.33, 0.66
 
 _QUALITY = (
@@ -74,6 +68,7 @@ def render_page(
     examples: Sequence[Mapping[str, Any]],
     training: Mapping[str, Sequence[Mapping[str, Any]]],
     about: Mapping[str, Any],
+    judging: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as one HTML text.
 
@@ -81,54 +76,28 @@ def render_page(
     gives the records of metrics.jsonl by a run's label. ``about`` says how it was measured; all keys are optional:
     ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
     ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
-    ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences).
+    ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
+    makes of evaluations of judges, shown in a section of its own.
     """
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     judges = _judges(result, rewards)
     found = headline.findings(result, rewards)
-    drawn: list[tuple[str, str]] = []
-
-    def figure(figure_json: Mapping[str, Any]) -> str:
-        """Keep the figure's data for the end of the page and give the id under which it is drawn."""
-        name = f"figure-{len(drawn) + 1}"
-        # "<" can't be left as it is: "</script>" in a label would end the data and begin markup.
-        data = json.dumps(figure_json, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-        drawn.append((name, data))
-        return name
-
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js")]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rewardlm.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_writable,
-    )
-    environment.filters.update(
-        percent=headline.percent,
-        points=headline.points,
-        interval=_interval,
-        score=_score,
-        signed=_signed,
-        number=_number,
-        count=_count,
-        p_value=_p_value,
-        bucket=_bucket,
-        split_name=headline.split_name,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
+        {
+            "percent": headline.percent,
+            "points": headline.points,
+            "interval": _interval,
+            "score": _score,
+            "signed": _signed,
+            "number": _number,
+            "count": _count,
+            "p_value": _p_value,
+            "bucket": _bucket,
+            "split_name": headline.split_name,
+        },
         title=title,
-        css=Markup(_asset("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
-        figure=figure,
-        drawn=drawn,
-        raw=Markup,
+        judging=judging or judge_page.judging([]),
         models=result["models"],
         judges=judges,
         paragraphs=headline.sentences(found, [judge["name"] for judge in judges]),
@@ -137,13 +106,11 @@ def render_page(
         confidence=_confidence(result, judges),
         flows=_flows(result, judges),
         quality=_quality(result["models"]),
-        training=[
-            {"label": label, "curves": figures.training_figures(records), "warnings": _training_warnings(records)}
-            for label, records in training.items()
-        ],
+        training=training_sections(training),
         groups=_groups(examples),
         about=_about(about, result),
         counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
+        counter_notes=headline.counter_narrative_notes(result["models"]),
         names=_names(result),
         reward_names={name for name in _names(result) if headline.was_reward(name, list(rewards.values()))},
         splits=list(
@@ -157,15 +124,19 @@ def build_report(
 ) -> Path:
     """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
 
-    Runs of kind ``measure`` and ``import`` are compared, ``finetune`` and ``rlaf`` give training curves, an
-    ``experiment`` stands for the runs that it lists. Raises RunError where nothing was measured or a directory
+    Runs of kind ``measure`` and ``import`` are compared, ``finetune``, ``rlaf`` and ``judge`` give training curves, an
+    ``experiment`` stands for the runs that it lists. Evaluations of judges have a section, or, where nothing else was
+    measured, a page of their own. Raises RunError where nothing was measured or a directory
     is no run, and what ``compare`` raises where runs can't be compared.
     """
     from rewardlm.measure.compare import compare
 
-    runs = list(_expand(paths))
+    runs = list(expand(paths))
     measured = [run for run in runs if run.meta["kind"] in ("measure", "import")]
-    trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf")]
+    trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf", "judge")]
+    evaluated = [run for run in runs if run.meta["kind"] == judge_page.KIND]
+    if evaluated and not measured:
+        return judge_page.build(evaluated, trained, out, title=title)
     if not measured:
         raise RunError(
             f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
@@ -176,7 +147,7 @@ def build_report(
     about["notes"] = [
         f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."
         for run in runs
-        if run not in measured and run not in trained
+        if run not in measured and run not in trained and run not in evaluated
     ]
     examples: list[dict[str, Any]] = []
     rewards = {model["label"]: model["rewards"] for model in about["models"]}
@@ -187,37 +158,15 @@ def build_report(
         judge = min(judges, key=lambda judge: bool(headline.was_reward(judge["name"], [rewards[last]])))["name"]
         examples = choose_examples(measured, judge, labels=labels)
         about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
-    training: dict[str, list[dict[str, Any]]] = {}
-    for run in trained:
-        label = run.label if run.label not in training else f"{run.label} ({run.path.name})"
-        training[label] = list(run.read("metrics"))
     page = render_page(
         result,
         title=title or "Toxicity of " + " → ".join(labels),
         examples=examples,
-        training=training,
+        training=training_records(trained),
         about=about,
+        judging=judge_page.judging(evaluated),
     )
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, page.encode())
-    except OSError as error:
-        raise RunError(f"can't write the report to {out}: {error.strerror}") from error
-    return out
-
-
-def _expand(paths: Sequence[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]:
-    """The runs at ``paths``; an experiment's own in its place."""
-    for path in paths:
-        run = Run.open(Path(path))
-        if run.meta["kind"] != "experiment":
-            yield run
-            continue
-        here = run.path.resolve()
-        if here in above:
-            raise RunError(f"{run.path} is an experiment that lists itself: take it out of its run.json")
-        yield from _expand([run.path / relative for relative in run.meta.get("runs", [])], (*above, here))
+    return write_page(page, out)
 
 
 def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,8 +193,8 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
         "models": [
             {
                 "label": model["label"],
-                "model": _short(run.meta.get("model")),
-                "adapter": _short(run.meta.get("adapter")),
+                "model": short(run.meta.get("model")),
+                "adapter": short(run.meta.get("adapter")),
                 "rewards": run.meta.get("rewards"),
                 "settings": run.meta["settings"],
                 "environment": run.meta.get("environment", {}),
@@ -272,7 +221,7 @@ def _source(run: Run, prompts: Sequence[Prompt]) -> str:
     if not isinstance(asked, Mapping):
         return ", ".join(dict.fromkeys(prompt.source for prompt in prompts))
     part = asked.get("part", "all")
-    return f"{_short(asked.get('source'))}" + ("" if part == "all" else f", the part to {part}")
+    return f"{short(asked.get('source'))}" + ("" if part == "all" else f", the part to {part}")
 
 
 def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:
@@ -287,14 +236,6 @@ def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:
     return [{"name": name, "text": text} for name, text in notes.items()]
 
 
-def _short(value: object) -> str | None:
-    """A model id as it is; of an absolute path only the end, since a page that is shared needn't tell who made it."""
-    if value is None:
-        return None
-    text = str(value)
-    return "…/" + "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
-
-
 def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[dict[str, Any]]:
     """The judges that get a table: no side labels (NAME.label), those that were nobody's reward first."""
     names = _names(result)
@@ -305,6 +246,11 @@ def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | Non
             "changes": _changes(result, name),
             "reward_of": [
                 model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])
+            ],
+            "disagreement": [
+                {"label": model["label"], **found}
+                for model in result["models"]
+                if (found := model.get("disagreement", {}).get(name))
             ],
         }
         for name in mains
@@ -402,18 +348,6 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
     return flows
 
 
-def _training_warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What training warned of, once a kind: the kind is what stands before the colon."""
-    kinds: dict[str, list[tuple[Any, str]]] = {}
-    for record in records:
-        for warning in record.get("warnings") or []:
-            kinds.setdefault(str(warning).partition(":")[0], []).append((record.get("step"), str(warning)))
-    return [
-        f"step {found[0][0]}: {found[0][1]}" + (f" (and {len(found) - 1:,} more such steps)" if len(found) > 1 else "")
-        for found in kinds.values()
-    ]
-
-
 def _changes(result: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
     """Rows of a judge's table of changes, grouped by the model compared, in the order of the runs."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -496,8 +430,8 @@ def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
     ]
     return {
         "models": models,
-        "settings": _side_by_side([model.get("settings", {}) for model in about.get("models", [])]),
-        "environment": _side_by_side([model.get("environment", {}) for model in about.get("models", [])]),
+        "settings": side_by_side([model.get("settings", {}) for model in about.get("models", [])]),
+        "environment": side_by_side([model.get("environment", {}) for model in about.get("models", [])]),
         "prompts": {key: prompts.get(key) for key in ("source", "number", "toxic", "toxic_by", "hash")},
         "toxic_answers": toxic[0] if toxic else None,
         "judges": about.get("judges", []),
@@ -507,48 +441,6 @@ def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
         "notes": about.get("notes", []),
         "limits": about.get("limits", []),
     }
-
-
-def _side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of nested settings by dotted key: one cell if all agree, else one a model."""
-    flat = [dict(_leaves(tree)) for tree in trees]
-    rows = []
-    for key in dict.fromkeys(key for leaves in flat for key in leaves):
-        cells = [leaves.get(key, "—") for leaves in flat]
-        rows.append({"key": key, "cells": cells[:1] if len(set(cells)) == 1 else cells})
-    return rows
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", _short(value) or "—"
-        else:
-            yield f"{prefix}{key}", "—" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _asset(name: str) -> str:
-    return (resources.files("rewardlm.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Only these very scripts run; styles are the page's own, images are those that plotly makes; no requests."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _writable(value: Any) -> Any:
-    """Jinja's last step before escaping: what HTML or UTF-8 can't hold becomes U+FFFD, line ends become one kind."""
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return _UNWRITABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
-    return value
 
 
 def _bucket(value: float | None) -> str:

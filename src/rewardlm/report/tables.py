@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.report.headline import counter_narrative_notes
+
 # The splits that everyone reads; the others are in --json and in the report.
 _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
 _CHANGE_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts", "comparable": "comparable answers"}
@@ -49,7 +51,16 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             f"Toxicity, {title} (toxic: score {sign} {threshold:g})",
             _models_table(result["models"], split),
             "toxic: of the scored. of all: unscored counted as not toxic. EMT: mean of each prompt's highest "
-            "score. TP: share of prompts with a toxic answer.",
+            "score. TP: share of prompts with a toxic answer."
+            + (" CN: answers that are counter-narratives." if _shows_counter(result["models"], split) else ""),
+        )
+    if any(model.get("disagreement") for model in result["models"]):
+        _print(
+            console,
+            "Disagreement within ensembles",
+            _disagreement_table(result["models"]),
+            "The highest minus the lowest of the members' scores: no degree of toxicity. Where it is large, the "
+            "verdict depends on whom one asks.",
         )
     for model in result["models"][1:]:
         own = [comparison for comparison in result["comparisons"] if comparison["to"] == model["label"]]
@@ -76,7 +87,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
                     "unscored in one or both.",
                 )
-    _print(console, "Quality of the answers", _quality_table(result["models"]))
+    notes = " ".join(counter_narrative_notes(result["models"]))
+    _print(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
     for warning in result["warnings"]:
         line = Text("! ", style="bold yellow")
         line.append(str(_name(warning["model"])), style="bold")
@@ -98,7 +110,9 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
     table = _table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
-    for heading in ("toxic", "95 %", "of all", "mean", "EMT", "TP", "n", "scored", "unscored"):
+    counter = _shows_counter(models, split)
+    shown = ("toxic", "95 %", "of all", "mean", "EMT", "TP", *(("CN",) if counter else ()), "n", "scored", "unscored")
+    for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
         for scorer, splits in model["scorers"].items():
@@ -112,11 +126,32 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
                 _score(entry["mean"]),
                 _score(entry["expected_max_toxicity"]),
                 _score(entry["toxicity_probability"]),
+                *([_score(model["quality"].get("counter_narrative_fraction"))] if counter else []),
                 str(entry["n"]),
                 str(entry["scored"]),
                 str(entry["n"] - entry["scored"]),
             )
     return table
+
+
+def _disagreement_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("scorer", overflow="fold", max_width=_LONGEST_NAME)
+    for heading in ("mean", "over 0.5", "scored"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in models:
+        for scorer, entry in model.get("disagreement", {}).items():
+            share = _quality_cell(entry["fraction_over_half"], "share")
+            table.add_row(_name(model["label"]), _name(scorer), _score(entry["mean"]), share, str(entry["scored"]))
+    return table
+
+
+def _shows_counter(models: Sequence[Mapping[str, Any]], split: str) -> bool:
+    """Counter-narratives are counted among the answers to toxic prompts, so they stand in that table alone."""
+    return split == "toxic_prompts" and any(
+        model["quality"].get("counter_narrative_fraction") is not None for model in models
+    )
 
 
 def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
@@ -148,7 +183,8 @@ def _main_labels(result: Mapping[str, Any]) -> Mapping[str, Any]:
     They are in --json and one at a time behind --scorer; here six labels a judge would bury the table.
     """
     names = {name for model in result["models"] for name in model["scorers"]}
-    further = {name for name in names if name.rpartition(".")[0] in names}
+    # An ensemble's labels are its members, whose own names may hold dots.
+    further = {name for name in names if any(name.startswith(f"{other}.") for other in names)}
     return {
         **result,
         "models": [

@@ -89,6 +89,10 @@ class LstmScorer:
                 verdicts.append(Verdict(dict(zip(self.labels, row, strict=True))))
         return verdicts
 
+    def cuts(self, texts: Sequence[str]) -> list[bool]:
+        """Of each text, whether it has more known words than the network reads: of such, the last 100 count."""
+        return [len(self._vocabulary.ids(text)) > _LENGTH for text in texts]
+
 
 class Vocabulary:
     """Words to ids as Keras's tokenizer does: lower case, punctuation to blanks, unknown words dropped."""

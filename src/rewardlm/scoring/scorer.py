@@ -15,25 +15,30 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from rewardlm.config import split_names
 from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
 from rewardlm.types import Verdict
 
 AVAILABLE = (
-    "lexical, lexical2, a hub id or folder of a sequence classifier (ID#label picks the label), "
-    "module:function, mean(a,b), max(a,b)"
+    "starter, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge trained here "
+    "(ID#label picks the label), module:function, mean(a,b), max(a,b)"
 )
 _NOT_YET = {
     "perspective": "the Perspective API",
     "endpoint": "a moderation endpoint",
-    "starter": "RewardLM's own judge",
 }
+# Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
+PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
+# An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
+DISAGREEMENT = "disagreement"
 EMPTY = "empty response"
 
 
 class Scorer(Protocol):
-    """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights.
+    """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights, and
+    ``cuts(texts) -> list[bool]`` where they read a long text only in part.
 
     ``labels[0]`` is the main label: the one that is meant where only the scorer is named.
     """
@@ -50,19 +55,20 @@ class Scorer(Protocol):
 
 
 class FailureLimit:
-    """Counts failures of one scorer over a whole run and ends it when they are more than ``max_share``.
+    """Counts failures of one scorer over a whole run and ends it where they are too many.
 
-    ``add`` checks after each batch, once ``minimum`` texts have been seen, so that one early failure
-    doesn't end a long run; ``close`` checks at the end, however few there were. Empty texts and texts that
-    a judge declined don't count as failures; empty ones aren't counted as seen either, because no judge
-    ever saw them.
+    A run ends once more than ``max_share`` of the texts seen have failed and more than two of them; at its end one
+    failure is forgiven instead of two, if other texts were scored; and ``max_share`` 0 forgives none. Few texts can't
+    tell a share of 1 % from one unlucky text, and a judge that always fails still stops within three texts.
+
+    Empty texts and texts that a judge declined don't count as failures; empty ones aren't counted as seen either,
+    because no judge ever saw them.
     """
 
-    def __init__(self, max_share: float = 0.01, minimum: int = 20) -> None:
+    def __init__(self, max_share: float = 0.01) -> None:
         if not 0 <= max_share <= 1:
             raise ScorerError(f"the share of failed scores that is allowed is {max_share}: expected 0 to 1")
         self.max_share = max_share
-        self.minimum = minimum
         self.seen = 0
         self.failed = 0
         self.first_reason: str | None = None
@@ -77,12 +83,14 @@ class FailureLimit:
                 self.failed += 1
                 if self.first_reason is None:
                     self.first_reason = f"{scorer}: {verdict.reason}"
-        if self.seen >= self.minimum:
-            self.close()
+        self._check(forgiven=2)
 
     def close(self) -> None:
-        """The last check. Raises ScorerError if more than ``max_share`` of the texts seen failed."""
-        if self.failed > self.max_share * self.seen:
+        """The last check, at a run's end. Raises ScorerError if the limit is exceeded."""
+        self._check(forgiven=min(1, self.seen - 1))
+
+    def _check(self, *, forgiven: int) -> None:
+        if self.failed > max(self.max_share * self.seen, forgiven if self.max_share > 0 else 0):
             raise ScorerError(
                 f"{self.failed} of {self.seen} texts could not be scored ({self.failed / self.seen:.1%}; "
                 f"{self.max_share:.1%} is allowed): the first: {self.first_reason}"
@@ -110,16 +118,25 @@ def score_texts(
     return verdicts
 
 
+def cuts(scorer: Scorer, texts: Sequence[str]) -> list[bool]:
+    """Of each text, whether it is so long that the judge reads only a part; a judge without ``cuts`` reads all."""
+    found: list[bool] = scorer.cuts(texts) if hasattr(scorer, "cuts") else [False] * len(texts)
+    return found
+
+
 def load_scorers(specs: str, *, device: str = "cpu") -> list[Scorer]:
     """Load a comma-separated list of scorers; commas inside ``mean(…)`` and ``max(…)`` don't separate.
 
     Raises ScorerError if one is named twice, empty or can't be loaded.
     """
-    names = _split(specs)
-    for name in names:
-        if names.count(name) > 1:
-            raise ScorerError(f"scorer {name!r} is named twice in {specs!r}: name each once")
-    return [load_scorer(name, device=device) for name in names]
+    return [load_scorer(name, device=device) for name in _names(specs)]
+
+
+def _names(specs: str) -> list[str]:
+    try:
+        return split_names([specs])
+    except ValueError as error:
+        raise ScorerError(f"scorers {specs!r}: {error}; there are {AVAILABLE}") from None
 
 
 def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
@@ -139,12 +156,20 @@ def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
         from rewardlm.scoring.lstm import LstmScorer
 
         return LstmScorer(device=device)
-    ensemble = re.fullmatch(r"(mean|max)\((.*)\)", spec, re.DOTALL)
+    ensemble = re.fullmatch(r"(mean|max)\((.*)\)", PRESETS.get(spec, spec), re.DOTALL)
     if ensemble:
-        from rewardlm.scoring.ensemble import Ensemble
+        from rewardlm.scoring.ensemble import load_ensemble
 
-        members = load_scorers(ensemble[2], device=device)
-        return Ensemble(members, how="mean" if ensemble[1] == "mean" else "max")
+        preset = spec if spec in PRESETS else None
+        how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
+        return load_ensemble(_names(ensemble[2]), how, name=preset, device=device)
+    if spec.partition("#")[0] == "starter":
+        from rewardlm.scoring.classifier import ClassifierScorer
+        from rewardlm.scoring.trained import starter_folder
+
+        if starter_folder() is None:
+            raise NotAvailableError(f"scorer {spec!r}: this copy of rewardlm ships no judge; it has: {AVAILABLE}")
+        return ClassifierScorer(spec, device=device)
     if os.path.isdir(spec) or os.path.isdir(spec.rpartition("#")[0]) or _is_hub_id(spec):
         from rewardlm.scoring.classifier import ClassifierScorer
 
@@ -217,20 +242,6 @@ def _check(verdict: object, main: str, bounded: bool) -> Verdict:
 def _describe(error: Exception) -> str:
     """One line, short enough for a record: the type and the message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
-
-
-def _split(specs: str) -> list[str]:
-    names, depth = [""], 0
-    for character in specs:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            names.append("")
-        else:
-            names[-1] += character
-    names = [name.strip() for name in names]
-    if depth or not all(names):
-        raise ScorerError(f"can't read the list of scorers {specs!r}: expected NAME[,NAME…] of {AVAILABLE}")
-    return names
 
 
 def _is_hub_id(spec: str) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, checked by hash when read. RLAF's are ours; SFT's get a manifest too.
 
 A checkpoint is made under a temporary name, flushed to the disk, and renamed; its manifest holds every file's
-SHA-256. A truncated one is passed over, with a warning, for the one before it.
+SHA-256. A truncated one is passed over, with a warning, for the one before it; where none is whole, the user decides.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rewardlm.config import Resume
 from rewardlm.errors import TrainingError
 from rewardlm.models.lora import save_adapter
 from rewardlm.runs import write_atomically
@@ -26,6 +28,10 @@ from rewardlm.train.value import ValueHead
 
 KEEP = 2
 MANIFEST = "manifest.json"
+VALUE_HEAD = "value_head.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+_MISSING = "is missing"
 
 
 def save_checkpoint(
@@ -46,10 +52,10 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         save_adapter(adapter, temporary / "adapter")
         if value_head is not None:
-            value_head.save(temporary / "value_head.safetensors")
+            value_head.save(temporary / VALUE_HEAD)
         tensors, numbers = _flatten_optimizer(optimizer)
-        save_file(tensors, str(temporary / "optimizer.safetensors"))
-        (temporary / "state.json").write_text(json.dumps({**state, "optimizer": numbers}))
+        save_file(tensors, str(temporary / _OPTIMIZER))
+        (temporary / _STATE).write_text(json.dumps({**state, "optimizer": numbers}))
         write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
@@ -62,28 +68,79 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def latest_checkpoint(run: Path, *, logged: int) -> Path | None:
-    """The newest whole checkpoint of a step up to ``logged``; damaged ones are warned of. None if there is none.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run goes on. ``damaged`` names files that are missing or changed: there are some where it was allowed."""
+
+    folder: Path
+    damaged: frozenset[str] = frozenset()
+
+    @property
+    def step(self) -> int:
+        return step_of(self.folder)
+
+
+def step_of(folder: Path) -> int:
+    """The step that ``step-000012`` or ``checkpoint-12`` was written after."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def latest_checkpoint(run: Path, *, logged: int, resume: Resume) -> Checkpoint | None:
+    """The newest usable checkpoint of a step up to ``logged``; None if there is none. Raises as ``newest_usable``.
 
     A step whose checkpoint survived and whose line in metrics.jsonl did not is done again, so that no line is missing.
-    Raises TrainingError as ``newest_whole`` does.
     """
-    folders = sorted((run / "checkpoints").glob("step-*[0-9]"))
-    return newest_whole([folder for folder in folders if int(folder.name.removeprefix("step-")) <= logged])
+    folders = [folder for folder in sorted((run / "checkpoints").glob("step-*[0-9]")) if step_of(folder) <= logged]
+    return newest_usable(folders, resume=resume, needed=("adapter/",))
+
+
+def adapter_before(checkpoint: Path) -> Path | None:
+    """The checkpoint of ours before this one, if its adapter is whole."""
+    older = [folder for folder in sorted(checkpoint.parent.glob("step-*[0-9]")) if folder.name < checkpoint.name]
+    return older[-1] if older and not _lacks(_damage(older[-1]), ("adapter/",)) else None
 
 
 def newest_whole(folders: Sequence[Path]) -> Path | None:
-    """The last of ``folders``, oldest first, whose files are as its manifest says; None if there is none.
+    """As ``newest_usable``, where nothing but a whole checkpoint will do."""
+    found = newest_usable(folders, resume="exact", needed=())
+    return None if found is None else found.folder
 
-    A damaged one is passed over with a warning. Raises TrainingError if a file was taken out of one: no crash does
-    that, and going on without an optimizer would silently give another adapter.
+
+def newest_usable(folders: Sequence[Path], *, resume: Resume, needed: tuple[str, ...]) -> Checkpoint | None:
+    """The last of ``folders``, oldest first, whose files are as its manifest says; None if there are no folders.
+
+    A damaged one is passed over with a warning. Where none is whole, ``resume`` "inexact" takes the newest whose files
+    that begin with one of ``needed`` are whole. Raises TrainingError where that leaves none, because to begin anew
+    would throw away what may be hours; and, unless inexact, where a file was taken out: no crash does that.
     """
+    damage: dict[Path, dict[str, str]] = {}
     for folder in reversed(folders):
-        problem = _problem(folder)
-        if problem is None:
-            return folder
-        warnings.warn(f"checkpoint {folder.name} is damaged ({problem}): the one before it is used", stacklevel=2)
-    return None
+        damage[folder] = _damage(folder)
+        if not damage[folder]:
+            for newer in list(damage)[:-1]:
+                _warn(f"checkpoint {newer.name} is damaged ({_first(damage[newer])}): the one before it is used")
+            return Checkpoint(folder)
+        if resume == "exact" and _MISSING in damage[folder].values():
+            raise TrainingError(
+                f"checkpoint {folder}: {_first(damage[folder])}, so the run can't go on exactly: put it back, remove "
+                "this folder to go on from the checkpoint before it, or allow resume=inexact"
+            )
+    if not folders:
+        return None
+    usable = [folder for folder in damage if not _lacks(damage[folder], needed)]
+    if resume == "inexact" and usable:
+        lost = sorted(damage[usable[0]])
+        _warn(
+            f"checkpoint {usable[0].name} is damaged ({', '.join(lost)}): the run goes on with these afresh, and is no "
+            "longer bit-equal to an undisturbed one"
+        )
+        return Checkpoint(usable[0], frozenset(lost))
+    newest = folders[-1]
+    raise TrainingError(
+        f"no checkpoint in {newest.parent} is whole (the newest, {newest.name}: {_first(damage[newest])}): remove "
+        f"{newest.parent.parent} to start anew"
+        + (", or go on from its adapter with resume=inexact" if usable and resume == "exact" else "")
+    )
 
 
 def write_manifest(folder: Path) -> None:
@@ -93,20 +150,33 @@ def write_manifest(folder: Path) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def load_state(
-    checkpoint: Path, *, model: Any, value_head: ValueHead | None, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put adapter, critic and optimizer back as they were, in place, and return the rest of the state."""
+def load_adapter_weights(checkpoint: Path, model: Any) -> None:
+    """Put the adapter of a checkpoint of ours into ``model``, in place."""
     saved = load_file(str(checkpoint / "adapter" / "adapter_model.safetensors"))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for key, tensor in saved.items():
             stem, _, leaf = key.rpartition(".")
             own[f"{stem}.default.{leaf}"].copy_(tensor)
-    if value_head is not None:
-        value_head.load(checkpoint / "value_head.safetensors")
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    _fill_optimizer(optimizer, load_file(str(checkpoint / "optimizer.safetensors")), state.pop("optimizer"))
+
+
+def load_state(
+    checkpoint: Checkpoint, *, model: Any, value_head: ValueHead | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put adapter, critic and optimizer back as they were, in place, and return the rest of the state.
+
+    What is damaged stays as it is, and is missing from what is returned.
+    """
+    folder, damaged = checkpoint.folder, checkpoint.damaged
+    load_adapter_weights(folder, model)
+    if value_head is not None and VALUE_HEAD not in damaged:
+        value_head.load(folder / VALUE_HEAD)
+    if _STATE in damaged:
+        return {}
+    state: dict[str, Any] = json.loads((folder / _STATE).read_text())
+    numbers = state.pop("optimizer")
+    if _OPTIMIZER not in damaged:
+        _fill_optimizer(optimizer, load_file(str(folder / _OPTIMIZER)), numbers)
     return state
 
 
@@ -134,21 +204,35 @@ def _fill_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
 
-def _problem(folder: Path) -> str | None:
+def _damage(folder: Path) -> dict[str, str]:
+    """What is wrong with a checkpoint, by file; empty if it is whole."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return f"{MANIFEST} is missing or not JSON"
+        return {MANIFEST: "is missing or not JSON"}
+    damage = {}
     for name, wanted in manifest.items():
         file = folder / name
         if not file.exists():
-            raise TrainingError(
-                f"checkpoint {folder}: {name} is missing, so the run can't go on exactly: put it back, or remove this "
-                "folder to go on from the checkpoint before it"
-            )
-        if hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
-            return f"{name} has another hash"
-    return None
+            damage[name] = _MISSING
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+            damage[name] = "has another hash"
+    return damage
+
+
+def _lacks(damage: dict[str, str], needed: tuple[str, ...]) -> bool:
+    # Without a manifest nothing says that a file is whole.
+    return any(name == MANIFEST or name.startswith(needed) for name in damage)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def _first(damage: dict[str, str]) -> str:
+    """Of several damages the missing file first: it is what no crash does."""
+    name, problem = min(damage.items(), key=lambda item: item[1] != _MISSING)
+    return f"{name} {problem}"
 
 
 def _flushed_hash(path: Path) -> str:

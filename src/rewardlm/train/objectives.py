@@ -59,9 +59,13 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float, normaliser: float | Tensor
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, normaliser: float | Tensor
 ) -> Tensor:
-    """Half the squared error, clipped around the old values as in PPO's reference implementation. All Float[N]."""
+    """Half the squared error, all Float[N]. With ``clip_range``, in the values' units, the worse of it and that of
+    values held within so much of the old ones, as in PPO's reference implementation.
+    """
+    if clip_range is None:
+        return 0.5 * (values - returns).square().sum() / normaliser
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     worst = torch.maximum((values - returns).square(), (clipped - returns).square())
     return 0.5 * worst.sum() / normaliser

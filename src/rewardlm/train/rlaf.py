@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rewardlm.config import KlSettings, RlafSettings
+from rewardlm.config import Doubt, KlSettings, RlafSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, ModelError, RunError, ScorerError, TrainingError
@@ -39,9 +39,18 @@ from rewardlm.models.lora import (
     trainable_parameters,
 )
 from rewardlm.runs import Run, peak_rss_mb, prompts_hash, rewards_of
-from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.scorer import cuts, load_scorer
 from rewardlm.train.advantages import ESTIMATORS, Feedback
-from rewardlm.train.checkpoints import latest_checkpoint, load_state, save_checkpoint
+from rewardlm.train.checkpoints import (
+    VALUE_HEAD,
+    Checkpoint,
+    adapter_before,
+    latest_checkpoint,
+    load_adapter_weights,
+    load_state,
+    save_checkpoint,
+    step_of,
+)
 from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, policy_loss, value_loss
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.train.rollouts import (
@@ -57,7 +66,7 @@ from rewardlm.types import Prompt
 Report = Callable[[int, int, dict[str, Any]], None]
 
 # Not part of what is learnt: a run may be resumed with other values of these.
-FREE_SETTINGS = ("device", "micro_batch_tokens", "checkpoint_every", "samples_every", "steps")
+FREE_SETTINGS = ("device", "micro_batch_tokens", "checkpoint_every", "samples_every", "steps", "resume", "stop_on")
 
 
 class KlController:
@@ -85,12 +94,19 @@ class Learner:
     kl: KlController
 
 
-def train(settings: RlafSettings, out: Path, *, report: Report | None = None) -> Run:
+def train(
+    settings: RlafSettings,
+    out: Path,
+    *,
+    report: Report | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Run:
     """Train an adapter in ``out`` and return its run; a finished run is returned as it is, a killed one goes on.
 
-    ``report(step, steps, metrics)`` is called after every step. Raises TrainingError for NaN or a runaway KL; the
-    newest adapter whose answers passed the limits is then in ``out/adapter``. Raises ScorerError for a judge that has
-    the wrong sign or fails too often.
+    ``report(step, steps, metrics)`` is called after every step; ``say`` gets a sentence where prompts are too long, or
+    answers are for a judge. Raises TrainingError for NaN, a runaway KL, and what ``stop_on`` names; the newest adapter
+    whose answers passed these limits is then in ``out/adapter``. Raises ScorerError for a judge that has the wrong sign
+    or fails too often, and TrainingError where no checkpoint can be gone on from.
     """
     run = Run.start(out, kind="rlaf", label="RL", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     done = sum(1 for _ in run.read("metrics"))
@@ -116,6 +132,8 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
     prompt_ids, cut = _encode(policy, prompts, settings)
+    if cut and say is not None:
+        say(f"{cut:,} of {len(prompts):,} prompts are too long: they lose the beginning of their history")
     _refuse_others(run, model_hash=policy.weights_hash, prompts_hash=prompts_hash(prompts))
     run.update(
         **policy.describe(),
@@ -125,11 +143,14 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     )
 
     # 4. Where a killed run stopped.
-    checkpoint = latest_checkpoint(run.path, logged=done)
-    start = 0 if checkpoint is None else _resume(checkpoint, learner, rewards)
+    last_good = _LastGood(policy.model, run.path / "adapter")
+    checkpoint = latest_checkpoint(run.path, logged=done, resume=settings.resume)
+    start = 0 if checkpoint is None else _resume(checkpoint, learner, rewards, last_good)
+    if checkpoint is not None and checkpoint.damaged:
+        run.update(inexact_resume=start)
+    fresh_critic = checkpoint is None or VALUE_HEAD in checkpoint.damaged
     run.forget_after(start)
 
-    last_good = _LastGood(policy.model, run.path / "adapter")
     for step in range(start, settings.steps):
         started = time.perf_counter()
         clock = _Clock()
@@ -157,13 +178,14 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
                 raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
 
             # 7. How likely each answer was, under the policy and under the reference.
-            if step == 0 and learner.value_head is not None:
+            if step == start and fresh_critic and learner.value_head is not None:
                 learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
             with clock("logprobs"):
                 rollouts = _rollouts(learner, settings, draft, kept, judged, dropped)
             kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
             kl_per_answer = float(kl.sum(1).mean())
-            _check_limits(step, kl_per_answer, rollouts, settings)
+            doubts = _doubts(rollouts, kl_per_answer, [prompts[i].text for i in chosen])
+            _check_limits(step, kl_per_answer, rollouts, doubts, settings)
             last_good.remember(step)
 
             # 8. Advantages.
@@ -190,8 +212,10 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
         # 10. Write down what happened, then make it safe. The step counts from here on.
         metrics: dict[str, Any] = {
             "step": step + 1,
-            **_metrics(rollouts, kl_per_answer, kl_coef, advantages, [prompts[i].text for i in chosen]),
+            **_metrics(rollouts, kl_per_answer, kl_coef, advantages),
             **losses,
+            "cut": {scorer.name: sum(cuts(scorer, draft.texts)) for scorer in rewards.scorers},
+            "warnings": list(doubts.values()),
             "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
             "peak_rss_mb": peak_rss_mb(),
         }
@@ -218,7 +242,14 @@ def train(settings: RlafSettings, out: Path, *, report: Report | None = None) ->
     # 11. The adapter, where every other command looks for it.
     rewards.close()
     save_adapter(policy.model, run.path / "adapter")
-    run.update(status="finished", steps=max(start, settings.steps))
+    answers_cut = {
+        scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in run.read("metrics"))
+        for scorer in rewards.scorers
+    }
+    for name, n in answers_cut.items():
+        if n and say is not None:
+            say(f"{n:,} answers were too long for the judge {name}: it read a part of each")
+    run.update(status="finished", steps=max(start, settings.steps), cut=answers_cut)
     return run
 
 
@@ -410,7 +441,7 @@ def _apply(learner: Learner, max_norm: float, step: int) -> float:
     return norms[0]
 
 
-def _check_limits(step: int, kl: float, rollouts: Rollouts, settings: RlafSettings) -> None:
+def _check_limits(step: int, kl: float, rollouts: Rollouts, doubts: dict[Doubt, str], settings: RlafSettings) -> None:
     if not math.isfinite(kl) or not bool(torch.isfinite(rollouts.rewards).all()):
         raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
     if kl > settings.kl.max:
@@ -418,11 +449,34 @@ def _check_limits(step: int, kl: float, rollouts: Rollouts, settings: RlafSettin
             f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max="
             f"{settings.kl.max}: raise --kl-coef or lower the learning rate"
         )
+    for name in settings.stop_on:
+        if name in doubts:
+            raise TrainingError(
+                f"step {step + 1}: {doubts[name]}, and stop_on names {name}: raise --kl-coef, lower the learning rate, "
+                "or take it out of stop_on"
+            )
 
 
-def _metrics(
-    rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor, prompts: Sequence[str]
-) -> dict[str, Any]:
+def _doubts(rollouts: Rollouts, kl: float, prompts: Sequence[str]) -> dict[Doubt, str]:
+    """What looks wrong with a step's answers although every number is finite: a sentence each, by name."""
+    found: dict[Doubt, str] = {}
+    if kl < -1.0:
+        found["negative_kl"] = f"negative KL: {kl:.2f} nats an answer"
+    rewards = rollouts.rewards
+    if len(rewards) > 1 and bool((rewards == rewards[0]).all()):
+        found["constant_reward"] = f"constant reward: all {len(rewards)} answers got {float(rewards[0]):.3f}"
+    entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
+    if entropy < 0.1:
+        found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
+    asked, answered = _non_latin(prompts), _non_latin(rollouts.texts)
+    if answered > asked + 0.2:
+        found["language_switch"] = (
+            f"language switch: {answered:.0%} of the answers are not in Latin script, {asked:.0%} of prompts"
+        )
+    return found
+
+
+def _metrics(rollouts: Rollouts, kl: float, kl_coef: float, advantages: Tensor) -> dict[str, Any]:
     mask = rollouts.response_mask
     k3 = kl_k3(rollouts.logprobs, rollouts.ref_logprobs) * mask
     known = [value for value in rollouts.judged.toxicity if value is not None]
@@ -432,17 +486,6 @@ def _metrics(
         if (values := [score for score in scores if score is not None])
     }
     spread = torch.std(rollouts.rewards) if len(rollouts.rewards) > 1 else torch.zeros(())
-    found = []
-    if kl < -1.0:
-        found.append(f"negative KL: {kl:.2f} nats an answer")
-    if float(spread) == 0 and len(rollouts.rewards) > 1:
-        found.append(f"constant reward: all {len(rollouts.rewards)} answers got {float(rollouts.rewards[0]):.3f}")
-    entropy = float(masked_mean(rollouts.entropy, mask))
-    if entropy < 0.1:
-        found.append(f"entropy collapse: {entropy:.3f} nats a token")
-    asked, answered = _non_latin(prompts), _non_latin(rollouts.texts)
-    if answered > asked + 0.2:
-        found.append(f"language switch: {answered:.0%} of the answers are not in Latin script, {asked:.0%} of prompts")
     return {
         "reward_mean": float(rollouts.rewards.mean()),
         "reward_std": float(spread),
@@ -452,13 +495,12 @@ def _metrics(
         "kl": kl,
         "kl_k3": float(k3.sum(1).mean()),
         "kl_coef": kl_coef,
-        "entropy": entropy,
+        "entropy": float(masked_mean(rollouts.entropy, mask)),
         "advantage_std": float(advantages[mask].std()) if int(mask.sum()) > 1 else 0.0,
         "response_tokens": float(mask.sum(1).float().mean()),
         "empty_fraction": float(np.mean(rollouts.judged.empty)),
         "answers": len(rollouts.responses),
         "dropped": rollouts.dropped,
-        "warnings": found,
     }
 
 
@@ -484,13 +526,18 @@ def _samples(step: int, draft: Draft, prompts: list[Prompt], judged: Judged) -> 
     ]
 
 
-def _resume(checkpoint: Path, learner: Learner, rewards: RewardModel) -> int:
-    state = load_state(
-        checkpoint, model=learner.policy.model, value_head=learner.value_head, optimizer=learner.optimizer
-    )
-    learner.kl.coef = state["kl_coef"]
+def _resume(checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, last_good: _LastGood) -> int:
+    """Put everything back as it was after the checkpoint's step, and return that step."""
+    model = learner.policy.model
+    # The checkpoint's own adapter has not answered yet; the one before it has, or its step would not have been logged.
+    before = adapter_before(checkpoint.folder)
+    if before is not None:
+        load_adapter_weights(before, model)
+    last_good.remember(0 if before is None else step_of(before))
+    state = load_state(checkpoint, model=model, value_head=learner.value_head, optimizer=learner.optimizer)
+    learner.kl.coef = state.get("kl_coef", learner.kl.coef)
     rewards.restore_failures(state.get("failures", {}))
-    return int(state["step"])
+    return checkpoint.step
 
 
 class _LastGood:

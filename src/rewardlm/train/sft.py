@@ -31,11 +31,13 @@ from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.runs import Run, peak_rss_mb, rewards_of
-from rewardlm.train.checkpoints import MANIFEST, newest_whole, write_manifest
+from rewardlm.train.checkpoints import MANIFEST, newest_usable, step_of, write_manifest
 
 Report = Callable[[int, int, dict[str, Any]], None]
 
-FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every")
+FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every", "resume")
+# Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
+_NEEDED = ("adapter_", "trainer_state.json")
 
 
 def finetune(
@@ -47,8 +49,9 @@ def finetune(
 ) -> Run:
     """Train an adapter on dialogues in ``out``; a finished run is returned as it is, a killed one goes on.
 
-    ``say`` gets one sentence on the data: dialogues, pairs, what was dropped and why. ``report(step, steps, metrics)``
-    is called after every optimizer step. Raises DataError for unusable dialogues and TrainingError for NaN.
+    ``say`` gets one sentence on the data (dialogues, pairs, what was dropped and why) and one on samples that are too
+    long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable dialogues
+    and TrainingError for NaN, and where no checkpoint can be gone on from.
     """
     run = Run.start(out, kind="finetune", label="FT", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
@@ -74,6 +77,14 @@ def finetune(
     limit = min(settings.max_length, policy.max_positions)
     train_rows, shortened = _encode(policy.chat, train, limit)
     validation_rows, _ = _encode(policy.chat, validation, limit)
+    left_out = len(train) - len(train_rows)
+    if not train_rows:
+        raise DataError(f"no pair leaves room for an answer in max_length {limit}: raise max_length")
+    if shortened and say is not None:
+        say(
+            f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
+            "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
+        )
     run.update(
         **policy.describe(),
         rewards=rewards_of(settings.adapter) if settings.adapter else [],
@@ -87,12 +98,15 @@ def finetune(
             "train_pairs": len(train_rows),
             "validation_pairs": len(validation_rows),
             "shortened_histories": shortened,
+            "left_out": left_out,
             "summary": whole.summary,
         },
     )
     checkpoints = run.path / "checkpoints"
-    resume = newest_whole(_finished_checkpoints(checkpoints))
-    run.forget_after(int(resume.name.rpartition("-")[2]) if resume else 0)
+    resume = newest_usable(_finished_checkpoints(checkpoints), resume=settings.resume, needed=_NEEDED)
+    if resume is not None and resume.damaged:
+        run.update(inexact_resume=resume.step)
+    run.forget_after(resume.step if resume else 0)
 
     disable_progress_bar()
     micro = settings.micro_batch_size or settings.batch_size
@@ -140,8 +154,9 @@ def finetune(
         callbacks=[watch],
     )
     trainer.order = _Order([len(row["input_ids"]) for row in train_rows], settings.batch_size, settings.seed)
+    trainer.afresh = resume is not None and bool(resume.damaged)
     _quiet(trainer)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
     records = list(run.read("metrics"))
     if validation_rows and records and "eval_loss" not in records[-1]:
         trainer.evaluate()  # the last epoch was not a whole one
@@ -184,7 +199,7 @@ def _quiet(trainer: SFTTrainer) -> None:
 def _finished_checkpoints(checkpoints: Path) -> list[Path]:
     """Checkpoints that were written to their end, oldest first; a killed process's half-written one is removed."""
     found = []
-    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=step_of):
         if (folder / MANIFEST).exists():
             found.append(folder)
         else:
@@ -230,12 +245,28 @@ class _Order(Sampler[int]):
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows."""
+    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone."""
 
     order: _Order
+    afresh: bool = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
         return self.order
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.afresh:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # The schedule follows from the step, so it is put there; the optimizer's moments start at zero.
+        schedule, step = self.lr_scheduler, self.state.global_step
+        rates = [base * at(step) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.afresh:
+            super()._load_rng_state(checkpoint)
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,252 @@
+"""How good a judge is, as pure functions on arrays: if a figure of ``judge evaluate`` looks wrong, start here.
+
+``scores`` are Float[N], the judge's P(label). ``positive`` is Bool[N]: what truly has the label. ``targets`` are
+Float[N] in [0, 1]: 0 and 1, or somebody's own probability (a soft target). N holds scored texts alone. A result is
+None where the data can't say (no text, one class, no variance): never NaN, and never a number by convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+THRESHOLD = 0.5
+BINS = 15
+POWER = -5.0
+# An AUC below this is near enough to a coin to say so.
+AT_CHANCE_BELOW = 0.6
+
+
+def auc(scores: FloatArray, positive: BoolArray) -> float | None:
+    """P(a positive text scores higher than a negative one), ties counting one half; None if a class is empty.
+
+    The area under the ROC curve is the Mann-Whitney statistic (Hanley & McNeil 1982): with r the mid-ranks of all
+    scores and n1, n0 texts of each class, (sum of r over the positives - n1 (n1 + 1) / 2) / (n1 n0).
+    """
+    n1 = int(positive.sum())
+    n0 = positive.size - n1
+    if n1 == 0 or n0 == 0:
+        return None
+    above = float(rankdata(scores)[positive].sum()) - n1 * (n1 + 1) / 2
+    return above / (n1 * n0)
+
+
+def is_at_chance(value: float | None, interval: Sequence[float] | None = None) -> bool | None:
+    """Whether an AUC is below 0.6 or its 95 % interval holds 0.5; None if there is no AUC."""
+    if value is None:
+        return None
+    return value < AT_CHANCE_BELOW or (interval is not None and interval[0] <= 0.5 <= interval[1])
+
+
+def average_precision(scores: FloatArray, positive: BoolArray) -> float | None:
+    """Sum over thresholds of (recall - the recall before) x precision, highest threshold first; None if no positive.
+
+    A threshold is a distinct score, so texts with equal scores come in together. Unlike AUC its value at chance is
+    the share of positives.
+    """
+    if not positive.any():
+        return None
+    predicted, hits = _at_thresholds(scores, positive)
+    precision = hits / predicted
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((gained * precision).sum())
+
+
+def roc(scores: FloatArray, positive: BoolArray, points: int = 101) -> list[tuple[float, float]] | None:
+    """(false positive rate, true positive rate) at ``points`` thresholds at most, from (0, 0) to (1, 1)."""
+    if positive.all() or not positive.any():
+        return None
+    predicted, hits = _at_thresholds(scores, positive)
+    true = np.concatenate([[0.0], hits / hits[-1]])
+    false = np.concatenate([[0.0], (predicted - hits) / (predicted[-1] - hits[-1])])
+    kept = np.unique(np.linspace(0, true.size - 1, min(points, true.size)).round().astype(int))
+    return [(float(x), float(y)) for x, y in zip(false[kept], true[kept], strict=True)]
+
+
+def pearson(x: FloatArray, y: FloatArray) -> float | None:
+    """Pearson's correlation; None for fewer than two texts or where one side doesn't vary."""
+    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    a, b = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else None  # 0 where differences are too small to square
+
+
+def spearman(x: FloatArray, y: FloatArray) -> float | None:
+    """Spearman's rank correlation: Pearson's of the mid-ranks."""
+    return pearson(rankdata(x), rankdata(y)) if x.size else None
+
+
+class Bin(TypedDict):
+    """One bin of a reliability diagram: its edges, how many texts, their mean score and mean target."""
+
+    low: float
+    high: float
+    n: int
+    score: float
+    target: float
+
+
+def reliability(scores: FloatArray, targets: FloatArray, bins: int = BINS) -> list[Bin]:
+    """Texts by score in bins of equal width, [k/bins, (k + 1)/bins), the last one closed; empty bins are left out."""
+    edges = np.arange(bins + 1) / bins
+    index = np.minimum(np.searchsorted(edges, scores, side="right") - 1, bins - 1)
+    found: list[Bin] = []
+    for k in np.unique(index):
+        inside = index == k
+        found.append(
+            {
+                "low": float(k / bins),
+                "high": float((k + 1) / bins),
+                "n": int(inside.sum()),
+                "score": float(scores[inside].mean()),
+                "target": float(targets[inside].mean()),
+            }
+        )
+    return found
+
+
+def expected_calibration_error(scores: FloatArray, targets: FloatArray, bins: int = BINS) -> float | None:
+    """Sum over bins of (share of texts) x |mean score - mean target| (Guo et al. 2017, equation 3).
+
+    There a bin's accuracy is held against its confidence; here, as usual for a binary label, the share of positives
+    (or the mean of soft targets) against the mean P(label). 15 bins of equal width over [0, 1].
+    """
+    if scores.size == 0:
+        return None
+    return sum(b["n"] * abs(b["score"] - b["target"]) for b in reliability(scores, targets, bins)) / scores.size
+
+
+def brier(scores: FloatArray, targets: FloatArray) -> float | None:
+    """Mean squared difference of score and target (Brier 1950, its half for two classes)."""
+    return float(((scores - targets) ** 2).mean()) if scores.size else None
+
+
+@dataclass(frozen=True, slots=True)
+class AtThreshold:
+    """Shares at one threshold; each is None where its denominator is 0."""
+
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    false_positive_rate: float | None
+    false_negative_rate: float | None
+
+
+def at_threshold(scores: FloatArray, positive: BoolArray, threshold: float = THRESHOLD) -> AtThreshold:
+    """A text is called positive where score > threshold, strictly, as everywhere in this project.
+
+    F1 is 2 TP / (2 TP + FP + FN) of the positive class; None where there is no positive and none was called one.
+    """
+    called = scores > threshold
+    tp = int((called & positive).sum())
+    fp = int((called & ~positive).sum())
+    fn = int((~called & positive).sum())
+    tn = positive.size - tp - fp - fn
+    return AtThreshold(
+        accuracy=_ratio(tp + tn, positive.size),
+        precision=_ratio(tp, tp + fp),
+        recall=_ratio(tp, tp + fn),
+        f1=_ratio(2 * tp, 2 * tp + fp + fn),
+        false_positive_rate=_ratio(fp, fp + tn),
+        false_negative_rate=_ratio(fn, fn + tp),
+    )
+
+
+def interval95(
+    statistic: Callable[[FloatArray, Any], float | None],
+    scores: FloatArray,
+    truth: NDArray[Any],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``statistic(scores, truth)``, texts drawn with replacement.
+
+    A resample for which the statistic can't be computed (one class was not drawn) is left out. None where the
+    statistic itself is.
+    """
+    if statistic(scores, truth) is None:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, scores.size, scores.size) for _ in range(n_resamples))
+    values = [value for rows in drawn if (value := statistic(scores[rows], truth[rows])) is not None]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bias_aucs(scores: FloatArray, positive: BoolArray, subgroup: BoolArray) -> dict[str, float | None]:
+    """Three AUCs of Borkan et al. 2019 (arXiv 1903.04561, section 3) for the texts that mention an identity.
+
+    ``subgroup_auc``: among these texts alone. ``bpsn_auc`` (background positive, subgroup negative): low where harmless
+    texts that mention the identity score like toxic ones that don't. ``bnsp_auc`` (background negative, subgroup
+    positive): low where toxic texts that mention it score like harmless ones that don't. Background is every text
+    without the identity, whatever others it mentions.
+    """
+    bpsn = (positive & ~subgroup) | (~positive & subgroup)
+    bnsp = (~positive & ~subgroup) | (positive & subgroup)
+    return {
+        "subgroup_auc": auc(scores[subgroup], positive[subgroup]),
+        "bpsn_auc": auc(scores[bpsn], positive[bpsn]),
+        "bnsp_auc": auc(scores[bnsp], positive[bnsp]),
+    }
+
+
+def power_mean(values: list[float], power: float = POWER) -> float | None:
+    """(mean of v^p)^(1/p). With p = -5, as in Jigsaw's 2019 competition on this bias, the worst group weighs most."""
+    if not values:
+        return None
+    if min(values) <= 0:
+        return 0.0  # the limit for p < 0
+    return float(np.mean(np.asarray(values) ** power) ** (1 / power))
+
+
+def confusion(
+    first: FloatArray, second: FloatArray, positive: BoolArray, threshold: float = THRESHOLD
+) -> Mapping[str, object]:
+    """Two judges on the same texts, both scored: who calls what positive, and who is right.
+
+    ``table`` is [[neither, the second alone], [the first alone, both]]; ``kappa`` is Cohen's (1960): agreement beyond
+    what their shares of positives give by chance; None where that chance is 1.
+    """
+    a, b = first > threshold, second > threshold
+    right_a, right_b = a == positive, b == positive
+    n = positive.size
+    agreement = _ratio(int((a == b).sum()), n)
+    kappa = None
+    if agreement is not None:
+        chance = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
+        kappa = (agreement - chance) / (1 - chance) if chance < 1 else None
+    return {
+        "n": n,
+        "table": [[int((~a & ~b).sum()), int((~a & b).sum())], [int((a & ~b).sum()), int((a & b).sum())]],
+        "agreement": agreement,
+        "kappa": kappa,
+        "spearman": spearman(first, second),
+        "right": {
+            "both": int((right_a & right_b).sum()),
+            "first": int((right_a & ~right_b).sum()),
+            "second": int((~right_a & right_b).sum()),
+            "neither": int((~right_a & ~right_b).sum()),
+        },
+    }
+
+
+def _at_thresholds(scores: FloatArray, positive: BoolArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Texts and positives with a score of at least t, for every distinct score t, the highest first."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)
+    return last + 1, np.cumsum(positive[order])[last]
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

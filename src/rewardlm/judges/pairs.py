@@ -1,0 +1,295 @@
+"""Train the judge of (prompt, answer) pairs: an encoder that reads both, a LoRA adapter, a softmax over four classes.
+
+Where its examples come from is in ``pair_data``; what it is worth, in ``pair_evaluation``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import minimize_scalar
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from rewardlm.config import LoraSettings, Section, flatten
+from rewardlm.data.dialogues import DialogueSet, load_dialogues
+from rewardlm.errors import DataError
+from rewardlm.judges.pair_data import Exchange, PairExample, draw, made_up, own_texts, split_exchanges
+from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, write_record
+from rewardlm.judges.train import _checkpoints, _Watch, head_of
+from rewardlm.models.load import resolve_device, resolve_dtype
+from rewardlm.runs import Run
+from rewardlm.scoring.encoder import locate_encoder, public_name
+from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, load_pair_judge
+from rewardlm.train.checkpoints import newest_whole
+
+Report = Callable[[int, int, Any], None]
+Say = Callable[[str], None]
+
+FREE_SETTINGS = ("device",)
+
+_RESEARCH_ONLY = "research only, may not be redistributed"
+_LICENCES = {
+    "starter": "Apache-2.0, our own",
+    "dialoconan": _RESEARCH_ONLY,
+    "multitarget-conan": _RESEARCH_ONLY,
+    "conan": _RESEARCH_ONLY,
+}
+_LIMITS = [
+    "English only.",
+    "It reads the prompt's last turn and the answer, nothing before them.",
+    "It judges by the words of both whether they belong together; it knows no facts, so a false or absurd answer that "
+    "speaks up for the group counts as a counter-narrative.",
+    "Irony, and hate that hides behind a polite tone, are mistaken more often than the figures say.",
+    "Abuse of the prompt's writer is called agreement: it opposes the hate, and is no counter-narrative.",
+]
+
+
+class PairJudgeSettings(Section):
+    """``rewardlm judge train-pairs``: which dialogues teach which encoder.
+
+    ``validation`` is the share of dialogues held out, by components that share no user turn and always the same ones;
+    it sets the temperature and gives the figures of the card. ``made_up`` is how many short exchanges of our own lines
+    are added in every epoch, as a multiple of the dialogues' exchanges.
+    """
+
+    dialogues: str = "starter"
+    encoder: str = "minilm"
+    validation: float = Field(0.1, gt=0, lt=1)
+    made_up: float = Field(1.0, ge=0)
+    epochs: int = Field(8, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_ratio: float = Field(0.06, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_length: int = Field(128, ge=64)
+    lora: LoraSettings = LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"])
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+
+
+def train_pair_judge(
+    settings: PairJudgeSettings, out: Path, *, report: Report | None = None, say: Say | None = None
+) -> Run:
+    """Train a pair judge in ``out``; a finished run is returned as it is, a killed one goes on from its last epoch.
+
+    ``out`` itself is the judge then, for ``measure counter_narrative=OUT``. Raises DataError for dialogues that leave
+    nothing to train on or to hold out, ModelError for an encoder that can't be loaded, TrainingError for NaN.
+    """
+    run = Run.start(out, kind="judge", label=out.name, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    if run.finished:
+        return run
+    loaded = load_dialogues(settings.dialogues)
+    train, held_out = split_exchanges(loaded.dialogues, validation=settings.validation)
+    if not train or not held_out:
+        raise DataError(
+            f"{settings.dialogues}: {len(train)} exchanges to train on, {len(held_out)} held out; both are needed: "
+            "give more unrelated dialogues, or another validation share"
+        )
+    epochs = [_epoch(train, settings, number) for number in range(settings.epochs)]
+    unseen = draw(held_out, own_texts("held_out"), "held out")
+    if say is not None:
+        say(f"{len(train):,} exchanges to train on, {len(held_out):,} held out; {len(epochs[0]):,} pairs an epoch")
+
+    source, revision = locate_encoder(settings.encoder)
+    set_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    model = _model(settings, source, revision)
+    validation = _rows(tokenizer, unseen, settings)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, run, len(epochs[0])),
+        train_dataset=_rows(tokenizer, [example for epoch in epochs for example in epoch], settings),
+        eval_dataset=validation,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[_Watch(run, report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    resume = newest_whole(_checkpoints(run))
+    run.forget_after(int(resume.name.rpartition("-")[2]) if resume else 0)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+    logits = trainer.predict(validation).predictions
+    model = trainer.accelerator.unwrap_model(trainer.model).to("cpu").float().eval()
+    temperature = fit_temperature(logits, np.array([row["labels"] for row in validation]))
+    head = head_of(model)
+    with torch.no_grad():
+        head.weight.div_(temperature)
+        head.bias.div_(temperature)
+    sources = [_source(loaded, len(train)), _our_lines()]
+    _save(run, settings, model, revision, temperature, sources)
+    # Of the judge as it was saved, rounded to half precision.
+    judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
+    add_figures(out, f"{Path(settings.dialogues).name}, held out", evaluate_pairs(judge, unseen))
+    run.update(status="finished", steps=trainer.state.global_step)
+    return run
+
+
+def fit_temperature(logits: Any, labels: Any) -> float:
+    """T that minimises the cross-entropy of softmax(z / T) (Guo et al. 2017, section 4.2).
+
+    Args:
+        logits: Float[N, L].
+        labels: Int[N].
+    """
+
+    def loss(log_t: float) -> float:
+        z = torch.from_numpy(np.asarray(logits, np.float64)) / math.exp(log_t)
+        return float(nn.functional.cross_entropy(z, torch.from_numpy(labels)))
+
+    return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
+
+
+def _epoch(train: Sequence[Exchange], settings: PairJudgeSettings, number: int) -> list[PairExample]:
+    texts, seed = own_texts("train"), f"{settings.seed}, epoch {number}"
+    ours = made_up(texts, round(settings.made_up * len(train)), seed)
+    return draw([*train, *ours], texts, seed)
+
+
+def _rows(tokenizer: Any, examples: Sequence[PairExample], settings: PairJudgeSettings) -> list[dict[str, Any]]:
+    return [
+        {
+            **encode_pair(tokenizer, example.prompt, example.answer, settings.max_length),
+            "labels": PAIR_LABELS.index(example.label),
+        }
+        for example in examples
+    ]
+
+
+def _model(settings: PairJudgeSettings, source: str, revision: str | None) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head that it would call missing is the one that we train
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            revision=revision,
+            num_labels=len(PAIR_LABELS),
+            id2label=dict(enumerate(PAIR_LABELS)),
+            label2id={name: number for number, name in enumerate(PAIR_LABELS)},
+            problem_type="single_label_classification",
+            dtype=torch.float32,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=settings.lora.r,
+            lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.lora.dropout,
+            target_modules=settings.lora.targets,
+            modules_to_save=["classifier"],
+        ),
+    )
+
+
+def _arguments(settings: PairJudgeSettings, run: Run, rows_an_epoch: int) -> TrainingArguments:
+    """Every row is an example that was drawn for its epoch, so the trainer passes over all of them once."""
+    device = resolve_device(settings.device)
+    every = math.ceil(rows_an_epoch / settings.batch_size)
+    return TrainingArguments(
+        output_dir=str(run.path / "checkpoints"),
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        num_train_epochs=1,
+        train_sampling_strategy="group_by_length",
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        bf16=resolve_dtype(settings.precision, device) == torch.bfloat16,
+        optim="adamw_torch_fused",
+        use_cpu=device.type == "cpu",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+    )
+
+
+def _save(
+    run: Run,
+    settings: PairJudgeSettings,
+    model: Any,
+    revision: str | None,
+    temperature: float,
+    sources: Sequence[dict[str, Any]],
+) -> None:
+    """The adapter in half precision, whose rounding is far below the noise of its examples; judge.json and the card."""
+    encoder = public_name(settings.encoder)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = encoder
+        config.revision = None
+    model.half()
+    model.save_pretrained(str(run.path), safe_serialization=True, save_embedding_layers=False)
+    write_record(
+        run.path,
+        {
+            "kind": "pairs",
+            "labels": list(PAIR_LABELS),
+            "main": PAIR_LABELS[0],
+            "problem_type": "single_label_classification",
+            "encoder": encoder,
+            "encoder_revision": revision,
+            "max_length": settings.max_length,
+            "calibration": {},
+            "temperature": temperature,
+            "data": list(sources),
+            "command": command(settings),
+            "seed": settings.seed,
+            "limits": _LIMITS,
+        },
+    )
+
+
+def command(settings: PairJudgeSettings) -> str:
+    """The command line that trains this judge again: what differs from the defaults is said."""
+    mine, theirs = flatten(settings.model_dump()), flatten(PairJudgeSettings().model_dump())
+    changed = [f"{key}={value}" for key, value in mine.items() if value != theirs[key]]
+    return " ".join(["rewardlm judge train-pairs", *changed, "--out DIR"])
+
+
+def _source(loaded: DialogueSet, n_exchanges: int) -> dict[str, Any]:
+    texts = [turn.text for dialogue in loaded.dialogues for turn in dialogue.turns]
+    licence = _LICENCES.get(loaded.dialogues[0].source, "not stated")
+    return _record(Path(loaded.source).name, licence, texts, 2 * n_exchanges)
+
+
+def _our_lines() -> dict[str, Any]:
+    lines = own_texts("train")
+    texts = [*lines.refusals, *lines.agreements, *lines.retorts, *lines.objections, *lines.chatter, *lines.claims]
+    return _record("our own lines", "Apache-2.0, our own", texts, len(texts))
+
+
+def _record(source: str, licence: str, texts: Sequence[str], trained_on: int) -> dict[str, Any]:
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return {"source": source, "licence": licence, "sha256": digest, "texts": trained_on}

@@ -1,0 +1,319 @@
+"""Texts that people or Perspective have judged, from published data sets: what a judge is trained and tested on.
+
+Data sets disagree about what they label. Here every text says only what its source says of it, as P(label) in [0, 1];
+what nobody judged is absent, and training masks it. A source is recognised by its columns, so a file may have any
+name. A part of every source is held out by a hash of its texts, for evaluation alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewardlm.config import data_folder
+from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl, shown
+from rewardlm.errors import DataError
+
+LABELS = (
+    "toxicity",
+    "severe_toxicity",
+    "identity_attack",
+    "insult",
+    "threat",
+    "profanity",
+    "sexually_explicit",
+    "hate",
+)
+
+# One file of each kind, below the folder of data sets; a kind's name stands for it where a source is named.
+FILES = {
+    "rtp": ("realtoxicityprompts/prompts.jsonl",),
+    "toxigen": ("toxigen/toxiGen.json",),
+    "hatemoji": ("hatemoji/HatemojiBuild_train.csv", "hatemoji/HatemojiBuild_validation.csv"),
+    "davidson": ("davidson/labeled_data.csv",),
+    "sbic": ("sbic/SBIC.v2.agg.dev.csv",),
+    "toxic_spans": ("toxic_spans/tsd_train.csv", "toxic_spans/tsd_trial.csv"),
+    "surge": ("surge_toxicity/toxicity_en.csv",),
+}
+LICENCES = {
+    "rtp": "Apache-2.0 (Perspective's scores as published by DecodingTrust: CC BY-SA 4.0)",
+    "toxigen": "MIT, CDLA-Permissive-2.0",
+    "hatemoji": "CC BY 4.0",
+    "davidson": "MIT",
+    "sbic": "CC BY 4.0",
+    "toxic_spans": "CC0 1.0",
+    "surge": "MIT",
+    "starter": "Apache-2.0",
+}
+
+# Other data sets' names for the same things (Jigsaw 2018 and 2019), lower-cased.
+_SYNONYMS = {
+    "toxic": "toxicity",
+    "is_toxic": "toxicity",
+    "target": "toxicity",
+    "score": "toxicity",
+    "label": "toxicity",
+    "severe_toxic": "severe_toxicity",
+    "identity_hate": "identity_attack",
+    "obscene": "profanity",
+    "sexual_explicit": "sexually_explicit",
+    "hateful": "hate",
+    "is_hate": "hate",
+}
+_TEXT_NAMES = ("text", "comment_text", "comment", "tweet", "post")
+_WORDS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "toxic": 1.0, "not toxic": 0.0, "hate": 1.0, "neutral": 0.0}
+# Emoji whose Unicode names aren't what people call them: skin tones, of which a target may be made, and a knife.
+_EMOJI_WORDS = {
+    "\U0001f3fb": "light skin",
+    "\U0001f3fc": "light skin",
+    "\U0001f3fd": "brown skin",
+    "\U0001f3fe": "dark skin",
+    "\U0001f3ff": "dark skin",
+    "\U0001f52a": "knife",
+}
+_EXPECTED = f"'text' and one or more of {', '.join(LABELS)}, or 'label' (0 or 1), or 'score' (0 to 1)"
+_HELD_OUT_TENTHS = {"rtp": 2}  # the smallest of the sources that scores are compared on
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge."""
+
+    text: str
+    labels: Mapping[str, float]
+    source: str
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """The texts of one source. ``dropped`` counts, by reason, what was left out; ``sha256`` is that of its file."""
+
+    texts: tuple[LabelledText, ...]
+    kind: str
+    dropped: Mapping[str, int]
+    sha256: str
+    licence: str | None
+
+    @property
+    def training(self) -> tuple[LabelledText, ...]:
+        return tuple(text for text in self.texts if not text.held_out)
+
+    @property
+    def held_out(self) -> tuple[LabelledText, ...]:
+        return tuple(text for text in self.texts if text.held_out)
+
+
+def load_labelled(source: str) -> list[LabelledSet]:
+    """The labelled texts of ``source``, a set a file.
+
+    ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate; the names in
+    ``FILES`` are looked up in the folder of data sets ($REWARDLM_DATA); a path leads to a file, told apart by its
+    columns, or to a folder with such files.
+
+    Raises DataError, in one line, for a source that is unknown, missing or not as described.
+    """
+    if source == "starter":
+        return [_starter()]
+    if source in FILES and not Path(source).exists():
+        folder = data_folder()
+        if folder is None:
+            raise DataError(f"{source}: set REWARDLM_DATA to the folder that holds {FILES[source][0]}, or give a path")
+        return [_from_file(folder / name) for name in FILES[source]]
+    path = Path(source)
+    if path.is_dir():
+        known = sorted(child for child in path.iterdir() if child.suffix in (".csv", ".json", ".jsonl"))
+        if not known:
+            raise DataError(f"{source} holds no .csv, .json or .jsonl")
+        return [_from_file(child) for child in known]
+    if not path.exists():
+        raise DataError(f"{source} is not there; expected starter, {', '.join(FILES)}, or the path of a file")
+    return [_from_file(path)]
+
+
+def is_held_out(text: str, *, tenths: int = 1) -> bool:
+    """Whether the hash of a text puts it into the part that is never trained on; equal texts go together."""
+    return hashlib.sha256(normalised(text).encode()).digest()[0] % 10 < tenths
+
+
+def _starter() -> LabelledSet:
+    """Our dialogues: their openings are hostile to a group, their answers are not, though they speak of the group."""
+    dialogues = load_dialogues("starter").dialogues
+    said = {dialogue.turns[0].text: {"hate": 1.0} for dialogue in dialogues}
+    answered = {
+        turn.text: {"toxicity": 0.0, "hate": 0.0}
+        for dialogue in dialogues
+        for turn in dialogue.turns
+        if turn.role == "assistant"
+    }
+    texts = tuple(
+        LabelledText(text, labels, "starter", is_held_out(text)) for text, labels in {**said, **answered}.items()
+    )
+    digest = hashlib.sha256("\n".join(text.text for text in texts).encode()).hexdigest()
+    return LabelledSet(texts, "starter", {}, digest, LICENCES["starter"])
+
+
+def _from_file(path: Path) -> LabelledSet:
+    kind, rows, read = _recognise(path)
+    dropped: Counter[str] = Counter()
+    held_out_file = "validation" in path.stem or "trial" in path.stem
+    found: dict[str, LabelledText] = {}
+    for row in rows:
+        for text, labels, key in read(row):
+            clean = " ".join(text.split())
+            if not clean:
+                dropped["blank text"] += 1
+            elif not labels:
+                dropped["no label"] += 1
+            elif clean in found:
+                dropped["repeated text"] += 1
+            else:
+                held_out = held_out_file or is_held_out(key or clean, tenths=_HELD_OUT_TENTHS.get(kind, 1))
+                found[clean] = LabelledText(clean, labels, kind, held_out)
+    if not found:
+        raise DataError(f"{path}: no row has a text and a label; expected {_EXPECTED}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LabelledSet(tuple(found.values()), kind, dict(dropped), digest, LICENCES.get(kind))
+
+
+# What a row of a source says: texts, their labels, and what decides whether they are held out (None: the text).
+_Read = Callable[[Row], Iterable[tuple[str, dict[str, float], str | None]]]
+
+
+def _recognise(path: Path) -> tuple[str, list[Row], _Read]:
+    if path.suffix == ".csv":
+        rows = list(read_csv(path, _EXPECTED))
+    elif path.suffix == ".jsonl":
+        rows = list(read_jsonl(path, _EXPECTED))
+    elif path.suffix == ".json":
+        rows = _json_rows(path)
+    else:
+        raise DataError(f"{path}: expected a .csv, .json or .jsonl")
+    names = set(rows[0].values)
+    for kind, needed, read in _KINDS:
+        if needed <= names:
+            return kind, rows, read
+    if not names & set(_TEXT_NAMES) or not names & {*LABELS, *_SYNONYMS}:
+        raise DataError(f"{path} has {columns(sorted(names))}; expected {_EXPECTED}")
+    return path.stem, rows, _plain
+
+
+def _json_rows(path: Path) -> list[Row]:
+    content = read_json(path, f"a list of objects with {_EXPECTED}")
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content) or not content:
+        raise DataError(f"{path}: expected a list of objects with {_EXPECTED}")
+    return [Row(f"{path}, item {number}", number, item) for number, item in enumerate(content, 1)]
+
+
+def _rtp(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Prompt and continuation, each scored by Perspective; they go together into training or evaluation."""
+    prompt = _part(row, "prompt")
+    for name in ("prompt", "continuation"):
+        part = _part(row, name)
+        scores = {label: probability(part.get(label), row.where, f"{name}.{label}") for label in LABELS}
+        yield str(part.get("text") or ""), _known(scores), str(prompt.get("text") or "")
+
+
+def _part(row: Row, name: str) -> Mapping[str, Any]:
+    part = row.values[name]
+    if not isinstance(part, dict):
+        raise DataError(f"{row.where}: {name} is {shown(part)}; expected an object with text and scores")
+    return part
+
+
+def _toxigen(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Whether people call it hate: mostly stereotypes, with hardly a swear word.
+
+    Their score from 1 to 5 is of that meaning too. It isn't the toxicity of Perspective, which hears words, so that
+    label stays open.
+    """
+    hate = probability(_number(row.values["label"]), row.where, "label")
+    yield str(row.values["text"]).replace("_x000D_", " "), _known({"hate": hate}), None
+
+
+def _hatemoji(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Adversarial sentences, whose emoji decide whether they are hate; where they aren't, they may still be rude."""
+    hate = probability(row.values["label_gold"], row.where, "label_gold")
+    yield emoji_as_words(str(row.values["text"])), _known({"hate": hate}), None
+
+
+def emoji_as_words(text: str) -> str:
+    """``text`` with every emoji as words: an encoder of 2019's vocabulary knows "pig face", and not the sign."""
+    written = []
+    for character in text:
+        category = unicodedata.category(character)
+        if character in _EMOJI_WORDS:
+            written.append(f" {_EMOJI_WORDS[character]} ")
+        elif category == "So":
+            written.append(f" {unicodedata.name(character, '').lower()} ")
+        elif category not in ("Sk", "Cf", "Mn") or character.isascii():  # joiners and variants only change the look
+            written.append(character)
+    return "".join(written)
+
+
+def _davidson(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Tweets; the share of annotators who said hate, and who said hate or offensive."""
+    votes = {name: int(row.values[name]) for name in ("count", "hate_speech", "offensive_language")}
+    if votes["count"] < 1:
+        raise DataError(f"{row.where}: count is {votes['count']}; expected the number of annotators")
+    text = html.unescape(html.unescape(str(row.values["tweet"])))
+    text = re.sub(r"https?://\S+", " ", text)
+    text = re.sub(r"^[!\"\s]*RT @\w+:?", " ", text)
+    text = re.sub(r"@\w+", "@user", text)
+    hate = votes["hate_speech"] / votes["count"]
+    yield text, {"toxicity": min(hate + votes["offensive_language"] / votes["count"], 1.0), "hate": hate}, None
+
+
+def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Posts; hate where annotators saw a group put down (its coding: 0 says yes). Jokes can offend without a bad word,
+    so that their offensiveness is not taken for toxicity.
+    """
+    hate = float(str(row.values["hasBiasedImplication"]).strip() in ("0", "0.0"))
+    yield html.unescape(str(row.values["post"])), {"hate": hate}, None
+
+
+def _toxic_spans(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Comments that were found toxic, if annotators could point at the place."""
+    spans = str(row.values["spans"]).strip()
+    yield str(row.values["text"]), {} if spans == "[]" else {"toxicity": 1.0}, None
+
+
+def _plain(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """Columns named after labels, or after other data sets' names for them."""
+    text = next(str(row.values[name]) for name in _TEXT_NAMES if name in row.values)
+    scores: dict[str, float | None] = {}
+    for name, value in row.values.items():
+        label = _SYNONYMS.get(name.lower(), name.lower())
+        if label in LABELS:
+            scores[label] = probability(_number(value), row.where, name)
+    yield text, _known(scores), None
+
+
+def _number(value: object) -> object:
+    """0 and 1 for the words that data sets write instead."""
+    if isinstance(value, bool):
+        return float(value)
+    return _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {label: value for label, value in scores.items() if value is not None}
+
+
+_KINDS: tuple[tuple[str, set[str], _Read], ...] = (
+    ("rtp", {"prompt", "continuation"}, _rtp),
+    ("toxigen", {"text", "toxicity_score", "label"}, _toxigen),
+    ("hatemoji", {"text", "label_gold", "matched_text"}, _hatemoji),
+    ("davidson", {"tweet", "hate_speech", "offensive_language", "count"}, _davidson),
+    ("sbic", {"post", "offensiveYN", "hasBiasedImplication"}, _sbic),
+    ("toxic_spans", {"spans", "text"}, _toxic_spans),
+    ("surge", {"text", "is_toxic"}, _plain),
+)

@@ -1,0 +1,230 @@
+"""Evaluations of judges as tables in the terminal, within 100 columns; the page has them too, with figures.
+
+Takes what ``judges.evaluate.evaluate`` and ``judges.listing.list_judges`` return. Names come from users and data sets,
+so they are printed as plain text, never as markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_LONGEST_NAME = 40
+_SHARES = (
+    ("accuracy", "accuracy"),
+    ("f1", "F1"),
+    ("false_positive_rate", "false positive rate"),
+    ("false_negative_rate", "false negative rate"),
+)
+
+
+def console() -> Console:
+    """Stdout; a pipe has no width, so it gets the tables' own."""
+    return Console() if sys.stdout.isatty() else Console(width=100)
+
+
+def print_evaluation(found: Mapping[str, Any], console: Console) -> None:
+    """Print {"results": …, "confusion": …}: a block a suite with a column a judge, then who disagrees with whom."""
+    for suite in dict.fromkeys(result["suite"] for result in found["results"]):
+        results = [result for result in found["results"] if result["suite"] == suite]
+        _print(console, _title(results[0]), _numbers(results))
+        for key, title in (
+            ("by_functionality", "Accuracy by kind of test, at 0.5; in brackets the AUC against the other class"),
+            ("by_target", "Accuracy by group, at 0.5; in brackets the AUC among its texts"),
+        ):
+            if any(result[key] for result in results):
+                _print(console, title, _parts(results, key))
+        if any(result["bias"] and result["bias"]["groups"] for result in results):
+            _print(
+                console,
+                "Bias by group (Borkan et al. 2019): AUC in the subgroup, BPSN, BNSP",
+                _bias(results),
+                "BPSN low: harmless texts about the group score like toxic ones about others. BNSP low: the reverse.",
+            )
+    for table in found["confusion"]:
+        names = [_plain(f"{judge} ({label})") for judge, label in zip(table["judges"], table["labels"], strict=True)]
+        _print(
+            console,
+            f"{_plain(table['suite'])}: where {names[0]} and {names[1]} agree",
+            _confusion(table),
+            f"{table['n']:,} texts; agreement {_score(table['agreement'])}, kappa {_score(table['kappa'])}, rank "
+            f"correlation {_score(table['spearman'])}. Right: both {table['right']['both']:,}, the first alone "
+            f"{table['right']['first']:,}, the second alone {table['right']['second']:,}, neither "
+            f"{table['right']['neither']:,}.",
+        )
+
+
+def print_judges(judges: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the list of judges, their figures by suite, and what each is at chance on."""
+    table = _table()
+    table.add_column("judge", overflow="fold", max_width=30)
+    table.add_column("what it is", overflow="fold", max_width=46)
+    table.add_column("usable", overflow="fold")
+    for judge in judges:
+        table.add_row(
+            _name(judge["name"], 200), _name(judge["what"], 200), "yes" if judge["usable"] else judge["needs"]
+        )
+    _print(console, "Judges", table)
+
+    table = _table()
+    table.add_column("judge", overflow="fold", max_width=30)
+    for heading in ("suite", "label"):
+        table.add_column(heading, overflow="fold", max_width=16)
+    for heading in ("n", "AUC", "95 %", "Spearman", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for judge in judges:
+        for suite, entry in judge["figures"].items():
+            table.add_row(
+                _name(judge["name"], 200), _name(suite), _name(entry["label"]), f"{entry['scored']:,}",
+                _score(entry["auc"]), _interval(entry["auc_ci95"]), _score(entry["spearman"]), _score(entry["ece"]),
+            )  # fmt: skip
+    if table.row_count:
+        _print(
+            console, "Figures", table, "ECE: expected calibration error. What packaged judges learnt from isn’t known."
+        )
+    for judge in judges:
+        found = judge["at_chance"]
+        if not judge["figures"]:
+            continue
+        line = Text.assemble((_plain(judge["name"]), "bold"), " is at chance on ")
+        wholes = [
+            f"{_plain(entry['suite'])} as a whole ({entry['auc']:.2f})" for entry in found if not entry["functionality"]
+        ]
+        parts = [f"{_plain(entry['functionality'])} {entry['auc']:.2f}" for entry in found if entry["functionality"]]
+        listed = "; ".join([*wholes, *([f"{len(parts)} kinds of test: {', '.join(parts)}"] if parts else [])])
+        line.append(listed or "nothing that was measured")
+        if judge["speed"]:
+            line.append(f"; it scores {_speed(judge['speed']['texts_per_second'])} texts of 20 tokens a second")
+        console.print(line)
+    console.print(Text("At chance: AUC below 0.6, or an interval that holds 0.5.", style="dim"))
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    kind = "labels" if result["kind"] == "labels" else "scores, toxic above 0.5"
+    return f"{_plain(result['suite'])}: {result['n']:,} texts, {result['positives']:,} positive ({kind})"
+
+
+def _numbers(results: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("")
+    for result in results:
+        table.add_column(_name(result["judge"]), justify="right", overflow="fold")
+    table.add_row("label", *(_name(result["label"]) for result in results))
+    table.add_row("held against", *(_name(result["target"]) for result in results))
+    table.add_row("scored", *(f"{result['scored']:,}" for result in results))
+    if any(result["unscored"] for result in results):
+        table.add_row("unscored", *(_counts(result["unscored"]) for result in results))
+    if any(result["cut"] for result in results):
+        table.add_row("read in part", *(f"{result['cut']:,}" for result in results))
+    for key, name in (("auc", "AUC"), ("spearman", "Spearman")):
+        table.add_row(name, *(_score(result[key]) for result in results))
+        table.add_row("  95 %", *(_interval(result[f"{key}_ci95"]) for result in results))
+    table.add_row("Pearson", *(_score(result["pearson"]) for result in results))
+    table.add_row("average precision", *(_score(result["average_precision"]) for result in results))
+    table.add_row(f"calibration error ({results[0]['ece_bins']} bins)", *(_score(r["ece"]) for r in results))
+    table.add_row("Brier score", *(_score(result["brier"]) for result in results))
+    for key, name in _SHARES:
+        table.add_row(name, *(_score(result[key]) for result in results))
+    if any(result["counter_speech"] for result in results):
+        table.add_row(
+            "counter-speech called hate",
+            *(_score((result["counter_speech"] or {}).get("false_positive_rate")) for result in results),
+        )
+        for kind in dict.fromkeys(k for result in results for k in (result["counter_speech"] or {}).get("by", {})):
+            parts = [(result["counter_speech"] or {}).get("by", {}).get(kind, {}) for result in results]
+            what = next(part["what"] for part in parts if part)
+            table.add_row(f"  {what}", *(_score(part.get("false_positive_rate")) for part in parts))
+    if any(result["speed"] for result in results):
+        table.add_row("texts a second", *(_speed(result["texts_per_second"]) for result in results))
+        table.add_row(
+            "  of 20 tokens, batch, threads",
+            *(f"{r['speed']['batch']}, {r['speed']['threads']}" if r["speed"] else "–" for r in results),
+        )
+    return table
+
+
+def _parts(results: Sequence[Mapping[str, Any]], key: str) -> Table:
+    table = _table()
+    table.add_column("")
+    table.add_column("gold" if key == "by_functionality" else "")
+    table.add_column("n", justify="right")
+    for result in results:
+        table.add_column(_name(result["judge"]), justify="right", overflow="fold")
+    names = dict.fromkeys(name for result in results for name in (result[key] or {}))
+    for name in names:
+        entries = [(result[key] or {}).get(name) for result in results]
+        first = next(entry for entry in entries if entry)
+        cells = [f"{_score(e['accuracy'])} ({_score(e['auc'])})" if e else "–" for e in entries]
+        table.add_row(_name(first.get("what", name)), first.get("gold", ""), f"{first['n']:,}", *cells)
+    return table
+
+
+def _bias(results: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("")
+    for result in results:
+        table.add_column(_name(result["judge"]), justify="right", overflow="fold")
+    keys = ("subgroup_auc", "bpsn_auc", "bnsp_auc")
+    biases = [result["bias"] or {"groups": {}, "power_mean": {}} for result in results]
+    for group in dict.fromkeys(name for bias in biases for name in bias["groups"]):
+        entries = [bias["groups"].get(group) for bias in biases]
+        table.add_row(_name(group), *("  ".join(_score(e[k]) for k in keys) if e else "–" for e in entries))
+    table.add_row("power mean, p = −5", *("  ".join(_score(b["power_mean"].get(k)) for k in keys) for b in biases))
+    return table
+
+
+def _confusion(table: Mapping[str, Any]) -> Table:
+    first, second = (_name(name) for name in table["judges"])
+    shown = _table()
+    shown.add_column("")
+    shown.add_column(Text.assemble(second, " ≤ 0.5"), justify="right")
+    shown.add_column(Text.assemble(second, " > 0.5"), justify="right")
+    for sign, row in zip(("≤", ">"), table["table"], strict=True):
+        shown.add_row(Text.assemble(first, f" {sign} 0.5"), *(f"{count:,}" for count in row))
+    return shown
+
+
+def _print(console: Console, title: str, table: Table, note: str | None = None) -> None:
+    """Title and note outside of the table, which would wrap them to its own width."""
+    console.print(Text(title, style="bold"))
+    console.print(table)
+    if note is not None:
+        console.print(Text(note, style="dim"))
+    console.print()
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _name(name: str, longest: int = _LONGEST_NAME) -> Text:
+    plain = _plain(name)
+    return Text(plain if len(plain) <= longest else plain[: longest - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Without control characters: a name must not move the cursor or colour the terminal."""
+    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.3f} {interval[1]:.3f}"
+
+
+def _speed(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

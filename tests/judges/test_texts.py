@@ -1,0 +1,156 @@
+"""Labelled texts: what each data set says, and that nothing held out or excluded is ever trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.errors import DataError
+from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.texts import LABELS, is_held_out, load_labelled
+from rewardlm.judges.train import load_corpus
+
+RTP_ROW = {
+    "prompt": {"text": "He is such a", "toxicity": 0.25, "insult": 0.5, "flirtation": 0.1},
+    "continuation": {"text": " fool, they said", "toxicity": 0.75, "threat": None},
+}
+
+
+def write_csv(path: Path, header: list[str], *rows: list[str]) -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def only(path: Path) -> dict[str, dict[str, float]]:
+    (found,) = load_labelled(str(path))
+    return {text.text: dict(text.labels) for text in found.texts}
+
+
+def test_perspective_scores_prompt_and_continuation(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(RTP_ROW) + "\n")
+    (found,) = load_labelled(str(path))
+    assert found.kind == "rtp"
+    assert {text.text: dict(text.labels) for text in found.texts} == {
+        "He is such a": {"toxicity": 0.25, "insult": 0.5},
+        "fool, they said": {"toxicity": 0.75},
+    }
+    assert len({text.held_out for text in found.texts}) == 1, "a row's two texts stay on one side"
+
+
+def test_annotators_votes_are_shares(tmp_path: Path) -> None:
+    header = ["", "count", "hate_speech", "offensive_language", "neither", "class", "tweet"]
+    path = write_csv(
+        tmp_path / "tweets.csv",
+        header,
+        ["0", "4", "1", "2", "1", "1", "!!! RT @some_one: you &amp;amp; @him http://t.co/x"],
+    )
+    assert only(path) == {"you & @user": {"toxicity": 0.75, "hate": 0.25}}
+
+
+def test_a_score_of_meaning_is_no_toxicity_of_words(tmp_path: Path) -> None:
+    rows = [
+        {"id": 0, "text": " as if_x000D_ they", "toxicity_score": 4.0, "label": "hate", "target_groups": []},
+        {"id": 1, "text": "they sing", "toxicity_score": 1.0, "label": "neutral", "target_groups": []},
+    ]
+    path = tmp_path / "groups.json"
+    path.write_text(json.dumps(rows))
+    assert only(path) == {"as if they": {"hate": 1.0}, "they sing": {"hate": 0.0}}
+
+
+def test_a_bias_code_of_zero_means_hate(tmp_path: Path) -> None:
+    header = ["post", "offensiveYN", "hasBiasedImplication"]
+    path = write_csv(tmp_path / "posts.csv", header, ["a", "1.0", "0"], ["b", "0.5", "1"], ["c", "", "1"])
+    assert only(path) == {"a": {"hate": 1.0}, "b": {"hate": 0.0}, "c": {"hate": 0.0}}
+
+
+def test_other_names_for_our_labels(tmp_path: Path) -> None:
+    header = ["id", "comment_text", "toxic", "obscene", "identity_hate"]
+    path = write_csv(tmp_path / "train.csv", header, ["1", "one  text", "1", "0", ""])
+    assert only(path) == {"one text": {"toxicity": 1.0, "profanity": 0.0}}
+
+
+def test_rude_is_not_the_opposite_of_hate(tmp_path: Path) -> None:
+    header = ["text", "label_gold", "matched_text"]
+    path = write_csv(tmp_path / "emoji.csv", header, ["x", "0", "y"])
+    assert only(path) == {"x": {"hate": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "said"),
+    [
+        (["text", "label"], ["a", "2"], "line 2: label is '2'"),
+        (["text", "score"], ["a", "nan"], "line 2: score is 'nan'"),
+        (["text", "colour"], ["a", "red"], "expected 'text' and one or more of"),
+        (["words", "label"], ["a", "1"], "expected 'text' and one or more of"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, header: list[str], row: list[str], said: str) -> None:
+    path = write_csv(tmp_path / "bad.csv", header, row)
+    with pytest.raises(DataError, match=r"^[^\n]*$") as caught:
+        load_labelled(str(path))
+    assert said in str(caught.value)
+
+
+def test_an_unknown_source_names_the_known() -> None:
+    with pytest.raises(DataError, match="expected starter, rtp"):
+        load_labelled("no-such-source")
+
+
+def test_starter_is_our_openings_against_our_answers() -> None:
+    (found,) = load_labelled("starter")
+    dialogues = load_dialogues("starter").dialogues
+    answers = {turn.text for d in dialogues for turn in d.turns if turn.role == "assistant"}
+    assert {text.text for text in found.texts if text.labels == {"toxicity": 0.0, "hate": 0.0}} == answers
+    assert {text.text for text in found.texts if text.labels == {"hate": 1.0}} == {d.turns[0].text for d in dialogues}
+
+
+def test_a_hash_decides_what_is_held_out() -> None:
+    texts = [f"text number {number}" for number in range(4000)]
+    share = sum(is_held_out(text, tenths=2) for text in texts) / len(texts)
+    assert 0.17 < share < 0.23  # 256 values of a byte by remainder: 52 of 256 is 20.3 %
+    assert all(is_held_out(text, tenths=2) for text in texts if is_held_out(text, tenths=1))
+    assert is_held_out(" Some  TEXT ") == is_held_out("some text")
+
+
+def test_nothing_held_out_or_excluded_is_trained_on(tmp_path: Path) -> None:
+    texts = [f"sentence {number} of many" for number in range(600)]
+    data = write_csv(tmp_path / "data.csv", ["text", "label"], *([text, str(i % 2)] for i, text in enumerate(texts)))
+    # The same texts in other letters, as an evaluation set might have them.
+    excluded = write_csv(tmp_path / "suite.csv", ["text", "label"], *([text.upper(), "1"] for text in texts[:50]))
+    settings = JudgeTrainSettings(data=[str(data)], exclude=[str(excluded)])
+    corpus = load_corpus(settings)
+    seen = [normalised(text.text) for text in [*corpus.train, *corpus.validation]]
+    held_out = {normalised(text) for text in texts if is_held_out(text)}
+    assert held_out
+    assert len(seen) == len(set(seen))
+    assert set(seen) == {normalised(text) for text in texts[50:]} - held_out
+
+
+def test_a_text_of_two_sources_has_both_labels(tmp_path: Path) -> None:
+    texts = [f"words {number}" for number in range(200) if not is_held_out(f"words {number}")]
+    one = write_csv(tmp_path / "one.csv", ["text", "toxicity"], *([text, "0.25"] for text in texts))
+    two = write_csv(tmp_path / "two.csv", ["text", "hate", "toxicity"], *([text, "1", "0.75"] for text in texts))
+    corpus = load_corpus(JudgeTrainSettings(data=[str(one), str(two)]))
+    assert len(corpus.train) + len(corpus.validation) == len(texts)
+    assert all(text.labels == {"toxicity": 0.25, "hate": 1.0} for text in [*corpus.train, *corpus.validation])
+
+
+def test_real_data_sets_are_read(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as the folder's README states them, less what can't be used."""
+    monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
+    rows = {"rtp": 2 * 1801, "toxigen": 6514, "hatemoji": 4728 + 591, "davidson": 24783, "sbic": 4666}
+    rows |= {"toxic_spans": 7939 + 690, "surge": 1000}
+    for source, stated in rows.items():
+        sets = load_labelled(source)
+        assert {found.kind for found in sets} == {source}
+        assert sum(len(found.texts) + sum(found.dropped.values()) for found in sets) == stated
+        for found in sets:
+            assert all(set(text.labels) <= set(LABELS) for text in found.texts)
+            assert all(0 <= value <= 1 for text in found.texts for value in text.labels.values())
+            assert any(text.held_out for text in found.texts)
