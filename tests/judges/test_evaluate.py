@@ -26,6 +26,7 @@ from rewardlm.judges.metrics import FloatArray
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER, HATE_TURN, Suite, SuiteText, load_suite
 from rewardlm.runs import Run
+from rewardlm.scoring.scorer import load_scorer
 from rewardlm.types import Verdict
 
 
@@ -398,6 +399,21 @@ def test_lexical_is_near_perspective_and_at_chance_on_hatecheck(
     assert len(found["hatecheck"]["bias"]["groups"]) == 7
     worst = min(found["hatecheck"]["bias"]["groups"].items(), key=lambda item: item[1]["bpsn_auc"])
     assert worst[0] == "gay people", "the list holds that word"
+
+
+def test_another_label_is_held_against_perspectives_score_of_the_same_name(
+    monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    from scipy.stats import spearmanr
+
+    monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
+    chosen = settings("rtp", judge="lexical2", label="insult", limit=150)
+    (found,) = evaluate(chosen)["results"]
+    assert (found["label"], found["target"]) == ("insult", "insult")
+    suite = load_suite("rtp").sample(150, seed=0)
+    values = [v.values["insult"] for v in load_scorer("lexical2").score([text.text for text in suite.texts])]
+    targets = [text.targets["insult"] for text in suite.texts]
+    assert found["spearman"] == pytest.approx(spearmanr(values, targets).statistic, abs=1e-3)
 
 
 def test_all_numbers_of_hatecheck_against_scikit_learn(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:

@@ -51,7 +51,7 @@ def named(judges: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_every_judge_says_what_it_is_and_what_it_needs() -> None:
     judges = named(list_judges(JudgeListSettings()))
-    assert list(judges)[:3] == ["starter", "lexical", "lexical2"]
+    assert list(judges)[:4] == ["starter", "toxicity+hate", "lexical", "lexical2"]
     for judge in judges.values():
         assert judge["what"]
         assert judge["usable"] == (judge["needs"] is None)
@@ -145,7 +145,7 @@ def test_trained_judges_are_found_with_their_own_figures(judge: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path, judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"judge 'lexcial' is not listed: there are starter, lexical"):
+    with pytest.raises(ConfigError, match=r"judge 'lexcial' is not listed: there are starter, "):
         list_judges(JudgeListSettings(names=["lexcial"]))
     with pytest.raises(ConfigError, match="is no folder"):
         list_judges(JudgeListSettings(dir=tmp_path / "none"))

@@ -215,7 +215,7 @@ def settings_of(encoder, **changes):
         "device": "cpu",
         "precision": "float32",
         "validation": 0.2,
-        "made_up": 0.5,
+        "made_up": 100,
     }
     return PairJudgeSettings(**{**usual, **changes})
 

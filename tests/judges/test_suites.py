@@ -131,6 +131,36 @@ def test_without_folder_and_hub_the_error_says_what_to_do(
     assert "\n" not in str(error.value)
 
 
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    asked = []
+    cases = [
+        {"functionality": "slur_h", "test_case": "x", "label_gold": "hateful", "target_ident": "women"},
+        {"functionality": "target_obj_nh", "test_case": "y", "label_gold": "non-hateful", "target_ident": None},
+    ]
+    pairs = [
+        {"prompt": {"text": f"begun {i}", "toxicity": 0.1}, "continuation": {"text": f"ended {i}", "toxicity": i / 50}}
+        for i in range(50)
+    ]
+
+    def load_dataset(name: str, split: str) -> list[dict[str, object]]:
+        asked.append((name, split))
+        return {"Paul/hatecheck": cases, "allenai/real-toxicity-prompts": pairs}[name]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.delenv("REWARDLM_DATA", raising=False)
+    monkeypatch.setenv("REWARDLM_CACHE", str(tmp_path))
+    suite = load_suite("hatecheck")
+    assert suite.targets("hate").tolist() == [1, 0]
+    assert [text.groups for text in suite.texts] == [("women",), ()]
+    first = load_suite("rtp")
+    assert first.held_out
+    assert 0 < len(first.texts) < 100
+    assert load_suite("rtp") == first
+    assert asked == [("Paul/hatecheck", "test"), ("allenai/real-toxicity-prompts", "train")], "fetched once"
+
+
 def test_a_file_may_be_called_like_a_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write(tmp_path / "rtp", "x")
     monkeypatch.chdir(tmp_path)
@@ -217,6 +247,15 @@ def test_the_users_own_training_file_counts_whole(tmp_path: Path) -> None:
     assert not suite.held_out
 
 
+def test_a_set_is_about_hate_where_toxicity_was_not_judged(tmp_path: Path) -> None:
+    both = load_suite(write(tmp_path / "both.csv", "text,hate,toxicity\na,1,1\nb,0,\n"))
+    alone = load_suite(write(tmp_path / "alone.csv", "text,hate\na,1\nb,0\n"))
+    assert (both.labels, both.about_hate) == (("toxicity", "hate"), False)
+    assert (alone.labels, alone.about_hate) == (("hate",), True)
+    assert both.target_of("threat") == "toxicity"
+    assert alone.target_of("threat") == "hate"
+
+
 # ---- the real files -------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +300,7 @@ def test_rtp_takes_only_what_no_judge_is_trained_on(data: Path) -> None:
     assert suite.targets("threat").tolist() == pytest.approx([scores[text.text] for text in suite.texts], nan_ok=True)
 
 
-def test_hate_sets_are_about_hate_and_others_are_not(data: Path) -> None:
-    assert load_suite("hatemoji").about_hate
-    assert not load_suite("toxigen").about_hate
-    assert not load_suite("davidson").about_hate
+def test_hatemoji_is_about_hate(data: Path) -> None:
+    suite = load_suite("hatemoji")
+    assert suite.about_hate
+    assert suite.held_out

@@ -260,6 +260,63 @@ def test_quality_comes_from_texts_and_stored_numbers(tmp_path: Path) -> None:
     assert found["counter_narrative_fraction"] is None
 
 
+CLASSES = ("counter_narrative", "agreement", "refusal", "off_topic")
+
+
+def pair_verdicts(seed: int, n: int, samples: int) -> list[dict[str, Any]]:
+    """Quality records with a random verdict an answer; every fifth answer has none, as an empty one has."""
+    rng = np.random.default_rng(seed)
+    rows = [f"p{i}-{j}" for i in range(n) for j in range(samples)]
+    return [
+        {
+            "generation_id": id_,
+            "classes": None if at % 5 == 4 else dict(zip(CLASSES, rng.dirichlet([1] * 4).tolist(), strict=True)),
+        }
+        for at, id_ in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_the_share_of_counter_narratives_is_a_plain_loops(tmp_path: Path, threshold: float) -> None:
+    rng = np.random.default_rng(1)
+    n, samples = 30, 2
+    toxicity = [None if i % 7 == 0 else float(rng.random()) for i in range(n)]
+    scores = {"judge": [[0.1] * samples] * n}
+    judge = {"name": "starter_pairs", "revision": "abc", "error": None}
+    paths, expected = [], []
+    for label, seed in (("PT", 2), ("FT", 3)):
+        records = pair_verdicts(seed, n, samples)
+        paths.append(
+            build_run(tmp_path / label, label, scores, toxicity=toxicity, quality=records[::-1], pair_judge=judge)
+        )
+        found = asked = 0
+        for record in records:
+            prompt = int(record["generation_id"][1:].split("-")[0])
+            value = toxicity[prompt]
+            if value is None or value <= threshold or record["classes"] is None:
+                continue
+            asked += 1
+            rest = [record["classes"][name] for name in CLASSES if name != "counter_narrative"]
+            found += record["classes"]["counter_narrative"] > max(rest)
+        expected.append(found / asked)
+    models = compare(paths, threshold=threshold, n_resamples=100)["models"]
+    assert [model["quality"]["counter_narrative_fraction"] for model in models] == pytest.approx(expected)
+    assert all(model["pair_judge"] == judge for model in models)
+
+
+def test_a_run_without_pair_verdicts_compares_and_has_no_share(tmp_path: Path) -> None:
+    scores = {"judge": [[0.1], [0.2]]}
+    old = build_run(tmp_path / "old", "PT", scores, toxicity=[0.9, 0.9], quality=[{"generation_id": "p0-0"}])
+    verdict = {"generation_id": "p1-0", "classes": dict(zip(CLASSES, (0.7, 0.1, 0.1, 0.1), strict=True))}
+    new = build_run(tmp_path / "new", "FT", scores, toxicity=[0.9, 0.9], quality=[verdict])
+    # Of no toxic prompt there is nothing to say either.
+    calm = build_run(tmp_path / "calm", "calm", scores, toxicity=[0.1, 0.1], quality=[verdict])
+    models = compare([old, new], **FAST)["models"]
+    assert [model["quality"]["counter_narrative_fraction"] for model in models] == [None, 1.0]
+    assert models[0]["pair_judge"] is None
+    assert compare([calm], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] is None
+
+
 def test_one_run_alone_is_a_table_without_comparisons(tmp_path: Path) -> None:
     result = compare([build_run(tmp_path / "run", "PT", {"judge": [[0.1]]})], **FAST)
     assert result["comparisons"] == []

@@ -21,6 +21,7 @@ from rewardlm.measure.scoring import cut_short, score_run
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.runs import Run, prompts_hash
+from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.types import Message
 
 JUDGES = '''
@@ -77,6 +78,7 @@ def settings_of(**changes: Any) -> MeasureSettings:
         "samples": 2,
         "similarity": False,
         "perplexity": False,
+        "counter_narrative": None,
     }
     return MeasureSettings(**{**usual, **changes})  # type: ignore[arg-type]
 
@@ -306,6 +308,43 @@ def test_perplexity_is_the_bases_by_a_plain_forward(judges: Any, tmp_path: Path)
             logits = base.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
         nll = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
         assert quality[id_]["perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
+
+
+def test_classes_of_answers_are_the_pair_judges(judges: Any, tmp_path: Path) -> None:
+    settings = settings_of(counter_narrative="starter_pairs", limit=6)
+    run = meter.measure(settings, tmp_path / "run")
+    judge = load_pair_judge()
+    assert run.meta["pair_judge"] == {"name": "starter_pairs", "revision": judge.revision, "error": judge.error}
+    prompts = {prompt.id: prompt.text for prompt in run.prompts()}
+    texts = {answer.id: (prompts[answer.prompt_id], answer.text) for answer in run.generations()}
+    records = {record["generation_id"]: record["classes"] for record in run.read("quality")}
+    assert records.keys() == texts.keys()
+    for id_, pair in texts.items():
+        assert records[id_] == (pytest.approx(judge.judge([pair])[0], abs=1e-5) if pair[1].strip() else None)
+    with pytest.raises(RunError, match="counter_narrative"):
+        meter.measure(settings_of(counter_narrative=None, limit=6), tmp_path / "run")
+
+
+def test_a_pair_judge_that_is_none_is_told_before_anything_is_sampled(judges: Any, tmp_path: Path) -> None:
+    with pytest.raises(ScorerError, match="is no pair judge"):
+        meter.measure(settings_of(counter_narrative=str(tmp_path)), tmp_path / "run")
+    assert not judges.asked
+
+
+def test_a_run_that_is_older_than_the_pair_judge_goes_on(judges: Any, tmp_path: Path) -> None:
+    run = meter.measure(settings_of(counter_narrative=None), tmp_path / "run")
+    old = {key: value for key, value in run.meta["settings"].items() if key != "counter_narrative"}
+    run.update(settings=old)
+    before = (run.path / "run.json").read_bytes()
+    # Finished, it stays as it is; unfinished, it gets what it lacks.
+    meter.measure(settings_of(counter_narrative="starter_pairs"), run.path)
+    assert (run.path / "run.json").read_bytes() == before
+    run.update(status="running")
+    cut_lines(run.path / "generations.jsonl", 5)
+    run = meter.measure(settings_of(counter_narrative="starter_pairs"), run.path)
+    assert [record["classes"] is not None for record in run.read("quality")] == [
+        bool(answer.text.strip()) for answer in run.generations()
+    ]
 
 
 def test_prompts_that_are_too_long_are_cut_and_counted_also_after_a_stop(judges: Any, tmp_path: Path) -> None:

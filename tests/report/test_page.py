@@ -108,6 +108,24 @@ def test_the_disagreement_of_an_ensemble_is_said_beside_it(parts, render):
     assert text.count("disagreement") == 1
 
 
+def test_the_judge_of_counter_narratives_and_its_errors_are_named(parts, render):
+    model = parts["result"]["models"][2]
+    model["quality"]["counter_narrative_fraction"] = 0.25
+    error = {"on": "CONAN.csv", "n": 1234, "accuracy": 0.71, "precision": 0.52, "recall": 0.83, "auc_hate": 0.9}
+    model["pair_judge"] = {"name": "starter_pairs", "revision": "abc", "error": error}
+    text = render(parts).text("results")
+    for part in ("by starter_pairs", "1,234 pairs", "CONAN.csv", "71.0 %", "83.0 %", "52.0 %"):
+        assert part in text, part
+    assert "different judges" not in text
+    other = parts["result"]["models"][1]
+    other["quality"]["counter_narrative_fraction"] = 0.5
+    other["pair_judge"] = {"name": "/home/somebody/mine", "revision": "def", "error": None}
+    text = render(parts).text("results")
+    assert "by mine, whose errors nobody has measured" in text
+    assert "somebody" not in text
+    assert "different judges" in text
+
+
 def test_warnings_are_shown_in_full_and_errors_come_first(parts, render):
     parts["result"]["warnings"].append({"code": "prompts_differ", "model": "FT", "message": "Two lists of prompts."})
     text = render(parts).text("warnings")

@@ -126,6 +126,26 @@ def test_the_disagreement_of_an_ensemble_has_a_table_of_its_own() -> None:
     assert "max(a,./b.c)./b.c" not in "".join(printed(result).split())
 
 
+def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> None:
+    result = sample("A fine-tuned mode", "a judge of texts")
+    error = {"on": "CONAN.csv", "n": 1234, "accuracy": 0.71, "precision": 0.52, "recall": 0.83, "auc_hate": 0.9}
+    for model in result["models"]:
+        model["scorers"] = {name: dict.fromkeys(SPLITS, entry()) for name in model["scorers"]}
+        model["quality"] = {**model["quality"], "counter_narrative_fraction": 0.4567}
+        model["pair_judge"] = {"name": "starter_pairs", "revision": "abc", "error": error}
+    text = printed(result)
+    assert max(map(len, text.splitlines())) <= 100
+    _, everything, toxic = text.split("Toxicity, ", 2)
+    assert "CN" not in everything
+    toxic = toxic.split("Change of")[0]
+    assert toxic.count("0.457") == 2
+    assert "0.142" in toxic
+    assert "45.7%" in text.split("Quality")[1]
+    flat = " ".join(text.split())
+    for part in ("Counter-narratives by starter_pairs", "1,234 pairs", "71.0 %", "83.0 %", "52.0 %"):
+        assert part in flat, part
+
+
 def test_one_run_has_no_changes() -> None:
     result = sample()
     result["models"], result["comparisons"], result["warnings"] = result["models"][:1], [], []

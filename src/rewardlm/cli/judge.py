@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli import judge_pairs, options
 
 app = typer.Typer(
     help="List, train and evaluate judges.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -151,6 +151,10 @@ def evaluate(
         from rewardlm.report.judge_tables import console, print_evaluation
 
         print_evaluation(found, console())
+
+
+app.command("train-pairs")(judge_pairs.train_pairs)
+app.command("evaluate-pairs")(judge_pairs.evaluate_pairs)
 
 
 def _split(items: list[str] | None) -> tuple[list[str], list[str]]:

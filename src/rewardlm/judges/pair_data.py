@@ -11,7 +11,7 @@ import importlib.resources
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rewardlm.data.dialogues import normalised, pairs, split_by_component
@@ -94,12 +94,19 @@ class OwnTexts:
 def own_texts(part: Part) -> OwnTexts:
     """The lines of ``pair_texts/*.txt`` that train, or those that are held out."""
 
-    def read(name: str) -> tuple[str, ...]:
-        file = importlib.resources.files("rewardlm.judges") / "pair_texts" / f"{name}.txt"
-        lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#")]
-        return tuple(line for number, line in enumerate(lines) if (number % 4 == 3) == (part == "held_out"))
+    def some(name: str) -> tuple[str, ...]:
+        return tuple(line for number, line in enumerate(_lines(name)) if (number % 4 == 3) == (part == "held_out"))
 
-    return OwnTexts(*(read(name) for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims")))
+    return OwnTexts(*(some(name) for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims")))
+
+
+def own_exchanges() -> list[Exchange]:
+    """Blunt claims with direct answers, ``pair_texts/exchanges.txt``: all of them train, whatever the dialogues are."""
+    rows = [line.split(" | ") for line in _lines("exchanges")]
+    return [
+        Exchange(f"own exchange {number}", _targets(target), hate, counter, ())
+        for number, (target, hate, counter) in enumerate(rows, 1)
+    ]
 
 
 def exchanges(dialogues: Sequence[Dialogue]) -> list[Exchange]:
@@ -157,6 +164,17 @@ def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str) -> list[PairExa
     """One example of each class for every exchange, in order; the same ``seed`` draws the same ones."""
     drawer = _Drawer(source, texts, random.Random(seed))
     return [example for exchange in source for example in drawer.of(exchange)]
+
+
+def thinned(example: PairExample, rng: random.Random, share: float = 0.1) -> PairExample:
+    """``example`` without some words of either text, so that whole lines can't be learnt by heart."""
+
+    def thin(text: str) -> str:
+        words = text.split()
+        kept = [word for word in words if rng.random() >= share]
+        return " ".join(kept or words)
+
+    return replace(example, prompt=thin(example.prompt), answer=thin(example.answer))
 
 
 class _Drawer:
@@ -271,6 +289,11 @@ class _Drawer:
         groups = self._groups(exchange)
         line = self._rng.choice(lines if groups else [line for line in lines if "{group}" not in line])
         return _filled(line, self._rng.choice(groups)) if "{group}" in line else line
+
+
+def _lines(name: str) -> list[str]:
+    file = importlib.resources.files("rewardlm.judges") / "pair_texts" / f"{name}.txt"
+    return [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#")]
 
 
 def _targets(label: str | None) -> frozenset[str]:

@@ -6,7 +6,10 @@ Where its examples come from is in ``pair_data``; what it is worth, in ``pair_ev
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import random
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +30,18 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from rewardlm.config import LoraSettings, Section, flatten
-from rewardlm.data.dialogues import DialogueSet, load_dialogues
+from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
 from rewardlm.errors import DataError
-from rewardlm.judges.pair_data import Exchange, PairExample, draw, made_up, own_texts, split_exchanges
+from rewardlm.judges.pair_data import (
+    Exchange,
+    PairExample,
+    draw,
+    made_up,
+    own_exchanges,
+    own_texts,
+    split_exchanges,
+    thinned,
+)
 from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, write_record
 from rewardlm.judges.train import _checkpoints, _Watch, head_of
 from rewardlm.models.load import resolve_device, resolve_dtype
@@ -64,14 +76,15 @@ class PairJudgeSettings(Section):
     """``rewardlm judge train-pairs``: which dialogues teach which encoder.
 
     ``validation`` is the share of dialogues held out, by components that share no user turn and always the same ones;
-    it sets the temperature and gives the figures of the card. ``made_up`` is how many short exchanges of our own lines
-    are added in every epoch, as a multiple of the dialogues' exchanges.
+    it sets the temperature and gives the figures of the card. Every epoch adds ``made_up`` short exchanges of our own
+    lines; ``thinned`` is the share of pairs that lose a tenth of their words.
     """
 
     dialogues: str = "starter"
     encoder: str = "minilm"
     validation: float = Field(0.1, gt=0, lt=1)
-    made_up: float = Field(1.0, ge=0)
+    made_up: int = Field(300, ge=0)
+    thinned: float = Field(0.5, ge=0, le=1)
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
@@ -97,12 +110,14 @@ def train_pair_judge(
         return run
     loaded = load_dialogues(settings.dialogues)
     train, held_out = split_exchanges(loaded.dialogues, validation=settings.validation)
+    known = {normalised(text) for exchange in held_out for text in (exchange.hate, exchange.counter)}
+    ours = [e for e in own_exchanges() if not {normalised(e.hate), normalised(e.counter)} & known]
     if not train or not held_out:
         raise DataError(
             f"{settings.dialogues}: {len(train)} exchanges to train on, {len(held_out)} held out; both are needed: "
             "give more unrelated dialogues, or another validation share"
         )
-    epochs = [_epoch(train, settings, number) for number in range(settings.epochs)]
+    epochs = [_epoch([*train, *ours], settings, number) for number in range(settings.epochs)]
     unseen = draw(held_out, own_texts("held_out"), "held out")
     if say is not None:
         say(f"{len(train):,} exchanges to train on, {len(held_out):,} held out; {len(epochs[0]):,} pairs an epoch")
@@ -125,9 +140,9 @@ def train_pair_judge(
     run.forget_after(int(resume.name.rpartition("-")[2]) if resume else 0)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
-    logits = trainer.predict(validation).predictions
+    predicted = trainer.predict(validation)  # in an order of its own, by length
     model = trainer.accelerator.unwrap_model(trainer.model).to("cpu").float().eval()
-    temperature = fit_temperature(logits, np.array([row["labels"] for row in validation]))
+    temperature = fit_temperature(predicted.predictions, predicted.label_ids)
     head = head_of(model)
     with torch.no_grad():
         head.weight.div_(temperature)
@@ -158,8 +173,10 @@ def fit_temperature(logits: Any, labels: Any) -> float:
 
 def _epoch(train: Sequence[Exchange], settings: PairJudgeSettings, number: int) -> list[PairExample]:
     texts, seed = own_texts("train"), f"{settings.seed}, epoch {number}"
-    ours = made_up(texts, round(settings.made_up * len(train)), seed)
-    return draw([*train, *ours], texts, seed)
+    ours = made_up(texts, settings.made_up, seed)
+    rng = random.Random(seed)
+    examples = draw([*train, *ours], texts, seed)
+    return [thinned(example, rng) if rng.random() < settings.thinned else example for example in examples]
 
 
 def _rows(tokenizer: Any, examples: Sequence[PairExample], settings: PairJudgeSettings) -> list[dict[str, Any]]:
@@ -274,8 +291,9 @@ def _save(
 def command(settings: PairJudgeSettings) -> str:
     """The command line that trains this judge again: what differs from the defaults is said."""
     mine, theirs = flatten(settings.model_dump()), flatten(PairJudgeSettings().model_dump())
-    changed = [f"{key}={value}" for key, value in mine.items() if value != theirs[key]]
-    return " ".join(["rewardlm judge train-pairs", *changed, "--out DIR"])
+    changed = {key: value for key, value in mine.items() if key not in FREE_SETTINGS and value != theirs[key]}
+    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+    return shlex.join(["rewardlm", "judge", "train-pairs", *words, "--out", "DIR"])
 
 
 def _source(loaded: DialogueSet, n_exchanges: int) -> dict[str, Any]:
@@ -287,6 +305,7 @@ def _source(loaded: DialogueSet, n_exchanges: int) -> dict[str, Any]:
 def _our_lines() -> dict[str, Any]:
     lines = own_texts("train")
     texts = [*lines.refusals, *lines.agreements, *lines.retorts, *lines.objections, *lines.chatter, *lines.claims]
+    texts += [text for exchange in own_exchanges() for text in (exchange.hate, exchange.counter)]
     return _record("our own lines", "Apache-2.0, our own", texts, len(texts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load_preferences(source: str) -> tuple[list[PreferencePair], dict[str, Any]]
     return pairs, record
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Iterator[Row]:
     return read_csv(path, _EXPECTED) if path.suffix == ".csv" else read_jsonl(path, _EXPECTED)
 
 

@@ -49,10 +49,10 @@ class JudgeListSettings(Section):
     on ``suite`` (none: those of hatecheck, rtp and jigsaw that are on this machine) instead of showing known figures.
     """
 
-    names: list[str] = []
+    names: list[str] = Field([])
     dir: Path | None = None
     measure: bool = False
-    suite: list[str] = []
+    suite: list[str] = Field([])
     limit: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -66,7 +66,7 @@ class JudgeListSettings(Section):
 class JudgeTrainSettings(Section):
     """``rewardlm judge train``: which texts teach which encoder what.
 
-    ``data``: sources of ``judges.texts.load_labelled``, or files of preference pairs. ``exclude``: sources whose texts
+    ``data``: sources of ``judges.texts.load_labelled``, or files of preference pairs. ``exclude``: suites whose texts
     are left out, because the judge will be evaluated on them. ``limits`` takes a seeded sample of a source's texts,
     ``weights`` multiplies their loss. ``misspelt`` is the share of training texts that are taught a second time in
     another spelling. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the

@@ -42,6 +42,7 @@ from rewardlm.judges.card import save_judge
 from rewardlm.judges.misspell import misspell
 from rewardlm.judges.preferences import PreferencePair, is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.suites import load_suite
 from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
@@ -153,7 +154,7 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
     """
     forbidden: set[str] = set()
     for source in settings.exclude:
-        forbidden |= {normalised(text.text) for found in load_labelled(source) for text in found.texts}
+        forbidden |= {normalised(text.text) for text in load_suite(source).texts}
     sets: list[LabelledSet] = []
     preferences: list[PreferencePair] = []
     sources: list[dict[str, Any]] = []
@@ -167,19 +168,18 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
             sets += load_labelled(source)
     forbidden |= {normalised(text.text) for found in sets for text in found.held_out}
     merged: dict[str, LabelledText] = {}
-    for found in sets:
-        taken = 0
+    came_from: dict[str, int] = {}
+    for number, found in enumerate(sets):
         for text in found.training:
             labels = {label: value for label, value in text.labels.items() if label in settings.labels}
             key = normalised(text.text)
             if key in forbidden or not labels:
                 continue
-            taken += 1
             before = merged.get(key)
             if before is not None:
                 labels, text = {**labels, **before.labels}, before
             merged[key] = LabelledText(text.text, labels, text.source, False)
-        sources.append({"kind": found.kind, "sha256": found.sha256, "licence": found.licence, "texts": taken})
+            came_from.setdefault(key, number)
     texts = list(merged.values())
     draw = random.Random(settings.seed)
     draw.shuffle(texts)
@@ -196,6 +196,12 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
             f"{', '.join(settings.data)}: {len(texts)} texts with a label are left to train on, and validation needs "
             f"{settings.validation:.0%} of them: give more data"
         )
+    used = Counter(came_from[normalised(text.text)] for text in texts)
+    sources = [
+        {"kind": found.kind, "sha256": found.sha256, "licence": found.licence, "texts": used[number]}
+        for number, found in enumerate(sets)
+        if used[number]
+    ] + sources
     return Corpus(texts[n_validation:], texts[:n_validation], preferences, sources)
 
 

@@ -37,13 +37,15 @@ def score_run(
 
 
 def describe_scorer(scorer: Scorer, max_failed_share: float, answers: Sequence[Generation] = ()) -> dict[str, object]:
-    """What a run records of a judge: ``name``, ``labels`` and, where it has one, the ``revision`` of its weights;
-    ``cut``, how many of the answers it read only in part; and the ``max_failed_share`` that it was held to.
+    """What a run records of a judge: ``name``, ``labels`` and, where it has them, the ``revision`` of its weights and
+    the ``precision`` that it computes in; ``cut``, how many of the answers it read only in part; and the
+    ``max_failed_share`` that it was held to.
     """
     return {
         "name": scorer.name,
         "labels": list(scorer.labels),
         "revision": getattr(scorer, "revision", None),
+        "precision": getattr(scorer, "precision", None),
         "cut": sum(cuts(scorer, [answer.text for answer in answers])),
         "max_failed_share": max_failed_share,
     }

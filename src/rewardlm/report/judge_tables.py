@@ -87,7 +87,10 @@ def print_judges(judges: Sequence[Mapping[str, Any]], console: Console) -> None:
             )  # fmt: skip
     if table.row_count:
         _print(
-            console, "Figures", table, "ECE: expected calibration error. What packaged judges learnt from isn’t known."
+            console,
+            "Figures",
+            table,
+            "ECE: expected calibration error. Packaged judges may have learnt from some of these sets.",
         )
     for judge in judges:
         found = judge["at_chance"]

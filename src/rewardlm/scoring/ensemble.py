@@ -56,6 +56,8 @@ class Ensemble:
         self._scorers = list({id(member.scorer): member.scorer for member in self.members}.values())
         revisions = [getattr(scorer, "revision", None) for scorer in self._scorers]
         self.revision = None if None in revisions else "+".join(str(revision) for revision in revisions)
+        precisions = {getattr(scorer, "precision", None) for scorer in self._scorers} - {None}
+        self.precision = "+".join(sorted(map(str, precisions))) or None
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         # Members are not held to [0, 1] here: whoever calls this through score_texts says what is allowed,
