@@ -469,7 +469,9 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     drawn, said = [], []
     draw = rlaf.sample
     monkeypatch.setattr(rlaf, "sample", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
-    run = train(settings(prompts=str(file), max_prompt_tokens=16), tmp_path / "run", say=said.append)
+    run = train(
+        settings(reward=["lexical"], prompts=str(file), max_prompt_tokens=16), tmp_path / "run", say=said.append
+    )
     cut = sum(len(text) > 5 for draft in drawn for text in draft.texts)
     assert cut > 0
     assert run.meta["cut"] == {"lexical": cut}
