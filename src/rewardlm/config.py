@@ -148,7 +148,7 @@ class MeasureSettings(ModelSettings):
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
-    counter_narrative: str | None = None
+    counter_narrative: str | None = "starter_pairs"
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
 
@@ -339,7 +339,7 @@ class StageMeasure(Section):
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
-    counter_narrative: str | None = None
+    counter_narrative: str | None = "starter_pairs"
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
 

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rewardlm.errors import RewardLMError, ScorerError
-from rewardlm.scoring.encoder import locate_encoder, sha256_of
+from rewardlm.errors import ScorerError
+from rewardlm.scoring.trained import load_adapter, read_record
 
 COUNTER_NARRATIVE = "counter_narrative"
 PAIR_LABELS = (COUNTER_NARRATIVE, "agreement", "refusal", "off_topic")
 STARTER_PAIRS = "starter_pairs"
-WEIGHTS = "adapter_model.safetensors"
 
 # However long an answer is, so many tokens at the prompt's end stay, since an answer to nothing can't be judged.
 _PROMPT_FLOOR = 32
@@ -28,9 +27,10 @@ _TOKEN_BUDGET = 4096  # padded tokens a forward pass
 class PairJudge:
     """P(label) of (prompt, answer) pairs by a softmax over PAIR_LABELS; float32, evaluation mode, no gradients.
 
-    ``revision`` is the SHA-256 of the weights. ``error`` is how often the judge is wrong on pairs that it never trained
-    on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate"}, of the data set where its accuracy
-    was worst; None where nobody has measured it. Precision and recall are those of counter-narratives.
+    ``revision`` is the SHA-256 of the adapter, @, and the encoder's. ``error`` is how often the judge is wrong on pairs
+    that it never trained on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate"}, of the data
+    set where its accuracy was worst; None where nobody has measured it. Precision and recall are those of
+    counter-narratives.
     """
 
     labels = PAIR_LABELS
@@ -74,16 +74,10 @@ def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJu
     """
     folder = folder_of(spec)
     record = _record(folder)
-    try:
-        model, tokenizer = _load(folder, record)
-    except RewardLMError:
-        raise
-    except Exception as error:
-        raise ScorerError(
-            f"can't load the pair judge {spec} ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
-            "expected a folder made by rewardlm judge train-pairs"
-        ) from error
-    return PairJudge(spec, model, tokenizer, record, revision=sha256_of([folder / WEIGHTS]), device=device)
+    adapter = read_record(folder)
+    assert adapter is not None  # or _record would have raised
+    _, tokenizer, model, revision = load_adapter(folder, adapter)
+    return PairJudge(spec, model, tokenizer, record, revision=revision, device=device)
 
 
 def most_likely(verdict: dict[str, float]) -> str:
@@ -159,38 +153,3 @@ def _worst(metrics: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         "on": name,
         **{key: measured[name].get(key) for key in ("n", "accuracy", "precision", "recall", "auc_hate")},
     }
-
-
-def _load(folder: Path, record: dict[str, Any]) -> tuple[Any, Any]:
-    """Encoder, adapter and head as one plain model, which pays for one matrix a layer and not three."""
-    import torch
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
-
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise ScorerError(f"{folder} has no {WEIGHTS}: pickled weights are refused")
-    tensors = load_file(str(weights))
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ScorerError(f"{weights}: {len(broken)} tensors are not finite, such as {broken[0]}")
-    source, revision = locate_encoder(record["encoder"])
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the head that it would call missing is in the adapter
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, revision=revision, num_labels=len(PAIR_LABELS), dtype=torch.float32, use_safetensors=True
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    model = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
-    result = set_peft_model_state_dict(model, tensors)
-    missing = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
-    if missing or result.unexpected_keys:
-        raise ScorerError(
-            f"{weights} does not fit {record['encoder']}: {len(missing)} tensors are missing and "
-            f"{len(result.unexpected_keys)} don't belong ({[*missing, *result.unexpected_keys][0]}, …)"
-        )
-    return model.merge_and_unload(), AutoTokenizer.from_pretrained(source, revision=revision)

@@ -115,7 +115,7 @@ def test_the_peer_needs_nothing_but_the_adapter():
     # What the adapter says of its base is where anybody else would find it.
     config = json.loads((SHIPPED / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
-    assert config["modules_to_save"] == ["classifier"]
+    assert "classifier" in config["modules_to_save"]
 
 
 @pytest.mark.parametrize(("prompt", "answer", "expected"), OBVIOUS)
