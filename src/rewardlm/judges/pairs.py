@@ -67,7 +67,7 @@ _LIMITS = [
     "It reads the prompt's last turn and the answer, nothing before them.",
     "It judges by the words of both whether they belong together; it knows no facts, so a false or absurd answer that "
     "speaks up for the group counts as a counter-narrative.",
-    "Irony, and hate that hides behind a polite tone, are mistaken more often than the figures say.",
+    "How it reads irony, and hate in a polite tone, has not been measured.",
     "Abuse of the prompt's writer is called agreement: it opposes the hate, and is no counter-narrative.",
 ]
 
