@@ -41,14 +41,6 @@ OBVIOUS = [
 ]
 
 
-# The card says so: an answer that repeats the claim's words and opposes it by facts alone is called agreement.
-KNOWN_ERROR = (
-    "Muslims don't belong in Europe.",
-    "Muslims have lived in Europe for centuries. They are citizens like you and me.",
-    0,
-)
-
-
 @pytest.fixture(scope="module")
 def judge():
     return load_pair_judge()
@@ -121,10 +113,7 @@ def test_the_peer_needs_nothing_but_the_adapter():
     assert "classifier" in config["modules_to_save"]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "expected"),
-    [*OBVIOUS, pytest.param(*KNOWN_ERROR, marks=pytest.mark.xfail(strict=True, reason="an error of the weights"))],
-)
+@pytest.mark.parametrize(("prompt", "answer", "expected"), OBVIOUS)
 def test_obvious_pairs_get_their_class(judge, prompt, answer, expected):
     (verdict,) = judge.judge([(prompt, answer)])
     assert sum(verdict.values()) == pytest.approx(1, abs=1e-5)
