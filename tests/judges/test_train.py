@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rewardlm.errors import DataError
+from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LabelledText
@@ -186,6 +186,12 @@ def test_a_bad_pair_is_one_line(tmp_path: Path, row: dict[str, str]) -> None:
     path.write_text('{"chosen": "x", "rejected": "y"}\n' + json.dumps(row) + "\n")
     with pytest.raises(DataError, match=r"line 2"):
         load_preferences(str(path))
+
+
+def test_an_encoder_that_is_not_there_is_one_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="expected minilm, a hub id, or a folder") as caught:
+        train_judge(settings(data, encoder=str(tmp_path)), tmp_path / "judge")
+    assert "\n" not in str(caught.value)
 
 
 def test_too_little_data_is_said(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.data.dialogues import normalised
-from rewardlm.errors import DataError, TrainingError
+from rewardlm.errors import DataError, ModelError, TrainingError
 from rewardlm.judges.calibrate import Calibration, fit, fold
 from rewardlm.judges.card import save_judge
 from rewardlm.judges.misspell import misspell
@@ -99,8 +99,14 @@ def train_judge(
 
     source, revision = locate_encoder(settings.encoder)
     set_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    model = _model(settings, source, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = _model(settings, source, revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"can't load the encoder {settings.encoder} ({' '.join(str(error).split())[:160]}): expected minilm, a hub "
+            "id, or a folder with config.json, tokenizer and safetensors"
+        ) from error
     device = resolve_device(settings.device)
     train_rows = [
         *_rows(tokenizer, corpus.train, settings, filled),
