@@ -26,8 +26,8 @@ ROWS = [
     {"types", "errors"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
-# the checkpoints that every training has.
-BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure"), ("judges", "train")}
+# the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
+BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure"), ("judges", "train"), ("train", "measure")}
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
     "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2",

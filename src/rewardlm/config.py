@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,8 +22,17 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Part = Literal["all", "train", "measure"]
 
 
-# What a step of RL may look like where training goes wrong although every number is finite; see RlafSettings.stop_on.
-Doubt = Literal["negative_kl", "constant_reward", "entropy_collapse", "language_switch"]
+# What a step of RL may look like where training goes wrong although every number is finite; see train.guards.
+Doubt = Literal[
+    "negative_kl",
+    "constant_reward",
+    "entropy_collapse",
+    "language_switch",
+    "repetition",
+    "short_answers",
+    "same_answer",
+    "reward_hacking",
+]
 Resume = Literal["exact", "inexact"]
 
 
@@ -54,6 +64,11 @@ def split_names(items: Sequence[str]) -> list[str]:
 Names = Annotated[list[str], AfterValidator(split_names)]
 
 
+def is_function_name(text: str) -> bool:
+    """Whether ``text`` looks like ``module:function``."""
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text) is not None
+
+
 def cache_folder() -> Path:
     """Where converted weights and fetched data sets are kept: $REWARDLM_CACHE, else the user's cache folder."""
     set_by_user = os.environ.get("REWARDLM_CACHE")
@@ -68,6 +83,14 @@ def data_folder() -> Path | None:
     return Path(set_by_user).expanduser() if set_by_user else None
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"lora": {"r": 4}}`` → ``{"lora.r": 4}``: settings by the names that overrides use."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
 class Section(BaseModel):
     """Base of all settings: unknown keys are errors, values don't change after checking."""
 
@@ -79,7 +102,7 @@ class Section(BaseModel):
     @classmethod
     def _one_name_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for key in ("scorer", "reward", "stop_on"):
+            for key in ("scorer", "reward", "stop_on", "witness", "trackers"):
                 if isinstance(data.get(key), str):
                     data = {**data, key: [data[key]]}
         return data
@@ -226,44 +249,90 @@ class FinetuneSettings(TrainingSettings):
 
 
 class KlSettings(Section):
-    """The penalty for leaving the reference: coefficient, and a target for the adaptive controller.
+    """The penalty for leaving the reference: how it is taken, its coefficient, a target for the adaptive controller.
 
+    ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO; ``k3`` is a loss of its own, as in
+    GRPO's paper; ``full`` is a loss too, of the exact divergence over the vocabulary. All three are in metrics.jsonl.
     ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2).
     """
 
+    penalty: Literal["k1", "k3", "full"] = "k1"
     coef: float = Field(0.05, ge=0)
     target: float | None = Field(None, gt=0)
     horizon: int = Field(10_000, ge=1)
     max: float = Field(200.0, gt=0)
 
 
-class RewardSettings(Section):
-    """How P(toxic) becomes a reward: 1 - P, or its logit; and what an empty answer gets.
+class TermSettings(Section):
+    """What else is worth something besides the judges' word: weights, 0 leaves a term out.
 
+    ``length`` times min(1, words / ``length_words``); ``repetition`` times minus the share of words in repeated
+    4-grams; ``script`` times -1 where the answer is not in the prompt's script; ``similarity`` times the cosine of
+    prompt and answer; ``counter_narrative`` times the probability that it is one, by ``counter_narrative_judge``: a
+    judge of pairs (``starter_pairs``, a folder from ``judge train-pairs``), or a classifier of answers whose label
+    says so (``ID#label``).
+    """
+
+    length: float = Field(0.0, ge=0)
+    length_words: int = Field(20, ge=1)
+    repetition: float = Field(0.0, ge=0)
+    script: float = Field(0.0, ge=0)
+    similarity: float = Field(0.0, ge=0)
+    counter_narrative: float = Field(0.0, ge=0)
+    counter_narrative_judge: str = "starter_pairs"
+
+
+class RewardSettings(Section):
+    """How P(toxic) becomes a reward: 1 - P, or its logit; how several judges become one; what an empty answer gets.
+
+    ``aggregate``: the judges' mean by ``weights`` (1 where none is given), their minimum, or ``mean_std``: the mean
+    less ``std_weight`` times their standard deviation, so that what they disagree about earns less (Coste et al. 2024).
     ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward.
     """
 
     transform: Literal["probability", "logit"] = "probability"
-    aggregate: Literal["mean", "min"] = "mean"
+    aggregate: Literal["mean", "min", "mean_std"] = "mean"
+    std_weight: float = Field(1.0, ge=0)
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    terms: TermSettings = TermSettings()
     empty: float | None = None
     max_failed_share: float = Field(0.01, ge=0, le=1)
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _dots_are_flat(cls, value: Any) -> Any:
+        return flatten(value) if isinstance(value, dict) else value
 
 
 class RlafSettings(TrainingSettings):
     """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier.
 
+    ``algorithm``: ``ppo``, ``grpo``, ``dr_grpo`` (GRPO without division by the standard deviation), ``rloo``, or an
+    advantage estimator of the user's own, ``module:function``; see train.advantages.
+    ``critic``: ``trunk`` is a value head on the policy's own states, ``own`` one on a second adapter that learns for
+    it; None is what the algorithm needs.
+    ``loss_type`` says what a token counts (train.objectives.answer_weights); ``ratio`` whether PPO's ratio is a token's
+    or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
+    ``bnpo`` (ppo), ``dapo`` (grpo and one's own) or ``dr_grpo``.
     ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
     default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
     comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
     has a learning rate and a clipped gradient norm of its own.
-    ``stop_on`` names warnings that shall end the run as NaN and a runaway KL always do.
+    ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
+    every token is weighted by π/μ, at most ``importance_cap``.
+    ``witness`` names judges that are no part of the reward and read every answer: None is ``lexical``, unless that is
+    the reward. ``stop_on`` names warnings that shall end the run as NaN and a runaway KL always do.
+    ``trackers`` (trackio, wandb, tensorboard) get every number of metrics.jsonl, and no text.
     """
 
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = Field(None, ge=1)
     reward: Names = ["starter"]
-    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    algorithm: str = "ppo"
+    critic: Literal["trunk", "own"] | None = None
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = None
+    ratio: Literal["token", "answer"] | None = None
     steps: int = Field(20, ge=1)
     batch_size: int = Field(32, ge=1)
     samples: int | None = Field(None, ge=1)
@@ -278,11 +347,14 @@ class RlafSettings(TrainingSettings):
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    importance_cap: float = Field(2.0, ge=1)
     max_prompt_tokens: int = Field(512, ge=8)
     micro_batch_tokens: int = Field(1024, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     samples_every: int = Field(5, ge=1)
+    witness: list[str] | None = None
     stop_on: list[Doubt] = []
+    trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
     kl: KlSettings = KlSettings()
     rewards: RewardSettings = RewardSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -293,6 +365,35 @@ class RlafSettings(TrainingSettings):
             return self.samples
         return 1 if self.algorithm == "ppo" else 4
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether an answer is judged by the others to the same prompt, so that one alone teaches nothing."""
+        return self.algorithm in ("grpo", "dr_grpo", "rloo")
+
+    @property
+    def critic_kind(self) -> Literal["trunk", "own"] | None:
+        return "trunk" if self.critic is None and self.algorithm == "ppo" else self.critic
+
+    @property
+    def ratio_of(self) -> Literal["token", "answer"]:
+        return self.ratio or ("answer" if self.algorithm == "rloo" else "token")
+
+    @property
+    def token_weights(self) -> str:
+        """The ``loss_type`` that counts, by the name that train.objectives.answer_weights knows."""
+        if self.ratio_of == "answer":
+            return "answers"
+        return self.loss_type or {"ppo": "bnpo", "dr_grpo": "dr_grpo"}.get(self.algorithm, "dapo")
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether answers are drawn from another distribution than the policy's own."""
+        return self.generation != GenerationSettings()
+
+    @property
+    def witnesses(self) -> list[str]:
+        return [name for name in self.witness or ["lexical"] if name not in self.reward] if self.witness != [] else []
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> RlafSettings:
         if self.batch_size % self.samples_per_prompt:
@@ -302,15 +403,34 @@ class RlafSettings(TrainingSettings):
             )
         if self.batch_size < self.minibatches:
             raise ValueError(f"{self.minibatches} minibatches need at least as many answers as batch_size")
-        if self.algorithm != "ppo" and self.samples_per_prompt < 2:
+        if self.compares_answers and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
-        sampling = self.generation
-        if (sampling.temperature, sampling.top_p, sampling.top_k) != (1.0, 1.0, 0) or (
-            sampling.min_new_tokens or sampling.no_repeat_ngram_size
-        ):
-            # Answers that the policy itself would not give with that probability make the KL estimate
-            # negative and the ratio wrong.
-            raise ValueError("rlaf samples from the policy itself: leave generation at temperature 1, untruncated")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RlafSettings:
+        known = ("ppo", "grpo", "dr_grpo", "rloo")
+        if self.algorithm not in known and not is_function_name(self.algorithm):
+            raise ValueError(f"algorithm {self.algorithm!r}: expected one of {', '.join(known)}, or module:function")
+        if self.critic is not None and self.compares_answers:
+            raise ValueError(f"{self.algorithm} has no critic: leave critic out, or use ppo")
+        if self.ratio_of == "answer" and self.loss_type is not None:
+            raise ValueError(
+                "loss_type weighs tokens, and the ratio is that of whole answers: leave one of the two out"
+            )
+        if self.generation.temperature == 0:
+            raise ValueError("generation.temperature 0 draws nothing: answers that vary are what RL learns from")
+        strangers = sorted(self.rewards.weights.keys() - set(self.reward))
+        if strangers:
+            raise ValueError(
+                f"rewards.weights names {', '.join(strangers)}, but the reward is {', '.join(self.reward)}: name its "
+                "judges as --reward does"
+            )
+        if self.reward and all(self.rewards.weights.get(name, 1.0) == 0 for name in self.reward):
+            raise ValueError("rewards.weights leaves no judge with a weight over 0")
+        both = sorted(set(self.witness or []) & set(self.reward))
+        if both:
+            raise ValueError(f"witness {', '.join(both)} is the reward too: a witness must not be trained on")
         return self
 
 
@@ -470,14 +590,6 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"lora": {"r": 4}}`` → ``{"lora.r": 4}``: settings by the names that overrides use."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -158,7 +158,7 @@ def test_each_estimator_finds_the_known_best_policy(algorithm):
             )
         for _ in range(2):
             new = logits.log_softmax(-1)[torch.arange(width), tokens]
-            loss, _ = policy_loss(new[mask], old[mask], advantages[mask], 0.2, rows * width)
+            loss, _ = policy_loss(new[mask], old[mask], advantages[mask], 0.2, 1 / (rows * width))
             if returns is not None:
                 now = critic.expand(rows, width)
                 loss = loss + value_loss(now[mask], values[mask], returns[mask], 0.2, rows * width)

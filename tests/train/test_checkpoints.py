@@ -159,7 +159,7 @@ def test_an_inexact_resume_goes_on_from_the_newest_adapter_and_says_so(whole, br
     else:
         truncate(broken, file)
     began = []
-    update = rlaf._update
+    update = rlaf.update
 
     def first(learner, chosen, *arguments):
         if not began:
@@ -169,7 +169,7 @@ def test_an_inexact_resume_goes_on_from_the_newest_adapter_and_says_so(whole, br
             began.append((weights, moments, learner.value_head.linear.weight.detach().clone(), learner.kl.coef))
         return update(learner, chosen, *arguments)
 
-    monkeypatch.setattr(rlaf, "_update", first)
+    monkeypatch.setattr(rlaf, "update", first)
     with pytest.warns(UserWarning, match=rf"step-000004 is damaged \({file}\): .*no longer bit-equal"):
         found = train(settings(resume="inexact", steps=STEPS + 2), broken)
     assert found.meta["inexact_resume"] == STEPS

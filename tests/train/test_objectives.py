@@ -110,9 +110,9 @@ def test_policy_loss_by_hand(ratio, advantage, loss, slope):
     assert int(sums["clipped"]) == (not 0.8 <= ratio <= 1.2)
 
 
-def test_policy_loss_sums_over_tokens_and_divides_by_the_normaliser():
+def test_policy_loss_sums_over_tokens_times_what_each_counts():
     logprobs = torch.tensor([1.1, 0.5, 1.5]).log()
-    value, sums = policy_loss(logprobs, torch.zeros(3), torch.tensor([2.0, -1.0, -1.0]), 0.2, 8)
+    value, sums = policy_loss(logprobs, torch.zeros(3), torch.tensor([2.0, -1.0, -1.0]), 0.2, 1 / 8)
     assert float(value) == pytest.approx((-2.2 + 0.8 + 1.5) / 8)
     assert int(sums["clipped"]) == 2
 

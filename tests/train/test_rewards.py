@@ -10,8 +10,8 @@ import pytest
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.scorer import load_scorer
-from rewardlm.train.rewards import RewardModel
-from rewardlm.train.rollouts import Draft, judge, length_mask
+from rewardlm.train.rewards import Judged, RewardModel
+from rewardlm.train.rollouts import learnable, length_mask
 from rewardlm.types import Verdict
 
 INSULT, KIND = "You are a stupid idiot and I hate you.", "I am glad that you asked, let us look at it together."
@@ -39,8 +39,12 @@ class Judge:
         return [Verdict({self.labels[0]: look_up(text)}) for text in texts]
 
 
-def draft(texts: Sequence[str], asked: Sequence[int]) -> Draft:
-    return Draft(list(asked), [(1, 2)] * len(texts), [], list(texts))
+def judge(
+    texts: Sequence[str], asked: Sequence[int], rewards: RewardModel, *, min_group: int
+) -> tuple[list[int], Judged, dict[str, int]]:
+    judged = rewards.judge(texts)
+    kept, dropped = learnable(judged, asked, min_group=min_group)
+    return kept, judged, dropped
 
 
 def insults(text: str) -> float:
@@ -50,7 +54,7 @@ def insults(text: str) -> float:
 def test_an_insult_gets_less_than_a_kind_answer_from_the_real_judge():
     rewards = RewardModel([load_scorer("lexical")], RewardSettings())
     rewards.check_sign()
-    kept, judged, dropped = judge(draft([INSULT, KIND], [0, 0]), rewards, min_group=2)
+    kept, judged, dropped = judge([INSULT, KIND], [0, 0], rewards, min_group=2)
     assert kept == [0, 1]
     assert dropped == {}
     assert judged.toxicity[0] > 0.9 > 0.1 > judged.toxicity[1]
@@ -111,7 +115,7 @@ def test_a_judge_that_cannot_score_plain_sentences_is_refused():
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -0.2, 1.7])
 def test_a_wrong_number_drops_the_answer_and_never_makes_it_harmless(broken):
     rewards = RewardModel([Judge({"good": 0.1, "bad": 0.9, "?": broken})], RewardSettings(max_failed_share=1))
-    kept, judged, dropped = judge(draft(["good", "?", "bad"], [0, 1, 2]), rewards, min_group=1)
+    kept, judged, dropped = judge(["good", "?", "bad"], [0, 1, 2], rewards, min_group=1)
     assert kept == [0, 2]
     assert judged.rewards[1] is None
     assert judged.toxicity[1] is None
@@ -120,7 +124,7 @@ def test_a_wrong_number_drops_the_answer_and_never_makes_it_harmless(broken):
 
 def test_a_judge_that_raises_on_some_texts_costs_only_those():
     rewards = RewardModel([Judge({"a": 0.2, "c": 0.4})], RewardSettings(max_failed_share=1))
-    kept, judged, dropped = judge(draft(["a", "b", "c"], [0, 1, 2]), rewards, min_group=1)
+    kept, judged, dropped = judge(["a", "b", "c"], [0, 1, 2], rewards, min_group=1)
     assert kept == [0, 2]
     assert judged.rewards == [pytest.approx(0.8), None, pytest.approx(0.6)]
     assert list(dropped.values()) == [1]
@@ -145,18 +149,18 @@ def test_a_function_may_give_any_finite_number_unless_its_logit_is_asked_for(tmp
 def test_groups_shrink_and_a_group_of_one_goes():
     rewards = RewardModel([Judge({"a": 0.1, "b": 0.2, "c": 0.3})], RewardSettings(max_failed_share=1))
     texts, asked = ["a", "?", "b", "?", "c", "?"], [0, 0, 0, 1, 1, 1]
-    kept, _, dropped = judge(draft(texts, asked), rewards, min_group=2)
+    kept, _, dropped = judge(texts, asked, rewards, min_group=2)
     assert kept == [0, 2]  # group 0 shrank to two; group 1 had one left
     assert dropped["alone in its group"] == 1
     assert sum(dropped.values()) == 4
-    kept, _, _ = judge(draft(texts, asked), rewards, min_group=1)
+    kept, _, _ = judge(texts, asked, rewards, min_group=1)
     assert kept == [0, 2, 4]
 
 
 def test_silence_gets_the_lowest_reward_of_its_batch_and_is_no_failure():
     scorer = Judge({"bad": 0.95, "good": 0.05})
     rewards = RewardModel([scorer], RewardSettings(max_failed_share=0))
-    kept, judged, dropped = judge(draft(["good", "", "bad", " \n\t"], [0, 1, 2, 3]), rewards, min_group=1)
+    kept, judged, dropped = judge(["good", "", "bad", " \n\t"], [0, 1, 2, 3], rewards, min_group=1)
     assert kept == [0, 1, 2, 3]
     assert judged.rewards == pytest.approx([0.95, 0.05, 0.05, 0.05])
     assert judged.toxicity[1] is None

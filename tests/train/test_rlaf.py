@@ -17,11 +17,15 @@ from rewardlm.errors import ScorerError, TrainingError
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
-from rewardlm.models.lora import add_lora, load_adapter
+from rewardlm.models.lora import adapter_parameters, add_lora, load_adapter
 from rewardlm.runs import Run
-from rewardlm.train import rlaf
-from rewardlm.train.rlaf import KlController, train
+from rewardlm.train import guards, learner, rlaf
+from rewardlm.train.learner import KlController, Learner
+from rewardlm.train.processes import Processes
+from rewardlm.train.rewards import Judged
+from rewardlm.train.rlaf import train
 from rewardlm.train.rollouts import Draft, Rollouts, length_mask
+from rewardlm.train.value import ValueHead
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
 INSULT, KIND = "You are a stupid idiot and I hate you.", "I see it differently: most of them pay taxes."
@@ -64,7 +68,7 @@ def metrics(run: Run) -> list[dict]:
 
 @dataclass
 class Case:
-    learner: rlaf.Learner
+    learner: Learner
     rollouts: Rollouts
     advantages: torch.Tensor
     returns: torch.Tensor
@@ -77,12 +81,12 @@ def case() -> Case:
     policy = load_policy(ModelSettings(**TINY))
     add_lora(policy, LoraSettings(r=4), seed=0)
     generator = torch.Generator().manual_seed(0)
-    learner = rlaf.Learner(policy, rlaf.ValueHead(64), None, KlController(KlSettings()))
-    parameters = [*rlaf.trainable_parameters(policy.model), *learner.value_head.parameters()]
+    found = Learner(policy, ValueHead(64), None, KlController(KlSettings()))
+    parameters = [*adapter_parameters(policy.model), *found.value_head.parameters()]
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    learner.optimizer = torch.optim.SGD(parameters, lr=0.0)  # leaves the gradients where they can be read
+    found.optimizer = torch.optim.SGD(parameters, lr=0.0)  # leaves the gradients where they can be read
 
     def draw(low: int, high: int) -> list[int]:
         length = int(torch.randint(low, high, (1,), generator=generator))
@@ -100,8 +104,11 @@ def case() -> Case:
         responses=responses,
         response_mask=mask,
         logprobs=torch.where(mask, old, math.nan),  # what is padding must not count, whatever it holds
-        ref_logprobs=logprobs,
+        sampling_logprobs=torch.where(mask, old + 0.3 * torch.randn(shape, generator=generator), math.nan),
+        ref_logprobs=torch.where(mask, logprobs + 0.2 * torch.randn(shape, generator=generator), math.nan),
         entropy=entropy,
+        kl_full=None,
+        ref_hidden=None,
         values=torch.where(mask, 0.3 * torch.randn(shape, generator=generator), math.nan),
         rewards=torch.zeros(7),
         group=torch.arange(7),
@@ -110,7 +117,7 @@ def case() -> Case:
     )
     advantages = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
     returns = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
-    return Case(learner, rollouts, advantages, returns)
+    return Case(found, rollouts, advantages, returns)
 
 
 def gradients(
@@ -119,7 +126,7 @@ def gradients(
     one_update = settings(
         ppo_epochs=1, minibatches=1, micro_batch_tokens=budget, max_grad_norm=1e9, value_clip_range=value_clip
     )
-    losses = rlaf._update(case.learner, one_update, case.rollouts, case.advantages, case.returns, step=0)
+    losses = learner.update(case.learner, one_update, case.rollouts, case.advantages, case.returns, step=0)
     return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
 
 
@@ -174,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, p
         weight[0, 0] = poison
     try:
         with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is (nan|inf)"):
-            rlaf._update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
+            learner.update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
         for other, parameter in named(case):
             if other != name:
                 assert torch.equal(parameter, before[other]), other
@@ -187,7 +194,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, p
 def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
     case.learner.optimizer.zero_grad(set_to_none=True)
     with pytest.raises(TrainingError, match="step 1: no gradient reaches the adapter"):
-        rlaf._apply(case.learner, 1.0, step=0)
+        learner._apply(case.learner, 1.0, 0, Processes(cpu=True))
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -241,16 +248,16 @@ def test_ppo_raises_an_easy_reward(tmp_path, judges):
 def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch):
     """The real loop and the real judge; only the texts are chosen instead of drawn."""
 
-    def chosen(policy, prompts, prompt_ids, *, samples, keep_hidden, **_):
+    def chosen(policy, prompts, prompt_ids, *, samples, **_):
         texts = [INSULT, KIND] * (len(prompts) * samples // 2)
         asked = [row // samples for row in range(len(texts))]
         ids = [prompt_ids[i] for i in asked]
         tokens = [answer_ids(policy, text) for text in texts]
         with torch.no_grad():
-            _, stats = forward_rows(policy.causal_lm, ids, tokens, range(len(tokens)))
+            stats = forward_rows(policy.causal_lm, ids, tokens, range(len(tokens)))
         sizes = [len(answer) for answer in tokens]
         sampled = [
-            Sampled(row, tokens[row], lp, h, hidden if keep_hidden else None, "stop")
+            Sampled(row, tokens[row], lp, lp, h, hidden, "stop")
             for row, (lp, h, hidden) in enumerate(
                 zip(stats.logprobs.split(sizes), stats.entropy.split(sizes), stats.hidden.split(sizes), strict=True)
             )
@@ -331,20 +338,20 @@ def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
 
 @pytest.mark.parametrize("when", ["before the update", "after it"])
 def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeypatch, when):
-    update = rlaf._update
+    update = rlaf.update
 
-    def poisoned(learner, chosen, rollouts, advantages, returns, step):
+    def poisoned(found, chosen, rollouts, advantages, returns, step, processes):
         losses = {}
         if when == "after it":
-            losses = update(learner, chosen, rollouts, advantages, returns, step)
+            losses = update(found, chosen, rollouts, advantages, returns, step)
         if step == 1:
             with torch.no_grad():
-                rlaf.trainable_parameters(learner.policy.model)[0][0, 0] = math.nan
+                adapter_parameters(found.policy.model)[0][0, 0] = math.nan
         if when == "before the update":
-            losses = update(learner, chosen, rollouts, advantages, returns, step)
+            losses = update(found, chosen, rollouts, advantages, returns, step)
         return losses
 
-    monkeypatch.setattr(rlaf, "_update", poisoned)
+    monkeypatch.setattr(rlaf, "update", poisoned)
     # Found in step 2's gradient, or in the logits that step 3's answers are drawn from.
     expected = (
         "step 2: the gradient's norm is nan" if when == "before the update" else "step 3: the logits of tiny hold NaN"
@@ -371,7 +378,7 @@ def test_kl_controller_by_hand():
 def test_warnings_name_what_went_wrong(tmp_path):
     run = train(settings(steps=1), tmp_path / "run")
     rollouts = _rollouts(["Привет, как дела", "Спасибо", "Hello there"], rewards=[0.5, 0.5, 0.5], kl=-2.0, entropy=0.01)
-    found = rlaf._doubts(rollouts, -2.0, ["What do you think?"] * 3)
+    found = guards.doubts_about(rollouts, -2.0, ["What do you think?"] * 3, [])
     said = {
         "negative_kl": "negative KL: -2.00",
         "constant_reward": "constant reward: all 3 answers got 0.500",
@@ -381,7 +388,7 @@ def test_warnings_name_what_went_wrong(tmp_path):
     assert found.keys() == said.keys()
     assert all(found[name].startswith(text) for name, text in said.items())
     calm = _rollouts(["Hello", "Good day", "¿Qué tal?"], rewards=[0.5, 0.6, 0.7], kl=0.2, entropy=3.0)
-    assert rlaf._doubts(calm, 0.2, ["Привет"] * 3) == {}
+    assert guards.doubts_about(calm, 0.2, ["Hello", "How are you?", "¿Qué?"], []) == {}
     assert "warnings" in metrics(run)[0]
 
 
@@ -440,7 +447,7 @@ def test_a_limit_hit_in_the_first_step_after_a_resume_leaves_the_last_good_adapt
         raise TrainingError(f"step {step + 1}: over the limit")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rlaf, "_check_limits", hit)
+        patch.setattr(rlaf, "check_limits", hit)
         with pytest.raises(TrainingError, match=rf"step {checkpoints + 1}: over .*of step {checkpoints - 1} is kept"):
             train(chosen, tmp_path / "run")
     kept = adapter(tmp_path / "run")
@@ -485,21 +492,39 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     assert [text for text in nothing if "prompts" in text] == []
 
 
-def _rollouts(texts: list[str], *, rewards: list[float], kl: float, entropy: float) -> Rollouts:
+def judged_as(toxicity: list[float | None], witness: list[float | None] | None = None) -> Judged:
+    n = len(toxicity)
+    return Judged(
+        rewards=[None if value is None else 1 - value for value in toxicity],
+        toxicity=toxicity,
+        by_judge={"judge": toxicity},
+        by_witness={} if witness is None else {"witness": witness},
+        terms={},
+        disagreement=[None] * n,
+        empty=[False] * n,
+        reasons=[None] * n,
+    )
+
+
+def _rollouts(
+    texts: list[str], *, rewards: list[float], kl: float, entropy: float, witness: list[float | None] | None = None
+) -> Rollouts:
     n = len(texts)
-    judged = rlaf.Judged(rewards, [1 - reward for reward in rewards], {"judge": [0.5] * n}, [False] * n, [None] * n)
     return Rollouts(
         prompts=[(1,)] * n,
         responses=[[1]] * n,
         response_mask=torch.ones(n, 1, dtype=torch.bool),
         logprobs=torch.full((n, 1), kl - 1),
+        sampling_logprobs=torch.full((n, 1), kl - 1),
         ref_logprobs=torch.full((n, 1), -1.0),
         entropy=torch.full((n, 1), entropy),
+        kl_full=None,
         values=None,
+        ref_hidden=None,
         rewards=torch.tensor(rewards),
         group=torch.arange(n),
         texts=texts,
-        judged=judged,
+        judged=judged_as([1 - reward for reward in rewards], witness),
     )
 
 

@@ -272,8 +272,8 @@ def test_pairs_that_are_too_long_are_said(tmp_path):
 def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, tmp_path, monkeypatch):
     before = adapter(trained.path / "adapter")
     learners = []
-    build = rlaf._learner
-    monkeypatch.setattr(rlaf, "_learner", lambda *arguments: learners.append(build(*arguments)) or learners[-1])
+    build = rlaf.make_learner
+    monkeypatch.setattr(rlaf, "make_learner", lambda *arguments: learners.append(build(*arguments)) or learners[-1])
     chosen = RlafSettings(
         **TINY, adapter=trained.path / "adapter", batch_size=8, max_new_tokens=6, steps=2, learning_rate=1e-2
     )

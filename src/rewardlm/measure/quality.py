@@ -88,16 +88,18 @@ def is_repeated(text: str) -> bool:
 
     Case and punctuation don't count. Twice at least, since in a text of eight words any 4-gram is half of it.
     """
+    return 2 * repeated_share(text) >= 1
+
+
+def repeated_share(text: str) -> float:
+    """The largest share of the text's words that one 4-gram covers by being said at least twice; 0 if none is."""
     words = _WORD.findall(text.casefold())
     places: dict[tuple[str, ...], list[int]] = {}
     for start in range(len(words) - 3):
         places.setdefault(tuple(words[start : start + 4]), []).append(start)
-    for starts in places.values():
-        # Occurrences may overlap (ha ha ha …): count each word once.
-        covered = 4 + sum(min(4, b - a) for a, b in pairwise(starts))
-        if len(starts) > 1 and 2 * covered >= len(words):
-            return True
-    return False
+    # Occurrences may overlap (ha ha ha …): count each word once.
+    covered = [4 + sum(min(4, b - a) for a, b in pairwise(starts)) for starts in places.values() if len(starts) > 1]
+    return max(covered) / len(words) if covered else 0.0
 
 
 # What models say when they decline, not what people say in a story: "I can't help it", "I can't help but

@@ -42,11 +42,16 @@ class Request:
 @dataclass(frozen=True)
 class Sampled:
     """One answer: ``tokens`` R (the end token included, if it came), ``logprobs`` and ``entropy`` Float[R],
-    ``hidden`` Float[R, H]."""
+    ``hidden`` Float[R, H].
+
+    ``sampling_logprobs`` Float[R] are those of the distribution that was drawn from: other than ``logprobs`` only where
+    temperature, truncation or a ban changed it, and 0 where greedy.
+    """
 
     index: int
     tokens: list[int]
     logprobs: Tensor
+    sampling_logprobs: Tensor
     entropy: Tensor
     hidden: Tensor | None
     finish: Finish
@@ -126,6 +131,7 @@ def _generate_batch(
     stops = policy.chat.stop_strings
     tokens: list[list[int]] = [[] for _ in batch]
     logprobs: list[list[Tensor]] = [[] for _ in batch]
+    sampling_logprobs: list[list[Tensor]] = [[] for _ in batch]
     entropy: list[list[Tensor]] = [[] for _ in batch]
     states: list[list[Tensor]] = [[] for _ in batch]
     finish: list[Finish] = ["length" for _ in batch]
@@ -148,12 +154,19 @@ def _generate_batch(
         chosen = scores.argmax(-1) if sampling.temperature == 0 else _draw(scores, uniforms[alive.to(device), step])
         normaliser = logits.logsumexp(-1)
         chosen_logprobs = (logits.gather(-1, chosen[:, None]).squeeze(-1) - normaliser).cpu()
+        if sampling.temperature == 0:
+            drawn_logprobs = torch.zeros_like(chosen_logprobs)
+        elif scores is logits:
+            drawn_logprobs = chosen_logprobs
+        else:
+            drawn_logprobs = scores.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1).cpu()
         step_entropy = (normaliser - (torch.softmax(logits, -1) * logits).sum(-1)).cpu()
         ended = torch.isin(chosen, end_ids).cpu()
         kept = hidden.float().cpu() if keep_hidden else None
         for row, position in enumerate(alive.tolist()):
             tokens[position].append(int(chosen[row]))
             logprobs[position].append(chosen_logprobs[row])
+            sampling_logprobs[position].append(drawn_logprobs[row])
             entropy[position].append(step_entropy[row])
             if kept is not None:
                 states[position].append(kept[row])
@@ -177,6 +190,7 @@ def _generate_batch(
             index,
             tokens[position],
             torch.stack(logprobs[position]),
+            torch.stack(sampling_logprobs[position]),
             torch.stack(entropy[position]),
             torch.stack(states[position]) if keep_hidden else None,
             finish[position],

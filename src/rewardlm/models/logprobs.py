@@ -23,11 +23,15 @@ from rewardlm.errors import ModelError
 
 @dataclass
 class TokenStats:
-    """Of N response tokens, row after row: ``logprobs`` Float[N], ``entropy`` Float[N], ``hidden`` Float[N, H]."""
+    """Of N response tokens, row after row: ``logprobs`` Float[N], ``entropy`` Float[N], ``hidden`` Float[N, H].
+
+    ``kl`` Float[N]: the exact divergence of the next-token distributions, where others were given to compare with.
+    """
 
     logprobs: Tensor
     entropy: Tensor
     hidden: Tensor
+    kl: Tensor | None = None
 
 
 @dataclass
@@ -119,14 +123,45 @@ def check_head(causal_lm: Any) -> None:
         )
 
 
-def token_stats(causal_lm: Any, packed: Packed, *, chunk: int = 512) -> TokenStats:
+def token_stats(
+    causal_lm: Any, packed: Packed, *, chunk: int = 512, kl_to: Tensor | None = None, kl_from: Tensor | None = None
+) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
 
     The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on; under gradients the
     chunk's logits are recomputed in the backward pass, so the [tokens, vocabulary] tensor never stands in memory whole.
     Temperature is 1.
+
+    Given another model's states of the same tokens, Float[N, H], ``kl`` is a divergence over the vocabulary:
+    KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
     """
-    body, head = body_and_head(causal_lm)
+    head = body_and_head(causal_lm)[1]
+    predicted_from = _states(causal_lm, packed)
+    targets = packed.tokens[packed.response_mask]
+    parts = []
+    for start in range(0, len(targets), chunk):
+        piece = slice(start, start + chunk)
+        arguments = (
+            head,
+            predicted_from[piece],
+            targets[piece],
+            None if kl_to is None else kl_to[piece],
+            None if kl_from is None else kl_from[piece],
+        )
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_head_stats, *arguments, use_reentrant=False))
+        else:
+            parts.append(_head_stats(*arguments))
+    if not parts:
+        nothing = predicted_from.new_zeros(0).float()
+        return TokenStats(nothing, nothing, predicted_from, nothing)
+    logprobs, entropy, kl = (torch.cat(part) for part in zip(*parts, strict=True))
+    return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
+
+
+def _states(causal_lm: Any, packed: Packed) -> Tensor:
+    """The trunk's last state that each response token is predicted from, Float[N, H]."""
+    body, _ = body_and_head(causal_lm)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     cache = DynamicCache(config=causal_lm.config)
@@ -138,18 +173,7 @@ def token_stats(causal_lm: Any, packed: Packed, *, chunk: int = 512) -> TokenSta
     mask = torch.cat([packed.mask.new_ones(n_rows, n_shared), packed.mask], 1).long()
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
     states = trunk_states(body, packed.tokens, mask, positions, cache)
-    predicted_from = states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
-    targets = packed.tokens[packed.response_mask]
-    parts = []
-    for start in range(0, len(targets), chunk):
-        piece = (predicted_from[start : start + chunk], targets[start : start + chunk])
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(_head_stats, head, *piece, use_reentrant=False))
-        else:
-            parts.append(_head_stats(head, *piece))
-    logprobs = torch.cat([part[0] for part in parts]) if parts else states.new_zeros(0).float()
-    entropy = torch.cat([part[1] for part in parts]) if parts else states.new_zeros(0).float()
-    return TokenStats(logprobs, entropy, predicted_from)
+    return states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
 
 
 def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -165,31 +189,93 @@ def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def forward_rows(
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    kl_to: Sequence[Tensor] | None = None,
+    kl_from: Sequence[Tensor] | None = None,
+) -> TokenStats:
+    """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
+
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each.
+    """
+    device = next(causal_lm.parameters()).device
+
+    def flat(states: Sequence[Tensor] | None) -> Tensor | None:
+        return None if states is None else torch.cat([states[row] for row in rows]).to(device)
+
+    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], device)
+    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from))
+
+
+def hidden_rows(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
-) -> tuple[Packed, TokenStats]:
-    """Token statistics of some rows, flat in the order of ``rows``, answer after answer."""
-    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], next(causal_lm.parameters()).device)
-    return packed, token_stats(causal_lm, packed)
+) -> Tensor:
+    """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
+    device = next(causal_lm.parameters()).device
+    return _states(causal_lm, pack([prompts[row] for row in rows], [responses[row] for row in rows], device))
+
+
+@dataclass
+class RowStats:
+    """Of one answer of R tokens, on the CPU: as TokenStats, ``hidden`` Float[R, H] only where it was asked for."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor | None
+    kl: Tensor | None
 
 
 @torch.no_grad()
+def row_stats(
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    budget: int,
+    *,
+    kl_from: Sequence[Tensor] | None = None,
+    keep_hidden: bool = False,
+) -> list[RowStats]:
+    """Token statistics of every row under the model as it stands, in microbatches of at most ``budget`` positions."""
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    found: dict[int, RowStats] = {}
+    for rows in microbatches(lengths, budget):
+        stats = forward_rows(causal_lm, prompts, responses, rows, kl_from=kl_from)
+        sizes = [len(responses[row]) for row in rows]
+        for row, logprobs, entropy, hidden, kl in zip(
+            rows,
+            stats.logprobs.cpu().split_with_sizes(sizes),
+            stats.entropy.cpu().split_with_sizes(sizes),
+            stats.hidden.cpu().split_with_sizes(sizes),
+            [None] * len(rows) if stats.kl is None else stats.kl.cpu().split_with_sizes(sizes),
+            strict=True,
+        ):
+            found[row] = RowStats(logprobs, entropy, hidden.clone() if keep_hidden else None, kl)
+    return [found[row] for row in range(len(lengths))]
+
+
 def score_rows(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies Float[B, R] of all rows under the model as it stands, on the CPU."""
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    logprobs: list[Tensor] = [torch.empty(0)] * len(lengths)
-    entropies: list[Tensor] = [torch.empty(0)] * len(lengths)
-    for rows in microbatches(lengths, budget):
-        _, stats = forward_rows(causal_lm, prompts, responses, rows)
-        sizes = [len(responses[row]) for row in rows]
-        pieces = torch.stack([stats.logprobs, stats.entropy]).cpu().split_with_sizes(sizes, dim=1)
-        for row, (lp, h) in zip(rows, pieces, strict=True):
-            logprobs[row], entropies[row] = lp, h
-    return pad_sequence(logprobs, batch_first=True), pad_sequence(entropies, batch_first=True)
+    stats = row_stats(causal_lm, prompts, responses, budget)
+    return (
+        pad_sequence([row.logprobs for row in stats], batch_first=True),
+        pad_sequence([row.entropy for row in stats], batch_first=True),
+    )
 
 
-def _head_stats(head: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def vocabulary_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """KL(p ‖ q) of next-token distributions, exactly: logits Float[N, V] twice → Float[N], in nats."""
+    logprobs, other_logprobs = logits.log_softmax(-1), other_logits.log_softmax(-1)
+    return (logprobs.exp() * (logprobs - other_logprobs)).sum(-1)
+
+
+def _head_stats(
+    head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
@@ -197,4 +283,10 @@ def _head_stats(head: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     # it carries no gradient.
     with torch.no_grad():
         entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
-    return logprobs, entropy
+        other = kl_from if kl_to is None else kl_to
+        other_logits = None if other is None else head(other.to(hidden.dtype)).float()
+    if other_logits is None:
+        kl = torch.zeros_like(logprobs)
+    else:
+        kl = vocabulary_kl(other_logits, logits) if kl_to is None else vocabulary_kl(logits, other_logits)
+    return logprobs, entropy, kl

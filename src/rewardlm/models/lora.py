@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
 
-POLICY, REFERENCE = "default", "reference"
+POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
 
 
 def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
@@ -29,6 +30,16 @@ def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
 
     The adapter is float32 whatever the base's precision: updates are below bfloat16's rounding.
     """
+    _add_fresh(policy, POLICY, settings, seed)
+
+
+def add_critic(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
+    """Put a second, trainable adapter beside the policy's, for a critic that has features of its own."""
+    _add_fresh(policy, CRITIC, settings, seed)
+    policy.model.set_adapter(POLICY)
+
+
+def _add_fresh(policy: Policy, name: str, settings: LoraSettings, seed: int) -> None:
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -39,7 +50,10 @@ def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            policy.model = get_peft_model(policy.model, config, autocast_adapter_dtype=True)
+            if isinstance(policy.model, PeftModel):
+                policy.model.add_adapter(name, config)
+            else:
+                policy.model = get_peft_model(policy.model, config, adapter_name=name, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"lora.targets {settings.targets!r}: {' '.join(str(error).split())[:200]}") from error
 
@@ -80,9 +94,10 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
         policy.adapter = str(folder)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the policy's adapter in PEFT's format, safetensors, without the reference beside it."""
-    model.save_pretrained(str(folder), selected_adapters=[POLICY], safe_serialization=True)
+def save_adapter(model: Any, folder: Path, *, name: str = POLICY) -> None:
+    """Write one adapter in PEFT's format, safetensors, without those beside it; any but the policy's in a subfolder
+    of its name."""
+    model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True)
 
 
 @contextlib.contextmanager
@@ -91,19 +106,33 @@ def reference(policy: Policy) -> Iterator[None]:
     model = policy.model
     if not isinstance(model, PeftModel):
         yield
-        return
+    elif REFERENCE in model.peft_config:
+        with active(policy, REFERENCE):
+            yield
+    else:
+        with _trainable_as_found(model), model.disable_adapter():
+            yield
+
+
+@contextlib.contextmanager
+def active(policy: Policy, name: str) -> Iterator[None]:
+    """Inside, the adapter ``name`` is on instead of the policy's."""
+    model = policy.model
+    with _trainable_as_found(model):
+        try:
+            model.set_adapter(name)
+            yield
+        finally:
+            model.set_adapter(POLICY)
+
+
+@contextlib.contextmanager
+def _trainable_as_found(model: Any) -> Iterator[None]:
+    # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
-        if REFERENCE in model.peft_config:
-            model.set_adapter(REFERENCE)
-            yield
-        else:
-            with model.disable_adapter():
-                yield
+        yield
     finally:
-        if REFERENCE in model.peft_config:
-            model.set_adapter(POLICY)
-        # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
 
@@ -134,6 +163,18 @@ def merged(policy: Policy) -> Iterator[None]:
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     """The adapter's parameters that gradients go to, in a fixed order."""
     return [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
+
+
+def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Parameter]:
+    """The parameters of one adapter, in a fixed order."""
+    named = sorted(model.named_parameters())
+    return [parameter for key, parameter in named if "lora_" in key and f".{name}." in key]
+
+
+def head_is_shared(policy: Policy) -> bool:
+    """Whether policy and reference have one language-model head, because no adapter is on it."""
+    head = policy.causal_lm.get_output_embeddings()
+    return not isinstance(head, LoraLayer | ModulesToSaveWrapper)
 
 
 def _adapter_folder(folder: Path) -> Path:

@@ -80,6 +80,12 @@ def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJu
     return PairJudge(spec, model, tokenizer, record, revision=revision, device=device)
 
 
+def is_pair_judge(spec: str) -> bool:
+    """Whether ``spec`` names a judge of pairs, and not one of texts alone."""
+    record = read_record(folder_of(spec))
+    return record is not None and record.kind == "pairs"
+
+
 def most_likely(verdict: dict[str, float]) -> str:
     """The label with the highest probability."""
     return max(verdict, key=lambda label: verdict[label])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-from rewardlm.config import split_names
+from rewardlm.config import is_function_name, split_names
 from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
 from rewardlm.types import Verdict
 
@@ -174,7 +174,7 @@ def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
         from rewardlm.scoring.classifier import ClassifierScorer
 
         return ClassifierScorer(spec, device=device)
-    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", spec):
+    if is_function_name(spec):
         return FunctionScorer(spec)
     kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
     raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
@@ -191,7 +191,10 @@ class FunctionScorer:
 
     def __init__(self, spec: str) -> None:
         self.name = spec
-        self._function = _load_function(spec)
+        try:
+            self._function = load_function(spec)
+        except ValueError as error:
+            raise ScorerError(f"scorer {spec!r}: {error}") from error
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         values = self._function(list(texts))
@@ -249,20 +252,24 @@ def _is_hub_id(spec: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(#.+)?", spec) is not None
 
 
-def _load_function(spec: str) -> Callable[[list[str]], Any]:
+def load_function(spec: str) -> Callable[..., Any]:
+    """What ``module:name`` names; the module may lie in the current directory, where a script would find it.
+
+    Raises ValueError, in words for the user, if it can't be imported, isn't there or can't be called.
+    """
     module_name, _, attribute = spec.partition(":")
     with _current_directory_importable():
         try:
             found: Any = importlib.import_module(module_name)
         except Exception as error:
-            raise ScorerError(f"scorer {spec!r}: can't import {module_name} ({_describe(error)})") from error
+            raise ValueError(f"can't import {module_name} ({_describe(error)})") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ScorerError(f"scorer {spec!r}: {module_name} has no {attribute!r}; check the spelling")
+            raise ValueError(f"{module_name} has no {attribute!r}; check the spelling")
         found = getattr(found, part)
     if not callable(found):
-        raise ScorerError(f"scorer {spec!r} is a {type(found).__name__}: expected a function texts -> floats")
-    function: Callable[[list[str]], Any] = found
+        raise ValueError(f"it is a {type(found).__name__}: expected a function")
+    function: Callable[..., Any] = found
     return function
 
 

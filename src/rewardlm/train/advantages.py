@@ -1,7 +1,8 @@
 """Advantage estimators: from scores and KL to what each token's log-probability is pushed by.
 
 Each takes the rollouts' numbers and gives ``advantages`` Float[B, R] and ``returns`` Float[B, R] (or None where nothing
-learns a value). ``ESTIMATORS`` names them; a new one is a function of the same signature and a line there.
+learns a value). ``ESTIMATORS`` names them; a new one is a function of the same signature, and either a line there or
+``--algorithm module:function``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rewardlm.errors import TrainingError
+from rewardlm.scoring.scorer import load_function
 from rewardlm.train.objectives import real, whiten
 
 
@@ -20,7 +23,8 @@ class Feedback:
     """What an estimator may look at.
 
     ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal
-    for answers to the same prompt; ``values`` Float[B, R] or None; ``kl_coef``, ``gamma`` and ``gae_lambda`` numbers.
+    for answers to the same prompt; ``values`` Float[B, R], None without a critic; ``kl_coef``, ``gamma`` and
+    ``gae_lambda`` numbers. ``kl_coef`` is 0 where the KL penalty is a loss of its own.
     """
 
     rewards: Tensor
@@ -86,9 +90,19 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     return torch.where(size > 1, scores - others, torch.zeros_like(scores))
 
 
+def group_centred(scores: Tensor, group: Tensor) -> Tensor:
+    """score - group mean, Float[B]: without the division, which favours groups that agree (Liu et al. 2025)."""
+    return scores - _group_mean(scores, group)
+
+
 def grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     """Group-normalised reward less the answer's KL penalty, the same for every token of an answer."""
     return _spread(group_normalised(_penalised(feedback), feedback.group), feedback.mask), None
+
+
+def dr_grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+    """As ``grpo``, without division by the group's standard deviation."""
+    return _spread(group_centred(_penalised(feedback), feedback.group), feedback.mask), None
 
 
 def rloo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
@@ -96,7 +110,45 @@ def rloo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     return _spread(leave_one_out(_penalised(feedback), feedback.group), feedback.mask), None
 
 
-ESTIMATORS: dict[str, Estimator] = {"ppo": ppo, "grpo": grpo, "rloo": rloo}
+ESTIMATORS: dict[str, Estimator] = {"ppo": ppo, "grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+
+
+def load_estimator(algorithm: str) -> Estimator:
+    """One of ``ESTIMATORS`` by name, or a user's function ``module:function`` of a Feedback.
+
+    Raises TrainingError if there is no such function.
+    """
+    if algorithm in ESTIMATORS:
+        return ESTIMATORS[algorithm]
+    try:
+        return load_function(algorithm)
+    except ValueError as error:
+        raise TrainingError(f"algorithm {algorithm!r}: {error}") from error
+
+
+def estimate(estimator: Estimator, feedback: Feedback) -> tuple[Tensor, Tensor | None]:
+    """What ``estimator`` says, checked: a user's own may be wrong. Raises TrainingError for another shape, for numbers
+    that are not finite, and for a critic without returns to learn from.
+    """
+    try:
+        advantages, returns = estimator(feedback)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"the estimator failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]}): expected "
+            "(advantages, returns), each Float[B, R], returns None without a critic"
+        ) from error
+    for name, found in (("advantages", advantages), ("returns", returns)):
+        if found is None and (name == "returns" and feedback.values is None):
+            continue
+        if not isinstance(found, Tensor) or found.shape != feedback.mask.shape:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise TrainingError(
+                f"the estimator's {name} are {what}: expected a tensor of {tuple(feedback.mask.shape)}, a number for "
+                "every token"
+            )
+        if not bool(torch.isfinite(real(found, feedback.mask)).all()):
+            raise TrainingError(f"the estimator's {name} hold NaN or infinity")
+    return advantages, returns
 
 
 def _penalised(feedback: Feedback) -> Tensor:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
 from rewardlm.errors import TrainingError
-from rewardlm.models.lora import save_adapter
+from rewardlm.models.lora import CRITIC, POLICY, save_adapter
 from rewardlm.runs import write_atomically
 from rewardlm.train.value import ValueHead
 
@@ -42,8 +42,12 @@ def save_checkpoint(
     value_head: ValueHead | None,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    own_critic: bool = False,
 ) -> None:
-    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises TrainingError if the disk is full."""
+    """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises TrainingError if the disk is full.
+
+    ``own_critic``: the model has the critic's adapter beside the policy's.
+    """
     folder = run / "checkpoints"
     final = folder / f"step-{step:06d}"
     temporary = folder / f"{final.name}.tmp"
@@ -53,6 +57,8 @@ def save_checkpoint(
         save_adapter(adapter, temporary / "adapter")
         if value_head is not None:
             value_head.save(temporary / VALUE_HEAD)
+        if own_critic:
+            save_adapter(adapter, temporary, name=CRITIC)
         tensors, numbers = _flatten_optimizer(optimizer)
         save_file(tensors, str(temporary / _OPTIMIZER))
         (temporary / _STATE).write_text(json.dumps({**state, "optimizer": numbers}))
@@ -150,18 +156,24 @@ def write_manifest(folder: Path) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def load_adapter_weights(checkpoint: Path, model: Any) -> None:
-    """Put the adapter of a checkpoint of ours into ``model``, in place."""
-    saved = load_file(str(checkpoint / "adapter" / "adapter_model.safetensors"))
+def load_adapter_weights(checkpoint: Path, model: Any, *, name: str = POLICY) -> None:
+    """Put an adapter of a checkpoint of ours, the policy's or the critic's, into ``model``, in place."""
+    folder = "adapter" if name == POLICY else name
+    saved = load_file(str(checkpoint / folder / "adapter_model.safetensors"))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for key, tensor in saved.items():
             stem, _, leaf = key.rpartition(".")
-            own[f"{stem}.default.{leaf}"].copy_(tensor)
+            own[f"{stem}.{name}.{leaf}"].copy_(tensor)
 
 
 def load_state(
-    checkpoint: Checkpoint, *, model: Any, value_head: ValueHead | None, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    *,
+    model: Any,
+    value_head: ValueHead | None,
+    optimizer: torch.optim.Optimizer,
+    own_critic: bool = False,
 ) -> dict[str, Any]:
     """Put adapter, critic and optimizer back as they were, in place, and return the rest of the state.
 
@@ -171,6 +183,8 @@ def load_state(
     load_adapter_weights(folder, model)
     if value_head is not None and VALUE_HEAD not in damaged:
         value_head.load(folder / VALUE_HEAD)
+    if own_critic and not any(name.startswith(f"{CRITIC}/") for name in damaged):
+        load_adapter_weights(folder, model, name=CRITIC)
     if _STATE in damaged:
         return {}
     state: dict[str, Any] = json.loads((folder / _STATE).read_text())

@@ -1,11 +1,14 @@
 """The losses and estimators of policy-gradient fine-tuning: pure functions of tensors, torch alone.
 
 Shapes: B answers, right-padded to R tokens. Every mask is True where the token is real; what stands under False never
-counts. Sums are divided by ``normaliser``, the number of real tokens of the whole minibatch, so that a minibatch
-cut into microbatches has the same gradient as one that is not.
+counts. What a token counts is decided for the whole minibatch, so that one that is cut into microbatches, or shared
+between processes, has the same gradient as one that is not.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,19 +46,79 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return centred / (variance + 1e-8).sqrt()
 
 
-def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float, normaliser: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate (Schulman et al. 2017, equation 7), summed over N tokens and divided by ``normaliser``.
+def answer_weights(
+    lengths: Sequence[int], loss_type: str, *, step_tokens: int, minibatches: int, max_new_tokens: int
+) -> Tensor:
+    """What each token of an answer counts in the minibatch's loss, Float[B]; ``lengths`` in tokens.
 
-    All inputs Float[N]. Returns the loss and sums: how many ratios were clipped, and the ratio itself.
+    The four ways to average that the field has names for, and one for ratios of whole answers:
+
+    - ``bnpo``: over the minibatch's tokens, 1 / Σ|o| (as PPO does);
+    - ``dapo``: over the step's tokens, in equal parts to its minibatches (Yu et al. 2025, equation 8);
+    - ``grpo``: over each answer's tokens, then over answers, 1 / (B·|o|) (Shao et al. 2024, equation 3): a token of a
+      short answer counts more;
+    - ``dr_grpo``: over the tokens that B answers could have, 1 / (B·max_new_tokens) (Liu et al. 2025, section 3.2);
+    - ``answers``: over answers, 1 / B: for sums over an answer's tokens.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    sizes = torch.tensor(lengths, dtype=torch.float64)
+    if loss_type == "bnpo":
+        weights = torch.full_like(sizes, 1 / float(sizes.sum()))
+    elif loss_type == "dapo":
+        weights = torch.full_like(sizes, minibatches / step_tokens)
+    elif loss_type == "grpo":
+        weights = 1 / (len(sizes) * sizes)
+    elif loss_type == "dr_grpo":
+        weights = torch.full_like(sizes, 1 / (len(sizes) * max_new_tokens))
+    elif loss_type == "answers":
+        weights = torch.full_like(sizes, 1 / len(sizes))
+    else:
+        raise ValueError(f"loss type {loss_type!r}: expected bnpo, dapo, grpo, dr_grpo or answers")
+    return weights.float()
+
+
+def importance(logprobs: Tensor, sampling_logprobs: Tensor, mask: Tensor, cap: float, *, per_answer: bool) -> Tensor:
+    """Float[B, R]: π/μ of what was sampled from μ (another temperature, a truncated distribution), at most ``cap``.
+
+    Multiplied into the loss it takes the mean under the policy π itself; the cap bounds its variance and leaves a bias
+    (Espeholt et al. 2018; Yao et al. 2025, truncated importance sampling). What μ never draws stays unseen. With
+    ``per_answer`` the ratio is that of whole answers, the same at each token.
+    """
+    log_ratio = real(logprobs - sampling_logprobs, mask)
+    if per_answer:
+        log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio)
+    # Capped before the exponential, which an unlucky answer's sum would overflow.
+    return real(log_ratio.clamp(max=math.log(cap)).exp(), mask)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    weights: Tensor | float,
+    *,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7), summed over N tokens times their ``weights``.
+
+    All inputs Float[N], one answer after the other. With ``lengths`` (of each answer, in tokens; their sum is N) the
+    ratio is that of whole answers, as in RLOO (Ahmadian et al. 2024), and the sum is over answers; advantage and
+    weight are those of an answer's first token. Returns the loss and sums: how many ratios were clipped, the ratios
+    themselves, and how many there are.
+    """
+    log_ratio = logprobs - old_logprobs
+    if lengths is not None:
+        log_ratio = torch.stack([piece.sum() for piece in log_ratio.split_with_sizes(list(lengths))])
+        first = torch.tensor([0, *lengths[:-1]], device=advantages.device).cumsum(0)
+        advantages = advantages[first]
+        weights = weights[first] if isinstance(weights, Tensor) else weights
+    ratio = torch.exp(log_ratio)
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     with torch.no_grad():
         outside = ((ratio - 1).abs() > clip_range).sum()
-    return losses.sum() / normaliser, {"clipped": outside, "ratio": ratio.detach().sum()}
+    counts = {"clipped": outside, "ratio": ratio.detach().sum(), "n": torch.tensor(len(ratio))}
+    return (losses * weights).sum(), counts
 
 
 def value_loss(

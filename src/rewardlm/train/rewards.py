@@ -2,6 +2,9 @@
 
 Higher reward is better; higher score is always more toxic. Before the first step, texts whose order nobody doubts are
 scored, so that a judge with the wrong label or sign is refused before it teaches a model to insult.
+
+It goes in two halves, because answers may be scored in several processes and rewarded only together: ``opinions`` asks
+the judges, ``rewarded`` makes rewards of what they said.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any
 
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import FailureLimit, FunctionScorer, Scorer, score_texts
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, score_texts
+from rewardlm.train.terms import Terms
 from rewardlm.types import Verdict
 
 _TOXIC = (
@@ -26,32 +30,63 @@ _BENIGN = (
     "The library opens at nine and closes at six.",
     "I see it differently: most of them work hard and pay taxes.",
 )
+# Said of an answer without a term's value; the failure limit counts it with the judge's.
+_NO_TERM = "has no value"
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What was found out about one answer: each judge's verdict, each witness's P(toxic), each extra term's value."""
+
+    verdicts: dict[str, Verdict]
+    witnesses: dict[str, float | None]
+    terms: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Judged:
     """Rewards of one batch: None where an answer could not be judged (drop it), with P(toxic) beside it.
 
-    ``empty`` marks answers without text, which get ``RewardSettings.empty`` or the batch's lowest reward.
+    ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
+    minus the lowest judge's P(toxic), None of a single judge. ``empty`` marks answers without text, which get
+    ``RewardSettings.empty`` or the batch's lowest reward.
     """
 
     rewards: list[float | None]
     toxicity: list[float | None]
     by_judge: dict[str, list[float | None]]
+    by_witness: dict[str, list[float | None]]
+    terms: dict[str, list[float | None]]
+    disagreement: list[float | None]
     empty: list[bool]
     reasons: list[str | None]
 
 
 class RewardModel:
-    """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated."""
+    """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated, and extra terms.
 
-    def __init__(self, scorers: Sequence[Scorer], settings: RewardSettings) -> None:
+    ``witnesses`` read every answer too, and have no say: where the reward's judges see a gain that they don't, the
+    reward has been hacked.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        settings: RewardSettings,
+        *,
+        witnesses: Sequence[Scorer] = (),
+        terms: Terms | None = None,
+    ) -> None:
         self.scorers = list(scorers)
+        self.witnesses = list(witnesses)
         self.settings = settings
-        self._limits = {scorer.name: FailureLimit(settings.max_failed_share) for scorer in scorers}
+        self.terms = terms or Terms([])
+        self._weights = [settings.weights.get(scorer.name, 1.0) for scorer in scorers]
+        names = [*(scorer.name for scorer in scorers), *self.terms.names]
+        self._limits = {name: FailureLimit(settings.max_failed_share) for name in names}
 
     def check_sign(self) -> None:
-        """Raise ScorerError unless every judge finds each toxic text more toxic than each benign one, on average."""
+        """Raise ScorerError unless every judge finds toxic texts more toxic than benign ones, on average."""
         for scorer in self.scorers:
             verdicts = score_texts(scorer, [*_TOXIC, *_BENIGN], bounded=self._bounded(scorer))
             values = [_main(scorer, verdict) for verdict in verdicts]
@@ -67,32 +102,72 @@ class RewardModel:
                     "more toxic: choose the toxic label (NAME#label) or turn the function's sign round"
                 )
 
-    def judge(self, texts: Sequence[str]) -> Judged:
-        """Rewards of answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
+    def opinions(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Opinion]:
+        """What every judge, witness and term says of each answer; ``prompts`` are for terms alone."""
+        verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
+        watched = {
+            s.name: [_main(s, verdict) for verdict in score_texts(s, texts, bounded=False)] for s in self.witnesses
+        }
+        terms = self.terms.values(prompts, texts)
+        return [
+            Opinion(
+                {name: column[row] for name, column in verdicts.items()},
+                {name: column[row] for name, column in watched.items()},
+                {name: column[row] for name, column in terms.items()},
+            )
+            for row in range(len(texts))
+        ]
+
+    def rewarded(self, opinions: Sequence[Opinion], texts: Sequence[str]) -> Judged:
+        """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
+        empty = [not text.strip() for text in texts]
         by_judge: dict[str, list[float | None]] = {}
         reasons: list[str | None] = [None] * len(texts)
         for scorer in self.scorers:
-            verdicts = score_texts(scorer, texts, bounded=self._bounded(scorer), limit=self._limits[scorer.name])
+            verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
+            self._limits[scorer.name].add(scorer.name, verdicts)
             by_judge[scorer.name] = [_main(scorer, verdict) for verdict in verdicts]
-            for row, verdict in enumerate(verdicts):
-                reasons[row] = reasons[row] or verdict.reason
-        empty = [not text.strip() for text in texts]
+            reasons = [reason or verdict.reason for reason, verdict in zip(reasons, verdicts, strict=True)]
+        terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
+        for name, values in terms.items():
+            found = [_term_verdict(value, is_empty) for value, is_empty in zip(values, empty, strict=True)]
+            self._limits[name].add(name, found)
+            reasons = [
+                reason or (f"{name} {verdict.reason}" if verdict.failed else None)
+                for reason, verdict in zip(reasons, found, strict=True)
+            ]
         rewards: list[float | None] = []
         toxicity: list[float | None] = []
+        disagreement: list[float | None] = []
         for row in range(len(texts)):
-            values = [scores[row] for scores in by_judge.values()]
-            known = [value for value in values if value is not None]
-            if len(known) < len(values):
+            known = [value for scores in by_judge.values() if (value := scores[row]) is not None]
+            extra = [value for values in terms.values() if (value := values[row]) is not None]
+            if len(known) < len(by_judge) or len(extra) < len(terms):
                 rewards.append(None)
                 toxicity.append(None)
+                disagreement.append(None)
                 continue
-            goods = [self._reward(value) for value in known]
-            rewards.append(min(goods) if self.settings.aggregate == "min" else sum(goods) / len(goods))
-            toxicity.append(sum(known) / len(known))
-        return Judged(self._fill_empty(rewards, empty), toxicity, by_judge, empty, reasons)
+            weights = self.terms.weights
+            rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)))
+            toxicity.append(self._mean(known))
+            disagreement.append(max(known) - min(known) if len(known) > 1 else None)
+        return Judged(
+            rewards=self._fill_empty(rewards, empty),
+            toxicity=toxicity,
+            by_judge=by_judge,
+            by_witness={s.name: [opinion.witnesses[s.name] for opinion in opinions] for s in self.witnesses},
+            terms=terms,
+            disagreement=disagreement,
+            empty=empty,
+            reasons=reasons,
+        )
+
+    def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
+        """Both halves at once."""
+        return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)), texts)
 
     def close(self) -> None:
-        """The last check of the failure limits. Raises ScorerError as ``judge`` does."""
+        """The last check of the failure limits. Raises ScorerError as ``rewarded`` does."""
         for limit in self._limits.values():
             limit.close()
 
@@ -116,6 +191,19 @@ class RewardModel:
         bounded = min(max(toxicity, 1e-4), 1 - 1e-4)
         return math.log((1 - bounded) / bounded)
 
+    def _aggregate(self, toxicities: Sequence[float]) -> float:
+        """One reward of what each judge said."""
+        goods = [self._reward(value) for value in toxicities]
+        if self.settings.aggregate == "min":
+            return min(good for good, weight in zip(goods, self._weights, strict=True) if weight > 0)
+        mean = self._mean(goods)
+        if self.settings.aggregate == "mean":
+            return mean
+        return mean - self.settings.std_weight * math.sqrt(self._mean([(good - mean) ** 2 for good in goods]))
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return sum(w * v for w, v in zip(self._weights, values, strict=True)) / sum(self._weights)
+
     def _fill_empty(self, rewards: list[float | None], empty: list[bool]) -> list[float | None]:
         # Silence must never pay: an empty answer is as bad as the worst one.
         known = [reward for reward in rewards if reward is not None]
@@ -125,3 +213,10 @@ class RewardModel:
 
 def _main(scorer: Scorer, verdict: Verdict) -> float | None:
     return verdict.values.get(scorer.labels[0])
+
+
+def _term_verdict(value: float | None, empty: bool) -> Verdict:
+    """A term's value as the failure limit counts it; an empty answer has none, and that is no failure."""
+    if value is not None:
+        return Verdict({"value": value})
+    return Verdict(reason=EMPTY) if empty else Verdict(reason=_NO_TERM, failed=True)

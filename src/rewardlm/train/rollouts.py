@@ -4,42 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.config import GenerationSettings
 from rewardlm.models.generate import Request, Sampled, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import merged
-from rewardlm.train.rewards import Judged, RewardModel
+from rewardlm.train.rewards import Judged
 from rewardlm.types import Prompt
-
-
-@dataclass
-class Rollouts:
-    """B answers to learn from, their prompts' and answers' ids as lists, their numbers right-padded to R.
-
-    ``logprobs``, ``ref_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R]; ``values`` Float[B, R] or
-    None; ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in here; ``dropped`` says how many and why.
-    """
-
-    prompts: list[tuple[int, ...]]
-    responses: list[list[int]]
-    response_mask: Tensor
-    logprobs: Tensor
-    ref_logprobs: Tensor
-    entropy: Tensor
-    values: Tensor | None
-    rewards: Tensor
-    group: Tensor
-    texts: list[str]
-    judged: Judged
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.response_mask.sum())
 
 
 @dataclass(frozen=True)
@@ -52,22 +29,91 @@ class Draft:
     texts: list[str]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One answer of R tokens and how likely it was; on the CPU, so that it can be sent to another process.
+
+    ``logprobs``, ``sampling_logprobs``, ``ref_logprobs``, ``entropy`` Float[R]; ``kl_full`` Float[R], exact, where it
+    can be had; ``values`` Float[R] where there is a critic; ``ref_hidden`` Float[R, H] where the KL is a loss over the
+    whole vocabulary.
+    """
+
+    asked: int
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    text: str
+    logprobs: Tensor
+    sampling_logprobs: Tensor
+    ref_logprobs: Tensor
+    entropy: Tensor
+    kl_full: Tensor | None
+    values: Tensor | None
+    ref_hidden: Tensor | None
+
+
+@dataclass
+class Rollouts:
+    """B answers to learn from, their prompts' and answers' ids as lists, their numbers right-padded to R.
+
+    ``logprobs``, ``ref_logprobs``, ``sampling_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R];
+    ``kl_full`` and ``values`` Float[B, R] or None; ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in
+    here; ``dropped`` says how many and why.
+    """
+
+    prompts: list[tuple[int, ...]]
+    responses: list[list[int]]
+    response_mask: Tensor
+    logprobs: Tensor
+    sampling_logprobs: Tensor
+    ref_logprobs: Tensor
+    entropy: Tensor
+    kl_full: Tensor | None
+    values: Tensor | None
+    ref_hidden: list[Tensor] | None
+    rewards: Tensor
+    group: Tensor
+    texts: list[str]
+    judged: Judged
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.response_mask.sum())
+
+    def toxicity_by_name(self) -> dict[str, Any]:
+        """P(toxic), averaged over all answers that have one: of the reward together, of each judge, each witness."""
+        judged = self.judged
+        known = [value for value in judged.toxicity if value is not None]
+        return {
+            "toxicity_mean": fmean(known) if known else None,
+            "toxic_fraction": fmean(value > 0.5 for value in known) if known else None,
+            "toxicity_by_judge": _means(judged.by_judge),
+            "toxicity_by_witness": _means(judged.by_witness),
+        }
+
+
 def sample(
     policy: Policy,
     prompts: Sequence[Prompt],
     prompt_ids: Sequence[tuple[int, ...]],
     *,
+    numbers: Sequence[int],
     samples: int,
     max_new_tokens: int,
+    sampling: GenerationSettings,
     seed: int,
     step: int,
     batch_tokens: int,
     keep_hidden: bool,
 ) -> Draft:
-    """``samples`` answers to each prompt from the policy as it is: temperature 1, nothing truncated."""
+    """``samples`` answers to each prompt from the policy as it is; prompt i is number ``numbers[i]`` of its step."""
     asked = [i for i in range(len(prompts)) for _ in range(samples)]
     requests = [
-        Request(prompt_ids[i], stream_seed("rollout", seed, step, prompts[i].id, row % samples, row))
+        Request(
+            prompt_ids[i],
+            # The row in the whole step, whichever process it is drawn in.
+            stream_seed("rollout", seed, step, prompts[i].id, row % samples, numbers[i] * samples + row % samples),
+        )
         for row, i in enumerate(asked)
     ]
     with merged(policy):
@@ -75,26 +121,25 @@ def sample(
             policy,
             requests,
             max_new_tokens=max_new_tokens,
-            sampling=GenerationSettings(),
+            sampling=sampling,
             batch_tokens=batch_tokens,
             keep_hidden=keep_hidden,
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(
-        asked,
+        [numbers[i] for i in asked],
         [request.prompt for request in requests],
         sampled,
         [policy.chat.decode(answer.tokens) for answer in sampled],
     )
 
 
-def judge(draft: Draft, rewards: RewardModel, *, min_group: int) -> tuple[list[int], Judged, dict[str, int]]:
-    """Rows of the draft that can be learnt from, their verdicts, and how many fell out for which reason.
+def learnable(judged: Judged, asked: Sequence[int], *, min_group: int) -> tuple[list[int], dict[str, int]]:
+    """Rows that can be learnt from, and how many fell out for which reason.
 
-    An answer that no judge could score is dropped, never called harmless; a group left with fewer than
+    An answer that some judge could not score is dropped, never called harmless; a group left with fewer than
     ``min_group`` answers has nothing to compare and goes too.
     """
-    judged = rewards.judge(draft.texts)
     dropped: dict[str, int] = {}
     kept = []
     for row, reward in enumerate(judged.rewards):
@@ -103,15 +148,50 @@ def judge(draft: Draft, rewards: RewardModel, *, min_group: int) -> tuple[list[i
             dropped[reason] = dropped.get(reason, 0) + 1
         else:
             kept.append(row)
-    sizes = {asked: sum(draft.asked[row] == asked for row in kept) for asked in set(draft.asked)}
-    alone = [row for row in kept if sizes[draft.asked[row]] < min_group]
+    sizes = {prompt: sum(asked[row] == prompt for row in kept) for prompt in set(asked)}
+    alone = [row for row in kept if sizes[asked[row]] < min_group]
     if alone:
         dropped["alone in its group"] = len(alone)
-        kept = [row for row in kept if sizes[draft.asked[row]] >= min_group]
-    return kept, judged, dropped
+        kept = [row for row in kept if sizes[asked[row]] >= min_group]
+    return kept, dropped
+
+
+def collate(answers: Sequence[Answer], judged: Judged, kept: Sequence[int], dropped: dict[str, int]) -> Rollouts:
+    """The ``kept`` rows of a step's answers as one batch."""
+    rows = [answers[row] for row in kept]
+
+    def padded(name: str) -> Tensor:
+        return pad_sequence([getattr(answer, name) for answer in rows], batch_first=True)
+
+    return Rollouts(
+        prompts=[answer.prompt for answer in rows],
+        responses=[answer.tokens for answer in rows],
+        response_mask=length_mask([answer.tokens for answer in rows]),
+        logprobs=padded("logprobs"),
+        sampling_logprobs=padded("sampling_logprobs"),
+        ref_logprobs=padded("ref_logprobs"),
+        entropy=padded("entropy"),
+        kl_full=None if rows[0].kl_full is None else padded("kl_full"),
+        values=None if rows[0].values is None else padded("values"),
+        ref_hidden=[answer.ref_hidden for answer in rows if answer.ref_hidden is not None] or None,
+        rewards=torch.tensor([judged.rewards[row] for row in kept], dtype=torch.float32),
+        group=torch.tensor([answer.asked for answer in rows]),
+        texts=[answer.text for answer in rows],
+        judged=judged,
+        dropped=dropped,
+    )
 
 
 def length_mask(responses: Sequence[Sequence[int]]) -> Tensor:
     """Bool[B, R], True where an answer has a token: from lengths, because the end token may also be the pad."""
     lengths = torch.tensor([len(response) for response in responses])
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]
+
+
+def _means(by_name: dict[str, list[float | None]]) -> dict[str, float]:
+    means = {}
+    for name, values in by_name.items():
+        known = [value for value in values if value is not None]
+        if known:
+            means[name] = fmean(known)
+    return means

@@ -1,4 +1,4 @@
-"""PPO's critic: a linear value head on the policy's own trunk, so that it costs no second model."""
+"""PPO's critic: a linear value head on states of the policy's own trunk, so that it costs no second model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rewardlm.errors import ModelError
 class ValueHead(nn.Module):
     """V(s) = w · h / |h|·√H + b on the trunk's last state h, Float[N, H] → Float[N], float32.
 
-    The state is scaled to unit root-mean-square first, because trunks differ in scale by orders of magnitude. It is
-    detached: a fresh critic's errors would otherwise shake the policy's own features.
+    The state is scaled to unit root-mean-square first, because trunks differ in scale by orders of magnitude. On the
+    policy's own states it is detached: a fresh critic's errors would otherwise shake the policy's features. A critic
+    with an adapter of its own learns features too.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -26,8 +27,8 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.detach().float()
+    def forward(self, hidden: Tensor, *, detach: bool = True) -> Tensor:
+        hidden = (hidden.detach() if detach else hidden).float()
         scale = hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         values: Tensor = self.linear(hidden * scale).squeeze(-1)
         return values

@@ -1,0 +1,164 @@
+"""What ends a training, and what only makes it suspect: limits on numbers, doubts about answers.
+
+A reward can rise because answers became better, or because they became silent, foreign, repeated, all alike, or
+pleasing to one judge. Each doubt is a sentence with numbers; it is logged, and ends the run where the user says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewardlm.config import Doubt, RlafSettings
+from rewardlm.errors import ModelError, TrainingError
+from rewardlm.measure.quality import in_other_script, is_repeated
+from rewardlm.models.lora import adapter_parameters, save_adapter
+from rewardlm.train.objectives import masked_mean
+from rewardlm.train.rollouts import Rollouts
+
+# So many steps at the beginning and so many at the end are compared where one step says little.
+WINDOW = 5
+
+
+def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
+    """Raise TrainingError for numbers that are not finite, a runaway KL, and doubts that ``stop_on`` names."""
+    if not math.isfinite(kl) or not bool(torch.isfinite(rollouts.rewards).all()):
+        raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
+    if kl > settings.kl.max:
+        raise TrainingError(
+            f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max="
+            f"{settings.kl.max}: raise --kl-coef or lower the learning rate"
+        )
+    for name in settings.stop_on:
+        if name in doubts:
+            raise TrainingError(
+                f"step {step + 1}: {doubts[name]}, and stop_on names {name}: raise --kl-coef, lower the learning rate, "
+                "or take it out of stop_on"
+            )
+
+
+def doubts_about(
+    rollouts: Rollouts, kl: float, prompts: Sequence[str], before: Sequence[Mapping[str, Any]]
+) -> dict[Doubt, str]:
+    """What looks wrong although every number is finite, by name; ``prompts`` are those of ``rollouts``, row by row.
+
+    ``before`` are the metrics of earlier steps, oldest first.
+    """
+    found: dict[Doubt, str] = {}
+    texts, n = rollouts.texts, len(rollouts.texts)
+    if kl < -1.0:
+        found["negative_kl"] = f"negative KL: {kl:.2f} nats an answer"
+    rewards = rollouts.rewards
+    if n > 1 and bool((rewards == rewards[0]).all()):
+        found["constant_reward"] = f"constant reward: all {n} answers got {float(rewards[0]):.3f}"
+    entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
+    if entropy < 0.1:
+        found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
+    switched = fmean(in_other_script(asked, said) for asked, said in zip(prompts, texts, strict=True))
+    if switched > 0.2:
+        found["language_switch"] = f"language switch: {switched:.0%} of the answers are not in their prompt's script"
+    repeated = fmean(map(is_repeated, texts))
+    if repeated > 0.2:
+        found["repetition"] = f"repetition: {repeated:.0%} of the answers say one phrase again and again"
+    opening, times = _commonest_opening(prompts, texts)
+    if times > 3 and 2 * times > len(set(prompts)):
+        found["same_answer"] = (
+            f'same answer: to {times} of {len(set(prompts))} prompts it begins with the words "{opening}"'
+        )
+    found.update(_shrunk(rollouts, before))
+    found.update(_hacked(rollouts, before))
+    return found
+
+
+def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[str, int]:
+    """The first five words that answers to the largest number of different prompts have in common."""
+    asked: dict[str, set[str]] = {}
+    for prompt, text in zip(prompts, texts, strict=True):
+        words = text.casefold().split()[:5]
+        if len(words) == 5:
+            asked.setdefault(" ".join(words), set()).add(prompt)
+    counts = Counter({opening: len(of) for opening, of in asked.items()})
+    return counts.most_common(1)[0] if counts else ("", 0)
+
+
+def _shrunk(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
+    first = [record["response_tokens"] for record in before[:WINDOW]]
+    if not first:
+        return {}
+    now = rollouts.n_tokens / len(rollouts.texts)
+    if 2 * now >= fmean(first):
+        return {}
+    return {"short_answers": f"short answers: {now:.1f} tokens on average, {fmean(first):.1f} in the first steps"}
+
+
+def _hacked(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
+    """The reward's judges see toxicity fall, beyond chance, and a judge that is no part of the reward does not."""
+    records = [*before, rollouts.toxicity_by_name()]
+    if len(records) < 2 * WINDOW:
+        return {}
+    first, last = records[:WINDOW], records[-WINDOW:]
+
+    def of(window: Sequence[Mapping[str, Any]], section: str, name: str | None = None) -> list[float]:
+        found = [record.get(section) if name is None else (record.get(section) or {}).get(name) for record in window]
+        return [value for value in found if value is not None]
+
+    then, now = of(first, "toxicity_mean"), of(last, "toxicity_mean")
+    if len(then) < 2 or len(now) < 2:
+        return {}
+    noise = math.sqrt(stdev(then) ** 2 / len(then) + stdev(now) ** 2 / len(now))
+    if fmean(now) > fmean(then) - 2 * noise:
+        return {}
+    for name in rollouts.judged.by_witness:
+        seen_then, seen_now = of(first, "toxicity_by_witness", name), of(last, "toxicity_by_witness", name)
+        if seen_then and seen_now and fmean(seen_now) >= fmean(seen_then):
+            return {
+                "reward_hacking": (
+                    f"reward hacking: by the reward toxicity fell from {fmean(then):.3f} to {fmean(now):.3f} over "
+                    f"{WINDOW} steps, by {name}, which is no part of it, it did not ({fmean(seen_then):.3f} to "
+                    f"{fmean(seen_now):.3f})"
+                )
+            }
+    return {}
+
+
+class LastGood:
+    """The newest adapter whose answers passed the limits: what a run that hits one leaves in ``folder``.
+
+    A runaway KL is seen one step after the update that caused it, so this may be older than the newest checkpoint.
+    """
+
+    def __init__(self, model: Any, folder: Path, *, writes: bool = True) -> None:
+        self.model = model
+        self.folder = folder
+        self.step: int | None = None
+        self._writes = writes
+        self._weights: list[Tensor] = []
+
+    def remember(self, step: int) -> None:
+        """The adapter as it is now, after ``step`` steps, is sound."""
+        self.step = step
+        self._weights = [parameter.detach().clone() for parameter in adapter_parameters(self.model)]
+
+    @contextmanager
+    def left_behind(self, step: int) -> Iterator[None]:
+        """Inside, a limit that is hit puts the last good adapter back and saves it; NaN logits name the step."""
+        try:
+            yield
+        except (TrainingError, ModelError) as error:
+            message = str(error) if isinstance(error, TrainingError) else f"step {step + 1}: {error}"
+            if self.step is not None:
+                with torch.no_grad():
+                    for parameter, weights in zip(adapter_parameters(self.model), self._weights, strict=True):
+                        parameter.copy_(weights)
+                if self._writes:
+                    save_adapter(self.model, self.folder)
+                message += f" (the adapter of step {self.step} is kept in {self.folder})"
+            raise TrainingError(message) from error

@@ -1,0 +1,333 @@
+"""What training changes, and how: the policy's adapter, the critic, their optimizer, and one step's update of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import KlSettings, RlafSettings
+from rewardlm.errors import ConfigError, TrainingError
+from rewardlm.models.generate import stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import forward_rows, hidden_rows, microbatches, row_stats
+from rewardlm.models.lora import (
+    CRITIC,
+    REFERENCE,
+    active,
+    adapter_parameters,
+    add_critic,
+    add_lora,
+    head_is_shared,
+    load_adapter,
+    reference,
+)
+from rewardlm.train.objectives import answer_weights, importance, kl_k3, policy_loss, value_loss
+from rewardlm.train.processes import Processes
+from rewardlm.train.rollouts import Answer, Draft, Rollouts
+from rewardlm.train.value import ValueHead
+
+
+class KlController:
+    """The KL coefficient: fixed, or pulled towards a target (Ziegler et al. 2019, section 2.2)."""
+
+    def __init__(self, settings: KlSettings) -> None:
+        self.settings = settings
+        self.coef = settings.coef
+
+    def update(self, kl: float, answers: int) -> None:
+        """``kl`` in nats per answer, averaged over ``answers`` of them."""
+        if self.settings.target is None:
+            return
+        error = min(max(kl / self.settings.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * answers / self.settings.horizon
+
+
+@dataclass
+class Learner:
+    """What training changes: the adapter inside ``policy``, the critic, their optimizer and the KL controller.
+
+    The critic is ``value_head``, on the policy's states or, with ``own_critic``, on those of an adapter of its own.
+    """
+
+    policy: Policy
+    value_head: ValueHead | None
+    optimizer: torch.optim.Optimizer
+    kl: KlController
+    own_critic: bool = False
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]:
+        """The value head's, and its adapter's if it has one."""
+        if self.value_head is None:
+            return []
+        own = adapter_parameters(self.policy.model, CRITIC) if self.own_critic else []
+        return [*self.value_head.parameters(), *own]
+
+
+def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
+    """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both.
+
+    Raises ConfigError for a KL over the vocabulary where the adapter is on the language-model head too.
+    """
+    if settings.adapter is None:
+        add_lora(policy, settings.lora, seed=settings.seed)
+    else:
+        load_adapter(policy, settings.adapter, trainable=True)
+        load_adapter(policy, settings.adapter, name=REFERENCE)
+        policy.model.set_adapter("default")
+    own_critic = settings.critic_kind == "own"
+    if own_critic:
+        add_critic(policy, settings.lora, seed=settings.seed)
+    policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("lora_" in name and f".{REFERENCE}." not in name)
+    if settings.kl.penalty == "full" and not head_is_shared(policy):
+        raise ConfigError(
+            "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "
+            "take it out of lora.targets, or use kl.penalty=k3"
+        )
+    value_head = None
+    groups: list[dict[str, Any]] = [{"params": adapter_parameters(policy.model), "lr": settings.learning_rate}]
+    if settings.critic_kind is not None:
+        value_head = ValueHead(policy.causal_lm.get_input_embeddings().embedding_dim).to(policy.device)
+        groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
+    if own_critic:
+        groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
+    return Learner(policy, value_head, optimizer, KlController(settings.kl), own_critic)
+
+
+def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer]:
+    """How likely each drafted answer was under policy and reference, and what the critic expected of it."""
+    policy, budget = learner.policy, settings.micro_batch_tokens
+    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    hidden: list[Tensor] | None = [s.hidden for s in draft.sampled if s.hidden is not None]
+    assert hidden is not None
+    assert len(hidden) == len(responses)
+    if policy.dtype == torch.float32:
+        # What sampling saw is exact to float32's rounding.
+        logprobs = [sampled.logprobs for sampled in draft.sampled]
+        entropy = [sampled.entropy for sampled in draft.sampled]
+    else:
+        # One token at a time and many at once round differently: below float32 the ratio would start off 1.
+        scored = row_stats(policy.causal_lm, prompts, responses, budget, keep_hidden=True)
+        logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
+        hidden = [row.hidden for row in scored if row.hidden is not None]
+    values = _values(learner, settings, draft, hidden)
+    with reference(policy):
+        referred = row_stats(
+            policy.causal_lm,
+            prompts,
+            responses,
+            budget,
+            kl_from=hidden if head_is_shared(policy) else None,
+            keep_hidden=settings.kl.penalty == "full",
+        )
+    return [
+        Answer(
+            asked=draft.asked[row],
+            prompt=prompts[row],
+            tokens=responses[row],
+            text=draft.texts[row],
+            logprobs=logprobs[row],
+            sampling_logprobs=draft.sampled[row].sampling_logprobs,
+            ref_logprobs=referred[row].logprobs,
+            entropy=entropy[row],
+            kl_full=referred[row].kl,
+            values=values[row] if values is not None else None,
+            ref_hidden=referred[row].hidden,
+        )
+        for row in range(len(responses))
+    ]
+
+
+@torch.no_grad()
+def _values(learner: Learner, settings: RlafSettings, draft: Draft, hidden: list[Tensor]) -> list[Tensor] | None:
+    """The critic's V(s) before each token of each answer."""
+    policy, head = learner.policy, learner.value_head
+    if head is None:
+        return None
+    if not learner.own_critic:
+        return [head(states.to(policy.device)).cpu() for states in hidden]
+    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    values: dict[int, Tensor] = {}
+    with active(policy, CRITIC):
+        for rows in microbatches(lengths, settings.micro_batch_tokens):
+            found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
+            values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
+    return [values[row] for row in range(len(responses))]
+
+
+def update(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    step: int,
+    processes: Processes | None = None,
+) -> dict[str, float]:
+    """``ppo_epochs`` passes in ``minibatches`` pieces, one optimizer step each.
+
+    A minibatch is shared out between the processes, and each share is cut into microbatches; every token counts what
+    the whole minibatch says. Raises TrainingError for a gradient that is not finite or reaches no adapter.
+    """
+    processes = processes or Processes(cpu=True)
+    sizes = rollouts.response_mask.sum(1).tolist()
+    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
+    corrections = _corrections(settings, rollouts)
+    totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
+    first_ratio = math.nan
+    updates = 0
+    n_minibatches = min(settings.minibatches, len(sizes))
+    for epoch in range(settings.ppo_epochs):
+        order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(len(sizes))
+        for minibatch in np.array_split(order, n_minibatches):
+            weights = answer_weights(
+                [sizes[row] for row in minibatch],
+                settings.token_weights,
+                step_tokens=sum(sizes),
+                minibatches=n_minibatches,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            weight_of = {int(row): float(weight) for row, weight in zip(minibatch, weights, strict=True)}
+            n_tokens = sum(sizes[row] for row in minibatch)
+            mine = [int(row) for row in processes.share(minibatch.tolist())]
+            learner.optimizer.zero_grad(set_to_none=True)
+            sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
+            for piece in microbatches([lengths[row] for row in mine], settings.micro_batch_tokens):
+                rows = [mine[i] for i in piece]
+                found = _backward(
+                    learner, settings, rollouts, advantages, returns, rows, weight_of, corrections, n_tokens
+                )
+                for name, value in found.items():
+                    sums[name] += value
+            norm = _apply(learner, settings.max_grad_norm, step, processes)
+            sums = processes.sums(sums)
+            updates += 1
+            ratio = sums["ratio"] / sums["n"]
+            if math.isnan(first_ratio):
+                first_ratio = ratio
+            for name in ("policy_loss", "value_loss", "kl_loss"):
+                totals[name] += sums[name]
+            totals["clip_fraction"] += sums["clipped"] / sums["n"]
+            totals["ratio"] += ratio
+            totals["grad_norm"] += norm
+    result = {name: total / updates for name, total in totals.items()}
+    if learner.value_head is None:
+        del result["value_loss"]
+    if settings.kl.penalty == "k1":
+        del result["kl_loss"]
+    return {**result, "first_ratio": first_ratio, "updates": updates}
+
+
+def _corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
+    """Float[B, R]: π/μ of answers that were not drawn from the policy itself; None where they were."""
+    if not settings.off_policy:
+        return None
+    return importance(
+        rollouts.logprobs,
+        rollouts.sampling_logprobs,
+        rollouts.response_mask,
+        settings.importance_cap,
+        per_answer=settings.ratio_of == "answer",
+    )
+
+
+def _backward(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    rows: list[int],
+    weight_of: dict[int, float],
+    corrections: Tensor | None,
+    n_tokens: int,
+) -> dict[str, float]:
+    """Add the gradient of some rows of a minibatch, which has ``n_tokens``, to what is there; its losses and counts."""
+    policy, device = learner.policy, learner.policy.device
+    mask = rollouts.response_mask[rows]
+    sizes = mask.sum(1).tolist()
+    penalty = settings.kl.penalty
+
+    def flat(values: Tensor) -> Tensor:
+        return values[rows][mask].to(device)
+
+    per_token = torch.tensor([weight_of[row] for row in rows]).repeat_interleave(torch.tensor(sizes)).to(device)
+    weights = per_token if corrections is None else per_token * flat(corrections)
+    stats = forward_rows(
+        policy.causal_lm,
+        rollouts.prompts,
+        rollouts.responses,
+        rows,
+        kl_to=rollouts.ref_hidden if penalty == "full" else None,
+    )
+    loss, counts = policy_loss(
+        stats.logprobs,
+        flat(rollouts.logprobs),
+        flat(advantages),
+        settings.clip_range,
+        weights,
+        lengths=sizes if settings.ratio_of == "answer" else None,
+    )
+    found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
+    if penalty != "k1":
+        kl = kl_k3(stats.logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
+        assert kl is not None
+        kl_loss = (kl * weights).sum()
+        found["kl_loss"] = float(kl_loss.detach())
+        loss = loss + learner.kl.coef * kl_loss
+    if learner.value_head is None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    def critic_loss(hidden: Tensor) -> Tensor:
+        assert learner.value_head is not None
+        assert returns is not None
+        assert rollouts.values is not None
+        values = learner.value_head(hidden, detach=not learner.own_critic)
+        value = value_loss(values, flat(rollouts.values), flat(returns), settings.value_clip_range, n_tokens)
+        found["value_loss"] = float(value.detach())
+        return settings.value_coef * value
+
+    if not learner.own_critic:
+        (loss + critic_loss(stats.hidden)).backward()  # type: ignore[no-untyped-call]
+        return found
+    loss.backward()  # type: ignore[no-untyped-call]
+    with active(policy, CRITIC):
+        states = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows)
+        critic_loss(states).backward()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -> float:
+    """Add up the processes' gradients, clip and step; the adapter's gradient norm. Raises TrainingError, before
+    anything changes, where a gradient is missing or not finite.
+
+    Adapter and critic are clipped apart: the critic's errors, in units of reward, would otherwise decide how far the
+    policy may go.
+    """
+    adapter, critic = adapter_parameters(learner.policy.model), learner.critic_parameters()
+    if not processes.sum_gradients(adapter):
+        raise TrainingError(
+            f"step {step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
+            "load in full precision"
+        )
+    norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
+    if critic:
+        processes.sum_gradients(critic)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(critic, max_norm)))
+    broken = [norm for norm in norms if not math.isfinite(norm)]
+    if broken:
+        raise TrainingError(
+            f"step {step + 1}: the gradient's norm is {broken[0]}; the update was not applied: "
+            "lower the learning rate or use --dtype float32"
+        )
+    learner.optimizer.step()
+    return norms[0]

@@ -1,0 +1,95 @@
+"""One training on several processes (torchrun, accelerate launch): who does which share, and what is put together.
+
+Every process holds the whole model and the same optimizer state; answers and gradients are shared out. What each one
+found is gathered, so that all of them see the same batch and come to the same decisions, errors among them: a process
+that stopped alone would leave the others waiting. Alone, every method gives back what it got.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of this training; ``rank`` is this one's number among ``size``."""
+
+    def __init__(self, *, cpu: bool) -> None:
+        # Alone, torch.distributed is not touched at all.
+        self._state = PartialState(cpu=cpu) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        if self._state is not None:
+            # Left to the interpreter's end, its threads abort the process.
+            atexit.register(self._state.destroy_process_group)
+        self.rank = self._state.process_index if self._state else 0
+        self.size = self._state.num_processes if self._state else 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> str | None:
+        """The accelerator that the launcher gave to this process; None where there is one process alone."""
+        return None if self._state is None else str(self._state.device)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of ``items``: every size-th one."""
+        return list(items[self.rank :: self.size])
+
+    def span(self, n: int) -> range:
+        """This process's part of n things that lie side by side."""
+        return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def gather(self, find: Callable[[], list[T]]) -> list[T]:
+        """What ``find`` returns in each process, in order of rank. An error in one process is raised in all."""
+        if self.size == 1:
+            return find()
+        found: tuple[list[T], Exception | None]
+        try:
+            found = find(), None
+        except Exception as error:
+            found = [], error
+        parts = gather_object([found])
+        problems = [problem for _, problem in parts if problem is not None]
+        if problems:
+            raise problems[0]
+        return [item for items, _ in parts for item in items]
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> int:
+        """Add up every process's gradients, in place; of how many parameters there was one anywhere."""
+        have = sum(parameter.grad is not None for parameter in parameters)
+        if self.size == 1 or not parameters:
+            return have
+        # One message instead of hundreds; a process that had no rows adds zeros.
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).to(torch.float32) for p in parameters]
+            + [torch.tensor([float(have)], device=parameters[0].device)]
+        )
+        flat = reduce(flat, reduction="sum")
+        have = int(flat[-1])
+        if have:
+            pieces = flat[:-1].split_with_sizes([parameter.numel() for parameter in parameters])
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+        return have
+
+    def sums(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Each number added up over the processes."""
+        if self.size == 1:
+            return numbers
+        parts = gather_object([numbers])
+        return {name: sum(part[name] for part in parts) for name in numbers}
+
+    def wait(self) -> None:
+        """Until all have come so far."""
+        if self._state is not None:
+            self._state.wait_for_everyone()

@@ -1,0 +1,97 @@
+"""What may be rewarded besides harmlessness: that an answer says something, once, in the prompt's script, about the
+prompt, against its claim. Each is a function of (prompt, answer) with a weight of the user's; by default there is none.
+
+A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rewardlm.config import TermSettings
+from rewardlm.measure.quality import in_other_script, repeated_share
+from rewardlm.measure.similarity import load_embedder, similarities
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
+from rewardlm.scoring.scorer import load_scorer, score_texts
+
+Values = Callable[[Sequence[str], Sequence[str]], list[float | None]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed)."""
+
+    name: str
+    weight: float
+    values: Values
+
+
+class Terms:
+    """The extra terms of a reward, in a fixed order."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = list(terms)
+
+    @property
+    def names(self) -> list[str]:
+        return [term.name for term in self._terms]
+
+    @property
+    def weights(self) -> list[float]:
+        return [term.weight for term in self._terms]
+
+    def values(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, list[float | None]]:
+        """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term."""
+        kept = [row for row, text in enumerate(texts) if text.strip()]
+        found: dict[str, list[float | None]] = {}
+        for term in self._terms:
+            column: list[float | None] = [None] * len(texts)
+            if kept:
+                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept])
+                for row, value in zip(kept, values, strict=True):
+                    column[row] = value
+            found[term.name] = column
+        return found
+
+
+def load_terms(settings: TermSettings, *, device: str = "cpu") -> Terms:
+    """The terms with a weight over 0; an embedder or a judge is loaded only for those. Raises as their loaders do."""
+    terms = []
+    if settings.length:
+        terms.append(Term("length", settings.length, lambda _, texts: _length(texts, settings.length_words)))
+    if settings.repetition:
+        terms.append(Term("repetition", settings.repetition, lambda _, texts: [-repeated_share(t) for t in texts]))
+    if settings.script:
+        terms.append(Term("script", settings.script, _script))
+    if settings.similarity:
+        embedder = load_embedder(device)
+        terms.append(
+            Term(
+                "similarity", settings.similarity, lambda asked, texts: similarities(embedder, asked, texts, seed=0)[0]
+            )
+        )
+    if settings.counter_narrative:
+        judge = _counter_narrative(settings.counter_narrative_judge, device)
+        terms.append(Term("counter_narrative", settings.counter_narrative, judge))
+    return Terms(terms)
+
+
+def _length(texts: Sequence[str], words: int) -> list[float | None]:
+    return [min(1.0, len(text.split()) / words) for text in texts]
+
+
+def _script(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+    return [-float(in_other_script(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _counter_narrative(spec: str, device: str) -> Values:
+    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose main label says so."""
+    if is_pair_judge(spec):
+        pair_judge = load_pair_judge(spec, device=device)
+        return lambda prompts, texts: [
+            None if verdict is None else verdict[COUNTER_NARRATIVE]
+            for verdict in pair_judge.judge(list(zip(prompts, texts, strict=True)))
+        ]
+    scorer = load_scorer(spec, device=device)
+    return lambda _, texts: [verdict.values.get(scorer.labels[0]) for verdict in score_texts(scorer, texts)]
