@@ -208,10 +208,17 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
         (["algorithm=grpo", "batch_size=10"], "divisible by samples 4"),
         (["algorithm=rloo", "samples=1"], "at least 2"),
         (["batch_size=2", "minibatches=3"], "minibatches"),
-        (["generation.temperature=0.7"], "temperature 1"),
-        (["generation.top_k=50"], "untruncated"),
-        (["generation.min_new_tokens=2"], "untruncated"),
-        (["algorithm=dpo"], "algorithm"),
+        (["generation.temperature=0"], "draws nothing"),
+        (["algorithm=dpo"], "expected one of ppo, grpo, dr_grpo, rloo, or module:function"),
+        (["algorithm=dr_grpo", "samples=1"], "at least 2"),
+        (["algorithm=grpo", "critic=own"], "grpo has no critic"),
+        (["algorithm=rloo", "loss_type=dapo"], "leave one of the two out"),
+        (["reward=lexical", "rewards.weights.starter=2"], "rewards.weights names starter, but the reward is lexical"),
+        (["reward=lexical", "rewards.weights.lexical=0"], "no judge with a weight"),
+        (["reward=lexical", "witness=lexical2,lexical"], "witness lexical is the reward too"),
+        (["kl.penalty=k2"], "kl.penalty"),
+        (["trackers=[mlflow]"], "trackers"),
+        (["importance_cap=0.5"], "importance_cap"),
         (["kl.coef=-1"], "kl.coef"),
         (["kl.max=.inf"], "kl.max"),
         (["learning_rate=0"], "learning_rate"),
@@ -222,7 +229,40 @@ def test_rl_settings_that_do_not_fit(overrides: list[str], said: str) -> None:
     assert said in refused(RlafSettings, *overrides)
 
 
-@pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("rloo", 4)])
+@pytest.mark.parametrize(
+    ("overrides", "critic", "weights", "ratio"),
+    [
+        ([], "trunk", "bnpo", "token"),
+        (["critic=own"], "own", "bnpo", "token"),
+        (["algorithm=grpo"], None, "dapo", "token"),
+        (["algorithm=grpo", "loss_type=grpo"], None, "grpo", "token"),
+        (["algorithm=dr_grpo"], None, "dr_grpo", "token"),
+        (["algorithm=rloo"], None, "answers", "answer"),
+        (["algorithm=rloo", "ratio=token"], None, "dapo", "token"),
+        (["algorithm=mine:own"], None, "dapo", "token"),
+        (["algorithm=mine:own", "critic=trunk"], "trunk", "dapo", "token"),
+    ],
+)
+def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weights, ratio) -> None:
+    found = build(RlafSettings, flags={"model": "tiny"}, overrides=overrides)
+    assert (found.critic_kind, found.token_weights, found.ratio_of) == (critic, weights, ratio)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "witnesses"),
+    [
+        ([], ["lexical"]),
+        (["reward=lexical"], []),
+        (["reward=lexical", "witness=starter"], ["starter"]),
+        (["witness=lexical,lexical2"], ["lexical", "lexical2"]),
+        (["witness=[]"], []),
+    ],
+)
+def test_a_witness_is_never_the_reward(overrides: list[str], witnesses: list[str]) -> None:
+    assert build(RlafSettings, flags={"model": "tiny"}, overrides=overrides).witnesses == witnesses
+
+
+@pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("dr_grpo", 4), ("rloo", 4)])
 def test_samples_a_prompt_by_algorithm(algorithm: str, samples: int) -> None:
     assert build(RlafSettings, flags={"model": "tiny", "algorithm": algorithm}).samples_per_prompt == samples
 

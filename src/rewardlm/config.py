@@ -64,6 +64,10 @@ def split_names(items: Sequence[str]) -> list[str]:
 Names = Annotated[list[str], AfterValidator(split_names)]
 
 
+def _names_or_none(items: Sequence[str]) -> list[str]:
+    return split_names(items) if items else []
+
+
 def is_function_name(text: str) -> bool:
     """Whether ``text`` looks like ``module:function``."""
     return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text) is not None
@@ -352,7 +356,7 @@ class RlafSettings(TrainingSettings):
     micro_batch_tokens: int = Field(1024, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     samples_every: int = Field(5, ge=1)
-    witness: list[str] | None = None
+    witness: Annotated[list[str], AfterValidator(_names_or_none)] | None = None
     stop_on: list[Doubt] = []
     trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
     kl: KlSettings = KlSettings()

@@ -21,6 +21,7 @@ from rewardlm.cli import (
     rlaf,
     run,
     score,
+    watch,
 )
 from rewardlm.errors import RewardLMError
 
@@ -40,6 +41,7 @@ app.command("import")(imports.import_)
 app.command("compare")(compare.compare)
 app.command("finetune")(finetune.finetune)
 app.command("rlaf")(rlaf.rlaf)
+app.command("watch")(watch.watch)
 app.add_typer(judge.app, name="judge")
 app.command("interpret", context_settings=later.ANYTHING)(later.interpret)
 app.command("report")(report.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,11 @@ class Stage:
         return f", about {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
+def is_main() -> bool:
+    """Whether this process is the one that speaks: of those that torchrun or accelerate started together, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """A sentence for the user, on stderr: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)
@@ -53,8 +59,9 @@ def say(text: str) -> None:
 @contextmanager
 def stage(title: str) -> Iterator[Stage]:
     """Show progress while the block runs."""
-    if not sys.stderr.isatty():
-        say(title)
+    if not is_main() or not sys.stderr.isatty():
+        if is_main():
+            say(title)
         yield Stage(title, None, None)
         return
     from rich.console import Console

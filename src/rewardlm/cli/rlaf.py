@@ -21,7 +21,16 @@ def rlaf(
     reward: Annotated[
         str | None, typer.Option("--reward", metavar="NAME[,NAME…]", help="The judges to please.")
     ] = None,
-    algorithm: Annotated[str | None, typer.Option("--algorithm", metavar="ppo|grpo|rloo")] = None,
+    witness: Annotated[
+        str | None, typer.Option("--witness", metavar="NAME[,NAME…]", help="Judges that read all and reward nothing.")
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option("--algorithm", metavar="ppo|grpo|rloo", help="Or dr_grpo, or module:function, your estimator."),
+    ] = None,
+    critic: Annotated[
+        str | None, typer.Option("--critic", metavar="trunk|own", help="Value head on the policy, or an adapter more.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Rollout and update, so many times.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Answers a step.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Answers a prompt (1 for PPO, else 4).")] = None,
@@ -30,8 +39,14 @@ def rlaf(
     minibatches: Annotated[int | None, typer.Option("--minibatches", help="Optimizer steps a pass.")] = None,
     kl_coef: Annotated[float | None, typer.Option("--kl-coef", help="Weight of the KL to the reference.")] = None,
     kl_target: Annotated[float | None, typer.Option("--kl-target", help="Nats an answer; adapts the weight.")] = None,
+    kl_penalty: Annotated[
+        str | None, typer.Option("--kl-penalty", metavar="k1|k3|full", help="In the reward, or as a loss.")
+    ] = None,
     lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapter.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option("--tracker", metavar="trackio|wandb|tensorboard", help="Numbers go there too.")
+    ] = None,
     config: options.Config = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -52,7 +67,9 @@ def rlaf(
         part=part,
         limit=limit,
         reward=reward,
+        witness=witness,
         algorithm=algorithm,
+        critic=critic,
         steps=steps,
         batch_size=batch_size,
         samples=samples,
@@ -64,12 +81,20 @@ def rlaf(
     settings = build(
         RlafSettings,
         file=config,
-        flags={**flags, "kl.coef": kl_coef, "kl.target": kl_target, "lora.r": lora_r},
+        flags={
+            **flags,
+            "trackers": tracker,
+            "kl.coef": kl_coef,
+            "kl.target": kl_target,
+            "kl.penalty": kl_penalty,
+            "lora.r": lora_r,
+        },
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.cli.progress import is_main, say, stage
     from rewardlm.train.rlaf import train
 
     with stage(f"rlaf {settings.algorithm} {settings.model}") as progress:
         run = train(settings, out, report=progress.report, say=say)
-    typer.echo(run.path / "adapter")
+    if is_main():
+        typer.echo(run.path / "adapter")

@@ -1,0 +1,39 @@
+"""``rewardlm watch``: a training run in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(help="A training, or an experiment: then the training that is under way.")],
+    step: Annotated[int | None, typer.Option("--step", help="Show the samples of this step, not the newest.")] = None,
+    last: Annotated[int, typer.Option("--last", min=1, help="So many steps in the table.")] = 8,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing until it ends, or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show how a training goes: its numbers, step by step, and what the model answers."""
+    import sys
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from rewardlm.report.watch import find_training, training_view
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    found = find_training(run)
+    if not follow:
+        console.print(training_view(found, step=step, rows=last))
+        return
+    try:
+        with Live(training_view(found, step=step, rows=last), console=console, auto_refresh=False) as live:
+            while not found.finished:
+                time.sleep(every)
+                found = find_training(run)
+                live.update(training_view(found, step=step, rows=last), refresh=True)
+    except KeyboardInterrupt:
+        return  # Who stops looking has not stopped the training.
