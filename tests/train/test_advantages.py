@@ -8,13 +8,18 @@ import statistics
 import pytest
 import torch
 
+from rewardlm.errors import TrainingError
 from rewardlm.train.advantages import (
     ESTIMATORS,
     Feedback,
+    dr_grpo,
+    estimate,
     gae,
+    group_centred,
     group_normalised,
     grpo,
     leave_one_out,
+    load_estimator,
     ppo,
     rloo,
     token_rewards,
@@ -77,9 +82,11 @@ def test_group_estimators_are_plain_loops_over_ragged_groups(seed):
     group = torch.tensor([7, 2, 7, 40, 7, 2, 9, 7, 40, 2, 7])[torch.randperm(11, generator=generator)]
     scores = torch.randn(11, generator=generator, dtype=torch.float64)
     normalised, left_out = group_normalised(scores, group), leave_one_out(scores, group)
+    centred = group_centred(scores, group)
     for row in range(11):
         members = [float(scores[k]) for k in range(11) if group[k] == group[row]]
         others = [float(scores[k]) for k in range(11) if group[k] == group[row] and k != row]
+        assert float(centred[row]) == pytest.approx(float(scores[row]) - statistics.fmean(members), abs=1e-12)
         if not others:
             assert float(normalised[row]) == 0
             assert float(left_out[row]) == 0
@@ -97,15 +104,16 @@ def test_a_group_of_equal_scores_pushes_nobody():
     assert float(leave_one_out(scores, group).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize(("estimator", "deviation"), [(grpo, None), (rloo, 1.0)])
-def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(estimator, deviation):
+@pytest.mark.parametrize(
+    ("estimator", "size"), [(grpo, 0.4 / (0.8 / math.sqrt(2) + 1e-4)), (dr_grpo, 0.4), (rloo, 0.8)]
+)
+def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(estimator, size):
     mask = torch.tensor([[True, True, False], [True, True, True]])
     kl = torch.tensor([[1.0, 2.0, math.nan], [0.5, 0.5, 0.0]])
     advantages, returns = estimator(
         Feedback(torch.tensor([1.0, 0.0]), kl, mask, torch.tensor([0, 0]), None, 0.1, 1.0, 0.95)
     )
     # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: centred ±0.4, sample deviation 0.8/√2, leave-one-out ±0.8
-    size = 0.8 if deviation else 0.4 / (0.8 / math.sqrt(2) + 1e-4)
     assert returns is None
     torch.testing.assert_close(advantages, torch.tensor([[size, size, 0.0], [-size, -size, -size]]))
 
@@ -123,7 +131,7 @@ def test_ppo_whitens_advantages_and_leaves_returns_as_they_are():
     torch.testing.assert_close(returns, torch.tensor([[1.0, 1.0], [3.0, 0.0]]))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "dr_grpo", "rloo"])
 def test_each_estimator_finds_the_known_best_policy(algorithm):
     """Two tokens at each of two positions, a reward for every 1, a KL penalty of weight 1 to the uniform policy.
 
@@ -170,3 +178,66 @@ def test_each_estimator_finds_the_known_best_policy(algorithm):
     found = torch.stack(probabilities).mean(0)
     best = math.e / (1 + math.e)
     assert found.tolist() == pytest.approx([best, best], abs=0.04)
+
+
+# A user's own estimator ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "own_estimators.py").write_text(
+        "import torch\n"
+        "number = 3\n"
+        "def reinforce(f):\n"
+        "    return f.rewards[:, None] * f.mask, None\n"
+        "def per_answer(f):\n"
+        "    return f.rewards, None\n"
+        "def broken(f):\n"
+        "    return torch.full(f.mask.shape, float('nan')), None\n"
+        "def forgetful(f):\n"
+        "    return f.rewards[:, None] * f.mask\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+def feedback(values=None) -> Feedback:
+    mask = torch.tensor([[True, True], [True, False]])
+    return Feedback(torch.tensor([1.0, 3.0]), torch.zeros(2, 2), mask, torch.tensor([0, 1]), values, 0.1, 1.0, 0.95)
+
+
+def test_an_estimator_of_ones_own_is_found_by_name(module):
+    advantages, returns = estimate(load_estimator("own_estimators:reinforce"), feedback())
+    assert advantages.tolist() == [[1, 1], [3, 0]]
+    assert returns is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere_at_all:f", "can't import nowhere_at_all"),
+        ("own_estimators:f", "own_estimators has no 'f'"),
+        ("own_estimators:number", "it is a int: expected a function"),
+    ],
+)
+def test_an_estimator_that_is_not_there_is_named(module, name, said):
+    with pytest.raises(TrainingError, match=said):
+        load_estimator(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("per_answer", r"advantages are shape \(2,\): expected a tensor of \(2, 2\)"),
+        ("broken", "advantages hold NaN"),
+        ("forgetful", r"advantages are shape \(2,\)"),  # two rows unpack as two values: only the shape tells
+    ],
+)
+def test_an_estimator_that_returns_something_else_is_refused(module, name, said):
+    found = load_estimator(f"own_estimators:{name}")
+    with pytest.raises(TrainingError, match=said):
+        estimate(found, feedback())
+
+
+def test_a_critic_needs_returns_to_learn_from(module):
+    with pytest.raises(TrainingError, match="returns are a NoneType"):
+        estimate(load_estimator("own_estimators:reinforce"), feedback(values=torch.zeros(2, 2)))

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, policy_loss, value_loss, whiten
+from rewardlm.train.objectives import (
+    answer_weights,
+    importance,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+    policy_loss,
+    value_loss,
+    whiten,
+)
 
 GARBAGE = [math.nan, math.inf, 1e30]
 
@@ -146,3 +155,73 @@ def test_without_a_clip_the_critic_moves_as_far_as_the_error_says():
     assert gradient.tolist() == pytest.approx([(3 - 9) / 4, (-1 + 9.2) / 4])
     (clipped,) = torch.autograd.grad(value_loss(values, old, targets, 0.2, 4), values)
     assert clipped.tolist() == [0.0, 0.0]
+
+
+# Answers of 4, 1 and 5 tokens in one of two minibatches of a step of 30 tokens, at most 8 new tokens.
+@pytest.mark.parametrize(
+    ("loss_type", "weights"),
+    [
+        ("bnpo", [1 / 10, 1 / 10, 1 / 10]),
+        ("dapo", [2 / 30, 2 / 30, 2 / 30]),
+        ("grpo", [1 / 12, 1 / 3, 1 / 15]),
+        ("dr_grpo", [1 / 24, 1 / 24, 1 / 24]),
+        ("answers", [1 / 3, 1 / 3, 1 / 3]),
+    ],
+)
+def test_what_a_token_counts_by_hand(loss_type, weights):
+    found = answer_weights([4, 1, 5], loss_type, step_tokens=30, minibatches=2, max_new_tokens=8)
+    assert found.tolist() == pytest.approx(weights)
+
+
+def test_an_unknown_loss_type_is_named():
+    with pytest.raises(ValueError, match="loss type 'sum': expected bnpo"):
+        answer_weights([1], "sum", step_tokens=1, minibatches=1, max_new_tokens=1)
+
+
+def test_the_ratio_of_whole_answers_by_hand():
+    # Answers of two tokens and one: ratios 1.1·1.2 = 1.32 and 0.5; advantages 2 and -1, weights a half each.
+    logprobs = torch.tensor([1.1, 1.2, 0.5]).log().double().requires_grad_()
+    loss, sums = policy_loss(
+        logprobs,
+        torch.zeros(3).double(),
+        torch.tensor([2.0, 2.0, -1.0]).double(),
+        0.2,
+        torch.tensor([0.5, 0.5, 0.5]).double(),
+        lengths=[2, 1],
+    )
+    # The first is clipped at 1.2, the second at 0.8: flat both.
+    assert loss.item() == pytest.approx(0.5 * (-2 * 1.2 + 0.8))
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.tolist() == [0, 0, 0]
+    assert (int(sums["clipped"]), int(sums["n"])) == (2, 2)
+    assert float(sums["ratio"]) == pytest.approx(1.82)
+    loss, _ = policy_loss(
+        logprobs, logprobs.detach(), torch.tensor([2.0, 2.0, -1.0]).double(), 0.2, 0.5, lengths=[2, 1]
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.tolist() == pytest.approx([-1, -1, 0.5])  # on policy: -weight · advantage for every token
+
+
+@pytest.mark.parametrize("per_answer", [False, True])
+def test_importance_by_hand(per_answer):
+    mask = torch.tensor([[True, True], [True, False]])
+    logprobs = torch.tensor([[0.5, 0.9], [0.1, math.nan]]).log()
+    drawn = torch.tensor([[0.4, 0.3], [0.4, math.nan]]).log()
+    found = importance(logprobs, drawn, mask, 2.0, per_answer=per_answer)
+    # tokens: 1.25, 3 → capped at 2, 0.25; answers: 1.25·3 = 3.75 → capped at 2, 0.25
+    wanted = [[2.0, 2.0], [0.25, 0.0]] if per_answer else [[1.25, 2.0], [0.25, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(wanted))
+
+
+def test_importance_of_an_unlucky_answer_is_finite():
+    gap = torch.full((1, 400), 3.0)
+    found = importance(gap, torch.zeros(1, 400), torch.ones(1, 400, dtype=torch.bool), 2.0, per_answer=True)
+    assert found.unique().tolist() == [2.0]
+
+
+def test_weighted_by_importance_a_mean_is_the_policys_own():
+    """E_μ[π/μ · f] = E_π[f], summed over a vocabulary; the cap is above every ratio."""
+    p, m = distributions(5)
+    values = torch.arange(7.0).double()
+    weights = importance(p[None], m[None], torch.ones(1, 7, dtype=torch.bool), 1e6, per_answer=False)[0]
+    assert float((m.exp() * weights * values).sum()) == pytest.approx(float((p.exp() * values).sum()), abs=1e-9)

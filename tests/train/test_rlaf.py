@@ -5,27 +5,23 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSettings
+from rewardlm.config import KlSettings, ModelSettings, RlafSettings
 from rewardlm.errors import ScorerError, TrainingError
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
-from rewardlm.models.lora import adapter_parameters, add_lora, load_adapter
+from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
-from rewardlm.train import guards, learner, rlaf
-from rewardlm.train.learner import KlController, Learner
-from rewardlm.train.processes import Processes
+from rewardlm.train import guards, rlaf
 from rewardlm.train.rewards import Judged
 from rewardlm.train.rlaf import train
-from rewardlm.train.rollouts import Draft, Rollouts, length_mask
-from rewardlm.train.value import ValueHead
+from rewardlm.train.rollouts import Draft, Rollouts
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
 INSULT, KIND = "You are a stupid idiot and I hate you.", "I see it differently: most of them pay taxes."
@@ -61,140 +57,6 @@ def settings(**changes) -> RlafSettings:
 
 def metrics(run: Run) -> list[dict]:
     return list(run.read("metrics"))
-
-
-# Gradients ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Case:
-    learner: Learner
-    rollouts: Rollouts
-    advantages: torch.Tensor
-    returns: torch.Tensor
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    """Seven answers of 1 to 9 tokens to prompts of 2 to 12, under an adapter and a critic that aren't zero."""
-    torch.set_num_threads(1)
-    policy = load_policy(ModelSettings(**TINY))
-    add_lora(policy, LoraSettings(r=4), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    found = Learner(policy, ValueHead(64), None, KlController(KlSettings()))
-    parameters = [*adapter_parameters(policy.model), *found.value_head.parameters()]
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    found.optimizer = torch.optim.SGD(parameters, lr=0.0)  # leaves the gradients where they can be read
-
-    def draw(low: int, high: int) -> list[int]:
-        length = int(torch.randint(low, high, (1,), generator=generator))
-        return torch.randint(3, 1500, (length,), generator=generator).tolist()
-
-    prompts = [(1, 7, *draw(0, 10)) for _ in range(7)]
-    responses = [draw(1, 10) for _ in range(6)] + [[9]]
-    mask = length_mask(responses)
-    shape = mask.shape
-    logprobs, entropy = score_rows(policy.causal_lm, prompts, responses, 10**6)
-    # Old log-probabilities and values near the new ones, so that some ratios and values are clipped and others not.
-    old = logprobs + 0.2 * torch.randn(shape, generator=generator)
-    rollouts = Rollouts(
-        prompts=prompts,
-        responses=responses,
-        response_mask=mask,
-        logprobs=torch.where(mask, old, math.nan),  # what is padding must not count, whatever it holds
-        sampling_logprobs=torch.where(mask, old + 0.3 * torch.randn(shape, generator=generator), math.nan),
-        ref_logprobs=torch.where(mask, logprobs + 0.2 * torch.randn(shape, generator=generator), math.nan),
-        entropy=entropy,
-        kl_full=None,
-        ref_hidden=None,
-        values=torch.where(mask, 0.3 * torch.randn(shape, generator=generator), math.nan),
-        rewards=torch.zeros(7),
-        group=torch.arange(7),
-        texts=[""] * 7,
-        judged=None,
-    )
-    advantages = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
-    returns = torch.where(mask, torch.randn(shape, generator=generator), math.nan)
-    return Case(found, rollouts, advantages, returns)
-
-
-def gradients(
-    case: Case, budget: int, value_clip: float | None = 0.2
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    one_update = settings(
-        ppo_epochs=1, minibatches=1, micro_batch_tokens=budget, max_grad_norm=1e9, value_clip_range=value_clip
-    )
-    losses = learner.update(case.learner, one_update, case.rollouts, case.advantages, case.returns, step=0)
-    return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
-
-
-def named(case: Case) -> list[tuple[str, torch.nn.Parameter]]:
-    own = [(n, p) for n, p in case.learner.policy.model.named_parameters() if p.requires_grad]
-    return own + [(f"value.{n}", p) for n, p in case.learner.value_head.named_parameters()]
-
-
-@pytest.mark.parametrize("value_clip", [None, 0.2])
-def test_the_update_is_that_of_a_plain_forward_pass_row_by_row(case, value_clip):
-    _, found = gradients(case, 10**6, value_clip)
-    case.learner.optimizer.zero_grad()
-    rollouts, causal_lm, head = case.rollouts, case.learner.policy.causal_lm, case.learner.value_head
-    total = 0.0
-    n_tokens = sum(map(len, rollouts.responses))
-    for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
-        ids = torch.tensor([[*prompt, *response]])
-        output = causal_lm(input_ids=ids, output_hidden_states=True)
-        for t, token in enumerate(response):
-            at = len(prompt) + t - 1
-            logprob = output.logits[0, at].log_softmax(-1)[token]
-            ratio = (logprob - rollouts.logprobs[row, t]).exp()
-            advantage = case.advantages[row, t]
-            total = total - torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) / n_tokens
-            state = output.hidden_states[-1][0, at].detach()
-            value = head.linear(state / state.square().mean().add(1e-6).sqrt())[0]
-            old, target = rollouts.values[row, t], case.returns[row, t]
-            clipped = value if value_clip is None else torch.clamp(value, old - value_clip, old + value_clip)
-            total = total + 0.5 * 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2) / n_tokens
-    total.backward()
-    for name, parameter in named(case):
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("budget", [1, 20, 45])
-def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, budget):
-    whole_losses, whole = gradients(case, 10**6)
-    losses, parts = gradients(case, budget)
-    assert losses == pytest.approx(whole_losses, abs=1e-5)
-    assert 0 < losses["clip_fraction"] < 1
-    assert parts.keys() == whole.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, poison):
-    before = {name: parameter.detach().clone() for name, parameter in named(case)}
-    case.learner.optimizer.param_groups[0]["lr"] = 1.0
-    name, weight = next((n, p) for n, p in named(case) if "lora_B" in n)
-    with torch.no_grad():
-        weight[0, 0] = poison
-    try:
-        with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is (nan|inf)"):
-            learner.update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
-        for other, parameter in named(case):
-            if other != name:
-                assert torch.equal(parameter, before[other]), other
-    finally:
-        case.learner.optimizer.param_groups[0]["lr"] = 0.0
-        with torch.no_grad():
-            weight.copy_(before[name])
-
-
-def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
-    case.learner.optimizer.zero_grad(set_to_none=True)
-    with pytest.raises(TrainingError, match="step 1: no gradient reaches the adapter"):
-        learner._apply(case.learner, 1.0, 0, Processes(cpu=True))
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -360,19 +222,6 @@ def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeyp
         train(settings(steps=4), tmp_path / "run")
     assert "the adapter of step 1 is kept" in str(caught.value)
     assert same(adapter(tmp_path / "run"), adapter(tmp_path / "run" / "checkpoints" / "step-000001"))
-
-
-def test_kl_controller_by_hand():
-    controller = KlController(KlSettings(coef=0.1, target=6.0, horizon=100))
-    controller.update(9.0, 10)  # error 0.5, clipped to 0.2: 0.1 · (1 + 0.2 · 10 / 100)
-    assert controller.coef == pytest.approx(0.102)
-    controller.update(5.4, 10)  # error -0.1
-    assert controller.coef == pytest.approx(0.102 * 0.99)
-    controller.update(-3.0, 50)  # error -1.5, clipped to -0.2
-    assert controller.coef == pytest.approx(0.102 * 0.99 * 0.9)
-    fixed = KlController(KlSettings(coef=0.1))
-    fixed.update(1000.0, 10)
-    assert fixed.coef == 0.1
 
 
 def test_warnings_name_what_went_wrong(tmp_path):

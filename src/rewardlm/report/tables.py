@@ -93,7 +93,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         line = Text("! ", style="bold yellow")
         line.append(str(_name(warning["model"])), style="bold")
         line.append(f" {warning['code']}: ", style="yellow")
-        line.append(_plain(warning["message"]))
+        line.append(plain(warning["message"]))
         console.print(line)
 
 
@@ -230,11 +230,11 @@ def _table() -> Table:
 
 def _name(name: str) -> Text:
     """A label as plain text on one line, cut where it is very long."""
-    plain = _plain(name)
-    return Text(plain if len(plain) <= _LONGEST_NAME else plain[: _LONGEST_NAME - 1] + "…")
+    shown = plain(name)
+    return Text(shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without control characters: a label must not move the cursor or colour the terminal."""
     return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
 

@@ -5,7 +5,8 @@ Reads what the run has appended so far, so it can be looked at from another term
 
 from __future__ import annotations
 
-import unicodedata
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,26 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.errors import RunError
+from rewardlm.report.tables import plain
 from rewardlm.runs import Run
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
 _TRAININGS = ("rlaf", "finetune")
 _Number = Callable[[Mapping[str, Any]], Any]
+_NUMBERS = {
+    "reward": "reward_mean",
+    "toxicity": "toxicity_mean",
+    "loss": "loss",
+    "validation loss": "eval_loss",
+    "KL": "kl",
+    "KL coefficient": "kl_coef",
+    "entropy": "entropy",
+    "tokens": "response_tokens",
+    "clipped": "clip_fraction",
+    "learning rate": "learning_rate",
+    "seconds": "seconds",
+}
 
 
 def find_training(path: Path) -> Run:
@@ -61,12 +76,6 @@ def training_view(run: Run, *, step: int | None = None, rows: int = 8) -> Render
     return Group(*parts)
 
 
-def plain(text: str) -> str:
-    """``text`` on one line, without anything that a terminal would obey: what a model says is not to be trusted."""
-    shown = (" " if character in "\n\r\t" else character for character in text)
-    return " ".join("".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in shown).split())
-
-
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
     """The course of ``values`` in at most ``width`` blocks, each the mean of its share, from lowest to highest."""
     n = min(width, len(values))
@@ -102,29 +111,18 @@ def _head(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Text:
 
 def _columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, _Number]:
     """Of what there is, the numbers worth a column: title, and how a line gives it."""
-    found: dict[str, _Number] = {}
-    known = [
-        ("reward", "reward_mean"),
-        ("toxicity", "toxicity_mean"),
-        ("loss", "loss"),
-        ("validation loss", "eval_loss"),
-        ("KL", "kl"),
-        ("KL coefficient", "kl_coef"),
-        ("entropy", "entropy"),
-        ("tokens", "response_tokens"),
-        ("clipped", "clip_fraction"),
-        ("learning rate", "learning_rate"),
-        ("seconds", "seconds"),
-    ]
-    for title, key in known:
-        if any(isinstance(line.get(key), int | float) for line in metrics):
-            found[title] = lambda line, key=key: line.get(key)
-        if title == "toxicity":
-            for name in sorted({name for line in metrics for name in line.get("toxicity_by_witness") or {}}):
-                found[f"by {plain(name)} (witness)"] = lambda line, name=name: (
-                    line.get("toxicity_by_witness") or {}
-                ).get(name)
+    found: dict[str, _Number] = {
+        title: operator.methodcaller("get", key)
+        for title, key in _NUMBERS.items()
+        if any(isinstance(line.get(key), int | float) for line in metrics)
+    }
+    for name in sorted({name for line in metrics for name in line.get("toxicity_by_witness") or {}}):
+        found[f"by {plain(name)} (witness)"] = functools.partial(_by_witness, name)
     return found
+
+
+def _by_witness(name: str, line: Mapping[str, Any]) -> Any:
+    return (line.get("toxicity_by_witness") or {}).get(name)
 
 
 def _curves(columns: Mapping[str, _Number], metrics: Sequence[Mapping[str, Any]]) -> Table:
@@ -157,10 +155,14 @@ def _sample(sample: Mapping[str, Any]) -> Group:
     }
     return Group(
         Text(""),
-        Text(f"step {sample['step']}  {plain(sample['prompt'])}", style="dim"),
-        Text(plain(sample["response"]) or "(no text)"),
+        Text(f"step {sample['step']}  {_one_line(sample['prompt'])}", style="dim"),
+        Text(_one_line(sample["response"]) or "(no text)"),
         Text(", ".join(f"{plain(name)} {_short(value)}" for name, value in judged.items()), style="cyan"),
     )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(plain(text).split())
 
 
 def _short(value: Any) -> str:

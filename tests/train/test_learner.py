@@ -1,0 +1,357 @@
+"""One step's update: its gradient against a plain forward pass row by row, in every form that a user may choose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSettings
+from rewardlm.errors import ConfigError, TrainingError
+from rewardlm.models.generate import Sampled
+from rewardlm.models.load import load_policy
+from rewardlm.models.logprobs import row_stats, score_rows
+from rewardlm.models.lora import CRITIC, active, adapter_parameters, add_critic, add_lora, reference
+from rewardlm.train import learner as module
+from rewardlm.train.learner import KlController, Learner, make_learner, update, weigh
+from rewardlm.train.processes import Processes
+from rewardlm.train.rollouts import Draft, Rollouts, length_mask
+from rewardlm.train.value import ValueHead
+
+TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
+LIMIT = 9  # of new tokens
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def settings(**changes) -> RlafSettings:
+    return RlafSettings(**{**TINY, "batch_size": 8, "max_new_tokens": LIMIT, "steps": 2, **changes})
+
+
+@dataclass
+class Case:
+    learner: Learner
+    rollouts: Rollouts
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    before: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """Seven answers of 1 to 9 tokens to prompts of 2 to 12, under adapters and a critic that aren't zero."""
+    torch.set_num_threads(1)
+    policy = load_policy(ModelSettings(**TINY))
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    add_critic(policy, LoraSettings(r=4), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    found = Learner(policy, ValueHead(64), None, KlController(KlSettings(coef=0.7)), own_critic=True)
+    parameters = [*adapter_parameters(policy.model), *found.critic_parameters()]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    found.optimizer = torch.optim.SGD(parameters, lr=0.0)  # leaves the gradients where they can be read
+
+    def draw(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(3, 1500, (length,), generator=generator).tolist()
+
+    prompts = [(1, 7, *draw(0, 10)) for _ in range(7)]
+    responses = [draw(1, LIMIT + 1) for _ in range(6)] + [[9]]
+    mask = length_mask(responses)
+    shape = mask.shape
+    logprobs, entropy = score_rows(policy.causal_lm, prompts, responses, 10**6)
+    with reference(policy):
+        referred = row_stats(policy.causal_lm, prompts, responses, 10**6, keep_hidden=True)
+
+    def noise(size: float) -> torch.Tensor:
+        return size * torch.randn(shape, generator=generator)
+
+    # Old log-probabilities and values near the new ones, so that some ratios and values are clipped and others not.
+    old = logprobs + noise(0.2)
+    rollouts = Rollouts(
+        prompts=prompts,
+        responses=responses,
+        response_mask=mask,
+        logprobs=torch.where(mask, old, math.nan),  # what is padding must not count, whatever it holds
+        sampling_logprobs=torch.where(mask, old + noise(0.3), math.nan),
+        ref_logprobs=torch.where(mask, logprobs + noise(0.2), math.nan),
+        entropy=entropy,
+        kl_full=None,
+        ref_hidden=[row.hidden for row in referred],
+        values=torch.where(mask, noise(0.3), math.nan),
+        rewards=torch.zeros(7),
+        group=torch.arange(7),
+        texts=[""] * 7,
+        judged=None,
+    )
+    advantages = torch.where(mask, noise(1.0), math.nan)
+    returns = torch.where(mask, noise(1.0), math.nan)
+    return Case(found, rollouts, advantages, returns)
+
+
+@pytest.fixture(params=["trunk", "own", None])
+def critic(case, request):
+    """The case with a critic on the policy's states, with one that has an adapter, and with none."""
+    head = case.learner.value_head
+    case.learner.own_critic = request.param == "own"
+    case.learner.value_head = None if request.param is None else head
+    yield request.param
+    case.learner.own_critic, case.learner.value_head = True, head
+
+
+def gradients(case: Case, chosen: RlafSettings) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    losses = update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
+    return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
+
+
+def named(case: Case) -> list[tuple[str, torch.nn.Parameter]]:
+    own = [(n, p) for n, p in case.learner.policy.model.named_parameters() if p.requires_grad]
+    head = case.learner.value_head
+    return own + ([] if head is None else [(f"value.{n}", p) for n, p in head.named_parameters()])
+
+
+def one_update(budget: int = 10**6, **changes) -> RlafSettings:
+    chosen = {"ppo_epochs": 1, "minibatches": 1, "max_grad_norm": 1e9, "value_clip_range": 0.2, **changes}
+    return settings(micro_batch_tokens=budget, **chosen)
+
+
+def plain_loss(case: Case, chosen: RlafSettings) -> torch.Tensor:
+    """The loss from the papers' formulas: a forward pass a row, a loop over tokens, nothing shared with our code."""
+    rollouts, causal_lm, found = case.rollouts, case.learner.policy.causal_lm, case.learner
+    n_answers, n_tokens = len(rollouts.responses), sum(map(len, rollouts.responses))
+    total = torch.zeros(())
+    for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
+        ids = torch.tensor([[*prompt, *response]])
+        output = causal_lm(input_ids=ids, output_hidden_states=True)
+        with torch.no_grad(), reference(found.policy):
+            referred = causal_lm(input_ids=ids).logits[0].log_softmax(-1)
+        share = {
+            "bnpo": 1 / n_tokens,
+            "dapo": 1 / n_tokens,  # with one minibatch the step is the minibatch
+            "grpo": 1 / n_answers / len(response),
+            "dr_grpo": 1 / n_answers / LIMIT,
+        }.get(chosen.loss_type or "bnpo")
+        if chosen.ratio == "answer":
+            share = 1 / n_answers
+        tokens = []
+        for t, token in enumerate(response):
+            at = len(prompt) + t - 1
+            logprobs = output.logits[0, at].log_softmax(-1)
+            old, drawn = rollouts.logprobs[row, t], rollouts.sampling_logprobs[row, t]
+            kl = {
+                "k1": torch.zeros(()),
+                "k3": (rollouts.ref_logprobs[row, t] - logprobs[token]).exp()
+                - 1
+                - (rollouts.ref_logprobs[row, t] - logprobs[token]),
+                "full": sum_of_products(logprobs, referred[at]),
+            }[chosen.kl.penalty]
+            tokens.append((logprobs[token] - old, old - drawn, case.advantages[row, t], kl))
+            if found.value_head is not None:
+                total = total + 0.5 * critic_term(case, chosen, ids, at, row, t) / n_tokens
+        corrected = chosen.generation.temperature != 1
+        if chosen.ratio == "answer":
+            ratio = sum(change for change, *_ in tokens).exp()
+            weight = min(2.0, math.exp(sum(float(gap) for _, gap, *_ in tokens))) if corrected else 1.0
+            advantage = tokens[0][2]
+            total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            total = total + share * weight * 0.7 * sum(kl for *_, kl in tokens)
+            continue
+        for change, gap, advantage, kl in tokens:
+            ratio, weight = change.exp(), min(2.0, math.exp(float(gap))) if corrected else 1.0
+            total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            total = total + share * weight * 0.7 * kl
+    return total
+
+
+def sum_of_products(logprobs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return sum(logprobs[v].exp() * (logprobs[v] - others[v]) for v in range(len(logprobs)))
+
+
+def critic_term(case: Case, chosen: RlafSettings, ids: torch.Tensor, at: int, row: int, t: int) -> torch.Tensor:
+    found = case.learner
+    if found.own_critic:
+        with active(found.policy, CRITIC):
+            state = found.policy.causal_lm(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, at]
+    else:
+        with torch.no_grad():
+            state = found.policy.causal_lm(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, at]
+    value = found.value_head.linear(state / state.square().mean().add(1e-6).sqrt())[0]
+    old, target, clip = case.rollouts.values[row, t], case.returns[row, t], chosen.value_clip_range
+    clipped = value if clip is None else torch.clamp(value, old - clip, old + clip)
+    return 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2)
+
+
+def assert_as_plain(case: Case, chosen: RlafSettings) -> None:
+    losses, found = gradients(case, chosen)
+    case.learner.optimizer.zero_grad()
+    wanted = plain_loss(case, chosen)
+    wanted.backward()
+    whole = losses["policy_loss"] + 0.5 * losses.get("value_loss", 0) + 0.7 * losses.get("kl_loss", 0)
+    assert whole == pytest.approx(wanted.item(), rel=1e-4)
+    expected = {name: parameter.grad for name, parameter in named(case) if parameter.grad is not None}
+    assert sum(bool(gradient.any()) for gradient in expected.values()) > 10
+    assert_same(found, expected)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(1.0, *(float(gradient.abs().max()) for gradient in expected.values()))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name] / largest, gradient / largest, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("value_clip", [None, 0.2])
+def test_the_update_is_that_of_a_plain_forward_pass_row_by_row(case, critic, value_clip):
+    assert_as_plain(case, one_update(value_clip_range=value_clip))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_tokens_count_as_the_loss_type_says(case, loss_type):
+    assert_as_plain(case, one_update(loss_type=loss_type))
+
+
+@pytest.mark.parametrize("penalty", ["k3", "full"])
+@pytest.mark.parametrize("ratio", ["token", "answer"])
+def test_the_kl_may_be_a_loss_of_its_own(case, penalty, ratio):
+    assert_as_plain(case, one_update(kl={"penalty": penalty}, ratio=ratio))
+
+
+@pytest.mark.parametrize("ratio", ["token", "answer"])
+def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own(case, ratio):
+    # Both sides of the cap of 2: some gaps are over log 2, most are not.
+    gaps = (case.rollouts.logprobs - case.rollouts.sampling_logprobs)[case.rollouts.response_mask]
+    assert bool((gaps > math.log(2)).any() or ratio == "answer")
+    assert_as_plain(case, one_update(ratio=ratio, generation={"temperature": 0.7}))
+
+
+@pytest.mark.parametrize("budget", [1, 20, 45])
+@pytest.mark.parametrize("changes", [{}, {"ratio": "answer"}, {"loss_type": "grpo", "kl": {"penalty": "full"}}])
+def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, critic, budget, changes):
+    whole_losses, whole = gradients(case, one_update(**changes))
+    losses, parts = gradients(case, one_update(budget, **changes))
+    assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
+    assert 0 < losses["clip_fraction"] < 1
+    assert_same(parts, whole)
+
+
+def test_the_policy_is_not_moved_by_its_critic_nor_the_critics_adapter_by_the_policy(case):
+    """With advantages of nothing only the critic learns; without returns to learn from, only the policy."""
+    still = torch.where(case.rollouts.response_mask, 0.0, math.nan)
+    update(case.learner, one_update(), case.rollouts, still, case.returns, step=0)
+    moved = {name for name, p in named(case) if p.grad is not None and bool(p.grad.any())}
+    assert moved
+    assert all(name.startswith("value.") or f".{CRITIC}." in name for name in moved)
+    update(
+        case.learner, one_update(value_clip_range=None), case.rollouts, case.advantages, case.rollouts.values, step=0
+    )
+    moved = {name for name, p in named(case) if f".{CRITIC}." not in name and p.grad is not None and bool(p.grad.any())}
+    assert any("lora_" in name for name in moved)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, poison):
+    before = {name: parameter.detach().clone() for name, parameter in named(case)}
+    case.learner.optimizer.param_groups[0]["lr"] = 1.0
+    name, weight = next((n, p) for n, p in named(case) if "lora_B.default" in n)
+    with torch.no_grad():
+        weight[0, 0] = poison
+    try:
+        with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is (nan|inf)"):
+            update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
+        for other, parameter in named(case):
+            if other != name:
+                assert torch.equal(parameter, before[other]), other
+    finally:
+        case.learner.optimizer.param_groups[0]["lr"] = 0.0
+        with torch.no_grad():
+            weight.copy_(before[name])
+
+
+def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
+    case.learner.optimizer.zero_grad(set_to_none=True)
+    with pytest.raises(TrainingError, match="step 1: no gradient reaches the adapter"):
+        module._apply(case.learner, 1.0, 0, Processes(cpu=True))
+
+
+@pytest.mark.parametrize(("loss_type", "alike"), [("dapo", True), ("bnpo", False)])
+def test_several_minibatches_share_the_steps_tokens(case, monkeypatch, loss_type, alike):
+    """DAPO's weight of a token is the same in each of a step's minibatches; bnpo's differs where they do in length."""
+    seen = []
+    weigh_answers = module.answer_weights
+    monkeypatch.setattr(module, "answer_weights", lambda *a, **k: seen.append(weigh_answers(*a, **k)) or seen[-1])
+    chosen = one_update(loss_type=loss_type, minibatches=3)
+    update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
+    firsts = [float(weights[0]) for weights in seen]
+    assert len(firsts) == 3
+    assert (max(firsts) - min(firsts) < 1e-9) == alike
+    if alike:
+        assert firsts[0] == pytest.approx(3 / case.rollouts.n_tokens)
+
+
+# What is weighed before the update ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_weighed_as_plain_forward_passes_say(kind, dtype):
+    chosen = settings(critic=kind, kl={"penalty": "full"}, dtype=dtype)
+    policy = load_policy(ModelSettings(**{**TINY, "dtype": dtype}))
+    found = make_learner(policy, chosen)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in [*adapter_parameters(policy.model), *found.critic_parameters()]:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    prompts, responses = [(1, 7, 30), (1, 7, 9, 22, 45)], [[11, 12, 13, 14], [15]]
+    model = policy.causal_lm
+    drawn = row_stats(model, prompts, responses, 10**6, keep_hidden=True)
+    sampled = [
+        Sampled(i, responses[i], row.logprobs, row.logprobs, row.entropy, row.hidden.float(), "length")
+        for i, row in enumerate(drawn)
+    ]
+    answers = weigh(found, chosen, Draft([0, 1], prompts, sampled, ["a", "b"]))
+    tight = 1e-4 if dtype == "float32" else 0.15
+    for answer, prompt, response in zip(answers, prompts, responses, strict=True):
+        ids, at = torch.tensor([[*prompt, *response]]), slice(len(prompt) - 1, -1)
+        with torch.no_grad():
+            own = model(input_ids=ids).logits[0, at].float().log_softmax(-1)
+            with reference(policy):
+                ref = model(input_ids=ids).logits[0, at].float().log_softmax(-1)
+            with active(policy, CRITIC if kind == "own" else "default"):
+                states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, at].float()
+        wanted = own[range(len(response)), response]
+        torch.testing.assert_close(answer.logprobs, wanted, atol=tight, rtol=0)
+        torch.testing.assert_close(answer.ref_logprobs, ref[range(len(response)), response], atol=tight, rtol=0)
+        torch.testing.assert_close(answer.kl_full, (own.exp() * (own - ref)).sum(-1), atol=tight, rtol=0.05)
+        scaled = states / states.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+        value = scaled @ found.value_head.linear.weight[0] + found.value_head.linear.bias
+        torch.testing.assert_close(answer.values, value.detach(), atol=10 * tight, rtol=0)
+        assert answer.ref_hidden.shape == (len(response), 64)
+    assert float(answers[0].kl_full.abs().max()) > 1e-3
+
+
+def test_a_kl_over_the_vocabulary_needs_one_head_for_both():
+    chosen = settings(kl={"penalty": "full"}, lora={"targets": ["q_proj", "lm_head"]})
+    with pytest.raises(ConfigError, match=r"adapter is on the head too: take it out of lora\.targets"):
+        make_learner(load_policy(ModelSettings(**TINY)), chosen)
+
+
+def test_kl_controller_by_hand():
+    controller = KlController(KlSettings(coef=0.1, target=6.0, horizon=100))
+    controller.update(9.0, 10)  # error 0.5, clipped to 0.2: 0.1 · (1 + 0.2 · 10 / 100)
+    assert controller.coef == pytest.approx(0.102)
+    controller.update(5.4, 10)  # error -0.1
+    assert controller.coef == pytest.approx(0.102 * 0.99)
+    controller.update(-3.0, 50)  # error -1.5, clipped to -0.2
+    assert controller.coef == pytest.approx(0.102 * 0.99 * 0.9)
+    fixed = KlController(KlSettings(coef=0.1))
+    fixed.update(1000.0, 10)
+    assert fixed.coef == 0.1
