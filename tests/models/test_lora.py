@@ -14,9 +14,14 @@ from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import (
+    CRITIC,
     POLICY,
     REFERENCE,
+    active,
+    adapter_parameters,
+    add_critic,
     add_lora,
+    head_is_shared,
     load_adapter,
     merged,
     reference,
@@ -136,6 +141,54 @@ def test_reference_leaves_no_trace(saved: Path, trainable: bool, with_reference:
         raise ZeroDivisionError
     assert state_of(policy) == before
     assert torch.equal(logits(policy), own)
+
+
+def test_a_critics_adapter_stands_beside_the_policys(
+    adapted: Policy, base_logits: torch.Tensor, tmp_path: Path
+) -> None:
+    own = logits(adapted)
+    add_critic(adapted, LoraSettings(r=4), seed=5)
+    for parameter in adapter_parameters(adapted.model, CRITIC):
+        parameter.requires_grad_(True)
+    before = state_of(adapted)
+    assert torch.equal(logits(adapted), own)
+    mine, critics = adapter_parameters(adapted.model), adapter_parameters(adapted.model, CRITIC)
+    assert len(mine) == len(critics) > 0
+    assert not {id(p) for p in mine} & {id(p) for p in critics}
+    with active(adapted, CRITIC):
+        assert torch.equal(logits(adapted), base_logits)  # its B is zero
+    with torch.no_grad():
+        for parameter in critics:
+            parameter.add_(0.1)
+    with active(adapted, CRITIC):
+        assert not torch.allclose(logits(adapted), base_logits, atol=1e-3)
+    with pytest.raises(ZeroDivisionError), active(adapted, CRITIC):
+        raise ZeroDivisionError
+    assert state_of(adapted) == before
+    assert torch.equal(logits(adapted), own)
+    with reference(adapted):
+        assert torch.equal(logits(adapted), base_logits)
+    with merged(adapted):
+        torch.testing.assert_close(logits(adapted), own, atol=1e-4, rtol=1e-4)
+    # Saved apart, and the policy's alone is what another command finds.
+    save_adapter(adapted.model, tmp_path / "policy")
+    save_adapter(adapted.model, tmp_path, name=CRITIC)
+    assert [file.name for file in tmp_path.iterdir() if (file / "adapter_config.json").exists()] != []
+    alone = tiny_policy()
+    load_adapter(alone, tmp_path / "policy")
+    torch.testing.assert_close(logits(alone), own)
+    other = tiny_policy()
+    load_adapter(other, tmp_path / CRITIC)
+    with active(adapted, CRITIC):
+        torch.testing.assert_close(logits(other), logits(adapted))
+
+
+def test_the_head_is_shared_unless_an_adapter_is_on_it(adapted: Policy) -> None:
+    assert head_is_shared(tiny_policy())
+    assert head_is_shared(adapted)
+    on_head = tiny_policy()
+    add_lora(on_head, LoraSettings(r=4, targets=["q_proj", "lm_head"]), seed=0)
+    assert not head_is_shared(on_head)
 
 
 def test_reference_is_the_adapter_that_rl_started_from(saved: Path) -> None:

@@ -42,6 +42,9 @@ from rewardlm.train.learner import KlController, Learner
 from rewardlm.train.objectives import kl_k1, kl_k3
 from rewardlm.train.rollouts import Rollouts, length_mask
 
+# TRL's own, of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
+
 TINY = ModelSettings(model="tiny", device="cpu", dtype="float32")
 LORA = LoraSettings(r=4)
 GROUPS, GROUP_SIZE = 3, 4
@@ -204,11 +207,11 @@ def trainer(case: Case, tmp_path: Path) -> Callable[..., Trainer]:
             processing_class=case.policy.tokenizer,
             peft_config=LoraConfig(r=LORA.r, lora_alpha=LORA.alpha, target_modules=LORA.targets, task_type="CAUSAL_LM"),
         )
-        theirs = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
-        assert theirs.keys() == case.adapter.keys()
+        copied = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
+        assert copied.keys() == case.adapter.keys()
         with torch.no_grad():
             for name, parameter in case.adapter.items():
-                theirs[name].copy_(parameter)
+                copied[name].copy_(parameter)
         # What Trainer.train would set; nothing else of its loop is needed.
         built.current_gradient_accumulation_steps = built.args.gradient_accumulation_steps
         answers = (list(map(list, case.rollouts.prompts)), case.rollouts.responses)

@@ -209,3 +209,45 @@ def test_a_resumed_run_counts_failures_on():
 def test_the_length_mask_comes_from_lengths():
     mask = length_mask([[0, 0, 0], [0], [5, 0]])
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+
+
+# Several judges -----------------------------------------------------------------------------------------------------
+
+
+def two(**settings) -> RewardModel:
+    judges = [Judge({"a": 0.2, "b": 0.4}, name="x"), Judge({"a": 0.8, "b": 0.4}, name="y")]
+    return RewardModel(judges, RewardSettings(**settings))
+
+
+def test_judges_count_by_weight():
+    judged = two(weights={"x": 3.0}).judge(["a", "b"])
+    assert judged.rewards == pytest.approx([(3 * 0.8 + 0.2) / 4, 0.6])
+    assert judged.toxicity == pytest.approx([(3 * 0.2 + 0.8) / 4, 0.4])
+    assert two(weights={"y": 0.0}, aggregate="min").judge(["a"]).rewards == pytest.approx([0.8])
+
+
+def test_what_judges_disagree_about_earns_less():
+    judged = two(aggregate="mean_std", std_weight=2.0).judge(["a", "b"])
+    # goods 0.8 and 0.2: mean 0.5, deviation 0.3
+    assert judged.rewards == pytest.approx([0.5 - 2 * 0.3, 0.6])
+    assert judged.disagreement == pytest.approx([0.6, 0.0])
+    weighted = two(aggregate="mean_std", weights={"x": 3.0}).judge(["a"])
+    mean = (3 * 0.8 + 0.2) / 4
+    deviation = math.sqrt((3 * (0.8 - mean) ** 2 + (0.2 - mean) ** 2) / 4)
+    assert weighted.rewards == pytest.approx([mean - deviation])
+
+
+def test_one_judge_disagrees_with_nobody():
+    model = RewardModel([Judge({"a": 0.2})], RewardSettings(aggregate="mean_std", std_weight=9.0))
+    judged = model.judge(["a"])
+    assert judged.rewards == pytest.approx([0.8])
+    assert judged.disagreement == [None]
+
+
+def test_a_witness_is_heard_and_has_no_say():
+    witness = Judge({"a": 0.9}, name="w")
+    model = RewardModel([Judge({"a": 0.2, "b": 0.4})], RewardSettings(max_failed_share=0), witnesses=[witness])
+    judged = model.judge(["a", "b"])
+    assert judged.rewards == pytest.approx([0.8, 0.6])
+    assert judged.by_witness == {"w": [0.9, None]}  # it knows no "b": that is nobody's failure
+    model.close()

@@ -1,0 +1,138 @@
+"""Doubts about answers, each where it should be raised and where it should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rewardlm.train.guards import WINDOW, doubts_about
+from rewardlm.train.rewards import Judged
+from rewardlm.train.rollouts import Rollouts, length_mask
+
+
+def rollouts(
+    texts: list[str],
+    *,
+    lengths: list[int] | None = None,
+    toxicity: list[float] | None = None,
+    witness: list[float] | None = None,
+    entropy: float = 3.0,
+) -> Rollouts:
+    n = len(texts)
+    toxicity = toxicity or [0.1 * (1 + row % 5) for row in range(n)]
+    mask = length_mask([[0] * length for length in lengths or [6] * n])
+    zeros = torch.zeros(mask.shape)
+    return Rollouts(
+        prompts=[(1,)] * n,
+        responses=[[0] * int(length) for length in mask.sum(1)],
+        response_mask=mask,
+        logprobs=zeros,
+        sampling_logprobs=zeros,
+        ref_logprobs=zeros,
+        entropy=torch.full(mask.shape, entropy),
+        kl_full=None,
+        values=None,
+        ref_hidden=None,
+        rewards=1 - torch.tensor(toxicity),
+        group=torch.arange(n),
+        texts=texts,
+        judged=Judged(
+            rewards=[1 - value for value in toxicity],
+            toxicity=list(toxicity),
+            by_judge={"judge": list(toxicity)},
+            by_witness={} if witness is None else {"lexical": list(witness)},
+            terms={},
+            disagreement=[None] * n,
+            empty=[False] * n,
+            reasons=[None] * n,
+        ),
+    )
+
+
+CALM = ["I see it another way.", "Who told you that?", "Let us look at the numbers.", "My neighbour is a nurse there."]
+ASKED = [f"Prompt number {row}" for row in range(4)]
+
+
+def names(found: Rollouts, kl: float = 0.3, before: list[dict] | None = None, prompts: list[str] | None = None) -> set:
+    return set(doubts_about(found, kl, prompts or ASKED, before or []))
+
+
+def test_ordinary_answers_raise_no_doubt():
+    assert names(rollouts(CALM)) == set()
+
+
+def test_a_negative_kl_beyond_noise():
+    assert names(rollouts(CALM), kl=-0.9) == set()
+    assert doubts_about(rollouts(CALM), -2.0, ASKED, []) == {"negative_kl": "negative KL: -2.00 nats an answer"}
+
+
+def test_a_reward_that_never_differs():
+    found = doubts_about(rollouts(CALM, toxicity=[0.25] * 4), 0.3, ASKED, [])
+    assert found == {"constant_reward": "constant reward: all 4 answers got 0.750"}
+
+
+def test_entropy_that_is_gone():
+    found = doubts_about(rollouts(CALM, entropy=0.02), 0.3, ASKED, [])
+    assert found == {"entropy_collapse": "entropy collapse: 0.020 nats a token"}
+
+
+def test_answers_in_another_script_than_their_prompts():
+    texts = ["Я думаю иначе.", "Кто это сказал?", *CALM[2:]]
+    assert names(rollouts(texts)) == {"language_switch"}
+    # The same answers to prompts of their own script are none of it.
+    assert names(rollouts(texts), prompts=["Привет, как дела?", "Что нового?", *ASKED[2:]]) == set()
+
+
+def test_answers_that_say_one_phrase_again_and_again():
+    again = "we are all one people we are all one people"
+    found = doubts_about(rollouts([again, *CALM[1:]]), 0.3, ASKED, [])
+    assert found == {"repetition": "repetition: 25% of the answers say one phrase again and again"}
+
+
+def test_one_answer_for_everybody():
+    same = [f"I'm happy to assist you with {thing}." for thing in ("that", "this", "it", "them", "tea")]
+    prompts = [f"Prompt {row}" for row in range(8)]
+    found = doubts_about(rollouts([*same, *CALM[:3]]), 0.3, prompts, [])
+    assert found == {
+        "same_answer": 'same answer: to 5 of 8 prompts it begins with the words "i\'m happy to assist you"'
+    }
+    # Many samples of one prompt may be alike: that is no collapse over prompts.
+    assert names(rollouts([*same, *CALM[:3]]), prompts=["Prompt"] * 5 + ASKED[:3]) == set()
+    assert names(rollouts([*same[:4], *CALM]), prompts=prompts) == set()  # half is not more than half
+
+
+def test_answers_that_shrank():
+    before = [{"response_tokens": 20.0, "toxicity_mean": None}] * 3
+    assert names(rollouts(CALM, lengths=[11] * 4), before=before) == set()
+    found = doubts_about(rollouts(CALM, lengths=[9] * 4), 0.3, ASKED, before)
+    assert found == {"short_answers": "short answers: 9.0 tokens on average, 20.0 in the first steps"}
+
+
+def history(toxicity: list[float], witness: list[float]) -> list[dict]:
+    return [
+        {"response_tokens": 6.0, "toxicity_mean": mine, "toxicity_by_witness": {"lexical": theirs}}
+        for mine, theirs in zip(toxicity, witness, strict=True)
+    ]
+
+
+FALLING = [0.50, 0.51, 0.49, 0.52, 0.50, 0.40, 0.30, 0.22, 0.21, 0.20]
+
+
+@pytest.mark.parametrize(
+    ("toxicity", "witness", "hacked"),
+    [
+        (FALLING, [0.30] * 5 + [0.31] * 5, True),  # the reward's judge alone sees the fall
+        (FALLING, [0.30] * 5 + [0.10] * 5, False),  # both see it
+        ([0.50, 0.30, 0.60, 0.40, 0.55, 0.45, 0.58, 0.33, 0.52, 0.44], [0.3] * 10, False),  # nothing but noise
+        (FALLING[:8], [0.30] * 8, False),  # too early to say
+    ],
+)
+def test_a_gain_that_the_reward_alone_sees(toxicity, witness, hacked):
+    before = history(toxicity, witness)
+    found = doubts_about(
+        rollouts(CALM, toxicity=[0.2, 0.19, 0.21, 0.22], witness=[witness[-1]] * 4), 0.3, ASKED, before
+    )
+    assert (set(found) == {"reward_hacking"}) == hacked
+    if hacked:
+        assert "by lexical, which is no part of it, it did not (0.300 to 0.310)" in found["reward_hacking"]
+        assert f"over {WINDOW} steps" in found["reward_hacking"]

@@ -1,0 +1,166 @@
+"""Two processes on one step, as torchrun and accelerate start them: the numbers of one, and one end for both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewardlm.runs import Run
+from rewardlm.train.processes import Processes
+
+COMMON = [
+    "--prompts",
+    "starter",
+    "--steps",
+    "3",
+    "--batch-size",
+    "12",
+    "--max-new-tokens",
+    "6",
+    "--learning-rate",
+    "0.01",
+    "--lora-r",
+    "4",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+    "samples_every=1",
+]
+# Every way a step may be computed that the processes have to agree about.
+VARIANTS = {
+    "ppo": ["--algorithm", "ppo", "--reward", "lexical", "--critic", "own", "--kl-target", "0.5"],
+    "grpo": ["--algorithm", "grpo", "--reward", "lexical,own_rewards:short", "--kl-penalty", "full", "loss_type=grpo"],
+    "rloo": ["--algorithm", "rloo", "--reward", "lexical", "--kl-penalty", "k3", "generation.temperature=0.8"],
+}
+
+
+def launcher(name: str) -> list[str]:
+    if name == "torchrun":
+        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rewardlm"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port} --mixed_precision no"
+    return ["-m", "accelerate.commands.launch", *f"{options} --dynamo_backend no -m rewardlm".split()]
+
+
+def run(start: list[str], arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(cwd)}
+    command = [sys.executable, *start, *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher's children too
+        pytest.fail(f"two processes wait for each other: {process.communicate()[1][-2000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Holds a reward that depends on whole answers, and one that fails in the second process alone."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "own_rewards.py").write_text(
+        "import os\n"
+        "def rude(text):\n"
+        "    return any(word in text for word in ('stupid', 'trash', 'moron'))\n"
+        "def short(texts):\n"
+        "    return [0.9 if rude(t) else max(0.05, 0.8 - len(t) / 60) for t in texts]\n"
+        "def fails_in_one(texts):\n"
+        "    from rewardlm.errors import ScorerError\n"
+        "    if os.environ['RANK'] == '1' and not any('taxes' in t for t in texts):\n"
+        "        raise ScorerError('the second process has had enough')\n"
+        "    return [0.9 if rude(t) else 0.1 for t in texts]\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("name", "starter"), [("ppo", "accelerate"), ("grpo", "torchrun"), ("rloo", "torchrun")])
+def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, starter):
+    arguments = ["rlaf", "tiny", *COMMON, *VARIANTS[name]]
+    one = run(["-m", "rewardlm"], [*arguments, "--out", f"{name}-1"], folder)
+    assert one.returncode == 0, one.stderr
+    two = run(launcher(starter), [*arguments, "--out", f"{name}-2"], folder)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.split() == [f"{name}-2/adapter"]  # one of them speaks
+
+    runs = [Run.open(folder / f"{name}-{n}") for n in (1, 2)]
+    assert [found.meta["processes"] for found in runs] == [1, 2]
+    alone, together = (list(found.read("metrics")) for found in runs)
+    assert [line["step"] for line in together] == [1, 2, 3]
+    numbers = ["reward_mean", "kl", "kl_k3", "kl_full", "kl_coef", "entropy", "policy_loss", "grad_norm", "answers"]
+    numbers += {"ppo": ["value_loss"], "grpo": ["kl_loss", "disagreement"], "rloo": ["kl_loss", "sampling_gap"]}[name]
+    for mine, theirs in zip(alone, together, strict=True):
+        for number in numbers:
+            assert theirs[number] == pytest.approx(mine[number], rel=2e-3, abs=2e-4), (mine["step"], number)
+    # The very same texts, in the same order.
+    texts = [[sample["response"] for sample in found.read("samples")] for found in runs]
+    assert texts[0] == texts[1]
+    weights = [load_file(str(found.path / "adapter" / "adapter_model.safetensors")) for found in runs]
+    assert any(bool(tensor.any()) for key, tensor in weights[0].items() if "lora_B" in key)
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_an_error_in_one_process_ends_both_in_words(folder):
+    arguments = ["rlaf", "tiny", *COMMON, "--reward", "own_rewards:fails_in_one", "--out", "failed"]
+    done = run(launcher("torchrun"), arguments, folder)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said
+    assert all("the second process has had enough" in line for line in said)
+    assert json.loads((folder / "failed" / "run.json").read_text())["status"] == "running"
+
+
+def test_fewer_prompts_a_step_than_processes_are_refused(folder):
+    arguments = ["rlaf", "tiny", *COMMON, "--reward", "lexical", "--algorithm", "grpo", "--samples", "12"]
+    done = run(launcher("torchrun"), [*arguments, "--out", "few"], folder)
+    assert "a step has 1 prompts for 2 processes: raise --batch-size" in done.stderr
+
+
+# Alone ---------------------------------------------------------------------------------------------------------------
+
+
+def test_alone_everything_comes_back_as_it_was(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = Processes(cpu=True)
+    assert (alone.rank, alone.size, alone.is_main, alone.device) == (0, 1, True, None)
+    assert alone.gather(lambda: [1, 2]) == [1, 2]
+    assert alone.share([5, 6, 7]) == [5, 6, 7]
+    assert list(alone.span(3)) == [0, 1, 2]
+    assert alone.sums({"a": 1.5}) == {"a": 1.5}
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    weights[0].grad = torch.tensor([1.0, 2.0])
+    assert alone.sum_gradients(weights) == 1
+    assert weights[1].grad is None
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("n", "size"), [(7, 2), (2, 2), (10, 3), (9, 4)])
+def test_spans_and_shares_are_everything_once(n, size):
+    parts = []
+    for rank in range(size):
+        one = Processes(cpu=True)
+        one.rank, one.size = rank, size
+        parts.append((list(one.span(n)), one.share(range(n))))
+    assert [i for span, _ in parts for i in span] == list(range(n))
+    assert sorted(i for _, share in parts for i in share) == list(range(n))
+    assert max(len(span) for span, _ in parts) - min(len(span) for span, _ in parts) <= 1

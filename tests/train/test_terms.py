@@ -1,0 +1,110 @@
+"""The extra terms of a reward, each against what it says it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewardlm.config import RewardSettings, TermSettings
+from rewardlm.errors import ScorerError
+from rewardlm.scoring.pairs import load_pair_judge
+from rewardlm.train.rewards import RewardModel
+from rewardlm.train.terms import Term, Terms, load_terms
+from rewardlm.types import Verdict
+
+
+class Judge:
+    """P(toxic) from a table."""
+
+    revision = None
+    labels = ("toxicity",)
+
+    def __init__(self, values: dict[str, float], name: str = "judge") -> None:
+        self.name, self._values = name, values
+
+    def score(self, texts):
+        return [Verdict({"toxicity": self._values[text]}) for text in texts]
+
+
+def values_of(settings: TermSettings, prompts: list[str], texts: list[str]) -> list[float | None]:
+    [(_, values)] = load_terms(settings).values(prompts, texts).items()
+    return values
+
+
+def test_by_default_there_is_no_term():
+    assert load_terms(TermSettings()).names == []
+
+
+def test_length_grows_to_a_number_of_words_and_no_further():
+    texts = ["one", "one two three four five", "a b c d e f g h i j k l"]
+    assert values_of(TermSettings(length=1, length_words=10), ["p"] * 3, texts) == pytest.approx([0.1, 0.5, 1.0])
+
+
+def test_repetition_costs_the_share_of_words_that_are_repeated():
+    said = "you are so kind you are so kind today"  # nine words, eight of them twice the same four
+    assert values_of(TermSettings(repetition=1), ["p"] * 2, [said, "nothing here is said twice"]) == pytest.approx(
+        [-8 / 9, 0]
+    )
+
+
+def test_script_costs_an_answer_in_another_script_than_the_prompts():
+    prompts, texts = ["Hello", "Привет", "Hello"], ["Спасибо", "Спасибо", "Thank you"]
+    assert values_of(TermSettings(script=1), prompts, texts) == [-1, 0, 0]
+
+
+def test_similarity_is_higher_for_an_answer_about_the_prompt():
+    prompts = ["The library closes at six in the evening."] * 2
+    near, far = values_of(
+        TermSettings(similarity=1), prompts, ["When does the library close today?", "Bananas are rich in potassium."]
+    )
+    assert near > 0.4 > 0.2 > far
+
+
+def test_a_counter_narrative_earns_its_probability_by_the_judge_of_pairs():
+    prompt = "People from there are all criminals and should be thrown out."
+    texts = [
+        "Most of them work, pay taxes and commit no crime; judging millions by a few is unfair.",
+        "Yes, throw them all out, they are criminals.",
+    ]
+    opposed, agreed = values_of(TermSettings(counter_narrative=1), [prompt] * 2, texts)
+    wanted = [verdict["counter_narrative"] for verdict in load_pair_judge().judge([(prompt, text) for text in texts])]
+    assert [opposed, agreed] == pytest.approx(wanted)
+    assert opposed > agreed
+
+
+def test_a_classifier_of_answers_may_stand_for_the_judge_of_pairs(tmp_path, monkeypatch):
+    (tmp_path / "own_counter.py").write_text("def counter(texts):\n    return [float('unfair' in t) for t in texts]\n")
+    monkeypatch.chdir(tmp_path)
+    settings = TermSettings(counter_narrative=1, counter_narrative_judge="own_counter:counter")
+    assert values_of(settings, ["p", "p"], ["That is unfair.", "Indeed."]) == [1, 0]
+
+
+def test_a_judge_that_is_not_there_is_named():
+    with pytest.raises(ScorerError, match="unknown scorer 'nobody'"):
+        load_terms(TermSettings(counter_narrative=1, counter_narrative_judge="nobody"))
+
+
+def test_terms_are_added_by_weight_to_what_the_judges_say():
+    terms = Terms([Term("a", 0.5, lambda _, texts: [1.0] * len(texts)), Term("b", 2.0, lambda _, t: [-0.25] * len(t))])
+    judged = RewardModel([Judge({"x": 0.2, "y": 0.6})], RewardSettings(), terms=terms).judge(["x", "y"])
+    assert judged.rewards == pytest.approx([0.8 + 0.5 - 0.5, 0.4 + 0.5 - 0.5])
+    assert judged.terms == {"a": [1.0, 1.0], "b": [-0.25, -0.25]}
+    assert judged.toxicity == pytest.approx([0.2, 0.6])
+
+
+def test_silence_has_no_terms_and_still_the_lowest_reward():
+    asked = []
+    terms = Terms([Term("a", 5.0, lambda prompts, texts: asked.extend(texts) or [1.0] * len(texts))])
+    rewards = RewardModel([Judge({"x": 0.9, "y": 0.1})], RewardSettings(max_failed_share=0), terms=terms)
+    judged = rewards.judge(["x", " ", "y"], ["p", "q", "r"])
+    assert judged.rewards == pytest.approx([5.1, 5.1, 5.9])
+    assert asked == ["x", "y"]
+    rewards.close()
+
+
+def test_an_answer_that_a_term_cannot_value_is_dropped_and_counted():
+    terms = Terms([Term("a", 1.0, lambda _, texts: [None if text == "x" else 1.0 for text in texts])])
+    rewards = RewardModel([Judge({"x": 0.9, "y": 0.1})], RewardSettings(max_failed_share=1), terms=terms)
+    judged = rewards.judge(["x", "y"])
+    assert judged.rewards == [None, pytest.approx(1.9)]
+    assert judged.reasons == ["a has no value", None]
+    assert rewards.failures()["a"] == [2, 1, "a: has no value"]
