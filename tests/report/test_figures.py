@@ -101,3 +101,23 @@ def test_labels_are_literal_and_short():
     assert figures.plain("<b>x</b> & y") == "&lt;b&gt;x&lt;/b&gt; &amp; y"
     assert figures.plain("a\x00b\nc") == "a b c"
     assert len(figures.plain("x" * 300)) == 28
+
+
+def test_judges_and_witnesses_share_a_figure_and_hostile_names_are_text():
+    records = [
+        {
+            "step": step,
+            "toxicity_mean": 0.5 - step / 10,
+            "toxicity_by_witness": {"<b>w</b>": 0.4},
+            "terms": {"length": 1.0},
+        }
+        for step in (1, 2)
+    ]
+    records[1]["toxicity_by_witness"] = {"<b>w</b>": None, "late": 0.3}
+    found = {heading: figure["data"] for heading, _, figure in figures.training_figures(records)}
+    assert {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in found["Judged toxicity"]} == {
+        "the reward": [(1, 0.4), (2, 0.3)],
+        "&lt;b&gt;w&lt;/b&gt;": [(1, 0.4)],
+        "late": [(2, 0.3)],
+    }
+    assert [trace["name"] for trace in found["Extra terms"]] == ["length"]

@@ -8,7 +8,7 @@ the dark page; text and grid lines are coloured by the page's style sheet, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 BUCKETS = ("low", "medium", "high")
@@ -21,8 +21,22 @@ _MAX_POINTS = 1500
 _CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Loss", ("loss", "eval_loss"), "Evaluation loss that rises while the loss falls means overfitting."),
     ("Reward", ("reward_mean",), "Should rise; a jump to the maximum is a sign of reward hacking."),
-    ("Judged toxicity", ("toxicity_mean",), "By the reward’s own judges, on the prompts of training."),
-    ("KL to the reference", ("kl",), "How far the policy has moved; a runaway means that it left the language."),
+    (
+        "Judged toxicity",
+        ("toxicity_mean", "toxicity_by_witness.*"),
+        "Where the reward’s judges see a fall that a witness doesn’t, the reward was hacked.",
+    ),
+    (
+        "KL to the reference",
+        ("kl", "kl_full"),
+        "Nats an answer: how far the policy has moved; a runaway means that it left the language.",
+    ),
+    (
+        "Disagreement",
+        ("disagreement",),
+        "Highest minus lowest judge; where it grows, some judge is being pleased alone.",
+    ),
+    ("Extra terms", ("terms.*",), "What was rewarded besides harmlessness, before its weight."),
     ("Entropy", ("entropy",), "A fall to zero is a collapse: the same answer to everything."),
     ("Answer length (tokens)", ("response_tokens",), "Answers that shrink to nothing are not toxic, and no use."),
     ("Empty answers", ("empty_fraction",), "Share of the step’s answers; a silent model is never toxic."),
@@ -36,8 +50,14 @@ _CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),
 )
-_CURVE_NAMES = {"loss": "training", "eval_loss": "evaluation"}
-_CURVE_COLOURS = ("#5a6f96", "#9a55cf")
+_CURVE_NAMES = {
+    "loss": "training",
+    "eval_loss": "evaluation",
+    "toxicity_mean": "the reward",
+    "kl": "of the sampled tokens",
+    "kl_full": "over the vocabulary",
+}
+_CURVE_COLOURS = ("#5a6f96", "#9a55cf", "#b5651d", "#2f7d6b", "#a33b5c")
 
 
 def plain(text: object, limit: int = 28) -> str:
@@ -196,18 +216,10 @@ def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
     figures = []
     for heading, keys, advice in _CURVES:
         traces = []
-        for colour, key in zip(_CURVE_COLOURS, keys, strict=False):
-            points = [
-                (_finite(record.get("step")), value)
-                for record in records
-                if (value := _finite(record.get(key))) is not None
-            ]
-            if not points:
-                continue
+        for colour, (name, points) in zip(_CURVE_COLOURS, _series(records, keys, heading), strict=False):
             # Every k-th point, and the last one: the browser needn't draw more than the eye can see.
             stride = math.ceil(len(points) / _MAX_POINTS)
             kept = points[::-1][::stride][::-1]
-            name = _CURVE_NAMES.get(key, heading)
             traces.append(
                 {
                     "type": "scatter",
@@ -230,6 +242,23 @@ def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
         layout["yaxis"] |= {"automargin": True, "nticks": 5}
         figures.append((heading, advice, {"data": traces, "layout": layout}))
     return figures
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str], heading: str
+) -> Iterator[tuple[str, list[tuple[float | None, float]]]]:
+    """Name and (step, value) points of each of ``keys`` that ``records`` hold; ``section.*`` is all of a section."""
+    for key in keys:
+        section, star, _ = key.partition(".*")
+        names = sorted({name for record in records for name in record.get(section) or {}}) if star else [None]
+        for name in names:
+            points = []
+            for record in records:
+                value = record.get(section) if name is None else (record.get(section) or {}).get(name)
+                if (number := _finite(value)) is not None:
+                    points.append((_finite(record.get("step")), number))
+            if points:
+                yield (_CURVE_NAMES.get(key, heading) if name is None else plain(name)), points
 
 
 def base_layout(height: int) -> dict[str, Any]:
