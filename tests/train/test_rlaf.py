@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewardlm.config import KlSettings, ModelSettings, RlafSettings
-from rewardlm.errors import ScorerError, TrainingError
+from rewardlm.errors import RunError, ScorerError, TrainingError
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
@@ -384,3 +384,100 @@ def test_prompts_are_drawn_in_whole_epochs():
     assert drawn[:5] != drawn[5:10] or drawn[5:10] != drawn[10:15]
     assert rlaf._draw_prompts(5, 3, 0, 4) == drawn[12:15]
     assert len(rlaf._draw_prompts(2, 7, 0, 0)) == 7
+
+
+# What a user may choose ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", ["k1", "k3", "full"])
+def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path, penalty):
+    chosen = settings(kl={"penalty": penalty, "coef": 0.1}, learning_rate=1e-2, steps=3, batch_size=32)
+    lines = metrics(train(chosen, tmp_path / "run"))
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert lines[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
+    assert lines[0]["kl_full"] == pytest.approx(0, abs=1e-4)
+    # Three estimates of one divergence: two from samples, one exact in the next token.
+    assert lines[-1]["kl_full"] > 0.05
+    assert lines[-1]["kl_k3"] == pytest.approx(lines[-1]["kl_full"], rel=0.5)
+    assert ("kl_loss" in lines[-1]) == (penalty != "k1")
+
+
+def test_a_kl_loss_holds_the_policy_back(tmp_path):
+    moved = {}
+    for coef in (0.0, 50.0):
+        chosen = settings(kl={"penalty": "full", "coef": coef}, learning_rate=1e-2, steps=4, algorithm="dr_grpo")
+        moved[coef] = metrics(train(chosen, tmp_path / str(coef)))[-1]["kl_full"]
+    assert moved[50.0] < 0.5 * moved[0.0]
+
+
+def test_other_sampling_settings_are_said_and_corrected(tmp_path):
+    said: list[str] = []
+    chosen = settings(generation={"temperature": 0.5, "top_p": 0.9}, steps=2)
+    lines = metrics(train(chosen, tmp_path / "run", say=said.append))
+    assert any("every token is weighted by its probability under the policy" in text for text in said)
+    assert lines[0]["sampling_gap"] > 0.5
+    assert lines[0]["first_ratio"] == pytest.approx(1, abs=1e-4)  # new against old policy, not against the sampler
+    own: list[str] = []
+    lines = metrics(train(settings(), tmp_path / "own", say=own.append))
+    assert own == []
+    assert lines[0]["sampling_gap"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_estimator_of_ones_own_trains_with_a_critic_or_without(tmp_path, monkeypatch):
+    (tmp_path / "rlaf_estimators.py").write_text(
+        "from rewardlm.train.objectives import whiten\n"
+        "def reinforce(f):\n"
+        "    return (f.rewards - f.rewards.mean())[:, None] * f.mask, None\n"
+        "def baseline(f):\n"
+        "    returns = f.rewards[:, None] * f.mask\n"
+        "    return whiten(returns - f.values, f.mask), returns\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    plain = train(settings(algorithm="rlaf_estimators:reinforce"), tmp_path / "plain")
+    assert "value_loss" not in metrics(plain)[-1]
+    with_critic = train(settings(algorithm="rlaf_estimators:baseline", critic="trunk"), tmp_path / "critic")
+    assert metrics(with_critic)[-1]["value_loss"] > 0
+    # Without the critic that it asks for it fails, in one line and before anything is learnt.
+    with pytest.raises(TrainingError, match="the estimator failed"):
+        train(settings(algorithm="rlaf_estimators:baseline"), tmp_path / "none")
+
+
+def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_path, judges):
+    chosen = settings(
+        reward=["lexical", "rlaf_judges:few_ank"],
+        rewards={"aggregate": "mean_std", "weights": {"lexical": 2.0}, "terms": {"length": 0.5, "script": 1.0}},
+        witness=["lexical2"],
+        steps=1,
+    )
+    run = train(chosen, tmp_path / "run")
+    [line], samples = metrics(run), list(run.read("samples"))
+    assert set(line["toxicity_by_judge"]) == {"lexical", "rlaf_judges:few_ank"}
+    assert set(line["toxicity_by_witness"]) == {"lexical2"}
+    assert set(line["terms"]) == {"length", "script"}
+    assert 0 < line["disagreement"] <= 1
+    assert run.meta["rewards"] == ["lexical", "rlaf_judges:few_ank"]  # a witness is none
+    for sample in samples:
+        goods = {name: 1 - value for name, value in sample["by_judge"].items()}
+        weights = {"lexical": 2 / 3, "rlaf_judges:few_ank": 1 / 3}
+        mean = sum(weights[name] * good for name, good in goods.items())
+        deviation = math.sqrt(sum(weights[name] * (good - mean) ** 2 for name, good in goods.items()))
+        earned = mean - deviation + 0.5 * sample["terms"]["length"] + sample["terms"]["script"]
+        assert sample["reward"] == pytest.approx(earned, abs=1e-6)
+        assert set(sample["by_witness"]) == {"lexical2"}
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
+    run = train(settings(steps=2), tmp_path / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    for name in ("critic", "loss_type", "ratio", "importance_cap", "witness", "trackers"):
+        del meta["settings"][name]
+    del (
+        meta["settings"]["kl"]["penalty"],
+        meta["settings"]["rewards"]["terms"],
+        meta["settings"]["rewards"]["std_weight"],
+    )
+    (run.path / "run.json").write_text(json.dumps(meta))
+    gone_on = train(settings(steps=3), run.path)
+    assert [line["step"] for line in metrics(gone_on)] == [1, 2, 3]
+    with pytest.raises(RunError, match="made with other settings"):
+        train(settings(steps=4, rewards={"weights": {"starter": 2.0}}), run.path)
