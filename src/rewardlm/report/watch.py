@@ -117,7 +117,7 @@ def _columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, _Number]:
         if any(isinstance(line.get(key), int | float) for line in metrics)
     }
     for name in sorted({name for line in metrics for name in line.get("toxicity_by_witness") or {}}):
-        found[f"by {plain(name)} (witness)"] = functools.partial(_by_witness, name)
+        found[f"by {plain(name)}"] = functools.partial(_by_witness, name)
     return found
 
 
