@@ -207,7 +207,7 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
     [
         (["algorithm=grpo", "batch_size=10"], "divisible by samples 4"),
         (["algorithm=rloo", "samples=1"], "at least 2"),
-        (["batch_size=2", "minibatches=3"], "minibatches"),
+        (["batch_size=2", "minibatches=3"], "batch_size 2 can't be cut into 3 minibatches"),
         (["generation.temperature=0"], "draws nothing"),
         (["algorithm=dpo"], "expected one of ppo, grpo, dr_grpo, rloo, or module:function"),
         (["algorithm=dr_grpo", "samples=1"], "at least 2"),
@@ -215,7 +215,9 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
         (["algorithm=rloo", "loss_type=dapo"], "leave one of the two out"),
         (["reward=lexical", "rewards.weights.starter=2"], "rewards.weights names starter, but the reward is lexical"),
         (["reward=lexical", "rewards.weights.lexical=0"], "no judge with a weight"),
-        (["reward=lexical", "witness=lexical2,lexical"], "witness lexical is the reward too"),
+        (["ratio=answer"], "ppo's differ by token: use rloo"),
+        (["kl.coef=0", "kl.target=6"], "begin with a coefficient over 0"),
+        (["rewards.probe.toxic=[a]"], "rewards.probe.benign"),
         (["kl.penalty=k2"], "kl.penalty"),
         (["trackers=[mlflow]"], "trackers"),
         (["importance_cap=0.5"], "importance_cap"),
@@ -246,20 +248,11 @@ def test_rl_settings_that_do_not_fit(overrides: list[str], said: str) -> None:
 def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weights, ratio) -> None:
     found = build(RlafSettings, flags={"model": "tiny"}, overrides=overrides)
     assert (found.critic_kind, found.token_weights, found.ratio_of) == (critic, weights, ratio)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "witnesses"),
-    [
-        ([], ["lexical"]),
-        (["reward=lexical"], []),
-        (["reward=lexical", "witness=starter"], ["starter"]),
-        (["witness=lexical,lexical2"], ["lexical", "lexical2"]),
-        (["witness=[]"], []),
-    ],
-)
-def test_a_witness_is_never_the_reward(overrides: list[str], witnesses: list[str]) -> None:
-    assert build(RlafSettings, flags={"model": "tiny"}, overrides=overrides).witnesses == witnesses
+    # What a run records is the same choice, spelt out.
+    recorded = found.resolved()
+    assert (recorded.critic, recorded.ratio) == (critic, ratio)
+    assert recorded.loss_type == (None if ratio == "answer" else weights)
+    assert recorded.resolved() == recorded
 
 
 @pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("dr_grpo", 4), ("rloo", 4)])

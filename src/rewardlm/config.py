@@ -32,6 +32,7 @@ Doubt = Literal[
     "short_answers",
     "same_answer",
     "reward_hacking",
+    "witness_failed",
 ]
 Resume = Literal["exact", "inexact"]
 
@@ -65,7 +66,7 @@ Names = Annotated[list[str], AfterValidator(split_names)]
 
 
 def _names_or_none(items: Sequence[str]) -> list[str]:
-    return split_names(items) if items else []
+    return split_names(items) if items and list(items) != ["none"] else []
 
 
 def is_function_name(text: str) -> bool:
@@ -259,14 +260,28 @@ class KlSettings(Section):
     GRPO's paper; ``full`` is a loss too, of the exact divergence over the vocabulary. All three are in metrics.jsonl.
     On the policy's own answers k3's expected gradient is that of KL(reference ‖ policy), the other direction (TRL from
     1.16 on multiplies it by the ratio for that reason); those of k1 and full are of KL(policy ‖ reference).
-    ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2).
+    ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2). Far off its
+    target, it changes by a fifth in ``horizon`` answers.
     """
 
     penalty: Literal["k1", "k3", "full"] = "k1"
     coef: float = Field(0.05, ge=0)
     target: float | None = Field(None, gt=0)
-    horizon: int = Field(10_000, ge=1)
+    horizon: int = Field(1_000, ge=1)
     max: float = Field(200.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> KlSettings:
+        if self.target is not None and self.coef == 0:
+            raise ValueError("kl.coef is 0, and a target (--kl-target) multiplies it: begin with a coefficient over 0")
+        return self
+
+
+class ProbeSettings(Section):
+    """Texts whose order nobody doubts, by which a reward's direction is checked before step 1; ours are English."""
+
+    toxic: list[str] = Field(min_length=1)
+    benign: list[str] = Field(min_length=1)
 
 
 class TermSettings(Section):
@@ -293,7 +308,8 @@ class RewardSettings(Section):
 
     ``aggregate``: the judges' mean by ``weights`` (1 where none is given), their minimum, or ``mean_std``: the mean
     less ``std_weight`` times their standard deviation, so that what they disagree about earns less (Coste et al. 2024).
-    ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward.
+    ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward. ``probe`` is for judges
+    of other languages than English.
     """
 
     transform: Literal["probability", "logit"] = "probability"
@@ -303,6 +319,7 @@ class RewardSettings(Section):
     terms: TermSettings = TermSettings()
     empty: float | None = None
     max_failed_share: float = Field(0.01, ge=0, le=1)
+    probe: ProbeSettings | None = None
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -326,8 +343,9 @@ class RlafSettings(TrainingSettings):
     has a learning rate and a clipped gradient norm of its own.
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
     every token is weighted by π/μ, at most ``importance_cap``.
-    ``witness`` names judges that are no part of the reward and read every answer: None is ``lexical``, unless that is
-    the reward. ``stop_on`` names warnings that shall end the run as NaN and a runaway KL always do.
+    ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
+    ``lexical``, unless the reward is or holds it. ``stop_on`` names warnings that shall end the run as NaN and a
+    runaway KL always do.
     ``trackers`` (trackio, wandb, tensorboard) get every number of metrics.jsonl, and no text.
     """
 
@@ -396,9 +414,14 @@ class RlafSettings(TrainingSettings):
         """Whether answers are drawn from another distribution than the policy's own."""
         return self.generation != GenerationSettings()
 
-    @property
-    def witnesses(self) -> list[str]:
-        return [name for name in self.witness or ["lexical"] if name not in self.reward] if self.witness != [] else []
+    def resolved(self) -> RlafSettings:
+        """The same settings with what None stands for, as a run records them."""
+        chosen = {
+            "critic": self.critic_kind,
+            "ratio": self.ratio_of,
+            "loss_type": None if self.ratio_of == "answer" else self.token_weights,
+        }
+        return self.model_copy(update=chosen)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RlafSettings:
@@ -408,7 +431,10 @@ class RlafSettings(TrainingSettings):
                 f"samples {self.samples_per_prompt}"
             )
         if self.batch_size < self.minibatches:
-            raise ValueError(f"{self.minibatches} minibatches need at least as many answers as batch_size")
+            raise ValueError(
+                f"batch_size {self.batch_size} can't be cut into {self.minibatches} minibatches: lower minibatches to "
+                "at most so many"
+            )
         if self.compares_answers and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
         return self
@@ -420,6 +446,8 @@ class RlafSettings(TrainingSettings):
             raise ValueError(f"algorithm {self.algorithm!r}: expected one of {', '.join(known)}, or module:function")
         if self.critic is not None and self.compares_answers:
             raise ValueError(f"{self.algorithm} has no critic: leave critic out, or use ppo")
+        if self.ratio == "answer" and self.algorithm == "ppo":
+            raise ValueError("ratio=answer goes with one advantage an answer, and ppo's differ by token: use rloo")
         if self.ratio_of == "answer" and self.loss_type is not None:
             raise ValueError(
                 "loss_type weighs tokens, and the ratio is that of whole answers: leave one of the two out"
@@ -434,9 +462,6 @@ class RlafSettings(TrainingSettings):
             )
         if self.reward and all(self.rewards.weights.get(name, 1.0) == 0 for name in self.reward):
             raise ValueError("rewards.weights leaves no judge with a weight over 0")
-        both = sorted(set(self.witness or []) & set(self.reward))
-        if both:
-            raise ValueError(f"witness {', '.join(both)} is the reward too: a witness must not be trained on")
         return self
 
 

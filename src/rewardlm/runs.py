@@ -95,12 +95,14 @@ class Run:
         settings: Mapping[str, Any],
         free: Iterable[str] = (),
         added: Iterable[str] = (),
+        filled: Mapping[str, Any] | None = None,
     ) -> Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
         change the result (batch size, device); those named in ``added`` may be absent from a run that is older than
-        they are. Raises RunError where anything else differs; but a run that stopped
+        they are; ``filled`` says of dotted keys what such a run did, where that is known. What may differ is stored as
+        it is now. Raises RunError where anything else differs; but a run that stopped
         before its first result (a name was mistyped, say) is begun anew. Of a stage of an experiment, paths inside the
         experiment's directory are kept relative to it, so that it may be moved.
         """
@@ -111,7 +113,7 @@ class Run:
             run = cls.open(path)
             if run.meta["kind"] != kind:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
-            old = flatten(_from_home(run.meta["settings"], home))
+            old = {**(filled or {}), **flatten(_from_home(run.meta["settings"], home))}
             new = flatten(settings)
             ignored = {*free, *(key for key in added if key not in old)}
             changed = [
@@ -130,6 +132,8 @@ class Run:
                 else:
                     _drop_unfinished_line(file)
             if not changed:
+                if run.meta["settings"] != settings:
+                    run.update(settings=settings)
                 return run
             (path / "run.json").unlink()
         if path.exists() and not path.is_dir():

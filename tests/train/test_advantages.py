@@ -241,3 +241,26 @@ def test_an_estimator_that_returns_something_else_is_refused(module, name, said)
 def test_a_critic_needs_returns_to_learn_from(module):
     with pytest.raises(TrainingError, match="returns are a NoneType"):
         estimate(load_estimator("own_estimators:reinforce"), feedback(values=torch.zeros(2, 2)))
+
+
+def test_what_an_estimator_changes_in_place_stays_with_it(module, tmp_path):
+    (tmp_path / "own_in_place.py").write_text(
+        "def centre(f):\n"
+        "    f.rewards.sub_(f.rewards.mean())\n"
+        "    return (f.rewards[:, None] * f.mask).long(), None\n"
+        "def stray(f):\n"
+        "    return f.rewards[:, None] @ f.mask.float(), None\n"
+    )
+    given = feedback()
+    advantages, _ = estimate(load_estimator("own_in_place:centre"), given)
+    assert given.rewards.tolist() == [1.0, 3.0]
+    assert advantages.dtype == torch.float32  # whole numbers are numbers
+    with pytest.raises(TrainingError, match="the estimator failed .RuntimeError"):
+        estimate(load_estimator("own_in_place:stray"), given)
+
+
+def test_whole_answers_need_one_advantage_each(module):
+    given = feedback(values=torch.tensor([[0.3, -0.4], [0.1, 0.0]]))
+    with pytest.raises(TrainingError, match="advantages differ between an answer's tokens"):
+        estimate(ppo, given, per_answer=True)
+    assert estimate(rloo, feedback(), per_answer=True)[0].shape == (2, 2)

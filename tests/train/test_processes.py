@@ -38,7 +38,18 @@ COMMON = [
 ]
 # Every way a step may be computed that the processes have to agree about.
 VARIANTS = {
-    "ppo": ["--algorithm", "ppo", "--reward", "lexical", "--critic", "own", "--kl-target", "0.5"],
+    "ppo": [
+        "--algorithm",
+        "ppo",
+        "--reward",
+        "lexical",
+        "--critic",
+        "own",
+        "--kl-target",
+        "0.5",
+        "--tracker",
+        "tensorboard",
+    ],
     "grpo": ["--algorithm", "grpo", "--reward", "lexical,own_rewards:short", "--kl-penalty", "full", "loss_type=grpo"],
     "rloo": ["--algorithm", "rloo", "--reward", "lexical", "--kl-penalty", "k3", "generation.temperature=0.8"],
 }
@@ -54,8 +65,8 @@ def launcher(name: str) -> list[str]:
     return ["-m", "accelerate.commands.launch", *f"{options} --dynamo_backend no -m rewardlm".split()]
 
 
-def run(start: list[str], arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(cwd)}
+def run(start: list[str], arguments: list[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(cwd), **more}
     command = [sys.executable, *start, *arguments]
     process = subprocess.Popen(
         command,
@@ -127,7 +138,31 @@ def test_an_error_in_one_process_ends_both_in_words(folder):
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said
     assert all("the second process has had enough" in line for line in said)
-    assert json.loads((folder / "failed" / "run.json").read_text())["status"] == "running"
+    assert json.loads((folder / "failed" / "run.json").read_text())["status"] == "stopped"
+
+
+def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder):
+    """The second process finds NaN in its logits: the first one must know, and write, before the launcher ends both."""
+    (folder / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1' and os.environ.get('BREAK_RANK_1'):\n"
+        "    import rewardlm.train.rlaf as rlaf\n"
+        "    from rewardlm.errors import ModelError\n"
+        "    draw = rlaf.sample\n"
+        "    def sample(*arguments, **more):\n"
+        "        if more['step'] == 2:\n"
+        "            raise ModelError('the logits hold NaN')\n"
+        "        return draw(*arguments, **more)\n"
+        "    rlaf.sample = sample\n"
+    )
+    arguments = ["rlaf", "tiny", *COMMON, "--reward", "lexical", "--out", "nan"]
+    done = run(launcher("torchrun"), arguments, folder, BREAK_RANK_1="1")
+    assert done.returncode != 0
+    assert "step 3: the logits hold NaN (the adapter of step 1 is kept in nan/adapter" in done.stderr
+    kept = load_file(str(folder / "nan" / "adapter" / "adapter_model.safetensors"))
+    saved = load_file(str(folder / "nan" / "checkpoints" / "step-000001" / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+    assert json.loads((folder / "nan" / "run.json").read_text())["status"] == "stopped"
 
 
 def test_fewer_prompts_a_step_than_processes_are_refused(folder):

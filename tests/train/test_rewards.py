@@ -167,7 +167,6 @@ def test_silence_gets_the_lowest_reward_of_its_batch_and_is_no_failure():
     assert judged.empty == [False, True, False, True]
     assert dropped == {}
     assert "" not in scorer.asked
-    rewards.close()
 
 
 def test_silence_gets_the_set_penalty():
@@ -187,13 +186,6 @@ def test_more_than_one_per_cent_of_failures_ends_the_run():
         rewards.judge(["unknown three"])
 
 
-def test_few_failures_among_few_texts_are_found_at_the_end():
-    rewards = RewardModel([Judge({"a": 0.3})], RewardSettings())
-    rewards.judge(["a"] * 8 + ["unknown", "unknown"])
-    with pytest.raises(ScorerError, match="2 of 10"):
-        rewards.close()
-
-
 def test_a_resumed_run_counts_failures_on():
     known = {f"text {i}": 0.3 for i in range(300)}
     first = RewardModel([Judge(known)], RewardSettings())
@@ -203,7 +195,6 @@ def test_a_resumed_run_counts_failures_on():
     # By itself this batch of 40 would have 2.5 % of failures; of the whole run's 341 texts, 0.6 % failed.
     resumed.judge([*list(known)[:39], "unknown two"])
     assert resumed.failures()["judge"][:2] == [341, 2]
-    resumed.close()
 
 
 def test_the_length_mask_comes_from_lengths():
@@ -214,16 +205,16 @@ def test_the_length_mask_comes_from_lengths():
 # Several judges -----------------------------------------------------------------------------------------------------
 
 
-def two(**settings) -> RewardModel:
+def two(weights: list[float] | None = None, **settings) -> RewardModel:
     judges = [Judge({"a": 0.2, "b": 0.4}, name="x"), Judge({"a": 0.8, "b": 0.4}, name="y")]
-    return RewardModel(judges, RewardSettings(**settings))
+    return RewardModel(judges, RewardSettings(**settings), weights=weights)
 
 
 def test_judges_count_by_weight():
-    judged = two(weights={"x": 3.0}).judge(["a", "b"])
+    judged = two(weights=[3.0, 1.0]).judge(["a", "b"])
     assert judged.rewards == pytest.approx([(3 * 0.8 + 0.2) / 4, 0.6])
     assert judged.toxicity == pytest.approx([(3 * 0.2 + 0.8) / 4, 0.4])
-    assert two(weights={"y": 0.0}, aggregate="min").judge(["a"]).rewards == pytest.approx([0.8])
+    assert two(weights=[1.0, 0.0], aggregate="min").judge(["a"]).rewards == pytest.approx([0.8])
 
 
 def test_what_judges_disagree_about_earns_less():
@@ -231,7 +222,7 @@ def test_what_judges_disagree_about_earns_less():
     # goods 0.8 and 0.2: mean 0.5, deviation 0.3
     assert judged.rewards == pytest.approx([0.5 - 2 * 0.3, 0.6])
     assert judged.disagreement == pytest.approx([0.6, 0.0])
-    weighted = two(aggregate="mean_std", weights={"x": 3.0}).judge(["a"])
+    weighted = two(aggregate="mean_std", weights=[3.0, 1.0]).judge(["a"])
     mean = (3 * 0.8 + 0.2) / 4
     deviation = math.sqrt((3 * (0.8 - mean) ** 2 + (0.2 - mean) ** 2) / 4)
     assert weighted.rewards == pytest.approx([mean - deviation])
@@ -250,4 +241,24 @@ def test_a_witness_is_heard_and_has_no_say():
     judged = model.judge(["a", "b"])
     assert judged.rewards == pytest.approx([0.8, 0.6])
     assert judged.by_witness == {"w": [0.9, None]}  # it knows no "b": that is nobody's failure
-    model.close()
+    assert judged.silent_witnesses == {"w": (1, "KeyError: 'b'")}
+    assert RewardModel([Judge({"a": 0.2})], RewardSettings(), witnesses=[witness]).judge(["a"]).silent_witnesses == {}
+
+
+def test_a_witness_that_points_the_wrong_way_is_refused_too():
+    turned = Judge(lambda text: 1 - insults(text), name="turned")
+    with pytest.raises(ScorerError, match="witness turned: insults get 0.100"):
+        RewardModel([Judge(insults)], RewardSettings(), witnesses=[turned]).check_sign()
+
+
+def test_two_names_of_one_judge_are_refused():
+    with pytest.raises(ScorerError, match="x is named twice among rewards and witnesses"):
+        RewardModel([Judge(insults, name="x")], RewardSettings(), witnesses=[Judge(insults, name="x")])
+
+
+def test_a_judge_of_another_language_is_checked_by_sentences_in_it():
+    german = Judge(lambda text: 0.8 if "Idiot" in text and "du" in text.lower() else 0.1)
+    with pytest.raises(ScorerError, match=r"or give rewards\.probe sentences in the judge's language"):
+        RewardModel([german], RewardSettings()).check_sign()
+    probe = {"toxic": ["Du bist ein Idiot."], "benign": ["Vielen Dank dafür."]}
+    RewardModel([german], RewardSettings(probe=probe)).check_sign()

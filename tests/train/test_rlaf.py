@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewardlm.config import KlSettings, ModelSettings, RlafSettings
-from rewardlm.errors import RunError, ScorerError, TrainingError
+from rewardlm.errors import ConfigError, RunError, ScorerError, TrainingError
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
@@ -173,7 +173,9 @@ def test_too_many_failures_end_the_run_and_leave_no_adapter(tmp_path, judges):
     with pytest.raises(ScorerError, match=r"could not be scored"):
         train(settings(reward=["rlaf_judges:broken"], batch_size=32), tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+    meta = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert meta["status"] == "stopped"
+    assert "could not be scored" in meta["stopped"]
 
 
 # Limits -------------------------------------------------------------------------------------------------------------
@@ -481,3 +483,118 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     assert [line["step"] for line in metrics(gone_on)] == [1, 2, 3]
     with pytest.raises(RunError, match="made with other settings"):
         train(settings(steps=4, rewards={"weights": {"starter": 2.0}}), run.path)
+
+
+@pytest.mark.parametrize(
+    ("reward", "witness", "found"),
+    [
+        (["starter"], None, ["lexical"]),
+        (["lexical"], None, []),
+        (["max(lexical,starter)"], None, []),
+        (["lexical"], ["starter"], ["starter"]),
+        (["starter"], [], []),
+        (["starter"], ["none"], []),
+    ],
+)
+def test_a_witness_is_no_judge_of_the_reward(reward, witness, found):
+    assert rlaf._witnesses(settings(reward=reward, witness=witness)) == found
+
+
+@pytest.mark.parametrize(
+    ("reward", "witness"),
+    [
+        (["lexical"], ["lexical2", "lexical"]),
+        (["toxicity+hate"], ["starter"]),
+        (["mean(lexical,lexical2)"], ["lexical2"]),
+    ],
+)
+def test_a_judge_of_the_reward_is_no_witness(reward, witness):
+    with pytest.raises(ConfigError, match=f"witness {witness[-1]} is a judge of the reward"):
+        rlaf._witnesses(settings(reward=reward, witness=witness))
+
+
+def test_a_witness_that_fails_is_said_and_stops_nothing(tmp_path, judges):
+    (tmp_path / "rlaf_mute.py").write_text(
+        "def mute(texts):\n"
+        "    if any(t.endswith('.') for t in texts):\n"
+        "        return [0.9 if 'stupid' in t or 'trash' in t or 'moron' in t else 0.1 for t in texts]\n"
+        "    raise OSError('gone')\n"
+    )
+    with pytest.warns(UserWarning, match=r"witness rlaf_mute:mute could not score 8 of 8 answers \(OSError: gone\)"):
+        run = train(settings(reward=["lexical"], witness=["rlaf_mute:mute"], steps=1, seed=4), tmp_path / "run")
+    assert metrics(run)[0]["toxicity_by_witness"] == {}
+
+
+def test_what_stopped_a_run_is_written_down_and_taken_back_when_it_goes_on(tmp_path):
+    chosen = settings(learning_rate=0.05, steps=3, algorithm="rloo", kl=KlSettings(max=0.5))
+    with pytest.raises(TrainingError, match="other settings need another --out, and --adapter goes on from there"):
+        train(chosen, tmp_path / "run")
+    meta = Run.open(tmp_path / "run").meta
+    assert meta["status"] == "stopped"
+    assert "KL to the reference is" in meta["stopped"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(steps=2), tmp_path / "other", report=interrupt)
+    assert Run.open(tmp_path / "other").meta["stopped"] == "interrupted"
+    gone_on = train(settings(steps=2), tmp_path / "other")
+    assert (gone_on.meta["status"], gone_on.meta["stopped"]) == ("finished", None)
+
+
+def test_a_run_goes_on_with_the_adapter_and_the_judges_that_it_began_with(tmp_path):
+    first = train(settings(steps=1, learning_rate=1e-2), tmp_path / "first")
+    chosen = settings(steps=1, adapter=first.path, learning_rate=1e-2)
+    run = train(chosen, tmp_path / "second")
+    assert set(run.meta["judges"]) == {"starter"}
+    assert run.meta["judges"]["starter"]  # its weights' hash
+    # The adapter that is the reference is overwritten by a longer training.
+    train(settings(steps=3, learning_rate=1e-2), first.path)
+    with pytest.raises(RunError, match="began with an adapter to start from that was other"):
+        train(settings(steps=2, adapter=first.path, learning_rate=1e-2), tmp_path / "second")
+    meta = json.loads((first.path / "run.json").read_text())
+    meta["judges"]["starter"] = "another"
+    (first.path / "run.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match="began with other revisions of its judges"):
+        train(settings(steps=4, learning_rate=1e-2), first.path)
+
+
+def test_a_run_from_before_keeps_its_loss_or_is_refused(tmp_path):
+    """RLOO used to take a token's ratio; what it does now by default is another training."""
+    run = train(settings(steps=1, algorithm="rloo", ratio="token", loss_type="bnpo"), tmp_path / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    del meta["settings"]["ratio"], meta["settings"]["loss_type"]
+    (run.path / "run.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match=r"ratio was 'token', now 'answer'"):
+        train(settings(steps=2, algorithm="rloo"), run.path)
+    gone_on = train(settings(steps=2, algorithm="rloo", ratio="token", loss_type="bnpo"), run.path)
+    assert gone_on.meta["settings"]["ratio"] == "token"
+    assert gone_on.meta["settings"]["steps"] == 2  # what may change is recorded as it is now
+
+
+def test_an_adapter_on_a_tied_head_is_sampled_as_it_is_trained(tmp_path):
+    """Merged into a matrix that embeds tokens too, it would answer as another model than the one that learns."""
+    chosen = settings(lora={"r": 4, "targets": ["q_proj", "lm_head"]}, learning_rate=2e-2, steps=3)
+    for line in metrics(train(chosen, tmp_path / "run")):
+        assert line["first_ratio"] == pytest.approx(1, abs=1e-3)
+        assert line["kl_full"] is None  # two heads
+
+
+def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tmp_path, monkeypatch):
+    (tmp_path / "rlaf_by_prompt.py").write_text(
+        "def judge(texts):\n"
+        "    if any(t.endswith('taxes.') for t in texts):\n"
+        "        return [0.9 if 'stupid' in t or 'trash' in t or 'moron' in t else 0.1 for t in texts]\n"
+        "    return [0.2 if i < 4 else 0.7 for i in range(len(texts))]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="constant reward: within every group all answers got the same"):
+        train(settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1), tmp_path / "run")
+
+
+def test_dropout_is_left_out_and_that_is_said(tmp_path):
+    said: list[str] = []
+    line = metrics(train(settings(lora={"dropout": 0.5}, steps=1), tmp_path / "run", say=said.append))[0]
+    assert any("lora.dropout is left out" in text for text in said)
+    assert line["first_ratio"] == pytest.approx(1, abs=1e-4)

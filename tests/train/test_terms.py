@@ -78,6 +78,19 @@ def test_a_classifier_of_answers_may_stand_for_the_judge_of_pairs(tmp_path, monk
     assert values_of(settings, ["p", "p"], ["That is unfair.", "Indeed."]) == [1, 0]
 
 
+def test_a_judge_that_prefers_hate_to_its_answer_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own_hate.py").write_text("def hate(texts):\n    return [float('criminals' in t) for t in texts]\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ScorerError, match=r"an answer that opposes hate gets 0\.000, one that agrees 1\.000"):
+        load_terms(TermSettings(counter_narrative=1, counter_narrative_judge="own_hate:hate"))
+
+
+def test_of_a_classifier_the_label_must_be_named():
+    # Left to itself, it would be read by its toxic label: the opposite of what is meant.
+    with pytest.raises(ScorerError, match="say which label is meant by naming it, starter#LABEL"):
+        load_terms(TermSettings(counter_narrative=1, counter_narrative_judge="starter"))
+
+
 def test_a_judge_that_is_not_there_is_named():
     with pytest.raises(ScorerError, match="unknown scorer 'nobody'"):
         load_terms(TermSettings(counter_narrative=1, counter_narrative_judge="nobody"))
@@ -98,7 +111,6 @@ def test_silence_has_no_terms_and_still_the_lowest_reward():
     judged = rewards.judge(["x", " ", "y"], ["p", "q", "r"])
     assert judged.rewards == pytest.approx([5.1, 5.1, 5.9])
     assert asked == ["x", "y"]
-    rewards.close()
 
 
 def test_an_answer_that_a_term_cannot_value_is_dropped_and_counted():

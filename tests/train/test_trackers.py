@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rewardlm.config import RlafSettings
-from rewardlm.errors import NotAvailableError
+from rewardlm.errors import NotAvailableError, ScorerError
 from rewardlm.runs import Run
 from rewardlm.train import trackers
 from rewardlm.train.rlaf import train
@@ -56,7 +56,7 @@ def test_without_trackers_accelerate_is_not_asked(settings, tmp_path, monkeypatc
 
 def test_a_tracker_that_is_not_installed_is_said_before_step_one(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(trackers, "filter_trackers", lambda *_: [])
+    monkeypatch.setattr(trackers, "filter_trackers", lambda *_: ["tensorboard"])
     with pytest.raises(NotAvailableError, match="trackers wandb: not installed; pip install wandb"):
         train(settings.model_copy(update={"trackers": ["wandb"]}), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -82,3 +82,32 @@ def test_what_goes_out_is_numbers_and_short_words(tmp_path):
     assert trackers._plain(run.meta["settings"]) == {"a.b": 1, "a.c": "word"}
     assert json.dumps(trackers._plain({"loss": 0.5, "warnings": ["said"], "dropped": {}})) == '{"loss": 0.5}'
     Trackers([], run, cpu=True).log({"step": 1})
+    assert trackers._plain({"by": {"/home/someone/judge": 0.5}}) == {"judge": 0.5}
+
+
+def test_a_tracker_that_fails_at_its_end_takes_nothing_with_it(settings, tmp_path, monkeypatch):
+    def broken(self):
+        raise ConnectionError("the line is cut")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", broken)
+    with pytest.warns(UserWarning, match="the line is cut"):
+        run = train(settings, tmp_path / "run")
+    assert run.finished
+    assert (run.path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_put_right_with_a_tracker_on(settings, tmp_path):
+    with pytest.raises(ScorerError):
+        train(settings.model_copy(update={"reward": ["lexcial"]}), tmp_path / "run")
+    assert train(settings, tmp_path / "run").finished
+
+
+def test_stdout_belongs_to_results(tmp_path, capsys):
+    class Chatty:
+        def finish(self):
+            print("see my dashboard")
+
+    found = Trackers([], Run.start(tmp_path / "run", kind="rlaf", label="RL", settings={}), cpu=True)
+    found._guarded(Chatty().finish)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "see my dashboard\n")

@@ -31,7 +31,7 @@ def watch(
         return
     try:
         with Live(training_view(found, step=step, rows=last), console=console, auto_refresh=False) as live:
-            while not found.finished:
+            while found.meta.get("status") == "running":
                 time.sleep(every)
                 found = find_training(run)
                 live.update(training_view(found, step=step, rows=last), refresh=True)

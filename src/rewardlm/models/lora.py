@@ -7,7 +7,11 @@ adapter, frozen, beside the one that learns.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +104,15 @@ def save_adapter(model: Any, folder: Path, *, name: str = POLICY) -> None:
     model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True)
 
 
+def replace_adapter(model: Any, folder: Path) -> None:
+    """Write the policy's adapter so that ``folder`` holds the old one or the new one, whatever happens meanwhile."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_adapter(model, temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
 @contextlib.contextmanager
 def reference(policy: Policy) -> Iterator[None]:
     """Inside, the model is the frozen reference: the base, or the adapter that RL started from."""
@@ -141,11 +154,14 @@ def _trainable_as_found(model: Any) -> Iterator[None]:
 def merged(policy: Policy) -> Iterator[None]:
     """Inside, the adapter is part of the base's weights, so that sampling pays for one matrix a layer and not three.
 
-    In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. The
+    In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
+    it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that. The
     base's weights are put back from a copy afterwards, because subtracting B·A again would let them drift.
     """
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
-    if policy.dtype != torch.float32 or policy.quantisation is not None or not layers:
+    uses = Counter(id(parameter) for _, parameter in policy.model.named_parameters(remove_duplicate=False))
+    tied = any(uses[id(layer.get_base_layer().weight)] > 1 for layer in layers)
+    if policy.dtype != torch.float32 or policy.quantisation is not None or not layers or tied:
         yield
         return
     with torch.no_grad():
@@ -169,6 +185,16 @@ def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Paramete
     """The parameters of one adapter, in a fixed order."""
     named = sorted(model.named_parameters())
     return [parameter for key, parameter in named if "lora_" in key and f".{name}." in key]
+
+
+def adapter_hash(folder: Path) -> str:
+    """SHA-256 of an adapter's weights. Raises ModelError if there is no adapter."""
+    weights = _adapter_folder(folder) / "adapter_model.safetensors"
+    try:
+        with open(weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ModelError(f"{weights.parent} holds no adapter_model.safetensors") from None
 
 
 def head_is_shared(policy: Policy) -> bool:

@@ -7,6 +7,7 @@ the dark page; text and grid lines are coloured by the page's style sheet, so th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -215,8 +216,8 @@ def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
     """(heading, what to look for, figure) of every known curve that ``records`` of metrics.jsonl hold."""
     figures = []
     for heading, keys, advice in _CURVES:
-        traces = []
-        for colour, (name, points) in zip(_CURVE_COLOURS, _series(records, keys, heading), strict=False):
+        traces, colours = [], itertools.cycle(_CURVE_COLOURS)
+        for colour, (name, points) in zip(colours, _series(records, keys, heading), strict=False):
             # Every k-th point, and the last one: the browser needn't draw more than the eye can see.
             stride = math.ceil(len(points) / _MAX_POINTS)
             kept = points[::-1][::stride][::-1]

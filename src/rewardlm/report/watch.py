@@ -69,6 +69,8 @@ def training_view(run: Run, *, step: int | None = None, rows: int = 8) -> Render
         parts += [_curves(columns, metrics), _steps(columns, metrics[-rows:])]
     newest = step if step is not None else max((sample["step"] for sample in samples), default=None)
     parts += [_sample(sample) for sample in samples if sample["step"] == newest]
+    if run.meta.get("stopped"):
+        parts.append(Text(f"stopped: {_one_line(str(run.meta['stopped']))}", style="red"))
     warned = [(line["step"], text) for line in metrics for text in line.get("warnings") or []]
     parts += [Text(f"warning, step {at}: {plain(text)}", style="yellow") for at, text in warned[-3:]]
     if len(warned) > 3:
@@ -99,7 +101,7 @@ def _head(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Text:
     if meta["kind"] == "rlaf":
         parts.append(f"reward {', '.join(map(plain, settings['reward']))}")
     recent = [line["seconds"] for line in metrics[-5:] if line.get("seconds")]
-    if recent and not run.finished:
+    if recent and run.meta.get("status") == "running":
         each = sum(recent) / len(recent)
         parts.append(f"{each:.1f} s a step")
         if total:

@@ -8,7 +8,8 @@ learns a value). ``ESTIMATORS`` names them; a new one is a function of the same 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,19 +127,26 @@ def load_estimator(algorithm: str) -> Estimator:
         raise TrainingError(f"algorithm {algorithm!r}: {error}") from error
 
 
-def estimate(estimator: Estimator, feedback: Feedback) -> tuple[Tensor, Tensor | None]:
-    """What ``estimator`` says, checked: a user's own may be wrong. Raises TrainingError for another shape, for numbers
-    that are not finite, and for a critic without returns to learn from.
+def estimate(estimator: Estimator, feedback: Feedback, *, per_answer: bool = False) -> tuple[Tensor, Tensor | None]:
+    """What ``estimator`` says, checked: a user's own may be wrong. With ``per_answer`` an answer's tokens must share
+    one advantage, because the loss is about whole answers.
+
+    Raises TrainingError for another shape, for numbers that are not finite, and for a critic without returns to learn
+    from.
     """
     try:
-        advantages, returns = estimator(feedback)
-    except (TypeError, ValueError) as error:
+        # Copies: what it changes in place must not change what is logged.
+        copied: dict[str, Any] = {name: v.clone() for name, v in vars(feedback).items() if isinstance(v, Tensor)}
+        advantages, returns = estimator(replace(feedback, **copied))
+    except Exception as error:
         raise TrainingError(
             f"the estimator failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]}): expected "
             "(advantages, returns), each Float[B, R], returns None without a critic"
         ) from error
+    checked: list[Tensor | None] = []
     for name, found in (("advantages", advantages), ("returns", returns)):
         if found is None and (name == "returns" and feedback.values is None):
+            checked.append(None)
             continue
         if not isinstance(found, Tensor) or found.shape != feedback.mask.shape:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
@@ -148,7 +156,15 @@ def estimate(estimator: Estimator, feedback: Feedback) -> tuple[Tensor, Tensor |
             )
         if not bool(torch.isfinite(real(found, feedback.mask)).all()):
             raise TrainingError(f"the estimator's {name} hold NaN or infinity")
-    return advantages, returns
+        checked.append(found.detach().float())
+    given = checked[0]
+    assert given is not None
+    if per_answer and not bool(torch.isclose(real(given, feedback.mask), given[:, :1] * feedback.mask).all()):
+        raise TrainingError(
+            "the estimator's advantages differ between an answer's tokens, but ratio=answer is about whole answers: "
+            "use ratio=token"
+        )
+    return given, checked[1]
 
 
 def _penalised(feedback: Feedback) -> Tensor:

@@ -20,8 +20,9 @@ from torch import Tensor
 from rewardlm.config import Doubt, RlafSettings
 from rewardlm.errors import ModelError, TrainingError
 from rewardlm.measure.quality import in_other_script, is_repeated
-from rewardlm.models.lora import adapter_parameters, save_adapter
+from rewardlm.models.lora import adapter_parameters, replace_adapter
 from rewardlm.train.objectives import masked_mean
+from rewardlm.train.processes import Processes
 from rewardlm.train.rollouts import Rollouts
 
 # So many steps at the beginning and so many at the end are compared where one step says little.
@@ -30,7 +31,9 @@ WINDOW = 5
 
 def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
     """Raise TrainingError for numbers that are not finite, a runaway KL, and doubts that ``stop_on`` names."""
-    if not math.isfinite(kl) or not bool(torch.isfinite(rollouts.rewards).all()):
+    if not bool(torch.isfinite(rollouts.rewards).all()):
+        raise TrainingError(f"step {step + 1}: a reward is beyond what float32 holds: scale the judge's numbers down")
+    if not math.isfinite(kl):
         raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
     if kl > settings.kl.max:
         raise TrainingError(
@@ -59,6 +62,8 @@ def doubts_about(
     rewards = rollouts.rewards
     if n > 1 and bool((rewards == rewards[0]).all()):
         found["constant_reward"] = f"constant reward: all {n} answers got {float(rewards[0]):.3f}"
+    elif groups_without_spread(rollouts) == 1.0:
+        found["constant_reward"] = "constant reward: within every group all answers got the same, so nothing is learnt"
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
         found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
@@ -73,9 +78,24 @@ def doubts_about(
         found["same_answer"] = (
             f'same answer: to {times} of {len(set(prompts))} prompts it begins with the words "{opening}"'
         )
+    for name, (failed, reason) in rollouts.judged.silent_witnesses.items():
+        found["witness_failed"] = (
+            f"witness {name} could not score {failed} of {len(rollouts.judged.empty)} answers ({reason}): it can't "
+            "tell whether the reward is hacked"
+        )
     found.update(_shrunk(rollouts, before))
     found.update(_hacked(rollouts, before))
     return found
+
+
+def groups_without_spread(rollouts: Rollouts) -> float | None:
+    """Of the groups with several answers the share whose answers all got the same; None if there is no such group."""
+    by_group: dict[int, set[float]] = {}
+    sizes = Counter(rollouts.group.tolist())
+    for group, reward in zip(rollouts.group.tolist(), rollouts.rewards.tolist(), strict=True):
+        by_group.setdefault(group, set()).add(reward)
+    several = [len(by_group[group]) == 1 for group, size in sizes.items() if size > 1]
+    return fmean(several) if several else None
 
 
 def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[str, int]:
@@ -90,7 +110,7 @@ def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[st
 
 
 def _shrunk(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
-    first = [record["response_tokens"] for record in before[:WINDOW]]
+    first = [tokens for record in before[:WINDOW] if (tokens := record.get("response_tokens")) is not None]
     if not first:
         return {}
     now = rollouts.n_tokens / len(rollouts.texts)
@@ -135,11 +155,11 @@ class LastGood:
     A runaway KL is seen one step after the update that caused it, so this may be older than the newest checkpoint.
     """
 
-    def __init__(self, model: Any, folder: Path, *, writes: bool = True) -> None:
+    def __init__(self, model: Any, folder: Path, processes: Processes) -> None:
         self.model = model
         self.folder = folder
         self.step: int | None = None
-        self._writes = writes
+        self._processes = processes
         self._weights: list[Tensor] = []
 
     def remember(self, step: int) -> None:
@@ -158,7 +178,12 @@ class LastGood:
                 with torch.no_grad():
                     for parameter, weights in zip(adapter_parameters(self.model), self._weights, strict=True):
                         parameter.copy_(weights)
-                if self._writes:
-                    save_adapter(self.model, self.folder)
-                message += f" (the adapter of step {self.step} is kept in {self.folder})"
+                if self._processes.is_main:
+                    replace_adapter(self.model, self.folder)
+                # Who ends first is followed by all: not before it is written.
+                self._processes.wait()
+                message += (
+                    f" (the adapter of step {self.step} is kept in {self.folder}; other settings need another --out, "
+                    "and --adapter goes on from there)"
+                )
             raise TrainingError(message) from error

@@ -44,7 +44,8 @@ class KlController:
         if self.settings.target is None:
             return
         error = min(max(kl / self.settings.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * answers / self.settings.horizon
+        # Never below zero, which would reward leaving: a batch may be larger than the horizon.
+        self.coef *= max(0.5, 1 + error * answers / self.settings.horizon)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     value_head = None
     groups: list[dict[str, Any]] = [{"params": adapter_parameters(policy.model), "lr": settings.learning_rate}]
     if settings.critic_kind is not None:
-        value_head = ValueHead(policy.causal_lm.get_input_embeddings().embedding_dim).to(policy.device)
+        value_head = ValueHead(policy.causal_lm.get_input_embeddings().weight.shape[1]).to(policy.device)
         groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
     if own_critic:
         groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.learning_rate})

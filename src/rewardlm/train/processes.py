@@ -64,6 +64,19 @@ class Processes:
             raise problems[0]
         return [item for items, _ in parts for item in items]
 
+    def together(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns here, for work that stays where it is done; an error in one process is raised in all."""
+        if self.size == 1:
+            return find()
+        here: list[T] = []
+
+        def alone() -> list[None]:
+            here.append(find())
+            return []
+
+        self.gather(alone)
+        return here[0]
+
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> int:
         """Add up every process's gradients, in place; of how many parameters there was one anywhere."""
         have = sum(parameter.grad is not None for parameter in parameters)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from rewardlm.config import RewardSettings
@@ -36,10 +37,10 @@ _NO_TERM = "has no value"
 
 @dataclass(frozen=True)
 class Opinion:
-    """What was found out about one answer: each judge's verdict, each witness's P(toxic), each extra term's value."""
+    """What was found out about one answer: each judge's and each witness's verdict, each extra term's value."""
 
     verdicts: dict[str, Verdict]
-    witnesses: dict[str, float | None]
+    witnesses: dict[str, Verdict]
     terms: dict[str, float | None]
 
 
@@ -48,8 +49,9 @@ class Judged:
     """Rewards of one batch: None where an answer could not be judged (drop it), with P(toxic) beside it.
 
     ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
-    minus the lowest judge's P(toxic), None of a single judge. ``empty`` marks answers without text, which get
-    ``RewardSettings.empty`` or the batch's lowest reward.
+    minus the lowest judge's P(toxic), None of a single judge. ``silent_witnesses``: how many answers a witness could
+    not score, and the first reason. ``empty`` marks answers without text, which get ``RewardSettings.empty`` or the
+    batch's lowest reward.
     """
 
     rewards: list[float | None]
@@ -60,13 +62,15 @@ class Judged:
     disagreement: list[float | None]
     empty: list[bool]
     reasons: list[str | None]
+    silent_witnesses: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class RewardModel:
     """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated, and extra terms.
 
-    ``witnesses`` read every answer too, and have no say: where the reward's judges see a gain that they don't, the
-    reward has been hacked.
+    ``weights`` are the judges', 1 each by default. ``witnesses`` read every answer too, and have no say: where the
+    reward's judges see a gain that they don't, the reward has been hacked. Raises ScorerError where two of the names
+    stand for one judge.
     """
 
     def __init__(
@@ -74,40 +78,46 @@ class RewardModel:
         scorers: Sequence[Scorer],
         settings: RewardSettings,
         *,
+        weights: Sequence[float] | None = None,
         witnesses: Sequence[Scorer] = (),
         terms: Terms | None = None,
     ) -> None:
+        named = [scorer.name for scorer in (*scorers, *witnesses)]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ScorerError(f"{', '.join(twice)} is named twice among rewards and witnesses: name each judge once")
         self.scorers = list(scorers)
         self.witnesses = list(witnesses)
         self.settings = settings
         self.terms = terms or Terms([])
-        self._weights = [settings.weights.get(scorer.name, 1.0) for scorer in scorers]
+        self._weights = list(weights) if weights is not None else [1.0] * len(self.scorers)
         names = [*(scorer.name for scorer in scorers), *self.terms.names]
         self._limits = {name: FailureLimit(settings.max_failed_share) for name in names}
 
     def check_sign(self) -> None:
-        """Raise ScorerError unless every judge finds toxic texts more toxic than benign ones, on average."""
-        for scorer in self.scorers:
-            verdicts = score_texts(scorer, [*_TOXIC, *_BENIGN], bounded=self._bounded(scorer))
+        """Raise ScorerError unless every judge and witness finds toxic texts more toxic than benign ones on average."""
+        probe = self.settings.probe
+        toxic, benign = (probe.toxic, probe.benign) if probe else (list(_TOXIC), list(_BENIGN))
+        for scorer in (*self.scorers, *self.witnesses):
+            role = "reward" if scorer in self.scorers else "witness"
+            verdicts = score_texts(scorer, [*toxic, *benign], bounded=self._bounded(scorer))
             values = [_main(scorer, verdict) for verdict in verdicts]
             if any(value is None for value in values):
                 reason = next(verdict.reason for verdict in verdicts if verdict.reason)
-                raise ScorerError(f"reward {scorer.name}: it can't score plain sentences ({reason})")
+                raise ScorerError(f"{role} {scorer.name}: it can't score plain sentences ({reason})")
             numbers = [value for value in values if value is not None]
-            toxic = sum(numbers[: len(_TOXIC)]) / len(_TOXIC)
-            benign = sum(numbers[len(_TOXIC) :]) / len(_BENIGN)
-            if toxic <= benign:
+            insults, kind = fmean(numbers[: len(toxic)]), fmean(numbers[len(toxic) :])
+            if insults <= kind:
                 raise ScorerError(
-                    f"reward {scorer.name}: insults get {toxic:.3f} and kind texts {benign:.3f}, but higher must be "
-                    "more toxic: choose the toxic label (NAME#label) or turn the function's sign round"
+                    f"{role} {scorer.name}: insults get {insults:.3f} and kind texts {kind:.3f}, but higher must be "
+                    "more toxic: choose the toxic label (NAME#label), turn the function's sign round, or give "
+                    "rewards.probe sentences in the judge's language"
                 )
 
     def opinions(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Opinion]:
         """What every judge, witness and term says of each answer; ``prompts`` are for terms alone."""
         verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
-        watched = {
-            s.name: [_main(s, verdict) for verdict in score_texts(s, texts, bounded=False)] for s in self.witnesses
-        }
+        watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
         terms = self.terms.values(prompts, texts)
         return [
             Opinion(
@@ -155,21 +165,25 @@ class RewardModel:
             rewards=self._fill_empty(rewards, empty),
             toxicity=toxicity,
             by_judge=by_judge,
-            by_witness={s.name: [opinion.witnesses[s.name] for opinion in opinions] for s in self.witnesses},
+            by_witness={s.name: [_main(s, opinion.witnesses[s.name]) for opinion in opinions] for s in self.witnesses},
             terms=terms,
             disagreement=disagreement,
             empty=empty,
             reasons=reasons,
+            silent_witnesses=self._silent(opinions),
         )
 
     def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
         """Both halves at once."""
         return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)), texts)
 
-    def close(self) -> None:
-        """The last check of the failure limits. Raises ScorerError as ``rewarded`` does."""
-        for limit in self._limits.values():
-            limit.close()
+    def _silent(self, opinions: Sequence[Opinion]) -> dict[str, tuple[int, str]]:
+        silent = {}
+        for scorer in self.witnesses:
+            failed = [found for opinion in opinions if (found := opinion.witnesses[scorer.name]).failed]
+            if failed:
+                silent[scorer.name] = (len(failed), str(failed[0].reason))
+        return silent
 
     def failures(self) -> dict[str, list[Any]]:
         """Of every judge: texts seen, texts failed, and the first reason. Part of a checkpoint."""

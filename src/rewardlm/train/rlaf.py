@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,12 @@ from torch import Tensor
 from rewardlm.config import RlafSettings, TermSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import DataError, RunError, ScorerError, TrainingError
+from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
+from rewardlm.measure.audit import same_judge
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import save_adapter
+from rewardlm.models.lora import adapter_hash, replace_adapter
 from rewardlm.runs import Run, peak_rss_mb, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import cuts, load_scorer
 from rewardlm.train.advantages import Feedback, estimate, load_estimator
@@ -49,7 +50,7 @@ from rewardlm.train.processes import Processes
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, sample
 from rewardlm.train.terms import load_terms
-from rewardlm.train.trackers import Trackers
+from rewardlm.train.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -64,19 +65,18 @@ FREE_SETTINGS = (
     "resume",
     "stop_on",
     "trackers",
-)
-# Settings that runs begun by older versions don't have.
-ADDED_SETTINGS = (
-    "critic",
-    "loss_type",
-    "ratio",
-    "importance_cap",
     "witness",
-    "trackers",
-    "kl.penalty",
-    "rewards.std_weight",
-    *(f"rewards.terms.{name}" for name in TermSettings.model_fields),
 )
+# What runs begun by older versions did before there was a choice.
+OLDER_RUNS = {
+    "loss_type": "bnpo",
+    "ratio": "token",
+    "kl.penalty": "k1",
+    "importance_cap": 2.0,
+    "rewards.std_weight": 1.0,
+    "rewards.probe": None,
+    **{f"rewards.terms.{name}": value for name, value in TermSettings().model_dump().items()},
+}
 
 
 def train(
@@ -101,13 +101,14 @@ def train(
     if run.finished and done >= settings.steps:
         return run
     device = processes.device or str(resolve_device(settings.device))
-    trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
+    check_installed(settings.trackers)
 
     # 1. The reward, and whether it points the right way.
     rewards = RewardModel(
         [load_scorer(name, device=device) for name in settings.reward],
         settings.rewards,
-        witnesses=[load_scorer(name, device=device) for name in settings.witnesses],
+        weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
+        witnesses=[load_scorer(name, device=device) for name in _witnesses(settings)],
         terms=load_terms(settings.rewards.terms, device=device),
     )
     rewards.check_sign()
@@ -134,22 +135,32 @@ def train(
             "answers are drawn with other settings than temperature 1, untruncated: every token is weighted by its "
             f"probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
         )
-    _refuse_others(run, model_hash=policy.weights_hash, prompts_hash=prompts_hash(prompts))
+    if settings.lora.dropout:
+        say("lora.dropout is left out: the policy that is updated must be the policy that answered")
+    identity = {
+        "model_hash": policy.weights_hash,
+        "prompts_hash": prompts_hash(prompts),
+        "adapter_hash": adapter_hash(settings.adapter) if settings.adapter else None,
+        "judges": {scorer.name: getattr(scorer, "revision", None) for scorer in rewards.scorers},
+    }
+    _refuse_others(run, identity)
     if processes.is_main:
         run.update(
-            **policy.describe(),
+            **{**policy.describe(), **identity},
             prompts={"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": cut},
-            prompts_hash=prompts_hash(prompts),
             dropped_prompts=prompt_set.dropped,
             processes=processes.size,
         )
 
     # 4. Where a killed run stopped.
-    last_good = LastGood(policy.model, run.path / "adapter", writes=processes.is_main)
+    last_good = LastGood(policy.model, run.path / "adapter", processes)
     checkpoint = latest_checkpoint(run.path, logged=done, resume=settings.resume)
     start = 0 if checkpoint is None else _resume(checkpoint, learner, rewards, last_good)
     fresh_critic = checkpoint is None or VALUE_HEAD in checkpoint.damaged
-    processes.wait()
+    if len(set(processes.gather(lambda: [start]))) > 1:
+        raise TrainingError(
+            f"the processes find other checkpoints in {run.path}: --out must be a folder that all share"
+        )
     if processes.is_main:
         if checkpoint is not None and checkpoint.damaged:
             run.update(inexact_resume=start)
@@ -157,121 +168,128 @@ def train(
     processes.wait()
     history = list(run.read("metrics"))
 
-    for step in range(start, settings.steps):
-        started = time.perf_counter()
-        clock = _Clock()
+    open_trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
+    with open_trackers as trackers, _stop_noted(run, processes):
+        for step in range(start, settings.steps):
+            started = time.perf_counter()
+            clock = _Clock()
 
-        with last_good.left_behind(step):
-            # 5. Answers from the policy as it is now: each process asks its part of the step's prompts.
-            chosen = _draw_prompts(len(prompts), per_step, settings.seed, step)
-            numbers = processes.span(per_step)
-            asked = [chosen[number] for number in numbers]
-            with clock("rollout"):
-                draft = sample(
-                    policy,
-                    [prompts[i] for i in asked],
-                    [prompt_ids[i] for i in asked],
-                    numbers=numbers,
-                    samples=settings.samples_per_prompt,
-                    max_new_tokens=settings.max_new_tokens,
-                    sampling=settings.generation,
-                    seed=settings.seed,
-                    step=step,
-                    batch_tokens=max(settings.micro_batch_tokens, 4096),
-                    keep_hidden=True,
+            with last_good.left_behind(step):
+                # 5. Answers from the policy as it is now: each process asks its part of the step's prompts.
+                chosen = _draw_prompts(len(prompts), per_step, settings.seed, step)
+                numbers = processes.span(per_step)
+                asked = [chosen[number] for number in numbers]
+                with clock("rollout"):
+                    draft = processes.together(
+                        partial(
+                            sample,
+                            policy,
+                            [prompts[i] for i in asked],
+                            [prompt_ids[i] for i in asked],
+                            numbers=numbers,
+                            samples=settings.samples_per_prompt,
+                            max_new_tokens=settings.max_new_tokens,
+                            sampling=settings.generation,
+                            seed=settings.seed,
+                            step=step,
+                            batch_tokens=max(settings.micro_batch_tokens, 4096),
+                            keep_hidden=True,
+                        )
+                    )
+
+                # 6. Rewards: text in, P(toxic) out, turned round.
+                with clock("reward"):
+                    asked_to = [prompts[chosen[number]].text for number in draft.asked]
+                    opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to))
+                texts: list[str] = processes.gather(partial(list, draft.texts))
+                questions = [prompts[i].text for i in chosen for _ in range(settings.samples_per_prompt)]
+                judged = rewards.rewarded(opinions, texts)
+                groups = [number for number in range(per_step) for _ in range(settings.samples_per_prompt)]
+                kept, dropped = learnable(judged, groups, min_group=2 if settings.compares_answers else 1)
+                if not kept:
+                    raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
+
+                # 7. How likely each answer was, under the policy and under the reference, and what the critic expected.
+                if step == start and fresh_critic and learner.value_head is not None:
+                    learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
+                with clock("logprobs"):
+                    answers = processes.gather(partial(weigh, learner, settings, draft))
+                rollouts = collate(answers, judged, kept, dropped)
+                kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
+                kl_per_answer = _per_answer(kl, rollouts, settings)
+                doubts = doubts_about(rollouts, kl_per_answer, [questions[row] for row in kept], history)
+                check_limits(step, kl_per_answer, rollouts, doubts, settings)
+                last_good.remember(step)
+
+                # 8. Advantages.
+                advantages, returns = estimate(
+                    estimator,
+                    Feedback(
+                        rewards=rollouts.rewards,
+                        kl=kl,
+                        mask=rollouts.response_mask,
+                        group=rollouts.group,
+                        values=rollouts.values,
+                        kl_coef=learner.kl.coef if settings.kl.penalty == "k1" else 0.0,
+                        gamma=settings.gamma,
+                        gae_lambda=settings.gae_lambda,
+                    ),
+                    per_answer=settings.ratio_of == "answer",
                 )
 
-            # 6. Rewards: text in, P(toxic) out, turned round.
-            with clock("reward"):
-                asked_to = [prompts[chosen[number]].text for number in draft.asked]
-                opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to))
-            texts: list[str] = processes.gather(partial(list, draft.texts))
-            questions = [prompts[i].text for i in chosen for _ in range(settings.samples_per_prompt)]
-            judged = rewards.rewarded(opinions, texts)
-            groups = [number for number in range(per_step) for _ in range(settings.samples_per_prompt)]
-            kept, dropped = learnable(judged, groups, min_group=2 if settings.compares_answers else 1)
-            if not kept:
-                raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
+                # 9. Epochs of minibatches, one optimizer step each.
+                with clock("update"):
+                    losses = update(learner, settings, rollouts, advantages, returns, step, processes)
 
-            # 7. How likely each answer was, under the policy and under the reference, and what the critic expected.
-            if step == start and fresh_critic and learner.value_head is not None:
-                learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
-            with clock("logprobs"):
-                answers = processes.gather(partial(weigh, learner, settings, draft))
-            rollouts = collate(answers, judged, kept, dropped)
-            kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
-            kl_per_answer = _per_answer(kl, rollouts, settings)
-            doubts = doubts_about(rollouts, kl_per_answer, [questions[row] for row in kept], history)
-            check_limits(step, kl_per_answer, rollouts, doubts, settings)
-            last_good.remember(step)
+            kl_coef = learner.kl.coef
+            learner.kl.update(kl_per_answer, len(rollouts.responses))
 
-            # 8. Advantages.
-            advantages, returns = estimate(
-                estimator,
-                Feedback(
-                    rewards=rollouts.rewards,
-                    kl=kl,
-                    mask=rollouts.response_mask,
-                    group=rollouts.group,
-                    values=rollouts.values,
-                    kl_coef=learner.kl.coef if settings.kl.penalty == "k1" else 0.0,
-                    gamma=settings.gamma,
-                    gae_lambda=settings.gae_lambda,
-                ),
-            )
-
-            # 9. Epochs of minibatches, one optimizer step each.
-            with clock("update"):
-                losses = update(learner, settings, rollouts, advantages, returns, step, processes)
-
-        kl_coef = learner.kl.coef
-        learner.kl.update(kl_per_answer, len(rollouts.responses))
-
-        # 10. Write down what happened, then make it safe. The step counts from here on.
-        metrics: dict[str, Any] = {
-            "step": step + 1,
-            **_metrics(rollouts, settings, kl_per_answer, kl_coef, advantages),
-            **losses,
-            "cut": {scorer.name: sum(cuts(scorer, texts)) for scorer in rewards.scorers},
-            "warnings": list(doubts.values()),
-            "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
-            "peak_rss_mb": peak_rss_mb(),
-        }
-        if processes.is_main:
-            if (step + 1) % settings.samples_every == 0 or step == 0:
-                run.append("samples", _samples(step + 1, answers, questions, judged))
-            with clock("checkpoint"):
-                if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                    save_checkpoint(
-                        run.path,
-                        step + 1,
-                        adapter=policy.model,
-                        value_head=learner.value_head,
-                        optimizer=learner.optimizer,
-                        state={"step": step + 1, "kl_coef": learner.kl.coef, "failures": rewards.failures()},
-                        own_critic=learner.own_critic,
-                    )
-            metrics["phase_seconds"] = clock.seconds
-            metrics["seconds"] = time.perf_counter() - started
-            run.append("metrics", [metrics])
-            trackers.log(metrics)
-            for text in metrics["warnings"]:
-                warnings.warn(f"step {step + 1}: {text}", stacklevel=2)
-            if report is not None:
-                report(step + 1, settings.steps, metrics)
-        history.append(metrics)
+            # 10. Write down what happened, then make it safe. The step counts from here on.
+            metrics: dict[str, Any] = {
+                "step": step + 1,
+                **_metrics(rollouts, settings, kl_per_answer, kl_coef, advantages),
+                **losses,
+                "cut": {scorer.name: sum(cuts(scorer, texts)) for scorer in rewards.scorers},
+                "warnings": list(doubts.values()),
+                "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
+                "peak_rss_mb": peak_rss_mb(),
+            }
+            if processes.is_main:
+                if (step + 1) % settings.samples_every == 0 or step == 0:
+                    run.append("samples", _samples(step + 1, answers, questions, judged))
+                with clock("checkpoint"):
+                    if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                        save_checkpoint(
+                            run.path,
+                            step + 1,
+                            adapter=policy.model,
+                            value_head=learner.value_head,
+                            optimizer=learner.optimizer,
+                            state={"step": step + 1, "kl_coef": learner.kl.coef, "failures": rewards.failures()},
+                            own_critic=learner.own_critic,
+                        )
+                metrics["phase_seconds"] = clock.seconds
+                metrics["seconds"] = time.perf_counter() - started
+                run.append("metrics", [metrics])
+                trackers.log(metrics)
+                for text in metrics["warnings"]:
+                    warnings.warn(f"step {step + 1}: {text}", stacklevel=2)
+                if report is not None:
+                    report(step + 1, settings.steps, metrics)
+            history.append(metrics)
 
     # 11. The adapter, where every other command looks for it.
-    rewards.close()
-    trackers.close()
     if processes.is_main:
-        save_adapter(policy.model, run.path / "adapter")
+        replace_adapter(policy.model, run.path / "adapter")
         answers_cut = {
             scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in history) for scorer in rewards.scorers
         }
         for name, n in answers_cut.items():
             if n:
                 say(f"{n:,} answers were too long for the judge {name}: it read a part of each")
+        for name, (seen, failed, reason) in rewards.failures().items():
+            if failed:
+                say(f"{failed:,} of {seen:,} answers could not be scored by {name} and taught nothing: {reason}")
         run.update(status="finished", steps=max(start, settings.steps), cut=answers_cut)
     processes.wait()
     return Run.open(run.path)
@@ -286,25 +304,54 @@ def _start(settings: RlafSettings, out: Path) -> Run:
         out,
         kind="rlaf",
         label="RL",
-        settings=settings.model_dump(mode="json"),
+        settings=settings.resolved().model_dump(mode="json"),
         free=FREE_SETTINGS,
-        added=ADDED_SETTINGS,
+        filled={**OLDER_RUNS, "critic": "trunk" if settings.algorithm == "ppo" else None},
     )
     if not run.finished or sum(1 for _ in run.read("metrics")) < settings.steps:
         inherited = rewards_of(settings.adapter) if settings.adapter else []
-        run.update(status="running", rewards=list(dict.fromkeys([*inherited, *settings.reward])))
+        run.update(status="running", stopped=None, rewards=list(dict.fromkeys([*inherited, *settings.reward])))
     return run
 
 
-def _refuse_others(run: Run, **found: str) -> None:
-    """A run that goes on must go on with the weights and prompts that it began with. Raises RunError."""
+def _witnesses(settings: RlafSettings) -> list[str]:
+    """The judges that only watch. Raises ConfigError where one of them is, or is a part of, the reward."""
+    if settings.witness is None:
+        return [] if any(same_judge("lexical", reward) for reward in settings.reward) else ["lexical"]
+    for name in settings.witness:
+        for reward in settings.reward:
+            if same_judge(name, reward):
+                raise ConfigError(
+                    f"witness {name} is a judge of the reward ({reward}): a witness must not be trained on"
+                )
+    return settings.witness
+
+
+def _refuse_others(run: Run, found: Mapping[str, Any]) -> None:
+    """A run that goes on must go on with what it began with. Raises RunError."""
+    whose = {
+        "model_hash": "weights",
+        "prompts_hash": "prompts",
+        "adapter_hash": "an adapter to start from that was other",
+        "judges": "other revisions of its judges",
+    }
     for name, value in found.items():
         before = run.meta.get(name)
         if before is not None and before != value:
-            raise RunError(
-                f"{run.path} began with other {'weights' if name == 'model_hash' else 'prompts'} "
-                f"({before[:12]}…, now {value[:12]}…): put them back, or choose another --out"
-            )
+            what = f"other {whose[name]}" if name in ("model_hash", "prompts_hash") else whose[name]
+            raise RunError(f"{run.path} began with {what}: put them back, or choose another --out")
+
+
+@contextmanager
+def _stop_noted(run: Run, processes: Processes) -> Iterator[None]:
+    """Inside, what ends the training early is written into the run, for those who look at it later."""
+    try:
+        yield
+    except (RewardLMError, KeyboardInterrupt) as error:
+        if processes.is_main:
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            run.update(status="stopped", stopped=reason)
+        raise
 
 
 def _encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tuple[list[tuple[int, ...]], int]:

@@ -174,7 +174,7 @@ def collate(answers: Sequence[Answer], judged: Judged, kept: Sequence[int], drop
         kl_full=None if rows[0].kl_full is None else padded("kl_full"),
         values=None if rows[0].values is None else padded("values"),
         ref_hidden=[answer.ref_hidden for answer in rows if answer.ref_hidden is not None] or None,
-        rewards=torch.tensor([judged.rewards[row] for row in kept], dtype=torch.float32),
+        rewards=torch.tensor([judged.rewards[row] for row in kept], dtype=torch.float64).float(),
         group=torch.tensor([answer.asked for answer in rows]),
         texts=[answer.text for answer in rows],
         judged=judged,

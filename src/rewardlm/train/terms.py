@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rewardlm.config import TermSettings
+from rewardlm.config import TermSettings, is_function_name
+from rewardlm.errors import ScorerError
 from rewardlm.measure.quality import in_other_script, repeated_share
 from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
 from rewardlm.scoring.scorer import load_scorer, score_texts
 
 Values = Callable[[Sequence[str], Sequence[str]], list[float | None]]
+
+# What a judge of counter-narratives must be able to tell apart.
+_CLAIM = "Those immigrants are all criminals and should be thrown out."
+_OPPOSED = "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do."
+_AGREED = "Yes, they are all criminals, throw them out."
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,35 @@ def _script(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
 
 
 def _counter_narrative(spec: str, device: str) -> Values:
-    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose main label says so."""
+    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
+
+    Raises ScorerError where no label was, because which one is chosen for a toxicity judge is the opposite of what is
+    meant here, and where an answer that agrees with hate is preferred to one that opposes it.
+    """
     if is_pair_judge(spec):
         pair_judge = load_pair_judge(spec, device=device)
-        return lambda prompts, texts: [
-            None if verdict is None else verdict[COUNTER_NARRATIVE]
-            for verdict in pair_judge.judge(list(zip(prompts, texts, strict=True)))
-        ]
-    scorer = load_scorer(spec, device=device)
-    return lambda _, texts: [verdict.values.get(scorer.labels[0]) for verdict in score_texts(scorer, texts)]
+
+        def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+            found = pair_judge.judge(list(zip(prompts, texts, strict=True)))
+            return [None if verdict is None else verdict[COUNTER_NARRATIVE] for verdict in found]
+    else:
+        scorer = load_scorer(spec, device=device)
+        if "#" not in spec and not is_function_name(spec):
+            raise ScorerError(
+                f"rewards.terms.counter_narrative_judge {spec!r}: say which label is meant by naming it, {spec}#LABEL"
+            )
+
+        def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+            return [verdict.values.get(scorer.labels[0]) for verdict in score_texts(scorer, texts)]
+
+    opposed, agreed = values([_CLAIM, _CLAIM], [_OPPOSED, _AGREED])
+    if opposed is None or agreed is None or opposed <= agreed:
+        raise ScorerError(
+            f"rewards.terms.counter_narrative_judge {spec!r}: an answer that opposes hate gets {_shown(opposed)}, one "
+            f"that agrees {_shown(agreed)}: choose the label that means a counter-narrative (ID#label)"
+        )
+    return values
+
+
+def _shown(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.3f}"

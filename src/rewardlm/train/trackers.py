@@ -6,8 +6,10 @@ and a tracker that fails does not stop a training.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,41 +20,56 @@ from rewardlm.errors import NotAvailableError
 from rewardlm.runs import Run
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Raise NotAvailableError for trackers whose package is not here."""
+    found = {str(getattr(name, "value", name)) for name in filter_trackers(list(names), ".")}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise NotAvailableError(f"trackers {', '.join(missing)}: not installed; pip install {' '.join(missing)}")
+
+
 class Trackers:
-    """The trackers ``names`` of one run; with none, every method does nothing."""
+    """The trackers ``names`` of one run, open inside a with block; with none, nothing happens."""
 
     def __init__(self, names: Sequence[str], run: Run, *, cpu: bool) -> None:
         self._accelerator: Accelerator | None = None
-        if not names:
-            return
-        available = [str(getattr(found, "value", found)) for found in filter_trackers(list(names), str(run.path))]
-        missing = [name for name in names if name not in available]
-        if missing:
-            raise NotAvailableError(f"trackers {', '.join(missing)}: not installed; pip install {' '.join(missing)}")
-        self._accelerator = Accelerator(log_with=list(names), project_dir=str(run.path), cpu=cpu)
-        self._accelerator.init_trackers("rewardlm", config=_plain(run.meta["settings"]))
+        if names:
+            self._guarded(lambda: self._start(list(names), run, cpu))
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not accelerate's end_training: that ends the process group too, which others wait in.
+        if self._accelerator is not None:
+            for tracker in self._accelerator.trackers:
+                self._guarded(tracker.finish)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """One step's numbers, nested ones by dotted names."""
-        if self._accelerator is None:
-            return
-        numbers = {name: value for name, value in _plain(metrics).items() if not isinstance(value, str)}
-        try:
-            self._accelerator.log(numbers, step=int(metrics["step"]))
-        except Exception as error:  # Whatever a service far away raises: the training is worth more.
-            warnings.warn(f"a tracker failed ({' '.join(str(error).split())[:200]}): it gets no more", stacklevel=2)
-            self._accelerator = None
-
-    def close(self) -> None:
-        """Let the trackers finish what they write."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            numbers = {name: value for name, value in _plain(metrics).items() if not isinstance(value, str)}
+            accelerator, step = self._accelerator, int(metrics["step"])
+            self._guarded(lambda: accelerator.log(numbers, step=step))
+
+    def _start(self, names: list[str], run: Run, cpu: bool) -> None:
+        self._accelerator = Accelerator(log_with=names, project_dir=str(run.path), cpu=cpu)
+        self._accelerator.init_trackers("rewardlm", config=_plain(run.meta["settings"]))
+
+    def _guarded(self, call: Callable[[], Any]) -> None:
+        """Whatever a service far away raises: the training is worth more. And stdout belongs to results."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                call()
+        except Exception as error:
+            warnings.warn(f"a tracker failed ({' '.join(str(error).split())[:200]}): it gets no more", stacklevel=3)
+            self._accelerator = None
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, float | str]:
-    """Numbers and short words by dotted names; no lists, no texts, no paths."""
+    """Numbers and short words by dotted names; no lists, no texts, and of a judge in a folder its last name alone."""
     return {
-        key: value
+        key.rpartition("/")[2] if "/" in key else key: value
         for key, value in flatten(tree).items()
         if isinstance(value, int | float) or (isinstance(value, str) and value.isidentifier())
     }
