@@ -247,7 +247,7 @@ def test_a_witness_is_heard_and_has_no_say():
 
 def test_a_witness_that_points_the_wrong_way_is_refused_too():
     turned = Judge(lambda text: 1 - insults(text), name="turned")
-    with pytest.raises(ScorerError, match="witness turned: insults get 0.100"):
+    with pytest.raises(ScorerError, match=r"witness turned: insults get 0\.100"):
         RewardModel([Judge(insults)], RewardSettings(), witnesses=[turned]).check_sign()
 
 

@@ -65,7 +65,7 @@ class Processes:
         return [item for items, _ in parts for item in items]
 
     def together(self, find: Callable[[], T]) -> T:
-        """What ``find`` returns here, for work that stays where it is done; an error in one process is raised in all."""
+        """What ``find`` returns here: work that stays where it is done. An error in one process is raised in all."""
         if self.size == 1:
             return find()
         here: list[T] = []
