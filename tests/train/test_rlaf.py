@@ -159,7 +159,12 @@ def test_a_flipped_reward_is_refused_before_step_one(tmp_path, judges):
 def test_answers_that_a_judge_fails_on_are_dropped_and_counted(tmp_path, judges):
     run = train(
         settings(
-            reward=["rlaf_judges:fussy"], algorithm="grpo", batch_size=16, steps=2, rewards={"max_failed_share": 1.0}
+            reward=["rlaf_judges:fussy"],
+            algorithm="grpo",
+            batch_size=16,
+            steps=4,
+            samples_every=1,
+            rewards={"max_failed_share": 1.0},
         ),
         tmp_path / "run",
     )
@@ -598,3 +603,13 @@ def test_dropout_is_left_out_and_that_is_said(tmp_path):
     line = metrics(train(settings(lora={"dropout": 0.5}, steps=1), tmp_path / "run", say=said.append))[0]
     assert any("lora.dropout is left out" in text for text in said)
     assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
+
+
+def test_samples_are_of_different_prompts_and_say_why_one_earned_nothing(tmp_path, judges):
+    chosen = settings(
+        reward=["rlaf_judges:fussy"], algorithm="grpo", batch_size=16, steps=1, rewards={"max_failed_share": 1.0}
+    )
+    samples = list(train(chosen, tmp_path / "run").read("samples"))
+    assert len({sample["prompt"] for sample in samples}) == len(samples) == 4
+    for sample in samples:
+        assert (sample["reward"] is None) == (sample["reason"] == "ValueError: not this one")

@@ -25,6 +25,8 @@ def watch(
     from rewardlm.report.watch import find_training, training_view
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
+    if follow and console.is_terminal:
+        last = min(last, max(3, console.height - 32))  # what a terminal has no room for is cut: the samples first
     found = find_training(run)
     if not follow:
         console.print(training_view(found, step=step, rows=last))

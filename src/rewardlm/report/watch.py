@@ -155,11 +155,18 @@ def _sample(sample: Mapping[str, Any]) -> Group:
         **{f"{name} (witness)": value for name, value in (sample.get("by_witness") or {}).items()},
         **(sample.get("terms") or {}),
     }
+    if sample.get("reason"):
+        judged["not scored"] = _one_line(str(sample["reason"]))
     return Group(
         Text(""),
         Text(f"step {sample['step']}  {_one_line(sample['prompt'])}", style="dim"),
         Text(_one_line(sample["response"]) or "(no text)"),
-        Text(", ".join(f"{plain(name)} {_short(value)}" for name, value in judged.items()), style="cyan"),
+        Text(
+            ", ".join(
+                f"{plain(name)} {value if isinstance(value, str) else _short(value)}" for name, value in judged.items()
+            ),
+            style="cyan",
+        ),
     )
 
 

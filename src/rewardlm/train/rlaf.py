@@ -419,20 +419,22 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _samples(step: int, answers: list[Answer], prompts: list[str], judged: Judged) -> list[dict[str, Any]]:
-    """The step's first answers, what each judge, witness and term said of them, and what they earned."""
+    """The first answer to each of four prompts: what judges, witnesses and terms said, and what it earned, or why not."""
+    first = {answer.asked: row for row, answer in reversed(list(enumerate(answers)))}
     return [
         {
             "step": step,
             "prompt": prompts[row],
             "response": answers[row].text,
             "reward": judged.rewards[row],
+            "reason": judged.reasons[row],
             "toxicity": judged.toxicity[row],
             "by_judge": {name: values[row] for name, values in judged.by_judge.items()},
             "by_witness": {name: values[row] for name, values in judged.by_witness.items()},
             "terms": {name: values[row] for name, values in judged.terms.items()},
             "kl": float((answers[row].logprobs - answers[row].ref_logprobs).sum()),
         }
-        for row in range(min(4, len(answers)))
+        for row in sorted(first.values())[:4]
     ]
 
 
