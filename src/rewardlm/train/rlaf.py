@@ -419,7 +419,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _samples(step: int, answers: list[Answer], prompts: list[str], judged: Judged) -> list[dict[str, Any]]:
-    """The first answer to each of four prompts: what judges, witnesses and terms said, and what it earned, or why not."""
+    """The first answer to each of four prompts: what judges, witnesses and terms said, what it earned, or why not."""
     first = {answer.asked: row for row, answer in reversed(list(enumerate(answers)))}
     return [
         {
