@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from rewardlm.data import dialogues as module
 from rewardlm.data.dialogues import load_dialogues, normalised, pairs, split_by_component
 from rewardlm.errors import ConfigError, DataError
+from rewardlm.measure.quality import is_refusal
 from rewardlm.types import Dialogue, Message
 
 HEADER = ["text", "TARGET", "dialogue_id", "turn_id", "type", "source"]
@@ -314,7 +316,9 @@ def test_json_that_is_no_dialoconan(tmp_path: Path, table: object, message: str)
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^dialogues 'nothing': no such file or source; expected starter, dialoconan"):
+    with pytest.raises(
+        DataError, match=r"^dialogues 'nothing': no such file or source; expected starter, starter-plain, dialoconan"
+    ):
         load_dialogues("nothing")
     with pytest.raises(DataError, match=r"nothing\.csv: no such file"):
         load_dialogues(str(tmp_path / "nothing.csv"))
@@ -418,12 +422,36 @@ def test_share_that_is_none(share: float) -> None:
         split_by_component([], validation=share)
 
 
-def test_starter() -> None:
-    loaded = load_dialogues("starter")
+@pytest.mark.parametrize(("name", "n_dialogues", "n_pairs"), [("starter", 152, 355), ("starter-plain", 280, 350)])
+def test_our_own_dialogues(name: str, n_dialogues: int, n_pairs: int) -> None:
+    loaded = load_dialogues(name)
     assert loaded.notes == {}
-    assert {dialogue.source for dialogue in loaded.dialogues} == {"starter"}
+    assert {dialogue.source for dialogue in loaded.dialogues} == {name}
     assert all(dialogue.target for dialogue in loaded.dialogues)
-    assert not pairs(loaded.dialogues).dropped
+    found = pairs(loaded.dialogues)
+    assert not found.dropped
+    assert (found.n_dialogues, len(found.pairs)) == (n_dialogues, n_pairs)
+    assert len({dialogue.id for dialogue in loaded.dialogues}) == n_dialogues
+    answers = [pair.answer.text for pair in found.pairs]
+    assert not [answer for answer in answers if is_refusal(answer)]
+    assert len({normalised(answer) for answer in answers}) == n_pairs
+    # Nothing that one opening could teach to be said to everybody.
+    openings = Counter(" ".join(answer.casefold().split()[:3]) for answer in answers)
+    assert max(openings.values()) < 0.04 * n_pairs
+
+
+def test_plain_dialogues_are_plain_and_none_is_told_twice() -> None:
+    plain, vivid = (pairs(load_dialogues(name).dialogues).pairs for name in ("starter-plain", "starter"))
+    assert all(15 <= len(pair.answer.text.split()) <= 48 for pair in plain)
+    asked = [pair.history[-1].text for pair in plain]
+    broken_off = [text for text in asked if not text.rstrip("\"”’'").endswith((".", "!", "?"))]
+    assert 0.35 < len(broken_off) / len(asked) < 0.5
+    # The judge of pairs learnt from the vivid ones: of these it has read none.
+    texts = {normalised(turn.text) for pair in vivid for turn in (*pair.history, pair.answer)}
+    assert not [pair.id for pair in plain for turn in (*pair.history, pair.answer) if normalised(turn.text) in texts]
+    # Simple words: longer ones are a sign of the other set's style.
+    long_words = [word for pair in plain for word in pair.answer.text.split() if len(word.strip(".,?!;:")) > 9]
+    assert len(long_words) / sum(len(pair.answer.text.split()) for pair in plain) < 0.06
 
 
 class Publisher:

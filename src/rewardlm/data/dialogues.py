@@ -26,9 +26,12 @@ from rewardlm.types import Dialogue, Message
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[str, ...] = get_args(Split)
+# Our own texts. Answers of the first are vivid, and hard to predict; those of the second are in plain words, which a
+# small model can learn from a few hundred, and many of its prompts break off as texts from the web do.
+OURS = {"starter": "dialogues.jsonl", "starter-plain": "plain.jsonl"}
 SOURCES = (
-    "starter, dialoconan, or the path of DIALOCONAN.csv, DIALOCONAN.json, Multitarget-CONAN.csv, CONAN.csv "
-    "or a .jsonl of messages, each optionally with :train or :validation"
+    "starter, starter-plain, dialoconan, or the path of DIALOCONAN.csv, DIALOCONAN.json, Multitarget-CONAN.csv, "
+    "CONAN.csv or a .jsonl of messages, each optionally with :train or :validation"
 )
 
 # The commit is pinned, so that the file can't change under the hash. Its licence ("research purposes and
@@ -104,8 +107,8 @@ def normalised(text: str) -> str:
 def load_dialogues(source: str, *, unanswered: bool = False) -> DialogueSet:
     """Dialogues of ``source``.
 
-    ``starter`` is our own; ``dialoconan`` fetches the publisher's file once into ``$REWARDLM_CACHE`` (or
-    ``~/.cache/rewardlm``) and checks its SHA-256; a path leads to DIALOCONAN.csv or .json,
+    ``starter`` and ``starter-plain`` are our own; ``dialoconan`` fetches the publisher's file once into
+    ``$REWARDLM_CACHE`` (or ``~/.cache/rewardlm``) and checks its SHA-256; a path leads to DIALOCONAN.csv or .json,
     Multitarget-CONAN.csv or CONAN.csv (its English rows), told apart by their header, or to a .jsonl of
     ``messages``. Each may be followed by ``:train`` or ``:validation``, the parts of ``split_by_component``
     with its defaults.
@@ -123,10 +126,10 @@ def load_dialogues(source: str, *, unanswered: bool = False) -> DialogueSet:
     Raises DataError, in one line, for a source that is unknown, unreachable or not as described.
     """
     name, split = _split_suffix(source)
-    if name == "starter":
-        resource = importlib.resources.files("rewardlm.data") / "starter" / "dialogues.jsonl"
+    if name in OURS:
+        resource = importlib.resources.files("rewardlm.data") / "starter" / OURS[name]
         with importlib.resources.as_file(resource) as path:
-            loaded = _from_messages(path, "starter", unanswered)
+            loaded = _from_messages(path, name, unanswered)
     elif name == "dialoconan":
         loaded = _from_csv(_dialoconan_file())
     else:
@@ -289,7 +292,7 @@ def _split_suffix(source: str) -> tuple[str, Split | None]:
             return name, "train"
         if suffix == "validation":
             return name, "validation"
-        known = name in ("starter", "dialoconan") or Path(name).suffix in (".csv", ".json", ".jsonl")
+        known = name in (*OURS, "dialoconan") or Path(name).suffix in (".csv", ".json", ".jsonl")
         if known:
             raise DataError(f"dialogues {shown(source)}: no part {shown(suffix)}; expected :train or :validation")
     return source, None

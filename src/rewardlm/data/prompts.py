@@ -112,7 +112,7 @@ def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str,
     name, _, suffix = source.partition(":")
     if name == "rtp":
         return _real_toxicity_prompts(suffix or "all", source)
-    if name == "dialoconan":
+    if name in ("dialoconan", "starter-plain"):
         return _from_dialogues(source)
     whole = Path(source).expanduser()
     if whole.is_file() or ":" not in source:
