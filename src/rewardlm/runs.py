@@ -101,8 +101,8 @@ class Run:
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
         change the result (batch size, device); those named in ``added`` may be absent from a run that is older than
-        they are; ``filled`` says of dotted keys what such a run did, where that is known. What may differ is stored as
-        it is now. Raises RunError where anything else differs; but a run that stopped
+        they are; ``filled`` says of dotted keys what such a run did, where that is known, and has what may differ
+        stored as it is now. Raises RunError where anything else differs; but a run that stopped
         before its first result (a name was mistyped, say) is begun anew. Of a stage of an experiment, paths inside the
         experiment's directory are kept relative to it, so that it may be moved.
         """
@@ -132,7 +132,7 @@ class Run:
                 else:
                     _drop_unfinished_line(file)
             if not changed:
-                if run.meta["settings"] != settings:
+                if filled is not None and run.meta["settings"] != settings:
                     run.update(settings=settings)
                 return run
             (path / "run.json").unlink()

@@ -111,7 +111,8 @@ def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch)
     """The real loop and the real judge; only the texts are chosen instead of drawn."""
 
     def chosen(policy, prompts, prompt_ids, *, samples, **_):
-        texts = [INSULT, KIND] * (len(prompts) * samples // 2)
+        # Each comes first for some prompt: samples are kept of the first.
+        texts = [text for i in range(len(prompts)) for text in [INSULT, KIND][:: 1 if i % 2 else -1] * (samples // 2)]
         asked = [row // samples for row in range(len(texts))]
         ids = [prompt_ids[i] for i in asked]
         tokens = [answer_ids(policy, text) for text in texts]
