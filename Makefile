@@ -11,7 +11,7 @@ help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
 	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
-	@echo "make demo-full  the long version, half an hour or more on two cores: four answers to twice the prompts"
+	@echo "make demo-full  the long version, 40 minutes or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make prove-rlaf     PPO against one judge, measured by two others; half an hour and more"

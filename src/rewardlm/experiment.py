@@ -165,7 +165,7 @@ def _trained(out: Path, label: str) -> bool:
 
 def _here(source: str) -> bool:
     """Whether prompts can be had without a network: what is packaged, and files."""
-    return source in ("starter", "rtp:packaged") or any(
+    return source in ("starter", "starter-plain", "rtp:packaged") or any(
         Path(name).expanduser().exists() for name in (source, source.rpartition(":")[0]) if name
     )
 
