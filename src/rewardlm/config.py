@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rewardlm.errors import ConfigError
 
@@ -94,6 +94,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
+
+
+# KEY.NAME=VALUE arrives as a tree, as every dotted key does; but a name may hold dots itself.
+_BY_NAME = BeforeValidator(lambda value: flatten(value) if isinstance(value, dict) else value)
 
 
 class Section(BaseModel):
@@ -206,14 +210,8 @@ class ImportSettings(Section):
     """
 
     label: str
-    map: dict[str, str] = {}
+    map: Annotated[dict[str, str], _BY_NAME] = {}
     seed: int = Field(0, ge=0)
-
-    @field_validator("map", mode="before")
-    @classmethod
-    def _dots_are_flat(cls, value: Any) -> Any:
-        # map.scores.NAME=COLUMN arrives as a tree, as every dotted key does; a name may hold dots itself.
-        return flatten(value) if isinstance(value, dict) else value
 
 
 class TrainingSettings(ModelSettings):
@@ -315,16 +313,11 @@ class RewardSettings(Section):
     transform: Literal["probability", "logit"] = "probability"
     aggregate: Literal["mean", "min", "mean_std"] = "mean"
     std_weight: float = Field(1.0, ge=0)
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], _BY_NAME] = {}
     terms: TermSettings = TermSettings()
     empty: float | None = None
     max_failed_share: float = Field(0.01, ge=0, le=1)
     probe: ProbeSettings | None = None
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _dots_are_flat(cls, value: Any) -> Any:
-        return flatten(value) if isinstance(value, dict) else value
 
 
 class RlafSettings(TrainingSettings):

@@ -98,3 +98,8 @@ def random_policy(name: str) -> Policy:
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
+
+
+def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """What gradients go to, whichever adapter it is of, in a fixed order."""
+    return [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]

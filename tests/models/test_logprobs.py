@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import CONFIGS, random_policy, tiny_policy
+from small_models import CONFIGS, random_policy, tiny_policy, trainable_parameters
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 
 from rewardlm.config import LoraSettings
@@ -25,7 +25,7 @@ from rewardlm.models.logprobs import (
     token_stats,
     vocabulary_kl,
 )
-from rewardlm.models.lora import add_lora, reference, trainable_parameters
+from rewardlm.models.lora import add_lora, reference
 
 CPU = torch.device("cpu")
 SHARED = [7, 8, 9, 10, 11]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import random_policy, tiny_policy
+from small_models import random_policy, tiny_policy, trainable_parameters
 
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
@@ -26,7 +26,6 @@ from rewardlm.models.lora import (
     merged,
     reference,
     save_adapter,
-    trainable_parameters,
 )
 
 IDS = torch.tensor([[1, 300, 301, 302, 2, 17, 900]])

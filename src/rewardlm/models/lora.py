@@ -176,11 +176,6 @@ def merged(policy: Policy) -> Iterator[None]:
                 layer.get_base_layer().weight.copy_(weight)
 
 
-def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
-    """The adapter's parameters that gradients go to, in a fixed order."""
-    return [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
-
-
 def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Parameter]:
     """The parameters of one adapter, in a fixed order."""
     named = sorted(model.named_parameters())

@@ -106,8 +106,7 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer
     """How likely each drafted answer was under policy and reference, and what the critic expected of it."""
     policy, budget = learner.policy, settings.micro_batch_tokens
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
-    hidden: list[Tensor] | None = [s.hidden for s in draft.sampled if s.hidden is not None]
-    assert hidden is not None
+    hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
     assert len(hidden) == len(responses)
     if policy.dtype == torch.float32:
         # What sampling saw is exact to float32's rounding.
@@ -181,7 +180,7 @@ def update(
     processes = processes or Processes(cpu=True)
     sizes = rollouts.response_mask.sum(1).tolist()
     lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
-    corrections = _corrections(settings, rollouts)
+    weights_of_draw = corrections(settings, rollouts)
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
@@ -204,7 +203,7 @@ def update(
             for piece in microbatches([lengths[row] for row in mine], settings.micro_batch_tokens):
                 rows = [mine[i] for i in piece]
                 found = _backward(
-                    learner, settings, rollouts, advantages, returns, rows, weight_of, corrections, n_tokens
+                    learner, settings, rollouts, advantages, returns, rows, weight_of, weights_of_draw, n_tokens
                 )
                 for name, value in found.items():
                     sums[name] += value
@@ -227,7 +226,7 @@ def update(
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
 
-def _corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
+def corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
     """Float[B, R]: π/μ of answers that were not drawn from the policy itself; None where they were."""
     if not settings.off_policy:
         return None
@@ -248,7 +247,7 @@ def _backward(
     returns: Tensor | None,
     rows: list[int],
     weight_of: dict[int, float],
-    corrections: Tensor | None,
+    weights_of_draw: Tensor | None,
     n_tokens: int,
 ) -> dict[str, float]:
     """Add the gradient of some rows of a minibatch, which has ``n_tokens``, to what is there; its losses and counts."""
@@ -261,7 +260,7 @@ def _backward(
         return values[rows][mask].to(device)
 
     per_token = torch.tensor([weight_of[row] for row in rows]).repeat_interleave(torch.tensor(sizes)).to(device)
-    weights = per_token if corrections is None else per_token * flat(corrections)
+    weights = per_token if weights_of_draw is None else per_token * flat(weights_of_draw)
     stats = forward_rows(
         policy.causal_lm,
         rollouts.prompts,

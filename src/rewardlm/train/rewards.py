@@ -39,6 +39,7 @@ _NO_TERM = "has no value"
 class Opinion:
     """What was found out about one answer: each judge's and each witness's verdict, each extra term's value."""
 
+    text: str
     verdicts: dict[str, Verdict]
     witnesses: dict[str, Verdict]
     terms: dict[str, float | None]
@@ -121,18 +122,19 @@ class RewardModel:
         terms = self.terms.values(prompts, texts)
         return [
             Opinion(
+                text,
                 {name: column[row] for name, column in verdicts.items()},
                 {name: column[row] for name, column in watched.items()},
                 {name: column[row] for name, column in terms.items()},
             )
-            for row in range(len(texts))
+            for row, text in enumerate(texts)
         ]
 
-    def rewarded(self, opinions: Sequence[Opinion], texts: Sequence[str]) -> Judged:
+    def rewarded(self, opinions: Sequence[Opinion]) -> Judged:
         """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
-        empty = [not text.strip() for text in texts]
+        empty = [not opinion.text.strip() for opinion in opinions]
         by_judge: dict[str, list[float | None]] = {}
-        reasons: list[str | None] = [None] * len(texts)
+        reasons: list[str | None] = [None] * len(opinions)
         for scorer in self.scorers:
             verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
             self._limits[scorer.name].add(scorer.name, verdicts)
@@ -149,7 +151,7 @@ class RewardModel:
         rewards: list[float | None] = []
         toxicity: list[float | None] = []
         disagreement: list[float | None] = []
-        for row in range(len(texts)):
+        for row in range(len(opinions)):
             known = [value for scores in by_judge.values() if (value := scores[row]) is not None]
             extra = [value for values in terms.values() if (value := values[row]) is not None]
             if len(known) < len(by_judge) or len(extra) < len(terms):
@@ -175,7 +177,7 @@ class RewardModel:
 
     def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
         """Both halves at once."""
-        return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)), texts)
+        return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)))
 
     def _silent(self, opinions: Sequence[Opinion]) -> dict[str, tuple[int, str]]:
         silent = {}

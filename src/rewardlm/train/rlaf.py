@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,11 @@ from rewardlm.train.checkpoints import (
     step_of,
 )
 from rewardlm.train.guards import LastGood, check_limits, doubts_about
-from rewardlm.train.learner import Learner, make_learner, update, weigh
-from rewardlm.train.objectives import importance, kl_k1, kl_k3, masked_mean, real
+from rewardlm.train.learner import Learner, corrections, make_learner, update, weigh
+from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, real
 from rewardlm.train.processes import Processes
 from rewardlm.train.rewards import Judged, RewardModel
-from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, sample
+from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
 from rewardlm.train.terms import load_terms
 from rewardlm.train.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
@@ -201,10 +201,9 @@ def train(
                 with clock("reward"):
                     asked_to = [prompts[chosen[number]].text for number in draft.asked]
                     opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to))
-                texts: list[str] = processes.gather(partial(list, draft.texts))
-                questions = [prompts[i].text for i in chosen for _ in range(settings.samples_per_prompt)]
-                judged = rewards.rewarded(opinions, texts)
+                judged = rewards.rewarded(opinions)
                 groups = [number for number in range(per_step) for _ in range(settings.samples_per_prompt)]
+                questions = [prompts[chosen[number]].text for number in groups]
                 kept, dropped = learnable(judged, groups, min_group=2 if settings.compares_answers else 1)
                 if not kept:
                     raise ScorerError(f"step {step + 1}: no answer could be scored ({', '.join(dropped)})")
@@ -216,7 +215,8 @@ def train(
                     answers = processes.gather(partial(weigh, learner, settings, draft))
                 rollouts = collate(answers, judged, kept, dropped)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
-                kl_per_answer = _per_answer(kl, rollouts, settings)
+                weights_of_draw = corrections(settings, rollouts)
+                kl_per_answer = _per_answer(kl, rollouts, weights_of_draw)
                 doubts = doubts_about(rollouts, kl_per_answer, [questions[row] for row in kept], history)
                 check_limits(step, kl_per_answer, rollouts, doubts, settings)
                 last_good.remember(step)
@@ -247,9 +247,9 @@ def train(
             # 10. Write down what happened, then make it safe. The step counts from here on.
             metrics: dict[str, Any] = {
                 "step": step + 1,
-                **_metrics(rollouts, settings, kl_per_answer, kl_coef, advantages),
+                **_metrics(rollouts, weights_of_draw, kl_per_answer, kl_coef, advantages),
                 **losses,
-                "cut": {scorer.name: sum(cuts(scorer, texts)) for scorer in rewards.scorers},
+                "cut": {scorer.name: sum(cuts(scorer, [a.text for a in answers])) for scorer in rewards.scorers},
                 "warnings": list(doubts.values()),
                 "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
                 "peak_rss_mb": peak_rss_mb(),
@@ -329,17 +329,16 @@ def _witnesses(settings: RlafSettings) -> list[str]:
 
 def _refuse_others(run: Run, found: Mapping[str, Any]) -> None:
     """A run that goes on must go on with what it began with. Raises RunError."""
-    whose = {
-        "model_hash": "weights",
-        "prompts_hash": "prompts",
+    what = {
+        "model_hash": "other weights",
+        "prompts_hash": "other prompts",
         "adapter_hash": "an adapter to start from that was other",
         "judges": "other revisions of its judges",
     }
     for name, value in found.items():
         before = run.meta.get(name)
         if before is not None and before != value:
-            what = f"other {whose[name]}" if name in ("model_hash", "prompts_hash") else whose[name]
-            raise RunError(f"{run.path} began with {what}: put them back, or choose another --out")
+            raise RunError(f"{run.path} began with {what[name]}: put them back, or choose another --out")
 
 
 @contextmanager
@@ -373,21 +372,15 @@ def _draw_prompts(n: int, per_step: int, seed: int, step: int) -> list[int]:
     return drawn
 
 
-def _per_answer(values: Tensor, rollouts: Rollouts, settings: RlafSettings) -> float:
+def _per_answer(values: Tensor, rollouts: Rollouts, weights_of_draw: Tensor | None) -> float:
     """Float[B, R], a number a token, summed over each answer and averaged: under the policy, whoever drew it."""
-    if settings.off_policy:
-        values = values * importance(
-            rollouts.logprobs,
-            rollouts.sampling_logprobs,
-            rollouts.response_mask,
-            settings.importance_cap,
-            per_answer=settings.ratio_of == "answer",
-        )
+    if weights_of_draw is not None:
+        values = values * weights_of_draw
     return float(real(values, rollouts.response_mask).sum(1).mean())
 
 
 def _metrics(
-    rollouts: Rollouts, settings: RlafSettings, kl: float, kl_coef: float, advantages: Tensor
+    rollouts: Rollouts, weights_of_draw: Tensor | None, kl: float, kl_coef: float, advantages: Tensor
 ) -> dict[str, Any]:
     mask, judged = rollouts.response_mask, rollouts.judged
     k3 = kl_k3(rollouts.logprobs, rollouts.ref_logprobs)
@@ -397,11 +390,11 @@ def _metrics(
         "reward_mean": float(rollouts.rewards.mean()),
         "reward_std": float(spread),
         **rollouts.toxicity_by_name(),
-        "disagreement": fmean(found) if (found := _known(judged.disagreement)) else None,
-        "terms": {name: fmean(found) for name, values in judged.terms.items() if (found := _known(values))},
+        "disagreement": mean_of_known(judged.disagreement),
+        "terms": means_by_name(judged.terms),
         "kl": kl,
-        "kl_k3": _per_answer(k3, rollouts, settings),
-        "kl_full": None if rollouts.kl_full is None else _per_answer(rollouts.kl_full, rollouts, settings),
+        "kl_k3": _per_answer(k3, rollouts, weights_of_draw),
+        "kl_full": None if rollouts.kl_full is None else _per_answer(rollouts.kl_full, rollouts, weights_of_draw),
         "kl_coef": kl_coef,
         "entropy": float(masked_mean(rollouts.entropy, mask)),
         # How far what was drawn from is from what is trained: rounding, or the sampling settings.
@@ -412,10 +405,6 @@ def _metrics(
         "answers": len(rollouts.responses),
         "dropped": rollouts.dropped,
     }
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 def _samples(step: int, answers: list[Answer], prompts: list[str], judged: Judged) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -83,12 +83,12 @@ class Rollouts:
     def toxicity_by_name(self) -> dict[str, Any]:
         """P(toxic), averaged over all answers that have one: of the reward together, of each judge, each witness."""
         judged = self.judged
-        known = [value for value in judged.toxicity if value is not None]
+        toxic = [None if value is None else float(value > 0.5) for value in judged.toxicity]
         return {
-            "toxicity_mean": fmean(known) if known else None,
-            "toxic_fraction": fmean(value > 0.5 for value in known) if known else None,
-            "toxicity_by_judge": _means(judged.by_judge),
-            "toxicity_by_witness": _means(judged.by_witness),
+            "toxicity_mean": mean_of_known(judged.toxicity),
+            "toxic_fraction": mean_of_known(toxic),
+            "toxicity_by_judge": means_by_name(judged.by_judge),
+            "toxicity_by_witness": means_by_name(judged.by_witness),
         }
 
 
@@ -188,10 +188,13 @@ def length_mask(responses: Sequence[Sequence[int]]) -> Tensor:
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]
 
 
-def _means(by_name: dict[str, list[float | None]]) -> dict[str, float]:
-    means = {}
-    for name, values in by_name.items():
-        known = [value for value in values if value is not None]
-        if known:
-            means[name] = fmean(known)
-    return means
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Mean of what is not None; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def means_by_name(by_name: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """``mean_of_known`` of each, without those that have none."""
+    means = {name: mean_of_known(values) for name, values in by_name.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
