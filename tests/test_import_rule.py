@@ -21,7 +21,7 @@ ROWS = [
     {"experiment"},
     {"report", "train", "measure", "judges"},
     {"scoring", "models", "data"},
-    {"runs"},
+    {"runs", "services"},
     {"config"},
     {"types", "errors"},
 ]

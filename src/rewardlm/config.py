@@ -9,12 +9,23 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from rewardlm.errors import ConfigError
 
@@ -100,6 +111,38 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 _BY_NAME = BeforeValidator(lambda value: flatten(value) if isinstance(value, dict) else value)
 
 
+def _checked_url(url: SecretStr) -> SecretStr:
+    parts = urllib.parse.urlsplit(url.get_secret_value().strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected an address that begins with http:// or https://, such as http://127.0.0.1:8000/v1")
+    parts.port  # noqa: B018  raises ValueError, in words, where it is no port
+    return SecretStr(parts.geturl())
+
+
+def secrets_in_url(url: str) -> list[str]:
+    """What may be a key in an address: its user, password, and the values of its query."""
+    parts = urllib.parse.urlsplit(url)
+    found = [parts.username, parts.password, *(value for _, value in urllib.parse.parse_qsl(parts.query))]
+    return [secret for secret in found if secret]
+
+
+def without_secrets(url: str) -> str:
+    """The address as a record may hold it: scheme, host, port and path."""
+    parts = urllib.parse.urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
+
+
+def _recorded_url(url: SecretStr) -> str:
+    return without_secrets(url.get_secret_value())
+
+
+# Users put keys into addresses: one is never shown, and is recorded without them.
+ServiceUrl = Annotated[
+    SecretStr, AfterValidator(_checked_url), PlainSerializer(_recorded_url, return_type=str, when_used="json")
+]
+
+
 class Section(BaseModel):
     """Base of all settings: unknown keys are errors, values don't change after checking."""
 
@@ -159,6 +202,25 @@ class ModelSettings(Section):
     load: Literal["8bit", "4bit"] | None = None
     device: str = "auto"
     chat: ChatSettings = ChatSettings()
+
+
+class ServiceSettings(Section):
+    """How an HTTP service is asked. ``key`` is better kept in the environment variable that ``key_variable`` names.
+
+    A failure that may pass (429, 5xx, a time-out) is tried ``tries`` times in all, after as long as the service asks
+    for, else after a random time that doubles from ``backoff_seconds``; one that wants to be left alone for more than
+    ``longest_wait_seconds`` ends the run.
+    """
+
+    url: ServiceUrl | None = None
+    key: SecretStr | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = Field(8, ge=1, le=1024)
+    requests_per_second: float | None = Field(None, gt=0)
+    timeout_seconds: float = Field(60.0, gt=0)
+    tries: int = Field(5, ge=1)
+    backoff_seconds: float = Field(1.0, ge=0)
+    longest_wait_seconds: float = Field(120.0, gt=0)
 
 
 class MeasureSettings(ModelSettings):
@@ -639,7 +701,9 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
         return f"setting {where!r} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
     prefix = f"setting {where!r}: " if where else ""
-    got = f", got {first['input']!r}" if where and not isinstance(first["input"], dict) else ""
+    # What was meant to be a key, or an address that may hold one, is not repeated.
+    secret = first["loc"] and first["loc"][-1] in ("key", "url")
+    got = f", got {first['input']!r}" if where and not isinstance(first["input"], dict) and not secret else ""
     return f"{prefix}{message}{got}{more}"
 
 

@@ -28,6 +28,10 @@ class ScorerError(RewardLMError):
     """A judge is unknown, ambiguous or failed too often."""
 
 
+class ServiceError(RewardLMError):
+    """An HTTP service can't be used: no key, gone, or busy for longer than a run can wait."""
+
+
 class RunError(RewardLMError):
     """A run directory is missing, of another kind, incomplete or made with other settings."""
 

@@ -1,0 +1,238 @@
+"""Requests to HTTP services: the one place that sends them, tries again, waits, and keeps keys to itself.
+
+What can go wrong with one request is told apart here, because a run goes on differently after each: a passing failure
+is tried again and then given up for this text (Unanswered), a refusal is for good (Refused), an answer that can't be
+read is kept as it came (Malformed); and where the service as a whole can't be used (no key, gone, told to come back
+tomorrow), a ServiceError ends the run, which the same command goes on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import email.utils
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import tenacity
+
+from rewardlm.config import ServiceSettings, secrets_in_url, without_secrets
+from rewardlm.errors import ServiceError
+
+# Worth another try: too many requests, a time-out on their side, whatever is their fault.
+_PASSING = {408, 409, 425, 429, *range(500, 600)}
+_KEPT_CHARACTERS = 2_000
+# It writes every URL into the log of whoever has logging on, and a user may have put a key into one.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+class Refused(Exception):
+    """The service will never answer this request (400, 413, 422, …); ``body`` is its JSON where there is one."""
+
+    def __init__(self, status: int, message: str, body: Any = None) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+        self.message = message
+        self.body = body
+
+
+class Unanswered(Exception):
+    """No answer after all tries: 429, 5xx, a time-out, a connection that was reset."""
+
+
+class Malformed(Exception):
+    """An answer of status 200 that isn't what it should be; the message holds what came, cut to 2,000 characters."""
+
+
+class _Passing(Exception):
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Service:
+    """One service under ``settings.url``, for any number of threads.
+
+    ``what`` names it in messages; ``gone`` is what a user shall do where it doesn't exist (any more). The key goes into
+    ``key_header``; in ``Authorization``, OpenAI's way, as a bearer token.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        what: str,
+        gone: str,
+        key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if settings.url is None:
+            raise ServiceError(f"{what}: no address; give one, for example http://127.0.0.1:8000/v1")
+        self.what = what
+        self.settings = settings
+        self.address = without_secrets(settings.url.get_secret_value())
+        self._gone = gone
+        self._base = httpx.URL(settings.url.get_secret_value())
+        key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
+        self.has_key = bool(key.strip())
+        self._secrets = [secret for secret in (key.strip(), *secrets_in_url(settings.url.get_secret_value())) if secret]
+        sent = dict(headers or {})
+        if self.has_key:
+            sent[key_header] = f"Bearer {key.strip()}" if key_header == "Authorization" else key.strip()
+        try:
+            self._client = httpx.Client(timeout=settings.timeout_seconds, headers=sent)
+        except (UnicodeEncodeError, ValueError):
+            # The exception shows the value.
+            raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again") from None
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._closed = threading.Event()
+
+    def post(self, path: str, payload: Mapping[str, Any]) -> Any:
+        """The JSON that the service answers to ``payload``.
+
+        Raises Refused, Unanswered, Malformed (about this request) or ServiceError (about the service).
+        """
+        content = json.dumps(payload).encode()
+        return self._ask(
+            lambda url: self._client.post(url, content=content, headers={"Content-Type": "application/json"}), path
+        )
+
+    def get(self, path: str) -> Any:
+        """As ``post``, but GET."""
+        return self._ask(self._client.get, path)
+
+    def close(self) -> None:
+        """Give up what is under way: waiting threads end with Unanswered."""
+        self._closed.set()
+        self._client.close()
+
+    def scrub(self, text: str) -> str:
+        """``text`` on one line and without the secrets: services like to repeat a wrong key in their complaint."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return " ".join(text.split())
+
+    def _ask(self, send: Callable[[httpx.URL], httpx.Response], path: str) -> Any:
+        url = self._base.copy_with(path=f"{self._base.path.rstrip('/')}/{path.lstrip('/')}")
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.settings.tries),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception_type(_Passing),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(self._once, send, url)
+        except _Passing as error:
+            raise Unanswered(f"{error} (tried {self.settings.tries} times)") from None
+
+    def _once(self, send: Callable[[httpx.URL], httpx.Response], url: httpx.URL) -> Any:
+        self._take_turn()
+        try:
+            response = send(url)
+        except httpx.TimeoutException:
+            raise _Passing(f"no answer within {self.settings.timeout_seconds:g} s") from None
+        except (httpx.TransportError, RuntimeError) as error:
+            if self._closed.is_set():
+                raise Unanswered("given up") from None
+            if isinstance(error, RuntimeError):
+                raise
+            raise _Passing(self.scrub(str(error)) or type(error).__name__) from None
+        if response.is_success:
+            return self._read(response)
+        message = self._complaint(response)
+        if response.status_code in _PASSING:
+            raise _Passing(f"HTTP {response.status_code}: {message}", _retry_after(response))
+        if response.status_code in (401, 403):
+            key = "the key was refused" if self.has_key else "it wants a key"
+            raise ServiceError(
+                f"{self.what} at {self.address}: {key} (HTTP {response.status_code}: {message}); set the environment "
+                f"variable {self.settings.key_variable}"
+            )
+        if response.status_code in (404, 410):
+            raise ServiceError(
+                f"{self.what}: nothing at {self.address}/{url.path.rpartition('/')[2]} (HTTP {response.status_code}: "
+                f"{message}); {self._gone}"
+            )
+        if response.is_redirect:
+            raise ServiceError(
+                f"{self.what}: {self.address} sends us elsewhere (HTTP {response.status_code}): give "
+                "the address that it moved to"
+            )
+        raise Refused(response.status_code, message, _json_or_none(response))
+
+    def _read(self, response: httpx.Response) -> Any:
+        try:
+            # NaN and Infinity are no JSON, but Python reads them.
+            return json.loads(response.content, parse_constant=_no_constant)
+        except ValueError:
+            raise Malformed(f"not JSON: {self.scrub(response.text[:_KEPT_CHARACTERS])!r}") from None
+
+    def _complaint(self, response: httpx.Response) -> str:
+        """What the service says is wrong, on one short line."""
+        body = _json_or_none(response)
+        found = body.get("error", body.get("message", body.get("detail"))) if isinstance(body, dict) else None
+        if isinstance(found, dict):
+            found = found.get("message")
+        text = found if isinstance(found, str) else response.text
+        return self.scrub(text[:_KEPT_CHARACTERS])[:200] or response.reason_phrase
+
+    def _take_turn(self) -> None:
+        """Wait until ``requests_per_second`` allows another request."""
+        if self.settings.requests_per_second is None:
+            return
+        with self._lock:
+            mine = max(self._next, time.monotonic())
+            self._next = mine + 1 / self.settings.requests_per_second
+        self._sleep(mine - time.monotonic())
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        """What the service asked for, else a random time below 1, 2, 4, … times the base (full jitter)."""
+        error = state.outcome.exception() if state.outcome else None
+        after = error.after if isinstance(error, _Passing) else None
+        if after is None:
+            jittered = tenacity.wait_random_exponential(
+                multiplier=self.settings.backoff_seconds, max=self.settings.longest_wait_seconds
+            )
+            return float(jittered(state))
+        if after > self.settings.longest_wait_seconds:
+            raise ServiceError(
+                f"{self.what} at {self.address} asks to come back in {after:.0f} s ({error}): what is there is kept, "
+                "and the same command goes on later"
+            )
+        return after
+
+    def _sleep(self, seconds: float) -> None:
+        if seconds > 0 and self._closed.wait(seconds):
+            raise Unanswered("given up")
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds until the service wants to be asked again; None where it doesn't say, or not readably."""
+    value = response.headers.get("Retry-After", "").strip()
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return seconds if 0 <= seconds < float("inf") else None
+    with contextlib.suppress(ValueError):
+        then = email.utils.parsedate_to_datetime(value)
+        then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
+        return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return None
+
+
+def _json_or_none(response: httpx.Response) -> Any:
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        return None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
