@@ -9,7 +9,7 @@ from rewardlm.errors import RunError
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import Run
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, cuts, load_scorer, score_texts
-from rewardlm.types import Generation, Score
+from rewardlm.types import Generation, Score, Verdict
 
 Report = Callable[[int, int, str], None]
 
@@ -103,22 +103,26 @@ def score_generations(
         piece = generations[start : start + 512]
         for scorer, limit in zip(scorers, limits, strict=True):
             verdicts = score_texts(scorer, [generation.text for generation in piece])
-            run.append(
-                "scores",
-                [
-                    Score(
-                        generation.id,
-                        scorer.name,
-                        label,
-                        verdict.values.get(label),
-                        None if label in verdict.values else verdict.reason or f"no {label} in the verdict",
-                    )
-                    for generation, verdict in zip(piece, verdicts, strict=True)
-                    for label in scorer.labels
-                ],
-            )
+            run.append("scores", score_records(scorer.name, scorer.labels, piece, verdicts))
             limit.add(scorer.name, verdicts)
         if report is not None:
             report(done + start + len(piece), total, "scores")
     if report is not None and not generations:
         report(total, total, "scores")
+
+
+def score_records(
+    scorer: str, labels: Sequence[str], generations: Sequence[Generation], verdicts: Sequence[Verdict]
+) -> list[Score]:
+    """What a run stores of one judge's verdicts: a record an answer and label, with a reason where it has no value."""
+    return [
+        Score(
+            generation.id,
+            scorer,
+            label,
+            verdict.values.get(label),
+            None if label in verdict.values else verdict.reason or f"no {label} in the verdict",
+        )
+        for generation, verdict in zip(generations, verdicts, strict=True)
+        for label in labels
+    ]
