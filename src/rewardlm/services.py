@@ -14,10 +14,12 @@ import email.utils
 import json
 import logging
 import os
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import httpx
 import tenacity
@@ -30,6 +32,9 @@ _PASSING = {408, 409, 425, 429, *range(500, 600)}
 _KEPT_CHARACTERS = 2_000
 # It writes every URL into the log of whoever has logging on, and a user may have put a key into one.
 logging.getLogger("httpx").setLevel(logging.WARNING)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Refused(Exception):
@@ -80,18 +85,25 @@ class Service:
         self._gone = gone
         self._base = httpx.URL(settings.url.get_secret_value())
         key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
-        self.has_key = bool(key.strip())
-        self._secrets = [secret for secret in (key.strip(), *secrets_in_url(settings.url.get_secret_value())) if secret]
+        key = key.strip()
+        if not (key.isascii() and key.isprintable()):
+            # Said here, because the exceptions of libraries show the value.
+            raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again")
+        in_url = secrets_in_url(settings.url.get_secret_value())
+        self.has_key = bool(key or in_url)
+        # As they are, and as they stand in an address.
+        self._secrets = {form for secret in (key, *in_url) for form in (secret, urllib.parse.quote(secret)) if form}
         sent = dict(headers or {})
-        if self.has_key:
-            sent[key_header] = f"Bearer {key.strip()}" if key_header == "Authorization" else key.strip()
-        try:
-            self._client = httpx.Client(timeout=settings.timeout_seconds, headers=sent)
-        except (UnicodeEncodeError, ValueError):
-            # The exception shows the value.
-            raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again") from None
+        if key:
+            # A user and a password in the address would be sent in its place.
+            self._base = self._base.copy_with(userinfo=b"")
+            sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
+        # As many connections as requests under way: waiting for one of a pool's would count as a time-out.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
+        self._client = httpx.Client(timeout=settings.timeout_seconds, headers=sent, limits=limits)
         self._lock = threading.Lock()
         self._next = 0.0
+        self._asked = False
         self._closed = threading.Event()
 
     def post(self, path: str, payload: Mapping[str, Any]) -> Any:
@@ -108,6 +120,53 @@ class Service:
         """As ``post``, but GET."""
         return self._ask(self._client.get, path)
 
+    def each(self, ask: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """(index, ``ask(item)``) of every item as they come, with ``concurrency`` of them under way.
+
+        The very first request goes alone, so that a service that can't be used is asked once. What ``ask`` raises, and
+        an interrupt, pass through at once: nothing more is asked then, and nobody waits for what is under way. After a
+        ServiceError or an interrupt this service is closed.
+        """
+        if self._closed.is_set():
+            raise ServiceError(f"{self.what}: given up before; start again")
+        try:
+            first = 0 if self._asked or not items else 1
+            for index in range(first):
+                yield index, ask(items[index])
+            yield from self._at_once(ask, items, first)
+        except (ServiceError, KeyboardInterrupt):
+            self.close()
+            raise
+
+    def _at_once(self, ask: Callable[[T], R], items: Sequence[T], first: int) -> Iterator[tuple[int, R]]:
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(first, len(items)):
+            todo.put(index)
+        done: queue.SimpleQueue[tuple[int, R] | BaseException] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def work() -> None:
+            try:
+                while not stopped.is_set():
+                    index = todo.get_nowait()
+                    done.put((index, ask(items[index])))
+            except queue.Empty:
+                return
+            except BaseException as error:
+                done.put(error)
+
+        # Daemons: an interrupted command must not wait for a server that is silent.
+        for _ in range(min(self.settings.concurrency, len(items) - first)):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            for _ in range(first, len(items)):
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            stopped.set()
+
     def close(self) -> None:
         """Give up what is under way: waiting threads end with Unanswered."""
         self._closed.set()
@@ -115,9 +174,15 @@ class Service:
 
     def scrub(self, text: str) -> str:
         """``text`` on one line and without the secrets: services like to repeat a wrong key in their complaint."""
-        for secret in self._secrets:
+        # The longest first: one may be a part of another.
+        for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, "[key]")
         return " ".join(text.split())
+
+    def shown(self, body: Any) -> str:
+        """What came, JSON or text, as a reason may hold it: without the secrets, on one line, cut."""
+        text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+        return self.scrub(text)[:_KEPT_CHARACTERS]
 
     def _ask(self, send: Callable[[httpx.URL], httpx.Response], path: str) -> Any:
         url = self._base.copy_with(path=f"{self._base.path.rstrip('/')}/{path.lstrip('/')}")
@@ -135,16 +200,19 @@ class Service:
 
     def _once(self, send: Callable[[httpx.URL], httpx.Response], url: httpx.URL) -> Any:
         self._take_turn()
+        self._asked = True
         try:
             response = send(url)
         except httpx.TimeoutException:
             raise _Passing(f"no answer within {self.settings.timeout_seconds:g} s") from None
-        except (httpx.TransportError, RuntimeError) as error:
+        except httpx.DecodingError as error:
+            raise Malformed(f"can't be decoded: {self.shown(str(error))}") from None
+        except (httpx.TransportError, RuntimeError, OSError) as error:
             if self._closed.is_set():
                 raise Unanswered("given up") from None
             if isinstance(error, RuntimeError):
                 raise
-            raise _Passing(self.scrub(str(error)) or type(error).__name__) from None
+            raise _Passing(self.shown(str(error)) or type(error).__name__) from None
         if response.is_success:
             return self._read(response)
         message = self._complaint(response)
@@ -170,10 +238,10 @@ class Service:
 
     def _read(self, response: httpx.Response) -> Any:
         try:
-            # NaN and Infinity are no JSON, but Python reads them.
-            return json.loads(response.content, parse_constant=_no_constant)
-        except ValueError:
-            raise Malformed(f"not JSON: {self.scrub(response.text[:_KEPT_CHARACTERS])!r}") from None
+            # NaN and Infinity are no JSON, but Python reads them: who asked looks at the numbers, and keeps the rest.
+            return json.loads(response.content)
+        except (ValueError, RecursionError):
+            raise Malformed(f"not JSON: {self.shown(response.text)!r}") from None
 
     def _complaint(self, response: httpx.Response) -> str:
         """What the service says is wrong, on one short line."""
@@ -182,15 +250,15 @@ class Service:
         if isinstance(found, dict):
             found = found.get("message")
         text = found if isinstance(found, str) else response.text
-        return self.scrub(text[:_KEPT_CHARACTERS])[:200] or response.reason_phrase
+        return self.shown(text)[:200] or response.reason_phrase
 
     def _take_turn(self) -> None:
-        """Wait until ``requests_per_second`` allows another request."""
-        if self.settings.requests_per_second is None:
-            return
+        """Wait until ``requests_per_second``, and what the service asked for last, allow another request."""
+        rate = self.settings.requests_per_second
         with self._lock:
             mine = max(self._next, time.monotonic())
-            self._next = mine + 1 / self.settings.requests_per_second
+            if rate is not None:
+                self._next = mine + 1 / rate
         self._sleep(mine - time.monotonic())
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
@@ -207,6 +275,9 @@ class Service:
                 f"{self.what} at {self.address} asks to come back in {after:.0f} s ({error}): what is there is kept, "
                 "and the same command goes on later"
             )
+        with self._lock:
+            # It asks all of us.
+            self._next = max(self._next, time.monotonic() + after)
         return after
 
     def _sleep(self, seconds: float) -> None:
@@ -230,9 +301,14 @@ def _retry_after(response: httpx.Response) -> float | None:
 def _json_or_none(response: httpx.Response) -> Any:
     try:
         return json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+def reachable(url: str, *, seconds: float = 3.0) -> str:
+    """Whether anything answers at ``url``, in words; no key is sent."""
+    try:
+        httpx.get(without_secrets(url), timeout=seconds)
+    except httpx.HTTPError as error:
+        return f"not reachable ({type(error).__name__})"
+    return "reachable"
