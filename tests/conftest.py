@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fake_service import FakeService
 
 # Nothing is downloaded in tests: what they need is in packages, or made by them. Subprocesses inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,3 +22,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set REWARDLM_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeService]:
+    """A server on this machine; nothing of the user's own is read or kept beside it."""
+    for judge in ("PERSPECTIVE_URL", "ENDPOINT_URL", "ENDPOINT_KIND", "ENDPOINT_MODEL"):
+        monkeypatch.delenv(f"REWARDLM_{judge}", raising=False)
+    for key in ("PERSPECTIVE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("REWARDLM_CACHE", str(tmp_path / "cache"))
+    service = FakeService()
+    yield service
+    service.close()
