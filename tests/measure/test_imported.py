@@ -2,10 +2,13 @@
 
 import csv
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rewardlm.errors import ConfigError, DataError, RunError
@@ -214,3 +217,78 @@ def test_two_tables_of_five_thousand_rows_are_fast(tmp_path: Path) -> None:
         import_table(write_csv(tmp_path / f"{label}.csv", rows), tmp_path / label, label=label)
     compare([tmp_path / "PT", tmp_path / "RL"])
     assert time.process_time() - start < 20
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_a_parquet_table_is_read_as_a_csv_is(tmp_path: Path) -> None:
+    texts = {"prompts": ["q", "r", "s"], "responses": ["a", None, "=c"]}
+    numbers = {"prompt_score": [0.25, None, float("nan")], "pro_API_response_score": [1 / 3, -1.0, None]}
+    run = import_table(write_parquet(tmp_path / "t.parquet", {**texts, **numbers}), tmp_path / "run", label="PT")
+    assert [prompt.id for prompt in run.prompts()] == ["0", "1", "2"]
+    assert [prompt.toxicity for prompt in run.prompts()] == [0.25, None, None]
+    assert [generation.text for generation in run.generations()] == ["a", "", "=c"]
+    assert [(score.value, score.reason) for score in run.scores()] == [
+        (1 / 3, None),
+        (None, "empty response"),
+        (None, "language not supported"),
+    ]
+
+
+def test_parquet_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", {"prompt": ["q", "r"], "response": ["a", "b"], "scores.x": [0.5, 2.0]})
+    with pytest.raises(DataError, match=r"t\.parquet, row 2: column 'scores\.x' must be a score in \[0, 1\]"):
+        import_table(path, tmp_path / "run", label="PT")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"t\.parquet: not a whole Parquet file") as caught:
+        import_table(path, tmp_path / "run", label="PT")
+    assert "\n" not in str(caught.value)
+    write_parquet(path, {"prompt": [], "response": []})
+    with pytest.raises(DataError, match="has no rows"):
+        import_table(path, tmp_path / "run", label="PT")
+    write_parquet(path, {"prompt": [["q"]], "response": ["a"]})
+    with pytest.raises(DataError, match="row 1: column 'prompt' must be text, got list"):
+        import_table(path, tmp_path / "run", label="PT")
+    write_parquet(path, {"prompt": ["q\0"], "response": ["a"]})
+    with pytest.raises(DataError, match="row 1: column 'prompt' holds a NUL"):
+        import_table(path, tmp_path / "run", label="PT")
+
+
+def test_repeated_prompts_are_numbered_by_row(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "t.csv", [["same", "a", "0.1"], ["same", "b", "0.9"]], ["prompt", "response", "scores.x"]
+    )
+    run = import_table(table, tmp_path / "run", label="PT")
+    assert [(prompt.id, prompt.text) for prompt in run.prompts()] == [("0", "same"), ("1", "same")]
+    assert [(g.prompt_id, g.sample) for g in run.generations()] == [("0", 0), ("1", 0)]
+
+
+def test_an_import_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """It has no format in its settings: that is no other setting."""
+    table = write_csv(tmp_path / "t.csv", ROWS_2023)
+    run = import_table(table, tmp_path / "run", label="PT")
+    settings = {name: value for name, value in run.meta["settings"].items() if name != "format"}
+    run.update(settings=settings, status="running")
+    assert import_table(table, tmp_path / "run", label="PT").finished
+
+
+def test_two_long_tables_by_two_judges_are_compared_in_twenty_seconds(tmp_path: Path) -> None:
+    """Texts of 20 to 60 words and continuous scores, every number of compare with its 10,000 resamples."""
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in ("ba", "to", "mi", "re", "ku", "sha") for b in ("n", "lot", "der", "ing", "s", "me")]
+    prompts = [" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(5000)]
+    toxicity = [rng.random() for _ in prompts]
+    start = time.process_time()
+    for label in ("PT", "RL"):
+        rows = [
+            [prompt, " ".join(rng.choices(words, k=rng.randint(20, 60))), known, rng.random(), rng.random()]
+            for prompt, known in zip(prompts, toxicity, strict=True)
+        ]
+        columns = ["prompt", "response", "prompt_toxicity", "scores.one", "scores.two"]
+        import_table(write_csv(tmp_path / f"{label}.csv", rows, columns), tmp_path / label, label=label)
+    result = compare([tmp_path / "PT", tmp_path / "RL"])
+    assert time.process_time() - start < 20
+    assert len(result["comparisons"]) == 10

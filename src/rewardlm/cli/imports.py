@@ -1,4 +1,4 @@
-"""``rewardlm import``: tables that other tools made."""
+"""``rewardlm import``: tables and logs that other tools made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rewardlm.errors import ConfigError
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .jsonl with prompts, responses and scores.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .csv, .jsonl or .parquet; lm-eval samples; a garak report.")
+    ],
     overrides: options.Overrides = None,
     *,
     out: options.Out,
@@ -24,7 +26,12 @@ def import_(
     config: options.Config = None,
     seed: options.Seed = None,
 ) -> None:
-    """Turn a table of answers and scores into a run that compare and report understand."""
+    """Turn a table of answers and scores into a run that compare and report understand.
+
+    FILE has a row an answer (columns prompt, response, prompt_toxicity, scores.NAME, or others by --map), is an export
+    of rewardlm's own, lm-evaluation-harness's samples_TASK_TIME.jsonl, or garak's report.jsonl. Of the last two, --map
+    scores.NAME=METRIC takes what isn't known to measure toxicity.
+    """
     from rewardlm.config import ImportSettings, build
 
     flags = {"label": label, "map": _mapping(columns), "seed": seed}
@@ -32,7 +39,11 @@ def import_(
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.imported import import_table
 
-    import_table(file, out, label=settings.label, mapping=settings.map)
+    run = import_table(file, out, label=settings.label, mapping=settings.map)
+    for note in run.meta.get("notes", []):
+        typer.echo(f"note: {note}", err=True)
+    if not run.meta["scorers"]:
+        typer.echo(f"note: the file has no scores: add some with rewardlm score {out} --scorer NAME", err=True)
     show_comparison([out])
 
 

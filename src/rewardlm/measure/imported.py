@@ -1,22 +1,37 @@
-"""Tables that others made (CSV or JSON lines: a row is a prompt, an answer, scores) as runs to compare.
+"""Files that others made as runs to compare: tables, lm-eval's samples, garak's reports, our own exports.
 
-The columns of the 2023 project are known by themselves. Rows are numbered from 0 and the number is the
+What a file is, is seen from its contents. In a plain table (csv, jsonl or parquet: a row is a prompt, an answer,
+scores) the columns of the 2023 project are known by themselves; its rows are numbered from 0 and the number is the
 prompt's id, so two tables can be compared if they list the same prompts in the same order.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rewardlm.errors import ConfigError, DataError
+from rewardlm.errors import DataError
+from rewardlm.measure.exported import ANSWER_COLUMNS
+from rewardlm.measure.foreign import (
+    LABEL,
+    Contents,
+    Row,
+    answer_record,
+    as_text,
+    check_mapping,
+    read_bytes,
+    read_rows,
+    score_of,
+    text_of,
+)
+from rewardlm.measure.garak import is_garak, read_garak
+from rewardlm.measure.lm_eval import is_lm_eval, read_lm_eval
+from rewardlm.measure.spreadsheet import undo_defuse
 from rewardlm.runs import Run, prompts_hash
-from rewardlm.types import Generation, Message, Prompt, Score
+from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 
 # Field -> column names that are recognised, the first that is present wins.
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -27,161 +42,174 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "scores.classifier": ("response_score",),
 }
 
-# Tables don't name the label that they score.
-_LABEL = "toxicity"
-
-_ABSENT = {"", "nan", "none", "null", "na", "n/a"}
-
 
 def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str] | None = None) -> Run:
-    """Turn ``path`` (.csv or .jsonl) into a finished run of kind ``import`` at ``out``.
+    """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
 
     ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``;
     what it doesn't say is found by ``KNOWN_COLUMNS`` and by columns that are named ``scores.NAME``. A score
     is P(toxic) in [0, 1]; an absent one (empty, NaN) and -1, the 2023 mark of an empty answer, are unscored.
-    Nothing is written before the whole table has been read. Raises DataError naming the line (where a row
+    For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. Of an export that holds several runs,
+    ``label`` picks one. What is left out of a file stands in ``run.meta["notes"]``, in sentences.
+
+    Nothing is written before the whole file has been read. Raises DataError naming the line (where a row
     spans several, its last) for a row that can't be read or a score out of range, ConfigError for a mapping
     of unknown fields.
     """
     path = Path(path)
-    content = _read_bytes(path)
-    rows = _csv_rows(path, content) if path.suffix.lower() == ".csv" else _jsonl_rows(path, content)
-    columns = _columns(path, rows[0][1], mapping or {})
-    prompts, generations, scores = [], [], []
-    for number, (line, row) in enumerate(rows):
-        where = f"{path}, line {line}"
-        prompt_text = _text(where, columns["prompt"], row)
-        if not prompt_text.strip():
-            raise DataError(f"{where}: the prompt (column {columns['prompt']!r}) is empty: remove the row")
-        response = _text(where, columns["response"], row)
-        toxicity = None
-        if "prompt_toxicity" in columns:
-            toxicity, _ = _score(where, columns["prompt_toxicity"], row)
-        turns = (Message("user", prompt_text),)
-        prompts.append(Prompt(str(number), turns, source=path.name, toxicity=toxicity))
-        # A table doesn't say how many tokens an answer had or how it was drawn: 0, not a guess.
-        generation = Generation(f"{number}-0", str(number), label, 0, response, 0, "stop", 0)
-        generations.append(generation)
-        for field, column in columns.items():
-            if field.startswith("scores."):
-                scorer = field.removeprefix("scores.")
-                value, reason = _score(where, column, row)
-                if value is None and reason is None:
-                    reason = _why_absent(scorer, response)
-                scores.append(Score(generation.id, scorer, _LABEL, value, reason))
+    content = read_bytes(path)
+    contents = _read(path, read_rows(path, content), label, mapping or {})
     settings = {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "label": label,
-        "columns": columns,
+        "columns": contents.columns,
+        "format": contents.kind,
     }
-    run = Run.start(Path(out), kind="import", label=label, settings=settings)
+    run = Run.start(Path(out), kind="import", label=label, settings=settings, added=("format",))
     if not run.finished:
         # A killed import left the first part of the same records: add the rest.
-        for name, records in (("prompts", prompts), ("generations", generations), ("scores", scores)):
+        for name, records in (
+            ("prompts", contents.prompts),
+            ("generations", contents.generations),
+            ("scores", contents.scores),
+        ):
             run.append(name, records[sum(1 for _ in run.read(name)) :])
+        labels: dict[str, dict[str, None]] = {
+            field.removeprefix("scores."): {LABEL: None} for field in contents.columns if field.startswith("scores.")
+        }
+        if contents.kind == "export":
+            labels = {}
+            for score in contents.scores:
+                labels.setdefault(score.scorer, {})[score.label] = None
         run.update(
-            rows=len(rows),
-            samples=1,
-            prompts_hash=prompts_hash(prompts),
-            toxic_by="dataset",
-            scorers=[
-                {"name": field.removeprefix("scores."), "labels": [_LABEL], "revision": None}
-                for field in columns
-                if field.startswith("scores.")
-            ],
+            rows=len(contents.generations),
+            samples=max((generation.sample for generation in contents.generations), default=0) + 1,
+            prompts_hash=prompts_hash(contents.prompts),
+            toxic_by=contents.toxic_by,
+            scorers=[{"name": name, "labels": list(found), "revision": None} for name, found in labels.items()],
+            notes=contents.notes,
             status="finished",
         )
     return run
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        got = path.suffix or "no suffix"
-        raise DataError(f"{path}: a table to import must be a .csv or .jsonl, got {got}: convert it")
+def _read(path: Path, rows: list[Row], label: str, mapping: Mapping[str, str]) -> Contents:
+    first = rows[0][1]
+    if path.suffix.lower() == ".jsonl" and is_lm_eval(first):
+        return read_lm_eval(path, rows, label=label, mapping=mapping)
+    if path.suffix.lower() == ".jsonl" and is_garak(first):
+        return read_garak(path, rows, label=label, mapping=mapping)
+    if set(ANSWER_COLUMNS) <= first.keys() and not mapping:
+        return _read_export(path, rows, label)
+    return _read_table(path, rows, label, mapping)
+
+
+def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[str, str]) -> Contents:
+    columns = _columns(path, rows[0][1], mapping)
+    contents = Contents("table", [], [], [], columns)
+    for number, (where, row) in enumerate(rows):
+        prompt_text = text_of(where, columns["prompt"], row)
+        if not prompt_text.strip():
+            raise DataError(f"{where}: the prompt (column {columns['prompt']!r}) is empty: remove the row")
+        response = text_of(where, columns["response"], row)
+        toxicity = None
+        if "prompt_toxicity" in columns:
+            toxicity, _ = score_of(where, columns["prompt_toxicity"], row)
+        turns = (Message("user", prompt_text),)
+        contents.prompts.append(Prompt(str(number), turns, source=path.name, toxicity=toxicity))
+        generation = answer_record(str(number), label, 0, response)
+        contents.generations.append(generation)
+        for field, column in columns.items():
+            if field.startswith("scores."):
+                scorer = field.removeprefix("scores.")
+                value, reason = score_of(where, column, row)
+                if value is None and reason is None:
+                    reason = _why_absent(scorer, response)
+                contents.scores.append(Score(generation.id, scorer, LABEL, value, reason))
+    return contents
+
+
+def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
+    """What ``measure.exported`` wrote: prompts keep their ids, antecedents and samples."""
+    if path.suffix.lower() == ".csv":
+        rows = [(where, {name: undo_defuse(cell) for name, cell in row.items()}) for where, row in rows]
+    labels = list(dict.fromkeys(text_of(where, "run", row) for where, row in rows))
+    notes = []
+    if len(labels) > 1:
+        if label not in labels:
+            raise DataError(f"{path} holds the runs {', '.join(labels)}: --label must be one of them, got {label!r}")
+        kept = [(where, row) for where, row in rows if row["run"] == label]
+        notes.append(f"{len(rows) - len(kept)} rows of other runs than {label} are left out")
+        rows = kept
+    columns = {name: name for name in rows[0][1] if name in ANSWER_COLUMNS or name.startswith("scores.")}
+    scorers = _scorers([name.removeprefix("scores.") for name in columns if name.startswith("scores.")])
+    contents = Contents("export", [], [], [], columns, notes)
+    prompts: dict[str, Prompt] = {}
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        prompt = _exported_prompt(where, row, path.name)
+        if prompts.setdefault(prompt.id, prompt) != prompt:
+            raise DataError(f"{where}: prompt {prompt.id!r} differs from the one of that id above: expected one text")
+        sample = _whole(where, "sample", row)
+        identity = f"{prompt.id}-{sample}"
+        if identity in seen:
+            raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is that of {seen[identity]} too")
+        seen[identity] = where
+        response = text_of(where, "response", row)
+        finish = row["finish"]
+        if finish not in ("stop", "length"):
+            raise DataError(f"{where}: finish is {finish!r}: expected stop or length")
+        counts = _whole(where, "n_tokens", row), cast(Finish, finish), _whole(where, "seed", row)
+        contents.generations.append(Generation(identity, prompt.id, label, sample, response, *counts))
+        for name, (scorer, scored) in scorers.items():
+            value, reason = score_of(where, f"scores.{name}", row)
+            if value is None:
+                column = f"reasons.{scorer}"
+                reason = as_text(where, column, row.get(column)) or _why_absent(scorer, response)
+            contents.scores.append(Score(identity, scorer, scored, value, reason))
+    contents.prompts.extend(prompts.values())
+    return contents
+
+
+def _scorers(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Column NAME → (scorer, ""), and NAME.LABEL → (NAME, LABEL) where there is a column NAME, too.
+
+    An export doesn't name the main label; an empty one is not held against another run's.
+    """
+    found = {}
+    for name in names:
+        owners = [other for other in names if name.startswith(f"{other}.")]
+        owner = min(owners, key=len, default=None)
+        found[name] = (name, "") if owner is None else (owner, name.removeprefix(f"{owner}."))
+    return found
+
+
+def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
+    text = text_of(where, "prompt", row)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from None
-    if not content.strip():
-        raise DataError(f"{path} is empty: expected a table with a column of prompts and one of responses")
-    return content
+        before = json.loads(text_of(where, "antecedents", row) or "[]")
+        turns = tuple(Message(cast(Role, turn["role"]), as_text(where, "antecedents", turn["text"])) for turn in before)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise DataError(f"{where}: antecedents must be JSON, a list of role and text") from None
+    toxicity, _ = score_of(where, "prompt_toxicity", row)
+    challenging = str(row["challenging"]).lower() == "true"
+    return Prompt(text_of(where, "prompt_id", row), (*turns, Message("user", text)), source, toxicity, challenging)
 
 
-def _decode(path: Path, content: bytes) -> str:
+def _whole(where: str, column: str, row: Mapping[str, Any]) -> int:
+    cell = row[column]
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{path}, line {line}: holds a NUL character: expected text, remove it")
-    return text
-
-
-def _csv_rows(path: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    """(line, row) of every row: the line on which it ends, since a cell may hold line breaks."""
-    # One cell may be as long as the file; the module's limit is meant for streams.
-    previous = csv.field_size_limit(max(len(content), csv.field_size_limit()))
-    # newline="": line breaks inside of quoted cells stay what they are.
-    reader = csv.reader(_lines(_decode(path, content)), strict=True)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    try:
-        header = next(reader)
-        if len(set(header)) < len(header):
-            twice = sorted({name for name in header if header.count(name) > 1})
-            raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}: rename one")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)} "
-                    "columns: the row is cut off or a quote is missing"
-                )
-            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not a CSV row ({error})") from None
-    finally:
-        csv.field_size_limit(previous)
-    if not rows:
-        raise DataError(f"{path} has a header but no rows: expected a prompt and a response a row")
-    return rows
-
-
-def _lines(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
-
-
-def _jsonl_rows(path: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(_lines(_decode(path, content)), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg}): the line is cut off?") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-        rows.append((number, row))
-    return rows
+        if isinstance(cell, bool | float):
+            raise ValueError
+        return int(cell)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: column {column!r} must be a whole number, got {cell!r}") from None
 
 
 def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
     """Field -> column of this table, those of ``mapping`` first. Raises where one is missing."""
-    for field in mapping:
-        if field not in ("prompt", "response", "prompt_toxicity") and not field.removeprefix("scores."):
-            raise ConfigError("--map scores.NAME=COLUMN needs a name after the dot")
-        if field not in ("prompt", "response", "prompt_toxicity") and not field.startswith("scores."):
-            raise ConfigError(
-                f"--map knows prompt, response, prompt_toxicity and scores.NAME, got {field!r}: correct it"
-            )
+    check_mapping(mapping)
     found = ", ".join(repr(name) for name in first_row)
     for field, column in mapping.items():
         if column not in first_row:
@@ -203,45 +231,6 @@ def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str
                 f"name one with --map {field}=COLUMN"
             )
     return columns
-
-
-def _text(where: str, column: str, row: Mapping[str, Any]) -> str:
-    if column not in row:
-        raise DataError(f"{where}: the column {column!r} is missing here")
-    value = row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} must be text, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} holds half a surrogate pair: not valid text") from None
-    return value
-
-
-def _score(where: str, column: str, row: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    """The score in [0, 1]; (None, reason) for -1 and (None, None) where there is nothing."""
-    if column not in row:
-        raise DataError(f"{where}: the column {column!r} is missing here (null means unscored)")
-    cell = row[column]
-    if cell is None or (isinstance(cell, str) and cell.strip().lower() in _ABSENT):
-        return None, None
-    try:
-        if isinstance(cell, bool):
-            raise ValueError
-        value = float(cell)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: column {column!r} must be a score in [0, 1], got {cell!r}") from None
-    if math.isnan(value):
-        return None, None
-    if value == -1:
-        return None, "empty response"
-    if not 0 <= value <= 1:
-        raise DataError(
-            f"{where}: column {column!r} must be a score in [0, 1], or -1 or nothing for unscored, got {cell}"
-        )
-    return value, None
 
 
 def _why_absent(scorer: str, response: str) -> str:
