@@ -12,6 +12,7 @@ from rewardlm.cli import (
     compare,
     demo,
     doctor,
+    export,
     finetune,
     imports,
     judge,
@@ -38,6 +39,7 @@ app.command("run")(run.run)
 app.command("measure")(measure.measure)
 app.command("score")(score.score)
 app.command("import")(imports.import_)
+app.command("export")(export.export)
 app.command("compare")(compare.compare)
 app.command("finetune")(finetune.finetune)
 app.command("rlaf")(rlaf.rlaf)

@@ -1,0 +1,65 @@
+"""``rewardlm export``: answers for other tools, tables for a paper, a task for another harness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewardlm.cli import options
+from rewardlm.errors import ConfigError
+
+_ROWS = (".parquet", ".jsonl", ".csv")
+_TABLES = (".tex", ".md")
+_TASKS = (".yaml", ".yml")
+
+
+def export(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; its suffix is the format.")],
+    scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge (.tex and .md).")] = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
+) -> None:
+    """Write runs for other tools. An experiment stands for its measurements.
+
+    .parquet, .jsonl and .csv: a row an answer, with every score. .tex (booktabs) and .md: the comparison's tables.
+    .yaml: a task for lm-evaluation-harness with the same prompts (in a .jsonl beside it) and sampling settings.
+    Settings of the tables: threshold, inclusive, n_resamples.
+    """
+    folders, overrides = options.split_overrides(runs)
+    from rewardlm.config import CompareSettings, build
+    from rewardlm.runs import expand
+
+    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    suffix = out.suffix.lower()
+    if suffix not in (*_ROWS, *_TABLES, *_TASKS):
+        known = ", ".join((*_ROWS, *_TABLES, ".yaml"))
+        raise ConfigError(f"--out {out}: the suffix is the format, one of {known}; got {suffix or 'none'}")
+    if scorer is not None and suffix not in _TABLES:
+        raise ConfigError(f"--scorer goes with {' and '.join(_TABLES)}: a {suffix} has every judge")
+    # Of an experiment, the runs that hold answers. A training that is named itself stays and is refused with a reason.
+    paths = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] in ("measure", "import")]
+    if not paths:
+        raise ConfigError(f"{', '.join(map(str, folders))}: no measured or imported run to export yet")
+    notes = []
+    if suffix in _ROWS:
+        from rewardlm.measure.exported import export_answers
+
+        notes = export_answers(paths, out)
+    elif suffix in _TASKS:
+        from rewardlm.measure.harness_task import export_task
+
+        notes = [f"the task can't express {limit}" for limit in export_task(paths, out)]
+    else:
+        from rewardlm.measure.compare import compare
+        from rewardlm.measure.exported import replacing
+        from rewardlm.report.paper import as_latex, as_markdown
+
+        text = (as_latex if suffix == ".tex" else as_markdown)(compare(paths, scorer=scorer, **settings.model_dump()))
+        with replacing(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(out)
