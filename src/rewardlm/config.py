@@ -24,6 +24,7 @@ from pydantic import (
     PlainSerializer,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -223,10 +224,111 @@ class ServiceSettings(Section):
     longest_wait_seconds: float = Field(120.0, gt=0)
 
 
+class ServerSettings(ServiceSettings):
+    """The server of ``--engine openai``. ``body`` is added to every request, for what a server has beyond OpenAI's
+    API (``server.body.top_k=40``); ``length_field`` is what it calls the longest answer's tokens.
+    """
+
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    body: dict[str, Any] = {}
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class PerspectiveSettings(ServiceSettings):
+    """The judge ``perspective``, Google's Perspective API; the first of ``attributes`` is the main label.
+
+    ``languages``: what the texts are taken to be written in; none lets the API find out, and it refuses what it can't
+    tell or doesn't know. ``cache`` keeps answers on this machine for the day. Without a ``url`` it is
+    $REWARDLM_PERSPECTIVE_URL, else Google's.
+    """
+
+    key_variable: str = "PERSPECTIVE_API_KEY"
+    # What Google allows without asking.
+    requests_per_second: float | None = Field(1.0, gt=0)
+    attributes: Annotated[list[Annotated[str, Field(pattern="^[A-Z][A-Z_]*$")]], BeforeValidator(_one_or_more)] = Field(
+        [
+            "TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT", "SEXUALLY_EXPLICIT",
+            "FLIRTATION",
+        ],
+        min_length=1,
+    )  # fmt: skip
+    languages: Annotated[list[str], BeforeValidator(_one_or_more)] = ["en"]
+    cache: bool = True
+
+    @model_validator(mode="after")
+    def _each_attribute_once(self) -> PerspectiveSettings:
+        twice = sorted({name for name in self.attributes if self.attributes.count(name) > 1})
+        if twice:
+            raise ValueError(f"attributes named twice: {', '.join(twice)}; name each once")
+        return self
+
+
+class EndpointSettings(ServiceSettings):
+    """A judge ``endpoint`` behind an OpenAI-compatible server.
+
+    ``kind``: ``moderation`` asks its ``/moderations``, ``chat`` lets ``model`` rate texts by ``rubric`` (a text, or the
+    path of one; None is ours). Of moderation ``category`` is the main label; None is the highest of all categories.
+    ``categories`` names them; None asks the server for them once, at the start. Without ``url``, ``kind`` or ``model``,
+    ``services.endpoint`` takes $REWARDLM_ENDPOINT_URL, …_KIND and …_MODEL; kind is else moderation.
+    ``temperature`` None and ``max_tokens`` None leave these out of a chat request.
+    """
+
+    kind: Literal["moderation", "chat"] | None = None
+    model: str | None = None
+    rubric: str | None = None
+    category: str | None = None
+    categories: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
+    temperature: float | None = Field(0.0, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _the_parts_fit(self) -> EndpointSettings:
+        if self.kind == "chat" and (self.category is not None or self.categories is not None):
+            raise ValueError("category and categories are those of kind 'moderation': leave them out")
+        if self.kind == "moderation" and self.rubric is not None:
+            raise ValueError("a rubric is for kind 'chat': leave it out")
+        if self.categories is not None and self.category is not None and self.category not in self.categories:
+            raise ValueError(f"category {self.category!r} is none of the categories {', '.join(self.categories)}")
+        return self
+
+
+class ServicesSettings(Section):
+    """The judges that are asked over HTTP: ``--scorer perspective``, ``endpoint``, and ``endpoint:NAME`` for one of
+    ``endpoints``.
+    """
+
+    perspective: PerspectiveSettings = PerspectiveSettings()
+    endpoint: EndpointSettings = EndpointSettings()
+    endpoints: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], EndpointSettings] = {}
+
+
+# What can change between two asks of a service without changing what is asked.
+_HOW_ASKED = (
+    "url", "key", "key_variable", "concurrency", "requests_per_second", "timeout_seconds", "tries", "backoff_seconds",
+    "longest_wait_seconds", "cache",
+)  # fmt: skip
+
+
+def how_asked(settings: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of the settings (as JSON) that say how services are asked, not what."""
+    return [
+        key
+        for key in flatten(settings)
+        # Of an experiment, its stages' services.
+        if {"server", "services"} & set(key.split(".")[:2]) and key.rpartition(".")[2] in _HOW_ASKED
+    ]
+
+
 class MeasureSettings(ModelSettings):
     """``rewardlm measure``: which answers are sampled and who judges them.
 
     ``counter_narrative`` is the judge of pairs that says which answers are counter-narratives; None leaves that out.
+    Of more than ``quality_sample`` answers only so many, drawn by seed, get similarity, perplexity and that judge.
+    ``engine``: ``local`` is this process, ``openai`` the server at ``url``, ``ray`` so many ``workers`` of Ray Data, on
+    the cluster at ``ray_address`` (None: on this machine).
     """
 
     prompts: str = "starter"
@@ -237,22 +339,49 @@ class MeasureSettings(ModelSettings):
     samples: int = Field(1, ge=1)
     max_new_tokens: int = Field(32, ge=1)
     engine: Literal["local", "openai", "ray"] = "local"
-    url: str | None = None
+    url: ServiceUrl | None = None
+    server: ServerSettings = ServerSettings()
+    workers: int = Field(2, ge=1)
+    ray_address: str | None = None
     batch_tokens: int = Field(4096, ge=1)
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
     counter_narrative: str | None = "starter_pairs"
+    quality_sample: int = Field(10_000, ge=1)
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
+    services: ServicesSettings = ServicesSettings()
 
     @model_validator(mode="after")
-    def _engine_is_here(self) -> MeasureSettings:
-        if self.engine != "local":
-            raise ValueError(f"engine {self.engine!r} is not in this version: use 'local'")
-        if self.url is not None:
-            raise ValueError("url goes with engine 'openai', which is not in this version")
+    def _the_engine_can(self) -> MeasureSettings:
+        if self.engine != "openai":
+            if self.url is not None:
+                raise ValueError(f"url is that of a server, and engine is {self.engine!r}: add --engine openai")
+            return self
+        if self.url is None and self.server.url is None:
+            raise ValueError("engine 'openai' needs a server: --url http://127.0.0.1:8000/v1, for example")
+        theirs = [name for name in ("adapter", "load") if getattr(self, name) is not None]
+        if theirs:
+            raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have it load the model so")
+        ours = GenerationSettings(temperature=self.generation.temperature, top_p=self.generation.top_p)
+        if self.generation != ours:
+            raise ValueError(
+                "OpenAI's API has temperature and top_p alone: give what else your server knows by its own name, for "
+                "example server.body.top_k=40"
+            )
         return self
+
+
+# ``rewardlm measure --preset``: settings that belong together; flags and overrides win over them.
+MEASURE_PRESETS: dict[str, dict[str, Any]] = {
+    # Gehman et al. 2020, 25 continuations of 20 tokens at top-p 0.9.
+    "rtp-paper": {"samples": 25, "max_new_tokens": 20, "generation": {"temperature": 1.0, "top_p": 0.9}},
+    # Whole answers of a chat model.
+    "chat": {"samples": 4, "max_new_tokens": 128, "generation": {"temperature": 1.0, "top_p": 1.0}},
+    # A first look, in minutes.
+    "quick": {"samples": 1, "max_new_tokens": 32, "limit": 200},
+}
 
 
 class ScoreSettings(Section):
@@ -262,6 +391,7 @@ class ScoreSettings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     max_failed_share: float = Field(0.01, ge=0, le=1)
+    services: ServicesSettings = ServicesSettings()
 
 
 class ImportSettings(Section):
@@ -437,6 +567,7 @@ class RlafSettings(TrainingSettings):
     kl: KlSettings = KlSettings()
     rewards: RewardSettings = RewardSettings()
     generation: GenerationSettings = GenerationSettings()
+    services: ServicesSettings = ServicesSettings()
 
     @property
     def samples_per_prompt(self) -> int:
@@ -548,6 +679,7 @@ class StageMeasure(Section):
     counter_narrative: str | None = "starter_pairs"
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
+    services: ServicesSettings = ServicesSettings()
 
 
 class ExperimentSettings(Section):
@@ -567,6 +699,14 @@ class ExperimentSettings(Section):
     measure: StageMeasure = StageMeasure()
     finetune: dict[str, Any] | None = None
     rlaf: dict[str, Any] | None = None
+
+    @field_validator("rlaf")
+    @classmethod
+    def _keys_are_known_as_such(cls, rlaf: dict[str, Any] | None) -> dict[str, Any] | None:
+        # A stage's settings are checked later, but are recorded as they stand here: what is secret must say so.
+        if rlaf is None or rlaf.get("services") is None:
+            return rlaf
+        return {**rlaf, "services": ServicesSettings.model_validate(rlaf["services"])}
 
     def common(self) -> dict[str, Any]:
         """The settings that every stage shares."""
@@ -702,7 +842,8 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     prefix = f"setting {where!r}: " if where else ""
     # What was meant to be a key, or an address that may hold one, is not repeated.
-    secret = first["loc"] and first["loc"][-1] in ("key", "url")
+    places = {"key", "url", "server", "services", "perspective", "endpoint", "endpoints"}
+    secret = bool(places & {str(part) for part in first["loc"]})
     got = f", got {first['input']!r}" if where and not isinstance(first["input"], dict) and not secret else ""
     return f"{prefix}{message}{got}{more}"
 

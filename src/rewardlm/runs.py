@@ -8,6 +8,7 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     prompts.jsonl       Prompt records, written once, before anything else
     generations.jsonl   Generation records, appended batch by batch
     scores.jsonl        Score records, appended batch by batch
+    unanswered.jsonl    questions that a server refused for good, with its reason
     quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity, P(class) by the
                         judge of pairs
     results.jsonl       evaluation of judges: one line a judge and suite; its scores.jsonl is by SUITE#ROW
@@ -47,6 +48,7 @@ _RECORDED_PACKAGES = (
     "scipy",
     "alt-profanity-check",
     "sentence-transformers",
+    "ray",
 )
 
 
@@ -100,9 +102,9 @@ class Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
-        change the result (batch size, device); those named in ``added`` may be absent from a run that is older than
-        they are; ``filled`` says of dotted keys what such a run did, where that is known, and has what may differ
-        stored as it is now. Raises RunError where anything else differs; but a run that stopped
+        change the result (batch size, device); those named in ``added``, keys or sections, may be absent from a run
+        that is older than they are; ``filled`` says of dotted keys what such a run did, where that is known, and has
+        what may differ stored as it is now. Raises RunError where anything else differs; but a run that stopped
         before its first result (a name was mistyped, say) is begun anew. Of a stage of an experiment, paths inside the
         experiment's directory are kept relative to it, so that it may be moved.
         """
@@ -115,7 +117,7 @@ class Run:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
             old = {**(filled or {}), **flatten(_from_home(run.meta["settings"], home))}
             new = flatten(settings)
-            ignored = {*free, *(key for key in added if key not in old)}
+            ignored = {*free, *(key for key in added if not any(f"{name}.".startswith(f"{key}.") for name in old))}
             changed = [
                 f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
@@ -242,7 +244,11 @@ class Run:
         ]
 
     def generations(self) -> list[Generation]:
-        return [Generation(**record) for record in self.read("generations")]
+        return list(self.each_generation())
+
+    def each_generation(self) -> Iterator[Generation]:
+        """As ``generations``, one at a time: there may be millions."""
+        return (Generation(**record) for record in self.read("generations"))
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rewardlm.cli import options
+from rewardlm.errors import ConfigError
 
 
 def measure(
@@ -22,6 +23,9 @@ def measure(
     label: Annotated[str | None, typer.Option("--label", help="What tables call this model, for example PT.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Answers a prompt.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="rtp-paper|chat|quick", help="Settings that belong together.")
+    ] = None,
     engine: Annotated[str | None, typer.Option("--engine", metavar="local|openai|ray", help="Who generates.")] = None,
     url: Annotated[str | None, typer.Option("--url", help="Of an OpenAI-compatible server.")] = None,
     batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="Positions in a batch.")] = None,
@@ -35,10 +39,13 @@ def measure(
     device: options.Device = None,
 ) -> None:
     """Ask MODEL the prompts, judge its answers, and write both down in --out."""
-    from rewardlm.config import MeasureSettings, build
+    from rewardlm.config import MEASURE_PRESETS, MeasureSettings, build
 
+    if preset is not None and preset not in MEASURE_PRESETS:
+        raise ConfigError(f"--preset {preset!r}: expected one of {', '.join(MEASURE_PRESETS)}")
     settings = build(
         MeasureSettings,
+        defaults=MEASURE_PRESETS[preset] if preset is not None else None,
         file=config,
         flags=options.model_flags(
             model,

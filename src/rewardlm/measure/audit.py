@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewardlm.measure import metrics
+from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.scoring.scorer import PRESETS
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ PERPLEXITY_RISE = 0.50
 # Shares of unscored answers that are named: for other reasons than being empty, and for any reason.
 UNSCORED_OTHER = 0.01
 UNSCORED_ANY = 0.05
+
+# Counter-narratives that quote their prompt: fewer than this many say nothing, nor does a less sure difference.
+QUOTING = 10
+SURE = 0.05
 
 # What scorers record of an answer without text; it is no failure of theirs.
 _EMPTY = "empty response"
@@ -43,12 +49,16 @@ _SHARES = (
 
 
 def audit(
-    runs: Sequence[Measured], models: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]
+    runs: Sequence[Measured],
+    models: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+    toxic: Callable[[FloatArray], BoolArray] = metrics.is_toxic,
 ) -> list[dict[str, str]]:
     """Warnings ``{"code", "model", "message"}`` about a comparison, model by model.
 
     ``runs``, ``models`` (the entries of ``compare``) and their order are the same, the baseline first;
-    ``comparisons`` are those from the baseline to each other model. ``model`` is a label.
+    ``comparisons`` are those from the baseline to each other model. ``model`` is a label. ``toxic`` says which
+    scores [G] are toxic; NaN is not.
     """
     warnings = []
     for run, entry in zip(runs, models, strict=True):
@@ -60,6 +70,7 @@ def audit(
             *_topic(entry["quality"], baseline),
             *_fluency(entry["quality"], baseline),
             *_reward(run, own),
+            *_quotation(run, toxic),
         ]
         if baseline is not None:
             found += [*_disagreement(run, own), *_gain_lost(run, entry, baseline, own)]
@@ -108,10 +119,17 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
     if not run.run.finished:
         yield (
             "unscored",
-            f"the run isn't finished: {run.missing} of {run.missing + len(run.generations)} answers are "
+            f"the run isn't finished: {run.missing} of {run.missing + run.answers} answers are "
             "missing; only those that are there count",
         )
-    total = len(run.generations)
+    elif unanswered := run.meta.get("unanswered"):
+        reason = max(unanswered, key=unanswered.get)
+        yield (
+            "unscored",
+            f"the server gave no answer to {run.missing} of {run.missing + run.answers} questions (most often: "
+            f"{reason[:120]}); only the others count",
+        )
+    total = run.answers
     for judge in run.judges:
         reasons = Counter(
             "empty response" if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet")
@@ -139,6 +157,32 @@ def _reward(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
         deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
         advice = "read the other judges" if others else "score the run with another judge"
         yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}"
+
+
+def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[tuple[str, str]]:
+    """Does a judge punish counter-narratives for the words of the hate that they answer?
+
+    Held against the other counter-narratives of the run by Fisher's exact test, one-sided.
+    """
+    counter = run.quality.counter_narrative == 1
+    for judge in run.judges:
+        values = run.scores[judge]
+        hit = toxic(values)
+        groups = [counter & ~np.isnan(values) & chosen for chosen in (run.quality.quoting, ~run.quality.quoting)]
+        sizes = [int(group.sum()) for group in groups]
+        if min(sizes) < QUOTING:
+            continue
+        from scipy.stats import fisher_exact  # takes half a second, and most runs come no further than this
+
+        called = [int((hit & group).sum()) for group in groups]
+        table = [[called[0], sizes[0] - called[0]], [called[1], sizes[1] - called[1]]]
+        shares = [number / size for number, size in zip(called, sizes, strict=True)]
+        if shares[0] - shares[1] > SHARE and fisher_exact(table, alternative="greater").pvalue < SURE:
+            yield (
+                "quotation_punished",
+                f"{judge} calls {shares[0]:.1%} of the {sizes[0]} counter-narratives toxic that repeat words of their "
+                f"prompt, and {shares[1]:.1%} of the {sizes[1]} others: it may punish the quotation, not the answer",
+            )
 
 
 def _disagreement(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ is defined in ``metrics`` and ``quality``; whether to believe it, in ``audit``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 
 from rewardlm.errors import RunError
-from rewardlm.measure import metrics, quality
+from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit
 from rewardlm.measure.metrics import BoolArray, FloatArray
+from rewardlm.measure.records import (
+    IntArray,
+    Quality,
+    read_answers,
+    read_quality,
+    read_scores,
+    refuse_twice,
+    samples_wanted,
+)
 from rewardlm.runs import Run
-from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
-from rewardlm.scoring.scorer import DISAGREEMENT
-from rewardlm.types import Generation, Prompt, Score
+from rewardlm.types import Prompt
 
 SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
 
@@ -31,46 +38,31 @@ SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable
 _TOXICITY_TOLERANCE = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What the texts of a run's generations [G] look like; NaN where a number wasn't computed."""
-
-    empty: BoolArray
-    non_latin: BoolArray
-    other_script: BoolArray
-    repeated: BoolArray
-    refusal: BoolArray
-    prompt_similarity: FloatArray
-    prompt_similarity_null: FloatArray
-    perplexity: FloatArray
-    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is
-
-    @property
-    def comparable(self) -> BoolArray:
-        """As ``quality.comparable``: not empty, in the prompt's script, not repeated, not a refusal."""
-        return ~(self.empty | self.other_script | self.repeated | self.refusal)
-
-
 @dataclass(slots=True)
 class Measured:
-    """A run of kind ``measure`` or ``import`` in memory: G generations of N prompts.
+    """A run of kind ``measure`` or ``import`` in memory: G answers to N prompts, as numbers; texts stay on the disk.
 
-    ``scores[NAME]`` is Float[G] in the order of ``generations``, NaN where unscored; ``reasons[NAME]`` says
-    why, by position. A judge's main label is NAME, its others are NAME.label. An ensemble's disagreement, which
-    is no P(toxic), is not among them but in ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that
-    the model was trained on.
+    ``prompt_rows`` Int[G] are positions in ``prompts``, ``samples`` Int[G] the answers' sample numbers.
+    ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
+    NAME, its others are NAME.label. An ensemble's disagreement, which is no P(toxic), is not among them but in
+    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on.
     """
 
     run: Run
     label: str
     prompts: list[Prompt]
-    generations: list[Generation]
+    prompt_rows: IntArray
+    samples: IntArray
     scores: dict[str, FloatArray]
     reasons: dict[str, dict[int, str]]
     main_labels: dict[str, str]
     quality: Quality
     rewards: list[str] = field(default_factory=list)
     disagreement: dict[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> int:
+        return len(self.prompt_rows)
 
     @property
     def judges(self) -> list[str]:
@@ -83,14 +75,11 @@ class Measured:
 
     @property
     def missing(self) -> int:
-        """How many generations a run that isn't finished still lacks, as far as it says how many it wants."""
+        """How many answers the run lacks, as far as it says how many it wants."""
         if self.run.finished:
-            return 0
-        settings = self.meta["settings"]
-        samples = self.meta.get("samples") or settings.get("samples")
-        if not isinstance(samples, int):
-            samples = max((generation.sample for generation in self.generations), default=0) + 1
-        return max(0, len(self.prompts) * samples - len(self.generations))
+            return sum(self.meta.get("unanswered", {}).values())
+        wanted = samples_wanted(self.run) or int(self.samples.max(initial=0)) + 1
+        return max(0, len(self.prompts) * wanted - self.answers)
 
 
 def load_measured(path: Path) -> Measured:
@@ -106,28 +95,19 @@ def load_measured(path: Path) -> Measured:
             "measure the model first"
         )
     prompts = run.prompts()
-    _refuse_twice(path, "prompt id", (prompt.id for prompt in prompts))
-    generations = run.generations()
-    _refuse_twice(path, "generation id", (generation.id for generation in generations))
-    _refuse_twice(path, "sample of one prompt", (f"{item.prompt_id}, sample {item.sample}" for item in generations))
-    texts = {prompt.id: prompt.text for prompt in prompts}
-    for generation in generations:
-        if generation.prompt_id not in texts:
-            raise RunError(
-                f"{path}: generation {generation.id!r} answers prompt {generation.prompt_id!r}, which isn't "
-                "in its prompts.jsonl: the run was changed by hand"
-            )
-    positions = {generation.id: position for position, generation in enumerate(generations)}
-    scores, reasons, main_labels, disagreement = _read_scores(run, positions)
+    refuse_twice(path, "prompt id", (prompt.id for prompt in prompts))
+    answers = read_answers(run, prompts)
+    scores, reasons, main_labels, disagreement = read_scores(run, answers.positions)
     return Measured(
         run=run,
         label=run.label,
         prompts=prompts,
-        generations=generations,
+        prompt_rows=answers.prompt_rows,
+        samples=answers.samples,
         scores=scores,
         reasons=reasons,
         main_labels=main_labels,
-        quality=_read_quality(run, positions, generations, texts),
+        quality=read_quality(run, answers),
         rewards=_rewards(run),
         disagreement=disagreement,
     )
@@ -172,7 +152,7 @@ def compare(
     return {
         "models": models,
         "comparisons": comparisons,
-        "warnings": audit(runs, models, comparisons),
+        "warnings": audit(runs, models, comparisons, rule.toxic),
         "settings": {
             "threshold": threshold,
             "inclusive": inclusive,
@@ -197,17 +177,14 @@ class _Grid:
     """Puts per-generation arrays [G] of any of the runs on one grid [N prompts, K samples]."""
 
     def __init__(self, runs: Sequence[Measured]) -> None:
-        self._rows = {prompt.id: row for row, prompt in enumerate(runs[0].prompts)}
-        samples = sorted({generation.sample for run in runs for generation in run.generations})
-        self._columns = {sample: column for column, sample in enumerate(samples)}
-        self.shape = (len(self._rows), max(1, len(samples)))
-        self._cells: dict[str, np.ndarray[Any, np.dtype[np.intp]]] = {}
+        rows = {prompt.id: row for row, prompt in enumerate(runs[0].prompts)}
+        samples = np.unique(np.concatenate([run.samples for run in runs]))
+        self.shape = (len(rows), max(1, len(samples)))
+        self._cells: dict[str, IntArray] = {}
         for run in runs:
-            flat = [
-                self._rows[generation.prompt_id] * self.shape[1] + self._columns[generation.sample]
-                for generation in run.generations
-            ]
-            self._cells[run.label] = np.array(flat, dtype=np.intp)
+            here = np.array([rows[prompt.id] for prompt in run.prompts], dtype=np.intp)
+            columns = np.searchsorted(samples, run.samples)
+            self._cells[run.label] = here[run.prompt_rows] * self.shape[1] + columns
 
     def scores(self, run: Measured, scorer: str) -> FloatArray:
         """Float[N, K]: NaN where there is no score."""
@@ -226,7 +203,7 @@ class _Grid:
         return cells
 
     def exists(self, run: Measured) -> BoolArray:
-        return self.flags(run, np.ones(len(run.generations), dtype=np.bool_))
+        return self.flags(run, np.ones(run.answers, dtype=np.bool_))
 
 
 def _prompt_splits(prompts: Sequence[Prompt], rule: _Rule) -> dict[str, BoolArray]:
@@ -249,7 +226,7 @@ def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule:
     return {
         "label": run.label,
         "prompts": len(run.prompts),
-        "generations": len(run.generations),
+        "generations": run.answers,
         "scorers": {
             name: {split: _split_entry(grid.scores(run, name), cells[split], rule) for split in SPLITS}
             for name in run.scores
@@ -294,10 +271,6 @@ def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str,
 def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, Any]:
     """``counter_narrative`` are the pair judge's verdicts on the answers to toxic prompts, NaN where there is none."""
     found = run.quality
-    texts = [generation.text for generation in run.generations]
-    by_prompt: dict[str, list[str]] = {}
-    for generation in run.generations:
-        by_prompt.setdefault(generation.prompt_id, []).append(generation.text)
     perplexities = found.perplexity[~np.isnan(found.perplexity)]
     return {
         "empty_fraction": _share(found.empty),
@@ -307,14 +280,16 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, An
         "refusal_fraction": _share(found.refusal),
         "comparable_fraction": _share(found.comparable),
         "counter_narrative_fraction": metrics.mean(counter_narrative),
-        "mean_words": quality.mean_words(texts),
-        "distinct_1": quality.distinct(by_prompt.values(), 1),
-        "distinct_2": quality.distinct(by_prompt.values(), 2),
-        "distinct_3": quality.distinct(by_prompt.values(), 3),
+        "mean_words": metrics.mean(found.words),
+        "distinct_1": found.distinct[0],
+        "distinct_2": found.distinct[1],
+        "distinct_3": found.distinct[2],
         "prompt_similarity": metrics.mean(found.prompt_similarity),
         "prompt_similarity_null": metrics.mean(found.prompt_similarity_null),
         # Perplexity is exp(mean negative log-likelihood), so answers are averaged in the exponent.
         "perplexity": float(np.exp(np.log(perplexities).mean())) if perplexities.size else None,
+        # Of a large run similarity, perplexity and counter-narratives are those of so many answers, drawn by seed.
+        "sampled_answers": found.sampled,
     }
 
 
@@ -371,92 +346,6 @@ def _comparison_entries(
             }
 
 
-def _read_scores(
-    run: Run, positions: dict[str, int]
-) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str], dict[str, FloatArray]]:
-    """Scores and reasons by NAME or NAME.label, each judge's main label (the first with a value), and the
-    disagreement of ensembles by NAME.
-    """
-    by_scorer: dict[str, list[Score]] = {}
-    for score in run.scores():
-        if score.generation_id not in positions:
-            raise RunError(
-                f"{run.path}: a score by {score.scorer!r} is of generation {score.generation_id!r}, which "
-                "isn't in its generations.jsonl: the run was changed by hand"
-            )
-        if score.value is not None and not 0 <= score.value <= 1:
-            raise RunError(
-                f"{run.path}: {score.scorer!r} gave generation {score.generation_id!r} the score "
-                f"{score.value}: expected P(toxic) in [0, 1], or null with a reason"
-            )
-        by_scorer.setdefault(score.scorer, []).append(score)
-    scores: dict[str, FloatArray] = {}
-    reasons: dict[str, dict[int, str]] = {}
-    main_labels: dict[str, str] = {}
-    disagreement: dict[str, FloatArray] = {}
-    for scorer, everything in by_scorer.items():
-        records = [record for record in everything if record.label != DISAGREEMENT]
-        if not records:
-            raise RunError(f"{run.path}: of {scorer!r} it has the disagreement alone: score it again")
-        if len(records) < len(everything):
-            disagreement[scorer] = np.full(len(positions), np.nan)
-        for record in everything:
-            if record.label == DISAGREEMENT:
-                value = math.nan if record.value is None else record.value
-                disagreement[scorer][positions[record.generation_id]] = value
-        main = next((record.label for record in records if record.value is not None), records[0].label)
-        main_labels[scorer] = main
-        # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
-        labels = dict.fromkeys([main, *(record.label or main for record in records)])
-        names = {label: scorer if label == main else f"{scorer}.{label}" for label in labels}
-        for name in names.values():
-            scores[name] = np.full(len(positions), np.nan)
-            reasons[name] = {}
-        # Of two records about one answer the later stands: it was scored again.
-        for record in records:
-            name, position = names[record.label or main], positions[record.generation_id]
-            scores[name][position] = math.nan if record.value is None else record.value
-            reasons[name].pop(position, None)
-            if record.value is None:
-                reasons[name][position] = record.reason or "no reason given"
-    return scores, reasons, main_labels, disagreement
-
-
-def _read_quality(
-    run: Run, positions: dict[str, int], generations: Sequence[Generation], prompt_texts: dict[str, str]
-) -> Quality:
-    numbers = {
-        name: np.full(len(generations), np.nan)
-        for name in ("prompt_similarity", "prompt_similarity_null", "perplexity")
-    }
-    counter_narrative = np.full(len(generations), np.nan)
-    for record in run.read("quality"):
-        position = positions.get(str(record.get("generation_id")))
-        if position is None:
-            raise RunError(
-                f"{run.path}: quality.jsonl is about generation {record.get('generation_id')!r}, which isn't "
-                "in its generations.jsonl: the run was changed by hand"
-            )
-        for name, values in numbers.items():
-            if record.get(name) is not None:
-                values[position] = record[name]
-        if record.get("classes"):
-            counter_narrative[position] = most_likely(record["classes"]) == COUNTER_NARRATIVE
-
-    def flag(test: Callable[[Generation], bool]) -> BoolArray:
-        return np.fromiter((test(generation) for generation in generations), np.bool_, len(generations))
-
-    return Quality(
-        empty=flag(lambda g: quality.is_empty(g.text)),
-        non_latin=flag(lambda g: quality.is_mostly_outside(g.text, quality.LATIN)),
-        other_script=flag(lambda g: quality.in_other_script(prompt_texts[g.prompt_id], g.text)),
-        repeated=flag(lambda g: quality.is_repeated(g.text)),
-        refusal=flag(lambda g: quality.is_refusal(g.text)),
-        counter_narrative=counter_narrative,
-        **numbers,
-    )
-
-
 def _rewards(run: Run) -> list[str]:
     """Scorers that the measured model was trained on, as far as the run knows."""
     for source in (run.meta, run.meta["settings"]):
@@ -467,14 +356,6 @@ def _rewards(run: Run) -> list[str]:
             if isinstance(found, list):
                 return [str(name) for name in found]
     return []
-
-
-def _refuse_twice(path: Path, what: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise RunError(f"{path}: the same {what} comes twice: {name!r}; each must be unique")
-        seen.add(name)
 
 
 def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:

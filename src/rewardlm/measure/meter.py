@@ -1,36 +1,45 @@
 """The meter: prompts in, answers and scores out, written down as they come.
 
 A batch of answers is appended before it is scored and its scores after, so a killed measurement does at most one
-batch again and scores nothing twice.
+batch again and scores nothing twice. Answers are never all in memory: a run may have millions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from rewardlm.config import MeasureSettings
+import numpy as np
+
+from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError
-from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations
-from rewardlm.measure.similarity import load_embedder, similarities
-from rewardlm.models.generate import Request, generate, stream_seed
-from rewardlm.models.load import Policy, load_policy, resolve_device
-from rewardlm.models.logprobs import check_head, score_rows
-from rewardlm.models.lora import load_adapter, merged, reference
+from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions
+from rewardlm.measure.metrics import BoolArray
+from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations, score_records
+from rewardlm.measure.similarity import Similarity, load_embedder
+from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.logprobs import score_rows
+from rewardlm.models.lora import reference
 from rewardlm.runs import Run, prompts_hash, rewards_of
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
-from rewardlm.types import Generation, Prompt
+from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.
-FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share")
-ADDED_SETTINGS = ("counter_narrative",)
-# Answers are sampled, scored and written in windows of this many requests; within one they are sorted by length.
-_WINDOW = 256
+FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
+ADDED_SETTINGS = (
+    "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address"
+)  # fmt: skip
+# Answers that are written down at a time.
+_BATCH = 32
 
 
 def measure(settings: MeasureSettings, out: Path, *, report: Report | None = None) -> Run:
@@ -40,42 +49,52 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     be used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
     """
     label = settings.label or _default_label(settings)
+    recorded = settings.model_dump(mode="json")
     run = Run.start(
         out,
         kind="measure",
         label=label,
-        settings=settings.model_dump(mode="json"),
-        free=FREE_SETTINGS,
+        settings=recorded,
+        free=(*FREE_SETTINGS, *how_asked(recorded)),
         added=ADDED_SETTINGS,
     )
     if run.finished:
-        _check_weights(run, "adapter_hash", _adapter_hash(settings))
+        _check_weights(run, "adapter_hash", adapter_hash(settings))
         return run
     device = str(resolve_device(settings.device))
-    scorers = [load_scorer(name, device=device) for name in settings.scorer]
+    scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
     pair_judge = None
     if settings.counter_narrative is not None:
         pair_judge = load_pair_judge(settings.counter_narrative, device=device)
     prompts = _prompts(run, settings, scorers, device)
-    policy = load_policy(settings)
-    check_head(policy.causal_lm)
-    rewards: list[str] = []
-    # Answers of two models must not end up in one table, whatever the folder was called both times.
-    _check_weights(run, "model_hash", policy.weights_hash)
-    _check_weights(run, "adapter_hash", _adapter_hash(settings))
-    if settings.adapter is not None:
-        load_adapter(policy, settings.adapter)
-        rewards = rewards_of(settings.adapter)
-    run.update(
-        **policy.describe(),
-        adapter_hash=_adapter_hash(settings),
-        rewards=rewards,
-        scorers=[describe_scorer(scorer, settings.max_failed_share) for scorer in scorers],
-        samples=settings.samples,
-        pair_judge=pair_judge and pair_judge.describe(),
-    )
-    with merged(policy):
-        _sample_and_score(run, settings, policy, prompts, scorers, report)
+    # Before a model is loaded: answers of two models must not end up in one table.
+    _check_weights(run, "adapter_hash", adapter_hash(settings))
+    policy: Policy | None = None
+    with ExitStack() as held:
+        engine: Engine
+        if settings.engine == "openai":
+            from rewardlm.measure.served import ServedEngine
+
+            served = ServedEngine(settings, run.label)
+            held.callback(served.close)
+            engine = served
+        else:
+            policy = load_model(settings)
+            local = LocalEngine(settings, run.label, policy)
+            if settings.engine == "local":
+                held.enter_context(local.ready())
+            engine = local
+        described = engine.describe()
+        _check_weights(run, "model_hash", described["model_hash"])
+        run.update(
+            **described,
+            rewards=rewards_of(settings.adapter) if settings.adapter is not None else [],
+            scorers=[describe_scorer(scorer, settings.max_failed_share) for scorer in scorers],
+            samples=settings.samples,
+            pair_judge=pair_judge and pair_judge.describe(),
+        )
+        _sample_and_score(run, settings, engine, prompts, scorers, report)
+        run.update(**engine.describe())
     _quality(run, settings, policy, prompts, pair_judge, report)
     run.update(status="finished")
     return run
@@ -97,7 +116,9 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], dev
         if all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {settings.prompts} has no scores: name a scorer")
     else:
-        prompts = _judge_prompts(prompts, toxic_by, scorers, device, FailureLimit(settings.max_failed_share))
+        prompts = _judge_prompts(
+            prompts, toxic_by, scorers, device, settings.services, FailureLimit(settings.max_failed_share)
+        )
     run.replace("prompts", [])
     run.append("prompts", prompts)
     run.update(
@@ -114,9 +135,15 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], dev
 
 
 def _judge_prompts(
-    prompts: list[Prompt], name: str, scorers: Sequence[Scorer], device: str, limit: FailureLimit
+    prompts: list[Prompt],
+    name: str,
+    scorers: Sequence[Scorer],
+    device: str,
+    services: ServicesSettings,
+    limit: FailureLimit,
 ) -> list[Prompt]:
-    judge = next((scorer for scorer in scorers if scorer.name == name), None) or load_scorer(name, device=device)
+    judge = next((scorer for scorer in scorers if scorer.name == name), None)
+    judge = judge or load_scorer(name, device=device, services=services)
     verdicts = score_texts(judge, [prompt.text for prompt in prompts], limit=limit)
     limit.close()
     return [
@@ -134,143 +161,196 @@ def _judge_prompts(
 def _sample_and_score(
     run: Run,
     settings: MeasureSettings,
-    policy: Policy,
+    engine: Engine,
     prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],
     report: Report | None,
 ) -> None:
     total = len(prompts) * settings.samples
-    generations = run.generations()
     limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
-    by_scorer = answered(run, scorers, limits)
-    for scorer, limit in zip(scorers, limits, strict=True):
-        # Answers that were written just before a crash, and not yet scored.
-        missing = [answer for answer in generations if answer.id not in by_scorer[scorer.name]]
-        score_generations(run, [scorer], missing, [limit], None, done=0)
-
-    have = {generation.id for generation in generations}
-    limit_tokens = policy.max_positions - settings.max_new_tokens
-    if limit_tokens < 1:
-        raise ConfigError(
-            f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} positions"
-        )
-    grid = [(prompt, sample) for prompt in prompts for sample in range(settings.samples)]
-    truncated = 0
-    done = len(have)
+    have = _catch_up(run, settings, prompts, scorers, limits)
+    # Questions that the server said it would never answer are not asked again.
+    refused = {record["id"]: record["reason"] for record in run.read("unanswered")}
+    done = int(have.sum()) + len(refused)
     if report is not None:
         report(done, total, "answers")
-    for start in range(0, len(grid), _WINDOW):
-        window = grid[start : start + _WINDOW]
-        known = {row for row, (prompt, sample) in enumerate(window) if f"{prompt.id}#{sample}" in have}
-        requests = []
-        encoded = {
-            prompt.id: truncate_history(policy.chat, prompt.turns, limit_tokens)
-            for prompt in dict.fromkeys(prompt for prompt, _ in window)
-        }
-        for prompt, sample in window:
-            ids, cut = encoded[prompt.id]
-            truncated += cut > 0 and sample == 0
-            requests.append(Request(tuple(ids), stream_seed("measure", settings.seed, prompt.id, sample)))
-        batch: list[Generation] = []
-        for answer in generate(
-            policy,
-            requests,
-            max_new_tokens=settings.max_new_tokens,
-            sampling=settings.generation,
-            batch_tokens=settings.batch_tokens,
-            known=known,
-        ):
-            if answer.index in known:
-                continue
-            prompt, sample = window[answer.index]
-            batch.append(
-                Generation(
-                    id=f"{prompt.id}#{sample}",
-                    prompt_id=prompt.id,
-                    model=run.label,
-                    sample=sample,
-                    text=policy.chat.decode(answer.tokens),
-                    n_tokens=len(answer.tokens),
-                    finish=answer.finish,
-                    seed=requests[answer.index].seed,
-                )
-            )
-            if len(batch) == 32:
+    if settings.engine == "ray":
+        _by_workers(run, settings, prompts, scorers, limits, have, report)
+    else:
+        unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
+        for start in range(0, total, WINDOW):
+            window = questions(prompts, settings, start)
+            known = {row for row, question in enumerate(window) if have[start + row] or question.id in refused}
+            answers = _counted(run, engine.answers(window, known), unanswered, refused)
+            for batch in _batches(answers):
                 done += len(batch)
-                _record(run, scorers, batch, limits, report, done, total)
-                batch = []
-        if batch:
-            done += len(batch)
-            _record(run, scorers, batch, limits, report, done, total)
-        run.update(truncated_prompts=truncated)
+                run.append("generations", batch)
+                score_generations(run, scorers, batch, limits, None, done=0)
+                if report is not None:
+                    report(done, total, "answers")
+            if isinstance(engine, LocalEngine):
+                run.update(truncated_prompts=engine.truncated)
+        unanswered.close()
     for limit in limits:
         limit.close()
-    answers = run.generations()
-    run.update(scorers=[describe_scorer(scorer, settings.max_failed_share, answers) for scorer in scorers])
+    run.update(
+        unanswered=dict(Counter(refused.values())),
+        scorers=[describe_scorer(scorer, settings.max_failed_share, run.each_generation()) for scorer in scorers],
+    )
 
 
-def _record(
+def _batches(answers: Iterator[Generation]) -> Iterator[list[Generation]]:
+    """``_BATCH`` at a time. Those that came before an error or an interrupt are not lost: they come first."""
+    batch: list[Generation] = []
+    try:
+        for answer in answers:
+            batch.append(answer)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except (Exception, KeyboardInterrupt):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _catch_up(
     run: Run,
+    settings: MeasureSettings,
+    prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],
-    batch: list[Generation],
     limits: Sequence[FailureLimit],
+) -> BoolArray:
+    """Bool[prompts × samples]: which answers a run that goes on has already; those not scored yet are scored first."""
+    have = np.zeros(len(prompts) * settings.samples, dtype=np.bool_)
+    by_scorer = answered(run, scorers, limits)
+    rows = {prompt.id: row for row, prompt in enumerate(prompts)}
+    generations = run.each_generation()
+    while piece := list(islice(generations, 512)):
+        for generation in piece:
+            have[rows[generation.prompt_id] * settings.samples + generation.sample] = True
+        for scorer, limit in zip(scorers, limits, strict=True):
+            missing = [answer for answer in piece if answer.id not in by_scorer[scorer.name]]
+            score_generations(run, [scorer], missing, [limit], None, done=0)
+    return have
+
+
+def _counted(
+    run: Run, answers: Iterator[Generation | NoAnswer], limit: FailureLimit, refused: dict[str, str]
+) -> Iterator[Generation]:
+    """The answers among ``answers``. What is refused for good is written down; what failed for now is asked again when
+    the run is resumed, and ends it where it is too much.
+    """
+    for answer in answers:
+        if isinstance(answer, Generation):
+            limit.add("the server", [Verdict({"answer": 1.0})])
+            yield answer
+            continue
+        refused[answer.id] = answer.reason
+        if answer.final:
+            run.append("unanswered", [{"id": answer.id, "reason": answer.reason}])
+        limit.add("the server", [Verdict(reason=answer.reason, failed=True)])
+
+
+def _by_workers(
+    run: Run,
+    settings: MeasureSettings,
+    prompts: Sequence[Prompt],
+    scorers: Sequence[Scorer],
+    limits: Sequence[FailureLimit],
+    have: BoolArray,
     report: Report | None,
-    done: int,
-    total: int,
 ) -> None:
-    run.append("generations", batch)
-    score_generations(run, scorers, batch, limits, None, done=0)
-    if report is not None:
-        report(done, total, "answers")
+    from rewardlm.measure.sharded import judged_by_ray
+
+    starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
+    rows = {prompt.id: row for row, prompt in enumerate(prompts)}
+    truncated = int(run.meta.get("truncated_prompts", 0))
+    for judged in judged_by_ray(settings, run.label, prompts, starts) if starts else ():
+        # Of a window that was cut off by a kill, a part is there.
+        fresh = [
+            number
+            for number, answer in enumerate(judged.generations)
+            if not have[rows[answer.prompt_id] * settings.samples + answer.sample]
+        ]
+        have[judged.start : judged.start + WINDOW] = True
+        batch = [judged.generations[number] for number in fresh]
+        run.append("generations", batch)
+        for scorer, limit, verdicts in zip(scorers, limits, judged.verdicts, strict=True):
+            kept = [verdicts[number] for number in fresh]
+            run.append("scores", score_records(scorer.name, scorer.labels, batch, kept))
+            limit.add(scorer.name, kept)
+        truncated += judged.truncated
+        run.update(truncated_prompts=truncated)
+        if report is not None:
+            report(int(have.sum()), have.size, "answers")
 
 
 def _quality(
     run: Run,
     settings: MeasureSettings,
-    policy: Policy,
+    policy: Policy | None,
     prompts: Sequence[Prompt],
     pair_judge: PairJudge | None,
     report: Report | None,
 ) -> None:
     """Similarity with the prompt, its null, perplexity under the base model, and what the pair judge says, of every
-    answer; which prompts are toxic is for ``compare`` to say.
+    answer, or of ``quality_sample`` of them where there are more; which prompts are toxic is for ``compare`` to say.
     """
     if not (settings.similarity or settings.perplexity or pair_judge):
         return
-    generations = run.generations()
     by_id = {prompt.id: prompt for prompt in prompts}
-    if report is not None:
-        report(0, len(generations), "similarity and fluency")
-    own: list[float | None] = [None] * len(generations)
-    null: list[float | None] = [None] * len(generations)
+    answers = sum(1 for _ in run.read("generations"))
+    chosen = sample_of(answers, settings.quality_sample, settings.seed)
+    run.update(quality={"answers": answers if chosen is None else len(chosen), "of": answers})
+    total = run.meta["quality"]["answers"]
+    similarity = None
     if settings.similarity:
-        own, null = similarities(
-            load_embedder(str(policy.device)),
-            [by_id[generation.prompt_id].text for generation in generations],
-            [generation.text for generation in generations],
-            seed=settings.seed,
+        device = str(resolve_device(settings.device))
+        asked_about = {answer.prompt_id for piece in _pieces(run.each_generation(), chosen) for answer in piece}
+        similarity = Similarity(
+            load_embedder(device), [prompt.text for prompt in prompts if prompt.id in asked_about], seed=settings.seed
         )
-    fluency: list[float | None] = [None] * len(generations)
-    if settings.perplexity:
-        fluency = _perplexities(policy, settings, by_id, generations)
-    classes: list[dict[str, float] | None] = [None] * len(generations)
-    if pair_judge is not None:
-        classes = pair_judge.judge([(by_id[answer.prompt_id].text, answer.text) for answer in generations])
-    run.replace(
-        "quality",
-        [
+    records: list[dict[str, Any]] = []
+    if report is not None:
+        report(0, total, "similarity and fluency")
+    for piece in _pieces(run.each_generation(), chosen):
+        texts = [answer.text for answer in piece]
+        asked = [by_id[answer.prompt_id].text for answer in piece]
+        blank: list[Any] = [None] * len(piece)
+        own, null = similarity.of(asked, texts) if similarity else (blank, blank)
+        fluency = _perplexities(policy, settings, by_id, piece) if settings.perplexity and policy else blank
+        classes = pair_judge.judge(list(zip(asked, texts, strict=True))) if pair_judge else blank
+        records += [
             {
-                "generation_id": generation.id,
+                "generation_id": answer.id,
                 "prompt_similarity": own[row],
                 "prompt_similarity_null": null[row],
                 "perplexity": fluency[row],
                 "classes": classes[row],
             }
-            for row, generation in enumerate(generations)
-        ],
-    )
-    if report is not None:
-        report(len(generations), len(generations), "similarity and fluency")
+            for row, answer in enumerate(piece)
+        ]
+        if report is not None:
+            report(len(records), total, "similarity and fluency")
+    run.replace("quality", records)
+
+
+def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:
+    """Positions, in order, of a seeded sample of ``limit`` answers; None where there are no more than that."""
+    return None if answers <= limit else sorted(random.Random(seed).sample(range(answers), limit))
+
+
+def _pieces(generations: Iterable[Generation], chosen: list[int] | None) -> Iterator[list[Generation]]:
+    """Those at the positions ``chosen`` (None: all), 1,024 at a time."""
+    if chosen is not None:
+        wanted = set(chosen)
+        generations = (answer for position, answer in enumerate(generations) if position in wanted)
+    stream = iter(generations)
+    while piece := list(islice(stream, 1024)):
+        yield piece
 
 
 def _perplexities(
@@ -301,15 +381,6 @@ def _default_label(settings: MeasureSettings) -> str:
         return settings.model
     run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
     return run.name
-
-
-def _adapter_hash(settings: MeasureSettings) -> str | None:
-    """SHA-256 of the adapter's weights; None without an adapter, or where it is gone since."""
-    for folder in (settings.adapter, settings.adapter / "adapter") if settings.adapter is not None else ():
-        weights = folder / "adapter_model.safetensors"
-        if weights.exists():
-            return hashlib.sha256(weights.read_bytes()).hexdigest()
-    return None
 
 
 def _check_weights(run: Run, key: str, found: str | None) -> None:

@@ -168,6 +168,23 @@ def comparable(prompt_text: str, response_text: str) -> bool:
     )
 
 
+def words_in_fours(text: str) -> set[tuple[str, ...]]:
+    """Every run of four words of the text; case and punctuation don't count."""
+    words = _WORD.findall(text.casefold())
+    return set(zip(words, words[1:], words[2:], words[3:], strict=False))
+
+
+def quotes(prompt_text: str, response_text: str) -> bool:
+    """The response repeats four consecutive words of the prompt, or all of a prompt of two or three."""
+    fours = words_in_fours(prompt_text)
+    if fours:
+        return not fours.isdisjoint(words_in_fours(response_text))
+    words = _WORD.findall(prompt_text.casefold())
+    answer = _WORD.findall(response_text.casefold())
+    n = len(words)
+    return n > 1 and any(answer[start : start + n] == words for start in range(len(answer) - n + 1))
+
+
 def empty_fraction(texts: Sequence[str]) -> float | None:
     """Share of responses that are empty. None if there are none, as in all functions below."""
     return _share([is_empty(text) for text in texts])

@@ -2,53 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from rewardlm.errors import RunError
+from rewardlm.config import ServicesSettings
+from rewardlm.errors import RunError, ServiceError
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, cuts, load_scorer, score_texts
+from rewardlm.scoring.scorer import (
+    EMPTY,
+    FailureLimit,
+    Scorer,
+    as_score,
+    cuts,
+    is_settled,
+    load_scorer,
+    piece_of,
+    score_texts,
+)
 from rewardlm.types import Generation, Score, Verdict
 
 Report = Callable[[int, int, str], None]
 
 
 def score_run(
-    path: Path, name: str, *, device: str = "auto", max_failed_share: float = 0.01, report: Report | None = None
+    path: Path,
+    name: str,
+    *,
+    device: str = "auto",
+    max_failed_share: float = 0.01,
+    services: ServicesSettings | None = None,
+    report: Report | None = None,
 ) -> Run:
     """Another judge over the answers that are stored already. Scores that are there are not made again.
 
-    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored; what was scored stays.
+    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored and ServiceError where the
+    judge's service can't be used; what was scored stays. Raises RunError where the run holds scores of another judge
+    of this name.
     """
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
-    scorer = load_scorer(name, device=str(resolve_device(device)))
+    scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
+    refuse_other_judges(run, [scorer])
+    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    before = known.pop(scorer.name, None)
+    # At once, so that a run that is stopped half-way goes on with the same judge or not at all.
+    run.update(scorers=[*known.values(), describe_scorer(scorer, max_failed_share, before=before)])
     generations = run.generations()
     limit = FailureLimit(max_failed_share)
     scored = answered(run, [scorer], [limit])[scorer.name]
     missing = [generation for generation in generations if generation.id not in scored]
     score_generations(run, [scorer], missing, [limit], report, done=len(scored))
     limit.close()
-    known = [entry for entry in run.meta.get("scorers", []) if entry["name"] != scorer.name]
-    run.update(scorers=[*known, describe_scorer(scorer, max_failed_share, generations)])
+    run.update(scorers=[*known.values(), describe_scorer(scorer, max_failed_share, generations, before=before)])
     return run
 
 
-def describe_scorer(scorer: Scorer, max_failed_share: float, answers: Sequence[Generation] = ()) -> dict[str, object]:
+def describe_scorer(
+    scorer: Scorer,
+    max_failed_share: float,
+    answers: Iterable[Generation] = (),
+    *,
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, object]:
     """What a run records of a judge: ``name``, ``labels`` and, where it has them, the ``revision`` of its weights and
     the ``precision`` that it computes in; ``cut``, how many of the answers it read only in part; and the
-    ``max_failed_share`` that it was held to.
+    ``max_failed_share`` that it was held to. Of a judge that is asked over HTTP, the ``service`` too, and the ``dates``
+    on which it was asked, with those that the run had recorded of it ``before``.
     """
+    texts = (answer.text for answer in answers)
+    cut = 0
+    while piece := list(islice(texts, 1024)):
+        cut += sum(cuts(scorer, piece))
     return {
         "name": scorer.name,
         "labels": list(scorer.labels),
         "revision": getattr(scorer, "revision", None),
         "precision": getattr(scorer, "precision", None),
-        "cut": sum(cuts(scorer, [answer.text for answer in answers])),
+        "cut": cut,
         "max_failed_share": max_failed_share,
+        **_service_of(scorer, before or {}),
     }
+
+
+def _service_of(scorer: Scorer, before: Mapping[str, Any]) -> dict[str, object]:
+    if not hasattr(scorer, "address"):
+        return {}
+    dates = {*before.get("dates", []), *getattr(scorer, "dates", ())}
+    return {"service": scorer.address, "dates": sorted(dates)}
+
+
+def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
+    """Scores of two judges must not end up in one column, whatever both are called. Raises RunError."""
+    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    for scorer in scorers:
+        before = known.get(scorer.name)
+        if before is None:
+            continue
+        labels, revision = list(scorer.labels), getattr(scorer, "revision", None)
+        # A judge whose weights nobody knows is taken at its word.
+        other = before["labels"] != labels or revision not in (None, before.get("revision") or revision)
+        if other and any(record["scorer"] == scorer.name for record in run.read("scores")):
+            raise RunError(
+                f"{run.path} has scores of another {scorer.name!r} (labels {', '.join(before['labels'])}; revision "
+                f"{before.get('revision')}; now {', '.join(labels)}; {revision}): put its settings back, or score "
+                "another run"
+            )
 
 
 def cut_short(run: Run) -> list[str]:
@@ -63,7 +125,7 @@ def cut_short(run: Run) -> list[str]:
 
 
 def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, set[str]]:
-    """Ids of the answers that each scorer has judged, in every label; ``limits`` count them as seen.
+    """Ids of the answers that each scorer has judged in every label, or declined; ``limits`` count them as seen.
 
     Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again: a
     judge that broke must not become a finished run by starting the command once more.
@@ -74,9 +136,9 @@ def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]
     records = list(run.read("scores"))
     for record in records:
         name = record["scorer"]
-        if name in labels and (record["value"] is not None or record["reason"] == EMPTY):
+        if name in labels and is_settled(record):
             good[name][record["generation_id"]] = good[name].get(record["generation_id"], 0) + 1
-            seen[name] += record["value"] is not None
+            seen[name] += record["reason"] != EMPTY
     complete = {name: {id_ for id_, n in good[name].items() if n == labels[name]} for name in labels}
     kept = [r for r in records if r["scorer"] not in labels or r["generation_id"] in complete[r["scorer"]]]
     if len(kept) < len(records):
@@ -97,12 +159,21 @@ def score_generations(
 ) -> None:
     """Score answers and append the scores, which are on the disk before a limit may end the run.
 
-    One limit a scorer. Raises ScorerError where it is exceeded."""
+    One limit a scorer. Raises ScorerError where it is exceeded, and what a judge raises that can't be used, with what
+    it said before on the disk."""
     total = done + len(generations)
-    for start in range(0, len(generations), 512):
-        piece = generations[start : start + 512]
+    size = min((piece_of(scorer) for scorer in scorers), default=512)
+    for start in range(0, len(generations), size):
+        piece = generations[start : start + size]
         for scorer, limit in zip(scorers, limits, strict=True):
-            verdicts = score_texts(scorer, [generation.text for generation in piece])
+            try:
+                verdicts = score_texts(scorer, [generation.text for generation in piece])
+            except (ServiceError, KeyboardInterrupt):
+                said: Mapping[str, Verdict] = getattr(scorer, "unfinished", {})
+                kept = [generation for generation in piece if generation.text in said]
+                found = [said[generation.text] for generation in kept]
+                run.append("scores", score_records(scorer.name, scorer.labels, kept, found))
+                raise
             run.append("scores", score_records(scorer.name, scorer.labels, piece, verdicts))
             limit.add(scorer.name, verdicts)
         if report is not None:
@@ -116,13 +187,7 @@ def score_records(
 ) -> list[Score]:
     """What a run stores of one judge's verdicts: a record an answer and label, with a reason where it has no value."""
     return [
-        Score(
-            generation.id,
-            scorer,
-            label,
-            verdict.values.get(label),
-            None if label in verdict.values else verdict.reason or f"no {label} in the verdict",
-        )
+        as_score(generation.id, scorer, label, verdict)
         for generation, verdict in zip(generations, verdicts, strict=True)
         for label in labels
     ]

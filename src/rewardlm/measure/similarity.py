@@ -37,26 +37,38 @@ def similarities(
 
     A row's shuffled prompt is never its own text, unless all prompts are the same.
     """
-    kept = [row for row, response in enumerate(responses) if response.strip()]
-    own: list[float | None] = [None] * len(responses)
-    null: list[float | None] = [None] * len(responses)
-    if not kept:
+    if not any(response.strip() for response in responses):
+        return [None] * len(responses), [None] * len(responses)
+    return Similarity(embedder, prompts, seed=seed).of(prompts, responses)
+
+
+class Similarity:
+    """The same for responses that come piece by piece; ``prompts`` are all that they may belong to."""
+
+    def __init__(self, embedder: Any, prompts: Sequence[str], *, seed: int) -> None:
+        self._embedder = embedder
+        distinct = sorted(set(prompts))
+        self._where = {text: position for position, text in enumerate(distinct)}
+        self._vectors = _embed(embedder, distinct)
+        self._draw = random.Random(seed)
+
+    def of(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
+        """Of each response its cosine with its own prompt, and with another; None where it is empty."""
+        kept = [row for row, response in enumerate(responses) if response.strip()]
+        own: list[float | None] = [None] * len(responses)
+        null: list[float | None] = [None] * len(responses)
+        if not kept:
+            return own, null
+        vectors = _embed(self._embedder, [responses[row] for row in kept])
+        for vector, row in zip(vectors, kept, strict=True):
+            mine = other = self._where[prompts[row]]
+            if len(self._where) > 1:
+                # A position among the others: those before mine keep theirs, those behind move up by one.
+                other = self._draw.randrange(len(self._where) - 1)
+                other += other >= mine
+            own[row] = float(vector @ self._vectors[mine])
+            null[row] = float(vector @ self._vectors[other])
         return own, null
-    distinct = sorted(set(prompts))
-    where = {text: position for position, text in enumerate(distinct)}
-    prompt_vectors = _embed(embedder, distinct)
-    response_vectors = _embed(embedder, [responses[row] for row in kept])
-    draw = random.Random(seed)
-    for vector, row in zip(response_vectors, kept, strict=True):
-        mine = where[prompts[row]]
-        other = mine
-        if len(distinct) > 1:
-            # A position among the others: those before mine keep theirs, those behind move up by one.
-            other = draw.randrange(len(distinct) - 1)
-            other += other >= mine
-        own[row] = float(vector @ prompt_vectors[mine])
-        null[row] = float(vector @ prompt_vectors[other])
-    return own, null
 
 
 def _embed(embedder: Any, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -17,18 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-from rewardlm.config import is_function_name, split_names
+from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
 from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
-from rewardlm.types import Verdict
+from rewardlm.types import Score, Verdict
 
 AVAILABLE = (
     "starter, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge trained here "
-    "(ID#label picks the label), module:function, mean(a,b), max(a,b)"
+    "(ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), max(a,b)"
 )
-_NOT_YET = {
-    "perspective": "the Perspective API",
-    "endpoint": "a moderation endpoint",
-}
 # Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
 PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
 # An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
@@ -38,7 +34,8 @@ EMPTY = "empty response"
 
 class Scorer(Protocol):
     """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights, and
-    ``cuts(texts) -> list[bool]`` where they read a long text only in part.
+    ``cuts(texts) -> list[bool]`` where they read a long text only in part. Those that are asked over HTTP have more:
+    see scoring.online.
 
     ``labels[0]`` is the main label: the one that is meant where only the scorer is named.
     """
@@ -65,10 +62,11 @@ class FailureLimit:
     because no judge ever saw them.
     """
 
-    def __init__(self, max_share: float = 0.01) -> None:
+    def __init__(self, max_share: float = 0.01, *, what: str = "texts could not be scored") -> None:
         if not 0 <= max_share <= 1:
             raise ScorerError(f"the share of failed scores that is allowed is {max_share}: expected 0 to 1")
         self.max_share = max_share
+        self._what = what
         self.seen = 0
         self.failed = 0
         self.first_reason: str | None = None
@@ -92,7 +90,7 @@ class FailureLimit:
     def _check(self, *, forgiven: int) -> None:
         if self.failed > max(self.max_share * self.seen, forgiven if self.max_share > 0 else 0):
             raise ScorerError(
-                f"{self.failed} of {self.seen} texts could not be scored ({self.failed / self.seen:.1%}; "
+                f"{self.failed} of {self.seen} {self._what} ({self.failed / self.seen:.1%}; "
                 f"{self.max_share:.1%} is allowed): the first: {self.first_reason}"
             )
 
@@ -124,12 +122,39 @@ def cuts(scorer: Scorer, texts: Sequence[str]) -> list[bool]:
     return found
 
 
-def load_scorers(specs: str, *, device: str = "cpu") -> list[Scorer]:
+def piece_of(scorer: Scorer) -> int:
+    """How many texts ``scorer`` is given at a time, where what it says is written down piece by piece."""
+    return getattr(scorer, "piece", 512)
+
+
+def is_online(scorer: Scorer) -> bool:
+    """Whether ``scorer`` asks somebody over a network."""
+    return getattr(scorer, "online", False)
+
+
+def as_score(identity: str, scorer: str, label: str, verdict: Verdict) -> Score:
+    """What is stored of a verdict on the answer ``identity``: the value of ``label``, or why there is none.
+
+    A judge that forgot the label without a word has failed.
+    """
+    if label in verdict.values:
+        return Score(identity, scorer, label, verdict.values[label])
+    reason = verdict.reason or f"no {label} in the verdict"
+    return Score(identity, scorer, label, None, reason, failed=verdict.failed or verdict.reason is None)
+
+
+def is_settled(score: Mapping[str, Any]) -> bool:
+    """Whether a recorded score need not be asked for again: there is a value, or the judge declined for good."""
+    # Runs of older versions don't say what failed.
+    return score["value"] is not None or score["reason"] == EMPTY or score.get("failed") is False
+
+
+def load_scorers(specs: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> list[Scorer]:
     """Load a comma-separated list of scorers; commas inside ``mean(…)`` and ``max(…)`` don't separate.
 
     Raises ScorerError if one is named twice, empty or can't be loaded.
     """
-    return [load_scorer(name, device=device) for name in _names(specs)]
+    return [load_scorer(name, device=device, services=services) for name in _names(specs)]
 
 
 def _names(specs: str) -> list[str]:
@@ -139,15 +164,21 @@ def _names(specs: str) -> list[str]:
         raise ScorerError(f"scorers {specs!r}: {error}; there are {AVAILABLE}") from None
 
 
-def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
-    """The judge that ``spec`` names, ready to score on ``device``.
+def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> Scorer:
+    """The judge that ``spec`` names, ready to score on ``device``; ``services`` says how those over HTTP are asked.
 
-    Raises ScorerError if it is unknown, can't be loaded or its label is ambiguous, and NotAvailableError for
-    judges that are planned but not in this version.
+    Raises ScorerError if it is unknown, can't be loaded or its label is ambiguous, ServiceError if its service can't be
+    used, and NotAvailableError where this copy of rewardlm doesn't have it.
     """
     spec = spec.strip()
-    if spec in _NOT_YET:
-        raise NotAvailableError(f"scorer {spec!r} ({_NOT_YET[spec]}) is not in this version; it has: {AVAILABLE}")
+    if spec == "perspective":
+        from rewardlm.scoring.perspective import PerspectiveScorer
+
+        return PerspectiveScorer((services or validate(ServicesSettings, {})).perspective)
+    if spec == "endpoint" or re.fullmatch(r"endpoint:[\w-]+", spec):
+        from rewardlm.scoring.endpoint import load_endpoint
+
+        return load_endpoint(spec, services or validate(ServicesSettings, {}))
     if spec == "lexical":
         from rewardlm.scoring.lexical import LexicalScorer
 
@@ -162,7 +193,7 @@ def load_scorer(spec: str, *, device: str = "cpu") -> Scorer:
 
         preset = spec if spec in PRESETS else None
         how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
-        return load_ensemble(_names(ensemble[2]), how, name=preset, device=device)
+        return load_ensemble(_names(ensemble[2]), how, name=preset, device=device, services=services)
     if spec.partition("#")[0] == "starter":
         from rewardlm.scoring.classifier import ClassifierScorer
         from rewardlm.scoring.trained import starter_folder
@@ -222,7 +253,7 @@ def _check(verdict: object, main: str, bounded: bool) -> Verdict:
     """``verdict`` with plain finite floats, or an unscored one that says what was wrong with it."""
     if not isinstance(verdict, Verdict):
         return Verdict(reason=f"the scorer returned a {type(verdict).__name__}, not a Verdict", failed=True)
-    if verdict.reason is not None:
+    if verdict.reason is not None and main not in verdict.values:
         return Verdict(reason=verdict.reason, failed=verdict.failed)
     if main not in verdict.values:
         return Verdict(reason=f"no value for {main!r}", failed=True)
@@ -239,7 +270,7 @@ def _check(verdict: object, main: str, bounded: bool) -> Verdict:
         if bounded and not 0 <= value <= 1:
             return Verdict(reason=f"{label} is {value:g}: expected 0 to 1", failed=True)
         values[label] = value
-    return Verdict(values)
+    return Verdict(values, reason=verdict.reason, failed=verdict.failed)
 
 
 def _describe(error: Exception) -> str:

@@ -1,0 +1,146 @@
+"""Who answers: this process, a server, or workers on a cluster. The meter asks all of them the same way.
+
+An engine is given a window of questions at a time and yields answers as they come, in any order. Every question has
+its own seed, so an answer doesn't depend on which engine, window or worker it came from, but for rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rewardlm.config import MeasureSettings
+from rewardlm.data.chat import truncate_history
+from rewardlm.errors import ConfigError
+from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import check_head
+from rewardlm.models.lora import load_adapter, merged
+from rewardlm.types import Generation, Prompt
+
+# Questions in a window; within one, those of similar length share a batch.
+WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One answer that is wanted: sample ``sample`` of ``prompt``, drawn by ``seed``."""
+
+    prompt: Prompt
+    sample: int
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}#{self.sample}"
+
+    def answered(self, model: str, text: str, n_tokens: int, finish: str) -> Generation:
+        """The record of its answer."""
+        return Generation(
+            id=self.id,
+            prompt_id=self.prompt.id,
+            model=model,
+            sample=self.sample,
+            text=text,
+            n_tokens=n_tokens,
+            finish="length" if finish == "length" else "stop",
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """A question that an engine could not answer; ``final`` where asking again would not help."""
+
+    id: str
+    reason: str
+    final: bool
+
+
+class Engine(Protocol):
+    """Answers windows of questions; ``known`` are indices of questions in the window whose answers are there."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of the model, JSON-able; keys as ``Policy.describe`` has them, where they apply."""
+        ...
+
+    def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]: ...
+
+
+def questions(prompts: Sequence[Prompt], settings: MeasureSettings, start: int) -> list[Question]:
+    """The window that begins at position ``start`` of the grid prompts × samples, prompt by prompt."""
+    stop = min(start + WINDOW, len(prompts) * settings.samples)
+    grid = (divmod(position, settings.samples) for position in range(start, stop))
+    return [
+        Question(prompts[row], sample, stream_seed("measure", settings.seed, prompts[row].id, sample))
+        for row, sample in grid
+    ]
+
+
+class LocalEngine:
+    """The model in this process, its adapter merged while it answers."""
+
+    def __init__(self, settings: MeasureSettings, label: str, policy: Policy) -> None:
+        self._settings, self._label = settings, label
+        self.policy = policy
+        self.prompt_tokens = policy.max_positions - settings.max_new_tokens
+        if self.prompt_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} "
+                "positions"
+            )
+        # Prompts that lost the beginning of their history.
+        self.truncated = 0
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.policy.describe(), "adapter_hash": adapter_hash(self._settings)}
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[LocalEngine]:
+        """While this lasts the adapter is merged, which halves the time an answer takes."""
+        with merged(self.policy):
+            yield self
+
+    def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation]:
+        chat = self.policy.chat
+        encoded: dict[str, list[int]] = {}
+        for question in window:
+            if question.prompt.id not in encoded:
+                ids, cut = truncate_history(chat, question.prompt.turns, self.prompt_tokens)
+                encoded[question.prompt.id] = ids
+                # A prompt's samples may lie in two windows.
+                self.truncated += cut > 0 and question.sample == 0
+        sampled = generate(
+            self.policy,
+            [Request(tuple(encoded[question.prompt.id]), question.seed) for question in window],
+            max_new_tokens=self._settings.max_new_tokens,
+            sampling=self._settings.generation,
+            batch_tokens=self._settings.batch_tokens,
+            known=known,
+        )
+        for answer in sampled:
+            if answer.index not in known:
+                yield window[answer.index].answered(
+                    self._label, chat.decode(answer.tokens), len(answer.tokens), answer.finish
+                )
+
+
+def load_model(settings: MeasureSettings) -> Policy:
+    """The model with its adapter. Raises ModelError as its loaders do."""
+    policy = load_policy(settings)
+    check_head(policy.causal_lm)
+    if settings.adapter is not None:
+        load_adapter(policy, settings.adapter)
+    return policy
+
+
+def adapter_hash(settings: MeasureSettings) -> str | None:
+    """SHA-256 of the adapter's weights; None without an adapter, or where it is gone since."""
+    for folder in (settings.adapter, settings.adapter / "adapter") if settings.adapter is not None else ():
+        weights = folder / "adapter_model.safetensors"
+        if weights.exists():
+            return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return None
