@@ -218,3 +218,43 @@ def test_many_samples_are_audited_by_answer(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", "PT", {"a": scores}, texts=texts)
     (warning,) = compare([run], n_resamples=100)["warnings"]
     assert (warning["code"], warning["message"][:5]) == ("empty", "20.0%")
+
+
+QUOTING = "You say all of them are thieves, but nobody is a thief for where they were born."
+CLASSES = {
+    "counter_narrative": {"counter_narrative": 0.9, "agreement": 0.1},
+    "agreement": {"counter_narrative": 0.1, "agreement": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("quoting_toxic", "others_toxic", "quoting", "kind", "warned"),
+    [
+        (20, 4, 40, "counter_narrative", True),
+        (4, 6, 40, "counter_narrative", False),
+        (20, 30, 40, "counter_narrative", False),
+        (20, 4, 40, "agreement", False),  # who agrees and quotes is rightly toxic
+        (9, 0, 9, "counter_narrative", False),  # too few to say anything
+    ],
+)
+def test_a_judge_that_punishes_quotations(
+    tmp_path: Path, quoting_toxic: int, others_toxic: int, quoting: int, kind: str, warned: bool
+) -> None:
+    others = N - quoting
+    answers = [QUOTING] * quoting + [GOOD] * others
+    scores = [0.9] * quoting_toxic + [0.1] * (quoting - quoting_toxic)
+    scores += [0.9] * others_toxic + [0.1] * (others - others_toxic)
+    prompts = [f"I think all of them are thieves number {i}" for i in range(N)]
+    quality = [{"generation_id": f"p{i}-0", "classes": CLASSES[kind]} for i in range(N)]
+    found = warnings(
+        tmp_path,
+        {"a": column(20)},
+        {"a": scores},
+        before_run={"prompts": prompts},
+        after_run={"answers": answers, "prompts": prompts, "quality": quality},
+    )
+    assert (("RL", "quotation_punished") in found) == warned
+    if warned:
+        message = found["RL", "quotation_punished"]
+        assert "50.0% of the 40 counter-narratives" in message
+        assert "6.7% of the 60 others" in message

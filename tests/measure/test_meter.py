@@ -18,6 +18,7 @@ from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.measure import meter
 from rewardlm.measure.scoring import cut_short, score_run
+from rewardlm.measure.similarity import load_embedder
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.runs import Run, prompts_hash
@@ -303,7 +304,7 @@ def test_perplexity_is_the_bases_by_a_plain_forward(judges: Any, tmp_path: Path)
             assert quality[id_]["perplexity"] is None
             continue
         prompt = base.chat.encode_prompt(prompts[generation.prompt_id].turns)
-        answer = base.tokenizer(generation.text, add_special_tokens=False, split_special_tokens=True)["input_ids"][:6]
+        answer = base.tokenizer(generation.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
         nll = -sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / len(answer)
@@ -409,3 +410,23 @@ def test_antecedents_reach_the_model(judges: Any, tmp_path: Path) -> None:
     run = meter.measure(settings_of(prompts=str(file), limit=None), tmp_path / "run")
     assert Message("user", "first") in run.prompts()[-1].turns
     assert all(m.text != "last answer" for m in run.prompts()[-1].turns)
+
+
+def test_of_many_answers_a_stated_sample_is_looked_at_closer(judges: Any, tmp_path: Path) -> None:
+    settings = settings_of(quality_sample=7, similarity=True, perplexity=True)
+    run = meter.measure(settings, tmp_path / "run")
+    records = list(run.read("quality"))
+    assert len(records) == 7
+    assert run.meta["quality"] == {name: {"answers": 7, "of": 24} for name in ("similarity", "perplexity")}
+    answers = {answer.id: answer for answer in run.generations()}
+    prompts = {prompt.id: prompt.text for prompt in run.prompts()}
+    embedder = load_embedder("cpu")
+    for record in records:
+        answer = answers[record["generation_id"]]
+        if answer.text.strip():
+            one, two = embedder.encode([prompts[answer.prompt_id], answer.text], normalize_embeddings=True)
+            assert record["prompt_similarity"] == pytest.approx(float(one @ two), abs=1e-4)
+    whole = meter.measure(settings_of(similarity=True, perplexity=True), tmp_path / "whole")
+    by_id = {record["generation_id"]: record for record in whole.read("quality")}
+    for record in records:
+        assert record["perplexity"] == pytest.approx(by_id[record["generation_id"]]["perplexity"], rel=1e-4)

@@ -162,3 +162,19 @@ def test_distinct_by_hand() -> None:
     assert quality.distinct(samples, 2) == pytest.approx((2 / 5 + 0) / 2)
     assert quality.distinct(samples, 3) == pytest.approx((1 / 5 + 0) / 2)
     assert quality.distinct([[""]], 1) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("Immigrants are all lazy thieves.", 'You say "immigrants are ALL lazy", but no.', True),
+        ("Immigrants are all lazy thieves.", "Immigrants are not all lazy thieves.", False),
+        ("Immigrants are all lazy thieves.", "", False),
+        ("Kill them", "Nobody should kill them.", True),
+        ("Kill them", "Nobody should kill anyone, them neither.", False),
+        ("Thieves!", "Thieves!", False),
+        ("", "anything", False),
+    ],
+)
+def test_a_quotation_is_four_words_in_a_row(prompt: str, answer: str, expected: bool) -> None:
+    assert quality.quotes(prompt, answer) is expected

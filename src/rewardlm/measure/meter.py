@@ -6,30 +6,24 @@ batch again and scores nothing twice. Answers are never all in memory: a run may
 
 from __future__ import annotations
 
-import math
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
-from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError
+from rewardlm.measure.closer import look_closer
 from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions
 from rewardlm.measure.metrics import BoolArray
 from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations, score_records
-from rewardlm.measure.similarity import Similarity, load_embedder
 from rewardlm.models.load import Policy, resolve_device
-from rewardlm.models.logprobs import score_rows
-from rewardlm.models.lora import reference
 from rewardlm.runs import Run, prompts_hash, rewards_of
-from rewardlm.scoring.pairs import PairJudge, load_pair_judge
+from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
 
@@ -95,7 +89,16 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         )
         _sample_and_score(run, settings, engine, prompts, scorers, report)
         run.update(**engine.describe())
-    _quality(run, settings, policy, prompts, pair_judge, report)
+    look_closer(
+        run,
+        similarity=settings.similarity,
+        fluency=policy if settings.perplexity else None,
+        pair_judge=pair_judge,
+        sample=settings.quality_sample,
+        seed=settings.seed,
+        device=device,
+        report=report,
+    )
     run.update(status="finished")
     return run
 
@@ -286,94 +289,6 @@ def _by_workers(
         run.update(truncated_prompts=truncated)
         if report is not None:
             report(int(have.sum()), have.size, "answers")
-
-
-def _quality(
-    run: Run,
-    settings: MeasureSettings,
-    policy: Policy | None,
-    prompts: Sequence[Prompt],
-    pair_judge: PairJudge | None,
-    report: Report | None,
-) -> None:
-    """Similarity with the prompt, its null, perplexity under the base model, and what the pair judge says, of every
-    answer, or of ``quality_sample`` of them where there are more; which prompts are toxic is for ``compare`` to say.
-    """
-    if not (settings.similarity or settings.perplexity or pair_judge):
-        return
-    by_id = {prompt.id: prompt for prompt in prompts}
-    answers = sum(1 for _ in run.read("generations"))
-    chosen = sample_of(answers, settings.quality_sample, settings.seed)
-    run.update(quality={"answers": answers if chosen is None else len(chosen), "of": answers})
-    total = run.meta["quality"]["answers"]
-    similarity = None
-    if settings.similarity:
-        device = str(resolve_device(settings.device))
-        asked_about = {answer.prompt_id for piece in _pieces(run.each_generation(), chosen) for answer in piece}
-        similarity = Similarity(
-            load_embedder(device), [prompt.text for prompt in prompts if prompt.id in asked_about], seed=settings.seed
-        )
-    records: list[dict[str, Any]] = []
-    if report is not None:
-        report(0, total, "similarity and fluency")
-    for piece in _pieces(run.each_generation(), chosen):
-        texts = [answer.text for answer in piece]
-        asked = [by_id[answer.prompt_id].text for answer in piece]
-        blank: list[Any] = [None] * len(piece)
-        own, null = similarity.of(asked, texts) if similarity else (blank, blank)
-        fluency = _perplexities(policy, settings, by_id, piece) if settings.perplexity and policy else blank
-        classes = pair_judge.judge(list(zip(asked, texts, strict=True))) if pair_judge else blank
-        records += [
-            {
-                "generation_id": answer.id,
-                "prompt_similarity": own[row],
-                "prompt_similarity_null": null[row],
-                "perplexity": fluency[row],
-                "classes": classes[row],
-            }
-            for row, answer in enumerate(piece)
-        ]
-        if report is not None:
-            report(len(records), total, "similarity and fluency")
-    run.replace("quality", records)
-
-
-def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:
-    """Positions, in order, of a seeded sample of ``limit`` answers; None where there are no more than that."""
-    return None if answers <= limit else sorted(random.Random(seed).sample(range(answers), limit))
-
-
-def _pieces(generations: Iterable[Generation], chosen: list[int] | None) -> Iterator[list[Generation]]:
-    """Those at the positions ``chosen`` (None: all), 1,024 at a time."""
-    if chosen is not None:
-        wanted = set(chosen)
-        generations = (answer for position, answer in enumerate(generations) if position in wanted)
-    stream = iter(generations)
-    while piece := list(islice(stream, 1024)):
-        yield piece
-
-
-def _perplexities(
-    policy: Policy, settings: MeasureSettings, by_id: dict[str, Prompt], generations: Sequence[Generation]
-) -> list[float | None]:
-    """exp(mean negative log-probability) of each answer's text, after its prompt, under the base model."""
-    kept = [row for row, generation in enumerate(generations) if generation.text]
-    limit = policy.max_positions - settings.max_new_tokens
-    prompts = [truncate_history(policy.chat, by_id[generations[row].prompt_id].turns, limit)[0] for row in kept]
-    responses = [
-        policy.tokenizer(generations[row].text, add_special_tokens=False, split_special_tokens=True)["input_ids"][
-            : settings.max_new_tokens
-        ]
-        for row in kept
-    ]
-    result: list[float | None] = [None] * len(generations)
-    if not kept:
-        return result
-    with reference(policy):
-        logprobs, _ = score_rows(policy.causal_lm, prompts, responses, settings.batch_tokens)
-    for row, values, response in zip(kept, logprobs, responses, strict=True):
-        result[row] = math.exp(-float(values[: len(response)].mean()))
-    return result
 
 
 def _default_label(settings: MeasureSettings) -> str:

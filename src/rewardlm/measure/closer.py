@@ -1,0 +1,128 @@
+"""What only models can say of an answer beside its toxicity: is it about the prompt, fluent, a counter-narrative?
+
+It costs more than a judge of toxicity does, so of a large run a sample is looked at, drawn by seed, and the run says
+how many. What a run knows already stays.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from rewardlm.data.chat import truncate_history
+from rewardlm.measure.scoring import Report
+from rewardlm.measure.similarity import Similarity, load_embedder
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import score_rows
+from rewardlm.models.lora import reference
+from rewardlm.runs import Run
+from rewardlm.scoring.pairs import PairJudge
+from rewardlm.types import Generation, Prompt
+
+# Positions in a batch when answers are read again for their perplexity.
+_BATCH_TOKENS = 4096
+
+
+def look_closer(
+    run: Run,
+    *,
+    similarity: bool = False,
+    fluency: Policy | None = None,
+    pair_judge: PairJudge | None = None,
+    toxic_above: float | None = None,
+    sample: int,
+    seed: int,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> None:
+    """Write quality.jsonl: ``similarity`` with the prompt and with a shuffled one, perplexity under ``fluency``'s base
+    model, and the classes of ``pair_judge``, of every answer or of ``sample`` of them where there are more.
+
+    ``toxic_above`` looks only at answers to prompts of at least that toxicity; which of them count as toxic is for
+    ``compare`` to say.
+    """
+    if not (similarity or fluency or pair_judge):
+        return
+    prompts = {
+        prompt.id: prompt
+        for prompt in run.prompts()
+        if toxic_above is None or (prompt.toxicity is not None and prompt.toxicity >= toxic_above)
+    }
+    answers = sum(1 for _ in _answers(run, prompts))
+    chosen = sample_of(answers, sample, seed)
+    total = answers if chosen is None else len(chosen)
+    if report is not None:
+        report(0, total, "similarity and fluency")
+    own_and_null = None
+    if similarity:
+        about = {answer.prompt_id for piece in _pieces(_answers(run, prompts), chosen) for answer in piece}
+        own_and_null = Similarity(
+            load_embedder(device), [prompt.text for key, prompt in prompts.items() if key in about], seed=seed
+        )
+    # What is looked at now takes the place of what was found before; the rest stays.
+    known = {record["generation_id"]: record for record in run.read("quality")}
+    done = 0
+    for piece in _pieces(_answers(run, prompts), chosen):
+        found: dict[str, Sequence[Any]] = {}
+        texts = [answer.text for answer in piece]
+        asked = [prompts[answer.prompt_id].text for answer in piece]
+        if own_and_null is not None:
+            found["prompt_similarity"], found["prompt_similarity_null"] = own_and_null.of(asked, texts)
+        if fluency is not None:
+            found["perplexity"] = perplexities(fluency, [prompts[answer.prompt_id] for answer in piece], texts)
+        if pair_judge is not None:
+            found["classes"] = pair_judge.judge(list(zip(asked, texts, strict=True)))
+        for row, answer in enumerate(piece):
+            record = known.setdefault(answer.id, {"generation_id": answer.id})
+            record.update({name: values[row] for name, values in found.items()})
+        done += len(piece)
+        if report is not None:
+            report(done, total, "similarity and fluency")
+    run.replace("quality", known.values())
+    wanted = {"similarity": similarity, "perplexity": fluency, "counter_narrative": pair_judge}
+    looked_at = {name: {"answers": total, "of": answers} for name, what in wanted.items() if what}
+    run.update(quality={**run.meta.get("quality", {}), **looked_at})
+
+
+def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:
+    """Positions, in order, of a seeded sample of ``limit`` answers; None where there are no more than that."""
+    return None if answers <= limit else sorted(random.Random(seed).sample(range(answers), limit))
+
+
+def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+    """exp(mean negative log-probability) of each text after its prompt, under the base model; None of an empty one."""
+    kept = [row for row, text in enumerate(texts) if text]
+    responses = [
+        policy.tokenizer(texts[row], add_special_tokens=False, split_special_tokens=True)["input_ids"] for row in kept
+    ]
+    # Half of the context is the answer's at most: texts from elsewhere may be long.
+    responses = [ids[: policy.max_positions // 2] for ids in responses]
+    histories = [
+        truncate_history(policy.chat, prompts[row].turns, policy.max_positions - len(ids))[0]
+        for row, ids in zip(kept, responses, strict=True)
+    ]
+    result: list[float | None] = [None] * len(texts)
+    if not kept:
+        return result
+    with reference(policy):
+        logprobs, _ = score_rows(policy.causal_lm, histories, responses, _BATCH_TOKENS)
+    for row, values, response in zip(kept, logprobs, responses, strict=True):
+        result[row] = math.exp(-float(values[: len(response)].mean()))
+    return result
+
+
+def _answers(run: Run, prompts: dict[str, Prompt]) -> Iterator[Generation]:
+    return (answer for answer in run.each_generation() if answer.prompt_id in prompts)
+
+
+def _pieces(generations: Iterable[Generation], chosen: list[int] | None) -> Iterator[list[Generation]]:
+    """Those at the positions ``chosen`` (None: all), 1,024 at a time."""
+    if chosen is not None:
+        wanted = set(chosen)
+        generations = (answer for position, answer in enumerate(generations) if position in wanted)
+    stream = iter(generations)
+    while piece := list(islice(stream, 1024)):
+        yield piece
