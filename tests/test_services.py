@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import email.utils
 import gzip
@@ -272,8 +273,15 @@ def test_keys_are_in_no_message_and_no_log(service: FakeService, caplog: pytest.
     service.answer = lambda asked: Reply(asked.path, 404)
     with pytest.raises(ServiceError) as gone:
         asking.post("x", {})
-    seen = f"{refused.value} {malformed.value} {gone.value} {asking.address} {asking.settings!r} {caplog.text}"
+    # Without a key, user and password are sent as one.
+    basic = base64.b64encode(f"user@home:{CANARY}-password".encode()).decode()
+    service.answer = lambda asked: Reply(f"{asked.headers}", 422)
+    with pytest.raises(Refused) as again:
+        client(service, url=url).post("x", {})
+    assert basic in service.asked[-1].headers["Authorization"]
+    seen = f"{refused.value} {again.value.message} {malformed.value} {gone.value} {asking.address} {asking.settings!r} {caplog.text}"
     assert "canary" not in seen
+    assert basic not in seen
     assert asking.address == service.url
 
 

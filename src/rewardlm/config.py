@@ -835,7 +835,9 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind)
         near = difflib.get_close_matches(where, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        # How services are asked is a chapter of its own.
+        listed = dict.fromkeys(re.sub(r"^(server|services)\..*", r"\1.…", name) for name in known)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(listed)}"
         return f"unknown setting {where!r}: {hint}{more}"
     if first["type"] == "missing":
         return f"setting {where!r} is missing{more}"

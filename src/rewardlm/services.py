@@ -8,6 +8,7 @@ tomorrow), a ServiceError ends the run, which the same command goes on with.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import email.utils
@@ -91,8 +92,11 @@ class Service:
             raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again")
         in_url = secrets_in_url(settings.url.get_secret_value())
         self.has_key = bool(key or in_url)
-        # As they are, and as they stand in an address.
+        # As they are, as they stand in an address, and as a header that comes of it has them.
         self._secrets = {form for secret in (key, *in_url) for form in (secret, urllib.parse.quote(secret)) if form}
+        if self._base.userinfo:
+            user_and_password = f"{self._base.username}:{self._base.password}"
+            self._secrets.add(base64.b64encode(user_and_password.encode()).decode())
         sent = dict(headers or {})
         if key:
             # A user and a password in the address would be sent in its place.

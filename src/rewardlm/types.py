@@ -71,18 +71,24 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """P(label) of one answer by one scorer; ``value`` is None where it is unscored, for ``reason``."""
+    """P(label) of one answer by one scorer; ``value`` is None where it is unscored, for ``reason``.
+
+    ``failed`` as in Verdict: such a score is asked for again when its run goes on, one that was declined is not.
+    """
 
     generation_id: str
     scorer: str
     label: str
     value: float | None
     reason: str | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a scorer says of one text: P(label) by label, or no values and the reason why not.
+
+    A verdict with a value of the main label may have a reason too: why another label has none.
 
     ``failed`` tells a judge that broke (and counts towards the failure limit) from one that declined,
     because the text is empty or in a language it can't judge.

@@ -3,13 +3,14 @@
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
-from rewardlm.scoring.scorer import FailureLimit, load_scorer, load_scorers, score_texts
-from rewardlm.types import Verdict
+from rewardlm.errors import ScorerError
+from rewardlm.scoring.scorer import FailureLimit, as_score, is_settled, load_scorer, load_scorers, score_texts
+from rewardlm.types import Score, Verdict
 
 
 class Fake:
@@ -243,11 +244,26 @@ def test_an_unknown_name_lists_what_is_possible(spec):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["perspective", "endpoint"])
-def test_what_this_version_lacks(spec):
-    with pytest.raises(NotAvailableError, match="lexical2") as caught:
-        load_scorer(spec)
-    assert isinstance(caught.value, RewardLMError)
+def test_a_verdict_may_lack_another_label_than_the_main_one():
+    partial = Verdict({"toxicity": 0.3}, reason="no score of threat: {}", failed=True)
+    fake = Fake(lambda texts: [partial])
+    fake.labels = ("toxicity", "threat")
+    assert score_texts(fake, ["x"]) == [partial]
+    assert as_score("a", "fake", "toxicity", partial) == Score("a", "fake", "toxicity", 0.3)
+    assert as_score("a", "fake", "threat", partial) == Score("a", "fake", "threat", None, partial.reason, failed=True)
+    nothing = score_texts(Fake(lambda texts: [Verdict({"threat": 0.3}, reason="no toxicity", failed=True)]), ["x"])
+    assert nothing == [Verdict(reason="no toxicity", failed=True)]
+    silent = as_score("a", "fake", "threat", Verdict({"toxicity": 0.3}))
+    assert (silent.value, silent.failed) == (None, True)
+
+
+def test_what_is_not_asked_for_again():
+    declined, failed = Verdict(reason="language not supported"), Verdict(reason="HTTP 500", failed=True)
+    for verdict, settled in [(Verdict({"t": 0.1}), True), (declined, True), (failed, False)]:
+        assert is_settled(asdict(as_score("a", "fake", "t", verdict))) is settled
+    # Runs of older versions don't say.
+    assert is_settled({"value": None, "reason": "empty response"})
+    assert not is_settled({"value": None, "reason": "HTTP 500"})
 
 
 def test_lists_of_scorers(tmp_path, monkeypatch):

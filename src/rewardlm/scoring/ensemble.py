@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rewardlm.config import ServicesSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import DISAGREEMENT, Scorer, cuts, load_scorer, score_texts
+from rewardlm.scoring.scorer import DISAGREEMENT, Scorer, cuts, is_online, load_scorer, piece_of, score_texts
 from rewardlm.types import Verdict
 
 How = Literal["mean", "max"]
@@ -58,6 +59,8 @@ class Ensemble:
         self.revision = None if None in revisions else "+".join(str(revision) for revision in revisions)
         precisions = {getattr(scorer, "precision", None) for scorer in self._scorers} - {None}
         self.precision = "+".join(sorted(map(str, precisions))) or None
+        self.piece = min(piece_of(scorer) for scorer in self._scorers)
+        self.online = any(is_online(scorer) for scorer in self._scorers)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         # Members are not held to [0, 1] here: whoever calls this through score_texts says what is allowed,
@@ -71,7 +74,7 @@ class Ensemble:
         return [any(row) for row in zip(*(cuts(scorer, texts) for scorer in self._scorers), strict=True)]
 
     def _combine(self, verdicts: Sequence[Verdict]) -> Verdict:
-        missing = [(m.name, v) for m, v in zip(self.members, verdicts, strict=True) if v.reason is not None]
+        missing = [(m.name, v) for m, v in zip(self.members, verdicts, strict=True) if m.label not in v.values]
         if missing:
             # An empty text keeps its bare reason, so that it is recognised as no failure.
             reasons = {v.reason for _, v in missing}
@@ -83,7 +86,14 @@ class Ensemble:
         return Verdict(dict(zip(self.labels, (combined, *values, max(values) - min(values)), strict=True)))
 
 
-def load_ensemble(names: Sequence[str], how: How, *, name: str | None = None, device: str = "cpu") -> Ensemble:
+def load_ensemble(
+    names: Sequence[str],
+    how: How,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    services: ServicesSettings | None = None,
+) -> Ensemble:
     """The ensemble of the scorers ``names``. Labels of one classifier (``ID``, ``ID#label``) share its one pass."""
     from rewardlm.scoring.classifier import ClassifierScorer, split_label
 
@@ -94,7 +104,7 @@ def load_ensemble(names: Sequence[str], how: How, *, name: str | None = None, de
         if source in loaded:
             members.append(Member(spec, loaded[source], loaded[source].also(label)))
             continue
-        scorer = load_scorer(spec, device=device)
+        scorer = load_scorer(spec, device=device, services=services)
         if isinstance(scorer, ClassifierScorer):
             loaded[source] = scorer
         members.append(Member(scorer.name, scorer, scorer.labels[0]))
