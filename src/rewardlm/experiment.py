@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from rewardlm.config import ExperimentSettings, FinetuneSettings, MeasureSettings, RlafSettings, validate
+from rewardlm.config import ExperimentSettings, FinetuneSettings, MeasureSettings, RlafSettings, how_asked, validate
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
@@ -83,13 +83,14 @@ def run_experiment(
     rlaf = _rlaf_settings(settings, out)
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
+    recorded = settings.model_dump(mode="json")
     experiment = Run.start(
         out,
         kind="experiment",
         label=settings.title,
-        settings=settings.model_dump(mode="json"),
-        free=_FREE,
-        added=("measure.counter_narrative",),
+        settings=recorded,
+        free=(*_FREE, *how_asked(recorded)),
+        added=("measure.counter_narrative", "measure.services", "rlaf.services"),
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.

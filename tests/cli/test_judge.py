@@ -110,7 +110,7 @@ def test_a_run_resumes_and_a_config_file_counts(shell: Shell, suite: Path, tmp_p
         (["evaluate", "lexical", "--suite", "good.csv", "--limit", "0"], 2, "limit"),
         (["evaluate", "lexical", "--suite", "good.csv", "sede=1"], 2, "did you mean 'seed'"),
         (["evaluate", "lexical", "--suite", "good.csv", "--card"], 2, "no judge.json"),
-        (["evaluate", "perspective", "--suite", "good.csv"], 3, "not in this version"),
+        (["evaluate", "perspective", "--suite", "good.csv"], 1, "PERSPECTIVE_API_KEY"),
         (["list", "nonsense"], 2, "'nonsense' is not listed"),
         (["list", "--dir", "none"], 2, "no folder"),
         (["list", "--out", "f.json"], 2, "--measure"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fake_service import FakeService
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.judges import listing
 from rewardlm.judges.listing import add_to_card, at_chance, card_folder, list_judges, measure_figures, packaged_figures
@@ -55,9 +56,30 @@ def test_every_judge_says_what_it_is_and_what_it_needs() -> None:
     for judge in judges.values():
         assert judge["what"]
         assert judge["usable"] == (judge["needs"] is None)
-    assert "2026-12-31" in judges["perspective"]["needs"]
-    assert "not in this version" in judges["perspective"]["needs"]
     assert [judge["needs"] for name, judge in judges.items() if "/" in name] == ["the hub, on first use"] * 3
+
+
+def test_judges_over_http_say_what_they_need_until_they_have_it(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, own: Path
+) -> None:
+    judges = named(list_judges(JudgeListSettings()))
+    assert "closes on 2026-12-31" in judges["perspective"]["what"]
+    assert judges["perspective"]["needs"] == "a key in PERSPECTIVE_API_KEY"
+    assert "REWARDLM_ENDPOINT_URL" in judges["endpoint"]["needs"]
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "k")
+    monkeypatch.setenv("REWARDLM_ENDPOINT_URL", service.url)
+    settings = JudgeListSettings.model_validate({"services": {"endpoints": {"mine": {"url": service.url}, "b": {}}}})
+    judges = named(list_judges(settings))
+    assert [judges[name]["usable"] for name in ("perspective", "endpoint", "endpoint:mine", "endpoint:b")] == [
+        True, True, True, False
+    ]  # fmt: skip
+    # Nobody is asked, and paid, who was not named.
+    asked: list[str] = []
+    monkeypatch.setattr(listing, "measure_figures", lambda names, *_, **__: asked.extend(names) or {})
+    list_judges(JudgeListSettings(measure=True, suite=[str(own)]))
+    assert "lexical" in asked
+    assert not {"perspective", "endpoint"} & set(asked)
+    assert service.asked == []
 
 
 @pytest.mark.parametrize("name", ["lexical", "lexical2"])

@@ -74,6 +74,9 @@ def main() -> None:
     warnings.showwarning = _warn
     try:
         code = app(standalone_mode=False)
+        if code == 130:
+            # Typer turns an interrupt into this and says nothing.
+            raise KeyboardInterrupt
     except RewardLMError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:

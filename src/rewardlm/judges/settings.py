@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config import LoraSettings, Names, Section
+from rewardlm.config import LoraSettings, Names, Section, ServicesSettings
 from rewardlm.judges.texts import LABELS
 
 
@@ -27,6 +27,7 @@ class JudgeEvaluateSettings(Section):
     n_resamples: int = Field(1000, ge=100)
     speed: bool = True
     max_failed_share: float = Field(0.01, ge=0, le=1)
+    services: ServicesSettings = ServicesSettings()
 
     @field_validator("judge", "suite", mode="before")
     @classmethod
@@ -56,6 +57,7 @@ class JudgeListSettings(Section):
     limit: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"
+    services: ServicesSettings = ServicesSettings()
 
     @field_validator("names", "suite", mode="before")
     @classmethod

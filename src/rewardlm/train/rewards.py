@@ -139,7 +139,10 @@ class RewardModel:
             verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
             self._limits[scorer.name].add(scorer.name, verdicts)
             by_judge[scorer.name] = [_main(scorer, verdict) for verdict in verdicts]
-            reasons = [reason or verdict.reason for reason, verdict in zip(reasons, verdicts, strict=True)]
+            reasons = [
+                reason or (verdict.reason if _main(scorer, verdict) is None else None)
+                for reason, verdict in zip(reasons, verdicts, strict=True)
+            ]
         terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
         for name, values in terms.items():
             found = [_term_verdict(value, is_empty) for value, is_empty in zip(values, empty, strict=True)]

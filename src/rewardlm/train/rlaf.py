@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import RlafSettings, TermSettings
+from rewardlm.config import RlafSettings, TermSettings, how_asked
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
@@ -105,11 +105,11 @@ def train(
 
     # 1. The reward, and whether it points the right way.
     rewards = RewardModel(
-        [load_scorer(name, device=device) for name in settings.reward],
+        [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
         settings.rewards,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
-        witnesses=[load_scorer(name, device=device) for name in _witnesses(settings)],
-        terms=load_terms(settings.rewards.terms, device=device),
+        witnesses=[load_scorer(name, device=device, services=settings.services) for name in _witnesses(settings)],
+        terms=load_terms(settings.rewards.terms, device=device, services=settings.services),
     )
     rewards.check_sign()
 
@@ -300,12 +300,14 @@ def _silent(_: str) -> None:
 
 
 def _start(settings: RlafSettings, out: Path) -> Run:
+    recorded = settings.resolved().model_dump(mode="json")
     run = Run.start(
         out,
         kind="rlaf",
         label="RL",
-        settings=settings.resolved().model_dump(mode="json"),
-        free=FREE_SETTINGS,
+        settings=recorded,
+        free=(*FREE_SETTINGS, *how_asked(recorded)),
+        added=("services",),
         filled={**OLDER_RUNS, "critic": "trunk" if settings.algorithm == "ppo" else None},
     )
     if not run.finished or sum(1 for _ in run.read("metrics")) < settings.steps:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rewardlm.config import TermSettings, is_function_name
+from rewardlm.config import ServicesSettings, TermSettings, is_function_name
 from rewardlm.errors import ScorerError
 from rewardlm.measure.quality import in_other_script, repeated_share
 from rewardlm.measure.similarity import load_embedder, similarities
@@ -61,7 +61,7 @@ class Terms:
         return found
 
 
-def load_terms(settings: TermSettings, *, device: str = "cpu") -> Terms:
+def load_terms(settings: TermSettings, *, device: str = "cpu", services: ServicesSettings | None = None) -> Terms:
     """The terms with a weight over 0; an embedder or a judge is loaded only for those. Raises as their loaders do."""
     terms = []
     if settings.length:
@@ -78,7 +78,7 @@ def load_terms(settings: TermSettings, *, device: str = "cpu") -> Terms:
             )
         )
     if settings.counter_narrative:
-        judge = _counter_narrative(settings.counter_narrative_judge, device)
+        judge = _counter_narrative(settings.counter_narrative_judge, device, services)
         terms.append(Term("counter_narrative", settings.counter_narrative, judge))
     return Terms(terms)
 
@@ -91,7 +91,7 @@ def _script(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
     return [-float(in_other_script(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def _counter_narrative(spec: str, device: str) -> Values:
+def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Values:
     """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
 
     Raises ScorerError where no label was, because which one is chosen for a toxicity judge is the opposite of what is
@@ -104,7 +104,7 @@ def _counter_narrative(spec: str, device: str) -> Values:
             found = pair_judge.judge(list(zip(prompts, texts, strict=True)))
             return [None if verdict is None else verdict[COUNTER_NARRATIVE] for verdict in found]
     else:
-        scorer = load_scorer(spec, device=device)
+        scorer = load_scorer(spec, device=device, services=services)
         if "#" not in spec and not is_function_name(spec):
             raise ScorerError(
                 f"rewards.terms.counter_narrative_judge {spec!r}: say which label is meant by naming it, {spec}#LABEL"
