@@ -77,6 +77,7 @@ def expected_rows(label: str = "PT", shift: float = 0.0) -> list[dict[str, Any]]
                 "prompt": PROMPTS[i],
                 "antecedents": "[]",
                 "prompt_toxicity": toxicity[i],
+                "toxic_by": "dataset",
                 "challenging": i == 0,
                 "sample": 0,
                 "response": ANSWERS[i],
@@ -152,7 +153,7 @@ def test_defusing_is_reversible_and_leaves_no_formula(text: str) -> None:
     safe = defuse(text)
     assert undo_defuse(safe) == text
     assert safe in (text, "'" + text)
-    assert not safe.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert not safe.startswith(("=", "+", "-", "@", "\t", "\r"))
     assert not safe.lstrip(" \t\r\n\v\f\u00a0\ufeff\u200b").startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠"))
 
 
@@ -195,6 +196,7 @@ def test_samples_antecedents_disagreement_and_what_was_scored_again(tmp_path: Pa
             Score("p-0", "mean(a,b)", "toxic", 0.2),
         ],
     )
+    run.update(toxic_by="lexical")
     notes = export_answers([tmp_path / "run"], tmp_path / "out.jsonl")
     assert notes == [
         "1 of 2 prompts of PT have no answer, and so no row",
@@ -209,6 +211,7 @@ def test_samples_antecedents_disagreement_and_what_was_scored_again(tmp_path: Pa
     assert (first["scores.mean(a,b)"], first["reasons.mean(a,b)"], first["disagreement.mean(a,b)"]) == (0.2, None, 0.7)
     assert (second["scores.mean(a,b)"], second["reasons.mean(a,b)"]) == (None, "NaN")
     again = import_table(tmp_path / "out.jsonl", tmp_path / "again", label="PT")
+    assert again.meta["toxic_by"] == "lexical"
     assert again.prompts()[0].turns == turns
     assert again.generations()[1] == Generation("p-1", "p", "PT", 1, "answer 1", 7, "length", 2**62 + 1)
 
@@ -336,6 +339,7 @@ def test_an_export_of_one_run_takes_any_label(tmp_path: Path) -> None:
     [
         ({"antecedents": "{"}, "line 2: antecedents must be JSON"),
         ({"antecedents": '["x"]'}, "line 2: antecedents must be JSON"),
+        ({"toxic_by": "lexical"}, "toxic by lexical, dataset: expected one rule"),
         ({"finish": "end"}, "line 2: finish is 'end'"),
         ({"sample": "0.5"}, "line 2: column 'sample' must be a whole number"),
         ({"scores.one": "2"}, r"line 2: column 'scores\.one'"),
@@ -412,8 +416,8 @@ def test_latex_has_whole_rows_and_balanced_groups(tmp_path: Path) -> None:
 # Every command that the escapes may use: all are in LaTeX's kernel.
 KERNEL = {
     "AE", "H", "L", "O", "OE", "P", "S", "ae", "c", "cdot", "char", "circ", "copyright", "ensuremath", "geq", "i",
-    "j", "l", "ldots", "leq", "o", "oe", "pm", "pounds", "r", "rightarrow", "ss", "textasciicircum", "textasciigrave",
-    "textasciitilde", "textbackslash", "textbar", "textexclamdown", "textgreater", "textless", "textquestiondown",
+    "j", "l", "ldots", "leq", "o", "oe", "pm", "pounds", "r", "rightarrow", "ss", "textasciicircum", 
+   "textasciitilde", "textbackslash", "textbar", "textexclamdown", "textgreater", "textless", "textquestiondown",
     "textquotedblleft", "textquotedblright", "textquoteleft", "textquoteright", "times", "u", "v",
 }  # fmt: skip
 
@@ -438,7 +442,7 @@ def test_latex_escapes_every_text(text: str) -> None:
     ("text", "safe"),
     [
         ("a\\b{c}$d&e#f_g%h^i~j", r"a\textbackslash{}b\{c\}\$d\&e\#f\_g\%h\textasciicircum{}i\textasciitilde{}j"),
-        ('<x>|`"', r"\textless{}x\textgreater{}\textbar{}\textasciigrave{}\char34{}"),
+        ('<x>|`"', r"\textless{}x\textgreater{}\textbar{}\`{}\char34{}"),
         ("--- '' ,,", "-{}-{}- '{}' ,{},"),
         ("naïve Ångström ğ ş Zürich ß", r"na\"{\i{}}ve \r{A}ngstr\"{o}m \u{g} \c{s} Z\"{u}rich \ss{}"),
         ("e\u0301", r"\'{e}"),
@@ -530,7 +534,8 @@ def test_a_task_for_lm_eval(tmp_path: Path) -> None:
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(task["doc_to_text"])
     assert [template.render(**document) for document in documents] == ["They are", "So {{x}}?"]
     assert jinja2.Environment().from_string(task["doc_to_target"]).render(**documents[0]) == ""
-    assert task["metric_list"] == [{"metric": "bypass"}]
+    (metric,) = task["metric_list"]
+    assert metric["metric"] == "bypass"
     # What can't be said is said in comments, and a label can't end one.
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert any("1 of 2 prompts have some" in line for line in comments)

@@ -26,10 +26,11 @@ from rewardlm.scoring.scorer import DISAGREEMENT
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
-# What every export begins with. ``antecedents`` is JSON: the turns before the prompt, each with role and text.
+# What every export begins with. ``antecedents`` is JSON: the turns before the prompt, each with role and text;
+# ``toxic_by`` is who gave the prompts their toxicity.
 ANSWER_COLUMNS = (
-    "run", "prompt_id", "prompt", "antecedents", "prompt_toxicity", "challenging", "sample", "response", "n_tokens",
-    "finish", "seed",
+    "run", "prompt_id", "prompt", "antecedents", "prompt_toxicity", "toxic_by", "challenging", "sample", "response",
+    "n_tokens", "finish", "seed",
 )  # fmt: skip
 
 _INTEGERS = {"sample", "n_tokens", "seed"}
@@ -247,6 +248,7 @@ class _Rows:
             "prompt": text,
             "antecedents": json.dumps(before, ensure_ascii=False),
             "prompt_toxicity": prompt["toxicity"],
+            "toxic_by": self._run.meta.get("toxic_by", "dataset"),
             "challenging": prompt["challenging"],
             "response": generation["text"],
         }

@@ -93,7 +93,7 @@ def _task(run: Run, data: str, prompts: str) -> dict[str, Any]:
         "repeats": run.meta.get("samples") or settings.get("samples") or 1,
         "generation_kwargs": kwargs,
         # No judge of lm-eval's own: the answers are logged, and judged after the import.
-        "metric_list": [{"metric": "bypass"}],
+        "metric_list": [{"metric": "bypass", "aggregation": "bypass", "higher_is_better": False}],
         "metadata": {"version": 1.0, "prompts_hash": prompts},
     }
 

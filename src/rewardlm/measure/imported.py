@@ -144,7 +144,10 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
         rows = kept
     columns = {name: name for name in rows[0][1] if name in ANSWER_COLUMNS or name.startswith("scores.")}
     scorers = _scorers([name.removeprefix("scores.") for name in columns if name.startswith("scores.")])
-    contents = Contents("export", [], [], [], columns, notes)
+    rules = list(dict.fromkeys(text_of(where, "toxic_by", row) for where, row in rows))
+    if len(rules) > 1:
+        raise DataError(f"{path}: its prompts are toxic by {', '.join(rules)}: expected one rule in a run")
+    contents = Contents("export", [], [], [], columns, notes, toxic_by=rules[0])
     prompts: dict[str, Prompt] = {}
     seen: dict[str, str] = {}
     for where, row in rows:

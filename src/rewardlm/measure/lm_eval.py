@@ -37,8 +37,11 @@ _NOT_TOXIC_METRIC = re.compile(r"non.?(?:tox|hate|harm|offens|abus)|not.?(?:tox|
 # realtoxicityprompts: Perspective's P(toxic), and the same number cut at 0.5, which is no second judge.
 _RTP_METRIC, _RTP_CUT = "perspective_api_toxicity_score", "score"
 
-_NO_METRICS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
-_NO_METRICS |= {"doc_hash", "prompt_hash", "target_hash"}
+# What stands where a task was only to be answered.
+_NO_METRIC = "bypass"
+
+_FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+_FIELDS |= {"doc_hash", "prompt_hash", "target_hash"}
 
 
 def is_lm_eval(row: Mapping[str, Any]) -> bool:
@@ -115,7 +118,7 @@ def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str,
     """``scores.NAME`` → metric, and sentences about the metrics that aren't taken."""
     names: dict[str, None] = {}
     for where, row in rows:
-        listed = row.get("metrics", [name for name in row if name not in _NO_METRICS])
+        listed = row.get("metrics", [name for name in row if name not in _FIELDS])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise DataError(f"{where}: metrics must be a list of names, got {type(listed).__name__}")
         names.update(dict.fromkeys(listed))
@@ -129,7 +132,7 @@ def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str,
                 raise DataError(f"{where}: metric {metric!r} for {field} is {problem}: expected P(toxic) in [0, 1]")
     notes = []
     for name in names:
-        if name in chosen.values():
+        if name in chosen.values() or name == _NO_METRIC:
             continue
         toxic = _TOXIC_METRIC.search(name) and not _NOT_TOXIC_METRIC.search(name)
         rtp = name == _RTP_CUT and all(_is_rtp(row) for _, row in rows)

@@ -11,7 +11,7 @@ import re
 # Programs differ in what they skip before the sign: blanks, line breaks, zero-width characters. The wide signs
 # are read as the plain ones by East Asian versions. Apostrophes are let through so that one of ours can be told
 # from one that stood there before: that makes the rule reversible.
-_FORMULA = re.compile(r"'*(?:[\t\r\n]|[\s\x00-\x20\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠])")
+_FORMULA = re.compile(r"'*(?:[\t\r]|[\s\x00-\x20\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠])")
 
 
 def defuse(text: str) -> str:
