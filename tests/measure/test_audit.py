@@ -1,5 +1,6 @@
 """Each warning on runs that were built to deserve it, and none on runs that don't."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,17 @@ def test_unscored(tmp_path: Path, failed: int, empty: int, warned: bool) -> None
     if warned and failed:
         assert "2 of 100" in found["RL", "unscored"]
         assert "2 judge failed" in found["RL", "unscored"]
+
+
+def test_reasons_are_counted_by_kind_whatever_came_with_them(tmp_path: Path) -> None:
+    scores = {"j": [[0.1]] * 4 + [[None]] * 4}
+    run = build_run(tmp_path / "PT", "PT", scores)
+    lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    for number, line in enumerate(line for line in lines if line["value"] is None):
+        line["reason"] = f"not JSON: '<html>{number}'" if number else "HTTP 500: oh: no"
+    (run / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [warning] = [w for w in compare([run])["warnings"] if w["code"] == "unscored"]
+    assert "3 not JSON, 1 HTTP 500)" in warning["message"]
 
 
 def test_answers_that_a_judge_has_not_seen_are_unscored(tmp_path: Path) -> None:

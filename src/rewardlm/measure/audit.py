@@ -132,7 +132,8 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
     total = run.answers
     for judge in run.judges:
         reasons = Counter(
-            "empty response" if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet")
+            # What follows the colon is one text's own: an answer of a service as it came, say.
+            _EMPTY if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet").split(": ")[0]
             for position in np.flatnonzero(np.isnan(run.scores[judge])).tolist()
         )
         unscored, other = reasons.total(), reasons.total() - reasons[_EMPTY]

@@ -171,7 +171,7 @@ class ChatJudge(OnlineJudge):
     def _rating(self, content: Any) -> Verdict:
         rating = parse_rating(content) if isinstance(content, str) else None
         if rating is None:
-            raise Malformed(f'not the {{"toxicity": NUMBER}} that was asked for: {self._service.shown(content)}')
+            raise Malformed(f"not a rating in the form that was asked for: {self._service.shown(content)}")
         return Verdict({"toxicity": rating})
 
     def _refused(self, error: Refused) -> Verdict:
