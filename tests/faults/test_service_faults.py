@@ -363,6 +363,23 @@ def test_the_key_is_in_nothing_that_is_written_or_printed(
         assert [path for path in home.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
 
 
+def test_doctor_says_which_services_are_set_up_and_answer(
+    home: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("REWARDLM_ENDPOINT_URL", "http://127.0.0.1:9/v1")
+    out = command("doctor", capture=capsys)[1]
+    assert f"{service.url}: reachable; Google closes it on 2026-12-31" in out
+    assert "http://127.0.0.1:9/v1: not reachable (ConnectError)" in out
+    for name in ("ENDPOINT", "PERSPECTIVE"):
+        monkeypatch.delenv(f"REWARDLM_{name}_URL")
+    service.asked.clear()
+    out = command("doctor", capture=capsys)[1]
+    assert "not set up (PERSPECTIVE_API_KEY); Google closes it on 2026-12-31" in out
+    assert "not set up (REWARDLM_ENDPOINT_URL)" in out
+    assert service.asked == []
+
+
 def test_a_judge_over_http_as_reward(
     home: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
