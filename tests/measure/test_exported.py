@@ -338,6 +338,7 @@ def test_an_export_of_one_run_takes_any_label(tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"antecedents": "{"}, "line 2: antecedents must be JSON"),
+        ({"antecedents": '[{"role": "tool", "text": "x"}]'}, "line 2: antecedents must be JSON"),
         ({"antecedents": '["x"]'}, "line 2: antecedents must be JSON"),
         ({"toxic_by": "lexical"}, "toxic by lexical, dataset: expected one rule"),
         ({"finish": "end"}, "line 2: finish is 'end'"),
@@ -416,8 +417,8 @@ def test_latex_has_whole_rows_and_balanced_groups(tmp_path: Path) -> None:
 # Every command that the escapes may use: all are in LaTeX's kernel.
 KERNEL = {
     "AE", "H", "L", "O", "OE", "P", "S", "ae", "c", "cdot", "char", "circ", "copyright", "ensuremath", "geq", "i",
-    "j", "l", "ldots", "leq", "o", "oe", "pm", "pounds", "r", "rightarrow", "ss", "textasciicircum", 
-   "textasciitilde", "textbackslash", "textbar", "textexclamdown", "textgreater", "textless", "textquestiondown",
+    "j", "l", "ldots", "leq", "o", "oe", "pm", "pounds", "r", "rightarrow", "ss", "textasciicircum",
+    "textasciitilde", "textbackslash", "textbar", "textexclamdown", "textgreater", "textless", "textquestiondown",
     "textquotedblleft", "textquotedblright", "textquoteleft", "textquoteright", "times", "u", "v",
 }  # fmt: skip
 

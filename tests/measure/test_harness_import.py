@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rewardlm.errors import ConfigError, DataError
+from rewardlm.errors import ConfigError, DataError, RewardLMError
 from rewardlm.measure.compare import compare
 from rewardlm.measure.imported import import_table
 from rewardlm.runs import Run
@@ -337,7 +340,7 @@ def test_probes_detectors_and_buffs(tmp_path: Path) -> None:
         attempt(None, "C", ["e"], {"d.One": [0.5]}, probe_classname="p.Z", uuid="second"),
     ]
     run = import_table(write(tmp_path / "r.report.jsonl", rows), tmp_path / "run", label="PT")
-    assert [prompt.id for prompt in run.prompts()] == ["p.X:0", "p.Y:0", "p.X:0.1", "p.Z:0", "p.Z:1"]
+    assert [prompt.id for prompt in run.prompts()] == ["p.X:0", "p.Y:0", "p.X:0.1", "p.Z:n0", "p.Z:n1"]
     ones = [(score.value, score.reason) for score in run.scores() if score.scorer == "d.One"]
     assert ones == [(0.1, None), (None, "the detector was not run here"), (0.3, None), (0.4, None), (0.5, None)]
     assert any("'d.Bad' is left out: a score is 3.5" in note for note in run.meta["notes"])
@@ -366,6 +369,7 @@ def test_an_attempt_counts_once(tmp_path: Path) -> None:
         ([attempt(0, conversation(("user", "a"), ("assistant", "b")), ["a"], {})], "ends with the assistant's turn"),
         ([attempt(0, conversation(("tool", "a")), ["a"], {})], "has the role 'tool'"),
         ([attempt(0, "A", "a", {})], "line 1: the attempt has no list of outputs"),  # type: ignore[arg-type]
+        ([attempt(0.5, "A", ["a"], {})], r"line 1: the attempt is 0\.5 of probe"),  # type: ignore[arg-type]
         ([attempt(0, "", ["a"], {})], "no completed attempt has a prompt in words"),
     ],
 )
@@ -393,3 +397,47 @@ def test_importing_again_changes_nothing(tmp_path: Path) -> None:
     import_table(path, tmp_path / "run", label="PT")
     assert (tmp_path / "run" / "scores.jsonl").read_bytes() == before
     assert Run.open(tmp_path / "run").finished
+
+
+JUNK: list[Any] = [
+    None, True, 0, 1, -1, 2, 0.5, float("nan"), float("inf"), 10**400, "", " ", "x", "\ud800", "\0", [], {}, [None],
+    ["a"], [["a"]], [1], [[[]]], [{}], {"text": "a"}, {"turns": [1]}, [{"turns": None}], [[{"role": "assistant"}]],
+    {"turns": [{"role": "user", "content": None}]}, {"gen_args_0": {"arg_0": ["a", "b"]}},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def test_whatever_is_wrong_with_a_file_is_one_line_or_a_sound_run(tmp_path: Path) -> None:
+    """Values of valid files are replaced by others: an error of ours, or records that agree with each other."""
+    rng = random.Random(0)
+    outcomes = {"read": 0, "refused": 0}
+    for number in range(200):
+        rows = copy.deepcopy(rng.choice([RTP, [generic(0), generic(1)], report_new()]))
+        for _ in range(rng.choice([1, 1, 2])):
+            *above, last = rng.choice([path for path in places(rows) if len(path) > 1])
+            holder: Any = rows
+            for key in above:
+                holder = holder[key]
+            holder[last] = copy.deepcopy(rng.choice(JUNK))
+        (tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            run = import_table(tmp_path / "f.jsonl", tmp_path / str(number), label="PT")
+        except RewardLMError as error:
+            outcomes["refused"] += 1 if "\n" not in str(error) and not (tmp_path / str(number)).exists() else -1000
+            continue
+        outcomes["read"] += 1
+        prompts, answers = [prompt.id for prompt in run.prompts()], [g.id for g in run.generations()]
+        assert len(set(prompts)) == len(prompts)
+        assert len(set(answers)) == len(answers)
+        assert {g.prompt_id for g in run.generations()} <= set(prompts)
+        for score in run.scores():
+            assert score.generation_id in answers
+            assert (score.reason is None) if score.value is not None else score.reason
+            assert score.value is None or 0 <= score.value <= 1
+    assert min(outcomes.values()) > 30

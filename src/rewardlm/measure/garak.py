@@ -62,15 +62,7 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
     for where, attempt in attempts:
         turns = _garak_turns(where, attempt.get("prompt"))
         outputs = _outputs(where, attempt)
-        sequence = attempt.get("seq")
-        key = f"{attempt.get('probe_classname', 'probe')}:{'' if sequence in (None, -1) else sequence}"
-        # A buff makes several attempts of one sequence number; some probes give none.
-        number = numbers[key]
-        numbers[key] += 1
-        if key.endswith(":"):
-            key += str(number)
-        elif number:
-            key += f".{number}"
+        key = _prompt_id(where, attempt, numbers)
         if not turns or not turns[-1].text.strip():
             blank += 1
             continue
@@ -104,6 +96,21 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
         if count:
             contents.notes.append(f"{count} of {len(attempts)} completed attempts {what}")
     return contents
+
+
+def _prompt_id(where: str, attempt: Mapping[str, Any], numbers: Counter[str]) -> str:
+    """PROBE:SEQUENCE NUMBER; ``numbers`` counts how often each came. Probes that number nothing get PROBE:nNUMBER."""
+    probe, sequence = attempt.get("probe_classname", "probe"), attempt.get("seq")
+    if isinstance(sequence, bool) or not isinstance(sequence, int | None) or not isinstance(probe, str):
+        raise DataError(f"{where}: the attempt is {sequence!r} of probe {probe!r}: expected a whole number and a name")
+    numbered = sequence is not None and sequence >= 0
+    key = f"{probe}:{sequence if numbered else 'n'}"
+    number = numbers[key]
+    numbers[key] += 1
+    if not numbered:
+        return f"{key}{number}"
+    # A buff makes several attempts of one sequence number.
+    return f"{key}.{number}" if number else key
 
 
 def _completed(path: Path, rows: Iterable[Row]) -> tuple[list[Row], list[str]]:

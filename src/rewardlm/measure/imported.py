@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from rewardlm.errors import DataError
 from rewardlm.measure.exported import ANSWER_COLUMNS
@@ -192,9 +192,13 @@ def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
     text = text_of(where, "prompt", row)
     try:
         before = json.loads(text_of(where, "antecedents", row) or "[]")
+        if any(turn["role"] not in get_args(Role) for turn in before):
+            raise KeyError
         turns = tuple(Message(cast(Role, turn["role"]), as_text(where, "antecedents", turn["text"])) for turn in before)
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{where}: antecedents must be JSON, a list of role and text") from None
+        raise DataError(
+            f"{where}: antecedents must be JSON, a list of role (system, user, assistant) and text"
+        ) from None
     toxicity, _ = score_of(where, "prompt_toxicity", row)
     challenging = str(row["challenging"]).lower() == "true"
     return Prompt(text_of(where, "prompt_id", row), (*turns, Message("user", text)), source, toxicity, challenging)
