@@ -190,6 +190,11 @@ class Run:
             for child in self.path.iterdir()
         )
 
+    def mend(self) -> None:
+        """Cut off what a killed process left half-written: done by ``start``, and needed before adding to an opened run."""
+        for file in self.path.glob("*.jsonl"):
+            _drop_unfinished_line(file)
+
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
         self.meta.update(fields)

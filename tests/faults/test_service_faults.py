@@ -264,6 +264,18 @@ def until(happened: Any, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def test_half_a_line_that_a_kill_left_is_cut_off(home: Path, service: FakeService) -> None:
+    service.answer = well
+    run = stored(home, [f"answer {i}" for i in range(6)])
+    assert command("score", run, *how("chat"))[0] == 0
+    file = run / "scores.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    service.asked.clear()
+    assert command("score", run, *how("chat"))[0] == 0
+    assert service.texts == ["answer 5"]
+    assert len(values(run)) == 6
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_kill_and_go_on(home: Path, service: FakeService) -> None:
     service.answer = lambda asked: Reply(well(asked).body, after=0.02)

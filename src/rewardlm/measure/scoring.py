@@ -46,6 +46,7 @@ def score_run(
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
     scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
+    run.mend()
     refuse_other_judges(run, [scorer])
     known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
     before = known.pop(scorer.name, None)
