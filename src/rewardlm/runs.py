@@ -191,7 +191,7 @@ class Run:
         )
 
     def mend(self) -> None:
-        """Cut off what a killed process left half-written: done by ``start``, and needed before adding to an opened run."""
+        """Cut off what a killed process left half-written. ``start`` does; who adds to an opened run must, too."""
         for file in self.path.glob("*.jsonl"):
             _drop_unfinished_line(file)
 
@@ -243,10 +243,14 @@ class Run:
                     raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
 
     def prompts(self) -> list[Prompt]:
-        return [
+        return list(self.each_prompt())
+
+    def each_prompt(self) -> Iterator[Prompt]:
+        """As ``prompts``, one at a time: there may be many."""
+        return (
             Prompt(**{**record, "turns": tuple(Message(**turn) for turn in record["turns"])})
             for record in self.read("prompts")
-        ]
+        )
 
     def generations(self) -> list[Generation]:
         return list(self.each_generation())

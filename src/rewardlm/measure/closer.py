@@ -46,26 +46,23 @@ def look_closer(
     """
     if not (similarity or fluency or pair_judge):
         return
-    prompts = {
-        prompt.id: prompt
-        for prompt in run.prompts()
-        if toxic_above is None or (prompt.toxicity is not None and prompt.toxicity >= toxic_above)
-    }
-    answers = sum(1 for _ in _answers(run, prompts))
+    among = None
+    if toxic_above is not None:
+        among = {p.id for p in run.each_prompt() if p.toxicity is not None and p.toxicity >= toxic_above}
+    answers = sum(1 for _ in _answers(run, among))
     chosen = sample_of(answers, sample, seed)
     total = answers if chosen is None else len(chosen)
     if report is not None:
         report(0, total, "similarity and fluency")
+    about = {answer.prompt_id for piece in _pieces(_answers(run, among), chosen) for answer in piece}
+    prompts = {prompt.id: prompt for prompt in run.each_prompt() if prompt.id in about}
     own_and_null = None
     if similarity:
-        about = {answer.prompt_id for piece in _pieces(_answers(run, prompts), chosen) for answer in piece}
-        own_and_null = Similarity(
-            load_embedder(device), [prompt.text for key, prompt in prompts.items() if key in about], seed=seed
-        )
+        own_and_null = Similarity(load_embedder(device), [prompt.text for prompt in prompts.values()], seed=seed)
     # What is looked at now takes the place of what was found before; the rest stays.
     known = {record["generation_id"]: record for record in run.read("quality")}
     done = 0
-    for piece in _pieces(_answers(run, prompts), chosen):
+    for piece in _pieces(_answers(run, among), chosen):
         found: dict[str, Sequence[Any]] = {}
         texts = [answer.text for answer in piece]
         asked = [prompts[answer.prompt_id].text for answer in piece]
@@ -114,8 +111,9 @@ def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]
     return result
 
 
-def _answers(run: Run, prompts: dict[str, Prompt]) -> Iterator[Generation]:
-    return (answer for answer in run.each_generation() if answer.prompt_id in prompts)
+def _answers(run: Run, among: set[str] | None) -> Iterator[Generation]:
+    """The answers to prompts of these ids; None: all."""
+    return (answer for answer in run.each_generation() if among is None or answer.prompt_id in among)
 
 
 def _pieces(generations: Iterable[Generation], chosen: list[int] | None) -> Iterator[list[Generation]]:

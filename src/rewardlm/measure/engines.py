@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from rewardlm.config import MeasureSettings
@@ -70,14 +71,18 @@ class Engine(Protocol):
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]: ...
 
 
-def questions(prompts: Sequence[Prompt], settings: MeasureSettings, start: int) -> list[Question]:
-    """The window that begins at position ``start`` of the grid prompts × samples, prompt by prompt."""
-    stop = min(start + WINDOW, len(prompts) * settings.samples)
-    grid = (divmod(position, settings.samples) for position in range(start, stop))
-    return [
-        Question(prompts[row], sample, stream_seed("measure", settings.seed, prompts[row].id, sample))
-        for row, sample in grid
-    ]
+def questions(prompts: Iterable[Prompt], settings: MeasureSettings) -> Iterator[Question]:
+    """All that is asked: prompt by prompt, its samples in order."""
+    for prompt in prompts:
+        for sample in range(settings.samples):
+            yield Question(prompt, sample, stream_seed("measure", settings.seed, prompt.id, sample))
+
+
+def windows(asked: Iterable[Question]) -> Iterator[list[Question]]:
+    """``WINDOW`` questions at a time."""
+    stream = iter(asked)
+    while window := list(islice(stream, WINDOW)):
+        yield window
 
 
 class LocalEngine:

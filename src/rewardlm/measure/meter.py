@@ -18,7 +18,7 @@ from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure.closer import look_closer
-from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions
+from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions, windows
 from rewardlm.measure.metrics import BoolArray
 from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations, score_records
 from rewardlm.models.load import Policy, resolve_device
@@ -60,7 +60,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     pair_judge = None
     if settings.counter_narrative is not None:
         pair_judge = load_pair_judge(settings.counter_narrative, device=device)
-    prompts = _prompts(run, settings, scorers, device)
+    _store_prompts(run, settings, scorers, device)
     # Before a model is loaded: answers of two models must not end up in one table.
     _check_weights(run, "adapter_hash", adapter_hash(settings))
     policy: Policy | None = None
@@ -87,7 +87,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
             samples=settings.samples,
             pair_judge=pair_judge and pair_judge.describe(),
         )
-        _sample_and_score(run, settings, engine, prompts, scorers, report)
+        _sample_and_score(run, settings, engine, scorers, report)
         run.update(**engine.describe())
     look_closer(
         run,
@@ -103,11 +103,10 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     return run
 
 
-def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> list[Prompt]:
-    """The run's prompts: those stored at its start, or now loaded, judged where needed, and stored."""
-    stored = run.prompts()
-    if stored and "prompts_hash" in run.meta:
-        return stored
+def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> None:
+    """Load the prompts, judge them where needed, and write them down, unless the run has them."""
+    if "prompts_hash" in run.meta and any(True for _ in run.read("prompts")):
+        return
     loaded = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
     prompts = loaded.prompts
     if not prompts:
@@ -134,7 +133,6 @@ def _prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], dev
         prompts_hash=prompts_hash(prompts),
         toxic_by=toxic_by,
     )
-    return prompts
 
 
 def _judge_prompts(
@@ -165,25 +163,24 @@ def _sample_and_score(
     run: Run,
     settings: MeasureSettings,
     engine: Engine,
-    prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],
     report: Report | None,
 ) -> None:
-    total = len(prompts) * settings.samples
+    total = sum(1 for _ in run.read("prompts")) * settings.samples
     limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
-    have = _catch_up(run, settings, prompts, scorers, limits)
+    have = _catch_up(run, settings, total, scorers, limits)
     # Questions that the server said it would never answer are not asked again.
     refused = {record["id"]: record["reason"] for record in run.read("unanswered")}
     done = int(have.sum()) + len(refused)
     if report is not None:
         report(done, total, "answers")
     if settings.engine == "ray":
-        _by_workers(run, settings, prompts, scorers, limits, have, report)
+        _by_workers(run, settings, scorers, limits, have, report)
     else:
         unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
-        for start in range(0, total, WINDOW):
-            window = questions(prompts, settings, start)
-            known = {row for row, question in enumerate(window) if have[start + row] or question.id in refused}
+        for number, window in enumerate(windows(questions(run.each_prompt(), settings))):
+            there = have[number * WINDOW : (number + 1) * WINDOW]
+            known = {row for row, question in enumerate(window) if there[row] or question.id in refused}
             answers = _counted(run, engine.answers(window, known), unanswered, refused)
             for batch in _batches(answers):
                 done += len(batch)
@@ -222,14 +219,16 @@ def _batches(answers: Iterator[Generation]) -> Iterator[list[Generation]]:
 def _catch_up(
     run: Run,
     settings: MeasureSettings,
-    prompts: Sequence[Prompt],
+    total: int,
     scorers: Sequence[Scorer],
     limits: Sequence[FailureLimit],
 ) -> BoolArray:
     """Bool[prompts × samples]: which answers a run that goes on has already; those not scored yet are scored first."""
-    have = np.zeros(len(prompts) * settings.samples, dtype=np.bool_)
+    have = np.zeros(total, dtype=np.bool_)
+    if not any(True for _ in run.read("generations")):
+        return have
     by_scorer = answered(run, scorers, limits)
-    rows = {prompt.id: row for row, prompt in enumerate(prompts)}
+    rows = {record["id"]: row for row, record in enumerate(run.read("prompts"))}
     generations = run.each_generation()
     while piece := list(islice(generations, 512)):
         for generation in piece:
@@ -260,7 +259,6 @@ def _counted(
 def _by_workers(
     run: Run,
     settings: MeasureSettings,
-    prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],
     limits: Sequence[FailureLimit],
     have: BoolArray,
@@ -269,6 +267,7 @@ def _by_workers(
     from rewardlm.measure.sharded import judged_by_ray
 
     starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
+    prompts = run.prompts()
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
     truncated = int(run.meta.get("truncated_prompts", 0))
     for judged in judged_by_ray(settings, run.label, prompts, starts) if starts else ():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from rewardlm.config import MeasureSettings
@@ -52,19 +51,7 @@ class ServedEngine:
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]:
         asked = [question for index, question in enumerate(window) if index not in known]
-        pool = ThreadPoolExecutor(self._settings.server.concurrency, thread_name_prefix="ask")
-        try:
-            pending: set[Future[Generation | NoAnswer]] = {pool.submit(self._ask, question) for question in asked}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BaseException:
-            # Ctrl-C, a service that is gone, a caller that has enough: nobody waits for the rest.
-            self._service.close()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        return (answer for _, answer in self._service.each(self._ask, asked))
 
     def _greet(self) -> list[str] | None:
         """The models that the server says it has; None where it doesn't say. A server that is down is told at once."""

@@ -12,11 +12,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rewardlm.config import MeasureSettings
 from rewardlm.errors import NotAvailableError, RewardLMError
-from rewardlm.measure.engines import LocalEngine, load_model, questions
+from rewardlm.measure.engines import WINDOW, LocalEngine, load_model, questions
 from rewardlm.models.load import resolve_device
 from rewardlm.scoring.scorer import load_scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
@@ -35,7 +36,7 @@ class Judged:
 def judged_by_ray(
     settings: MeasureSettings, label: str, prompts: Sequence[Prompt], starts: Sequence[int]
 ) -> Iterator[Judged]:
-    """The windows that begin at ``starts``, in the order in which workers finish them.
+    """The windows that begin at the questions numbered ``starts``, in the order in which workers finish them.
 
     Raises NotAvailableError without Ray, and what a worker raised, where it is the user's to put right.
     """
@@ -94,7 +95,11 @@ class _Worker:
 
     def _window(self, start: int) -> Judged:
         before = self._engine.truncated
-        generations = list(self._engine.answers(questions(self._prompts, self._settings, start), frozenset()))
+        samples = self._settings.samples
+        around = self._prompts[start // samples : (start + WINDOW) // samples + 1]
+        first = start - start // samples * samples
+        window = list(islice(questions(around, self._settings), first, first + WINDOW))
+        generations = list(self._engine.answers(window, frozenset()))
         texts = [generation.text for generation in generations]
         return Judged(
             start,
