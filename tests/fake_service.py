@@ -26,7 +26,9 @@ class Asked:
 
 @dataclass
 class Reply:
-    """What to answer. ``body`` may be JSON, text or bytes; ``promise`` more bytes than come, ``reset`` hangs up."""
+    """What to answer. ``body`` may be JSON, text or bytes. ``promise`` more bytes than come; ``reset`` hangs up;
+    ``drip`` is a wait before every byte.
+    """
 
     body: Any = None
     status: int = 200
@@ -34,6 +36,7 @@ class Reply:
     after: float = 0.0
     promise: int = 0
     reset: bool = False
+    drip: float = 0.0
 
 
 Answer = Callable[[Asked], Reply]
@@ -89,7 +92,10 @@ class FakeService:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body) + reply.promise))
                 self.end_headers()
-                self.wfile.write(body)
+                for byte in body if reply.drip else ():
+                    time.sleep(reply.drip)
+                    self.wfile.write(bytes([byte]))
+                self.wfile.write(b"" if reply.drip else body)
                 self.close_connection = bool(reply.promise)
 
             def log_message(self, *_: object) -> None:

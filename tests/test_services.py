@@ -126,6 +126,21 @@ def test_a_silent_server_times_out_and_is_tried_again(service: FakeService) -> N
     assert len(service.asked) == 2
 
 
+def test_a_server_that_drips_times_out_as_a_whole(service: FakeService) -> None:
+    service.answer = lambda _: Reply("x" * 100, drip=0.05)
+    started = time.monotonic()
+    with pytest.raises(Unanswered, match=r"no answer within 0.3 s"):
+        client(service, timeout_seconds=0.3, tries=1).post("x", {})
+    assert time.monotonic() - started < 1
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(service: FakeService) -> None:
+    service.answer = lambda _: Reply(b"x" * (17 * 2**20))
+    with pytest.raises(Malformed, match="more than 16,777,216 bytes: xxx") as caught:
+        client(service).post("x", {})
+    assert len(str(caught.value)) < 2_200
+
+
 def test_a_connection_that_is_reset_or_refused_is_tried_again(service: FakeService) -> None:
     service.answer = lambda _: Reply(reset=True)
     with pytest.raises(Unanswered, match="tried 3 times"):

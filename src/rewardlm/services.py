@@ -31,6 +31,8 @@ from rewardlm.errors import ServiceError
 # Worth another try: too many requests, a time-out on their side, whatever is their fault.
 _PASSING = {408, 409, 425, 429, *range(500, 600)}
 _KEPT_CHARACTERS = 2_000
+# Longer than any rating or generated text, and short enough for the memory of as many as are under way.
+_LONGEST_BODY = 16 * 2**20
 # It writes every URL into the log of whoever has logging on, and a user may have put a key into one.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -115,14 +117,11 @@ class Service:
 
         Raises Refused, Unanswered, Malformed (about this request) or ServiceError (about the service).
         """
-        content = json.dumps(payload).encode()
-        return self._ask(
-            lambda url: self._client.post(url, content=content, headers={"Content-Type": "application/json"}), path
-        )
+        return self._ask("POST", path, json.dumps(payload).encode())
 
     def get(self, path: str) -> Any:
         """As ``post``, but GET."""
-        return self._ask(self._client.get, path)
+        return self._ask("GET", path, b"")
 
     def each(self, ask: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index, ``ask(item)``) of every item as they come, with ``concurrency`` of them under way.
@@ -188,7 +187,7 @@ class Service:
         text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
         return self.scrub(text)[:_KEPT_CHARACTERS]
 
-    def _ask(self, send: Callable[[httpx.URL], httpx.Response], path: str) -> Any:
+    def _ask(self, method: str, path: str, content: bytes) -> Any:
         url = self._base.copy_with(path=f"{self._base.path.rstrip('/')}/{path.lstrip('/')}")
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.settings.tries),
@@ -198,15 +197,15 @@ class Service:
             reraise=True,
         )
         try:
-            return retrying(self._once, send, url)
+            return retrying(self._once, method, url, content)
         except _Passing as error:
             raise Unanswered(f"{error} (tried {self.settings.tries} times)") from None
 
-    def _once(self, send: Callable[[httpx.URL], httpx.Response], url: httpx.URL) -> Any:
+    def _once(self, method: str, url: httpx.URL, content: bytes) -> Any:
         self._take_turn()
         self._asked = True
         try:
-            response = send(url)
+            response, body = self._fetch(method, url, content)
         except httpx.TimeoutException:
             raise _Passing(f"no answer within {self.settings.timeout_seconds:g} s") from None
         except httpx.DecodingError as error:
@@ -218,8 +217,8 @@ class Service:
                 raise
             raise _Passing(self.shown(str(error)) or type(error).__name__) from None
         if response.is_success:
-            return self._read(response)
-        message = self._complaint(response)
+            return self._read(body)
+        message = self._complaint(response, body)
         if response.status_code in _PASSING:
             raise _Passing(f"HTTP {response.status_code}: {message}", _retry_after(response))
         if response.status_code in (401, 403):
@@ -238,22 +237,36 @@ class Service:
                 f"{self.what}: {self.address} sends us elsewhere (HTTP {response.status_code}): give "
                 "the address that it moved to"
             )
-        raise Refused(response.status_code, message, _json_or_none(response))
+        raise Refused(response.status_code, message, _json_or_none(body))
 
-    def _read(self, response: httpx.Response) -> Any:
+    def _fetch(self, method: str, url: httpx.URL, content: bytes) -> tuple[httpx.Response, bytes]:
+        """The response and its body. httpx's time-outs are of single reads: a server that drips never meets one."""
+        until = time.monotonic() + self.settings.timeout_seconds
+        headers = {"Content-Type": "application/json"} if content else {}
+        body = bytearray()
+        with self._client.stream(method, url, content=content or None, headers=headers) as response:
+            for piece in response.iter_bytes():
+                body += piece
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("too slow")
+                if len(body) > _LONGEST_BODY:
+                    raise Malformed(f"an answer of more than {_LONGEST_BODY:,} bytes: {self.shown(_text(body[:4000]))}")
+        return response, bytes(body)
+
+    def _read(self, body: bytes) -> Any:
         try:
             # NaN and Infinity are no JSON, but Python reads them: who asked looks at the numbers, and keeps the rest.
-            return json.loads(response.content)
+            return json.loads(body)
         except (ValueError, RecursionError):
-            raise Malformed(f"not JSON: {self.shown(response.text)!r}") from None
+            raise Malformed(f"not JSON: {self.shown(_text(body))!r}") from None
 
-    def _complaint(self, response: httpx.Response) -> str:
+    def _complaint(self, response: httpx.Response, body: bytes) -> str:
         """What the service says is wrong, on one short line."""
-        body = _json_or_none(response)
-        found = body.get("error", body.get("message", body.get("detail"))) if isinstance(body, dict) else None
+        said = _json_or_none(body)
+        found = said.get("error", said.get("message", said.get("detail"))) if isinstance(said, dict) else None
         if isinstance(found, dict):
             found = found.get("message")
-        text = found if isinstance(found, str) else response.text
+        text = found if isinstance(found, str) else _text(body)
         return self.shown(text)[:200] or response.reason_phrase
 
     def _take_turn(self) -> None:
@@ -302,9 +315,13 @@ def _retry_after(response: httpx.Response) -> float | None:
     return None
 
 
-def _json_or_none(response: httpx.Response) -> Any:
+def _text(body: bytes | bytearray) -> str:
+    return body.decode("utf-8", "replace")
+
+
+def _json_or_none(body: bytes) -> Any:
     try:
-        return json.loads(response.content)
+        return json.loads(body)
     except (ValueError, RecursionError):
         return None
 
