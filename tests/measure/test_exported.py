@@ -111,6 +111,7 @@ def test_json_lines_are_exact(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert without_quality(rows) == expected_rows()
     assert [row["quality.empty"] for row in rows] == [False, False, True, False, False]
+    assert [row["quality.quoting"] for row in rows] == [False] * 5
     assert rows[1]["quality.prompt_similarity"] == 0.1 + 0.2
     assert rows[1]["quality.counter_narrative"] is True
     assert rows[1]["quality.classes.agreement"] == 0.1

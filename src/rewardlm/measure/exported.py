@@ -35,11 +35,11 @@ ANSWER_COLUMNS = (
 
 _INTEGERS = {"sample", "n_tokens", "seed"}
 _FLAGS = {"challenging", "quality.empty", "quality.non_latin", "quality.other_script", "quality.repeated"}
-_FLAGS |= {"quality.refusal", "quality.counter_narrative"}
+_FLAGS |= {"quality.refusal", "quality.quoting", "quality.counter_narrative"}
 _TEXTS = {*ANSWER_COLUMNS} - _INTEGERS - _FLAGS - {"prompt_toxicity"}
 _QUALITY_COLUMNS = (
     "quality.empty", "quality.non_latin", "quality.other_script", "quality.repeated", "quality.refusal",
-    "quality.prompt_similarity", "quality.prompt_similarity_null", "quality.perplexity", "quality.counter_narrative",
+    "quality.quoting", "quality.prompt_similarity", "quality.prompt_similarity_null", "quality.perplexity", "quality.counter_narrative",
 )  # fmt: skip
 _MODEL_NUMBERS = ("prompt_similarity", "prompt_similarity_null", "perplexity")
 
@@ -269,6 +269,7 @@ class _Rows:
             "quality.other_script": quality.in_other_script(text, answer),
             "quality.repeated": quality.is_repeated(answer),
             "quality.refusal": quality.is_refusal(answer),
+            "quality.quoting": quality.quotes(text, answer),
         }
         if generation["id"] in judged:
             record = json.loads(judged[generation["id"]])
