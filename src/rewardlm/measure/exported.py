@@ -39,7 +39,8 @@ _FLAGS |= {"quality.refusal", "quality.quoting", "quality.counter_narrative"}
 _TEXTS = {*ANSWER_COLUMNS} - _INTEGERS - _FLAGS - {"prompt_toxicity"}
 _QUALITY_COLUMNS = (
     "quality.empty", "quality.non_latin", "quality.other_script", "quality.repeated", "quality.refusal",
-    "quality.quoting", "quality.prompt_similarity", "quality.prompt_similarity_null", "quality.perplexity", "quality.counter_narrative",
+    "quality.quoting", "quality.prompt_similarity", "quality.prompt_similarity_null", "quality.perplexity",
+    "quality.counter_narrative",
 )  # fmt: skip
 _MODEL_NUMBERS = ("prompt_similarity", "prompt_similarity_null", "perplexity")
 
