@@ -180,6 +180,10 @@ def test_a_server_that_ends_half_way(
 
     service.asked.clear()
     service.answer = well
+    if scorer == "chat":
+        code, _, err = command("score", run, *how(scorer, "model=another"), capture=capsys)
+        assert (code, len(service.asked)) == (1, 0)
+        assert "has scores of another 'endpoint'" in err
     assert command("score", run, *how(scorer))[0] == 0
     assert sorted(service.texts) == texts[45:]
     assert len(values(run)) == 90
@@ -229,8 +233,10 @@ def test_a_wrong_key_or_address_is_one_call_and_one_line(
 def test_scores_of_two_judges_do_not_end_up_in_one_column(
     home: Path, service: FakeService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.answer = well
+    service.answer = lambda _: Reply(google_error("no model of this name"), 400)
     run = stored(home, ["one", "two"])
+    assert command("score", run, *how("chat", "model=misspelt"))[0] == 1
+    service.answer = well
     assert command("score", run, *how("chat", "model=a"))[0] == 0
     assert command("score", run, *how("chat", "model=a", "url=" + service.url + "/"))[0] == 0
     for other in (how("chat", "model=b"), how("chat", "model=a", "rubric=Rate it."), how("moderation")):

@@ -48,18 +48,25 @@ def score_run(
     scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
     run.mend()
     refuse_other_judges(run, [scorer])
-    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
-    before = known.pop(scorer.name, None)
-    # At once, so that a run that is stopped half-way goes on with the same judge or not at all.
-    run.update(scorers=[*known.values(), describe_scorer(scorer, max_failed_share, before=before)])
+    known, begun = _by_name(run, "scorers"), _by_name(run, "begun_scorers")
+    before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
+    # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
+    run.update(begun_scorers=[*begun.values(), describe_scorer(scorer, max_failed_share, before=before)])
     generations = run.generations()
     limit = FailureLimit(max_failed_share)
     scored = answered(run, [scorer], [limit])[scorer.name]
     missing = [generation for generation in generations if generation.id not in scored]
     score_generations(run, [scorer], missing, [limit], report, done=len(scored))
     limit.close()
-    run.update(scorers=[*known.values(), describe_scorer(scorer, max_failed_share, generations, before=before)])
+    run.update(
+        scorers=[*known.values(), describe_scorer(scorer, max_failed_share, generations, before=before)],
+        begun_scorers=[*begun.values()],
+    )
     return run
+
+
+def _by_name(run: Run, key: str) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in run.meta.get(key, [])}
 
 
 def describe_scorer(
@@ -98,7 +105,7 @@ def _service_of(scorer: Scorer, before: Mapping[str, Any]) -> dict[str, object]:
 
 def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
     """Scores of two judges must not end up in one column, whatever both are called. Raises RunError."""
-    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    known = {**_by_name(run, "begun_scorers"), **_by_name(run, "scorers")}
     for scorer in scorers:
         before = known.get(scorer.name)
         if before is None:
@@ -106,7 +113,8 @@ def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
         labels, revision = list(scorer.labels), getattr(scorer, "revision", None)
         # A judge whose weights nobody knows is taken at its word.
         other = before["labels"] != labels or revision not in (None, before.get("revision") or revision)
-        if other and any(record["scorer"] == scorer.name for record in run.read("scores")):
+        # What failed is asked again anyway, by whoever it is now.
+        if other and any(record["scorer"] == scorer.name and is_settled(record) for record in run.read("scores")):
             raise RunError(
                 f"{run.path} has scores of another {scorer.name!r} (labels {', '.join(before['labels'])}; revision "
                 f"{before.get('revision')}; now {', '.join(labels)}; {revision}): put its settings back, or score "
