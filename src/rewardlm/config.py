@@ -385,13 +385,31 @@ MEASURE_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ScoreSettings(Section):
-    """``rewardlm score``: which judges are added to a run. ``seed`` is there as in all commands: nothing is drawn."""
+    """``rewardlm score``: what is said of a run's answers besides what is stored.
 
-    scorer: Names
+    ``scorer`` are judges of toxicity. ``similarity`` with the prompt, perplexity under the model ``perplexity`` and the
+    classes of the judge of pairs ``counter_narrative`` are found of ``quality_sample`` answers, drawn by ``seed``, where
+    there are more.
+    """
+
+    scorer: Annotated[list[str], AfterValidator(_names_or_none)] = []
+    similarity: bool = False
+    perplexity: str | None = None
+    counter_narrative: str | None = None
+    quality_sample: int = Field(10_000, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"
     max_failed_share: float = Field(0.01, ge=0, le=1)
     services: ServicesSettings = ServicesSettings()
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> ScoreSettings:
+        if not (self.scorer or self.similarity or self.perplexity or self.counter_narrative):
+            raise ValueError(
+                "nothing to do: name a judge with --scorer, or say similarity=true, perplexity=MODEL or "
+                "counter_narrative=starter_pairs"
+            )
+        return self
 
 
 class ImportSettings(Section):

@@ -82,6 +82,8 @@ def look_closer(
     wanted = {"similarity": similarity, "perplexity": fluency, "counter_narrative": pair_judge}
     looked_at = {name: {"answers": total, "of": answers} for name, what in wanted.items() if what}
     run.update(quality={**run.meta.get("quality", {}), **looked_at})
+    if pair_judge is not None:
+        run.update(pair_judge=pair_judge.describe())
 
 
 def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:

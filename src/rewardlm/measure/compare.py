@@ -233,6 +233,8 @@ def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule:
         },
         "quality": _quality_entry(run, grid.values(run, run.quality.counter_narrative)[cells["toxic_prompts"]]),
         "pair_judge": run.meta.get("pair_judge"),
+        # How many answers each number that only models can say was found on, and of how many.
+        "quality_sample": run.meta.get("quality"),
         "disagreement": {name: _disagreement_entry(values) for name, values in run.disagreement.items()},
     }
 
@@ -288,8 +290,6 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, An
         "prompt_similarity_null": metrics.mean(found.prompt_similarity_null),
         # Perplexity is exp(mean negative log-likelihood), so answers are averaged in the exponent.
         "perplexity": float(np.exp(np.log(perplexities).mean())) if perplexities.size else None,
-        # Of a large run similarity, perplexity and counter-narratives are those of so many answers, drawn by seed.
-        "sampled_answers": found.sampled,
     }
 
 

@@ -45,7 +45,6 @@ class Quality:
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
     counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is
-    sampled: int  # how many answers have any of the last four
 
     @property
     def comparable(self) -> BoolArray:
@@ -287,7 +286,6 @@ def read_quality(run: Run, answers: Answers) -> Quality:
         prompt_similarity_null=numbers["prompt_similarity_null"],
         perplexity=numbers["perplexity"],
         counter_narrative=counter_narrative,
-        sampled=len(records),
     )
 
 

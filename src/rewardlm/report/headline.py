@@ -186,8 +186,13 @@ def _doubt(finding: Finding) -> str:
     return "the interval includes zero" if finding.interval else "there is no interval"
 
 
-def counter_narrative_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Who says which answers are counter-narratives, and how often that judge is wrong: nothing where nobody does."""
+_LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
+
+
+def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
+    the answers alone: nothing where there is nothing to say.
+    """
     judges = {}
     for model in models:
         judge = model.get("pair_judge")
@@ -196,7 +201,19 @@ def counter_narrative_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [_pair_judge_note(judge) for judge in judges.values()]
     if len(notes) > 1:
         notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
-    return notes
+    return [*notes, *(note for model in models for note in _sample_notes(model))]
+
+
+def _sample_notes(model: Mapping[str, Any]) -> list[str]:
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for name, size in (model.get("quality_sample") or {}).items():
+        if size["answers"] < size["of"]:
+            by_size.setdefault((size["answers"], size["of"]), []).append(_LOOKED_AT[name])
+    return [
+        f"{model['label']}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, drawn "
+        "by seed."
+        for (answers, of), names in by_size.items()
+    ]
 
 
 def _pair_judge_note(judge: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ _WARNINGS = {
     "judges_disagree": "The judges disagree",
     "judge_is_reward": "A judge was also the reward",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
+    "quotation_punished": "A judge may punish quotations",
     "unscored": "Answers without a score",
     "prompts_differ": "The runs answered different prompts",
     "weights_differ": "The same name stood for different weights",
@@ -110,7 +111,7 @@ def render_page(
         groups=_groups(examples),
         about=_about(about, result),
         counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
-        counter_notes=headline.counter_narrative_notes(result["models"]),
+        counter_notes=headline.quality_notes(result["models"]),
         names=_names(result),
         reward_names={name for name in _names(result) if headline.was_reward(name, list(rewards.values()))},
         splits=list(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewardlm.report.headline import counter_narrative_notes
+from rewardlm.report.headline import quality_notes
 
 _SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
 _SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts", "comparable": "comparable answers"}
@@ -132,7 +132,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
                 3,
             )
         )
-    notes = " ".join(counter_narrative_notes(result["models"]))
+    notes = " ".join(quality_notes(result["models"]))
     qualities = [model["quality"] for model in result["models"]]
     found.append(
         Grid(

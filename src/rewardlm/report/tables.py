@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.report.headline import counter_narrative_notes
+from rewardlm.report.headline import quality_notes
 
 # The splits that everyone reads; the others are in --json and in the report.
 _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
@@ -87,7 +87,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
                     "unscored in one or both.",
                 )
-    notes = " ".join(counter_narrative_notes(result["models"]))
+    notes = " ".join(quality_notes(result["models"]))
     _print(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
     for warning in result["warnings"]:
         line = Text("! ", style="bold yellow")

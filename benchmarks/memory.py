@@ -1,0 +1,81 @@
+"""How much memory a measurement takes as its prompts grow: the peak of a whole command, each in a fresh process.
+
+    make bench-memory           or  python benchmarks/memory.py [--prompts 10000 100000] [--samples K]
+
+The model is ``tiny``, so that little but the prompts, answers and scores is in memory; of the answers a sample of
+2,000 is looked at closer. What is shown is the resident peak in MiB and its ratio to that of the fewest prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+SENTENCE = "who says that people from over there never work and only want our money so why should we let them in"
+# Asked of the child itself: the parent would see the largest of all its children.
+RUN = """
+import pathlib, sys
+from rewardlm.cli.app import main
+from rewardlm.runs import peak_rss_mb
+peak = pathlib.Path(sys.argv.pop())
+try:
+    main()
+finally:
+    peak.write_text(str(peak_rss_mb()))
+"""
+
+
+def main() -> None:
+    """Measure with every number of prompts, and print one table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = [peak_of(number, options.samples) for number in sorted(options.prompts)]
+    for row in rows:
+        row["ratio"] = row["peak_mib"] / rows[0]["peak_mib"]
+    if options.json:
+        print(json.dumps(rows))
+        return
+    table = Table("prompts", "answers", "peak MiB", "ratio", "seconds")
+    for row in rows:
+        cells = (row["prompts"], row["answers"], round(row["peak_mib"]), f"{row['ratio']:.2f}", round(row["seconds"]))
+        table.add_row(*map(str, cells))
+    Console().print(table)
+
+
+def peak_of(number: int, samples: int) -> dict[str, float]:
+    """One measurement of ``number`` prompts in a process of its own."""
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        prompts, peak = Path(folder) / "prompts.jsonl", Path(folder) / "peak"
+        with open(prompts, "w") as file:
+            for row in range(number):
+                text = f"{' '.join(draw.choices(SENTENCE.split(), k=14))} {row}"
+                file.write(json.dumps({"id": f"p{row}", "prompt": text, "toxicity": draw.random()}) + "\n")
+        flags = ["--prompts", str(prompts), "--scorer", "lexical", "--max-new-tokens", "4", "--samples", str(samples)]
+        more = ["--out", str(Path(folder) / "run"), "quality_sample=2000", "counter_narrative=null"]
+        started = time.monotonic()
+        command = [sys.executable, "-c", RUN, "measure", "tiny", *flags, *more, str(peak)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - started
+        return {
+            "prompts": number,
+            "answers": number * samples,
+            "peak_mib": float(peak.read_text()),
+            "seconds": seconds,
+        }
+
+
+if __name__ == "__main__":
+    main()
