@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rewardlm.errors import ConfigError, RunError, ScorerError
+from fake_service import FakeService, Reply, chatted
+from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges import evaluate as module
 from rewardlm.judges.evaluate import (
     choose_label,
@@ -36,6 +37,7 @@ class Told:
     def __init__(self, values: dict[str, Any], labels: tuple[str, ...] = ("toxicity",), name: str = "told") -> None:
         self.name, self.labels, self.revision = name, labels, "1"
         self.values, self.asked = values, 0
+        self.piece = 512
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         self.asked += len(texts)
@@ -289,8 +291,8 @@ def test_a_finished_run_is_only_read(own: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_killed_run_asks_only_for_what_is_missing(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {text.text: float(text.targets["label"]) * 0.8 + 0.1 for text in load_suite(str(own)).texts}
     judge = Told(texts)
+    judge.piece = 8
     monkeypatch.setattr(module, "load_scorer", lambda *a, **k: judge)
-    monkeypatch.setattr(module, "_PIECE", 8)
     whole = evaluate(settings(own, judge="told"), tmp_path / "whole")
 
     class Killed(BaseException):
@@ -310,6 +312,22 @@ def test_a_killed_run_asks_only_for_what_is_missing(own: Path, tmp_path: Path, m
     assert judge.asked == 40
     assert again == whole
     assert len(list(Run.open(tmp_path / "run").read("scores"))) == 40
+
+
+def test_a_judge_over_http_keeps_what_it_said_and_is_not_timed(own: Path, tmp_path: Path, service: FakeService) -> None:
+    services: dict[str, Any] = {"endpoint": {"url": service.url, "kind": "chat", "concurrency": 1}}
+    chosen = settings(own, judge="endpoint", speed=True, services=services)
+    service.answer = lambda _: Reply(chatted("0.25")) if len(service.asked) <= 5 else Reply("", 410)
+    with pytest.raises(ServiceError, match="410"):
+        evaluate(chosen, tmp_path / "run")
+    service.asked.clear()
+    service.answer = lambda _: Reply(chatted("0.25"))
+    # Asked with other patience.
+    services["endpoint"]["tries"] = 2
+    found = evaluate(settings(own, judge="endpoint", speed=True, services=services), tmp_path / "run")
+    assert len(service.asked) == 35
+    assert found["results"][0]["scored"] == 40
+    assert found["results"][0]["speed"] is None
 
 
 def test_a_second_judge_is_left_to_do_after_the_first(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.config import how_asked
-from rewardlm.errors import ConfigError, RunError, ScorerError
+from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges.metrics import (
     BINS,
     POWER,
@@ -346,7 +346,14 @@ def _score(
     size = piece_of(scorer)
     for start in range(0, len(missing), size):
         rows = missing[start : start + size]
-        verdicts = score_texts(scorer, [suite.texts[row].text for row in rows])
+        try:
+            verdicts = score_texts(scorer, [suite.texts[row].text for row in rows])
+        except (ServiceError, KeyboardInterrupt):
+            said: Mapping[str, Verdict] = getattr(scorer, "unfinished", {})
+            if run is not None:
+                kept = [(row, said[text]) for row in rows if (text := suite.texts[row].text) in said]
+                run.append("scores", [as_score(ids[row], scorer.name, label, verdict) for row, verdict in kept])
+            raise
         known |= {ids[row]: verdict for row, verdict in zip(rows, verdicts, strict=True)}
         if run is not None:
             run.append(
