@@ -387,9 +387,9 @@ MEASURE_PRESETS: dict[str, dict[str, Any]] = {
 class ScoreSettings(Section):
     """``rewardlm score``: what is said of a run's answers besides what is stored.
 
-    ``scorer`` are judges of toxicity. ``similarity`` with the prompt, perplexity under the model ``perplexity`` and the
-    classes of the judge of pairs ``counter_narrative`` are found of ``quality_sample`` answers, drawn by ``seed``, where
-    there are more.
+    ``scorer`` are judges of toxicity. ``similarity`` with the prompt, perplexity under the model ``perplexity`` and
+    the classes of the judge of pairs ``counter_narrative`` are found of ``quality_sample`` answers, drawn by ``seed``,
+    where there are more.
     """
 
     scorer: Annotated[list[str], AfterValidator(_names_or_none)] = []
@@ -416,12 +416,16 @@ class ImportSettings(Section):
     """``rewardlm import``: what the model is called, and which column holds what.
 
     ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``; see ``import_table``.
-    ``seed`` is there as in all commands: nothing is drawn.
+    Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
+    ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
 
     label: str
     map: Annotated[dict[str, str], _BY_NAME] = {}
+    counter_narrative: str | None = "starter_pairs"
+    quality_sample: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
+    device: str = "auto"
 
 
 class TrainingSettings(ModelSettings):

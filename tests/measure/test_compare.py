@@ -416,3 +416,15 @@ class TestRefused:
         file.write_text(file.read_text().replace(old, new, 1))
         with pytest.raises(RunError, match=r"'q'.*changed by hand"):
             load_measured(base)
+
+
+def test_judges_of_one_name_and_other_weights_are_refused(tmp_path: Path) -> None:
+    def judged(label: str, revision: str | None) -> Path:
+        judges = [{"name": "a", "labels": ["toxic"], "revision": revision}, {"name": "b", "labels": ["toxic"]}]
+        return build_run(tmp_path / label, label, {"a": [[0.1], [0.9]], "b": [[0.1], [0.9]]}, scorers=judges)
+
+    one, two, unknown = judged("PT", "v1"), judged("FT", "v2"), judged("RL", None)
+    with pytest.raises(RunError, match=r"'a' is not the same judge in both: v1 in .*, v2 in "):
+        compare([one, two], n_resamples=100)
+    assert compare([one, two], scorer="b", n_resamples=100)["comparisons"]
+    assert compare([one, unknown], n_resamples=100)["comparisons"]

@@ -21,7 +21,8 @@ def score(
 ) -> None:
     """Let another judge score the answers that RUN holds already.
 
-    Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md).
+    Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md). What
+    needs a model beside a judge: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
     """
     from rewardlm.config import ScoreSettings, build
 
@@ -29,11 +30,13 @@ def score(
     settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
     from rewardlm.cli.progress import say, stage
     from rewardlm.cli.show import show_comparison
+    from rewardlm.measure.closer import look_closer_at
     from rewardlm.measure.scoring import cut_short, score_run
+    from rewardlm.runs import Run
 
     for name in settings.scorer:
         with stage(f"score by {name}") as progress:
-            scored = score_run(
+            score_run(
                 run,
                 name,
                 device=settings.device,
@@ -41,6 +44,9 @@ def score(
                 services=settings.services,
                 report=progress.report,
             )
-    for sentence in cut_short(scored):
+    if settings.similarity or settings.perplexity or settings.counter_narrative:
+        with stage("look closer") as progress:
+            look_closer_at(run, settings, report=progress.report)
+    for sentence in cut_short(Run.open(run)):
         say(sentence)
     show_comparison([run])

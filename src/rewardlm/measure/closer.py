@@ -10,16 +10,19 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from rewardlm.config import ImportSettings, ModelSettings, ScoreSettings
 from rewardlm.data.chat import truncate_history
+from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.scoring import Report
 from rewardlm.measure.similarity import Similarity, load_embedder
-from rewardlm.models.load import Policy
+from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import score_rows
 from rewardlm.models.lora import reference
 from rewardlm.runs import Run
-from rewardlm.scoring.pairs import PairJudge
+from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
 
 # Positions in a batch when answers are read again for their perplexity.
@@ -84,6 +87,38 @@ def look_closer(
     run.update(quality={**run.meta.get("quality", {}), **looked_at})
     if pair_judge is not None:
         run.update(pair_judge=pair_judge.describe())
+
+
+def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None = None) -> None:
+    """What ``settings`` ask besides judges of toxicity, of the stored answers of the run at ``path``."""
+    device = str(resolve_device(settings.device))
+    pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
+    policy = settings.perplexity and load_policy(ModelSettings(model=settings.perplexity, device=settings.device))
+    look_closer(
+        Run.open(path),
+        similarity=settings.similarity,
+        fluency=policy or None,
+        pair_judge=pair_judge or None,
+        sample=settings.quality_sample,
+        seed=settings.seed,
+        device=device,
+        report=report,
+    )
+
+
+def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: Report | None = None) -> None:
+    """Which of an import's answers to toxic prompts are counter-narratives."""
+    if settings.counter_narrative is None:
+        return
+    device = str(resolve_device(settings.device))
+    look_closer(
+        run,
+        pair_judge=load_pair_judge(settings.counter_narrative, device=device),
+        toxic_above=THRESHOLD,
+        sample=settings.quality_sample,
+        seed=settings.seed,
+        report=report,
+    )
 
 
 def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:

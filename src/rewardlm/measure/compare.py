@@ -143,6 +143,8 @@ def compare(
         _refuse_other_weights(baseline, other)
         _refuse_other_labels(baseline, other)
     _keep_scorer(runs, scorer)
+    for other in runs[1:]:
+        _refuse_other_judges(baseline, other)
 
     rule = _Rule(threshold, inclusive, n_resamples, seed)
     grid = _Grid(runs)
@@ -415,6 +417,23 @@ def _refuse_other_labels(baseline: Measured, other: Measured) -> None:
             raise RunError(
                 f"{name!r} scored {label!r} in {baseline.run.path} and {theirs!r} in {other.run.path}: "
                 f"score one again with {name}#{label}"
+            )
+
+
+def _refuse_other_judges(baseline: Measured, other: Measured) -> None:
+    ours, theirs = (
+        {entry["name"]: entry.get("revision") for entry in run.meta.get("scorers", [])} for run in (baseline, other)
+    )
+    shared = baseline.scores.keys() & other.scores.keys()
+    for name in sorted(ours.keys() & theirs.keys()):
+        if not any(kept == name or kept.startswith(f"{name}.") for kept in shared):
+            continue
+        # Where nobody knows a judge's weights, its name is taken at its word.
+        if None not in (ours[name], theirs[name]) and ours[name] != theirs[name]:
+            raise RunError(
+                f"{name!r} is not the same judge in both: {str(ours[name])[:40]} in {baseline.run.path}, "
+                f"{str(theirs[name])[:40]} in {other.run.path}: measure one again, or compare by another judge "
+                "(--scorer)"
             )
 
 

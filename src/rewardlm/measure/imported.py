@@ -29,6 +29,7 @@ from rewardlm.measure.foreign import (
 )
 from rewardlm.measure.garak import is_garak, read_garak
 from rewardlm.measure.lm_eval import is_lm_eval, read_lm_eval
+from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.spreadsheet import undo_defuse
 from rewardlm.runs import Run, prompts_hash
 from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
@@ -245,3 +246,10 @@ def _why_absent(scorer: str, response: str) -> str:
         return "empty response"
     # Perspective's one lasting reason to leave a text of normal length unscored.
     return "language not supported" if scorer == "perspective" else "missing"
+
+
+def lacks_pairs(run: Run) -> bool:
+    """Whether there are toxic prompts in ``run`` and nobody has looked yet for counter-narratives among the answers."""
+    if "counter_narrative" in run.meta.get("quality", {}):
+        return False
+    return any(prompt.toxicity is not None and prompt.toxicity >= THRESHOLD for prompt in run.each_prompt())

@@ -20,7 +20,14 @@ from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure.closer import look_closer
 from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions, windows
 from rewardlm.measure.metrics import BoolArray
-from rewardlm.measure.scoring import Report, answered, describe_scorer, score_generations, score_records
+from rewardlm.measure.scoring import (
+    Report,
+    answered,
+    describe_scorer,
+    refuse_other_judges,
+    score_generations,
+    score_records,
+)
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.runs import Run, prompts_hash, rewards_of
 from rewardlm.scoring.pairs import load_pair_judge
@@ -80,10 +87,11 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
             engine = local
         described = engine.describe()
         _check_weights(run, "model_hash", described["model_hash"])
+        refuse_other_judges(run, scorers)
         run.update(
             **described,
             rewards=rewards_of(settings.adapter) if settings.adapter is not None else [],
-            scorers=[describe_scorer(scorer, settings.max_failed_share) for scorer in scorers],
+            scorers=_described(run, scorers, settings),
             samples=settings.samples,
             pair_judge=pair_judge and pair_judge.describe(),
         )
@@ -195,8 +203,24 @@ def _sample_and_score(
         limit.close()
     run.update(
         unanswered=dict(Counter(refused.values())),
-        scorers=[describe_scorer(scorer, settings.max_failed_share, run.each_generation()) for scorer in scorers],
+        scorers=_described(run, scorers, settings, finished=True),
     )
+
+
+def _described(
+    run: Run, scorers: Sequence[Scorer], settings: MeasureSettings, *, finished: bool = False
+) -> list[dict[str, object]]:
+    """What the run records of its judges; of what it recorded before, the dates on which services were asked stay."""
+    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    return [
+        describe_scorer(
+            scorer,
+            settings.max_failed_share,
+            run.each_generation() if finished else (),
+            before=known.get(scorer.name),
+        )
+        for scorer in scorers
+    ]
 
 
 def _batches(answers: Iterator[Generation]) -> Iterator[list[Generation]]:

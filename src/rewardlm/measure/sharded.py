@@ -8,7 +8,6 @@ another does again with the same seeds; windows are those of a local run, and so
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def _load_ray() -> Any:
     # Nothing is sent to Ray's makers about a run on somebody's machine, and its own news go into its own logs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     try:
         import ray
         import ray.data

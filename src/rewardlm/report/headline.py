@@ -210,8 +210,8 @@ def _sample_notes(model: Mapping[str, Any]) -> list[str]:
         if size["answers"] < size["of"]:
             by_size.setdefault((size["answers"], size["of"]), []).append(_LOOKED_AT[name])
     return [
-        f"{model['label']}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, drawn "
-        "by seed."
+        f"{model['label']}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, "
+        "drawn by seed."
         for (answers, of), names in by_size.items()
     ]
 
