@@ -88,7 +88,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         ("scorer=[]", "at least one"),
         ("scorer=[a,b,a]", "named twice: a"),
         ("max_failed_share=1.5", "max_failed_share"),
-        ("engine=ray", "not in this version"),
+        ("engine=vllm", "engine"),
         ("url=http://x", "url"),
         ("novalue", "expected key.sub=value"),
         ("=3", "expected key.sub=value"),

@@ -270,3 +270,19 @@ def test_a_judge_that_punishes_quotations(
         message = found["RL", "quotation_punished"]
         assert "50.0% of the 40 counter-narratives" in message
         assert "6.7% of the 60 others" in message
+
+
+@pytest.mark.parametrize(("rewards", "warned"), [(["c", "pairs"], True), (["c"], False)])
+def test_the_judge_of_counter_narratives_is_the_reward(tmp_path: Path, rewards: list[str], warned: bool) -> None:
+    kinds = ["counter_narrative"] * 30 + ["agreement"] * 70
+    quality = [{"generation_id": f"p{i}-0", "classes": CLASSES[kind]} for i, kind in enumerate(kinds)]
+    run = {
+        "toxicity": [0.9] * N,
+        "quality": quality,
+        "rewards": rewards,
+        "pair_judge": {"name": "pairs", "revision": "1", "error": None},
+    }
+    found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=run, before_run={"toxicity": [0.9] * N})
+    assert (("RL", "judge_is_reward") in found) == warned
+    if warned:
+        assert "trained on pairs, which also says that 30.0% of its answers" in found["RL", "judge_is_reward"]

@@ -451,9 +451,10 @@ def test_an_estimator_of_ones_own_trains_with_a_critic_or_without(tmp_path, monk
 
 
 def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_path, judges):
+    terms = {"length": 0.5, "script": 1.0, "counter_narrative": 2.0}
     chosen = settings(
         reward=["lexical", "rlaf_judges:few_ank"],
-        rewards={"aggregate": "mean_std", "weights": {"lexical": 2.0}, "terms": {"length": 0.5, "script": 1.0}},
+        rewards={"aggregate": "mean_std", "weights": {"lexical": 2.0}, "terms": terms},
         witness=["lexical2"],
         steps=1,
     )
@@ -461,15 +462,15 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
     [line], samples = metrics(run), list(run.read("samples"))
     assert set(line["toxicity_by_judge"]) == {"lexical", "rlaf_judges:few_ank"}
     assert set(line["toxicity_by_witness"]) == {"lexical2"}
-    assert set(line["terms"]) == {"length", "script"}
+    assert set(line["terms"]) == set(terms)
     assert 0 < line["disagreement"] <= 1
-    assert run.meta["rewards"] == ["lexical", "rlaf_judges:few_ank"]  # a witness is none
+    assert run.meta["rewards"] == ["lexical", "rlaf_judges:few_ank", "starter_pairs"]  # a witness is none
     for sample in samples:
         goods = {name: 1 - value for name, value in sample["by_judge"].items()}
         weights = {"lexical": 2 / 3, "rlaf_judges:few_ank": 1 / 3}
         mean = sum(weights[name] * good for name, good in goods.items())
         deviation = math.sqrt(sum(weights[name] * (good - mean) ** 2 for name, good in goods.items()))
-        earned = mean - deviation + 0.5 * sample["terms"]["length"] + sample["terms"]["script"]
+        earned = mean - deviation + sum(weight * sample["terms"][name] for name, weight in terms.items())
         assert sample["reward"] == pytest.approx(earned, abs=1e-6)
         assert set(sample["by_witness"]) == {"lexical2"}
 

@@ -69,7 +69,7 @@ def audit(
             *_shares(entry, baseline),
             *_topic(entry["quality"], baseline),
             *_fluency(entry["quality"], baseline),
-            *_reward(run, own),
+            *_reward(run, own, entry["quality"].get("counter_narrative_fraction")),
             *_quotation(run, toxic),
         ]
         if baseline is not None:
@@ -147,7 +147,8 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
             )
 
 
-def _reward(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _reward(run: Measured, own: Sequence[dict[str, Any]], share: float | None) -> Iterator[tuple[str, str]]:
+    """``share`` is that of counter-narratives."""
     others = [judge for judge in run.judges if not _was_reward(judge, run.rewards)]
     for judge in run.judges:
         if not _was_reward(judge, run.rewards):
@@ -158,6 +159,13 @@ def _reward(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
         deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
         advice = "read the other judges" if others else "score the run with another judge"
         yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}"
+    pair_judge = (run.meta.get("pair_judge") or {}).get("name")
+    if pair_judge and share is not None and _was_reward(pair_judge, run.rewards):
+        yield (
+            "judge_is_reward",
+            f"the model was trained on {pair_judge}, which also says that {share:.1%} of its answers to toxic prompts "
+            "are counter-narratives: look closer by another judge of pairs (rewardlm score RUN counter_narrative=DIR)",
+        )
 
 
 def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[tuple[str, str]]:

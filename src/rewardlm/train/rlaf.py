@@ -312,7 +312,10 @@ def _start(settings: RlafSettings, out: Path) -> Run:
     )
     if not run.finished or sum(1 for _ in run.read("metrics")) < settings.steps:
         inherited = rewards_of(settings.adapter) if settings.adapter else []
-        run.update(status="running", stopped=None, rewards=list(dict.fromkeys([*inherited, *settings.reward])))
+        terms = settings.rewards.terms
+        # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
+        judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
+        run.update(status="running", stopped=None, rewards=list(dict.fromkeys([*inherited, *judges])))
     return run
 
 
