@@ -191,6 +191,31 @@ def test_atomic_writes_replace_and_leave_nothing_behind(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"2"
 
 
+@pytest.mark.parametrize("whole", [b"", b"{}\n", b"{}\n" * 50_000])
+@pytest.mark.parametrize("rest", [0, 1, 65_535, 65_536, 200_000])
+def test_what_a_kill_left_is_cut_off_however_long_it_is(tmp_path: Path, whole: bytes, rest: int) -> None:
+    run = start(tmp_path / "run")
+    file = run.path / "generations.jsonl"
+    file.write_bytes(whole + b"x" * rest)
+    run.mend()
+    assert file.read_bytes() == whole
+
+
+def test_a_failed_rewrite_in_pieces_leaves_the_old_records(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    run.append("scores", [{"n": 1}, {"n": 2}])
+
+    def records():
+        yield from run.read("scores")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.replace("scores", records())
+    assert list(run.read("scores")) == [{"n": 1}, {"n": 2}]
+    run.replace("scores", (record for record in run.read("scores") if record["n"] == 2))
+    assert list(run.read("scores")) == [{"n": 2}]
+
+
 def test_an_experiment_stands_for_its_runs(tmp_path: Path) -> None:
     for name in ("measure/PT", "train/RL", "measure/RL"):
         start(tmp_path / "e" / name)

@@ -52,11 +52,13 @@ _RECORDED_PACKAGES = (
 )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that a crash or a full disk leaves the old file or the new, never half of one."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Replace ``path`` by ``data``, which may come in pieces, so that a crash or a full disk leaves the old file or the
+    new, never half of one.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -217,8 +219,8 @@ class Run:
 
     def replace(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Rewrite ``name``.jsonl as these records, atomically."""
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_atomically(self.path / f"{name}.jsonl", lines.encode())
+        lines = (f"{json.dumps(record, allow_nan=False)}\n".encode() for record in records)
+        write_atomically(self.path / f"{name}.jsonl", lines)
 
     def forget_after(self, step: int) -> None:
         """Training: a step that was logged but whose checkpoint did not survive is done again, so its lines go."""
@@ -328,7 +330,13 @@ def rewards_of(adapter: Path) -> list[str]:
 
 def _drop_unfinished_line(path: Path) -> None:
     """A killed process may leave half a line: cut it off, so that the next record starts on its own line."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+    with open(path, "r+b") as file:
+        whole = file.seek(0, os.SEEK_END)
+        while whole:
+            start = max(0, whole - 65_536)
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            whole = start + found + 1
+            if found >= 0:
+                break
+        file.truncate(whole)

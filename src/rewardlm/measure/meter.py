@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,10 @@ from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adap
 from rewardlm.measure.metrics import BoolArray
 from rewardlm.measure.scoring import (
     Report,
-    answered,
     describe_scorer,
     refuse_other_judges,
     score_generations,
+    score_missing,
     score_records,
 )
 from rewardlm.models.load import Policy, resolve_device
@@ -193,7 +192,7 @@ def _sample_and_score(
             for batch in _batches(answers):
                 done += len(batch)
                 run.append("generations", batch)
-                score_generations(run, scorers, batch, limits, None, done=0)
+                score_generations(run, scorers, batch, limits)
                 if report is not None:
                     report(done, total, "answers")
             if isinstance(engine, LocalEngine):
@@ -251,15 +250,10 @@ def _catch_up(
     have = np.zeros(total, dtype=np.bool_)
     if not any(True for _ in run.read("generations")):
         return have
-    by_scorer = answered(run, scorers, limits)
+    score_missing(run, scorers, limits)
     rows = {record["id"]: row for row, record in enumerate(run.read("prompts"))}
-    generations = run.each_generation()
-    while piece := list(islice(generations, 512)):
-        for generation in piece:
-            have[rows[generation.prompt_id] * settings.samples + generation.sample] = True
-        for scorer, limit in zip(scorers, limits, strict=True):
-            missing = [answer for answer in piece if answer.id not in by_scorer[scorer.name]]
-            score_generations(run, [scorer], missing, [limit], None, done=0)
+    for record in run.read("generations"):
+        have[rows[record["prompt_id"]] * settings.samples + record["sample"]] = True
     return have
 
 

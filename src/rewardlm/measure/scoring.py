@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rewardlm.config import ServicesSettings
 from rewardlm.errors import RunError, ServiceError
+from rewardlm.measure.metrics import BoolArray
+from rewardlm.measure.records import Positions
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import Run
 from rewardlm.scoring.scorer import (
@@ -25,6 +30,9 @@ from rewardlm.scoring.scorer import (
 from rewardlm.types import Generation, Score, Verdict
 
 Report = Callable[[int, int, str], None]
+
+# Records that are looked at together.
+_PIECE = 4096
 
 
 def score_run(
@@ -52,14 +60,11 @@ def score_run(
     before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
     # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
     run.update(begun_scorers=[*begun.values(), describe_scorer(scorer, max_failed_share, before=before)])
-    generations = run.generations()
     limit = FailureLimit(max_failed_share)
-    scored = answered(run, [scorer], [limit])[scorer.name]
-    missing = [generation for generation in generations if generation.id not in scored]
-    score_generations(run, [scorer], missing, [limit], report, done=len(scored))
+    score_missing(run, [scorer], [limit], report)
     limit.close()
     run.update(
-        scorers=[*known.values(), describe_scorer(scorer, max_failed_share, generations, before=before)],
+        scorers=[*known.values(), describe_scorer(scorer, max_failed_share, run.each_generation(), before=before)],
         begun_scorers=[*begun.values()],
     )
     return run
@@ -133,28 +138,65 @@ def cut_short(run: Run) -> list[str]:
     return sentences
 
 
-def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, set[str]]:
-    """Ids of the answers that each scorer has judged in every label, or declined; ``limits`` count them as seen.
+def score_missing(
+    run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit], report: Report | None = None
+) -> None:
+    """Score the stored answers that lack a score of some scorer; raises as ``score_generations`` does."""
+    judged = answered(run, scorers, limits)
+    total = sum(len(of_scorer) for of_scorer in judged.values())
+    done = sum(int(of_scorer.sum()) for of_scorer in judged.values())
+    if report is not None:
+        report(done, total, "scores")
+    answers = run.each_generation()
+    start = 0
+    while piece := list(islice(answers, _PIECE)):
+        for scorer, limit in zip(scorers, limits, strict=True):
+            there = judged[scorer.name][start : start + len(piece)]
+            missing = [answer for answer, known in zip(piece, there, strict=True) if not known]
+            score_generations(run, [scorer], missing, [limit], report, done=done, total=total)
+            done += len(missing)
+        start += len(piece)
+
+
+def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, BoolArray]:
+    """By scorer Bool[G]: which of the answers, in the order in which they are stored, it has judged in every label, or
+    declined; ``limits`` count them as seen.
 
     Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again: a
-    judge that broke must not become a finished run by starting the command once more.
+    judge that broke must not become a finished run by starting the command once more. The records are read in pieces,
+    for there may be millions.
     """
     labels = {scorer.name: len(scorer.labels) for scorer in scorers}
-    good: dict[str, dict[str, int]] = {name: {} for name in labels}
+    positions = Positions(array("q", (hash(record["id"]) for record in run.read("generations"))))
+    settled = {name: np.zeros(len(positions), np.int32) for name in labels}
     seen = dict.fromkeys(labels, 0)
-    records = list(run.read("scores"))
-    for record in records:
-        name = record["scorer"]
-        if name in labels and is_settled(record):
-            good[name][record["generation_id"]] = good[name].get(record["generation_id"], 0) + 1
-            seen[name] += record["reason"] != EMPTY
-    complete = {name: {id_ for id_, n in good[name].items() if n == labels[name]} for name in labels}
-    kept = [r for r in records if r["scorer"] not in labels or r["generation_id"] in complete[r["scorer"]]]
-    if len(kept) < len(records):
-        run.replace("scores", kept)
+    for piece in _pieces(run.read("scores")):
+        at = positions.of([record["generation_id"] for record in piece])
+        for record, position in zip(piece, at.tolist(), strict=True):
+            name = record["scorer"]
+            if name in labels and position >= 0 and is_settled(record):
+                settled[name][position] += 1
+                seen[name] += record["reason"] != EMPTY
+    complete = {name: settled[name] == labels[name] for name in labels}
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for piece in _pieces(run.read("scores")):
+            at = positions.of([record["generation_id"] for record in piece])
+            for record, position in zip(piece, at.tolist(), strict=True):
+                # A score of no answer that is here is for ``compare`` to refuse.
+                if record["scorer"] not in labels or position < 0 or complete[record["scorer"]][position]:
+                    yield record
+
+    if sum(1 for _ in kept()) < sum(1 for _ in run.read("scores")):
+        run.replace("scores", kept())
     for scorer, limit in zip(scorers, limits, strict=True):
         limit.seen += seen[scorer.name] // labels[scorer.name]
     return complete
+
+
+def _pieces(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while piece := list(islice(records, _PIECE)):
+        yield piece
 
 
 def score_generations(
@@ -162,15 +204,16 @@ def score_generations(
     scorers: Sequence[Scorer],
     generations: Sequence[Generation],
     limits: Sequence[FailureLimit],
-    report: Report | None,
+    report: Report | None = None,
     *,
-    done: int,
+    done: int = 0,
+    total: int = 0,
 ) -> None:
     """Score answers and append the scores, which are on the disk before a limit may end the run.
 
-    One limit a scorer. Raises ScorerError where it is exceeded, and what a judge raises that can't be used, with what
-    it said before on the disk."""
-    total = done + len(generations)
+    One limit a scorer. ``report`` hears how many of ``total`` are scored when ``done`` were before. Raises ScorerError
+    where a limit is exceeded, and what a judge raises that can't be used, with what it said before on the disk.
+    """
     size = min((piece_of(scorer) for scorer in scorers), default=512)
     for start in range(0, len(generations), size):
         piece = generations[start : start + size]
@@ -187,8 +230,6 @@ def score_generations(
             limit.add(scorer.name, verdicts)
         if report is not None:
             report(done + start + len(piece), total, "scores")
-    if report is not None and not generations:
-        report(total, total, "scores")
 
 
 def score_records(
