@@ -1,4 +1,5 @@
-"""How much memory a measurement takes as its prompts grow: the peak of a whole command, each in a fresh process.
+"""How much memory the meter takes as its prompts grow: measure, score by another judge and compare, each command's
+peak in a fresh process.
 
     make bench-memory           or  python benchmarks/memory.py [--prompts 10000 100000] [--samples K]
 
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,40 +44,47 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = [peak_of(number, options.samples) for number in sorted(options.prompts)]
+    rows = [row for number in sorted(options.prompts) for row in peaks_of(number, options.samples)]
+    fewest = {row["command"]: row["peak_mib"] for row in reversed(rows)}
     for row in rows:
-        row["ratio"] = row["peak_mib"] / rows[0]["peak_mib"]
+        row["ratio"] = row["peak_mib"] / fewest[row["command"]]
     if options.json:
         print(json.dumps(rows))
         return
-    table = Table("prompts", "answers", "peak MiB", "ratio", "seconds")
+    table = Table("command", "prompts", "answers", "peak MiB", "ratio", "seconds")
     for row in rows:
-        cells = (row["prompts"], row["answers"], round(row["peak_mib"]), f"{row['ratio']:.2f}", round(row["seconds"]))
-        table.add_row(*map(str, cells))
+        numbers = (row["prompts"], row["answers"], round(row["peak_mib"]), f"{row['ratio']:.2f}", round(row["seconds"]))
+        table.add_row(row["command"], *map(str, numbers))
     Console().print(table)
 
 
-def peak_of(number: int, samples: int) -> dict[str, float]:
-    """One measurement of ``number`` prompts in a process of its own."""
+def peaks_of(number: int, samples: int) -> Iterator[dict[str, Any]]:
+    """The commands on ``number`` prompts, each in a process of its own."""
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        prompts, peak = Path(folder) / "prompts.jsonl", Path(folder) / "peak"
+        prompts, peak, run = (str(Path(folder) / name) for name in ("prompts.jsonl", "peak", "run"))
         with open(prompts, "w") as file:
             for row in range(number):
                 text = f"{' '.join(draw.choices(SENTENCE.split(), k=14))} {row}"
                 file.write(json.dumps({"id": f"p{row}", "prompt": text, "toxicity": draw.random()}) + "\n")
-        flags = ["--prompts", str(prompts), "--scorer", "lexical", "--max-new-tokens", "4", "--samples", str(samples)]
-        more = ["--out", str(Path(folder) / "run"), "quality_sample=2000", "counter_narrative=null"]
-        started = time.monotonic()
-        command = [sys.executable, "-c", RUN, "measure", "tiny", *flags, *more, str(peak)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-        return {
-            "prompts": number,
-            "answers": number * samples,
-            "peak_mib": float(peak.read_text()),
-            "seconds": seconds,
+        flags = ["--prompts", prompts, "--scorer", "lexical", "--max-new-tokens", "4", "--samples", str(samples)]
+        commands = {
+            "measure": ["tiny", *flags, "--out", run, "quality_sample=2000", "counter_narrative=null"],
+            "score": [run, "--scorer", "lexical2"],
+            "compare": [run, "--json"],
         }
+        for command, arguments in commands.items():
+            started = time.monotonic()
+            subprocess.run(
+                [sys.executable, "-c", RUN, command, *arguments, peak], check=True, stdout=subprocess.DEVNULL
+            )
+            yield {
+                "command": command,
+                "prompts": number,
+                "answers": number * samples,
+                "peak_mib": float(Path(peak).read_text()),
+                "seconds": time.monotonic() - started,
+            }
 
 
 if __name__ == "__main__":

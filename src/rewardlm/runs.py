@@ -29,7 +29,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,18 @@ def expand(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]
         if here in above:
             raise RunError(f"{run.path} is an experiment that lists itself: take it out of its run.json")
         yield from expand([run.path / relative for relative in run.meta.get("runs", [])], (*above, here))
+
+
+def unique_labels(labels: Sequence[str]) -> list[str]:
+    """The labels, numbered where two runs have the same."""
+    taken: list[str] = []
+    for label in labels:
+        name, number = label, 1
+        while name in taken or (number > 1 and name in labels):
+            number += 1
+            name = f"{label} ({number})"
+        taken.append(name)
+    return taken
 
 
 def _experiment_of(path: Path) -> Path | None:

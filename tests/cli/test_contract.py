@@ -17,7 +17,7 @@ FLAGS = {
     "run": COMMON,
     "measure": [
         "--adapter", "--prompts", "--scorer", "--label", "--samples", "--max-new-tokens", "--limit", "--engine",
-        "--url", "--batch-tokens", "--part", "--toxic-by", *COMMON,
+        "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", *COMMON,
     ],
     "score": ["--scorer", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],
@@ -29,6 +29,7 @@ FLAGS = {
         "--learning-rate", *COMMON,
     ],
     "report": ["--out", "--config", "--seed"],
+    "export": ["--scorer", "--out", "--config", "--seed"],
     "doctor": [],
 }  # fmt: skip
 

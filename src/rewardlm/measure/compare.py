@@ -28,7 +28,7 @@ from rewardlm.measure.records import (
     refuse_twice,
     samples_wanted,
 )
-from rewardlm.runs import Run
+from rewardlm.runs import Run, unique_labels
 from rewardlm.types import Prompt
 
 SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
@@ -134,7 +134,7 @@ def compare(
     if not paths:
         raise RunError("nothing to compare: name at least one run, the baseline first")
     runs = [load_measured(Path(path)) for path in paths]
-    for run, label in zip(runs, _unique_labels([run.label for run in runs]), strict=True):
+    for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
         run.label = label
     baseline = runs[0]
     for other in runs[1:]:
@@ -455,19 +455,6 @@ def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
                 f"{runs[0].run.path} (scorers: {', '.join(runs[0].scores) or 'none'}) and {run.run.path} "
                 f"({', '.join(run.scores) or 'none'}) share no scorer: add one with rewardlm score"
             )
-
-
-def _unique_labels(labels: Sequence[str]) -> list[str]:
-    taken: set[str] = set()
-    result = []
-    for label in labels:
-        name, number = label, 1
-        while name in taken or (number > 1 and name in labels):
-            number += 1
-            name = f"{label} ({number})"
-        taken.add(name)
-        result.append(name)
-    return result
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

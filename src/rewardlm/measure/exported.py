@@ -20,7 +20,7 @@ from typing import IO, Any
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure import quality
 from rewardlm.measure.spreadsheet import defuse
-from rewardlm.runs import Run
+from rewardlm.runs import Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 from rewardlm.scoring.scorer import DISAGREEMENT
 
@@ -66,7 +66,7 @@ def export_answers(paths: Sequence[Path], out: Path) -> list[str]:
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{out}: the rows go into a {', '.join(SUFFIXES)}, got {out.suffix or 'no suffix'}")
     runs = [open_measured(Path(path)) for path in paths]
-    labels = _labels([run.label for run in runs])
+    labels = unique_labels([run.label for run in runs])
     names = [_score_columns(run) for run in runs]
     columns = [*ANSWER_COLUMNS]
     judges = {f"scores.{scorer}" for found in names for scorer, _ in found}
@@ -112,18 +112,6 @@ def replacing(out: Path) -> Iterator[Path]:
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _labels(labels: Sequence[str]) -> list[str]:
-    """The labels, numbered where two runs have the same."""
-    names: list[str] = []
-    for label in labels:
-        name, number = label, 1
-        while name in names or (number > 1 and name in labels):
-            number += 1
-            name = f"{label} ({number})"
-        names.append(name)
-    return names
 
 
 def _score_columns(run: Run) -> dict[tuple[str, str], str]:
@@ -324,8 +312,8 @@ def _jsonl_writer(path: Path, columns: Sequence[str]) -> Iterator[Write]:
 
 @contextmanager
 def _parquet_writer(path: Path, columns: Sequence[str]) -> Iterator[Write]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     schema = pyarrow.schema([(name, _arrow_type(name, pyarrow)) for name in columns])
     waiting: list[Record] = []

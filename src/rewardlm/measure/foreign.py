@@ -262,8 +262,8 @@ def _json_array_rows(path: Path, text: str) -> list[Row]:
 
 
 def _parquet_rows(path: Path, content: bytes) -> list[Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()

@@ -13,21 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewardlm.report.headline import quality_notes
+from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
 _SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
-_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts", "comparable": "comparable answers"}
-_QUALITY = (
-    ("empty_fraction", "empty", ".1%"),
-    ("non_latin_fraction", "non-Latin", ".1%"),
-    ("repetition", "repeated", ".1%"),
-    ("refusal_fraction", "refusals", ".1%"),
-    ("comparable_fraction", "comparable", ".1%"),
-    ("counter_narrative_fraction", "counter-narratives", ".1%"),
-    ("mean_words", "words an answer", ".1f"),
-    ("distinct_2", "distinct-2", ".3f"),
-    ("prompt_similarity", "similarity with the prompt", ".3f"),
-    ("perplexity", "perplexity", ".1f"),
-)
 _NONE = "–"
 
 
@@ -88,8 +76,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
 
     Of a judge with several labels (NAME and NAME.LABEL) the main one alone, unless it was asked for.
     """
-    names = {name for model in result["models"] for name in model["scorers"]}
-    shown = {name for name in names if not any(name.startswith(f"{other}.") for other in names)}
+    result = main_labels(result)
     settings = result["settings"]
     sign = "≥" if settings["inclusive"] else ">"
     found = [
@@ -103,12 +90,11 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
                 _toxicity_row(model, name, splits)
                 for model in result["models"]
                 for name, splits in model["scorers"].items()
-                if name in shown
             ],
             2,
         )
     ]
-    changes = [entry for entry in result["comparisons"] if entry["scorer"] in shown and entry["split"] in _SPLITS]
+    changes = [entry for entry in result["comparisons"] if entry["split"] in CHANGE_SPLITS]
     if changes:
         found.append(
             Grid(
@@ -120,7 +106,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
                     [
                         entry["to"],
                         entry["scorer"],
-                        _SPLITS[entry["split"]],
+                        CHANGE_SPLITS[entry["split"]],
                         str(entry["n"]),
                         _with_interval(entry["delta"], entry["delta_ci95"], "+.3f"),
                         _p_value(entry["p_value"]),
@@ -141,7 +127,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
             ["", *(model["label"] for model in result["models"])],
             [
                 [title, *(_number(quality.get(key), form) for quality in qualities)]
-                for key, title, form in _QUALITY
+                for key, title, form in QUALITY
                 if any(quality.get(key) is not None for quality in qualities)
             ],
             1,

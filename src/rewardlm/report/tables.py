@@ -16,33 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.report.headline import quality_notes
+from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
-# The splits that everyone reads; the others are in --json and in the report.
 _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
-_CHANGE_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts", "comparable": "comparable answers"}
 _BUCKETS = ("low", "medium", "high")
-_QUALITY = (
-    ("empty_fraction", "empty", "share"),
-    ("non_latin_fraction", "non-Latin", "share"),
-    ("repetition", "repeated", "share"),
-    ("refusal_fraction", "refusals", "share"),
-    ("comparable_fraction", "comparable", "share"),
-    ("counter_narrative_fraction", "counter-narratives", "share"),
-    ("mean_words", "words an answer", "one decimal"),
-    ("distinct_1", "distinct-1", "score"),
-    ("distinct_2", "distinct-2", "score"),
-    ("distinct_3", "distinct-3", "score"),
-    ("prompt_similarity", "similarity with the prompt", "score"),
-    ("prompt_similarity_null", "… with a shuffled prompt", "score"),
-    ("perplexity", "perplexity", "one decimal"),
-)
 _NAME_WIDTH = 16
 _LONGEST_NAME = 48
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Print models, changes from the baseline, flow between buckets, quality and warnings of ``result``."""
-    result = _main_labels(result)
+    result = main_labels(result)
     settings = result.get("settings", {})
     sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
     for split, title in _MODEL_SPLITS.items():
@@ -142,7 +126,7 @@ def _disagreement_table(models: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
         for scorer, entry in model.get("disagreement", {}).items():
-            share = _quality_cell(entry["fraction_over_half"], "share")
+            share = "–" if entry["fraction_over_half"] is None else f"{entry['fraction_over_half']:.1%}"
             table.add_row(_name(model["label"]), _name(scorer), _score(entry["mean"]), share, str(entry["scored"]))
     return table
 
@@ -163,11 +147,11 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
     for heading in ("pairs", "change", "95 %", "p", *counts):
         table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
-        if comparison["split"] not in _CHANGE_SPLITS:
+        if comparison["split"] not in CHANGE_SPLITS:
             continue
         table.add_row(
             _name(comparison["scorer"]),
-            _CHANGE_SPLITS[comparison["split"]],
+            CHANGE_SPLITS[comparison["split"]],
             str(comparison["n"]),
             _change(comparison[f"{of}delta"]),
             _interval(comparison[f"{of}delta_ci95"], "+.3f"),
@@ -175,24 +159,6 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
             *(str(comparison[name]) for name in counts),
         )
     return table
-
-
-def _main_labels(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``result`` without the further labels of judges that have several (NAME.label beside NAME).
-
-    They are in --json and one at a time behind --scorer; here six labels a judge would bury the table.
-    """
-    names = {name for model in result["models"] for name in model["scorers"]}
-    # An ensemble's labels are its members, whose own names may hold dots.
-    further = {name for name in names if any(name.startswith(f"{other}.") for other in names)}
-    return {
-        **result,
-        "models": [
-            {**model, "scorers": {name: entry for name, entry in model["scorers"].items() if name not in further}}
-            for model in result["models"]
-        ],
-        "comparisons": [entry for entry in result["comparisons"] if entry["scorer"] not in further],
-    }
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:
@@ -211,17 +177,11 @@ def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("", no_wrap=True)
     for model in models:
         table.add_column(_name(model["label"]), justify="right", overflow="fold", max_width=_NAME_WIDTH)
-    for key, heading, kind in _QUALITY:
+    for key, heading, form in QUALITY:
         values = [model["quality"].get(key) for model in models]
         if any(value is not None for value in values):
-            table.add_row(heading, *(_quality_cell(value, kind) for value in values))
+            table.add_row(heading, *("–" if value is None else f"{value:{form}}" for value in values))
     return table
-
-
-def _quality_cell(value: float | None, kind: str) -> str:
-    if value is None:
-        return "–"
-    return {"share": f"{value:.1%}", "score": f"{value:.3f}", "one decimal": f"{value:.1f}"}[kind]
 
 
 def _table() -> Table:
