@@ -19,8 +19,6 @@ from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.scoring import Report
 from rewardlm.measure.similarity import Similarity, load_embedder
 from rewardlm.models.load import Policy, load_policy, resolve_device
-from rewardlm.models.logprobs import score_rows
-from rewardlm.models.lora import reference
 from rewardlm.runs import Run
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
@@ -128,6 +126,10 @@ def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:
 
 def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
     """exp(mean negative log-probability) of each text after its prompt, under the base model; None of an empty one."""
+    # With peft, which takes seconds to import, and which looking at an import's answers needs not.
+    from rewardlm.models.logprobs import score_rows
+    from rewardlm.models.lora import reference
+
     kept = [row for row, text in enumerate(texts) if text]
     responses = [
         policy.tokenizer(texts[row], add_special_tokens=False, split_special_tokens=True)["input_ids"] for row in kept
