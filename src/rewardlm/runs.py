@@ -259,7 +259,10 @@ class Run:
 
     def each_generation(self) -> Iterator[Generation]:
         """As ``generations``, one at a time: there may be millions."""
-        return (Generation(**record) for record in self.read("generations"))
+        return (
+            Generation(**{**record, "tokens": tuple(tokens) if (tokens := record.get("tokens")) is not None else None})
+            for record in self.read("generations")
+        )
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
