@@ -1,0 +1,1 @@
+"""What training changed inside: drift, attribution, similarity, the residual stream and its directions."""
