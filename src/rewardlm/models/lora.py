@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,26 @@ def merged(policy: Policy) -> Iterator[None]:
             for layer, weight in zip(layers, kept, strict=True):
                 layer.merged_adapters.clear()
                 layer.get_base_layer().weight.copy_(weight)
+
+
+@contextlib.contextmanager
+def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
+    """Inside, what the adapters on ``layers`` add is multiplied by ``factor``: 0 is off, to the bit.
+
+    Raises ModelError where an adapter is merged, because its share of the weights can't be told apart any more.
+    """
+    layers = list(layers)
+    if any(layer.merged for layer in layers):
+        raise ModelError("a merged adapter can't be scaled: take it apart from the base's weights first")
+    found = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            for name in layer.scaling:
+                layer.scaling[name] *= factor
+        yield
+    finally:
+        for layer, scaling in zip(layers, found, strict=True):
+            layer.scaling.update(scaling)
 
 
 def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Parameter]:
