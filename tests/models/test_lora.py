@@ -28,6 +28,7 @@ from rewardlm.models.lora import (
     reference,
     save_adapter,
     scaled,
+    using,
 )
 
 IDS = torch.tensor([[1, 300, 301, 302, 2, 17, 900]])
@@ -318,4 +319,26 @@ def test_a_merged_adapter_is_not_scaled(adapted: Policy) -> None:
         pytest.raises(ModelError, match="can't be scaled"),
         scaled(lora_layers(adapted), 0.5),
     ):
+        pass
+
+
+def test_one_of_several_adapters_is_used_and_what_was_on_is_on_again(
+    base_logits: torch.Tensor, saved: Path, adapted: Policy
+) -> None:
+    first = logits(adapted)
+    disturb(adapted, seed=5)
+    second = logits(adapted)
+    load_adapter(adapted, saved, name="other")
+    trainable = {name: parameter.requires_grad for name, parameter in adapted.model.named_parameters()}
+    for outer, expected in ((None, base_logits), ("other", first), (POLICY, second)):
+        with using(adapted, outer):
+            assert torch.equal(logits(adapted), expected)
+            with using(adapted, None):
+                assert torch.equal(logits(adapted), base_logits)
+            assert torch.equal(logits(adapted), expected)
+        assert torch.equal(logits(adapted), second)
+    assert {name: parameter.requires_grad for name, parameter in adapted.model.named_parameters()} == trainable
+    with pytest.raises(ModelError, match="no adapter 'third': it has default, other"), using(adapted, "third"):
+        pass
+    with pytest.raises(ModelError, match="none at all"), using(tiny_policy(), "other"):
         pass

@@ -186,7 +186,7 @@ def trace(causal_lm: Any, batch: Batch, *, patterns: bool = False, adapter: bool
         calls[module] = (args, kwargs)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_evaluating(causal_lm))
+        stack.enter_context(evaluating(causal_lm))
         if patterns:
             stack.enter_context(_plain_attention(causal_lm))
 
@@ -217,7 +217,7 @@ def trace(causal_lm: Any, batch: Batch, *, patterns: bool = False, adapter: bool
     )
     if not adapter:
         return found
-    with _evaluating(causal_lm):
+    with evaluating(causal_lm):
         return replace(found, adapter=_adapter_writes(layout, found, where, calls))
 
 
@@ -276,7 +276,7 @@ def direct_attribution(causal_lm: Any, found: Trace, contrast: Contrast) -> Logi
     """
     layout = layout_of(causal_lm)
     w, bias = _contrast_row(layout.head, contrast)
-    u, shift = _through_norm(layout.norm, w)
+    u, shift = through_norm(layout.norm, w), _norm_shift(layout.norm) @ w
     per_scale = 1 / _norm_scale(layout.norm, found.stream[-1])
     heads, adapter_heads, attention_bias = [], [], []
     mlp, mlp_bias, adapter_mlp = [], [], []
@@ -307,7 +307,7 @@ def direct_attribution(causal_lm: Any, found: Trace, contrast: Contrast) -> Logi
 def share_of_writes(causal_lm: Any, found: Trace, writes: Tensor, contrast: Contrast) -> Tensor:
     """Direct share in the contrast's score of any writes Float[..., N, M], at the trace's own scales: Float[..., N]."""
     layout = layout_of(causal_lm)
-    u, _ = _through_norm(layout.norm, _contrast_row(layout.head, contrast)[0])
+    u = through_norm(layout.norm, _contrast_row(layout.head, contrast)[0])
     return writes @ u / _norm_scale(layout.norm, found.stream[-1])
 
 
@@ -428,6 +428,15 @@ def _factors(module: Any) -> Iterator[tuple[float, Tensor, Tensor]]:
                 )
 
 
+def adapter_row(module: Any, index: int) -> Tensor:
+    """(alpha / r)·B·A[:, index], Float[out]: what the adapters that are on add to a row of ``weight_of(module)``."""
+    row = torch.zeros(module.out_features if isinstance(module, LoraLayer) else weight_of(module).shape[1])
+    row = row.to(next(module.parameters()).device)
+    for scaling, a, b in _factors(module):
+        row = row + scaling * (b @ a[:, index])
+    return row
+
+
 def _adapter_weight(module: Any) -> Tensor:
     """(alpha / r)·(B·A)ᵀ, Float[in, out], of the adapters that are on."""
     weight = torch.zeros(module.in_features, module.out_features, device=next(module.parameters()).device)
@@ -464,13 +473,24 @@ def _contrast_row(head: Any, contrast: Contrast) -> tuple[Tensor, float]:
     return contrast.of(weight), float(contrast.of(bias))
 
 
-def _through_norm(norm: Any, w: Tensor) -> tuple[Tensor, float]:
-    """u Float[M] with (norm's input)·u / scale + shift = (norm's output)·w, and that shift."""
-    u = norm.weight.float() * w
-    if _centres(norm):
-        u = u - u.mean()
-    bias = getattr(norm, "bias", None)
-    return u, 0.0 if bias is None else float(bias.float() @ w)
+def through_norm(norm: Any, w: Tensor) -> Tensor:
+    """u Float[M] with (norm's input)·u / scale + shift·w = (norm's output)·w, for w Float[M]."""
+    u: Tensor = norm.weight.float() * w
+    return u - u.mean() if _centres(norm) else u
+
+
+def normed_direction(norm: Any, v: Tensor) -> Tensor:
+    """What the norm makes of a part v Float[M] of its input, times its scale: gain ⊙ v, without v's mean in LayerNorm.
+
+    The transpose of ``through_norm``: normed_direction(v)·w = v·through_norm(w).
+    """
+    seen: Tensor = norm.weight.float() * (v - v.mean() if _centres(norm) else v)
+    return seen
+
+
+def _norm_shift(norm: Any) -> Tensor:
+    bias: Tensor | None = getattr(norm, "bias", None)
+    return torch.zeros_like(norm.weight).float() if bias is None else bias.float()
 
 
 def _norm_scale(norm: Any, states: Tensor) -> Tensor:
@@ -490,7 +510,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(causal_lm: Any) -> Iterator[None]:
+def evaluating(causal_lm: Any) -> Iterator[None]:
     """Inside, no module drops anything out; each is then in the mode that it was found in."""
     training = [module for module in causal_lm.modules() if module.training]
     try:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 
@@ -137,6 +138,37 @@ def active(policy: Policy, name: str) -> Iterator[None]:
             yield
         finally:
             model.set_adapter(POLICY)
+
+
+@contextlib.contextmanager
+def using(policy: Policy, name: str | None) -> Iterator[None]:
+    """Inside, the adapter ``name`` alone is on, or none, whatever was on before; then that is on again.
+
+    Raises ModelError for an adapter that the model hasn't.
+    """
+    model = policy.model
+    if not isinstance(model, PeftModel):
+        if name is not None:
+            raise ModelError(f"{policy.spec} has no adapter {name!r}: it has none at all")
+        yield
+        return
+    if name is not None and name not in model.peft_config:
+        raise ModelError(f"{policy.spec} has no adapter {name!r}: it has {', '.join(model.peft_config)}")
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    before = model.active_adapter
+    with _trainable_as_found(model):
+        try:
+            for layer in layers:
+                layer.enable_adapters(name is not None)
+            if name is not None:
+                model.set_adapter(name)
+            yield
+        finally:
+            model.active_adapter = before
+            for layer, adapters, disabled in found:
+                layer.set_adapter(adapters)
+                layer.enable_adapters(not disabled)
 
 
 @contextlib.contextmanager
