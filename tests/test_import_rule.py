@@ -19,7 +19,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"experiment"},
-    {"report", "train", "measure", "judges"},
+    {"report", "train", "measure", "judges", "interpret"},
     {"scoring", "models", "data"},
     {"runs", "services"},
     {"config"},

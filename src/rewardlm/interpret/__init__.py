@@ -1,1 +1,1 @@
-"""What training changed inside: drift, attribution, similarity, the residual stream and its directions."""
+"""What changed inside a tuned model: what it reads, what it writes, and which directions carry toxicity."""

@@ -179,7 +179,17 @@ def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     mask = torch.cat([packed.mask.new_ones(n_rows, n_shared), packed.mask], 1).long()
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
     states = trunk_states(body, packed.tokens, mask, positions, cache)
-    return states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
+    return states[predicting_mask(packed.response_mask)]
+
+
+def predicting_mask(response_mask: Tensor) -> Tensor:
+    """Bool[B, T], True where a position's state speaks about a token of the response: those tokens' mask, one earlier.
+
+    The first column of ``response_mask`` Bool[B, T] has nothing before it, and is taken to be a prompt's.
+    """
+    mask = torch.zeros_like(response_mask)
+    mask[:, :-1] = response_mask[:, 1:]  # THE shift
+    return mask
 
 
 def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
