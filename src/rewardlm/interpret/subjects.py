@@ -20,7 +20,7 @@ from rewardlm.config import InterpretSettings, ModelSettings, validate
 from rewardlm.errors import ModelError, RunError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import POLICY, active, adapter_hash, load_adapter, merged, reference
+from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, using
 from rewardlm.runs import Run, unique_labels
 
 
@@ -45,12 +45,9 @@ class Subject:
         policy = self.policy
         with contextlib.ExitStack() as held:
             held.enter_context(_as_found(policy.model))
-            if self.adapter is None:
-                held.enter_context(reference(policy))
-            else:
-                held.enter_context(active(policy, self.adapter))
-                if merge:
-                    held.enter_context(merged(policy, self.adapter))
+            held.enter_context(using(policy, self.adapter))
+            if merge and self.adapter is not None:
+                held.enter_context(merged(policy, self.adapter))
             policy.model.eval()
             policy.model.requires_grad_(False)
             yield policy.causal_lm
@@ -98,7 +95,7 @@ def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[Subj
                 load_adapter(policy, asked.adapter, name=name)
         subjects.append(Subject(label, run, policy, name))
     for key, policy in policies.items():
-        with reference(policy):
+        with using(policy, None):
             if not torch.equal(_probe(policy), alone[key]):
                 raise ModelError(
                     f"{policy.spec} with its adapters off is not {policy.spec}: some adapter holds whole layers "
