@@ -14,6 +14,10 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     results.jsonl       evaluation of judges: one line a judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line a step
     samples.jsonl       training: some prompts, answers and rewards
+    drift.jsonl         interpretation: an answer under every model, token by token
+    attributions.jsonl  interpretation: an answer's explained tokens by one reader, word by word
+    vocabulary.safetensors, interpretation.json
+                        interpretation: sums over drift.jsonl, and the summary that the report reads
     adapter/            training: the LoRA adapter, in PEFT's format
     checkpoints/        training: what resuming needs
 """

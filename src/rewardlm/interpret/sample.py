@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt's sample-th answer by every model: the models' buckets, and the stratum's counts in the run."""
+    """A prompt's ``sample``-th answer by every model, and P(toxic) of each model's."""
 
     prompt: Prompt
     sample: int
@@ -64,7 +64,7 @@ class Sample:
     """P pairs and their P × M answers, pair by pair, within one in the order of the models.
 
     ``strata`` are ``{"from", "to", "of", "taken"}``: how many pairs made a transition, and how many of them are here.
-    ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't.
+    ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks).
     """
 
     scorer: str
@@ -115,7 +115,6 @@ def draw(
     """At most ``limit`` pairs, evenly over the transitions from the first run to the last, and their answers."""
     grids = _grids(runs, scorer)
     everywhere = np.logical_and.reduce([~np.isnan(grid) for grid in grids])
-    answered = np.logical_or.reduce([exists for exists in _exists(runs, grids[0].shape)])
     candidates = np.argwhere(everywhere)
     if not len(candidates):
         raise RunError(f"no answer is scored by {scorer!r} in every run: there is nothing to interpret")
@@ -144,7 +143,7 @@ def draw(
             for way, cells in ((way, by_transition[way]) for way in ways)
         ],
         of=len(candidates),
-        unscored=int(answered.sum()) - len(candidates),
+        unscored=max(run.answers for run in runs) - len(candidates),
     )
 
 
@@ -170,15 +169,6 @@ def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
         grid[run.prompt_rows, run.samples] = run.scores[scorer]
         grids.append(grid)
     return grids
-
-
-def _exists(runs: Sequence[Measured], shape: tuple[int, ...]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
-    found = []
-    for run in runs:
-        there = np.zeros(shape, dtype=np.bool_)
-        there[run.prompt_rows, run.samples] = True
-        found.append(there)
-    return found
 
 
 def _answers(runs: Sequence[Measured], subjects: Sequence[Subject], pairs: Sequence[Pair]) -> list[Answer]:

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from rewardlm.config import InterpretSettings, ModelSettings, validate
 from rewardlm.errors import ModelError, RunError
-from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.load import Policy, hash_weights, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, using
 from rewardlm.runs import Run, unique_labels
+
+
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -73,36 +76,49 @@ def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[Subj
     Raises RunError for a run without a model here (an import, a server's) or whose weights have changed since, and
     ModelError where tokenizers differ, or a base with its adapters off is not the base.
     """
-    policies: dict[str, Policy] = {}
-    alone: dict[str, Tensor] = {}
-    on_it: dict[str, dict[Path, str]] = {}
+    bases: dict[str, _Base] = {}
     subjects = []
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
         asked = model_settings(run, settings)
         key = asked.model_copy(update={"adapter": None}).model_dump_json()
-        if key not in policies:
-            policy = load_policy(asked)
-            check_head(policy.causal_lm)
-            policies[key], on_it[key] = policy, {}
-            alone[key] = _probe(policy)
-        policy = policies[key]
-        _check_weights(run, policy, settings)
-        name = None
-        if asked.adapter is not None:
-            name = on_it[key].get(asked.adapter)
-            if name is None:
-                name = on_it[key][asked.adapter] = POLICY if not on_it[key] else f"subject_{len(on_it[key])}"
-                load_adapter(policy, asked.adapter, name=name)
-        subjects.append(Subject(label, run, policy, name))
-    for key, policy in policies.items():
-        with using(policy, None):
-            if not torch.equal(_probe(policy), alone[key]):
-                raise ModelError(
-                    f"{policy.spec} with its adapters off is not {policy.spec}: some adapter holds whole layers "
-                    "(modules_to_save), so what it changed can't be told apart; interpret it alone"
-                )
+        if key not in bases:
+            bases[key] = _Base(load_policy(asked))
+        base = bases[key]
+        _check_weights(run, base)
+        name = None if asked.adapter is None else base.put_on(asked.adapter)
+        subjects.append(Subject(label, run, base.policy, name))
+    for base in bases.values():
+        base.check_untouched()
     _check_vocabularies(subjects)
     return subjects
+
+
+class _Base:
+    """A base, what it was before any adapter, and the adapters that it carries since."""
+
+    def __init__(self, policy: Policy) -> None:
+        check_head(policy.causal_lm)
+        self.policy = policy
+        self._alone = _probe(policy)
+        self._names: dict[Path, str] = {}
+        # As they would be in the precision in which a run was measured. Adapters change the names of tensors.
+        self.hashes = {dtype: hash_weights(policy.model, dtype) for dtype in _PRECISIONS if dtype != policy.dtype}
+        self.hashes[policy.dtype] = policy.weights_hash
+
+    def put_on(self, adapter: Path) -> str:
+        """The adapter's name on the policy, which carries each once."""
+        if adapter not in self._names:
+            self._names[adapter] = POLICY if not self._names else f"subject_{len(self._names)}"
+            load_adapter(self.policy, adapter, name=self._names[adapter])
+        return self._names[adapter]
+
+    def check_untouched(self) -> None:
+        with using(self.policy, None):
+            if not torch.equal(_probe(self.policy), self._alone):
+                raise ModelError(
+                    f"{self.policy.spec} with its adapters off is not {self.policy.spec}: what an adapter changed "
+                    "can't be told apart; interpret each of these runs with its baseline alone to see which it is"
+                )
 
 
 def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
@@ -124,11 +140,19 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
             "chat": measured.get("chat", {}),
             "seed": settings.seed,
             "device": settings.device,
-            # What "auto" was then may be something else on this machine.
-            "dtype": run.meta.get("dtype", "auto") if settings.dtype == "auto" else settings.dtype,
+            "dtype": _precision(run, settings),
             "load": settings.load or measured.get("load"),
         },
     )
+
+
+def _precision(run: Run, settings: InterpretSettings) -> str:
+    """As asked. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be merged
+    there; on a device, whose memory may not hold that, the precision that was measured.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if resolve_device(settings.device).type == "cpu" else str(run.meta.get("dtype", "auto"))
 
 
 def _found(adapter: Path, run: Run) -> Path:
@@ -140,19 +164,21 @@ def _found(adapter: Path, run: Run) -> Path:
     raise RunError(f"{run.path}: its adapter {adapter} is not there any more: put it back, or measure again")
 
 
-def _check_weights(run: Run, policy: Policy, settings: InterpretSettings) -> None:
-    recorded = run.meta.get("model_hash")
-    other_precision = settings.dtype != "auto" or settings.load is not None
-    if recorded and not other_precision and recorded != policy.weights_hash:
+def _check_weights(run: Run, base: _Base) -> None:
+    policy, recorded = base.policy, run.meta.get("model_hash")
+    measured_in = getattr(torch, str(run.meta.get("dtype")), policy.dtype)
+    # Weights that were rounded more than the measured ones, or quantised in another way, can't be compared.
+    comparable = policy.quantisation == run.meta.get("quantisation") and policy.dtype in (torch.float32, measured_in)
+    if recorded and comparable and recorded != base.hashes[measured_in]:
         raise RunError(
-            f"{run.path} was measured with other weights of {policy.spec} (hash {recorded[:12]}…, here "
-            f"{policy.weights_hash[:12]}…): measure it again"
+            f"weights_differ: {run.path} was measured with other weights of {policy.spec} (hash {recorded[:12]}…, here "
+            f"{base.hashes[measured_in][:12]}…): measure it again"
         )
     adapter = run.meta["settings"].get("adapter")
     if adapter is not None and run.meta.get("adapter_hash") is not None:
         found = adapter_hash(_found(Path(adapter), run))
         if found != run.meta["adapter_hash"]:
-            raise RunError(f"{run.path}: its adapter {adapter} was trained on since: measure it again")
+            raise RunError(f"weights_differ: {run.path}: its adapter {adapter} was trained on since: measure it again")
 
 
 @torch.no_grad()
