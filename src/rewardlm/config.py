@@ -689,9 +689,9 @@ class AttributionSettings(Section):
     """Which words of prompt and answer a token rests on, and how that is found.
 
     ``method``: ``input_x_gradient``, ``integrated_gradients`` (over ``steps`` points from ``baseline`` to the input),
-    ``occlusion`` (one token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package inseq.
-    ``baseline``: every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are explained,
-    one drawn from each of so many equal stretches.
+    ``occlusion`` (one token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package
+    inseq. ``baseline``: every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are
+    explained, one drawn from each of so many equal stretches.
     """
 
     method: str = "input_x_gradient"

@@ -234,6 +234,22 @@ class Run:
             if len(kept) < len(records):
                 self.replace(name, kept)
 
+    def store(self, name: str, result: Mapping[str, Any]) -> None:
+        """Write ``name``.json, a result as a whole, atomically."""
+        write_atomically(self.path / f"{name}.json", json.dumps(result, indent=1, allow_nan=False).encode())
+
+    def load(self, name: str) -> dict[str, Any]:
+        """What ``store`` wrote. Raises RunError where it isn't there yet."""
+        try:
+            result: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path} has no {name}.json: it isn't finished; give the command that began it again"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise RunError(f"{self.path / name}.json is damaged: remove the directory and make it again") from None
+        return result
+
     def read(self, name: str) -> Iterator[dict[str, Any]]:
         """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
         path = self.path / f"{name}.jsonl"

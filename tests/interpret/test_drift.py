@@ -74,17 +74,18 @@ def test_models_read_each_response_as_a_plain_forward_pass_does(name: str, tmp_p
 
 
 def test_promoted_and_demoted_tokens() -> None:
-    before = torch.tensor([0.5, 0.3, 0.1999, 0.00005, 0.00005])
-    after = torch.tensor([0.2, 0.6, 0.1998, 0.0001 - 1e-6, 0.0001 + 1e-6])
-    sums = VocabularyDrift(torch.stack([before, after]).log().double() * 3, torch.stack([before, after]).double() * 3, 3)
+    # Two positions; word 3 is a hundred times likelier in the end, and still nobody would say it.
+    before = torch.tensor([[0.5, 0.3, 0.2 - 1e-6, 1e-6], [0.7, 0.1, 0.2 - 1e-6, 1e-6]], dtype=torch.float64)
+    after = torch.tensor([[0.2, 0.6, 0.2 - 1e-4, 1e-4], [0.5, 0.4, 0.1 - 1e-4, 1e-4]], dtype=torch.float64)
+    both = torch.stack([before, after])
+    sums = VocabularyDrift(both.log().sum(1), both.sum(1), 2)
     promoted, demoted = most_changed(sums, 0, 1, k=2)
-    # Tokens 3 and 4 doubled, but of the two only 4 is ever said often enough.
-    assert [change.token for change in promoted] == [4, 1]
+    assert [change.token for change in promoted] == [1, 3]
     assert [change.token for change in demoted] == [0, 2]
-    assert promoted[1].logprob_change == pytest.approx(np.log(2))
-    assert (demoted[0].probability_before, demoted[0].probability_after) == pytest.approx((0.5, 0.2))
-    same, none = most_changed(sums, 0, 0, k=3)
-    assert (same, none) == ([], [])
+    assert (promoted[0].probability_before, promoted[0].probability_after) == pytest.approx((0.2, 0.5))
+    assert promoted[0].logprob_change == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert promoted[1].logprob_change == pytest.approx(np.log(100))
+    assert most_changed(sums, 0, 0, k=3) == ([], [])
 
 
 def test_where_models_part() -> None:

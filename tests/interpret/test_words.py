@@ -38,7 +38,7 @@ def test_words_cover_every_token_once_in_order(policy: Policy) -> None:
     found = words(policy.tokenizer, prompt, response, ("They ruin everything, 😀 always!", "Do they?", "Yes they do."))
     assert [at for word in found for at in range(word.start, word.end)] == list(range(len(prompt) + len(response)))
     by_kind = {kind: [word.text.strip() for word in found if word.kind == kind] for kind in ("prompt", "answer")}
-    assert by_kind["prompt"] == "They ruin everything, 😀 always! Do they? Yes they do.".split()
+    assert by_kind["prompt"] == ["They", "ruin", "everything,", "😀", "always!", "Do", "they?", "Yes", "they", "do."]
     assert by_kind["answer"] == ["People", "differ,", "naïve", "one.", "<|im_end|>"]
     template = "".join(word.text for word in found if word.kind == "template")
     assert template.replace("\n", "") == "<|im_start|>user<|im_end|>" + (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,12 +54,18 @@ def interpret(
     )
     measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] == "measure"]
     from rewardlm.cli.progress import stage
+    from rewardlm.interpret.interpretation import KIND
     from rewardlm.interpret.interpretation import interpret as look_inside
-    from rewardlm.interpret.interpretation import load_summary
 
     with stage("interpret") as progress:
         run = look_inside(measured, settings, out, report=progress.report)
     if as_json:
         import json
 
-        typer.echo(json.dumps(load_summary(run), allow_nan=False))
+        typer.echo(json.dumps(run.load(KIND), allow_nan=False))
+    else:
+        from rewardlm.cli.show import console
+        from rewardlm.report.interpretation_tables import print_interpretation
+
+        print_interpretation(run.load(KIND), console())
+        typer.echo(f"\nFor the page: rewardlm report {' '.join(map(str, [*folders, out]))} --out report.html")

@@ -3,8 +3,8 @@
 What is explained is always ln p(token | what stands before it), and the scores are signed and in nats:
 
 * ``input_x_gradient``: x_i · ∂ ln p / ∂x_i (Shrikumar et al. 2016), x_i the embedding of token i;
-* ``integrated_gradients``: (x_i − b_i) · ∫ ∂ ln p / ∂x_i along the straight line from a baseline b to x (Sundararajan et
-  al. 2017); their sum is ln p(x) − ln p(b), which is how its error is known;
+* ``integrated_gradients``: (x_i − b_i) · ∫ ∂ ln p / ∂x_i along the straight line from a baseline b to x (Sundararajan
+  et al. 2017); their sum is ln p(x) − ln p(b), which is how its error is known;
 * ``occlusion``: what ln p loses where x_i is replaced by the baseline's (Zeiler & Fergus 2014).
 
 A backward pass explains one token of every answer in the batch at once, since rows don't see each other. Only inputs
@@ -128,8 +128,9 @@ def embeddings_changed(causal_lm: Any, change: Callable[[Tensor], Tensor]) -> It
 
 
 def _target_logprobs(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
-    logits = body_and_head(causal_lm)[1](states).float()
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    logits: Tensor = body_and_head(causal_lm)[1](states).float()
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return logprobs
 
 
 def _gradients_along(
@@ -150,8 +151,9 @@ def _gradients_along(
     if leaf is None or way is None:
         raise ModelError(f"{type(batch.causal_lm).__name__} has run without its token embeddings: not supported")
     # The head first, for all tokens at once: each log-probability depends on one state alone.
+    chosen = states.detach()[batch.places]
     logprobs, slopes = [], []
-    for piece, targets in zip(states.detach()[batch.places].split(128), batch.targets.split(128), strict=True):
+    for piece, targets in zip(torch.split(chosen, 128), torch.split(batch.targets, 128), strict=True):
         with torch.enable_grad():
             tip = piece.clone().requires_grad_()
             values = _target_logprobs(batch.causal_lm, tip, targets)
@@ -211,7 +213,9 @@ def _occlusion(batch: _Batch, *, baseline: int | None, budget: int, **_: Any) ->
         at_a_time = max(1, budget // (len(prompt) + len(response)))
         for start in range(0, last, at_a_time):
             hidden = range(start, min(start + at_a_time, last))
-            copies = _Batch(batch.causal_lm, [prompt] * len(hidden), [response] * len(hidden), [positions] * len(hidden))
+            copies = _Batch(
+                batch.causal_lm, [prompt] * len(hidden), [response] * len(hidden), [positions] * len(hidden)
+            )
 
             def without(x: Tensor, hidden: range = hidden) -> Tensor:
                 x = x.clone()

@@ -89,7 +89,7 @@ def read(
             [_logprobs(subject, hidden[piece]) for subject, hidden in zip(subjects, states, strict=True)]
         )
         pieces.append(token_drift(logprobs, targets[piece]))
-        for row in owner[piece].unique().tolist():
+        for row in sorted({*owner[piece].tolist()}):
             mine = logprobs[:, owner[piece] == row].double()
             found = VocabularyDrift(mine.sum(1), mine.exp().sum(1), mine.shape[1])
             before = sums[row]
@@ -125,24 +125,23 @@ class TokenChange:
 
 
 def most_changed(
-    sums: VocabularyDrift, before: int, after: int, *, k: int, floor: float = 1e-4
+    sums: VocabularyDrift, before: int, after: int, *, k: int
 ) -> tuple[list[TokenChange], list[TokenChange]]:
-    """The ``k`` tokens promoted most and the ``k`` demoted most from model ``before`` to ``after``: by their mean change
-    of log-probability over all positions.
+    """The ``k`` tokens promoted most and the ``k`` demoted most from model ``before`` to ``after``, over all positions.
 
-    Only tokens to which one of the two gives ``floor`` or more on average: of those that nobody would say, the
-    log-probabilities are noise.
+    In the order of their mean change of *probability*: the mean change of log-probability, which stands beside it, is
+    largest for tokens that nobody would say in either case.
     """
     change = (sums.logprobs[after] - sums.logprobs[before]) / sums.n
     old, new = sums.probabilities[before] / sums.n, sums.probabilities[after] / sums.n
-    spoken = torch.maximum(old, new) >= floor
-    order = torch.where(spoken, change, torch.zeros_like(change)).argsort(descending=True)
+    gain = new - old
+    order = gain.argsort(descending=True, stable=True)
 
     def chosen(tokens: Tensor, sign: int) -> list[TokenChange]:
         return [
             TokenChange(token, float(change[token]), float(old[token]), float(new[token]))
             for token in tokens.tolist()
-            if bool(spoken[token]) and sign * float(change[token]) > 0
+            if sign * float(gain[token]) > 0
         ]
 
     return chosen(order[:k], 1), chosen(order.flip(0)[:k], -1)

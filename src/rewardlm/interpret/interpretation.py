@@ -6,7 +6,6 @@ summary, ``interpretation.json``, is made from these at the end, and is all that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from rewardlm.interpret.attribution import Attributed, attribute
 from rewardlm.interpret.sample import Answer, Sample, choose_scorer, draw, load_runs, token_positions
 from rewardlm.interpret.subjects import Subject, load_subjects
 from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shares, words
+from rewardlm.measure.metrics import FloatArray
 from rewardlm.models.logprobs import microbatches
 from rewardlm.runs import Run, write_atomically
 
 KIND = "interpretation"
-SUMMARY = "interpretation.json"
 # May differ when an interpretation goes on.
 _FREE = ("device", "batch_tokens")
 _VOCABULARY = "vocabulary.safetensors"
@@ -44,7 +43,11 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
         raise RunError("interpret holds models against a baseline: name at least two measured runs, the baseline first")
     measured = load_runs(paths)
     scorer = choose_scorer(measured, settings.scorer)
-    recorded = {**settings.model_dump(mode="json"), "scorer": scorer, "runs": [str(Path(path).resolve()) for path in paths]}
+    recorded = {
+        **settings.model_dump(mode="json"),
+        "scorer": scorer,
+        "runs": [str(Path(path).resolve()) for path in paths],
+    }
     run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE)
     if run.finished:
         return run
@@ -59,17 +62,9 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
     sums = _drift(run, subjects, sample, settings, report)
     _attribution(run, subjects, sample, settings, report)
     result = summary.summarise(run, measured, subjects, sample, sums, settings)
-    write_atomically(run.path / SUMMARY, json.dumps(result, indent=1, allow_nan=False).encode())
+    run.store(KIND, result)
     run.update(status="finished")
     return run
-
-
-def load_summary(run: Run) -> dict[str, Any]:
-    """What a finished interpretation found. Raises RunError if it isn't finished."""
-    if not run.finished:
-        raise RunError(f"{run.path} is not finished: the same rewardlm interpret … --out {run.path} goes on with it")
-    result: dict[str, Any] = json.loads((run.path / SUMMARY).read_text(encoding="utf-8"))
-    return result
 
 
 def _drift(
@@ -221,12 +216,10 @@ def _attribution_record(
     }
 
 
-def _rounded(values: Any) -> Any:
+def _rounded(values: FloatArray) -> Any:
     """As lists, to six significant digits: what is beyond is noise, and doubles the file."""
-    return json.loads(json.dumps(np.asarray(values, float).tolist()), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
 
 
-def _known(values: Any) -> list[float | None]:
+def _known(values: FloatArray) -> list[float | None]:
     return [None if np.isnan(value) else float(f"{value:.6g}") for value in values]
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from rewardlm.measure.metrics import FloatArray, bootstrap_ratio
 
 Interval = dict[str, Any]
+
+# Of fewer prompts than this a bootstrap knows too little: of two it would give the two values themselves.
+FEWEST = 5
 
 
 class Resampling:
@@ -22,7 +26,7 @@ class Resampling:
     def mean(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
         """``{"mean", "ci95", "n"}`` of ``values`` [n], NaN left out; ``clusters`` [n] says which prompt each is of.
 
-        ``mean`` is None where there is nothing, ``ci95`` where there are fewer than two prompts.
+        ``mean`` is None where there is nothing, ``ci95`` where there are fewer than five prompts.
         """
         draws, kept = self._draws(values, clusters)
         if not kept.size:
@@ -58,7 +62,7 @@ class Resampling:
         """
         values, positions, clusters = np.asarray(values, float), np.asarray(positions), np.asarray(clusters)
         band: dict[str, list[Any]] = {key: [] for key in ("from", "to", "mean", "low", "high", "n")}
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             here = (positions >= start) & (positions < end)
             found = self.mean(values[here], clusters[here])
             if found["n"]:
@@ -73,12 +77,12 @@ class Resampling:
         clusters: Sequence[int] | NDArray[np.intp],
         apart: int = 0,
     ) -> tuple[FloatArray, FloatArray]:
-        """Means of drawn samples (none where there are fewer than two prompts), and the values that aren't NaN."""
+        """Means of drawn samples (none where there are too few prompts), and the values that aren't NaN."""
         array, owner = np.asarray(values, float), np.asarray(clusters, np.intp)
         known = ~np.isnan(array)
         kept = array[known]
         _, owner = np.unique(owner[known], return_inverse=True)
-        if not kept.size or owner.max() == 0:
+        if not kept.size or owner.max() + 1 < FEWEST:
             return np.empty(0), kept
         sums, counts = np.bincount(owner, kept), np.bincount(owner)
         return bootstrap_ratio(sums, counts, self.n_resamples, self.seed + apart), kept

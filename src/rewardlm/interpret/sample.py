@@ -109,9 +109,7 @@ def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
     return (free or shared)[0]
 
 
-def draw(
-    runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, limit: int, seed: int
-) -> Sample:
+def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, limit: int, seed: int) -> Sample:
     """At most ``limit`` pairs, evenly over the transitions from the first run to the last, and their answers."""
     grids = _grids(runs, scorer)
     everywhere = np.logical_and.reduce([~np.isnan(grid) for grid in grids])

@@ -23,7 +23,6 @@ from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, using
 from rewardlm.runs import Run, unique_labels
 
-
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 

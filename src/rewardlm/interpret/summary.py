@@ -87,8 +87,8 @@ def _notes(measured: Sequence[Measured], sample: Sample, settings: InterpretSett
     labels = list(dict.fromkeys(measured[answer.author].label for answer in sample.answers if answer.reencoded))
     if labels:
         notes.append(
-            f"The run of {' and '.join(labels)} holds no token ids (it is older than they are, or a server answered): its texts were "
-            "encoded again, which may cut words otherwise than they were written, and drops the end token."
+            f"No token ids are stored of {', '.join(labels)} (measured before ids were kept): the texts were encoded "
+            "again, which may cut words otherwise than they were written, and leaves out the end token."
         )
     if len(sample.pairs) < min(settings.limit, sample.of):
         notes.append(f"{len(sample.pairs)} of the {settings.limit} pairs asked for were there.")
@@ -305,9 +305,7 @@ def _attribution_change(
     draws: Resampling,
 ) -> dict[str, Any]:
     clusters = _clusters(sample)
-    on_baseline = {
-        record["pair"]: record for record in records if record["reader"] == model and record["author"] == 0
-    }
+    on_baseline = {record["pair"]: record for record in records if record["reader"] == model and record["author"] == 0}
     same = {pair: (own[0][pair], record) for pair, record in on_baseline.items() if pair in own[0]}
     each = {pair: (own[0][pair], record) for pair, record in own[model].items() if pair in own[0]}
 
@@ -351,7 +349,8 @@ def _divergence(before: Record, after: Record) -> FloatArray:
     width = max(map(len, before["scores"]), default=0)
     sizes = np.array([len(row) for row in before["scores"]])
     padded = [
-        shares(np.array([[*row, *[0.0] * (width - len(row))] for row in record["scores"]])) for record in (before, after)
+        shares(np.array([[*row, *[0.0] * (width - len(row))] for row in record["scores"]]))
+        for record in (before, after)
     ]
     return kl_bits(padded[0], padded[1], sizes)
 
@@ -360,12 +359,12 @@ def _examples(
     measured: Sequence[Measured], sample: Sample, records: Sequence[Record], number: int = 3
 ) -> list[dict[str, Any]]:
     """The baseline's answers whose toxicity fell most, and on which words each model rests one of their tokens."""
-    fell = sorted(range(len(sample.pairs)), key=lambda pair: sample.pairs[pair].toxicity[-1] - sample.pairs[pair].toxicity[0])
+    fell = sorted(
+        range(len(sample.pairs)), key=lambda pair: sample.pairs[pair].toxicity[-1] - sample.pairs[pair].toxicity[0]
+    )
     shown = []
     for pair in fell[:number]:
-        readers = {
-            record["reader"]: record for record in records if record["pair"] == pair and record["author"] == 0
-        }
+        readers = {record["reader"]: record for record in records if record["pair"] == pair and record["author"] == 0}
         if len(readers) < len(measured):
             continue
         # The token whose log-probability changed most.

@@ -53,9 +53,7 @@ def words(tokenizer: Any, prompt: Sequence[int], response: Sequence[int], turns:
     kinds: list[Kind] = _kinds(found, turns)
     result = _grouped(found, kinds, [token in control for token in prompt], 0)
     answer = pieces(tokenizer, response)
-    return result + _grouped(
-        answer, ["answer"] * len(answer), [token in control for token in response], len(prompt)
-    )
+    return result + _grouped(answer, ["answer"] * len(answer), [token in control for token in response], len(prompt))
 
 
 def _kinds(found: Sequence[str], turns: Sequence[str]) -> list[Kind]:
@@ -85,13 +83,7 @@ def _grouped(found: Sequence[str], kinds: Sequence[Kind], control: Sequence[bool
     open_ = False
     before = ""
     for place, (piece, kind) in enumerate(zip(found, kinds, strict=True)):
-        begins = (
-            not open_
-            or control[place]
-            or piece[:1].isspace()
-            or before.endswith("\n")
-            or result[-1].kind != kind
-        )
+        begins = not open_ or control[place] or piece[:1].isspace() or before.endswith("\n") or result[-1].kind != kind
         if begins:
             result.append(Word(piece, kind, offset + place, offset + place + 1))
         else:

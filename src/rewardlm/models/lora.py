@@ -184,7 +184,7 @@ def _trainable_as_found(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
-    """Inside, the adapter ``name`` is part of the base's weights, so that sampling pays for one matrix a layer and not three.
+    """Inside, the adapter ``name`` is part of the base's weights, so that a layer costs one matrix and not three.
 
     In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
     it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that. The
