@@ -129,8 +129,7 @@ def embeddings_changed(causal_lm: Any, change: Callable[[Tensor], Tensor]) -> It
 
 def _target_logprobs(causal_lm: Any, states: Tensor, targets: Tensor) -> Tensor:
     logits: Tensor = body_and_head(causal_lm)[1](states).float()
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return logprobs
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _gradients_along(
