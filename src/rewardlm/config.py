@@ -685,6 +685,45 @@ class CompareSettings(Section):
     seed: int = Field(0, ge=0)
 
 
+class InsideSettings(Section):
+    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpret.inside.
+
+    ``toxic_words`` and ``neutral_words`` are the two sides whose logits are compared; without them, the
+    ``token_words`` words of the vocabulary that a word judge finds most toxic, each with a harmless one as rare.
+    ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
+    probe (half of them toxic if there are so many). ``pairs`` of an old toxic and a new answer are followed along the
+    adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in ``max_new_tokens``, under every
+    change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring layers are
+    switched off one after another (as many as layers: one layer at a time), ``strength`` times the difference of means
+    is added.
+    """
+
+    toxic_words: list[str] = []
+    neutral_words: list[str] = []
+    token_words: int = Field(40, ge=3)
+    adapter_answers: int = Field(6, ge=1)
+    lens_positions: int = Field(96, ge=1)
+    probe_answers: int = Field(100, ge=12)
+    probe_folds: int = Field(5, ge=2)
+    value_vectors: int = Field(16, ge=1)
+    pairs: int = Field(4, ge=1)
+    path_steps: int = Field(4, ge=1)
+    causal_prompts: int = Field(10, ge=0)
+    max_new_tokens: int = Field(24, ge=1)
+    scales: list[float] = [0.0, 0.5, 1.0, 1.5]
+    layer_groups: int = Field(5, ge=1)
+    strength: float = Field(1.0, gt=0)
+    batch_tokens: int = Field(2048, ge=1)
+    n_resamples: int = Field(2000, ge=100)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _both_sides_have_words(self) -> InsideSettings:
+        if bool(self.toxic_words) != bool(self.neutral_words):
+            raise ValueError("toxic_words and neutral_words are compared: give both or neither")
+        return self
+
+
 class AttributionSettings(Section):
     """Which words of prompt and answer a token rests on, and how that is found.
 
@@ -712,8 +751,9 @@ class InterpretSettings(Section):
     """``rewardlm interpret``: what is read of how many answers.
 
     ``limit`` pairs of a prompt and a sample are drawn evenly over the transitions of toxicity, by ``scorer`` (None: a
-    judge that was nobody's reward). ``parting_kl``, in nats, is where two models count as parted. ``dtype`` and
-    ``load`` None are those of the measurement.
+    judge that was nobody's reward). ``parting_kl``, in nats, is where two models count as parted. ``dtype`` is else
+    float32 on a CPU and the measurement's on a device, ``load`` the measurement's. ``look_inside`` False leaves out the
+    residual stream and its directions.
     """
 
     limit: int = Field(30, ge=1)
@@ -727,7 +767,8 @@ class InterpretSettings(Section):
     parting_kl: float = Field(0.5, gt=0)
     n_resamples: int = Field(2_000, ge=100)
     attribution: AttributionSettings = AttributionSettings()
-    similarity: bool = True
+    look_inside: bool = True
+    inside: InsideSettings = InsideSettings()
 
 
 class StageMeasure(Section):

@@ -189,20 +189,14 @@ def has_gate(layout: Layout) -> bool:
 
 
 @torch.no_grad()
-def changed_vectors(causal_lm: Any, vectors: Sequence[ValueVector]) -> tuple[Tensor, Tensor]:
-    """What the active adapter did to value vectors themselves: cosine with the base's, and ‖change‖ / ‖base's‖.
-
-    Both Float[len(vectors)]: 1 and 0 where no adapter is on the MLP's output matrix.
-    """
+def vector_rows(causal_lm: Any, vectors: Sequence[ValueVector]) -> Tensor:
+    """The value vectors as the model stands, the active adapter's part included and signed: Float[len(vectors), M]."""
     layout = layout_of(causal_lm)
-    cosines, changes = [], []
+    rows = []
     for vector in vectors:
         module = layout.mlp_out[vector.layer]
-        before = weight_of(module)[vector.neuron]
-        change = adapter_row(module, vector.neuron)
-        cosines.append(torch.cosine_similarity(before, before + change, dim=0))
-        changes.append(change.norm() / before.norm())
-    return torch.stack(cosines), torch.stack(changes)
+        rows.append(vector.sign * (weight_of(module)[vector.neuron] + adapter_row(module, vector.neuron)))
+    return torch.stack(rows)
 
 
 def activations_of(neurons: Tensor, vectors: Sequence[ValueVector]) -> Tensor:
