@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save
 
 from rewardlm.config import InterpretSettings
 from rewardlm.errors import RunError
-from rewardlm.interpret import drift, peers, summary
+from rewardlm.interpret import drift, peers, summary, within
 from rewardlm.interpret.attribution import Attributed, attribute
 from rewardlm.interpret.sample import Answer, Sample, choose_scorer, draw, load_runs, token_positions
 from rewardlm.interpret.subjects import Subject, load_subjects
 from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shares, words
+from rewardlm.measure.compare import Measured
 from rewardlm.measure.metrics import FloatArray
 from rewardlm.models.logprobs import microbatches
 from rewardlm.runs import Run, write_atomically
@@ -62,9 +63,24 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
     sums = _drift(run, subjects, sample, settings, report)
     _attribution(run, subjects, sample, settings, report)
     result = summary.summarise(run, measured, subjects, sample, sums, settings)
+    result |= _inside(run, measured, subjects, sample, settings, report)
     run.store(KIND, result)
     run.update(status="finished")
     return run
+
+
+def _inside(
+    run: Run,
+    measured: Sequence[Measured],
+    subjects: Sequence[Subject],
+    sample: Sample,
+    settings: InterpretSettings,
+    report: Report | None,
+) -> dict[str, Any]:
+    if not settings.look_inside:
+        return {"inside": None, "inside_notes": ["The residual stream was not asked for (look_inside=false)."]}
+    found, notes = within.examine(measured, subjects, sample, settings, report=report)
+    return {"inside": found, "inside_notes": notes}
 
 
 def _drift(

@@ -158,6 +158,31 @@ def token_positions(answer: Answer, tokens: int, seed: int) -> list[int]:
     return [int(rng.integers(edges[k], edges[k + 1])) for k in range(tokens)]
 
 
+def stored_answers(
+    run: Measured, subject: Subject, scorer: str, *, limit: int, seed: int
+) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
+    """At most ``limit`` scored answers of a run, drawn by seed: ids of prompt and answer, and P(toxic)."""
+    scores = run.scores[scorer]
+    scored = np.flatnonzero(~np.isnan(scores))
+    rng = np.random.default_rng(stream_seed("interpret stored", seed))
+    taken = {*rng.permutation(scored)[:limit].tolist()}
+    room = _room(run, subject)
+    return [
+        (
+            tuple(truncate_history(subject.policy.chat, run.prompts[run.prompt_rows[place]].turns, room)[0]),
+            _ids(record, subject.policy),
+            float(scores[place]),
+        )
+        for place, record in enumerate(run.run.each_generation())
+        if place in taken
+    ]
+
+
+def _room(run: Measured, subject: Subject) -> int:
+    """How many tokens a prompt could have when it was measured."""
+    return subject.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
+
+
 def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
     """Float[N prompts, K samples] of every run, NaN where unscored or not there."""
     width = max(int(run.samples.max(initial=0)) for run in runs) + 1
@@ -173,7 +198,7 @@ def _answers(runs: Sequence[Measured], subjects: Sequence[Subject], pairs: Seque
     wanted = {(pair.prompt.id, pair.sample): number for number, pair in enumerate(pairs)}
     found: dict[tuple[int, int], Answer] = {}
     for author, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
-        room = subject.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
+        room = _room(run, subject)
         for record in run.run.each_generation():
             number = wanted.get((record.prompt_id, record.sample))
             if number is not None:

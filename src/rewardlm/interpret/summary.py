@@ -90,6 +90,12 @@ def _notes(measured: Sequence[Measured], sample: Sample, settings: InterpretSett
             f"No token ids are stored of {', '.join(labels)} (measured before ids were kept): the texts were encoded "
             "again, which may cut words otherwise than they were written, and leaves out the end token."
         )
+    without = [one.label for one in measured if np.isnan(one.quality.prompt_similarity).all()]
+    if without:
+        notes.append(
+            f"Similarity with the prompt was not measured of {', '.join(without)}: rewardlm score RUN similarity=true, "
+            "then interpret into another --out."
+        )
     if len(sample.pairs) < min(settings.limit, sample.of):
         notes.append(f"{len(sample.pairs)} of the {settings.limit} pairs asked for were there.")
     return notes
