@@ -724,6 +724,53 @@ class InsideSettings(Section):
         return self
 
 
+class AttributionSettings(Section):
+    """Which words of prompt and answer a token rests on, and how that is found.
+
+    ``method``: ``input_x_gradient``, ``integrated_gradients`` (over ``steps`` points from ``baseline`` to the input),
+    ``occlusion`` (one token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package
+    inseq. ``baseline``: every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are
+    explained, one drawn from each of so many equal stretches.
+    """
+
+    method: str = "input_x_gradient"
+    tokens: int = Field(8, ge=1)
+    steps: int = Field(16, ge=1)
+    baseline: Literal["end", "zero"] = "end"
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        known = ("input_x_gradient", "integrated_gradients", "occlusion")
+        if method not in known and not re.fullmatch(r"inseq:\w+", method):
+            raise ValueError(f"expected {', '.join(known)} or inseq:NAME")
+        return method
+
+
+class InterpretSettings(Section):
+    """``rewardlm interpret``: what is read of how many answers.
+
+    ``limit`` pairs of a prompt and a sample are drawn evenly over the transitions of toxicity, by ``scorer`` (None: a
+    judge that was nobody's reward). ``parting_kl``, in nats, is where two models count as parted. ``dtype`` is else
+    float32 on a CPU and the measurement's on a device, ``load`` the measurement's. ``look_inside`` False leaves out the
+    residual stream and its directions.
+    """
+
+    limit: int = Field(30, ge=1)
+    scorer: str | None = None
+    seed: int = Field(0, ge=0)
+    dtype: Dtype = "auto"
+    load: Literal["8bit", "4bit"] | None = None
+    device: str = "auto"
+    batch_tokens: int = Field(512, ge=1)
+    threshold: float = Field(0.5, ge=0, le=1)
+    parting_kl: float = Field(0.5, gt=0)
+    n_resamples: int = Field(2_000, ge=100)
+    attribution: AttributionSettings = AttributionSettings()
+    look_inside: bool = True
+    inside: InsideSettings = InsideSettings()
+
+
 class StageMeasure(Section):
     """The measurement that an experiment repeats for each model; see MeasureSettings."""
 

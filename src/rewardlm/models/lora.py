@@ -183,8 +183,8 @@ def _trainable_as_found(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def merged(policy: Policy) -> Iterator[None]:
-    """Inside, the adapter is part of the base's weights, so that sampling pays for one matrix a layer and not three.
+def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
+    """Inside, the adapter ``name`` is part of the base's weights, so that a layer costs one matrix and not three.
 
     In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
     it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that. The
@@ -200,7 +200,7 @@ def merged(policy: Policy) -> Iterator[None]:
         kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
         try:
             for layer in layers:
-                layer.merge(adapter_names=[POLICY])
+                layer.merge(adapter_names=[name])
             yield
         finally:
             for layer, weight in zip(layers, kept, strict=True):
