@@ -68,8 +68,9 @@ def examine(
     """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
 
     ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
-    so it should be a quick one (None: ``judge``). ``labelled`` are more (prompt, response, toxicity) for the probe
-    to learn from; what the subjects answered is always among what it may read. ``report(done, total, what)``.
+    so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
+    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here.
+    ``report(done, total, what)``.
 
     Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
     or the family isn't known (see interpret.residual). The model is left as it was found.
@@ -86,7 +87,7 @@ def examine(
     if contrast is None:
         notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
     progress.step("the probe")
-    found, direction = _read_directions(policy, prompts, subjects, labelled, settings)
+    found, direction = _read_directions(policy, prompts, base, labelled, settings)
     vectors: list[directions.ValueVector] = []
     if direction is not None:
         with using(policy, None):
@@ -208,20 +209,22 @@ def _batches(
 def _read_directions(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
-    subjects: Sequence[Subject],
+    base: Subject,
     labelled: Sequence[Reading],
     settings: InsideSettings,
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Probe and difference of means on every layer of the base's stream, averaged over each response's positions.
 
+    Learnt from the base's answers and what is ``labelled``. A tuned model's harmless answers to what makes the base
+    toxic would teach the opposite: there the base's stream says what it would have answered itself.
+
     The direction Float[M], not normed, is the difference of means on the layer where it tells held-out answers apart
     best. None, with the reason, where either class has fewer answers than there are folds.
     """
     readings: list[Reading] = [
-        (prompts[row], subject.responses[row], toxicity)
-        for subject in subjects
-        for row, toxicity in enumerate(subject.toxicity)
-        if toxicity is not None and subject.responses[row]
+        (prompts[row], base.responses[row], toxicity)
+        for row, toxicity in enumerate(base.toxicity)
+        if toxicity is not None and base.responses[row]
     ]
     readings += [reading for reading in labelled if reading[1]]
     readings = list({(tuple(p), tuple(r)): (p, r, t) for p, r, t in readings}.values())
