@@ -599,7 +599,8 @@ def _conditions(
         for name, along in (("", direction), ("_random", nothing)):
             there = replace(plain, layers=(layer,), direction=along)
             conditions.append(replace(there, kind=f"add{name}", value=settings.strength))
-            conditions.append(replace(there, kind=f"ablate{name}"))
+            if not (name and subject.adapter):  # the base's control says enough
+                conditions.append(replace(there, kind=f"ablate{name}"))
     return conditions
 
 
