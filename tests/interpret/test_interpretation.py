@@ -24,7 +24,7 @@ from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
 
 SETTINGS = InterpretSettings(
-    limit=6,
+    limit=9,
     device="cpu",
     dtype="float32",
     n_resamples=200,
@@ -57,7 +57,7 @@ def done(made: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_answer_is_read_by_every_model_as_a_plain_forward_pass_does(made: list[Path], done: Run) -> None:
     records = {record["id"]: record for record in done.read("drift")}
-    assert len(records) == 6 * 3
+    assert len(records) == 9 * 3
     policy = tiny_policy()
     for author, path in enumerate(made):
         answers = {f"{LABELS[author]}:{answer.id}": answer for answer in Run.open(path).generations()}
@@ -145,11 +145,11 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
     before = {file.name: file.read_bytes() for file in done.path.iterdir()}
     interpret(made, SETTINGS.model_copy(update={"batch_tokens": 64}), done.path)
     assert {file.name: file.read_bytes() for file in done.path.iterdir()} == before
-    with pytest.raises(RunError, match="limit was 6, now 7"):
+    with pytest.raises(RunError, match="limit was 9, now 7"):
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5])
+@pytest.mark.parametrize("after", [1, 4, 9, 12])
 def test_an_interrupted_interpretation_goes_on_to_the_same_result(
     made: list[Path], done: Run, tmp_path: Path, after: int
 ) -> None:
@@ -168,10 +168,17 @@ def test_an_interrupted_interpretation_goes_on_to_the_same_result(
         file.write(b'{"id": "PT:half')
     kept = {name: len(list(Run.open(tmp_path / "out").read(name))) for name in ("drift", "attributions")}
     assert kept["drift"] > 0
-    calls: list[int] = []
-    run = interpret(made, small, tmp_path / "out", report=lambda so_far, total, what: calls.append(so_far))
-    assert min(calls) > min(kept["drift"], kept["attributions"] or 99)
-    assert len(list(run.read("drift"))) == len(list(done.read("drift")))
+    firsts: dict[str, int] = {}
+
+    def note_first(so_far: int, total: int, what: str) -> None:
+        firsts.setdefault(what[:5], so_far)
+
+    run = interpret(made, small, tmp_path / "out", report=note_first)
+    assert firsts.get("drift", 99) > kept["drift"]
+    assert firsts["attri"] > kept["attributions"]
+    for name in ("drift", "attributions"):
+        read = [(record.get("reader"), record["id"]) for record in run.read(name)]
+        assert sorted(read) == sorted((record.get("reader"), record["id"]) for record in done.read(name))
     assert_close(run.load(KIND), done.load(KIND))
 
 
@@ -212,11 +219,11 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
         low, high = entry["on_baseline"]["kl"]["ci95"]
         assert min(divergences) < low < entry["on_baseline"]["kl"]["mean"] < high < max(divergences)
         check = entry["toxic_check"]
-        assert (check["toxic"]["n"], check["other"]["n"]) == (len(toxic[True]), len(toxic[False])) == (4, 2)
+        assert (check["toxic"]["n"], check["other"]["n"]) == (len(toxic[True]), len(toxic[False])) == (6, 3)
         assert check["difference"]["mean"] == pytest.approx(np.mean(toxic[True]) - np.mean(toxic[False]))
     for model, label in enumerate(LABELS):
         own = [record for record in attributions if record["reader"] == record["author"] == model]
-        assert len(own) == 6
+        assert len(own) == 9
         shares = []
         for record in own:
             of_answer = []
