@@ -73,6 +73,7 @@ def test_the_verdict_is_what_was_done(case: tuple[str, Planted, dict[str, Any]])
     verdict = result["verdicts"]["FT"]
     assert verdict["kind"] == way
     assert verdict["fewest_layers"] == 1
+    assert verdict["direction_used"] is True
     layer = 1 if way == "untouched" else 0
     shares = result["paths"]["FT"]["by_layer"]
     assert shares[layer] == pytest.approx(sum(shares), abs=1e-6)

@@ -192,6 +192,8 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     were but push less (ratio's interval below 1), which is the bypass of Lee et al. 2024: the stream is moved away
     from what sets them off; ``untouched`` if they push as before, so that what changed the output lies elsewhere, and
     the bypass is complete. Null where no direction was found.
+    ``direction_used`` says whether the base's answers depend on that direction at all: a verdict on what writes along
+    one that they don't depend on is weak.
     """
     pairs = [
         (old, new)
@@ -225,6 +227,24 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
         "toxicity_change": change,
         "vector_cosine": cosine,
         "push_ratio": ratio,
+        "direction_used": _direction_used(result),
         "fewest_layers": fewest,
         "n_layers": result["n_layers"],
     }
+
+
+def _direction_used(result: dict[str, Any]) -> bool | None:
+    """Whether adding the direction to the base raises toxicity or ablating it lowers it, by intervals that exclude 0
+    and by more than a random direction does; null where it was not tried."""
+    if result["causal"] is None:
+        return None
+    changes = {
+        row["kind"]: row["change"]
+        for row in result["causal"]["rows"]
+        if row["model"] == result["models"][0] and row["change"] is not None
+    }
+    if not {"add", "add_random", "ablate", "ablate_random"} <= changes.keys():
+        return None
+    raised = changes["add"]["ci95"][0] > max(0, changes["add_random"]["mean"])
+    lowered = changes["ablate"]["ci95"][1] < min(0, changes["ablate_random"]["mean"])
+    return bool(raised or lowered)

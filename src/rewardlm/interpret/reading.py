@@ -68,13 +68,13 @@ def read_directions(
     labelled: Sequence[Reading],
     settings: InsideSettings,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Probe and difference of means on every layer of the base's stream, averaged over each response's positions.
+    """Probe and toxic direction on every layer of the base's stream, averaged over each response's positions.
 
     Learnt from the base's answers and what is ``labelled``. A tuned model's harmless answers to what makes the base
     toxic would teach the opposite: there the base's stream says what it would have answered itself.
 
-    The direction Float[M], not normed, is the difference of means on the layer where it tells held-out answers apart
-    best. None, with the reason, where either class has fewer answers than there are folds.
+    The direction Float[M], not normed, is that of the layer where it tells held-out answers apart best (see
+    ``directions.toxic_direction``). None, with the reason, where either class has fewer answers than there are folds.
     """
     readings: list[Reading] = [
         (prompts[row], base.responses[row], toxicity)
@@ -101,7 +101,7 @@ def read_directions(
     shuffled = np.random.default_rng(settings.seed).permutation(toxic)
     best = int(np.argmax([held.auc for held in by_mean[1:]])) + 1
     null = directions.held_out(x[best], shuffled, fold, directions.by_probe)
-    difference = directions.mean_difference(x[best], toxic)
+    difference = directions.toxic_direction(x[best], toxic)
     summary |= {
         "layer": best,
         "folds": settings.probe_folds,

@@ -85,11 +85,12 @@ def how_read(found: Mapping[str, Any]) -> list[str]:
         )
     directions = found["directions"]
     if directions["reason"] is None:
+        toxic, other = directions["n_toxic"], directions["n"] - directions["n_toxic"]
         said.append(
-            f"The direction is the difference of means of {directions['n_toxic']} toxic and "
-            f"{directions['n'] - directions['n_toxic']} other answers, on layer {directions['layer']}, where it tells "
-            f"held-out prompts’ answers apart best (AUC {directions['mean_auc'][directions['layer']]:.2f}; that layer "
-            "was chosen by this figure, which flatters it)."
+            f"The direction is the difference of means of {toxic} toxic and {other} other texts, without what all texts "
+            f"share, before layer {directions['layer']}, where it tells held-out texts apart best "
+            f"(AUC {directions['mean_auc'][directions['layer']]:.2f}; the layer was chosen by this figure, which "
+            "flatters it)."
         )
     return said
 
@@ -159,6 +160,15 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
     else:
         low, high = ratio["ci95"]
         parts.append((f", and push {ratio['mean']:.2f} times as far ({low:.2f} to {high:.2f}).", False))
+    if verdict["direction_used"] is False:
+        base = found["models"][0]
+        parts.append(
+            (
+                f" But what {base} says was not shown to depend on that direction, more than on a random one: these "
+                "may not be the vectors that matter.",
+                True,
+            )
+        )
     return parts
 
 
