@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from small_models import tiny_policy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rewardlm.config import GenerationSettings
+from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.interpret.inside import Subject, examine
 from rewardlm.interpret.residual import layout_of
 from rewardlm.interpret.tokens import word_tokens
 from rewardlm.models.generate import Request, generate
@@ -23,6 +25,7 @@ from rewardlm.models.load import Policy
 WIDTH, NEURON, ECHO = 64, 5, 7
 HEARD, TRIGGERED = 62, 63  # dimensions of the stream: a trigger is here; a trigger was somewhere before
 STRENGTH = 2.0
+N = 24
 
 
 @dataclass
@@ -132,3 +135,29 @@ def undo(model: Planted, way: str) -> None:
             second.down_proj.lora_A["default"].weight[0, ECHO] = 1
             second.down_proj.lora_B["default"].weight[:, 0] = -0.25 * model.direction
     policy.model.eval().requires_grad_(False)
+
+
+def settings_for(model: Planted, **more: Any) -> InsideSettings:
+    return InsideSettings(
+        toxic_words=list(model.toxic.values()),
+        neutral_words=list(model.neutral.values()),
+        value_vectors=1,
+        causal_prompts=12,
+        max_new_tokens=6,
+        scales=[0.0, 1.0],
+        layer_groups=2,
+        **more,
+    )
+
+
+def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
+    model = planted()
+    prompts = model.prompts(N)
+    before = model.answers(prompts)
+    undo(model, way)
+    after = model.answers(prompts)
+    subjects = [
+        Subject(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
+        for label, adapter, answers in (("PT", None, before), ("FT", "default", after))
+    ]
+    return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more))

@@ -24,6 +24,7 @@ from rewardlm.interpret.directions import (
     mean_difference,
     mean_logprob,
     path_shares,
+    toxic_direction,
     value_vectors,
     vector_rows,
 )
@@ -69,6 +70,14 @@ def test_the_difference_of_means_by_a_loop() -> None:
             yes = [row[column] for row, is_toxic in zip(layer, toxic, strict=True) if is_toxic]
             no = [row[column] for row, is_toxic in zip(layer, toxic, strict=True) if not is_toxic]
             assert found[column] == pytest.approx(sum(yes) / len(yes) - sum(no) / len(no))
+
+
+def test_the_toxic_direction_leaves_what_all_rows_share() -> None:
+    """Means (10, 0, 1) and (14, 3, 1.4): the difference but for (0, 3, 0) is the first, longer."""
+    spread = np.array([[1.0, 1, 1], [-1, -1, -1], [2, 0, -1], [-2, 0, 1]])
+    x = np.concatenate([np.array([10, 0, 1]) + spread, np.array([14, 3, 1.4]) + spread])
+    toxic = np.array([False] * 4 + [True] * 4)
+    assert toxic_direction(x, toxic) == pytest.approx([0, 3, 0], abs=1e-12)
 
 
 def test_folds_keep_a_prompts_answers_together_and_spread_toxic_ones() -> None:

@@ -8,40 +8,11 @@ from typing import Any
 import pytest
 import torch
 from adapted import state_of
-from planted import NEURON, Planted, planted, undo
+from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 
-from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret.inside import Subject, examine
 from rewardlm.models.lora import using
-
-N = 24
-
-
-def settings_for(model: Planted, **more: Any) -> InsideSettings:
-    return InsideSettings(
-        toxic_words=list(model.toxic.values()),
-        neutral_words=list(model.neutral.values()),
-        value_vectors=1,
-        causal_prompts=12,
-        max_new_tokens=6,
-        scales=[0.0, 1.0],
-        layer_groups=2,
-        **more,
-    )
-
-
-def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
-    model = planted()
-    prompts = model.prompts(N)
-    before = model.answers(prompts)
-    undo(model, way)
-    after = model.answers(prompts)
-    subjects = [
-        Subject(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
-        for label, adapter, answers in (("PT", None, before), ("FT", "default", after))
-    ]
-    return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more))
 
 
 @pytest.fixture(scope="module", params=["rewritten", "avoided", "untouched"])
@@ -102,6 +73,7 @@ def test_the_verdict_is_what_was_done(case: tuple[str, Planted, dict[str, Any]])
     verdict = result["verdicts"]["FT"]
     assert verdict["kind"] == way
     assert verdict["fewest_layers"] == 1
+    assert verdict["direction_used"] is True
     layer = 1 if way == "untouched" else 0
     shares = result["paths"]["FT"]["by_layer"]
     assert shares[layer] == pytest.approx(sum(shares), abs=1e-6)

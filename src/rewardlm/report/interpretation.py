@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm.report import inside
 from rewardlm.report import interpretation_figures as figures
 from rewardlm.report.headline import Part
 from rewardlm.runs import Run
@@ -49,6 +50,7 @@ def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "method": method_name(result),
             "figures": _figures(result),
             "example_shades": _shades(result),
+            "inside": inside.section(result["inside"], result["inside_notes"]),
         }
         for result in results
     ]

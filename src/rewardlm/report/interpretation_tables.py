@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.report import interpretation
+from rewardlm.report.inside_tables import print_inside
 from rewardlm.report.interpretation import number_text, plain_text, points_text, share_text, visible
 from rewardlm.report.tables import label_text, new_table, plain, print_table
 
@@ -30,6 +31,7 @@ def print_interpretation(result: Mapping[str, Any], console: Console) -> None:
     _drift(result, console)
     _attribution(result, console)
     _similarity(result, console)
+    print_inside(result["inside"], result["inside_notes"], console)
 
 
 def _drift(result: Mapping[str, Any], console: Console) -> None:

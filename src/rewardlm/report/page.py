@@ -12,7 +12,7 @@ from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
-from rewardlm.report import figures, headline, interpretation, judge_page
+from rewardlm.report import figures, headline, inside, interpretation, judge_page
 from rewardlm.report.examples import UNCHANGED, choose_examples
 from rewardlm.report.shell import render, short, side_by_side, write_page
 from rewardlm.report.training import training_records, training_sections
@@ -103,6 +103,7 @@ def render_page(
             "interval_share": interpretation.share_text,
             "interval_plain": interpretation.plain_text,
             "visible": interpretation.visible,
+            "inside_interval": inside.interval_text,
         },
         title=title,
         judging=judging or judge_page.judging([]),
