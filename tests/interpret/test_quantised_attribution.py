@@ -1,4 +1,4 @@
-"""Attribution of a model with 4-bit and 8-bit weights; skipped without bitsandbytes, which has no place on every CPU."""
+"""Attribution of a model with 4-bit and 8-bit weights; skipped without bitsandbytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def with_adapter(policy: Policy) -> Any:
 
 @pytest.fixture(params=["4bit", "8bit"])
 def models(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any]:
-    """tiny with quantised weights and an adapter, and the model that a small step is taken in.
+    """tiny with quantised weights and an adapter, and the same in plain floats, for small steps.
 
-    8-bit products round their inputs too, so small steps do nothing there: what they would do is the plain model's.
+    Quantised products round (8-bit ones their inputs too), so small steps in them are noise.
     """
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install rewardlm[quantised]")
     plain = tiny_policy()
@@ -42,7 +42,14 @@ def models(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any]:
     plain.tokenizer.save_pretrained(tmp_path / "tiny")
     settings = ModelSettings(model=str(tmp_path / "tiny"), load=request.param, dtype="float32", device="cpu")
     quantised = with_adapter(load_policy(settings))
-    return quantised, quantised if request.param == "4bit" else with_adapter(plain)
+    if request.param == "4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        for name, layer in load_policy(settings).model.named_modules():
+            if type(layer).__name__ == "Linear4bit":
+                weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+                plain.model.get_submodule(name).weight.data.copy_(weight)
+    return quantised, with_adapter(plain)
 
 
 def logprob(model: Any, embeddings: torch.Tensor, row: int, position: int) -> float:
@@ -72,7 +79,7 @@ def test_slopes_and_occlusions_of_quantised_weights_under_an_adapter(models: tup
                 step[0, token] = 0.01 * x[0, token]
                 ahead, behind = (logprob(stepped, x + way * step, row, position) for way in (1, -1))
                 by_steps[token] = (ahead - behind) / 0.02
-            # Quantised products round to about 1e-3, so a token that rests on nothing has no slope to compare.
+            # A token that rests on nothing has no slope to compare.
             if float(by_steps.norm()) > 0.03:
                 compared += 1
                 assert float(torch.cosine_similarity(slopes[row].scores[k], by_steps, dim=0)) > 0.95
