@@ -794,7 +794,8 @@ class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
     ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load and device,
-    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter.
+    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
+    ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
     """
 
     title: str = "RewardLM experiment"
@@ -807,6 +808,7 @@ class ExperimentSettings(Section):
     measure: StageMeasure = StageMeasure()
     finetune: dict[str, Any] | None = None
     rlaf: dict[str, Any] | None = None
+    interpret: dict[str, Any] | None = None
 
     @field_validator("rlaf")
     @classmethod

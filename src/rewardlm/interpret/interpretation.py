@@ -47,7 +47,7 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
     recorded = {
         **settings.model_dump(mode="json"),
         "scorer": scorer,
-        "runs": [str(Path(path).resolve()) for path in paths],
+        "runs": [str(Path(path).absolute()) for path in paths],
     }
     run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE)
     if run.finished:
