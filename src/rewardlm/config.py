@@ -693,10 +693,10 @@ class InsideSettings(Section):
     ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
     probe (half of them toxic if there are so many). ``value_vectors`` of the MLPs are followed, those that promote the
     toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
-    followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in ``max_new_tokens``, under every
-    change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring layers are
-    switched off one after another (as many as layers: one layer at a time), ``strength`` times the difference of means
-    is added.
+    followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in
+    ``max_new_tokens``, under every change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups``
+    of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
+    times the toxic direction is added.
     """
 
     toxic_words: list[str] = []
