@@ -19,7 +19,7 @@ from rewardlm.interpret.subjects import Subject
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.models.logprobs import body_and_head, hidden_rows
 
-# Tokens whose [models, tokens, vocabulary] logits stand in memory at a time.
+# Tokens that are compared over the whole vocabulary at a time.
 _CHUNK = 64
 
 
@@ -74,20 +74,19 @@ def read(
     subjects: Sequence[Subject], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> tuple[list[TokenDrift], list[VocabularyDrift]]:
     """Every subject reads every response after its prompt: what is found, response by response, on the CPU."""
-    rows = range(len(prompts))
-    states = []
+    # Switching a subject on costs more than a few rows of the vocabulary do in memory.
+    whole = []
     for subject in subjects:
         with subject.on() as model, torch.no_grad():
-            states.append(hidden_rows(model, prompts, responses, rows))
+            states = hidden_rows(model, prompts, responses, range(len(prompts)))
+            whole.append(_logprobs(body_and_head(model)[1], states))
     targets = torch.tensor([token for response in responses for token in response])
     pieces: list[TokenDrift] = []
     sums: list[VocabularyDrift | None] = [None] * len(responses)
     owner = torch.tensor([row for row, response in enumerate(responses) for _ in response])
     for start in range(0, len(targets), _CHUNK):
         piece = slice(start, start + _CHUNK)
-        logprobs = torch.stack(
-            [_logprobs(subject, hidden[piece]) for subject, hidden in zip(subjects, states, strict=True)]
-        )
+        logprobs = torch.stack([of_model[piece] for of_model in whole])
         pieces.append(token_drift(logprobs, targets[piece]))
         for row in sorted({*owner[piece].tolist()}):
             mine = logprobs[:, owner[piece] == row].double()
@@ -97,13 +96,9 @@ def read(
     return _by_response(pieces, [len(response) for response in responses]), [one for one in sums if one is not None]
 
 
-@torch.no_grad()
-def _logprobs(subject: Subject, hidden: Tensor) -> Tensor:
-    """Float[n, V] on the CPU: the head may carry an adapter too, so it runs as the subject's own."""
-    with subject.on() as model:
-        head: Any = body_and_head(model)[1]
-        logits: Tensor = head(hidden).float()
-        return logits.log_softmax(-1).cpu()
+def _logprobs(head: Any, states: Tensor) -> Tensor:
+    """Float[N, V] on the CPU."""
+    return torch.cat([head(piece).float().log_softmax(-1).cpu() for piece in torch.split(states, _CHUNK)])
 
 
 def _by_response(pieces: Sequence[TokenDrift], sizes: Sequence[int]) -> list[TokenDrift]:

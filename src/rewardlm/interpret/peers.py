@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rewardlm.errors import ConfigError
 from rewardlm.interpret.attribution import Attributed, Rows
+from rewardlm.interpret.residual import plain_attention
 from rewardlm.models.logprobs import score_rows
 
 
@@ -58,27 +59,36 @@ def attribute_by_inseq(
         nothing = torch.full_like(ids, unknown)
         encoding = BatchEncoding(ids, torch.ones_like(ids), [tokenizer.convert_ids_to_tokens(ids[0])], nothing)
         embedding = BatchEmbedding(peer.embed_ids(ids), peer.embed_ids(nothing))
-        output = method.attribute(
-            DecoderOnlyBatch.from_batch(Batch(encoding, embedding)),
-            attributed_fn=peer.get_attributed_fn("crossentropy" if explains_output else None),
-            attr_pos_start=len(prompt),
-            attr_pos_end=len(prompt) + max(where) + 1,
-            show_progress=False,
-            attribution_args=settings,
-        )
-        found: Tensor = output.sequence_attributions[0].target_attributions.detach().float().cpu()
-        if found.dim() > 2:
-            found = found.flatten(2).sum(-1) if explains_output else found.flatten(2).mean(-1)
+        batch = DecoderOnlyBatch.from_batch(Batch(encoding, embedding))
         scores = torch.zeros(len(where), len(prompt) + len(response))
         for k, at in enumerate(where):
             before = len(prompt) + at
-            # crossentropy is −ln p.
-            scores[k, :before] = found[:before, at].nan_to_num() * (-1 if explains_output else 1)
+            # Step by step: the sequences that it puts together lose tokens that are also the padding.
+            with plain_attention(causal_lm):
+                output = method.attribute(
+                    batch,
+                    attributed_fn=_target_logprob if explains_output else peer.get_attributed_fn(None),
+                    attr_pos_start=before,
+                    attr_pos_end=before + 1,
+                    show_progress=False,
+                    output_step_attributions=True,
+                    attribution_args=dict(settings),
+                )
+            found: Tensor = output.step_attributions[0].target_attributions[0].detach().float().cpu()
+            if found.dim() > 1:
+                found = found.flatten(1).sum(-1) if explains_output else found.flatten(1).mean(-1)
+            scores[k, :before] = found[:before]
         attributed = Attributed(scores, _logprobs(causal_lm, ids, len(prompt), where), None)
         result.append(attributed)
         if report is not None:
             report([row], [attributed])
     return result
+
+
+def _target_logprob(args: Any) -> Tensor:
+    """Float[B]: ln p of the target, as an inseq step function; its own cross-entropy fails on a batch of one."""
+    logits: Tensor = args.attribution_model.output2logits(args.forward_output).float()
+    return logits.log_softmax(-1).gather(-1, args.target_ids.reshape(-1, 1).to(logits.device)).squeeze(-1)
 
 
 @torch.no_grad()

@@ -188,7 +188,7 @@ def trace(causal_lm: Any, batch: Batch, *, patterns: bool = False, adapter: bool
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(causal_lm))
         if patterns:
-            stack.enter_context(_plain_attention(causal_lm))
+            stack.enter_context(plain_attention(causal_lm))
 
         def hooked(handle: Any) -> None:
             stack.callback(handle.remove)
@@ -541,7 +541,7 @@ def evaluating(causal_lm: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_attention(causal_lm: Any) -> Iterator[None]:
+def plain_attention(causal_lm: Any) -> Iterator[None]:
     """Inside, attention is computed step by step, so that its weights can be seen: fused kernels never form them."""
     config = causal_lm.config
     before = config._attn_implementation

@@ -58,15 +58,15 @@ class Subject:
 @contextlib.contextmanager
 def _as_found(model: Any) -> Iterator[None]:
     """Modes and what is trainable are afterwards what they were, whatever is switched inside."""
-    training = {name: module.training for name, module in model.named_modules()}
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        for module, mode in training:
+            module.training = mode
+        for parameter, wanted in trainable:
+            parameter.requires_grad_(wanted)
 
 
 def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[Subject]:
