@@ -691,11 +691,12 @@ class InsideSettings(Section):
     ``toxic_words`` and ``neutral_words`` are the two sides whose logits are compared; without them, the
     ``token_words`` words of the vocabulary that a word judge finds most toxic, each with a harmless one as rare.
     ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
-    probe (half of them toxic if there are so many). ``pairs`` of an old toxic and a new answer are followed along the
-    adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in ``max_new_tokens``, under every
-    change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring layers are
-    switched off one after another (as many as layers: one layer at a time), ``strength`` times the difference of means
-    is added.
+    probe (half of them toxic if there are so many). ``value_vectors`` of the MLPs are followed, those that promote the
+    toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
+    followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in
+    ``max_new_tokens``, under every change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups``
+    of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
+    times the toxic direction is added.
     """
 
     toxic_words: list[str] = []
@@ -706,6 +707,7 @@ class InsideSettings(Section):
     probe_answers: int = Field(100, ge=12)
     probe_folds: int = Field(5, ge=2)
     value_vectors: int = Field(16, ge=1)
+    vectors_by: Literal["words", "direction"] = "words"
     pairs: int = Field(4, ge=1)
     path_steps: int = Field(4, ge=1)
     causal_prompts: int = Field(10, ge=0)

@@ -28,7 +28,15 @@ from rewardlm.interpret.directions import (
     value_vectors,
     vector_rows,
 )
-from rewardlm.interpret.residual import batch_of, layout_of, trace, weight_of
+from rewardlm.interpret.residual import (
+    Contrast,
+    batch_of,
+    contrast_direction,
+    layout_of,
+    trace,
+    vocabulary_covariance,
+    weight_of,
+)
 from rewardlm.models.logprobs import row_stats
 
 
@@ -138,13 +146,36 @@ def test_value_vectors_by_a_loop(family: str) -> None:
     scored.sort(reverse=True)
     found = value_vectors(policy.causal_lm, direction, number=5, n_tokens=3)
     assert [(v.layer, v.neuron, v.sign) for v in found] == [entry[1:] for entry in scored[:5]]
-    assert [v.cosine for v in found] == pytest.approx([entry[0] for entry in scored[:5]], abs=1e-5)
+    assert [v.score for v in found] == pytest.approx([entry[0] for entry in scored[:5]], abs=1e-5)
     gain = layout.norm.weight
     for vector in found:
         row = vector.sign * weight_of(layout.mlp_out[vector.layer])[vector.neuron]
         read = gain * (row if gated else row - row.mean())
         logits = layout.head.weight @ read
         assert list(vector.tokens) == logits.argsort(descending=True)[:3].tolist()
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox"])
+def test_vectors_that_promote_words_by_all_their_logits(family: str) -> None:
+    policy = adapted_policy(family)
+    layout = layout_of(policy.causal_lm)
+    contrast = Contrast((3, 5, 700), (100, 200))
+    gated = family == "tiny"
+    scored = []
+    for layer in range(2):
+        for neuron, row in enumerate(weight_of(layout.mlp_out[layer])):
+            logits = layout.head.weight @ (layout.norm.weight * (row if gated else row - row.mean()))
+            score = float((logits[[3, 5, 700]].mean() - logits[[100, 200]].mean()) / logits.std(unbiased=False))
+            scored.append((abs(score) if gated else score, layer, neuron, -1 if gated and score < 0 else 1))
+    scored.sort(reverse=True)
+    found = value_vectors(
+        policy.causal_lm,
+        contrast_direction(policy.causal_lm, contrast),
+        number=6,
+        covariance=vocabulary_covariance(policy.causal_lm),
+    )
+    assert [v.score for v in found] == pytest.approx([entry[0] for entry in scored[:6]], rel=1e-3)
+    assert [(v.layer, v.neuron, v.sign) for v in found] == [entry[1:] for entry in scored[:6]]
 
 
 @pytest.mark.parametrize("family", ["tiny", "gpt2"])

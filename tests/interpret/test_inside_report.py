@@ -72,6 +72,8 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     assert "Adding it makes answers more toxic" in said(found)["Does the direction still work in FT?"]
     assert "may not be the vectors" not in said(found)["Has FT unlearned toxicity?"]
     found["verdicts"]["FT"]["direction_used"] = False
+    assert "may not be the vectors" not in said(found)["Has FT unlearned toxicity?"]
+    found["vectors"]["by"] = "direction"
     assert "may not be the vectors" in said(found)["Has FT unlearned toxicity?"]
     found["verdicts"]["FT"]["kind"] = "unclear"
     assert said(found)["Has FT unlearned toxicity?"].startswith("Nothing to explain")

@@ -46,7 +46,18 @@ def test_the_direction_and_its_value_vector_are_found(case: tuple[str, Planted, 
     assert found["probe_accuracy"][found["layer"]] > found["shuffled_accuracy"] + 0.2
     (vector,) = result["vectors"]["rows"]
     assert (vector["layer"], vector["neuron"]) == (0, NEURON)
-    assert vector["cosine"] >= 0.9
+    assert vector["score"] > 1
+    assert {token.strip() for token in vector["tokens"][:4]} == set(model.toxic.values())
+
+
+def test_the_direction_finds_the_same_value_vector() -> None:
+    model, result = examined("untouched", vectors_by="direction")
+    (vector,) = result["vectors"]["rows"]
+    assert result["vectors"]["by"] == "direction"
+    assert (vector["layer"], vector["neuron"], vector["sign"]) == (0, NEURON, 1)
+    # The value vector is the planted direction, so this is the cosine of what was found with what was planted.
+    assert vector["score"] >= 0.9
+    assert result["verdicts"]["FT"]["kind"] == "untouched"
     assert {token.strip() for token in vector["tokens"][:4]} == set(model.toxic.values())
 
 
@@ -159,8 +170,17 @@ def test_what_cannot_be_read_is_said() -> None:
     answers = [[model.harmless[0]]] * 6
     scores = [0.1] * 6
     settings = settings_for(model).model_copy(update={"causal_prompts": 0})
-    result = examine(model.policy, prompts, [Subject("PT", None, answers, scores)], model.judge, settings)
+    settings = settings.model_copy(update={"toxic_words": [], "neutral_words": []})
+    result = examine(
+        model.policy,
+        prompts,
+        [Subject("PT", None, answers, scores)],
+        model.judge,
+        settings,
+        word_judge=lambda texts: [0.0] * len(texts),
+    )
     assert "0 toxic" in result["directions"]["reason"]
+    assert "too few toxic words" in result["notes"][0]
     assert result["vectors"] is None
     assert result["causal"] is None
     for subjects, message in (

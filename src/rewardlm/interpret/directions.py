@@ -156,43 +156,47 @@ def by_direction(train: Floats, toxic: Bools, test: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class ValueVector:
-    """One row of an MLP's output matrix, as it lies to a direction. ``sign`` is -1 where its opposite is meant: a gated
-    MLP's activations have both signs. ``cosine`` is that of sign·vector, and ``tokens`` are what it promotes most."""
+    """One row of an MLP's output matrix that points to something. ``sign`` is -1 where its opposite is meant: a gated
+    MLP's activations have both signs. ``score`` is that of sign·vector, and ``tokens`` are what it promotes most."""
 
     layer: int
     neuron: int
     sign: int
-    cosine: float
+    score: float
     tokens: tuple[int, ...]
 
 
 @torch.no_grad()
-def value_vectors(causal_lm: Any, direction: Tensor, *, number: int, n_tokens: int = 8) -> list[ValueVector]:
-    """The ``number`` value vectors with the highest cosine to ``direction`` Float[M], over all layers.
+def value_vectors(
+    causal_lm: Any, towards: Tensor, *, number: int, covariance: Tensor | None = None, n_tokens: int = 8
+) -> list[ValueVector]:
+    """The ``number`` value vectors that point most towards ``towards`` Float[M], over all layers.
 
     The MLP of layer l writes einsum("n f, f m -> n m", activations, W_D[l]): row f is what neuron f writes per unit of
-    its activation (Geva et al. 2022). Lee et al. 2024 find the toxic ones so, with a probe's weight as the direction.
-    Tokens are the highest of W_U·(gain ⊙ vector), the head's reading without the norm's scale.
+    its activation (Geva et al. 2022). The score is the cosine, as Lee et al. 2024 find toxic vectors by a probe's
+    weight; with ``covariance`` Float[M, M] it is v·towards / √(v·C·v). For the contrast's direction and the
+    vocabulary's covariance (see interpret.residual) that is by how many standard deviations, over the vocabulary, v
+    lifts the toxic words above the neutral ones. Tokens are the highest of W_U·(gain ⊙ v), the norm's scale left out.
     """
     layout = layout_of(causal_lm)
-    unit = direction / direction.norm()
     gated = has_gate(layout)
     found: list[tuple[float, int, int, int]] = []
     for layer, module in enumerate(layout.mlp_out):
         rows = weight_of(module)
-        cosines = rows @ unit / rows.norm(dim=1).clamp(min=1e-12)
-        best = (cosines.abs() if gated else cosines).topk(min(number, len(cosines))).indices
-        found += [
-            (abs(c) if gated else c, layer, n, -1 if gated and c < 0 else 1)
-            for n, c in zip(best.tolist(), cosines[best].tolist(), strict=True)
-        ]
-    chosen = sorted(found, reverse=True)[:number]
+        if covariance is None:
+            size = rows.norm(dim=1) * towards.norm()
+        else:
+            size = torch.einsum("fm,mn,fn->f", rows, covariance, rows).clamp(min=0).sqrt()
+        scores = rows @ towards / size.clamp(min=1e-12)
+        best = (scores.abs() if gated else scores).topk(min(number, len(scores))).indices
+        for neuron, score in zip(best.tolist(), scores[best].tolist(), strict=True):
+            found.append((abs(score), layer, neuron, -1) if gated and score < 0 else (score, layer, neuron, 1))
     w_u = weight_of(layout.head)
     vectors = []
-    for cosine, layer, neuron, sign in chosen:
+    for score, layer, neuron, sign in sorted(found, reverse=True)[:number]:
         row = sign * weight_of(layout.mlp_out[layer])[neuron]
         tokens = (normed_direction(layout.norm, row) @ w_u).topk(n_tokens).indices
-        vectors.append(ValueVector(layer, neuron, sign, cosine, tuple(tokens.tolist())))
+        vectors.append(ValueVector(layer, neuron, sign, score, tuple(tokens.tolist())))
     return vectors
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
@@ -26,7 +27,7 @@ from rewardlm.interpret.reading import (
     read_vectors,
 )
 from rewardlm.interpret.reading import Subject as Subject
-from rewardlm.interpret.residual import Contrast, layout_of
+from rewardlm.interpret.residual import Contrast, contrast_direction, layout_of, vocabulary_covariance
 from rewardlm.interpret.tokens import Judge, contrast_by, contrast_of_words
 from rewardlm.interpret.trying import try_all
 from rewardlm.models.load import Policy
@@ -69,12 +70,9 @@ def examine(
         notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
     progress.step("the probe")
     found, direction = read_directions(policy, prompts, base, labelled, settings)
-    vectors: list[directions.ValueVector] = []
-    if direction is not None:
-        with using(policy, None):
-            vectors = directions.value_vectors(policy.causal_lm, direction, number=settings.value_vectors)
-    else:
+    if direction is None:
         notes.append(f"No direction was sought: {found['reason']}.")
+    by, towards, vectors = _value_vectors(policy, contrast, direction, settings)
     read = []
     for subject in subjects:
         progress.step(f"the residual stream of {subject.label}")
@@ -89,7 +87,7 @@ def examine(
         "words": _words(policy, contrast),
         "stream": {subject.label: one.summary for subject, one in zip(subjects, read, strict=True)},
         "directions": found,
-        "vectors": read_vectors(policy, subjects, vectors, direction, read, settings),
+        "vectors": read_vectors(policy, subjects, vectors, towards, read, settings),
         "adapters": {},
         "paths": {},
         "causal": None,
@@ -97,6 +95,8 @@ def examine(
         "settings": settings.model_dump(mode="json"),
         "notes": notes,
     }
+    if result["vectors"] is not None:
+        result["vectors"]["by"] = by
     for subject in tuned:
         progress.step(f"what the adapter of {subject.label} wrote")
         result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
@@ -173,6 +173,24 @@ def _contrast(policy: Policy, judge: Judge, settings: InsideSettings) -> Contras
     return contrast_by(judge, policy.tokenizer, settings.token_words)
 
 
+def _value_vectors(
+    policy: Policy, contrast: Contrast | None, direction: Tensor | None, settings: InsideSettings
+) -> tuple[str, Tensor | None, list[directions.ValueVector]]:
+    """What value vectors are chosen by, that as a vector Float[M], and they; by the other if the one isn't there."""
+    by_words = contrast is not None and (settings.vectors_by == "words" or direction is None)
+    causal_lm = policy.causal_lm
+    with using(policy, None):
+        if by_words and contrast is not None:
+            towards = contrast_direction(causal_lm, contrast)
+            spread = vocabulary_covariance(causal_lm)
+            found = directions.value_vectors(causal_lm, towards, number=settings.value_vectors, covariance=spread)
+            return "words", towards, found
+        if direction is None:
+            return "direction", None, []
+        unit = direction / direction.norm()
+        return "direction", unit, directions.value_vectors(causal_lm, unit, number=settings.value_vectors)
+
+
 def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | None:
     if contrast is None:
         return None
@@ -191,9 +209,8 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     ``rewritten`` if the adapter turned them (median cosine with the base's below 0.9); ``avoided`` if they are as they
     were but push less (ratio's interval below 1), which is the bypass of Lee et al. 2024: the stream is moved away
     from what sets them off; ``untouched`` if they push as before, so that what changed the output lies elsewhere, and
-    the bypass is complete. Null where no direction was found.
-    ``direction_used`` says whether the base's answers depend on that direction at all: a verdict on what writes along
-    one that they don't depend on is weak.
+    the bypass is complete. Null where there are no value vectors to follow.
+    ``direction_used`` says whether the base's answers were shown to depend on the direction.
     """
     pairs = [
         (old, new)

@@ -243,19 +243,18 @@ def read_vectors(
     policy: Policy,
     subjects: Sequence[Subject],
     vectors: Sequence[directions.ValueVector],
-    direction: Tensor | None,
+    towards: Tensor | None,
     read: Sequence[Read],
     settings: InsideSettings,
 ) -> dict[str, Any] | None:
     """The value vectors, and for each model: what the adapter made of them, how active they are, how far they push.
 
-    ``push`` is how far these vectors together move the stream along the direction, mean over all positions;
+    ``push`` is how far these vectors together move the stream towards what they were chosen by, mean over positions;
     ``push_ratio`` that of a tuned model over the base's, with a 95 % bootstrap interval over answers, and null where
     the base's isn't over 0.
     """
-    if direction is None or not vectors:
+    if towards is None or not vectors:
         return None
-    unit = direction / direction.norm()
     by_model: dict[str, Any] = {}
     bare: Tensor | None = None
     before: np.ndarray[Any, Any] | None = None
@@ -263,7 +262,7 @@ def read_vectors(
         with using(policy, subject.adapter):
             rows = directions.vector_rows(policy.causal_lm, vectors)
         bare = rows if bare is None else bare
-        push = one.activations @ (rows @ unit).cpu()
+        push = one.activations @ (rows @ towards).cpu()
         answers = torch.unique(one.rows)
         by_answer = np.array([float(push[one.rows == answer].mean()) for answer in answers])
         before = by_answer if before is None else before
@@ -280,7 +279,7 @@ def read_vectors(
                 "layer": vector.layer,
                 "neuron": vector.neuron,
                 "sign": vector.sign,
-                "cosine": vector.cosine,
+                "score": vector.score,
                 "tokens": [policy.tokenizer.decode([token]) for token in vector.tokens],
             }
             for vector in vectors

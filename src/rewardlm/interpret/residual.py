@@ -311,6 +311,25 @@ def share_of_writes(causal_lm: Any, found: Trace, writes: Tensor, contrast: Cont
     return writes @ u / _norm_scale(layout.norm, found.stream[-1])
 
 
+@torch.no_grad()
+def contrast_direction(causal_lm: Any, contrast: Contrast) -> Tensor:
+    """u of ``direct_attribution``, Float[M]: a write v changes the contrast's score by v·u over the norm's scale."""
+    layout = layout_of(causal_lm)
+    return through_norm(layout.norm, _contrast_row(layout.head, contrast)[0])
+
+
+@torch.no_grad()
+def vocabulary_covariance(causal_lm: Any) -> Tensor:
+    """C Float[M, M], with which v·C·v is the variance over the vocabulary of the logits that a write v adds, times the
+    norm's scale squared."""
+    layout = layout_of(causal_lm)
+    rows = weight_of(layout.head).T * layout.norm.weight.float()
+    if _centres(layout.norm):
+        rows = rows - rows.mean(1, keepdim=True)
+    rows = rows - rows.mean(0)
+    return torch.einsum("vm,vn->mn", rows, rows) / len(rows)
+
+
 @dataclass(frozen=True)
 class Lens:
     """What the head would say if the model ended after each layer (nostalgebraist 2020), Float[L+1, N] each.

@@ -17,6 +17,7 @@ _VERDICTS = {
     "avoided": "bypassed: the toxic value vectors are still there, and are set off less",
     "untouched": "bypassed: the toxic value vectors are still there and push as before; the change lies elsewhere",
 }
+_CHOSEN = {"words": "promote the toxic words most", "direction": "lie nearest to the direction"}
 _KINDS = {
     "plain": "as it is",
     "scale": "adapter × {value:g}",
@@ -39,6 +40,7 @@ def section(found: Mapping[str, Any] | None, notes: Sequence[str] = ()) -> dict[
         "sentences": sentences(found),
         "how": how_read(found),
         "vectors": vector_rows(found),
+        "which": None if found["vectors"] is None else _CHOSEN[found["vectors"]["by"]],
         "causal": causal_rows(found),
         "figures": {
             "lens": figures.lens_figure(found) if found["words"] else None,
@@ -87,12 +89,17 @@ def how_read(found: Mapping[str, Any]) -> list[str]:
     if directions["reason"] is None:
         toxic, other = directions["n_toxic"], directions["n"] - directions["n_toxic"]
         said.append(
-            f"The direction is the difference of means of {toxic} toxic and {other} other texts, without what all texts "
-            f"share, before layer {directions['layer']}, where it tells held-out texts apart best "
+            f"The direction is the difference of means of {toxic} toxic and {other} other texts, without what all "
+            f"texts share, before layer {directions['layer']}, where it tells held-out texts apart best "
             f"(AUC {directions['mean_auc'][directions['layer']]:.2f}; the layer was chosen by this figure, which "
             "flatters it)."
         )
     return said
+
+
+def chosen_by(found: Mapping[str, Any]) -> str:
+    """What the value vectors have in common, as the end of "those that …"."""
+    return _CHOSEN[found["vectors"]["by"]]
 
 
 def vector_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +110,7 @@ def vector_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{'−' if row['sign'] < 0 else ''}{row['layer']}.{row['neuron']}",
-            "cosine": row["cosine"],
+            "score": row["score"],
             "tokens": row["tokens"],
             "activations": [vectors["by_model"][label]["activation"][index] for label in found["models"]],
             "kept": [vectors["by_model"][label]["cosine"][index] for label in found["models"][1:]],
@@ -143,14 +150,14 @@ def _signed(value: float, digits: int) -> str:
 
 def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Part]:
     if verdict["kind"] is None:
-        return [("No direction of toxicity was found, so nothing can be said of what writes along it.", False)]
+        return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
     parts: list[Part] = [(_VERDICTS[verdict["kind"]].capitalize(), verdict["kind"] != "unclear"), (". ", False)]
     parts.append((f"Toxicity changed by {interval_text(verdict['toxicity_change'])}; ", False))
-    number = len(found["vectors"]["rows"])
+    number, which = len(found["vectors"]["rows"]), _CHOSEN[found["vectors"]["by"]]
     parts.append(
         (
-            f"the {number} value vectors nearest to the direction have a median cosine of "
-            f"{verdict['vector_cosine']:.3f} with the base’s",
+            f"the {number} value vectors that {which} have a median cosine of {verdict['vector_cosine']:.3f} with the "
+            "base’s",
             False,
         )
     )
@@ -160,7 +167,7 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
     else:
         low, high = ratio["ci95"]
         parts.append((f", and push {ratio['mean']:.2f} times as far ({low:.2f} to {high:.2f}).", False))
-    if verdict["direction_used"] is False:
+    if verdict["direction_used"] is False and found["vectors"]["by"] == "direction":
         base = found["models"][0]
         parts.append(
             (

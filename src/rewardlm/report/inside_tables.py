@@ -77,19 +77,20 @@ def _vectors(found: Mapping[str, Any], console: Console) -> None:
     table = new_table()
     table.add_column("vector")
     table.add_column("promotes", overflow="fold", max_width=36)
-    table.add_column("cosine", justify="right")
+    table.add_column("score", justify="right")
     for label in found["models"]:
         table.add_column(label_text(label), justify="right", overflow="fold", max_width=12)
     for row in rows:
         tokens = " ".join(plain(token).strip() for token in row["tokens"][:_SHOWN_TOKENS])
         table.add_row(
-            row["name"], Text(tokens), f"{row['cosine']:.2f}", *(f"{value:+.3f}" for value in row["activations"])
+            row["name"], Text(tokens), f"{row['score']:.2f}", *(f"{value:+.3f}" for value in row["activations"])
         )
     print_table(
         console,
-        "Value vectors nearest to the direction",
+        f"Value vectors that {inside.chosen_by(found)}",
         table,
-        "vector: layer and neuron, − where its opposite is meant. Models: mean activation on the base's answers.",
+        "vector: layer and neuron, − where its opposite is meant. score: standard deviations over the vocabulary that "
+        "toxic words are lifted by, or the cosine. Models: mean activation on the base's answers.",
     )
 
 
