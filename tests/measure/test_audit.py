@@ -216,6 +216,15 @@ def test_answers_that_a_judge_has_not_seen_are_unscored(tmp_path: Path) -> None:
         ("toxicity+hate", "max(lexical,lexical2)", False),
         ("max(a,b).disagreement", "max(c,d).disagreement", False),
         ("max(a,b).a", "a", True),
+        ("./judges/mine", "judges/mine", True),
+        ("judges/mine/", "judges//mine", True),
+        ("/home/me/judges/mine", "judges/mine", True),
+        ("/home/me/judges/mine", "../judges/mine.insult", True),
+        ("../../mine#hate", "mean(~/mine,lexical)", True),
+        ("judges/mine", "judges/mine2", False),
+        ("/home/me/judges/mine", "judges/yours", False),
+        ("/home/me/mine", "/home/you/mine", False),
+        ("org/mine", "mine", False),
     ],
 )
 def test_same_judge(judge: str, reward: str, same: bool) -> None:

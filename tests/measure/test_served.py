@@ -252,7 +252,7 @@ def test_what_is_refused_too_often_makes_no_finished_run_however_often_it_is_sta
         (400, {"error": {"message": "max_tokens is not known"}}, {}) if body["seed"] % 2 else (200, answer(body), {})
     )
     for _ in range(12):
-        with pytest.raises(ScorerError, match="questions got no answer .* max_tokens is not known"):
+        with pytest.raises(ScorerError, match=r"questions got no answer .* max_tokens is not known"):
             measure(settings_of(chat), tmp_path / "run")
     chat.reply = lambda body, _: (200, answer(body), {})
     run = measure(settings_of(chat), tmp_path / "run")

@@ -7,6 +7,7 @@ these apart, so every comparison carries the list that this module makes.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,9 @@ UNSCORED_ANY = 0.05
 # Counter-narratives that quote their prompt: fewer than this many say nothing, nor does a less sure difference.
 QUOTING = 10
 SURE = 0.05
+
+# At the start of a folder's name: where it lies depends on where the command was given.
+_FOLDERS_ABOVE = re.compile(r"^(?:~|\.\.?(?=/))/?(?:\.\./)*")
 
 # What scorers record of an answer without text; it is no failure of theirs.
 _EMPTY = "empty response"
@@ -260,13 +264,19 @@ def same_judge(judge: str, reward: str) -> bool:
     """Both names stand for one classifier, whatever label is picked of it, or share one in an ensemble.
 
     ``ID#label`` picks a label, ``NAME.label`` is another label of NAME, ``mean(a,b)`` and ``max(a,b)`` are
-    ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice.
+    ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice. One folder has many names:
+    ``./j``, ``j/`` and ``/home/j`` may be ``j``, and are taken to be it.
     """
-    return any(
-        one == two or one.startswith(two + ".") or two.startswith(one + ".")
-        for one in _members(judge)
-        for two in _members(reward)
-    )
+    return any(_are_one(one, two) for one in _members(judge) for two in _members(reward))
+
+
+def _are_one(judge: str, reward: str) -> bool:
+    one, two = (_FOLDERS_ABOVE.sub("", posixpath.normpath(name)) for name in (judge, reward))
+    if one.startswith("/") != two.startswith("/"):
+        # An absolute name and one from somewhere: as many folders as both have.
+        parts = min(name.strip("/").count("/") for name in (one, two)) + 1
+        one, two = ("/".join(name.strip("/").split("/")[-parts:]) for name in (one, two))
+    return one == two or one.startswith(two + ".") or two.startswith(one + ".")
 
 
 def _members(name: str) -> set[str]:
