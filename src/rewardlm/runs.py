@@ -329,15 +329,23 @@ def _is_free(key: str, free: set[str]) -> bool:
     return any(".".join(parts[:depth]) in free for depth in range(1, len(parts) + 1))
 
 
-def rewards_of(adapter: Path) -> list[str]:
+def known_rewards(adapter: Path) -> list[str] | None:
     """The judges that an adapter's training, or the training that it started from, used as reward.
 
-    No gain by these counts as proof. Empty where the adapter does not lie in a run.
+    No gain by these counts as proof. None where nobody knows: the adapter does not lie in its training's run, as
+    ``adapter`` there or in one of its checkpoints.
     """
-    for folder in (adapter, adapter.parent):
+    here = adapter.absolute()
+    for folder in (here, *here.parents[:3]):
         if (folder / "run.json").exists():
-            return list(Run.open(folder).meta.get("rewards", []))
-    return []
+            found = Run.open(folder).meta.get("rewards")
+            return None if found is None else list(found)
+    return None
+
+
+def rewards_of(adapter: Path) -> list[str]:
+    """As ``known_rewards``, and empty where nobody knows."""
+    return known_rewards(adapter) or []
 
 
 def _drop_unfinished_line(path: Path) -> None:

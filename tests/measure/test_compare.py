@@ -11,6 +11,7 @@ from measured_runs import build_run
 
 from rewardlm.errors import RunError
 from rewardlm.measure.compare import SPLITS, compare, load_measured
+from rewardlm.measure.exported import export_answers
 from rewardlm.runs import Run
 from rewardlm.types import Score
 
@@ -302,6 +303,24 @@ def test_the_share_of_counter_narratives_is_a_plain_loops(tmp_path: Path, thresh
     models = compare(paths, threshold=threshold, n_resamples=100)["models"]
     assert [model["quality"]["counter_narrative_fraction"] for model in models] == pytest.approx(expected)
     assert all(model["pair_judge"] == judge for model in models)
+
+
+def test_a_silent_model_has_no_more_counter_narratives(tmp_path: Path) -> None:
+    """Four answers to toxic prompts, two of them empty, one a counter-narrative: a quarter, not a half."""
+    classes = [dict(zip(CLASSES, values, strict=True)) for values in ((0.7, 0.1, 0.1, 0.1), (0.1, 0.7, 0.1, 0.1))]
+    records = [{"generation_id": f"p{i}-0", "classes": found} for i, found in enumerate((*classes, None, None))]
+    path = build_run(
+        tmp_path / "run",
+        "FT",
+        {"judge": [[0.1]] * 2 + [[None]] * 2},
+        texts=[["Hate hurts us all."], ["So true."], [""], [" \n"]],
+        toxicity=[0.9] * 4,
+        quality=records,
+    )
+    assert compare([path], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] == 0.25
+    export_answers([path], tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["quality.counter_narrative"] for row in rows] == [True, False, False, False]
 
 
 def test_a_run_without_pair_verdicts_compares_and_has_no_share(tmp_path: Path) -> None:

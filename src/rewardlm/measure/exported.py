@@ -266,6 +266,8 @@ class _Rows:
             if record.get("classes"):
                 row["quality.counter_narrative"] = most_likely(record["classes"]) == COUNTER_NARRATIVE
                 row |= {f"quality.classes.{name}": value for name, value in record["classes"].items()}
+            elif "classes" in record and quality.is_empty(answer):
+                row["quality.counter_narrative"] = False
         return row
 
 

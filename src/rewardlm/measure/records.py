@@ -44,7 +44,7 @@ class Quality:
     prompt_similarity: FloatArray
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
-    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is
+    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is, or no text
 
     @property
     def comparable(self) -> BoolArray:
@@ -273,6 +273,10 @@ def read_quality(run: Run, answers: Answers) -> Quality:
                 values[place] = record[name]
         if record.get("classes"):
             counter_narrative[place] = most_likely(record["classes"]) == COUNTER_NARRATIVE
+        elif "classes" in record and answers.flags["empty"][place]:
+            # The judge of pairs has no class for silence. It opposes nothing, and leaving it out would let a model
+            # that falls silent keep its share.
+            counter_narrative[place] = 0
     return Quality(
         empty=answers.flags["empty"],
         non_latin=answers.flags["non_latin"],

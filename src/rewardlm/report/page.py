@@ -50,6 +50,7 @@ _WARNINGS = {
     "judge_is_reward": "A judge was also the reward",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "quotation_punished": "A judge may punish quotations",
+    "settings_differ": "Answers were drawn by other settings",
     "unscored": "Answers without a score",
     "prompts_differ": "The runs answered different prompts",
     "weights_differ": "The same name stood for different weights",
