@@ -52,6 +52,24 @@ _RECORDED_PACKAGES = (
 )
 
 
+_MISSING = object()
+_NUMBER = (int, float)
+# What every record of a measurement has that is read without asking again, and of which types it is; not what came
+# later than the first runs.
+_FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
+    "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
+    "generations": (
+        ("id", str), ("prompt_id", str), ("sample", int), ("text", str), ("n_tokens", int), ("finish", str),
+        ("seed", int),
+    ),
+    "scores": (
+        ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
+        ("reason", (str, type(None))),
+    ),
+    "quality": (("generation_id", str),),
+}  # fmt: skip
+
+
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace ``path`` by ``data``, which may come in pieces, so that a crash or a full disk leaves the old file or the
     new, never half of one.
@@ -171,7 +189,11 @@ class Run:
             raise RunError(f"{path} is not a run: it has no run.json") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
-        if not isinstance(meta, dict) or not {"kind", "label", "settings"} <= meta.keys():
+        if (
+            not isinstance(meta, dict)
+            or not {"kind", "label", "settings"} <= meta.keys()
+            or not isinstance(meta["settings"], dict)
+        ):
             raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
@@ -241,8 +263,26 @@ class Run:
                     return
                 try:
                     yield json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
+                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
                     raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
+
+    def read_checked(self, name: str) -> Iterator[dict[str, Any]]:
+        """As ``read``, of what a measurement wrote. Raises RunError for a record that lacks a field, or holds one of
+        another type.
+        """
+        for number, record in enumerate(self.read(name), 1):
+            if type(record) is not dict:
+                raise self._changed(name, number, f"a {type(record).__name__}, not an object")
+            for field, types in _FIELDS[name]:
+                if not isinstance(record.get(field, _MISSING), types):
+                    raise self._changed(name, number, f"{field} is {record.get(field, 'nothing')!r:.40}")
+            yield record
+
+    def _changed(self, name: str, number: int, what: str) -> RunError:
+        return RunError(
+            f"{self.path / name}.jsonl, line {number}: {what}; the file was changed by hand: put the line back, or "
+            "measure again"
+        )
 
     def prompts(self) -> list[Prompt]:
         return list(self.each_prompt())
@@ -251,7 +291,7 @@ class Run:
         """As ``prompts``, one at a time: there may be many."""
         return (
             Prompt(**{**record, "turns": tuple(Message(**turn) for turn in record["turns"])})
-            for record in self.read("prompts")
+            for record in self.read_checked("prompts")
         )
 
     def generations(self) -> list[Generation]:
@@ -259,7 +299,7 @@ class Run:
 
     def each_generation(self) -> Iterator[Generation]:
         """As ``generations``, one at a time: there may be millions."""
-        return (Generation(**record) for record in self.read("generations"))
+        return (Generation(**record) for record in self.read_checked("generations"))
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
