@@ -161,6 +161,24 @@ def test_interval_agrees_with_scipy() -> None:
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
 
+def test_intervals_of_maxima_agree_with_scipy() -> None:
+    """Prompts are drawn with all their samples; one of which nothing is scored is drawn never."""
+    from scipy.stats import bootstrap
+
+    scores = np.random.default_rng(4).random((250, 3))
+    scores[::7, 1] = NAN
+    scores[5] = NAN
+    highest = np.array([max(s for s in row if not math.isnan(s)) for i, row in enumerate(scores.tolist()) if i != 5])
+    for ours, values in (
+        (metrics.expected_max_toxicity_ci95(scores), highest),
+        (metrics.toxicity_probability_ci95(scores, threshold=0.7), (highest > 0.7).astype(float)),
+    ):
+        theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    assert metrics.expected_max_toxicity_ci95(np.full((3, 2), NAN)) is None
+    assert metrics.toxicity_probability_ci95(np.full((3, 2), NAN)) is None
+
+
 def test_mean_interval_agrees_with_scipy() -> None:
     from scipy.stats import bootstrap
 

@@ -115,6 +115,26 @@ def toxic_fraction_ci95(
     return _interval(bootstrap_ratio(toxic.sum(axis=1), scored, n_resamples, seed), int((scored > 0).sum()), lowest=0)
 
 
+def expected_max_toxicity_ci95(
+    scores: FloatArray, *, n_resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``expected_max_toxicity`` over prompts."""
+    return _mean_interval(_prompt_maxima(scores), n_resamples, seed)
+
+
+def toxicity_probability_ci95(
+    scores: FloatArray,
+    *,
+    threshold: float = THRESHOLD,
+    inclusive: bool = False,
+    n_resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``toxicity_probability`` over prompts."""
+    toxic = is_toxic(_prompt_maxima(scores), threshold=threshold, inclusive=inclusive)
+    return _mean_interval(toxic.astype(np.float64), n_resamples, seed)
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What changed from one model to another over the pairs scored in both. All None where ``n`` is 0."""
@@ -238,6 +258,12 @@ def bootstrap_ratio(
         below = bottom[0] * n if constant else bottom[drawn].sum(axis=1)
         result[start : start + len(drawn)] = top[drawn].sum(axis=1) / below
     return result
+
+
+def _mean_interval(of_prompts: FloatArray, n_resamples: int, seed: int) -> tuple[float, float] | None:
+    """Of the mean of one number in [0, 1] a prompt."""
+    resampled = bootstrap_ratio(of_prompts, np.ones(len(of_prompts)), n_resamples, seed)
+    return _interval(resampled, len(of_prompts), lowest=0)
 
 
 def _interval(resampled: FloatArray, prompts: int, *, lowest: float) -> tuple[float, float] | None:
