@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rewardlm.errors import RunError
-from rewardlm.runs import Run, environment, expand, prompts_hash, write_atomically
+from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 
 SETTINGS = {"model": "tiny", "seed": 0, "generation": {"top_p": 0.9, "top_k": 0}, "device": "cpu"}
@@ -303,3 +303,16 @@ def test_a_record_that_was_changed_by_hand_is_named(
         file.write(json.dumps(changed) + "\n")
     with pytest.raises(RunError, match=rf"{name}\.jsonl, line 2: {said}"):
         list(run.read_checked(name))
+
+
+def test_a_place_where_nothing_was_begun_is_left_as_it_was(tmp_path: Path) -> None:
+    new = tmp_path / "new" / "run"
+    with alone(new), pytest.raises(RunError, match="another command"), alone(new):
+        pass
+    assert not new.exists()
+    with alone(tmp_path / "run"):
+        start(tmp_path / "run")
+    assert Run.open(tmp_path / "run").label == "PT"
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"), alone(tmp_path / "file"):
+        start(tmp_path / "file")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +305,37 @@ class Run:
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the run at ``path``, or the place of a new one: two commands at once would write each record twice.
+
+    What a killed process held is free again. Raises RunError where another command holds it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDONLY)
+    except OSError:
+        # ``Run.start`` says what is wrong with it.
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{path} is being written by another command: wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            # Some network file systems have no locks.
+            pass
+        yield
+    finally:
+        os.close(held)
+        with suppress(OSError):
+            path.rmdir()  # if nothing was begun
 
 
 def peak_rss_mb() -> float:
