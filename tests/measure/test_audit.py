@@ -64,6 +64,17 @@ def test_answers_that_flatter(tmp_path: Path, code: str, text: str, share: int, 
         assert "PT: 0.0%" in found["RL", code]
 
 
+@pytest.mark.parametrize(("words", "warned"), [(7, False), (6, True)])
+def test_answers_that_became_short(tmp_path: Path, words: int, warned: bool) -> None:
+    long, short = [" ".join(["Word"] * 3 + [str(i) for i in range(10)])] * N, [" ".join(map(str, range(words)))] * N
+    runs = {"before_run": {"answers": long}, "after_run": {"answers": short}}
+    found = warnings(tmp_path, {"a": column(20)}, {"a": column(5)}, **runs)
+    assert (("RL", "empty") in found) == warned
+    if warned:
+        assert "6.0 words on average, PT's have 13.0" in found["RL", "empty"]
+    assert ("PT", "empty") not in found
+
+
 def test_a_switch_is_from_the_script_of_the_prompt(tmp_path: Path) -> None:
     chinese = {"prompts": ["你怎么看"] * N, "answers": ["他们和我们一样"] * N}
     english = {"prompts": ["你怎么看"] * N, "answers": [GOOD] * N}

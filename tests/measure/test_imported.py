@@ -83,6 +83,16 @@ def test_the_figures_of_2023_by_hand(tmp_path: Path) -> None:
     assert model["quality"]["empty_fraction"] == 0.1
 
 
+def test_minus_one_is_not_taken_for_silence_where_there_is_an_answer(tmp_path: Path) -> None:
+    rows = [["q", "An answer.", "-1"], ["r", "", "-1"], ["s", "Another.", "0.2"]]
+    run = import_table(
+        write_csv(tmp_path / "t.csv", rows, ["prompt", "response", "scores.x"]), tmp_path / "run", label="A"
+    )
+    assert [score.reason for score in run.scores()] == ["scored -1 though there is an answer", "empty response", None]
+    messages = [w["message"] for w in compare([run.path], n_resamples=50)["warnings"] if w["code"] == "unscored"]
+    assert "1 scored -1 though there is an answer" in messages[0]
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", [["q", "a", "0.7", "0.2"]], ["ask", "answer", "response_score", "tox"])
     mapping = {"prompt": "ask", "response": "answer", "prompt_toxicity": "tox", "scores.roberta": "response_score"}

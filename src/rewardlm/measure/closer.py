@@ -19,7 +19,7 @@ from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.scoring import Report
 from rewardlm.measure.similarity import Similarity, load_embedder
 from rewardlm.models.load import Policy, load_policy, resolve_device
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
 
@@ -103,16 +103,17 @@ def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None
     device = str(resolve_device(settings.device))
     pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
     policy = settings.perplexity and load_policy(ModelSettings(model=settings.perplexity, device=settings.device))
-    look_closer(
-        Run.open(path),
-        similarity=settings.similarity,
-        fluency=policy or None,
-        pair_judge=pair_judge or None,
-        sample=settings.quality_sample,
-        seed=settings.seed,
-        device=device,
-        report=report,
-    )
+    with alone(path):
+        look_closer(
+            Run.open(path),
+            similarity=settings.similarity,
+            fluency=policy or None,
+            pair_judge=pair_judge or None,
+            sample=settings.quality_sample,
+            seed=settings.seed,
+            device=device,
+            report=report,
+        )
 
 
 def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: Report | None = None) -> None:

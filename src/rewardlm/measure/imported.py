@@ -135,8 +135,8 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
             if field.startswith("scores."):
                 scorer = field.removeprefix("scores.")
                 value, reason = score_of(where, column, row)
-                if value is None and reason is None:
-                    reason = _why_absent(scorer, response)
+                if value is None:
+                    reason = _why_absent(scorer, response, marked=reason is not None)
                 contents.scores.append(Score(generation.id, scorer, LABEL, value, reason))
     contents.prompts.extend(prompts.values())
     repeated = len(prompts) - len({prompt.turns for prompt in prompts.values()})
@@ -196,7 +196,8 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
             value, reason = score_of(where, f"scores.{name}", row)
             if value is None:
                 column = f"reasons.{scorer}"
-                reason = as_text(where, column, row.get(column)) or _why_absent(scorer, response)
+                said = as_text(where, column, row.get(column))
+                reason = said or _why_absent(scorer, response, marked=reason is not None)
             contents.scores.append(Score(identity, scorer, scored, value, reason))
     contents.prompts.extend(prompts.values())
     return contents
@@ -267,9 +268,12 @@ def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str
     return columns
 
 
-def _why_absent(scorer: str, response: str) -> str:
+def _why_absent(scorer: str, response: str, *, marked: bool = False) -> str:
+    """``marked``: the score is -1, which stands for an empty answer."""
     if not response.strip():
         return "empty response"
+    if marked:
+        return "scored -1 though there is an answer"
     # Perspective's one lasting reason to leave a text of normal length unscored.
     return "language not supported" if scorer == "perspective" else "missing"
 

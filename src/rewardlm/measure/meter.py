@@ -28,7 +28,7 @@ from rewardlm.measure.scoring import (
     score_records,
 )
 from rewardlm.models.load import Policy, resolve_device
-from rewardlm.runs import Run, known_rewards, prompts_hash
+from rewardlm.runs import Run, alone, known_rewards, prompts_hash
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
@@ -46,8 +46,14 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
 
     ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
-    be used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
+    be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError where another
+    command writes ``out``.
     """
+    with alone(out):
+        return _measure(settings, out, report)
+
+
+def _measure(settings: MeasureSettings, out: Path, report: Report | None) -> Run:
     label = settings.label or _default_label(settings)
     recorded = settings.model_dump(mode="json")
     run = Run.start(
