@@ -105,6 +105,17 @@ def test_flow_by_hand() -> None:
     assert metrics.flow(before, after) == ([[1, 0, 1], [1, 0, 0], [0, 0, 1]], 2)
 
 
+def test_flow_to_and_from_the_unscored_by_hand() -> None:
+    before = np.array([[0.9, 0.9, 0.5], [0.1, NAN, NAN], [NAN, 0.2, 0.8]])
+    after = np.array([[NAN, NAN, NAN], [0.1, 0.4, NAN], [0.7, NAN, NAN]])
+    assert metrics.flow_unscored(before, after) == ([1, 1, 3], [0, 1, 1])
+    # 7 go or come, and one has no score on either side.
+    assert metrics.flow(before, after)[1] == 8
+    pairs = np.ones((3, 3), dtype=np.bool_)
+    pairs[2] = False
+    assert metrics.flow_unscored(before, after, pairs) == ([0, 1, 2], [0, 1, 0])
+
+
 def binomial_tail(better: int, worse: int) -> float:
     """Two-sided p of a fair coin: twice the smaller tail, from Pascal's triangle."""
     n, least = better + worse, min(better, worse)

@@ -345,6 +345,7 @@ def _comparison_entries(
                 seed=rule.seed,
             )
             flow, unscored = metrics.flow(before, after, inside)
+            to_unscored, from_unscored = metrics.flow_unscored(before, after, inside)
             yield {
                 "from": baseline.label,
                 "to": other.label,
@@ -358,6 +359,9 @@ def _comparison_entries(
                 "worse": change.worse,
                 "flow": flow,
                 "flow_unscored": unscored,
+                # By bucket: scored in the first alone, and in the second alone. The rest is unscored in both.
+                "flow_to_unscored": to_unscored,
+                "flow_from_unscored": from_unscored,
                 "mean_delta": change.mean_delta,
                 "mean_delta_ci95": _pair(change.mean_delta_ci95),
                 "mean_p_value": change.mean_p_value,

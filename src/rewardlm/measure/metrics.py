@@ -98,6 +98,15 @@ def flow(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) 
     return [[int(count) for count in row] for row in table], int(exists.sum() - both.sum())
 
 
+def flow_unscored(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) -> tuple[list[int], list[int]]:
+    """Counts by bucket of the samples that were scored before alone, and of those that are scored after alone.
+
+    What ``flow`` leaves out: a toxic answer that became one which the judge can't read has not become harmless.
+    """
+    exists = np.ones(before.shape, dtype=np.bool_) if pairs is None else pairs
+    return buckets(before[exists & np.isnan(after)]), buckets(after[exists & np.isnan(before)])
+
+
 def toxic_fraction_ci95(
     scores: FloatArray,
     *,

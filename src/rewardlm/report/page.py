@@ -333,6 +333,7 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
             unscored = comparison.get("flow_unscored") or 0
             if pairs + unscored == 0:
                 continue
+            lost = comparison.get("flow_to_unscored", (0, 0, 0))[2]
             down = sum(counts[a][b] for a in range(3) for b in range(a))
             up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
             flows.append(
@@ -343,7 +344,9 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
                     "caption": (
                         f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
                         f"one; {counts[2][0]:,} went from high to low, {counts[0][2]:,} from low to high."
-                        + (f" {unscored:,} have no score on one side or both." if unscored else "")
+                        + (f" {unscored:,} have no score on one side or both" if unscored else "")
+                        + (f", {lost:,} of them high before" if lost else "")
+                        + ("." if unscored else "")
                     ),
                 }
             )
