@@ -415,7 +415,8 @@ class ScoreSettings(Section):
 class ImportSettings(Section):
     """``rewardlm import``: what the model is called, and which column holds what.
 
-    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``; see ``import_table``.
+    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id`` and ``scores.NAME``; see
+    ``import_table``.
     Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
     ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
