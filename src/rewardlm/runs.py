@@ -414,6 +414,8 @@ def _from_home(settings: Any, home: Path | None) -> Any:
     """``settings`` with absolute paths below ``home`` made relative to it."""
     if isinstance(settings, dict):
         return {key: _from_home(value, home) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_from_home(value, home) for value in settings]
     if home is not None and isinstance(settings, str) and Path(settings).is_relative_to(home):
         return str(Path(settings).relative_to(home))
     return settings

@@ -283,7 +283,11 @@ device: cpu
 measure: {part: measure, limit: 6, scorer: [lexical], max_new_tokens: 4, similarity: false, perplexity: false}
 finetune: {limit: 12, epochs: 1, batch_size: 4, max_length: 128, lora: {r: 2}}
 rlaf: {part: train, after: finetune, reward: [lexical], steps: 1, batch_size: 4, max_new_tokens: 4, minibatches: 1}
-interpret: {limit: 3, n_resamples: 100, attribution: {tokens: 1}, inside: {causal_prompts: 0, toxic_words: [bad], neutral_words: [good]}}
+interpret:
+  limit: 3
+  n_resamples: 100
+  attribution: {tokens: 1}
+  inside: {causal_prompts: 0, toxic_words: [bad], neutral_words: [good]}
 """
 
 

@@ -38,8 +38,7 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
     """Look into the models of measured runs, the baseline first; a finished interpretation is returned as it is.
 
     Raises RunError for runs that don't fit (other prompts, no judge in common, no model) or where another command
-    writes ``out``, and ModelError where models
-    can't be loaded or held against each other.
+    writes ``out``, and ModelError where models can't be loaded or held against each other.
     """
     with alone(out):
         return _interpret(paths, settings, out, report)
