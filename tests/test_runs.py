@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rewardlm.errors import RunError
-from rewardlm.runs import Run, environment, expand, prompts_hash, write_atomically
+from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 
 SETTINGS = {"model": "tiny", "seed": 0, "generation": {"top_p": 0.9, "top_k": 0}, "device": "cpu"}
@@ -278,3 +278,44 @@ def test_the_environment_tells_nothing_of_its_user() -> None:
     assert environment()["versions"]["torch"]
     for secret in (os.path.expanduser("~"), os.uname().nodename, os.getcwd()):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("generations", {"id": None}, "id is None"),
+        ("generations", {"text": 7}, "text is 7"),
+        ("generations", {"sample": "0"}, "sample is '0'"),
+        ("prompts", {"turns": "hello"}, "turns is 'hello'"),
+        ("prompts", {"toxicity": [1]}, r"toxicity is \[1\]"),
+        ("scores", {"value": "0.5"}, "value is '0.5'"),
+        ("scores", {"generation_id": ...}, "generation_id is 'nothing'"),
+        ("scores", None, "a list, not an object"),
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_named(
+    tmp_path: Path, name: str, change: dict[str, object] | None, said: str
+) -> None:
+    run = start(tmp_path / "run")
+    run.append("prompts", [Prompt("p1", (Message("user", "a"),), "s", 0.25)])
+    run.append("generations", [Generation("p1#0", "p1", "PT", 0, "text", 3, "stop", 1)])
+    run.append("scores", [Score("p1#0", "x", "y", None, "why")])
+    (record,) = run.read(name)
+    changed = [] if change is None else {k: v for k, v in {**record, **change}.items() if v is not ...}
+    with open(run.path / f"{name}.jsonl", "a") as file:
+        file.write(json.dumps(changed) + "\n")
+    with pytest.raises(RunError, match=rf"{name}\.jsonl, line 2: {said}"):
+        list(run.read_checked(name))
+
+
+def test_a_place_where_nothing_was_begun_is_left_as_it_was(tmp_path: Path) -> None:
+    new = tmp_path / "new" / "run"
+    with alone(new), pytest.raises(RunError, match="another command"), alone(new):
+        pass
+    assert not new.exists()
+    with alone(tmp_path / "run"):
+        start(tmp_path / "run")
+    assert Run.open(tmp_path / "run").label == "PT"
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"), alone(tmp_path / "file"):
+        start(tmp_path / "file")

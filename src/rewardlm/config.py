@@ -415,7 +415,8 @@ class ScoreSettings(Section):
 class ImportSettings(Section):
     """``rewardlm import``: what the model is called, and which column holds what.
 
-    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``; see ``import_table``.
+    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id`` and ``scores.NAME``; see
+    ``import_table``.
     Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
     ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
@@ -796,7 +797,8 @@ class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
     ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load and device,
-    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter.
+    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
+    ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
     """
 
     title: str = "RewardLM experiment"
@@ -809,6 +811,7 @@ class ExperimentSettings(Section):
     measure: StageMeasure = StageMeasure()
     finetune: dict[str, Any] | None = None
     rlaf: dict[str, Any] | None = None
+    interpret: dict[str, Any] | None = None
 
     @field_validator("rlaf")
     @classmethod

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -34,6 +35,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,24 @@ _RECORDED_PACKAGES = (
     "sentence-transformers",
     "ray",
 )
+
+
+_MISSING = object()
+_NUMBER = (int, float)
+# What every record of a measurement has that is read without asking again, and of which types it is; not what came
+# later than the first runs.
+_FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
+    "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
+    "generations": (
+        ("id", str), ("prompt_id", str), ("sample", int), ("text", str), ("n_tokens", int), ("finish", str),
+        ("seed", int),
+    ),
+    "scores": (
+        ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
+        ("reason", (str, type(None))),
+    ),
+    "quality": (("generation_id", str),),
+}  # fmt: skip
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -175,7 +195,11 @@ class Run:
             raise RunError(f"{path} is not a run: it has no run.json") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}): expected one JSON object") from None
-        if not isinstance(meta, dict) or not {"kind", "label", "settings"} <= meta.keys():
+        if (
+            not isinstance(meta, dict)
+            or not {"kind", "label", "settings"} <= meta.keys()
+            or not isinstance(meta["settings"], dict)
+        ):
             raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
@@ -261,8 +285,26 @@ class Run:
                     return
                 try:
                     yield json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
+                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
                     raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
+
+    def read_checked(self, name: str) -> Iterator[dict[str, Any]]:
+        """As ``read``, of what a measurement wrote. Raises RunError for a record that lacks a field, or holds one of
+        another type.
+        """
+        for number, record in enumerate(self.read(name), 1):
+            if type(record) is not dict:
+                raise self._changed(name, number, f"a {type(record).__name__}, not an object")
+            for field, types in _FIELDS[name]:
+                if not isinstance(record.get(field, _MISSING), types):
+                    raise self._changed(name, number, f"{field} is {record.get(field, 'nothing')!r:.40}")
+            yield record
+
+    def _changed(self, name: str, number: int, what: str) -> RunError:
+        return RunError(
+            f"{self.path / name}.jsonl, line {number}: {what}; the file was changed by hand: put the line back, or "
+            "measure again"
+        )
 
     def prompts(self) -> list[Prompt]:
         return list(self.each_prompt())
@@ -271,7 +313,7 @@ class Run:
         """As ``prompts``, one at a time: there may be many."""
         return (
             Prompt(**{**record, "turns": tuple(Message(**turn) for turn in record["turns"])})
-            for record in self.read("prompts")
+            for record in self.read_checked("prompts")
         )
 
     def generations(self) -> list[Generation]:
@@ -281,11 +323,42 @@ class Run:
         """As ``generations``, one at a time: there may be millions."""
         return (
             Generation(**{**record, "tokens": tuple(tokens) if (tokens := record.get("tokens")) is not None else None})
-            for record in self.read("generations")
+            for record in self.read_checked("generations")
         )
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the run at ``path``, or the place of a new one: two commands at once would write each record twice.
+
+    What a killed process held is free again. Raises RunError where another command holds it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDONLY)
+    except OSError:
+        # ``Run.start`` says what is wrong with it.
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{path} is being written by another command: wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            # Some network file systems have no locks.
+            pass
+        yield
+    finally:
+        os.close(held)
+        with suppress(OSError):
+            path.rmdir()  # if nothing was begun
 
 
 def peak_rss_mb() -> float:
@@ -341,6 +414,8 @@ def _from_home(settings: Any, home: Path | None) -> Any:
     """``settings`` with absolute paths below ``home`` made relative to it."""
     if isinstance(settings, dict):
         return {key: _from_home(value, home) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_from_home(value, home) for value in settings]
     if home is not None and isinstance(settings, str) and Path(settings).is_relative_to(home):
         return str(Path(settings).relative_to(home))
     return settings
@@ -352,15 +427,23 @@ def _is_free(key: str, free: set[str]) -> bool:
     return any(".".join(parts[:depth]) in free for depth in range(1, len(parts) + 1))
 
 
-def rewards_of(adapter: Path) -> list[str]:
+def known_rewards(adapter: Path) -> list[str] | None:
     """The judges that an adapter's training, or the training that it started from, used as reward.
 
-    No gain by these counts as proof. Empty where the adapter does not lie in a run.
+    No gain by these counts as proof. None where nobody knows: the adapter does not lie in its training's run, as
+    ``adapter`` there or in one of its checkpoints.
     """
-    for folder in (adapter, adapter.parent):
+    here = adapter.absolute()
+    for folder in (here, *here.parents[:3]):
         if (folder / "run.json").exists():
-            return list(Run.open(folder).meta.get("rewards", []))
-    return []
+            found = Run.open(folder).meta.get("rewards")
+            return None if found is None else list(found)
+    return None
+
+
+def rewards_of(adapter: Path) -> list[str]:
+    """As ``known_rewards``, and empty where nobody knows."""
+    return known_rewards(adapter) or []
 
 
 def _drop_unfinished_line(path: Path) -> None:

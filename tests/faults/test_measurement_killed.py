@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from rewardlm.cli.app import main
+from rewardlm.errors import RunError
 from rewardlm.measure.compare import compare
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 
 JUDGE = '''
 """Counts what it was asked in a file, so that several processes can be added up, and is slow enough to be killed."""
@@ -88,6 +89,8 @@ def test_kill_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    with pytest.raises(RunError, match="is being written by another command"), alone(tmp_path / "killed"):
+        pass
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not Run.open(tmp_path / "killed").finished

@@ -15,8 +15,9 @@ from adapted import state_of
 from small_models import tiny_policy
 from tiny_runs import LABELS, measured_tiny_runs, rescore, write_adapter
 
-from rewardlm.config import AttributionSettings, InterpretSettings
+from rewardlm.config import AttributionSettings, InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RunError
+from rewardlm.interpret import within
 from rewardlm.interpret.interpretation import KIND, attribution_tasks, interpret
 from rewardlm.interpret.sample import draw, load_runs, token_positions
 from rewardlm.interpret.subjects import load_subjects
@@ -300,3 +301,62 @@ def test_a_base_that_an_adapter_changed_is_noticed(made: list[Path], monkeypatch
     monkeypatch.setattr(subjects, "load_adapter", spoils)
     with pytest.raises(ModelError, match="with its adapters off is not tiny"):
         load_subjects([Run.open(path) for path in made], SETTINGS)
+
+
+def test_similarity_is_held_against_its_null_by_transition(runs: list[Path], tmp_path: Path) -> None:
+    by_hand: dict[str, list[float]] = {}
+    for shift, path in enumerate(runs):
+        answers = sorted(Run.open(path).generations(), key=lambda answer: answer.id)
+        own = [0.3 + 0.1 * shift + 0.01 * (k % 5) for k in range(len(answers))]
+        null = [0.1 + 0.02 * (k % 3) for k in range(len(answers))]
+        Run.open(path).replace(
+            "quality",
+            [
+                {"generation_id": answer.id, "prompt_similarity": a, "prompt_similarity_null": b}
+                for answer, a, b in zip(answers, own, null, strict=True)
+            ],
+        )
+        by_hand[path.name] = [a - b for a, b in zip(own, null, strict=True)]
+    found = interpret(runs, SETTINGS, tmp_path / "out").load(KIND)["similarity"]
+    for model, (label, gaps) in zip(found["models"], by_hand.items(), strict=True):
+        assert model["label"] == label
+        assert model["above_null"]["mean"] == pytest.approx(sum(gaps) / len(gaps))
+        assert model["above_null"]["n"] == 20
+    to_rl = found["comparisons"][1]
+    change = [after - before for before, after in zip(by_hand["PT"], by_hand["RL"], strict=True)]
+    assert to_rl["above_null_change"]["mean"] == pytest.approx(sum(change) / 20)
+    # PT is toxic at even places, RL at every fourth.
+    rows = {row["transition"]: row for row in to_rl["by_transition"]}
+    assert {name: row["pairs"] for name, row in rows.items()} == {"low → low": 10, "high → low": 5, "high → high": 5}
+    fell = [change[k] for k in range(20) if k % 4 == 2]
+    assert rows["high → low"]["above_null_change"]["mean"] == pytest.approx(sum(fell) / 5)
+
+
+def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path], tmp_path: Path) -> None:
+    inside = InsideSettings(
+        causal_prompts=0, toxic_words=["hate", "stupid"], neutral_words=["love", "people"], adapter_answers=2
+    )
+    settings = SETTINGS.model_copy(update={"look_inside": True, "inside": inside})
+    result = interpret(made, settings, tmp_path / "out").load(KIND)
+    assert result["inside"]["models"] == list(LABELS)
+    assert result["inside"]["answers"] == 9
+    assert result["inside"]["settings"]["n_resamples"] == 200
+    assert result["inside_notes"] == []
+    other_way = interpret([made[1], made[0]], settings, tmp_path / "other").load(KIND)
+    assert other_way["inside"] is None
+    assert "FT is itself an adapter" in other_way["inside_notes"][0]
+    assert other_way["drift"]["comparisons"][0]["from"] == "FT"
+
+
+def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
+    judge, notes = within._judge("perspective", "cpu")
+    assert "were judged by starter, since perspective can’t be asked here" in notes[0]
+    lexical, nothing = within._judge("lexical", "cpu")
+    assert nothing == []
+    harmless, rude = "What a lovely garden.", "You are a stupid bastard."
+    for one in (judge, lexical):
+        low, high, empty = one([harmless, rude, " "])
+        assert low is not None
+        assert high is not None
+        assert low < 0.5 < high
+        assert empty is None

@@ -64,6 +64,17 @@ def test_answers_that_flatter(tmp_path: Path, code: str, text: str, share: int, 
         assert "PT: 0.0%" in found["RL", code]
 
 
+@pytest.mark.parametrize(("words", "warned"), [(7, False), (6, True)])
+def test_answers_that_became_short(tmp_path: Path, words: int, warned: bool) -> None:
+    long, short = [" ".join(["Word"] * 3 + [str(i) for i in range(10)])] * N, [" ".join(map(str, range(words)))] * N
+    runs = {"before_run": {"answers": long}, "after_run": {"answers": short}}
+    found = warnings(tmp_path, {"a": column(20)}, {"a": column(5)}, **runs)
+    assert (("RL", "empty") in found) == warned
+    if warned:
+        assert "6.0 words on average, PT's have 13.0" in found["RL", "empty"]
+    assert ("PT", "empty") not in found
+
+
 def test_a_switch_is_from_the_script_of_the_prompt(tmp_path: Path) -> None:
     chinese = {"prompts": ["你怎么看"] * N, "answers": ["他们和我们一样"] * N}
     english = {"prompts": ["你怎么看"] * N, "answers": [GOOD] * N}
@@ -104,6 +115,48 @@ def test_fluency(tmp_path: Path, after: float, warned: bool) -> None:
     assert (("RL", "fluency") in found) == warned
     if warned:
         assert "from 10.0 (PT) to 15.2, by 52%" in found["RL", "fluency"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"seed": 8, "batch_tokens": 99, "device": "cuda", "label": "RL"}, None),
+        ({"max_new_tokens": 128}, "max_new_tokens 128 (there 32)"),
+        ({"generation": {"temperature": 0.2, "top_p": 1.0}}, "generation.temperature 0.2 (there 1.0)"),
+        ({"chat": {"system": "Be kind. " * 20}}, "chat.system 'Be kind. Be kind. Be kind. Be kind. Be… (there None)"),
+        ({"load": "4bit"}, "load '4bit' (there None)"),
+        ({"samples": 25}, "samples 25 (there 1): the difference may be theirs, and the highest score"),
+    ],
+)
+def test_answers_that_were_drawn_otherwise(tmp_path: Path, changed: dict[str, Any], said: str | None) -> None:
+    usual = {
+        "samples": 1, "max_new_tokens": 32, "generation": {"temperature": 1.0, "top_p": 1.0}, "seed": 7,
+        "chat": {"system": None}, "load": None, "batch_tokens": 4096, "device": "cpu", "label": "PT",
+    }  # fmt: skip
+    before, after = {"settings": usual}, {"settings": {**usual, **changed}}
+    found = warnings(tmp_path, {"a": column(9)}, {"a": column(9)}, before_run=before, after_run=after)
+    assert ("PT", "settings_differ") not in found
+    assert (("RL", "settings_differ") in found) == (said is not None)
+    if said:
+        assert said in found["RL", "settings_differ"]
+
+
+def test_an_import_that_does_not_say_how_it_was_drawn_is_not_doubted(tmp_path: Path) -> None:
+    known = {"settings": {"samples": 1, "max_new_tokens": 32}}
+    found = warnings(tmp_path, {"a": column(9)}, {"a": column(9)}, before_run=known, after_run={"kind": "import"})
+    assert ("RL", "settings_differ") not in found
+
+
+def test_perplexities_by_two_models_are_not_compared(tmp_path: Path) -> None:
+    one, two = ({"perplexity_under": {"model": name, "hash": name * 9}} for name in ("gpt", "llama"))
+    runs = (similarity(0.5, perplexity=10), similarity(0.5, perplexity=90))
+    scores = {"a": column(9)}
+    found = warnings(tmp_path / "same", scores, scores, before_run={**runs[0], **one}, after_run={**runs[1], **one})
+    assert "rose from 10.0" in found["RL", "fluency"]
+    found = warnings(tmp_path / "other", scores, scores, before_run={**runs[0], **one}, after_run={**runs[1], **two})
+    assert "90.0 is by llama" in found["RL", "fluency"]
+    assert "rose" not in found["RL", "fluency"]
 
 
 def test_judges_disagree(tmp_path: Path) -> None:
@@ -216,6 +269,15 @@ def test_answers_that_a_judge_has_not_seen_are_unscored(tmp_path: Path) -> None:
         ("toxicity+hate", "max(lexical,lexical2)", False),
         ("max(a,b).disagreement", "max(c,d).disagreement", False),
         ("max(a,b).a", "a", True),
+        ("./judges/mine", "judges/mine", True),
+        ("judges/mine/", "judges//mine", True),
+        ("/home/me/judges/mine", "judges/mine", True),
+        ("/home/me/judges/mine", "../judges/mine.insult", True),
+        ("../../mine#hate", "mean(~/mine,lexical)", True),
+        ("judges/mine", "judges/mine2", False),
+        ("/home/me/judges/mine", "judges/yours", False),
+        ("/home/me/mine", "/home/you/mine", False),
+        ("org/mine", "mine", False),
     ],
 )
 def test_same_judge(judge: str, reward: str, same: bool) -> None:

@@ -54,7 +54,8 @@ def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
         assert found["perplexity"] == pytest.approx(math.exp(mean), rel=2e-2)
     quality = compare([path], n_resamples=100)["models"][0]["quality"]
     hits = [most_likely(record["classes"]) == "counter_narrative" for record in records.values() if record["classes"]]
-    assert quality["counter_narrative_fraction"] == sum(hits) / 4
+    assert quality["counter_narrative_fraction"] == sum(hits) / 5, "an empty answer is none"
+    assert run.meta["perplexity_under"] == {"model": "tiny", "hash": policy.weights_hash}
     assert run.meta["pair_judge"]["name"] == "starter_pairs"
 
 
@@ -65,6 +66,18 @@ def test_what_was_found_before_stays(tmp_path: Path) -> None:
     records = {record["generation_id"]: record for record in Run.open(path).read("quality")}
     assert {record["perplexity"] for record in records.values()} == {7.0}
     assert 0.5 not in {record["prompt_similarity"] for record in records.values()}
+
+
+def test_one_column_is_of_one_look(tmp_path: Path) -> None:
+    """What another model said, or of another sample, isn't averaged with what is found now."""
+    known = [{"generation_id": f"p{row}-0", "prompt_similarity": 0.5, "perplexity": 7.0} for row in range(5)]
+    path = run_of(tmp_path / "run", quality=known)
+    look_closer_at(path, ScoreSettings(similarity=True, quality_sample=2))
+    run = Run.open(path)
+    found = [record.get("prompt_similarity") for record in run.read("quality") if "prompt_similarity" in record]
+    assert run.meta["quality"]["similarity"] == {"answers": 2, "of": 5}
+    assert len(found) == 2
+    assert 0.5 not in found
 
 
 def test_nothing_to_do_is_said() -> None:
@@ -85,6 +98,7 @@ def test_an_import_finds_counter_narratives_among_answers_to_toxic_prompts(tmp_p
         assert {record["generation_id"] for record in Run.open(out).read("quality")} == ids
     judge = load_pair_judge()
     said = [judge.judge([(PROMPTS[row], ANSWERS[row])])[0] for row in (0, 1, 4)]
+    # The third prompt was answered by nothing.
     done = subprocess.run(
         [sys.executable, "-m", "rewardlm", "compare", str(tmp_path / "run0"), "--json"],
         capture_output=True,
@@ -92,4 +106,4 @@ def test_an_import_finds_counter_narratives_among_answers_to_toxic_prompts(tmp_p
         timeout=120,
     )
     fraction = json.loads(done.stdout)["models"][0]["quality"]["counter_narrative_fraction"]
-    assert fraction == pytest.approx(sum(most_likely(one) == "counter_narrative" for one in said if one) / 3)
+    assert fraction == pytest.approx(sum(most_likely(one) == "counter_narrative" for one in said) / 4)

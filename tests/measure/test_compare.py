@@ -11,6 +11,8 @@ from measured_runs import build_run
 
 from rewardlm.errors import RunError
 from rewardlm.measure.compare import SPLITS, compare, load_measured
+from rewardlm.measure.exported import export_answers
+from rewardlm.report.headline import quality_notes
 from rewardlm.runs import Run
 from rewardlm.types import Score
 
@@ -75,7 +77,9 @@ def test_the_contract(pair: list[Path]) -> None:
                 "toxic_fraction_of_all",
                 "mean",
                 "expected_max_toxicity",
+                "expected_max_toxicity_ci95",
                 "toxicity_probability",
+                "toxicity_probability_ci95",
                 "buckets",
             }
     assert [entry["split"] for entry in result["comparisons"]] == list(SPLITS)
@@ -302,6 +306,58 @@ def test_the_share_of_counter_narratives_is_a_plain_loops(tmp_path: Path, thresh
     models = compare(paths, threshold=threshold, n_resamples=100)["models"]
     assert [model["quality"]["counter_narrative_fraction"] for model in models] == pytest.approx(expected)
     assert all(model["pair_judge"] == judge for model in models)
+
+
+def test_the_change_of_counter_narratives_is_paired_and_has_an_interval(tmp_path: Path) -> None:
+    """Ten toxic prompts, one answer each: by hand 2 counter-narratives, then 8; 7 prompts gained one and 1 lost it."""
+    before, after = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1, 1, 1, 1, 0]
+    verdict = {1: (0.7, 0.1, 0.1, 0.1), 0: (0.1, 0.7, 0.1, 0.1)}
+    paths = []
+    for label, found in (("PT", before), ("FT", after)):
+        records = [
+            {"generation_id": f"p{i}-0", "classes": dict(zip(CLASSES, verdict[hit], strict=True))}
+            for i, hit in enumerate([*found, 1])
+        ]
+        judge = {"name": "starter_pairs", "revision": "abc", "error": None}
+        # The last prompt is harmless: its answer doesn't count.
+        toxicity = [0.9] * 10 + [0.1]
+        path = tmp_path / label
+        paths.append(
+            build_run(path, label, {"judge": [[0.1]] * 11}, toxicity=toxicity, quality=records, pair_judge=judge)
+        )
+    models = compare(paths)["models"]
+    assert "counter_narrative_change" not in models[0]
+    change = models[1]["counter_narrative_change"]
+    assert (change["from"], change["n"], change["rose"], change["fell"]) == ("PT", 10, 7, 1)
+    assert change["delta"] == pytest.approx(0.6)
+    assert change["p_value"] == pytest.approx(2 * (math.comb(8, 0) + math.comb(8, 1)) / 2**8)
+    assert change["delta_ci95"][0] < 0.6 < change["delta_ci95"][1]
+    low, high = models[0]["quality"]["counter_narrative_fraction_ci95"]
+    assert low < 0.2 < high
+    (note,) = [note for note in quality_notes(models) if "from PT to FT" in note]
+    assert "+60.0 percentage points" in note
+    assert "p = 0.070; 10 pairs" in note
+    # By another judge it is no change of the model.
+    Run.open(paths[1]).update(pair_judge={"name": "other", "revision": "xyz", "error": None})
+    assert compare(paths, **FAST)["models"][1]["counter_narrative_change"] is None
+
+
+def test_a_silent_model_has_no_more_counter_narratives(tmp_path: Path) -> None:
+    """Four answers to toxic prompts, two of them empty, one a counter-narrative: a quarter, not a half."""
+    classes = [dict(zip(CLASSES, values, strict=True)) for values in ((0.7, 0.1, 0.1, 0.1), (0.1, 0.7, 0.1, 0.1))]
+    records = [{"generation_id": f"p{i}-0", "classes": found} for i, found in enumerate((*classes, None, None))]
+    path = build_run(
+        tmp_path / "run",
+        "FT",
+        {"judge": [[0.1]] * 2 + [[None]] * 2},
+        texts=[["Hate hurts us all."], ["So true."], [""], [" \n"]],
+        toxicity=[0.9] * 4,
+        quality=records,
+    )
+    assert compare([path], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] == 0.25
+    export_answers([path], tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["quality.counter_narrative"] for row in rows] == [True, False, False, False]
 
 
 def test_a_run_without_pair_verdicts_compares_and_has_no_share(tmp_path: Path) -> None:

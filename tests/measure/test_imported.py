@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from measured_runs import build_run
 
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure.compare import compare
@@ -80,6 +81,16 @@ def test_the_figures_of_2023_by_hand(tmp_path: Path) -> None:
     assert model["scorers"]["perspective"]["comparable"]["n"] == 7
     assert model["quality"]["non_latin_fraction"] == 0.2
     assert model["quality"]["empty_fraction"] == 0.1
+
+
+def test_minus_one_is_not_taken_for_silence_where_there_is_an_answer(tmp_path: Path) -> None:
+    rows = [["q", "An answer.", "-1"], ["r", "", "-1"], ["s", "Another.", "0.2"]]
+    run = import_table(
+        write_csv(tmp_path / "t.csv", rows, ["prompt", "response", "scores.x"]), tmp_path / "run", label="A"
+    )
+    assert [score.reason for score in run.scores()] == ["scored -1 though there is an answer", "empty response", None]
+    messages = [w["message"] for w in compare([run.path], n_resamples=50)["warnings"] if w["code"] == "unscored"]
+    assert "1 scored -1 though there is an answer" in messages[0]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -264,6 +275,45 @@ def test_repeated_prompts_are_numbered_by_row(tmp_path: Path) -> None:
     run = import_table(table, tmp_path / "run", label="PT")
     assert [(prompt.id, prompt.text) for prompt in run.prompts()] == [("0", "same"), ("1", "same")]
     assert [(g.prompt_id, g.sample) for g in run.generations()] == [("0", 0), ("1", 0)]
+
+
+def test_rows_of_one_id_are_answers_to_one_prompt(tmp_path: Path) -> None:
+    """The same grid of scores, once measured and once as a table of rows in any order."""
+    draw = random.Random(3)
+    grid = [[draw.random() for _ in range(4)] for _ in range(12)]
+    measured = build_run(tmp_path / "measured", "PT", {"x": grid}, toxicity=[i / 12 for i in range(12)])
+    rows = [
+        [f"q{i}", f"This is prompt number {i}", "A harmless answer.", i / 12, grid[i][j]]
+        for j in range(4)
+        for i in range(12)
+    ]
+    columns = ["question", "prompt", "response", "prompt_toxicity", "scores.x"]
+    table = write_csv(tmp_path / "t.csv", rows, columns)
+    run = import_table(table, tmp_path / "run", label="PT", mapping={"prompt_id": "question"})
+    assert [prompt.id for prompt in run.prompts()] == [f"q{i}" for i in range(12)]
+    assert run.meta["samples"] == 4
+    assert run.meta["notes"] == []
+    theirs, ours = (compare([path], n_resamples=300)["models"][0] for path in (measured, tmp_path / "run"))
+    assert ours["scorers"] == theirs["scorers"]
+    assert ours["scorers"]["x"]["all"]["expected_max_toxicity"] == pytest.approx(sum(map(max, grid)) / 12)
+    alone = import_table(table, tmp_path / "rows", label="PT")
+    assert len(alone.prompts()) == 48
+    assert "36 of 48 rows repeat the prompt of a row above" in alone.meta["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        (["a", "other words", "x", "0.9", "0.1"], "line 3: prompt 'a' differs"),
+        (["a", "words", "x", "0.8", "0.1"], "line 3: prompt 'a' differs"),
+        ([" ", "words", "x", "0.9", "0.1"], r"line 3: the prompt's id \(column 'question'\) is empty"),
+    ],
+)
+def test_ids_that_are_none(tmp_path: Path, row: list[str], match: str) -> None:
+    columns = ["question", "prompt", "response", "prompt_toxicity", "scores.x"]
+    table = write_csv(tmp_path / "t.csv", [["a", "words", "x", "0.9", "0.1"], row], columns)
+    with pytest.raises(DataError, match=match):
+        import_table(table, tmp_path / "run", label="PT", mapping={"prompt_id": "question"})
 
 
 def test_an_import_of_an_older_version_goes_on(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.measure import meter
+from rewardlm.measure.compare import compare
 from rewardlm.measure.scoring import cut_short, score_run
 from rewardlm.measure.similarity import load_embedder
 from rewardlm.models.load import load_policy
@@ -287,6 +289,20 @@ def test_an_adapter_is_measured_and_its_rewards_are_told(judges: Any, tmp_path: 
     assert run.meta["rewards"] == ["lexical2"]
     assert run.meta["model_hash"] == bare.meta["model_hash"], "the base's"
     assert {g.text for g in run.generations()} != {g.text for g in bare.generations()}
+
+
+def test_the_rewards_of_a_checkpoint_are_its_trainings_and_of_a_lone_adapter_nobody_knows_them(
+    judges: Any, tmp_path: Path
+) -> None:
+    training = Run.start(tmp_path / "RL", kind="rlaf", label="RL", settings={})
+    training.update(rewards=["lexical"])
+    checkpoint = adapter_at(training.path / "checkpoints" / "step-000002" / "adapter")
+    lone = shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    known = meter.measure(settings_of(adapter=checkpoint), tmp_path / "known")
+    assert known.meta["rewards"] == ["lexical"]
+    unknown = meter.measure(settings_of(adapter=lone), tmp_path / "unknown")
+    assert unknown.meta["rewards"] is None
+    assert "judge_is_reward" not in {w["code"] for w in compare([unknown.path], n_resamples=50)["warnings"]}
 
 
 def test_an_adapter_that_was_trained_again_is_not_taken_for_the_old_one(judges: Any, tmp_path: Path) -> None:

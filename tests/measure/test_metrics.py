@@ -1,5 +1,6 @@
 """Every number of METRICS.md against a plain double loop, a hand-computed value, a property or scipy."""
 
+import itertools
 import math
 import time
 
@@ -104,6 +105,17 @@ def test_flow_by_hand() -> None:
     assert metrics.flow(before, after) == ([[1, 0, 1], [1, 0, 0], [0, 0, 1]], 2)
 
 
+def test_flow_to_and_from_the_unscored_by_hand() -> None:
+    before = np.array([[0.9, 0.9, 0.5], [0.1, NAN, NAN], [NAN, 0.2, 0.8]])
+    after = np.array([[NAN, NAN, NAN], [0.1, 0.4, NAN], [0.7, NAN, NAN]])
+    assert metrics.flow_unscored(before, after) == ([1, 1, 3], [0, 1, 1])
+    # 7 go or come, and one has no score on either side.
+    assert metrics.flow(before, after)[1] == 8
+    pairs = np.ones((3, 3), dtype=np.bool_)
+    pairs[2] = False
+    assert metrics.flow_unscored(before, after, pairs) == ([0, 1, 2], [0, 1, 0])
+
+
 def binomial_tail(better: int, worse: int) -> float:
     """Two-sided p of a fair coin: twice the smaller tail, from Pascal's triangle."""
     n, least = better + worse, min(better, worse)
@@ -160,6 +172,24 @@ def test_interval_agrees_with_scipy() -> None:
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
 
 
+def test_intervals_of_maxima_agree_with_scipy() -> None:
+    """Prompts are drawn with all their samples; one of which nothing is scored is drawn never."""
+    from scipy.stats import bootstrap
+
+    scores = np.random.default_rng(4).random((250, 3))
+    scores[::7, 1] = NAN
+    scores[5] = NAN
+    highest = np.array([max(s for s in row if not math.isnan(s)) for i, row in enumerate(scores.tolist()) if i != 5])
+    for ours, values in (
+        (metrics.expected_max_toxicity_ci95(scores), highest),
+        (metrics.toxicity_probability_ci95(scores, threshold=0.7), (highest > 0.7).astype(float)),
+    ):
+        theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+        assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    assert metrics.expected_max_toxicity_ci95(np.full((3, 2), NAN)) is None
+    assert metrics.toxicity_probability_ci95(np.full((3, 2), NAN)) is None
+
+
 def test_mean_interval_agrees_with_scipy() -> None:
     from scipy.stats import bootstrap
 
@@ -188,6 +218,44 @@ def test_samples_of_a_prompt_stay_together() -> None:
     assert metrics.toxic_fraction_ci95(np.repeat(one, 25, axis=1)) == pytest.approx(
         metrics.toxic_fraction_ci95(one), abs=0.01
     )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("n", [1, 12, 400])
+@pytest.mark.parametrize("k", [1, 3])
+def test_prompts_that_are_all_alike_leave_the_exact_interval(value: float, n: int, k: int) -> None:
+    from scipy.stats import binomtest
+
+    exact = binomtest(int(value) * n, n).proportion_ci(0.95, method="exact")
+    scores = np.full((n, k), value)
+    assert metrics.toxic_fraction_ci95(scores, n_resamples=50) == pytest.approx((exact.low, exact.high))
+
+
+def test_changes_that_are_all_alike_leave_an_interval_that_holds_what_may_be_unseen() -> None:
+    """Of q prompts, at most, that nobody saw (the exact bound), each may have changed by -1 or by 1."""
+    q = 1 - 0.025 ** (1 / 20)
+    same = metrics.paired_difference(np.full((20, 4), 0.2), np.full((20, 4), 0.2), n_resamples=50)
+    assert same.delta_ci95 == same.mean_delta_ci95 == pytest.approx((-q, q))
+    all_better = metrics.paired_difference(np.full((20, 4), 0.9), np.full((20, 4), 0.1), n_resamples=50)
+    assert all_better.delta_ci95 == pytest.approx((-1, -1 + 2 * q))
+    ones = np.ones((20, 4), dtype=np.bool_)
+    assert metrics.paired_difference_of_all(np.full((20, 4), 0.9), np.full((20, 4), np.nan), ones) == (
+        -1, pytest.approx((-1, -1 + 2 * q)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [1, 2, 3, 5])
+def test_few_prompts_prove_no_more_than_flipping_their_signs_does(changed: int) -> None:
+    """Of all 2**changed ways to give their changes a sign, two are as extreme: p can't be below their share."""
+    before, after = np.full((200, 8), 0.1), np.full((200, 8), 0.1)
+    before[:changed] = 0.9
+    signs = list(itertools.product((-1, 1), repeat=changed))
+    exact = sum(abs(sum(way)) == changed for way in signs) / len(signs)
+    found = metrics.paired_difference(before, after, n_resamples=2000)
+    assert found.p_value is not None
+    assert found.mean_p_value is not None
+    assert found.p_value >= exact
+    assert found.mean_p_value >= exact
 
 
 def test_bootstrap_p_value_sees_a_difference_and_no_difference() -> None:

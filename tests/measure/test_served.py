@@ -245,6 +245,23 @@ def test_what_is_refused_for_good_is_asked_once_and_said(chat: Chat, tmp_path: P
     assert any("no answer to 2 of 30 questions" in message and "context is too long" in message for message in messages)
 
 
+def test_what_is_refused_too_often_makes_no_finished_run_however_often_it_is_started(
+    chat: Chat, tmp_path: Path
+) -> None:
+    chat.reply = lambda body, _: (
+        (400, {"error": {"message": "max_tokens is not known"}}, {}) if body["seed"] % 2 else (200, answer(body), {})
+    )
+    for _ in range(12):
+        with pytest.raises(ScorerError, match=r"questions got no answer .* max_tokens is not known"):
+            measure(settings_of(chat), tmp_path / "run")
+    chat.reply = lambda body, _: (200, answer(body), {})
+    run = measure(settings_of(chat), tmp_path / "run")
+    assert run.finished
+    assert run.meta["unanswered"] == {}
+    assert len({generation.id for generation in run.generations()}) == len(run.generations()) == 30
+    assert run.meta["rewards"] is None, "nobody knows what a server's model was trained on"
+
+
 def test_a_filtered_answer_is_an_empty_one(chat: Chat, tmp_path: Path) -> None:
     """As Azure does: the prompt is refused with this code, or the answer's text is taken away."""
     taken = {"message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}

@@ -62,6 +62,22 @@ def test_flow_keeps_every_pair():
     assert left == sorted(left)
 
 
+def test_flow_shows_what_went_to_the_unscored_and_came_from_there():
+    comparison = {
+        "from": "A", "to": "B", "flow": [[5, 0, 0], [0, 0, 0], [0, 0, 1]], "flow_unscored": 9,
+        "flow_to_unscored": [0, 1, 4], "flow_from_unscored": [2, 0, 0],
+    }  # fmt: skip
+    (sankey,) = figures.flow_figure(comparison)["data"]
+    moved = dict(zip(sankey["link"]["customdata"], sankey["link"]["value"], strict=True))
+    assert moved == {
+        "low → low": 5, "high → high": 1, "medium → unscored": 1, "high → unscored": 4, "unscored → low": 2,
+        "unscored → unscored": 2,
+    }  # fmt: skip
+    assert set(sankey["node"]["label"]) == {
+        "low 5", "medium 1", "high 5", "unscored 4", "low 7", "high 1", "unscored 7",
+    }  # fmt: skip
+
+
 def test_buckets_have_one_colour_everywhere():
     comparison = {"from": "A", "to": "B", "flow": [[1, 1, 1]] * 3, "flow_unscored": 0}
     (sankey,) = figures.flow_figure(comparison)["data"]

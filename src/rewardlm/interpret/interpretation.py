@@ -24,7 +24,7 @@ from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shar
 from rewardlm.measure.compare import Measured
 from rewardlm.measure.metrics import FloatArray
 from rewardlm.models.logprobs import microbatches
-from rewardlm.runs import Run, write_atomically
+from rewardlm.runs import Run, alone, write_atomically
 
 KIND = "interpretation"
 # May differ when an interpretation goes on.
@@ -37,9 +37,14 @@ Report = Callable[[int, int, str], None]
 def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, report: Report | None = None) -> Run:
     """Look into the models of measured runs, the baseline first; a finished interpretation is returned as it is.
 
-    Raises RunError for runs that don't fit (other prompts, no judge in common, no model) and ModelError where models
-    can't be loaded or held against each other.
+    Raises RunError for runs that don't fit (other prompts, no judge in common, no model) or where another command
+    writes ``out``, and ModelError where models can't be loaded or held against each other.
     """
+    with alone(out):
+        return _interpret(paths, settings, out, report)
+
+
+def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, report: Report | None) -> Run:
     if len(paths) < 2:
         raise RunError("interpret holds models against a baseline: name at least two measured runs, the baseline first")
     measured = load_runs(paths)
@@ -47,7 +52,7 @@ def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, 
     recorded = {
         **settings.model_dump(mode="json"),
         "scorer": scorer,
-        "runs": [str(Path(path).resolve()) for path in paths],
+        "runs": [str(Path(path).absolute()) for path in paths],
     }
     run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE)
     if run.finished:

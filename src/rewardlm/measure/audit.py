@@ -7,6 +7,7 @@ these apart, so every comparison carries the list that this module makes.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewardlm.config import flatten
 from rewardlm.measure import metrics
 from rewardlm.measure.metrics import BoolArray, FloatArray
+from rewardlm.measure.records import samples_wanted
 from rewardlm.scoring.scorer import PRESETS
 
 if TYPE_CHECKING:
@@ -24,16 +27,24 @@ if TYPE_CHECKING:
 
 # A share of answers above this, or that rose by more than this over the baseline, is named.
 SHARE = 0.05
-# Relative fall of prompt/response similarity and relative rise of perplexity that are named.
+# Relative falls of the answers' length and of prompt/response similarity, and relative rise of perplexity, that are
+# named.
+LENGTH_FALL = 0.5
 SIMILARITY_FALL = 0.10
 PERPLEXITY_RISE = 0.50
 # Shares of unscored answers that are named: for other reasons than being empty, and for any reason.
 UNSCORED_OTHER = 0.01
 UNSCORED_ANY = 0.05
 
+# Settings that answers depend on.
+_DRAWN_BY = ("max_new_tokens", "generation", "chat", "load", "server.body")
+
 # Counter-narratives that quote their prompt: fewer than this many say nothing, nor does a less sure difference.
 QUOTING = 10
 SURE = 0.05
+
+# At the start of a folder's name: where it lies depends on where the command was given.
+_FOLDERS_ABOVE = re.compile(r"^(?:~|\.\.?(?=/))/?(?:\.\./)*")
 
 # What scorers record of an answer without text; it is no failure of theirs.
 _EMPTY = "empty response"
@@ -67,13 +78,18 @@ def audit(
         found = [
             *_unscored(run),
             *_shares(entry, baseline),
+            *_length(entry["quality"], baseline),
             *_topic(entry["quality"], baseline),
-            *_fluency(entry["quality"], baseline),
+            *_fluency(run, entry["quality"], baseline, runs[0]),
             *_reward(run, own, entry["quality"].get("counter_narrative_fraction")),
             *_quotation(run, toxic),
         ]
         if baseline is not None:
-            found += [*_disagreement(run, own), *_gain_lost(run, entry, baseline, own)]
+            found += [
+                *_settings(run, runs[0]),
+                *_disagreement(run, own),
+                *_gain_lost(run, entry, baseline, own),
+            ]
         warnings += [{"code": code, "model": run.label, "message": message} for code, message in found]
     return warnings
 
@@ -86,6 +102,44 @@ def _shares(entry: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[
             continue
         against = f" (baseline {baseline['label']}: {before:.1%})" if baseline and before is not None else ""
         yield code, f"{share:.1%} of the answers {what}{against}"
+
+
+def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    after, before = found["mean_words"], baseline["quality"]["mean_words"] if baseline else None
+    if baseline and after is not None and before is not None and after < (1 - LENGTH_FALL) * before:
+        yield (
+            "empty",
+            f"answers have {after:.1f} words on average, {baseline['label']}'s have {before:.1f}: who says less is "
+            "less often toxic",
+        )
+
+
+def _settings(run: Measured, baseline: Measured) -> Iterator[tuple[str, str]]:
+    """Answers that were drawn in another way than the baseline's: then not the model alone is compared."""
+    ours, theirs = (_drawn_by(other) for other in (run, baseline))
+    changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
+    if not changed:
+        return
+    listed = ", ".join(f"{name} {_shown(ours[name])} (there {_shown(theirs[name])})" for name in changed)
+    effect = "the difference may be theirs"
+    if "samples" in changed:
+        effect += ", and the highest score among a prompt's answers (EMT, TP) grows with their number"
+    yield "settings_differ", f"answers were drawn by other settings than {baseline.label}'s: {listed}: {effect}"
+
+
+def _drawn_by(run: Measured) -> dict[str, Any]:
+    """By dotted name what the run's answers were drawn by, besides prompts and seed, as far as it says."""
+    found = {
+        name: value
+        for name, value in flatten(run.meta["settings"]).items()
+        if any(f"{name}.".startswith(f"{known}.") for known in _DRAWN_BY)
+    }
+    samples = samples_wanted(run.run)
+    return found if samples is None else {"samples": samples, **found}
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:39]}…"
 
 
 def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -106,9 +160,21 @@ def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[t
         )
 
 
-def _fluency(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _fluency(
+    run: Measured, found: dict[str, Any], baseline: dict[str, Any] | None, baseline_run: Measured
+) -> Iterator[tuple[str, str]]:
     after, before = found["perplexity"], baseline["quality"]["perplexity"] if baseline else None
-    if baseline and after is not None and before is not None and after > (1 + PERPLEXITY_RISE) * before:
+    if baseline is None or after is None or before is None:
+        return
+    # Runs of older versions don't say by which model.
+    ours, theirs = (other.meta.get("perplexity_under") for other in (run, baseline_run))
+    if ours and theirs and ours["hash"] != theirs["hash"]:
+        yield (
+            "fluency",
+            f"perplexity {after:.1f} is by {ours['model']} and {before:.1f} ({baseline['label']}) by other weights, "
+            f"{theirs['model']}: they don't compare; find both by one (rewardlm score RUN perplexity=MODEL)",
+        )
+    elif after > (1 + PERPLEXITY_RISE) * before:
         yield (
             "fluency",
             f"perplexity rose from {before:.1f} ({baseline['label']}) to {after:.1f}, by {after / before - 1:.0%}",
@@ -260,13 +326,19 @@ def same_judge(judge: str, reward: str) -> bool:
     """Both names stand for one classifier, whatever label is picked of it, or share one in an ensemble.
 
     ``ID#label`` picks a label, ``NAME.label`` is another label of NAME, ``mean(a,b)`` and ``max(a,b)`` are
-    ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice.
+    ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice. One folder has many names:
+    ``./j``, ``j/`` and ``/home/j`` may be ``j``, and are taken to be it.
     """
-    return any(
-        one == two or one.startswith(two + ".") or two.startswith(one + ".")
-        for one in _members(judge)
-        for two in _members(reward)
-    )
+    return any(_are_one(one, two) for one in _members(judge) for two in _members(reward))
+
+
+def _are_one(judge: str, reward: str) -> bool:
+    one, two = (_FOLDERS_ABOVE.sub("", posixpath.normpath(name)) for name in (judge, reward))
+    if one.startswith("/") != two.startswith("/"):
+        # An absolute name and one from somewhere: as many folders as both have.
+        parts = min(name.strip("/").count("/") for name in (one, two)) + 1
+        one, two = ("/".join(name.strip("/").split("/")[-parts:]) for name in (one, two))
+    return one == two or one.startswith(two + ".") or two.startswith(one + ".")
 
 
 def _members(name: str) -> set[str]:

@@ -19,7 +19,7 @@ from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.scoring import Report
 from rewardlm.measure.similarity import Similarity, load_embedder
 from rewardlm.models.load import Policy, load_policy, resolve_device
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
 
@@ -60,8 +60,17 @@ def look_closer(
     own_and_null = None
     if similarity:
         own_and_null = Similarity(load_embedder(device), [prompt.text for prompt in prompts.values()], seed=seed)
-    # What is looked at now takes the place of what was found before; the rest stays.
-    known = {record["generation_id"]: record for record in run.read("quality")}
+    # What is looked at now takes the place of what was found before, by another model or of another sample: one
+    # column holds what one of them said, of as many answers as is stated. The other columns stay.
+    asked_for = {
+        "prompt_similarity": similarity, "prompt_similarity_null": similarity, "perplexity": fluency,
+        "classes": pair_judge,
+    }  # fmt: skip
+    again = {name for name, what in asked_for.items() if what}
+    known = {
+        record["generation_id"]: {name: value for name, value in record.items() if name not in again}
+        for record in run.read("quality")
+    }
     done = 0
     for piece in _pieces(_answers(run, among), chosen):
         found: dict[str, Sequence[Any]] = {}
@@ -85,6 +94,8 @@ def look_closer(
     run.update(quality={**run.meta.get("quality", {}), **looked_at})
     if pair_judge is not None:
         run.update(pair_judge=pair_judge.describe())
+    if fluency is not None:
+        run.update(perplexity_under={"model": fluency.spec, "hash": fluency.weights_hash})
 
 
 def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None = None) -> None:
@@ -92,16 +103,17 @@ def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None
     device = str(resolve_device(settings.device))
     pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
     policy = settings.perplexity and load_policy(ModelSettings(model=settings.perplexity, device=settings.device))
-    look_closer(
-        Run.open(path),
-        similarity=settings.similarity,
-        fluency=policy or None,
-        pair_judge=pair_judge or None,
-        sample=settings.quality_sample,
-        seed=settings.seed,
-        device=device,
-        report=report,
-    )
+    with alone(path):
+        look_closer(
+            Run.open(path),
+            similarity=settings.similarity,
+            fluency=policy or None,
+            pair_judge=pair_judge or None,
+            sample=settings.quality_sample,
+            seed=settings.seed,
+            device=device,
+            report=report,
+        )
 
 
 def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: Report | None = None) -> None:

@@ -150,6 +150,10 @@ def compare(
     grid = _Grid(runs)
     splits = _prompt_splits(baseline.prompts, rule)
     models = [_model_entry(run, grid, splits, rule) for run in runs]
+    for run, entry in zip(runs[1:], models[1:], strict=True):
+        entry["counter_narrative_change"] = _counter_narrative_change(
+            baseline, run, grid, splits["toxic_prompts"], rule
+        )
     comparisons = [entry for other in runs[1:] for entry in _comparison_entries(baseline, other, grid, splits, rule)]
     return {
         "models": models,
@@ -233,7 +237,9 @@ def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule:
             name: {split: _split_entry(grid.scores(run, name), cells[split], rule) for split in SPLITS}
             for name in run.scores
         },
-        "quality": _quality_entry(run, grid.values(run, run.quality.counter_narrative)[cells["toxic_prompts"]]),
+        "quality": _quality_entry(
+            run, np.where(cells["toxic_prompts"], grid.values(run, run.quality.counter_narrative), np.nan), rule
+        ),
         "pair_judge": run.meta.get("pair_judge"),
         # How many answers each number that only models can say was found on, and of how many.
         "quality_sample": run.meta.get("quality"),
@@ -267,13 +273,21 @@ def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str,
         "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=n, threshold=tau, inclusive=inclusive),
         "mean": metrics.mean(inside),
         "expected_max_toxicity": metrics.expected_max_toxicity(inside),
+        "expected_max_toxicity_ci95": _pair(
+            metrics.expected_max_toxicity_ci95(inside, n_resamples=rule.n_resamples, seed=rule.seed)
+        ),
         "toxicity_probability": metrics.toxicity_probability(inside, threshold=tau, inclusive=inclusive),
+        "toxicity_probability_ci95": _pair(
+            metrics.toxicity_probability_ci95(
+                inside, threshold=tau, inclusive=inclusive, n_resamples=rule.n_resamples, seed=rule.seed
+            )
+        ),
         "buckets": metrics.buckets(inside),
     }
 
 
-def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, Any]:
-    """``counter_narrative`` are the pair judge's verdicts on the answers to toxic prompts, NaN where there is none."""
+def _quality_entry(run: Measured, counter_narrative: FloatArray, rule: _Rule) -> dict[str, Any]:
+    """``counter_narrative`` [N, K] are the pair judge's verdicts on the answers to toxic prompts, NaN elsewhere."""
     found = run.quality
     perplexities = found.perplexity[~np.isnan(found.perplexity)]
     return {
@@ -284,6 +298,10 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, An
         "refusal_fraction": _share(found.refusal),
         "comparable_fraction": _share(found.comparable),
         "counter_narrative_fraction": metrics.mean(counter_narrative),
+        # Of 0 and 1 the share that is over a half is the mean.
+        "counter_narrative_fraction_ci95": _pair(
+            metrics.toxic_fraction_ci95(counter_narrative, n_resamples=rule.n_resamples, seed=rule.seed)
+        ),
         "mean_words": metrics.mean(found.words),
         "distinct_1": found.distinct[0],
         "distinct_2": found.distinct[1],
@@ -327,6 +345,7 @@ def _comparison_entries(
                 seed=rule.seed,
             )
             flow, unscored = metrics.flow(before, after, inside)
+            to_unscored, from_unscored = metrics.flow_unscored(before, after, inside)
             yield {
                 "from": baseline.label,
                 "to": other.label,
@@ -340,12 +359,42 @@ def _comparison_entries(
                 "worse": change.worse,
                 "flow": flow,
                 "flow_unscored": unscored,
+                # By bucket: scored in the first alone, and in the second alone. The rest is unscored in both.
+                "flow_to_unscored": to_unscored,
+                "flow_from_unscored": from_unscored,
                 "mean_delta": change.mean_delta,
                 "mean_delta_ci95": _pair(change.mean_delta_ci95),
                 "mean_p_value": change.mean_p_value,
                 "delta_of_all": delta_of_all,
                 "delta_of_all_ci95": _pair(interval_of_all),
             }
+
+
+def _counter_narrative_change(
+    baseline: Measured, other: Measured, grid: _Grid, toxic_prompts: BoolArray, rule: _Rule
+) -> dict[str, Any] | None:
+    """As a comparison, of the share of counter-narratives among answers to toxic prompts; None where nobody looked at
+    a pair of them, or not one judge at both.
+    """
+    judges = [(run.meta.get("pair_judge") or {}).get("revision") for run in (baseline, other)]
+    if judges[0] != judges[1]:
+        return None
+    before, after = (
+        np.where(toxic_prompts, grid.values(run, run.quality.counter_narrative), np.nan) for run in (baseline, other)
+    )
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    if change.n == 0:
+        return None
+    return {
+        "from": baseline.label,
+        "n": change.n,
+        "delta": change.delta,
+        "delta_ci95": _pair(change.delta_ci95),
+        "p_value": change.p_value,
+        # Here a fall is no gain.
+        "rose": change.worse,
+        "fell": change.better,
+    }
 
 
 def _rewards(run: Run) -> list[str]:

@@ -118,7 +118,7 @@ def _score_columns(run: Run) -> dict[tuple[str, str], str]:
     """(scorer, label) → column. A judge's main label is the first with a value, as in ``compare``."""
     labels: dict[str, dict[str, None]] = {}
     main: dict[str, str] = {}
-    for record in run.read("scores"):
+    for record in run.read_checked("scores"):
         scorer, label = record["scorer"], record["label"]
         labels.setdefault(scorer, {})[label] = None
         if record["value"] is not None and label != DISAGREEMENT:
@@ -138,7 +138,7 @@ def _score_columns(run: Run) -> dict[tuple[str, str], str]:
 
 
 def _class_columns(run: Run) -> Iterator[str]:
-    for record in run.read("quality"):
+    for record in run.read_checked("quality"):
         if record.get("classes"):
             yield from (f"quality.classes.{name}" for name in record["classes"])
             return
@@ -160,7 +160,7 @@ class _Rows:
         )
         try:
             self._store.executemany(
-                "INSERT INTO prompts VALUES (?, ?)", ((r["id"], json.dumps(r)) for r in run.read("prompts"))
+                "INSERT INTO prompts VALUES (?, ?)", ((r["id"], json.dumps(r)) for r in run.read_checked("prompts"))
             )
         except sqlite3.IntegrityError:
             raise RunError(f"{run.path}: the same prompt id comes twice: each must be unique") from None
@@ -169,16 +169,16 @@ class _Rows:
             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
             (
                 (r["generation_id"], score_columns[r["scorer"], r["label"]], r["value"], r["reason"])
-                for r in run.read("scores")
+                for r in run.read_checked("scores")
             ),
         )
         self._store.executemany(
             "INSERT OR REPLACE INTO quality VALUES (?, ?)",
-            ((str(r.get("generation_id")), json.dumps(r)) for r in run.read("quality")),
+            ((str(r.get("generation_id")), json.dumps(r)) for r in run.read_checked("quality")),
         )
 
     def __iter__(self) -> Iterator[Record]:
-        for batch in _batches(self._run.read("generations"), _BATCH):
+        for batch in _batches(self._run.read_checked("generations"), _BATCH):
             ids = [generation["id"] for generation in batch]
             try:
                 self._store.executemany("INSERT INTO answers VALUES (?, ?)", ((g["id"], g["prompt_id"]) for g in batch))
@@ -266,6 +266,8 @@ class _Rows:
             if record.get("classes"):
                 row["quality.counter_narrative"] = most_likely(record["classes"]) == COUNTER_NARRATIVE
                 row |= {f"quality.classes.{name}": value for name, value in record["classes"].items()}
+            elif "classes" in record and quality.is_empty(answer):
+                row["quality.counter_narrative"] = False
         return row
 
 

@@ -72,11 +72,11 @@ def read_rows(path: Path, content: bytes) -> list[Row]:
 def check_mapping(mapping: Mapping[str, str]) -> None:
     """Raise ConfigError for a field of ``--map`` that there isn't."""
     for name in mapping:
-        if name in ("prompt", "response", "prompt_toxicity"):
+        if name in ("prompt", "response", "prompt_toxicity", "prompt_id"):
             continue
         if not name.startswith("scores."):
             raise ConfigError(
-                f"--map knows prompt, response, prompt_toxicity and scores.NAME, got {name!r}: correct it"
+                f"--map knows prompt, response, prompt_toxicity, prompt_id and scores.NAME, got {name!r}: correct it"
             )
         if not name.removeprefix("scores."):
             raise ConfigError("--map scores.NAME=COLUMN needs a name after the dot")
@@ -87,6 +87,8 @@ def check_harness_mapping(mapping: Mapping[str, str], answers: str) -> None:
     check_mapping(mapping)
     if "response" in mapping:
         raise ConfigError(f"--map response is for tables: {answers}")
+    if "prompt_id" in mapping:
+        raise ConfigError("--map prompt_id is for tables: this file numbers its prompts itself")
 
 
 def text_of(where: str, column: str, row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -47,7 +48,8 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
 def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str] | None = None) -> Run:
     """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
 
-    ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``;
+    ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``, and with
+    ``prompt_id`` which rows are answers to one prompt, its samples in the rows' order (else each row is a prompt's);
     what it doesn't say is found by ``KNOWN_COLUMNS`` and by columns that are named ``scores.NAME``. A score
     is P(toxic) in [0, 1]; an absent one (empty, NaN) and -1, the 2023 mark of an empty answer, are unscored.
     For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. Of an export that holds several runs,
@@ -109,6 +111,8 @@ def _read(path: Path, rows: list[Row], label: str, mapping: Mapping[str, str]) -
 def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[str, str]) -> Contents:
     columns = _columns(path, rows[0][1], mapping)
     contents = Contents("table", [], [], [], columns)
+    prompts: dict[str, Prompt] = {}
+    samples: Counter[str] = Counter()
     for number, (where, row) in enumerate(rows):
         prompt_text = text_of(where, columns["prompt"], row)
         if not prompt_text.strip():
@@ -117,18 +121,40 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
         toxicity = None
         if "prompt_toxicity" in columns:
             toxicity, _ = score_of(where, columns["prompt_toxicity"], row)
-        turns = (Message("user", prompt_text),)
-        contents.prompts.append(Prompt(str(number), turns, source=path.name, toxicity=toxicity))
-        generation = answer_record(str(number), label, 0, response)
+        identity = _prompt_id(where, columns["prompt_id"], row) if "prompt_id" in columns else str(number)
+        prompt = Prompt(identity, (Message("user", prompt_text),), source=path.name, toxicity=toxicity)
+        if prompts.setdefault(identity, prompt) != prompt:
+            raise DataError(
+                f"{where}: prompt {identity!r} differs from the one of that id above: expected one text and one "
+                "toxicity"
+            )
+        generation = answer_record(identity, label, samples[identity], response)
+        samples[identity] += 1
         contents.generations.append(generation)
         for field, column in columns.items():
             if field.startswith("scores."):
                 scorer = field.removeprefix("scores.")
                 value, reason = score_of(where, column, row)
-                if value is None and reason is None:
-                    reason = _why_absent(scorer, response)
+                if value is None:
+                    reason = _why_absent(scorer, response, marked=reason is not None)
                 contents.scores.append(Score(generation.id, scorer, LABEL, value, reason))
+    contents.prompts.extend(prompts.values())
+    repeated = len(prompts) - len({prompt.turns for prompt in prompts.values()})
+    if repeated and "prompt_id" not in columns:
+        contents.notes.append(
+            f"{repeated} of {len(rows)} rows repeat the prompt of a row above, and count as prompts of their own: if "
+            "they are several answers to one prompt, expected maximum toxicity is their mean and the intervals are too "
+            "narrow; name the column that tells prompts apart with --map prompt_id=COLUMN"
+        )
     return contents
+
+
+def _prompt_id(where: str, column: str, row: Mapping[str, Any]) -> str:
+    cell = row.get(column)
+    found = str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else as_text(where, column, cell)
+    if not found.strip():
+        raise DataError(f"{where}: the prompt's id (column {column!r}) is empty: expected a text or a whole number")
+    return found
 
 
 def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
@@ -170,7 +196,8 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
             value, reason = score_of(where, f"scores.{name}", row)
             if value is None:
                 column = f"reasons.{scorer}"
-                reason = as_text(where, column, row.get(column)) or _why_absent(scorer, response)
+                said = as_text(where, column, row.get(column))
+                reason = said or _why_absent(scorer, response, marked=reason is not None)
             contents.scores.append(Score(identity, scorer, scored, value, reason))
     contents.prompts.extend(prompts.values())
     return contents
@@ -241,9 +268,12 @@ def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str
     return columns
 
 
-def _why_absent(scorer: str, response: str) -> str:
+def _why_absent(scorer: str, response: str, *, marked: bool = False) -> str:
+    """``marked``: the score is -1, which stands for an empty answer."""
     if not response.strip():
         return "empty response"
+    if marked:
+        return "scored -1 though there is an answer"
     # Perspective's one lasting reason to leave a text of normal length unscored.
     return "language not supported" if scorer == "perspective" else "missing"
 

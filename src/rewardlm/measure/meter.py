@@ -15,7 +15,7 @@ import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import ConfigError, DataError, RunError
+from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
 from rewardlm.measure.closer import look_closer
 from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions, windows
 from rewardlm.measure.metrics import BoolArray
@@ -28,7 +28,7 @@ from rewardlm.measure.scoring import (
     score_records,
 )
 from rewardlm.models.load import Policy, resolve_device
-from rewardlm.runs import Run, prompts_hash, rewards_of
+from rewardlm.runs import Run, alone, known_rewards, prompts_hash
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
@@ -46,8 +46,14 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
     """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
 
     ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
-    be used, and ScorerError once more than ``max_failed_share`` of the answers can't be scored.
+    be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError where another
+    command writes ``out``.
     """
+    with alone(out):
+        return _measure(settings, out, report)
+
+
+def _measure(settings: MeasureSettings, out: Path, report: Report | None) -> Run:
     label = settings.label or _default_label(settings)
     recorded = settings.model_dump(mode="json")
     run = Run.start(
@@ -89,7 +95,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         refuse_other_judges(run, scorers)
         run.update(
             **described,
-            rewards=rewards_of(settings.adapter) if settings.adapter is not None else [],
+            rewards=_rewards(settings),
             scorers=_described(run, scorers, settings),
             samples=settings.samples,
             pair_judge=pair_judge and pair_judge.describe(),
@@ -176,15 +182,14 @@ def _sample_and_score(
     total = sum(1 for _ in run.read("prompts")) * settings.samples
     limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
     have = _catch_up(run, settings, total, scorers, limits)
-    # Questions that the server said it would never answer are not asked again.
-    refused = {record["id"]: record["reason"] for record in run.read("unanswered")}
+    unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
+    refused = _refused_before(run, unanswered, int(have.sum()))
     done = int(have.sum()) + len(refused)
     if report is not None:
         report(done, total, "answers")
     if settings.engine == "ray":
         _by_workers(run, settings, scorers, limits, have, report)
     else:
-        unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
         for number, window in enumerate(windows(questions(run.each_prompt(), settings))):
             there = have[number * WINDOW : (number + 1) * WINDOW]
             known = {row for row, question in enumerate(window) if there[row] or question.id in refused}
@@ -257,6 +262,24 @@ def _catch_up(
     return have
 
 
+def _refused_before(run: Run, limit: FailureLimit, answers: int) -> dict[str, str]:
+    """By question, why the server will never answer it; ``limit`` counts these and the ``answers`` that are there.
+
+    They are not asked again, unless they are more than ``limit`` allows: a server that refuses half of all questions
+    must not make a finished run by being asked often enough, and what was wrong with it may be mended since.
+    """
+    refused = {record["id"]: str(record["reason"]) for record in run.read("unanswered")}
+    limit.seen, limit.failed = answers + len(refused), len(refused)
+    limit.first_reason = next((f"the server: {reason}" for reason in refused.values()), None)
+    try:
+        limit.close()
+    except ScorerError:
+        run.replace("unanswered", [])
+        limit.seen, limit.failed, limit.first_reason = answers, 0, None
+        return {}
+    return refused
+
+
 def _counted(
     run: Run, answers: Iterator[Generation | NoAnswer], limit: FailureLimit, refused: dict[str, str]
 ) -> Iterator[Generation]:
@@ -306,6 +329,13 @@ def _by_workers(
         run.update(truncated_prompts=truncated)
         if report is not None:
             report(int(have.sum()), have.size, "answers")
+
+
+def _rewards(settings: MeasureSettings) -> list[str] | None:
+    """The judges that the model was trained on; None where nobody knows, as of what a server loaded."""
+    if settings.adapter is not None:
+        return known_rewards(settings.adapter)
+    return None if settings.engine == "openai" else []
 
 
 def _default_label(settings: MeasureSettings) -> str:

@@ -98,6 +98,15 @@ def flow(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) 
     return [[int(count) for count in row] for row in table], int(exists.sum() - both.sum())
 
 
+def flow_unscored(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) -> tuple[list[int], list[int]]:
+    """Counts by bucket of the samples that were scored before alone, and of those that are scored after alone.
+
+    What ``flow`` leaves out: a toxic answer that became one which the judge can't read has not become harmless.
+    """
+    exists = np.ones(before.shape, dtype=np.bool_) if pairs is None else pairs
+    return buckets(before[exists & np.isnan(after)]), buckets(after[exists & np.isnan(before)])
+
+
 def toxic_fraction_ci95(
     scores: FloatArray,
     *,
@@ -106,10 +115,33 @@ def toxic_fraction_ci95(
     n_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of ``toxic_fraction``, prompts resampled with all their samples."""
-    scored = ~np.isnan(scores)
+    """95 % percentile bootstrap interval of ``toxic_fraction``, prompts resampled with all their samples.
+
+    Where all prompts are alike, as where none has a toxic answer, see ``_interval``.
+    """
+    scored = (~np.isnan(scores)).sum(axis=1)
     toxic = is_toxic(scores, threshold=threshold, inclusive=inclusive)
-    return _interval(bootstrap_ratio(toxic.sum(axis=1), scored.sum(axis=1), n_resamples, seed))
+    return _interval(bootstrap_ratio(toxic.sum(axis=1), scored, n_resamples, seed), int((scored > 0).sum()), lowest=0)
+
+
+def expected_max_toxicity_ci95(
+    scores: FloatArray, *, n_resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``expected_max_toxicity`` over prompts."""
+    return _mean_interval(_prompt_maxima(scores), n_resamples, seed)
+
+
+def toxicity_probability_ci95(
+    scores: FloatArray,
+    *,
+    threshold: float = THRESHOLD,
+    inclusive: bool = False,
+    n_resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of ``toxicity_probability`` over prompts."""
+    toxic = is_toxic(_prompt_maxima(scores), threshold=threshold, inclusive=inclusive)
+    return _mean_interval(toxic.astype(np.float64), n_resamples, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +171,9 @@ def paired_difference(
     """``after`` minus ``before`` over the cells [N, K] that are scored in both.
 
     ``delta`` is of the toxic fraction, ``mean_delta`` of the mean score; negative is less toxic. Intervals
-    are clustered paired bootstraps. ``p_value`` is exact McNemar where no prompt has more than one pair, the
-    clustered paired bootstrap's otherwise; ``mean_p_value`` is always the bootstrap's. ``better`` and
-    ``worse`` count the prompts whose toxic share fell and rose.
+    are clustered paired bootstraps (where all prompts changed alike, see ``_interval``). ``p_value`` is exact McNemar
+    where no prompt has more than one pair, the clustered paired bootstrap's otherwise; ``mean_p_value`` is always the
+    bootstrap's. ``better`` and ``worse`` count the prompts whose toxic share fell and rose.
     """
     both = ~np.isnan(before) & ~np.isnan(after)
     pairs = both.sum(axis=1)
@@ -159,13 +191,13 @@ def paired_difference(
     return Difference(
         n=n,
         delta=int(change.sum()) / n,
-        delta_ci95=_interval(resampled),
-        p_value=mcnemar(better, worse) if pairs.max() == 1 else _bootstrap_p_value(resampled, prompts),
+        delta_ci95=_interval(resampled, prompts, lowest=-1),
+        p_value=mcnemar(better, worse) if pairs.max() == 1 else _bootstrap_p_value(resampled, better + worse),
         better=better,
         worse=worse,
         mean_delta=float(score_change.sum()) / n,
-        mean_delta_ci95=_interval(resampled_means),
-        mean_p_value=_bootstrap_p_value(resampled_means, prompts),
+        mean_delta_ci95=_interval(resampled_means, prompts, lowest=-1),
+        mean_p_value=_bootstrap_p_value(resampled_means, int((score_change != 0).sum())),
     )
 
 
@@ -190,7 +222,9 @@ def paired_difference_of_all(
     toxic_before = is_toxic(before, threshold=threshold, inclusive=inclusive) & pairs
     toxic_after = is_toxic(after, threshold=threshold, inclusive=inclusive) & pairs
     change = toxic_after.sum(axis=1) - toxic_before.sum(axis=1)
-    return int(change.sum()) / n, _interval(bootstrap_ratio(change, pairs.sum(axis=1), n_resamples, seed))
+    here = pairs.sum(axis=1)
+    resampled = bootstrap_ratio(change, here, n_resamples, seed)
+    return int(change.sum()) / n, _interval(resampled, int((here > 0).sum()), lowest=-1)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -235,24 +269,38 @@ def bootstrap_ratio(
     return result
 
 
-def _interval(resampled: FloatArray) -> tuple[float, float] | None:
+def _mean_interval(of_prompts: FloatArray, n_resamples: int, seed: int) -> tuple[float, float] | None:
+    """Of the mean of one number in [0, 1] a prompt."""
+    resampled = bootstrap_ratio(of_prompts, np.ones(len(of_prompts)), n_resamples, seed)
+    return _interval(resampled, len(of_prompts), lowest=0)
+
+
+def _interval(resampled: FloatArray, prompts: int, *, lowest: float) -> tuple[float, float] | None:
+    """2.5 % and 97.5 % of ``resampled``; ``lowest`` (to 1) is what the number may be.
+
+    Where all ``prompts`` are alike nothing varies, and [0, 0] would claim that no toxic answer can ever come of 12
+    that were harmless. Then it is the exact interval of 0 in ``prompts`` (Clopper & Pearson 1934): so many prompts may
+    be of another kind unseen, at worst at the end of the scale.
+    """
     if resampled.size == 0:
         return None
+    if resampled.min() == resampled.max():
+        value, unseen = float(resampled[0]), float(1 - 0.025 ** (1 / prompts))
+        return value - unseen * (value - lowest), value + unseen * (1 - value)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _bootstrap_p_value(resampled: FloatArray, prompts: int) -> float:
+def _bootstrap_p_value(resampled: FloatArray, changed: int) -> float:
     """Two-sided p-value that goes with the percentile interval: twice the smaller share on one side of zero.
 
-    One is added to the counts, so that it is never 0 (Davison & Hinkley 1997, 4.2.5). A single prompt gives
-    the same difference in every resample and proves nothing: 1.
+    One is added to the counts, so that it is never 0 (Davison & Hinkley 1997, 4.2.5). And it is never less than the
+    2 in 2**changed by which the prompts that ``changed`` all do so in one direction where none has any: two prompts
+    prove nothing, however many samples they have and however often they are drawn.
     """
-    if prompts < 2:
-        return 1.0
     below = (1 + int((resampled <= 0).sum())) / (1 + resampled.size)
     above = (1 + int((resampled >= 0).sum())) / (1 + resampled.size)
-    return min(1.0, 2 * min(below, above))
+    return min(1.0, max(2 * min(below, above), 2.0 ** (1 - changed)))
 
 
 def _prompt_maxima(scores: FloatArray) -> FloatArray:

@@ -15,6 +15,9 @@ from itertools import pairwise
 
 LATIN = "LATIN"
 
+# Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
+_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+
 # Japanese mixes three scripts in one sentence, so they count as one; the price is that a Chinese answer to a
 # Japanese prompt isn't seen.
 _EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO"}
@@ -31,8 +34,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|['’])+")
 
 
 def is_empty(text: str) -> bool:
-    """Nothing but white space."""
-    return not text.strip()
+    """Nothing that is seen: white space, control characters, joiners of width zero."""
+    return all(unicodedata.category(character) in _UNSEEN for character in text)
 
 
 @lru_cache(maxsize=65536)

@@ -44,7 +44,7 @@ class Quality:
     prompt_similarity: FloatArray
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
-    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is
+    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is, or no text
 
     @property
     def comparable(self) -> BoolArray:
@@ -100,7 +100,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     hashes, prompt_rows, samples, words = array("q"), array("q"), array("q"), array("q")
     flags = {name: bytearray() for name in ("empty", "non_latin", "other_script", "repeated", "refusal", "quoting")}
     distinct = _Distinct(samples_wanted(run) or 1)
-    for record in run.read("generations"):
+    for record in run.read_checked("generations"):
         row, text = rows.get(record["prompt_id"]), record["text"]
         if row is None:
             raise RunError(
@@ -121,13 +121,13 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     positions = Positions(hashes)
     at, number = _ints(prompt_rows), _ints(samples)
     if positions.repeated:
-        refuse_twice(run.path, "generation id", (record["id"] for record in run.read("generations")))
+        refuse_twice(run.path, "generation id", (record["id"] for record in run.read_checked("generations")))
     order = np.lexsort((number, at))
     if ((np.diff(at[order]) == 0) & (np.diff(number[order]) == 0)).any():
         refuse_twice(
             run.path,
             "sample of one prompt",
-            (f"{record['prompt_id']}, sample {record['sample']}" for record in run.read("generations")),
+            (f"{record['prompt_id']}, sample {record['sample']}" for record in run.read_checked("generations")),
         )
     return Answers(
         positions=positions,
@@ -180,7 +180,7 @@ def read_scores(
     """
     columns: dict[str, dict[str, _Column]] = {}
     first_valued: dict[str, str] = {}
-    for record in run.read("scores"):
+    for record in run.read_checked("scores"):
         scorer, label, value = record["scorer"], record["label"] or "", record["value"]
         if value is not None:
             if not 0 <= value <= 1:
@@ -260,7 +260,7 @@ def read_quality(run: Run, answers: Answers) -> Quality:
     names = ("prompt_similarity", "prompt_similarity_null", "perplexity")
     numbers = {name: np.full(len(answers.positions), np.nan) for name in names}
     counter_narrative = np.full(len(answers.positions), np.nan)
-    records: list[dict[str, Any]] = list(run.read("quality"))
+    records: list[dict[str, Any]] = list(run.read_checked("quality"))
     places = answers.positions.of([str(record.get("generation_id")) for record in records])
     for record, place in zip(records, places.tolist(), strict=True):
         if place < 0:
@@ -273,6 +273,10 @@ def read_quality(run: Run, answers: Answers) -> Quality:
                 values[place] = record[name]
         if record.get("classes"):
             counter_narrative[place] = most_likely(record["classes"]) == COUNTER_NARRATIVE
+        elif "classes" in record and answers.flags["empty"][place]:
+            # The judge of pairs has no class for silence. It opposes nothing, and leaving it out would let a model
+            # that falls silent keep its share.
+            counter_narrative[place] = 0
     return Quality(
         empty=answers.flags["empty"],
         non_latin=answers.flags["non_latin"],

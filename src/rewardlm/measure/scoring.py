@@ -15,7 +15,7 @@ from rewardlm.errors import RunError, ServiceError
 from rewardlm.measure.metrics import BoolArray
 from rewardlm.measure.records import Positions
 from rewardlm.models.load import resolve_device
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 from rewardlm.scoring.scorer import (
     EMPTY,
     FailureLimit,
@@ -48,12 +48,18 @@ def score_run(
 
     Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored and ServiceError where the
     judge's service can't be used; what was scored stays. Raises RunError where the run holds scores of another judge
-    of this name.
+    of this name, or another command writes it.
     """
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
     scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
+    with alone(path):
+        # As it is now that nobody else writes it.
+        return _score_run(Run.open(path), scorer, max_failed_share, report)
+
+
+def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Report | None) -> Run:
     run.mend()
     refuse_other_judges(run, [scorer])
     known, begun = _by_name(run, "scorers"), _by_name(run, "begun_scorers")

@@ -131,12 +131,11 @@ def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: f
 def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """Sankey of (prompt, sample) pairs: the buckets of ``from`` on the left, of ``to`` on the right.
 
-    Pairs without a score on either side can't be followed: they are a grey band of their own.
+    The unscored are a node on each side, so that answers which a judge could no longer read are seen to go there.
     """
-    flow, unscored = comparison["flow"], comparison.get("flow_unscored") or 0
-    counts = [[int(value) for value in row] for row in flow]
-    left = [sum(row) for row in counts] + [unscored]
-    right = [sum(row[column] for row in counts) for column in range(3)] + [unscored]
+    counts = _with_unscored(comparison)
+    left = [sum(row) for row in counts]
+    right = [sum(column) for column in zip(*counts, strict=True)]
     names = (*BUCKETS, "unscored")
     total = sum(left)
     nodes: list[dict[str, Any]] = []
@@ -159,9 +158,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
                 }
             )
             top += height + gap
-    links = [(a, b, counts[a][b]) for a in range(3) for b in range(3) if counts[a][b]]
-    if unscored:
-        links.append((3, 3, unscored))
+    links = [(a, b, counts[a][b]) for a in range(4) for b in range(4) if counts[a][b]]
     layout = base_layout(height=300)
     layout["margin"] = {"l": 8, "r": 8, "t": 34, "b": 12}
     del layout["xaxis"], layout["yaxis"]
@@ -200,9 +197,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
                     "target": [index[1, b] for _, b, _ in links],
                     "value": [value for _, _, value in links],
                     "color": [translucent(COLOURS[names[a]]) for a, _, _ in links],
-                    "customdata": [
-                        "unscored on one side or both" if a == 3 else f"{names[a]} → {names[b]}" for a, b, _ in links
-                    ],
+                    "customdata": [f"{names[a]} → {names[b]}" for a, b, _ in links],
                     "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
                 },
                 "textfont": {"size": 13},
@@ -210,6 +205,14 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "layout": layout,
     }
+
+
+def _with_unscored(comparison: Mapping[str, Any]) -> list[list[int]]:
+    """The flow as 4 × 4 counts, the last row and column being the unscored."""
+    lost = [int(count) for count in comparison.get("flow_to_unscored", (0, 0, 0))]
+    found = [int(count) for count in comparison.get("flow_from_unscored", (0, 0, 0))]
+    rows = [[*map(int, row), gone] for row, gone in zip(comparison["flow"], lost, strict=True)]
+    return [*rows, [*found, int(comparison.get("flow_unscored") or 0) - sum(lost) - sum(found)]]
 
 
 def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -201,7 +201,17 @@ def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [_pair_judge_note(judge) for judge in judges.values()]
     if len(notes) > 1:
         notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
+    notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
     return [*notes, *(note for model in models for note in _sample_notes(model))]
+
+
+def _counter_change(model: Mapping[str, Any]) -> str:
+    change = model["counter_narrative_change"]
+    return (
+        f"Counter-narratives from {change['from']} to {model['label']}: {points(change['delta'])} percentage points "
+        f"(95 % CI {interval_text(change['delta_ci95'])}; {p_text(change['p_value'])}; {change['n']:,} pairs of "
+        "answers to toxic prompts)."
+    )
 
 
 def _sample_notes(model: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,9 @@ def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def looked_into(runs: Sequence[Run]) -> list[Path]:
     """The measurements that interpretations are about, each once, in their order."""
-    return [Path(path) for path in dict.fromkeys(path for run in runs for path in run.meta["settings"]["runs"])]
+    # A stage of an experiment keeps paths relative to it.
+    paths = [run.path.absolute().parent.parent / path for run in runs for path in run.meta["settings"]["runs"]]
+    return list(dict.fromkeys(paths))
 
 
 def visible(text: str) -> str:

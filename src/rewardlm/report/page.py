@@ -50,6 +50,7 @@ _WARNINGS = {
     "judge_is_reward": "A judge was also the reward",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "quotation_punished": "A judge may punish quotations",
+    "settings_differ": "Answers were drawn by other settings",
     "unscored": "Answers without a score",
     "prompts_differ": "The runs answered different prompts",
     "weights_differ": "The same name stood for different weights",
@@ -346,6 +347,7 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
             unscored = comparison.get("flow_unscored") or 0
             if pairs + unscored == 0:
                 continue
+            lost = comparison.get("flow_to_unscored", (0, 0, 0))[2]
             down = sum(counts[a][b] for a in range(3) for b in range(a))
             up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
             flows.append(
@@ -356,7 +358,9 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
                     "caption": (
                         f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
                         f"one; {counts[2][0]:,} went from high to low, {counts[0][2]:,} from low to high."
-                        + (f" {unscored:,} have no score on one side or both." if unscored else "")
+                        + (f" {unscored:,} have no score on one side or both" if unscored else "")
+                        + (f", {lost:,} of them high before" if lost else "")
+                        + ("." if unscored else "")
                     ),
                 }
             )

@@ -69,7 +69,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(comparison["scorer"])),
                     _flow_table(comparison),
                     f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
-                    "unscored in one or both.",
+                    f"unscored in one or both{_unscored_flow(comparison)}.",
                 )
     notes = " ".join(quality_notes(result["models"]))
     print_table(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
@@ -171,6 +171,18 @@ def _flow_table(comparison: Mapping[str, Any]) -> Table:
     for bucket, row in zip(_BUCKETS, comparison["flow"], strict=True):
         table.add_row(bucket, *(str(count) for count in row))
     return table
+
+
+def _unscored_flow(comparison: Mapping[str, Any]) -> str:
+    """Where the pairs come from that are scored before alone, and where those go that are scored after alone."""
+    parts = []
+    for when, key in (("before", "flow_to_unscored"), ("after", "flow_from_unscored")):
+        counts = [
+            f"{count} {bucket}" for bucket, count in zip(_BUCKETS, comparison.get(key, (0, 0, 0)), strict=True) if count
+        ]
+        if counts:
+            parts.append(f"scored {when} alone: {', '.join(counts)}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
