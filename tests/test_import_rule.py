@@ -19,7 +19,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"experiment"},
-    {"report", "train", "measure", "judges"},
+    {"report", "train", "measure", "judges", "interpret"},
     {"scoring", "models", "data"},
     {"runs", "services"},
     {"config"},
@@ -27,7 +27,11 @@ ROWS = [
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
-BESIDE = {("models", "data"), ("types", "errors"), ("report", "measure"), ("judges", "train"), ("train", "measure")}
+# What is looked into are measured runs.
+BESIDE = {
+    ("models", "data"), ("types", "errors"), ("report", "measure"), ("judges", "train"), ("train", "measure"),
+    ("interpret", "measure"),
+}  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
     "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2",
@@ -122,7 +126,8 @@ def loaded_by(code: str) -> set[str]:
 def test_the_report_never_loads_torch() -> None:
     code = (
         "import rewardlm.report.page, rewardlm.report.tables, rewardlm.report.figures, rewardlm.report.judge_page, "
-        "rewardlm.report.judge_tables, rewardlm.measure.compare"
+        "rewardlm.report.judge_tables, rewardlm.measure.compare, "
+        "rewardlm.report.interpretation, rewardlm.report.interpretation_tables"
     )
     assert not loaded_by(code) & {"torch", "transformers", "peft"}
 

@@ -27,7 +27,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         ),
         Prompt("p2", (Message("user", "\ud800"),), "s"),
     ]
-    answers = [Generation("p1#0", "p1", "PT", 0, "text\r\n", 3, "stop", 2**62)]
+    answers = [
+        Generation("p1#0", "p1", "PT", 0, "text\r\n", 3, "stop", 2**62),
+        Generation("p1#1", "p1", "PT", 1, "text", 2, "stop", 0, tokens=(5, 2)),
+    ]
     scores = [Score("p1#0", "lexical", "toxicity", 0.5), Score("p1#0", "x", "y", None, "why")]
     run.append("prompts", prompts)
     run.append("generations", answers)

@@ -686,6 +686,94 @@ class CompareSettings(Section):
     seed: int = Field(0, ge=0)
 
 
+class InsideSettings(Section):
+    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpret.inside.
+
+    ``toxic_words`` and ``neutral_words`` are the two sides whose logits are compared; without them, the
+    ``token_words`` words of the vocabulary that a word judge finds most toxic, each with a harmless one as rare.
+    ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
+    probe (half of them toxic if there are so many). ``value_vectors`` of the MLPs are followed, those that promote the
+    toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
+    followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in
+    ``max_new_tokens``, under every change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups``
+    of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
+    times the toxic direction is added.
+    """
+
+    toxic_words: list[str] = []
+    neutral_words: list[str] = []
+    token_words: int = Field(40, ge=3)
+    adapter_answers: int = Field(6, ge=1)
+    lens_positions: int = Field(96, ge=1)
+    probe_answers: int = Field(100, ge=12)
+    probe_folds: int = Field(5, ge=2)
+    value_vectors: int = Field(16, ge=1)
+    vectors_by: Literal["words", "direction"] = "words"
+    pairs: int = Field(4, ge=1)
+    path_steps: int = Field(4, ge=1)
+    causal_prompts: int = Field(10, ge=0)
+    max_new_tokens: int = Field(24, ge=1)
+    scales: list[float] = [0.0, 0.5, 1.0, 1.5]
+    layer_groups: int = Field(5, ge=1)
+    strength: float = Field(1.0, gt=0)
+    batch_tokens: int = Field(2048, ge=1)
+    n_resamples: int = Field(2000, ge=100)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _both_sides_have_words(self) -> InsideSettings:
+        if bool(self.toxic_words) != bool(self.neutral_words):
+            raise ValueError("toxic_words and neutral_words are compared: give both or neither")
+        return self
+
+
+class AttributionSettings(Section):
+    """Which words of prompt and answer a token rests on, and how that is found.
+
+    ``method``: ``input_x_gradient``, ``integrated_gradients`` (over ``steps`` points from ``baseline`` to the input),
+    ``occlusion`` (one token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package
+    inseq. ``baseline``: every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are
+    explained, one drawn from each of so many equal stretches.
+    """
+
+    method: str = "input_x_gradient"
+    tokens: int = Field(8, ge=1)
+    steps: int = Field(16, ge=1)
+    baseline: Literal["end", "zero"] = "end"
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        known = ("input_x_gradient", "integrated_gradients", "occlusion")
+        if method not in known and not re.fullmatch(r"inseq:\w+", method):
+            raise ValueError(f"expected {', '.join(known)} or inseq:NAME")
+        return method
+
+
+class InterpretSettings(Section):
+    """``rewardlm interpret``: what is read of how many answers.
+
+    ``limit`` pairs of a prompt and a sample are drawn evenly over the transitions of toxicity, by ``scorer`` (None: a
+    judge that was nobody's reward). ``parting_kl``, in nats, is where two models count as parted. ``dtype`` is else
+    float32 on a CPU and the measurement's on a device, ``load`` the measurement's. ``look_inside`` False leaves out the
+    residual stream and its directions.
+    """
+
+    limit: int = Field(30, ge=1)
+    scorer: str | None = None
+    seed: int = Field(0, ge=0)
+    dtype: Dtype = "auto"
+    load: Literal["8bit", "4bit"] | None = None
+    device: str = "auto"
+    batch_tokens: int = Field(512, ge=1)
+    threshold: float = Field(0.5, ge=0, le=1)
+    parting_kl: float = Field(0.5, gt=0)
+    n_resamples: int = Field(2_000, ge=100)
+    attribution: AttributionSettings = AttributionSettings()
+    look_inside: bool = True
+    inside: InsideSettings = InsideSettings()
+
+
 class StageMeasure(Section):
     """The measurement that an experiment repeats for each model; see MeasureSettings."""
 
@@ -709,7 +797,8 @@ class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
     ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load and device,
-    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter.
+    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
+    ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
     """
 
     title: str = "RewardLM experiment"
@@ -722,6 +811,7 @@ class ExperimentSettings(Section):
     measure: StageMeasure = StageMeasure()
     finetune: dict[str, Any] | None = None
     rlaf: dict[str, Any] | None = None
+    interpret: dict[str, Any] | None = None
 
     @field_validator("rlaf")
     @classmethod

@@ -2,7 +2,7 @@
 
 Each stage is a run of its own below ``out``, so each resumes by itself and an experiment that was stopped goes on:
 
-    measure/PT  train/FT  measure/FT  train/RL  measure/RL  comparison.json  report.html
+    measure/PT  train/FT  measure/FT  train/RL  measure/RL  interpret/all  comparison.json  report.html
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any, Protocol
 
 import yaml
 
-from rewardlm.config import ExperimentSettings, FinetuneSettings, MeasureSettings, RlafSettings, how_asked, validate
+from rewardlm.config import (
+    ExperimentSettings,
+    FinetuneSettings,
+    InterpretSettings,
+    MeasureSettings,
+    RlafSettings,
+    how_asked,
+    validate,
+)
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
@@ -40,6 +48,7 @@ _FREE = (
     "rlaf.steps",
     "rlaf.resume",
     "rlaf.stop_on",
+    "interpret.batch_tokens",
 )
 
 
@@ -81,6 +90,7 @@ def run_experiment(
     }
     finetuning = _finetune_settings(settings)
     rlaf = _rlaf_settings(settings, out)
+    interpreting = _interpret_settings(settings)
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
     recorded = settings.model_dump(mode="json")
@@ -90,7 +100,7 @@ def run_experiment(
         label=settings.title,
         settings=recorded,
         free=(*_FREE, *how_asked(recorded)),
-        added=("measure.counter_narrative", "measure.services", "rlaf.services"),
+        added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret"),
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.
@@ -118,6 +128,12 @@ def run_experiment(
         runs.append(run.path)
         for sentence in cut_short(run):
             say(f"{label}: {sentence}")
+    if interpreting is not None:
+        from rewardlm.interpret.interpretation import interpret
+
+        folders = [out / "measure" / label for label in measured]
+        with stage("interpret: what changed inside") as progress:
+            runs.append(interpret(folders, interpreting, out / "interpret" / "all", report=progress.report).path)
     experiment.update(runs=[str(path.relative_to(out)) for path in runs])
     result, page = _conclude(out, [out / "measure" / label for label in measured], settings.title)
     experiment.update(status="finished")
@@ -157,6 +173,16 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
             "set measure.part to 'measure' and rlaf.part to 'train'"
         )
     return rlaf
+
+
+def _interpret_settings(settings: ExperimentSettings) -> InterpretSettings | None:
+    if settings.interpret is None:
+        return None
+    if settings.finetune is None and settings.rlaf is None:
+        raise ConfigError("interpret holds trained models against the base: the experiment needs finetune or rlaf")
+    # Its precision is its own: see InterpretSettings.
+    common = {key: value for key, value in settings.common().items() if key in ("seed", "load", "device")}
+    return validate(InterpretSettings, {**common, **settings.interpret})
 
 
 def _trained(out: Path, label: str) -> bool:

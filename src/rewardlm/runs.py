@@ -14,6 +14,10 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     results.jsonl       evaluation of judges: one line a judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line a step
     samples.jsonl       training: some prompts, answers and rewards
+    drift.jsonl         interpretation: an answer under every model, token by token
+    attributions.jsonl  interpretation: an answer's explained tokens by one reader, word by word
+    vocabulary.safetensors, interpretation.json
+                        interpretation: sums over drift.jsonl, and the summary that the report reads
     adapter/            training: the LoRA adapter, in PEFT's format
     checkpoints/        training: what resuming needs
 """
@@ -254,6 +258,22 @@ class Run:
             if len(kept) < len(records):
                 self.replace(name, kept)
 
+    def store(self, name: str, result: Mapping[str, Any]) -> None:
+        """Write ``name``.json, a result as a whole, atomically."""
+        write_atomically(self.path / f"{name}.json", json.dumps(result, indent=1, allow_nan=False).encode())
+
+    def load(self, name: str) -> dict[str, Any]:
+        """What ``store`` wrote. Raises RunError where it isn't there yet."""
+        try:
+            result: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path} has no {name}.json: it isn't finished; give the command that began it again"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise RunError(f"{self.path / name}.json is damaged: remove the directory and make it again") from None
+        return result
+
     def read(self, name: str) -> Iterator[dict[str, Any]]:
         """Records of ``name``.jsonl in order; none if the file isn't there. An unfinished last line is left out."""
         path = self.path / f"{name}.jsonl"
@@ -301,7 +321,10 @@ class Run:
 
     def each_generation(self) -> Iterator[Generation]:
         """As ``generations``, one at a time: there may be millions."""
-        return (Generation(**record) for record in self.read_checked("generations"))
+        return (
+            Generation(**{**record, "tokens": tuple(tokens) if (tokens := record.get("tokens")) is not None else None})
+            for record in self.read_checked("generations")
+        )
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
@@ -391,6 +414,8 @@ def _from_home(settings: Any, home: Path | None) -> Any:
     """``settings`` with absolute paths below ``home`` made relative to it."""
     if isinstance(settings, dict):
         return {key: _from_home(value, home) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_from_home(value, home) for value in settings]
     if home is not None and isinstance(settings, str) and Path(settings).is_relative_to(home):
         return str(Path(settings).relative_to(home))
     return settings

@@ -57,7 +57,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included."""
+    """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included.
+
+    ``tokens`` are their ids as they were sampled, where this process sampled them: a text may be encoded in other ways
+    than it was written. None of a served or imported answer, and of runs that are older than the field.
+    """
 
     id: str
     prompt_id: str
@@ -67,6 +71,7 @@ class Generation:
     n_tokens: int
     finish: Finish
     seed: int
+    tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ FLAGS = {
         "--max-new-tokens", "--samples", "--ppo-epochs", "--minibatches", "--kl-coef", "--kl-target", "--lora-r",
         "--learning-rate", *COMMON,
     ],
+    "interpret": ["--json", "--limit", "--scorer", "--method", "--tokens", *COMMON],
     "report": ["--out", "--config", "--seed"],
     "export": ["--scorer", "--out", "--config", "--seed"],
     "doctor": [],
@@ -46,7 +47,7 @@ def test_flags_are_there(shell: Shell, command: str) -> None:
 def test_help_names_every_command(shell: Shell) -> None:
     done = shell("--help")
     assert done.code == 0
-    assert all(f"\n  {command} " in done.out for command in [*FLAGS, "judge", "interpret"])
+    assert all(f"\n  {command} " in done.out for command in [*FLAGS, "judge"])
 
 
 def test_version(shell: Shell) -> None:
@@ -120,7 +121,9 @@ def test_version(shell: Shell) -> None:
         (["run", "none.yaml"], 2, "no such file"),
         (["run", "bad.yaml"], 2, "bad.yaml"),
         (["demo", "--preset", "huge"], 2, "quick or full"),
-        (["interpret", "a", "b", "--out", "c"], 3, "not in this version"),
+        (["interpret", "a", "b", "--out", "c"], 1, "not a run"),
+        (["interpret", "a", "b"], 2, "--out"),
+        (["interpret", "a", "b", "--out", "c", "--method", "lime"], 2, "inseq:NAME"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

@@ -283,6 +283,11 @@ device: cpu
 measure: {part: measure, limit: 6, scorer: [lexical], max_new_tokens: 4, similarity: false, perplexity: false}
 finetune: {limit: 12, epochs: 1, batch_size: 4, max_length: 128, lora: {r: 2}}
 rlaf: {part: train, after: finetune, reward: [lexical], steps: 1, batch_size: 4, max_new_tokens: 4, minibatches: 1}
+interpret:
+  limit: 3
+  n_resamples: 100
+  attribution: {tokens: 1}
+  inside: {causal_prompts: 0, toxic_words: [bad], neutral_words: [good]}
 """
 
 
@@ -302,6 +307,13 @@ def test_a_whole_experiment_and_again(shell: Shell, tmp_path: Path) -> None:
     assert any(warning["code"] == "judge_is_reward" for warning in result["warnings"])
     hashes = {Run.open(out / "measure" / label).meta["prompts_hash"] for label in ("PT", "FT", "RL")}
     assert len(hashes) == 1
+    assert [model["label"] for model in Run.open(out / "interpret" / "all").load("interpretation")["models"]] == [
+        "PT",
+        "FT",
+        "RL",
+    ]
+    page = (out / "report.html").read_text("utf-8")
+    assert "Does RL still read the prompt?" in page
     trained_on = {record["prompt"] for record in Run.open(out / "train" / "RL").read("samples")}
     assert trained_on
     assert not trained_on & {p.text for p in Run.open(out / "measure" / "PT").prompts()}

@@ -113,6 +113,19 @@ def test_every_prompt_is_answered_and_scored_once(judges: Any, tmp_path: Path) -
         assert run.meta[key], key
 
 
+def test_answers_keep_the_ids_that_were_sampled(judges: Any, tmp_path: Path) -> None:
+    run = meter.measure(settings_of(max_new_tokens=48), tmp_path / "run")
+    policy = load_policy(ModelSettings(model="tiny", dtype="float32", device="cpu"))
+    for answer in run.generations():
+        assert answer.tokens is not None
+        assert len(answer.tokens) == answer.n_tokens
+        assert policy.chat.decode(answer.tokens) == answer.text
+        # The end token is kept where the answer ended by one, and stands nowhere else.
+        ends = [token in policy.end_ids for token in answer.tokens]
+        assert not any(ends[:-1])
+        assert ends[-1] == (answer.finish == "stop")
+
+
 def test_the_same_again_does_nothing_and_other_settings_are_refused(judges: Any, tmp_path: Path) -> None:
     meter.measure(settings_of(), tmp_path / "run")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}

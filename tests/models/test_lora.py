@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from small_models import random_policy, tiny_policy, trainable_parameters
 
@@ -26,6 +27,8 @@ from rewardlm.models.lora import (
     merged,
     reference,
     save_adapter,
+    scaled,
+    using,
 )
 
 IDS = torch.tensor([[1, 300, 301, 302, 2, 17, 900]])
@@ -291,3 +294,51 @@ def test_half_precision_is_not_merged() -> None:
     before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
     with merged(policy):
         assert all(torch.equal(policy.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def lora_layers(policy: Policy) -> list[LoraLayer]:
+    return [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+
+
+def test_a_scaled_adapter_is_one_with_a_larger_b(base_logits: torch.Tensor, adapted: Policy) -> None:
+    before = logits(adapted)
+    with scaled(lora_layers(adapted), 0.0):
+        assert torch.equal(logits(adapted), base_logits)
+    with scaled(lora_layers(adapted)[:3], 0.0), scaled(lora_layers(adapted)[3:], 1.5):
+        found = logits(adapted)
+    assert torch.equal(logits(adapted), before)
+    with torch.no_grad():
+        for index, layer in enumerate(lora_layers(adapted)):
+            layer.lora_B[POLICY].weight.mul_(0.0 if index < 3 else 1.5)
+    assert torch.allclose(found, logits(adapted), atol=1e-5)
+
+
+def test_a_merged_adapter_is_not_scaled(adapted: Policy) -> None:
+    with (
+        merged(adapted),
+        pytest.raises(ModelError, match="can't be scaled"),
+        scaled(lora_layers(adapted), 0.5),
+    ):
+        pass
+
+
+def test_one_of_several_adapters_is_used_and_what_was_on_is_on_again(
+    base_logits: torch.Tensor, saved: Path, adapted: Policy
+) -> None:
+    first = logits(adapted)
+    disturb(adapted, seed=5)
+    second = logits(adapted)
+    load_adapter(adapted, saved, name="other")
+    trainable = {name: parameter.requires_grad for name, parameter in adapted.model.named_parameters()}
+    for outer, expected in ((None, base_logits), ("other", first), (POLICY, second)):
+        with using(adapted, outer):
+            assert torch.equal(logits(adapted), expected)
+            with using(adapted, None):
+                assert torch.equal(logits(adapted), base_logits)
+            assert torch.equal(logits(adapted), expected)
+        assert torch.equal(logits(adapted), second)
+    assert {name: parameter.requires_grad for name, parameter in adapted.model.named_parameters()} == trainable
+    with pytest.raises(ModelError, match="no adapter 'third': it has default, other"), using(adapted, "third"):
+        pass
+    with pytest.raises(ModelError, match="none at all"), using(tiny_policy(), "other"):
+        pass

@@ -15,8 +15,8 @@ from rewardlm.cli import (
     export,
     finetune,
     imports,
+    interpret,
     judge,
-    later,
     measure,
     report,
     rlaf,
@@ -45,7 +45,7 @@ app.command("finetune")(finetune.finetune)
 app.command("rlaf")(rlaf.rlaf)
 app.command("watch")(watch.watch)
 app.add_typer(judge.app, name="judge")
-app.command("interpret", context_settings=later.ANYTHING)(later.interpret)
+app.command("interpret")(interpret.interpret)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

@@ -20,7 +20,7 @@ def show_comparison(
     from rewardlm.report.tables import print_comparison
 
     rule = (settings or CompareSettings()).model_dump()
-    print_comparison(compare(runs, scorer=scorer, **rule), _console())
+    print_comparison(compare(runs, scorer=scorer, **rule), console())
 
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:
@@ -31,11 +31,12 @@ def run_and_show(settings: ExperimentSettings, out: Path) -> None:
     result, page = run_experiment(settings, out, stage=stage, say=say)
     from rewardlm.report.tables import print_comparison
 
-    print_comparison(result, _console())
+    print_comparison(result, console())
     print(f"\nThe report: {page}")
 
 
-def _console() -> Any:
+def console() -> Any:
+    """Where tables are printed."""
     from rich.console import Console
 
     # A pipe has no width; the tables are made for 100 columns.

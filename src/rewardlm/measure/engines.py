@@ -38,8 +38,10 @@ class Question:
     def id(self) -> str:
         return f"{self.prompt.id}#{self.sample}"
 
-    def answered(self, model: str, text: str, n_tokens: int, finish: str) -> Generation:
-        """The record of its answer."""
+    def answered(
+        self, model: str, text: str, n_tokens: int, finish: str, tokens: Sequence[int] | None = None
+    ) -> Generation:
+        """The record of its answer; ``tokens`` are the sampled ids, where they are known."""
         return Generation(
             id=self.id,
             prompt_id=self.prompt.id,
@@ -49,6 +51,7 @@ class Question:
             n_tokens=n_tokens,
             finish="length" if finish == "length" else "stop",
             seed=self.seed,
+            tokens=None if tokens is None else tuple(tokens),
         )
 
 
@@ -129,7 +132,7 @@ class LocalEngine:
         for answer in sampled:
             if answer.index not in known:
                 yield window[answer.index].answered(
-                    self._label, chat.decode(answer.tokens), len(answer.tokens), answer.finish
+                    self._label, chat.decode(answer.tokens), len(answer.tokens), answer.finish, answer.tokens
                 )
 
 

@@ -142,7 +142,7 @@ def load_policy(settings: ModelSettings) -> Policy:
         chat=chat_format(tokenizer, settings.chat),
         spec=settings.model,
         source=_public_source(settings.model, source),
-        weights_hash=_hash_weights(model),
+        weights_hash=hash_weights(model),
         device=device,
         dtype=dtype,
         quantisation=quantisation,
@@ -333,8 +333,10 @@ def _quantisation(load: str | None, dtype: torch.dtype) -> Any:
     )
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """SHA-256 over every tensor's name, shape, type and at most 4,096 of its values, evenly spaced.
+
+    ``dtype``: as if the model had been loaded in that precision, for one that is held in a higher one.
 
     A sample, so that 7 billion parameters take seconds: it tells models and revisions apart, and is no signature
     against somebody who means to deceive. The precision is part of it: other rounding, other weights.
@@ -343,8 +345,9 @@ def _hash_weights(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         step = max(1, flat.numel() // 4096)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat[::step].to("cpu", torch.float32).numpy().tobytes())
+        values = flat[::step] if dtype is None or not flat.is_floating_point() else flat[::step].to(dtype)
+        digest.update(f"{name} {tuple(tensor.shape)} {values.dtype}".encode())
+        digest.update(values.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 

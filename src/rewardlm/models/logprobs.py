@@ -48,9 +48,15 @@ class Packed:
     response_mask: Tensor
 
 
-def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """Prompt and response of each row joined, what all prompts share taken out, padded with token 0."""
+def pack(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device, *, share: bool = True
+) -> Packed:
+    """Prompt and response of each row joined, what all prompts share taken out, padded with token 0.
+
+    ``share`` False leaves every row whole, for who wants each row's own gradient of its prompt's beginning.
+    """
     shared = shared_prefix(prompts)
+    shared = shared if share else 0
     rows = [torch.tensor([*prompt[shared:], *response]) for prompt, response in zip(prompts, responses, strict=True)]
     tokens = pad_sequence(rows, batch_first=True)
     position = torch.arange(tokens.shape[1])[None]
@@ -136,7 +142,7 @@ def token_stats(
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
     """
     head = body_and_head(causal_lm)[1]
-    predicted_from = _states(causal_lm, packed)
+    predicted_from = response_states(causal_lm, packed)
     targets = packed.tokens[packed.response_mask]
     parts = []
     for start in range(0, len(targets), chunk):
@@ -159,7 +165,7 @@ def token_stats(
     return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
 
 
-def _states(causal_lm: Any, packed: Packed) -> Tensor:
+def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     """The trunk's last state that each response token is predicted from, Float[N, H]."""
     body, _ = body_and_head(causal_lm)
     n_rows, width = packed.tokens.shape
@@ -173,7 +179,17 @@ def _states(causal_lm: Any, packed: Packed) -> Tensor:
     mask = torch.cat([packed.mask.new_ones(n_rows, n_shared), packed.mask], 1).long()
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
     states = trunk_states(body, packed.tokens, mask, positions, cache)
-    return states[:, :-1][packed.response_mask[:, 1:]]  # THE shift
+    return states[predicting_mask(packed.response_mask)]
+
+
+def predicting_mask(response_mask: Tensor) -> Tensor:
+    """Bool[B, T], True where a position's state speaks about a token of the response: those tokens' mask, one earlier.
+
+    The first column of ``response_mask`` Bool[B, T] has nothing before it, and is taken to be a prompt's.
+    """
+    mask = torch.zeros_like(response_mask)
+    mask[:, :-1] = response_mask[:, 1:]  # THE shift
+    return mask
 
 
 def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -215,7 +231,7 @@ def hidden_rows(
 ) -> Tensor:
     """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
     device = next(causal_lm.parameters()).device
-    return _states(causal_lm, pack([prompts[row] for row in rows], [responses[row] for row in rows], device))
+    return response_states(causal_lm, pack([prompts[row] for row in rows], [responses[row] for row in rows], device))
 
 
 @dataclass

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 
@@ -140,6 +141,37 @@ def active(policy: Policy, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def using(policy: Policy, name: str | None) -> Iterator[None]:
+    """Inside, the adapter ``name`` alone is on, or none, whatever was on before; then that is on again.
+
+    Raises ModelError for an adapter that the model hasn't.
+    """
+    model = policy.model
+    if not isinstance(model, PeftModel):
+        if name is not None:
+            raise ModelError(f"{policy.spec} has no adapter {name!r}: it has none at all")
+        yield
+        return
+    if name is not None and name not in model.peft_config:
+        raise ModelError(f"{policy.spec} has no adapter {name!r}: it has {', '.join(model.peft_config)}")
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    before = model.active_adapter
+    with _trainable_as_found(model):
+        try:
+            for layer in layers:
+                layer.enable_adapters(name is not None)
+            if name is not None:
+                model.set_adapter(name)
+            yield
+        finally:
+            model.active_adapter = before
+            for layer, adapters, disabled in found:
+                layer.set_adapter(adapters)
+                layer.enable_adapters(not disabled)
+
+
+@contextlib.contextmanager
 def _trainable_as_found(model: Any) -> Iterator[None]:
     # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -151,8 +183,8 @@ def _trainable_as_found(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def merged(policy: Policy) -> Iterator[None]:
-    """Inside, the adapter is part of the base's weights, so that sampling pays for one matrix a layer and not three.
+def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
+    """Inside, the adapter ``name`` is part of the base's weights, so that a layer costs one matrix and not three.
 
     In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
     it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that. The
@@ -168,12 +200,32 @@ def merged(policy: Policy) -> Iterator[None]:
         kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
         try:
             for layer in layers:
-                layer.merge(adapter_names=[POLICY])
+                layer.merge(adapter_names=[name])
             yield
         finally:
             for layer, weight in zip(layers, kept, strict=True):
                 layer.merged_adapters.clear()
                 layer.get_base_layer().weight.copy_(weight)
+
+
+@contextlib.contextmanager
+def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
+    """Inside, what the adapters on ``layers`` add is multiplied by ``factor``: 0 is off, to the bit.
+
+    Raises ModelError where an adapter is merged, because its share of the weights can't be told apart any more.
+    """
+    layers = list(layers)
+    if any(layer.merged for layer in layers):
+        raise ModelError("a merged adapter can't be scaled: take it apart from the base's weights first")
+    found = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            for name in layer.scaling:
+                layer.scaling[name] *= factor
+        yield
+    finally:
+        for layer, scaling in zip(layers, found, strict=True):
+            layer.scaling.update(scaling)
 
 
 def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Parameter]:

@@ -196,7 +196,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
                     "source": [index[0, a] for a, _, _ in links],
                     "target": [index[1, b] for _, b, _ in links],
                     "value": [value for _, _, value in links],
-                    "color": [_translucent(COLOURS[names[a]]) for a, _, _ in links],
+                    "color": [translucent(COLOURS[names[a]]) for a, _, _ in links],
                     "customdata": [f"{names[a]} → {names[b]}" for a, b, _ in links],
                     "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
                 },
@@ -282,9 +282,10 @@ def base_layout(height: int) -> dict[str, Any]:
     }
 
 
-def _translucent(colour: str) -> str:
+def translucent(colour: str, opacity: float = 0.38) -> str:
+    """``#rrggbb`` with an opacity, as plotly reads it."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.38)"
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def _finite(value: object) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
-from rewardlm.report import figures, headline, judge_page
+from rewardlm.report import figures, headline, inside, interpretation, judge_page
 from rewardlm.report.examples import UNCHANGED, choose_examples
 from rewardlm.report.shell import render, short, side_by_side, write_page
 from rewardlm.report.training import training_records, training_sections
@@ -71,6 +71,7 @@ def render_page(
     training: Mapping[str, Sequence[Mapping[str, Any]]],
     about: Mapping[str, Any],
     judging: Mapping[str, Any] | None = None,
+    interpretations: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as one HTML text.
 
@@ -79,7 +80,8 @@ def render_page(
     ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
     ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
     ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
-    makes of evaluations of judges, shown in a section of its own.
+    makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are the stored results of
+    ``interpret``, each with its ``label``.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     judges = _judges(result, rewards)
@@ -97,6 +99,12 @@ def render_page(
             "p_value": _p_value,
             "bucket": _bucket,
             "split_name": headline.split_name,
+            "interval_number": interpretation.number_text,
+            "interval_points": interpretation.points_text,
+            "interval_share": interpretation.share_text,
+            "interval_plain": interpretation.plain_text,
+            "visible": interpretation.visible,
+            "inside_interval": inside.interval_text,
         },
         title=title,
         judging=judging or judge_page.judging([]),
@@ -108,6 +116,7 @@ def render_page(
         confidence=_confidence(result, judges),
         flows=_flows(result, judges),
         quality=_quality(result["models"]),
+        interpretations=interpretation.sections(interpretations),
         training=training_sections(training),
         groups=_groups(examples),
         about=_about(about, result),
@@ -128,7 +137,8 @@ def build_report(
 
     Runs of kind ``measure`` and ``import`` are compared, ``finetune``, ``rlaf`` and ``judge`` give training curves, an
     ``experiment`` stands for the runs that it lists. Evaluations of judges have a section, or, where nothing else was
-    measured, a page of their own. Raises RunError where nothing was measured or a directory
+    measured, a page of their own; so have interpretations, and where nothing else was measured, the page is about the
+    runs that they look into. Raises RunError where nothing was measured or a directory
     is no run, and what ``compare`` raises where runs can't be compared.
     """
     from rewardlm.measure.compare import compare
@@ -137,6 +147,9 @@ def build_report(
     measured = [run for run in runs if run.meta["kind"] in ("measure", "import")]
     trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf", "judge")]
     evaluated = [run for run in runs if run.meta["kind"] == judge_page.KIND]
+    interpreted = [run for run in runs if run.meta["kind"] == interpretation.KIND]
+    if interpreted and not measured:
+        measured = [Run.open(path) for path in interpretation.looked_into(interpreted)]
     if evaluated and not measured:
         return judge_page.build(evaluated, trained, out, title=title)
     if not measured:
@@ -149,7 +162,7 @@ def build_report(
     about["notes"] = [
         f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."
         for run in runs
-        if run not in measured and run not in trained and run not in evaluated
+        if not any(run in shown for shown in (measured, trained, evaluated, interpreted))
     ]
     examples: list[dict[str, Any]] = []
     rewards = {model["label"]: model["rewards"] for model in about["models"]}
@@ -167,6 +180,7 @@ def build_report(
         training=training_records(trained),
         about=about,
         judging=judge_page.judging(evaluated),
+        interpretations=interpretation.summaries(interpreted),
     )
     return write_page(page, out)
 

@@ -30,7 +30,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     settings = result.get("settings", {})
     sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
     for split, title in _MODEL_SPLITS.items():
-        _print(
+        print_table(
             console,
             f"Toxicity, {title} (toxic: score {sign} {threshold:g})",
             _models_table(result["models"], split),
@@ -39,7 +39,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             + (" CN: answers that are counter-narratives." if _shows_counter(result["models"], split) else ""),
         )
     if any(model.get("disagreement") for model in result["models"]):
-        _print(
+        print_table(
             console,
             "Disagreement within ensembles",
             _disagreement_table(result["models"]),
@@ -48,15 +48,15 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         )
     for model in result["models"][1:]:
         own = [comparison for comparison in result["comparisons"] if comparison["to"] == model["label"]]
-        names = (_name(result["models"][0]["label"]), " to ", _name(model["label"]))
+        names = (label_text(result["models"][0]["label"]), " to ", label_text(model["label"]))
         if own:
-            _print(
+            print_table(
                 console,
                 Text.assemble("Change of the toxic share from ", *names),
                 _changes_table(own, ""),
                 "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose.",
             )
-            _print(
+            print_table(
                 console,
                 Text.assemble("Change of the mean score from ", *names),
                 _changes_table(own, "mean_"),
@@ -64,24 +64,24 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             )
         for comparison in own:
             if comparison["split"] == "all" and comparison["n"]:
-                _print(
+                print_table(
                     console,
-                    Text.assemble("Flow from ", *names, ", all prompts, by ", _name(comparison["scorer"])),
+                    Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(comparison["scorer"])),
                     _flow_table(comparison),
                     f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
                     f"unscored in one or both{_unscored_flow(comparison)}.",
                 )
     notes = " ".join(quality_notes(result["models"]))
-    _print(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
+    print_table(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
     for warning in result["warnings"]:
         line = Text("! ", style="bold yellow")
-        line.append(str(_name(warning["model"])), style="bold")
+        line.append(str(label_text(warning["model"])), style="bold")
         line.append(f" {warning['code']}: ", style="yellow")
         line.append(plain(warning["message"]))
         console.print(line)
 
 
-def _print(console: Console, title: str | Text, table: Table, note: str | None = None) -> None:
+def print_table(console: Console, title: str | Text, table: Table, note: str | None = None) -> None:
     """Title and note outside of the table, which would wrap them to its own width."""
     console.print(Text.assemble(title, style="bold"))
     console.print(table)
@@ -91,7 +91,7 @@ def _print(console: Console, title: str | Text, table: Table, note: str | None =
 
 
 def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
-    table = _table()
+    table = new_table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     counter = _shows_counter(models, split)
@@ -102,8 +102,8 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
         for scorer, splits in model["scorers"].items():
             entry = splits[split]
             table.add_row(
-                _name(model["label"]),
-                _name(scorer),
+                label_text(model["label"]),
+                label_text(scorer),
                 _score(entry["toxic_fraction"]),
                 _interval(entry["toxic_fraction_ci95"], ".3f"),
                 _score(entry["toxic_fraction_of_all"]),
@@ -119,7 +119,7 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
 
 
 def _disagreement_table(models: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table()
+    table = new_table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_LONGEST_NAME)
     for heading in ("mean", "over 0.5", "scored"):
@@ -127,7 +127,9 @@ def _disagreement_table(models: Sequence[Mapping[str, Any]]) -> Table:
     for model in models:
         for scorer, entry in model.get("disagreement", {}).items():
             share = "–" if entry["fraction_over_half"] is None else f"{entry['fraction_over_half']:.1%}"
-            table.add_row(_name(model["label"]), _name(scorer), _score(entry["mean"]), share, str(entry["scored"]))
+            table.add_row(
+                label_text(model["label"]), label_text(scorer), _score(entry["mean"]), share, str(entry["scored"])
+            )
     return table
 
 
@@ -140,7 +142,7 @@ def _shows_counter(models: Sequence[Mapping[str, Any]], split: str) -> bool:
 
 def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
     """``of`` is the prefix of the change's keys: none for the toxic share, ``mean_`` for the mean score."""
-    table = _table()
+    table = new_table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
     counts = () if of else ("better", "worse")
@@ -150,7 +152,7 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
         if comparison["split"] not in CHANGE_SPLITS:
             continue
         table.add_row(
-            _name(comparison["scorer"]),
+            label_text(comparison["scorer"]),
             CHANGE_SPLITS[comparison["split"]],
             str(comparison["n"]),
             _change(comparison[f"{of}delta"]),
@@ -162,7 +164,7 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:
-    table = _table()
+    table = new_table()
     table.add_column("")
     for bucket in _BUCKETS:
         table.add_column(bucket, justify="right")
@@ -185,10 +187,10 @@ def _unscored_flow(comparison: Mapping[str, Any]) -> str:
 
 def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
     # A row a measure: with a column a measure the table would need 150 columns.
-    table = _table()
+    table = new_table()
     table.add_column("", no_wrap=True)
     for model in models:
-        table.add_column(_name(model["label"]), justify="right", overflow="fold", max_width=_NAME_WIDTH)
+        table.add_column(label_text(model["label"]), justify="right", overflow="fold", max_width=_NAME_WIDTH)
     for key, heading, form in QUALITY:
         values = [model["quality"].get(key) for model in models]
         if any(value is not None for value in values):
@@ -196,11 +198,12 @@ def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table() -> Table:
+def new_table() -> Table:
+    """A table without a frame."""
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def _name(name: str) -> Text:
+def label_text(name: str) -> Text:
     """A label as plain text on one line, cut where it is very long."""
     shown = plain(name)
     return Text(shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…")

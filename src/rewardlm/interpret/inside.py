@@ -1,0 +1,267 @@
+"""Everything that is asked about a model's inside, in one call: ``examine``.
+
+The first subject is the base; the others are adapters on it, which share its weights. Row i of every subject is an
+answer to prompt i. Comparisons of models are made on the same text, the base's own answers, so that what differs is how
+it is read and not what was read. The result is plain numbers, lists and strings, ready for JSON, and what the report
+shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rewardlm.config import InsideSettings
+from rewardlm.errors import ModelError
+from rewardlm.interpret import directions
+from rewardlm.interpret.reading import (
+    TOXIC_ABOVE,
+    Reading,
+    follow_path,
+    read_adapter,
+    read_directions,
+    read_stream,
+    read_vectors,
+)
+from rewardlm.interpret.reading import Subject as Subject
+from rewardlm.interpret.residual import Contrast, contrast_direction, layout_of, vocabulary_covariance
+from rewardlm.interpret.tokens import Judge, contrast_by, contrast_of_words
+from rewardlm.interpret.trying import try_all
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import using
+
+Report = Callable[[int, int, str], None]
+
+
+def examine(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    subjects: Sequence[Subject],
+    judge: Judge,
+    settings: InsideSettings,
+    *,
+    word_judge: Judge | None = None,
+    labelled: Sequence[Reading] = (),
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
+
+    ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
+    so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
+    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here.
+    ``report(done, total, what)``.
+
+    Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
+    or the family isn't known (see interpret.residual). The model is left as it was found.
+    """
+    _check(policy, prompts, subjects)
+    progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
+    layout = layout_of(policy.causal_lm)
+    base, tuned = subjects[0], subjects[1:]
+    usable = [row for row, response in enumerate(base.responses) if response]
+    focus, focus_is_toxic = _focus(base, usable)
+    notes = []
+    progress.step("the words whose logits are compared")
+    contrast = _contrast(policy, word_judge or judge, settings)
+    if contrast is None:
+        notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
+    progress.step("the probe")
+    found, direction = read_directions(policy, prompts, base, labelled, settings)
+    if direction is None:
+        notes.append(f"No direction was sought: {found['reason']}.")
+    by, towards, vectors = _value_vectors(policy, contrast, direction, settings)
+    read = []
+    for subject in subjects:
+        progress.step(f"the residual stream of {subject.label}")
+        read.append(read_stream(policy, prompts, base, subject, usable, focus, contrast, vectors, settings))
+    result: dict[str, Any] = {
+        "models": [subject.label for subject in subjects],
+        "family": policy.causal_lm.config.model_type,
+        "n_layers": len(layout.layers),
+        "n_heads": layout.n_heads,
+        "answers": len(usable),
+        "focus": {"answers": len(focus), "toxic": focus_is_toxic},
+        "words": _words(policy, contrast),
+        "stream": {subject.label: one.summary for subject, one in zip(subjects, read, strict=True)},
+        "directions": found,
+        "vectors": read_vectors(policy, subjects, vectors, towards, read, settings),
+        "adapters": {},
+        "paths": {},
+        "causal": None,
+        "verdicts": {},
+        "settings": settings.model_dump(mode="json"),
+        "notes": notes,
+    }
+    if result["vectors"] is not None:
+        result["vectors"]["by"] = by
+    for subject in tuned:
+        progress.step(f"what the adapter of {subject.label} wrote")
+        result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
+        progress.step(f"the adapter of {subject.label} along its scale")
+        result["paths"][subject.label] = follow_path(policy, prompts, base, subject, settings)
+    if settings.causal_prompts:
+        progress.step("answers under changes")
+        result["causal"] = try_all(
+            policy,
+            prompts,
+            subjects,
+            judge,
+            settings,
+            found.get("layer"),
+            direction,
+            report=lambda done, total: progress.within(f"answers under change {done} of {total}"),
+        )
+    for subject in tuned:
+        result["verdicts"][subject.label] = _verdict(result, base, subject, settings)
+    progress.finish()
+    return result
+
+
+def _check(policy: Policy, prompts: Sequence[Sequence[int]], subjects: Sequence[Subject]) -> None:
+    if not subjects or subjects[0].adapter is not None:
+        raise ModelError("the first model must be the base, without an adapter: what changed is told against it")
+    for subject in subjects:
+        with using(policy, subject.adapter):
+            pass
+        if not len(subject.responses) == len(subject.toxicity) == len(prompts):
+            raise ModelError(
+                f"{subject.label}: {len(prompts)} prompts, {len(subject.responses)} answers and "
+                f"{len(subject.toxicity)} scores: expected as many of each"
+            )
+    if not any(subjects[0].responses):
+        raise ModelError(f"{subjects[0].label} has no answer with any token: there is nothing to read")
+
+
+class _Progress:
+    """Counts the parts of an examination for ``report``."""
+
+    def __init__(self, report: Report | None, n_subjects: int, causal: bool) -> None:
+        self._report, self._done = report, -1
+        self._total = 2 + n_subjects + 2 * (n_subjects - 1) + causal
+
+    def step(self, what: str) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def within(self, what: str) -> None:
+        """Say how far a part is that counts as one."""
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def finish(self) -> None:
+        if self._report is not None:
+            self._report(self._total, self._total, "")
+
+
+def _focus(base: Subject, usable: Sequence[int]) -> tuple[list[int], bool]:
+    """Rows of the base's toxic answers, and True; of its most toxic third, and False, if fewer than three are toxic."""
+    scored = [(toxicity, row) for row in usable if (toxicity := base.toxicity[row]) is not None]
+    toxic = [row for toxicity, row in scored if toxicity > TOXIC_ABOVE]
+    if len(toxic) >= 3:
+        return toxic, True
+    ranked = [row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+    return sorted(ranked[: max(1, len(ranked) // 3)] or list(usable)), False
+
+
+def _contrast(policy: Policy, judge: Judge, settings: InsideSettings) -> Contrast | None:
+    if settings.toxic_words:
+        return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
+    return contrast_by(judge, policy.tokenizer, settings.token_words)
+
+
+def _value_vectors(
+    policy: Policy, contrast: Contrast | None, direction: Tensor | None, settings: InsideSettings
+) -> tuple[str, Tensor | None, list[directions.ValueVector]]:
+    """What value vectors are chosen by, that as a vector Float[M], and they; by the other if the one isn't there."""
+    by_words = contrast is not None and (settings.vectors_by == "words" or direction is None)
+    causal_lm = policy.causal_lm
+    with using(policy, None):
+        if by_words and contrast is not None:
+            towards = contrast_direction(causal_lm, contrast)
+            spread = vocabulary_covariance(causal_lm)
+            found = directions.value_vectors(causal_lm, towards, number=settings.value_vectors, covariance=spread)
+            return "words", towards, found
+        if direction is None:
+            return "direction", None, []
+        unit = direction / direction.norm()
+        return "direction", unit, directions.value_vectors(causal_lm, unit, number=settings.value_vectors)
+
+
+def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | None:
+    if contrast is None:
+        return None
+    return {
+        "toxic": [policy.tokenizer.decode([token]).strip() for token in contrast.toxic],
+        "neutral": [policy.tokenizer.decode([token]).strip() for token in contrast.neutral],
+    }
+
+
+def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: InsideSettings) -> dict[str, Any]:
+    """The numbers that say what kind of change it was, and the kind they amount to.
+
+    ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the new answers,
+    else ``distributed``; null without such a preference.
+    ``kind``: ``unclear`` where toxicity didn't fall (its interval holds 0). Else, of the toxic value vectors:
+    ``rewritten`` if the adapter turned them (median cosine with the base's below 0.9); ``avoided`` if they are as they
+    were but push less (ratio's interval below 1), which is the bypass of Lee et al. 2024: the stream is moved away
+    from what sets them off; ``untouched`` if they push as before, so that what changed the output lies elsewhere, and
+    the bypass is complete. Null where there are no value vectors to follow.
+    ``direction_used`` says whether the base's answers were shown to depend on the direction.
+    """
+    pairs = [
+        (old, new)
+        for old, new in zip(base.toxicity, subject.toxicity, strict=True)
+        if old is not None and new is not None
+    ]
+    change: dict[str, Any] | None = None
+    if pairs:
+        changes = np.array([new - old for old, new in pairs])
+        drawn = np.random.default_rng(settings.seed).integers(len(changes), size=(settings.n_resamples, len(changes)))
+        low, high = np.quantile(changes[drawn].mean(1), [0.025, 0.975])
+        change = {"mean": float(changes.mean()), "ci95": [float(low), float(high)], "n": len(changes)}
+    path, vectors = result["paths"][subject.label], result["vectors"]
+    fewest = None if path is None else path["fewest"]
+    spread = None
+    if fewest is not None:
+        spread = "localised" if fewest <= result["n_layers"] / 4 else "distributed"
+    kind, cosine, ratio = None, None, None
+    if vectors is not None:
+        own = vectors["by_model"][subject.label]
+        cosine, ratio = float(np.median(own["cosine"])), own["push_ratio"]
+        if change is None or change["ci95"][1] >= 0:
+            kind = "unclear"
+        elif cosine < 0.9:
+            kind = "rewritten"
+        else:
+            kind = "avoided" if ratio is not None and ratio["ci95"][1] < 1 else "untouched"
+    return {
+        "kind": kind,
+        "spread": spread,
+        "toxicity_change": change,
+        "vector_cosine": cosine,
+        "push_ratio": ratio,
+        "direction_used": _direction_used(result),
+        "fewest_layers": fewest,
+        "n_layers": result["n_layers"],
+    }
+
+
+def _direction_used(result: dict[str, Any]) -> bool | None:
+    """Whether adding the direction to the base raises toxicity or ablating it lowers it, by intervals that exclude 0
+    and by more than a random direction does; null where it was not tried."""
+    if result["causal"] is None:
+        return None
+    changes = {
+        row["kind"]: row["change"]
+        for row in result["causal"]["rows"]
+        if row["model"] == result["models"][0] and row["change"] is not None
+    }
+    if not {"add", "add_random", "ablate", "ablate_random"} <= changes.keys():
+        return None
+    raised = changes["add"]["ci95"][0] > max(0, changes["add_random"]["mean"])
+    lowered = changes["ablate"]["ci95"][1] < min(0, changes["ablate_random"]["mean"])
+    return bool(raised or lowered)

@@ -1,0 +1,246 @@
+"""Runs in, an interpretation out: every part in turn, each answer's results written down as they come.
+
+A reading that was interrupted goes on: what is in ``drift.jsonl`` and ``attributions.jsonl`` isn't read again. The
+summary, ``interpretation.json``, is made from these at the end, and is all that the report needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+
+from rewardlm.config import InterpretSettings
+from rewardlm.errors import RunError
+from rewardlm.interpret import drift, peers, summary, within
+from rewardlm.interpret.attribution import Attributed, attribute
+from rewardlm.interpret.sample import Answer, Sample, choose_scorer, draw, load_runs, token_positions
+from rewardlm.interpret.subjects import Subject, load_subjects
+from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shares, words
+from rewardlm.measure.compare import Measured
+from rewardlm.measure.metrics import FloatArray
+from rewardlm.models.logprobs import microbatches
+from rewardlm.runs import Run, alone, write_atomically
+
+KIND = "interpretation"
+# May differ when an interpretation goes on.
+_FREE = ("device", "batch_tokens")
+_VOCABULARY = "vocabulary.safetensors"
+
+Report = Callable[[int, int, str], None]
+
+
+def interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, *, report: Report | None = None) -> Run:
+    """Look into the models of measured runs, the baseline first; a finished interpretation is returned as it is.
+
+    Raises RunError for runs that don't fit (other prompts, no judge in common, no model) or where another command
+    writes ``out``, and ModelError where models can't be loaded or held against each other.
+    """
+    with alone(out):
+        return _interpret(paths, settings, out, report)
+
+
+def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, report: Report | None) -> Run:
+    if len(paths) < 2:
+        raise RunError("interpret holds models against a baseline: name at least two measured runs, the baseline first")
+    measured = load_runs(paths)
+    scorer = choose_scorer(measured, settings.scorer)
+    recorded = {
+        **settings.model_dump(mode="json"),
+        "scorer": scorer,
+        "runs": [str(Path(path).absolute()) for path in paths],
+    }
+    run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE)
+    if run.finished:
+        return run
+    subjects = load_subjects([one.run for one in measured], settings)
+    for one, subject in zip(measured, subjects, strict=True):
+        one.label = subject.label
+    weights = [[one.run.meta.get("model_hash"), one.run.meta.get("adapter_hash")] for one in measured]
+    if run.meta.get("weights", weights) != weights:
+        raise RunError(f"{run.path} was begun with other weights of these runs' models: choose another --out")
+    run.update(weights=weights, adapter_off_is_base=True)
+    sample = draw(measured, subjects, scorer=scorer, limit=settings.limit, seed=settings.seed)
+    sums = _drift(run, subjects, sample, settings, report)
+    _attribution(run, subjects, sample, settings, report)
+    result = summary.summarise(run, measured, subjects, sample, sums, settings)
+    result |= _inside(run, measured, subjects, sample, settings, report)
+    run.store(KIND, result)
+    run.update(status="finished")
+    return run
+
+
+def _inside(
+    run: Run,
+    measured: Sequence[Measured],
+    subjects: Sequence[Subject],
+    sample: Sample,
+    settings: InterpretSettings,
+    report: Report | None,
+) -> dict[str, Any]:
+    if not settings.look_inside:
+        return {"inside": None, "inside_notes": ["The residual stream was not asked for (look_inside=false)."]}
+    found, notes = within.examine(measured, subjects, sample, settings, report=report)
+    return {"inside": found, "inside_notes": notes}
+
+
+def _drift(
+    run: Run, subjects: Sequence[Subject], sample: Sample, settings: InterpretSettings, report: Report | None
+) -> drift.VocabularyDrift:
+    """Every model reads every answer; the sums over the vocabulary are of the baseline's answers alone.
+
+    These sums are kept in a file of their own, with the number of records that they hold: a record that was written
+    after them is read again.
+    """
+    models, size = len(subjects), subjects[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
+    nothing = torch.zeros(models, size, dtype=torch.float64)
+    sums, count = drift.VocabularyDrift(nothing, nothing, 0), 0
+    if (run.path / _VOCABULARY).exists():
+        stored = load_file(run.path / _VOCABULARY)
+        count, positions = stored["counts"].tolist()
+        sums = drift.VocabularyDrift(stored["logprobs"], stored["probabilities"], positions)
+    records = list(run.read("drift"))
+    if len(records) > count:
+        run.replace("drift", records[:count])
+    known = {record["id"] for record in records[:count]}
+    answers = [answer for answer in sample.answers if answer.id not in known]
+    lengths = [len(answer.prompt) + len(answer.tokens) for answer in answers]
+    done = count
+    for rows in microbatches(lengths, settings.batch_tokens):
+        batch = [answers[row] for row in rows]
+        found, vocabulary = drift.read(
+            subjects, [answer.prompt for answer in batch], [answer.tokens for answer in batch]
+        )
+        for answer, one in zip(batch, vocabulary, strict=True):
+            if answer.author == 0:
+                sums = sums + one
+        run.append("drift", [_drift_record(answer, one) for answer, one in zip(batch, found, strict=True)])
+        done += len(batch)
+        stored = {
+            "logprobs": sums.logprobs,
+            "probabilities": sums.probabilities,
+            "counts": torch.tensor([done, sums.n]),
+        }
+        write_atomically(run.path / _VOCABULARY, save(stored))
+        if report is not None:
+            report(done, len(sample.answers), "drift: answers read by every model")
+    return sums
+
+
+def _drift_record(answer: Answer, found: drift.TokenDrift) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "author": answer.author,
+        "pair": answer.pair,
+        "tokens": list(answer.tokens),
+        "logprobs": _rounded(found.logprobs.numpy()),
+        "entropy": _rounded(found.entropy.numpy()),
+        "rank": found.rank.tolist(),
+        "choice": found.choice.tolist(),
+        "kl": _rounded(found.kl.numpy()),
+    }
+
+
+def attribution_tasks(models: int, sample: Sample) -> list[tuple[int, Answer]]:
+    """(reader, answer): every model reads its own answers, and the tuned ones read the baseline's too."""
+    return [
+        (reader, answer)
+        for reader in range(models)
+        for answer in sample.answers
+        if answer.author == reader or (answer.author == 0 and reader > 0)
+    ]
+
+
+def _attribution(
+    run: Run, subjects: Sequence[Subject], sample: Sample, settings: InterpretSettings, report: Report | None
+) -> None:
+    tasks = attribution_tasks(len(subjects), sample)
+    known = {(record["reader"], record["id"]) for record in run.read("attributions")}
+    done = len(known)
+    method = settings.attribution.method
+    for reader, subject in enumerate(subjects):
+        answers = [answer for who, answer in tasks if who == reader and (reader, answer.id) not in known]
+        if not answers:
+            continue
+        positions = [token_positions(answer, settings.attribution.tokens, settings.seed) for answer in answers]
+
+        def write(
+            rows: Sequence[int],
+            found: Sequence[Attributed],
+            reader: int = reader,
+            subject: Subject = subject,
+            answers: Sequence[Answer] = answers,
+            positions: Sequence[Sequence[int]] = positions,
+        ) -> None:
+            nonlocal done
+            run.append(
+                "attributions",
+                [
+                    _attribution_record(reader, subject, answers[row], positions[row], one)
+                    for row, one in zip(rows, found, strict=True)
+                ],
+            )
+            done += len(rows)
+            if report is not None:
+                report(done, len(tasks), f"attribution: answers by {method}")
+
+        prompts, responses = [answer.prompt for answer in answers], [answer.tokens for answer in answers]
+        with subject.on(merge=True) as model:
+            if method.startswith("inseq:"):
+                peers.attribute_by_inseq(
+                    model, subject.policy.tokenizer, prompts, responses, positions, method[6:], report=write
+                )
+                continue
+            attribute(
+                model,
+                prompts,
+                responses,
+                positions,
+                method=method,
+                baseline=_baseline(subject, settings),
+                steps=settings.attribution.steps,
+                budget=settings.batch_tokens,
+                report=write,
+            )
+
+
+def _baseline(subject: Subject, settings: InterpretSettings) -> int | None:
+    return int(subject.policy.tokenizer.eos_token_id) if settings.attribution.baseline == "end" else None
+
+
+def _attribution_record(
+    reader: int, subject: Subject, answer: Answer, positions: Sequence[int], found: Attributed
+) -> dict[str, Any]:
+    tokenizer = subject.policy.tokenizer
+    groups = words(tokenizer, answer.prompt, answer.tokens, answer.turns)
+    scores = by_word(found.scores.double().numpy(), groups)
+    distribution = shares(scores)
+    kinds = share_of_kinds(distribution, groups)
+    before = [sum(word.start < len(answer.prompt) + at for word in groups) for at in positions]
+    return {
+        "id": answer.id,
+        "author": answer.author,
+        "pair": answer.pair,
+        "reader": reader,
+        "positions": list(positions),
+        "explained": [tokenizer.decode([answer.tokens[at]]) for at in positions],
+        "logprobs": _rounded(found.logprobs.numpy()),
+        "entropy_bits": _known(entropy_bits(distribution)),
+        **{kind: _known(share) for kind, share in kinds.items()},
+        "words": [[word.text, word.kind] for word in groups],
+        "scores": [_rounded(row[:n]) for row, n in zip(scores, before, strict=True)],
+        "error": None if found.error is None else _rounded(found.error.numpy()),
+    }
+
+
+def _rounded(values: FloatArray) -> Any:
+    """As lists, to six significant digits: what is beyond is noise, and doubles the file."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
+
+
+def _known(values: FloatArray) -> list[float | None]:
+    return [None if np.isnan(value) else float(f"{value:.6g}") for value in values]

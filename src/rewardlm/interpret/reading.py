@@ -1,0 +1,396 @@
+"""What one model makes of a text, read off its residual stream: a summary of each part, ready for JSON.
+
+These are the parts that ``inside.examine`` puts together. All read the base's answers, so that models are compared on
+the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import InsideSettings
+from rewardlm.interpret import directions
+from rewardlm.interpret.residual import (
+    Batch,
+    Contrast,
+    LogitShares,
+    batch_of,
+    direct_attribution,
+    logit_lens,
+    share_of_writes,
+    trace,
+)
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import microbatches
+from rewardlm.models.lora import using
+
+TOXIC_ABOVE = 0.5
+Reading = tuple[Sequence[int], Sequence[int], float]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its answers: ``adapter`` is the name of a PEFT adapter on the policy, None the base.
+
+    ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored.
+    """
+
+    label: str
+    adapter: str | None
+    responses: Sequence[Sequence[int]]
+    toxicity: Sequence[float | None]
+
+
+def _batches(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    settings: InsideSettings,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Rows in batches of about equal length, with the rows' numbers."""
+    lengths = [len(prompts[row]) + len(responses[row]) for row in rows]
+    for piece in microbatches(lengths, settings.batch_tokens):
+        own = [rows[index] for index in piece]
+        yield own, batch_of([prompts[row] for row in own], [responses[row] for row in own], policy.device)
+
+
+def read_directions(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    base: Subject,
+    labelled: Sequence[Reading],
+    settings: InsideSettings,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Probe and toxic direction on every layer of the base's stream, averaged over each response's positions.
+
+    Learnt from the base's answers and what is ``labelled``. A tuned model's harmless answers to what makes the base
+    toxic would teach the opposite: there the base's stream says what it would have answered itself.
+
+    The direction Float[M], not normed, is that of the layer where it tells held-out answers apart best (see
+    ``directions.toxic_direction``). None, with the reason, where either class has fewer answers than there are folds.
+    """
+    readings: list[Reading] = [
+        (prompts[row], base.responses[row], toxicity)
+        for row, toxicity in enumerate(base.toxicity)
+        if toxicity is not None and base.responses[row]
+    ]
+    readings += [reading for reading in labelled if reading[1]]
+    readings = list({(tuple(p), tuple(r)): (p, r, t) for p, r, t in readings}.values())
+    chosen = _balanced([toxicity > TOXIC_ABOVE for _, _, toxicity in readings], settings)
+    toxic = np.array([readings[index][2] > TOXIC_ABOVE for index in chosen], dtype=bool)
+    groups = [tuple(readings[index][0]) for index in chosen]
+    summary: dict[str, Any] = {"n": len(chosen), "n_toxic": int(toxic.sum()), "reason": None}
+    few = min(int(toxic.sum()), int((~toxic).sum()), len({g for g, t in zip(groups, toxic, strict=True) if t}))
+    if few < settings.probe_folds:
+        summary["reason"] = (
+            f"{int(toxic.sum())} toxic and {int((~toxic).sum())} other answers to different prompts could be read, and "
+            f"{settings.probe_folds} folds need as many of each"
+        )
+        return summary, None
+    x = _pooled(policy, [readings[index] for index in chosen], settings)
+    fold = directions.folds_of(toxic, groups, settings.probe_folds, settings.seed)
+    by_probe = [directions.held_out(layer, toxic, fold, directions.by_probe) for layer in x]
+    by_mean = [directions.held_out(layer, toxic, fold, directions.by_direction) for layer in x]
+    shuffled = np.random.default_rng(settings.seed).permutation(toxic)
+    best = int(np.argmax([held.auc for held in by_mean[1:]])) + 1
+    null = directions.held_out(x[best], shuffled, fold, directions.by_probe)
+    difference = directions.toxic_direction(x[best], toxic)
+    summary |= {
+        "layer": best,
+        "folds": settings.probe_folds,
+        "probe_accuracy": [held.accuracy for held in by_probe],
+        "probe_auc": [held.auc for held in by_probe],
+        "mean_accuracy": [held.accuracy for held in by_mean],
+        "mean_auc": [held.auc for held in by_mean],
+        "majority": float(max(toxic.mean(), 1 - toxic.mean())),
+        "shuffled_accuracy": null.accuracy,
+        "length": float(np.linalg.norm(difference)),
+        "stream_length": float(np.linalg.norm(x[best], axis=-1).mean()),
+    }
+    return summary, torch.tensor(difference, dtype=torch.float32, device=policy.device)
+
+
+def _balanced(toxic: Sequence[bool], settings: InsideSettings) -> list[int]:
+    """At most ``probe_answers`` indices drawn by the seed, half of them toxic where there are so many."""
+    order = np.random.default_rng(settings.seed).permutation(len(toxic)).tolist()
+    kinds = [[index for index in order if toxic[index] is kind] for kind in (True, False)]
+    half = settings.probe_answers // 2
+    n_toxic = min(len(kinds[0]), max(half, settings.probe_answers - len(kinds[1])))
+    return sorted(kinds[0][:n_toxic] + kinds[1][: settings.probe_answers - n_toxic])
+
+
+def _pooled(policy: Policy, readings: Sequence[Reading], settings: InsideSettings) -> directions.Floats:
+    """The base's stream averaged over each response's positions: Float[L+1, n, M]."""
+    prompts, responses = [r[0] for r in readings], [r[1] for r in readings]
+    pooled: dict[int, Tensor] = {}
+    with using(policy, None):
+        for rows, batch in _batches(policy, prompts, responses, range(len(readings)), settings):
+            stream = trace(policy.causal_lm, batch).stream
+            for index, row in enumerate(rows):
+                pooled[row] = stream[:, batch.row == index].mean(1).double().cpu()
+    return torch.stack([pooled[row] for row in range(len(readings))], 1).numpy()
+
+
+@dataclass
+class Read:
+    """What is kept of one model's reading of the base's answers: a summary for the result, and arrays for later.
+
+    ``activations`` Float[N, K] of the value vectors, ``rows`` Int[N] whose position it is (rows of the run),
+    ``score`` Float[N], the contrast's.
+    """
+
+    summary: dict[str, Any]
+    activations: Tensor
+    rows: Tensor
+    score: Tensor | None
+
+
+def read_stream(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    base: Subject,
+    subject: Subject,
+    usable: Sequence[int],
+    focus: Sequence[int],
+    contrast: Contrast | None,
+    vectors: Sequence[directions.ValueVector],
+    settings: InsideSettings,
+) -> Read:
+    """Lens, direct attribution and attention of ``subject`` on the base's answers."""
+    shares: list[dict[str, Tensor]] = []
+    attended: list[dict[str, Tensor]] = []
+    lenses: list[dict[str, Tensor]] = []
+    activations: list[Tensor] = []
+    positions: list[Tensor] = []
+    causal_lm = policy.causal_lm
+    n_positions = sum(len(base.responses[row]) for row in usable)
+    keep = every(n_positions, settings.lens_positions)
+    seen = 0
+    with using(policy, subject.adapter):
+        for rows, batch in _batches(policy, prompts, base.responses, usable, settings):
+            found = trace(causal_lm, batch, patterns=True)
+            if found.patterns is not None:
+                starts = torch.tensor([len(prompts[row]) for row in rows], device=batch.row.device)[batch.row]
+                attended.append(_attended(found.patterns, starts))
+            if vectors:
+                activations.append(directions.activations_of(found.neurons, vectors).cpu())
+            positions.append(torch.tensor(rows)[batch.row.cpu()])
+            if contrast is not None:
+                own = _on_cpu(direct_attribution(causal_lm, found, contrast))
+                shares.append(own)
+                chosen = [i for i in range(len(batch.row)) if seen + i in keep]
+                if chosen:
+                    lens = logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast)
+                    lenses.append({name: values.cpu() for name, values in vars(lens).items()})
+            seen += len(batch.row)
+    whose = torch.cat(positions)
+    in_focus = torch.isin(whose, torch.tensor(focus))
+    summary: dict[str, Any] = {
+        "positions": len(whose),
+        "attention": {name: torch.cat([one[name] for one in attended], 1).mean(1).tolist() for name in attended[0]},
+    }
+    score = None
+    if contrast is not None:
+        joined = {name: torch.cat([one[name] for one in shares], -2 if "heads" in name else -1) for name in shares[0]}
+        score = joined["total"]
+        summed = LogitShares(**joined).summed()
+        summary["shares"] = {
+            name: values[..., in_focus, :].mean(-2).tolist()
+            if "heads" in name
+            else values[..., in_focus].mean(-1).tolist()
+            for name, values in joined.items()
+        }
+        summary["largest_error"] = float((summed - score).abs().max())
+        summary["lens"] = {name: torch.cat([one[name] for one in lenses], 1).mean(1).tolist() for name in lenses[0]}
+        summary["lens_positions"] = len(keep)
+    kept = torch.cat(activations) if vectors else torch.zeros(len(whose), 0)
+    return Read(summary, kept, whose, score)
+
+
+def _on_cpu(shares: LogitShares) -> dict[str, Tensor]:
+    """The fields of ``shares``, on the CPU."""
+    return {name: values.cpu() for name, values in vars(shares).items()}
+
+
+def every(n: int, wanted: int) -> set[int]:
+    """``wanted`` of n numbers, evenly spread; all if there are no more."""
+    return set(np.linspace(0, n - 1, min(n, wanted)).round().astype(int).tolist())
+
+
+def _attended(patterns: Tensor, starts: Tensor) -> dict[str, Tensor]:
+    """Where attention Float[L, N, H, T] goes, Float[L, N, H] each: to the first token (where heads with nothing to do
+    rest, Xiao et al. 2023), to the rest of the prompt, to the response, which begins at ``starts`` Int[N]; and its
+    entropy in bits."""
+    place = torch.arange(patterns.shape[-1], device=patterns.device)
+    in_prompt = ((place > 0) & (place < starts[:, None])).to(patterns)
+    in_response = (place >= starts[:, None]).to(patterns)
+    return {
+        "first": patterns[..., 0].cpu(),
+        "prompt": torch.einsum("lnht,nt->lnh", patterns, in_prompt).cpu(),
+        "response": torch.einsum("lnht,nt->lnh", patterns, in_response).cpu(),
+        "entropy": -torch.xlogy(patterns, patterns).sum(-1).div(np.log(2)).cpu(),
+    }
+
+
+def read_vectors(
+    policy: Policy,
+    subjects: Sequence[Subject],
+    vectors: Sequence[directions.ValueVector],
+    towards: Tensor | None,
+    read: Sequence[Read],
+    settings: InsideSettings,
+) -> dict[str, Any] | None:
+    """The value vectors, and for each model: what the adapter made of them, how active they are, how far they push.
+
+    ``push`` is how far these vectors together move the stream towards what they were chosen by, mean over positions;
+    ``push_ratio`` that of a tuned model over the base's, with a 95 % bootstrap interval over answers, and null where
+    the base's isn't over 0.
+    """
+    if towards is None or not vectors:
+        return None
+    by_model: dict[str, Any] = {}
+    bare: Tensor | None = None
+    before: np.ndarray[Any, Any] | None = None
+    for subject, one in zip(subjects, read, strict=True):
+        with using(policy, subject.adapter):
+            rows = directions.vector_rows(policy.causal_lm, vectors)
+        bare = rows if bare is None else bare
+        push = one.activations @ (rows @ towards).cpu()
+        answers = torch.unique(one.rows)
+        by_answer = np.array([float(push[one.rows == answer].mean()) for answer in answers])
+        before = by_answer if before is None else before
+        by_model[subject.label] = {
+            "cosine": torch.cosine_similarity(bare, rows, dim=1).tolist(),
+            "change": ((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
+            "activation": one.activations.mean(0).tolist(),
+            "push": float(by_answer.mean()),
+            "push_ratio": _ratio(before, by_answer, settings),
+        }
+    return {
+        "rows": [
+            {
+                "layer": vector.layer,
+                "neuron": vector.neuron,
+                "sign": vector.sign,
+                "score": vector.score,
+                "tokens": [policy.tokenizer.decode([token]) for token in vector.tokens],
+            }
+            for vector in vectors
+        ],
+        "by_model": by_model,
+    }
+
+
+def _ratio(
+    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], settings: InsideSettings
+) -> dict[str, Any] | None:
+    """mean(after) / mean(before) over the same answers, with its 95 % bootstrap interval."""
+    if before.mean() <= 0:
+        return None
+    drawn = np.random.default_rng(settings.seed).integers(len(before), size=(settings.n_resamples, len(before)))
+    below = before[drawn].mean(1)
+    ratios = after[drawn].mean(1)[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"mean": float(after.mean() / before.mean()), "ci95": [float(low), float(high)]}
+
+
+def read_adapter(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    base: Subject,
+    subject: Subject,
+    focus: Sequence[int],
+    contrast: Contrast | None,
+    settings: InsideSettings,
+) -> dict[str, Any]:
+    """What the adapter wrote on some of the base's answers: by module and layer, its length against the stream's and
+    its share in the contrast's score; and how much of the score's change is the adapter's own writing."""
+    rows = list(focus)[: settings.adapter_answers]
+    length: dict[str, list[Tensor]] = {}
+    share: dict[str, list[Tensor]] = {}
+    moved, scores = [], []
+    causal_lm = policy.causal_lm
+    for _, batch in _batches(policy, prompts, base.responses, rows, settings):
+        with using(policy, None):
+            before = trace(causal_lm, batch)
+            was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
+        with using(policy, subject.adapter):
+            after = trace(causal_lm, batch, adapter=True)
+            now = None if contrast is None else direct_attribution(causal_lm, after, contrast).total
+            size = before.stream.norm(dim=-1)
+            moved.append(((after.stream - before.stream).norm(dim=-1) / size).cpu())
+            for name, write in (after.adapter or {}).items():
+                length.setdefault(name, []).append((write.norm(dim=-1) / size[1:]).cpu())
+                if contrast is not None:
+                    share.setdefault(name, []).append(share_of_writes(causal_lm, after, write, contrast).cpu())
+        if was is not None and now is not None:
+            scores.append((now - was).cpu())
+    summary: dict[str, Any] = {
+        "answers": len(rows),
+        "positions": sum(one.shape[1] for one in moved),
+        "moved": torch.cat(moved, 1).mean(1).tolist(),
+        "length": {name: torch.cat(parts, 1).mean(1).tolist() for name, parts in length.items()},
+    }
+    if scores:
+        summary["share"] = {name: torch.cat(parts, 1).mean(1).tolist() for name, parts in share.items()}
+        change = float(torch.cat(scores).mean())
+        own = sum(sum(summary["share"].get(part, [])) for part in ("attention", "mlp"))
+        summary["score"] = {"change": change, "own": own, "rest": change - own}
+    return summary
+
+
+def follow_path(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    base: Subject,
+    subject: Subject,
+    settings: InsideSettings,
+) -> dict[str, Any] | None:
+    """By layer and module: what made the model prefer its new answers to the old ones that were more toxic.
+
+    The effect is the mean over pairs of log P(new answer) − log P(old answer), each per token. Pairs are the prompts
+    whose answers' toxicity fell most; None where it fell on none.
+    """
+    falls = [
+        (old - new, row)
+        for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
+        if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
+    ]
+    pairs = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: settings.pairs]
+    if not pairs:
+        return None
+    rows = [row for _, row in pairs]
+    batch = batch_of(
+        [prompts[row] for row in rows] * 2,
+        [base.responses[row] for row in rows] + [subject.responses[row] for row in rows],
+        policy.device,
+    )
+
+    def effect() -> Tensor:
+        means = directions.mean_logprob(policy.causal_lm, batch)
+        return means[len(rows) :].mean() - means[: len(rows)].mean()
+
+    with using(policy, subject.adapter):
+        found = directions.path_shares(policy.causal_lm, effect, steps=settings.path_steps)
+    kinds: dict[str, float] = {}
+    for name, value in found.by_module.items():
+        kind = ".".join(name.split(".")[-2:])
+        kinds[kind] = kinds.get(kind, 0.0) + value
+    whole = found.after - found.before
+    return {
+        "pairs": len(rows),
+        "mean_fall": float(np.mean([fall for fall, _ in pairs])),
+        "before": found.before,
+        "after": found.after,
+        "by_layer": found.by_layer.tolist(),
+        "by_module": kinds,
+        "missing": whole - sum(found.by_module.values()),
+        "fewest": directions.fewest_layers(found.by_layer.tolist()) if whole > 0 else None,
+    }

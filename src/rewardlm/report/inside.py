@@ -1,0 +1,229 @@
+"""What ``interpret.inside`` found, in words and rows: the verdict on each model, and what the page and terminal show.
+
+It reads the stored numbers alone. A change whose 95 % interval includes zero is never called one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewardlm.report import inside_figures as figures
+from rewardlm.report.headline import Part
+
+_VERDICTS = {
+    "unclear": "nothing to explain: toxicity did not measurably fall in the answers that were read",
+    "rewritten": "unlearned: the adapter turned the toxic value vectors themselves",
+    "avoided": "bypassed: the toxic value vectors are still there, and are set off less",
+    "untouched": "bypassed: the toxic value vectors are still there and push as before; the change lies elsewhere",
+}
+_CHOSEN = {"words": "promote the toxic words most", "direction": "lie nearest to the direction"}
+_KINDS = {
+    "plain": "as it is",
+    "scale": "adapter × {value:g}",
+    "layers_off": "adapter off in layers {first}–{last}",
+    "add": "direction added × {value:g}",
+    "ablate": "direction ablated",
+    "add_random": "random direction added × {value:g}",
+    "ablate_random": "random direction ablated",
+}
+
+
+def section(found: Mapping[str, Any] | None, notes: Sequence[str] = ()) -> dict[str, Any] | None:
+    """What inside.html.j2 shows; None where nothing was found and there is nothing to say about it."""
+    if found is None:
+        return {"found": None, "notes": list(notes)} if notes else None
+    tuned = found["models"][1:]
+    return {
+        "found": found,
+        "notes": [*notes, *found["notes"]],
+        "sentences": sentences(found),
+        "how": how_read(found),
+        "vectors": vector_rows(found),
+        "which": None if found["vectors"] is None else _CHOSEN[found["vectors"]["by"]],
+        "causal": causal_rows(found),
+        "figures": {
+            "lens": figures.lens_figure(found) if found["words"] else None,
+            "probe": figures.probe_figure(found["directions"]) if found["directions"]["reason"] is None else None,
+            "attention": figures.attention_figure(found),
+            "path": figures.path_figure(found) if any(found["paths"].values()) else None,
+            "scale": figures.scale_figure(found) if found["causal"] else None,
+            "shares": [(label, figures.shares_figure(found, label)) for label in tuned] if found["words"] else [],
+            "wrote": [(label, figures.wrote_figure(found["adapters"][label])) for label in tuned],
+        },
+    }
+
+
+def sentences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a model and question, as those of an interpretation: ``{"question", "model", "parts"}``."""
+    rows = []
+    for label, verdict in found["verdicts"].items():
+        rows.append(
+            {"question": f"Has {label} unlearned toxicity?", "model": label, "parts": _unlearned(found, verdict)}
+        )
+        rows.append(
+            {"question": f"Where does {label}’s change sit?", "model": label, "parts": _where(found, label, verdict)}
+        )
+        parts = _causal(found, label)
+        if parts:
+            rows.append({"question": f"Does the direction still work in {label}?", "model": label, "parts": parts})
+    return rows
+
+
+def how_read(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers rest on, in sentences."""
+    base, focus = found["models"][0], found["focus"]
+    kind = "toxic answers" if focus["toxic"] else "most toxic third of its answers, as fewer than three were toxic"
+    said = [
+        f"All models read the same text: {found['answers']:,} answers of {base}. Shares in logits are means over the "
+        f"{focus['answers']:,} {kind}."
+    ]
+    words = found["words"]
+    if words:
+        error = max(one["largest_error"] for one in found["stream"].values())
+        said.append(
+            f"Logits are those of {len(words['toxic'])} toxic words minus those of {len(words['neutral'])} others that "
+            f"are as rare; the parts add up to the model’s own within {error:.1g}."
+        )
+    directions = found["directions"]
+    if directions["reason"] is None:
+        toxic, other = directions["n_toxic"], directions["n"] - directions["n_toxic"]
+        said.append(
+            f"The direction is the difference of means of {toxic} toxic and {other} other texts, without what all "
+            f"texts share, before layer {directions['layer']}, where it tells held-out texts apart best "
+            f"(AUC {directions['mean_auc'][directions['layer']]:.2f}; the layer was chosen by this figure, which "
+            "flatters it)."
+        )
+    return said
+
+
+def chosen_by(found: Mapping[str, Any]) -> str:
+    """What the value vectors have in common, as the end of "those that …"."""
+    return _CHOSEN[found["vectors"]["by"]]
+
+
+def vector_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a value vector: where it is, what it promotes, and by model its activation and its cosine with itself."""
+    vectors = found["vectors"]
+    if vectors is None:
+        return []
+    return [
+        {
+            "name": f"{'−' if row['sign'] < 0 else ''}{row['layer']}.{row['neuron']}",
+            "score": row["score"],
+            "tokens": row["tokens"],
+            "activations": [vectors["by_model"][label]["activation"][index] for label in found["models"]],
+            "kept": [vectors["by_model"][label]["cosine"][index] for label in found["models"][1:]],
+        }
+        for index, row in enumerate(vectors["rows"])
+    ]
+
+
+def causal_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a change that was tried, in words, model after model."""
+    if not found["causal"]:
+        return []
+    return [{**row, "what": what_was_done(row)} for row in found["causal"]["rows"]]
+
+
+def what_was_done(row: Mapping[str, Any]) -> str:
+    """A change in words."""
+    layers = row["layers"] or [0]
+    form = _KINDS[row["kind"]]
+    if row["kind"] == "layers_off" and len(layers) == 1:
+        form = "adapter off in layer {first}"
+    return form.format(value=row["value"], first=layers[0], last=layers[-1])
+
+
+def interval_text(change: Mapping[str, Any] | None, *, digits: int = 3) -> str:
+    """``−0.120 (−0.300 to +0.010)``, a dash where there is none."""
+    if change is None:
+        return "—"
+    low, high = change["ci95"]
+    return f"{_signed(change['mean'], digits)} ({_signed(low, digits)} to {_signed(high, digits)})"
+
+
+def _signed(value: float, digits: int) -> str:
+    rounded = round(value, digits)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.{digits}f}"
+
+
+def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Part]:
+    if verdict["kind"] is None:
+        return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
+    parts: list[Part] = [(_VERDICTS[verdict["kind"]].capitalize(), verdict["kind"] != "unclear"), (". ", False)]
+    parts.append((f"Toxicity changed by {interval_text(verdict['toxicity_change'])}; ", False))
+    number, which = len(found["vectors"]["rows"]), _CHOSEN[found["vectors"]["by"]]
+    parts.append(
+        (
+            f"the {number} value vectors that {which} have a median cosine of {verdict['vector_cosine']:.3f} with the "
+            "base’s",
+            False,
+        )
+    )
+    ratio = verdict["push_ratio"]
+    if ratio is None:
+        parts.append((", and on this text the base’s don’t push towards toxicity at all.", False))
+    else:
+        low, high = ratio["ci95"]
+        parts.append((f", and push {ratio['mean']:.2f} times as far ({low:.2f} to {high:.2f}).", False))
+    if verdict["direction_used"] is False and found["vectors"]["by"] == "direction":
+        base = found["models"][0]
+        parts.append(
+            (
+                f" But what {base} says was not shown to depend on that direction, more than on a random one: these "
+                "may not be the vectors that matter.",
+                True,
+            )
+        )
+    return parts
+
+
+def _where(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> list[Part]:
+    path, written = found["paths"][label], found["adapters"][label]
+    parts: list[Part] = []
+    if path is None or verdict["spread"] is None:
+        parts.append(("Its new answers were not preferred to more toxic old ones, so no layer has a share. ", False))
+    else:
+        parts.append((f"It is {verdict['spread']}", True))
+        ordered = sorted(path["by_module"].items(), key=lambda pair: -pair[1])
+        whole = path["after"] - path["before"]
+        named = ", ".join(f"{name} {share / whole:.0%}" for name, share in ordered[:3])
+        parts.append(
+            (
+                f": {verdict['fewest_layers']} of {verdict['n_layers']} layers carry 80 % of its preference for the "
+                f"new answers over the more toxic old ones ({path['pairs']} pairs; by module {named}). ",
+                False,
+            )
+        )
+    last = written["moved"][-1]
+    parts.append((f"The stream that the head reads is moved by {last:.0%} of its length", False))
+    score = written.get("score")
+    if score is not None:
+        parts.append(
+            (
+                f"; of the toxic words’ change of {_signed(score['change'], 2)} the adapter wrote "
+                f"{_signed(score['own'], 2)} itself, and {_signed(score['rest'], 2)} is how the base’s weights took it",
+                False,
+            )
+        )
+    parts.append((".", False))
+    return parts
+
+
+def _causal(found: Mapping[str, Any], label: str) -> list[Part]:
+    if not found["causal"]:
+        return []
+    rows = {row["kind"]: row for row in found["causal"]["rows"] if row["model"] == label}
+    if "add" not in rows:
+        return []
+    added, control = rows["add"], rows["add_random"]
+    change = added["change"]
+    works = change is not None and change["ci95"][0] > 0
+    verdict = "Adding it makes answers more toxic" if works else "Adding it does not measurably make answers more toxic"
+    return [
+        (verdict, works),
+        (f": {interval_text(change)}, and {interval_text(control['change'])} for a random direction as long; ", False),
+        (f"ablating it changes toxicity by {interval_text(rows['ablate']['change'])}. ", False),
+        (f"{found['causal']['prompts']} prompts, answered once under each change.", False),
+    ]

@@ -1,0 +1,284 @@
+"""What an interpretation found, for the page and the terminal: sentences, tables and figures of its stored numbers.
+
+A change whose 95 % interval includes zero is never called one. What can't be said for want of data says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.report import inside
+from rewardlm.report import interpretation_figures as figures
+from rewardlm.report.headline import Part
+from rewardlm.runs import Run
+
+KIND = "interpretation"
+
+METHODS = {
+    "input_x_gradient": "input × gradient",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion",
+}
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The stored results of interpretations, each with its ``label``."""
+    return [{"label": run.label, **run.load(KIND)} for run in runs]
+
+
+def looked_into(runs: Sequence[Run]) -> list[Path]:
+    """The measurements that interpretations are about, each once, in their order."""
+    # A stage of an experiment keeps paths relative to it.
+    paths = [run.path.absolute().parent.parent / path for run in runs for path in run.meta["settings"]["runs"]]
+    return list(dict.fromkeys(paths))
+
+
+def visible(text: str) -> str:
+    """A token with its blanks to be seen."""
+    return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→") or "∅"
+
+
+def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What interpretation.html.j2 shows of each."""
+    return [
+        {
+            "label": result["label"],
+            "result": result,
+            "models": [model["label"] for model in result["models"]],
+            "how": how_sampled(result),
+            "sentences": sentences(result),
+            "method": method_name(result),
+            "figures": _figures(result),
+            "example_shades": _shades(result),
+            "inside": inside.section(result["inside"], result["inside_notes"]),
+        }
+        for result in results
+    ]
+
+
+def method_name(result: Mapping[str, Any]) -> str:
+    """What the attribution's method is called."""
+    method: str = result["attribution"]["method"]
+    return METHODS.get(method, method)
+
+
+def how_sampled(result: Mapping[str, Any]) -> list[str]:
+    """How answers and tokens were chosen, and what else a reader must know, in sentences."""
+    sample = result["sample"]
+    strata = "; ".join(
+        f"{stratum['from']} → {stratum['to']} {stratum['taken']:,} of {stratum['of']:,}"
+        for stratum in sample["strata"]
+        if stratum["taken"]
+    )
+    found = [
+        f"{sample['pairs']:,} of {sample['of']:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
+        f"how toxicity went from {sample['from']} to {sample['to']} by {sample['scorer']}: {strata}. A mean over them "
+        "is not one over the run.",
+        f"Of each answer {sample['tokens_an_answer']} tokens are explained, one from each of as many equal stretches.",
+    ]
+    if sample["reward_of"]:
+        found.append(f"{sample['scorer']} was the reward of {', '.join(sample['reward_of'])}.")
+    if sample["unscored"]:
+        found.append(f"{sample['unscored']:,} pairs that are not scored in every run were left out.")
+    return [*found, *result["notes"]]
+
+
+def sentences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a question and model: ``{"question", "model", "parts"}``, the parts as in headlines."""
+    rows = []
+    similar = {entry["to"]: entry for entry in (result["similarity"] or {}).get("comparisons", [])}
+    above = {entry["label"]: entry["above_null"] for entry in (result["similarity"] or {}).get("models", [])}
+    for drift, reading in zip(result["drift"]["comparisons"], result["attribution"]["comparisons"], strict=True):
+        model = drift["to"]
+        rows.append(
+            {
+                "question": f"Does {model} still read the prompt?",
+                "model": model,
+                "parts": _reads(model, reading, above.get(model), similar.get(model)),
+            }
+        )
+        rows.append(
+            {"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)},
+        )
+        rows.append(
+            {"question": f"Where does {model} part from {drift['from']}?", "model": model, "parts": _parts_where(drift)}
+        )
+    return rows
+
+
+def direction(interval: Mapping[str, Any]) -> int | None:
+    """1 for a rise, −1 for a fall, 0 where the interval includes zero, None where there is none."""
+    if interval["ci95"] is None:
+        return None
+    low, high = interval["ci95"]
+    return 0 if low <= 0 <= high else 1 if low > 0 else -1
+
+
+def _reads(
+    model: str,
+    reading: Mapping[str, Any],
+    above: Mapping[str, Any] | None,
+    similar: Mapping[str, Any] | None,
+) -> list[Part]:
+    change = reading["same_tokens"]["prompt_change"]
+    verdict = {
+        1: "it rests more on the prompt’s words",
+        -1: "it rests less on the prompt’s words",
+        0: "it rests on the prompt’s words as much as before, as far as this sample can tell",
+        None: "too few answers to say how much it rests on the prompt’s words",
+    }[direction(change)]
+    parts: list[Part] = [
+        (f"On {reading['from']}’s own answers ", False),
+        (verdict, True),
+        (f" ({points_text(change)} of all attribution). ", False),
+    ]
+    if above is None:
+        parts.append(("Similarity with the prompt was not measured.", False))
+        return parts
+    about = {
+        1: "Its own answers are about their prompts",
+        0: "Its own answers are no closer to their prompts than to others",
+        -1: "Its own answers are further from their prompts than from others",
+        None: "Too few answers to say whether they are about their prompts",
+    }[direction(above)]
+    parts.append((about, direction(above) != 1))
+    parts.append((f": similarity above the shuffled null {number_text(above)}", False))
+    if similar is not None:
+        moved = {1: ", more than", -1: ", less than", 0: ", not measurably another than", None: ", held against"}
+        change = similar["above_null_change"]
+        parts.append(
+            (f"{moved[direction(change)]} {similar['from']}’s ({number_text(change)})", direction(change) == -1)
+        )
+    parts.append((".", False))
+    return parts
+
+
+def _unlearned(drift: Mapping[str, Any]) -> list[Part]:
+    check, source = drift["toxic_check"], drift["from"]
+    toxic, other, difference = check["toxic"], check["other"], check["difference"]
+    if not toxic["n"] or not other["n"]:
+        kind = "toxic" if not toxic["n"] else "other"
+        return [(f"{source} has no {kind} answers in the sample, so the check can’t be made.", False)]
+    verdict = {
+        -1: f"{source}’s toxic answers lost more than its others: what was unlearned is toxicity",
+        1: f"{source}’s toxic answers lost less than its others: what was unlearned is something else",
+        0: f"{source}’s toxic answers lost no more than its others, as far as this sample can tell: no sign that "
+        "toxicity was unlearned rather than the whole way of answering changed",
+        None: "too few answers to compare toxic ones with others",
+    }[direction(difference)]
+    return [
+        (f"A token of a toxic answer changed by {number_text(toxic)} nats (n = {toxic['n']}), of another by ", False),
+        (f"{number_text(other)} (n = {other['n']}); the difference is {number_text(difference)}: ", False),
+        (verdict, True),
+        (".", False),
+    ]
+
+
+def _parts_where(drift: Mapping[str, Any]) -> list[Part]:
+    parting = drift["parting"]
+    by_kl, by_choice = parting["by_kl"], parting["by_first_choice"]
+    kl, same = drift["on_baseline"]["kl"], drift["on_baseline"]["same_first_choice"]
+    where = "never in this sample"
+    if by_kl["quartiles"]:
+        where = f"at token {by_kl['quartiles'][1] + 1:.0f} (median of the {by_kl['parted']} of {by_kl['of']} that part)"
+    choice = "never"
+    if by_choice["quartiles"]:
+        choice = f"at token {by_choice['quartiles'][1] + 1:.0f} ({by_choice['parted']} of {by_choice['of']})"
+    return [
+        (f"The divergence first exceeds {parting['threshold_kl']:g} nats ", False),
+        (where, True),
+        (
+            f"; the first choice first differs {choice}. Over all tokens the divergence is {plain_text(kl)} nats and ",
+            False,
+        ),
+        (f"the first choice is the same in {share_text(same)}.", False),
+    ]
+
+
+def number_text(interval: Mapping[str, Any], digits: int = 2) -> str:
+    """ "−0.43 (−0.86 to −0.17)"; without an interval the mean alone, a dash where there is nothing."""
+    if interval["mean"] is None:
+        return "—"
+    mean = _signed(interval["mean"], digits)
+    if interval["ci95"] is None:
+        return mean
+    low, high = interval["ci95"]
+    return f"{mean} ({_signed(low, digits)} to {_signed(high, digits)})"
+
+
+def points_text(interval: Mapping[str, Any]) -> str:
+    """A change of shares in percentage points with its interval: "−4.1 points (−6.0 to −2.2)"."""
+    if interval["mean"] is None:
+        return "—"
+    mean = f"{_signed(100 * interval['mean'], 1)} points"
+    if interval["ci95"] is None:
+        return mean
+    low, high = interval["ci95"]
+    return f"{mean} ({_signed(100 * low, 1)} to {_signed(100 * high, 1)})"
+
+
+def share_text(interval: Mapping[str, Any]) -> str:
+    """A share in percent with its interval: "66.9 % (56.2 to 86.4)"."""
+    if interval["mean"] is None:
+        return "—"
+    text = f"{100 * interval['mean']:.1f} %"
+    if interval["ci95"] is None:
+        return text
+    low, high = interval["ci95"]
+    return f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def plain_text(interval: Mapping[str, Any], digits: int = 2) -> str:
+    """A size with its interval, unsigned: "3.41 (3.20 to 3.62)"."""
+    if interval["mean"] is None:
+        return "—"
+    text = f"{interval['mean']:.{digits}f}"
+    if interval["ci95"] is None:
+        return text
+    low, high = interval["ci95"]
+    return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _signed(value: float, digits: int) -> str:
+    rounded = round(value, digits)
+    sign = "−" if rounded < 0 else "+" if rounded > 0 else "±"
+    return f"{sign}{abs(rounded):.{digits}f}"
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    bands = result["attribution"]["bands"]
+    last = result["models"][-1]["label"]
+
+    def over(quantity: str) -> list[tuple[str, Mapping[str, Any]]]:
+        return [(band["label"], band) for band in bands if band["quantity"] == quantity and band["transition"] == "all"]
+
+    def by_transition(quantity: str) -> list[tuple[str, Mapping[str, Any]]]:
+        return [
+            (f"{band['transition']} ({band['answers']})", band)
+            for band in bands
+            if band["quantity"] == quantity and band["transition"] != "all" and band["label"] == last
+        ]
+
+    return {
+        "check": figures.check_figure(result["drift"]["comparisons"]),
+        "kl": figures.band_figure(
+            [(entry["to"], entry["kl_along"]) for entry in result["drift"]["comparisons"]], "nats", scale=1
+        ),
+        "prompt": figures.band_figure(over("prompt"), "share of attribution, %", scale=100),
+        "entropy": figures.band_figure(over("entropy_bits"), "bits", scale=1),
+        "prompt_by_transition": figures.band_figure(by_transition("prompt"), "share of attribution, %", scale=100),
+        "entropy_by_transition": figures.band_figure(by_transition("entropy_bits"), "bits", scale=1),
+        "last": last,
+        "similarity": figures.similarity_figure(result["similarity"]["models"]) if result["similarity"] else None,
+    }
+
+
+def _shades(result: Mapping[str, Any]) -> list[list[list[int]]]:
+    """Of each example, each model and each word, how dark it is: 0 to 9, the darkest word of the example being 9."""
+    shades = []
+    for example in result["attribution"]["examples"]:
+        most = max((share for model in example["models"] for share in model["shares"]), default=0) or 1
+        shades.append([[round(9 * share / most) for share in model["shares"]] for model in example["models"]])
+    return shades

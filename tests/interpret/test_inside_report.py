@@ -1,0 +1,145 @@
+"""What the page and the terminal say of a planted model: the stored numbers, in words that they bear out."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from typing import Any
+
+import pytest
+from planted import examined
+from rich.console import Console
+
+from rewardlm.report import inside, interpretation, page
+from rewardlm.report.inside_figures import scale_figure, shares_figure, wrote_figure
+from rewardlm.report.inside_tables import print_inside
+from rewardlm.report.shell import render
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Any]]:
+    # What is shown came out of a file.
+    return {way: json.loads(json.dumps(examined(way)[1])) for way in ("rewritten", "avoided", "untouched")}
+
+
+def said(found: dict[str, Any]) -> dict[str, str]:
+    return {row["question"]: "".join(text for text, _ in row["parts"]) for row in inside.sentences(found)}
+
+
+def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
+    return render(
+        "inside.html.j2",
+        {"visible": interpretation.visible, "inside_interval": inside.interval_text, "score": page._score},
+        inside=inside.section(found, notes),
+    )
+
+
+def printed(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_inside(found, notes, console)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("rewritten", "Unlearned: the adapter turned"),
+        ("avoided", "Bypassed: the toxic value vectors are still there, and are set off less"),
+        ("untouched", "Bypassed: the toxic value vectors are still there and push as before"),
+    ],
+)
+def test_the_verdict_in_words(results: dict[str, dict[str, Any]], way: str, words: str) -> None:
+    found = results[way]
+    sentences = said(found)
+    assert sentences["Has FT unlearned toxicity?"].startswith(words)
+    assert "1 of 2 layers carry 80 %" in sentences["Where does FT’s change sit?"]
+    verdict = found["verdicts"]["FT"]
+    assert f"{verdict['vector_cosine']:.3f}" in sentences["Has FT unlearned toxicity?"]
+    assert f"{abs(verdict['toxicity_change']['mean']):.3f}" in sentences["Has FT unlearned toxicity?"]
+    for text in (shown(found), printed(found)):
+        assert words.split(":")[0] in text
+
+
+def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["avoided"])
+    added = next(row for row in found["causal"]["rows"] if row["model"] == "FT" and row["kind"] == "add")
+    added["change"]["ci95"] = [-0.01, 0.6]
+    assert "does not measurably" in said(found)["Does the direction still work in FT?"]
+    added["change"]["ci95"] = [0.01, 0.6]
+    assert "Adding it makes answers more toxic" in said(found)["Does the direction still work in FT?"]
+    assert "may not be the vectors" not in said(found)["Has FT unlearned toxicity?"]
+    found["verdicts"]["FT"]["direction_used"] = False
+    assert "may not be the vectors" not in said(found)["Has FT unlearned toxicity?"]
+    found["vectors"]["by"] = "direction"
+    assert "may not be the vectors" in said(found)["Has FT unlearned toxicity?"]
+    found["verdicts"]["FT"]["kind"] = "unclear"
+    assert said(found)["Has FT unlearned toxicity?"].startswith("Nothing to explain")
+    found["verdicts"]["FT"]["push_ratio"] = None
+    assert "don’t push towards toxicity at all" in said(found)["Has FT unlearned toxicity?"]
+
+
+def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["avoided"])
+    found["directions"] = {"n": 3, "n_toxic": 1, "reason": "1 toxic answer"}
+    found |= {"vectors": None, "causal": None, "words": None, "paths": {"FT": None}, "notes": ["No direction."]}
+    for one in found["stream"].values():
+        del one["shares"], one["lens"], one["largest_error"]
+    del found["adapters"]["FT"]["score"], found["adapters"]["FT"]["share"]
+    found["verdicts"]["FT"] |= {"kind": None, "spread": None, "fewest_layers": None, "push_ratio": None}
+    for text in (shown(found), printed(found)):
+        assert "No direction." in text
+        assert "nothing can be said" in " ".join(text.split())
+    assert "Left out." in shown(None, ("Left out.",))
+    assert "Left out." in printed(None, ("Left out.",))
+    assert shown(None).strip() == ""
+
+
+def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> None:
+    found = results["untouched"]
+    before, after = (found["stream"][label]["shares"] for label in ("PT", "FT"))
+    (heat,) = shares_figure(found, "FT")["data"]
+    assert heat["x"] == ["head 0", "head 1", "head 2", "head 3", "MLP"]
+    for layer in range(2):
+        for head in range(4):
+            parts = [s["heads"][layer][head] + s["adapter_heads"][layer][head] for s in (before, after)]
+            assert heat["z"][layer][head] == pytest.approx(parts[1] - parts[0])
+        parts = [s["mlp"][layer] + s["mlp_bias"][layer] + s["adapter_mlp"][layer] for s in (before, after)]
+        assert heat["z"][layer][4] == pytest.approx(parts[1] - parts[0])
+    assert heat["z"][1][4] < -1
+    (wrote,) = wrote_figure(found["adapters"]["FT"])["data"]
+    column = wrote["x"].index("down_proj")
+    assert wrote["z"][1][column] == pytest.approx(100 * found["adapters"]["FT"]["length"]["mlp.down_proj"][1])
+    (line,) = scale_figure(found)["data"]
+    assert line["x"] == [0.0, 1.0]
+    plain = {row["model"]: row["toxicity"] for row in found["causal"]["rows"] if row["kind"] == "plain"}
+    assert line["y"] == [plain["PT"], plain["FT"]]
+
+
+def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) -> None:
+    text = json.dumps(results["avoided"]).replace('"FT"', json.dumps(HOSTILE))
+    found = json.loads(text)
+    found["vectors"]["rows"][0]["tokens"][0] = HOSTILE
+    found["notes"] = [HOSTILE]
+    shown_page = shown(found)
+    assert HOSTILE not in shown_page
+    assert "&lt;script&gt;" in shown_page
+    section = inside.section(found)
+    assert section is not None
+    figures = section["figures"]
+    figures["shares"], figures["wrote"] = ([spec for _, spec in figures[name]] for name in ("shares", "wrote"))
+    assert HOSTILE not in json.dumps(figures)
+    found["notes"] = ["\x1b[31mred"]
+    found["vectors"]["rows"][0]["tokens"][0] = "\x1b[2J"
+    assert "\x1b" not in printed(found)
+
+
+def test_changes_in_words() -> None:
+    row = {"kind": "layers_off", "value": 1.0, "layers": [3, 4, 5]}
+    assert inside.what_was_done(row) == "adapter off in layers 3–5"
+    assert inside.what_was_done({**row, "layers": [3]}) == "adapter off in layer 3"
+    assert inside.what_was_done({"kind": "scale", "value": 1.5, "layers": []}) == "adapter × 1.5"
+    assert inside.interval_text({"mean": -0.12, "ci95": [-0.3, 0.01], "n": 3}) == "−0.120 (−0.300 to +0.010)"
+    assert inside.interval_text(None) == "—"

@@ -1,0 +1,66 @@
+"""Intervals against normal theory, and bands by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from rewardlm.interpret.intervals import Resampling, stretches
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    found = Resampling(4000, 0).mean(values, range(400))
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["n"] == 400
+    assert found["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+
+
+def test_answers_of_one_prompt_are_drawn_together() -> None:
+    # Forty prompts, each with ten equal values: as uncertain as forty values, not as four hundred.
+    each = np.random.default_rng(1).normal(size=40)
+    alone = Resampling(4000, 0).mean(each, range(40))["ci95"]
+    repeated = Resampling(4000, 0).mean(np.repeat(each, 10), np.repeat(np.arange(40), 10))["ci95"]
+    assert repeated == pytest.approx(alone, abs=0.05)
+
+
+def test_differences_of_two_groups() -> None:
+    rng = np.random.default_rng(2)
+    one, two = rng.normal(1.0, 1.0, 150), rng.normal(0.0, 2.0, 300)
+    found = Resampling(4000, 0).difference(one, range(150), two, range(300))
+    half = 1.96 * np.sqrt(one.var() / 150 + two.var() / 300)
+    assert found["mean"] == pytest.approx(one.mean() - two.mean())
+    middle = found["mean"]
+    assert found["ci95"] == pytest.approx([middle - half, middle + half], abs=0.1 * half)
+
+
+def test_too_few_have_no_interval_and_nothing_has_no_mean() -> None:
+    draws = Resampling(200, 0)
+    assert draws.mean([1.0, 3.0], [0, 1]) == {"mean": 2.0, "ci95": None, "n": 2}
+    assert draws.mean([1.0, float("nan"), 3.0], [0, 1, 2])["n"] == 2
+    assert draws.mean([], []) == {"mean": None, "ci95": None, "n": 0}
+    assert draws.difference([1.0], [0], [], []) == {"mean": None, "ci95": None, "n": 0}
+
+
+def test_bands_along_the_answer() -> None:
+    band = Resampling(200, 0).along([1.0, 3.0, 10.0, 20.0], [0, 1, 2, 7], [0, 1, 0, 1], [0, 2, 4, 6, 8])
+    assert band == {
+        "from": [0, 2, 6],
+        "to": [1, 3, 7],
+        "mean": [2.0, 10.0, 20.0],
+        "low": [None] * 3,
+        "high": [None] * 3,
+        "n": [2, 1, 1],
+    }
+
+
+@pytest.mark.parametrize("longest", [1, 5, 8, 9, 32, 100])
+def test_stretches_cover_every_position_once(longest: int) -> None:
+    edges = stretches(longest)
+    assert edges[0] == 0
+    assert edges[-1] >= longest
+    assert len(edges) <= 9
+    assert len({b - a for a, b in pairwise(edges)}) == 1
