@@ -93,11 +93,14 @@ def test_other_architectures_come_back_from_their_folder(name: str, tmp_path: Pa
 
 def test_the_hash_tells_weights_apart() -> None:
     policy = tiny_policy()
-    from rewardlm.models.load import _hash_weights
+    from rewardlm.models.load import hash_weights
 
+    # What is held in full can be held against what was loaded in half.
+    for half in ("bfloat16", "float16"):
+        assert hash_weights(policy.model, getattr(torch, half)) == load("tiny", dtype=half).weights_hash
     with torch.no_grad():
         policy.model.model.layers[0].mlp.up_proj.weight.add_(0.01)
-    assert _hash_weights(policy.model) != policy.weights_hash
+    assert hash_weights(policy.model) != policy.weights_hash
     assert load("tiny", dtype="bfloat16").weights_hash != policy.weights_hash
 
 
