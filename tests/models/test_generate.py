@@ -14,7 +14,7 @@ from small_models import CONFIGS, random_policy, tiny_policy
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.generate import Request, Sampled, batches, generate, stream_seed
+from rewardlm.models.generate import Request, Sampled, generate, groups, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.types import Message
 
@@ -259,16 +259,18 @@ def test_a_batch_of_one_and_none(tiny: Policy) -> None:
     assert len(answers(tiny, requests_of(tiny)[:1], 1, GREEDY)) == 1
 
 
-def test_batches_hold_every_request_once_within_the_budget() -> None:
+def test_groups_hold_every_request_once_and_their_slots_stay_within_the_budget() -> None:
     generator = np.random.default_rng(0)
-    requests = [Request(tuple([1] * int(n)), 0) for n in generator.integers(1, 90, 200)]
-    got = batches(requests, 10, 400)
-    assert sorted(index for batch in got for index in batch) == list(range(200))
-    for batch in got:
-        width = max(len(requests[index].prompt) for index in batch) + 10
-        assert len(batch) == 1 or len(batch) * width <= 400
-    widths = [max(len(requests[index].prompt) for index in batch) for batch in got]
-    assert widths == sorted(widths, reverse=True)
+    requests = [Request((9, 9, *map(int, generator.integers(0, 9, n))), 0) for n in generator.integers(1, 90, 200)]
+    got = groups(requests, 10, 400)
+    assert sorted(index for group in got for index in group.indices) == list(range(200))
+    for group in got:
+        assert group.shared == 2
+        width = max(len(requests[index].prompt) for index in group.indices) - 2 + 10
+        assert group.slots == 1 or group.slots * width <= 400
+        assert (group.slots + 1) * width > 400
+    lengths = [len(requests[index].prompt) for group in got for index in group.indices]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_plain_format_stops_where_the_user_would_speak() -> None:
