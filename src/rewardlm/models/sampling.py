@@ -47,7 +47,7 @@ class Sampler:
         makes both NaN.
         """
         settings = self.settings
-        own = _Distribution(logits)
+        own = Distribution(logits)
         scores = logits
         held = [age < settings.min_new_tokens for age in ages]
         if any(held):
@@ -62,14 +62,17 @@ class Sampler:
             tokens = scores.argmax(-1)
             logprobs = own.logprobs(tokens)
             return Drawn(tokens, logprobs, torch.zeros_like(logprobs), entropy)
-        drawn_from = own if scores is logits else _Distribution(scores)
+        drawn_from = own if scores is logits else Distribution(scores)
         tokens = drawn_from.draw(uniforms)
         logprobs = own.logprobs(tokens)
         return Drawn(tokens, logprobs, logprobs if drawn_from is own else drawn_from.logprobs(tokens), entropy)
 
 
-class _Distribution:
-    """The softmax of ``logits`` Float[B, V], kept unnormalised, with its sums by block of the vocabulary."""
+class Distribution:
+    """The softmax of ``logits`` Float[B, V], kept unnormalised, with its sums by block of the vocabulary.
+
+    ``normaliser`` Float[B] is log Z. NaN or infinity among a row's logits makes all its numbers NaN.
+    """
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -82,7 +85,12 @@ class _Distribution:
         self.normaliser = self.largest.squeeze(-1) + self.cumulative[:, -1].log().float()
 
     def logprobs(self, tokens: Tensor) -> Tensor:
+        """Of one token a row, Int[B] → Float[B]."""
         return self.logits.gather(-1, tokens[:, None]).squeeze(-1) - self.normaliser
+
+    def probabilities(self) -> Tensor:
+        """Float[B, V], in place of the unnormalised ones: nothing else can be asked afterwards."""
+        return self.weights.div_(self.cumulative[:, -1:].float())
 
     def entropy(self) -> Tensor:
         """log Z - E[logit]: Float[B], in nats."""
