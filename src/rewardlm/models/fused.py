@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 def fuse(model: nn.Module) -> None:
     """Have the plain LoRA layers of ``model`` compute so; what they hold, and what PEFT does with them, stays."""
+    module: Any
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
             module.__class__ = FusedLinear

@@ -9,6 +9,7 @@ before any truncation.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
@@ -118,6 +120,9 @@ def generate(
     other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
 
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head.
+
+    A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
+    ``generate``, with a warning: the same answers and numbers, more slowly.
     """
     limit = policy.max_positions
     for request in requests:
@@ -126,10 +131,18 @@ def generate(
                 f"a prompt of {len(request.prompt)} tokens and {max_new_tokens} new ones exceed the model's "
                 f"{limit} positions: shorten the prompt or --max-new-tokens"
             )
+    standard = _has_standard_cache(policy.causal_lm.config)
+    if requests and not standard:
+        warnings.warn(
+            f"{policy.spec} ({type(policy.causal_lm).__name__}) keeps more than keys and values: it is sampled by "
+            "transformers' generate, which is slower",
+            stacklevel=2,
+        )
+    decoder = _Decoder if standard else _ByTransformers
     for group in groups(requests, max_new_tokens, batch_tokens):
         if all(index in known for index in group.indices):
             continue
-        yield from _Decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden).answers()
+        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden).answers()
 
 
 class _Decoder:
@@ -160,8 +173,6 @@ class _Decoder:
         self.tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
         self.numbers = torch.zeros(3, rows, max_new_tokens, device=device)  # logprobs, sampling_logprobs, entropy
         self.states: Tensor | None = None
-        self.slots = Slots(policy.causal_lm.config.get_text_config().num_hidden_layers, device)
-        self.prefix = self._run_prefix()
         # Of each slot: its row, how many tokens that has, and whether its answer has ended.
         self.who: list[int] = []
         self.ages: list[int] = []
@@ -169,6 +180,8 @@ class _Decoder:
         self.looked_at = [0] * rows
 
     def answers(self) -> Iterator[Sampled]:
+        self.slots = Slots(self.policy.causal_lm.config.get_text_config().num_hidden_layers, self.device)
+        self.prefix = self._run_prefix()
         waiting = deque(range(len(self.group.indices)))
         hidden = self._admit(waiting, None)
         step = 0
@@ -194,6 +207,10 @@ class _Decoder:
                 hidden = self._admit(waiting, hidden)
 
     def _draw(self, hidden: Tensor) -> Tensor:
+        """The next token of every slot, Int[B]."""
+        return self._record(self.head(hidden).float(), hidden)
+
+    def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its numbers."""
         who = torch.tensor(self.who, device=self.device)
         # A row that ended since the last look draws on; what it draws is cut off.
@@ -205,7 +222,7 @@ class _Decoder:
                 [*self.requests[self.group.indices[row]].prompt, *tokens[:age]]
                 for row, tokens, age in zip(self.who, drawn, self.ages, strict=True)
             ]
-        found = self.sampler.draw(self.head(hidden).float(), self.uniforms[who, ages], self.ages, so_far)
+        found = self.sampler.draw(logits, self.uniforms[who, ages], self.ages, so_far)
         self.tokens[who, ages] = found.tokens
         self.numbers[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
         if self.keep_hidden:
@@ -306,6 +323,59 @@ class _Decoder:
         hidden = trunk_states(self.body, tokens, mask, positions, cache)[:, -1]
         where = {prompt: row for row, prompt in enumerate(unique)}
         return cache, mask, hidden, torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+
+
+class _ByTransformers(_Decoder):
+    """The same through transformers' ``generate``, for prompts of one length at a time: a state that is carried along
+    would carry padding too."""
+
+    def answers(self) -> Iterator[Sampled]:
+        prompts = [self.requests[index].prompt for index in self.group.indices]
+        by_length: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            by_length.setdefault(len(prompt), []).append(row)
+        for rows in by_length.values():
+            for start in range(0, len(rows), self.group.slots):
+                self.who = rows[start : start + self.group.slots]
+                self.ages, self.ended = [0] * len(self.who), [False] * len(self.who)
+                self._run([prompts[row] for row in self.who])
+                yield from self._look()
+
+    def _run(self, prompts: list[tuple[int, ...]]) -> None:
+        seen: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -1]))
+        tokens = torch.tensor(prompts, device=self.device)
+        try:
+            self.policy.causal_lm.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                # Our own from scratch: a model's own may punish repetition, say, which would change its distribution.
+                generation_config=GenerationConfig(
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.end_ids.tolist(),
+                    pad_token_id=0,
+                ),
+                logits_processor=LogitsProcessorList([_Chosen(self, seen)]),
+            )
+        finally:
+            hook.remove()
+
+
+class _Chosen(LogitsProcessor):  # type: ignore[misc]
+    """Leaves the token that the decoder draws as the only one possible."""
+
+    def __init__(self, decoder: _Decoder, seen: list[Tensor]) -> None:
+        self._decoder, self._seen = decoder, seen
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self._decoder._record(scores.float(), self._seen.pop())
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+
+
+def _has_standard_cache(config: Any) -> bool:
+    """Whether all layers keep keys and values of what they have read, and nothing else."""
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def _has_window(config: Any) -> bool:
