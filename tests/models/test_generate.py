@@ -271,6 +271,7 @@ def test_a_model_with_another_cache_is_sampled_by_transformers_with_the_same_num
     assert [answer.tokens for answer in got] == [theirs(policy, request.prompt, 6) for request in requests]
     with pytest.warns(UserWarning, match="slower"):
         drawn = answers(policy, requests, 6, GenerationSettings(), keep_hidden=True)
+    with pytest.warns(UserWarning, match="slower"):
         apart = answers(policy, requests, 6, GenerationSettings(), batch_tokens=1)
     assert [answer.tokens for answer in drawn] == [answer.tokens for answer in apart]
     assert [answer.tokens for answer in drawn] != [answer.tokens for answer in got]
