@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
+from rewardlm.models.attention import one_token, takes_whole_store
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
 from rewardlm.models.sampling import Sampler
@@ -180,7 +181,9 @@ class _Decoder:
         self.looked_at = [0] * rows
 
     def answers(self) -> Iterator[Sampled]:
-        self.slots = Slots(self.policy.causal_lm.config.get_text_config().num_hidden_layers, self.device)
+        whole = takes_whole_store(self.body, self.device)
+        n_layers = self.policy.causal_lm.config.get_text_config().num_hidden_layers
+        self.slots = Slots(n_layers, self.device, whole=whole)
         self.prefix = self._run_prefix()
         waiting = deque(range(len(self.group.indices)))
         hidden = self._admit(waiting, None)
@@ -202,7 +205,8 @@ class _Decoder:
                 chosen = chosen[torch.tensor(live, device=self.device)]
                 self._rebuild(live)
             mask, positions = self.slots.advance()
-            hidden = trunk_states(self.body, chosen[:, None], mask, positions, self.slots.cache)[:, -1]
+            with one_token(self.body, whole):
+                hidden = trunk_states(self.body, chosen[:, None], mask, positions, self.slots.cache)[:, -1]
             if refill:
                 hidden = self._admit(waiting, hidden)
 

@@ -17,10 +17,12 @@ _ROOM = 32
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values Float[B, heads, C, D] with room beyond the ``cursor``; transformers sees what is filled."""
+    """Keys and values Float[B, heads, C, D] with room beyond the ``cursor``; the model sees what is filled, or all of
+    it with ``whole``, zeros included, for a mask to leave out."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool) -> None:
         super().__init__()
+        self.whole = whole
         self.cursor = 0
 
     def place(self, keys: Tensor, values: Tensor, cursor: int) -> None:
@@ -32,20 +34,27 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]
         self.keys[:, :, self.cursor : end] = key_states
         self.values[:, :, self.cursor : end] = value_states
         self.cursor = end
+        if self.whole:
+            return self.keys, self.values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
         return self.cursor
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.keys.shape[-2] if self.whole else self.cursor + query_length), 0
+
 
 class Slots:
     """B rows that are decoded together: ``cache`` for transformers, ``mask`` Int[B, cursor], ``lengths`` Int[B, 1].
 
-    ``lengths`` are the tokens of each row, which is the position of the next.
+    With ``whole`` the mask is as wide as the store, and so is what the model sees. ``lengths`` are the tokens of each
+    row, which is the position of the next.
     """
 
-    def __init__(self, n_layers: int, device: torch.device) -> None:
-        self.layers = [_SlotLayer() for _ in range(n_layers)]
+    def __init__(self, n_layers: int, device: torch.device, *, whole: bool = False) -> None:
+        self.whole = whole
+        self.layers = [_SlotLayer(whole) for _ in range(n_layers)]
         self.cache = Cache(layers=self.layers)
         self.cursor = 0
         self.capacity = 0
@@ -55,7 +64,7 @@ class Slots:
 
     @property
     def mask(self) -> Tensor:
-        return self._mask[:, : self.cursor]
+        return self._mask if self.whole else self._mask[:, : self.cursor]
 
     def advance(self) -> tuple[Tensor, Tensor]:
         """Room for one token a row: the mask with it, Int[B, cursor], and its positions, Int[B, 1].
