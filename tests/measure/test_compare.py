@@ -484,3 +484,17 @@ def test_judges_of_one_name_and_other_weights_are_refused(tmp_path: Path) -> Non
         compare([one, two], n_resamples=100)
     assert compare([one, two], scorer="b", n_resamples=100)["comparisons"]
     assert compare([one, unknown], n_resamples=100)["comparisons"]
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.1, "no answer"), (0.9, "all answers")])
+@pytest.mark.parametrize(("prompts", "noted"), [(12, True), (80, False)])
+def test_few_prompts_that_are_all_alike_are_no_certainty(
+    tmp_path: Path, value: float, said: str, prompts: int, noted: bool
+) -> None:
+    build_run(tmp_path / "PT", "PT", {"a": [[value, value]] * prompts, "b": [[0.1, 0.9]] * prompts})
+    found = " ".join(quality_notes(compare([tmp_path / "PT"], **FAST)["models"]))
+    assert ("no width" in found) == noted
+    if noted:
+        # 1 - 0.025 ** (1 / 12) = 0.2646
+        assert f"By a {said} to 12 prompts" in found
+        assert "26.5 %" in found

@@ -178,13 +178,3 @@ def test_distinct_by_hand() -> None:
 )
 def test_a_quotation_is_four_words_in_a_row(prompt: str, answer: str, expected: bool) -> None:
     assert quality.quotes(prompt, answer) is expected
-
-
-@pytest.mark.parametrize("text", ["", " \t\r\n", "\u200b", "\u200b\ufeff \u2060", "\u00a0\u3000", "\x00\x1b"])
-def test_what_nobody_sees_is_empty(text: str) -> None:
-    assert quality.is_empty(text)
-
-
-@pytest.mark.parametrize("text", [".", "…", "a", "\u200bno\u200b", "🙂", "👩\u200d👦", "0", "你"])
-def test_what_somebody_sees_is_not_empty(text: str) -> None:
-    assert not quality.is_empty(text)

@@ -14,7 +14,7 @@ from small_models import CONFIGS, random_policy, tiny_policy
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.generate import Request, Sampled, batches, generate, stream_seed
+from rewardlm.models.generate import Request, Sampled, generate, groups, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.types import Message
 
@@ -254,21 +254,84 @@ def test_a_prompt_without_room_or_tokens_is_refused(tiny: Policy) -> None:
         answers(tiny, [Request((), 0)], 5, GREEDY)
 
 
+def test_a_model_with_another_cache_is_sampled_by_transformers_with_the_same_numbers() -> None:
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    policy = tiny_policy()
+    config = MambaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        policy.model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        for parameter in policy.model.parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+    requests = requests_of(policy)
+    with pytest.warns(UserWarning, match="MambaForCausalLM.*slower"):
+        got = answers(policy, requests, 6, GREEDY)
+    assert [answer.tokens for answer in got] == [theirs(policy, request.prompt, 6) for request in requests]
+    with pytest.warns(UserWarning, match="slower"):
+        drawn = answers(policy, requests, 6, GenerationSettings(), keep_hidden=True)
+    with pytest.warns(UserWarning, match="slower"):
+        apart = answers(policy, requests, 6, GenerationSettings(), batch_tokens=1)
+    assert [answer.tokens for answer in drawn] == [answer.tokens for answer in apart]
+    assert [answer.tokens for answer in drawn] != [answer.tokens for answer in got]
+    for answer in drawn:
+        prompt = requests[answer.index].prompt
+        with torch.inference_mode():
+            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *answer.tokens]])).logits[0]
+            head = policy.causal_lm.lm_head(answer.hidden)
+        plain = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        wanted = plain.gather(-1, torch.tensor(answer.tokens)[:, None]).squeeze(-1)
+        torch.testing.assert_close(answer.logprobs, wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(head, logits[len(prompt) - 1 : -1], atol=1e-4, rtol=1e-4)
+    assert not policy.causal_lm.lm_head._forward_pre_hooks
+
+
+def test_answers_of_any_length_make_room_for_those_that_wait(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ends, few slots, room for a few steps at a time, and looks that come late: all as one row at a time."""
+    from rewardlm.models import generate as module
+    from rewardlm.models import slots
+
+    requests = requests_of(tiny, QUESTIONS * 6)
+    alone = answers(tiny, requests, 40, GenerationSettings(), batch_tokens=1)
+    common = [token for token, n in Counter(t for a in alone for t in a.tokens).most_common(30) if n]
+    tiny.causal_lm.generation_config.eos_token_id = [tiny.tokenizer.eos_token_id, *common]
+    try:
+        wanted = answers(tiny, requests, 40, GenerationSettings(), batch_tokens=1)
+        lengths = {len(answer.tokens) for answer in wanted}
+        assert len(lengths) > 5
+        monkeypatch.setattr(slots, "_ROOM", 5)
+        for look in (1, 3, 50):
+            monkeypatch.setitem(module._LOOK, "cpu", look)
+            for batch_tokens in (250, 900, 10**6):
+                got = answers(tiny, requests, 40, GenerationSettings(), batch_tokens=batch_tokens, keep_hidden=True)
+                assert [a.tokens for a in got] == [a.tokens for a in wanted]
+                assert [a.finish for a in got] == [a.finish for a in wanted]
+                for ours, theirs_ in zip(got, wanted, strict=True):
+                    torch.testing.assert_close(ours.logprobs, theirs_.logprobs, atol=1e-4, rtol=0)
+                    assert ours.hidden is not None
+                    assert len(ours.hidden) == len(ours.tokens)
+    finally:
+        tiny.causal_lm.generation_config.eos_token_id = tiny.tokenizer.eos_token_id
+
+
 def test_a_batch_of_one_and_none(tiny: Policy) -> None:
     assert answers(tiny, [], 5, GREEDY) == []
     assert len(answers(tiny, requests_of(tiny)[:1], 1, GREEDY)) == 1
 
 
-def test_batches_hold_every_request_once_within_the_budget() -> None:
+def test_groups_hold_every_request_once_and_their_slots_stay_within_the_budget() -> None:
     generator = np.random.default_rng(0)
-    requests = [Request(tuple([1] * int(n)), 0) for n in generator.integers(1, 90, 200)]
-    got = batches(requests, 10, 400)
-    assert sorted(index for batch in got for index in batch) == list(range(200))
-    for batch in got:
-        width = max(len(requests[index].prompt) for index in batch) + 10
-        assert len(batch) == 1 or len(batch) * width <= 400
-    widths = [max(len(requests[index].prompt) for index in batch) for batch in got]
-    assert widths == sorted(widths, reverse=True)
+    requests = [Request((9, 9, *map(int, generator.integers(0, 9, n))), 0) for n in generator.integers(1, 90, 200)]
+    got = groups(requests, 10, 400)
+    assert sorted(index for group in got for index in group.indices) == list(range(200))
+    for group in got:
+        assert group.shared == 2
+        width = max(len(requests[index].prompt) for index in group.indices) - 2 + 10
+        assert group.slots == 1 or group.slots * width <= 400
+        assert (group.slots + 1) * width > 400
+    lengths = [len(requests[index].prompt) for group in got for index in group.indices]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_plain_format_stops_where_the_user_would_speak() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import FailureLimit, as_score, is_settled, load_scorer, load_scorers, score_texts
+from rewardlm.scoring.scorer import FailureLimit, as_score, is_empty, is_settled, load_scorer, load_scorers, score_texts
 from rewardlm.types import Score, Verdict
 
 
@@ -35,7 +35,7 @@ def lengths(texts):
 def test_blank_texts_are_never_asked_and_equal_texts_once():
     fake = Fake(lengths)
     limit = FailureLimit(max_share=0)
-    verdicts = score_texts(fake, ["abc", "", "de", " \n\t", "abc"], limit=limit)
+    verdicts = score_texts(fake, ["abc", "", "de", " \n\t\u200b", "abc"], limit=limit)
     assert fake.calls == [["abc", "de"]]
     assert [v.values.get("toxicity") for v in verdicts] == [0.03, None, 0.02, None, 0.03]
     assert [v.reason for v in verdicts] == [None, "empty response", None, "empty response", None]
@@ -290,3 +290,13 @@ def test_importing_the_door_is_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["", " \t\r\n", "\u200b", "\u200b\ufeff \u2060", "\u00a0\u3000", "\x00\x1b"])
+def test_what_nobody_sees_is_empty(text):
+    assert is_empty(text)
+
+
+@pytest.mark.parametrize("text", [".", "…", "a", "\u200bno\u200b", "🙂", "👩\u200d👦", "0", "你"])
+def test_what_somebody_sees_is_not_empty(text):
+    assert not is_empty(text)

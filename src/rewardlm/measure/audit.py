@@ -20,7 +20,7 @@ from rewardlm.config import flatten
 from rewardlm.measure import metrics
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.records import samples_wanted
-from rewardlm.scoring.scorer import PRESETS
+from rewardlm.scoring.scorer import EMPTY, PRESETS
 
 if TYPE_CHECKING:
     from rewardlm.measure.compare import Measured
@@ -45,9 +45,6 @@ SURE = 0.05
 
 # At the start of a folder's name: where it lies depends on where the command was given.
 _FOLDERS_ABOVE = re.compile(r"^(?:~|\.\.?(?=/))/?(?:\.\./)*")
-
-# What scorers record of an answer without text; it is no failure of theirs.
-_EMPTY = "empty response"
 
 _SPLIT_NAMES = {"all": "all prompts", "toxic_prompts": "toxic prompts"}
 
@@ -199,10 +196,10 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
     for judge in run.judges:
         reasons = Counter(
             # What follows the colon is one text's own: an answer of a service as it came, say.
-            _EMPTY if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet").split(": ")[0]
+            EMPTY if run.quality.empty[position] else run.reasons[judge].get(position, "not scored yet").split(": ")[0]
             for position in np.flatnonzero(np.isnan(run.scores[judge])).tolist()
         )
-        unscored, other = reasons.total(), reasons.total() - reasons[_EMPTY]
+        unscored, other = reasons.total(), reasons.total() - reasons[EMPTY]
         if unscored > UNSCORED_ANY * total or other > UNSCORED_OTHER * total:
             listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common(4))
             more = ", …" if len(reasons) > 4 else ""

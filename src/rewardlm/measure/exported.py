@@ -22,7 +22,7 @@ from rewardlm.measure import quality
 from rewardlm.measure.spreadsheet import defuse
 from rewardlm.runs import Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
-from rewardlm.scoring.scorer import DISAGREEMENT
+from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -253,7 +253,7 @@ class _Rows:
                 row[reasons] = reason or "no reason given"
         answer = generation["text"]
         row |= {
-            "quality.empty": quality.is_empty(answer),
+            "quality.empty": is_empty(answer),
             "quality.non_latin": quality.is_mostly_outside(answer, quality.LATIN),
             "quality.other_script": quality.in_other_script(text, answer),
             "quality.repeated": quality.is_repeated(answer),
@@ -266,7 +266,7 @@ class _Rows:
             if record.get("classes"):
                 row["quality.counter_narrative"] = most_likely(record["classes"]) == COUNTER_NARRATIVE
                 row |= {f"quality.classes.{name}": value for name, value in record["classes"].items()}
-            elif "classes" in record and quality.is_empty(answer):
+            elif "classes" in record and is_empty(answer):
                 row["quality.counter_narrative"] = False
         return row
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rewardlm.errors import ConfigError, DataError
+from rewardlm.scoring.scorer import EMPTY
 from rewardlm.types import Generation, Message, Prompt, Role, Score
 
 # Files don't name the label that they score.
@@ -133,7 +134,7 @@ def as_score(where: str, column: str, cell: object) -> tuple[float | None, str |
     if math.isnan(value):
         return None, None
     if value == -1:
-        return None, "empty response"
+        return None, EMPTY
     if not 0 <= value <= 1:
         raise DataError(
             f"{where}: column {column!r} must be a score in [0, 1], or -1 or nothing for unscored, got {cell}"

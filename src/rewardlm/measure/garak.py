@@ -25,6 +25,7 @@ from rewardlm.measure.foreign import (
     score_record,
     turns_of,
 )
+from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Message, Prompt
 
 # Modules of detectors that look for something else: jailbreaks, leaks, code, missing refusals.
@@ -78,8 +79,8 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
                 reason = (
                     "no answer"
                     if output is None
-                    else "empty response"
-                    if not output.strip()
+                    else EMPTY
+                    if is_empty(output)
                     else "the detector gave no score"
                     if found is not None
                     else "the detector was not run here"

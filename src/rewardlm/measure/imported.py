@@ -33,6 +33,7 @@ from rewardlm.measure.lm_eval import is_lm_eval, read_lm_eval
 from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.spreadsheet import undo_defuse
 from rewardlm.runs import Run, prompts_hash
+from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 
 # Field -> column names that are recognised, the first that is present wins.
@@ -270,8 +271,8 @@ def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str
 
 def _why_absent(scorer: str, response: str, *, marked: bool = False) -> str:
     """``marked``: the score is -1, which stands for an empty answer."""
-    if not response.strip():
-        return "empty response"
+    if is_empty(response):
+        return EMPTY
     if marked:
         return "scored -1 though there is an answer"
     # Perspective's one lasting reason to leave a text of normal length unscored.

@@ -27,6 +27,7 @@ from rewardlm.measure.foreign import (
     score_record,
     turns_of,
 )
+from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Message, Prompt
 
 _TOXIC_METRIC = re.compile(
@@ -254,8 +255,8 @@ def _per_answer(value: object, judged: Sequence[int]) -> dict[int, float]:
 
 
 def _unscored_here(answer: str, judged: bool, answers: int) -> str:
-    if not answer.strip():
-        return "empty response"
+    if is_empty(answer):
+        return EMPTY
     if judged:
         return "missing"
     return "lm-eval scored another answer" if answers > 1 else "lm-eval scored what its filter made of the answer"

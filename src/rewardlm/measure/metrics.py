@@ -117,11 +117,12 @@ def toxic_fraction_ci95(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of ``toxic_fraction``, prompts resampled with all their samples.
 
-    Where all prompts are alike, as where none has a toxic answer, see ``_interval``.
+    Where all prompts are alike, as where none has a toxic answer, it is that one number: ``unseen_share`` says what it
+    can't show.
     """
-    scored = (~np.isnan(scores)).sum(axis=1)
+    scored = ~np.isnan(scores)
     toxic = is_toxic(scores, threshold=threshold, inclusive=inclusive)
-    return _interval(bootstrap_ratio(toxic.sum(axis=1), scored, n_resamples, seed), int((scored > 0).sum()), lowest=0)
+    return _interval(bootstrap_ratio(toxic.sum(axis=1), scored.sum(axis=1), n_resamples, seed))
 
 
 def expected_max_toxicity_ci95(
@@ -171,9 +172,9 @@ def paired_difference(
     """``after`` minus ``before`` over the cells [N, K] that are scored in both.
 
     ``delta`` is of the toxic fraction, ``mean_delta`` of the mean score; negative is less toxic. Intervals
-    are clustered paired bootstraps (where all prompts changed alike, see ``_interval``). ``p_value`` is exact McNemar
-    where no prompt has more than one pair, the clustered paired bootstrap's otherwise; ``mean_p_value`` is always the
-    bootstrap's. ``better`` and ``worse`` count the prompts whose toxic share fell and rose.
+    are clustered paired bootstraps. ``p_value`` is exact McNemar where no prompt has more than one pair, the
+    clustered paired bootstrap's otherwise; ``mean_p_value`` is always the bootstrap's. ``better`` and
+    ``worse`` count the prompts whose toxic share fell and rose.
     """
     both = ~np.isnan(before) & ~np.isnan(after)
     pairs = both.sum(axis=1)
@@ -187,16 +188,15 @@ def paired_difference(
     resampled = bootstrap_ratio(change, pairs, n_resamples, seed)
     score_change = np.where(both, after - before, 0.0).sum(axis=1)
     resampled_means = bootstrap_ratio(score_change, pairs, n_resamples, seed)
-    prompts = int((pairs > 0).sum())
     return Difference(
         n=n,
         delta=int(change.sum()) / n,
-        delta_ci95=_interval(resampled, prompts, lowest=-1),
+        delta_ci95=_interval(resampled),
         p_value=mcnemar(better, worse) if pairs.max() == 1 else _bootstrap_p_value(resampled, better + worse),
         better=better,
         worse=worse,
         mean_delta=float(score_change.sum()) / n,
-        mean_delta_ci95=_interval(resampled_means, prompts, lowest=-1),
+        mean_delta_ci95=_interval(resampled_means),
         mean_p_value=_bootstrap_p_value(resampled_means, int((score_change != 0).sum())),
     )
 
@@ -222,9 +222,7 @@ def paired_difference_of_all(
     toxic_before = is_toxic(before, threshold=threshold, inclusive=inclusive) & pairs
     toxic_after = is_toxic(after, threshold=threshold, inclusive=inclusive) & pairs
     change = toxic_after.sum(axis=1) - toxic_before.sum(axis=1)
-    here = pairs.sum(axis=1)
-    resampled = bootstrap_ratio(change, here, n_resamples, seed)
-    return int(change.sum()) / n, _interval(resampled, int((here > 0).sum()), lowest=-1)
+    return int(change.sum()) / n, _interval(bootstrap_ratio(change, pairs.sum(axis=1), n_resamples, seed))
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -271,24 +269,21 @@ def bootstrap_ratio(
 
 def _mean_interval(of_prompts: FloatArray, n_resamples: int, seed: int) -> tuple[float, float] | None:
     """Of the mean of one number in [0, 1] a prompt."""
-    resampled = bootstrap_ratio(of_prompts, np.ones(len(of_prompts)), n_resamples, seed)
-    return _interval(resampled, len(of_prompts), lowest=0)
+    return _interval(bootstrap_ratio(of_prompts, np.ones(len(of_prompts)), n_resamples, seed))
 
 
-def _interval(resampled: FloatArray, prompts: int, *, lowest: float) -> tuple[float, float] | None:
-    """2.5 % and 97.5 % of ``resampled``; ``lowest`` (to 1) is what the number may be.
-
-    Where all ``prompts`` are alike nothing varies, and [0, 0] would claim that no toxic answer can ever come of 12
-    that were harmless. Then it is the exact interval of 0 in ``prompts`` (Clopper & Pearson 1934): so many prompts may
-    be of another kind unseen, at worst at the end of the scale.
-    """
+def _interval(resampled: FloatArray) -> tuple[float, float] | None:
     if resampled.size == 0:
         return None
-    if resampled.min() == resampled.max():
-        value, unseen = float(resampled[0]), float(1 - 0.025 ** (1 / prompts))
-        return value - unseen * (value - lowest), value + unseen * (1 - value)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)
+
+
+def unseen_share(prompts: int) -> float:
+    """How many prompts may be of a kind that none of ``prompts`` was, at most: the exact 95 % bound (Clopper & Pearson
+    1934) of 0 in ``prompts``.
+    """
+    return float(1 - 0.025 ** (1 / prompts))
 
 
 def _bootstrap_p_value(resampled: FloatArray, changed: int) -> float:

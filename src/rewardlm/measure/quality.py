@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-LATIN = "LATIN"
+from rewardlm.scoring.scorer import is_empty
 
-# Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
-_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+LATIN = "LATIN"
 
 # Japanese mixes three scripts in one sentence, so they count as one; the price is that a Chinese answer to a
 # Japanese prompt isn't seen.
@@ -31,11 +30,6 @@ _UNSPACED = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|['’])+")
-
-
-def is_empty(text: str) -> bool:
-    """Nothing that is seen: white space, control characters, joiners of width zero."""
-    return all(unicodedata.category(character) in _UNSEEN for character in text)
 
 
 @lru_cache(maxsize=65536)

@@ -20,7 +20,7 @@ from rewardlm.measure import quality
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.runs import Run
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
-from rewardlm.scoring.scorer import DISAGREEMENT
+from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
 from rewardlm.types import Prompt
 
 IntArray = NDArray[np.intp]
@@ -111,7 +111,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
         prompt_rows.append(row)
         samples.append(record["sample"])
         words.append(len(text.split()))
-        flags["empty"].append(quality.is_empty(text))
+        flags["empty"].append(is_empty(text))
         flags["non_latin"].append(quality.is_mostly_outside(text, quality.LATIN))
         flags["other_script"].append(quality.in_other_script(prompts[row].text, text))
         flags["repeated"].append(quality.is_repeated(text))

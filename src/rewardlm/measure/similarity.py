@@ -14,6 +14,7 @@ import numpy as np
 
 from rewardlm.errors import ModelError
 from rewardlm.scoring.encoder import MINILM, locate_encoder
+from rewardlm.scoring.scorer import is_empty
 
 
 def load_embedder(device: str = "cpu") -> Any:
@@ -37,7 +38,7 @@ def similarities(
 
     A row's shuffled prompt is never its own text, unless all prompts are the same.
     """
-    if not any(response.strip() for response in responses):
+    if all(map(is_empty, responses)):
         return [None] * len(responses), [None] * len(responses)
     return Similarity(embedder, prompts, seed=seed).of(prompts, responses)
 
@@ -54,7 +55,7 @@ class Similarity:
 
     def of(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
         """Of each response its cosine with its own prompt, and with another; None where it is empty."""
-        kept = [row for row, response in enumerate(responses) if response.strip()]
+        kept = [row for row, response in enumerate(responses) if not is_empty(response)]
         own: list[float | None] = [None] * len(responses)
         null: list[float | None] = [None] * len(responses)
         if not kept:

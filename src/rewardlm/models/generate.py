@@ -1,7 +1,7 @@
-"""Sampling answers: batches by token budget, the shared prefix prefilled once, ended rows taken out.
+"""Sampling answers: the shared prefix prefilled once, ended rows taken out, their places given to the next prompts.
 
 Each row draws its randomness from a seed of its own, so an answer depends on (seed, prompt, sample) and not on which
-other prompts happened to be in its batch. (Floating-point sums may still differ in the last bit between batch shapes,
+other prompts happened to be beside it. (Floating-point sums may still differ in the last bit between batch shapes,
 which now and then tips a token.) The log-probability kept with every token is the model's own, at temperature 1 and
 before any truncation.
 """
@@ -9,6 +9,8 @@ before any truncation.
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
+from rewardlm.models.attention import one_token, takes_whole_store
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
+from rewardlm.models.sampling import Sampler
+from rewardlm.models.slots import Slots
 from rewardlm.types import Finish
+
+# How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
+# one group again.
+_REFILLS = 4
+# New prompts are put in once this share of the slots is free, and ended rows taken out once they are this share.
+_FREE, _ENDED = 8, 16
+# Steps between two looks at what was drawn. Where the device works ahead of us, looking makes it wait.
+_LOOK = {"cpu": 1}
+_LOOK_ELSEWHERE = 8
 
 
 @dataclass(frozen=True)
@@ -57,26 +66,41 @@ class Sampled:
     finish: Finish
 
 
+@dataclass(frozen=True)
+class Group:
+    """Requests that are answered together, by their indices, longest prompt first: ``slots`` of them at a time.
+
+    All begin with the same ``shared`` tokens.
+    """
+
+    indices: list[int]
+    slots: int
+    shared: int
+
+
 def stream_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable: the same parts give the same stream on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def batches(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
-    """Indices of requests in batches of at most ``batch_tokens`` positions, padding and answers included.
+def groups(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) -> list[Group]:
+    """All requests, in groups whose slots have at most ``batch_tokens`` positions: padding and answers included, what
+    all prompts of the call begin with left out.
 
     Sorted by length and prompt, longest first: little padding, equal prompts side by side, and what does not fit
     in memory shows at once.
     """
+    if not requests:
+        return []
+    shared = shared_prefix([request.prompt for request in requests])
     order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), requests[i].prompt))
-    result: list[list[int]] = []
-    width = 0
-    for index in order:
-        if not result or (len(result[-1]) + 1) * (width + max_new_tokens) > batch_tokens:
-            result.append([])
-            width = len(requests[index].prompt)
-        result[-1].append(index)
+    result = []
+    while order:
+        width = len(requests[order[0]].prompt) - shared + max_new_tokens
+        slots = max(1, batch_tokens // width)
+        result.append(Group(order[: slots * _REFILLS], slots, shared))
+        order = order[slots * _REFILLS :]
     return result
 
 
@@ -91,12 +115,15 @@ def generate(
     keep_hidden: bool = False,
     known: Set[int] = frozenset(),
 ) -> Iterator[Sampled]:
-    """Answers as their batches finish. Raises ModelError for NaN logits or a prompt that leaves no room.
+    """Answers as they end. Raises ModelError for NaN logits or a prompt that leaves no room.
 
-    ``known`` are indices of requests whose answers the caller has: a batch of known ones alone is passed over, any
+    ``known`` are indices of requests whose answers the caller has: a group of known ones alone is passed over, any
     other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
 
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head.
+
+    A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
+    ``generate``, with a warning: the same answers and numbers, more slowly.
     """
     limit = policy.max_positions
     for request in requests:
@@ -105,128 +132,254 @@ def generate(
                 f"a prompt of {len(request.prompt)} tokens and {max_new_tokens} new ones exceed the model's "
                 f"{limit} positions: shorten the prompt or --max-new-tokens"
             )
-    for batch in batches(requests, max_new_tokens, batch_tokens):
-        if all(index in known for index in batch):
-            continue
-        yield from _generate_batch(policy, requests, batch, max_new_tokens, sampling, keep_hidden)
-
-
-def _generate_batch(
-    policy: Policy,
-    requests: Sequence[Request],
-    batch: list[int],
-    max_new_tokens: int,
-    sampling: GenerationSettings,
-    keep_hidden: bool,
-) -> Iterator[Sampled]:
-    body, head = body_and_head(policy.causal_lm)
-    device = policy.device
-    rows = torch.tensor(batch)
-    cache, attention_mask, hidden = _prefill(policy, [requests[i].prompt for i in batch])
-    uniforms = torch.from_numpy(
-        np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in batch])
-    ).to(device)
-    processors = _processors(sampling)
-    end_ids = torch.tensor(sorted(policy.end_ids), device=device)
-    stops = policy.chat.stop_strings
-    tokens: list[list[int]] = [[] for _ in batch]
-    logprobs: list[list[Tensor]] = [[] for _ in batch]
-    sampling_logprobs: list[list[Tensor]] = [[] for _ in batch]
-    entropy: list[list[Tensor]] = [[] for _ in batch]
-    states: list[list[Tensor]] = [[] for _ in batch]
-    finish: list[Finish] = ["length" for _ in batch]
-    alive = torch.arange(len(batch))  # positions in ``batch`` of the rows that still run
-    for step in range(max_new_tokens):
-        logits = head(hidden).float()
-        if not bool(torch.isfinite(logits.sum())):
-            raise ModelError(
-                f"the logits of {policy.spec} hold NaN or infinity at new token {step + 1} "
-                f"(dtype {policy.dtype}): the adapter is broken or the precision too low; try --dtype float32"
-            )
-        scores = logits
-        if step < sampling.min_new_tokens:
-            scores = scores.index_fill(-1, end_ids, -torch.inf)
-        if sampling.no_repeat_ngram_size:
-            so_far = [[*requests[batch[position]].prompt, *tokens[position]] for position in alive.tolist()]
-            scores = _without_repeats(scores, so_far, sampling.no_repeat_ngram_size)
-        if processors:
-            scores = processors(None, scores)
-        chosen = scores.argmax(-1) if sampling.temperature == 0 else _draw(scores, uniforms[alive.to(device), step])
-        normaliser = logits.logsumexp(-1)
-        chosen_logprobs = (logits.gather(-1, chosen[:, None]).squeeze(-1) - normaliser).cpu()
-        if sampling.temperature == 0:
-            drawn_logprobs = torch.zeros_like(chosen_logprobs)
-        elif scores is logits:
-            drawn_logprobs = chosen_logprobs
-        else:
-            drawn_logprobs = scores.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1).cpu()
-        step_entropy = (normaliser - (torch.softmax(logits, -1) * logits).sum(-1)).cpu()
-        ended = torch.isin(chosen, end_ids).cpu()
-        kept = hidden.float().cpu() if keep_hidden else None
-        for row, position in enumerate(alive.tolist()):
-            tokens[position].append(int(chosen[row]))
-            logprobs[position].append(chosen_logprobs[row])
-            sampling_logprobs[position].append(drawn_logprobs[row])
-            entropy[position].append(step_entropy[row])
-            if kept is not None:
-                states[position].append(kept[row])
-            if not ended[row] and stops and _stopped(policy, tokens[position], stops):
-                ended[row] = True
-            if ended[row]:
-                finish[position] = "stop"
-        if bool(ended.all()) or step == max_new_tokens - 1:
-            break
-        running = ~ended
-        if bool(ended.any()):
-            keep = running.nonzero().squeeze(-1)
-            alive, chosen = alive[keep], chosen[keep.to(device)]
-            cache.batch_select_indices(keep.to(device))
-            attention_mask = attention_mask[keep.to(device)]
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(alive), 1)], 1)
-        positions = attention_mask.sum(1, keepdim=True) - 1
-        hidden = trunk_states(body, chosen[:, None], attention_mask, positions, cache)[:, -1]
-    for position, index in enumerate(rows.tolist()):
-        yield Sampled(
-            index,
-            tokens[position],
-            torch.stack(logprobs[position]),
-            torch.stack(sampling_logprobs[position]),
-            torch.stack(entropy[position]),
-            torch.stack(states[position]) if keep_hidden else None,
-            finish[position],
+    standard = _has_standard_cache(policy.causal_lm.config)
+    if requests and not standard:
+        warnings.warn(
+            f"{policy.spec} ({type(policy.causal_lm).__name__}) keeps more than keys and values: it is sampled by "
+            "transformers' generate, which is slower",
+            stacklevel=2,
         )
+    decoder = _Decoder if standard else _ByTransformers
+    for group in groups(requests, max_new_tokens, batch_tokens):
+        if all(index in known for index in group.indices):
+            continue
+        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden).answers()
 
 
-def _prefill(policy: Policy, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
-    """Cache and mask of the prompts, and the last state Float[B, H] that the first new token follows from.
+class _Decoder:
+    """One group's answers. A slot holds the group's row ``who``; what is drawn is stored by row, on the device."""
 
-    What all prompts begin with (the template's system turn) is run once and its cache repeated; prompts that occur more
-    than once (k samples) are run once. Between prefix and rest stand left pads, which mask and positions step over; but
-    sliding windows count cells of the cache, pads too, so such models get whole prompts.
-    """
-    body, _ = body_and_head(policy.causal_lm)
-    device = policy.device
-    unique = list(dict.fromkeys(prompts))
-    shared = 0 if _has_window(policy.causal_lm.config) else shared_prefix(unique)
-    cache = DynamicCache(config=policy.causal_lm.config)
-    if shared:
-        prefix = torch.tensor([unique[0][:shared]], device=device)
-        trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(shared, device=device)[None], cache)
-        cache.batch_repeat_interleave(len(unique))
-    rests = [prompt[shared:] for prompt in unique]
-    tokens = _left_padded(rests, device)
-    lengths = torch.tensor([len(rest) for rest in rests], device=device)[:, None]
-    width = tokens.shape[1]
-    rest_mask = (torch.arange(width, device=device)[None] >= width - lengths).long()
-    attention_mask = torch.cat([rest_mask.new_ones(len(unique), shared), rest_mask], 1)
-    positions = (shared + rest_mask.cumsum(1) - 1).clamp(min=0)
-    hidden = trunk_states(body, tokens, attention_mask, positions, cache)[:, -1]
-    if len(unique) < len(prompts):
+    def __init__(
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        group: Group,
+        max_new_tokens: int,
+        sampling: GenerationSettings,
+        keep_hidden: bool,
+    ) -> None:
+        self.policy, self.requests, self.group = policy, requests, group
+        self.max_new_tokens, self.keep_hidden = max_new_tokens, keep_hidden
+        self.body, self.head = body_and_head(policy.causal_lm)
+        device = self.device = policy.device
+        rows = len(group.indices)
+        # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
+        self.shared = 0 if _has_window(policy.causal_lm.config) else group.shared
+        self.uniforms = torch.from_numpy(
+            np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in group.indices])
+        ).to(device)
+        self.end_ids = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
+        self.sampler = Sampler(sampling, self.end_ids)
+        self.look_every = _LOOK.get(device.type, _LOOK_ELSEWHERE)
+        self.tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
+        self.numbers = torch.zeros(3, rows, max_new_tokens, device=device)  # logprobs, sampling_logprobs, entropy
+        self.states: Tensor | None = None
+        # Of each slot: its row, how many tokens that has, and whether its answer has ended.
+        self.who: list[int] = []
+        self.ages: list[int] = []
+        self.ended: list[bool] = []
+        self.looked_at = [0] * rows
+
+    def answers(self) -> Iterator[Sampled]:
+        whole = takes_whole_store(self.body, self.device)
+        n_layers = self.policy.causal_lm.config.get_text_config().num_hidden_layers
+        self.slots = Slots(n_layers, self.device, whole=whole)
+        self.prefix = self._run_prefix()
+        waiting = deque(range(len(self.group.indices)))
+        hidden = self._admit(waiting, None)
+        step = 0
+        while True:
+            chosen = self._draw(hidden)
+            step += 1
+            if step % self.look_every == 0 or self.max_new_tokens in self.ages:
+                yield from self._look()
+            live = [slot for slot, ended in enumerate(self.ended) if not ended]
+            if not live:
+                if not waiting:
+                    return
+                hidden = self._admit(waiting, None)
+                continue
+            refill = bool(waiting) and (self.group.slots - len(live)) * _FREE >= self.group.slots
+            ended = len(self.who) - len(live)
+            if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
+                chosen = chosen[torch.tensor(live, device=self.device)]
+                self._rebuild(live)
+            mask, positions = self.slots.advance()
+            with one_token(self.body, whole):
+                hidden = trunk_states(self.body, chosen[:, None], mask, positions, self.slots.cache)[:, -1]
+            if refill:
+                hidden = self._admit(waiting, hidden)
+
+    def _draw(self, hidden: Tensor) -> Tensor:
+        """The next token of every slot, Int[B]."""
+        return self._record(self.head(hidden).float(), hidden)
+
+    def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """The next token of every slot, Int[B], stored with its numbers."""
+        who = torch.tensor(self.who, device=self.device)
+        # A row that ended since the last look draws on; what it draws is cut off.
+        ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)
+        so_far: list[list[int]] = []
+        if self.sampler.settings.no_repeat_ngram_size:
+            drawn = self.tokens[who].tolist()
+            so_far = [
+                [*self.requests[self.group.indices[row]].prompt, *tokens[:age]]
+                for row, tokens, age in zip(self.who, drawn, self.ages, strict=True)
+            ]
+        found = self.sampler.draw(logits, self.uniforms[who, ages], self.ages, so_far)
+        self.tokens[who, ages] = found.tokens
+        self.numbers[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
+        if self.keep_hidden:
+            if self.states is None:
+                shape = (*self.tokens.shape, hidden.shape[-1])
+                self.states = torch.zeros(shape, device=self.device)
+            self.states[who, ages] = hidden.float()
+        self.ages = [min(age + 1, self.max_new_tokens) for age in self.ages]
+        return found.tokens
+
+    def _look(self) -> Iterator[Sampled]:
+        """The answers that have ended since the last look."""
+        who = torch.tensor(self.who, device=self.device)
+        tokens = self.tokens[who]
+        ends = torch.isin(tokens, self.end_ids).tolist()
+        broken = (~torch.isfinite(self.numbers[:, who]).all(0)).tolist()
+        drawn = tokens.tolist()
+        for slot, row in enumerate(self.who):
+            if self.ended[slot]:
+                continue
+            age, since = self.ages[slot], self.looked_at[row]
+            self.looked_at[row] = age
+            for position in range(since, age):
+                if broken[slot][position]:
+                    raise ModelError(
+                        f"the logits of {self.policy.spec} hold NaN or infinity at new token {position + 1} "
+                        f"(dtype {self.policy.dtype}): the adapter is broken or the precision too low; "
+                        "try --dtype float32"
+                    )
+                stopped = ends[slot][position] or self._says_stop(drawn[slot][: position + 1])
+                if stopped or position + 1 == self.max_new_tokens:
+                    self.ended[slot] = True
+                    yield self._sampled(row, drawn[slot][: position + 1], "stop" if stopped else "length")
+                    break
+
+    def _says_stop(self, tokens: list[int]) -> bool:
+        stops = self.policy.chat.stop_strings
+        if not stops:
+            return False
+        # A stop string is short: the last 16 tokens hold it.
+        text = self.policy.tokenizer.decode(tokens[-16:], skip_special_tokens=True)
+        return any(stop in text for stop in stops)
+
+    def _sampled(self, row: int, tokens: list[int], finish: Finish) -> Sampled:
+        logprobs, sampling_logprobs, entropy = self.numbers[:, row, : len(tokens)].cpu().clone()
+        hidden = None if self.states is None else self.states[row, : len(tokens)].cpu().clone()
+        return Sampled(self.group.indices[row], tokens, logprobs, sampling_logprobs, entropy, hidden, finish)
+
+    def _rebuild(self, keep: list[int], new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
+        self.who, self.ages = [self.who[slot] for slot in keep], [self.ages[slot] for slot in keep]
+        self.ended = [self.ended[slot] for slot in keep]
+        self.slots.rebuild(keep, self.max_new_tokens - (0 if new is not None else min(self.ages)), new)
+
+    def _admit(self, waiting: deque[int], hidden: Tensor | None) -> Tensor:
+        """Take ended rows out and waiting ones in: the state that each slot's next token follows from, Float[B, H].
+
+        ``hidden`` are the states of the slots as they were; None where all have ended.
+        """
+        live = [] if hidden is None else [slot for slot, ended in enumerate(self.ended) if not ended]
+        rows = [waiting.popleft() for _ in range(min(len(waiting), self.group.slots - len(live)))]
+        cache, mask, states, index = self._prefill([self.requests[self.group.indices[row]].prompt for row in rows])
+        self._rebuild(live, (cache, mask, index))
+        self.who += rows
+        self.ages += [0] * len(rows)
+        self.ended += [False] * len(rows)
+        fresh = states[index]
+        return fresh if hidden is None else torch.cat([hidden[torch.tensor(live, device=self.device)], fresh])
+
+    def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of what all prompts begin with (the template's system turn), a layer each."""
+        if not self.shared:
+            return []
+        cache = DynamicCache()
+        prompt = self.requests[self.group.indices[0]].prompt
+        prefix = torch.tensor([prompt[: self.shared]], device=self.device)
+        positions = torch.arange(self.shared, device=self.device)[None]
+        trunk_states(self.body, prefix, torch.ones_like(prefix), positions, cache)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+        """Cache and mask of the different ones among ``prompts``, the last state Float[N, H] of each, and which of
+        them each prompt is, Int[B].
+
+        Prompts that occur more than once (k samples) are run once. Between prefix and rest stand left pads, which mask
+        and positions step over.
+        """
+        unique = list(dict.fromkeys(prompts))
+        cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
+        for number, (keys, values) in enumerate(self.prefix):
+            cache.update(keys.expand(len(unique), -1, -1, -1), values.expand(len(unique), -1, -1, -1), number)
+        rests = [prompt[self.shared :] for prompt in unique]
+        tokens = _left_padded(rests, self.device)
+        lengths = torch.tensor([len(rest) for rest in rests], device=self.device)[:, None]
+        width = tokens.shape[1]
+        rest_mask = (torch.arange(width, device=self.device)[None] >= width - lengths).long()
+        mask = torch.cat([rest_mask.new_ones(len(unique), self.shared), rest_mask], 1)
+        positions = (self.shared + rest_mask.cumsum(1) - 1).clamp(min=0)
+        hidden = trunk_states(self.body, tokens, mask, positions, cache)[:, -1]
         where = {prompt: row for row, prompt in enumerate(unique)}
-        index = torch.tensor([where[prompt] for prompt in prompts], device=device)
-        cache.batch_select_indices(index)
-        attention_mask, hidden = attention_mask[index], hidden[index]
-    return cache, attention_mask, hidden
+        return cache, mask, hidden, torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+
+
+class _ByTransformers(_Decoder):
+    """The same through transformers' ``generate``, for prompts of one length at a time: a state that is carried along
+    would carry padding too."""
+
+    def answers(self) -> Iterator[Sampled]:
+        prompts = [self.requests[index].prompt for index in self.group.indices]
+        by_length: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            by_length.setdefault(len(prompt), []).append(row)
+        for rows in by_length.values():
+            for start in range(0, len(rows), self.group.slots):
+                self.who = rows[start : start + self.group.slots]
+                self.ages, self.ended = [0] * len(self.who), [False] * len(self.who)
+                self._run([prompts[row] for row in self.who])
+                yield from self._look()
+
+    def _run(self, prompts: list[tuple[int, ...]]) -> None:
+        seen: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -1]))
+        tokens = torch.tensor(prompts, device=self.device)
+        try:
+            self.policy.causal_lm.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                # Our own from scratch: a model's own may punish repetition, say, which would change its distribution.
+                generation_config=GenerationConfig(
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.end_ids.tolist(),
+                    pad_token_id=0,
+                ),
+                logits_processor=LogitsProcessorList([_Chosen(self, seen)]),
+            )
+        finally:
+            hook.remove()
+
+
+class _Chosen(LogitsProcessor):  # type: ignore[misc]
+    """Leaves the token that the decoder draws as the only one possible."""
+
+    def __init__(self, decoder: _Decoder, seen: list[Tensor]) -> None:
+        self._decoder, self._seen = decoder, seen
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self._decoder._record(scores.float(), self._seen.pop())
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+
+
+def _has_standard_cache(config: Any) -> bool:
+    """Whether all layers keep keys and values of what they have read, and nothing else."""
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def _has_window(config: Any) -> bool:
@@ -237,42 +390,3 @@ def _has_window(config: Any) -> bool:
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     width = max(map(len, rows))
     return torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=device)
-
-
-def _processors(sampling: GenerationSettings) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
-    if sampling.temperature not in (0, 1):
-        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    return processors
-
-
-def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
-    """``scores`` Float[B, V] with -inf where a token would complete an n-gram that its row holds already.
-
-    From the rows themselves: a padded batch would ban the n-grams of its padding too.
-    """
-    scores = scores.clone()
-    for row, tokens in enumerate(so_far):
-        start = len(tokens) - size + 1
-        banned = [tokens[i + size - 1] for i in range(start) if tokens[i : i + size - 1] == tokens[start:]]
-        scores[row, banned] = -torch.inf
-    return scores
-
-
-def _draw(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """One token a row by inverting the distribution function at ``uniforms`` in [0, 1): Int[B]."""
-    cumulative = torch.softmax(scores, -1).double().cumsum(-1)
-    # Scaled by the last sum, so that rounding can't push a draw past the end.
-    target = uniforms.double()[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return chosen.clamp(max=scores.shape[-1] - 1)
-
-
-def _stopped(policy: Policy, tokens: list[int], stops: Sequence[str]) -> bool:
-    # A stop string is short: the last 16 tokens hold it.
-    text = policy.tokenizer.decode(tokens[-16:], skip_special_tokens=True)
-    return any(stop in text for stop in stops)

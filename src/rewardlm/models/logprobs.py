@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from rewardlm.errors import ModelError
+from rewardlm.models.sampling import Distribution
 
 
 @dataclass
@@ -130,13 +131,14 @@ def check_head(causal_lm: Any) -> None:
 
 
 def token_stats(
-    causal_lm: Any, packed: Packed, *, chunk: int = 512, kl_to: Tensor | None = None, kl_from: Tensor | None = None
+    causal_lm: Any, packed: Packed, *, chunk: int = 128, kl_to: Tensor | None = None, kl_from: Tensor | None = None
 ) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
 
-    The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on; under gradients the
-    chunk's logits are recomputed in the backward pass, so the [tokens, vocabulary] tensor never stands in memory whole.
-    Temperature is 1.
+    The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on, so the [tokens,
+    vocabulary] tensor never stands in memory whole, nor is it needed twice: under gradients a frozen head's are found
+    with the chunk's probabilities still there. Only where a divergence or the head itself has a gradient are a chunk's
+    logits computed again in the backward pass. Temperature is 1.
 
     Given another model's states of the same tokens, Float[N, H], ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
@@ -144,6 +146,9 @@ def token_stats(
     head = body_and_head(causal_lm)[1]
     predicted_from = response_states(causal_lm, packed)
     targets = packed.tokens[packed.response_mask]
+    if kl_to is None and kl_from is None and _is_frozen_linear(head):
+        logprobs, entropy = _frozen_head_stats(head, predicted_from, targets, chunk)
+        return TokenStats(logprobs, entropy, predicted_from)
     parts = []
     for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
@@ -287,6 +292,49 @@ def vocabulary_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
     """KL(p ‖ q) of next-token distributions, exactly: logits Float[N, V] twice → Float[N], in nats."""
     logprobs, other_logprobs = logits.log_softmax(-1), other_logits.log_softmax(-1)
     return (logprobs.exp() * (logprobs - other_logprobs)).sum(-1)
+
+
+def _is_frozen_linear(head: Any) -> bool:
+    return type(head) is torch.nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def _frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies Float[N]; only the first carry a gradient."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
+        return found[0], found[1]
+    logprobs, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+    for start in range(0, len(hidden), chunk):
+        piece = slice(start, start + chunk)
+        over_vocabulary = Distribution(head(hidden[piece]).float())
+        logprobs[piece], entropy[piece] = over_vocabulary.logprobs(targets[piece]), over_vocabulary.entropy()
+    return logprobs, entropy
+
+
+class _FrozenHeadStats(torch.autograd.Function):
+    """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        slopes = torch.empty_like(hidden)
+        for start in range(0, len(hidden), chunk):
+            piece = slice(start, start + chunk)
+            over_vocabulary = Distribution(torch.nn.functional.linear(hidden[piece], weight, bias).float())
+            logprobs[piece], entropy[piece] = over_vocabulary.logprobs(targets[piece]), over_vocabulary.entropy()
+            expected = over_vocabulary.probabilities().to(weight.dtype) @ weight
+            slopes[piece] = weight[targets[piece]] - expected
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
 def _head_stats(

@@ -13,6 +13,8 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rewardlm.measure.audit import same_judge
+from rewardlm.measure.metrics import unseen_share
+from rewardlm.report.selection import main_labels
 
 Verdict = Literal["fell", "rose", "unclear", "nothing"]
 Part = tuple[str, bool]  # a piece of text, and whether it is what the reader must not miss
@@ -190,8 +192,8 @@ _LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_n
 
 
 def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
-    the answers alone: nothing where there is nothing to say.
+    """Who says which answers are counter-narratives, how often that judge is wrong, what is known of a sample of the
+    answers alone, and where few prompts leave no interval: nothing where there is nothing to say.
     """
     judges = {}
     for model in models:
@@ -202,7 +204,8 @@ def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(notes) > 1:
         notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
     notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
-    return [*notes, *(note for model in models for note in _sample_notes(model))]
+    notes += [note for model in models for note in _sample_notes(model)]
+    return [*notes, *_notes_without_width(models)]
 
 
 def _counter_change(model: Mapping[str, Any]) -> str:
@@ -223,6 +226,25 @@ def _sample_notes(model: Mapping[str, Any]) -> list[str]:
         f"{model['label']}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, "
         "drawn by seed."
         for (answers, of), names in by_size.items()
+    ]
+
+
+# A share of prompts of the other kind that may be unseen: above it, an interval without width is misread.
+_UNSEEN = 0.05
+
+
+def _notes_without_width(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    alike = {
+        (name, entry["all"]["toxic_fraction"], model["prompts"])
+        for model in main_labels({"models": models, "comparisons": []})["models"]
+        for name, entry in model["scorers"].items()
+        if entry["all"]["toxic_fraction"] in (0, 1) and unseen_share(model["prompts"]) > _UNSEEN
+    }
+    return [
+        f"By {name} {'all answers' if share else 'no answer'} to {prompts:,} prompts {'are' if share else 'is'} toxic: "
+        f"the interval has no width, and yet up to {percent(unseen_share(prompts))} of such prompts may be of the "
+        "other kind (95 %). Measure more."
+        for name, share, prompts in sorted(alike)
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ScorerError
+from rewardlm.scoring.scorer import is_empty
 from rewardlm.scoring.trained import load_adapter, read_record
 
 COUNTER_NARRATIVE = "counter_narrative"
@@ -56,7 +57,7 @@ class PairJudge:
         import torch
 
         verdicts: list[dict[str, float] | None] = [None] * len(pairs)
-        kept = [row for row, (_, answer) in enumerate(pairs) if answer.strip()]
+        kept = [row for row, (_, answer) in enumerate(pairs) if not is_empty(answer)]
         encoded = [encode_pair(self._tokenizer, *pairs[row], self.max_length) for row in kept]
         for batch in batches_by_length([len(row["input_ids"]) for row in encoded]):
             inputs = self._tokenizer.pad([encoded[place] for place in batch], return_tensors="pt")

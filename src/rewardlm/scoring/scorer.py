@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -30,6 +31,13 @@ PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
 # An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
 DISAGREEMENT = "disagreement"
 EMPTY = "empty response"
+# Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
+_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+
+
+def is_empty(text: str) -> bool:
+    """Nothing that is seen: white space, control characters, joiners of width zero. No judge is asked about it."""
+    return all(unicodedata.category(character) in _UNSEEN for character in text)
 
 
 class Scorer(Protocol):
@@ -100,7 +108,7 @@ def score_texts(
 ) -> list[Verdict]:
     """Score ``texts``; one verdict a text, in order, each with finite values or with a reason.
 
-    Empty and blank texts are unscored without asking; equal texts are asked once. ``bounded`` demands values
+    Empty texts (``is_empty``) are unscored without asking; equal texts are asked once. ``bounded`` demands values
     in [0, 1]; a reward by logit or by a user's function may be any finite number. Where the scorer raises
     or returns a wrong number of verdicts for a batch, nobody can tell which text is to blame, so each text
     is asked alone and only those that fail again are unscored.
@@ -108,9 +116,9 @@ def score_texts(
     Raises ScorerError if ``limit`` is given and exceeded; a RewardLMError of the scorer itself (it says that
     the judge can't be used at all) passes through.
     """
-    asked = list(dict.fromkeys(text for text in texts if text.strip()))
+    asked = list(dict.fromkeys(text for text in texts if not is_empty(text)))
     answers = dict(zip(asked, _ask(scorer, asked, bounded), strict=True)) if asked else {}
-    verdicts = [answers[text] if text.strip() else Verdict(reason=EMPTY) for text in texts]
+    verdicts = [Verdict(reason=EMPTY) if is_empty(text) else answers[text] for text in texts]
     if limit is not None:
         limit.add(scorer.name, verdicts)
     return verdicts

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, score_texts
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, is_empty, score_texts
 from rewardlm.train.terms import Terms
 from rewardlm.types import Verdict
 
@@ -132,7 +132,7 @@ class RewardModel:
 
     def rewarded(self, opinions: Sequence[Opinion]) -> Judged:
         """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
-        empty = [not opinion.text.strip() for opinion in opinions]
+        empty = [is_empty(opinion.text) for opinion in opinions]
         by_judge: dict[str, list[float | None]] = {}
         reasons: list[str | None] = [None] * len(opinions)
         for scorer in self.scorers:
@@ -145,7 +145,7 @@ class RewardModel:
             ]
         terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
         for name, values in terms.items():
-            found = [_term_verdict(value, is_empty) for value, is_empty in zip(values, empty, strict=True)]
+            found = [_term_verdict(value, silent) for value, silent in zip(values, empty, strict=True)]
             self._limits[name].add(name, found)
             reasons = [
                 reason or (f"{name} {verdict.reason}" if verdict.failed else None)
@@ -227,7 +227,7 @@ class RewardModel:
         # Silence must never pay: an empty answer is as bad as the worst one.
         known = [reward for reward in rewards if reward is not None]
         floor = self.settings.empty if self.settings.empty is not None else min(known, default=0.0)
-        return [floor if is_empty else reward for reward, is_empty in zip(rewards, empty, strict=True)]
+        return [floor if silent else reward for reward, silent in zip(rewards, empty, strict=True)]
 
 
 def _main(scorer: Scorer, verdict: Verdict) -> float | None:

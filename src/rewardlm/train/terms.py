@@ -14,7 +14,7 @@ from rewardlm.errors import ScorerError
 from rewardlm.measure.quality import in_other_script, repeated_share
 from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
-from rewardlm.scoring.scorer import load_scorer, score_texts
+from rewardlm.scoring.scorer import is_empty, load_scorer, score_texts
 
 Values = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 
@@ -49,7 +49,7 @@ class Terms:
 
     def values(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, list[float | None]]:
         """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term."""
-        kept = [row for row, text in enumerate(texts) if text.strip()]
+        kept = [row for row, text in enumerate(texts) if not is_empty(text)]
         found: dict[str, list[float | None]] = {}
         for term in self._terms:
             column: list[float | None] = [None] * len(texts)

@@ -1,0 +1,140 @@
+"""One token from a row's logits: drawn by the row's own number in [0, 1), with the numbers that training wants of it.
+
+The vocabulary is walked through as few times as can be: it is as wide as all of a small model's layers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from rewardlm.config import GenerationSettings
+
+# Tokens whose probabilities are summed before they are looked at one by one.
+_BLOCK = 256
+# A draw lies below its sum by at least this share, whatever rounding does.
+_BELOW = 1 - 1e-12
+
+
+@dataclass
+class Drawn:
+    """Of B rows: the ``tokens`` Int[B], their ``logprobs`` and ``sampling_logprobs`` and the ``entropy`` Float[B]."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    sampling_logprobs: Tensor
+    entropy: Tensor
+
+
+class Sampler:
+    """Draws by the settings of a generation; ``end_ids`` are the tokens that ``min_new_tokens`` holds back."""
+
+    def __init__(self, settings: GenerationSettings, end_ids: Tensor) -> None:
+        self.settings = settings
+        self._end_ids = end_ids
+        self._processors = _processors(settings)
+
+    def draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
+        """A token for each row of ``logits`` Float[B, V], float32; ``uniforms`` Float[B] in [0, 1), float64.
+
+        ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where no n-gram
+        is banned. ``logprobs`` and ``entropy`` are those of the logits as they came; NaN or infinity among the logits
+        makes both NaN.
+        """
+        settings = self.settings
+        own = Distribution(logits)
+        scores = logits
+        held = [age < settings.min_new_tokens for age in ages]
+        if any(held):
+            rows = torch.tensor(held, device=logits.device)[:, None]
+            scores = torch.where(rows, scores.index_fill(-1, self._end_ids, -torch.inf), scores)
+        if settings.no_repeat_ngram_size:
+            scores = _without_repeats(scores, so_far, settings.no_repeat_ngram_size)
+        if self._processors:
+            scores = self._processors(None, scores)
+        entropy = own.entropy()
+        if settings.temperature == 0:
+            tokens = scores.argmax(-1)
+            logprobs = own.logprobs(tokens)
+            return Drawn(tokens, logprobs, torch.zeros_like(logprobs), entropy)
+        drawn_from = own if scores is logits else Distribution(scores)
+        tokens = drawn_from.draw(uniforms)
+        logprobs = own.logprobs(tokens)
+        return Drawn(tokens, logprobs, logprobs if drawn_from is own else drawn_from.logprobs(tokens), entropy)
+
+
+class Distribution:
+    """The softmax of ``logits`` Float[B, V], kept unnormalised, with its sums by block of the vocabulary.
+
+    ``normaliser`` Float[B] is log Z. NaN or infinity among a row's logits makes all its numbers NaN.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.largest = logits.amax(-1, keepdim=True)
+        self.weights = (logits - self.largest).exp_()
+        blocked = pad(self.weights, (0, -logits.shape[-1] % _BLOCK)) if logits.shape[-1] % _BLOCK else self.weights
+        self.blocks = blocked.view(len(logits), -1, _BLOCK)
+        self.sums = self.blocks.sum(-1)
+        self.cumulative = self.sums.double().cumsum(-1)
+        self.normaliser = self.largest.squeeze(-1) + self.cumulative[:, -1].log().float()
+
+    def logprobs(self, tokens: Tensor) -> Tensor:
+        """Of one token a row, Int[B] → Float[B]."""
+        return self.logits.gather(-1, tokens[:, None]).squeeze(-1) - self.normaliser
+
+    def probabilities(self) -> Tensor:
+        """Float[B, V], in place of the unnormalised ones: nothing else can be asked afterwards."""
+        return self.weights.div_(self.cumulative[:, -1:].float())
+
+    def entropy(self) -> Tensor:
+        """log Z - E[logit]: Float[B], in nats."""
+        weighted = torch.bmm(self.weights[:, None], self.logits[:, :, None]).view(-1)
+        return self.normaliser - weighted / self.cumulative[:, -1].float()
+
+    def draw(self, uniforms: Tensor) -> Tensor:
+        """One token a row by inverting the distribution function at ``uniforms``: its block first, then in the block.
+
+        What has probability 0 is never drawn: a target lies below the sum that it is looked for in, also once that is
+        rounded, so the sum is passed at a token that adds to it.
+        """
+        rows = torch.arange(len(uniforms), device=uniforms.device)
+        total = self.cumulative[:, -1]
+        target = torch.minimum(uniforms * total, total * _BELOW)
+        block = torch.searchsorted(self.cumulative, target[:, None], right=True).squeeze(-1)
+        block = block.clamp(max=self.sums.shape[-1] - 1)  # Only NaN passes the end; it is reported by who asked.
+        inner = self.blocks[rows, block].double().cumsum(-1)
+        share = self.sums[rows, block].double()
+        rest = (target - (self.cumulative[rows, block] - share)).clamp(min=0) * inner[:, -1] / share
+        rest = torch.minimum(rest, inner[:, -1] * _BELOW)
+        within = torch.searchsorted(inner, rest[:, None], right=True).squeeze(-1).clamp(max=_BLOCK - 1)
+        return (block * _BLOCK + within).clamp(max=self.logits.shape[-1] - 1)
+
+
+def _processors(settings: GenerationSettings) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if settings.temperature not in (0, 1):
+        processors.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    return processors
+
+
+def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
+    """``scores`` Float[B, V] with -inf where a token would complete an n-gram that its row holds already.
+
+    From the rows themselves: a padded batch would ban the n-grams of its padding too.
+    """
+    scores = scores.clone()
+    for row, tokens in enumerate(so_far):
+        start = len(tokens) - size + 1
+        banned = [tokens[i + size - 1] for i in range(start) if tokens[i : i + size - 1] == tokens[start:]]
+        scores[row, banned] = -torch.inf
+    return scores

@@ -1,0 +1,121 @@
+"""The cache that answers are decoded in: one row a slot, all rows ending at one column, so that a token is one write.
+
+Memory is taken once for many steps. Rows that have ended are taken out and new prompts put in together, in one copy
+(``rebuild``); between a row's prompt and column 0 stands padding, which the mask knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, DynamicLayer
+
+# Columns that a rebuild adds at most: an answer of this length is decoded without another copy.
+_ROOM = 32
+
+
+class _SlotLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values Float[B, heads, C, D] with room beyond the ``cursor``; the model sees what is filled, or all of
+    it with ``whole``, zeros included, for a mask to leave out."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.cursor = 0
+
+    def place(self, keys: Tensor, values: Tensor, cursor: int) -> None:
+        self.keys, self.values, self.cursor = keys, values, cursor
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        end = self.cursor + key_states.shape[-2]
+        self.keys[:, :, self.cursor : end] = key_states
+        self.values[:, :, self.cursor : end] = value_states
+        self.cursor = end
+        if self.whole:
+            return self.keys, self.values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.cursor
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.keys.shape[-2] if self.whole else self.cursor + query_length), 0
+
+
+class Slots:
+    """B rows that are decoded together: ``cache`` for transformers, ``mask`` Int[B, cursor], ``lengths`` Int[B, 1].
+
+    With ``whole`` the mask is as wide as the store, and so is what the model sees. ``lengths`` are the tokens of each
+    row, which is the position of the next.
+    """
+
+    def __init__(self, n_layers: int, device: torch.device, *, whole: bool = False) -> None:
+        self.whole = whole
+        self.layers = [_SlotLayer(whole) for _ in range(n_layers)]
+        self.cache = Cache(layers=self.layers)
+        self.cursor = 0
+        self.capacity = 0
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(0, 1, dtype=torch.long, device=device)
+        self._spans: list[int] = []  # Columns that each row takes, padding inside it included.
+
+    @property
+    def mask(self) -> Tensor:
+        return self._mask if self.whole else self._mask[:, : self.cursor]
+
+    def advance(self) -> tuple[Tensor, Tensor]:
+        """Room for one token a row: the mask with it, Int[B, cursor], and its positions, Int[B, 1].
+
+        The model's pass that follows writes it.
+        """
+        positions = self.lengths
+        self._mask[:, self.cursor] = 1
+        self.cursor += 1
+        self._spans = [span + 1 for span in self._spans]
+        self.lengths = positions + 1
+        return self.mask, positions
+
+    @property
+    def is_full(self) -> bool:
+        return self.cursor == self.capacity
+
+    def rebuild(self, keep: list[int], room: int, new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
+        """Rows ``keep`` in their order, then those of ``new``, with room for at most ``room`` more tokens.
+
+        ``new``: a cache, its mask Int[N, T], both right-aligned, and the row of it that each new slot starts from.
+        """
+        device = self._mask.device
+        old_span = max((self._spans[row] for row in keep), default=0)
+        new_mask = None if new is None else new[1]
+        new_span = 0 if new_mask is None else new_mask.shape[1]
+        cursor = max(old_span, new_span)
+        capacity = cursor + min(room, _ROOM)
+        kept = torch.tensor(keep, dtype=torch.long, device=device)
+        first = len(keep)
+        n_rows = first + (0 if new is None else len(new[2]))
+        mask = torch.zeros(n_rows, capacity, dtype=torch.long, device=device)
+        old = slice(self.cursor - old_span, self.cursor)
+        mask[:first, cursor - old_span : cursor] = self._mask[kept, old]
+        lengths = self.lengths[kept]
+        if new is not None and new_mask is not None:
+            mask[first:, cursor - new_span : cursor] = new_mask[new[2]]
+            lengths = torch.cat([lengths, new_mask.sum(1, keepdim=True)[new[2]]])
+        for number, layer in enumerate(self.layers):
+            source = None if new is None else new[0].layers[number]
+            like = layer if source is None else source
+            stores = []
+            for name in ("keys", "values"):
+                shape = getattr(like, name).shape
+                store = getattr(like, name).new_zeros(n_rows, shape[1], capacity, shape[3])
+                if first:
+                    store[:first, :, cursor - old_span : cursor] = getattr(layer, name)[kept, :, old]
+                if source is not None and new is not None:
+                    store[first:, :, cursor - new_span : cursor] = getattr(source, name)[new[2]]
+                stores.append(store)
+            layer.place(stores[0], stores[1], cursor)
+        self._mask, self.lengths = mask, lengths
+        self.cursor, self.capacity = cursor, capacity
+        self._spans = [self._spans[row] for row in keep] + [new_span] * (n_rows - first)

@@ -1,0 +1,66 @@
+"""Drawing block by block against the plain inverse of the distribution function, on vocabularies of odd widths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rewardlm.config import GenerationSettings
+from rewardlm.models.sampling import Distribution, Sampler
+
+
+def logits_of(rows: int, width: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(width)) * 3
+
+
+@pytest.mark.parametrize("width", [1, 5, 255, 256, 257, 1000, 50257])
+def test_a_draw_is_where_the_cumulative_sum_passes_it(width: int) -> None:
+    logits = logits_of(40, width)
+    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = Distribution(logits).draw(uniforms)
+    for row in range(40):
+        p = np.exp(logits[row].double().numpy() - float(logits[row].max()))
+        cumulative = np.cumsum(p) / p.sum()
+        token = int(found[row])
+        below = cumulative[token - 1] if token else 0.0
+        # float32's sums may move an edge by so much.
+        assert below - 1e-5 <= float(uniforms[row]) <= cumulative[token] + 1e-5
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1e-300, 0.5, 1 - 2**-53])
+def test_what_cannot_come_is_never_drawn(uniform: float) -> None:
+    logits = torch.full((3, 1000), -torch.inf)
+    for row, possible in enumerate(([0], [999], [255, 256, 700])):
+        logits[row, possible] = 1.0
+    found = Distribution(logits).draw(torch.full((3,), uniform, dtype=torch.float64))
+    assert all(float(logits[row, token]) == 1.0 for row, token in enumerate(found.tolist()))
+
+
+@pytest.mark.parametrize("width", [7, 256, 3000])
+def test_numbers_are_those_of_log_softmax(width: int) -> None:
+    logits = logits_of(9, width) + 40
+    log_p = logits.double().log_softmax(-1)
+    sampler = Sampler(GenerationSettings(temperature=0.5), torch.tensor([0]))
+    uniforms = torch.rand(9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    drawn = sampler.draw(logits, uniforms, [0] * 9, [])
+
+    def of_drawn(distribution: torch.Tensor) -> torch.Tensor:
+        return distribution.gather(-1, drawn.tokens[:, None]).squeeze(-1).float()
+
+    torch.testing.assert_close(drawn.logprobs, of_drawn(log_p), atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        drawn.sampling_logprobs, of_drawn((logits.double() * 2).log_softmax(-1)), atol=4e-5, rtol=0
+    )
+    # A mean of numbers around 40, summed in float32.
+    torch.testing.assert_close(drawn.entropy, -(log_p.exp() * log_p).sum(-1).float(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(Distribution(logits).probabilities(), log_p.exp().float(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_logits_show_in_both_numbers_of_their_row_alone(bad: float) -> None:
+    logits = logits_of(3, 600)
+    logits[1, 300] = bad
+    drawn = Sampler(GenerationSettings(), torch.tensor([0])).draw(logits, torch.full((3,), 0.4).double(), [0] * 3, [])
+    assert torch.isfinite(drawn.logprobs).tolist() == [True, False, True]
+    assert torch.isfinite(drawn.entropy).tolist() == [True, False, True]
