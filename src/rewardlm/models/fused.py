@@ -47,6 +47,9 @@ class FusedLinear(Linear):  # type: ignore[misc]
         name: str = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return None
+        if isinstance(self.scaling[name], Tensor):
+            # Who follows the adapter along its scale wants that scale's gradient.
+            return None
         if self.training and not isinstance(self.lora_dropout[name], nn.Identity):
             return None
         base = self.get_base_layer()
