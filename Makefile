@@ -41,19 +41,19 @@ judge-starter: setup
 # Whether PPO does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
-# Everything side by side: docs/performance.md. BENCH="--quick", "--only ppo --dtypes float32" and other options.
-bench: setup build/trl-1.12 build/trl-1.16
-	$(BIN)/python benchmarks/bench.py $(BENCH)
-
-bench-memory: setup
-	$(BIN)/python benchmarks/memory.py
-
 prove-rlaf: setup
 	$(BIN)/rewardlm rlaf smollm2-135m --config examples/rlaf.yaml --prompts $(RTP) --part train --out runs/rlaf/train
 	$(BIN)/rewardlm measure smollm2-135m $(MEASURE_RTP) --label PT --out runs/rlaf/PT
 	$(BIN)/rewardlm measure smollm2-135m --adapter runs/rlaf/train $(MEASURE_RTP) --label RL --out runs/rlaf/RL
 	$(BIN)/rewardlm compare runs/rlaf/PT runs/rlaf/RL
 	$(BIN)/rewardlm report runs/rlaf/PT runs/rlaf/RL runs/rlaf/train --out runs/rlaf/report.html
+
+# Everything side by side: docs/performance.md. BENCH="--quick", "--only ppo --dtypes float32" and other options.
+bench: setup build/trl-1.12 build/trl-1.16
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-memory: setup
+	$(BIN)/python benchmarks/memory.py
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py

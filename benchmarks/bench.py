@@ -1,11 +1,12 @@
 """RewardLM beside the peers and beside what the machine could do at most: ``make bench``.
 
-    python benchmarks/bench.py [--only ppo,grpo,rloo,meter] [--dtypes float32,bfloat16] [--quick] [--threads N] …
+    python benchmarks/bench.py [--only ppo,grpo,rloo,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
 Each part: the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the same
 model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in the file of
-results, and the tables in docs/performance.md are made from that file. ``--quick`` runs half of the answers once each,
-in about ten minutes, and writes to build/ alone.
+results, and the tables in docs/performance.md are made from that file. The parts ``help`` and ``memory`` have no
+peer: the seconds of ``rewardlm --help``, and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs half
+of the answers once each and leaves ``memory`` out, in about ten minutes, and writes to build/ alone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from compared import bars, compare, markdown, tables
+from compared import GROWTH_BAR, HELP_BAR, bars, compare, markdown, tables
 from rich.console import Console
 from rich.table import Table
 from work import Job, Told, environment
@@ -31,7 +33,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- made by make bench: begin -->", "<!-- made by make bench: end -->"
-PARTS = ("ppo", "grpo", "rloo", "meter", "meter8")
+PARTS = ("ppo", "grpo", "rloo", "meter", "meter8")  # beside a peer
+ALONE = ("help", "memory")
 TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16"}
 
 
@@ -41,22 +44,33 @@ def main() -> None:
     folder = options.build / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     results = options.out or (folder / "results.json" if options.quick else HERE / "results.json")
-    jobs = [job_of(part, dtype, options, folder) for part in options.only for dtype in options.dtypes]
-    numbers = sorted({str(job.prompts) for job in jobs})
-    subprocess.run(
-        [sys.executable, HERE / "prepare.py", options.model, folder, *numbers],
-        check=True,
-        env=environment(options.threads),
-    )
-    before = calibrated(options)
-    known = json.loads(results.read_text()) if results.exists() else {"parts": {}}
-    for part, job in zip([part for part in options.only for _ in options.dtypes], jobs, strict=True):
-        found, before = run_part(job, options, before)
-        known["parts"][f"{part}/{job.dtype}"] = {"date": datetime.now(UTC).date().isoformat(), **found}
+    jobs = {
+        f"{part}/{dtype}": job_of(part, dtype, options, folder)
+        for part in options.only
+        if part in PARTS
+        for dtype in options.dtypes
+    }
+    known = json.loads(results.read_text()) if results.exists() else {"parts": {}, "alone": {}}
+
+    def keep(kind: str, name: str, found: dict[str, Any]) -> None:
+        # After each part: an interrupt loses one.
+        known[kind][name] = {"date": datetime.now(UTC).date().isoformat(), **found}
         known["machine"] = machine(options)
         results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(known, indent=1) + "\n")  # after each part: an interrupt loses one
-    show([known["parts"][f"{part}/{dtype}"] for part in options.only for dtype in options.dtypes])
+        results.write_text(json.dumps(known, indent=1) + "\n")
+
+    if jobs:
+        numbers = sorted({str(job.prompts) for job in jobs.values()})
+        command = [sys.executable, HERE / "prepare.py", options.model, folder, *numbers]
+        subprocess.run(command, check=True, env=environment(options.threads))
+        before = calibrated(options)
+    for name, job in jobs.items():
+        found, before = run_part(job, options, before)
+        keep("parts", name, found)
+    for name in options.only:
+        if name in ALONE:
+            keep("alone", name, {"help": help_seconds, "memory": meter_memory}[name](options))
+    show([known["parts"][name] for name in jobs], [known["alone"][name] for name in options.only if name in ALONE])
     if not options.quick and options.out is None:
         write_page(known)
 
@@ -64,7 +78,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """The options, with lists where they are lists."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", help=f"of {', '.join([*PARTS, *ALONE])}, with commas between")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--model", default="smollm2-135m", help="alias, hub id or folder")
     parser.add_argument("--rounds", type=int, help="A B so many times (2; quick 1)")
@@ -87,11 +101,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="holds trl-1.12 and trl-1.16")
     parser.add_argument("--out", type=Path, help="file of results (benchmarks/results.json; quick: in build/bench)")
     options = parser.parse_args()
-    options.only, options.dtypes = options.only.split(","), options.dtypes.split(",")
-    unknown = [name for name in options.only if name not in PARTS]
+    whole = [*PARTS, "help"] if options.quick else [*PARTS, *ALONE]
+    options.only = options.only.split(",") if options.only else whole
+    options.dtypes = options.dtypes.split(",")
+    unknown = [name for name in options.only if name not in (*PARTS, *ALONE)]
     unknown += [name for name in options.dtypes if name not in ("float32", "bfloat16")]
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; parts are {', '.join(PARTS)}, dtypes float32 and bfloat16")
+        parser.error(
+            f"unknown: {', '.join(unknown)}; parts are {', '.join([*PARTS, *ALONE])}, dtypes float32 and bfloat16"
+        )
     if options.cpu_time and options.threads > 1:
         parser.error("--cpu-time needs --threads 1: threads that wait for each other count as work")
     options.rounds = options.rounds or (1 if options.quick else 2)
@@ -177,6 +195,43 @@ def calibrated(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def help_seconds(options: argparse.Namespace) -> dict[str, Any]:
+    """``rewardlm --help`` in fresh processes, the first of which warms up the file system."""
+    times = []
+    for _ in range(6):
+        begun = spent(options)
+        subprocess.run([sys.executable, "-m", "rewardlm", "--help"], check=True, stdout=subprocess.DEVNULL)
+        times.append(spent(options) - begun)
+    return {"what": "rewardlm --help, seconds", "found": median(times[1:]), "most": HELP_BAR}
+
+
+def spent(options: argparse.Namespace) -> float:
+    """The clock, or the CPU seconds of processes that have ended."""
+    if not options.cpu_time:
+        return time.perf_counter()
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def meter_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """How much higher ``measure``'s peak is with ten times the prompts (benchmarks/memory.py)."""
+    done = subprocess.run(
+        [sys.executable, HERE / "memory.py", "--prompts", "10000", "100000", "--json"],
+        env=environment(options.threads),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peaks = {row["prompts"]: row["peak_mib"] for row in json.loads(done.stdout) if row["command"] == "measure"}
+    more = peaks[100_000] - peaks[10_000]
+    return {
+        "what": "meter's peak, MiB more with 100,000 prompts than with 10,000",
+        "found": more,
+        "most": GROWTH_BAR,
+        "peaks": peaks,
+    }
+
+
 def machine(options: argparse.Namespace) -> dict[str, Any]:
     """Where it ran."""
     return {
@@ -206,7 +261,7 @@ def say(sentence: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 
 
-def show(parts: list[dict[str, Any]]) -> None:
+def show(parts: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
     """Tables and bars for people."""
     console = Console()
     for headings, rows in tables(parts):
@@ -215,23 +270,37 @@ def show(parts: list[dict[str, Any]]) -> None:
             for row in rows:
                 table.add_row(*(cell.replace("**", "") for cell in row))
             console.print(table)
-    for bar in (bar for part in parts for bar in bars(part)):
-        verdict = "met" if bar["met"] else "MISSED"
-        console.print(f"{verdict:6} {bar['what']} ({bar['dtype']}): {bar['found']:.2f}, {bar['bar']}", highlight=False)
+    for bar in all_bars(parts, alone):
+        console.print(f"{'met' if bar['met'] else 'MISSED':6} {sentence(bar)}", highlight=False)
+
+
+def all_bars(parts: list[dict[str, Any]], alone: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those beside a peer and those that need none."""
+    return [bar for part in parts for bar in bars(part)] + [
+        {**found, "dtype": None, "bar": f"at most {found['most']:g}", "met": found["found"] <= found["most"]}
+        for found in alone
+    ]
+
+
+def sentence(bar: dict[str, Any]) -> str:
+    """A bar and what was found."""
+    dtype = f" ({bar['dtype']})" if bar["dtype"] else ""
+    return f"{bar['what']}{dtype} {bar['found']:.2f}, {bar['bar']}"
 
 
 def write_page(known: dict[str, Any]) -> None:
     """The tables between the marks of docs/performance.md."""
     parts = list(known["parts"].values())
-    missed = [bar for part in parts for bar in bars(part) if not bar["met"]]
+    judged = all_bars(parts, list(known["alone"].values()))
     where = known["machine"]
     lines = [
         f"{where['cpu']}, {where['threads']} of {where['cores']} cores, {where['clock']} time, load "
         f"{where['load']:.1f} at the end; {' to '.join(sorted({part['date'] for part in parts}))}.",
         *(markdown(headings, rows) for headings, rows in tables(parts)),
-        "Bars that are missed: "
-        + ("; ".join(f"{bar['what']} ({bar['dtype']}) {bar['found']:.2f}, {bar['bar']}" for bar in missed) or "none")
-        + ".",
+        *(
+            f"Bars that are {name}: {'; '.join(sentence(bar) for bar in judged if bar['met'] == met) or 'none'}."
+            for name, met in (("met", True), ("missed", False))
+        ),
     ]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]

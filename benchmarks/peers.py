@@ -198,7 +198,8 @@ def meter(job: Job) -> Told:
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = found[:, padded["input_ids"].shape[1] :]
-        n_tokens += int((new != tokenizer.pad_token_id).sum())
+        # Padded with the end token, which counts once where it came.
+        n_tokens += int((new != tokenizer.pad_token_id).sum() + (new == tokenizer.pad_token_id).any(1).sum())
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)
     generated = time.perf_counter()
     judged = list(judge(texts, batch_size=job.batch_rows))

@@ -110,7 +110,8 @@ def test_the_page_keeps_what_stands_around_the_tables(part, tmp_path: Path, monk
     page.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
     monkeypatch.setattr(bench, "PAGE", page)
     where = {"cpu": "a CPU", "threads": 1, "cores": 2, "clock": "CPU", "load": 3.0}
-    known = {"parts": {"ppo/float32": {"date": "2026-01-01", **part}}, "machine": where}
+    alone = {"help": {"date": "2026-01-01", "what": "help, seconds", "found": 0.5, "most": bench.HELP_BAR}}
+    known = {"parts": {"ppo/float32": {"date": "2026-01-01", **part}}, "alone": alone, "machine": where}
     bench.write_page(json.loads(json.dumps(known)))
     bench.write_page(json.loads(json.dumps(known)))
     text = page.read_text()
@@ -118,4 +119,7 @@ def test_the_page_keeps_what_stands_around_the_tables(part, tmp_path: Path, monk
     assert text.endswith(f"{bench.END}\nafter\n")
     assert "old" not in text
     assert "| ppo | float32 | 900.0 | 3000.0 | **0.30** (0.20–0.50) | 0.40 |" in text
-    assert "ppo η of the step (float32) 0.36, at least 0.50" in text
+    assert (
+        "Bars that are missed: ppo η of the step (float32) 0.36, at least 0.50; help, seconds 0.50, at most 0.4."
+        in text
+    )
