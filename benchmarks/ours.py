@@ -111,7 +111,6 @@ def answer(job: Job) -> Told:
         label="ours",
         samples=job.samples,
         max_new_tokens=job.max_new_tokens,
-        toxic_by="dataset",
         similarity=False,
         perplexity=False,
         counter_narrative=None,

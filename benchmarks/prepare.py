@@ -23,7 +23,7 @@ def main(spec: str, folder: Path, numbers: list[int]) -> None:
         with open(folder / f"prompts-{number}.jsonl", "w", encoding="utf-8") as file:
             for prompt in prompts:
                 ids = policy.chat.encode_prompt(prompt.turns)
-                row = {"id": prompt.id, "prompt": prompt.text, "toxicity": prompt.toxicity, "ids": ids}
+                row = {"id": prompt.id, "prompt": prompt.text, "ids": ids}
                 file.write(json.dumps(row) + "\n")
 
 

@@ -64,7 +64,7 @@ class Job:
         return Path(self.folder) / f"prompts-{self.prompts}.jsonl"
 
     def records(self) -> list[dict[str, Any]]:
-        """The prompts: ``id``, ``prompt``, ``toxicity``, and ``ids``, their tokens under the chat template."""
+        """The prompts: ``id``, ``prompt``, and ``ids``, their tokens under the chat template."""
         return [json.loads(line) for line in self.prompts_file.read_text().splitlines()]
 
 
