@@ -5,8 +5,8 @@
 Each part: the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the same
 model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in the file of
 results, and the tables in docs/performance.md are made from that file. The parts ``help`` and ``memory`` have no
-peer: the seconds of ``rewardlm --help``, and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs half
-of the answers once each and leaves ``memory`` out, in about ten minutes, and writes to build/ alone.
+peer: the seconds of ``rewardlm --help``, and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs fewer
+answers once each and leaves ``memory`` out, in about ten minutes, and writes to build/ alone.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peer-steps", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1, help="RL steps before those, on both sides")
     parser.add_argument("--episodes", type=int, help="answers of an RL step (32; quick 16)")
+    parser.add_argument("--answers", type=int, help="of the meter at one a prompt; at 8, twice as many (128; quick 32)")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument(
         "--critic", choices=["full", "head"], default="full", help="what TRL's PPO trains of its critic"
@@ -115,6 +116,7 @@ def parsed() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 2)
     options.steps = options.steps or (1 if options.quick else 3)
     options.episodes = options.episodes or (16 if options.quick else 32)
+    options.answers = options.answers or (32 if options.quick else 128)
     for name in {TRL[part] for part in options.only if part in TRL}:
         if not any((options.build / name).glob("trl-*.dist-info")):
             parser.error(f"{options.build / name} holds no TRL: run make bench, which installs it there")
@@ -127,8 +129,8 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         "ppo": (options.episodes, 1),
         "grpo": (options.episodes // 4, 4),
         "rloo": (options.episodes // 4, 4),
-        "meter": (48 if options.quick else 128, 1),
-        "meter8": (8 if options.quick else 32, 8),
+        "meter": (options.answers, 1),
+        "meter8": (options.answers // 4, 8),
     }[part]
     return Job(
         what=part.removesuffix("8"),
