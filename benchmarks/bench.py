@@ -287,7 +287,7 @@ def all_bars(parts: list[dict[str, Any]], alone: list[dict[str, Any]]) -> list[d
 def sentence(bar: dict[str, Any]) -> str:
     """A bar and what was found."""
     dtype = f" ({bar['dtype']})" if bar["dtype"] else ""
-    return f"{bar['what']}{dtype} {bar['found']:.2f}, {bar['bar']}"
+    return f"{bar['what']}{dtype} {bar['found']:.3f}, {bar['bar']}"
 
 
 def write_page(known: dict[str, Any]) -> None:

@@ -64,16 +64,14 @@ def reinforce(job: Job) -> Told:
         return drafts[-1]
 
     rlaf.sample = noted
-    profiled: list[Any] = []
-    profiler = profile(activities=[ProfilerActivity.CPU]) if job.profile else None
+    look = Look() if job.profile else None
 
     def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
         # The last step alone is looked into, whole.
-        if profiler is not None and step == steps - 1:
-            profiler.__enter__()
-        if profiler is not None and step == steps:
-            profiler.__exit__(None, None, None)
-            profiled.extend(by_kind(profiler, metrics["seconds"]))
+        if look is not None and step == steps - 1:
+            look.begin()
+        if look is not None and step == steps:
+            look.end()
 
     run = rlaf.train(settings, out, report=report)
     lines = list(run.read("metrics"))[job.warmup :]
@@ -96,7 +94,7 @@ def reinforce(job: Job) -> Told:
             for draft in drafts[job.warmup :]
         ],
         weights={"policy": decoder_of(policies[0]), "judge": judge_of(judge)},
-        profile=profiled,
+        profile=look.by_kind() if look is not None else [],
     )
 
 
@@ -116,25 +114,22 @@ def answer(job: Job) -> Told:
         counter_narrative=None,
     )
     clocks: list[float] = []
-    profiler = profile(activities=[ProfilerActivity.CPU]) if job.profile else None
+    look = Look() if job.profile else None
 
     def report(done: int, total: int, what: str) -> None:
-        if profiler is not None and not clocks:
-            profiler.__enter__()
+        if look is not None and not clocks:
+            look.begin()
         clocks.append(time.perf_counter())
+        if look is not None and done == total:
+            look.end()
 
     run = measure(settings, fresh(job, "measure"), report=report)
-    seconds = clocks[-1] - clocks[0]
-    profiled = []
-    if profiler is not None:
-        profiler.__exit__(None, None, None)
-        profiled = by_kind(profiler, seconds)
     peak = peak_rss_mb()
     ids = {record["id"]: record["ids"] for record in job.records()}
     generations = list(run.each_generation())
     judge = ClassifierScorer(JUDGE)
     return Told(
-        seconds=[seconds],
+        seconds=[clocks[-1] - clocks[0]],
         peak_mib=peak,
         answer_tokens=sum(generation.n_tokens for generation in generations),
         versions={"torch": torch.__version__},
@@ -146,7 +141,7 @@ def answer(job: Job) -> Told:
             }
         ],
         weights={"policy": decoder_of(policy_of(job)), "judge": judge_of(judge)},
-        profile=profiled,
+        profile=look.by_kind() if look is not None else [],
     )
 
 
@@ -191,18 +186,31 @@ def judged_tokens(judge: ClassifierScorer, texts: list[str]) -> int:
     return sum(len(row["input_ids"]) for row in judge._encode(sorted(set(texts))))
 
 
-def by_kind(profiler: profile, seconds: float) -> list[dict[str, Any]]:
-    """What share of ``seconds`` each kind of operator took itself, on all threads' clock of the main one; the rest is
-    Python and what lies between operators.
-    """
-    shares = dict.fromkeys([*KINDS, "other operators"], 0.0)
-    for event in profiler.key_averages():
-        kind = next(
-            (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), "other operators"
-        )
-        shares[kind] += event.self_cpu_time_total / 1e6
-    shares["between operators"] = max(0.0, seconds - sum(shares.values()))
-    return [{"kind": kind, "seconds": spent, "share": spent / seconds} for kind, spent in shares.items()]
+class Look:
+    """A profiler and the wall's clock, which its times are of, whatever the job's are of."""
+
+    def __init__(self) -> None:
+        self._profiler = profile(activities=[ProfilerActivity.CPU])
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        self._profiler.start()
+        self._seconds = -time.monotonic()
+
+    def end(self) -> None:
+        self._seconds += time.monotonic()
+        self._profiler.stop()
+
+    def by_kind(self) -> list[dict[str, Any]]:
+        """Seconds and share that each kind of operator took itself; the rest is Python and what lies between."""
+        spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
+        for event in self._profiler.key_averages():
+            kind = next(
+                (kind for kind, parts in KINDS.items() if any(p in event.key for p in parts)), "other operators"
+            )
+            spent[kind] += event.self_cpu_time_total / 1e6
+        spent["between operators"] = self._seconds - sum(spent.values())
+        return [{"kind": kind, "seconds": part, "share": part / self._seconds} for kind, part in spent.items()]
 
 
 SIDES: dict[str, Callable[[Job], Told]] = {"ppo": reinforce, "grpo": reinforce, "rloo": reinforce, "meter": answer}

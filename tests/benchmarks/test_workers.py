@@ -74,7 +74,8 @@ def test_our_rl_step_is_told_with_its_lengths_and_phases(folder: Path):
         "kv_width": 32,
         "width": 4,
     }
-    assert sum(row["share"] for row in found.profile) == pytest.approx(1, abs=0.05)
+    # "Between operators" is what is left: below zero, operators would have taken longer than the step.
+    assert all(row["seconds"] >= 0 for row in found.profile)
 
 
 def test_both_meters_answer_and_judge_everything(folder: Path):
