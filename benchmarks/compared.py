@@ -153,6 +153,7 @@ def tables(parts: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[s
         [
             part["what"],
             part["dtype"],
+            str(part["episodes"]),
             f"{median(all_of(part['ours'])):.1f}",
             f"{median(all_of(part['peer'])):.1f}",
             f"**{part['ratio']:.2f}**" + (spread(part["ratios"]) if len(part["ratios"]) > 1 else ""),
@@ -183,7 +184,18 @@ def tables(parts: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[list[s
     ]
     return [
         (
-            ["", "dtype", "ours s", "peer s", "ours / peer", "bar", "ours MiB", "peer MiB", "ours / peer (bar)"],
+            [
+                "",
+                "dtype",
+                "answers",
+                "ours s",
+                "peer s",
+                "ours / peer",
+                "bar",
+                "ours MiB",
+                "peer MiB",
+                "ours / peer (bar)",
+            ],
             sides,
         ),
         (["", "dtype", "phase", "seconds", "limit", "η"], phased),

@@ -118,7 +118,7 @@ def test_the_page_keeps_what_stands_around_the_tables(part, tmp_path: Path, monk
     assert text.startswith(f"before\n{bench.BEGIN}\na CPU, 1 of 2 cores")
     assert text.endswith(f"{bench.END}\nafter\n")
     assert "old" not in text
-    assert "| ppo | float32 | 900.0 | 3000.0 | **0.30** (0.20–0.50) | 0.40 |" in text
+    assert "| ppo | float32 | 2 | 900.0 | 3000.0 | **0.30** (0.20–0.50) | 0.40 |" in text
     assert (
         "Bars that are missed: ppo η of the step (float32) 0.365, at least 0.50; help, seconds 0.500, at most 0.4."
         in text
