@@ -50,10 +50,11 @@ def main() -> None:
         if part in PARTS
         for dtype in options.dtypes
     }
-    known = json.loads(results.read_text()) if results.exists() else {"parts": {}, "alone": {}}
+    known: dict[str, Any] = {}
 
     def keep(kind: str, name: str, found: dict[str, Any]) -> None:
-        # After each part: an interrupt loses one.
+        # After each part: an interrupt loses one. Read anew: another run may have added its own meanwhile.
+        known.update(json.loads(results.read_text()) if results.exists() else {"parts": {}, "alone": {}})
         known[kind][name] = {"date": datetime.now(UTC).date().isoformat(), **found}
         known["machine"] = machine(options)
         results.parent.mkdir(parents=True, exist_ok=True)
