@@ -55,6 +55,8 @@ def test_too_little_is_said_to_be_too_little(result):
     assert "too few answers to compare" in said(result, "FT", "unlearned")[1]
     entry["toxic"] = interpretation_sample.interval(None, n=0)
     assert "PT has no toxic answers in the sample" in said(result, "FT", "unlearned")[0]
+    result["attribution"]["comparisons"][0]["same_tokens"]["prompt_change"] = interpretation_sample.interval(0.1, n=3)
+    assert "Too few answers to say how much" in said(result, "FT", "read the prompt")[0]
     result["similarity"] = None
     assert "was not measured" in said(result, "FT", "read the prompt")[0]
 

@@ -123,17 +123,20 @@ def _reads(
     similar: Mapping[str, Any] | None,
 ) -> list[Part]:
     change = reading["same_tokens"]["prompt_change"]
-    verdict = {
-        1: "it rests more on the prompt’s words",
-        -1: "it rests less on the prompt’s words",
-        0: "it rests on the prompt’s words as much as before, as far as this sample can tell",
-        None: "too few answers to say how much it rests on the prompt’s words",
-    }[direction(change)]
-    parts: list[Part] = [
-        (f"On {reading['from']}’s own answers ", False),
-        (verdict, True),
-        (f" ({points_text(change)} of all attribution). ", False),
-    ]
+    way = direction(change)
+    if way is None:
+        parts: list[Part] = [("Too few answers to say how much it rests on the prompt’s words. ", False)]
+    else:
+        verdict = {
+            1: "it rests more on the prompt’s words",
+            -1: "it rests less on the prompt’s words",
+            0: "it rests on the prompt’s words as much as before, as far as this sample can tell",
+        }[way]
+        parts = [
+            (f"On {reading['from']}’s own answers ", False),
+            (verdict, True),
+            (f" ({points_text(change)} of all attribution). ", False),
+        ]
     if above is None:
         parts.append(("Similarity with the prompt was not measured.", False))
         return parts
