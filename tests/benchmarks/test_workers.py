@@ -1,0 +1,95 @@
+"""Both sides' workers on the tiny model, as make bench starts them: each does what was asked and tells what it did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from work import Job, Told, environment
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PROMPTS = 4
+
+
+def start(script: str, *arguments: object) -> None:
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *map(str, arguments)],
+        env=environment(1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("bench")
+    start("prepare.py", "tiny", made, PROMPTS)
+    return made
+
+
+def told(folder: Path, what: str, side: str, samples: int = 1) -> Told:
+    job = Job(
+        what=what,
+        side=side,
+        dtype="float32",
+        folder=str(folder),
+        prompts=PROMPTS,
+        samples=samples,
+        max_new_tokens=5,
+        epochs=2,
+        minibatches=2,
+        warmup=1,
+        threads=1,
+        profile=side == "ours",
+    )
+    (folder / "job.json").write_text(json.dumps(asdict(job)))
+    start("ours.py" if side == "ours" else "peers.py", folder / "job.json", folder / "told.json")
+    return Told(**json.loads((folder / "told.json").read_text()))
+
+
+def test_our_rl_step_is_told_with_its_lengths_and_phases(folder: Path):
+    found = told(folder, "ppo", "ours")
+    assert len(found.seconds) == 1
+    assert found.updates == 4
+    [lengths], [parts] = found.lengths, found.parts
+    assert sum(lengths["answers"]) == found.answer_tokens
+    assert all(1 <= length <= 5 for length in lengths["answers"])
+    records = [json.loads(line) for line in (folder / f"prompts-{PROMPTS}.jsonl").read_text().splitlines()]
+    assert sorted(lengths["prompts"]) == sorted(record["ids"] for record in records)
+    assert {"rollout", "reward", "logprobs", "update"} <= parts.keys()
+    assert 0 < sum(parts.values()) <= found.seconds[0]
+    # Two layers of 64, 4 heads of which 2 are KV, 128 in the MLP; norms twice a layer and at the end.
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
+    assert found.weights["policy"] == {
+        "body": 2 * layer + 64,
+        "head": vocabulary * 64,
+        "layers": 2,
+        "kv_width": 32,
+        "width": 4,
+    }
+    # "Between operators" is what is left: below zero, operators would have taken longer than the step.
+    assert all(row["seconds"] >= 0 for row in found.profile)
+
+
+def test_both_meters_answer_and_judge_everything(folder: Path):
+    ours, peer = told(folder, "meter", "ours", samples=2), told(folder, "meter", "peer", samples=2)
+    assert len(ours.lengths[0]["answers"]) == 2 * PROMPTS
+    for found in (ours, peer):
+        assert found.seconds[0] > 0
+        assert 2 * PROMPTS <= found.answer_tokens <= 2 * PROMPTS * 5
+    assert sum(peer.parts[0].values()) == pytest.approx(peer.seconds[0])
+
+
+@pytest.mark.parametrize("what", ["grpo", "rloo"])
+def test_the_peer_makes_as_many_updates_as_asked(folder: Path, what: str):
+    found = told(folder, what, "peer", samples=2)
+    assert found.updates == 4
+    assert len(found.seconds) == 1
+    assert found.versions["trl"].startswith("1.")
