@@ -49,6 +49,14 @@ def test_sentences_call_a_change_only_what_its_interval_allows(result):
     assert "first choice first differs never" in text
 
 
+def test_an_interval_that_ends_just_below_zero_shows_it(result):
+    change = interpretation_sample.interval(-0.008, -0.014, -0.0002)
+    result["attribution"]["comparisons"][0]["same_tokens"]["prompt_change"] = change
+    text, strong = said(result, "FT", "read the prompt")
+    assert "rests less" in strong
+    assert "−0.8 points (−1.4 to −0.0)" in text
+
+
 def test_too_little_is_said_to_be_too_little(result):
     entry = result["drift"]["comparisons"][0]["toxic_check"]
     entry["difference"] = interpretation_sample.interval(-0.5)

@@ -245,9 +245,9 @@ def plain_text(interval: Mapping[str, Any], digits: int = 2) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    rounded = round(value, digits)
-    sign = "−" if rounded < 0 else "+" if rounded > 0 else "±"
-    return f"{sign}{abs(rounded):.{digits}f}"
+    """With the sign of the value itself: an interval that ends just below zero must not seem to hold it."""
+    sign = "−" if value < 0 else "+" if value > 0 else "±"
+    return f"{sign}{abs(value):.{digits}f}"
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
