@@ -70,8 +70,9 @@ bench-judge: setup
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py
 
+# Two processes, each with whole files, of one thread each: more would wait for each other.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
 test-peers: setup build/trl-1.12
