@@ -113,7 +113,7 @@ def value(policy_p: torch.Tensor, reference_p: torch.Tensor, earned: torch.Tenso
         ("grpo", {"samples": 16}),
         ("dr_grpo", {"samples": 16}),
         ("rloo", {"samples": 16}),
-        ("dr_grpo", {"samples": 16, "kl": {"penalty": "full", "coef": BETA}}),
+        ("dr_grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"penalty": "full", "coef": BETA}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)) or "default",
 )
@@ -127,7 +127,8 @@ def test_training_ends_near_the_best_policy(home, tmp_path, algorithm, changes):
         "witness": [],
         "algorithm": algorithm,
         "steps": 150,
-        "batch_size": 128,
+        # Fewer answers a step leave so much noise that the bound depends on the seed.
+        "batch_size": 256,
         "max_new_tokens": 2,
         "ppo_epochs": 2,
         "minibatches": 1,
