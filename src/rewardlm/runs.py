@@ -449,7 +449,7 @@ def rewards_of(adapter: Path) -> list[str]:
 def _drop_unfinished_line(path: Path) -> None:
     """A killed process may leave half a line: cut it off, so that the next record starts on its own line."""
     with open(path, "r+b") as file:
-        whole = file.seek(0, os.SEEK_END)
+        size = whole = file.seek(0, os.SEEK_END)
         while whole:
             start = max(0, whole - 65_536)
             file.seek(start)
@@ -457,4 +457,5 @@ def _drop_unfinished_line(path: Path) -> None:
             whole = start + found + 1
             if found >= 0:
                 break
-        file.truncate(whole)
+        if whole < size:
+            file.truncate(whole)

@@ -141,7 +141,7 @@ def test_special_tokens_in_a_text_are_plain_text(tmp_path):
 
 def test_a_text_that_cant_be_encoded_costs_only_itself(tmp_path):
     scorer = load_scorer(build(tmp_path, ["no", "toxic"]))
-    good, bad, also = score_texts(scorer, ["you fool", "\ud800", "\0"])
+    good, bad, also = score_texts(scorer, ["you fool", "\ud800", "\0a"])
     assert good.reason is None
     assert also.reason is None
     assert bad.failed

@@ -26,7 +26,7 @@ def test_insults_score_above_friendly_texts():
 def test_any_text_and_any_number_of_texts():
     scorer = LexicalScorer()
     assert scorer.score([]) == []
-    verdicts = score_texts(scorer, ["\ud800", "\0", "🙂", "x" * 100_000])
+    verdicts = score_texts(scorer, ["\ud800", "\0a", "🙂", "x" * 100_000])
     assert all(v.reason is None for v in verdicts)
 
 
