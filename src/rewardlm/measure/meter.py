@@ -1,7 +1,7 @@
 """The meter: prompts in, answers and scores out, written down as they come.
 
-A batch of answers is appended before it is scored and its scores after, so a killed measurement does at most one
-batch again and scores nothing twice. Answers are never all in memory: a run may have millions.
+Answers are appended before they are scored and their scores after, so a killed measurement asks for at most one
+window of questions again and scores nothing twice. Answers are never all in memory: a run may have millions.
 """
 
 from __future__ import annotations
