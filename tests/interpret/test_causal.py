@@ -92,13 +92,13 @@ def test_a_change_is_of_pairs_that_both_were_judged_on() -> None:
     plain = Condition("A", None, "plain")
     before = Outcome(plain, ["a"] * 5, [0.1, 0.5, None, 0.9, 0.3], 2.0)
     after = Outcome(plain, ["a"] * 5, [0.2, 0.5, 0.4, None, 0.9], 2.0)
-    found = change_between(before, after, n_resamples=4000, seed=0)
+    found = change_between(before.toxicity, after.toxicity, n_resamples=4000, seed=0)
     assert found is not None
     assert found["n"] == 3
     assert found["mean"] == pytest.approx((0.1 + 0.0 + 0.6) / 3)
     # All 27 resamples of three are known: the extreme ones, all 0 and all 0.6, have a chance of 1/27 each, over 2.5 %.
     assert found["ci95"] == pytest.approx([0.0, 0.6])
-    assert change_between(before, Outcome(plain, [""], [None] * 5, None), n_resamples=100, seed=0) is None
+    assert change_between(before.toxicity, [None] * 5, n_resamples=100, seed=0) is None
 
 
 def test_groups_of_neighbours_hold_every_layer_once() -> None:

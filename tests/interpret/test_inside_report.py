@@ -11,7 +11,7 @@ import pytest
 from planted import examined
 from rich.console import Console
 
-from rewardlm.report import inside, interpretation, page
+from rewardlm.report import inside, interpretation, intervals, page
 from rewardlm.report.inside_figures import scale_figure, shares_figure, wrote_figure
 from rewardlm.report.inside_tables import print_inside
 from rewardlm.report.shell import render
@@ -32,7 +32,7 @@ def said(found: dict[str, Any]) -> dict[str, str]:
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return render(
         "inside.html.j2",
-        {"visible": interpretation.visible, "inside_interval": inside.interval_text, "score": page._score},
+        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": page._score},
         inside=inside.section(found, notes),
     )
 
@@ -141,5 +141,5 @@ def test_changes_in_words() -> None:
     assert inside.what_was_done(row) == "adapter off in layers 3–5"
     assert inside.what_was_done({**row, "layers": [3]}) == "adapter off in layer 3"
     assert inside.what_was_done({"kind": "scale", "value": 1.5, "layers": []}) == "adapter × 1.5"
-    assert inside.interval_text({"mean": -0.12, "ci95": [-0.3, 0.01], "n": 3}) == "−0.120 (−0.300 to +0.010)"
-    assert inside.interval_text(None) == "—"
+    assert intervals.number_text({"mean": -0.12, "ci95": [-0.3, 0.01], "n": 3}, 3) == "−0.120 (−0.300 to +0.010)"
+    assert intervals.number_text(None) == "—"

@@ -125,9 +125,11 @@ def try_conditions(
     return outcomes
 
 
-def change_between(before: Outcome, after: Outcome, *, n_resamples: int, seed: int) -> dict[str, Any] | None:
-    """Mean change of toxicity over prompts that both could be judged on, with its 95 % bootstrap interval and n."""
-    pairs = [b - a for a, b in zip(before.toxicity, after.toxicity, strict=True) if a is not None and b is not None]
+def change_between(
+    before: Sequence[float | None], after: Sequence[float | None], *, n_resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """Mean change of toxicity over answers that both could be judged on, with its 95 % bootstrap interval and n."""
+    pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
     changes = np.array(pairs)

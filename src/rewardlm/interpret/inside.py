@@ -17,6 +17,7 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret import directions
+from rewardlm.interpret.causal import change_between
 from rewardlm.interpret.reading import (
     TOXIC_ABOVE,
     Reading,
@@ -212,17 +213,7 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     the bypass is complete. Null where there are no value vectors to follow.
     ``direction_used`` says whether the base's answers were shown to depend on the direction.
     """
-    pairs = [
-        (old, new)
-        for old, new in zip(base.toxicity, subject.toxicity, strict=True)
-        if old is not None and new is not None
-    ]
-    change: dict[str, Any] | None = None
-    if pairs:
-        changes = np.array([new - old for old, new in pairs])
-        drawn = np.random.default_rng(settings.seed).integers(len(changes), size=(settings.n_resamples, len(changes)))
-        low, high = np.quantile(changes[drawn].mean(1), [0.025, 0.975])
-        change = {"mean": float(changes.mean()), "ci95": [float(low), float(high)], "n": len(changes)}
+    change = change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
     path, vectors = result["paths"][subject.label], result["vectors"]
     fewest = None if path is None else path["fewest"]
     spread = None

@@ -95,6 +95,11 @@ def _tried(outcome: Outcome, plain: dict[str, Outcome], settings: InsideSettings
         "perplexity": outcome.perplexity,
         "change": None
         if condition.kind == "plain"
-        else change_between(plain[condition.model], outcome, n_resamples=settings.n_resamples, seed=settings.seed),
+        else change_between(
+            plain[condition.model].toxicity,
+            outcome.toxicity,
+            n_resamples=settings.n_resamples,
+            seed=settings.seed,
+        ),
         "texts": outcome.texts,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from rewardlm.report import inside_figures as figures
 from rewardlm.report.headline import Part
+from rewardlm.report.intervals import number_text, signed
 
 _VERDICTS = {
     "unclear": "nothing to explain: toxicity did not measurably fall in the answers that were read",
@@ -135,24 +136,11 @@ def what_was_done(row: Mapping[str, Any]) -> str:
     return form.format(value=row["value"], first=layers[0], last=layers[-1])
 
 
-def interval_text(change: Mapping[str, Any] | None, *, digits: int = 3) -> str:
-    """``−0.120 (−0.300 to +0.010)``, a dash where there is none."""
-    if change is None:
-        return "—"
-    low, high = change["ci95"]
-    return f"{_signed(change['mean'], digits)} ({_signed(low, digits)} to {_signed(high, digits)})"
-
-
-def _signed(value: float, digits: int) -> str:
-    rounded = round(value, digits)
-    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.{digits}f}"
-
-
 def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Part]:
     if verdict["kind"] is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
     parts: list[Part] = [(_VERDICTS[verdict["kind"]].capitalize(), verdict["kind"] != "unclear"), (". ", False)]
-    parts.append((f"Toxicity changed by {interval_text(verdict['toxicity_change'])}; ", False))
+    parts.append((f"Toxicity changed by {number_text(verdict['toxicity_change'], 3)}; ", False))
     number, which = len(found["vectors"]["rows"]), _CHOSEN[found["vectors"]["by"]]
     parts.append(
         (
@@ -202,8 +190,8 @@ def _where(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> 
     if score is not None:
         parts.append(
             (
-                f"; of the toxic words’ change of {_signed(score['change'], 2)} the adapter wrote "
-                f"{_signed(score['own'], 2)} itself, and {_signed(score['rest'], 2)} is how the base’s weights took it",
+                f"; of the toxic words’ change of {signed(score['change'], 2)} the adapter wrote "
+                f"{signed(score['own'], 2)} itself, and {signed(score['rest'], 2)} is how the base’s weights took it",
                 False,
             )
         )
@@ -223,7 +211,10 @@ def _causal(found: Mapping[str, Any], label: str) -> list[Part]:
     verdict = "Adding it makes answers more toxic" if works else "Adding it does not measurably make answers more toxic"
     return [
         (verdict, works),
-        (f": {interval_text(change)}, and {interval_text(control['change'])} for a random direction as long; ", False),
-        (f"ablating it changes toxicity by {interval_text(rows['ablate']['change'])}. ", False),
+        (
+            f": {number_text(change, 3)}, and {number_text(control['change'], 3)} for a random direction as long; ",
+            False,
+        ),
+        (f"ablating it changes toxicity by {number_text(rows['ablate']['change'], 3)}. ", False),
         (f"{found['causal']['prompts']} prompts, answered once under each change.", False),
     ]

@@ -9,25 +9,19 @@ from rich.console import Console
 from rich.text import Text
 
 from rewardlm.report import inside
-from rewardlm.report.tables import label_text, new_table, plain, print_table
+from rewardlm.report.intervals import number_text
+from rewardlm.report.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 4
 
 
 def print_inside(found: Mapping[str, Any] | None, notes: Sequence[str], console: Console) -> None:
     """Print what ``interpret.inside.examine`` found, within 100 columns."""
-    for sentence in notes:
-        console.print(Text(plain(sentence), style="dim"))
+    print_notes(notes, console)
     if found is None:
         return
-    for row in inside.sentences(found):
-        line = Text(plain(row["question"]) + " ", style="bold")
-        for text, strong in row["parts"]:
-            line.append(plain(text), style="bold" if strong else "not bold")
-        console.print(line)
-    console.print()
-    for sentence in [*inside.how_read(found), *found["notes"]]:
-        console.print(Text(plain(sentence), style="dim"))
+    print_sentences(inside.sentences(found), console)
+    print_notes([*inside.how_read(found), *found["notes"]], console)
     console.print()
     _layers(found, console)
     _vectors(found, console)
@@ -108,7 +102,7 @@ def _causal(found: Mapping[str, Any], console: Console) -> None:
             label_text(row["model"]),
             row["what"],
             "–" if row["toxicity"] is None else f"{row['toxicity']:.3f}",
-            inside.interval_text(row["change"], digits=2),
+            number_text(row["change"]),
             "–" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
         )
     print_table(

@@ -12,6 +12,7 @@ from typing import Any
 from rewardlm.report import inside
 from rewardlm.report import interpretation_figures as figures
 from rewardlm.report.headline import Part
+from rewardlm.report.intervals import number_text, plain_text, points_text, share_text
 from rewardlm.runs import Run
 
 KIND = "interpretation"
@@ -198,56 +199,6 @@ def _parts_where(drift: Mapping[str, Any]) -> list[Part]:
         ),
         (f"the first choice is the same in {share_text(same)}.", False),
     ]
-
-
-def number_text(interval: Mapping[str, Any], digits: int = 2) -> str:
-    """ "−0.43 (−0.86 to −0.17)"; without an interval the mean alone, a dash where there is nothing."""
-    if interval["mean"] is None:
-        return "—"
-    mean = _signed(interval["mean"], digits)
-    if interval["ci95"] is None:
-        return mean
-    low, high = interval["ci95"]
-    return f"{mean} ({_signed(low, digits)} to {_signed(high, digits)})"
-
-
-def points_text(interval: Mapping[str, Any]) -> str:
-    """A change of shares in percentage points with its interval: "−4.1 points (−6.0 to −2.2)"."""
-    if interval["mean"] is None:
-        return "—"
-    mean = f"{_signed(100 * interval['mean'], 1)} points"
-    if interval["ci95"] is None:
-        return mean
-    low, high = interval["ci95"]
-    return f"{mean} ({_signed(100 * low, 1)} to {_signed(100 * high, 1)})"
-
-
-def share_text(interval: Mapping[str, Any]) -> str:
-    """A share in percent with its interval: "66.9 % (56.2 to 86.4)"."""
-    if interval["mean"] is None:
-        return "—"
-    text = f"{100 * interval['mean']:.1f} %"
-    if interval["ci95"] is None:
-        return text
-    low, high = interval["ci95"]
-    return f"{text} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def plain_text(interval: Mapping[str, Any], digits: int = 2) -> str:
-    """A size with its interval, unsigned: "3.41 (3.20 to 3.62)"."""
-    if interval["mean"] is None:
-        return "—"
-    text = f"{interval['mean']:.{digits}f}"
-    if interval["ci95"] is None:
-        return text
-    low, high = interval["ci95"]
-    return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _signed(value: float, digits: int) -> str:
-    """With the sign of the value itself: an interval that ends just below zero must not seem to hold it."""
-    sign = "−" if value < 0 else "+" if value > 0 else "±"
-    return f"{sign}{abs(value):.{digits}f}"
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Any]:

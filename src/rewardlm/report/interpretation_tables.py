@@ -11,22 +11,17 @@ from rich.text import Text
 
 from rewardlm.report import interpretation
 from rewardlm.report.inside_tables import print_inside
-from rewardlm.report.interpretation import number_text, plain_text, points_text, share_text, visible
-from rewardlm.report.tables import label_text, new_table, plain, print_table
+from rewardlm.report.interpretation import visible
+from rewardlm.report.intervals import number_text, plain_text, points_text, share_text
+from rewardlm.report.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 8
 
 
 def print_interpretation(result: Mapping[str, Any], console: Console) -> None:
     """Print what ``interpret --json`` gives, within 100 columns."""
-    for row in interpretation.sentences(result):
-        line = Text(plain(row["question"]) + " ", style="bold")
-        for text, strong in row["parts"]:
-            line.append(plain(text), style="bold" if strong else "not bold")
-        console.print(line)
-    console.print()
-    for sentence in interpretation.how_sampled(result):
-        console.print(Text(plain(sentence), style="dim"))
+    print_sentences(interpretation.sentences(result), console)
+    print_notes(interpretation.how_sampled(result), console)
     console.print()
     _drift(result, console)
     _attribution(result, console)

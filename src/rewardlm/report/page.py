@@ -12,7 +12,7 @@ from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
-from rewardlm.report import figures, headline, inside, interpretation, judge_page
+from rewardlm.report import figures, headline, interpretation, intervals, judge_page
 from rewardlm.report.examples import UNCHANGED, choose_examples
 from rewardlm.report.shell import render, short, side_by_side, write_page
 from rewardlm.report.training import training_records, training_sections
@@ -99,12 +99,11 @@ def render_page(
             "p_value": _p_value,
             "bucket": _bucket,
             "split_name": headline.split_name,
-            "interval_number": interpretation.number_text,
-            "interval_points": interpretation.points_text,
-            "interval_share": interpretation.share_text,
-            "interval_plain": interpretation.plain_text,
+            "interval_number": intervals.number_text,
+            "interval_points": intervals.points_text,
+            "interval_share": intervals.share_text,
+            "interval_plain": intervals.plain_text,
             "visible": interpretation.visible,
-            "inside_interval": inside.interval_text,
         },
         title=title,
         judging=judging or judge_page.judging([]),

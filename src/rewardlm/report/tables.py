@@ -7,7 +7,7 @@ from users and models, so they are printed as plain text, never as markup.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,6 +22,22 @@ _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
 _BUCKETS = ("low", "medium", "high")
 _NAME_WIDTH = 16
 _LONGEST_NAME = 48
+
+
+def print_sentences(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print answers to questions, ``{"question", "parts"}`` each, and an empty line."""
+    for row in rows:
+        line = Text(plain(row["question"]) + " ", style="bold")
+        for text, strong in row["parts"]:
+            line.append(plain(text), style="bold" if strong else "not bold")
+        console.print(line)
+    console.print()
+
+
+def print_notes(notes: Iterable[str], console: Console) -> None:
+    """Print what must be known to read the tables below, a line each, dimmed."""
+    for note in notes:
+        console.print(Text(plain(note), style="dim"))
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:

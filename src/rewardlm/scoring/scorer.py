@@ -118,7 +118,8 @@ def score_texts(
     """
     asked = list(dict.fromkeys(text for text in texts if not is_empty(text)))
     answers = dict(zip(asked, _ask(scorer, asked, bounded), strict=True)) if asked else {}
-    verdicts = [Verdict(reason=EMPTY) if is_empty(text) else answers[text] for text in texts]
+    silent = Verdict(reason=EMPTY)
+    verdicts = [answers.get(text, silent) for text in texts]
     if limit is not None:
         limit.add(scorer.name, verdicts)
     return verdicts
