@@ -74,14 +74,15 @@ def examine(
 
 def _judge(name: str, device: str) -> tuple[Judge, list[str]]:
     """The sample's own judge; ``starter`` where that one is asked over HTTP or isn't here."""
+    why = "it is asked over HTTP"
     if name.partition(":")[0] not in ("perspective", "endpoint"):
         try:
             return _asked(load_scorer(name, device=device)), []
-        except RewardLMError:
-            pass
+        except RewardLMError as error:
+            why = str(error)
     return (
         _asked(load_scorer("starter", device=device)),
-        [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here."],
+        [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here ({why})."],
     )
 
 
