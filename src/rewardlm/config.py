@@ -193,6 +193,20 @@ class LoraSettings(Section):
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
+class QuantisationSettings(Section):
+    """How ``--load`` holds the base's linear layers, by bitsandbytes: docs/quantisation.md.
+
+    Of 4bit: ``kind`` says which 16 values there are, ``double`` whether the blocks' scales are quantised too, and
+    ``compute_dtype`` what products are taken in (auto: the model's ``dtype``, which embeddings, norms and the head
+    keep). Of 8bit: inputs of ``outliers`` or more are multiplied as they are, not rounded; 0 rounds all.
+    """
+
+    kind: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+    compute_dtype: Dtype = "auto"
+    outliers: float = Field(6.0, ge=0)
+
+
 class ModelSettings(Section):
     """What every command that loads a model takes."""
 
@@ -201,6 +215,7 @@ class ModelSettings(Section):
     seed: int = Field(0, ge=0)
     dtype: Dtype = "auto"
     load: Literal["8bit", "4bit"] | None = None
+    quantisation: QuantisationSettings = QuantisationSettings()
     device: str = "auto"
     chat: ChatSettings = ChatSettings()
 
@@ -796,7 +811,7 @@ class StageMeasure(Section):
 class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
-    ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load and device,
+    ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load, quantisation and device,
     which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
     ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
     """
@@ -806,6 +821,7 @@ class ExperimentSettings(Section):
     seed: int = Field(0, ge=0)
     dtype: Dtype = "auto"
     load: Literal["8bit", "4bit"] | None = None
+    quantisation: QuantisationSettings = QuantisationSettings()
     device: str = "auto"
     chat: ChatSettings = ChatSettings()
     measure: StageMeasure = StageMeasure()
@@ -828,6 +844,7 @@ class ExperimentSettings(Section):
             "seed": self.seed,
             "dtype": self.dtype,
             "load": self.load,
+            "quantisation": self.quantisation.model_dump(),
             "device": self.device,
             "chat": self.chat.model_dump(),
         }

@@ -100,7 +100,7 @@ def run_experiment(
         label=settings.title,
         settings=recorded,
         free=(*_FREE, *how_asked(recorded)),
-        added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret"),
+        added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation"),
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.

@@ -79,7 +79,7 @@ def test_version(shell: Shell) -> None:
         (["measure", "tiny", "--out", "o", "--config", "bad.yaml"], 2, "bad.yaml, line "),
         (["measure", "no-such-model", "--out", "o"], 1, "unknown model 'no-such-model'"),
         (["measure", "tiny", "--out", "o", "--device", "toaster"], 1, "toaster"),
-        (["measure", "tiny", "--out", "o", "--load", "4bit"], 1, "quantise"),
+        (["measure", "tiny", "--out", "o", "--load", "3bit"], 2, "load"),
         (["measure", "tiny", "--out", "o", "--scorer", "nonsense"], 1, "unknown scorer 'nonsense'"),
         (["measure", "tiny", "--out", "o", "--scorer", "lexical,lexical"], 2, "named twice"),
         (["measure", "tiny", "--out", "o", "--scorer", ""], 2, "at least one"),

@@ -239,7 +239,3 @@ def test_devices_and_precisions() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="no CUDA device"):
             resolve_device("cuda:0")
-
-
-def test_quantised_tiny_is_refused() -> None:
-    assert "too small" in refused("tiny", load="4bit")

@@ -141,6 +141,7 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
             "device": settings.device,
             "dtype": _precision(run, settings),
             "load": settings.load or measured.get("load"),
+            "quantisation": measured.get("quantisation", {}),
         },
     )
 
@@ -166,8 +167,10 @@ def _found(adapter: Path, run: Run) -> Path:
 def _check_weights(run: Run, base: _Base) -> None:
     policy, recorded = base.policy, run.meta.get("model_hash")
     measured_in = getattr(torch, str(run.meta.get("dtype")), policy.dtype)
-    # Weights that were rounded more than the measured ones, or quantised in another way, can't be compared.
-    comparable = policy.quantisation == run.meta.get("quantisation") and policy.dtype in (torch.float32, measured_in)
+    # Weights that were rounded more than the measured ones, or quantised in another way, can't be compared; nor those
+    # that were quantised from other precisions.
+    held_in = (measured_in,) if policy.quantisation else (torch.float32, measured_in)
+    comparable = policy.quantisation == run.meta.get("quantisation") and policy.dtype in held_in
     if recorded and comparable and recorded != base.hashes[measured_in]:
         raise RunError(
             f"weights_differ: {run.path} was measured with other weights of {policy.spec} (hash {recorded[:12]}…, here "

@@ -37,7 +37,7 @@ UNSCORED_OTHER = 0.01
 UNSCORED_ANY = 0.05
 
 # Settings that answers depend on.
-_DRAWN_BY = ("max_new_tokens", "generation", "chat", "load", "server.body")
+_DRAWN_BY = ("max_new_tokens", "generation", "chat", "load", "quantisation", "server.body")
 
 # Counter-narratives that quote their prompt: fewer than this many say nothing, nor does a less sure difference.
 QUOTING = 10

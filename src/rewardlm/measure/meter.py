@@ -36,7 +36,7 @@ from rewardlm.types import Generation, Prompt, Verdict
 # Not part of what is measured: a run may be resumed with other values of these.
 FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
 ADDED_SETTINGS = (
-    "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address"
+    "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address", "quantisation",
 )  # fmt: skip
 # Answers that are written down at a time.
 _BATCH = 32

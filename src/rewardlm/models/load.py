@@ -27,6 +27,13 @@ from transformers.utils import logging as transformers_logging
 from rewardlm.config import ChatSettings, ModelSettings, cache_folder
 from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
+from rewardlm.models.quantised import (
+    bitsandbytes_config,
+    keep_layout,
+    quantisation_of,
+    quantised_layers,
+    weight_bytes,
+)
 
 SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,6 +65,14 @@ class Policy:
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     @property
+    def rounds(self) -> bool:
+        """Whether products round more than float32's do, so that a token's numbers depend on what is run beside it."""
+        layers = quantised_layers(self.model).values()
+        return self.dtype != torch.float32 or any(
+            getattr(layer, "compute_dtype", None) != torch.float32 for layer in layers
+        )
+
+    @property
     def max_positions(self) -> int:
         """How many tokens prompt and answer may have together."""
         config = self.causal_lm.config
@@ -84,6 +99,7 @@ class Policy:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "quantisation": self.quantisation,
+            "weight_bytes": weight_bytes(self.model),
             "module_types": self.module_types,
             "chat_format": self.chat.name,
         }
@@ -98,27 +114,22 @@ def load_policy(settings: ModelSettings) -> Policy:
     transformers_logging.set_verbosity_error()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if settings.load is not None:
+        how["quantization_config"] = bitsandbytes_config(settings.load, settings.quantisation, dtype)
+        # Else it goes to the first GPU there is, whatever was asked for.
+        how["device_map"] = {"": str(device)}
     if settings.model == "tiny":
         model, tokenizer, source = _tiny(dtype)
-        quantisation = None
-        if settings.load:
-            raise ModelError("tiny is too small to quantise: leave --load out")
+        if settings.load is not None:
+            model = _read_again(model, how)
     else:
         source, revision = _locate(settings.model)
         _refuse_pickles(source)
-        quantisation = settings.load
-        quantisation_config = _quantisation(settings.load, dtype)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision=revision,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                low_cpu_mem_usage=True,
-                quantization_config=quantisation_config,
-                output_loading_info=True,
+                source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
             )
         except Exception as error:  # Damaged files make the parsers below raise types of their own.
             raise ModelError(
@@ -131,6 +142,8 @@ def load_policy(settings: ModelSettings) -> Policy:
             raise ModelError(
                 f"{settings.model}: its files lack {len(missing)} tensors ({missing[0]}, …): download again"
             )
+    quantisation = quantisation_of(model)
+    keep_layout(model)
     _check_tokenizer(settings.model, tokenizer, model)
     if not quantisation:
         model.to(device)
@@ -316,21 +329,11 @@ def _tiny(dtype: torch.dtype) -> tuple[Any, Any, str]:
     return model.to(dtype), tokenizer, "built-in"
 
 
-def _quantisation(load: str | None, dtype: torch.dtype) -> Any:
-    if load is None:
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"--load {load} needs the package bitsandbytes: pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    if load == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+def _read_again(model: Any, how: dict[str, Any]) -> Any:
+    """``model`` as loaded from files with ``how``: weights are quantised while they are read."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, **how)
 
 
 def hash_weights(model: nn.Module, dtype: torch.dtype | None = None) -> str:

@@ -108,12 +108,12 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
     assert len(hidden) == len(responses)
-    if policy.dtype == torch.float32:
+    if not policy.rounds:
         # What sampling saw is exact to float32's rounding.
         logprobs = [sampled.logprobs for sampled in draft.sampled]
         entropy = [sampled.entropy for sampled in draft.sampled]
     else:
-        # One token at a time and many at once round differently: below float32 the ratio would start off 1.
+        # One token at a time and many at once round differently: the ratio would start off 1.
         scored = row_stats(policy.causal_lm, prompts, responses, budget, keep_hidden=True)
         logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
         hidden = [row.hidden for row in scored if row.hidden is not None]
@@ -316,8 +316,8 @@ def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -
     adapter, critic = adapter_parameters(learner.policy.model), learner.critic_parameters()
     if not processes.sum_gradients(adapter):
         raise TrainingError(
-            f"step {step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
-            "load in full precision"
+            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets name layers that "
+            "the answers pass through?"
         )
     norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
     if critic:

@@ -30,6 +30,7 @@ from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import adapter_hash, replace_adapter
+from rewardlm.models.quantised import check_gradients
 from rewardlm.runs import Run, peak_rss_mb, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import cuts, load_scorer
 from rewardlm.train.advantages import Feedback, estimate, load_estimator
@@ -238,6 +239,8 @@ def train(
                 )
 
                 # 9. Epochs of minibatches, one optimizer step each.
+                if step == start:
+                    check_gradients(policy.model)  # After a pass without them: what could cut them off has happened.
                 with clock("update"):
                     losses = update(learner, settings, rollouts, advantages, returns, step, processes)
 
@@ -307,7 +310,7 @@ def _start(settings: RlafSettings, out: Path) -> Run:
         label="RL",
         settings=recorded,
         free=(*FREE_SETTINGS, *how_asked(recorded)),
-        added=("services",),
+        added=("services", "quantisation"),
         filled={**OLDER_RUNS, "critic": "trunk" if settings.algorithm == "ppo" else None},
     )
     if not run.finished or sum(1 for _ in run.read("metrics")) < settings.steps:

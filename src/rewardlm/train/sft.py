@@ -30,6 +30,7 @@ from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
+from rewardlm.models.quantised import check_gradients
 from rewardlm.runs import Run, peak_rss_mb, rewards_of
 from rewardlm.train.checkpoints import MANIFEST, newest_usable, step_of, write_manifest
 
@@ -53,7 +54,14 @@ def finetune(
     long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable dialogues
     and TrainingError for NaN, and where no checkpoint can be gone on from.
     """
-    run = Run.start(out, kind="finetune", label="FT", settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    run = Run.start(
+        out,
+        kind="finetune",
+        label="FT",
+        settings=settings.model_dump(mode="json"),
+        free=FREE_SETTINGS,
+        added=("quantisation",),
+    )
     if run.finished:
         return run
     dialogue_set = load_dialogues(settings.dialogues)
@@ -114,6 +122,7 @@ def finetune(
         raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}")
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     watch = _Watch(run, report)
+    adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
     trainer = _Trainer(
         model=policy.model,
         processing_class=policy.tokenizer,
@@ -153,6 +162,9 @@ def finetune(
         ),
         callbacks=[watch],
     )
+    for parameter in policy.model.parameters():
+        # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
+        parameter.data = adapter.get(id(parameter), parameter.data)
     trainer.order = _Order([len(row["input_ids"]) for row in train_rows], settings.batch_size, settings.seed)
     trainer.afresh = resume is not None and bool(resume.damaged)
     _quiet(trainer)
@@ -276,6 +288,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.run = run
         self.report = report
         self.started = time.perf_counter()
+        self.checked = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
@@ -284,14 +297,20 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not grads:
             raise TrainingError(
-                f"step {state.global_step + 1}: no gradient reaches the adapter (quantised weights on a CPU do this): "
-                "load in full precision"
+                f"step {state.global_step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets "
+                "name layers that the answers pass through?"
             )
+        if not self.checked:
+            check_gradients(model)
+            self.checked = True
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             raise TrainingError(
                 f"step {state.global_step + 1}: the gradient holds NaN or infinity; the update was not applied and the "
                 "last checkpoint is kept: lower the learning rate or use --dtype float32"
             )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.checked = False  # A pass without gradients is what could cut them off.
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         names = {
