@@ -25,7 +25,7 @@ from rewardlm.models.quantised import (
 )
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'rewardlm[quantised]'")
-from bitsandbytes import functional  # noqa: E402
+from bitsandbytes import functional
 
 PROMPTS = [[1, 300, 301, 302, 2, 17], [1, 300, 301, 77, 900, 41, 8]]
 RESPONSES = [[8, 9, 512], [700, 5, 6, 7]]
@@ -170,7 +170,7 @@ def test_weights_are_smaller_and_the_rest_is_as_it_was(load: str, bits: float) -
     assert 8 * (weight_bytes(policy.model) - rest) / held == pytest.approx(bits, abs=0.25)
     for name, layer in layers.items():
         off = (full_weight(layer) - plain.model.get_submodule(name).weight).abs().max()
-        # Weights of deviation 0.1: half a step of 127, or half the widest gap between NF4's values, of a block's largest.
+        # Weights of deviation 0.1: half a step of 127, or half of NF4's widest gap, of a block's largest.
         assert 0 < float(off) < {"8bit": 0.003, "4bit": 0.08}[load]
 
 

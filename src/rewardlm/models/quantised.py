@@ -1,10 +1,10 @@
-"""A base whose linear layers are held in 8 or 4 bits by bitsandbytes: how it is loaded, and what it takes to train on it.
+"""A base whose linear layers bitsandbytes holds in 8 or 4 bits: how it is loaded, and what it takes to train on it.
 
 docs/quantisation.md has the formulas. Embeddings, norms and the head stay in the model's precision.
 
 bitsandbytes has a trap on CPUs that compute in bfloat16: the first pass without gradients puts a 4-bit layer's weights
-into another layout, for inference alone. No gradient passes through that layer afterwards, and no error says so; and what is
-put back later has lost precision. The layout is switched off here (``keep_layout``), and whoever trains asks
+into another layout, for inference alone. No gradient passes through that layer afterwards, and no error says so; and
+what is put back later has lost precision. The layout is switched off here (``keep_layout``), and whoever trains asks
 ``check_gradients`` whether that did it.
 """
 
@@ -58,7 +58,7 @@ def quantisation_of(model: nn.Module) -> str | None:
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keep bitsandbytes from putting 4-bit weights into its CPU layout for inference, which lets no gradient through."""
+    """Keep bitsandbytes from putting 4-bit weights into its layout for inference, which lets no gradient through."""
     for layer in quantised_layers(model).values():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
@@ -73,12 +73,10 @@ def full_weight(layer: Any) -> Tensor:
         if getattr(weight.quant_state, "packing_format_for_cpu", False):
             raise ModelError("bitsandbytes has put 4-bit weights into its layout for inference: load the model again")
         state = weight.quant_state
-        found: Tensor = dequantize_4bit(weight.data, state).to(torch.float32)
-        return found
+        return dequantize_4bit(weight.data, state).float()  # type: ignore[no-any-return]
     # The scales move from the weight to the layer's state at its first pass.
     scales = layer.state.SCB if weight.SCB is None else weight.SCB
-    found = int8_vectorwise_dequant(weight.data, scales).to(torch.float32)
-    return found
+    return int8_vectorwise_dequant(weight.data, scales).float()  # type: ignore[no-any-return]
 
 
 def weight_bytes(model: nn.Module) -> int:
