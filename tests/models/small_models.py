@@ -46,6 +46,7 @@ CONFIGS: dict[str, Any] = {
     "falcon_alibi": lambda: FalconConfig(
         **_FALCON, multi_query=False, new_decoder_architecture=False, parallel_attn=False, alibi=True
     ),
+    "falcon_grouped": lambda: FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=4),
     "opt": lambda: OPTConfig(
         hidden_size=32,

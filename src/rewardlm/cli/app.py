@@ -19,6 +19,7 @@ from rewardlm.cli import (
     interpret,
     judge,
     measure,
+    merge,
     report,
     rlaf,
     run,
@@ -45,6 +46,7 @@ app.command("compare")(compare.compare)
 app.command("finetune")(finetune.finetune)
 app.command("rlaf")(rlaf.rlaf)
 app.command("watch")(watch.watch)
+app.command("merge")(merge.merge)
 app.add_typer(judge.app, name="judge")
 app.command("interpret")(interpret.interpret)
 app.command("report")(report.report)

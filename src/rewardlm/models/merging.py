@@ -1,0 +1,152 @@
+"""An adapter made part of a model in full precision, as a folder that anything can load; and what that changed.
+
+It is merged into what the adapter was trained on. On a base that was held in 4 or 8 bits these are the weights that
+the codes stand for (``--load``): the adapter has learnt to make up for their rounding too. Merging *into* quantised
+weights would round the adapter away with them, and isn't done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from rewardlm.config import ModelSettings, QuantisationSettings
+from rewardlm.data.dialogues import load_dialogues, pairs
+from rewardlm.errors import ConfigError, ModelError, RunError
+from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dtype
+from rewardlm.models.logprobs import vocabulary_kl
+from rewardlm.models.lora import adapter_hash, load_adapter
+from rewardlm.models.quantised import full_weight, quantised_layers
+from rewardlm.runs import Run
+
+RECORD = "merged"
+# Where the two models are compared: so many positions in each of so many packaged answers.
+_ANSWERS, _POSITIONS = 16, 16
+# Nats a token, or a share of most likely tokens, over which the change is warned of rather than said.
+_NOTABLE = 0.01
+
+
+def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write ``settings.model`` with ``settings.adapter`` merged into the folder ``out``, in ``settings.dtype`` (auto:
+    float32), and return its record, which lies beside the weights.
+
+    ``say`` gets a sentence on how far the folder's next-token distributions are from those of the model that was
+    trained: the adapter unmerged, on the base in its training's precision as far as that is known. It is a warning
+    where another base than that one was merged into. Raises ConfigError without an adapter, and ModelError where
+    ``out`` holds something else.
+    """
+    if settings.adapter is None:
+        raise ConfigError("nothing to merge: name the adapter with --adapter")
+    if out.exists() and not (out.is_dir() and ((out / f"{RECORD}.json").exists() or not any(out.iterdir()))):
+        raise ModelError(f"{out} exists and was not written by merge: choose another --out")
+    trained_in = _trained_in(settings)
+    dtype = resolve_dtype("float32" if settings.dtype == "auto" else settings.dtype, resolve_device(settings.device))
+    original = _with_adapter(settings.model_copy(update=trained_in), settings.adapter)
+    before = _logits(original)
+    # Merged in float32 whatever it is saved in: a small product of two matrices is below half precision's rounding.
+    plain = load_policy(settings.model_copy(update={"load": None, "dtype": "float32"}))
+    if settings.load is not None:
+        held = original if trained_in["load"] == settings.load else load_policy(settings)
+        _fill(plain, held)
+    load_adapter(plain, settings.adapter)
+    plain.model = plain.model.merge_and_unload(safe_merge=True).to(dtype)
+    change = _change(before, _logits(plain))
+    record = {
+        "model": settings.model,
+        "model_source": plain.source,
+        "adapter_hash": adapter_hash(settings.adapter),
+        "base": settings.load or "full precision",
+        "trained_on": trained_in["load"] or "full precision",
+        "dtype": str(dtype).removeprefix("torch."),
+        **change,
+    }
+    _write(plain, out, record)
+    _tell(record, say)
+    return record
+
+
+def _trained_in(settings: ModelSettings) -> dict[str, Any]:
+    """What the adapter's own run says of the base that it was trained on; without a run, what was asked for."""
+    assert settings.adapter is not None
+    for folder in (settings.adapter, settings.adapter.absolute().parent):
+        try:
+            recorded = Run.open(folder).meta["settings"]
+        except RunError:
+            continue
+        return {
+            "load": recorded.get("load"),
+            "quantisation": QuantisationSettings(**recorded.get("quantisation", {})),
+            "dtype": recorded.get("dtype", "auto"),
+        }
+    return {"load": settings.load, "dtype": settings.dtype}
+
+
+def _with_adapter(settings: ModelSettings, adapter: Path) -> Policy:
+    policy = load_policy(settings)
+    load_adapter(policy, adapter)
+    return policy
+
+
+@torch.no_grad()
+def _fill(plain: Policy, held: Policy) -> None:
+    """Put what ``held``'s quantised weights stand for in the place of ``plain``'s."""
+    for name, layer in quantised_layers(held.causal_lm).items():
+        # An adapter's layer stands around the base's.
+        module = plain.model.get_submodule(name.removesuffix(".base_layer"))
+        weight = full_weight(layer)
+        module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)
+
+
+@torch.no_grad()
+def _logits(policy: Policy) -> Tensor:
+    """Next-token logits in packaged answers, Float[N, V], on the CPU."""
+    policy.model.eval()
+    rows = []
+    for pair in pairs(load_dialogues("starter").dialogues).pairs[:_ANSWERS]:
+        encoded = policy.chat.encode_pair([*pair.history], pair.answer)
+        start = encoded.completion_mask.index(1)
+        tokens = torch.tensor([encoded.input_ids[: start + _POSITIONS]], device=policy.device)
+        rows.append(policy.model(input_ids=tokens).logits[0, start:].float().cpu())
+    return torch.cat(rows)
+
+
+def _change(before: Tensor, after: Tensor) -> dict[str, Any]:
+    changed = before.argmax(-1) != after.argmax(-1)
+    return {
+        "positions": len(before),
+        "kl": float(vocabulary_kl(before, after).mean()),
+        "likeliest_token_changed": float(changed.float().mean()),
+    }
+
+
+def _write(plain: Policy, out: Path, record: dict[str, Any]) -> None:
+    """The whole folder or nothing: it is put in place when it is complete."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain.model.save_pretrained(temporary)
+    plain.tokenizer.save_pretrained(temporary)
+    Run(temporary, {}).store(RECORD, record)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(temporary, out)
+
+
+def _tell(record: dict[str, Any], say: Callable[[str], None]) -> None:
+    base, trained_on = record["base"], record["trained_on"]
+    kl, moved = record["kl"], record["likeliest_token_changed"]
+    text = (
+        f"against the adapter on the base it was trained on ({trained_on}), next-token distributions are {kl:.2g} nats "
+        f"away, and the likeliest token is another at {moved:.1%} of {record['positions']} positions"
+    )
+    if base == trained_on or max(kl, moved) <= _NOTABLE:
+        say(text)
+        return
+    better = "leave --load out" if trained_on == "full precision" else f"add --load {trained_on}"
+    warnings.warn(f"{text}: it was merged into another base ({base}); {better} to have what was trained", stacklevel=3)
