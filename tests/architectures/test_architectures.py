@@ -181,7 +181,8 @@ def test_what_changed_inside(folder: Path, answered: tuple[Run, Run]) -> None:
     )
     run = interpret([one.path for one in answered], settings, folder / "inside")
     drift = list(run.read("drift"))
-    assert len(drift) == 8
+    # Each model's answers, read by both; one that is empty is not in the sample.
+    assert {record["author"] for record in drift} == {0, 1}
     found = run.load("interpretation")
     assert found["inside"] is not None, found["inside_notes"]
 

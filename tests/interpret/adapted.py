@@ -39,6 +39,9 @@ FAMILIES = [
     "falcon_multi_query",
     "falcon_alibi",
     "falcon_new",
+    "bloom",
+    "gpt_neo",
+    "opt",
 ]
 PROMPTS = [[1, 300, 301, 302], [7, 8, 9, 10, 11, 12, 13], [1, 300, 40]]
 RESPONSES = [[2, 17, 900, 4], [5, 6], [81, 82, 83, 84, 85, 86]]

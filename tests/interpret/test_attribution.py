@@ -41,8 +41,11 @@ def cases() -> list[tuple[int, int, int]]:
     return [(row, k, position) for row, where in enumerate(POSITIONS) for k, position in enumerate(where)]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Bloom norms its embeddings, so that a longer one is the same: there is no slope to hold against its own.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bloom"])
 def test_input_x_gradient_is_the_slope_towards_a_longer_embedding(name: str) -> None:
+    # Norms compute in float32 whatever they are given, so the step can't be much smaller; but ReLU has kinks within it.
+    length = 1e-5 if name == "opt" else 1e-2
     model = adapted_policy(name).model.double()
     result = found(model.get_base_model())
     for row, k, position in cases():
@@ -54,12 +57,11 @@ def test_input_x_gradient_is_the_slope_towards_a_longer_embedding(name: str) -> 
             )
             slopes = torch.zeros(x.shape[1])
             for token in range(x.shape[1]):
-                # Norms compute in float32 whatever they are given, so the step can't be much smaller.
                 step = torch.zeros_like(x)
-                step[0, token] = 1e-2 * x[0, token]
+                step[0, token] = length * x[0, token]
                 ahead = logprob(model.get_base_model(), x + step, row, position)
                 behind = logprob(model.get_base_model(), x - step, row, position)
-                slopes[token] = float(ahead - behind) / 2e-2
+                slopes[token] = float(ahead - behind) / (2 * length)
             assert float((result[row].scores[k] - slopes).norm()) < 5e-3 * float(slopes.norm())
             assert (result[row].scores[k, len(PROMPTS[row]) + position :] == 0).all()
 

@@ -33,7 +33,8 @@ from rewardlm.models.lora import scaled
 
 @dataclass(frozen=True)
 class _Names:
-    """Where a family keeps its parts: layers and norm in the trunk, the others in a layer."""
+    """Where a family keeps its parts: layers and norm in the trunk, attention and MLP in a layer (an MLP that is no
+    module of its own is the layer: ""), and in these what they write by."""
 
     layers: str
     norm: str
@@ -52,6 +53,9 @@ _FAMILIES = {
     "gpt2": _Names("h", "ln_f", "attn", "c_proj", "mlp", "c_proj"),
     "gpt_neox": _Names("layers", "final_layer_norm", "attention", "dense", "mlp", "dense_4h_to_h"),
     "falcon": _Names("h", "ln_f", "self_attention", "dense", "mlp", "dense_4h_to_h"),
+    "bloom": _Names("h", "ln_f", "self_attention", "dense", "mlp", "dense_4h_to_h"),
+    "gpt_neo": _Names("h", "ln_f", "attn", "attention.out_proj", "mlp", "c_proj"),
+    "opt": _Names("decoder.layers", "decoder.final_layer_norm", "self_attn", "out_proj", "", "fc2"),
 }
 
 
@@ -72,7 +76,8 @@ class Layout:
 
 
 def layout_of(causal_lm: Any) -> Layout:
-    """The parts of a transformers model (inside of PEFT's wrapper). Raises ModelError for a family not known here."""
+    """The parts of a transformers model (inside of PEFT's wrapper). Raises ModelError for a family not known here, and
+    for one that norms its stream after each write (OPT-350m)."""
     kind = causal_lm.config.model_type
     names = _FAMILIES.get(kind)
     if names is None:
@@ -80,18 +85,25 @@ def layout_of(causal_lm: Any) -> Layout:
             f"the residual stream of a {kind!r} model can't be taken apart: expected one of {', '.join(_FAMILIES)}"
         )
     body, head = body_and_head(causal_lm)
-    layers = list(getattr(body, names.layers))
-    attention = [getattr(layer, names.attention) for layer in layers]
-    mlp = [getattr(layer, names.mlp) for layer in layers]
+    layers = list(body.get_submodule(names.layers))
+    attention = [layer.get_submodule(names.attention) for layer in layers]
+    mlp = [layer.get_submodule(names.mlp) for layer in layers]
+    try:
+        norm = body.get_submodule(names.norm)
+    except AttributeError:
+        raise ModelError(
+            f"the residual stream of this {kind!r} model can't be taken apart: it has no final norm, so writes are "
+            "normed one after another and don't add up"
+        ) from None
     return Layout(
         body=body,
         head=head,
-        norm=getattr(body, names.norm),
+        norm=norm,
         layers=layers,
         attention=attention,
-        attention_out=[getattr(module, names.attention_out) for module in attention],
+        attention_out=[module.get_submodule(names.attention_out) for module in attention],
         mlp=mlp,
-        mlp_out=[getattr(module, names.mlp_out) for module in mlp],
+        mlp_out=[module.get_submodule(names.mlp_out) for module in mlp],
         n_heads=int(causal_lm.config.num_attention_heads),
     )
 
@@ -163,8 +175,7 @@ def trace(causal_lm: Any, batch: Batch, *, patterns: bool = False, adapter: bool
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def keep(name: str, states: Tensor) -> None:
-        # Indexing by a mask copies: Falcon adds the attention's write to its MLP's in place.
-        kept[name].append(states[where].float())
+        kept[name].append(_at(states, where))
 
     def sees(name: str) -> Any:
         return lambda module, args, kwargs: keep(name, _first(args, kwargs))
@@ -403,12 +414,17 @@ def _adapter_writes(
         rows = writes.setdefault(name, [nothing] * len(layout.layers))
         rows[index] = write
 
-    def without(module: Any, switched_off: Iterable[LoraLayer]) -> Tensor:
+    def without(module: Any, out: Any, switched_off: Iterable[LoraLayer]) -> Tensor:
+        # What ``out`` writes, since Bloom's sublayers give back the stream with their write added.
+        wrote: list[Tensor] = []
+        handle = out.register_forward_hook(lambda _, __, output: wrote.append(_at(output, where)))
         args, kwargs = calls[module]
-        with scaled(switched_off, 0.0):
-            output = module(*args, **kwargs)
-        states: Tensor = output[0] if isinstance(output, tuple) else output
-        return states[where].float()
+        try:
+            with scaled(switched_off, 0.0):
+                module(*args, **kwargs)
+        finally:
+            handle.remove()
+        return wrote[0]
 
     parts = (
         ("attention", layout.attention, layout.attention_out, found.attention_writes, found.head_inputs.flatten(-2)),
@@ -416,17 +432,22 @@ def _adapter_writes(
     )
     for part, sublayers, outs, whole, reads in parts:
         for index, (sublayer, out) in enumerate(zip(sublayers, outs, strict=True)):
-            within = {name: layer for name, layer in adapter_layers(sublayer).items() if _is_on(layer)}
+            others = [] if part == "attention" else [*adapter_layers(layout.attention[index]).values()]
+            within = {
+                name: layer
+                for name, layer in adapter_layers(sublayer).items()
+                if _is_on(layer) and not any(layer is other for other in others)
+            }
             if not within:
                 continue
-            path = next(name for name, module in layout.layers[index].named_children() if module is sublayer)
+            path = next(name for name, module in layout.layers[index].named_modules() if module is sublayer)
             for name, layer in within.items():
                 if layer is out:
                     write = torch.einsum("ni,im->nm", reads[index], _adapter_weight(layer))
                 else:
-                    write = whole[index] - without(sublayer, [layer])
-                add(f"{path}.{name}", index, write)
-            add(part, index, whole[index] - without(sublayer, within.values()))
+                    write = whole[index] - without(sublayer, out, [layer])
+                add(f"{path}.{name}".lstrip("."), index, write)
+            add(part, index, whole[index] - without(sublayer, out, within.values()))
     return {name: torch.stack(rows) for name, rows in writes.items()}
 
 
@@ -521,6 +542,14 @@ def _norm_scale(norm: Any, states: Tensor) -> Tensor:
 
 def _centres(norm: Any) -> bool:
     return isinstance(norm, nn.LayerNorm)
+
+
+def _at(states: Tensor, where: Tensor) -> Tensor:
+    """States of all positions, whose rows OPT's MLP strings together, at ``where`` alone, Float[N, …], float32.
+
+    Indexing by a mask copies: Falcon adds the attention's write to its MLP's in place.
+    """
+    return (states.reshape(*where.shape, -1) if states.dim() == 2 else states)[where].float()
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

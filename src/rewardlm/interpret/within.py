@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rewardlm.config import InterpretSettings
-from rewardlm.errors import RewardLMError
+from rewardlm.errors import ModelError, RewardLMError
 from rewardlm.interpret import inside
+from rewardlm.interpret.residual import layout_of
 from rewardlm.interpret.sample import Sample, stored_answers
 from rewardlm.interpret.subjects import Subject
 from rewardlm.interpret.tokens import Judge
@@ -28,7 +29,7 @@ def examine(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """What ``inside.examine`` finds of the baseline and of those runs that are adapters on it, and what it left out.
 
-    None where the baseline is no bare base, or nothing is an adapter on it.
+    None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
     """
     base = subjects[0]
     if base.adapter is not None:
@@ -39,6 +40,10 @@ def examine(
     there = [number for number in there if number == 0 or subjects[number].adapter is not None]
     if len(there) < 2:
         return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
+    try:
+        layout_of(base.policy.causal_lm)
+    except ModelError as error:
+        return None, [f"The residual stream was left out: {error}."]
     notes = [
         f"{subject.label} is no adapter on {base.label}’s model: its residual stream was left out."
         for number, subject in enumerate(subjects)

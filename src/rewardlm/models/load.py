@@ -7,6 +7,7 @@ Aliases don't depend on what the network does today: ``smollm2-135m`` is the mod
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 import importlib.util
@@ -29,6 +30,7 @@ from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
 from rewardlm.models.quantised import (
     bitsandbytes_config,
+    falcon_in_plain_layers,
     keep_layout,
     quantisation_of,
     quantised_layers,
@@ -128,9 +130,10 @@ def load_policy(settings: ModelSettings) -> Policy:
         _refuse_pickles(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
-            )
+            with contextlib.nullcontext() if settings.load is None else falcon_in_plain_layers():
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
+                )
         except Exception as error:  # Damaged files make the parsers below raise types of their own.
             raise ModelError(
                 f"can't load the model {settings.model!r}: {_one_line(error)}; expected an alias "
@@ -143,6 +146,11 @@ def load_policy(settings: ModelSettings) -> Policy:
                 f"{settings.model}: its files lack {len(missing)} tensors ({missing[0]}, …): download again"
             )
     quantisation = quantisation_of(model)
+    if settings.load is not None and quantisation is None:
+        raise ModelError(
+            f"{settings.model}: transformers found no layer to load in {settings.load} "
+            f"({type(model).__name__} has linear layers of its own): leave --load out"
+        )
     keep_layout(model)
     _check_tokenizer(settings.model, tokenizer, model)
     if not quantisation:

@@ -10,8 +10,10 @@ what is put back later has lost precision. The layout is switched off here (``ke
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -40,6 +42,23 @@ def bitsandbytes_config(load: Literal["8bit", "4bit"], settings: QuantisationSet
         bnb_4bit_use_double_quant=settings.double,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+@contextlib.contextmanager
+def falcon_in_plain_layers() -> Iterator[None]:
+    """Inside, Falcon is built of torch's own linear layers, which compute the same.
+
+    On quantising, transformers replaces these alone, and nothing that derives from them: without an error, a Falcon
+    would be loaded in full precision.
+    """
+    from transformers.models.falcon import modeling_falcon
+
+    own = modeling_falcon.FalconLinear
+    modeling_falcon.FalconLinear = nn.Linear
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = own
 
 
 def quantised_layers(model: nn.Module) -> dict[str, Any]:
