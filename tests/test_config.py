@@ -273,6 +273,7 @@ def test_settings_go_through_json(kind: Any) -> None:
 
 def test_an_experiment_shares_what_stands_at_its_top() -> None:
     got = ExperimentSettings(model="tiny", seed=5, dtype="float32").common()
-    assert {**got, "chat": None} == {
+    assert {**got, "chat": None, "quantisation": None} == {
         "model": "tiny", "seed": 5, "dtype": "float32", "load": None, "device": "auto", "chat": None,
+        "quantisation": None,
     }  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_models import tiny_policy
+from small_models import random_policy, tiny_policy
 
 from rewardlm.config import GenerationSettings, LoraSettings, QuantisationSettings
 from rewardlm.errors import ModelError, TrainingError
@@ -202,6 +203,42 @@ def test_a_checkpoint_that_is_quantised_says_so_itself(tmp_path: Any) -> None:
     ids = torch.tensor([PROMPTS[0]])
     with torch.no_grad():
         assert torch.equal(again.model(input_ids=ids).logits, policy.model(input_ids=ids).logits)
+
+
+def test_a_model_that_transformers_would_leave_in_full_precision_is_refused(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rewardlm.config import ModelSettings
+
+    policy = random_policy("falcon_alibi")
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    settings = ModelSettings(model=str(tmp_path), dtype="float32", device="cpu", load="4bit")
+    assert len(quantised_layers(loading.load_policy(settings).model)) == 2 * 4
+    # As it is without what we do about Falcon.
+    monkeypatch.setattr(loading, "falcon_in_plain_layers", contextlib.nullcontext)
+    with pytest.raises(ModelError, match="found no layer to load in 4bit"):
+        loading.load_policy(settings)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_answers_in_4_bits_are_those_of_transformers_generate(adapter: bool) -> None:
+    policy = tiny_policy(load="4bit")
+    if adapter:
+        disturbed(policy)
+    greedy = GenerationSettings(temperature=0)
+    requests = [Request(tuple(prompt), 0) for prompt in (*PROMPTS, PROMPTS[0][:3])]
+    got = sorted(generate(policy, requests, max_new_tokens=10, sampling=greedy), key=lambda answer: answer.index)
+    for answer, request in zip(got, requests, strict=True):
+        ids = torch.tensor([request.prompt])
+        with torch.no_grad():
+            whole = policy.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=0
+            )
+            logprobs = policy.causal_lm(input_ids=whole).logits[0].log_softmax(-1)
+        assert answer.tokens == whole[0, ids.shape[1] :].tolist()
+        theirs = logprobs[ids.shape[1] - 1 : -1].gather(-1, torch.tensor(answer.tokens)[:, None]).squeeze(-1)
+        torch.testing.assert_close(answer.logprobs, theirs, atol=1e-4, rtol=0)
 
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
