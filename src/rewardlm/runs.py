@@ -427,18 +427,23 @@ def _is_free(key: str, free: set[str]) -> bool:
     return any(".".join(parts[:depth]) in free for depth in range(1, len(parts) + 1))
 
 
-def known_rewards(adapter: Path) -> list[str] | None:
-    """The judges that an adapter's training, or the training that it started from, used as reward.
-
-    No gain by these counts as proof. None where nobody knows: the adapter does not lie in its training's run, as
-    ``adapter`` there or in one of its checkpoints.
-    """
+def training_of(adapter: Path) -> Run | None:
+    """The run that an adapter lies in, as ``adapter`` there or in one of its checkpoints; None where it lies alone."""
     here = adapter.absolute()
     for folder in (here, *here.parents[:3]):
         if (folder / "run.json").exists():
-            found = Run.open(folder).meta.get("rewards")
-            return None if found is None else list(found)
+            return Run.open(folder)
     return None
+
+
+def known_rewards(adapter: Path) -> list[str] | None:
+    """The judges that an adapter's training, or the training that it started from, used as reward.
+
+    No gain by these counts as proof. None where nobody knows: the adapter does not lie in its training's run.
+    """
+    run = training_of(adapter)
+    found = None if run is None else run.meta.get("rewards")
+    return None if found is None else list(found)
 
 
 def rewards_of(adapter: Path) -> list[str]:

@@ -84,6 +84,19 @@ def test_measure_shows_a_table_and_again_does_nothing(shell: Shell, tmp_path: Pa
     assert files(out) == before
 
 
+def test_a_merged_model_answers_as_its_adapter_does(shell: Shell, tmp_path: Path, adapter: Path) -> None:
+    done = shell("merge", "tiny", "--adapter", adapter, "--out", tmp_path / "merged", "--device", "cpu")
+    assert (done.code, done.out.strip()) == (0, str(tmp_path / "merged"))
+    assert "0.0% of 256 positions" in done.err
+    greedy = ("generation.temperature=0", "counter_narrative=null")
+    common = flags(tmp_path / "a", "--adapter", adapter, *greedy), flags(tmp_path / "b", *greedy)
+    common[1][1] = tmp_path / "merged"
+    for arguments in common:
+        assert shell(*arguments).code == 0
+    ours, theirs = ([g.text for g in Run.open(tmp_path / name).generations()] for name in "ab")
+    assert ours == theirs
+
+
 def test_overrides_and_files_reach_the_run(shell: Shell, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("samples: 2\ngeneration: {temperature: 0, top_k: 5}\n")

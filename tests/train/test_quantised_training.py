@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rewardlm.config import FinetuneSettings, ModelSettings, QuantisationSettings, RlafSettings
+from rewardlm.config import FinetuneSettings, MeasureSettings, ModelSettings, QuantisationSettings, RlafSettings
 from rewardlm.errors import TrainingError
+from rewardlm.measure.meter import measure
 from rewardlm.models import load as loading
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import load_adapter
@@ -140,6 +142,17 @@ def test_the_adapter_of_a_quantised_base_starts_rl_and_answers_on_it_as_it_was_t
         losses.append(-logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)[-n:])
     lines = list(run.read("metrics"))
     assert float(torch.cat(losses).mean()) < lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_measuring_an_adapter_on_another_base_is_warned_of(tmp_path: Path) -> None:
+    run = finetune(sft(tmp_path, load="4bit", max_steps=1), tmp_path / "ft")
+    common = {**TINY, "adapter": run.path, "limit": 2, "max_new_tokens": 2, "scorer": ["lexical"]}
+    quiet = {"similarity": False, "perplexity": False, "counter_narrative": None}
+    with pytest.warns(UserWarning, match="measure it with --load 4bit"):
+        measure(MeasureSettings(**common, **quiet), tmp_path / "full")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the adapter")
+        measure(MeasureSettings(**common, **quiet, load="4bit"), tmp_path / "4bit")
 
 
 def test_compute_in_half_precision_learns_too(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from rewardlm.config import MeasureSettings
@@ -20,6 +22,7 @@ from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import load_adapter, merged
+from rewardlm.runs import training_of
 from rewardlm.types import Generation, Prompt
 
 # Questions in a window; within one, those of similar length share a batch.
@@ -142,7 +145,23 @@ def load_model(settings: MeasureSettings) -> Policy:
     check_head(policy.causal_lm)
     if settings.adapter is not None:
         load_adapter(policy, settings.adapter)
+        _say_if_trained_on_another_base(policy, settings.adapter)
     return policy
+
+
+def _say_if_trained_on_another_base(policy: Policy, adapter: Path) -> None:
+    """An adapter learns to make up for what its base has lost: on one that is held otherwise it is another model."""
+    training = training_of(adapter)
+    if training is None or training.meta.get("kind") not in ("finetune", "rlaf"):
+        return
+    trained_on = training.meta["settings"].get("load")
+    if trained_on != policy.quantisation:
+        held, better = policy.quantisation or "full precision", f"--load {trained_on}" if trained_on else "no --load"
+        warnings.warn(
+            f"the adapter {adapter} was trained on a base in {trained_on or 'full precision'}, and answers here on one "
+            f"in {held}: measure it with {better} to have what was trained",
+            stacklevel=2,
+        )
 
 
 def adapter_hash(settings: MeasureSettings) -> str | None:

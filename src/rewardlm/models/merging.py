@@ -20,12 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rewardlm.config import ModelSettings, QuantisationSettings
 from rewardlm.data.dialogues import load_dialogues, pairs
-from rewardlm.errors import ConfigError, ModelError, RunError
+from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dtype
 from rewardlm.models.logprobs import vocabulary_kl
 from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.models.quantised import full_weight, quantised_layers
-from rewardlm.runs import Run
+from rewardlm.runs import Run, training_of
 
 RECORD = "merged"
 # Where the two models are compared: so many positions in each of so many packaged answers.
@@ -76,17 +76,15 @@ def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> 
 def _trained_in(settings: ModelSettings) -> dict[str, Any]:
     """What the adapter's own run says of the base that it was trained on; without a run, what was asked for."""
     assert settings.adapter is not None
-    for folder in (settings.adapter, settings.adapter.absolute().parent):
-        try:
-            recorded = Run.open(folder).meta["settings"]
-        except RunError:
-            continue
-        return {
-            "load": recorded.get("load"),
-            "quantisation": QuantisationSettings(**recorded.get("quantisation", {})),
-            "dtype": recorded.get("dtype", "auto"),
-        }
-    return {"load": settings.load, "dtype": settings.dtype}
+    run = training_of(settings.adapter)
+    recorded = settings.model_dump() if run is None else run.meta["settings"]
+    load = recorded.get("load")
+    return {
+        "load": load,
+        "quantisation": QuantisationSettings(**recorded.get("quantisation", {})),
+        # Codes depend on the precision that they were made from; else it only adds rounding to what is compared.
+        "dtype": recorded.get("dtype", "auto") if load else "float32",
+    }
 
 
 def _with_adapter(settings: ModelSettings, adapter: Path) -> Policy:
