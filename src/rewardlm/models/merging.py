@@ -50,7 +50,7 @@ def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> 
     trained_in = _trained_in(settings)
     dtype = resolve_dtype("float32" if settings.dtype == "auto" else settings.dtype, resolve_device(settings.device))
     original = _with_adapter(settings.model_copy(update=trained_in), settings.adapter)
-    before = _logits(original)
+    before = logits_of_answers(original)
     # Merged in float32 whatever it is saved in: a small product of two matrices is below half precision's rounding.
     plain = load_policy(settings.model_copy(update={"load": None, "dtype": "float32"}))
     if settings.load is not None:
@@ -58,7 +58,7 @@ def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> 
         _fill(plain, held)
     load_adapter(plain, settings.adapter)
     plain.model = plain.model.merge_and_unload(safe_merge=True).to(dtype)
-    change = _change(before, _logits(plain))
+    change = change_between(before, logits_of_answers(plain))
     record = {
         "model": settings.model,
         "model_source": plain.source,
@@ -104,7 +104,7 @@ def _fill(plain: Policy, held: Policy) -> None:
 
 
 @torch.no_grad()
-def _logits(policy: Policy) -> Tensor:
+def logits_of_answers(policy: Policy) -> Tensor:
     """Next-token logits in packaged answers, Float[N, V], on the CPU."""
     policy.model.eval()
     rows = []
@@ -116,7 +116,9 @@ def _logits(policy: Policy) -> Tensor:
     return torch.cat(rows)
 
 
-def _change(before: Tensor, after: Tensor) -> dict[str, Any]:
+def change_between(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """How far next-token distributions moved, of logits Float[N, V]: KL(before ‖ after) in nats, averaged, and the
+    share of positions at which another token is the likeliest."""
     changed = before.argmax(-1) != after.argmax(-1)
     return {
         "positions": len(before),
