@@ -450,10 +450,12 @@ class TrainingSettings(ModelSettings):
     ``resume``: ``exact`` refuses to go on without a whole checkpoint. ``inexact`` allows one whose adapter is whole and
     whose optimizer or other state is damaged or missing; these start afresh, and the result is another one than that
     of an undisturbed run.
+    ``shard`` divides the base's layers between the processes that torchrun or accelerate started.
     """
 
     lora: LoraSettings = LoraSettings()
     resume: Resume = "exact"
+    shard: bool = False
 
     @model_validator(mode="after")
     def _an_adapter_has_its_own_rank(self) -> TrainingSettings:

@@ -42,11 +42,13 @@ _FREE = (
     "finetune.micro_batch_size",
     "finetune.checkpoint_every",
     "finetune.resume",
+    "finetune.shard",
     "rlaf.micro_batch_tokens",
     "rlaf.checkpoint_every",
     "rlaf.samples_every",
     "rlaf.steps",
     "rlaf.resume",
+    "rlaf.shard",
     "rlaf.stop_on",
     "interpret.batch_tokens",
 )
@@ -73,7 +75,8 @@ def preset_settings(name: str) -> dict[str, Any]:
 def run_experiment(
     settings: ExperimentSettings, out: Path, *, stage: StageOf, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Path]:
-    """Run or resume every stage in ``out``; the comparison, and the page's path.
+    """Run or resume every stage in ``out``; the comparison, and the page's path. Several processes (torchrun,
+    accelerate launch) share out measuring and training; the first interprets and reports.
 
     All settings are checked before the first stage starts, so that a typing error in the last does not cost an hour.
     Raises ConfigError besides where RL would train on a text that is measured, which is found out before the first
@@ -94,19 +97,25 @@ def run_experiment(
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
     recorded = settings.model_dump(mode="json")
-    experiment = Run.start(
-        out,
-        kind="experiment",
-        label=settings.title,
-        settings=recorded,
-        free=(*_FREE, *how_asked(recorded)),
-        added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation"),
-    )
 
     # Torch is imported only from here on: a wrong setting is told at once.
     from rewardlm.measure.meter import measure
     from rewardlm.measure.scoring import cut_short
+    from rewardlm.models.load import resolve_device
+    from rewardlm.models.processes import Processes
 
+    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
+    say = say if processes.is_main else _silent
+    experiment = processes.first(
+        lambda: Run.start(
+            out,
+            kind="experiment",
+            label=settings.title,
+            settings=recorded,
+            free=(*_FREE, *how_asked(recorded)),
+            added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation"),
+        )
+    )
     runs: list[Path] = []
     for label in measured:
         if label == "FT" and finetuning is not None:
@@ -133,11 +142,24 @@ def run_experiment(
 
         folders = [out / "measure" / label for label in measured]
         with stage("interpret: what changed inside") as progress:
-            runs.append(interpret(folders, interpreting, out / "interpret" / "all", report=progress.report).path)
-    experiment.update(runs=[str(path.relative_to(out)) for path in runs])
-    result, page = _conclude(out, [out / "measure" / label for label in measured], settings.title)
-    experiment.update(status="finished")
-    return result, page
+            report = progress.report
+
+            def look() -> Path:
+                return interpret(folders, interpreting, out / "interpret" / "all", report=report).path
+
+            runs.append(processes.first(look))
+
+    def end() -> tuple[dict[str, Any], Path]:
+        experiment.update(runs=[str(path.relative_to(out)) for path in runs])
+        concluded = _conclude(out, [out / "measure" / label for label in measured], settings.title)
+        experiment.update(status="finished")
+        return concluded
+
+    return processes.first(end)
+
+
+def _silent(_: str) -> None:
+    """For processes that nobody listens to."""
 
 
 def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path | None]]:

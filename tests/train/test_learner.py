@@ -14,9 +14,9 @@ from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import row_stats, score_rows
 from rewardlm.models.lora import CRITIC, active, adapter_parameters, add_critic, add_lora, reference
+from rewardlm.models.processes import Processes
 from rewardlm.train import learner as module
 from rewardlm.train.learner import KlController, Learner, make_learner, update, weigh
-from rewardlm.train.processes import Processes
 from rewardlm.train.rollouts import Draft, Rollouts, length_mask
 from rewardlm.train.value import ValueHead
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from launched import ONE, breaks, kill, launcher, run, start
+from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
-from rewardlm.train.processes import Processes
 
 COMMON = [
     "--prompts",
@@ -55,36 +52,6 @@ VARIANTS = {
 }
 
 
-def launcher(name: str) -> list[str]:
-    if name == "torchrun":
-        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rewardlm"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"--multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port} --mixed_precision no"
-    return ["-m", "accelerate.commands.launch", *f"{options} --dynamo_backend no -m rewardlm".split()]
-
-
-def run(start: list[str], arguments: list[str], cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(cwd), **more}
-    command = [sys.executable, *start, *arguments]
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=90)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher's children too
-        pytest.fail(f"two processes wait for each other: {process.communicate()[1][-2000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Holds a reward that depends on whole answers, and one that fails in the second process alone."""
@@ -104,16 +71,30 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "starter"), [("ppo", "accelerate"), ("grpo", "torchrun"), ("rloo", "torchrun")])
-def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, starter):
+# Both with the weights in each process and with the base divided between them. Microbatches of few positions make the
+# processes' passes differ in number.
+@pytest.mark.parametrize(
+    ("name", "starter", "more"),
+    [
+        ("ppo", "accelerate", []),
+        ("grpo", "torchrun", []),
+        ("rloo", "torchrun", []),
+        ("ppo", "torchrun", ["shard=true", "micro_batch_tokens=64"]),
+        ("grpo", "torchrun", ["shard=true", "micro_batch_tokens=200"]),
+        ("rloo", "accelerate", ["shard=true"]),
+    ],
+)
+def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, starter, more):
     arguments = ["rlaf", "tiny", *COMMON, *VARIANTS[name]]
-    one = run(["-m", "rewardlm"], [*arguments, "--out", f"{name}-1"], folder)
-    assert one.returncode == 0, one.stderr
-    two = run(launcher(starter), [*arguments, "--out", f"{name}-2"], folder)
+    together_in = f"{name}-{len(more)}-2"
+    if not (folder / f"{name}-1").exists():
+        one = run(ONE, [*arguments, "--out", f"{name}-1"], folder)
+        assert one.returncode == 0, one.stderr
+    two = run(launcher(starter), [*arguments, *more, "--out", together_in], folder)
     assert two.returncode == 0, two.stderr
-    assert two.stdout.split() == [f"{name}-2/adapter"]  # one of them speaks
+    assert two.stdout.split() == [f"{together_in}/adapter"]  # one of them speaks
 
-    runs = [Run.open(folder / f"{name}-{n}") for n in (1, 2)]
+    runs = [Run.open(folder / found) for found in (f"{name}-1", together_in)]
     assert [found.meta["processes"] for found in runs] == [1, 2]
     alone, together = (list(found.read("metrics")) for found in runs)
     assert [line["step"] for line in together] == [1, 2, 3]
@@ -131,38 +112,87 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
         torch.testing.assert_close(weights[1][key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_an_error_in_one_process_ends_both_in_words(folder):
-    arguments = ["rlaf", "tiny", *COMMON, "--reward", "own_rewards:fails_in_one", "--out", "failed"]
+def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
+    """RL from a fine-tuned adapter, which is the reference; killed once, and then finished by one process alone."""
+    begun = run(ONE, ["finetune", "tiny", "--limit", "16", "--device", "cpu", "--out", "start"], folder)
+    assert begun.returncode == 0, begun.stderr
+    without_rank = [part for part in COMMON if part not in ("--lora-r", "4")]
+    # Slow enough that rounding does not tip a token, after which two runs go their own ways.
+    without_rank += ["--steps", "10", "--learning-rate", "0.0002"]
+    arguments = ["rlaf", "tiny", *without_rank, "--adapter", "start", "--reward", "lexical"]
+    alone = run(ONE, [*arguments, "--out", "from-1"], folder)
+    assert alone.returncode == 0, alone.stderr
+    process = start(launcher("torchrun"), [*arguments, "shard=true", "--out", "from-2"], folder)
+    deadline = time.monotonic() + 240
+    while not (folder / "from-2" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, kill(process)
+        time.sleep(0.002)
+    kill(process)
+    assert not (folder / "from-2" / "adapter").exists()
+    done = run(ONE, [*arguments, "--out", "from-2"], folder)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(str(folder / f"from-{n}" / "adapter" / "adapter_model.safetensors")) for n in (1, 2))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("how", "more", "said"),
+    [
+        (ONE, ["shard=true"], "shard=true divides the base between a machine's processes: start several"),
+        (
+            launcher("torchrun"),
+            ["shard=true", "--load", "4bit"],
+            "shard=true with --load 4bit: quantised weights are not divided",
+        ),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(folder, how, more, said):
+    done = run(how, ["rlaf", "tiny", *COMMON, "--reward", "lexical", *more, "--out", "refused"], folder)
+    assert done.returncode != 0
+    assert f"error: {said}" in done.stderr
+    assert not breaks(done.stderr)
+
+
+@pytest.mark.parametrize("more", [[], ["shard=true"]])
+def test_an_error_in_one_process_ends_both_in_words(folder, more):
+    arguments = ["rlaf", "tiny", *COMMON, *more, "--reward", "own_rewards:fails_in_one"]
+    arguments += ["--out", f"failed-{len(more)}"]
     done = run(launcher("torchrun"), arguments, folder)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said
     assert all("the second process has had enough" in line for line in said)
-    assert json.loads((folder / "failed" / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((folder / f"failed-{len(more)}" / "run.json").read_text())["status"] == "stopped"
 
 
-def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder):
+@pytest.mark.parametrize("more", [[], ["shard=true"]])
+def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder, more):
     """The second process finds NaN in its logits: the first one must know, and write, before the launcher ends both."""
     (folder / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1' and os.environ.get('BREAK_RANK_1'):\n"
-        "    import rewardlm.train.rlaf as rlaf\n"
+        "    import rewardlm.train.rollouts as rollouts\n"
         "    from rewardlm.errors import ModelError\n"
-        "    draw = rlaf.sample\n"
-        "    def sample(*arguments, **more):\n"
-        "        if more['step'] == 2:\n"
-        "            raise ModelError('the logits hold NaN')\n"
-        "        return draw(*arguments, **more)\n"
-        "    rlaf.sample = sample\n"
+        "    draw, steps = rollouts.generate, []\n"
+        "    def generate(*arguments, **more):\n"
+        "        steps.append(len(steps))\n"
+        "        for answer in draw(*arguments, **more):\n"
+        "            if steps[-1] == 2:\n"
+        "                raise ModelError('the logits hold NaN')\n"
+        "            yield answer\n"
+        "    rollouts.generate = generate\n"
     )
-    arguments = ["rlaf", "tiny", *COMMON, "--reward", "lexical", "--out", "nan"]
+    out = f"nan-{len(more)}"
+    arguments = ["rlaf", "tiny", *COMMON, *more, "--reward", "lexical", "--out", out]
     done = run(launcher("torchrun"), arguments, folder, BREAK_RANK_1="1")
     assert done.returncode != 0
-    assert "step 3: the logits hold NaN (the adapter of step 1 is kept in nan/adapter" in done.stderr
-    kept = load_file(str(folder / "nan" / "adapter" / "adapter_model.safetensors"))
-    saved = load_file(str(folder / "nan" / "checkpoints" / "step-000001" / "adapter" / "adapter_model.safetensors"))
+    assert f"step 3: the logits hold NaN (the adapter of step 1 is kept in {out}/adapter" in done.stderr
+    kept = load_file(str(folder / out / "adapter" / "adapter_model.safetensors"))
+    saved = load_file(str(folder / out / "checkpoints" / "step-000001" / "adapter" / "adapter_model.safetensors"))
     assert all(torch.equal(kept[name], saved[name]) for name in saved)
-    assert json.loads((folder / "nan" / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((folder / out / "run.json").read_text())["status"] == "stopped"
 
 
 def test_fewer_prompts_a_step_than_processes_are_refused(folder):

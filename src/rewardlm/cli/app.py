@@ -26,7 +26,7 @@ from rewardlm.cli import (
     score,
     watch,
 )
-from rewardlm.errors import RewardLMError
+from rewardlm.errors import ConfigError, RewardLMError
 
 app = typer.Typer(
     name="rewardlm",
@@ -53,8 +53,13 @@ app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 
+# What several processes can do together; anything else each would do once more, in the others' files.
+_SHARED = ("measure", "finetune", "rlaf", "run", "demo")
+
+
 @app.callback(invoke_without_command=True)
-def _version(
+def _before(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
@@ -62,6 +67,11 @@ def _version(
 
         typer.echo(installed("rewardlm"))
         raise typer.Exit
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in _SHARED:
+        raise ConfigError(
+            f"{context.invoked_subcommand} is for one process: start it without torchrun or accelerate launch "
+            f"({', '.join(_SHARED)} can be shared out)"
+        )
 
 
 def main() -> None:

@@ -46,9 +46,10 @@ def finetune(
         limit=limit,
     )
     settings = build(FinetuneSettings, file=config, flags={**flags, "lora.r": lora_r}, overrides=overrides or [])
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.cli.progress import is_main, say, stage
     from rewardlm.train.sft import finetune as run_finetune
 
     with stage(f"finetune {settings.model}") as progress:
         run = run_finetune(settings, out, report=progress.report, say=say)
-    typer.echo(run.path / "adapter")
+    if is_main():
+        typer.echo(run.path / "adapter")

@@ -68,13 +68,15 @@ def measure(
         ),
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.cli.progress import is_main, say, stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.meter import measure as run_meter
     from rewardlm.measure.scoring import cut_short
 
     with stage(f"measure {settings.label or settings.model}") as progress:
         measured = run_meter(settings, out, report=progress.report)
+    if not is_main():
+        return
     for sentence in cut_short(measured):
         say(sentence)
     show_comparison([out])

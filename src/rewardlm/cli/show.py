@@ -25,10 +25,12 @@ def show_comparison(
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:
     """Run an experiment: progress on stderr, tables and the page's path on stdout."""
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.cli.progress import is_main, say, stage
     from rewardlm.experiment import run_experiment
 
     result, page = run_experiment(settings, out, stage=stage, say=say)
+    if not is_main():
+        return
     from rewardlm.report.tables import print_comparison
 
     print_comparison(result, console())

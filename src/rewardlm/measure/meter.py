@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ from rewardlm.measure.scoring import (
     score_missing,
     score_records,
 )
+from rewardlm.measure.windows import Judged, judged_by_processes
 from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.processes import Processes, several
 from rewardlm.runs import Run, alone, known_rewards, prompts_hash
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
@@ -47,32 +50,41 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
 
     ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
     be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError where another
-    command writes ``out``.
+    command writes ``out``. Of several processes (torchrun, accelerate launch) each answers and judges its share, and
+    the first writes.
     """
-    with alone(out):
-        return _measure(settings, out, report)
+    if settings.engine != "local" and several():
+        raise ConfigError(
+            f"engine {settings.engine!r} asks for many answers at once itself: start one process, without a launcher"
+        )
+    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        return _measure(settings, out, processes, report if processes.is_main else None)
 
 
-def _measure(settings: MeasureSettings, out: Path, report: Report | None) -> Run:
+def _measure(settings: MeasureSettings, out: Path, processes: Processes, report: Report | None) -> Run:
     label = settings.label or _default_label(settings)
     recorded = settings.model_dump(mode="json")
-    run = Run.start(
-        out,
-        kind="measure",
-        label=label,
-        settings=recorded,
-        free=(*FREE_SETTINGS, *how_asked(recorded)),
-        added=ADDED_SETTINGS,
+    run = processes.first(
+        lambda: Run.start(
+            out,
+            kind="measure",
+            label=label,
+            settings=recorded,
+            free=(*FREE_SETTINGS, *how_asked(recorded)),
+            added=ADDED_SETTINGS,
+        )
     )
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
         return run
-    device = str(resolve_device(settings.device))
+    device = processes.device or str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
     pair_judge = None
     if settings.counter_narrative is not None:
         pair_judge = load_pair_judge(settings.counter_narrative, device=device)
-    _store_prompts(run, settings, scorers, device)
+    run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
     # Before a model is loaded: answers of two models must not end up in one table.
     _check_weights(run, "adapter_hash", adapter_hash(settings))
     policy: Policy | None = None
@@ -85,41 +97,51 @@ def _measure(settings: MeasureSettings, out: Path, report: Report | None) -> Run
             held.callback(served.close)
             engine = served
         else:
-            policy = load_model(settings)
+            policy = load_model(settings.model_copy(update={"device": device}))
             local = LocalEngine(settings, run.label, policy)
             if settings.engine == "local":
                 held.enter_context(local.ready())
             engine = local
         described = engine.describe()
         _check_weights(run, "model_hash", described["model_hash"])
-        refuse_other_judges(run, scorers)
-        run.update(
-            **described,
-            rewards=_rewards(settings),
-            scorers=_described(run, scorers, settings),
-            samples=settings.samples,
-            pair_judge=pair_judge and pair_judge.describe(),
+
+        def begin() -> None:
+            refuse_other_judges(run, scorers)
+            run.update(
+                **described,
+                rewards=_rewards(settings),
+                scorers=_described(run, scorers, settings),
+                samples=settings.samples,
+                pair_judge=pair_judge and pair_judge.describe(),
+                processes=processes.size,
+            )
+
+        processes.first(begin)
+        _sample_and_score(run, settings, engine, scorers, processes, report)
+        described = engine.describe()
+
+    def end() -> Run:
+        run.update(**described)
+        look_closer(
+            run,
+            similarity=settings.similarity,
+            fluency=policy if settings.perplexity else None,
+            pair_judge=pair_judge,
+            sample=settings.quality_sample,
+            seed=settings.seed,
+            device=device,
+            report=report,
         )
-        _sample_and_score(run, settings, engine, scorers, report)
-        run.update(**engine.describe())
-    look_closer(
-        run,
-        similarity=settings.similarity,
-        fluency=policy if settings.perplexity else None,
-        pair_judge=pair_judge,
-        sample=settings.quality_sample,
-        seed=settings.seed,
-        device=device,
-        report=report,
-    )
-    run.update(status="finished")
-    return run
+        run.update(status="finished")
+        return run
+
+    return processes.first(end)
 
 
-def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> None:
+def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> Run:
     """Load the prompts, judge them where needed, and write them down, unless the run has them."""
     if "prompts_hash" in run.meta and any(True for _ in run.read("prompts")):
-        return
+        return run
     loaded = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
     prompts = loaded.prompts
     if not prompts:
@@ -146,6 +168,7 @@ def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer
         prompts_hash=prompts_hash(prompts),
         toxic_by=toxic_by,
     )
+    return run
 
 
 def _judge_prompts(
@@ -177,18 +200,20 @@ def _sample_and_score(
     settings: MeasureSettings,
     engine: Engine,
     scorers: Sequence[Scorer],
+    processes: Processes,
     report: Report | None,
 ) -> None:
     total = sum(1 for _ in run.read("prompts")) * settings.samples
+    # Counted by the process that writes.
     limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
-    have = _catch_up(run, settings, total, scorers, limits)
+    have = processes.first(lambda: _catch_up(run, settings, total, scorers, limits))
     unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
     refused = _refused_before(run, unanswered, int(have.sum()))
     done = int(have.sum()) + len(refused)
     if report is not None:
         report(done, total, "answers")
-    if settings.engine == "ray":
-        _by_workers(run, settings, scorers, limits, have, report)
+    if settings.engine == "ray" or processes.size > 1:
+        _by_several(run, settings, engine, scorers, limits, have, processes, report)
     else:
         for number, window in enumerate(windows(questions(run.each_prompt(), settings))):
             there = have[number * WINDOW : (number + 1) * WINDOW]
@@ -203,12 +228,16 @@ def _sample_and_score(
             if isinstance(engine, LocalEngine):
                 run.update(truncated_prompts=engine.truncated)
         unanswered.close()
-    for limit in limits:
-        limit.close()
-    run.update(
-        unanswered=dict(Counter(refused.values())),
-        scorers=_described(run, scorers, settings, finished=True),
-    )
+
+    def end() -> None:
+        for limit in limits:
+            limit.close()
+        run.update(
+            unanswered=dict(Counter(refused.values())),
+            scorers=_described(run, scorers, settings, finished=True),
+        )
+
+    processes.first(end)
 
 
 def _described(
@@ -297,21 +326,22 @@ def _counted(
         limit.add("the server", [Verdict(reason=answer.reason, failed=True)])
 
 
-def _by_workers(
+def _by_several(
     run: Run,
     settings: MeasureSettings,
+    engine: Engine,
     scorers: Sequence[Scorer],
     limits: Sequence[FailureLimit],
     have: BoolArray,
+    processes: Processes,
     report: Report | None,
 ) -> None:
-    from rewardlm.measure.sharded import judged_by_ray
-
+    """Windows that are answered and judged elsewhere: by Ray's workers, or by these processes in turn."""
     starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
     prompts = run.prompts()
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
-    truncated = int(run.meta.get("truncated_prompts", 0))
-    for judged in judged_by_ray(settings, run.label, prompts, starts) if starts else ():
+
+    def keep(judged: Judged) -> None:
         # Of a window that was cut off by a kill, a part is there.
         fresh = [
             number
@@ -325,10 +355,19 @@ def _by_workers(
             kept = [verdicts[number] for number in fresh]
             run.append("scores", score_records(scorer.name, scorer.labels, batch, kept))
             limit.add(scorer.name, kept)
-        truncated += judged.truncated
-        run.update(truncated_prompts=truncated)
+        run.update(truncated_prompts=int(run.meta.get("truncated_prompts", 0)) + judged.truncated)
         if report is not None:
             report(int(have.sum()), have.size, "answers")
+
+    if processes.size > 1:
+        assert isinstance(engine, LocalEngine)
+        found = judged_by_processes(settings, engine, scorers, prompts, starts, processes)
+    else:
+        from rewardlm.measure.sharded import judged_by_ray
+
+        found = judged_by_ray(settings, run.label, prompts, starts)
+    for judged in found if starts else ():
+        processes.first(partial(keep, judged))
 
 
 def _rewards(settings: MeasureSettings) -> list[str] | None:

@@ -10,26 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from rewardlm.config import MeasureSettings
 from rewardlm.errors import NotAvailableError, RewardLMError
-from rewardlm.measure.engines import WINDOW, LocalEngine, load_model, questions
+from rewardlm.measure.engines import LocalEngine, load_model
+from rewardlm.measure.windows import Judged, judged_window
 from rewardlm.models.load import resolve_device
-from rewardlm.scoring.scorer import load_scorer, score_texts
-from rewardlm.types import Generation, Prompt, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A window's answers and, of each judge in the settings' order, its verdicts on them."""
-
-    start: int
-    generations: list[Generation]
-    verdicts: list[list[Verdict]]
-    truncated: int
+from rewardlm.scoring.scorer import load_scorer
+from rewardlm.types import Prompt
 
 
 def judged_by_ray(
@@ -90,22 +79,12 @@ class _Worker:
         self._held.enter_context(self._engine.ready())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        return {"judged": [self._window(int(start)) for start in batch["start"]]}
-
-    def _window(self, start: int) -> Judged:
-        before = self._engine.truncated
-        samples = self._settings.samples
-        around = self._prompts[start // samples : (start + WINDOW) // samples + 1]
-        first = start - start // samples * samples
-        window = list(islice(questions(around, self._settings), first, first + WINDOW))
-        generations = list(self._engine.answers(window, frozenset()))
-        texts = [generation.text for generation in generations]
-        return Judged(
-            start,
-            generations,
-            [score_texts(scorer, texts) for scorer in self._scorers],
-            self._engine.truncated - before,
-        )
+        starts = [int(start) for start in batch["start"]]
+        return {
+            "judged": [
+                judged_window(self._settings, self._engine, self._scorers, self._prompts, start) for start in starts
+            ]
+        }
 
 
 def _load_ray() -> Any:

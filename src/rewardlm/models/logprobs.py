@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
@@ -227,7 +228,7 @@ def forward_rows(
     def flat(states: Sequence[Tensor] | None) -> Tensor | None:
         return None if states is None else torch.cat([states[row] for row in rows]).to(device)
 
-    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], device)
+    packed = _packed(causal_lm, prompts, responses, rows)
     return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from))
 
 
@@ -235,8 +236,16 @@ def hidden_rows(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Tensor:
     """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
+    return response_states(causal_lm, _packed(causal_lm, prompts, responses, rows))
+
+
+def _packed(
+    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
+) -> Packed:
+    # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
+    alone = not (torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule))
     device = next(causal_lm.parameters()).device
-    return response_states(causal_lm, pack([prompts[row] for row in rows], [responses[row] for row in rows], device))
+    return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=alone)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
@@ -190,13 +191,15 @@ def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
     """Inside, the adapter ``name`` is part of the base's weights, so that a layer costs one matrix and not three.
 
     In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
-    it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that. The
+    it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that, or
+    where no process has the whole matrix. The
     base's weights are put back from a copy afterwards, because subtracting B·A again would let them drift.
     """
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
     uses = Counter(id(parameter) for _, parameter in policy.model.named_parameters(remove_duplicate=False))
     tied = any(uses[id(layer.get_base_layer().weight)] > 1 for layer in layers)
-    if policy.dtype != torch.float32 or policy.quantisation is not None or not layers or tied:
+    divided = any(isinstance(layer.get_base_layer().weight, DTensor) for layer in layers)
+    if policy.dtype != torch.float32 or policy.quantisation is not None or not layers or tied or divided:
         yield
         return
     with torch.no_grad():

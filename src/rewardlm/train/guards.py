@@ -21,8 +21,8 @@ from rewardlm.config import Doubt, RlafSettings
 from rewardlm.errors import ModelError, TrainingError
 from rewardlm.measure.quality import in_other_script, is_repeated
 from rewardlm.models.lora import adapter_parameters, replace_adapter
+from rewardlm.models.processes import Processes
 from rewardlm.train.objectives import masked_mean
-from rewardlm.train.processes import Processes
 from rewardlm.train.rollouts import Rollouts
 
 # So many steps at the beginning and so many at the end are compared where one step says little.

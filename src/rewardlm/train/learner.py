@@ -26,8 +26,9 @@ from rewardlm.models.lora import (
     load_adapter,
     reference,
 )
+from rewardlm.models.processes import Processes
+from rewardlm.models.sharding import in_step
 from rewardlm.train.objectives import answer_weights, importance, kl_k3, policy_loss, value_loss
-from rewardlm.train.processes import Processes
 from rewardlm.train.rollouts import Answer, Draft, Rollouts
 from rewardlm.train.value import ValueHead
 
@@ -108,25 +109,26 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
     assert len(hidden) == len(responses)
-    if not policy.rounds:
-        # What sampling saw is exact to float32's rounding.
-        logprobs = [sampled.logprobs for sampled in draft.sampled]
-        entropy = [sampled.entropy for sampled in draft.sampled]
-    else:
-        # One token at a time and many at once round differently: the ratio would start off 1.
-        scored = row_stats(policy.causal_lm, prompts, responses, budget, keep_hidden=True)
-        logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
-        hidden = [row.hidden for row in scored if row.hidden is not None]
-    values = _values(learner, settings, draft, hidden)
-    with reference(policy):
-        referred = row_stats(
-            policy.causal_lm,
-            prompts,
-            responses,
-            budget,
-            kl_from=hidden if head_is_shared(policy) else None,
-            keep_hidden=settings.kl.penalty == "full",
-        )
+    with in_step(policy):
+        if not policy.rounds:
+            # What sampling saw is exact to float32's rounding.
+            logprobs = [sampled.logprobs for sampled in draft.sampled]
+            entropy = [sampled.entropy for sampled in draft.sampled]
+        else:
+            # One token at a time and many at once round differently: the ratio would start off 1.
+            scored = row_stats(policy.causal_lm, prompts, responses, budget, keep_hidden=True)
+            logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
+            hidden = [row.hidden for row in scored if row.hidden is not None]
+        values = _values(learner, settings, draft, hidden)
+        with reference(policy):
+            referred = row_stats(
+                policy.causal_lm,
+                prompts,
+                responses,
+                budget,
+                kl_from=hidden if head_is_shared(policy) else None,
+                keep_hidden=settings.kl.penalty == "full",
+            )
     return [
         Answer(
             asked=draft.asked[row],
@@ -200,13 +202,14 @@ def update(
             mine = [int(row) for row in processes.share(minibatch.tolist())]
             learner.optimizer.zero_grad(set_to_none=True)
             sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
-            for piece in microbatches([lengths[row] for row in mine], settings.micro_batch_tokens):
-                rows = [mine[i] for i in piece]
-                found = _backward(
-                    learner, settings, rollouts, advantages, returns, rows, weight_of, weights_of_draw, n_tokens
-                )
-                for name, value in found.items():
-                    sums[name] += value
+            with in_step(learner.policy):
+                for piece in microbatches([lengths[row] for row in mine], settings.micro_batch_tokens):
+                    rows = [mine[i] for i in piece]
+                    found = _backward(
+                        learner, settings, rollouts, advantages, returns, rows, weight_of, weights_of_draw, n_tokens
+                    )
+                    for name, value in found.items():
+                        sums[name] += value
             norm = _apply(learner, settings.max_grad_norm, step, processes)
             sums = processes.sums(sums)
             updates += 1

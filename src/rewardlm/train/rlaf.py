@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +27,13 @@ from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
 from rewardlm.measure.audit import same_judge
 from rewardlm.models.generate import stream_seed
-from rewardlm.models.load import Policy, load_policy, resolve_device
+from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import adapter_hash, replace_adapter
+from rewardlm.models.processes import Processes
 from rewardlm.models.quantised import check_gradients
-from rewardlm.runs import Run, peak_rss_mb, prompts_hash, rewards_of
+from rewardlm.models.sharding import load_for
+from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import cuts, load_scorer
 from rewardlm.train.advantages import Feedback, estimate, load_estimator
 from rewardlm.train.checkpoints import (
@@ -47,7 +49,6 @@ from rewardlm.train.checkpoints import (
 from rewardlm.train.guards import LastGood, check_limits, doubts_about
 from rewardlm.train.learner import Learner, corrections, make_learner, update, weigh
 from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, real
-from rewardlm.train.processes import Processes
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
 from rewardlm.train.terms import load_terms
@@ -67,6 +68,7 @@ FREE_SETTINGS = (
     "stop_on",
     "trackers",
     "witness",
+    "shard",
 )
 # What runs begun by older versions did before there was a choice.
 OLDER_RUNS = {
@@ -92,12 +94,19 @@ def train(
     ``report(step, steps, metrics)`` is called after every step; ``say`` gets a sentence where prompts are too long,
     answers are not the policy's own or are too long for a judge. Raises TrainingError for NaN, a runaway KL, and what
     ``stop_on`` names; the newest adapter whose answers passed these limits is then in ``out/adapter``. Raises
-    ScorerError for a judge that has the wrong sign or fails too often, and TrainingError where no checkpoint can be
-    gone on from.
+    ScorerError for a judge that has the wrong sign or fails too often, TrainingError where no checkpoint can be gone on
+    from, and RunError where another command writes ``out``.
     """
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    say = say if say is not None and processes.is_main else _silent
-    [run] = processes.gather(lambda: [_start(settings, out)] if processes.is_main else [])
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        return _train(settings, out, processes, report, say if say is not None and processes.is_main else _silent)
+
+
+def _train(
+    settings: RlafSettings, out: Path, processes: Processes, report: Report | None, say: Callable[[str], None]
+) -> Run:
+    run = processes.first(lambda: _start(settings, out))
     done = sum(1 for _ in run.read("metrics"))
     if run.finished and done >= settings.steps:
         return run
@@ -115,9 +124,8 @@ def train(
     rewards.check_sign()
 
     # 2. Policy, reference and critic on one trunk.
-    policy = load_policy(settings.model_copy(update={"device": device}))
+    policy, learner = load_for(settings, processes, lambda policy: make_learner(policy, settings))
     check_head(policy.causal_lm)
-    learner = make_learner(policy, settings)
     estimator = load_estimator(settings.algorithm)
 
     # 3. Prompts as token ids.

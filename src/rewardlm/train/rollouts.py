@@ -15,6 +15,7 @@ from rewardlm.config import GenerationSettings
 from rewardlm.models.generate import Request, Sampled, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import merged
+from rewardlm.models.sharding import in_step
 from rewardlm.train.rewards import Judged
 from rewardlm.types import Prompt
 
@@ -116,7 +117,7 @@ def sample(
         )
         for row, i in enumerate(asked)
     ]
-    with merged(policy):
+    with merged(policy), in_step(policy):
         drawn = generate(
             policy,
             requests,

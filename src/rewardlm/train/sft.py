@@ -9,34 +9,31 @@ from __future__ import annotations
 import math
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
-from torch.utils.data import Sampler
-from transformers import TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import ChatFormat, Encoded
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
-from rewardlm.models.generate import stream_seed
-from rewardlm.models.load import load_policy
+from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
-from rewardlm.models.quantised import check_gradients
-from rewardlm.runs import Run, peak_rss_mb, rewards_of
-from rewardlm.train.checkpoints import MANIFEST, newest_usable, step_of, write_manifest
+from rewardlm.models.processes import Processes, linked
+from rewardlm.models.sharding import load_for
+from rewardlm.runs import Run, alone, rewards_of
+from rewardlm.train.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
+from rewardlm.train.sft_trainer import Order, Report, Trainer, Watch
 
-Report = Callable[[int, int, dict[str, Any]], None]
+FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every", "resume", "shard")
+Row = dict[str, list[int]]
 
-FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every", "resume")
 # Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
 _NEEDED = ("adapter_", "trainer_state.json")
 
@@ -51,16 +48,28 @@ def finetune(
     """Train an adapter on dialogues in ``out``; a finished run is returned as it is, a killed one goes on.
 
     ``say`` gets one sentence on the data (dialogues, pairs, what was dropped and why) and one on samples that are too
-    long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable dialogues
-    and TrainingError for NaN, and where no checkpoint can be gone on from.
+    long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable
+    dialogues, TrainingError for NaN and where no checkpoint can be gone on from, and RunError where another command
+    writes ``out``. On several processes each learns from its share of every batch, and the first writes.
     """
-    run = Run.start(
-        out,
-        kind="finetune",
-        label="FT",
-        settings=settings.model_dump(mode="json"),
-        free=FREE_SETTINGS,
-        added=("quantisation",),
+    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        return _finetune(settings, out, processes, report, say if processes.is_main else None)
+
+
+def _finetune(
+    settings: FinetuneSettings,
+    out: Path,
+    processes: Processes,
+    report: Report | None,
+    say: Callable[[str], None] | None,
+) -> Run:
+    recorded = settings.model_dump(mode="json")
+    run = processes.first(
+        lambda: Run.start(
+            out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS, added=("quantisation",)
+        )
     )
     if run.finished:
         return run
@@ -77,11 +86,7 @@ def finetune(
     if not train:
         raise DataError(f"dialogues {settings.dialogues}: no pair is left to train on ({whole.summary})")
 
-    policy = load_policy(settings)
-    if settings.adapter is None:
-        add_lora(policy, settings.lora, seed=settings.seed)
-    else:
-        load_adapter(policy, settings.adapter, trainable=True)
+    policy, _ = load_for(settings, processes, partial(_put_on, settings))
     limit = min(settings.max_length, policy.max_positions)
     train_rows, shortened = _encode(policy.chat, train, limit)
     validation_rows, _ = _encode(policy.chat, validation, limit)
@@ -93,46 +98,82 @@ def finetune(
             f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
             "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
         )
-    run.update(
-        **policy.describe(),
-        rewards=rewards_of(settings.adapter) if settings.adapter else [],
-        dialogues={
-            "source": settings.dialogues,
-            "rows": dialogue_set.n_rows,
-            "dialogues": whole.n_dialogues,
-            "pairs": whole.total,
-            "dropped": whole.dropped,
-            "notes": {**dialogue_set.notes, **whole.notes},
-            "train_pairs": len(train_rows),
-            "validation_pairs": len(validation_rows),
-            "shortened_histories": shortened,
-            "left_out": left_out,
-            "summary": whole.summary,
-        },
-    )
+    about = {
+        "source": settings.dialogues,
+        "rows": dialogue_set.n_rows,
+        "dialogues": whole.n_dialogues,
+        "pairs": whole.total,
+        "dropped": whole.dropped,
+        "notes": {**dialogue_set.notes, **whole.notes},
+        "train_pairs": len(train_rows),
+        "validation_pairs": len(validation_rows),
+        "shortened_histories": shortened,
+        "left_out": left_out,
+        "summary": whole.summary,
+    }
     checkpoints = run.path / "checkpoints"
-    resume = newest_usable(_finished_checkpoints(checkpoints), resume=settings.resume, needed=_NEEDED)
-    if resume is not None and resume.damaged:
-        run.update(inexact_resume=resume.step)
-    run.forget_after(resume.step if resume else 0)
 
+    def begin() -> Checkpoint | None:
+        """Where a killed run stopped; what was written after it goes."""
+        run.update(
+            **policy.describe(),
+            rewards=rewards_of(settings.adapter) if settings.adapter else [],
+            dialogues=about,
+            processes=processes.size,
+        )
+        resume = newest_usable(_finished_checkpoints(checkpoints), resume=settings.resume, needed=_NEEDED)
+        if resume is not None and resume.damaged:
+            run.update(inexact_resume=resume.step)
+        run.forget_after(resume.step if resume else 0)
+        return resume
+
+    resume = processes.first(begin)
+    if not all(processes.gather(lambda: [resume is None or resume.folder.is_dir()])):
+        raise TrainingError(f"the processes see different files in {run.path}: --out must be a folder that all share")
+    trainer = _trainer(settings, policy, train_rows, validation_rows, run, processes, report)
+    trainer.afresh = resume is not None and bool(resume.damaged)
+    with linked():
+        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        unevaluated = processes.first(lambda: "eval_loss" not in ([*run.read("metrics")] or [{"eval_loss": None}])[-1])
+        if validation_rows and unevaluated:
+            trainer.evaluate()  # the last epoch was not a whole one
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert isinstance(model, PeftModel)
+
+    def end() -> Run:
+        save_adapter(model, run.path / "adapter")
+        run.update(status="finished", steps=trainer.state.global_step, **_losses(run))
+        return run
+
+    return processes.first(end)
+
+
+def _trainer(
+    settings: FinetuneSettings,
+    policy: Policy,
+    train_rows: list[Row],
+    validation_rows: list[Row],
+    run: Run,
+    processes: Processes,
+    report: Report | None,
+) -> Trainer:
     disable_progress_bar()
-    micro = settings.micro_batch_size or settings.batch_size
-    if settings.batch_size % micro:
-        raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}")
+    micro, n_micro = _microbatches(settings, processes.size)
+    # What fills up a last batch that the processes can't share out evenly.
+    blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
-    watch = _Watch(run, report)
     adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
-    trainer = _Trainer(
+    trainer = Trainer(
         model=policy.model,
         processing_class=policy.tokenizer,
-        train_dataset=Dataset.from_list(train_rows),
+        train_dataset=Dataset.from_list([*train_rows, blank] if processes.size > 1 else train_rows),
         eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
         args=SFTConfig(
-            output_dir=str(checkpoints),
+            output_dir=str(run.path / "checkpoints"),
             per_device_train_batch_size=micro,
-            per_device_eval_batch_size=micro,
-            gradient_accumulation_steps=settings.batch_size // micro,
+            # An evaluation is the same however many processes share it.
+            per_device_eval_batch_size=settings.micro_batch_size or settings.batch_size,
+            gradient_accumulation_steps=n_micro,
             num_train_epochs=settings.epochs,
             max_steps=settings.max_steps or -1,
             learning_rate=settings.learning_rate,
@@ -157,29 +198,41 @@ def finetune(
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,
             seed=settings.seed,
             data_seed=settings.seed,
         ),
-        callbacks=[watch],
+        callbacks=[Watch(run, report, processes)],
     )
     for parameter in policy.model.parameters():
-        # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
-        parameter.data = adapter.get(id(parameter), parameter.data)
-    trainer.order = _Order([len(row["input_ids"]) for row in train_rows], settings.batch_size, settings.seed)
-    trainer.afresh = resume is not None and bool(resume.damaged)
+        if id(parameter) in adapter:
+            # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
+            parameter.data = adapter[id(parameter)]
+    trainer.processes = processes
+    lengths = [len(row["input_ids"]) for row in train_rows]
+    evenly = micro * processes.size if processes.size > 1 else 1
+    trainer.order = Order(lengths, settings.batch_size, settings.seed, evenly=evenly)
     _quiet(trainer)
-    trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
-    records = list(run.read("metrics"))
-    if validation_rows and records and "eval_loss" not in records[-1]:
-        trainer.evaluate()  # the last epoch was not a whole one
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    assert isinstance(model, PeftModel)
-    save_adapter(model, run.path / "adapter")
-    run.update(status="finished", steps=trainer.state.global_step, **_losses(run))
-    return run
+    return trainer
 
 
-def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[dict[str, list[int]]], int]:
+def _put_on(settings: FinetuneSettings, policy: Policy) -> None:
+    if settings.adapter is None:
+        add_lora(policy, settings.lora, seed=settings.seed)
+    else:
+        load_adapter(policy, settings.adapter, trainable=True)
+
+
+def _microbatches(settings: FinetuneSettings, size: int) -> tuple[int, int]:
+    """How many rows a process runs at once, and how many times for a batch. Raises DataError where that isn't even."""
+    micro = settings.micro_batch_size or max(1, settings.batch_size // size)
+    if settings.batch_size % (micro * size):
+        shared = f" for each of {size} processes" if size > 1 else ""
+        raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}{shared}")
+    return micro, settings.batch_size // (micro * size)
+
+
+def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row], int]:
     """Rows for the trainer. Of too long a sample the oldest exchanges go; if that isn't enough, the answer's end."""
     rows, shortened = [], 0
     for pair in samples:
@@ -228,122 +281,3 @@ def _losses(run: Run) -> dict[str, float | None]:
         "last_loss": losses[-1] if losses else None,
         "eval_loss": evaluated[-1] if evaluated else None,
     }
-
-
-class _Order(Sampler[int]):
-    """Rows of similar length side by side, in another order each epoch, which follows from (seed, epoch) alone.
-
-    The trainer's own sampler draws from the global random state, so a run that resumes in a later epoch would see the
-    rows in another order than an uninterrupted one.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(stream_seed("sft", self.seed, self.epoch))
-        order: list[int] = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        return iter(order)
-
-
-class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone."""
-
-    order: _Order
-    afresh: bool = False
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
-        return self.order
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.afresh:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        # The schedule follows from the step, so it is put there; the optimizer's moments start at zero.
-        schedule, step = self.lr_scheduler, self.state.global_step
-        rates = [base * at(step) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_last_lr": rates})
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if not self.afresh:
-            super()._load_rng_state(checkpoint)
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes metrics.jsonl, reports progress, refuses NaN, and marks checkpoints that are complete."""
-
-    def __init__(self, run: Run, report: Report | None) -> None:
-        self.run = run
-        self.report = report
-        self.started = time.perf_counter()
-        self.checked = False
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
-        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if not grads:
-            raise TrainingError(
-                f"step {state.global_step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets "
-                "name layers that the answers pass through?"
-            )
-        if not self.checked:
-            check_gradients(model)
-            self.checked = True
-        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
-            raise TrainingError(
-                f"step {state.global_step + 1}: the gradient holds NaN or infinity; the update was not applied and the "
-                "last checkpoint is kept: lower the learning rate or use --dtype float32"
-            )
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.checked = False  # A pass without gradients is what could cut them off.
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        names = {
-            "loss": "loss",
-            "grad_norm": "grad_norm",
-            "learning_rate": "learning_rate",
-            "eval_loss": "eval_loss",
-            "mean_token_accuracy": "token_accuracy",
-        }
-        metrics = {ours: float(logs[theirs]) for theirs, ours in names.items() if theirs in logs}
-        if not {"loss", "eval_loss"} & metrics.keys():
-            return  # the trainer's closing summary
-        if not math.isfinite(metrics.get("loss", 0.0)):
-            raise TrainingError(
-                f"step {state.global_step}: the loss is {metrics['loss']}; the last checkpoint is kept: "
-                "lower the learning rate or use --dtype float32"
-            )
-        metrics = {
-            "step": state.global_step,
-            "seconds": time.perf_counter() - self.started,
-            "epoch": state.epoch,
-            **metrics,
-            "peak_rss_mb": peak_rss_mb(),
-        }
-        records = list(self.run.read("metrics")) if "eval_loss" in metrics else []
-        if records and records[-1]["step"] == state.global_step:
-            # One line a step: an evaluation adds to the line of the step that it follows.
-            metrics = {**metrics, **records[-1], "eval_loss": metrics["eval_loss"]}
-            self.run.replace("metrics", [*records[:-1], metrics])
-        else:
-            self.run.append("metrics", [metrics])
-        if self.report is not None:
-            self.report(state.global_step, state.max_steps, metrics)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -1,30 +1,51 @@
-"""One training on several processes (torchrun, accelerate launch): who does which share, and what is put together.
+"""One command on several processes (torchrun, accelerate launch): who does which share, and what is put together.
 
-Every process holds the whole model and the same optimizer state; answers and gradients are shared out. What each one
-found is gathered, so that all of them see the same batch and come to the same decisions, errors among them: a process
-that stopped alone would leave the others waiting. Alone, every method gives back what it got.
+Every process has the same settings and comes to the same decisions; answers, judging and gradients are shared out.
+What each one found is gathered, so that all of them see the same, errors among them: a process that stopped alone
+would leave the others waiting. The first one writes. Alone, every method gives back what it got.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
+from rewardlm.errors import ConfigError, RunError
+
 T = TypeVar("T")
+
+# The others wait while the first judges similarity, or one that got long prompts finishes; one that died is noticed by
+# the launcher and by its closed connections, not by the clock.
+_PATIENCE = timedelta(days=1)
+
+
+def several() -> bool:
+    """Whether a launcher started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class Processes:
-    """The processes of this training; ``rank`` is this one's number among ``size``."""
+    """The processes of this command; ``rank`` is this one's number among ``size``.
+
+    Raises ConfigError where the launcher was told to wrap the model, which is done here.
+    """
 
     def __init__(self, *, cpu: bool) -> None:
+        for name in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+                raise ConfigError(
+                    f"accelerate launch --use_{name.lower()}: leave it out; shard=true divides the base's weights"
+                )
         # Alone, torch.distributed is not touched at all.
-        self._state = PartialState(cpu=cpu) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        self._state = PartialState(cpu=cpu, timeout=_PATIENCE) if several() else None
         if self._state is not None:
             # Left to the interpreter's end, its threads abort the process.
             atexit.register(self._state.destroy_process_group)
@@ -58,11 +79,18 @@ class Processes:
             found = find(), None
         except Exception as error:
             found = [], error
-        parts = gather_object([found])
+        with linked():
+            parts = gather_object([found])
         problems = [problem for _, problem in parts if problem is not None]
         if problems:
             raise problems[0]
         return [item for items, _ in parts for item in items]
+
+    def first(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns in the first process, which alone calls it: whatever writes. Its error is raised in
+        all."""
+        [found] = self.gather(lambda: [find()] if self.is_main else [])
+        return found
 
     def together(self, find: Callable[[], T]) -> T:
         """What ``find`` returns here: work that stays where it is done. An error in one process is raised in all."""
@@ -87,7 +115,8 @@ class Processes:
             [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).to(torch.float32) for p in parameters]
             + [torch.tensor([float(have)], device=parameters[0].device)]
         )
-        flat = reduce(flat, reduction="sum")
+        with linked():
+            flat = reduce(flat, reduction="sum")
         have = int(flat[-1])
         if have:
             pieces = flat[:-1].split_with_sizes([parameter.numel() for parameter in parameters])
@@ -99,10 +128,27 @@ class Processes:
         """Each number added up over the processes."""
         if self.size == 1:
             return numbers
-        parts = gather_object([numbers])
+        with linked():
+            parts = gather_object([numbers])
         return {name: sum(part[name] for part in parts) for name in numbers}
 
     def wait(self) -> None:
         """Until all have come so far."""
         if self._state is not None:
-            self._state.wait_for_everyone()
+            with linked():
+                self._state.wait_for_everyone()
+
+
+@contextmanager
+def linked() -> Iterator[None]:
+    """Inside, a connection that is lost, because another process ended, is one line. Raises RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type, gloo's a text.
+        kinds: tuple[Any, ...] = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+        if not isinstance(error, kinds) and "gloo" not in str(error).lower():
+            raise
+        raise RunError(
+            "another process of this command ended: its own message says why, and the same command again goes on"
+        ) from error
