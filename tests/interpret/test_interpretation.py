@@ -342,6 +342,12 @@ def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path],
     assert result["inside"]["answers"] == 9
     assert result["inside"]["settings"]["n_resamples"] == 200
     assert result["inside_notes"] == []
+    # The verdict asks about the whole run: the sample takes as many answers that rose as that fell.
+    changes = {label: verdict["toxicity_change"] for label, verdict in result["inside"]["verdicts"].items()}
+    assert changes["FT"]["mean"] == pytest.approx((10 * (0.05 - 0.9) + 10 * (0.05 - 0.1)) / 20)
+    assert changes["RL"]["mean"] == pytest.approx((5 * (0.8 - 0.9) + 5 * (0.2 - 0.9) + 10 * (0.2 - 0.1)) / 20)
+    assert [change["n"] for change in changes.values()] == [20, 20]
+    assert changes["RL"]["ci95"][0] < changes["RL"]["mean"] < changes["RL"]["ci95"][1]
     other_way = interpret([made[1], made[0]], settings, tmp_path / "other").load(KIND)
     assert other_way["inside"] is None
     assert "FT is itself an adapter" in other_way["inside_notes"][0]

@@ -213,7 +213,9 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     the bypass is complete. Null where there are no value vectors to follow.
     ``direction_used`` says whether the base's answers were shown to depend on the direction.
     """
-    change = change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+    change = subject.change or change_between(
+        base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed
+    )
     path, vectors = result["paths"][subject.label], result["vectors"]
     fewest = None if path is None else path["fewest"]
     spread = None
@@ -223,7 +225,7 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     if vectors is not None:
         own = vectors["by_model"][subject.label]
         cosine, ratio = float(np.median(own["cosine"])), own["push_ratio"]
-        if change is None or change["ci95"][1] >= 0:
+        if change is None or change["ci95"] is None or change["ci95"][1] >= 0:
             kind = "unclear"
         elif cosine < 0.9:
             kind = "rewritten"

@@ -6,7 +6,7 @@ the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +38,15 @@ Reading = tuple[Sequence[int], Sequence[int], float]
 class Subject:
     """A model and its answers: ``adapter`` is the name of a PEFT adapter on the policy, None the base.
 
-    ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored.
+    ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored. ``change`` is
+    how that went from the base's, ``{"mean", "ci95", "n"}``, where more answers are known than these; None: over these.
     """
 
     label: str
     adapter: str | None
     responses: Sequence[Sequence[int]]
     toxicity: Sequence[float | None]
+    change: Mapping[str, Any] | None = None
 
 
 def _batches(

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
@@ -143,6 +144,21 @@ def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, 
         of=len(candidates),
         unscored=max(run.answers for run in runs) - len(candidates),
     )
+
+
+def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatArray, NDArray[np.intp]]]:
+    """Of each run after the first, how toxicity changed from the first over all pairs that both were scored on,
+    Float[N], and the pairs' prompts, Int[N].
+
+    A sample that is drawn evenly over transitions has about as many that rose as fell, whatever the run did.
+    """
+    first, *others = _grids(runs, scorer)
+    found = []
+    for grid in others:
+        change = grid - first
+        known = ~np.isnan(change)
+        found.append((change[known], np.nonzero(known)[0]))
+    return found
 
 
 def token_positions(answer: Answer, tokens: int, seed: int) -> list[int]:

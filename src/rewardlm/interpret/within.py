@@ -8,8 +8,9 @@ from typing import Any
 from rewardlm.config import InterpretSettings
 from rewardlm.errors import ModelError, RewardLMError
 from rewardlm.interpret import inside
+from rewardlm.interpret.intervals import Resampling
 from rewardlm.interpret.residual import layout_of
-from rewardlm.interpret.sample import Sample, stored_answers
+from rewardlm.interpret.sample import Sample, stored_answers, toxicity_changes
 from rewardlm.interpret.subjects import Subject
 from rewardlm.interpret.tokens import Judge
 from rewardlm.measure.compare import Measured
@@ -55,6 +56,9 @@ def examine(
         update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
     )
     answers = {(answer.pair, answer.author): answer for answer in sample.answers}
+    intervals = Resampling(chosen.n_resamples, chosen.seed)
+    # Of the whole run: the sample has as many answers that rose as fell.
+    changes = [None, *(intervals.mean(*change) for change in toxicity_changes(measured, sample.scorer))]
     pairs = range(len(sample.pairs))
     found = inside.examine(
         base.policy,
@@ -65,6 +69,7 @@ def examine(
                 subjects[number].adapter,
                 [answers[pair, number].tokens for pair in pairs],
                 [answers[pair, number].toxicity for pair in pairs],
+                changes[number],
             )
             for number in there
         ],

@@ -13,7 +13,7 @@ from rewardlm.report.headline import Part
 from rewardlm.report.intervals import number_text, signed
 
 _VERDICTS = {
-    "unclear": "nothing to explain: toxicity did not measurably fall in the answers that were read",
+    "unclear": "nothing to explain: toxicity did not measurably fall",
     "rewritten": "unlearned: the adapter turned the toxic value vectors themselves",
     "avoided": "bypassed: the toxic value vectors are still there, and are set off less",
     "untouched": "bypassed: the toxic value vectors are still there and push as before; the change lies elsewhere",
@@ -140,7 +140,9 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
     if verdict["kind"] is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
     parts: list[Part] = [(_VERDICTS[verdict["kind"]].capitalize(), verdict["kind"] != "unclear"), (". ", False)]
-    parts.append((f"Toxicity changed by {number_text(verdict['toxicity_change'], 3)}; ", False))
+    change = verdict["toxicity_change"]
+    over = "" if change is None else f" over {change['n']:,} pairs of answers"
+    parts.append((f"Toxicity changed by {number_text(change, 3)}{over}; ", False))
     number, which = len(found["vectors"]["rows"]), _CHOSEN[found["vectors"]["by"]]
     parts.append(
         (
