@@ -447,12 +447,15 @@ class ImportSettings(Section):
 class TrainingSettings(ModelSettings):
     """What both trainings take.
 
+    ``gradient_checkpointing`` runs each layer a second time in the backward pass instead of keeping what it computed:
+    the same gradient, more slowly, in less memory.
     ``resume``: ``exact`` refuses to go on without a whole checkpoint. ``inexact`` allows one whose adapter is whole and
     whose optimizer or other state is damaged or missing; these start afresh, and the result is another one than that
     of an undisturbed run.
     """
 
     lora: LoraSettings = LoraSettings()
+    gradient_checkpointing: bool = False
     resume: Resume = "exact"
 
     @model_validator(mode="after")

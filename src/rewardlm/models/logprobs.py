@@ -7,9 +7,11 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewardlm.errors import ModelError
 from rewardlm.models.sampling import Distribution
@@ -89,14 +92,17 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them."""
+    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them.
+
+    ``cache`` None: nothing comes before them, and nothing is kept.
+    """
     known = inspect.signature(body.forward).parameters
     arguments = {
         "input_ids": tokens,
         "attention_mask": attention_mask,
         # Renamed in transformers 5.24; the old name is what older versions know.
         "cache" if "cache" in known else "past_key_values": cache,
-        "use_cache": True,
+        "use_cache": cache is not None,
     }
     if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
         arguments["position_ids"] = positions
@@ -131,7 +137,13 @@ def check_head(causal_lm: Any) -> None:
 
 
 def token_stats(
-    causal_lm: Any, packed: Packed, *, chunk: int = 128, kl_to: Tensor | None = None, kl_from: Tensor | None = None
+    causal_lm: Any,
+    packed: Packed,
+    *,
+    chunk: int = 128,
+    kl_to: Tensor | None = None,
+    kl_from: Tensor | None = None,
+    recompute: bool = False,
 ) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
 
@@ -142,9 +154,10 @@ def token_stats(
 
     Given another model's states of the same tokens, Float[N, H], ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
+    ``recompute`` as in ``response_states``.
     """
     head = body_and_head(causal_lm)[1]
-    predicted_from = response_states(causal_lm, packed)
+    predicted_from = response_states(causal_lm, packed, recompute=recompute)
     targets = packed.tokens[packed.response_mask]
     if kl_to is None and kl_from is None and _is_frozen_linear(head):
         logprobs, entropy = _frozen_head_stats(head, predicted_from, targets, chunk)
@@ -170,11 +183,21 @@ def token_stats(
     return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
 
 
-def response_states(causal_lm: Any, packed: Packed) -> Tensor:
-    """The trunk's last state that each response token is predicted from, Float[N, H]."""
+def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Tensor:
+    """The trunk's last state that each response token is predicted from, Float[N, H].
+
+    ``recompute`` (gradient checkpointing) keeps what goes into each layer for the backward pass, and runs the layer
+    again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
+    """
     body, _ = body_and_head(causal_lm)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
+    if recompute:
+        assert not n_shared
+        positions = torch.arange(width, device=packed.tokens.device)[None].expand(n_rows, -1)
+        with _recomputed(body):
+            states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
+        return states[predicting_mask(packed.response_mask)]
     cache = DynamicCache(config=causal_lm.config)
     if n_shared:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
@@ -185,6 +208,25 @@ def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
     states = trunk_states(body, packed.tokens, mask, positions, cache)
     return states[predicting_mask(packed.response_mask)]
+
+
+@contextlib.contextmanager
+def _recomputed(body: Any) -> Iterator[None]:
+    """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does.
+
+    By our own hand, because transformers' switch wants the layers in training mode, and RL has dropout off. Raises
+    ModelError for a model that has no such layers.
+    """
+    layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(f"{type(body).__name__} can't recompute its layers: leave gradient_checkpointing out")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def predicting_mask(response_mask: Tensor) -> Tensor:
@@ -217,26 +259,33 @@ def forward_rows(
     *,
     kl_to: Sequence[Tensor] | None = None,
     kl_from: Sequence[Tensor] | None = None,
+    recompute: bool = False,
 ) -> TokenStats:
     """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
 
-    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each.
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each; ``recompute`` as there.
     """
     device = next(causal_lm.parameters()).device
 
     def flat(states: Sequence[Tensor] | None) -> Tensor | None:
         return None if states is None else torch.cat([states[row] for row in rows]).to(device)
 
-    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], device)
-    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from))
+    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=not recompute)
+    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from), recompute=recompute)
 
 
 def hidden_rows(
-    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    recompute: bool = False,
 ) -> Tensor:
     """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
     device = next(causal_lm.parameters()).device
-    return response_states(causal_lm, pack([prompts[row] for row in rows], [responses[row] for row in rows], device))
+    packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=not recompute)
+    return response_states(causal_lm, packed, recompute=recompute)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import ChatFormat, Encoded
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
@@ -36,7 +37,7 @@ from rewardlm.train.checkpoints import MANIFEST, newest_usable, step_of, write_m
 
 Report = Callable[[int, int, dict[str, Any]], None]
 
-FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every", "resume")
+FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume")
 # Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
 _NEEDED = ("adapter_", "trainer_state.json")
 
@@ -121,7 +122,8 @@ def finetune(
     if settings.batch_size % micro:
         raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}")
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
-    watch = _Watch(run, report)
+    budget = Budget(micro, "micro_batch_size")
+    watch = _Watch(run, report, budget)
     adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
     trainer = _Trainer(
         model=policy.model,
@@ -143,7 +145,9 @@ def finetune(
             max_length=None,  # cut by us already, at whole turns
             packing=False,
             bf16=False,  # the base is loaded in its precision; the adapter stays float32
-            gradient_checkpointing=False,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            # The other kind needs the input's gradient, which nobody wants of frozen embeddings.
+            gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
             use_cpu=policy.device.type == "cpu",
             logging_steps=1,
             logging_nan_inf_filter=False,  # it would log the mean of earlier losses where one is NaN
@@ -167,6 +171,7 @@ def finetune(
         parameter.data = adapter.get(id(parameter), parameter.data)
     trainer.order = _Order([len(row["input_ids"]) for row in train_rows], settings.batch_size, settings.seed)
     trainer.afresh = resume is not None and bool(resume.damaged)
+    trainer.budget = budget
     _quiet(trainer)
     trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
     records = list(run.read("metrics"))
@@ -257,10 +262,41 @@ class _Order(Sampler[int]):
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone."""
+    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone.
+
+    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows.
+    """
 
     order: _Order
+    budget: Budget
     afresh: bool = False
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        if self.args.world_size > 1:
+            # The others would wait for a gradient that this process sends once too often.
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        # What the batch's earlier microbatches left is put back before another try. An adapter's is small.
+        learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in learnt]
+        rows, first_size = len(inputs["labels"]), self.budget.size
+        # Each piece is a sum over its tokens, divided by what the whole divides by.
+        counted = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+
+        def step(size: int) -> torch.Tensor:
+            if size < first_size:
+                for parameter, gradient in zip(learnt, before, strict=True):
+                    parameter.grad = None if gradient is None else gradient.clone()
+            pieces = [slice(start, start + size) for start in range(0, rows, size)]
+            losses = [
+                super(_Trainer, self).training_step(model, {k: v[piece] for k, v in inputs.items()}, counted)
+                for piece in pieces
+            ]
+            return torch.stack(losses).sum()
+
+        return self.budget.run(step, least=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
         return self.order
@@ -284,9 +320,10 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Writes metrics.jsonl, reports progress, refuses NaN, and marks checkpoints that are complete."""
 
-    def __init__(self, run: Run, report: Report | None) -> None:
+    def __init__(self, run: Run, report: Report | None, budget: Budget) -> None:
         self.run = run
         self.report = report
+        self.budget = budget
         self.started = time.perf_counter()
         self.checked = False
 
@@ -334,6 +371,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             "epoch": state.epoch,
             **metrics,
             "peak_rss_mb": peak_rss_mb(),
+            "micro_batch_size": self.budget.size,
+            "out_of_memory": self.budget.shortages,
         }
         records = list(self.run.read("metrics")) if "eval_loss" in metrics else []
         if records and records[-1]["step"] == state.global_step:
