@@ -160,7 +160,7 @@ def token_stats(
     predicted_from = response_states(causal_lm, packed, recompute=recompute)
     targets = packed.tokens[packed.response_mask]
     if kl_to is None and kl_from is None and _is_frozen_linear(head):
-        logprobs, entropy = _frozen_head_stats(head, predicted_from, targets, chunk)
+        logprobs, entropy = frozen_head_stats(head, predicted_from, targets, chunk)
         return TokenStats(logprobs, entropy, predicted_from)
     parts = []
     for start in range(0, len(targets), chunk):
@@ -173,9 +173,9 @@ def token_stats(
             None if kl_from is None else kl_from[piece],
         )
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_head_stats, *arguments, use_reentrant=False))
+            parts.append(checkpoint(head_stats, *arguments, use_reentrant=False))
         else:
-            parts.append(_head_stats(*arguments))
+            parts.append(head_stats(*arguments))
     if not parts:
         nothing = predicted_from.new_zeros(0).float()
         return TokenStats(nothing, nothing, predicted_from, nothing)
@@ -195,7 +195,7 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     if recompute:
         assert not n_shared
         positions = torch.arange(width, device=packed.tokens.device)[None].expand(n_rows, -1)
-        with _recomputed(body):
+        with recomputed(body):
             states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
         return states[predicting_mask(packed.response_mask)]
     cache = DynamicCache(config=causal_lm.config)
@@ -211,8 +211,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
 
 
 @contextlib.contextmanager
-def _recomputed(body: Any) -> Iterator[None]:
-    """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does.
+def recomputed(body: Any, **how: Any) -> Iterator[None]:
+    """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does; ``how`` is checkpoint's.
 
     By our own hand, because transformers' switch wants the layers in training mode, and RL has dropout off. Raises
     ModelError for a model that has no such layers.
@@ -221,7 +221,7 @@ def _recomputed(body: Any) -> Iterator[None]:
     if not layers:
         raise ModelError(f"{type(body).__name__} can't recompute its layers: leave gradient_checkpointing out")
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **how)
     try:
         yield
     finally:
@@ -347,8 +347,8 @@ def _is_frozen_linear(head: Any) -> bool:
     return type(head) is torch.nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
 
 
-def _frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies Float[N]; only the first carry a gradient."""
+def frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies Float[N] by a head without a gradient; only the first carry one."""
     if torch.is_grad_enabled() and hidden.requires_grad:
         found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
         return found[0], found[1]
@@ -386,9 +386,10 @@ class _FrozenHeadStats(torch.autograd.Function):
         return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
-def _head_stats(
+def head_stats(
     head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and divergences Float[N] of one chunk; its logits stand in memory whole."""
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
