@@ -105,7 +105,7 @@ def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool) ->
     # What all prompts begin with is no part of a batch's positions, but is in every row's cache.
     asked = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
     rows = value if command == "finetune" else max(1, value // tokens)
-    return Work(tokens, NEW, asked=asked, rows=min(rows, texts["n"]), recompute=recompute)
+    return Work(tokens, NEW, asked=asked, rows=min(rows, texts["n"]), recompute=recompute, answers=texts["n"])
 
 
 def peak_of(command: str, model: str, precision: str, extra: list[str], texts: dict[str, Any], folder: Path) -> float:

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
+from rewardlm.measure.closer import READ_TOGETHER
 from rewardlm.models import memory
 from rewardlm.models.load import resolve_dtype
 
@@ -29,14 +30,15 @@ _MANY = 512  # rows, of which what grows with them is nearly all
 class Work:
     """What is asked: rows of ``tokens`` (prompt and answer), ``new`` of them the answer's.
 
-    ``asked`` rows are answered side by side, and ``rows`` make a microbatch of training; ``recompute`` is gradient
-    checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
+    ``asked`` rows of ``answers`` are answered side by side, and ``rows`` make a microbatch of training; ``recompute``
+    is gradient checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
     """
 
     tokens: int
     new: int
     asked: int
     rows: int
+    answers: int = 1_000_000
     recompute: bool = False
     merging: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -81,8 +83,8 @@ class Traces:
     def answering(self, work: Work) -> int:
         return self._once(memory.answering_bytes, self.bare, work.asked, work.tokens - work.new, work.new)
 
-    def weighing(self, work: Work) -> int:
-        return self._once(memory.weighing_bytes, self.bare, work.rows, work.tokens, work.new)
+    def weighing(self, work: Work, *, compared: bool) -> int:
+        return self._once(memory.weighing_bytes, self.bare, work.rows, work.tokens, work.new, compared=compared)
 
     def learning(self, work: Work) -> int:
         with_adapter = self.adapted(work.lora)
@@ -121,7 +123,9 @@ class Planner:
         """What ``command`` takes at its worst moment."""
         traces, adapter = self.traces, 0
         if command == "measure":
-            most = traces.answering(work) + self._merged(work)
+            # For their perplexity the answers are read again, without the adapter.
+            read = replace(work, rows=max(1, min(work.answers, READ_TOGETHER // work.tokens)))
+            most = max(traces.answering(work) + self._merged(work), traces.weighing(read, compared=False))
         else:
             # Its weights, and Adam's two moments; the gradient is a part of the work.
             adapter = 3 * memory.adapter_bytes(traces.adapted(work.lora))
@@ -129,7 +133,7 @@ class Planner:
             most = traces.imitating(work, kernels=self.device.type == "cuda")
         if command == "rlaf":
             answering = traces.answering(work) + self._merged(replace(work, merging=True))
-            most = max(answering, traces.weighing(work), traces.learning(work))
+            most = max(answering, traces.weighing(work, compared=True), traces.learning(work))
         return Need(self.process[command], self.weights, self._loading(), adapter, most + self._unpacked())
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
@@ -259,6 +263,7 @@ def process_bytes(device: torch.device, judges: Sequence[str] = ("starter", "lex
     """
     for module in ("measure.meter", "train.rlaf", "train.sft"):
         importlib.import_module(f"rewardlm.{module}")
+    from rewardlm.measure.similarity import load_embedder
     from rewardlm.scoring.pairs import load_pair_judge
     from rewardlm.scoring.scorer import load_scorer
 
@@ -268,7 +273,9 @@ def process_bytes(device: torch.device, judges: Sequence[str] = ("starter", "lex
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)
     rl = _resident()
-    kept.append(load_pair_judge(device=str(device)))
+    embedder = load_embedder()
+    embedder.encode(["You are welcome here."] * 32, show_progress_bar=False)
+    kept += [load_pair_judge(device=str(device)), embedder]
     measuring = _resident()
     if device.type != "cpu":
         return {"finetune": 0, "rlaf": 0, "measure": 0}

@@ -225,15 +225,17 @@ def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
 
 
 @torch.no_grad()
-def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int) -> int:
-    """The most while the log-probabilities of answers are found, with the exact KL to other states of them."""
+def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
+    """The most while the log-probabilities of answers are found; ``compared``: with the exact KL to other states."""
     with bare.traced() as live:
         lm = bare.causal_lm
         head = body_and_head(lm)[1]
         hidden = _of_answers(_states(lm, rows, width, DynamicCache(config=lm.config)), answer)
-        for start in range(0, min(len(hidden), 2 * _CHUNK), _CHUNK):
-            piece = hidden[start : start + _CHUNK]
+        if compared:
+            piece = hidden[:_CHUNK]
             head_stats(head, piece, _zeros(len(piece)), None, torch.empty_like(piece))
+        else:
+            frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)
     return live.peak
 
 
