@@ -102,7 +102,10 @@ def run_experiment(
         label=settings.title,
         settings=recorded,
         free=(*_FREE, *how_asked(recorded)),
-        added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation"),
+        added=(
+            "measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation", "stand_in",
+            "stand_ins",
+        ),  # fmt: skip
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.
