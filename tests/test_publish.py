@@ -62,7 +62,7 @@ def push(*arguments: object, hub: FakeHub | None = None, **more: str) -> subproc
         environment["HF_ENDPOINT"] = hub.url
     return subprocess.run(
         [sys.executable, "-m", "rewardlm", "push", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, env=environment,
+        capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_cards_head_is_yaml_and_a_base_without_a_name_is_not_claimed(trainin
 def test_a_hostile_label_stays_text(training, tmp_path):
     card = (prepare(training, "me/detox", tmp_path / "push") / "README.md").read_text()
     assert "<script" not in card
-    assert "](http://evil" not in card
+    assert not re.search(r"(?<!\\)\]\(http", card)
     assert "\n# Heading" not in card
     assert card.count("\n```") == 2  # one block of ours, opened and closed
 
@@ -157,7 +157,7 @@ def test_the_upload_is_one_commit_of_the_folder_and_the_key_is_sent_and_not_kept
         done = push(training.path, "me/detox", "--private", "--out", tmp_path / "push", hub=hub)
         assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{hub.url}/me/detox"
-    assert hub.created[0]["private"] is True or hub.created[0].get("visibility") == "private"
+    assert "private" in (hub.created[0].get("visibility"), hub.created[0].get("private") and "private")
     assert {path: content for path, content in hub.files.items() if path != ".gitattributes"} == {
         file.name: file.read_bytes() for file in (tmp_path / "push").iterdir()
     }

@@ -103,9 +103,14 @@ def run_experiment(
         settings=recorded,
         free=(*_FREE, *how_asked(recorded)),
         added=(
-            "measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation", "stand_in",
+            "measure.counter_narrative",
+            "measure.services",
+            "rlaf.services",
+            "interpret",
+            "quantisation",
+            "stand_in",
             "stand_ins",
-        ),  # fmt: skip
+        ),
     )
 
     # Torch is imported only from here on: a wrong setting is told at once.

@@ -78,7 +78,10 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        mask = (kwargs or {}).get("attn_mask")
+        more = kwargs or {}
+        if args[0].shape[1] != args[1].shape[1] and not more.get("enable_gqa"):
+            return func(*args, **more)  # No kernel takes fewer keys than queries (Falcon's way): it is spelled out.
+        mask = more.get("attn_mask")
         return _Attention.apply(*args[:3], mask)  # type: ignore[no-untyped-call]
 
 
