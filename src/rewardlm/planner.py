@@ -137,21 +137,33 @@ class Planner:
         return Need(self.process[command], self.weights, self._loading(), adapter, most + self._unpacked())
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
-        """How many rows fit into ``capacity`` bytes, about: side by side for measure, of a microbatch for the others; 0
-        if not even one does. ``work`` and many rows are traced, and a straight line is taken between and beyond them.
+        """How many rows fit into ``capacity`` bytes: side by side for measure, of a microbatch for the others; 0 if not
+        even one does. Up to ``_MANY`` the number is one that was traced and fits, and at most an eighth or so too
+        small; beyond, a straight line is followed.
         """
 
         def total(rows: int) -> int:
             more = replace(work, asked=rows) if command == "measure" else replace(work, rows=rows)
             return self.need(command, more).total
 
-        low, high = (work.asked if command == "measure" else work.rows), _MANY
-        if total(low) > capacity:
-            if total(1) > capacity:
-                return 0
-            low, high = 1, low
-        at_low, at_high = total(low), total(high)
-        return low + (capacity - at_low) * (high - low) // max(1, at_high - at_low)
+        if total(1) > capacity:
+            return 0
+        low, high = 1, _MANY
+        usual = work.asked if command == "measure" else work.rows
+        if usual < _MANY:
+            low, high = (usual, _MANY) if total(usual) <= capacity else (1, usual)
+        if total(high) <= capacity:
+            a_row = (total(high) - total(high // 2)) // (high - high // 2)
+            return high + (capacity - total(high)) // max(1, a_row)
+        for attempt in range(6):
+            if high - low <= max(1, low // 8):
+                break
+            # The line between the two, and by turns the middle, in case that what grows has a bend.
+            on_line = (capacity - total(low)) * (high - low) // max(1, total(high) - total(low))
+            middle = low + (on_line if attempt % 2 == 0 else (high - low) // 2)
+            middle = min(max(middle, low + 1), high - 1)
+            low, high = (middle, high) if total(middle) <= capacity else (low, middle)
+        return low
 
     def _merged(self, work: Work) -> int:
         merges = work.merging and self.traces.dtype == torch.float32 and self.load is None
