@@ -27,7 +27,7 @@ class FusedLinear(Linear):  # type: ignore[misc]
     """PEFT's layer; whatever it can do beyond one unmerged, plain adapter is left to it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = None if args or kwargs else self._plain_adapter()
+        name = None if args or kwargs else self.plain_adapter()
         base = self.get_base_layer()
         if name is None or x.dtype != base.weight.dtype:
             result: Tensor = super().forward(x, *args, **kwargs)
@@ -40,9 +40,14 @@ class FusedLinear(Linear):  # type: ignore[misc]
             found, _ = _forward(*arguments)
         return found.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
-    def _plain_adapter(self) -> str | None:
+    @property
+    def adapter_is_off(self) -> bool:
+        """Whether the base's weight, which a merged adapter is a part of, is all that counts."""
+        return bool(self.disable_adapters or self.merged)
+
+    def plain_adapter(self) -> str | None:
         """The one adapter that is on, None where there is more to do than to add it."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        if self.adapter_is_off or len(self.active_adapters) != 1:
             return None
         name: str = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:

@@ -8,6 +8,7 @@ before any truncation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections import deque
@@ -24,10 +25,13 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.attention import one_token, takes_whole_store
+from rewardlm.models.llama import Steps, decodes
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
+from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
+from rewardlm.models.tree import has_window
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -104,6 +108,14 @@ def groups(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) 
     return result
 
 
+@contextlib.contextmanager
+def answering(policy: Policy) -> Iterator[None]:
+    """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
+    body, _ = body_and_head(policy.causal_lm)
+    with contextlib.nullcontext() if decodes(body, policy.device) else merged(policy):
+        yield
+
+
 @torch.inference_mode()
 def generate(
     policy: Policy,
@@ -140,10 +152,15 @@ def generate(
             stacklevel=2,
         )
     decoder = _Decoder if standard else _ByTransformers
+    body, head = body_and_head(policy.causal_lm)
+    own = standard and not has_window(policy.causal_lm.config) and decodes(body, policy.device)
+    steps: Steps | None = None
     for group in groups(requests, max_new_tokens, batch_tokens):
         if all(index in known for index in group.indices):
             continue
-        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden).answers()
+        if own and steps is None:
+            steps = Steps(body, head)
+        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, steps).answers()
 
 
 class _Decoder:
@@ -157,14 +174,16 @@ class _Decoder:
         max_new_tokens: int,
         sampling: GenerationSettings,
         keep_hidden: bool,
+        steps: Steps | None,
     ) -> None:
         self.policy, self.requests, self.group = policy, requests, group
         self.max_new_tokens, self.keep_hidden = max_new_tokens, keep_hidden
         self.body, self.head = body_and_head(policy.causal_lm)
+        self.steps = steps
         device = self.device = policy.device
         rows = len(group.indices)
         # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
-        self.shared = 0 if _has_window(policy.causal_lm.config) else group.shared
+        self.shared = 0 if has_window(policy.causal_lm.config) else group.shared
         self.uniforms = torch.from_numpy(
             np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in group.indices])
         ).to(device)
@@ -181,7 +200,7 @@ class _Decoder:
         self.looked_at = [0] * rows
 
     def answers(self) -> Iterator[Sampled]:
-        whole = takes_whole_store(self.body, self.device)
+        whole = self.steps is not None or takes_whole_store(self.body, self.device)
         n_layers = self.policy.causal_lm.config.get_text_config().num_hidden_layers
         self.slots = Slots(n_layers, self.device, whole=whole)
         self.prefix = self._run_prefix()
@@ -204,15 +223,22 @@ class _Decoder:
             if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
                 chosen = chosen[torch.tensor(live, device=self.device)]
                 self._rebuild(live)
-            mask, positions = self.slots.advance()
-            with one_token(self.body, whole):
-                hidden = trunk_states(self.body, chosen[:, None], mask, positions, self.slots.cache)[:, -1]
+            hidden = self._advance(chosen)
             if refill:
                 hidden = self._admit(waiting, hidden)
 
+    def _advance(self, tokens: Tensor) -> Tensor:
+        """One more token Int[B] in every slot: the states that the next ones follow from, Float[B, H]."""
+        if self.steps is not None:
+            return self.steps.states(tokens, self.slots)
+        mask, positions = self.slots.advance()
+        with one_token(self.body, self.slots.whole):
+            return trunk_states(self.body, tokens[:, None], mask, positions, self.slots.cache)[:, -1]
+
     def _draw(self, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B]."""
-        return self._record(self.head(hidden).float(), hidden)
+        logits = self.head(hidden) if self.steps is None else self.steps.logits(hidden)
+        return self._record(logits.float(), hidden)
 
     def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its numbers."""
@@ -380,11 +406,6 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
 def _has_standard_cache(config: Any) -> bool:
     """Whether all layers keep keys and values of what they have read, and nothing else."""
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-
-def _has_window(config: Any) -> bool:
-    text = config.get_text_config()
-    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

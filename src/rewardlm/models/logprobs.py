@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from rewardlm.errors import ModelError
 from rewardlm.models.sampling import Distribution
+from rewardlm.models.tree import Tree, runs_trees, tree_of, tree_states
 
 
 @dataclass
@@ -41,13 +42,15 @@ class Packed:
     """B sequences that begin with the same ``prefix`` Int[S], their rests right-padded to T.
 
     ``tokens`` Int[B, T], ``mask`` Bool[B, T] (real tokens), ``response_mask`` Bool[B, T]. Masks are made from lengths,
-    never from ``tokens != pad``: SmolLM2 pads with its end token.
+    never from ``tokens != pad``: SmolLM2 pads with its end token. ``tree`` is the same without padding, for models that
+    can run it; None where every row must be whole.
     """
 
     prefix: Tensor
     tokens: Tensor
     mask: Tensor
     response_mask: Tensor
+    tree: Tree | None
 
 
 def pack(
@@ -70,6 +73,7 @@ def pack(
         tokens.to(device),
         mask.to(device),
         (mask & (position >= starts)).to(device),
+        tree_of(prompts, responses, shared, device) if share else None,
     )
 
 
@@ -147,9 +151,13 @@ def token_stats(
     head = body_and_head(causal_lm)[1]
     predicted_from = response_states(causal_lm, packed)
     targets = packed.tokens[packed.response_mask]
-    if kl_to is None and kl_from is None and _is_frozen_linear(head):
-        logprobs, entropy = _frozen_head_stats(head, predicted_from, targets, chunk)
-        return TokenStats(logprobs, entropy, predicted_from)
+    differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
+    if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
+        if differentiated:
+            found = _FrozenHeadStats.apply(predicted_from, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
+            return TokenStats(*found, predicted_from)
+        logprobs, entropy, kl = _watched_head_stats(head, predicted_from, targets, chunk, kl_from)
+        return TokenStats(logprobs, entropy, predicted_from, kl)
     parts = []
     for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
@@ -174,6 +182,8 @@ def token_stats(
 def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     """The trunk's last state that each response token is predicted from, Float[N, H]."""
     body, _ = body_and_head(causal_lm)
+    if packed.tree is not None and runs_trees(body):
+        return tree_states(body, packed.tree).index_select(0, packed.tree.predicting)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     cache = DynamicCache(config=causal_lm.config)
@@ -307,17 +317,19 @@ def _is_frozen_linear(head: Any) -> bool:
     return type(head) is torch.nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
 
 
-def _frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies Float[N]; only the first carry a gradient."""
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
-        return found[0], found[1]
-    logprobs, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+@torch.no_grad()
+def _watched_head_stats(
+    head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities, entropies and, where ``kl_from`` is there, KL(other ‖ this), Float[N] each."""
+    logprobs, entropy, kl = hidden.new_empty(3, len(hidden), dtype=torch.float32)
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
-        over_vocabulary = Distribution(head(hidden[piece]).float())
-        logprobs[piece], entropy[piece] = over_vocabulary.logprobs(targets[piece]), over_vocabulary.entropy()
-    return logprobs, entropy
+        own = Distribution(head(hidden[piece]).float())
+        logprobs[piece], entropy[piece] = own.logprobs(targets[piece]), own.entropy()
+        if kl_from is not None:
+            kl[piece] = Distribution(head(kl_from[piece].to(hidden.dtype)).float()).kl(own)
+    return logprobs, entropy, None if kl_from is None else kl
 
 
 class _FrozenHeadStats(torch.autograd.Function):

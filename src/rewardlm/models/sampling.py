@@ -94,8 +94,15 @@ class Distribution:
 
     def entropy(self) -> Tensor:
         """log Z - E[logit]: Float[B], in nats."""
-        weighted = torch.bmm(self.weights[:, None], self.logits[:, :, None]).view(-1)
-        return self.normaliser - weighted / self.cumulative[:, -1].float()
+        return self.normaliser - self._expected(self.logits)
+
+    def kl(self, other: Distribution) -> Tensor:
+        """KL(this ‖ other) over the vocabulary, exactly: Float[B], in nats."""
+        return self._expected(self.logits - other.logits) - (self.normaliser - other.normaliser)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """E[values] Float[B] of ``values`` Float[B, V]."""
+        return torch.linalg.vecdot(self.weights, values) / self.cumulative[:, -1].float()
 
     def draw(self, uniforms: Tensor) -> Tensor:
         """One token a row by inverting the distribution function at ``uniforms``: its block first, then in the block.

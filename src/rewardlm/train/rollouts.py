@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.config import GenerationSettings
-from rewardlm.models.generate import Request, Sampled, generate, stream_seed
+from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.lora import merged
 from rewardlm.models.sharding import in_step
 from rewardlm.train.rewards import Judged
 from rewardlm.types import Prompt
@@ -117,7 +116,7 @@ def sample(
         )
         for row, i in enumerate(asked)
     ]
-    with merged(policy), in_step(policy):
+    with answering(policy), in_step(policy):
         drawn = generate(
             policy,
             requests,

@@ -1,0 +1,263 @@
+"""Prompts and answers run as one sequence without padding, what they begin with alike once.
+
+A batch of rows is a tree: the prefix of all prompts, prompts that several rows answer, and each row's own rest. Every
+token of it is one position of a single long sequence; which others it sees is the attention's business alone, so this
+works for every model of transformers that looks its attention up by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_NAME = "rewardlm_tree"
+
+
+@dataclass
+class Tree:
+    """N tokens in S stretches, each of which follows one before it, or none.
+
+    ``tokens``, ``positions`` Int[N]. ``predicting`` Int[R]: where each response token is predicted from, row after row;
+    nothing follows from an answer's last token, which is left out. Stretches are padded for the attention alone, to Q
+    tokens of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
+    ``places`` Int[N] says where in S·Q each token is.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    predicting: Tensor
+    queries: Tensor
+    keys: Tensor
+    sees: Tensor
+    places: Tensor
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """0 where a token is seen and -inf where not, Float[S, 1, Q, L]."""
+        return torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(~self.sees, -torch.inf)
+
+
+@dataclass
+class _Stretch:
+    tokens: Sequence[int]
+    start: int  # Its first token's place among all N.
+    before: list[int]  # Places of what it follows.
+
+    @property
+    def places(self) -> list[int]:
+        return list(range(self.start, self.start + len(self.tokens)))
+
+
+def tree_of(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], shared: int, device: torch.device
+) -> Tree:
+    """The tree of some rows whose prompts all begin with the same ``shared`` tokens, each having one more at least."""
+    stretches: list[_Stretch] = []
+    n = 0
+
+    def add(tokens: Sequence[int], before: list[int]) -> list[int]:
+        nonlocal n
+        stretches.append(_Stretch(tokens, n, before))
+        n += len(tokens)
+        return before + stretches[-1].places
+
+    prefix = add(prompts[0][:shared], []) if shared else []
+    answered = Counter(map(tuple, prompts))
+    known: dict[tuple[int, ...], list[int]] = {}
+    predicting: list[int] = []
+    for prompt, response in zip(map(tuple, prompts), responses, strict=True):
+        if answered[prompt] > 1 and prompt not in known:
+            known[prompt] = add(prompt[shared:], prefix)
+        before = known.get(prompt, prefix)
+        own = [*prompt[len(before) :], *response[:-1]]
+        path = add(own, before) if own else before
+        predicting += path[len(prompt) - 1 : len(prompt) - 1 + len(response)]
+    return _padded(stretches, predicting, device)
+
+
+def _padded(stretches: list[_Stretch], predicting: list[int], device: torch.device) -> Tree:
+    width = max(len(stretch.tokens) for stretch in stretches)
+    own = torch.tensor([len(stretch.tokens) for stretch in stretches])[:, None, None]
+    before = torch.tensor([len(stretch.before) for stretch in stretches])[:, None, None]
+    keys = pad_sequence([torch.tensor(stretch.before + stretch.places) for stretch in stretches], batch_first=True)
+    query, key = torch.arange(width)[None, :, None], torch.arange(keys.shape[1])[None, None]
+    # What stands in a padding query's place sees the first key: nobody reads it, and it must not be NaN.
+    sees = (key <= before + query) & (key < before + own)
+    places = [row * width + i for row, stretch in enumerate(stretches) for i in range(len(stretch.tokens))]
+    positions = [len(stretch.before) + i for stretch in stretches for i in range(len(stretch.tokens))]
+    return Tree(
+        tokens=torch.tensor([token for stretch in stretches for token in stretch.tokens], device=device),
+        positions=torch.tensor(positions, device=device),
+        predicting=torch.tensor(predicting, dtype=torch.long, device=device),
+        queries=pad_sequence([torch.tensor(stretch.places) for stretch in stretches], batch_first=True).to(device),
+        keys=keys.to(device),
+        sees=sees[:, None].to(device),
+        places=torch.tensor(places, device=device),
+    )
+
+
+def runs_trees(body: Any) -> bool:
+    """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name."""
+    config = body.config.get_text_config()
+    return (
+        bool(getattr(body, "_supports_attention_backend", False))
+        and body.config._attn_implementation == "sdpa"
+        and "position_ids" in inspect.signature(body.forward).parameters
+        and not getattr(config, "alibi", False)
+        and not has_window(config)
+    )
+
+
+def has_window(config: Any) -> bool:
+    """Whether some layers see only so many positions back."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
+def tree_states(body: Any, tree: Tree) -> Tensor:
+    """The trunk's last states, Float[N, H]; under gradients, what several rows share gets all of theirs."""
+    with _attending(body, tree):
+        states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], use_cache=False)[0]
+    return states[0]
+
+
+@dataclass
+class _Seen:
+    """A tree that is being run, and the bias that all of its layers add."""
+
+    tree: Tree
+    bias: Tensor | None = None
+
+
+_seen: ContextVar[_Seen] = ContextVar(_NAME)
+
+
+@contextlib.contextmanager
+def _attending(body: Any, tree: Tree) -> Iterator[None]:
+    before = body.config._attn_implementation
+    token = _seen.set(_Seen(tree))
+    # No mask is made for a name that masks don't know.
+    body.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        body.config._attn_implementation = before
+        _seen.reset(token)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """``query`` Float[1, heads, N, D], ``key`` and ``value`` Float[1, kv heads, N, D] → Float[1, N, heads, D]."""
+    seen = _seen.get()
+    tree = seen.tree
+    special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")) or more.get("dropout")
+    if query.device.type == "cpu" and not special:
+        if seen.bias is None:
+            seen.bias = tree.bias(query.dtype)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        found: Tensor = _TreeAttention.apply(query[0], key[0], value[0], tree, seen.bias, scale)  # type: ignore[no-untyped-call]
+        return found[None], None
+    rows, _ = sdpa_attention_forward(
+        module,
+        _by_row(query[0], tree.queries),
+        _by_row(key[0], tree.keys),
+        _by_row(value[0], tree.keys),
+        tree.sees,
+        scaling=scaling,
+        **more,
+    )
+    return rows.flatten(0, 1).index_select(0, tree.places)[None], None
+
+
+def _by_row(states: Tensor, where: Tensor) -> Tensor:
+    """``states`` Float[heads, N, D] at ``where`` Int[S, T]: Float[S, heads, T, D]."""
+    taken = states.transpose(0, 1).index_select(0, where.flatten())
+    return taken.view(*where.shape, *taken.shape[1:]).transpose(1, 2)
+
+
+class _TreeAttention(torch.autograd.Function):
+    """As plain products: on a CPU the general kernel's backward pass takes several times as long for rows this short.
+
+    Heads that share keys and values are taken together, as if they were more queries.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float
+    ) -> Tensor:
+        queries, keys, values = _rows(query, key, value, tree, scale)
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        shape = (len(bias), len(query), *bias.shape[2:])
+        weights = scores.view(shape).add_(bias).softmax(-1).view_as(scores)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.tree, ctx.scale = tree, scale
+        return _flat(torch.bmm(weights, values), query, tree)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        tree, scale = ctx.tree, ctx.scale
+        queries, keys, values = _rows(query, key, value, tree, scale)
+        n_rows, width = tree.queries.shape
+        # Padding's places stay 0.
+        placed = gradient.new_zeros(n_rows * width, *gradient.shape[1:]).index_copy_(0, tree.places, gradient)
+        of_output = _grouped(placed.view(n_rows, width, *gradient.shape[1:]), len(key))
+        for_values = torch.bmm(weights.transpose(1, 2), of_output)
+        of_weights = torch.bmm(of_output, values.transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        for_query = _flat(torch.bmm(of_scores, keys), query, tree).mul_(scale).transpose(0, 1)
+        for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, tree)
+        return for_query, for_key, _summed(for_values, value, tree), None, None, None
+
+
+def _rows(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries Float[S·kv, G·Q, D], keys and values Float[S·kv, L, D] of the stretches."""
+    kv_heads = len(key)
+    taken = [
+        states.transpose(0, 1).index_select(0, where.flatten()).view(*where.shape, len(states), -1)
+        for states, where in ((query, tree.queries), (key, tree.keys), (value, tree.keys))
+    ]
+    return _grouped(taken[0] * scale, kv_heads), _grouped(taken[1], kv_heads), _grouped(taken[2], kv_heads)
+
+
+def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
+    """Float[S, T, kv·G, D] → Float[S·kv, G·T, D]."""
+    n_rows, width, heads, size = rows.shape
+    grouped = rows.view(n_rows, width, kv_heads, heads // kv_heads, size).permute(0, 2, 3, 1, 4)
+    return grouped.reshape(n_rows * kv_heads, -1, size)
+
+
+def _flat(grouped: Tensor, query: Tensor, tree: Tree) -> Tensor:
+    """Float[S·kv, G·Q, D] → the tokens' own, Float[N, heads, D]."""
+    n_rows, width = tree.queries.shape
+    rows = grouped.view(n_rows, len(query), width, -1).transpose(1, 2)
+    return rows.reshape(n_rows * width, len(query), -1).index_select(0, tree.places)
+
+
+def _summed(grouped: Tensor, states: Tensor, tree: Tree) -> Tensor:
+    """Float[S·kv, L, D] summed over all stretches that see a token, in float32: Float[kv, N, D]."""
+    n_rows, width = tree.keys.shape
+    rows = grouped.view(n_rows, len(states), width, -1).transpose(1, 2).reshape(n_rows * width, -1).float()
+    total = rows.new_zeros(states.shape[1], rows.shape[1]).index_add_(0, tree.keys.flatten(), rows)
+    return total.to(states.dtype).view(states.shape[1], len(states), -1).transpose(0, 1)
+
+
+AttentionInterface.register(_NAME, _attend)
