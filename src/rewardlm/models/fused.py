@@ -7,6 +7,7 @@ they and their optimizer stay float32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,30 @@ def fuse(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
             module.__class__ = FusedLinear
+
+
+@dataclass(frozen=True)
+class Map:
+    """W·x + b, and what an adapter adds, s·B·A·x: ``down`` is A Float[r, in], ``up`` B Float[out, r]."""
+
+    base: nn.Linear
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scaling: float = 1.0
+
+
+def map_of(module: nn.Module) -> Map | None:
+    """What ``module`` computes now, None where that is more than a linear map with one plain adapter."""
+    if type(module) is nn.Linear:
+        return Map(module)
+    if type(module) is not FusedLinear:
+        return None
+    if module.disable_adapters or module.merged:
+        return Map(module.get_base_layer())
+    name = module.plain_adapter()
+    if name is None:
+        return None
+    return Map(module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
 
 
 class FusedLinear(Linear):  # type: ignore[misc]
@@ -40,14 +65,9 @@ class FusedLinear(Linear):  # type: ignore[misc]
             found, _ = _forward(*arguments)
         return found.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
-    @property
-    def adapter_is_off(self) -> bool:
-        """Whether the base's weight, which a merged adapter is a part of, is all that counts."""
-        return bool(self.disable_adapters or self.merged)
-
     def plain_adapter(self) -> str | None:
         """The one adapter that is on, None where there is more to do than to add it."""
-        if self.adapter_is_off or len(self.active_adapters) != 1:
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name: str = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:

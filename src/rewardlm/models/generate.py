@@ -25,13 +25,13 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.attention import one_token, takes_whole_store
-from rewardlm.models.llama import Steps, decodes
+from rewardlm.models.llama import Steps, is_plain_llama
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
 from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
-from rewardlm.models.tree import has_window
+from rewardlm.models.tree import has_window, runs_trees, tree_of, tree_states
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -112,7 +112,7 @@ def groups(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) 
 def answering(policy: Policy) -> Iterator[None]:
     """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
     body, _ = body_and_head(policy.causal_lm)
-    with contextlib.nullcontext() if decodes(body, policy.device) else merged(policy):
+    with contextlib.nullcontext() if is_plain_llama(body) else merged(policy):
         yield
 
 
@@ -153,7 +153,7 @@ def generate(
         )
     decoder = _Decoder if standard else _ByTransformers
     body, head = body_and_head(policy.causal_lm)
-    own = standard and not has_window(policy.causal_lm.config) and decodes(body, policy.device)
+    own = is_plain_llama(body)
     steps: Steps | None = None
     for group in groups(requests, max_new_tokens, batch_tokens):
         if all(index in known for index in group.indices):
@@ -340,19 +340,41 @@ class _Decoder:
         and positions step over.
         """
         unique = list(dict.fromkeys(prompts))
+        where = {prompt: row for row, prompt in enumerate(unique)}
+        index = torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+        run = self._run_tree if runs_trees(self.body) else self._run_padded
+        return *run(unique), index
+
+    def _run_tree(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.prefix):
+            cache.update(keys, values, number)
+        tree = tree_of(prompts, [[0]] * len(prompts), self.shared, self.device, held=True)
+        hidden = tree_states(self.body, tree, cache).index_select(0, tree.predicting)
+        # A prompt's keys as a row of its own, with its padding on the left.
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)[:, None]
+        column = torch.arange(tree.keys.shape[1], device=self.device)[None] - (tree.keys.shape[1] - lengths)
+        places = tree.keys.gather(1, column.clamp(min=0))
+        for layer in cache.layers:
+            layer.keys, layer.values = (
+                layer.keys[0][:, places].transpose(0, 1),
+                layer.values[0][:, places].transpose(0, 1),
+            )
+        return cache, (column >= 0).long(), hidden
+
+    def _run_padded(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
         cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
         for number, (keys, values) in enumerate(self.prefix):
-            cache.update(keys.expand(len(unique), -1, -1, -1), values.expand(len(unique), -1, -1, -1), number)
-        rests = [prompt[self.shared :] for prompt in unique]
+            cache.update(keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1), number)
+        rests = [prompt[self.shared :] for prompt in prompts]
         tokens = _left_padded(rests, self.device)
         lengths = torch.tensor([len(rest) for rest in rests], device=self.device)[:, None]
         width = tokens.shape[1]
         rest_mask = (torch.arange(width, device=self.device)[None] >= width - lengths).long()
-        mask = torch.cat([rest_mask.new_ones(len(unique), self.shared), rest_mask], 1)
+        mask = torch.cat([rest_mask.new_ones(len(prompts), self.shared), rest_mask], 1)
         positions = (self.shared + rest_mask.cumsum(1) - 1).clamp(min=0)
         hidden = trunk_states(self.body, tokens, mask, positions, cache)[:, -1]
-        where = {prompt: row for row, prompt in enumerate(unique)}
-        return cache, mask, hidden, torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+        return cache, mask, hidden
 
 
 class _ByTransformers(_Decoder):

@@ -18,21 +18,24 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
-from rewardlm.models.fused import FusedLinear
+from rewardlm.models.fused import Map, map_of
 from rewardlm.models.slots import Slots
+from rewardlm.models.tree import has_window
 
 # Models whose layers differ in sizes and biases alone.
 _FAMILY = (LlamaModel, MistralModel, Qwen2Model)
 _PACKED = (torch.float32, torch.bfloat16)
 
 
-def decodes(body: Any, device: torch.device) -> bool:
-    """Whether ``body`` can be decoded here: what is hooked, quantised or adapted otherwise needs its modules."""
-    if type(body) not in _FAMILY or device.type != "cpu" or body.config.hidden_act != "silu":
+def is_plain_llama(body: Any) -> bool:
+    """Whether ``body`` can do without its modules: those that are hooked, quantised or adapted otherwise need them."""
+    if type(body) not in _FAMILY or body.device.type != "cpu" or body.config.hidden_act != "silu":
+        return False
+    if has_window(body.config):
         return False
     if any(module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
         return False
-    return all(_is_plain(module) for layer in body.layers for module in _projections(layer))
+    return all(map_of(module) is not None for layer in body.layers for module in _projections(layer))
 
 
 class Steps:
@@ -85,9 +88,9 @@ class Steps:
     def _attend(self, layer: _Layer, mixed: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, store: Any) -> Tensor:
         """``mixed`` Float[B, (heads + 2·kv heads)·D]: queries, keys and values side by side → Float[B, heads·D]."""
         rows, width = len(mixed), layer.head_width
-        turned, values = mixed.view(rows, -1, width).split([self._heads + self._kv_heads, self._kv_heads], 1)
+        turned, values = torch.split(mixed.view(rows, -1, width), [self._heads + self._kv_heads, self._kv_heads], 1)
         turned = (turned * cos).add_(turned.roll(width // 2, -1) * sin)
-        queries, keys = turned.split([self._heads, self._kv_heads], 1)
+        queries, keys = torch.split(turned, [self._heads, self._kv_heads], 1)
         keys, values = store.update(keys[:, :, None], values[:, :, None])
         # The heads that share keys and values stand side by side, as query positions would.
         grouped = (queries * layer.scale).view(rows * self._kv_heads, -1, width)
@@ -100,23 +103,17 @@ class _Product:
     """W·x + b of linear maps that read the same x, side by side, with their adapters."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
-        bases = [_base(module) for module in modules]
-        weight = torch.cat([base.weight for base in bases])
+        maps = [found for found in map(map_of, modules) if found is not None]
+        weight = torch.cat([one.base.weight for one in maps])
         self._bias = None
-        if any(base.bias is not None for base in bases):
+        if any(one.base.bias is not None for one in maps):
             self._bias = torch.cat(
-                [weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
+                [weight.new_zeros(one.base.out_features) if one.base.bias is None else one.base.bias for one in maps]
             )
         self._down = self._up = None
-        adapters = [_adapter(module) for module in modules]
-        if any(adapters):
-            down = torch.cat([adapter.down for adapter in adapters if adapter is not None])
-            up = torch.block_diag(
-                *(
-                    weight.new_zeros(base.out_features, 0, dtype=torch.float32) if adapter is None else adapter.up
-                    for base, adapter in zip(bases, adapters, strict=True)
-                )
-            )
+        downs = [one.down for one in maps if one.down is not None]
+        if downs:
+            down, up = torch.cat(downs), _side_by_side(maps)
             if weight.dtype == torch.float32:
                 weight.addmm_(up, down)
             else:
@@ -147,14 +144,6 @@ class _Layer:
     scale: float
 
 
-@dataclass
-class _Adapter:
-    """A Float[r, in] and s·B Float[out, r]."""
-
-    down: Tensor
-    up: Tensor
-
-
 def _projections(layer: Any) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     return [
@@ -163,27 +152,17 @@ def _projections(layer: Any) -> list[Any]:
     ]
 
 
-def _is_plain(module: Any) -> bool:
-    if type(module) is nn.Linear:
-        return True
-    return type(module) is FusedLinear and (module.adapter_is_off or module.plain_adapter() is not None)
-
-
-def _base(module: Any) -> nn.Linear:
-    base: nn.Linear = module.get_base_layer() if isinstance(module, FusedLinear) else module
-    return base
-
-
-def _adapter(module: Any) -> _Adapter | None:
-    if type(module) is nn.Linear or module.adapter_is_off:
-        return None
-    name = module.plain_adapter()
-    return _Adapter(module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name])
+def _side_by_side(maps: Sequence[Map]) -> Tensor:
+    """s·B of all maps, each for its own A: Float[Σ out, Σ r]."""
+    found: Tensor = torch.block_diag(  # type: ignore[no-untyped-call]
+        *(torch.zeros(one.base.out_features, 0) if one.up is None else one.up * one.scaling for one in maps)
+    )
+    return found
 
 
 def _packed(weight: Tensor) -> Tensor | None:
     """``weight`` as oneDNN would lay it out anew for every product; None where it can't be had."""
-    if not torch.backends.mkldnn.is_available() or weight.dtype not in _PACKED:
+    if not torch._C._has_mkldnn or weight.dtype not in _PACKED:
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from rewardlm.errors import ModelError
+from rewardlm.models.lean import lean_states, runs_lean
 from rewardlm.models.sampling import Distribution
-from rewardlm.models.tree import Tree, runs_trees, tree_of, tree_states
+from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of, tree_states
 
 
 @dataclass
@@ -99,8 +100,7 @@ def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: T
     arguments = {
         "input_ids": tokens,
         "attention_mask": attention_mask,
-        # Renamed in transformers 5.24; the old name is what older versions know.
-        "cache" if "cache" in known else "past_key_values": cache,
+        cache_argument(body): cache,
         "use_cache": True,
     }
     if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
@@ -154,8 +154,9 @@ def token_stats(
     differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
     if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
         if differentiated:
-            found = _FrozenHeadStats.apply(predicted_from, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
-            return TokenStats(*found, predicted_from)
+            frozen = (predicted_from, head.weight, head.bias, targets, chunk)
+            logprobs, entropy = _FrozenHeadStats.apply(*frozen)  # type: ignore[no-untyped-call]
+            return TokenStats(logprobs, entropy, predicted_from)
         logprobs, entropy, kl = _watched_head_stats(head, predicted_from, targets, chunk, kl_from)
         return TokenStats(logprobs, entropy, predicted_from, kl)
     parts = []
@@ -182,6 +183,8 @@ def token_stats(
 def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     """The trunk's last state that each response token is predicted from, Float[N, H]."""
     body, _ = body_and_head(causal_lm)
+    if packed.tree is not None and runs_lean(body):
+        return lean_states(body, packed.tree)
     if packed.tree is not None and runs_trees(body):
         return tree_states(body, packed.tree).index_select(0, packed.tree.predicting)
     n_rows, width = packed.tokens.shape

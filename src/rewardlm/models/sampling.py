@@ -102,7 +102,8 @@ class Distribution:
 
     def _expected(self, values: Tensor) -> Tensor:
         """E[values] Float[B] of ``values`` Float[B, V]."""
-        return torch.linalg.vecdot(self.weights, values) / self.cumulative[:, -1].float()
+        weighted: Tensor = torch.linalg.vecdot(self.weights, values)
+        return weighted / self.cumulative[:, -1].float()
 
     def draw(self, uniforms: Tensor) -> Tensor:
         """One token a row by inverting the distribution function at ``uniforms``: its block first, then in the block.

@@ -31,7 +31,8 @@ class Tree:
     ``tokens``, ``positions`` Int[N]. ``predicting`` Int[R]: where each response token is predicted from, row after row;
     nothing follows from an answer's last token, which is left out. Stretches are padded for the attention alone, to Q
     tokens of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
-    ``places`` Int[N] says where in S·Q each token is.
+    ``places`` Int[N] says where in S·Q each token is. Where a cache holds the common prefix, ``keys`` count from its
+    first token, ``queries`` from the first that is run.
     """
 
     tokens: Tensor
@@ -42,9 +43,9 @@ class Tree:
     sees: Tensor
     places: Tensor
 
-    def bias(self, dtype: torch.dtype) -> Tensor:
+    def bias(self) -> Tensor:
         """0 where a token is seen and -inf where not, Float[S, 1, Q, L]."""
-        return torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(~self.sees, -torch.inf)
+        return torch.zeros(self.sees.shape, device=self.sees.device).masked_fill_(~self.sees, -torch.inf)
 
 
 @dataclass
@@ -59,11 +60,17 @@ class _Stretch:
 
 
 def tree_of(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], shared: int, device: torch.device
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    shared: int,
+    device: torch.device,
+    *,
+    held: bool = False,
 ) -> Tree:
-    """The tree of some rows whose prompts all begin with the same ``shared`` tokens, each having one more at least."""
+    """The tree of some rows whose prompts all begin with the same ``shared`` tokens, each having one more at least;
+    ``held`` if a cache has these already."""
     stretches: list[_Stretch] = []
-    n = 0
+    n = shared if held else 0
 
     def add(tokens: Sequence[int], before: list[int]) -> list[int]:
         nonlocal n
@@ -71,7 +78,7 @@ def tree_of(
         n += len(tokens)
         return before + stretches[-1].places
 
-    prefix = add(prompts[0][:shared], []) if shared else []
+    prefix = list(range(shared)) if held or not shared else add(prompts[0][:shared], [])
     answered = Counter(map(tuple, prompts))
     known: dict[tuple[int, ...], list[int]] = {}
     predicting: list[int] = []
@@ -82,10 +89,12 @@ def tree_of(
         own = [*prompt[len(before) :], *response[:-1]]
         path = add(own, before) if own else before
         predicting += path[len(prompt) - 1 : len(prompt) - 1 + len(response)]
-    return _padded(stretches, predicting, device)
+    first = shared if held else 0
+    return _padded(stretches, [place - first for place in predicting], first, device)
 
 
-def _padded(stretches: list[_Stretch], predicting: list[int], device: torch.device) -> Tree:
+def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device: torch.device) -> Tree:
+    own_places = [torch.tensor(stretch.places) - first for stretch in stretches]
     width = max(len(stretch.tokens) for stretch in stretches)
     own = torch.tensor([len(stretch.tokens) for stretch in stretches])[:, None, None]
     before = torch.tensor([len(stretch.before) for stretch in stretches])[:, None, None]
@@ -99,7 +108,7 @@ def _padded(stretches: list[_Stretch], predicting: list[int], device: torch.devi
         tokens=torch.tensor([token for stretch in stretches for token in stretch.tokens], device=device),
         positions=torch.tensor(positions, device=device),
         predicting=torch.tensor(predicting, dtype=torch.long, device=device),
-        queries=pad_sequence([torch.tensor(stretch.places) for stretch in stretches], batch_first=True).to(device),
+        queries=pad_sequence(own_places, batch_first=True).to(device),
         keys=keys.to(device),
         sees=sees[:, None].to(device),
         places=torch.tensor(places, device=device),
@@ -124,11 +133,22 @@ def has_window(config: Any) -> bool:
     return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
 
 
-def tree_states(body: Any, tree: Tree) -> Tensor:
-    """The trunk's last states, Float[N, H]; under gradients, what several rows share gets all of theirs."""
+def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
+    """The trunk's last states, Float[N, H], after the prefix that ``cache`` holds, which grows by all N tokens.
+
+    Under gradients, what several rows share gets all of theirs.
+    """
+    arguments: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        arguments[cache_argument(body)] = cache
     with _attending(body, tree):
-        states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], use_cache=False)[0]
+        states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], **arguments)[0]
     return states[0]
+
+
+def cache_argument(body: Any) -> str:
+    """What ``body`` calls its cache: renamed in transformers 5.24; the old name is what older versions know."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 @dataclass
@@ -170,10 +190,10 @@ def _attend(
     special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")) or more.get("dropout")
     if query.device.type == "cpu" and not special:
         if seen.bias is None:
-            seen.bias = tree.bias(query.dtype)
+            seen.bias = tree.bias()
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        found: Tensor = _TreeAttention.apply(query[0], key[0], value[0], tree, seen.bias, scale)  # type: ignore[no-untyped-call]
-        return found[None], None
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        return attention(query, key, value, tree, seen.bias, scale)[None], None
     rows, _ = sdpa_attention_forward(
         module,
         _by_row(query[0], tree.queries),
@@ -192,6 +212,15 @@ def _by_row(states: Tensor, where: Tensor) -> Tensor:
     return taken.view(*where.shape, *taken.shape[1:]).transpose(1, 2)
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float) -> Tensor:
+    """``query`` Float[N, heads, D], ``key`` and ``value`` Float[N, kv heads, D] → Float[N, heads, D], on a CPU.
+
+    ``bias`` is the tree's. Where a cache holds the prefix, keys and values begin with its.
+    """
+    found: Tensor = _TreeAttention.apply(query, key, value, tree, bias, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _TreeAttention(torch.autograd.Function):
     """As plain products: on a CPU the general kernel's backward pass takes several times as long for rows this short.
 
@@ -199,16 +228,15 @@ class _TreeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float) -> Tensor:
         queries, keys, values = _rows(query, key, value, tree, scale)
         scores = torch.bmm(queries, keys.transpose(1, 2))
-        shape = (len(bias), len(query), *bias.shape[2:])
-        weights = scores.view(shape).add_(bias).softmax(-1).view_as(scores)
+        # On a CPU the softmax of half precision takes twice as long as float32's and its conversions.
+        wide = scores.view(len(bias), -1, *bias.shape[2:]).float().add_(bias)
+        weights = wide.softmax(-1).to(scores.dtype).view_as(scores)
         ctx.save_for_backward(query, key, value, weights)
         ctx.tree, ctx.scale = tree, scale
-        return _flat(torch.bmm(weights, values), query, tree)
+        return _flat(torch.bmm(weights, values), query.shape[1], tree)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -219,23 +247,23 @@ class _TreeAttention(torch.autograd.Function):
         n_rows, width = tree.queries.shape
         # Padding's places stay 0.
         placed = gradient.new_zeros(n_rows * width, *gradient.shape[1:]).index_copy_(0, tree.places, gradient)
-        of_output = _grouped(placed.view(n_rows, width, *gradient.shape[1:]), len(key))
+        of_output = _grouped(placed.view(n_rows, width, *gradient.shape[1:]), key.shape[1])
         for_values = torch.bmm(weights.transpose(1, 2), of_output)
         of_weights = torch.bmm(of_output, values.transpose(1, 2))
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        for_query = _flat(torch.bmm(of_scores, keys), query, tree).mul_(scale).transpose(0, 1)
+        for_query = _flat(torch.bmm(of_scores, keys), query.shape[1], tree).mul_(scale)
         for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, tree)
         return for_query, for_key, _summed(for_values, value, tree), None, None, None
 
 
 def _rows(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries Float[S·kv, G·Q, D], keys and values Float[S·kv, L, D] of the stretches."""
-    kv_heads = len(key)
-    taken = [
-        states.transpose(0, 1).index_select(0, where.flatten()).view(*where.shape, len(states), -1)
-        for states, where in ((query, tree.queries), (key, tree.keys), (value, tree.keys))
-    ]
-    return _grouped(taken[0] * scale, kv_heads), _grouped(taken[1], kv_heads), _grouped(taken[2], kv_heads)
+    queries, keys, values = (
+        states.index_select(0, where.flatten()).view(*where.shape, *states.shape[1:])
+        for states, where in ((query * scale, tree.queries), (key, tree.keys), (value, tree.keys))
+    )
+    kv_heads = key.shape[1]
+    return _grouped(queries, kv_heads), _grouped(keys, kv_heads), _grouped(values, kv_heads)
 
 
 def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
@@ -245,19 +273,19 @@ def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
     return grouped.reshape(n_rows * kv_heads, -1, size)
 
 
-def _flat(grouped: Tensor, query: Tensor, tree: Tree) -> Tensor:
+def _flat(grouped: Tensor, heads: int, tree: Tree) -> Tensor:
     """Float[S·kv, G·Q, D] → the tokens' own, Float[N, heads, D]."""
     n_rows, width = tree.queries.shape
-    rows = grouped.view(n_rows, len(query), width, -1).transpose(1, 2)
-    return rows.reshape(n_rows * width, len(query), -1).index_select(0, tree.places)
+    rows = grouped.view(n_rows, heads, width, -1).transpose(1, 2)
+    return rows.reshape(n_rows * width, heads, -1).index_select(0, tree.places)
 
 
 def _summed(grouped: Tensor, states: Tensor, tree: Tree) -> Tensor:
-    """Float[S·kv, L, D] summed over all stretches that see a token, in float32: Float[kv, N, D]."""
+    """Float[S·kv, L, D] summed, in float32, over all stretches that see a token: Float[N, kv, D]."""
     n_rows, width = tree.keys.shape
-    rows = grouped.view(n_rows, len(states), width, -1).transpose(1, 2).reshape(n_rows * width, -1).float()
-    total = rows.new_zeros(states.shape[1], rows.shape[1]).index_add_(0, tree.keys.flatten(), rows)
-    return total.to(states.dtype).view(states.shape[1], len(states), -1).transpose(0, 1)
+    rows = grouped.view(n_rows, states.shape[1], width, -1).transpose(1, 2).reshape(n_rows * width, -1).float()
+    total = rows.new_zeros(len(states), rows.shape[1]).index_add_(0, tree.keys.flatten(), rows)
+    return total.to(states.dtype).view_as(states)
 
 
 AttentionInterface.register(_NAME, _attend)
