@@ -25,13 +25,14 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.attention import one_token, takes_whole_store
+from rewardlm.models.lean import predicting_states
 from rewardlm.models.llama import Steps, is_plain_llama
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
 from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
-from rewardlm.models.tree import has_window, runs_trees, tree_of, tree_states
+from rewardlm.models.tree import has_window, runs_trees, tree_of
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -350,7 +351,7 @@ class _Decoder:
         for number, (keys, values) in enumerate(self.prefix):
             cache.update(keys, values, number)
         tree = tree_of(prompts, [[0]] * len(prompts), self.shared, self.device, held=True)
-        hidden = tree_states(self.body, tree, cache).index_select(0, tree.predicting)
+        hidden = predicting_states(self.body, tree, cache)
         # A prompt's keys as a row of its own, with its padding on the left.
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)[:, None]
         column = torch.arange(tree.keys.shape[1], device=self.device)[None] - (tree.keys.shape[1] - lengths)

@@ -16,30 +16,42 @@ from torch.nn.functional import embedding, linear, silu
 
 from rewardlm.models.fused import map_of
 from rewardlm.models.llama import is_plain_llama
-from rewardlm.models.tree import Tree, attention
+from rewardlm.models.tree import Tree, attention, tree_states
 
 
-def runs_lean(body: Any) -> bool:
+def predicting_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
+    """The last states that ``tree``'s response tokens are predicted from, Float[R, H], of any model that runs trees.
+
+    They come after the prefix that ``cache`` holds, which grows by all N tokens.
+    """
+    if is_lean(body):
+        return _states(body, tree, cache)
+    return tree_states(body, tree, cache).index_select(0, tree.predicting)
+
+
+def is_lean(body: Any) -> bool:
     """Whether ``body`` is such a model on a CPU with nothing on it but plain adapters, and nothing else that learns."""
     return is_plain_llama(body) and not any(
         parameter.requires_grad for name, parameter in body.named_parameters() if "lora_" not in name
     )
 
 
-def lean_states(body: Any, tree: Tree) -> Tensor:
-    """The last states that ``tree``'s response tokens are predicted from, Float[R, H]."""
+def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
     x = embedding(tree.tokens, body.embed_tokens.weight)
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
     bias = tree.bias()
     heads, kv_heads = body.config.num_attention_heads, body.config.num_key_value_heads
-    for layer in body.layers:
+    for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
         query, key, value = _maps(_norm(x, layer.input_layernorm), [own.q_proj, own.k_proj, own.v_proj])
         query = _Turn.apply(query.view(len(x), heads, -1), cos, sin)  # type: ignore[no-untyped-call]
         key = _Turn.apply(key.view(len(x), kv_heads, -1), cos, sin)  # type: ignore[no-untyped-call]
         value = value.view(len(x), kv_heads, -1)
+        if cache is not None:
+            found = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], number)
+            key, value = (states[0].transpose(0, 1) for states in found)
         attended = attention(query, key, value, tree, bias, own.scaling).flatten(1)
-        if layer is body.layers[-1]:
+        if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
         x = x + _maps(attended, [own.o_proj])[0]
         gate, up = _maps(_norm(x, layer.post_attention_layernorm), [mlp.gate_proj, mlp.up_proj])

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from rewardlm.errors import ModelError
-from rewardlm.models.lean import lean_states, runs_lean
+from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution
-from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of, tree_states
+from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
 
 
 @dataclass
@@ -183,10 +183,8 @@ def token_stats(
 def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     """The trunk's last state that each response token is predicted from, Float[N, H]."""
     body, _ = body_and_head(causal_lm)
-    if packed.tree is not None and runs_lean(body):
-        return lean_states(body, packed.tree)
     if packed.tree is not None and runs_trees(body):
-        return tree_states(body, packed.tree).index_select(0, packed.tree.predicting)
+        return predicting_states(body, packed.tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     cache = DynamicCache(config=causal_lm.config)
@@ -221,6 +219,31 @@ def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             pieces.append([row])
     return pieces
+
+
+def pieces(
+    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+) -> list[list[int]]:
+    """All rows, in pieces that ``causal_lm`` runs as at most ``budget`` positions; a longer row stands alone.
+
+    Answers to one prompt stand side by side, for the model to run it once; where it can't, lengths decide.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    if not prompts or not runs_trees(body_and_head(causal_lm)[0]):
+        return microbatches(lengths, budget)
+    shared = shared_prefix(prompts)
+    found: list[list[int]] = []
+    held = 0
+    for row in sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), lengths[row], row)):
+        known = bool(found) and tuple(prompts[row]) == tuple(prompts[found[-1][-1]])
+        own = len(responses[row]) + (0 if known else len(prompts[row]) - shared)
+        if found and held + own <= budget:
+            found[-1].append(row)
+            held += own
+        else:
+            found.append([row])
+            held = lengths[row]
+    return found
 
 
 def forward_rows(
@@ -282,9 +305,8 @@ def row_stats(
     keep_hidden: bool = False,
 ) -> list[RowStats]:
     """Token statistics of every row under the model as it stands, in microbatches of at most ``budget`` positions."""
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     found: dict[int, RowStats] = {}
-    for rows in microbatches(lengths, budget):
+    for rows in pieces(causal_lm, prompts, responses, budget):
         stats = forward_rows(causal_lm, prompts, responses, rows, kl_from=kl_from)
         sizes = [len(responses[row]) for row in rows]
         for row, logprobs, entropy, hidden, kl in zip(
@@ -296,7 +318,7 @@ def row_stats(
             strict=True,
         ):
             found[row] = RowStats(logprobs, entropy, hidden.clone() if keep_hidden else None, kl)
-    return [found[row] for row in range(len(lengths))]
+    return [found[row] for row in range(len(prompts))]
 
 
 def score_rows(

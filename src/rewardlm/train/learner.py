@@ -14,7 +14,7 @@ from rewardlm.config import KlSettings, RlafSettings
 from rewardlm.errors import ConfigError, TrainingError
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import forward_rows, hidden_rows, microbatches, row_stats
+from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stats
 from rewardlm.models.lora import (
     CRITIC,
     REFERENCE,
@@ -156,10 +156,9 @@ def _values(learner: Learner, settings: RlafSettings, draft: Draft, hidden: list
     if not learner.own_critic:
         return [head(states.to(policy.device)).cpu() for states in hidden]
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     values: dict[int, Tensor] = {}
     with active(policy, CRITIC):
-        for rows in microbatches(lengths, settings.micro_batch_tokens):
+        for rows in pieces(policy.causal_lm, prompts, responses, settings.micro_batch_tokens):
             found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
             values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
     return [values[row] for row in range(len(responses))]
@@ -181,7 +180,6 @@ def update(
     """
     processes = processes or Processes(cpu=True)
     sizes = rollouts.response_mask.sum(1).tolist()
-    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
     weights_of_draw = corrections(settings, rollouts)
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
@@ -202,8 +200,10 @@ def update(
             mine = [int(row) for row in processes.share(minibatch.tolist())]
             learner.optimizer.zero_grad(set_to_none=True)
             sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
+            asked = [rollouts.prompts[row] for row in mine]
+            answers = [rollouts.responses[row] for row in mine]
             with in_step(learner.policy):
-                for piece in microbatches([lengths[row] for row in mine], settings.micro_batch_tokens):
+                for piece in pieces(learner.policy.causal_lm, asked, answers, settings.micro_batch_tokens):
                     rows = [mine[i] for i in piece]
                     found = _backward(
                         learner, settings, rollouts, advantages, returns, rows, weight_of, weights_of_draw, n_tokens
