@@ -40,117 +40,188 @@ def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
     x = embedding(tree.tokens, body.embed_tokens.weight)
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
     bias = tree.bias()
-    heads, kv_heads = body.config.num_attention_heads, body.config.num_key_value_heads
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
-        query, key, value = _maps(_norm(x, layer.input_layernorm), [own.q_proj, own.k_proj, own.v_proj])
-        query = _Turn.apply(query.view(len(x), heads, -1), cos, sin)  # type: ignore[no-untyped-call]
-        key = _Turn.apply(key.view(len(x), kv_heads, -1), cos, sin)  # type: ignore[no-untyped-call]
-        value = value.view(len(x), kv_heads, -1)
+        mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj])
+        query, key, value = (states.view(len(x), -1, own.head_dim) for states in mixed)
+        query, key = _Turn.apply(query, cos, sin), _Turn.apply(key, cos, sin)  # type: ignore[no-untyped-call]
         if cache is not None:
             found = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], number)
             key, value = (states[0].transpose(0, 1) for states in found)
         attended = attention(query, key, value, tree, bias, own.scaling).flatten(1)
         if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
-        x = x + _maps(attended, [own.o_proj])[0]
-        gate, up = _maps(_norm(x, layer.post_attention_layernorm), [mlp.gate_proj, mlp.up_proj])
-        gated: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
-        x = x + _maps(gated, [mlp.down_proj])[0]
-    return _norm(x, body.norm)
+        scalings, weights = _weights([own.o_proj])
+        x = x + _Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
+        gate, up = _normed_maps(x, layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
+        scalings, weights = _weights([mlp.down_proj])
+        x = x + _GatedMap.apply(gate, up, scalings, *weights)  # type: ignore[no-untyped-call]
+    final: Tensor = _Norm.apply(x, body.norm.weight, body.norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return final
 
 
-def _norm(x: Tensor, module: Any) -> Tensor:
-    found: Tensor = _RmsNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+def _normed_maps(x: Tensor, norm: Any, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """Each of ``modules`` of ``x`` Float[N, H] after ``norm``: Float[N, out]."""
+    scalings, weights = _weights(modules)
+    arguments = (x, norm.weight, norm.variance_epsilon, scalings, *weights)
+    found: tuple[Tensor, ...] = _NormedMaps.apply(*arguments)  # type: ignore[no-untyped-call]
     return found
 
 
-def _maps(x: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Each of ``modules`` of the same ``x`` Float[N, in]: Float[N, out]."""
-    maps = [map_of(module) for module in modules]
-    weights = [part for one in maps if one for part in (one.base.weight, one.base.bias, one.down, one.up)]
-    found: tuple[Tensor, ...] = _Maps.apply(x, [one.scaling for one in maps if one], *weights)  # type: ignore[no-untyped-call]
-    return found
+def _weights(modules: Sequence[nn.Module]) -> tuple[list[float], list[Tensor | None]]:
+    """s of each module's adapter, and W, b, A and B of all."""
+    maps = [found for found in map(map_of, modules) if found is not None]
+    weights = [part for one in maps for part in (one.base.weight, one.base.bias, one.down, one.up)]
+    return [one.scaling for one in maps], weights
 
 
 class _Maps(torch.autograd.Function):
-    """W·x + b + s·B·A·x of several (W, b, A, B), all A in one product; W and b have no gradient."""
+    """W·x + b + s·B·A·x of several (W, b, A, B); W and b have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: list[float], *weights: Tensor | None) -> tuple[Tensor, ...]:
-        bases, adapters = _sorted_out(scalings, weights)
-        outputs = [linear(x, weight, bias) for weight, bias in bases]
-        inner = None
-        if adapters:
-            inner = x @ torch.cat([down for _, down, _, _ in adapters]).to(x.dtype).t()
-            for (number, _, up, scaling), part in zip(adapters, _parts(inner, adapters), strict=True):
-                outputs[number].addmm_(part, up.to(x.dtype).t(), alpha=scaling)
+        outputs, inner = _forward(x, _Parts(scalings, weights))
         ctx.save_for_backward(x, inner, *weights)
         ctx.scalings = scalings
-        return tuple(outputs)
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *weights = ctx.saved_tensors
-        bases, adapters = _sorted_out(ctx.scalings, weights)
-        for_weights: list[Tensor | None] = [None] * len(weights)
-        for_x = through = None
-        if adapters:
-            through = torch.cat(
-                [(gradients[number] @ up.to(x.dtype)).mul_(scaling) for number, _, up, scaling in adapters], 1
-            )
-            for_downs = torch.split((through.t() @ x).to(adapters[0][1].dtype), [len(a[1]) for a in adapters])
-            for (number, _, up, scaling), part, for_down in zip(
-                adapters, _parts(inner, adapters), for_downs, strict=True
-            ):
-                for_weights[4 * number + 2] = for_down
-                for_weights[4 * number + 3] = (gradients[number].t() @ part).to(up.dtype).mul_(scaling)
-        if ctx.needs_input_grad[0]:
-            for_x = gradients[0] @ bases[0][0]
-            for gradient, (weight, _) in zip(gradients[1:], bases[1:], strict=True):
-                for_x.addmm_(gradient, weight)
-            if through is not None:
-                for_x.addmm_(through, torch.cat([down for _, down, _, _ in adapters]).to(x.dtype))
+        for_x, for_weights = _backward(x, inner, gradients, _Parts(ctx.scalings, weights), ctx.needs_input_grad[0])
         return for_x, None, *for_weights
 
 
-def _sorted_out(
-    scalings: Sequence[float], weights: Sequence[Tensor | None]
-) -> tuple[list[tuple[Any, Any]], list[tuple[int, Tensor, Tensor, float]]]:
-    """(W, b) of every map, and of those with an adapter their number, A, B and s."""
-    bases, adapters = [], []
-    for number, scaling in enumerate(scalings):
-        weight, bias, down, up = weights[4 * number : 4 * number + 4]
-        bases.append((weight, bias))
-        if down is not None and up is not None:
-            adapters.append((number, down, up, scaling))
-    return bases, adapters
+class _NormedMaps(torch.autograd.Function):
+    """The same of w·x / rms(x), which is computed again in the backward pass instead of being kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: Tensor, eps: float, scalings: list[float], *weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        inverse = _inverse_rms(x, eps)
+        outputs, inner = _forward(_normed(x, inverse, norm), _Parts(scalings, weights))
+        ctx.save_for_backward(x, norm, inverse, inner, *weights)
+        ctx.scalings = scalings
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, inverse, inner, *weights = ctx.saved_tensors
+        parts = _Parts(ctx.scalings, weights)
+        needed = ctx.needs_input_grad[0]
+        for_normed, for_weights = _backward(_normed(x, inverse, norm), inner, gradients, parts, needed)
+        for_x = None if for_normed is None else _through_norm(for_normed, x, inverse, norm)
+        return for_x, None, None, None, *for_weights
 
 
-def _parts(inner: Tensor, adapters: Sequence[tuple[int, Tensor, Tensor, float]]) -> tuple[Tensor, ...]:
-    """Each adapter's A·x."""
-    return torch.split(inner, [len(down) for _, down, _, _ in adapters], 1)
+class _GatedMap(torch.autograd.Function):
+    """The same of silu(gate)·up, one map; gate and up are kept, their product is not."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, scalings: list[float], *weights: Tensor | None) -> Tensor:
+        outputs, inner = _forward(silu(gate).mul_(up), _Parts(scalings, weights))
+        ctx.save_for_backward(gate, up, inner, *weights)
+        ctx.scalings = scalings
+        return outputs[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, inner, *weights = ctx.saved_tensors
+        opened = silu(gate)
+        for_gated, for_weights = _backward(opened * up, inner, [gradient], _Parts(ctx.scalings, weights), True)
+        for_gate = torch.ops.aten.silu_backward(for_gated * up, gate)
+        return for_gate, opened.mul_(for_gated), None, *for_weights
 
 
-class _RmsNorm(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     """w·x / rms(x), the division in float32 (Zhang & Sennrich 2019, equation 4); w has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return torch.mul(x, inverse).to(x.dtype) * weight
+    def forward(ctx: Any, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, norm, inverse)
+        return _normed(x, inverse, norm)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, inverse = ctx.saved_tensors
-        normed = torch.mul(x, inverse)
-        along = (gradient * weight).float()
-        share = torch.linalg.vecdot(along, normed)[:, None] / x.shape[-1]
-        return along.addcmul(normed, share, value=-1).mul_(inverse).to(x.dtype), None, None
+        x, norm, inverse = ctx.saved_tensors
+        return _through_norm(gradient, x, inverse, norm), None, None
+
+
+class _Parts:
+    """(W, b) of several maps, and of those with an adapter their number, A, B and s."""
+
+    def __init__(self, scalings: Sequence[float], weights: Sequence[Tensor | None]) -> None:
+        self.n_weights = len(weights)
+        self.bases: list[tuple[Any, Any]] = []
+        self.adapters: list[tuple[int, Tensor, Tensor, float]] = []
+        for number, scaling in enumerate(scalings):
+            weight, bias, down, up = weights[4 * number : 4 * number + 4]
+            self.bases.append((weight, bias))
+            if down is not None and up is not None:
+                self.adapters.append((number, down, up, scaling))
+        self.ranks = [len(down) for _, down, _, _ in self.adapters]
+
+    def downs(self, dtype: torch.dtype) -> Tensor:
+        """All A, one below the other: Float[Σ r, in]."""
+        return torch.cat([down for _, down, _, _ in self.adapters]).to(dtype)
+
+
+def _forward(x: Tensor, parts: _Parts) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Every map of ``x``, and A·x of all adapters, Float[N, Σ r]."""
+    outputs = tuple(linear(x, weight, bias) for weight, bias in parts.bases)
+    if not parts.adapters:
+        return outputs, None
+    inner = linear(x, parts.downs(x.dtype))
+    for (number, _, up, scaling), own in zip(parts.adapters, torch.split(inner, parts.ranks, 1), strict=True):
+        outputs[number].addmm_(own, up.to(x.dtype).t(), alpha=scaling)
+    return outputs, inner
+
+
+def _backward(
+    x: Tensor, inner: Tensor | None, gradients: Sequence[Tensor], parts: _Parts, needed: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of ``x``, where ``needed``, and of all weights, in their order."""
+    for_weights: list[Tensor | None] = [None] * parts.n_weights
+    through = for_x = None
+    if inner is not None:
+        owns = torch.split(inner, parts.ranks, 1)
+        backs = [(gradients[number] @ up.to(x.dtype)).mul_(scaling) for number, _, up, scaling in parts.adapters]
+        through = torch.cat(backs, 1)
+        for_downs = torch.split(through.t() @ x, parts.ranks)
+        for (number, down, up, scaling), own, for_down in zip(parts.adapters, owns, for_downs, strict=True):
+            for_weights[4 * number + 2] = for_down.to(down.dtype)
+            for_weights[4 * number + 3] = (gradients[number].t() @ own).to(up.dtype).mul_(scaling)
+    if needed:
+        for_x = gradients[0] @ parts.bases[0][0]
+        for gradient, (weight, _) in zip(gradients[1:], parts.bases[1:], strict=True):
+            for_x.addmm_(gradient, weight)
+        if through is not None:
+            for_x.addmm_(through, parts.downs(x.dtype))
+    return for_x, for_weights
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """Float[N, 1], float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _normed(x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
+    return torch.mul(x, inverse).to(x.dtype).mul_(norm)
+
+
+def _through_norm(gradient: Tensor, x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
+    """``gradient`` of what ``_normed`` gives as one of ``x``."""
+    normed = torch.mul(x, inverse)
+    along = (gradient * norm).float()
+    share = torch.linalg.vecdot(along, normed)[:, None] / x.shape[-1]
+    return along.addcmul(normed, share, value=-1).mul_(inverse).to(x.dtype)
 
 
 class _Turn(torch.autograd.Function):
@@ -171,19 +242,3 @@ class _Turn(torch.autograd.Function):
         half = cos.shape[-1] // 2
         signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
         return (gradient * cos).add_((gradient * signed).roll(half, -1)), None, None
-
-
-class _Gate(torch.autograd.Function):
-    """silu(gate)·up, of which only gate and up are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        for_up = silu(gate).mul_(gradient)
-        return torch.ops.aten.silu_backward(gradient * up, gate), for_up
