@@ -130,6 +130,7 @@ class LocalEngine:
             max_new_tokens=self._settings.max_new_tokens,
             sampling=self._settings.generation,
             batch_tokens=self._settings.batch_tokens,
+            entropy=False,
             known=known,
         )
         for answer in sampled:

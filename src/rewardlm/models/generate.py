@@ -126,6 +126,7 @@ def generate(
     sampling: GenerationSettings,
     batch_tokens: int = 4096,
     keep_hidden: bool = False,
+    entropy: bool = True,
     known: Set[int] = frozenset(),
 ) -> Iterator[Sampled]:
     """Answers as they end. Raises ModelError for NaN logits or a prompt that leaves no room.
@@ -133,7 +134,8 @@ def generate(
     ``known`` are indices of requests whose answers the caller has: a group of known ones alone is passed over, any
     other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
 
-    ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head.
+    ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
+    leaves the entropies 0, which saves time.
 
     A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
     ``generate``, with a warning: the same answers and numbers, more slowly.
@@ -161,7 +163,7 @@ def generate(
             continue
         if own and steps is None:
             steps = Steps(body, head)
-        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, steps).answers()
+        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, entropy, steps).answers()
 
 
 class _Decoder:
@@ -175,6 +177,7 @@ class _Decoder:
         max_new_tokens: int,
         sampling: GenerationSettings,
         keep_hidden: bool,
+        entropy: bool,
         steps: Steps | None,
     ) -> None:
         self.policy, self.requests, self.group = policy, requests, group
@@ -189,7 +192,7 @@ class _Decoder:
             np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in group.indices])
         ).to(device)
         self.end_ids = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
-        self.sampler = Sampler(sampling, self.end_ids)
+        self.sampler = Sampler(sampling, self.end_ids, entropy=entropy)
         self.look_every = _LOOK.get(device.type, _LOOK_ELSEWHERE)
         self.tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
         self.numbers = torch.zeros(3, rows, max_new_tokens, device=device)  # logprobs, sampling_logprobs, entropy

@@ -133,6 +133,7 @@ class _GatedMap(torch.autograd.Function):
         gate, up, inner, *weights = ctx.saved_tensors
         opened = silu(gate)
         for_gated, for_weights = _backward(opened * up, inner, [gradient], _Parts(ctx.scalings, weights), True)
+        assert for_gated is not None
         for_gate = torch.ops.aten.silu_backward(for_gated * up, gate)
         return for_gate, opened.mul_(for_gated), None, *for_weights
 
@@ -209,7 +210,8 @@ def _backward(
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Float[N, 1], float32."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    inverse: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return inverse
 
 
 def _normed(x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:

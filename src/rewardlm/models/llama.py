@@ -2,7 +2,7 @@
 
 With one token a row, calling some dozen small modules a layer takes as long as the products do. Here a layer is four
 products (queries, keys and values in one; gate and up in one), their weights laid out once for the processor's matrix
-unit, and what lies between them. Everything else (prompts, scoring, training) is transformers' own code.
+unit, and what lies between them. Many tokens at once (prompts, scoring, learning) are lean.py's.
 """
 
 from __future__ import annotations

@@ -124,6 +124,8 @@ def sample(
             sampling=sampling,
             batch_tokens=batch_tokens,
             keep_hidden=keep_hidden,
+            # Below float32 all is computed again, at once (learner.weigh).
+            entropy=policy.dtype == torch.float32,
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(
