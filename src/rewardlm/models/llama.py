@@ -104,7 +104,7 @@ class _Product:
 
     def __init__(self, modules: Sequence[Any]) -> None:
         maps = [found for found in map(map_of, modules) if found is not None]
-        weight = torch.cat([one.base.weight for one in maps])
+        weight = torch.cat([one.base.weight for one in maps]) if len(maps) > 1 else maps[0].base.weight
         self._bias = None
         if any(one.base.bias is not None for one in maps):
             self._bias = torch.cat(
@@ -115,7 +115,7 @@ class _Product:
         if downs:
             down, up = torch.cat(downs), _side_by_side(maps)
             if weight.dtype == torch.float32:
-                weight.addmm_(up, down)
+                weight = torch.addmm(weight, up, down)
             else:
                 # A sum in half precision would round an early, small adapter away.
                 self._down, self._up = down.to(weight.dtype), up.t().to(weight.dtype).contiguous()
