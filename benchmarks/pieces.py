@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from rewardlm.models.sampling import Distribution
-from rewardlm.models.tree import attention, tree_of
+from rewardlm.models.tree import Layout, attention, tree_of
 
 HIDDEN, INNER, VOCABULARY, HEADS, KV_HEADS, SIZE = 576, 1536, 49152, 9, 3, 64
 DTYPES = (torch.float32, torch.bfloat16)
@@ -59,7 +59,7 @@ def attentions(dtype: torch.dtype) -> Pair:
         learning(dtype, rows, heads, length, SIZE)
         for heads, length in ((HEADS, width), (KV_HEADS, keys), (KV_HEADS, keys))
     ]
-    bias = tree.bias()
+    layout = Layout(tree, HEADS, KV_HEADS)
 
     def general() -> Tensor:
         query, key, value = padded
@@ -68,7 +68,7 @@ def attentions(dtype: torch.dtype) -> Pair:
         return scaled_dot_product_attention(query, key, value, attn_mask=tree.sees)
 
     def ours() -> Tensor:
-        return attention(flat[0], flat[1], flat[2], tree, bias, SIZE**-0.5)
+        return attention(flat[0], flat[1], flat[2], layout, SIZE**-0.5)
 
     return (
         lambda: torch.autograd.grad(general().sum(), padded),

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding, linear, silu
 
 from rewardlm.models.fused import map_of
 from rewardlm.models.llama import is_plain_llama
-from rewardlm.models.tree import Tree, attention, tree_states
+from rewardlm.models.tree import Layout, Tree, attention, tree_states
 
 
 def predicting_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
@@ -39,7 +39,7 @@ def is_lean(body: Any) -> bool:
 def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
     x = embedding(tree.tokens, body.embed_tokens.weight)
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
-    bias = tree.bias()
+    layout = Layout(tree, body.config.num_attention_heads, body.config.num_key_value_heads)
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
         mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj])
@@ -48,7 +48,7 @@ def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
         if cache is not None:
             found = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], number)
             key, value = (states[0].transpose(0, 1) for states in found)
-        attended = attention(query, key, value, tree, bias, own.scaling).flatten(1)
+        attended = attention(query, key, value, layout, own.scaling).flatten(1)
         if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
         scalings, weights = _weights([own.o_proj])

@@ -43,10 +43,6 @@ class Tree:
     sees: Tensor
     places: Tensor
 
-    def bias(self) -> Tensor:
-        """0 where a token is seen and -inf where not, Float[S, 1, Q, L]."""
-        return torch.zeros(self.sees.shape, device=self.sees.device).masked_fill_(~self.sees, -torch.inf)
-
 
 @dataclass
 class _Stretch:
@@ -153,10 +149,10 @@ def cache_argument(body: Any) -> str:
 
 @dataclass
 class _Seen:
-    """A tree that is being run, and the bias that all of its layers add."""
+    """A tree that is being run, and what all of its layers need."""
 
     tree: Tree
-    bias: Tensor | None = None
+    layout: Layout | None = None
 
 
 _seen: ContextVar[_Seen] = ContextVar(_NAME)
@@ -188,12 +184,13 @@ def _attend(
     seen = _seen.get()
     tree = seen.tree
     special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")) or more.get("dropout")
+    special = special or value.shape[-1] != query.shape[-1]
     if query.device.type == "cpu" and not special:
-        if seen.bias is None:
-            seen.bias = tree.bias()
+        if seen.layout is None:
+            seen.layout = Layout(tree, query.shape[1], key.shape[1])
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        return attention(query, key, value, tree, seen.bias, scale)[None], None
+        return attention(query, key, value, seen.layout, scale)[None], None
     rows, _ = sdpa_attention_forward(
         module,
         _by_row(query[0], tree.queries),
@@ -212,79 +209,79 @@ def _by_row(states: Tensor, where: Tensor) -> Tensor:
     return taken.view(*where.shape, *taken.shape[1:]).transpose(1, 2)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float) -> Tensor:
+class Layout:
+    """Where a tree's stretches find their heads, for all layers: rows of D numbers in [N·heads, D] and [N·kv, D].
+
+    Heads that share keys and values are taken together, as if they were more queries: G of them, S·kv groups.
+    ``queries`` Int[S·kv·G·Q], ``keys`` Int[S·kv·L]; ``places`` Int[N·heads] is the way back from S·kv·G·Q. ``bias``
+    Float[S, 1, Q, L] is 0 where a token is seen and -inf where not.
+    """
+
+    def __init__(self, tree: Tree, heads: int, kv_heads: int) -> None:
+        n_rows, width = tree.queries.shape
+        head, kv_head = torch.arange(heads), torch.arange(kv_heads)
+        self.groups, self.heads, self.width = n_rows * kv_heads, heads, width
+        self.queries = (tree.queries[:, None] * heads + head[:, None]).flatten()
+        self.keys = (tree.keys[:, None] * kv_heads + kv_head[:, None]).flatten()
+        row, query = tree.places[:, None] // width, tree.places[:, None] % width
+        self.places = ((row * heads + head) * width + query).flatten()
+        self.bias = torch.zeros(tree.sees.shape).masked_fill_(~tree.sees, -torch.inf)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """``query`` Float[N, heads, D], ``key`` and ``value`` Float[N, kv heads, D] → Float[N, heads, D], on a CPU.
 
-    ``bias`` is the tree's. Where a cache holds the prefix, keys and values begin with its.
+    Where a cache holds the prefix, keys and values begin with its.
     """
-    found: Tensor = _TreeAttention.apply(query, key, value, tree, bias, scale)  # type: ignore[no-untyped-call]
+    found: Tensor = _TreeAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
     return found
 
 
 class _TreeAttention(torch.autograd.Function):
-    """As plain products: on a CPU the general kernel's backward pass takes several times as long for rows this short.
-
-    Heads that share keys and values are taken together, as if they were more queries.
-    """
+    """As plain products: on a CPU the general kernel's backward pass takes longer for rows this short."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Tree, bias: Tensor, scale: float) -> Tensor:
-        queries, keys, values = _rows(query, key, value, tree, scale)
-        scores = torch.bmm(queries, keys.transpose(1, 2))
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+        queries, keys, values = _rows(query, key, value, layout)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
         # On a CPU the softmax of half precision takes twice as long as float32's and its conversions.
-        wide = scores.view(len(bias), -1, *bias.shape[2:]).float().add_(bias)
+        wide = scores.view(len(layout.bias), -1, *layout.bias.shape[2:]).float().add_(layout.bias)
         weights = wide.softmax(-1).to(scores.dtype).view_as(scores)
         ctx.save_for_backward(query, key, value, weights)
-        ctx.tree, ctx.scale = tree, scale
-        return _flat(torch.bmm(weights, values), query.shape[1], tree)
+        ctx.layout, ctx.scale = layout, scale
+        return torch.bmm(weights, values).view(-1, values.shape[-1]).index_select(0, layout.places).view_as(query)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
-        tree, scale = ctx.tree, ctx.scale
-        queries, keys, values = _rows(query, key, value, tree, scale)
-        n_rows, width = tree.queries.shape
+        layout, scale = ctx.layout, ctx.scale
+        queries, keys, values = _rows(query, key, value, layout)
+        size = gradient.shape[-1]
         # Padding's places stay 0.
-        placed = gradient.new_zeros(n_rows * width, *gradient.shape[1:]).index_copy_(0, tree.places, gradient)
-        of_output = _grouped(placed.view(n_rows, width, *gradient.shape[1:]), key.shape[1])
-        for_values = torch.bmm(weights.transpose(1, 2), of_output)
+        of_output = gradient.new_zeros(len(layout.queries), size)
+        of_output = of_output.index_copy_(0, layout.places, gradient.reshape(-1, size)).view(len(weights), -1, size)
+        for_value = _summed(torch.bmm(weights.transpose(1, 2), of_output), value, layout)
         of_weights = torch.bmm(of_output, values.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        for_query = _flat(torch.bmm(of_scores, keys), query.shape[1], tree).mul_(scale)
-        for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, tree)
-        return for_query, for_key, _summed(for_values, value, tree), None, None, None
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scale)
+        for_query = torch.bmm(of_scores, keys).view(-1, query.shape[-1]).index_select(0, layout.places).view_as(query)
+        for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, layout)
+        return for_query, for_key, for_value, None, None
 
 
-def _rows(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries Float[S·kv, G·Q, D], keys and values Float[S·kv, L, D] of the stretches."""
+def _rows(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries Float[S·kv, G·Q, D], keys and values Float[S·kv, L, D] of the stretches."""
     queries, keys, values = (
-        states.index_select(0, where.flatten()).view(*where.shape, *states.shape[1:])
-        for states, where in ((query * scale, tree.queries), (key, tree.keys), (value, tree.keys))
+        states.reshape(-1, states.shape[-1]).index_select(0, where).view(layout.groups, -1, states.shape[-1])
+        for states, where in ((query, layout.queries), (key, layout.keys), (value, layout.keys))
     )
-    kv_heads = key.shape[1]
-    return _grouped(queries, kv_heads), _grouped(keys, kv_heads), _grouped(values, kv_heads)
+    return queries, keys, values
 
 
-def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
-    """Float[S, T, kv·G, D] → Float[S·kv, G·T, D]."""
-    n_rows, width, heads, size = rows.shape
-    grouped = rows.view(n_rows, width, kv_heads, heads // kv_heads, size).permute(0, 2, 3, 1, 4)
-    return grouped.reshape(n_rows * kv_heads, -1, size)
-
-
-def _flat(grouped: Tensor, heads: int, tree: Tree) -> Tensor:
-    """Float[S·kv, G·Q, D] → the tokens' own, Float[N, heads, D]."""
-    n_rows, width = tree.queries.shape
-    rows = grouped.view(n_rows, heads, width, -1).transpose(1, 2)
-    return rows.reshape(n_rows * width, heads, -1).index_select(0, tree.places)
-
-
-def _summed(grouped: Tensor, states: Tensor, tree: Tree) -> Tensor:
+def _summed(grouped: Tensor, states: Tensor, layout: Layout) -> Tensor:
     """Float[S·kv, L, D] summed, in float32, over all stretches that see a token: Float[N, kv, D]."""
-    n_rows, width = tree.keys.shape
-    rows = grouped.view(n_rows, states.shape[1], width, -1).transpose(1, 2).reshape(n_rows * width, -1).float()
-    total = rows.new_zeros(len(states), rows.shape[1]).index_add_(0, tree.keys.flatten(), rows)
+    rows = grouped.view(-1, grouped.shape[-1]).float()
+    total = rows.new_zeros(states.shape[0] * states.shape[1], rows.shape[1]).index_add_(0, layout.keys, rows)
     return total.to(states.dtype).view_as(states)
 
 
