@@ -279,7 +279,9 @@ def _packed(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Packed:
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
-    alone = not (torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule))
+    # A tree is one pass.
+    divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
+    alone = not divided or runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=alone)
 
