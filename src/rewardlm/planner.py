@@ -18,7 +18,9 @@ import torch
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
 from rewardlm.measure.closer import READ_TOGETHER
 from rewardlm.models import memory
+from rewardlm.models.llama import lays_out
 from rewardlm.models.load import resolve_dtype
+from rewardlm.models.logprobs import body_and_head
 
 Command = Literal["measure", "finetune", "rlaf"]
 COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
@@ -166,8 +168,11 @@ class Planner:
         return low
 
     def _merged(self, work: Work) -> int:
-        merges = work.merging and self.traces.dtype == torch.float32 and self.load is None
-        return memory.merge_bytes(self.traces.adapted(work.lora)) if merges else 0
+        if self.load is not None:
+            return 0
+        # Without an adapter nothing is merged, but what decodes without its modules takes its copy all the same.
+        model = self.traces.adapted(work.lora)
+        return memory.copied_bytes(model) if work.merging or lays_out(body_and_head(model.causal_lm)[0]) else 0
 
     def _loading(self) -> int:
         """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""

@@ -64,3 +64,16 @@ def test_broken_logits_show_in_both_numbers_of_their_row_alone(bad: float) -> No
     drawn = Sampler(GenerationSettings(), torch.tensor([0])).draw(logits, torch.full((3,), 0.4).double(), [0] * 3, [])
     assert torch.isfinite(drawn.logprobs).tolist() == [True, False, True]
     assert torch.isfinite(drawn.entropy).tolist() == [True, False, True]
+
+
+def test_without_entropy_the_same_is_drawn_and_what_is_broken_still_shows() -> None:
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(3))
+    logits[1, 600] = float("nan")
+    uniforms = torch.tensor([0.1, 0.5, 0.9]).double()
+    whole, less = (
+        Sampler(GenerationSettings(), torch.tensor([0]), entropy=wanted).draw(logits, uniforms, [0] * 3, [])
+        for wanted in (True, False)
+    )
+    assert less.tokens.tolist() == whole.tokens.tolist()
+    assert torch.isfinite(less.logprobs).tolist() == [True, False, True]
+    assert less.entropy.tolist() == [0, 0, 0]

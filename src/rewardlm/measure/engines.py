@@ -19,10 +19,10 @@ from rewardlm.config import MeasureSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import ConfigError
 from rewardlm.models.budget import Budget
-from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import load_adapter, merged
+from rewardlm.models.lora import load_adapter
 from rewardlm.runs import training_of
 from rewardlm.types import Generation, Prompt
 
@@ -114,7 +114,7 @@ class LocalEngine:
     @contextlib.contextmanager
     def ready(self) -> Iterator[LocalEngine]:
         """While this lasts the adapter is merged, which halves the time an answer takes."""
-        with merged(self.policy):
+        with answering(self.policy):
             yield self
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation]:
@@ -132,6 +132,7 @@ class LocalEngine:
             max_new_tokens=self._settings.max_new_tokens,
             sampling=self._settings.generation,
             batch_tokens=self.budget,
+            entropy=False,
             known=known,
         )
         for answer in sampled:

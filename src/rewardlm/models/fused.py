@@ -7,6 +7,7 @@ they and their optimizer stay float32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +24,35 @@ def fuse(model: nn.Module) -> None:
             module.__class__ = FusedLinear
 
 
+@dataclass(frozen=True)
+class Map:
+    """W·x + b, and what an adapter adds, s·B·A·x: ``down`` is A Float[r, in], ``up`` B Float[out, r]."""
+
+    base: nn.Linear
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scaling: float = 1.0
+
+
+def map_of(module: nn.Module) -> Map | None:
+    """What ``module`` computes now, None where that is more than a linear map with one plain adapter."""
+    if type(module) is nn.Linear:
+        return Map(module)
+    if type(module) is not FusedLinear:
+        return None
+    if module.disable_adapters or module.merged:
+        return Map(module.get_base_layer())
+    name = module.plain_adapter()
+    if name is None:
+        return None
+    return Map(module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+
+
 class FusedLinear(Linear):  # type: ignore[misc]
     """PEFT's layer; whatever it can do beyond one unmerged, plain adapter is left to it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = None if args or kwargs else self._plain_adapter()
+        name = None if args or kwargs else self.plain_adapter()
         base = self.get_base_layer()
         if name is None or x.dtype != base.weight.dtype:
             result: Tensor = super().forward(x, *args, **kwargs)
@@ -40,7 +65,7 @@ class FusedLinear(Linear):  # type: ignore[misc]
             found, _ = _forward(*arguments)
         return found.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
-    def _plain_adapter(self) -> str | None:
+    def plain_adapter(self) -> str | None:
         """The one adapter that is on, None where there is more to do than to add it."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None

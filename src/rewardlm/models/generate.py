@@ -8,6 +8,7 @@ before any truncation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections import deque
@@ -25,10 +26,14 @@ from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.attention import one_token, takes_whole_store
 from rewardlm.models.budget import Budget, free_cached, ran_out
+from rewardlm.models.lean import predicting_states
+from rewardlm.models.llama import Steps, lays_out
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
+from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
+from rewardlm.models.tree import has_window, runs_trees, tree_of
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -108,6 +113,14 @@ def groups(
     return result
 
 
+@contextlib.contextmanager
+def answering(policy: Policy) -> Iterator[None]:
+    """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
+    body, _ = body_and_head(policy.causal_lm)
+    with contextlib.nullcontext() if lays_out(body) else merged(policy):
+        yield
+
+
 @torch.inference_mode()
 def generate(
     policy: Policy,
@@ -117,6 +130,7 @@ def generate(
     sampling: GenerationSettings,
     batch_tokens: int | Budget = 4096,
     keep_hidden: bool = False,
+    entropy: bool = True,
     known: Set[int] = frozenset(),
 ) -> Iterator[Sampled]:
     """Answers as they end. Raises ModelError for NaN logits or a prompt that leaves no room.
@@ -124,7 +138,8 @@ def generate(
     ``known`` are indices of requests whose answers the caller has: a group of known ones alone is passed over, any
     other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
 
-    ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head.
+    ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
+    leaves the entropies 0, which saves time.
 
     Where memory runs out, ``batch_tokens`` is halved and what has not been answered yet is asked again; who asks many
     times gives a Budget, which stays halved.
@@ -148,13 +163,19 @@ def generate(
         )
     decoder = _Decoder if standard else _ByTransformers
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens, "batch_tokens")
+    body, head = body_and_head(policy.causal_lm)
+    own = lays_out(body)
+    steps: Steps | None = None
     done: set[int] = set()
     while len(done) < len(requests):
         size = budget.size
         for group in groups(requests, max_new_tokens, size, done):
             if not all(index in known for index in group.indices):
                 try:
-                    for answer in decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden).answers():
+                    if own and steps is None:
+                        steps = Steps(body, head)
+                    asked = decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, entropy, steps)
+                    for answer in asked.answers():
                         done.add(answer.index)
                         yield answer
                 except (RuntimeError, MemoryError) as error:
@@ -179,19 +200,22 @@ class _Decoder:
         max_new_tokens: int,
         sampling: GenerationSettings,
         keep_hidden: bool,
+        entropy: bool,
+        steps: Steps | None,
     ) -> None:
         self.policy, self.requests, self.group = policy, requests, group
         self.max_new_tokens, self.keep_hidden = max_new_tokens, keep_hidden
         self.body, self.head = body_and_head(policy.causal_lm)
+        self.steps = steps
         device = self.device = policy.device
         rows = len(group.indices)
         # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
-        self.shared = 0 if _has_window(policy.causal_lm.config) else group.shared
+        self.shared = 0 if has_window(policy.causal_lm.config) else group.shared
         self.uniforms = torch.from_numpy(
             np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in group.indices])
         ).to(device)
         self.end_ids = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
-        self.sampler = Sampler(sampling, self.end_ids)
+        self.sampler = Sampler(sampling, self.end_ids, entropy=entropy)
         self.look_every = _LOOK.get(device.type, _LOOK_ELSEWHERE)
         self.tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
         self.numbers = torch.zeros(3, rows, max_new_tokens, device=device)  # logprobs, sampling_logprobs, entropy
@@ -203,7 +227,7 @@ class _Decoder:
         self.looked_at = [0] * rows
 
     def answers(self) -> Iterator[Sampled]:
-        whole = takes_whole_store(self.body, self.device)
+        whole = self.steps is not None or takes_whole_store(self.body, self.device)
         n_layers = self.policy.causal_lm.config.get_text_config().num_hidden_layers
         self.slots = Slots(n_layers, self.device, whole=whole)
         self.prefix = self._run_prefix()
@@ -226,15 +250,22 @@ class _Decoder:
             if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
                 chosen = chosen[torch.tensor(live, device=self.device)]
                 self._rebuild(live)
-            mask, positions = self.slots.advance()
-            with one_token(self.body, whole):
-                hidden = trunk_states(self.body, chosen[:, None], mask, positions, self.slots.cache)[:, -1]
+            hidden = self._advance(chosen)
             if refill:
                 hidden = self._admit(waiting, hidden)
 
+    def _advance(self, tokens: Tensor) -> Tensor:
+        """One more token Int[B] in every slot: the states that the next ones follow from, Float[B, H]."""
+        if self.steps is not None:
+            return self.steps.states(tokens, self.slots)
+        mask, positions = self.slots.advance()
+        with one_token(self.body, self.slots.whole):
+            return trunk_states(self.body, tokens[:, None], mask, positions, self.slots.cache)[:, -1]
+
     def _draw(self, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B]."""
-        return self._record(self.head(hidden).float(), hidden)
+        logits = self.head(hidden) if self.steps is None else self.steps.logits(hidden)
+        return self._record(logits.float(), hidden)
 
     def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its numbers."""
@@ -336,19 +367,41 @@ class _Decoder:
         and positions step over.
         """
         unique = list(dict.fromkeys(prompts))
+        where = {prompt: row for row, prompt in enumerate(unique)}
+        index = torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+        run = self._run_tree if runs_trees(self.body) else self._run_padded
+        return *run(unique), index
+
+    def _run_tree(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.prefix):
+            cache.update(keys, values, number)
+        tree = tree_of(prompts, [[0]] * len(prompts), self.shared, self.device, held=True)
+        hidden = predicting_states(self.body, tree, cache)
+        # A prompt's keys as a row of its own, with its padding on the left.
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)[:, None]
+        column = torch.arange(tree.keys.shape[1], device=self.device)[None] - (tree.keys.shape[1] - lengths)
+        places = tree.keys.gather(1, column.clamp(min=0))
+        for layer in cache.layers:
+            layer.keys, layer.values = (
+                layer.keys[0][:, places].transpose(0, 1),
+                layer.values[0][:, places].transpose(0, 1),
+            )
+        return cache, (column >= 0).long(), hidden
+
+    def _run_padded(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
         cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
         for number, (keys, values) in enumerate(self.prefix):
-            cache.update(keys.expand(len(unique), -1, -1, -1), values.expand(len(unique), -1, -1, -1), number)
-        rests = [prompt[self.shared :] for prompt in unique]
+            cache.update(keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1), number)
+        rests = [prompt[self.shared :] for prompt in prompts]
         tokens = _left_padded(rests, self.device)
         lengths = torch.tensor([len(rest) for rest in rests], device=self.device)[:, None]
         width = tokens.shape[1]
         rest_mask = (torch.arange(width, device=self.device)[None] >= width - lengths).long()
-        mask = torch.cat([rest_mask.new_ones(len(unique), self.shared), rest_mask], 1)
+        mask = torch.cat([rest_mask.new_ones(len(prompts), self.shared), rest_mask], 1)
         positions = (self.shared + rest_mask.cumsum(1) - 1).clamp(min=0)
         hidden = trunk_states(self.body, tokens, mask, positions, cache)[:, -1]
-        where = {prompt: row for row, prompt in enumerate(unique)}
-        return cache, mask, hidden, torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+        return cache, mask, hidden
 
 
 class _ByTransformers(_Decoder):
@@ -402,11 +455,6 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
 def _has_standard_cache(config: Any) -> bool:
     """Whether all layers keep keys and values of what they have read, and nothing else."""
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-
-def _has_window(config: Any) -> bool:
-    text = config.get_text_config()
-    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -23,7 +23,9 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewardlm.errors import ModelError
+from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution
+from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
 
 
 @dataclass
@@ -44,13 +46,15 @@ class Packed:
     """B sequences that begin with the same ``prefix`` Int[S], their rests right-padded to T.
 
     ``tokens`` Int[B, T], ``mask`` Bool[B, T] (real tokens), ``response_mask`` Bool[B, T]. Masks are made from lengths,
-    never from ``tokens != pad``: SmolLM2 pads with its end token.
+    never from ``tokens != pad``: SmolLM2 pads with its end token. ``tree`` is the same without padding, for models that
+    can run it; None where every row must be whole.
     """
 
     prefix: Tensor
     tokens: Tensor
     mask: Tensor
     response_mask: Tensor
+    tree: Tree | None
 
 
 def pack(
@@ -73,6 +77,7 @@ def pack(
         tokens.to(device),
         mask.to(device),
         (mask & (position >= starts)).to(device),
+        tree_of(prompts, responses, shared, device) if share else None,
     )
 
 
@@ -101,8 +106,7 @@ def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: T
     arguments = {
         "input_ids": tokens,
         "attention_mask": attention_mask,
-        # Renamed in transformers 5.24; the old name is what older versions know.
-        "cache" if "cache" in known else "past_key_values": cache,
+        cache_argument(body): cache,
         "use_cache": cache is not None,
     }
     if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
@@ -160,9 +164,10 @@ def token_stats(
     head = body_and_head(causal_lm)[1]
     predicted_from = response_states(causal_lm, packed, recompute=recompute)
     targets = packed.tokens[packed.response_mask]
-    if kl_to is None and kl_from is None and _is_frozen_linear(head):
-        logprobs, entropy = frozen_head_stats(head, predicted_from, targets, chunk)
-        return TokenStats(logprobs, entropy, predicted_from)
+    differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
+    if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
+        logprobs, entropy, kl = frozen_head_stats(head, predicted_from, targets, chunk, kl_from)
+        return TokenStats(logprobs, entropy, predicted_from, kl)
     parts = []
     for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
@@ -191,6 +196,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
     """
     body, _ = body_and_head(causal_lm)
+    if packed.tree is not None and runs_trees(body):
+        return predicting_states(body, packed.tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     if recompute:
@@ -252,6 +259,37 @@ def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return pieces
 
 
+def pieces(
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    budget: int,
+    *,
+    recompute: bool = False,
+) -> list[list[int]]:
+    """All rows, in pieces that ``causal_lm`` runs as at most ``budget`` positions; a longer row stands alone.
+
+    Answers to one prompt stand side by side, for the model to run it once; where it can't (nor may with ``recompute``,
+    which needs whole rows), lengths decide.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    if not prompts or recompute or not runs_trees(body_and_head(causal_lm)[0]):
+        return microbatches(lengths, budget)
+    shared = shared_prefix(prompts)
+    found: list[list[int]] = []
+    held = 0
+    for row in sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row]), lengths[row], row)):
+        known = bool(found) and tuple(prompts[row]) == tuple(prompts[found[-1][-1]])
+        own = len(responses[row]) + (0 if known else len(prompts[row]) - shared)
+        if found and held + own <= budget:
+            found[-1].append(row)
+            held += own
+        else:
+            found.append([row])
+            held = lengths[row]
+    return found
+
+
 def forward_rows(
     causal_lm: Any,
     prompts: Sequence[Sequence[int]],
@@ -296,7 +334,9 @@ def _packed(
     recompute: bool,
 ) -> Packed:
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
-    alone = not (torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule))
+    # A tree is one pass.
+    divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
+    alone = not divided or runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
     share = alone and not recompute
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
@@ -323,9 +363,8 @@ def row_stats(
     keep_hidden: bool = False,
 ) -> list[RowStats]:
     """Token statistics of every row under the model as it stands, in microbatches of at most ``budget`` positions."""
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     found: dict[int, RowStats] = {}
-    for rows in microbatches(lengths, budget):
+    for rows in pieces(causal_lm, prompts, responses, budget):
         stats = forward_rows(causal_lm, prompts, responses, rows, kl_from=kl_from)
         sizes = [len(responses[row]) for row in rows]
         for row, logprobs, entropy, hidden, kl in zip(
@@ -337,7 +376,7 @@ def row_stats(
             strict=True,
         ):
             found[row] = RowStats(logprobs, entropy, hidden.clone() if keep_hidden else None, kl)
-    return [found[row] for row in range(len(lengths))]
+    return [found[row] for row in range(len(prompts))]
 
 
 def score_rows(
@@ -361,17 +400,30 @@ def _is_frozen_linear(head: Any) -> bool:
     return type(head) is torch.nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
 
 
-def frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies Float[N] by a head without a gradient; only the first carry one."""
+def frozen_head_stats(
+    head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities, entropies and, where ``kl_from`` is there, KL(other ‖ this), Float[N] each, by a head without
+    a gradient. Only the first carry one, and where they do there is no KL.
+    """
     if torch.is_grad_enabled() and hidden.requires_grad:
         found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
-        return found[0], found[1]
-    logprobs, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        return found[0], found[1], None
+    return _watched_head_stats(head, hidden, targets, chunk, kl_from)
+
+
+@torch.no_grad()
+def _watched_head_stats(
+    head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    logprobs, entropy, kl = hidden.new_empty(3, len(hidden), dtype=torch.float32)
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
-        over_vocabulary = Distribution(head(hidden[piece]).float())
-        logprobs[piece], entropy[piece] = over_vocabulary.logprobs(targets[piece]), over_vocabulary.entropy()
-    return logprobs, entropy
+        own = Distribution(head(hidden[piece]).float())
+        logprobs[piece], entropy[piece] = own.logprobs(targets[piece]), own.entropy()
+        if kl_from is not None:
+            kl[piece] = Distribution(head(kl_from[piece].to(hidden.dtype)).float()).kl(own)
+    return logprobs, entropy, None if kl_from is None else kl
 
 
 class _FrozenHeadStats(torch.autograd.Function):

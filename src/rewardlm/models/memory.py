@@ -25,11 +25,14 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache
 
 from rewardlm.config import GenerationSettings, LoraSettings
+from rewardlm.models.lean import predicting_states
+from rewardlm.models.llama import lays_out
 from rewardlm.models.load import configuration
-from rewardlm.models.logprobs import body_and_head, frozen_head_stats, head_stats, recomputed, trunk_states
+from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed, trunk_states
 from rewardlm.models.lora import add_lora
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
+from rewardlm.models.tree import Tree, runs_trees, tree_of
 
 META = torch.device("meta")
 # NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
@@ -188,8 +191,15 @@ def adapter_bytes(adapted: Skeleton) -> int:
     return sum(p.numel() * p.element_size() for n, p in adapted.model.named_parameters() if "lora_" in n)
 
 
-def merge_bytes(adapted: Skeleton) -> int:
-    """What lora.merged keeps while answers are drawn: copies of the adapted weights, and one layer's change."""
+def copied_bytes(adapted: Skeleton) -> int:
+    """What stands beside the weights while answers are drawn: these laid out anew, the head too, where a model decodes
+    without its modules; else what lora.merged keeps in float32, copies of the adapted weights and one layer's change.
+    """
+    body, head = body_and_head(adapted.causal_lm)
+    if lays_out(body):
+        return int(head.weight.nbytes + sum(module.weight.nbytes for module in quantisable(adapted.causal_lm)))
+    if adapted.dtype != torch.float32:
+        return 0
     layers = [m.get_base_layer() for m in adapted.model.modules() if isinstance(m, LoraLayer)]
     sizes = [layer.weight.numel() * layer.weight.element_size() for layer in layers]
     return int(sum(sizes) + 2 * max(sizes))
@@ -216,7 +226,17 @@ def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
     with bare.traced() as live:
         lm = bare.causal_lm
         cache = DynamicCache()
-        hidden = _states(lm, rows, prompt, cache)[:, -1]
+        body = body_and_head(lm)[0]
+        if runs_trees(body):
+            tree = _tree(rows, prompt + 1, 1, held=True)
+            hidden = predicting_states(body, tree, cache)
+            for layer in cache.layers:
+                layer.keys, layer.values = (
+                    layer.keys[0][:, tree.keys].transpose(0, 1),
+                    layer.values[0][:, tree.keys].transpose(0, 1),
+                )
+        else:
+            hidden = _states(lm, rows, prompt, cache)[:, -1]
         slots = Slots(lm.config.get_text_config().num_hidden_layers, META)
         index = torch.arange(rows, device=META)
         slots.rebuild([], new, (cache, torch.ones(rows, prompt, dtype=torch.long, device=META), index))
@@ -233,12 +253,9 @@ def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compar
     with bare.traced() as live:
         lm = bare.causal_lm
         head = body_and_head(lm)[1]
-        hidden = _of_answers(_states(lm, rows, width, DynamicCache(config=lm.config)), answer)
-        if compared:
-            piece = hidden[:_CHUNK]
-            head_stats(head, piece, _zeros(len(piece)), None, torch.empty_like(piece))
-        else:
-            frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)
+        hidden = _response_states(lm, rows, width, answer)
+        other = torch.empty_like(hidden) if compared else None
+        frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK, other)
     return live.peak
 
 
@@ -247,11 +264,12 @@ def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, rec
     with _gradients_put_back(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
         body, head = body_and_head(lm)
-        with _again(body) if recompute else contextlib.nullcontext():
-            states = _states(lm, rows, width, None if recompute else DynamicCache(config=lm.config))
-        hidden = _of_answers(states, answer)
-        del states
-        logprobs, _ = frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)
+        if recompute:
+            with _again(body):
+                hidden = _of_answers(_states(lm, rows, width, None), answer)
+        else:
+            hidden = _response_states(lm, rows, width, answer)
+        logprobs = frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)[0]
         logprobs.sum().backward()  # type: ignore[no-untyped-call]
     return live.peak
 
@@ -291,6 +309,19 @@ class _TrlHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden, dtype=torch.float32)
         del tile, others
         return gradient.to(hidden.dtype), None, None
+
+
+def _response_states(causal_lm: Any, rows: int, width: int, answer: int) -> Tensor:
+    """As logprobs.response_states, of rows that have nothing in common."""
+    body, _ = body_and_head(causal_lm)
+    if runs_trees(body):
+        return predicting_states(body, _tree(rows, width, answer))
+    return _of_answers(_states(causal_lm, rows, width, DynamicCache(config=causal_lm.config)), answer)
+
+
+def _tree(rows: int, width: int, answer: int, *, held: bool = False) -> Tree:
+    prompts = [[row] * (width - answer) for row in range(rows)]
+    return tree_of(prompts, [[0] * answer] * rows, 0, META, held=held)
 
 
 def _states(causal_lm: Any, rows: int, width: int, cache: Any) -> Tensor:

@@ -32,10 +32,14 @@ class Drawn:
 
 
 class Sampler:
-    """Draws by the settings of a generation; ``end_ids`` are the tokens that ``min_new_tokens`` holds back."""
+    """Draws by the settings of a generation; ``end_ids`` are the tokens that ``min_new_tokens`` holds back.
 
-    def __init__(self, settings: GenerationSettings, end_ids: Tensor) -> None:
+    ``entropy`` False leaves the entropy out, one of few walks through the vocabulary, and gives 0 for it.
+    """
+
+    def __init__(self, settings: GenerationSettings, end_ids: Tensor, *, entropy: bool = True) -> None:
         self.settings = settings
+        self._entropy = entropy
         self._end_ids = end_ids
         self._processors = _processors(settings)
 
@@ -57,7 +61,7 @@ class Sampler:
             scores = _without_repeats(scores, so_far, settings.no_repeat_ngram_size)
         if self._processors:
             scores = self._processors(None, scores)
-        entropy = own.entropy()
+        entropy = own.entropy() if self._entropy else torch.zeros_like(own.normaliser)
         if settings.temperature == 0:
             tokens = scores.argmax(-1)
             logprobs = own.logprobs(tokens)
@@ -94,8 +98,16 @@ class Distribution:
 
     def entropy(self) -> Tensor:
         """log Z - E[logit]: Float[B], in nats."""
-        weighted = torch.bmm(self.weights[:, None], self.logits[:, :, None]).view(-1)
-        return self.normaliser - weighted / self.cumulative[:, -1].float()
+        return self.normaliser - self._expected(self.logits)
+
+    def kl(self, other: Distribution) -> Tensor:
+        """KL(this ‖ other) over the vocabulary, exactly: Float[B], in nats."""
+        return self._expected(self.logits - other.logits) - (self.normaliser - other.normaliser)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """E[values] Float[B] of ``values`` Float[B, V]."""
+        weighted: Tensor = torch.linalg.vecdot(self.weights, values)
+        return weighted / self.cumulative[:, -1].float()
 
     def draw(self, uniforms: Tensor) -> Tensor:
         """One token a row by inverting the distribution function at ``uniforms``: its block first, then in the block.

@@ -16,7 +16,7 @@ from rewardlm.errors import ConfigError, TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import forward_rows, hidden_rows, microbatches, row_stats
+from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stats
 from rewardlm.models.lora import (
     CRITIC,
     REFERENCE,
@@ -168,10 +168,9 @@ def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -
     if not learner.own_critic:
         return [head(states.to(policy.device)).cpu() for states in hidden]
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     values: dict[int, Tensor] = {}
     with active(policy, CRITIC):
-        for rows in microbatches(lengths, tokens):
+        for rows in pieces(policy.causal_lm, prompts, responses, tokens):
             found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
             values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
     return [values[row] for row in range(len(responses))]
@@ -196,7 +195,6 @@ def update(
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
     sizes = rollouts.response_mask.sum(1).tolist()
-    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True)]
     weights_of_draw = corrections(settings, rollouts)
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
@@ -218,8 +216,9 @@ def update(
             gradient = partial(
                 _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
             )
+            longest = max((len(rollouts.prompts[row]) + len(rollouts.responses[row]) for row in mine), default=1)
             with in_step(learner.policy):
-                sums = budget.run(gradient, least=max((lengths[row] for row in mine), default=1))
+                sums = budget.run(gradient, least=longest)
             norm = _apply(learner, settings.max_grad_norm, step, processes)
             sums = processes.sums(sums)
             updates += 1
@@ -267,8 +266,9 @@ def _gradient(
     """The gradient of a minibatch's ``rows`` in microbatches of at most ``tokens`` positions; losses and counts."""
     learner.optimizer.zero_grad(set_to_none=True)
     sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
-    lengths = [len(rollouts.prompts[row]) + len(rollouts.responses[row]) for row in rows]
-    for piece in microbatches(lengths, tokens):
+    prompts, responses = [rollouts.prompts[row] for row in rows], [rollouts.responses[row] for row in rows]
+    recompute = settings.gradient_checkpointing
+    for piece in pieces(learner.policy.causal_lm, prompts, responses, tokens, recompute=recompute):
         micro = [rows[i] for i in piece]
         found = _backward(learner, settings, rollouts, advantages, returns, micro, weight_of, weights_of_draw, n_tokens)
         for name, value in found.items():

@@ -13,9 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.config import GenerationSettings
 from rewardlm.models.budget import Budget
-from rewardlm.models.generate import Request, Sampled, generate, stream_seed
+from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.lora import merged
 from rewardlm.models.sharding import in_step
 from rewardlm.train.rewards import Judged
 from rewardlm.types import Prompt
@@ -118,7 +117,7 @@ def sample(
         )
         for row, i in enumerate(asked)
     ]
-    with merged(policy), in_step(policy):
+    with answering(policy), in_step(policy):
         drawn = generate(
             policy,
             requests,
@@ -126,6 +125,8 @@ def sample(
             sampling=sampling,
             batch_tokens=batch_tokens,
             keep_hidden=keep_hidden,
+            # Below float32 all is computed again, at once (learner.weigh).
+            entropy=policy.dtype == torch.float32,
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(

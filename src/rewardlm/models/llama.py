@@ -1,0 +1,182 @@
+"""One decoding step of a Llama-shaped model on a CPU, without its modules.
+
+With one token a row, calling some dozen small modules a layer takes as long as the products do. Here a layer is four
+products (queries, keys and values in one; gate and up in one), their weights laid out once for the processor's matrix
+unit, and what lies between them. Many tokens at once (prompts, scoring, learning) are lean.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, rms_norm, silu
+from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.mistral.modeling_mistral import MistralModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+
+from rewardlm.models.fused import Map, map_of
+from rewardlm.models.slots import Slots
+from rewardlm.models.tree import has_window
+
+# Models whose layers differ in sizes and biases alone.
+_FAMILY = (LlamaModel, MistralModel, Qwen2Model)
+_PACKED = (torch.float32, torch.bfloat16)
+# Bytes: with larger models memory is scarcer than time, and products take longer than the calls between them.
+_LARGEST_COPY = 4 << 30
+
+
+def is_plain_llama(body: Any) -> bool:
+    """Whether ``body`` can do without its modules: those that are hooked, quantised or adapted otherwise need them."""
+    # What is on the meta device is asked about before it is loaded.
+    if type(body) not in _FAMILY or body.device.type not in ("cpu", "meta") or body.config.hidden_act != "silu":
+        return False
+    if has_window(body.config):
+        return False
+    if any(module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
+        return False
+    projections = (module for layer in body.layers for module in _projections(layer))
+    return all(map_of(module) is not None for module in projections)
+
+
+def lays_out(body: Any) -> bool:
+    """Whether decoding takes a copy of ``body``'s weights, laid out anew: they must fit into memory twice."""
+    if not is_plain_llama(body):
+        return False
+    size: int = sum(parameter.nbytes for parameter in body.parameters())
+    return size <= _LARGEST_COPY
+
+
+class Steps:
+    """The weights of ``body`` and ``head`` as they are now, adapter included, for decoding token by token."""
+
+    def __init__(self, body: Any, head: Any) -> None:
+        self._body, self._head = body, head
+        config = body.config
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._eps = config.rms_norm_eps
+        self._layers = [
+            _Layer(
+                layer.input_layernorm.weight,
+                _Product([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+                _Product([layer.self_attn.o_proj]),
+                layer.post_attention_layernorm.weight,
+                _Product([layer.mlp.gate_proj, layer.mlp.up_proj]),
+                _Product([layer.mlp.down_proj]),
+                layer.self_attn.head_dim,
+                layer.self_attn.scaling,
+            )
+            for layer in body.layers
+        ]
+        own = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+        self._logits = _Product([head]) if own else head
+
+    def states(self, tokens: Tensor, slots: Slots) -> Tensor:
+        """The trunk's last states, Float[B, H], for one more token a row, Int[B]; ``slots`` grow by it."""
+        mask, positions = slots.advance()
+        x = embedding(tokens, self._body.embed_tokens.weight)
+        cos, sin = self._body.rotary_emb(x, positions)
+        half = sin.shape[-1] // 2
+        # Turning by halves and changing a sign is one roll, once the sine has the sign.
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(mask == 0, -torch.inf)[:, None, None]
+        for layer, store in zip(self._layers, slots.layers, strict=True):
+            mixed = layer.mix(rms_norm(x, x.shape[-1:], layer.norm, self._eps))
+            attended = self._attend(layer, mixed, cos, sin, bias, store)
+            x = x + layer.out(attended)
+            inner = layer.gate_up(rms_norm(x, x.shape[-1:], layer.mlp_norm, self._eps))
+            gate, up = inner.chunk(2, -1)
+            x = x + layer.down(silu(gate).mul_(up))
+        return rms_norm(x, x.shape[-1:], self._body.norm.weight, self._eps)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float[B, H] → Float[B, V]."""
+        found: Tensor = self._logits(states)
+        return found
+
+    def _attend(self, layer: _Layer, mixed: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, store: Any) -> Tensor:
+        """``mixed`` Float[B, (heads + 2·kv heads)·D]: queries, keys and values side by side → Float[B, heads·D]."""
+        rows, width = len(mixed), layer.head_width
+        turned, values = torch.split(mixed.view(rows, -1, width), [self._heads + self._kv_heads, self._kv_heads], 1)
+        turned = (turned * cos).add_(turned.roll(width // 2, -1) * sin)
+        queries, keys = torch.split(turned, [self._heads, self._kv_heads], 1)
+        keys, values = store.update(keys[:, :, None], values[:, :, None])
+        # The heads that share keys and values stand side by side, as query positions would.
+        grouped = (queries * layer.scale).view(rows * self._kv_heads, -1, width)
+        scores = torch.bmm(grouped, keys.flatten(0, 1).transpose(1, 2))
+        weights = scores.view(rows, self._kv_heads, -1, scores.shape[-1]).add_(bias).softmax(-1)
+        return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(rows, -1)
+
+
+class _Product:
+    """W·x + b of linear maps that read the same x, side by side, with their adapters."""
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        maps = [found for found in map(map_of, modules) if found is not None]
+        weight = torch.cat([one.base.weight for one in maps]) if len(maps) > 1 else maps[0].base.weight
+        self._bias = None
+        if any(one.base.bias is not None for one in maps):
+            self._bias = torch.cat(
+                [weight.new_zeros(one.base.out_features) if one.base.bias is None else one.base.bias for one in maps]
+            )
+        self._down = self._up = None
+        downs = [one.down for one in maps if one.down is not None]
+        if downs:
+            down, up = torch.cat(downs), _side_by_side(maps)
+            if weight.dtype == torch.float32:
+                weight = torch.addmm(weight, up, down)
+            else:
+                # A sum in half precision would round an early, small adapter away.
+                self._down, self._up = down.to(weight.dtype), up.t().to(weight.dtype).contiguous()
+        self._packed = _packed(weight)
+        self._weight = weight if self._packed is None else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._weight is not None:
+            result = linear(x, self._weight, self._bias)
+        else:
+            result = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        if self._down is None or self._up is None:
+            return result
+        return result.addmm_(linear(x, self._down), self._up)
+
+
+@dataclass
+class _Layer:
+    norm: Tensor
+    mix: _Product
+    out: _Product
+    mlp_norm: Tensor
+    gate_up: _Product
+    down: _Product
+    head_width: int
+    scale: float
+
+
+def _projections(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    ]
+
+
+def _side_by_side(maps: Sequence[Map]) -> Tensor:
+    """s·B of all maps, each for its own A: Float[Σ out, Σ r]."""
+    found: Tensor = torch.block_diag(  # type: ignore[no-untyped-call]
+        *(torch.zeros(one.base.out_features, 0) if one.up is None else one.up * one.scaling for one in maps)
+    )
+    return found
+
+
+def _packed(weight: Tensor) -> Tensor | None:
+    """``weight`` as oneDNN would lay it out anew for every product; None where it can't be had."""
+    if not torch._C._has_mkldnn or weight.dtype not in _PACKED:
+        return None
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed

@@ -1,0 +1,289 @@
+"""Prompts and answers run as one sequence without padding, what they begin with alike once.
+
+A batch of rows is a tree: the prefix of all prompts, prompts that several rows answer, and each row's own rest. Every
+token of it is one position of a single long sequence; which others it sees is the attention's business alone, so this
+works for every model of transformers that looks its attention up by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_NAME = "rewardlm_tree"
+
+
+@dataclass
+class Tree:
+    """N tokens in S stretches, each of which follows one before it, or none.
+
+    ``tokens``, ``positions`` Int[N]. ``predicting`` Int[R]: where each response token is predicted from, row after row;
+    nothing follows from an answer's last token, which is left out. Stretches are padded for the attention alone, to Q
+    tokens of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
+    ``places`` Int[N] says where in S·Q each token is. Where a cache holds the common prefix, ``keys`` count from its
+    first token, ``queries`` from the first that is run.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    predicting: Tensor
+    queries: Tensor
+    keys: Tensor
+    sees: Tensor
+    places: Tensor
+
+
+@dataclass
+class _Stretch:
+    tokens: Sequence[int]
+    start: int  # Its first token's place among all N.
+    before: list[int]  # Places of what it follows.
+
+    @property
+    def places(self) -> list[int]:
+        return list(range(self.start, self.start + len(self.tokens)))
+
+
+def tree_of(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    shared: int,
+    device: torch.device,
+    *,
+    held: bool = False,
+) -> Tree:
+    """The tree of some rows whose prompts all begin with the same ``shared`` tokens, each having one more at least;
+    ``held`` if a cache has these already."""
+    stretches: list[_Stretch] = []
+    n = shared if held else 0
+
+    def add(tokens: Sequence[int], before: list[int]) -> list[int]:
+        nonlocal n
+        stretches.append(_Stretch(tokens, n, before))
+        n += len(tokens)
+        return before + stretches[-1].places
+
+    prefix = list(range(shared)) if held or not shared else add(prompts[0][:shared], [])
+    answered = Counter(map(tuple, prompts))
+    known: dict[tuple[int, ...], list[int]] = {}
+    predicting: list[int] = []
+    for prompt, response in zip(map(tuple, prompts), responses, strict=True):
+        if answered[prompt] > 1 and prompt not in known:
+            known[prompt] = add(prompt[shared:], prefix)
+        before = known.get(prompt, prefix)
+        own = [*prompt[len(before) :], *response[:-1]]
+        path = add(own, before) if own else before
+        predicting += path[len(prompt) - 1 : len(prompt) - 1 + len(response)]
+    first = shared if held else 0
+    return _padded(stretches, [place - first for place in predicting], first, device)
+
+
+def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device: torch.device) -> Tree:
+    own_places = [torch.tensor(stretch.places) - first for stretch in stretches]
+    width = max(len(stretch.tokens) for stretch in stretches)
+    own = torch.tensor([len(stretch.tokens) for stretch in stretches])[:, None, None]
+    before = torch.tensor([len(stretch.before) for stretch in stretches])[:, None, None]
+    keys = pad_sequence([torch.tensor(stretch.before + stretch.places) for stretch in stretches], batch_first=True)
+    query, key = torch.arange(width)[None, :, None], torch.arange(keys.shape[1])[None, None]
+    # What stands in a padding query's place sees the first key: nobody reads it, and it must not be NaN.
+    sees = (key <= before + query) & (key < before + own)
+    places = [row * width + i for row, stretch in enumerate(stretches) for i in range(len(stretch.tokens))]
+    positions = [len(stretch.before) + i for stretch in stretches for i in range(len(stretch.tokens))]
+    return Tree(
+        tokens=torch.tensor([token for stretch in stretches for token in stretch.tokens], device=device),
+        positions=torch.tensor(positions, device=device),
+        predicting=torch.tensor(predicting, dtype=torch.long, device=device),
+        queries=pad_sequence(own_places, batch_first=True).to(device),
+        keys=keys.to(device),
+        sees=sees[:, None].to(device),
+        places=torch.tensor(places, device=device),
+    )
+
+
+def runs_trees(body: Any) -> bool:
+    """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name."""
+    config = body.config.get_text_config()
+    return (
+        bool(getattr(body, "_supports_attention_backend", False))
+        and body.config._attn_implementation == "sdpa"
+        and "position_ids" in inspect.signature(body.forward).parameters
+        and not getattr(config, "alibi", False)
+        and not has_window(config)
+    )
+
+
+def has_window(config: Any) -> bool:
+    """Whether some layers see only so many positions back."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
+def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
+    """The trunk's last states, Float[N, H], after the prefix that ``cache`` holds, which grows by all N tokens.
+
+    Under gradients, what several rows share gets all of theirs.
+    """
+    arguments: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        arguments[cache_argument(body)] = cache
+    with _attending(body, tree):
+        states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], **arguments)[0]
+    return states[0]
+
+
+def cache_argument(body: Any) -> str:
+    """What ``body`` calls its cache: renamed in transformers 5.24; the old name is what older versions know."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
+
+
+@dataclass
+class _Seen:
+    """A tree that is being run, and what all of its layers need."""
+
+    tree: Tree
+    layout: Layout | None = None
+
+
+_seen: ContextVar[_Seen] = ContextVar(_NAME)
+
+
+@contextlib.contextmanager
+def _attending(body: Any, tree: Tree) -> Iterator[None]:
+    before = body.config._attn_implementation
+    token = _seen.set(_Seen(tree))
+    # No mask is made for a name that masks don't know.
+    body.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        body.config._attn_implementation = before
+        _seen.reset(token)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """``query`` Float[1, heads, N, D], ``key`` and ``value`` Float[1, kv heads, N, D] → Float[1, N, heads, D]."""
+    seen = _seen.get()
+    tree = seen.tree
+    special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias")) or more.get("dropout")
+    special = special or value.shape[-1] != query.shape[-1]
+    if query.device.type in ("cpu", "meta") and not special:
+        if seen.layout is None:
+            seen.layout = Layout(tree, query.shape[1], key.shape[1])
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        return attention(query, key, value, seen.layout, scale)[None], None
+    rows, _ = sdpa_attention_forward(
+        module,
+        _by_row(query[0], tree.queries),
+        _by_row(key[0], tree.keys),
+        _by_row(value[0], tree.keys),
+        tree.sees,
+        scaling=scaling,
+        **more,
+    )
+    return rows.flatten(0, 1).index_select(0, tree.places)[None], None
+
+
+def _by_row(states: Tensor, where: Tensor) -> Tensor:
+    """``states`` Float[heads, N, D] at ``where`` Int[S, T]: Float[S, heads, T, D]."""
+    taken = states.transpose(0, 1).index_select(0, where.flatten())
+    return taken.view(*where.shape, *taken.shape[1:]).transpose(1, 2)
+
+
+class Layout:
+    """Where a tree's stretches find their heads, for all layers: rows of D numbers in [N·heads, D] and [N·kv, D].
+
+    Heads that share keys and values are taken together, as if they were more queries: G of them, S·kv groups.
+    ``queries`` Int[S·kv·G·Q], ``keys`` Int[S·kv·L]; ``places`` Int[N·heads] is the way back from S·kv·G·Q. ``bias``
+    Float[S, 1, Q, L] is 0 where a token is seen and -inf where not.
+    """
+
+    def __init__(self, tree: Tree, heads: int, kv_heads: int) -> None:
+        n_rows, width = tree.queries.shape
+        device = tree.queries.device
+        head, kv_head = torch.arange(heads, device=device), torch.arange(kv_heads, device=device)
+        self.groups, self.heads, self.width = n_rows * kv_heads, heads, width
+        self.queries = (tree.queries[:, None] * heads + head[:, None]).flatten()
+        self.keys = (tree.keys[:, None] * kv_heads + kv_head[:, None]).flatten()
+        row, query = tree.places[:, None] // width, tree.places[:, None] % width
+        self.places = ((row * heads + head) * width + query).flatten()
+        self.bias = torch.zeros(tree.sees.shape, device=device).masked_fill_(~tree.sees, -torch.inf)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """``query`` Float[N, heads, D], ``key`` and ``value`` Float[N, kv heads, D] → Float[N, heads, D], on a CPU.
+
+    Where a cache holds the prefix, keys and values begin with its.
+    """
+    found: Tensor = _TreeAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _TreeAttention(torch.autograd.Function):
+    """As plain products: on a CPU the general kernel's backward pass takes longer for rows this short."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+        queries, keys, values = _rows(query, key, value, layout)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+        # On a CPU the softmax of half precision takes twice as long as float32's and its conversions.
+        wide = scores.view(len(layout.bias), -1, *layout.bias.shape[2:]).float().add_(layout.bias)
+        weights = wide.softmax(-1).to(scores.dtype).view_as(scores)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.layout, ctx.scale = layout, scale
+        return torch.bmm(weights, values).view(-1, values.shape[-1]).index_select(0, layout.places).view_as(query)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        layout, scale = ctx.layout, ctx.scale
+        queries, keys, values = _rows(query, key, value, layout)
+        size = gradient.shape[-1]
+        # Padding's places stay 0.
+        of_output = gradient.new_zeros(len(layout.queries), size)
+        of_output = of_output.index_copy_(0, layout.places, gradient.reshape(-1, size)).view(len(weights), -1, size)
+        for_value = _summed(torch.bmm(weights.transpose(1, 2), of_output), value, layout)
+        of_weights = torch.bmm(of_output, values.transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scale)
+        for_query = torch.bmm(of_scores, keys).view(-1, query.shape[-1]).index_select(0, layout.places).view_as(query)
+        for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, layout)
+        return for_query, for_key, for_value, None, None
+
+
+def _rows(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries Float[S·kv, G·Q, D], keys and values Float[S·kv, L, D] of the stretches."""
+    queries, keys, values = (
+        states.reshape(-1, states.shape[-1]).index_select(0, where).view(layout.groups, -1, states.shape[-1])
+        for states, where in ((query, layout.queries), (key, layout.keys), (value, layout.keys))
+    )
+    return queries, keys, values
+
+
+def _summed(grouped: Tensor, states: Tensor, layout: Layout) -> Tensor:
+    """Float[S·kv, L, D] summed, in float32, over all stretches that see a token: Float[N, kv, D]."""
+    rows = grouped.view(-1, grouped.shape[-1]).float()
+    total = rows.new_zeros(states.shape[0] * states.shape[1], rows.shape[1]).index_add_(0, layout.keys, rows)
+    return total.to(states.dtype).view_as(states)
+
+
+AttentionInterface.register(_NAME, _attend)
