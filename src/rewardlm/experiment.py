@@ -40,10 +40,12 @@ _FREE = (
     "measure.batch_tokens",
     "measure.max_failed_share",
     "finetune.micro_batch_size",
+    "finetune.gradient_checkpointing",
     "finetune.checkpoint_every",
     "finetune.resume",
     "finetune.shard",
     "rlaf.micro_batch_tokens",
+    "rlaf.gradient_checkpointing",
     "rlaf.checkpoint_every",
     "rlaf.samples_every",
     "rlaf.steps",
@@ -113,7 +115,15 @@ def run_experiment(
             label=settings.title,
             settings=recorded,
             free=(*_FREE, *how_asked(recorded)),
-            added=("measure.counter_narrative", "measure.services", "rlaf.services", "interpret", "quantisation"),
+            added=(
+                "measure.counter_narrative",
+                "measure.services",
+                "rlaf.services",
+                "interpret",
+                "quantisation",
+                "stand_in",
+                "stand_ins",
+            ),
         )
     )
     runs: list[Path] = []

@@ -31,7 +31,8 @@ FLAGS = {
     "interpret": ["--json", "--limit", "--scorer", "--method", "--tokens", *COMMON],
     "report": ["--out", "--config", "--seed"],
     "export": ["--scorer", "--out", "--config", "--seed"],
-    "doctor": [],
+    "push": ["--measured", "--license", "--private", "--dry-run", "--out"],
+    "doctor": ["--tokens", "--max-new-tokens", "--lora-r", "--device", "--json"],
 }  # fmt: skip
 
 

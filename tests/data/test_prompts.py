@@ -97,7 +97,9 @@ def test_real_toxicity_prompts_own_jsonl(tmp_path: Path) -> None:
     assert load_prompts(f"{source}:toxic").prompts == [prompts[1]]  # above, not at, one half
     assert load_prompts(f"{source}:nontoxic").prompts == [prompts[0], prompts[3]]
     assert load_prompts(f"{source}:challenging").prompts == prompts[1:3]
-    with pytest.raises(DataError, match=r"no part 'train' in it; expected .*:all\|challenging\|toxic\|nontoxic"):
+    with pytest.raises(
+        DataError, match=r"no part 'train' in it; expected .*:all\|challenging\|toxic\|nontoxic\|toxic_pairs"
+    ):
         load_prompts(f"{source}:train")
 
 
@@ -404,3 +406,17 @@ def test_the_real_subset_of_real_toxicity_prompts(shared_data: Path) -> None:
     assert loaded.dropped == {"repeated row": len(rows) - len(loaded.prompts)}
     toxic = {row["prompt"]["text"] for row in rows if row["prompt"]["toxicity"] > 0.5}
     assert {prompt.text for prompt in load_prompts(f"{path}:toxic").prompts} == toxic
+
+
+def test_of_toxic_pairs_prompt_and_continuation_are_over_one_half(tmp_path: Path) -> None:
+    scores = [(0.9, 0.9), (0.9, 0.5), (0.5, 0.9), (0.51, 0.51), (0.9, None), (None, 0.9)]
+    path = tmp_path / "rtp.jsonl"
+    rows = [
+        rtp_row(n, before, continuation={"text": "…", "toxicity": after}) for n, (before, after) in enumerate(scores)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    everything = load_prompts(str(path)).prompts
+    assert load_prompts(f"{path}:toxic_pairs").prompts == [everything[0], everything[3]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:3]))
+    with pytest.raises(DataError, match="expected RealToxicityPrompts"):
+        load_prompts(f"{path}:toxic_pairs")

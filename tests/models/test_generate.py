@@ -14,6 +14,8 @@ from small_models import CONFIGS, random_policy, tiny_policy
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
+from rewardlm.models import generate as module
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, Sampled, generate, groups, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.types import Message
@@ -362,3 +364,39 @@ def test_stream_seeds_are_the_same_on_every_machine_and_depend_on_every_part() -
     assert stream_seed("measure", 0, "p1", 2) == wanted
     assert len({stream_seed("a", i, j) for i in range(50) for j in range(50)}) == 2500
     assert stream_seed("\ud800") >= 0
+
+
+@pytest.mark.parametrize("standard", [True, False])
+def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch, standard):
+    """The allocator refuses in the middle of a group, with some of its answers given out already."""
+    requests = requests_of(tiny, QUESTIONS * 3)
+    if not standard:
+        monkeypatch.setattr(module, "_has_standard_cache", lambda config: False)
+        monkeypatch.setattr(module.warnings, "warn", lambda *_, **__: None)
+    wanted = answers(tiny, requests, 12, GREEDY, batch_tokens=10**6)
+    record, asked = module._Decoder._record, []
+
+    def limited(self, logits, hidden):
+        asked.append(len(logits))
+        if len(logits) > 4 and len(asked) > 3:
+            torch.empty(2**58, dtype=torch.uint8)
+        return record(self, logits, hidden)
+
+    monkeypatch.setattr(module._Decoder, "_record", limited)
+    budget = Budget(1000, "batch_tokens")
+    found = answers(tiny, requests, 12, GREEDY, batch_tokens=budget)
+    assert max(asked) > 4
+    assert 0 < budget.size < 1000
+    assert budget.shortages
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-4, rtol=1e-4)
+
+
+def test_one_row_that_does_not_fit_is_an_error_of_one_line(tiny, monkeypatch):
+    def refuse(*_, **__):
+        torch.empty(2**58, dtype=torch.uint8)
+
+    monkeypatch.setattr(module, "trunk_states", refuse)
+    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(ModelError, match="batch_tokens"):
+        list(generate(tiny, requests_of(tiny), max_new_tokens=4, sampling=GREEDY, batch_tokens=400))

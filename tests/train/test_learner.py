@@ -10,9 +10,10 @@ import torch
 
 from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSettings
 from rewardlm.errors import ConfigError, TrainingError
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
-from rewardlm.models.logprobs import row_stats, score_rows
+from rewardlm.models.logprobs import forward_rows, row_stats, score_rows
 from rewardlm.models.lora import CRITIC, active, adapter_parameters, add_critic, add_lora, reference
 from rewardlm.models.processes import Processes
 from rewardlm.train import learner as module
@@ -357,3 +358,68 @@ def test_kl_controller_by_hand():
     fixed = KlController(KlSettings(coef=0.1))
     fixed.update(1000.0, 10)
     assert fixed.coef == 0.1
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl": {"penalty": "full"}}])
+def test_recomputed_layers_give_the_same_gradient(case, critic, changes):
+    kept_losses, kept = gradients(case, one_update(45, **changes))
+    losses, recomputed = gradients(case, one_update(45, gradient_checkpointing=True, **changes))
+    assert losses == pytest.approx(kept_losses, rel=1e-4, abs=1e-5)
+    assert_same(recomputed, kept)
+    # What the forward pass puts in the layers' place is gone again.
+    assert not [m for m in case.learner.policy.model.modules() if "forward" in vars(m)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputed_layers_keep_only_what_goes_in(case, recompute):
+    """Bytes that the forward pass saves for the backward pass: with recomputation a fraction."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    rollouts, policy = case.rollouts, case.learner.policy
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stats = forward_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, range(7), recompute=recompute)
+    held = sum(size for where, size in saved.items() if where not in weights)
+    widest = max(len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True))
+    per_layer = held / (7 * widest * 64 * 4) / 2
+    assert stats.logprobs.requires_grad
+    assert per_layer < 4 if recompute else per_layer > 10
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_memory_that_runs_out_leaves_loss_and_gradient_unchanged(case, critic, where, monkeypatch):
+    """The allocator refuses, in the second microbatch or in the middle of its backward pass, with gradients there."""
+    whole_losses, whole = gradients(case, one_update())
+    forward, passes = module.forward_rows, []
+
+    class Refuse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden):
+            return hidden.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            torch.empty(2**58, dtype=torch.uint8)
+
+    def limited(causal_lm, prompts, responses, rows, **more):
+        positions = len(rows) * max(len(prompts[row]) + len(responses[row]) for row in rows)
+        passes.append(positions)
+        found = forward(causal_lm, prompts, responses, rows, **more)
+        if positions > 32 and len(passes) > 1:
+            if where == "forward":
+                torch.empty(2**58, dtype=torch.uint8)
+            found.logprobs = Refuse.apply(found.logprobs)
+        return found
+
+    monkeypatch.setattr(module, "forward_rows", limited)
+    budget = Budget(64, "micro_batch_tokens")
+    with pytest.warns(UserWarning, match="out of memory with micro_batch_tokens 64: going on with 32"):
+        losses = update(case.learner, one_update(), case.rollouts, case.advantages, case.returns, step=0, budget=budget)
+    assert max(passes[1:]) > 32 >= passes[-1]
+    assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
+    assert_same({name: p.grad.clone() for name, p in named(case) if p.grad is not None}, whole)
+    assert budget.size < 64

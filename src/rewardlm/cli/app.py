@@ -20,6 +20,7 @@ from rewardlm.cli import (
     judge,
     measure,
     merge,
+    push,
     report,
     rlaf,
     run,
@@ -50,6 +51,7 @@ app.command("merge")(merge.merge)
 app.add_typer(judge.app, name="judge")
 app.command("interpret")(interpret.interpret)
 app.command("report")(report.report)
+app.command("push")(push.push)
 app.command("doctor")(doctor.doctor)
 
 

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from rewardlm.cli import options
+from rewardlm.errors import ConfigError
 
 _PACKAGES = ("rewardlm", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "sentence-transformers")
 
 
 def doctor(
-    model: Annotated[str | None, typer.Argument(help="Also say what this model needs.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Also say what this model needs, and what fits.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="Prompt and answer together, of the longest rows.")] = 128,
+    new: Annotated[int, typer.Option("--max-new-tokens", help="Of these, the answer's.")] = 32,
+    lora_r: Annotated[int, typer.Option("--lora-r", help="Rank of the adapter that is trained.")] = 16,
+    device: options.Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Versions, devices, embedded models and data, judges that are asked over HTTP, and the memory that a model needs
-    at each precision.
+    at each precision to be measured, fine-tuned and reinforced, and which settings fit.
     """
+    import json
+
+    if not 0 < new < tokens:
+        raise ConfigError(f"--max-new-tokens {new} of --tokens {tokens}: expected at least one, and a prompt before it")
+    # Before anything else is in memory: what the process itself takes is measured.
+    plan = _plan(model, tokens, new, lora_r, device) if model is not None else None
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps({"facts": dict(facts), "memory": plan}))
+        return
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     table = Table(title="What is here", show_header=False)
-    for name, value in _facts():
+    for name, value in facts:
         table.add_row(name, value)
     console.print(table)
-    if model is not None:
-        console.print(_memory(model))
+    if plan is not None:
+        _show(console, plan)
 
 
 def _facts() -> list[tuple[str, str]]:
@@ -99,20 +117,82 @@ def _services() -> list[tuple[str, str]]:
     return [("scorer perspective", perspective), ("scorer endpoint", endpoint)]
 
 
-def _memory(model: str) -> object:
-    """GiB for weights at each precision, and for training a LoRA adapter on top."""
+def _plan(model: str, tokens: int, new: int, lora_r: int, device: str | None) -> dict[str, Any]:
+    """What ``model`` needs, by precision and command, and what fits here: JSON-able, in bytes."""
+    from rewardlm.config import LoraSettings
+    from rewardlm.models.load import parameter_count, resolve_device, resolve_dtype
+    from rewardlm.planner import advice, capacity_of, lines, planners, process_bytes
+
+    where = resolve_device(device or "auto")
+    parameters = parameter_count(model)
+    process = process_bytes(where)
+    capacity = capacity_of(where)
+    # What is fast here first: of what fits, the first is recommended.
+    fast = str(resolve_dtype("auto", where)).removeprefix("torch.")
+    precisions = [*dict.fromkeys((fast, "float32", "bfloat16")), "8bit", "4bit"]
+    by_precision = planners(model, precisions, where, process)
+    found = [line for planner in by_precision for line in lines(planner, tokens, new, LoraSettings(r=lora_r), capacity)]
+    return {
+        "model": model,
+        "parameters": parameters,
+        "device": str(where),
+        "free_bytes": capacity,
+        "tokens": tokens,
+        "max_new_tokens": new,
+        "weights_bytes": {planner.precision: planner.weights for planner in by_precision},
+        "kv_cache_bytes_a_position": {planner.precision: planner.cache_position for planner in by_precision},
+        "process_bytes": process,
+        "commands": [
+            {
+                "precision": line.precision,
+                "command": line.command,
+                "gradient_checkpointing": line.recompute,
+                "bytes": line.need.as_dict(),
+                "setting": line.setting,
+                "value": line.value,
+                "largest": line.largest,
+                "fits": line.fits,
+            }
+            for line in found
+        ],
+        "advice": advice(found),
+    }
+
+
+def _show(console: Any, plan: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    from rewardlm.models.load import parameter_count
-
-    parameters = parameter_count(model)
-    table = Table(title=f"{model}: {parameters / 1e6:,.0f} million parameters")
-    table.add_column("precision")
-    table.add_column("weights, GiB", justify="right")
-    # 8 and 4 bit leave embeddings and norms in half precision; the little more that this costs is not counted here.
-    for name, width in (("float32", 4.0), ("bfloat16", 2.0), ("8bit", 1.0), ("4bit", 0.53)):
-        table.add_row(name, f"{parameters * width / 2**30:.2f}")
-    table.caption = (
-        "Training a LoRA adapter adds its weights, gradients and two optimizer moments in float32, and activations."
+    table = Table(
+        title=f"{plan['model']}: {plan['parameters'] / 1e6:,.0f} million parameters; rows of {plan['tokens']} tokens, "
+        f"{plan['max_new_tokens']} of them new; {plan['device']} with {_gib(plan['free_bytes'])} GiB free",
+        box=SIMPLE,
     )
-    return table
+    for name in ("GiB of", "weights", "KV, KiB", "", "peak", "fits here up to, about"):
+        table.add_column(name, justify="left" if name in ("GiB of", "") else "right", no_wrap=True)
+    before = None
+    for line in plan["commands"]:
+        precision, need = line["precision"], line["bytes"]
+        cache = plan["kv_cache_bytes_a_position"][precision]
+        kept = "none" if cache is None else f"{cache / 1024:.1f}"
+        start = (precision, _gib(need["weights"]), kept) if precision != before else ("", "", "")
+        before = precision
+        table.add_row(
+            *start,
+            line["command"] + (", recomputing" if line["gradient_checkpointing"] else ""),
+            _gib(need["total"]),
+            f"{line['setting']} {line['largest']:,}" if line["largest"] else "nothing",
+        )
+    console.print(table)
+    for command, words in plan["advice"].items():
+        console.print(f"{command} here: {words}", markup=False, highlight=False)
+    console.print(
+        "Peaks are those of default settings, KV is a token's cache; on a CPU with process and judges. Recomputing is "
+        "gradient_checkpointing=true. docs/memory.md says how they are found, and how far off they are.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"

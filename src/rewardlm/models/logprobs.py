@@ -7,9 +7,11 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewardlm.errors import ModelError
 from rewardlm.models.lean import predicting_states
@@ -95,13 +98,16 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them."""
+    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them.
+
+    ``cache`` None: nothing comes before them, and nothing is kept.
+    """
     known = inspect.signature(body.forward).parameters
     arguments = {
         "input_ids": tokens,
         "attention_mask": attention_mask,
         cache_argument(body): cache,
-        "use_cache": True,
+        "use_cache": cache is not None,
     }
     if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
         arguments["position_ids"] = positions
@@ -136,7 +142,13 @@ def check_head(causal_lm: Any) -> None:
 
 
 def token_stats(
-    causal_lm: Any, packed: Packed, *, chunk: int = 128, kl_to: Tensor | None = None, kl_from: Tensor | None = None
+    causal_lm: Any,
+    packed: Packed,
+    *,
+    chunk: int = 128,
+    kl_to: Tensor | None = None,
+    kl_from: Tensor | None = None,
+    recompute: bool = False,
 ) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
 
@@ -147,15 +159,15 @@ def token_stats(
 
     Given another model's states of the same tokens, Float[N, H], ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
+    ``recompute`` as in ``response_states``.
     """
     head = body_and_head(causal_lm)[1]
-    predicted_from = response_states(causal_lm, packed)
+    predicted_from = response_states(causal_lm, packed, recompute=recompute)
     targets = packed.tokens[packed.response_mask]
     differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
     if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
-        if differentiated:
-            frozen = (predicted_from, head.weight, head.bias, targets, chunk)
-            logprobs, entropy = _FrozenHeadStats.apply(*frozen)  # type: ignore[no-untyped-call]
+        if kl_from is None:
+            logprobs, entropy = frozen_head_stats(head, predicted_from, targets, chunk)
             return TokenStats(logprobs, entropy, predicted_from)
         logprobs, entropy, kl = _watched_head_stats(head, predicted_from, targets, chunk, kl_from)
         return TokenStats(logprobs, entropy, predicted_from, kl)
@@ -170,9 +182,9 @@ def token_stats(
             None if kl_from is None else kl_from[piece],
         )
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_head_stats, *arguments, use_reentrant=False))
+            parts.append(checkpoint(head_stats, *arguments, use_reentrant=False))
         else:
-            parts.append(_head_stats(*arguments))
+            parts.append(head_stats(*arguments))
     if not parts:
         nothing = predicted_from.new_zeros(0).float()
         return TokenStats(nothing, nothing, predicted_from, nothing)
@@ -180,13 +192,23 @@ def token_stats(
     return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
 
 
-def response_states(causal_lm: Any, packed: Packed) -> Tensor:
-    """The trunk's last state that each response token is predicted from, Float[N, H]."""
+def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Tensor:
+    """The trunk's last state that each response token is predicted from, Float[N, H].
+
+    ``recompute`` (gradient checkpointing) keeps what goes into each layer for the backward pass, and runs the layer
+    again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
+    """
     body, _ = body_and_head(causal_lm)
     if packed.tree is not None and runs_trees(body):
         return predicting_states(body, packed.tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
+    if recompute:
+        assert not n_shared
+        positions = torch.arange(width, device=packed.tokens.device)[None].expand(n_rows, -1)
+        with recomputed(body):
+            states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
+        return states[predicting_mask(packed.response_mask)]
     cache = DynamicCache(config=causal_lm.config)
     if n_shared:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
@@ -197,6 +219,25 @@ def response_states(causal_lm: Any, packed: Packed) -> Tensor:
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
     states = trunk_states(body, packed.tokens, mask, positions, cache)
     return states[predicting_mask(packed.response_mask)]
+
+
+@contextlib.contextmanager
+def recomputed(body: Any, **how: Any) -> Iterator[None]:
+    """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does; ``how`` is checkpoint's.
+
+    By our own hand, because transformers' switch wants the layers in training mode, and RL has dropout off. Raises
+    ModelError for a model that has no such layers.
+    """
+    layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(f"{type(body).__name__} can't recompute its layers: leave gradient_checkpointing out")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **how)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def predicting_mask(response_mask: Tensor) -> Tensor:
@@ -222,14 +263,20 @@ def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def pieces(
-    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    budget: int,
+    *,
+    recompute: bool = False,
 ) -> list[list[int]]:
     """All rows, in pieces that ``causal_lm`` runs as at most ``budget`` positions; a longer row stands alone.
 
     Answers to one prompt stand side by side, for the model to run it once; where it can't, lengths decide.
+    ``recompute`` as in ``response_states``.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    if not prompts or not runs_trees(body_and_head(causal_lm)[0]):
+    if not prompts or recompute or not runs_trees(body_and_head(causal_lm)[0]):
         return microbatches(lengths, budget)
     shared = shared_prefix(prompts)
     found: list[list[int]] = []
@@ -254,36 +301,48 @@ def forward_rows(
     *,
     kl_to: Sequence[Tensor] | None = None,
     kl_from: Sequence[Tensor] | None = None,
+    recompute: bool = False,
 ) -> TokenStats:
     """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
 
-    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each.
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each; ``recompute`` as there.
     """
     device = next(causal_lm.parameters()).device
 
     def flat(states: Sequence[Tensor] | None) -> Tensor | None:
         return None if states is None else torch.cat([states[row] for row in rows]).to(device)
 
-    packed = _packed(causal_lm, prompts, responses, rows)
-    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from))
+    packed = _packed(causal_lm, prompts, responses, rows, recompute)
+    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from), recompute=recompute)
 
 
 def hidden_rows(
-    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    recompute: bool = False,
 ) -> Tensor:
     """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
-    return response_states(causal_lm, _packed(causal_lm, prompts, responses, rows))
+    packed = _packed(causal_lm, prompts, responses, rows, recompute)
+    return response_states(causal_lm, packed, recompute=recompute)
 
 
 def _packed(
-    causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], rows: Sequence[int]
+    causal_lm: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    recompute: bool,
 ) -> Packed:
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
     # A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
     alone = not divided or runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
-    return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=alone)
+    share = alone and not recompute
+    return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
 
 
 @dataclass
@@ -344,6 +403,14 @@ def _is_frozen_linear(head: Any) -> bool:
     return type(head) is torch.nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
 
 
+def frozen_head_stats(head: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies Float[N] by a head without a gradient; only the first carry one."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
+        return found[0], found[1]
+    return _watched_head_stats(head, hidden, targets, chunk, None)[:2]
+
+
 @torch.no_grad()
 def _watched_head_stats(
     head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None
@@ -385,9 +452,10 @@ class _FrozenHeadStats(torch.autograd.Function):
         return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
-def _head_stats(
+def head_stats(
     head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and divergences Float[N] of one chunk; its logits stand in memory whole."""
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser

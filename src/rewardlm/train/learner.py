@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rewardlm.config import KlSettings, RlafSettings
 from rewardlm.errors import ConfigError, TrainingError
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stats
@@ -103,10 +105,18 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     return Learner(policy, value_head, optimizer, KlController(settings.kl), own_critic)
 
 
-def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer]:
+def budget_of(settings: RlafSettings) -> Budget:
+    """How many positions a microbatch may have, to begin with."""
+    # Processes that share a divided model make each pass together: one that tried again would leave the others waiting.
+    return Budget(settings.micro_batch_tokens, "micro_batch_tokens", again=not settings.shard)
+
+
+def weigh(learner: Learner, settings: RlafSettings, draft: Draft, budget: Budget | None = None) -> list[Answer]:
     """How likely each drafted answer was under policy and reference, and what the critic expected of it."""
-    policy, budget = learner.policy, settings.micro_batch_tokens
+    policy = learner.policy
+    budget = budget or budget_of(settings)
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
     assert len(hidden) == len(responses)
     with in_step(policy):
@@ -116,19 +126,21 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
             # One token at a time and many at once round differently: the ratio would start off 1.
-            scored = row_stats(policy.causal_lm, prompts, responses, budget, keep_hidden=True)
+            score = partial(row_stats, policy.causal_lm, prompts, responses, keep_hidden=True)
+            scored = budget.run(score, least=longest)
             logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
             hidden = [row.hidden for row in scored if row.hidden is not None]
-        values = _values(learner, settings, draft, hidden)
+        values = budget.run(partial(_values, learner, draft, hidden), least=longest)
         with reference(policy):
-            referred = row_stats(
+            refer = partial(
+                row_stats,
                 policy.causal_lm,
                 prompts,
                 responses,
-                budget,
                 kl_from=hidden if head_is_shared(policy) else None,
                 keep_hidden=settings.kl.penalty == "full",
             )
+            referred = budget.run(refer, least=longest)
     return [
         Answer(
             asked=draft.asked[row],
@@ -148,8 +160,8 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft) -> list[Answer
 
 
 @torch.no_grad()
-def _values(learner: Learner, settings: RlafSettings, draft: Draft, hidden: list[Tensor]) -> list[Tensor] | None:
-    """The critic's V(s) before each token of each answer."""
+def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -> list[Tensor] | None:
+    """The critic's V(s) before each token of each answer, in microbatches of at most ``tokens`` positions."""
     policy, head = learner.policy, learner.value_head
     if head is None:
         return None
@@ -158,7 +170,7 @@ def _values(learner: Learner, settings: RlafSettings, draft: Draft, hidden: list
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
     values: dict[int, Tensor] = {}
     with active(policy, CRITIC):
-        for rows in pieces(policy.causal_lm, prompts, responses, settings.micro_batch_tokens):
+        for rows in pieces(policy.causal_lm, prompts, responses, tokens):
             found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
             values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
     return [values[row] for row in range(len(responses))]
@@ -172,13 +184,16 @@ def update(
     returns: Tensor | None,
     step: int,
     processes: Processes | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, float]:
     """``ppo_epochs`` passes in ``minibatches`` pieces, one optimizer step each.
 
-    A minibatch is shared out between the processes, and each share is cut into microbatches; every token counts what
-    the whole minibatch says. Raises TrainingError for a gradient that is not finite or reaches no adapter.
+    A minibatch is shared out between the processes, and each share is cut into microbatches of ``budget``; every token
+    counts what the whole minibatch says, so smaller microbatches change nothing. Raises TrainingError for a gradient
+    that is not finite or reaches no adapter.
     """
     processes = processes or Processes(cpu=True)
+    budget = budget or budget_of(settings)
     sizes = rollouts.response_mask.sum(1).tolist()
     weights_of_draw = corrections(settings, rollouts)
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
@@ -198,18 +213,13 @@ def update(
             weight_of = {int(row): float(weight) for row, weight in zip(minibatch, weights, strict=True)}
             n_tokens = sum(sizes[row] for row in minibatch)
             mine = [int(row) for row in processes.share(minibatch.tolist())]
-            learner.optimizer.zero_grad(set_to_none=True)
-            sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
-            asked = [rollouts.prompts[row] for row in mine]
-            answers = [rollouts.responses[row] for row in mine]
+            gradient = partial(
+                _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
+            )
             with in_step(learner.policy):
-                for piece in pieces(learner.policy.causal_lm, asked, answers, settings.micro_batch_tokens):
-                    rows = [mine[i] for i in piece]
-                    found = _backward(
-                        learner, settings, rollouts, advantages, returns, rows, weight_of, weights_of_draw, n_tokens
-                    )
-                    for name, value in found.items():
-                        sums[name] += value
+                sums = budget.run(
+                    gradient, least=max((len(rollouts.prompts[row]) + sizes[row] for row in mine), default=1)
+                )
             norm = _apply(learner, settings.max_grad_norm, step, processes)
             sums = processes.sums(sums)
             updates += 1
@@ -242,6 +252,31 @@ def corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
     )
 
 
+def _gradient(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    rows: list[int],
+    weight_of: dict[int, float],
+    weights_of_draw: Tensor | None,
+    n_tokens: int,
+    tokens: int,
+) -> dict[str, float]:
+    """The gradient of a minibatch's ``rows`` in microbatches of at most ``tokens`` positions; losses and counts."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
+    prompts, responses = [rollouts.prompts[row] for row in rows], [rollouts.responses[row] for row in rows]
+    recompute = settings.gradient_checkpointing
+    for piece in pieces(learner.policy.causal_lm, prompts, responses, tokens, recompute=recompute):
+        micro = [rows[i] for i in piece]
+        found = _backward(learner, settings, rollouts, advantages, returns, micro, weight_of, weights_of_draw, n_tokens)
+        for name, value in found.items():
+            sums[name] += value
+    return sums
+
+
 def _backward(
     learner: Learner,
     settings: RlafSettings,
@@ -270,6 +305,7 @@ def _backward(
         rollouts.responses,
         rows,
         kl_to=rollouts.ref_hidden if penalty == "full" else None,
+        recompute=settings.gradient_checkpointing,
     )
     loss, counts = policy_loss(
         stats.logprobs,
@@ -304,7 +340,8 @@ def _backward(
         return found
     loss.backward()  # type: ignore[no-untyped-call]
     with active(policy, CRITIC):
-        states = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows)
+        recompute = settings.gradient_checkpointing
+        states = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows, recompute=recompute)
         critic_loss(states).backward()  # type: ignore[no-untyped-call]
     return found
 

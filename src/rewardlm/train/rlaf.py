@@ -26,6 +26,7 @@ from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
 from rewardlm.measure.audit import same_judge
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
@@ -47,7 +48,7 @@ from rewardlm.train.checkpoints import (
     step_of,
 )
 from rewardlm.train.guards import LastGood, check_limits, doubts_about
-from rewardlm.train.learner import Learner, corrections, make_learner, update, weigh
+from rewardlm.train.learner import Learner, budget_of, corrections, make_learner, update, weigh
 from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, real
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
@@ -61,6 +62,7 @@ Report = Callable[[int, int, dict[str, Any]], None]
 FREE_SETTINGS = (
     "device",
     "micro_batch_tokens",
+    "gradient_checkpointing",
     "checkpoint_every",
     "samples_every",
     "steps",
@@ -176,6 +178,8 @@ def _train(
         run.forget_after(start)
     processes.wait()
     history = list(run.read("metrics"))
+    # Less than these once memory has run out.
+    asking, learning = Budget(max(settings.micro_batch_tokens, 4096), "positions of a rollout"), budget_of(settings)
 
     open_trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
     with open_trackers as trackers, _stop_noted(run, processes):
@@ -201,7 +205,7 @@ def _train(
                             sampling=settings.generation,
                             seed=settings.seed,
                             step=step,
-                            batch_tokens=max(settings.micro_batch_tokens, 4096),
+                            batch_tokens=asking,
                             keep_hidden=True,
                         )
                     )
@@ -221,7 +225,7 @@ def _train(
                 if step == start and fresh_critic and learner.value_head is not None:
                     learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
                 with clock("logprobs"):
-                    answers = processes.gather(partial(weigh, learner, settings, draft))
+                    answers = processes.gather(partial(weigh, learner, settings, draft, learning))
                 rollouts = collate(answers, judged, kept, dropped)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
                 weights_of_draw = corrections(settings, rollouts)
@@ -250,7 +254,7 @@ def _train(
                 if step == start:
                     check_gradients(policy.model)  # After a pass without them: what could cut them off has happened.
                 with clock("update"):
-                    losses = update(learner, settings, rollouts, advantages, returns, step, processes)
+                    losses = update(learner, settings, rollouts, advantages, returns, step, processes, learning)
 
             kl_coef = learner.kl.coef
             learner.kl.update(kl_per_answer, len(rollouts.responses))
@@ -264,6 +268,8 @@ def _train(
                 "warnings": list(doubts.values()),
                 "tokens_per_second": rollouts.n_tokens / (time.perf_counter() - started),
                 "peak_rss_mb": peak_rss_mb(),
+                "micro_batch_tokens": learning.size,
+                "out_of_memory": asking.shortages + learning.shortages,
             }
             if processes.is_main:
                 if (step + 1) % settings.samples_every == 0 or step == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.config import GenerationSettings
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.sharding import in_step
@@ -103,7 +104,7 @@ def sample(
     sampling: GenerationSettings,
     seed: int,
     step: int,
-    batch_tokens: int,
+    batch_tokens: int | Budget,
     keep_hidden: bool,
 ) -> Draft:
     """``samples`` answers to each prompt from the policy as it is; prompt i is number ``numbers[i]`` of its step."""

@@ -23,6 +23,7 @@ from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import ChatFormat, Encoded
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.models.processes import Processes, linked
@@ -31,7 +32,7 @@ from rewardlm.runs import Run, alone, rewards_of
 from rewardlm.train.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.train.sft_trainer import Order, Report, Trainer, Watch
 
-FREE_SETTINGS = ("device", "micro_batch_size", "checkpoint_every", "resume", "shard")
+FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume", "shard")
 Row = dict[str, list[int]]
 
 # Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
@@ -162,6 +163,7 @@ def _trainer(
     # What fills up a last batch that the processes can't share out evenly.
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
+    budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
     adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
     trainer = Trainer(
         model=policy.model,
@@ -184,7 +186,9 @@ def _trainer(
             max_length=None,  # cut by us already, at whole turns
             packing=False,
             bf16=False,  # the base is loaded in its precision; the adapter stays float32
-            gradient_checkpointing=False,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            # The other kind needs the input's gradient, which nobody wants of frozen embeddings.
+            gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
             use_cpu=policy.device.type == "cpu",
             logging_steps=1,
             logging_nan_inf_filter=False,  # it would log the mean of earlier losses where one is NaN
@@ -202,13 +206,14 @@ def _trainer(
             seed=settings.seed,
             data_seed=settings.seed,
         ),
-        callbacks=[Watch(run, report, processes)],
+        callbacks=[Watch(run, report, processes, budget)],
     )
     for parameter in policy.model.parameters():
         if id(parameter) in adapter:
             # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
             parameter.data = adapter[id(parameter)]
     trainer.processes = processes
+    trainer.budget = budget
     lengths = [len(row["input_ids"]) for row in train_rows]
     evenly = micro * processes.size if processes.size > 1 else 1
     trainer.order = Order(lengths, settings.batch_size, settings.seed, evenly=evenly)

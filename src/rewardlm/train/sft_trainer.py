@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from rewardlm.errors import TrainingError
+from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.processes import Processes
 from rewardlm.models.quantised import check_gradients
@@ -60,11 +61,42 @@ class Order(Sampler[int]):
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone."""
+    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone.
+
+    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows.
+    """
 
     order: Order
     processes: Processes
+    budget: Budget
     afresh: bool = False
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        if self.args.world_size > 1:
+            # The others would wait for a gradient that this process sends once too often.
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        # What the batch's earlier microbatches left is put back before another try. An adapter's is small.
+        learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in learnt]
+        rows, first_size = len(inputs["labels"]), self.budget.size
+        # Each piece is a sum over its tokens, divided by what the whole divides by.
+        counted = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+
+        def step(size: int) -> torch.Tensor:
+            if size < first_size:
+                for parameter, gradient in zip(learnt, before, strict=True):
+                    parameter.grad = None if gradient is None else gradient.clone()
+            pieces = [slice(start, start + size) for start in range(0, rows, size)]
+            losses = [
+                super(Trainer, self).training_step(model, {k: v[piece] for k, v in inputs.items()}, counted)
+                for piece in pieces
+            ]
+            return torch.stack(losses).sum()
+
+        return self.budget.run(step, least=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
@@ -128,10 +160,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """Refuses NaN, in every process; the first writes metrics.jsonl, reports progress, and marks checkpoints that are
     complete."""
 
-    def __init__(self, run: Run, report: Report | None, processes: Processes) -> None:
+    def __init__(self, run: Run, report: Report | None, processes: Processes, budget: Budget) -> None:
         self.run = run
         self.report = report
         self.processes = processes
+        self.budget = budget
         self.started = time.perf_counter()
         self.checked = False
 
@@ -181,6 +214,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "epoch": state.epoch,
             **metrics,
             "peak_rss_mb": peak_rss_mb(),
+            "micro_batch_size": self.budget.size,
+            "out_of_memory": self.budget.shortages,
         }
         records = list(self.run.read("metrics")) if "eval_loss" in metrics else []
         if records and records[-1]["step"] == state.global_step:

@@ -1,0 +1,321 @@
+"""What a model takes in memory, from its configuration alone: no weights are read and nothing is computed.
+
+The model's own code runs on PyTorch's meta device, whose tensors have shapes and no contents, and the bytes that would
+be alive at each moment are added up. So what is said holds for every architecture that transformers knows, and for the
+way in which this package runs it; there is no formula that could be forgotten when either changes. Kernels' own scratch
+space, allocators' rounding and the process itself are not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, Conv1D, DynamicCache
+
+from rewardlm.config import GenerationSettings, LoraSettings
+from rewardlm.models.load import configuration
+from rewardlm.models.logprobs import body_and_head, frozen_head_stats, head_stats, recomputed, trunk_states
+from rewardlm.models.lora import add_lora
+from rewardlm.models.sampling import Sampler
+from rewardlm.models.slots import Slots
+
+META = torch.device("meta")
+# NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
+# again a float32.
+_FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
+_CHUNK = 128  # of tokens whose logits stand in memory together: token_stats' default
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, ``now`` is the size of what was made on the meta device and is alive, in bytes, ``peak`` its maximum."""
+
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+        # What was there before is known, and counts nothing.
+        for tensor in before:
+            self._alive[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
+            return False
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(found):
+            if isinstance(tensor, Tensor) and tensor.device == META:
+                self._note(tensor.untyped_storage())
+        return found
+
+    def _note(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive[key] = size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as its fused kernels keep it: on the meta device PyTorch would spell it out, scores and all."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        more = kwargs or {}
+        if args[0].shape[1] != args[1].shape[1] and not more.get("enable_gqa"):
+            return func(*args, **more)  # No kernel takes fewer keys than queries (Falcon's way): it is spelled out.
+        mask = more.get("attn_mask")
+        return _Attention.apply(*args[:3], mask)  # type: ignore[no-untyped-call]
+
+
+class _Attention(torch.autograd.Function):
+    """Saved for the backward pass: what came in and out, a number a row of scores, and the mask as numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        result = torch.empty_like(query)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        added = None if mask is None else torch.empty_like(mask, dtype=query.dtype)
+        ctx.save_for_backward(query, key, value, result, sums, *([] if added is None else [added]))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without weights; with an adapter once ``adapted``."""
+
+    model: Any
+    dtype: torch.dtype
+    stored: torch.dtype
+
+    @property
+    def causal_lm(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @contextlib.contextmanager
+    def traced(self) -> Iterator[LiveBytes]:
+        """What runs inside is counted, without weights and adapter."""
+        with LiveBytes([*self.model.parameters(), *self.model.buffers()]) as live, _FusedAttention():
+            yield live
+
+
+def skeleton(spec: str, dtype: torch.dtype) -> Skeleton:
+    """The model ``spec`` (alias, hub id, folder) without weights. Raises ModelError without a configuration."""
+    config = configuration(spec)
+    stored = getattr(config, "dtype", None) or torch.float32
+    with META:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.eval().requires_grad_(False)
+    return Skeleton(model, dtype, stored)
+
+
+def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings) -> Skeleton:
+    """As ``skeleton``, with a fresh adapter as training puts one on."""
+    bare = skeleton(spec, dtype)
+    policy: Any = SimpleNamespace(model=bare.model, spec=spec)
+    with META:
+        add_lora(policy, settings, seed=0)
+    policy.model.eval()
+    return Skeleton(policy.model.to(META), dtype, bare.stored)
+
+
+def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> int:
+    """All parameters and buffers but an adapter's; ``load`` 8bit or 4bit as bitsandbytes quantises.
+
+    It takes linear layers, and leaves the language-model head (and the embeddings that it is tied to), embeddings,
+    norms and biases as they are.
+    """
+    total = sum(t.numel() * t.element_size() for n, t in _unique(causal_lm) if "lora_" not in n)
+    return (
+        total
+        if load is None
+        else total
+        - sum(
+            module.weight.numel() * module.weight.element_size() - _quantised(module, load)
+            for module in quantisable(causal_lm)
+        )
+    )
+
+
+def quantisable(causal_lm: Any) -> list[Any]:
+    """The linear layers that quantisation takes: all but the head."""
+    head = causal_lm.get_output_embeddings()
+    return [
+        module
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and "lora_" not in name
+    ]
+
+
+def _quantised(module: Any, load: str) -> float:
+    numbers = int(module.weight.numel())
+    rows = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
+    # 8 bit: a float32 a row besides.
+    return numbers * _FOUR_BIT if load == "4bit" else numbers + 4 * rows
+
+
+def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def adapter_bytes(adapted: Skeleton) -> int:
+    """The adapter's weights; its gradient and Adam's two moments are as large each."""
+    return sum(p.numel() * p.element_size() for n, p in adapted.model.named_parameters() if "lora_" in n)
+
+
+def merge_bytes(adapted: Skeleton) -> int:
+    """What lora.merged keeps while answers are drawn: copies of the adapted weights, and one layer's change."""
+    layers = [m.get_base_layer() for m in adapted.model.modules() if isinstance(m, LoraLayer)]
+    sizes = [layer.weight.numel() * layer.weight.element_size() for layer in layers]
+    return int(sum(sizes) + 2 * max(sizes))
+
+
+@torch.no_grad()
+def cache_bytes(bare: Skeleton, positions: int = 64) -> int | None:
+    """Keys and values of one position, in bytes; None for a model that keeps something else."""
+    cache = DynamicCache(config=bare.causal_lm.config)
+    with bare.traced():
+        _states(bare.causal_lm, 1, positions, cache)
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    if len(layers) != len(cache.layers):
+        return None
+    return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)) // positions
+
+
+@torch.no_grad()
+def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
+    """The most while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, the first token's draw.
+
+    Later steps hold less: the prompts' own cache is gone by then.
+    """
+    with bare.traced() as live:
+        lm = bare.causal_lm
+        cache = DynamicCache()
+        hidden = _states(lm, rows, prompt, cache)[:, -1]
+        slots = Slots(lm.config.get_text_config().num_hidden_layers, META)
+        index = torch.arange(rows, device=META)
+        slots.rebuild([], new, (cache, torch.ones(rows, prompt, dtype=torch.long, device=META), index))
+        del cache
+        logits = body_and_head(lm)[1](hidden).float()
+        uniforms = torch.zeros(rows, dtype=torch.float64, device=META)
+        Sampler(GenerationSettings(), index[:1]).draw(logits, uniforms, [0] * rows, [])
+    return live.peak
+
+
+@torch.no_grad()
+def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
+    """The most while the log-probabilities of answers are found; ``compared``: with the exact KL to other states."""
+    with bare.traced() as live:
+        lm = bare.causal_lm
+        head = body_and_head(lm)[1]
+        hidden = _of_answers(_states(lm, rows, width, DynamicCache(config=lm.config)), answer)
+        if compared:
+            piece = hidden[:_CHUNK]
+            head_stats(head, piece, _zeros(len(piece)), None, torch.empty_like(piece))
+        else:
+            frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)
+    return live.peak
+
+
+def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
+    """The most while a microbatch of RL goes forwards and backwards, its gradient included."""
+    with _gradients_put_back(adapted), adapted.traced() as live:
+        lm = adapted.causal_lm
+        body, head = body_and_head(lm)
+        with _again(body) if recompute else contextlib.nullcontext():
+            states = _states(lm, rows, width, None if recompute else DynamicCache(config=lm.config))
+        hidden = _of_answers(states, answer)
+        del states
+        logprobs, _ = frozen_head_stats(head, hidden, _zeros(len(hidden)), _CHUNK)
+        logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    return live.peak
+
+
+def imitating_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
+    """The most while a microbatch of fine-tuning does; ``kernels``: TRL's head runs in Triton's, as on CUDA."""
+    with _gradients_put_back(adapted), adapted.traced() as live:
+        lm = adapted.causal_lm
+        body, head = body_and_head(lm)
+        with _again(body) if recompute else contextlib.nullcontext():
+            states = _states(lm, rows, width, None)
+        _TrlHead.apply(states, len(head.weight), kernels).backward()  # type: ignore[no-untyped-call]
+    return live.peak
+
+
+class _TrlHead(torch.autograd.Function):
+    """TRL's language-model head (trl.kernels.chunked_logprob), which goes forwards again on its way back.
+
+    It works on tiles of at most 4,096 tokens by 32,768 words: one in the model's precision, and, where plain PyTorch
+    does what Triton's kernels do in place, at one moment seven more in float32 and one of truth values.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vocabulary: int, kernels: bool) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.vocabulary, ctx.kernels = vocabulary, kernels
+        return hidden.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None, None]:
+        (hidden,) = ctx.saved_tensors
+        tokens = min(hidden.shape[0] * hidden.shape[1], 4096)
+        tile = hidden.new_empty(tokens, 32_768)
+        others = torch.empty(
+            0 if ctx.kernels else tokens * min(ctx.vocabulary, 32_768), 29, dtype=torch.int8, device=META
+        )
+        gradient = torch.empty_like(hidden, dtype=torch.float32)
+        del tile, others
+        return gradient.to(hidden.dtype), None, None
+
+
+def _states(causal_lm: Any, rows: int, width: int, cache: Any) -> Tensor:
+    tokens = _zeros(rows, width)
+    positions = torch.arange(width, device=META)[None].expand(rows, -1)
+    return trunk_states(body_and_head(causal_lm)[0], tokens, torch.ones_like(tokens), positions, cache)
+
+
+def _again(body: Any) -> contextlib.AbstractContextManager[None]:
+    """``recomputed``; PyTorch drops what intercepts functions on the way back, so it is put there again."""
+    return recomputed(body, context_fn=lambda: (contextlib.nullcontext(), _FusedAttention()))
+
+
+def _of_answers(states: Tensor, answer: int) -> Tensor:
+    return states[:, -1 - answer : -1].reshape(-1, states.shape[-1])
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.long, device=META)
+
+
+@contextlib.contextmanager
+def _gradients_put_back(adapted: Skeleton) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for parameter in adapted.model.parameters():
+            parameter.grad = None

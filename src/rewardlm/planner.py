@@ -1,0 +1,298 @@
+"""What a command will take in memory, before it starts, and which settings fit this device.
+
+A command's peak is the larger of two: reading the weights, and the worst moment of its work on top of them. What the
+model's work takes is traced (models.memory); what the process itself and its judges take is measured here and now,
+because it is the same for every model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
+from rewardlm.measure.closer import READ_TOGETHER
+from rewardlm.models import memory
+from rewardlm.models.load import resolve_dtype
+
+Command = Literal["measure", "finetune", "rlaf"]
+COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
+QUANTISED = ("8bit", "4bit")
+_MANY = 512  # rows, of which what grows with them is nearly all
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked: rows of ``tokens`` (prompt and answer), ``new`` of them the answer's.
+
+    ``asked`` rows of ``answers`` are answered side by side, and ``rows`` make a microbatch of training; ``recompute``
+    is gradient checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
+    """
+
+    tokens: int
+    new: int
+    asked: int
+    rows: int
+    answers: int = 1_000_000
+    recompute: bool = False
+    merging: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: of the ``process`` with its libraries and judges, the ``weights``, the ``adapter`` with its optimizer, and
+    the ``work``; ``loading`` is what reading the weights takes besides them.
+    """
+
+    process: int
+    weights: int
+    loading: int
+    adapter: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        return self.process + self.weights + max(self.loading, self.adapter + self.work)
+
+    def as_dict(self) -> dict[str, int]:
+        return {**asdict(self), "total": self.total}
+
+
+class Traces:
+    """What the work of one model in one precision takes; each question is traced once."""
+
+    def __init__(self, spec: str, dtype: torch.dtype) -> None:
+        self.spec, self.dtype = spec, dtype
+        self.bare = memory.skeleton(spec, dtype)
+        self._adapted: dict[str, memory.Skeleton] = {}
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def adapted(self, lora: LoraSettings) -> memory.Skeleton:
+        """With an adapter."""
+        key = lora.model_dump_json()
+        if key not in self._adapted:
+            self._adapted[key] = memory.adapted(self.spec, self.dtype, lora)
+        return self._adapted[key]
+
+    def answering(self, work: Work) -> int:
+        return self._once(memory.answering_bytes, self.bare, work.asked, work.tokens - work.new, work.new)
+
+    def weighing(self, work: Work, *, compared: bool) -> int:
+        return self._once(memory.weighing_bytes, self.bare, work.rows, work.tokens, work.new, compared=compared)
+
+    def learning(self, work: Work) -> int:
+        with_adapter = self.adapted(work.lora)
+        how = {"recompute": work.recompute}
+        return self._once(memory.learning_bytes, with_adapter, work.rows, work.tokens, work.new, **how)
+
+    def imitating(self, work: Work, *, kernels: bool) -> int:
+        with_adapter = self.adapted(work.lora)
+        how = {"recompute": work.recompute, "kernels": kernels}
+        return self._once(memory.imitating_bytes, with_adapter, work.rows, work.tokens, **how)
+
+    def _once(self, trace: Callable[..., int], of: memory.Skeleton, *asked: int, **how: bool) -> int:
+        key = (trace, id(of), asked, *how.items())
+        if key not in self._known:
+            self._known[key] = trace(of, *asked, **how)
+        return self._known[key]
+
+
+class Planner:
+    """Needs of one model at one ``precision`` (a dtype, ``8bit`` or ``4bit``) on ``device``.
+
+    What is quantised computes in the precision that the device is fast in. ``process`` are bytes by command.
+    """
+
+    def __init__(self, precision: str, traces: Traces, device: torch.device, process: Mapping[Command, int]) -> None:
+        self.precision, self.traces, self.device, self.process = precision, traces, device, process
+        self.load = precision if precision in QUANTISED else None
+        self.weights = round(memory.weight_bytes(traces.bare.causal_lm, self.load))
+
+    @property
+    def cache_position(self) -> int | None:
+        """Bytes of the KV cache that a position takes; None for a model that keeps something else."""
+        return memory.cache_bytes(self.traces.bare)
+
+    def need(self, command: Command, work: Work) -> Need:
+        """What ``command`` takes at its worst moment."""
+        traces, adapter = self.traces, 0
+        if command == "measure":
+            # For their perplexity the answers are read again, without the adapter.
+            read = replace(work, rows=max(1, min(work.answers, READ_TOGETHER // work.tokens)))
+            most = max(traces.answering(work) + self._merged(work), traces.weighing(read, compared=False))
+        else:
+            # Its weights, and Adam's two moments; the gradient is a part of the work.
+            adapter = 3 * memory.adapter_bytes(traces.adapted(work.lora))
+        if command == "finetune":
+            most = traces.imitating(work, kernels=self.device.type == "cuda")
+        if command == "rlaf":
+            answering = traces.answering(work) + self._merged(replace(work, merging=True))
+            most = max(answering, traces.weighing(work, compared=True), traces.learning(work))
+        return Need(self.process[command], self.weights, self._loading(), adapter, most + self._unpacked())
+
+    def largest(self, command: Command, work: Work, capacity: int) -> int:
+        """How many rows fit into ``capacity`` bytes: side by side for measure, of a microbatch for the others; 0 if not
+        even one does. Up to ``_MANY`` the number is one that was traced and fits, and at most an eighth or so too
+        small; beyond, a straight line is followed.
+        """
+
+        def total(rows: int) -> int:
+            more = replace(work, asked=rows) if command == "measure" else replace(work, rows=rows)
+            return self.need(command, more).total
+
+        if total(1) > capacity:
+            return 0
+        low, high = 1, _MANY
+        usual = work.asked if command == "measure" else work.rows
+        if usual < _MANY:
+            low, high = (usual, _MANY) if total(usual) <= capacity else (1, usual)
+        if total(high) <= capacity:
+            a_row = (total(high) - total(high // 2)) // (high - high // 2)
+            return high + (capacity - total(high)) // max(1, a_row)
+        for attempt in range(6):
+            if high - low <= max(1, low // 8):
+                break
+            # The line between the two, and by turns the middle, in case that what grows has a bend.
+            on_line = (capacity - total(low)) * (high - low) // max(1, total(high) - total(low))
+            middle = low + (on_line if attempt % 2 == 0 else (high - low) // 2)
+            middle = min(max(middle, low + 1), high - 1)
+            low, high = (middle, high) if total(middle) <= capacity else (low, middle)
+        return low
+
+    def _merged(self, work: Work) -> int:
+        merges = work.merging and self.traces.dtype == torch.float32 and self.load is None
+        return memory.merge_bytes(self.traces.adapted(work.lora)) if merges else 0
+
+    def _loading(self) -> int:
+        """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""
+        bare = self.traces.bare
+        converted = self.load is not None or bare.stored != bare.dtype
+        if self.device.type != "cpu" or not converted:
+            return 0
+        return round(memory.weight_bytes(bare.causal_lm) * bare.stored.itemsize / bare.dtype.itemsize)
+
+    def _unpacked(self) -> int:
+        """A quantised layer's weights stand there unpacked while it multiplies."""
+        if self.load is None:
+            return 0
+        bare = self.traces.bare
+        largest = max(int(module.weight.numel()) for module in memory.quantisable(bare.causal_lm))
+        return largest * bare.dtype.itemsize
+
+
+def planners(
+    spec: str, precisions: Sequence[str], device: torch.device, process: Mapping[Command, int]
+) -> list[Planner]:
+    """One for each of ``precisions``. Raises ModelError where ``spec`` has no configuration."""
+    dtypes = [resolve_dtype("auto" if name in QUANTISED else name, device) for name in precisions]
+    traces = {dtype: Traces(spec, dtype) for dtype in dict.fromkeys(dtypes)}
+    return [Planner(name, traces[dtype], device, process) for name, dtype in zip(precisions, dtypes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command at one precision: what its default ``setting`` needs, and the largest value that fits (0: none)."""
+
+    precision: str
+    command: Command
+    recompute: bool
+    need: Need
+    setting: str
+    value: int
+    largest: int
+
+    @property
+    def fits(self) -> bool:
+        return self.largest >= self.value
+
+
+def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity: int) -> Iterator[Line]:
+    """Every command as it is by default, and the trainings with gradient checkpointing too."""
+    for command in COMMANDS:
+        for recompute in (False,) if command == "measure" else (False, True):
+            work = replace(default_work(command, tokens, new), recompute=recompute, lora=lora)
+            rows = work.asked if command == "measure" else work.rows
+            setting, value = setting_of(command, rows, tokens)
+            _, largest = setting_of(command, planner.largest(command, work, capacity), tokens)
+            yield Line(planner.precision, command, recompute, planner.need(command, work), setting, value, largest)
+
+
+def advice(found: Sequence[Line]) -> dict[Command, str]:
+    """The first of ``found`` that fits each command; where none does at its default, the first that fits smaller."""
+    said: dict[Command, str] = {}
+    for command in COMMANDS:
+        mine = [line for line in found if line.command == command]
+        best = next((line for line in mine if line.fits), None) or next((line for line in mine if line.largest), None)
+        if best is None:
+            said[command] = "does not fit, whatever the setting"
+            continue
+        words = [f"--load {best.precision}" if best.precision in QUANTISED else f"--dtype {best.precision}"]
+        words += [] if best.fits else [f"{best.setting}={best.largest}"]
+        words += ["gradient_checkpointing=true"] if best.recompute else []
+        said[command] = " ".join(words)
+    return said
+
+
+def default_work(command: Command, tokens: int, new: int) -> Work:
+    """The work of a command's default settings; its rows have ``tokens``, ``new`` of them the answer's."""
+    measuring, finetuning, rl = MeasureSettings(model=""), FinetuneSettings(model=""), RlafSettings(model="")
+    if command == "measure":
+        return Work(tokens, new, asked=max(1, measuring.batch_tokens // tokens), rows=1)
+    if command == "finetune":
+        return Work(tokens, new, asked=1, rows=finetuning.batch_size)
+    return Work(
+        tokens,
+        new,
+        asked=max(1, min(rl.batch_size, max(4096, rl.micro_batch_tokens) // tokens)),
+        rows=max(1, rl.micro_batch_tokens // tokens),
+    )
+
+
+def setting_of(command: Command, rows: int, tokens: int) -> tuple[str, int]:
+    """The setting that ``rows`` are asked for by, and its value."""
+    if command == "finetune":
+        return "micro_batch_size", rows
+    return ("batch_tokens" if command == "measure" else "micro_batch_tokens"), rows * tokens
+
+
+def capacity_of(device: torch.device) -> int:
+    """Bytes that are free on ``device``: of a CPU what can be had without swapping, and this process' own share."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+
+
+def process_bytes(device: torch.device, judges: Sequence[str] = ("starter", "lexical")) -> dict[Command, int]:
+    """What a process takes before it has a model, measured on this one: libraries, and judges where they are asked.
+
+    On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.
+    """
+    for module in ("measure.meter", "train.rlaf", "train.sft"):
+        importlib.import_module(f"rewardlm.{module}")
+    from rewardlm.measure.similarity import load_embedder
+    from rewardlm.scoring.pairs import load_pair_judge
+    from rewardlm.scoring.scorer import load_scorer
+
+    libraries = _resident()
+    # They stay loaded until they have been weighed, and have judged, which takes memory of its own.
+    kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges]
+    for judge in kept:
+        judge.score(["You are welcome here. " * 5] * 32)
+    rl = _resident()
+    embedder = load_embedder()
+    embedder.encode(["You are welcome here."] * 32, show_progress_bar=False)
+    kept += [load_pair_judge(device=str(device)), embedder]
+    measuring = _resident()
+    if device.type != "cpu":
+        return {"finetune": 0, "rlaf": 0, "measure": 0}
+    return {"finetune": libraries, "rlaf": rl, "measure": measuring}
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,139 @@
+"""What is said of a model's memory from its configuration, against models that are really there and allocate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_models import CONFIGS, VOCABULARY, random_policy
+from torch.profiler import ProfilerActivity, profile
+from transformers import DynamicCache
+
+from rewardlm.config import GenerationSettings, LoraSettings
+from rewardlm.models import memory
+from rewardlm.models.generate import Request, generate
+from rewardlm.models.logprobs import forward_rows, row_stats, trunk_states
+from rewardlm.models.lora import adapter_parameters, add_lora
+
+ROWS, WIDTH, ANSWER = 12, 96, 24
+NAMES = ["tiny", "gpt2", "gpt_neox", "falcon_multi_query", "qwen2", "gemma", "opt"]
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONFIGS' names stand for their configurations, with the vocabulary that random_policy gives them."""
+    before = memory.configuration
+
+    def configuration(spec: str) -> Any:
+        if spec not in CONFIGS:
+            return before(spec)
+        config = CONFIGS[spec]()
+        config.vocab_size = VOCABULARY
+        return config
+
+    monkeypatch.setattr(memory, "configuration", configuration)
+
+
+def allocated(work: Any) -> int:
+    """The most that ``work`` had allocated at a time, by the allocator's own account."""
+    work()  # what is made once and kept
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    now = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def rows_of() -> tuple[list[tuple[int, ...]], list[list[int]]]:
+    prompts = [tuple(range(row + 3, row + 3 + WIDTH - ANSWER)) for row in range(ROWS)]
+    return prompts, [list(range(100, 100 + ANSWER)) for _ in prompts]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_and_cache_are_as_large_as_they_really_are(configured, name):
+    policy, bare = random_policy(name), memory.skeleton(name, torch.float32)
+    tensors = {id(t): t for t in [*policy.model.parameters(), *policy.model.buffers()]}.values()
+    assert memory.weight_bytes(bare.causal_lm) == sum(tensor.nbytes for tensor in tensors)
+    cache = DynamicCache(config=policy.causal_lm.config)
+    tokens = torch.zeros(1, 10, dtype=torch.long)
+    trunk_states(policy.causal_lm.base_model, tokens, torch.ones_like(tokens), torch.arange(10)[None], cache)
+    assert memory.cache_bytes(bare) == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 10
+
+
+def test_four_bits_take_what_the_paper_says_and_eight_a_byte_and_a_number_a_row():
+    bare = memory.skeleton("tiny", torch.bfloat16)
+    linear = memory.quantisable(bare.causal_lm)
+    assert bare.causal_lm.get_output_embeddings() not in linear
+    assert len(linear) == 2 * 7
+    numbers, rows = sum(m.weight.numel() for m in linear), sum(m.weight.shape[0] for m in linear)
+    whole = memory.weight_bytes(bare.causal_lm)
+    # Dettmers et al. 2023: double quantisation needs 0.127 bits a parameter for its constants.
+    assert 8 * (memory.weight_bytes(bare.causal_lm, "4bit") - whole + 2 * numbers) / numbers == pytest.approx(
+        4.127, abs=1e-3
+    )
+    assert memory.weight_bytes(bare.causal_lm, "8bit") == whole - 2 * numbers + numbers + 4 * rows
+
+
+def test_an_adapter_takes_what_peft_makes_of_it():
+    policy = random_policy("tiny")
+    add_lora(policy, LoraSettings(r=6), seed=0)
+    made = sum(parameter.nbytes for parameter in adapter_parameters(policy.model))
+    assert memory.adapter_bytes(memory.adapted("tiny", torch.float32, LoraSettings(r=6))) == made
+    # The adapter stays float32 on a model in half precision.
+    assert memory.adapter_bytes(memory.adapted("tiny", torch.bfloat16, LoraSettings(r=6))) == made
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_microbatch_of_rl_allocates_what_was_traced(configured, name, recompute):
+    policy = random_policy(name)
+    add_lora(policy, LoraSettings(), seed=0)
+    prompts, answers = rows_of()
+
+    def learn() -> None:
+        policy.model.zero_grad(set_to_none=True)
+        stats = forward_rows(policy.causal_lm, prompts, answers, range(ROWS), recompute=recompute)
+        stats.logprobs.sum().backward()
+
+    adapted = memory.adapted(name, torch.float32, LoraSettings())
+    traced = memory.learning_bytes(adapted, ROWS, WIDTH, ANSWER, recompute=recompute)
+    assert traced == pytest.approx(allocated(learn), rel=0.15)
+    assert all(parameter.grad is None for parameter in adapted.model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weighing_answers_allocates_what_was_traced(configured, name):
+    policy, bare = random_policy(name), memory.skeleton(name, torch.float32)
+    prompts, answers = rows_of()
+    others = [row.hidden for row in row_stats(policy.causal_lm, prompts, answers, 10**6, keep_hidden=True)]
+    for compared in (False, True):
+        given = others if compared else None
+        real = allocated(lambda given=given: row_stats(policy.causal_lm, prompts, answers, 10**6, kl_from=given))
+        traced = memory.weighing_bytes(bare, ROWS, WIDTH, ANSWER, compared=compared)
+        assert traced == pytest.approx(real, rel=0.15), compared
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answering_allocates_what_was_traced(configured, name):
+    policy, bare = random_policy(name), memory.skeleton(name, torch.float32)
+    requests = [Request(prompt, row) for row, prompt in enumerate(rows_of()[0])]
+
+    def answer() -> None:
+        list(generate(policy, requests, max_new_tokens=ANSWER, sampling=GenerationSettings(), batch_tokens=10**6))
+
+    traced = memory.answering_bytes(bare, ROWS, WIDTH - ANSWER, ANSWER)
+    assert traced == pytest.approx(allocated(answer), rel=0.15)
+
+
+def test_recomputing_and_fewer_rows_take_less():
+    adapted = memory.adapted("tiny", torch.float32, LoraSettings())
+    for trace in (
+        lambda rows, recompute: memory.learning_bytes(adapted, rows, 400, 100, recompute=recompute),
+        lambda rows, recompute: memory.imitating_bytes(adapted, rows, 400, recompute=recompute, kernels=True),
+    ):
+        assert trace(8, True) < trace(8, False)
+        assert trace(4, False) < trace(8, False) < 2.1 * trace(4, False)
