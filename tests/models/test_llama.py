@@ -98,8 +98,13 @@ def test_an_adapter_below_half_precisions_rounding_is_not_lost_in_a_step() -> No
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen2"])
-def test_a_trunk_without_modules_has_their_values_and_gradients(name: str) -> None:
+@pytest.mark.parametrize("long", [False, True])
+def test_a_trunk_without_modules_has_their_values_and_gradients(
+    name: str, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = adapted(name)
+    if long:  # Rows that the general kernel is left to.
+        monkeypatch.setattr("rewardlm.models.tree._SHORT", 4)
     body, _ = body_and_head(policy.causal_lm)
     tree = tree_of(PROMPTS, RESPONSES, 3, CPU)
     parameters = trainable_parameters(policy.model)
