@@ -98,14 +98,19 @@ def test_an_adapter_below_half_precisions_rounding_is_not_lost_in_a_step() -> No
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen2"])
-def test_a_trunk_without_modules_has_their_values_and_gradients(name: str) -> None:
+@pytest.mark.parametrize("long", [False, True])
+def test_a_trunk_without_modules_has_their_values_and_gradients(
+    name: str, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = adapted(name)
     body, _ = body_and_head(policy.causal_lm)
     tree = tree_of(PROMPTS, RESPONSES, 3, CPU)
     parameters = trainable_parameters(policy.model)
     assert lean.is_lean(body)
-    ours = predicting_states(body, tree)
     theirs = tree_states(body, tree).index_select(0, tree.predicting)
+    if long:  # Rows that the general kernel is left to.
+        monkeypatch.setattr("rewardlm.models.tree._SHORT", 4)
+    ours = predicting_states(body, tree)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     got = torch.autograd.grad((ours * weights).sum(), parameters)

@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _NAME = "rewardlm_tree"
+# Up to so many keys a row: plain products keep every weight of the attention, which grows by the square of the length.
+_SHORT = 256
 
 
 @dataclass
@@ -218,6 +221,7 @@ class Layout:
     """
 
     def __init__(self, tree: Tree, heads: int, kv_heads: int) -> None:
+        self.tree = tree
         n_rows, width = tree.queries.shape
         device = tree.queries.device
         head, kv_head = torch.arange(heads, device=device), torch.arange(kv_heads, device=device)
@@ -234,6 +238,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: 
 
     Where a cache holds the prefix, keys and values begin with its.
     """
+    tree = layout.tree
+    if tree.keys.shape[1] > _SHORT:
+        queries, keys, values = (
+            _by_row(states.transpose(0, 1), where)
+            for states, where in ((query, tree.queries), (key, tree.keys), (value, tree.keys))
+        )
+        rows = scaled_dot_product_attention(queries, keys, values, attn_mask=tree.sees, scale=scale, enable_gqa=True)
+        return rows.transpose(1, 2).flatten(0, 1).index_select(0, tree.places)
     found: Tensor = _TreeAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
     return found
 
