@@ -387,7 +387,8 @@ def test_recomputed_layers_keep_only_what_goes_in(case, recompute):
     widest = max(len(p) + len(r) for p, r in zip(rollouts.prompts, rollouts.responses, strict=True))
     per_layer = held / (7 * widest * 64 * 4) / 2
     assert stats.logprobs.requires_grad
-    assert per_layer < 4 if recompute else per_layer > 10
+    # What goes in, and the ends; queries, keys, values, gate and up besides are more than another four.
+    assert per_layer < 2 if recompute else per_layer > 5
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -406,20 +407,21 @@ def test_memory_that_runs_out_leaves_loss_and_gradient_unchanged(case, critic, w
             torch.empty(2**58, dtype=torch.uint8)
 
     def limited(causal_lm, prompts, responses, rows, **more):
-        positions = len(rows) * max(len(prompts[row]) + len(responses[row]) for row in rows)
+        # All prompts begin with the same two tokens, which are run once.
+        positions = sum(len(prompts[row]) + len(responses[row]) - 2 for row in rows) + 2
         passes.append(positions)
         found = forward(causal_lm, prompts, responses, rows, **more)
-        if positions > 32 and len(passes) > 1:
+        if positions > 22 and len(passes) > 1:
             if where == "forward":
                 torch.empty(2**58, dtype=torch.uint8)
             found.logprobs = Refuse.apply(found.logprobs)
         return found
 
     monkeypatch.setattr(module, "forward_rows", limited)
-    budget = Budget(64, "micro_batch_tokens")
-    with pytest.warns(UserWarning, match="out of memory with micro_batch_tokens 64: going on with 32"):
+    budget = Budget(44, "micro_batch_tokens")
+    with pytest.warns(UserWarning, match="out of memory with micro_batch_tokens 44: going on with 22"):
         losses = update(case.learner, one_update(), case.rollouts, case.advantages, case.returns, step=0, budget=budget)
-    assert max(passes[1:]) > 32 >= passes[-1]
+    assert max(passes[1:]) > 22 >= passes[-1]
     assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
     assert_same({name: p.grad.clone() for name, p in named(case) if p.grad is not None}, whole)
-    assert budget.size < 64
+    assert budget.size == 22
