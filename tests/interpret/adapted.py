@@ -5,30 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from small_models import CONFIGS, random_policy
-from transformers import FalconConfig, GPTNeoXConfig
+from small_models import random_policy
 
 from rewardlm.config import LoraSettings
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import add_lora
 
-# Layouts beside those of small_models: NeoX one after the other, Falcon's newer blocks with grouped keys.
-CONFIGS["gpt_neox_serial"] = lambda: GPTNeoXConfig(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=512,
-    use_parallel_residual=False,
-)
-CONFIGS["falcon_new"] = lambda: FalconConfig(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    new_decoder_architecture=True,
-    bias=True,
-)
 FAMILIES = [
     "tiny",
     "mistral_sliding",

@@ -40,6 +40,14 @@ CONFIGS: dict[str, Any] = {
         num_attention_heads=4,
         max_position_embeddings=512,
     ),
+    "gpt_neox_serial": lambda: GPTNeoXConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        use_parallel_residual=False,
+    ),
     "falcon_multi_query": lambda: FalconConfig(
         **_FALCON, multi_query=True, new_decoder_architecture=False, parallel_attn=True, alibi=False
     ),
@@ -47,6 +55,7 @@ CONFIGS: dict[str, Any] = {
         **_FALCON, multi_query=False, new_decoder_architecture=False, parallel_attn=False, alibi=True
     ),
     "falcon_grouped": lambda: FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "falcon_new": lambda: FalconConfig(**_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=True),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=4),
     "opt": lambda: OPTConfig(
         hidden_size=32,

@@ -210,15 +210,15 @@ def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
 def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeypatch, when):
     update = rlaf.update
 
-    def poisoned(found, chosen, rollouts, advantages, returns, step, processes):
+    def poisoned(found, chosen, rollouts, advantages, returns, step, *more):
         losses = {}
         if when == "after it":
-            losses = update(found, chosen, rollouts, advantages, returns, step)
+            losses = update(found, chosen, rollouts, advantages, returns, step, *more)
         if step == 1:
             with torch.no_grad():
                 adapter_parameters(found.policy.model)[0][0, 0] = math.nan
         if when == "before the update":
-            losses = update(found, chosen, rollouts, advantages, returns, step)
+            losses = update(found, chosen, rollouts, advantages, returns, step, *more)
         return losses
 
     monkeypatch.setattr(rlaf, "update", poisoned)

@@ -17,7 +17,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
 from rewardlm.models.lora import REFERENCE, load_adapter, reference
 from rewardlm.runs import Run
-from rewardlm.train import rlaf, sft
+from rewardlm.train import rlaf, sft, sft_trainer
 from rewardlm.train.sft import finetune
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
@@ -316,7 +316,7 @@ def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, 
 @pytest.mark.parametrize("micro", [4, 2])
 def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, trained, monkeypatch, micro):
     """The allocator refuses batches of more than a row, with the gradient of earlier microbatches already there."""
-    backward, tried = sft._Trainer.compute_loss, []
+    backward, tried = sft_trainer.Trainer.compute_loss, []
 
     def limited(self, model, inputs, *args, **more):
         loss = backward(self, model, inputs, *args, **more)
@@ -326,7 +326,7 @@ def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, traine
             torch.empty(2**58, dtype=torch.uint8)
         return loss
 
-    monkeypatch.setattr(sft._Trainer, "compute_loss", limited)
+    monkeypatch.setattr(sft_trainer.Trainer, "compute_loss", limited)
     with pytest.warns(UserWarning, match="out of memory with micro_batch_size"):
         run = finetune(
             settings(tmp_path, max_steps=3, checkpoint_every=1, epochs=3, micro_batch_size=micro), tmp_path / "run"

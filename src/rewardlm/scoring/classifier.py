@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,8 @@ TOXIC_NAMES = frozenset(
 )
 # Padded tokens a forward pass: enough to keep the cores busy, few enough for their caches.
 _TOKEN_BUDGET = 2048
+# Tokens: batches of more than the one and less than the other are filled up for long sums in bf16.
+_FEW, _MANY = 32, 512
 # Special tokens that a text spells out ("[SEP]") are plain text.
 _PLAIN: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
 _LONGEST_WITHOUT_LIMIT = 512  # for a tokenizer and a model that both state no maximum
@@ -189,14 +192,23 @@ def _lower(model: Any) -> bool:
     moves ten times as far, and with the padding too.
     """
     from torch import nn
+    from torch.nn.functional import linear, pad
+
+    def forward(module: Any, x: Any) -> Any:
+        rows = x.bfloat16().flatten(0, -2)
+        n_rows = len(rows)
+        if _FEW < n_rows < _MANY and module.in_features > module.out_features:
+            # With AMX, oneDNN adds up long sums in another order for such batches: a text's score would depend on its
+            # company.
+            rows = pad(rows, (0, 0, 0, _MANY - n_rows))
+        return linear(rows, module.weight, module.bias)[:n_rows].float().view(*x.shape[:-1], -1)
 
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = list(max(stacks, key=len, default=[]))[:-1]
     maps = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
     for module in maps:
         module.bfloat16()
-        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
-        module.register_forward_hook(lambda _, __, output: output.float())
+        module.forward = partial(forward, module)  # type: ignore[method-assign]
     return bool(maps)
 
 
