@@ -55,14 +55,15 @@ class Chat:
                     n = sum(earlier["seed"] == body["seed"] for earlier in outer.asked)
                     outer.under_way += 1
                     outer.most_under_way = max(outer.most_under_way, outer.under_way)
+                found: tuple[int, Any, dict[str, str]] = (404, {"error": {"message": "no such path"}}, {})
                 try:
-                    if self.path.partition("?")[0] != "/v1/chat/completions":
-                        self._send(404, {"error": {"message": "no such path"}}, {})
-                    else:
-                        self._send(*outer.reply(body, n))
+                    if self.path.partition("?")[0] == "/v1/chat/completions":
+                        found = outer.reply(body, n)
                 finally:
+                    # Before it is sent: who has the answer may ask again at once.
                     with lock:
                         outer.under_way -= 1
+                self._send(*found)
 
             def _send(self, status: int, body: Any, headers: dict[str, str]) -> None:
                 if body is DROP:
