@@ -18,8 +18,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from rewardlm.config import ChatSettings, ModelSettings
+from rewardlm.config import ChatSettings, LoraSettings, ModelSettings
 from rewardlm.models.load import Policy, chat_format, load_policy
+from rewardlm.models.lora import add_lora
 
 VOCABULARY = 2048
 _LLAMA_LIKE = {
@@ -113,3 +114,16 @@ def random_policy(name: str) -> Policy:
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     """What gradients go to, whichever adapter it is of, in a fixed order."""
     return [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float32) -> Policy:
+    """``random_policy`` with an adapter that does something."""
+    policy = random_policy(name)
+    policy.causal_lm.to(dtype)
+    policy.dtype = dtype
+    add_lora(policy, LoraSettings(r=4, alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable_parameters(policy.model):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return policy

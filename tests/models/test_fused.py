@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import Linear
-from small_models import random_policy, tiny_policy, trainable_parameters
+from small_models import adapted, random_policy, tiny_policy, trainable_parameters
 
 from rewardlm.config import LoraSettings
 from rewardlm.models.fused import FusedLinear, fuse
@@ -15,18 +15,6 @@ from rewardlm.models.load import Policy
 from rewardlm.models.lora import CRITIC, active, add_critic, add_lora, merged, reference
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
-
-
-def adapted(name: str, dtype: torch.dtype = torch.float32) -> Policy:
-    policy = random_policy(name)
-    policy.causal_lm.to(dtype)
-    policy.dtype = dtype
-    add_lora(policy, LoraSettings(r=4, alpha=8), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in trainable_parameters(policy.model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
 
 
 def unfuse(policy: Policy) -> int:

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import VOCABULARY, random_policy, tiny_policy, trainable_parameters
+from small_models import VOCABULARY, adapted, random_policy, tiny_policy, trainable_parameters
 from transformers import DynamicCache
 
-from rewardlm.config import LoraSettings
 from rewardlm.models import lean
 from rewardlm.models.lean import predicting_states
 from rewardlm.models.llama import Steps, is_plain_llama
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
-from rewardlm.models.lora import REFERENCE, active, add_lora, merged, reference
+from rewardlm.models.lora import REFERENCE, active, merged, reference
 from rewardlm.models.slots import Slots
 from rewardlm.models.tree import tree_of, tree_states
 
 CPU = torch.device("cpu")
 PROMPTS = [[7, 8, 9, 20], [7, 8, 9, 30, 31], [7, 8, 9, 20], [7, 8, 9, *range(40, 70)]]
 RESPONSES = [[1, 2, 3], [4], [5, 6], [6, 2, 7, 7, 9]]
-
-
-def adapted(name: str, dtype: torch.dtype = torch.float32) -> Policy:
-    policy = random_policy(name)
-    policy.causal_lm.to(dtype)
-    policy.dtype = dtype
-    add_lora(policy, LoraSettings(r=4, alpha=8), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in trainable_parameters(policy.model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
 
 
 def by_steps(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:

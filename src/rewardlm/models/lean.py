@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
 from rewardlm.models.fused import map_of
-from rewardlm.models.llama import is_plain_llama
+from rewardlm.models.llama import is_plain_llama, signed
 from rewardlm.models.tree import Layout, Tree, attention, tree_states
 
 
@@ -39,6 +39,7 @@ def is_lean(body: Any) -> bool:
 def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
     x = embedding(tree.tokens, body.embed_tokens.weight)
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
+    sin = signed(sin)
     layout = Layout(tree, body.config.num_attention_heads, body.config.num_key_value_heads)
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
@@ -227,20 +228,16 @@ def _through_norm(gradient: Tensor, x: Tensor, inverse: Tensor, norm: Tensor) ->
 
 
 class _Turn(torch.autograd.Function):
-    """Rotary position embedding of ``x`` Float[N, heads, D]: each half of D with the other (Su et al. 2021, section
-    3.2.2, in the order of transformers)."""
+    """Rotary position embedding of ``x`` Float[N, heads, D] by the cosine and the ``signed`` sine: each half of D with
+    the other (Su et al. 2021, section 3.2.2, in the order of transformers)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        return (x * cos).addcmul_(x.roll(half, -1), signed)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        half = cos.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        return (gradient * cos).add_((gradient * signed).roll(half, -1)), None, None
+        return (gradient * cos).add_((gradient * sin).roll(cos.shape[-1] // 2, -1)), None, None

@@ -50,6 +50,12 @@ def lays_out(body: Any) -> bool:
     return size <= _LARGEST_COPY
 
 
+def signed(sin: Tensor) -> Tensor:
+    """The sine of a rotary embedding with its first half's sign changed: with it, turning by halves is one roll."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
 class Steps:
     """The weights of ``body`` and ``head`` as they are now, adapter included, for decoding token by token."""
 
@@ -79,9 +85,7 @@ class Steps:
         mask, positions = slots.advance()
         x = embedding(tokens, self._body.embed_tokens.weight)
         cos, sin = self._body.rotary_emb(x, positions)
-        half = sin.shape[-1] // 2
-        # Turning by halves and changing a sign is one roll, once the sine has the sign.
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        sin = signed(sin)
         bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(mask == 0, -torch.inf)[:, None, None]
         for layer, store in zip(self._layers, slots.layers, strict=True):
             mixed = layer.mix(rms_norm(x, x.shape[-1:], layer.norm, self._eps))
