@@ -107,7 +107,7 @@ def run_experiment(
     from rewardlm.models.processes import Processes
 
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    say = say if processes.is_main else _silent
+    say = processes.voice(say)
     experiment = processes.first(
         lambda: Run.start(
             out,
@@ -166,10 +166,6 @@ def run_experiment(
         return concluded
 
     return processes.first(end)
-
-
-def _silent(_: str) -> None:
-    """For processes that nobody listens to."""
 
 
 def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path | None]]:

@@ -179,9 +179,9 @@ def token_stats(
             None if kl_from is None else kl_from[piece],
         )
         if torch.is_grad_enabled():
-            parts.append(checkpoint(head_stats, *arguments, use_reentrant=False))
+            parts.append(checkpoint(_head_stats, *arguments, use_reentrant=False))
         else:
-            parts.append(head_stats(*arguments))
+            parts.append(_head_stats(*arguments))
     if not parts:
         nothing = predicted_from.new_zeros(0).float()
         return TokenStats(nothing, nothing, predicted_from, nothing)
@@ -452,7 +452,7 @@ class _FrozenHeadStats(torch.autograd.Function):
         return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
-def head_stats(
+def _head_stats(
     head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and divergences Float[N] of one chunk; its logits stand in memory whole."""

@@ -57,6 +57,10 @@ class Processes:
         """Whether this is the process that writes files and talks to the user."""
         return self.rank == 0
 
+    def voice(self, say: Callable[[str], None] | None) -> Callable[[str], None]:
+        """``say`` in the process that talks to the user; elsewhere, and for None, nothing is said."""
+        return say if say is not None and self.is_main else _silent
+
     @property
     def device(self) -> str | None:
         """The accelerator that the launcher gave to this process; None where there is one process alone."""
@@ -152,3 +156,7 @@ def linked() -> Iterator[None]:
         raise RunError(
             "another process of this command ended: its own message says why, and the same command again goes on"
         ) from error
+
+
+def _silent(_: str) -> None:
+    """For processes that nobody listens to."""

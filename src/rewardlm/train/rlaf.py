@@ -102,7 +102,7 @@ def train(
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
     with ExitStack() as held:
         processes.first(lambda: held.enter_context(alone(out)))
-        return _train(settings, out, processes, report, say if say is not None and processes.is_main else _silent)
+        return _train(settings, out, processes, report, processes.voice(say))
 
 
 def _train(
@@ -310,10 +310,6 @@ def _train(
         run.update(status="finished", steps=max(start, settings.steps), cut=answers_cut)
     processes.wait()
     return Run.open(run.path)
-
-
-def _silent(_: str) -> None:
-    """For processes that nobody listens to."""
 
 
 def _start(settings: RlafSettings, out: Path) -> Run:
