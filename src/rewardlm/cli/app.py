@@ -78,6 +78,16 @@ def _before(
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
+    code = _run()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from rewardlm.models.processes import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command that was typed."""
     # Libraries below us print progress bars and advice of their own.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -96,29 +106,29 @@ def main() -> None:
             # Typer turns an interrupt into this and says nothing.
             raise KeyboardInterrupt
     except RewardLMError as error:
-        _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         describe = getattr(error, "format_message", None)
-        _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+        return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted: the same command again goes on where this one stopped", 130)
+        return _fail("interrupted: the same command again goes on where this one stopped", 130)
     except BrokenPipeError:
         # The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except OSError as error:
         if error.errno is None:
             raise
         # A full disk, a folder that may not be written: the machine's state, no bug of ours.
-        _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
+    return code if isinstance(code, int) else 0
 
 
 def _warn(message: Warning | str, *_details: object, **_more: object) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     print(f"error: {line}" if line else "error: see rewardlm --help", file=sys.stderr)
-    sys.exit(code)
+    return code
