@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -319,3 +321,20 @@ def test_a_place_where_nothing_was_begun_is_left_as_it_was(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file"), alone(tmp_path / "file"):
         start(tmp_path / "file")
+
+
+def test_a_process_that_a_large_one_started_reports_its_own_peak():
+    """Linux lets the resource usage of a program begin at what its parent held."""
+    ask = "from rewardlm.runs import peak_rss_mb; a = peak_rss_mb(); b = bytearray(200 << 20); print(a, peak_rss_mb())"
+
+    def asked() -> list[float]:
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+        return [float(number) for number in done.stdout.split()]
+
+    small = asked()
+    ballast = bytearray(os.urandom(1 << 20)) * 1200
+    beside = asked()
+    assert len(ballast) > 1e9
+    for before, after in (small, beside):
+        assert before < 500
+        assert after - before == pytest.approx(200, rel=0.1)

@@ -363,6 +363,11 @@ def alone(path: Path) -> Iterator[None]:
 
 def peak_rss_mb() -> float:
     """The most memory that this process has held so far, in MiB."""
+    with suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    # On Linux this would begin at what the process that started this one held.
     # Linux counts kilobytes here, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -6,6 +6,8 @@ smaller pieces give the same result but for rounding.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +18,7 @@ from rewardlm.errors import ModelError
 
 T = TypeVar("T")
 
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 # What PyTorch says on a CPU, where it has no error of its own: Linux and macOS, Windows, oneDNN.
 _CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "could not create a memory object")
 
@@ -68,7 +71,18 @@ class Budget:
         )
 
 
+def trim_heap() -> None:
+    """Give back to the system what the CPU's tensors have left, where the C library can (glibc).
+
+    What is freed between blocks that live on is else kept, and tensors of other sizes don't fit into it: in RL, whose
+    microbatches are all of different lengths, hundreds of MB.
+    """
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(ctypes.c_size_t(0))
+
+
 def free_cached() -> None:
     """Give the device's cached blocks back, so that other sizes fit between them."""
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

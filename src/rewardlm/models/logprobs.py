@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewardlm.errors import ModelError
+from rewardlm.models.budget import trim_heap
 from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution
 from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
@@ -333,6 +334,8 @@ def _packed(
     rows: Sequence[int],
     recompute: bool,
 ) -> Packed:
+    # Between two microbatches little is held.
+    trim_heap()
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
     # A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
