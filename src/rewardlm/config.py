@@ -359,7 +359,7 @@ class MeasureSettings(ModelSettings):
     server: ServerSettings = ServerSettings()
     workers: int = Field(2, ge=1)
     ray_address: str | None = None
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(8192, ge=1)
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True
@@ -804,7 +804,7 @@ class StageMeasure(Section):
     scorer: Names = ["starter", "lexical"]
     samples: int = 1
     max_new_tokens: int = 32
-    batch_tokens: int = 4096
+    batch_tokens: int = 8192
     toxic_by: str | None = None
     similarity: bool = True
     perplexity: bool = True

@@ -265,7 +265,7 @@ class _Decoder:
     def _draw(self, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B]."""
         logits = self.head(hidden) if self.steps is None else self.steps.logits(hidden)
-        return self._record(logits.float(), hidden)
+        return self._record(logits, hidden)
 
     def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its numbers."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
 from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
@@ -109,10 +109,9 @@ class Steps:
         queries, keys = torch.split(turned, [self._heads, self._kv_heads], 1)
         keys, values = store.update(keys[:, :, None], values[:, :, None])
         # The heads that share keys and values stand side by side, as query positions would.
-        grouped = (queries * layer.scale).view(rows * self._kv_heads, -1, width)
-        scores = torch.bmm(grouped, keys.flatten(0, 1).transpose(1, 2))
-        weights = scores.view(rows, self._kv_heads, -1, scores.shape[-1]).add_(bias).softmax(-1)
-        return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(rows, -1)
+        grouped = queries.view(rows, self._kv_heads, -1, width)
+        attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=layer.scale)
+        return attended.reshape(rows, -1)
 
 
 class _Product:

@@ -17,6 +17,8 @@ from rewardlm.config import GenerationSettings
 
 # Tokens whose probabilities are summed before they are looked at one by one.
 _BLOCK = 256
+# Logits whose numbers a CPU's cache holds at once: rows are drawn for in pieces of so many.
+_IN_CACHE = 1 << 19
 # A draw lies below its sum by at least this share, whatever rounding does.
 _BELOW = 1 - 1e-12
 
@@ -44,12 +46,27 @@ class Sampler:
         self._processors = _processors(settings)
 
     def draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
-        """A token for each row of ``logits`` Float[B, V], float32; ``uniforms`` Float[B] in [0, 1), float64.
+        """A token for each row of ``logits`` Float[B, V]; ``uniforms`` Float[B] in [0, 1), float64.
 
         ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where no n-gram
         is banned. ``logprobs`` and ``entropy`` are those of the logits as they came; NaN or infinity among the logits
         makes both NaN.
         """
+        rows = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+        if len(logits) <= rows:
+            return self._draw(logits.float(), uniforms, ages, so_far)
+        pieces = []
+        for start in range(0, len(logits), rows):
+            piece = slice(start, start + rows)
+            pieces.append(self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]))
+        return Drawn(
+            torch.cat([piece.tokens for piece in pieces]),
+            torch.cat([piece.logprobs for piece in pieces]),
+            torch.cat([piece.sampling_logprobs for piece in pieces]),
+            torch.cat([piece.entropy for piece in pieces]),
+        )
+
+    def _draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
         settings = self.settings
         own = Distribution(logits)
         scores = logits

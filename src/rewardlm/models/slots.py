@@ -85,7 +85,8 @@ class Slots:
     def rebuild(self, keep: list[int], room: int, new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
         """Rows ``keep`` in their order, then those of ``new``, with room for at most ``room`` more tokens.
 
-        ``new``: a cache, its mask Int[N, T], both right-aligned, and the row of it that each new slot starts from.
+        ``new``: a cache, which is emptied, its mask Int[N, T], both right-aligned, and the row of it that each new slot
+        starts from.
         """
         device = self._mask.device
         old_span = max((self._spans[row] for row in keep), default=0)
@@ -116,6 +117,9 @@ class Slots:
                     store[first:, :, cursor - new_span : cursor] = getattr(source, name)[new[2]]
                 stores.append(store)
             layer.place(stores[0], stores[1], cursor)
+            if source is not None:
+                # Copied: both at once are the most that decoding holds.
+                source.keys = source.values = stores[0].new_empty(0)
         self._mask, self.lengths = mask, lengths
         self.cursor, self.capacity = cursor, capacity
         self._spans = [self._spans[row] for row in keep] + [new_span] * (n_rows - first)
