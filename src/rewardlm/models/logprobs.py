@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
 from rewardlm.models.lean import predicting_states
-from rewardlm.models.sampling import Distribution
+from rewardlm.models.sampling import Distribution, in_cache
 from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
 
 
@@ -422,10 +422,15 @@ def _watched_head_stats(
     logprobs, entropy, kl = hidden.new_empty(3, len(hidden), dtype=torch.float32)
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
-        own = Distribution(head(hidden[piece]).float())
-        logprobs[piece], entropy[piece] = own.logprobs(targets[piece]), own.entropy()
-        if kl_from is not None:
-            kl[piece] = Distribution(head(kl_from[piece].to(hidden.dtype)).float()).kl(own)
+        logits = head(hidden[piece])
+        others = None if kl_from is None else head(kl_from[piece].to(hidden.dtype))
+        found = logprobs[piece], entropy[piece], kl[piece], targets[piece]
+        for rows in in_cache(logits):
+            own = Distribution(logits[rows].float())
+            of_rows, entropy_of_rows, kl_of_rows, told = (numbers[rows] for numbers in found)
+            of_rows[:], entropy_of_rows[:] = own.logprobs(told), own.entropy()
+            if others is not None:
+                kl_of_rows[:] = Distribution(others[rows].float()).kl(own)
     return logprobs, entropy, None if kl_from is None else kl
 
 
@@ -440,10 +445,15 @@ class _FrozenHeadStats(torch.autograd.Function):
         slopes = torch.empty_like(hidden)
         for start in range(0, len(hidden), chunk):
             piece = slice(start, start + chunk)
-            over_vocabulary = Distribution(torch.nn.functional.linear(hidden[piece], weight, bias).float())
-            logprobs[piece], entropy[piece] = over_vocabulary.logprobs(targets[piece]), over_vocabulary.entropy()
-            expected = over_vocabulary.probabilities().to(weight.dtype) @ weight
-            slopes[piece] = weight[targets[piece]] - expected
+            logits = torch.nn.functional.linear(hidden[piece], weight, bias)
+            found = logprobs[piece], entropy[piece], targets[piece]
+            for rows in in_cache(logits):
+                over_vocabulary = Distribution(logits[rows].float())
+                of_rows, entropy_of_rows, told = (numbers[rows] for numbers in found)
+                of_rows[:], entropy_of_rows[:] = over_vocabulary.logprobs(told), over_vocabulary.entropy()
+                # In their place: they are not needed any more.
+                logits[rows] = over_vocabulary.probabilities()
+            slopes[piece] = weight[targets[piece]] - logits @ weight
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

@@ -17,7 +17,7 @@ from rewardlm.config import GenerationSettings
 
 # Tokens whose probabilities are summed before they are looked at one by one.
 _BLOCK = 256
-# Logits whose numbers a CPU's cache holds at once: rows are drawn for in pieces of so many.
+# Logits whose numbers a CPU's cache holds at once.
 _IN_CACHE = 1 << 19
 # A draw lies below its sum by at least this share, whatever rounding does.
 _BELOW = 1 - 1e-12
@@ -52,13 +52,11 @@ class Sampler:
         is banned. ``logprobs`` and ``entropy`` are those of the logits as they came; NaN or infinity among the logits
         makes both NaN.
         """
-        rows = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-        if len(logits) <= rows:
-            return self._draw(logits.float(), uniforms, ages, so_far)
-        pieces = []
-        for start in range(0, len(logits), rows):
-            piece = slice(start, start + rows)
-            pieces.append(self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]))
+        pieces = [
+            self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]) for piece in in_cache(logits)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
         return Drawn(
             torch.cat([piece.tokens for piece in pieces]),
             torch.cat([piece.logprobs for piece in pieces]),
@@ -87,6 +85,12 @@ class Sampler:
         tokens = drawn_from.draw(uniforms)
         logprobs = own.logprobs(tokens)
         return Drawn(tokens, logprobs, logprobs if drawn_from is own else drawn_from.logprobs(tokens), entropy)
+
+
+def in_cache(logits: Tensor) -> list[slice]:
+    """Rows of ``logits`` Float[B, V] that are looked at together: on a CPU few, walks through them being many."""
+    rows = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
 class Distribution:
