@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from rewardlm.models.sampling import Distribution
+from rewardlm.models.sampling import Distribution, in_cache
 from rewardlm.models.tree import Layout, attention, tree_of
 
 HIDDEN, INNER, VOCABULARY, HEADS, KV_HEADS, SIZE = 576, 1536, 49152, 9, 3, 64
@@ -33,6 +33,7 @@ def main() -> None:
             "120 products of 64 rows": products(dtype, 64),
         }.items():
             table.add_row(name, str(dtype).removeprefix("torch."), *(f"{1000 * seconds:.1f}" for seconds in both(pair)))
+    table.add_row("numbers of 128 rows", "bfloat16", *(f"{1000 * seconds:.1f}" for seconds in both(numbers())))
     table.add_row("entropy of 128 rows", "float32", *(f"{1000 * seconds:.1f}" for seconds in both(entropies())))
     Console().print(table)
 
@@ -91,6 +92,18 @@ def products(dtype: torch.dtype, rows: int) -> Pair:
         lambda: [linear(x, weight) for weight in plain],
         lambda: [multiply(x, weight, None, "none", [], "") for weight in packed],
     )
+
+
+def numbers() -> Pair:
+    """Log-probabilities and entropies of a chunk's logits, walked through whole and as few rows as a cache holds."""
+    logits = torch.randn(128, VOCABULARY).bfloat16()
+    targets = torch.arange(128)
+
+    def of(rows: slice) -> tuple[Tensor, Tensor]:
+        found = Distribution(logits[rows].float())
+        return found.logprobs(targets[rows]), found.entropy()
+
+    return lambda: of(slice(None)), lambda: [of(rows) for rows in in_cache(logits)]
 
 
 def entropies() -> Pair:
