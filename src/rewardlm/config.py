@@ -44,6 +44,7 @@ Doubt = Literal[
     "repetition",
     "short_answers",
     "same_answer",
+    "clipped",
     "reward_hacking",
     "witness_failed",
 ]

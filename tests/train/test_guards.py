@@ -57,6 +57,15 @@ def names(found: Rollouts, kl: float = 0.3, before: list[dict] | None = None, pr
     return set(doubts_about(found, kl, prompts or ASKED, before or []))
 
 
+def test_updates_that_are_mostly_clipped_are_doubted_once_they_have_lasted():
+    found = rollouts(CALM)
+    mostly = [{"clip_fraction": share} for share in (0.7, 0.4, 0.6, 0.6, 0.6)]
+    assert doubts_about(found, 0.3, ASKED, mostly).get("clipped", "").startswith("clipped: 58% of the ratios")
+    assert not names(found, before=mostly[1:])
+    assert not names(found, before=[*mostly, *[{"clip_fraction": 0.1}] * WINDOW])
+    assert not names(found, before=[{"clip_fraction": 0.5}] * WINDOW)
+
+
 def test_ordinary_answers_raise_no_doubt():
     assert names(rollouts(CALM)) == set()
 

@@ -83,6 +83,7 @@ def doubts_about(
             f"witness {name} could not score {failed} of {len(rollouts.judged.empty)} answers ({reason}): it can't "
             "tell whether the reward is hacked"
         )
+    found.update(_clipped(before))
     found.update(_shrunk(rollouts, before))
     found.update(_hacked(rollouts, before))
     return found
@@ -107,6 +108,19 @@ def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[st
             asked.setdefault(" ".join(words), set()).add(prompt)
     counts = Counter({opening: len(of) for opening, of in asked.items()})
     return counts.most_common(1)[0] if counts else ("", 0)
+
+
+def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
+    """Half precision rounds every token's ratio a little, and an answer's whole ratio multiplies them all."""
+    last = [record["clip_fraction"] for record in before[-WINDOW:] if "clip_fraction" in record]
+    if len(last) < WINDOW or fmean(last) <= 0.5:
+        return {}
+    return {
+        "clipped": (
+            f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps lay outside clip_range, where they "
+            "teach nothing: ratio=token, --dtype float32, fewer minibatches or a lower learning rate"
+        )
+    }
 
 
 def _shrunk(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
