@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from rewardlm.config import KlSettings, ModelSettings, RlafSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError, TrainingError
+from rewardlm.models import logprobs
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
 from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
-from rewardlm.train import guards, rlaf
+from rewardlm.train import guards, learner, rlaf
 from rewardlm.train.rewards import Judged
 from rewardlm.train.rlaf import train
 from rewardlm.train.rollouts import Draft, Rollouts
@@ -598,6 +599,33 @@ def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tm
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="constant reward: within every group all answers got the same"):
         train(settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1), tmp_path / "run")
+
+
+def test_in_half_precision_answers_are_scored_in_the_passes_that_learn_from_them(tmp_path, judges, monkeypatch):
+    """What else is in a pass decides how it is rounded, and an answer's ratio multiplies its tokens' rounding."""
+    passes: dict[bool, list] = {False: [], True: []}
+
+    def noted(causal_lm, prompts, responses, rows, **more):
+        texts = [(tuple(prompts[row]), tuple(responses[row])) for row in rows]
+        passes[torch.is_grad_enabled()].append(texts)
+        return forward_rows(causal_lm, prompts, responses, rows, **more)
+
+    for module in (logprobs, learner):
+        monkeypatch.setattr(module, "forward_rows", noted)
+    chosen = settings(
+        **{"dtype": "bfloat16", "batch_size": 32, "max_new_tokens": 16, "minibatches": 3, "ppo_epochs": 1, "steps": 1},
+        **{"micro_batch_tokens": 256, "reward": ["rlaf_judges:fussy"], "rewards": {"max_failed_share": 1.0}},
+    )
+    [line] = metrics(train(chosen, tmp_path / "run"))
+    assert line["dropped"]
+    learnt = passes[True]
+    assert len(learnt) > 3  # a minibatch is several passes
+    # The policy's own passes, those that nobody learns from last, and the reference's.
+    assert passes[False][: len(learnt)] == learnt
+    assert len(passes[False]) % 2 == 0
+    half = len(passes[False]) // 2
+    assert passes[False][half:] == passes[False][:half]
+    assert sum(map(len, passes[False][len(learnt) : half])) == 32 - line["answers"]
 
 
 def test_dropout_is_left_out_and_that_is_said(tmp_path):

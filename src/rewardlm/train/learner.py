@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -111,8 +112,24 @@ def budget_of(settings: RlafSettings) -> Budget:
     return Budget(settings.micro_batch_tokens, "micro_batch_tokens", again=not settings.shard)
 
 
-def weigh(learner: Learner, settings: RlafSettings, draft: Draft, budget: Budget | None = None) -> list[Answer]:
-    """How likely each drafted answer was under policy and reference, and what the critic expected of it."""
+def minibatches(settings: RlafSettings, step: int, epoch: int, n: int) -> list[list[int]]:
+    """Which of ``n`` rows each of an epoch's optimizer steps has, in the order that they are run in."""
+    order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(n)
+    return [rows.tolist() for rows in np.array_split(order, min(settings.minibatches, n))]
+
+
+def weigh(
+    learner: Learner,
+    settings: RlafSettings,
+    draft: Draft,
+    budget: Budget | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[Answer]:
+    """How likely each drafted answer was under policy and reference, and what the critic expected of it.
+
+    Where the model rounds, a pass has rows of one of ``groups`` at a time, which are all rows together: the minibatches
+    that learn from them, whose own passes then begin with a ratio of 1, as microbatches of other shapes would not.
+    """
     policy = learner.policy
     budget = budget or budget_of(settings)
     prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
@@ -126,7 +143,7 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft, budget: Budget
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
             # One token at a time and many at once round differently: the ratio would start off 1.
-            score = partial(row_stats, policy.causal_lm, prompts, responses, keep_hidden=True)
+            score = partial(row_stats, policy.causal_lm, prompts, responses, keep_hidden=True, groups=groups)
             scored = budget.run(score, least=longest)
             logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
             hidden = [row.hidden for row in scored if row.hidden is not None]
@@ -139,6 +156,7 @@ def weigh(learner: Learner, settings: RlafSettings, draft: Draft, budget: Budget
                 responses,
                 kl_from=hidden if head_is_shared(policy) else None,
                 keep_hidden=settings.kl.penalty == "full",
+                groups=groups if policy.rounds else None,
             )
             referred = budget.run(refer, least=longest)
     return [
@@ -201,8 +219,7 @@ def update(
     updates = 0
     n_minibatches = min(settings.minibatches, len(sizes))
     for epoch in range(settings.ppo_epochs):
-        order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(len(sizes))
-        for minibatch in np.array_split(order, n_minibatches):
+        for minibatch in minibatches(settings, step, epoch, len(sizes)):
             weights = answer_weights(
                 [sizes[row] for row in minibatch],
                 settings.token_weights,
@@ -210,9 +227,9 @@ def update(
                 minibatches=n_minibatches,
                 max_new_tokens=settings.max_new_tokens,
             )
-            weight_of = {int(row): float(weight) for row, weight in zip(minibatch, weights, strict=True)}
+            weight_of = dict(zip(minibatch, map(float, weights), strict=True))
             n_tokens = sum(sizes[row] for row in minibatch)
-            mine = [int(row) for row in processes.share(minibatch.tolist())]
+            mine = processes.share(minibatch)
             gradient = partial(
                 _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
             )

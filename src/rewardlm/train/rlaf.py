@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from rewardlm.train.checkpoints import (
     step_of,
 )
 from rewardlm.train.guards import LastGood, check_limits, doubts_about
-from rewardlm.train.learner import Learner, budget_of, corrections, make_learner, update, weigh
+from rewardlm.train.learner import Learner, budget_of, corrections, make_learner, minibatches, update, weigh
 from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, real
 from rewardlm.train.rewards import Judged, RewardModel
 from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
@@ -225,7 +225,8 @@ def _train(
                 if step == start and fresh_critic and learner.value_head is not None:
                     learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
                 with clock("logprobs"):
-                    answers = processes.gather(partial(weigh, learner, settings, draft, learning))
+                    together = _learnt_together(settings, step, kept, len(draft.texts)) if processes.size == 1 else None
+                    answers = processes.gather(partial(weigh, learner, settings, draft, learning, together))
                 rollouts = collate(answers, judged, kept, dropped)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
                 weights_of_draw = corrections(settings, rollouts)
@@ -375,6 +376,12 @@ def _encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tu
     limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
     encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]
     return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
+
+
+def _learnt_together(settings: RlafSettings, step: int, kept: Sequence[int], n: int) -> list[list[int]]:
+    """The ``n`` drafted answers as the first epoch's minibatches, and last those that are not ``kept``."""
+    rows = [[kept[row] for row in minibatch] for minibatch in minibatches(settings, step, 0, len(kept))]
+    return [*rows, sorted(set(range(n)) - set(kept))]
 
 
 def _draw_prompts(n: int, per_step: int, seed: int, step: int) -> list[int]:
