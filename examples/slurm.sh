@@ -21,7 +21,8 @@ if [ $# -eq 0 ]; then
     exit 2
 fi
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*}
 each=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-8} / each))}
 
