@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import CONFIGS, random_policy, tiny_policy, trainable_parameters
+from small_models import CONFIGS, adapted, random_policy, tiny_policy, trainable_parameters
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 
-from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import (
     check_head,
     forward_rows,
@@ -25,7 +23,7 @@ from rewardlm.models.logprobs import (
     token_stats,
     vocabulary_kl,
 )
-from rewardlm.models.lora import add_lora, reference
+from rewardlm.models.lora import reference
 
 CPU = torch.device("cpu")
 SHARED = [7, 8, 9, 10, 11]
@@ -59,21 +57,10 @@ def test_statistics_equal_a_plain_forward(name: str, chunk: int) -> None:
     assert stats.hidden.shape[0] == sum(map(len, RESPONSES))
 
 
-def with_trained_lora(name: str) -> Policy:
-    """An adapter whose B is not zero, so that gradients reach A too."""
-    policy = random_policy(name)
-    add_lora(policy, LoraSettings(r=4, alpha=8), seed=3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in trainable_parameters(policy.model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy
-
-
 @pytest.mark.parametrize("name", ["tiny", *CONFIGS])
 @pytest.mark.parametrize("chunk", [1, 512])
 def test_gradients_equal_plain_autograd(name: str, chunk: int) -> None:
-    policy = with_trained_lora(name)
+    policy = adapted(name)
     parameters = trainable_parameters(policy.model)
     weights = torch.linspace(-1, 2, sum(map(len, RESPONSES)))
 
@@ -89,7 +76,7 @@ def test_gradients_equal_plain_autograd(name: str, chunk: int) -> None:
 
 
 def test_entropy_carries_no_gradient() -> None:
-    policy = with_trained_lora("tiny")
+    policy = adapted("tiny")
     assert not token_stats(policy.causal_lm, pack(PROMPTS, RESPONSES, CPU)).entropy.requires_grad
 
 
@@ -126,7 +113,7 @@ def test_vocabulary_kl_is_the_double_loop() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 512])
 def test_the_divergence_from_other_states_goes_in_the_direction_that_was_asked_for(chunk: int) -> None:
-    policy = with_trained_lora("tiny")
+    policy = adapted("tiny")
     model = policy.causal_lm
     rows = range(len(PROMPTS))
     with torch.no_grad():
@@ -147,7 +134,7 @@ def test_the_divergence_from_other_states_goes_in_the_direction_that_was_asked_f
 
 
 def test_the_divergence_has_the_gradient_of_plain_autograd() -> None:
-    policy = with_trained_lora("tiny")
+    policy = adapted("tiny")
     parameters = trainable_parameters(policy.model)
     weights = torch.linspace(-1, 2, sum(map(len, RESPONSES)))
     with torch.no_grad(), reference(policy):

@@ -69,17 +69,22 @@ def _before(
 
         typer.echo(installed("rewardlm"))
         raise typer.Exit
-    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in _SHARED:
+    if _several() and context.invoked_subcommand not in _SHARED:
         raise ConfigError(
             f"{context.invoked_subcommand} is for one process: start it without torchrun or accelerate launch "
             f"({', '.join(_SHARED)} can be shared out)"
         )
 
 
+def _several() -> bool:
+    """Whether a launcher started more than this process; torch isn't there to be asked."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
     code = _run()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if _several():
         from rewardlm.models.processes import leave
 
         leave(code)

@@ -334,13 +334,14 @@ def _packed(
     rows: Sequence[int],
     recompute: bool,
 ) -> Packed:
-    # Between two microbatches little is held.
-    trim_heap()
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
     # A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
     alone = not divided or runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
+    if device.type == "cpu":
+        # Between two microbatches little is held.
+        trim_heap()
     share = alone and not recompute
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
 
