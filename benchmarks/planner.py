@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--checkpointing", action="store_true", help="The trainings with gradient checkpointing, too.")
+    parser.add_argument("--dropout", type=float, default=0.0, help="lora.dropout of fine-tuning.")
     parser.add_argument("--repeat", type=int, default=6, help="How often the question is repeated in a prompt.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -85,8 +86,10 @@ def cases(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
                 setting, values = CASES[command]
                 for value in values:
                     for recompute in [False, True] if options.checkpointing and command != "measure" else [False]:
-                        need = planner.need(command, work_of(command, value, texts, recompute))
+                        dropout = options.dropout if command == "finetune" else 0.0
+                        need = planner.need(command, work_of(command, value, texts, recompute, dropout))
                         extra = [f"{setting}={value}", *(["gradient_checkpointing=true"] if recompute else [])]
+                        extra += [f"lora.dropout={dropout}"] if dropout else []
                         measured = peak_of(command, model, precision, extra, texts, folder)
                         yield {
                             "case": " ".join([name, precision, command, *extra]),
@@ -97,15 +100,18 @@ def cases(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
                         }
 
 
-def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool) -> Any:
+def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool, dropout: float) -> Any:
     """The case as the planner is asked about it."""
+    from rewardlm.config import LoraSettings
     from rewardlm.planner import Work
 
     tokens = texts["pair_tokens"] if command == "finetune" else texts["prompt_tokens"] + NEW
     # What all prompts begin with is no part of a batch's positions, but is in every row's cache.
     asked = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
     rows = value if command == "finetune" else max(1, value // tokens)
-    return Work(tokens, NEW, asked=asked, rows=min(rows, texts["n"]), recompute=recompute, answers=texts["n"])
+    lora = LoraSettings(dropout=dropout)
+    rows = min(rows, texts["n"])
+    return Work(tokens, NEW, asked=asked, rows=rows, recompute=recompute, answers=texts["n"], lora=lora)
 
 
 def peak_of(command: str, model: str, precision: str, extra: list[str], texts: dict[str, Any], folder: Path) -> float:

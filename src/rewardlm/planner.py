@@ -67,11 +67,11 @@ class Need:
 
 
 class Traces:
-    """What the work of one model in one precision takes; each question is traced once."""
+    """What the work of one model in one precision takes; each question is traced once. ``load``: 8bit or 4bit."""
 
-    def __init__(self, spec: str, dtype: torch.dtype) -> None:
-        self.spec, self.dtype = spec, dtype
-        self.bare = memory.skeleton(spec, dtype)
+    def __init__(self, spec: str, dtype: torch.dtype, load: str | None = None) -> None:
+        self.spec, self.dtype, self.load = spec, dtype, load
+        self.bare = memory.skeleton(spec, dtype, load)
         self._adapted: dict[str, memory.Skeleton] = {}
         self._known: dict[tuple[Any, ...], int] = {}
 
@@ -79,7 +79,7 @@ class Traces:
         """With an adapter."""
         key = lora.model_dump_json()
         if key not in self._adapted:
-            self._adapted[key] = memory.adapted(self.spec, self.dtype, lora)
+            self._adapted[key] = memory.adapted(self.spec, self.dtype, lora, self.load)
         return self._adapted[key]
 
     def answering(self, work: Work) -> int:
@@ -113,8 +113,7 @@ class Planner:
 
     def __init__(self, precision: str, traces: Traces, device: torch.device, process: Mapping[Command, int]) -> None:
         self.precision, self.traces, self.device, self.process = precision, traces, device, process
-        self.load = precision if precision in QUANTISED else None
-        self.weights = round(memory.weight_bytes(traces.bare.causal_lm, self.load))
+        self.weights = round(memory.weight_bytes(traces.bare.causal_lm, traces.load))
 
     @property
     def cache_position(self) -> int | None:
@@ -136,7 +135,7 @@ class Planner:
         if command == "rlaf":
             answering = traces.answering(work) + self._merged(replace(work, merging=True))
             most = max(answering, traces.weighing(work, compared=True), traces.learning(work))
-        return Need(self.process[command], self.weights, self._loading(), adapter, most + self._unpacked())
+        return Need(self.process[command], self.weights, self._loading(), adapter, most)
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
         """How many rows fit into ``capacity`` bytes: side by side for measure, of a microbatch for the others; 0 if not
@@ -168,7 +167,7 @@ class Planner:
         return low
 
     def _merged(self, work: Work) -> int:
-        if self.load is not None:
+        if self.traces.load is not None:
             return 0
         # Without an adapter nothing is merged, but what decodes without its modules takes its copy all the same.
         model = self.traces.adapted(work.lora)
@@ -177,27 +176,22 @@ class Planner:
     def _loading(self) -> int:
         """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""
         bare = self.traces.bare
-        converted = self.load is not None or bare.stored != bare.dtype
+        converted = self.traces.load is not None or bare.stored != bare.dtype
         if self.device.type != "cpu" or not converted:
             return 0
         return round(memory.weight_bytes(bare.causal_lm) * bare.stored.itemsize / bare.dtype.itemsize)
-
-    def _unpacked(self) -> int:
-        """A quantised layer's weights stand there unpacked while it multiplies."""
-        if self.load is None:
-            return 0
-        bare = self.traces.bare
-        largest = max(int(module.weight.numel()) for module in memory.quantisable(bare.causal_lm))
-        return largest * bare.dtype.itemsize
 
 
 def planners(
     spec: str, precisions: Sequence[str], device: torch.device, process: Mapping[Command, int]
 ) -> list[Planner]:
     """One for each of ``precisions``. Raises ModelError where ``spec`` has no configuration."""
-    dtypes = [resolve_dtype("auto" if name in QUANTISED else name, device) for name in precisions]
-    traces = {dtype: Traces(spec, dtype) for dtype in dict.fromkeys(dtypes)}
-    return [Planner(name, traces[dtype], device, process) for name, dtype in zip(precisions, dtypes, strict=True)]
+    held = [
+        (resolve_dtype("auto", device), name) if name in QUANTISED else (resolve_dtype(name, device), None)
+        for name in precisions
+    ]
+    traces = {how: Traces(spec, *how) for how in dict.fromkeys(held)}
+    return [Planner(name, traces[how], device, process) for name, how in zip(precisions, held, strict=True)]
 
 
 @dataclass(frozen=True)

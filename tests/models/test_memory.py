@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import CONFIGS, VOCABULARY, random_policy
+from small_models import CONFIGS, VOCABULARY, random_policy, tiny_policy
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
@@ -127,6 +127,55 @@ def test_answering_allocates_what_was_traced(configured, name):
 
     traced = memory.answering_bytes(bare, ROWS, WIDTH - ANSWER, ANSWER)
     assert traced == pytest.approx(allocated(answer), rel=0.15)
+
+
+def test_what_fine_tuning_drops_out_is_kept_too():
+    prompts, _ = rows_of()
+    tokens = torch.tensor(prompts)
+    positions = torch.arange(tokens.shape[1])[None].expand(ROWS, -1)
+
+    def imitated(dropout: float) -> int:
+        policy = random_policy("tiny")
+        add_lora(policy, LoraSettings(dropout=dropout), seed=0)
+        policy.model.train()
+        body = policy.causal_lm.base_model
+
+        def imitate() -> None:
+            policy.model.zero_grad(set_to_none=True)
+            trunk_states(body, tokens, torch.ones_like(tokens), positions, None).sum().backward()
+
+        return allocated(imitate)
+
+    def traced(dropout: float) -> int:
+        adapted = memory.adapted("tiny", torch.float32, LoraSettings(dropout=dropout))
+        return memory.imitating_bytes(adapted, ROWS, tokens.shape[1], recompute=False, kernels=False)
+
+    more = imitated(0.1) - imitated(0.0)
+    assert more > 0.2 * imitated(0.0)
+    # The head is the same in both, whoever goes through it.
+    assert traced(0.1) - traced(0.0) == pytest.approx(more, rel=0.15)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("load", ["8bit", "4bit"])
+def test_quantised_layers_allocate_what_was_traced(load, recompute):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'rewardlm[quantised]'")
+    policy = tiny_policy(load=load)
+    prompts, answers = rows_of()
+    weighed = allocated(lambda: row_stats(policy.causal_lm, prompts, answers, 10**6))
+    bare = memory.skeleton("tiny", torch.float32, load)
+    assert memory.weighing_bytes(bare, ROWS, WIDTH, ANSWER, compared=False) == pytest.approx(weighed, rel=0.15)
+    add_lora(policy, LoraSettings(), seed=0)
+
+    def learn() -> None:
+        policy.model.zero_grad(set_to_none=True)
+        forward_rows(policy.causal_lm, prompts, answers, range(ROWS), recompute=recompute).logprobs.sum().backward()
+
+    learnt = allocated(learn)
+    traced = memory.learning_bytes(
+        memory.adapted("tiny", torch.float32, LoraSettings(), load), ROWS, WIDTH, ANSWER, recompute=recompute
+    )
+    assert traced == pytest.approx(learnt, rel=0.15)
 
 
 def test_recomputing_and_fewer_rows_take_less():

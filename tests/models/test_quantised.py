@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,23 @@ def test_8_bit_gradients_point_where_those_of_the_weights_do() -> None:
     ours, theirs = gradients(policy), gradients(twin)
     for name, gradient in theirs.items():
         assert float(torch.cosine_similarity(ours[name].flatten(), gradient.flatten(), dim=0)) > 0.98, name
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_8_bit_layers_let_go_of_their_inputs(training: bool) -> None:
+    layer = next(iter(quantised_layers(tiny_policy(load="8bit").model).values())).train(training)
+
+    def is_kept() -> bool:
+        inputs = torch.ones(3, layer.in_features, requires_grad=True) * 2
+        output, seen = layer(inputs), weakref.ref(inputs)
+        del inputs
+        kept = seen() is not None
+        output.sum().backward()
+        return kept
+
+    assert not is_kept()
+    layer._forward_hooks.clear()
+    assert is_kept()  # as bitsandbytes has it
 
 
 @pytest.mark.parametrize("load", ["4bit", "8bit"])

@@ -56,7 +56,13 @@ def assert_equal(mine: Run, theirs: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("starter", "more"), [("torchrun", []), ("accelerate", ["micro_batch_size=2"]), ("torchrun", ["shard=true"])]
+    ("starter", "more"),
+    [
+        ("torchrun", []),
+        ("accelerate", ["micro_batch_size=2"]),
+        ("torchrun", ["shard=true"]),
+        ("torchrun", ["load=4bit"]),
+    ],
 )
 def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, starter, more):
     name = "-".join(["two", starter, *more]).replace("=", "-")
@@ -67,11 +73,11 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, sta
     found = Run.open(folder / name)
     assert found.meta["processes"] == 2
     assert found.finished
-    if more == ["micro_batch_size=2"]:
-        # Its evaluation has other batches: compared with one process that has them, too.
-        single = run(ONE, [*FINETUNE, *more, "--out", "alone-2"], folder)
+    if more in (["micro_batch_size=2"], ["load=4bit"]):
+        # An evaluation of other batches, another base: compared with one process that has them, too.
+        single = run(ONE, [*FINETUNE, *more, "--out", f"alone-{name}"], folder)
         assert single.returncode == 0, single.stderr
-        alone = Run.open(folder / "alone-2")
+        alone = Run.open(folder / f"alone-{name}")
     assert_equal(alone, found)
 
 

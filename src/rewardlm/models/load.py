@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -31,6 +32,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.quantised import (
     bitsandbytes_config,
     falcon_in_plain_layers,
+    forget_inputs,
     keep_layout,
     quantisation_of,
     quantised_layers,
@@ -152,6 +154,7 @@ def load_policy(settings: ModelSettings) -> Policy:
             f"({type(model).__name__} has linear layers of its own): leave --load out"
         )
     keep_layout(model)
+    forget_inputs(model)
     _check_tokenizer(settings.model, tokenizer, model)
     if not quantisation:
         model.to(device)
@@ -340,7 +343,9 @@ def _tiny(dtype: torch.dtype) -> tuple[Any, Any, str]:
 def _read_again(model: Any, how: dict[str, Any]) -> Any:
     """``model`` as loaded from files with ``how``: weights are quantised while they are read."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        # Not by its save_pretrained: of several processes all but the first would write nothing.
+        model.config.save_pretrained(folder)
+        save_model(model, str(Path(folder) / "model.safetensors"), {"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(folder, **how)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -104,6 +104,41 @@ class _Attention(torch.autograd.Function):
         return (*(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None)
 
 
+class _QuantisedLinear(nn.Linear):
+    """A linear layer as bitsandbytes computes it; its weight counts nothing here, and ``weight_bytes`` knows better."""
+
+    def __init__(self, like: Any, load: str) -> None:
+        out_features, in_features = like.weight.shape[::-1] if isinstance(like, Conv1D) else like.weight.shape
+        super().__init__(in_features, out_features, like.bias is not None, device=META, dtype=like.weight.dtype)
+        self.load = load
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In training bitsandbytes unpacks 8-bit weights on a CPU; else integers are multiplied with integers.
+        unpacks = self.load == "4bit" or self.training
+        found: Tensor = _QuantisedMap.apply(x, self.weight, self.bias, unpacks)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _QuantisedMap(torch.autograd.Function):
+    """W·x + b, with W unpacked where it is multiplied. W doesn't learn, so x isn't kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unpacks: bool) -> Tensor:
+        ctx.save_for_backward(weight)
+        if unpacks:
+            return linear(x, torch.empty_like(weight), bias)
+        rounded = x.to(torch.float16)
+        rounded = torch.empty_like(rounded, dtype=torch.int8)
+        product = torch.empty(*rounded.shape[:-1], len(weight), dtype=torch.int32, device=META)
+        return product.float().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ torch.empty_like(weight), None, None, None
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """A model without weights; with an adapter once ``adapted``."""
@@ -123,19 +158,26 @@ class Skeleton:
             yield live
 
 
-def skeleton(spec: str, dtype: torch.dtype) -> Skeleton:
-    """The model ``spec`` (alias, hub id, folder) without weights. Raises ModelError without a configuration."""
+def skeleton(spec: str, dtype: torch.dtype, load: str | None = None) -> Skeleton:
+    """The model ``spec`` (alias, hub id, folder) without weights, with the layers of bitsandbytes if ``load`` is 8bit
+    or 4bit. Raises ModelError without a configuration.
+    """
     config = configuration(spec)
     stored = getattr(config, "dtype", None) or torch.float32
     with META:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if load is not None:
+        taken = {id(module) for module in quantisable(model)}
+        for name, module in [*model.named_modules()]:
+            if id(module) in taken:
+                model.set_submodule(name, _QuantisedLinear(module, load))
     model.eval().requires_grad_(False)
     return Skeleton(model, dtype, stored)
 
 
-def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings) -> Skeleton:
+def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings, load: str | None = None) -> Skeleton:
     """As ``skeleton``, with a fresh adapter as training puts one on."""
-    bare = skeleton(spec, dtype)
+    bare = skeleton(spec, dtype, load)
     policy: Any = SimpleNamespace(model=bare.model, spec=spec)
     with META:
         add_lora(policy, settings, seed=0)
@@ -261,7 +303,7 @@ def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compar
 
 def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
     """The most while a microbatch of RL goes forwards and backwards, its gradient included."""
-    with _gradients_put_back(adapted), adapted.traced() as live:
+    with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
         body, head = body_and_head(lm)
         if recompute:
@@ -276,7 +318,8 @@ def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, rec
 
 def imitating_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
     """The most while a microbatch of fine-tuning does; ``kernels``: TRL's head runs in Triton's, as on CUDA."""
-    with _gradients_put_back(adapted), adapted.traced() as live:
+    adapted.model.train()  # with what it drops out
+    with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
         body, head = body_and_head(lm)
         with _again(body) if recompute else contextlib.nullcontext():
@@ -344,9 +387,11 @@ def _zeros(*shape: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _gradients_put_back(adapted: Skeleton) -> Iterator[None]:
+def _as_it_was(adapted: Skeleton) -> Iterator[None]:
+    """Afterwards without gradients, and in evaluation mode."""
     try:
         yield
     finally:
+        adapted.model.eval()
         for parameter in adapted.model.parameters():
             parameter.grad = None

@@ -83,6 +83,27 @@ def keep_layout(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
+def forget_inputs(model: nn.Module) -> None:
+    """Have 8-bit layers let go of what went in: bitsandbytes keeps it for the gradient of weights that learn nothing.
+
+    It keeps it beside the graph, so that recomputing layers on the way back would not free it either.
+    """
+    for layer in quantised_layers(model).values():
+        if _KINDS[type(layer).__name__] == "8bit":
+            layer.register_forward_hook(_forget)
+
+
+def _forget(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    made_by: Any = output.grad_fn
+    if made_by is None or layer.weight.requires_grad or output.numel() == 0:
+        return
+    # Of its two ways of multiplying, one keeps the input as A and the other among the tensors.
+    if hasattr(made_by, "A"):
+        made_by.A = None
+    if hasattr(made_by, "tensors"):
+        made_by.tensors = (None, None, None)
+
+
 def full_weight(layer: Any) -> Tensor:
     """What a quantised layer's weights stand for, Float[out, in], float32."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
