@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from rewardlm.errors import RunError
+from rewardlm.judges.pairs import PairJudgeSettings, train_pair_judge
+from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.train import train_judge
+from rewardlm.measure.imported import import_table
 from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 
@@ -338,3 +342,19 @@ def test_a_process_that_a_large_one_started_reports_its_own_peak():
     for before, after in (small, beside):
         assert before < 500
         assert after - before == pytest.approx(200, rel=0.1)
+
+
+def test_no_command_writes_where_another_does(tmp_path: Path) -> None:
+    table = tmp_path / "answers.csv"
+    table.write_text("prompt,response\nHow are you?,Fine.\n")
+    taken = tmp_path / "taken"
+    writers = [
+        lambda: train_judge(JudgeTrainSettings(data=["starter"]), taken),
+        lambda: train_pair_judge(PairJudgeSettings(dialogues="starter"), taken),
+        lambda: import_table(table, taken, label="PT"),
+    ]
+    with alone(taken):
+        for write in writers:
+            with pytest.raises(RunError, match="taken is being written by another command"):
+                write()
+    assert not taken.exists()

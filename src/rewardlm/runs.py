@@ -354,11 +354,14 @@ def alone(path: Path) -> Iterator[None]:
         except OSError:
             # Some network file systems have no locks.
             pass
-        yield
+        try:
+            yield
+        finally:
+            # If nothing was begun; whoever was refused leaves the other's place alone.
+            with suppress(OSError):
+                path.rmdir()
     finally:
         os.close(held)
-        with suppress(OSError):
-            path.rmdir()  # if nothing was begun
 
 
 def peak_rss_mb() -> float:

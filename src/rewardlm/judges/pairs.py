@@ -45,7 +45,7 @@ from rewardlm.judges.pair_data import (
 from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, write_record
 from rewardlm.judges.train import _checkpoints, _Watch, head_of
 from rewardlm.models.load import resolve_device, resolve_dtype
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, load_pair_judge
 from rewardlm.train.checkpoints import newest_whole
@@ -103,8 +103,14 @@ def train_pair_judge(
     """Train a pair judge in ``out``; a finished run is returned as it is, a killed one goes on from its last epoch.
 
     ``out`` itself is the judge then, for ``measure counter_narrative=OUT``. Raises DataError for dialogues that leave
-    nothing to train on or to hold out, ModelError for an encoder that can't be loaded, TrainingError for NaN.
+    nothing to train on or to hold out, ModelError for an encoder that can't be loaded, TrainingError for NaN, and
+    RunError where another command writes to ``out``.
     """
+    with alone(out):
+        return _train(settings, out, report, say)
+
+
+def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: Say | None) -> Run:
     run = Run.start(out, kind="judge", label=out.name, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
         return run

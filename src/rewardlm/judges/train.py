@@ -46,7 +46,7 @@ from rewardlm.judges.suites import load_suite
 from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
-from rewardlm.runs import Run, peak_rss_mb
+from rewardlm.runs import Run, alone, peak_rss_mb
 from rewardlm.scoring.encoder import locate_encoder
 from rewardlm.train.checkpoints import newest_whole, write_manifest
 
@@ -87,8 +87,13 @@ def train_judge(
     """Train a judge in ``out``; a finished run is returned as it is, a killed one goes on from its last evaluation.
 
     ``out`` itself is the judge then: ``--scorer OUT`` loads it. Raises DataError for unusable sources, ModelError for
-    an encoder that can't be loaded, and TrainingError for NaN.
+    an encoder that can't be loaded, TrainingError for NaN, and RunError where another command writes to ``out``.
     """
+    with alone(out):
+        return _train(settings, out, report, say)
+
+
+def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: Say | None) -> Run:
     run = Run.start(out, kind="judge", label=out.name, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
         return run

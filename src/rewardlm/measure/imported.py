@@ -32,7 +32,7 @@ from rewardlm.measure.garak import is_garak, read_garak
 from rewardlm.measure.lm_eval import is_lm_eval, read_lm_eval
 from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.spreadsheet import undo_defuse
-from rewardlm.runs import Run, prompts_hash
+from rewardlm.runs import Run, alone, prompts_hash
 from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 
@@ -58,7 +58,7 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
 
     Nothing is written before the whole file has been read. Raises DataError naming the line (where a row
     spans several, its last) for a row that can't be read or a score out of range, ConfigError for a mapping
-    of unknown fields.
+    of unknown fields, RunError where another command writes to ``out``.
     """
     path = Path(path)
     content = read_bytes(path)
@@ -70,7 +70,12 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
         "columns": contents.columns,
         "format": contents.kind,
     }
-    run = Run.start(Path(out), kind="import", label=label, settings=settings, added=("format",))
+    with alone(Path(out)):
+        return _write(Path(out), contents, label, settings)
+
+
+def _write(out: Path, contents: Contents, label: str, settings: dict[str, Any]) -> Run:
+    run = Run.start(out, kind="import", label=label, settings=settings, added=("format",))
     if not run.finished:
         # A killed import left the first part of the same records: add the rest.
         for name, records in (
