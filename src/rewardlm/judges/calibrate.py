@@ -57,13 +57,16 @@ def fit(kind: str, logits: Floats, targets: Floats, weights: Floats) -> Calibrat
 
 
 def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibration]) -> None:
-    """Write the linear calibrations into ``head``, a torch Linear with an output a label."""
+    """Write the linear calibrations into ``head``, a torch Linear with an output a label; a shift needs its bias."""
     for row, label in enumerate(labels):
         found = calibrations.get(label)
         if found is None or found.kind == "isotonic":
             continue
         head.weight.data[row] *= found.scale
-        head.bias.data[row] = head.bias.data[row] * found.scale + found.shift
+        if head.bias is not None:
+            head.bias.data[row] = head.bias.data[row] * found.scale + found.shift
+        elif found.shift:
+            raise ValueError(f"{label}: a head without a bias has no place for the shift {found.shift}")
 
 
 def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> Calibration:

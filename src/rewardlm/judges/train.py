@@ -26,6 +26,7 @@ from torch.utils.data import Sampler
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Conv1D,
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
@@ -106,7 +107,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
     set_seed(settings.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = _model(settings, source, revision)
+        model = _model(settings, source, revision, _padding(tokenizer))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"can't load the encoder {settings.encoder} ({' '.join(str(error).split())[:160]}): expected minilm, a hub "
@@ -124,7 +125,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         args=_arguments(settings, run, len(train_rows), bool(validation_rows), device),
         train_dataset=train_rows,
         eval_dataset=validation_rows or None,
-        data_collator=_Collator(tokenizer.pad_token_id),
+        data_collator=_Collator(_padding(tokenizer)),
         callbacks=[_Watch(run, report), *([EarlyStoppingCallback(settings.patience)] if validation_rows else [])],
     )
     trainer.main = settings.labels.index(settings.main)
@@ -291,7 +292,7 @@ def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say
     }
 
 
-def _model(settings: JudgeTrainSettings, source: str, revision: str | None) -> Any:
+def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padding: int) -> Any:
     """The encoder with a fresh head, an output a label; all weights trainable, or an adapter."""
     # transformers reports the head that is new as missing weights: here it is meant to be.
     from transformers.utils import logging
@@ -299,7 +300,7 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None) -> A
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             source,
             revision=revision,
             num_labels=len(settings.labels),
@@ -308,21 +309,25 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None) -> A
             problem_type="multi_label_classification",
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     finally:
         logging.set_verbosity(verbosity)
+    # A decoder finds a text's last token by it.
+    model.config.pad_token_id = padding
     if settings.tuning == "full":
         return model
     from peft import LoraConfig, TaskType, get_peft_model
 
+    fresh = _fresh(model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     targets = settings.lora.targets
     if targets == "all-linear":
-        # Of the encoder's layers; the head trains as a whole, and the pooler goes with the layers.
+        # Of the encoder's layers; what is fresh trains as a whole, and a pooler that isn't goes with the layers.
         targets = sorted(
             {
                 name.rpartition(".")[2]
                 for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) and module is not head_of(model)
+                if isinstance(module, nn.Linear | Conv1D) and not _within(name, fresh)
             }
         )
     return get_peft_model(
@@ -333,9 +338,24 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None) -> A
             lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
             lora_dropout=settings.lora.dropout,
             target_modules=targets,
-            modules_to_save=["classifier"],
+            exclude_modules=[name for name, _ in model.named_modules() if _within(name, fresh)],
+            modules_to_save=fresh,
         ),
     )
+
+
+def _fresh(model: nn.Module, random: set[str]) -> list[str]:
+    """The largest modules of ``model`` whose weights are all ``random``: the head, and what else its files lack."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        weights = [f"{name}.{key}" for key, _ in module.named_parameters()]
+        if name and weights and random.issuperset(weights) and not _within(name, found):
+            found.append(name)
+    return found
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _rows(
@@ -419,17 +439,24 @@ def _checkpoints(run: Run) -> list[Path]:
 
 
 def head_of(model: Any) -> nn.Linear:
-    """The last layer of a sequence classifier, which peft may have wrapped. Raises TrainingError for another shape."""
-    found = model.base_model.model if hasattr(model, "peft_config") else model
-    head: Any = getattr(found, "classifier", None)
-    if hasattr(head, "modules_to_save"):
-        head = head.modules_to_save["default"]
-    if not isinstance(head, nn.Linear):
+    """The last layer of a sequence classifier, which peft may have wrapped: the last one with an output a label.
+
+    Raises TrainingError where there is none.
+    """
+    labels = model.config.num_labels
+    heads = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == labels
+        and not {"original_module", "lora_A", "lora_B"} & set(name.split("."))
+    ]
+    if not heads:
         raise TrainingError(
-            f"{type(found).__name__} has no linear 'classifier': choose an encoder of the BERT family, "
-            "or tuning=full calibration=none"
+            f"{type(model).__name__} has no linear layer with {labels} outputs: choose another encoder, or "
+            "tuning=full calibration=none"
         )
-    return head
+    return heads[-1]
 
 
 @torch.inference_mode()
@@ -440,7 +467,7 @@ def logits_of(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int)
     out = np.zeros((len(ids), model.config.num_labels), np.float32)
     for start in range(0, len(order), 64):
         batch = order[start : start + 64]
-        inputs, mask = _pad([ids[i] for i in batch], tokenizer.pad_token_id)
+        inputs, mask = _pad([ids[i] for i in batch], _padding(tokenizer))
         out[batch] = model(input_ids=inputs, attention_mask=mask).logits.float().numpy()
     return out
 
@@ -457,14 +484,23 @@ def _calibrate(
     weights = np.asarray(
         [by_source.get(text.source, 1.0) * settings.weights.get(text.source, 1.0) for text in validation]
     )
+    head, kind = head_of(model), settings.calibration
+    if kind == "platt" and head.bias is None:
+        kind = "temperature"  # A decoder's head has no place for a shift.
     fitted: dict[str, Calibration] = {}
     for column, label in enumerate(settings.labels):
         known = ~np.isnan(targets[:, column])
-        found = fit(settings.calibration, logits[known, column], targets[known, column], weights[known])
+        found = fit(kind, logits[known, column], targets[known, column], weights[known])
         if found is not None:
             fitted[label] = found
-    fold(head_of(model), settings.labels, fitted)
+    fold(head, settings.labels, fitted)
     return fitted
+
+
+def _padding(tokenizer: Any) -> int:
+    """The token that rows are filled up with: the last one's where a decoder's tokenizer has none of its own."""
+    padding: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return padding
 
 
 def _pad(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:

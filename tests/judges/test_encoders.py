@@ -1,0 +1,126 @@
+"""Judges on encoders of other shapes than BERT's: heads of several layers, poolers that are new, decoders."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from rewardlm.config import ModelSettings
+from rewardlm.errors import TrainingError
+from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.train import head_of, train_judge
+from rewardlm.models.load import load_policy
+from rewardlm.scoring.classifier import ClassifierScorer
+
+WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "roberta": lambda **more: RobertaConfig(**WIDE, **more, max_position_embeddings=80),
+    "distilbert": lambda **more: DistilBertConfig(**more, dim=32, hidden_dim=64, n_layers=2, n_heads=4),
+    "electra": lambda **more: ElectraConfig(**WIDE, **more, embedding_size=32),
+    "deberta_v2": lambda **more: DebertaV2Config(**WIDE, **more, pooler_hidden_size=32),
+    "modernbert": lambda **more: ModernBertConfig(**WIDE, **more),
+    "gpt2": lambda **more: GPT2Config(**more, n_embd=32, n_layer=2, n_head=4, n_positions=80),
+    "llama": lambda **more: LlamaConfig(**WIDE, **more),
+}
+# What a classifier of each has that its base model hasn't.
+FRESH = {
+    "roberta": ["classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "electra": ["classifier"],
+    "deberta_v2": ["pooler", "classifier"],
+    "modernbert": ["head", "classifier"],
+    "gpt2": ["score"],
+    "llama": ["score"],
+}
+KIND = ["a kind thought", "thank you all", "we like gardens", "let us cook"]
+RUDE = ["you stupid idiot", "shut up moron", "what a clown", "get lost fool"]
+TAILS = ["today", "again", "in this town", "as always", "after work", "on the bus", "at home", "for once"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "toxicity", "hate"])
+        for opening, one, two in itertools.product(KIND + RUDE, TAILS, TAILS):
+            writer.writerow([f"{opening} {one} {two}", float(opening in RUDE), ""])
+    return path
+
+
+def encoder(family: str, folder: Path) -> str:
+    """A random model of the family without a head, as its maker would publish it."""
+    tokenizer = load_policy(ModelSettings(model="tiny", device="cpu")).tokenizer
+    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model = AutoModel.from_config(FAMILIES[family](vocab_size=len(tokenizer), **special), dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_an_adapter_on_any_encoder_learns_and_loads_elsewhere(family: str, data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    base = encoder(family, tmp_path / "encoder")
+    settings = JudgeTrainSettings(
+        data=[str(data)], encoder=base, labels=["toxicity"], lora={"r": 4, "alpha": 8}, epochs=6, batch_size=16,
+        learning_rate=5e-3, precision="float32", device="cpu", validation=0.2,
+    )  # fmt: skip
+    out = train_judge(settings, tmp_path / "judge").path
+
+    scorer = ClassifierScorer(str(out), precision="float32")
+    texts = [f"{opening} {tail} somewhere" for opening in KIND + RUDE for tail in TAILS[:3]]
+    found = torch.tensor([verdict.values["toxicity"] for verdict in scorer.score(texts)])
+    assert found[:12].max() < 0.5 < found[12:].min(), found
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(out)).eval()
+    # PEFT names heads as they are usually called besides.
+    assert set(adapted.peft_config["default"].modules_to_save) == {*FRESH[family], "classifier", "score"}
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for text, probability in zip(texts, found, strict=True):
+        with torch.no_grad():
+            logits = adapted(**tokenizer(text, return_tensors="pt")).logits
+        # The adapter is stored in half precision.
+        assert float(logits.sigmoid()) == pytest.approx(float(probability), abs=1e-5), text
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_all_weights_can_be_trained_too(family: str, data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    base = encoder(family, tmp_path / "encoder")
+    settings = JudgeTrainSettings(
+        data=[str(data)], encoder=base, labels=["toxicity"], tuning="full", epochs=3, batch_size=16,
+        learning_rate=2e-3, precision="float32", device="cpu", validation=0.2,
+    )  # fmt: skip
+    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
+    kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
+    assert kind < 0.5 < rude
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    model = AutoModel.from_config(FAMILIES["llama"](vocab_size=64))
+    model.config.num_labels = 5
+    with pytest.raises(TrainingError, match="no linear layer with 5 outputs"):
+        head_of(model)
