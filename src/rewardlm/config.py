@@ -567,6 +567,8 @@ class RlafSettings(TrainingSettings):
     ``loss_type`` says what a token counts (train.objectives.answer_weights); ``ratio`` whether PPO's ratio is a token's
     or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
     ``bnpo`` (ppo), ``dapo`` (grpo and one's own) or ``dr_grpo``.
+    ``ppo_epochs`` and ``minibatches`` are 2, but 1 each where the ratio is a whole answer's: it leaves
+    ``clip_range`` at the first update, and the answers of a second would teach hardly anything.
     ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
     default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
     comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
@@ -613,6 +615,14 @@ class RlafSettings(TrainingSettings):
     rewards: RewardSettings = RewardSettings()
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_update_for_whole_answers(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
+        return {"ppo_epochs": 1, "minibatches": 1, **given} if ratio == "answer" else given
 
     @property
     def samples_per_prompt(self) -> int:

@@ -118,7 +118,7 @@ def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
     return {
         "clipped": (
             f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps lay outside clip_range, where they "
-            "teach nothing: ratio=token, --dtype float32, fewer minibatches or a lower learning rate"
+            "teach nothing: minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
         )
     }
 
