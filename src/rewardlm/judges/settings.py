@@ -71,7 +71,8 @@ class JudgeTrainSettings(Section):
     ``data``: sources of ``judges.texts.load_labelled``, or files of preference pairs. ``exclude``: suites whose texts
     are left out, because the judge will be evaluated on them. ``limits`` takes a seeded sample of a source's texts,
     ``weights`` multiplies their loss. ``misspelt`` is the share of training texts that are taught a second time in
-    another spelling. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
+    another spelling, ``regrouped`` the share of those that name a group of people which are taught a second time about
+    others. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
     labels that it has too. ``patience`` counts evaluations without a better validation loss (there are ``evaluations``
     of them an epoch) after which training stops; the best weights are kept.
     """
@@ -94,6 +95,7 @@ class JudgeTrainSettings(Section):
     balance: Literal["source", "none"] = "source"
     weights: dict[str, float] = Field(default_factory=dict)
     misspelt: float = Field(0.0, ge=0, le=1)
+    regrouped: float = Field(0.0, ge=0, le=1)
     teacher: str | None = None
     teacher_weight: float = Field(0.5, ge=0)
     validation: float = Field(0.05, gt=0, lt=1)

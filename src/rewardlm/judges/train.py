@@ -42,6 +42,7 @@ from rewardlm.judges.calibrate import Calibration, fit, fold
 from rewardlm.judges.card import save_judge
 from rewardlm.judges.misspell import misspell
 from rewardlm.judges.preferences import PreferencePair, is_preference_file, load_preferences
+from rewardlm.judges.regroup import regroup
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.suites import load_suite
 from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
@@ -117,6 +118,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
     train_rows = [
         *_rows(tokenizer, corpus.train, settings, filled),
         *_rows(tokenizer, _misspelt(settings, corpus.train), settings),
+        *_rows(tokenizer, _regrouped(settings, corpus.train), settings),
         *_pair_rows(tokenizer, corpus.preferences, settings),
     ]
     validation_rows = _rows(tokenizer, corpus.validation, settings)
@@ -264,6 +266,14 @@ def _misspelt(settings: JudgeTrainSettings, texts: Sequence[LabelledText]) -> li
     draw = random.Random(stream_seed("misspell", settings.seed))
     chosen = draw.sample(list(texts), round(settings.misspelt * len(texts)))
     return [dataclasses.replace(text, text=misspell(text.text, draw)) for text in chosen]
+
+
+def _regrouped(settings: JudgeTrainSettings, texts: Sequence[LabelledText]) -> list[LabelledText]:
+    """A share of the texts that name a group of people, about others: they are as hateful, or as harmless."""
+    draw = random.Random(stream_seed("regroup", settings.seed))
+    about_others = [dataclasses.replace(text, text=regroup(text.text, draw)) for text in texts]
+    changed = [new for old, new in zip(texts, about_others, strict=True) if new.text != old.text]
+    return draw.sample(changed, round(settings.regrouped * len(changed)))
 
 
 def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> dict[str, dict[str, float]]:
