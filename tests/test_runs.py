@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rewardlm.errors import RunError
+from rewardlm.judges.evaluate import evaluate
 from rewardlm.judges.pairs import PairJudgeSettings, train_pair_judge
-from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeTrainSettings
 from rewardlm.judges.train import train_judge
 from rewardlm.measure.imported import import_table
 from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
@@ -352,6 +353,7 @@ def test_no_command_writes_where_another_does(tmp_path: Path) -> None:
         lambda: train_judge(JudgeTrainSettings(data=["starter"]), taken),
         lambda: train_pair_judge(PairJudgeSettings(dialogues="starter"), taken),
         lambda: import_table(table, taken, label="PT"),
+        lambda: evaluate(JudgeEvaluateSettings(judge=["lexical"], suite=[str(table)]), taken),
     ]
     with alone(taken):
         for write in writers:

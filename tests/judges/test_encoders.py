@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from rewardlm.config import ModelSettings
-from rewardlm.errors import TrainingError
+from rewardlm.errors import ModelError, TrainingError
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import head_of, train_judge
 from rewardlm.models.load import load_policy
@@ -104,6 +105,56 @@ def test_an_adapter_on_any_encoder_learns_and_loads_elsewhere(family: str, data:
             logits = adapted(**tokenizer(text, return_tensors="pt")).logits
         # The adapter is stored in half precision.
         assert float(logits.sigmoid()) == pytest.approx(float(probability), abs=1e-5), text
+
+
+def classifier(family: str, labels: int, folder: Path) -> str:
+    """As ``encoder``, with a head for ``labels`` labels, as somebody's classifier would be published."""
+    encoder(family, folder)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("family", "labels"), [("roberta", 3), ("roberta", 1), ("distilbert", 3), ("gpt2", 1)])
+def test_a_classifier_of_other_labels_is_an_encoder_too(family: str, labels: int, data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    settings = JudgeTrainSettings(
+        data=[str(data)], encoder=classifier(family, labels, tmp_path / "encoder"), labels=["toxicity"],
+        lora={"r": 4, "alpha": 8}, epochs=3, batch_size=16, learning_rate=5e-3, precision="float32", device="cpu",
+        validation=0.2,
+    )  # fmt: skip
+    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
+    kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
+    assert kind < 0.5 < rude
+
+
+def test_a_decoder_without_a_padding_token_finds_its_last_words(data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    base = encoder("gpt2", tmp_path / "encoder")
+    for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
+        path = tmp_path / "encoder" / name
+        found = json.loads(path.read_text())
+        assert found.pop(key) is not None
+        path.write_text(json.dumps(found))
+    (tmp_path / "encoder" / "special_tokens_map.json").unlink(missing_ok=True)
+    assert AutoTokenizer.from_pretrained(base).pad_token_id is None
+    settings = JudgeTrainSettings(
+        data=[str(data)], encoder=base, labels=["toxicity"], lora={"r": 4, "alpha": 8}, epochs=3, batch_size=16,
+        learning_rate=5e-3, precision="float32", device="cpu", validation=0.2,
+    )  # fmt: skip
+    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
+    kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
+    assert kind < 0.5 < rude
+
+
+def test_targets_that_are_no_layers_are_named(data: Path, tmp_path: Path) -> None:
+    settings = JudgeTrainSettings(
+        data=[str(data)],
+        encoder=encoder("llama", tmp_path / "encoder"),
+        labels=["toxicity"],
+        lora={"targets": ["nose"]},
+    )
+    with pytest.raises(ModelError, match=r"lora\.targets \['nose'\]"):
+        train_judge(settings, tmp_path / "judge")
 
 
 @pytest.mark.parametrize("family", ["roberta", "llama"])

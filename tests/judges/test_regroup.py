@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardlm.judges.regroup import regroup
+from rewardlm.judges.regroup import _GROUPS, regroup
+from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.train import _regrouped, load_corpus
+
+_NAMED = [names[0] for names in _GROUPS.values()]
 
 
 def test_a_group_becomes_one_other_throughout() -> None:
@@ -27,7 +32,7 @@ def test_a_group_becomes_one_other_throughout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adjective", "name"), [("gay", "gay people"), ("female", "women"), ("muslim", "muslims"), ("romani", "roma")]
+    ("adjective", "name"), [("gay", "gay people"), ("jewish", "jewish people"), ("muslim", "muslims")]
 )
 def test_both_ways_to_name_a_group_become_the_same_one(adjective: str, name: str) -> None:
     pairs = set()
@@ -51,12 +56,53 @@ def test_two_groups_stay_two() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a black car on a white wall", "the Indian Ocean", "thank you all", "romance", "asianish", "I like Chinese food"],
+    [
+        "a black car on a white wall",
+        "the Indian Ocean",
+        "thank you all",
+        "romance",
+        "asianish",
+        "I like Chinese food",
+        "two egg whites",
+        "AS Roma won",
+        "women work",
+    ],
 )
 def test_what_names_no_people_stays(text: str) -> None:
     assert regroup(text, random.Random(3)) == text
 
 
-@given(st.text(max_size=80), st.integers(0, 1000))
-def test_it_is_repeatable(text: str, seed: int) -> None:
-    assert regroup(text, random.Random(seed)) == regroup(text, random.Random(seed))
+NAMES = st.sampled_from(["muslims", "black people", "a gay man", "the jews", "gardens", "work", "and", "immigrants"])
+
+
+@given(st.lists(NAMES, max_size=8).map(" ".join), st.integers(0, 1000))
+def test_it_is_repeatable_and_leaves_the_other_words(text: str, seed: int) -> None:
+    written = regroup(text, random.Random(seed))
+    assert written == regroup(text, random.Random(seed))
+    assert (written == text) == (not {"muslims", "black", "gay", "jews", "immigrants"} & set(text.split()))
+    for word in ("gardens", "work", "and"):
+        assert written.split().count(word) == text.split().count(word)
+
+
+def test_a_share_of_the_training_texts_is_taught_about_others(tmp_path: Path) -> None:
+    rows = [f"muslims like {thing}" for thing in ("tea", "work", "songs", "cars", "books", "walks", "trees", "rain")]
+    rows += [f"I like {thing}" for thing in ("tea", "work", "songs", "cars")]
+    # Of one thing everything is said already: nothing about others is new.
+    rows += [f"{name} like bread" for names in _GROUPS.values() for name in names]
+    data, excluded = tmp_path / "data.csv", tmp_path / "excluded.csv"
+    data.write_text("text,hate\n" + "".join(f"{row},0\n" for row in rows))
+    excluded.write_text("text,label\n" + "".join(f"{name} like tea,0\n" for name in _NAMED if name != "muslims"))
+
+    settings = JudgeTrainSettings(data=[str(data)], exclude=[str(excluded)], labels=["hate"], main="hate", regrouped=1)
+    corpus = load_corpus(settings)
+    texts = {text.text for text in corpus.train}
+    about_muslims = {text for text in texts if text.startswith("muslims like ")} - {"muslims like bread"}
+    found = _regrouped(settings, corpus)
+    # Those about tea could only become texts that are excluded, those about bread only texts that there are.
+    assert {text.text.split(" like ")[1] for text in found} == {t.split(" like ")[1] for t in about_muslims} - {"tea"}
+    assert not {text.text for text in found} & texts
+    assert {(text.labels["hate"], text.source) for text in found} == {(0.0, "data")}
+    assert found == _regrouped(settings, corpus)
+    half = _regrouped(settings.model_copy(update={"regrouped": 0.5}), corpus)
+    assert len(half) == round(len(found) / 2)
+    assert _regrouped(settings.model_copy(update={"regrouped": 0.0}), corpus) == []

@@ -48,7 +48,19 @@ VARIANTS = {
         "tensorboard",
     ],
     "grpo": ["--algorithm", "grpo", "--reward", "lexical,own_rewards:short", "--kl-penalty", "full", "loss_type=grpo"],
-    "rloo": ["--algorithm", "rloo", "--reward", "lexical", "--kl-penalty", "k3", "generation.temperature=0.8"],
+    "rloo": [
+        "--algorithm",
+        "rloo",
+        "--reward",
+        "lexical",
+        "--kl-penalty",
+        "k3",
+        "generation.temperature=0.8",
+        "--ppo-epochs",
+        "2",
+        "--minibatches",
+        "2",
+    ],
     "quantised": ["--algorithm", "grpo", "--reward", "lexical", "--kl-penalty", "k3", "--load", "4bit"],
 }
 

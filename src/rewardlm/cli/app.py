@@ -98,7 +98,9 @@ def _run() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # oneDNN keeps a thousand kernels, one a shape, each with scratch space: hundreds of MB once all lengths have been.
+    # What PyTorch keeps above it, for half precision, is as much again.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         # Deprecations inside libraries are ours to follow, not the user's; our own warnings are one line.

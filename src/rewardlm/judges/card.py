@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def save_judge(
 def command(settings: JudgeTrainSettings) -> str:
     """The command line that trains this judge again: what differs from the defaults is said."""
     defaults = JudgeTrainSettings(data=["starter"])
-    parts = ["rewardlm judge train --data", ",".join(settings.data), "--encoder", settings.encoder]
+    parts = ["rewardlm", "judge", "train", "--data", ",".join(settings.data), "--encoder", settings.encoder]
     mine, theirs = settings.model_dump(mode="json"), defaults.model_dump(mode="json")
     for key, value in mine.items():
         if key in ("data", "encoder", "device") or value == theirs[key]:
@@ -74,10 +75,10 @@ def command(settings: JudgeTrainSettings) -> str:
             before = theirs[key]
             parts += [f"{key}.{sub}={_written(item)}" for sub, item in value.items() if before.get(sub) != item]
         elif key == "seed":
-            parts.append(f"--seed {value}")
+            parts += ["--seed", str(value)]
         else:
             parts.append(f"{key}={_written(value)}")
-    return " ".join([*parts, "--out DIR"])
+    return shlex.join([*parts, "--out", "DIR"])
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:

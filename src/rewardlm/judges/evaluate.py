@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -47,7 +48,7 @@ from rewardlm.judges.metrics import (
 )
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
-from rewardlm.runs import Run
+from rewardlm.runs import Run, alone
 from rewardlm.scoring.scorer import (
     EMPTY,
     FailureLimit,
@@ -87,8 +88,13 @@ def evaluate(
 
     With ``out``, a run holds it all: a finished one is read, a killed one goes on. Raises DataError for a suite,
     ScorerError for a judge that can't be used, has no such label or fails on more than ``max_failed_share`` of a suite,
-    and RunError where ``out`` was made with other texts or weights.
+    and RunError where ``out`` was made with other texts or weights, or another command writes to it.
     """
+    with nullcontext() if out is None else alone(out):
+        return _evaluate(settings, out, report)
+
+
+def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Report | None) -> dict[str, Any]:
     run = _start(settings, out)
     if run is not None and run.finished:
         return stored(run)

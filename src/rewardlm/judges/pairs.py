@@ -31,7 +31,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from rewardlm.config import LoraSettings, Section, flatten
 from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
-from rewardlm.errors import DataError
+from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.pair_data import (
     Exchange,
     PairExample,
@@ -132,6 +132,8 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     model = _model(settings, source, revision)
+    if head_of(model).bias is None:
+        raise ModelError(f"{settings.encoder}'s head has no bias, as a decoder's: choose an encoder of BERT's family")
     validation = _rows(tokenizer, unseen, settings)
     trainer = Trainer(
         model=model,

@@ -2,7 +2,8 @@
 
 A judge learns "the word Muslim is hateful" where its data have more hate than harmless texts about Muslims, and it
 knows nothing of groups that its data lack. A text that is taught a second time about others takes both away
-(counterfactual data augmentation; Zhao et al. 2018, arXiv 1804.06876). Only whole, plain names are taken; slurs stay.
+(counterfactual data augmentation; Zhao et al. 2018, arXiv 1804.06876). Only whole names that hardly mean anything else
+are taken; slurs stay, and so do women, who belong to any of these groups.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "chinese": ("chinese people",),
     "christian": ("christians",),
     "disabled": ("disabled people", "the disabled"),
-    "female": ("women",),
     "gay": ("gay people", "gays", "homosexuals"),
     "hindu": ("hindus",),
     "immigrant": ("immigrants", "migrants"),
@@ -31,9 +31,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "mexican": ("mexicans",),
     "muslim": ("muslims",),
     "refugee": ("refugees",),
-    "romani": ("roma",),
     "trans": ("trans people", "transgender people"),
-    "white": ("white people", "whites"),
+    "white": ("white people",),
 }
 _PEOPLE = "person|man|woman|guy|girl|boy|kid|child|people|men|women|guys|girls|boys|kids|children|folks"
 _BY_NAME = {name: group for group, names in _GROUPS.items() for name in names}

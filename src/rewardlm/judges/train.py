@@ -75,12 +75,16 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a judge learns from, what stops and calibrates it, and what each came from."""
+    """What a judge learns from, what stops and calibrates it, and what each came from.
+
+    ``unseen`` are the normalised texts that it must not learn: held out, excluded, and those that stop it.
+    """
 
     train: list[LabelledText]
     validation: list[LabelledText]
     preferences: list[PreferencePair]
     sources: list[dict[str, Any]]
+    unseen: frozenset[str]
 
 
 def train_judge(
@@ -96,7 +100,14 @@ def train_judge(
 
 
 def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: Say | None) -> Run:
-    run = Run.start(out, kind="judge", label=out.name, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
+    run = Run.start(
+        out,
+        kind="judge",
+        label=out.name,
+        settings=settings.model_dump(mode="json"),
+        free=FREE_SETTINGS,
+        filled={"regrouped": 0.0},
+    )
     if run.finished:
         return run
     corpus = load_corpus(settings)
@@ -118,7 +129,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
     train_rows = [
         *_rows(tokenizer, corpus.train, settings, filled),
         *_rows(tokenizer, _misspelt(settings, corpus.train), settings),
-        *_rows(tokenizer, _regrouped(settings, corpus.train), settings),
+        *_rows(tokenizer, _regrouped(settings, corpus), settings),
         *_pair_rows(tokenizer, corpus.preferences, settings),
     ]
     validation_rows = _rows(tokenizer, corpus.validation, settings)
@@ -216,7 +227,9 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
         for number, found in enumerate(sets)
         if used[number]
     ] + sources
-    return Corpus(texts[n_validation:], texts[:n_validation], preferences, sources)
+    validation = texts[:n_validation]
+    unseen = frozenset(forbidden | {normalised(text.text) for text in validation})
+    return Corpus(texts[n_validation:], validation, preferences, sources, unseen)
 
 
 def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -268,11 +281,16 @@ def _misspelt(settings: JudgeTrainSettings, texts: Sequence[LabelledText]) -> li
     return [dataclasses.replace(text, text=misspell(text.text, draw)) for text in chosen]
 
 
-def _regrouped(settings: JudgeTrainSettings, texts: Sequence[LabelledText]) -> list[LabelledText]:
+def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledText]:
     """A share of the texts that name a group of people, about others: they are as hateful, or as harmless."""
     draw = random.Random(stream_seed("regroup", settings.seed))
-    about_others = [dataclasses.replace(text, text=regroup(text.text, draw)) for text in texts]
-    changed = [new for old, new in zip(texts, about_others, strict=True) if new.text != old.text]
+    # Made from a template, a text about others may be one that there is.
+    known = {normalised(text.text) for text in corpus.train} | corpus.unseen
+    changed = []
+    for text in corpus.train:
+        about_others = regroup(text.text, draw)
+        if normalised(about_others) not in known:
+            changed.append(dataclasses.replace(text, text=about_others))
     return draw.sample(changed, round(settings.regrouped * len(changed)))
 
 
@@ -325,8 +343,13 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
         logging.set_verbosity(verbosity)
     # A decoder finds a text's last token by it.
     model.config.pad_token_id = padding
-    if settings.tuning == "full":
-        return model
+    if settings.calibration != "none":
+        head_of(model)
+    return model if settings.tuning == "full" else _with_adapter(settings, model, loading)
+
+
+def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str, Any]) -> Any:
+    """Raises ModelError where ``lora.targets`` name no layer that can have one."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     fresh = _fresh(model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
@@ -340,23 +363,32 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
                 if isinstance(module, nn.Linear | Conv1D) and not _within(name, fresh)
             }
         )
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=settings.lora.r,
-            lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.lora.dropout,
-            target_modules=targets,
-            exclude_modules=[name for name, _ in model.named_modules() if _within(name, fresh)],
-            modules_to_save=fresh,
-        ),
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=settings.lora.r,
+        lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora.dropout,
+        target_modules=targets,
+        exclude_modules=[name for name, _ in model.named_modules() if _within(name, fresh)],
+        modules_to_save=fresh,
     )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"lora.targets {settings.lora.targets!r} on {settings.encoder}: {' '.join(str(error).split())[:160]}; name "
+            "linear layers of the encoder, or set tuning=full"
+        ) from error
 
 
-def _fresh(model: nn.Module, random: set[str]) -> list[str]:
-    """The largest modules of ``model`` whose weights are all ``random``: the head, and what else its files lack."""
-    found: list[str] = []
+def _fresh(model: Any, random: set[str]) -> list[str]:
+    """The modules that train as a whole: what a classifier has above its base model, and of that what is ``random``."""
+    above = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    found = list(above)
     for name, module in model.named_modules():
         weights = [f"{name}.{key}" for key, _ in module.named_parameters()]
         if name and weights and random.issuperset(weights) and not _within(name, found):
@@ -464,7 +496,7 @@ def head_of(model: Any) -> nn.Linear:
     if not heads:
         raise TrainingError(
             f"{type(model).__name__} has no linear layer with {labels} outputs: choose another encoder, or "
-            "tuning=full calibration=none"
+            "calibration=none"
         )
     return heads[-1]
 
@@ -509,7 +541,9 @@ def _calibrate(
 
 def _padding(tokenizer: Any) -> int:
     """The token that rows are filled up with: the last one's where a decoder's tokenizer has none of its own."""
-    padding: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    padding: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if padding is None:
+        raise ModelError("the encoder's tokenizer has neither a padding token nor an end token: give it one of them")
     return padding
 
 
