@@ -170,6 +170,20 @@ def test_all_weights_can_be_trained_too(family: str, data: Path, tmp_path: Path)
     assert kind < 0.5 < rude
 
 
+def test_a_judge_of_one_label_is_asked_for_that(data: Path, tmp_path: Path) -> None:
+    lines = data.read_text().replace("text,toxicity,hate", "text,hate,toxicity")
+    (tmp_path / "hate.csv").write_text(lines)
+    base = encoder("llama", tmp_path / "encoder")
+    settings = JudgeTrainSettings(
+        data=[str(tmp_path / "hate.csv")], encoder=base, labels=["hate"], main="hate", epochs=0.2, device="cpu"
+    )
+    out = str(train_judge(settings, tmp_path / "judge").path)
+    for spec in (out, f"{out}#hate"):
+        scorer = ClassifierScorer(spec)
+        assert scorer.labels == ("hate",)
+        assert scorer.score(["a kind thought"])[0].values.keys() == {"hate"}
+
+
 def test_a_model_without_a_head_is_refused() -> None:
     model = AutoModel.from_config(FAMILIES["llama"](vocab_size=64))
     model.config.num_labels = 5

@@ -55,9 +55,9 @@ class ClassifierScorer:
 
     A multi-label model returns all its labels (a sigmoid each), the main one first; a single-label model
     returns the chosen label's softmax share alone, since the others aren't degrees of toxicity; a model
-    with one output returns its sigmoid as "toxicity". A folder's ``judge.json``, and the shipped judge
-    ``starter``, bring the main label, the longest input and the calibration with them. Texts longer than
-    that are cut at the end; ``cuts`` says which. ``revision`` is the hub commit, or the SHA-256 of a folder's
+    with one output returns its sigmoid as "toxicity", or as what its ``judge.json`` calls it. A folder's
+    ``judge.json``, and the shipped judge ``starter``, bring the main label, the longest input and the
+    calibration with them. Texts longer than that are cut at the end; ``cuts`` says which. ``revision`` is the hub commit, or the SHA-256 of a folder's
     weights; for an adapter that of the adapter, @, and that of its encoder.
 
     ``precision`` says what it computes in. "auto" is fp32, but for judges with a ``judge.json`` on a CPU that
@@ -83,7 +83,7 @@ class ClassifierScorer:
             raise ScorerError(f"{source} is a regression with {config.num_labels} outputs: not probabilities")
         self._sigmoid = config.num_labels == 1 or config.problem_type == "multi_label_classification"
         if config.num_labels == 1:
-            self._columns = {"toxicity": 0}
+            self._columns = {"toxicity" if record is None else record.main: 0}
         elif self._sigmoid:
             order = [main, *(i for i in range(len(self._names)) if i != main)]
             self._columns = {self._names[i]: i for i in order}
