@@ -57,8 +57,9 @@ class ClassifierScorer:
     returns the chosen label's softmax share alone, since the others aren't degrees of toxicity; a model
     with one output returns its sigmoid as "toxicity", or as what its ``judge.json`` calls it. A folder's
     ``judge.json``, and the shipped judge ``starter``, bring the main label, the longest input and the
-    calibration with them. Texts longer than that are cut at the end; ``cuts`` says which. ``revision`` is the hub commit, or the SHA-256 of a folder's
-    weights; for an adapter that of the adapter, @, and that of its encoder.
+    calibration with them. Texts longer than that are cut at the end; ``cuts`` says which. ``revision`` is the
+    hub commit, or the SHA-256 of a folder's weights; for an adapter that of the adapter, @, and that of its
+    encoder.
 
     ``precision`` says what it computes in. "auto" is fp32, but for judges with a ``judge.json`` on a CPU that
     multiplies in bf16: then all layers but the last multiply in bf16, which moves P by less than 0.01 and
