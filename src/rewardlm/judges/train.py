@@ -349,7 +349,7 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
 
 
 def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str, Any]) -> Any:
-    """Raises ModelError where ``lora.targets`` name no layer that can have one."""
+    """``model`` with a fresh adapter on it. Raises ModelError where ``lora.targets`` name no layer that can have one."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     fresh = _fresh(model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
@@ -382,7 +382,10 @@ def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str
 
 
 def _fresh(model: Any, random: set[str]) -> list[str]:
-    """The modules that train as a whole: what a classifier has above its base model, and of that what is ``random``."""
+    """The modules that train as a whole: all that a classifier has above its base model, and in that what is random.
+
+    ``random`` are the names of the weights that the encoder's files lack.
+    """
     above = [
         name
         for name, module in model.named_children()
