@@ -349,7 +349,7 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
 
 
 def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str, Any]) -> Any:
-    """``model`` with a fresh adapter on it. Raises ModelError where ``lora.targets`` name no layer that can have one."""
+    """``model`` with a fresh adapter on it. Raises ModelError where ``lora.targets`` name no layer for one."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     fresh = _fresh(model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
