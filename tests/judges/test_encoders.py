@@ -114,21 +114,25 @@ def classifier(family: str, labels: int, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(("family", "labels"), [("roberta", 3), ("roberta", 1), ("distilbert", 3), ("gpt2", 1)])
-def test_a_classifier_of_other_labels_is_an_encoder_too(family: str, labels: int, data: Path, tmp_path: Path) -> None:
+def assert_learns(base: str, data: Path, out: Path, **more: object) -> None:
+    """A short training on the encoder ``base`` tells kind texts from rude ones."""
     torch.set_num_threads(1)
+    chosen = {"lora": {"r": 4, "alpha": 8}, "learning_rate": 5e-3, **more}
     settings = JudgeTrainSettings(
-        data=[str(data)], encoder=classifier(family, labels, tmp_path / "encoder"), labels=["toxicity"],
-        lora={"r": 4, "alpha": 8}, epochs=3, batch_size=16, learning_rate=5e-3, precision="float32", device="cpu",
-        validation=0.2,
+        data=[str(data)], encoder=base, labels=["toxicity"], epochs=3, batch_size=16, precision="float32",
+        device="cpu", validation=0.2, **chosen,
     )  # fmt: skip
-    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
+    scorer = ClassifierScorer(str(train_judge(settings, out).path), precision="float32")
     kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
     assert kind < 0.5 < rude
 
 
+@pytest.mark.parametrize(("family", "labels"), [("roberta", 3), ("roberta", 1), ("distilbert", 3), ("gpt2", 1)])
+def test_a_classifier_of_other_labels_is_an_encoder_too(family: str, labels: int, data: Path, tmp_path: Path) -> None:
+    assert_learns(classifier(family, labels, tmp_path / "encoder"), data, tmp_path / "judge")
+
+
 def test_a_decoder_without_a_padding_token_finds_its_last_words(data: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     base = encoder("gpt2", tmp_path / "encoder")
     for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
         path = tmp_path / "encoder" / name
@@ -137,13 +141,7 @@ def test_a_decoder_without_a_padding_token_finds_its_last_words(data: Path, tmp_
         path.write_text(json.dumps(found))
     (tmp_path / "encoder" / "special_tokens_map.json").unlink(missing_ok=True)
     assert AutoTokenizer.from_pretrained(base).pad_token_id is None
-    settings = JudgeTrainSettings(
-        data=[str(data)], encoder=base, labels=["toxicity"], lora={"r": 4, "alpha": 8}, epochs=3, batch_size=16,
-        learning_rate=5e-3, precision="float32", device="cpu", validation=0.2,
-    )  # fmt: skip
-    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
-    kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
-    assert kind < 0.5 < rude
+    assert_learns(base, data, tmp_path / "judge")
 
 
 def test_targets_that_are_no_layers_are_named(data: Path, tmp_path: Path) -> None:
@@ -159,15 +157,7 @@ def test_targets_that_are_no_layers_are_named(data: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", ["roberta", "llama"])
 def test_all_weights_can_be_trained_too(family: str, data: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    base = encoder(family, tmp_path / "encoder")
-    settings = JudgeTrainSettings(
-        data=[str(data)], encoder=base, labels=["toxicity"], tuning="full", epochs=3, batch_size=16,
-        learning_rate=2e-3, precision="float32", device="cpu", validation=0.2,
-    )  # fmt: skip
-    scorer = ClassifierScorer(str(train_judge(settings, tmp_path / "judge").path), precision="float32")
-    kind, rude = (verdict.values["toxicity"] for verdict in scorer.score(["let us cook at home", "shut up moron"]))
-    assert kind < 0.5 < rude
+    assert_learns(encoder(family, tmp_path / "encoder"), data, tmp_path / "judge", tuning="full", learning_rate=2e-3)
 
 
 def test_a_judge_of_one_label_is_asked_for_that(data: Path, tmp_path: Path) -> None:
