@@ -47,7 +47,7 @@ RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
 ALGORITHM ?= ppo
 FROM ?=
-# An answer's ratio lasts one update: fewer updates, and larger.
+# An answer's ratio lasts one update: one a step, and larger.
 RL_SETTINGS = $(if $(filter rloo,$(ALGORITHM)),minibatches=1 learning_rate=1e-3)
 RL = runs/rlaf/$(ALGORITHM)$(if $(FROM),-after-$(notdir $(FROM)))
 prove-rlaf: setup $(FROM)

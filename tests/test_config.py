@@ -258,20 +258,21 @@ def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weigh
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (2, 2)),
-        ({"algorithm": "grpo"}, (2, 2)),
-        ({"algorithm": "rloo"}, (1, 1)),
-        ({"algorithm": "rloo", "ratio": "token"}, (2, 2)),
-        ({"algorithm": "my:estimator", "ratio": "answer"}, (1, 1)),
-        ({"algorithm": "rloo", "minibatches": 4}, (1, 4)),
+        ({}, (2, 2, 2e-4)),
+        ({"algorithm": "grpo"}, (2, 2, 2e-4)),
+        ({"algorithm": "rloo"}, (1, 1, 1e-3)),
+        ({"algorithm": "rloo", "ratio": "token"}, (2, 2, 2e-4)),
+        ({"algorithm": "my:estimator", "ratio": "answer"}, (1, 1, 1e-3)),
+        ({"algorithm": "rloo", "minibatches": 4}, (1, 4, 2e-4)),
+        ({"algorithm": "rloo", "learning_rate": 1e-5}, (1, 1, 1e-5)),
     ],
 )
 def test_whole_answers_get_one_update_unless_more_are_asked_for(settings, expected) -> None:
     found = RlafSettings(model="tiny", **settings)
-    assert (found.ppo_epochs, found.minibatches) == expected
+    assert (found.ppo_epochs, found.minibatches, found.learning_rate) == expected
     # As a run records them, and reads them back.
     again = RlafSettings(**found.resolved().model_dump())
-    assert (again.ppo_epochs, again.minibatches) == expected
+    assert (again.ppo_epochs, again.minibatches, again.learning_rate) == expected
 
 
 @pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("dr_grpo", 4), ("rloo", 4)])

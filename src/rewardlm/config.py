@@ -568,7 +568,8 @@ class RlafSettings(TrainingSettings):
     or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
     ``bnpo`` (ppo), ``dapo`` (grpo and one's own) or ``dr_grpo``.
     ``ppo_epochs`` and ``minibatches`` are 2, but 1 each where the ratio is a whole answer's: it leaves
-    ``clip_range`` at the first update, and the answers of a second would teach hardly anything.
+    ``clip_range`` at the first update, and the answers of a second would teach hardly anything. With one update a step
+    ``learning_rate`` is 1e-3 there, else 2e-4.
     ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
     default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
     comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
@@ -622,7 +623,10 @@ class RlafSettings(TrainingSettings):
         if not isinstance(given, dict):
             return given
         ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
-        return {"ppo_epochs": 1, "minibatches": 1, **given} if ratio == "answer" else given
+        if ratio != "answer":
+            return given
+        larger = {} if {"ppo_epochs", "minibatches"} & given.keys() else {"learning_rate": 1e-3}
+        return {"ppo_epochs": 1, "minibatches": 1, **larger, **given}
 
     @property
     def samples_per_prompt(self) -> int:
