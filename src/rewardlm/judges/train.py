@@ -283,6 +283,8 @@ def _misspelt(settings: JudgeTrainSettings, texts: Sequence[LabelledText]) -> li
 
 def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledText]:
     """A share of the texts that name a group of people, about others: they are as hateful, or as harmless."""
+    if settings.regrouped == 0:
+        return []
     draw = random.Random(stream_seed("regroup", settings.seed))
     # Made from a template, a text about others may be one that there is.
     known = {normalised(text.text) for text in corpus.train} | corpus.unseen

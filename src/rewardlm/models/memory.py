@@ -128,9 +128,8 @@ class _QuantisedMap(torch.autograd.Function):
         ctx.save_for_backward(weight)
         if unpacks:
             return linear(x, torch.empty_like(weight), bias)
-        rounded = x.to(torch.float16)
-        rounded = torch.empty_like(rounded, dtype=torch.int8)
-        product = torch.empty(*rounded.shape[:-1], len(weight), dtype=torch.int32, device=META)
+        codes = torch.empty_like(x.to(torch.float16), dtype=torch.int8)
+        product = torch.empty(*codes.shape[:-1], len(weight), dtype=torch.int32, device=META)
         return product.float().to(x.dtype)
 
     @staticmethod
