@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.data.dialogues import OURS, load_dialogues, normalised
 from rewardlm.errors import DataError
+from rewardlm.judges.pair_data import own_pairs
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LABELS, is_held_out, load_labelled
 from rewardlm.judges.train import load_corpus
@@ -69,6 +71,81 @@ def test_a_bias_code_of_zero_means_hate(tmp_path: Path) -> None:
     assert only(path) == {"a": {"hate": 1.0}, "b": {"hate": 0.0}, "c": {"hate": 0.0}}
 
 
+def test_what_annotators_read_in_a_post_is_a_text_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences about a group that hate is about: no notes on the post, no lone predicates, no politicians."""
+    header = ["post", "offensiveYN", "hasBiasedImplication", "targetCategory", "targetMinority", "targetStereotype"]
+    posts = [f"post {number}" for number in range(40)]
+    women = [
+        [post, "1.0", "0", '["gender"]', '["women"]', f'["women can not drive {post}", "are bad at it", "mocks women"]']
+        for post in posts
+    ]
+    folder = tmp_path / "sbic"
+    folder.mkdir()
+    write_csv(
+        folder / "SBIC.v2.agg.dev.csv",
+        header,
+        *women,
+        ["a joke", "1.0", "0", '["social"]', '["liberals"]', '["liberals are not clever"]'],
+        ["another", "1.0", "0", '["culture", "race"]', '["jewish folks"]', '["all jews are greedy", "women cook"]'],
+        ["harmless", "0.0", "1", "[]", "[]", "[]"],
+    )
+    monkeypatch.setenv("REWARDLM_DATA", str(tmp_path))
+    (found,) = load_labelled("stereotypes")
+    assert {text.text for text in found.texts} == {
+        *(f"women can not drive {post}" for post in posts),
+        "all jews are greedy",
+    }
+    assert all(text.labels == {"hate": 1.0} and text.source == "stereotypes" for text in found.texts)
+    # A post that is held out takes what was read in it along.
+    held_out = {f"women can not drive {post}" for post in posts if is_held_out(post)}
+    assert held_out
+    assert {text.text for text in found.held_out if text.text.startswith("women")} == held_out
+
+
+def test_a_stereotype_that_is_no_list_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbic").mkdir()
+    header = ["post", "offensiveYN", "hasBiasedImplication", "targetCategory", "targetMinority", "targetStereotype"]
+    write_csv(tmp_path / "sbic" / "SBIC.v2.agg.dev.csv", header, ["a", "1.0", "0", "gender", "[]", "[]"])
+    monkeypatch.setenv("REWARDLM_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"line 2: targetCategory is 'gender'; expected a JSON list$"):
+        load_labelled("stereotypes")
+
+
+@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
+def test_our_own_texts_are_in_no_dialogue_that_is_imitated(source: str) -> None:
+    (found,) = load_labelled(source)
+    hate = [text for text in found.texts if text.labels["hate"] == 1.0]
+    opposed = [text for text in found.texts if text.labels["hate"] == 0.0]
+    assert len(hate) + len(opposed) == len(found.texts)
+    assert 0.8 < len(hate) / len(opposed) < 1.25
+    imitated = {normalised(turn.text) for name in OURS for d in load_dialogues(name).dialogues for turn in d.turns}
+    assert not imitated & {normalised(text.text) for text in found.texts}
+
+
+def test_contrasts_share_words_and_differ_in_meaning() -> None:
+    """Of a line's two texts half the words of the shorter one are the other's, too: words alone can't tell them apart."""
+    shares = []
+    for opposed, meant in own_pairs("contrasts"):
+        one, other = (set(normalised(text).split()) for text in (opposed, meant))
+        shares.append(len(one & other) / min(len(one), len(other)))
+    assert sum(shares) / len(shares) > 0.5
+
+
+@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
+def test_nothing_of_ours_was_made_after_hatecheck(shared_data: Path, source: str) -> None:
+    """No six words in a row are those of one of its cases."""
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[at : at + 6]) for at in range(len(words) - 5)}
+
+    with open(shared_data / "hatecheck" / "test_suite_cases.csv", newline="") as file:
+        cases = set().union(*(runs(row["test_case"]) for row in csv.DictReader(file)))
+    assert len(cases) > 5000
+    (found,) = load_labelled(source)
+    assert not [text.text for text in found.texts if runs(text.text) & cases]
+
+
 def test_other_names_for_our_labels(tmp_path: Path) -> None:
     header = ["id", "comment_text", "toxic", "obscene", "identity_hate"]
     path = write_csv(tmp_path / "train.csv", header, ["1", "one  text", "1", "0", ""])
@@ -98,7 +175,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, header: list[str], row: list[str
 
 
 def test_an_unknown_source_names_the_known() -> None:
-    with pytest.raises(DataError, match="expected starter, rtp"):
+    with pytest.raises(DataError, match="expected starter, exchanges, .*, rtp"):
         load_labelled("no-such-source")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardlm.errors import DataError, ModelError
@@ -221,6 +223,32 @@ def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Pat
     one, two = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "stopped"))
     assert one.read_bytes() == two.read_bytes()
     assert whole.meta["steps"] == Run.open(tmp_path / "stopped").meta["steps"]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_weights_are_kept_or_the_last(tmp_path: Path, keep: str) -> None:
+    """Labels drawn by lot can be learnt by heart alone: the validation loss rises, and the best weights are the first."""
+    torch.set_num_threads(1)
+    lot = random.Random(3)
+    path = tmp_path / "lots.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [["text", "toxicity"], *([text, lot.choice("01")] for text in sentences(KIND + RUDE, 560))]
+        )
+    wanted = settings(
+        path, epochs=3, tuning="full", learning_rate=5e-4, limit=200, evaluations=1, calibration="none", keep=keep
+    )
+    run = train_judge(wanted, tmp_path / "judge")
+    losses = {record["step"]: record["eval_loss"] for record in run.read("metrics") if "eval_loss" in record}
+    best, last = min(losses, key=lambda step: losses[step]), max(losses)
+    assert best < last
+    kept = best if keep == "best" else last
+    assert run.meta["best_step"] == kept
+    assert run.meta["validation_loss"] == losses[kept]
+    stored = load_file(run.path / "model.safetensors")
+    checkpoint = load_file(run.path / "checkpoints" / f"checkpoint-{kept}" / "model.safetensors")
+    assert stored.keys() == checkpoint.keys()
+    assert all(torch.equal(stored[name], checkpoint[name]) for name in stored)
 
 
 def test_the_packaged_encoder_is_the_default() -> None:

@@ -109,6 +109,12 @@ def own_exchanges() -> list[Exchange]:
     ]
 
 
+def own_pairs(name: str) -> list[tuple[str, str]]:
+    """The lines of ``pair_texts/{name}.txt`` that are two texts each."""
+    rows = (line.split(" | ") for line in _lines(name))
+    return [(left, right) for left, right in rows]
+
+
 def exchanges(dialogues: Sequence[Dialogue]) -> list[Exchange]:
     """Every user turn with its answer; blank ones are dropped, as ``data.dialogues.pairs`` does, repeated ones too."""
     targets, hate = {}, {}

@@ -74,7 +74,8 @@ class JudgeTrainSettings(Section):
     another spelling, ``regrouped`` the share of those that name a group of people which are taught a second time about
     others. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
     labels that it has too. ``patience`` counts evaluations without a better validation loss (there are ``evaluations``
-    of them an epoch) after which training stops; the best weights are kept.
+    of them an epoch) after which training stops; the best weights are kept. ``keep`` "last" trains to the end and keeps
+    what is there then: a validation loss that rises may be mere overconfidence, which calibration takes back.
     """
 
     data: Names
@@ -101,6 +102,7 @@ class JudgeTrainSettings(Section):
     validation: float = Field(0.05, gt=0, lt=1)
     evaluations: int = Field(2, ge=1)
     patience: int = Field(3, ge=1)
+    keep: Literal["best", "last"] = "best"
     calibration: Literal["platt", "temperature", "isotonic", "none"] = "platt"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -21,6 +22,7 @@ from rewardlm.config import data_folder
 from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl, shown
 from rewardlm.errors import DataError
+from rewardlm.judges.pair_data import own_exchanges, own_pairs
 
 LABELS = (
     "toxicity",
@@ -40,6 +42,7 @@ FILES = {
     "hatemoji": ("hatemoji/HatemojiBuild_train.csv", "hatemoji/HatemojiBuild_validation.csv"),
     "davidson": ("davidson/labeled_data.csv",),
     "sbic": ("sbic/SBIC.v2.agg.dev.csv",),
+    "stereotypes": ("sbic/SBIC.v2.agg.dev.csv",),
     "toxic_spans": ("toxic_spans/tsd_train.csv", "toxic_spans/tsd_trial.csv"),
     "surge": ("surge_toxicity/toxicity_en.csv",),
 }
@@ -51,7 +54,11 @@ LICENCES = {
     "sbic": "CC BY 4.0",
     "toxic_spans": "CC0 1.0",
     "surge": "MIT",
+    "stereotypes": "CC BY 4.0",
     "starter": "Apache-2.0",
+    "exchanges": "Apache-2.0",
+    "arguments": "Apache-2.0",
+    "contrasts": "Apache-2.0",
 }
 
 # Other data sets' names for the same things (Jigsaw 2018 and 2019), lower-cased.
@@ -80,6 +87,8 @@ _EMOJI_WORDS = {
     "\U0001f52a": "knife",
 }
 _EXPECTED = f"'text' and one or more of {', '.join(LABELS)}, or 'label' (0 or 1), or 'score' (0 to 1)"
+# SBIC's categories of targets that hate is about; it has jokes about victims and politicians, too.
+_PROTECTED = {"body", "culture", "disabled", "gender", "race"}
 _HELD_OUT_TENTHS = {"rtp": 2}  # the smallest of the sources that scores are compared on
 
 
@@ -115,19 +124,22 @@ class LabelledSet:
 def load_labelled(source: str) -> list[LabelledSet]:
     """The labelled texts of ``source``, a set a file.
 
-    ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate; the names in
-    ``FILES`` are looked up in the folder of data sets ($REWARDLM_DATA); a path leads to a file, told apart by its
-    columns, or to a folder with such files.
+    ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate; ``exchanges``,
+    ``arguments`` and ``contrasts`` are texts of ours that fine-tuning doesn't imitate; the names in ``FILES`` are
+    looked up in the folder of data sets ($REWARDLM_DATA); a path leads to a file, told apart by its columns, or to a
+    folder with such files.
 
     Raises DataError, in one line, for a source that is unknown, missing or not as described.
     """
     if source == "starter":
         return [_starter()]
+    if source in _OURS:
+        return [_ours(source)]
     if source in FILES and not Path(source).exists():
         folder = data_folder()
         if folder is None:
             raise DataError(f"{source}: set REWARDLM_DATA to the folder that holds {FILES[source][0]}, or give a path")
-        return [_from_file(folder / name) for name in FILES[source]]
+        return [_from_file(folder / name, source) for name in FILES[source]]
     path = Path(source)
     if path.is_dir():
         known = sorted(child for child in path.iterdir() if child.suffix in (".csv", ".json", ".jsonl"))
@@ -135,7 +147,9 @@ def load_labelled(source: str) -> list[LabelledSet]:
             raise DataError(f"{source} holds no .csv, .json or .jsonl")
         return [_from_file(child) for child in known]
     if not path.exists():
-        raise DataError(f"{source} is not there; expected starter, {', '.join(FILES)}, or the path of a file")
+        raise DataError(
+            f"{source} is not there; expected starter, {', '.join([*_OURS, *FILES])}, or the path of a file"
+        )
     return [_from_file(path)]
 
 
@@ -161,8 +175,37 @@ def _starter() -> LabelledSet:
     return LabelledSet(texts, "starter", {}, digest, LICENCES["starter"])
 
 
-def _from_file(path: Path) -> LabelledSet:
+def _ours(source: str) -> LabelledSet:
+    """Texts of ours that fine-tuning doesn't imitate, so that a judge which has read them can be its witness."""
+    labelled = _OURS[source]()
+    texts = tuple(LabelledText(text, labels, source, is_held_out(text)) for text, labels in labelled.items())
+    digest = hashlib.sha256("\n".join(labelled).encode()).hexdigest()
+    return LabelledSet(texts, source, {}, digest, LICENCES[source])
+
+
+def _answered(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """Hateful turns, and what answers them."""
+    said, answers = zip(*pairs, strict=True)
+    return {text: {"hate": 1.0} for text in said} | {text: {"toxicity": 0.0, "hate": 0.0} for text in answers}
+
+
+def _contrasted(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """Speaking of hate, and hating in nearly the same words; these may be rude, so toxicity stays open."""
+    opposed, meant = zip(*pairs, strict=True)
+    return {text: {"hate": 0.0} for text in opposed} | {text: {"hate": 1.0} for text in meant}
+
+
+_OURS: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+    "exchanges": lambda: _answered((exchange.hate, exchange.counter) for exchange in own_exchanges()),
+    "arguments": lambda: _answered(own_pairs("arguments")),
+    "contrasts": lambda: _contrasted(own_pairs("contrasts")),
+}
+
+
+def _from_file(path: Path, name: str | None = None) -> LabelledSet:
     kind, rows, read = _recognise(path)
+    if name == "stereotypes":  # the same file as sbic, read for something else
+        kind, read = name, _stereotypes
     dropped: Counter[str] = Counter()
     held_out_file = "validation" in path.stem or "trial" in path.stem
     found: dict[str, LabelledText] = {}
@@ -278,6 +321,31 @@ def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """
     hate = float(str(row.values["hasBiasedImplication"]).strip() in ("0", "0.0"))
     yield html.unescape(str(row.values["post"])), {"hate": hate}, None
+
+
+def _stereotypes(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
+    """What annotators understood a post to say of a group, each a sentence: "women are bad drivers".
+
+    Only sentences that begin with the group; some are notes on the post ("makes fun of..."), or lack a subject. They
+    are held out where their post is.
+    """
+    post = html.unescape(str(row.values["post"]))
+    if not set(_names(row, "targetCategory")) & _PROTECTED:
+        return
+    groups = {word[:3].lower() for name in _names(row, "targetMinority") for word in name.split() if len(word) > 2}
+    for sentence in _names(row, "targetStereotype"):
+        words = sentence.split()
+        if len(words) > 2 and any(word[:3].lower() in groups for word in words[:3]):
+            yield sentence, {"hate": 1.0}, post
+
+
+def _names(row: Row, column: str) -> list[str]:
+    """A column of SBIC that holds a JSON list of strings."""
+    try:
+        found = json.loads(str(row.values[column]) or "[]")
+    except ValueError:
+        raise DataError(f"{row.where}: {column} is {shown(row.values[column])}; expected a JSON list") from None
+    return [str(name) for name in found]
 
 
 def _toxic_spans(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:

@@ -106,7 +106,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         label=out.name,
         settings=settings.model_dump(mode="json"),
         free=FREE_SETTINGS,
-        filled={"regrouped": 0.0},
+        filled={"regrouped": 0.0, "keep": "best"},
     )
     if run.finished:
         return run
@@ -133,13 +133,14 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         *_pair_rows(tokenizer, corpus.preferences, settings),
     ]
     validation_rows = _rows(tokenizer, corpus.validation, settings)
+    chooses = bool(validation_rows) and settings.keep == "best"
     trainer = _Trainer(
         model=model,
-        args=_arguments(settings, run, len(train_rows), bool(validation_rows), device),
+        args=_arguments(settings, run, len(train_rows), bool(validation_rows), chooses, device),
         train_dataset=train_rows,
         eval_dataset=validation_rows or None,
         data_collator=_Collator(_padding(tokenizer)),
-        callbacks=[_Watch(run, report), *([EarlyStoppingCallback(settings.patience)] if validation_rows else [])],
+        callbacks=[_Watch(run, report), *([EarlyStoppingCallback(settings.patience)] if chooses else [])],
     )
     trainer.main = settings.labels.index(settings.main)
     trainer.order = _Order([row.length for row in train_rows], settings.batch_size, settings.seed)
@@ -155,8 +156,8 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         sources=corpus.sources,
         encoder={"name": settings.encoder, "revision": revision},
         steps=trainer.state.global_step,
-        best_step=trainer.state.best_global_step,
-        validation_loss=trainer.state.best_metric,
+        best_step=trainer.state.best_global_step if chooses else trainer.state.global_step,
+        validation_loss=_last_loss(trainer) if settings.keep == "last" else trainer.state.best_metric,
     )
     save_judge(
         out,
@@ -442,7 +443,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[i
 
 
 def _arguments(
-    settings: JudgeTrainSettings, run: Run, n_rows: int, validates: bool, device: torch.device
+    settings: JudgeTrainSettings, run: Run, n_rows: int, validates: bool, chooses: bool, device: torch.device
 ) -> TrainingArguments:
     steps = math.ceil(n_rows / settings.batch_size)
     every = max(1, steps // settings.evaluations)
@@ -467,9 +468,9 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=chooses,
+        metric_for_best_model="eval_loss" if chooses else None,
+        greater_is_better=False if chooses else None,
         label_names=["targets"],
         remove_unused_columns=False,
         report_to="none",
@@ -478,6 +479,12 @@ def _arguments(
         seed=settings.seed,
         data_seed=settings.seed,
     )
+
+
+def _last_loss(trainer: Trainer) -> float | None:
+    """The validation loss of the newest evaluation, None where nothing validates."""
+    losses: list[float] = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return losses[-1] if losses else None
 
 
 def _checkpoints(run: Run) -> list[Path]:
