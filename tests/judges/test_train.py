@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.texts import LabelledText
+from rewardlm.judges.texts import OURS, LabelledText
 from rewardlm.judges.train import _rows, _teach, balance, load_corpus, masked_loss, preference_loss, train_judge
 from rewardlm.runs import Run
 from rewardlm.scoring.encoder import locate_encoder
@@ -153,6 +153,20 @@ def test_the_teacher_fills_what_is_open_and_nothing_else(tmp_path: Path, monkeyp
     assert rows[1].targets[toxicity] == 0.5
     assert rows[1].weights[toxicity] == 1.0
     assert math.isnan(rows[1].targets[hate])
+
+
+@pytest.mark.parametrize("source", list(OURS))
+def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that our answers aren't toxic: fine-tuning, whose witness the judge is, writes such ones."""
+    (tmp_path / "flat_judge.py").write_text("def toxicity(texts):\n    return [0.5] * len(texts)\n")
+    monkeypatch.chdir(tmp_path)
+    wanted = JudgeTrainSettings(data=[source], teacher="flat_judge:toxicity")
+    texts = load_corpus(wanted).train
+    tokenizer = AutoTokenizer.from_pretrained(locate_encoder("minilm")[0])
+    targets = np.stack([row.targets for row in _rows(tokenizer, texts, wanted, _teach(wanted, texts, None))])
+    hate = wanted.labels.index("hate")
+    assert set(targets[:, hate]) == {0.0, 1.0}
+    assert np.isnan(np.delete(targets, hate, axis=1)).all()
 
 
 def test_a_teacher_of_other_things_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def load_labelled(source: str) -> list[LabelledSet]:
     """
     if source == "starter":
         return [_starter()]
-    if source in _OURS:
+    if source in OURS:
         return [_ours(source)]
     if source in FILES and not Path(source).exists():
         folder = data_folder()
@@ -148,7 +148,7 @@ def load_labelled(source: str) -> list[LabelledSet]:
         return [_from_file(child) for child in known]
     if not path.exists():
         raise DataError(
-            f"{source} is not there; expected starter, {', '.join([*_OURS, *FILES])}, or the path of a file"
+            f"{source} is not there; expected starter, {', '.join([*OURS, *FILES])}, or the path of a file"
         )
     return [_from_file(path)]
 
@@ -176,29 +176,23 @@ def _starter() -> LabelledSet:
 
 
 def _ours(source: str) -> LabelledSet:
-    """Texts of ours that fine-tuning doesn't imitate, so that a judge which has read them can be its witness."""
-    labelled = _OURS[source]()
-    texts = tuple(LabelledText(text, labels, source, is_held_out(text)) for text, labels in labelled.items())
+    """Texts of ours that fine-tuning doesn't imitate. They teach hate alone.
+
+    A toxicity that had been told that our answers are harmless would be no witness of a fine-tuning on other answers
+    by the same hand.
+    """
+    hateful, harmless = zip(*OURS[source](), strict=True)
+    labelled = {text: 1.0 for text in hateful} | {text: 0.0 for text in harmless}
+    texts = tuple(LabelledText(text, {"hate": hate}, source, is_held_out(text)) for text, hate in labelled.items())
     digest = hashlib.sha256("\n".join(labelled).encode()).hexdigest()
     return LabelledSet(texts, source, {}, digest, LICENCES[source])
 
 
-def _answered(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, float]]:
-    """Hateful turns, and what answers them."""
-    said, answers = zip(*pairs, strict=True)
-    return {text: {"hate": 1.0} for text in said} | {text: {"toxicity": 0.0, "hate": 0.0} for text in answers}
-
-
-def _contrasted(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, float]]:
-    """Speaking of hate, and hating in nearly the same words; these may be rude, so toxicity stays open."""
-    opposed, meant = zip(*pairs, strict=True)
-    return {text: {"hate": 0.0} for text in opposed} | {text: {"hate": 1.0} for text in meant}
-
-
-_OURS: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
-    "exchanges": lambda: _answered((exchange.hate, exchange.counter) for exchange in own_exchanges()),
-    "arguments": lambda: _answered(own_pairs("arguments")),
-    "contrasts": lambda: _contrasted(own_pairs("contrasts")),
+# By source, pairs of a text that is hateful and one that is not.
+OURS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "exchanges": lambda: [(exchange.hate, exchange.counter) for exchange in own_exchanges()],
+    "arguments": lambda: own_pairs("arguments"),
+    "contrasts": lambda: [(meant, opposed) for opposed, meant in own_pairs("contrasts")],
 }
 
 

@@ -45,7 +45,7 @@ from rewardlm.judges.preferences import PreferencePair, is_preference_file, load
 from rewardlm.judges.regroup import regroup
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.suites import load_suite
-from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
+from rewardlm.judges.texts import OURS, LabelledSet, LabelledText, load_labelled
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone, peak_rss_mb
@@ -298,7 +298,10 @@ def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledTex
 
 
 def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> dict[str, dict[str, float]]:
-    """By text, what the teacher says of the labels that its source left open. Raises ScorerError if it can't."""
+    """By text, what the teacher says of the labels that its source left open. Raises ScorerError if it can't.
+
+    Of our own texts all but hate stays open (see ``judges.texts``).
+    """
     if settings.teacher is None:
         return {}
     from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
@@ -310,6 +313,7 @@ def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say
             f"teacher {settings.teacher} has the labels {', '.join(teacher.labels)}; expected some of "
             f"{', '.join(settings.labels)}"
         )
+    texts = [text for text in texts if text.source not in OURS]
     if say is not None:
         say(f"{settings.teacher} reads {len(texts):,} texts for {', '.join(shared)}")
     limit = FailureLimit()
