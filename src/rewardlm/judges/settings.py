@@ -73,9 +73,11 @@ class JudgeTrainSettings(Section):
     ``weights`` multiplies their loss. ``misspelt`` is the share of training texts that are taught a second time in
     another spelling, ``regrouped`` the share of those that name a group of people which are taught a second time about
     others. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
-    labels that it has too. ``patience`` counts evaluations without a better validation loss (there are ``evaluations``
-    of them an epoch) after which training stops; the best weights are kept. ``keep`` "last" trains to the end and keeps
-    what is there then: a validation loss that rises may be mere overconfidence, which calibration takes back.
+    labels that it has too. ``distil`` are judges whose main label is taught as they see it: a target is
+    ``distil_share`` of their mean and the rest what the source says, or theirs alone where it says nothing.
+    ``patience`` counts evaluations without a better validation loss (there are ``evaluations`` of them an epoch) after
+    which training stops; the best weights are kept. ``keep`` "last" trains to the end and keeps what is there then: a
+    validation loss that rises may be mere overconfidence, which calibration takes back.
     """
 
     data: Names
@@ -99,6 +101,8 @@ class JudgeTrainSettings(Section):
     regrouped: float = Field(0.0, ge=0, le=1)
     teacher: str | None = None
     teacher_weight: float = Field(0.5, ge=0)
+    distil: list[str] = Field(default_factory=list)
+    distil_share: float = Field(0.9, ge=0, le=1)
     validation: float = Field(0.05, gt=0, lt=1)
     evaluations: int = Field(2, ge=1)
     patience: int = Field(3, ge=1)
@@ -108,7 +112,7 @@ class JudgeTrainSettings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
-    @field_validator("data", "labels", "exclude", mode="before")
+    @field_validator("data", "labels", "exclude", "distil", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -147,9 +147,7 @@ def load_labelled(source: str) -> list[LabelledSet]:
             raise DataError(f"{source} holds no .csv, .json or .jsonl")
         return [_from_file(child) for child in known]
     if not path.exists():
-        raise DataError(
-            f"{source} is not there; expected starter, {', '.join([*OURS, *FILES])}, or the path of a file"
-        )
+        raise DataError(f"{source} is not there; expected starter, {', '.join([*OURS, *FILES])}, or the path of a file")
     return [_from_file(path)]
 
 
@@ -182,7 +180,7 @@ def _ours(source: str) -> LabelledSet:
     by the same hand.
     """
     hateful, harmless = zip(*OURS[source](), strict=True)
-    labelled = {text: 1.0 for text in hateful} | {text: 0.0 for text in harmless}
+    labelled = dict.fromkeys(hateful, 1.0) | dict.fromkeys(harmless, 0.0)
     texts = tuple(LabelledText(text, {"hate": hate}, source, is_held_out(text)) for text, hate in labelled.items())
     digest = hashlib.sha256("\n".join(labelled).encode()).hexdigest()
     return LabelledSet(texts, source, {}, digest, LICENCES[source])

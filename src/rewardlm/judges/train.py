@@ -106,13 +106,14 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         label=out.name,
         settings=settings.model_dump(mode="json"),
         free=FREE_SETTINGS,
-        filled={"regrouped": 0.0, "keep": "best"},
+        filled={"regrouped": 0.0, "keep": "best", "distil": [], "distil_share": 0.9},
     )
     if run.finished:
         return run
     corpus = load_corpus(settings)
     if say is not None:
         say(_summary(corpus))
+    corpus = dataclasses.replace(corpus, train=_distilled(settings, corpus.train, say))
     filled = _teach(settings, corpus.train, say)
 
     source, revision = locate_encoder(settings.encoder)
@@ -295,6 +296,43 @@ def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledTex
         if normalised(about_others) not in known:
             changed.append(dataclasses.replace(text, text=about_others))
     return draw.sample(changed, round(settings.regrouped * len(changed)))
+
+
+def _distilled(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> list[LabelledText]:
+    """``texts`` with what the judges of ``distil`` say of them, each of its main label, mixed into their labels.
+
+    A label that several judges have is their mean; one that a source left open is theirs alone, and stays open of our
+    own texts (see ``judges.texts``). Raises ScorerError where a judge can't say, DataError for a label that isn't
+    taught. Distillation: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+    """
+    from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
+
+    said: list[dict[str, list[float]]] = [{} for _ in texts]
+    for name in settings.distil:
+        judge = load_scorer(name, device=str(resolve_device(settings.device)))
+        label = judge.labels[0]
+        if label not in settings.labels:
+            raise DataError(f"distil {name}: its main label is {label}; expected one of {', '.join(settings.labels)}")
+        if say is not None:
+            say(f"{name} reads {len(texts):,} texts for {label}")
+        limit = FailureLimit()
+        verdicts = score_texts(judge, [text.text for text in texts], limit=limit)
+        limit.close()
+        for labels, verdict in zip(said, verdicts, strict=True):
+            if label in verdict.values:
+                labels.setdefault(label, []).append(verdict.values[label])
+    return [_mixed(text, labels, settings.distil_share) for text, labels in zip(texts, said, strict=True)]
+
+
+def _mixed(text: LabelledText, said: Mapping[str, Sequence[float]], share: float) -> LabelledText:
+    labels = dict(text.labels)
+    for label, values in said.items():
+        mean = sum(values) / len(values)
+        if label in labels:
+            labels[label] = (1 - share) * labels[label] + share * mean
+        elif text.source not in OURS:
+            labels[label] = mean
+    return dataclasses.replace(text, labels=labels)
 
 
 def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> dict[str, dict[str, float]]:
