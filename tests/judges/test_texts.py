@@ -123,7 +123,7 @@ def test_our_own_texts_are_in_no_dialogue_that_is_imitated(source: str) -> None:
 
 
 def test_contrasts_share_words_and_differ_in_meaning() -> None:
-    """Of a line's two texts half the words of the shorter one are the other's, too: words alone can't tell them apart."""
+    """Of a line, half of the words of the shorter text are the other text's too: words alone can't tell them apart."""
     shares = []
     for opposed, meant in own_pairs("contrasts"):
         one, other = (set(normalised(text).split()) for text in (opposed, meant))
@@ -175,7 +175,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, header: list[str], row: list[str
 
 
 def test_an_unknown_source_names_the_known() -> None:
-    with pytest.raises(DataError, match="expected starter, exchanges, .*, rtp"):
+    with pytest.raises(DataError, match=r"expected starter, exchanges, .*, rtp"):
         load_labelled("no-such-source")
 
 

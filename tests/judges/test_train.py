@@ -279,7 +279,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_weights_are_kept_or_the_last(tmp_path: Path, keep: str) -> None:
-    """Labels drawn by lot can be learnt by heart alone: the validation loss rises, and the best weights are the first."""
+    """Labels drawn by lot can only be learnt by heart: the validation loss rises after the first weights."""
     torch.set_num_threads(1)
     lot = random.Random(3)
     path = tmp_path / "lots.csv"
