@@ -190,11 +190,13 @@ def test_a_judge_is_distilled_into_its_main_label(tmp_path: Path, monkeypatch: p
         LabelledText("eight, 8", {"hate": 0.0}, "contrasts", False),
     ]
     wanted = JudgeTrainSettings(data=["starter"], distil=["two_judges:short", "two_judges:long"], distil_share=0.75)
-    found = [dict(text.labels) for text in _distilled(wanted, texts, None)]
+    distilled, judges = _distilled(wanted, texts, None)
+    found = [dict(text.labels) for text in distilled]
     # A quarter of what was said, three of the mean of 0.04 and 0.08; the mean alone; of our own text nothing.
     assert found[0] == {"toxicity": pytest.approx(0.25 + 0.75 * 0.06), "hate": 1.0}
     assert found[1] == {"toxicity": pytest.approx(0.105), "hate": 0.0}
     assert found[2] == {"hate": 0.0}
+    assert [(judge["judge"], judge["label"]) for judge in judges] == [(name, "toxicity") for name in wanted.distil]
 
 
 def test_a_judge_of_other_things_is_not_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

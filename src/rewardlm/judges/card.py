@@ -26,6 +26,7 @@ def save_judge(
     revision: str | None,
     calibration: Mapping[str, Calibration],
     sources: Sequence[Mapping[str, Any]],
+    distilled: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write weights (safetensors), tokenizer, ``judge.json`` and ``README.md`` into ``folder``.
 
@@ -56,6 +57,7 @@ def save_judge(
         },
         "calibrated": {label: found.kind for label, found in calibration.items()},
         "data": [dict(source) for source in sources],
+        "distilled": [dict(judge) for judge in distilled],
         "command": command(settings),
         "seed": settings.seed,
     }
@@ -109,6 +111,16 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
             for source in record["data"]
         ),
     ]
+    if record.get("distilled"):
+        lines += [
+            "",
+            "| distilled judge | its label | revision |",
+            "|---|---|---|",
+            *(
+                f"| {judge['judge']} | {judge['label']} | {_short(judge['revision'])} |"
+                for judge in record["distilled"]
+            ),
+        ]
     metrics = record.get("metrics")
     if metrics:
         lines += [
@@ -125,6 +137,10 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     if record.get("limits"):
         lines += ["", "## What it does not know", *(f"- {limit}" for limit in record["limits"])]
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _short(revision: str | None) -> str:
+    return f"`{revision[:16]}…`" if revision else "not stated"
 
 
 def _figure(value: float | None) -> str:

@@ -113,7 +113,8 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
     corpus = load_corpus(settings)
     if say is not None:
         say(_summary(corpus))
-    corpus = dataclasses.replace(corpus, train=_distilled(settings, corpus.train, say))
+    distilled, judges = _distilled(settings, corpus.train, say)
+    corpus = dataclasses.replace(corpus, train=distilled)
     filled = _teach(settings, corpus.train, say)
 
     source, revision = locate_encoder(settings.encoder)
@@ -168,6 +169,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         revision=revision,
         calibration=calibration,
         sources=corpus.sources,
+        distilled=judges,
     )
     run.update(status="finished")
     return run
@@ -298,16 +300,19 @@ def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledTex
     return draw.sample(changed, round(settings.regrouped * len(changed)))
 
 
-def _distilled(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> list[LabelledText]:
+def _distilled(
+    settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None
+) -> tuple[list[LabelledText], list[dict[str, Any]]]:
     """``texts`` with what the judges of ``distil`` say of them, each of its main label, mixed into their labels.
 
     A label that several judges have is their mean; one that a source left open is theirs alone, and stays open of our
-    own texts (see ``judges.texts``). Raises ScorerError where a judge can't say, DataError for a label that isn't
-    taught. Distillation: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+    own texts (see ``judges.texts``). Also name, label and revision of each judge. Raises ScorerError where a judge
+    can't say, DataError for a label that isn't taught. Distillation: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
     """
     from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
 
     said: list[dict[str, list[float]]] = [{} for _ in texts]
+    judges = []
     for name in settings.distil:
         judge = load_scorer(name, device=str(resolve_device(settings.device)))
         label = judge.labels[0]
@@ -321,7 +326,9 @@ def _distilled(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say:
         for labels, verdict in zip(said, verdicts, strict=True):
             if label in verdict.values:
                 labels.setdefault(label, []).append(verdict.values[label])
-    return [_mixed(text, labels, settings.distil_share) for text, labels in zip(texts, said, strict=True)]
+        judges.append({"judge": name, "label": label, "revision": getattr(judge, "revision", None)})
+    mixed = [_mixed(text, labels, settings.distil_share) for text, labels in zip(texts, said, strict=True)]
+    return mixed, judges
 
 
 def _mixed(text: LabelledText, said: Mapping[str, Sequence[float]], share: float) -> LabelledText:
