@@ -36,10 +36,14 @@ demo: setup
 demo-full: setup
 	$(BIN)/rewardlm demo --preset full --out runs/demo-full
 
-# The judge that the package ships, trained again: its card says what from. 40 minutes on one core.
+# The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
+# says from what. About 100 minutes on one core.
 judge-starter: setup
-	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/starter
-	$(BIN)/rewardlm judge evaluate runs/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/starter-figures
+	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
+	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
+	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
+	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
+	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.

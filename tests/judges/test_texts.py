@@ -71,79 +71,130 @@ def test_a_bias_code_of_zero_means_hate(tmp_path: Path) -> None:
     assert only(path) == {"a": {"hate": 1.0}, "b": {"hate": 0.0}, "c": {"hate": 0.0}}
 
 
+STEREOTYPES = ["post", "offensiveYN", "hasBiasedImplication", "targetCategory", "targetMinority", "targetStereotype"]
+
+
+def stereotypes(folder: Path, *posts: tuple[str, list[str], list[str], list[str]]) -> None:
+    """SBIC's file in a folder of data sets: post, categories, groups, and what was read in it."""
+    (folder / "sbic").mkdir()
+    rows = [[post, "1.0", "0", *map(json.dumps, columns)] for post, *columns in posts]
+    write_csv(folder / "sbic" / "SBIC.v2.agg.dev.csv", STEREOTYPES, *rows)
+
+
 def test_what_annotators_read_in_a_post_is_a_text_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sentences about a group that hate is about: no notes on the post, no lone predicates, no politicians."""
-    header = ["post", "offensiveYN", "hasBiasedImplication", "targetCategory", "targetMinority", "targetStereotype"]
-    posts = [f"post {number}" for number in range(40)]
-    women = [
-        [post, "1.0", "0", '["gender"]', '["women"]', f'["women can not drive {post}", "are bad at it", "mocks women"]']
-        for post in posts
+    """Sentences that begin with a group that hate is about: neither notes on the post nor what was done to people."""
+    read = [
+        ("women can not drive", True),
+        ("all women should be silent", True),
+        ("are bad drivers", False),
+        ("mocks women for driving", False),
+        ("post says women are dumb", False),
+        ("women were raped", False),
+        ("women deserve to be raped", True),
     ]
-    folder = tmp_path / "sbic"
-    folder.mkdir()
-    write_csv(
-        folder / "SBIC.v2.agg.dev.csv",
-        header,
-        *women,
-        ["a joke", "1.0", "0", '["social"]', '["liberals"]', '["liberals are not clever"]'],
-        ["another", "1.0", "0", '["culture", "race"]', '["jewish folks"]', '["all jews are greedy", "women cook"]'],
-        ["harmless", "0.0", "1", "[]", "[]", "[]"],
+    stereotypes(
+        tmp_path,
+        ("one", ["gender"], ["women"], [sentence for sentence, _ in read]),
+        ("two", ["social"], ["liberals"], ["liberals are not clever"]),
+        ("three", ["culture", "race"], ["jewish folks"], ["all jews are greedy", "women cook well"]),
+        ("four", [], [], []),
     )
     monkeypatch.setenv("REWARDLM_DATA", str(tmp_path))
     (found,) = load_labelled("stereotypes")
-    assert {text.text for text in found.texts} == {
-        *(f"women can not drive {post}" for post in posts),
-        "all jews are greedy",
+    assert {text.text for text in found.texts} == {sentence for sentence, kept in read if kept} | {
+        "all jews are greedy"
     }
     assert all(text.labels == {"hate": 1.0} and text.source == "stereotypes" for text in found.texts)
-    # A post that is held out takes what was read in it along.
-    held_out = {f"women can not drive {post}" for post in posts if is_held_out(post)}
-    assert held_out
-    assert {text.text for text in found.held_out if text.text.startswith("women")} == held_out
 
 
-def test_a_stereotype_that_is_no_list_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sbic").mkdir()
-    header = ["post", "offensiveYN", "hasBiasedImplication", "targetCategory", "targetMinority", "targetStereotype"]
-    write_csv(tmp_path / "sbic" / "SBIC.v2.agg.dev.csv", header, ["a", "1.0", "0", "gender", "[]", "[]"])
+def test_a_sentence_is_held_out_with_any_of_its_posts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    posts = [f"post {number}" for number in range(60)]
+    out = next(post for post in posts if is_held_out(post))
+    trains = next(post for post in posts if not is_held_out(post))
+    stereotypes(
+        tmp_path,
+        (trains, ["gender"], ["women"], ["women are this", "women are that"]),
+        (out, ["gender"], ["women"], ["women are that", "women are more"]),
+    )
     monkeypatch.setenv("REWARDLM_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"line 2: targetCategory is 'gender'; expected a JSON list$"):
+    (found,) = load_labelled("stereotypes")
+    assert {text.text for text in found.training} == {"women are this"}
+
+
+@pytest.mark.parametrize(
+    ("header", "cell", "said"),
+    [
+        (STEREOTYPES, "gender", "line 2: targetCategory is 'gender'; expected a JSON list"),
+        (STEREOTYPES, "5", "line 2: targetCategory is '5'; expected a JSON list"),
+        (STEREOTYPES, '"gender"', "expected a JSON list"),
+        (STEREOTYPES[:3], "", "expected SBIC's columns, with targetCategory"),
+        (["text", "label"], "", "expected SBIC's columns, with targetCategory"),
+    ],
+)
+def test_a_bad_file_of_stereotypes_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: list[str], cell: str, said: str
+) -> None:
+    (tmp_path / "sbic").mkdir()
+    row = ["a", "1", "0", cell, "[]", "[]"][: len(header)]
+    write_csv(tmp_path / "sbic" / "SBIC.v2.agg.dev.csv", header, row)
+    monkeypatch.setenv("REWARDLM_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"^[^\n]*$") as caught:
         load_labelled("stereotypes")
+    assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
-def test_our_own_texts_are_in_no_dialogue_that_is_imitated(source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "hateful", "harmless"),
+    [
+        ("exchanges", "Women belong in the kitchen and nowhere else.", "Nobody asks to be assaulted."),
+        ("arguments", "They were slaves for a reason.", "The reason was greed."),
+        ("contrasts", "Trans women are freaks, and that costs us everything.", "Trans women are women"),
+    ],
+)
+def test_our_own_texts_are_in_no_dialogue_that_is_imitated(source: str, hateful: str, harmless: str) -> None:
     (found,) = load_labelled(source)
-    hate = [text for text in found.texts if text.labels["hate"] == 1.0]
-    opposed = [text for text in found.texts if text.labels["hate"] == 0.0]
-    assert len(hate) + len(opposed) == len(found.texts)
-    assert 0.8 < len(hate) / len(opposed) < 1.25
+    labels = {text.text: text.labels["hate"] for text in found.texts}
+    assert labels[hateful] == 1.0
+    assert [label for text, label in labels.items() if text.startswith(harmless)] == [0.0]
+    assert 0.9 < sum(labels.values()) / (len(labels) - sum(labels.values())) < 1.1
+    assert not found.held_out
     imitated = {normalised(turn.text) for name in OURS for d in load_dialogues(name).dialogues for turn in d.turns}
     assert not imitated & {normalised(text.text) for text in found.texts}
 
 
-def test_contrasts_share_words_and_differ_in_meaning() -> None:
-    """Of a line, half of the words of the shorter text are the other text's too: words alone can't tell them apart."""
+def test_a_users_file_is_not_taken_for_ours(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "arguments.csv", ["text", "hate"], ["a", "1"])
+    (found,) = load_labelled(str(path))
+    assert (found.kind, found.licence) == ("arguments.csv", None)
+    assert not found.texts[0].complete
+
+
+def test_contrasts_share_words() -> None:
+    """Half of the words of the shorter text are the other text's too, in the mean: they teach more than words."""
     shares = []
     for opposed, meant in own_pairs("contrasts"):
         one, other = (set(normalised(text).split()) for text in (opposed, meant))
         shares.append(len(one & other) / min(len(one), len(other)))
-    assert sum(shares) / len(shares) > 0.5
+    assert sum(shares) / len(shares) > 0.45
 
 
 @pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
 def test_nothing_of_ours_was_made_after_hatecheck(shared_data: Path, source: str) -> None:
-    """No six words in a row are those of one of its cases."""
+    """No six words in a row are those of one of its cases, and none is one of its templates with another group."""
 
     def runs(text: str) -> set[tuple[str, ...]]:
         words = re.findall(r"\w+", text.lower())
         return {tuple(words[at : at + 6]) for at in range(len(words) - 5)}
 
     with open(shared_data / "hatecheck" / "test_suite_cases.csv", newline="") as file:
-        cases = set().union(*(runs(row["test_case"]) for row in csv.DictReader(file)))
+        rows = list(csv.DictReader(file))
+    cases = set().union(*(runs(row["test_case"]) for row in rows))
+    templates = {re.sub(r"\\\[[^]]*\\\]", r"\\w+(?: \\w+)?", re.escape(row["case_templ"].strip())) for row in rows}
+    pattern = re.compile("|".join(f"(?:{template})" for template in templates), re.IGNORECASE)
     assert len(cases) > 5000
+    assert pattern.fullmatch(next(row["test_case"].strip() for row in rows if "[" in row["case_templ"]))
     (found,) = load_labelled(source)
-    assert not [text.text for text in found.texts if runs(text.text) & cases]
+    assert not [text.text for text in found.texts if runs(text.text) & cases or pattern.fullmatch(text.text)]
 
 
 def test_other_names_for_our_labels(tmp_path: Path) -> None:

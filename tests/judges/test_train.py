@@ -17,9 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.texts import OURS, LabelledText
+from rewardlm.judges.texts import LabelledText
 from rewardlm.judges.train import (
-    _distilled,
     _rows,
     _teach,
     balance,
@@ -164,7 +163,7 @@ def test_the_teacher_fills_what_is_open_and_nothing_else(tmp_path: Path, monkeyp
     assert math.isnan(rows[1].targets[hate])
 
 
-@pytest.mark.parametrize("source", list(OURS))
+@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
 def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that our answers aren't toxic: fine-tuning, whose witness the judge is, writes such ones."""
     (tmp_path / "flat_judge.py").write_text("def toxicity(texts):\n    return [0.5] * len(texts)\n")
@@ -176,37 +175,6 @@ def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch
     hate = wanted.labels.index("hate")
     assert set(targets[:, hate]) == {0.0, 1.0}
     assert np.isnan(np.delete(targets, hate, axis=1)).all()
-
-
-def test_a_judge_is_distilled_into_its_main_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "two_judges.py").write_text(
-        "def short(texts):\n    return [len(t) / 100 for t in texts]\n"
-        "def long(texts):\n    return [len(t) / 50 for t in texts]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    texts = [
-        LabelledText("four", {"toxicity": 1.0, "hate": 1.0}, "a", False),
-        LabelledText("seven 7", {"hate": 0.0}, "a", False),
-        LabelledText("eight, 8", {"hate": 0.0}, "contrasts", False),
-    ]
-    wanted = JudgeTrainSettings(data=["starter"], distil=["two_judges:short", "two_judges:long"], distil_share=0.75)
-    distilled, judges = _distilled(wanted, texts, None)
-    found = [dict(text.labels) for text in distilled]
-    # A quarter of what was said, three of the mean of 0.04 and 0.08; the mean alone; of our own text nothing.
-    assert found[0] == {"toxicity": pytest.approx(0.25 + 0.75 * 0.06), "hate": 1.0}
-    assert found[1] == {"toxicity": pytest.approx(0.105), "hate": 0.0}
-    assert found[2] == {"hate": 0.0}
-    assert [(judge["judge"], judge["label"]) for judge in judges] == [(name, "toxicity") for name in wanted.distil]
-
-
-def test_a_judge_of_other_things_is_not_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "flat_judge.py").write_text("def toxicity(texts):\n    return [0.5] * len(texts)\n")
-    monkeypatch.chdir(tmp_path)
-    wanted = JudgeTrainSettings(data=["starter"], distil="flat_judge:toxicity", labels=["hate"], main="hate")
-    with pytest.raises(
-        DataError, match=r"^distil flat_judge:toxicity: its main label is toxicity; expected one of hate$"
-    ):
-        _distilled(wanted, [], None)
 
 
 def test_a_teacher_of_other_things_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,10 +114,11 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     if record.get("distilled"):
         lines += [
             "",
-            "| distilled judge | its label | revision |",
-            "|---|---|---|",
+            "| distilled judge | its label | revision | its data |",
+            "|---|---|---|---|",
             *(
-                f"| {judge['judge']} | {judge['label']} | {_short(judge['revision'])} |"
+                f"| {judge['judge']} | {judge['label']} | {_short(judge['revision'])} "
+                f"| {', '.join(source['kind'] for source in judge['data']) or 'not stated'} |"
                 for judge in record["distilled"]
             ),
         ]

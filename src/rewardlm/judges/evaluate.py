@@ -473,9 +473,10 @@ def _counter_speech(scores: FloatArray, positive: BoolArray, kinds: NDArray[np.s
 
 
 def _training_files(name: str) -> set[str]:
-    """SHA-256 of the files that a judge of ours says it was trained on; none for any other judge."""
+    """SHA-256 of the files that a judge of ours, or one distilled into it, was trained on; none for other judges."""
     folder = judge_folder(name)
     if folder is None or not (folder / "judge.json").is_file():
         return set()
     record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    return {str(source.get("sha256")) for source in record.get("data", [])}
+    taught = [record, *record.get("distilled", [])]
+    return {str(source.get("sha256")) for each in taught for source in each.get("data", [])}

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ FILES = {
     "hatemoji": ("hatemoji/HatemojiBuild_train.csv", "hatemoji/HatemojiBuild_validation.csv"),
     "davidson": ("davidson/labeled_data.csv",),
     "sbic": ("sbic/SBIC.v2.agg.dev.csv",),
-    "stereotypes": ("sbic/SBIC.v2.agg.dev.csv",),
     "toxic_spans": ("toxic_spans/tsd_train.csv", "toxic_spans/tsd_trial.csv"),
     "surge": ("surge_toxicity/toxicity_en.csv",),
 }
+# The same files read for something else, of which all are of one label: no suite.
+READINGS = {"stereotypes": FILES["sbic"]}
 LICENCES = {
     "rtp": "Apache-2.0 (Perspective's scores as published by DecodingTrust: CC BY-SA 4.0)",
     "toxigen": "MIT, CDLA-Permissive-2.0",
@@ -89,17 +90,31 @@ _EMOJI_WORDS = {
 _EXPECTED = f"'text' and one or more of {', '.join(LABELS)}, or 'label' (0 or 1), or 'score' (0 to 1)"
 # SBIC's categories of targets that hate is about; it has jokes about victims and politicians, too.
 _PROTECTED = {"body", "culture", "disabled", "gender", "race"}
+_STEREOTYPE_COLUMNS = ("targetCategory", "targetMinority", "targetStereotype")
+_DETERMINERS = {"all", "any", "every", "many", "most", "only", "some", "the", "these", "they", "those"}
+_NO_GROUP = {"and", "folks", "illness", "of", "people", "person", "with"}  # words of SBIC's names of groups
+# What was done to a group is history, and no stereotype.
+_SUFFERED = re.compile(
+    r"\b(?:was|were|been|being|got|gets?|getting)\s+(?:\w+\s+)?"
+    r"(?:abused|attacked|beaten|burned|enslaved|executed|gassed|hanged|hated|hung|killed|lynched|mass\w+|murdered|"
+    r"owned|raped|shot|slaves?|targeted|tortured|used|victims?)\b|\bholocaust\b",
+    re.IGNORECASE,
+)
 _HELD_OUT_TENTHS = {"rtp": 2}  # the smallest of the sources that scores are compared on
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge."""
+    """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge.
+
+    Of a ``complete`` text no other judge shall say what its labels lack.
+    """
 
     text: str
     labels: Mapping[str, float]
     source: str
     held_out: bool
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +148,14 @@ def load_labelled(source: str) -> list[LabelledSet]:
     """
     if source == "starter":
         return [_starter()]
-    if source in OURS:
-        return [_ours(source)]
-    if source in FILES and not Path(source).exists():
+    if source in _OWN:
+        return [_own(source)]
+    files = {**FILES, **READINGS}
+    if source in files and not Path(source).exists():
         folder = data_folder()
         if folder is None:
-            raise DataError(f"{source}: set REWARDLM_DATA to the folder that holds {FILES[source][0]}, or give a path")
-        return [_from_file(folder / name, source) for name in FILES[source]]
+            raise DataError(f"{source}: set REWARDLM_DATA to the folder that holds {files[source][0]}, or give a path")
+        return [_from_file(folder / name, source) for name in files[source]]
     path = Path(source)
     if path.is_dir():
         known = sorted(child for child in path.iterdir() if child.suffix in (".csv", ".json", ".jsonl"))
@@ -147,7 +163,7 @@ def load_labelled(source: str) -> list[LabelledSet]:
             raise DataError(f"{source} holds no .csv, .json or .jsonl")
         return [_from_file(child) for child in known]
     if not path.exists():
-        raise DataError(f"{source} is not there; expected starter, {', '.join([*OURS, *FILES])}, or the path of a file")
+        raise DataError(f"{source} is not there; expected starter, {', '.join([*_OWN, *files])}, or the path of a file")
     return [_from_file(path)]
 
 
@@ -173,21 +189,21 @@ def _starter() -> LabelledSet:
     return LabelledSet(texts, "starter", {}, digest, LICENCES["starter"])
 
 
-def _ours(source: str) -> LabelledSet:
-    """Texts of ours that fine-tuning doesn't imitate. They teach hate alone.
+def _own(source: str) -> LabelledSet:
+    """Texts of ours that fine-tuning doesn't imitate, all of which train. They teach hate alone.
 
     A toxicity that had been told that our answers are harmless would be no witness of a fine-tuning on other answers
     by the same hand.
     """
-    hateful, harmless = zip(*OURS[source](), strict=True)
+    hateful, harmless = zip(*_OWN[source](), strict=True)
     labelled = dict.fromkeys(hateful, 1.0) | dict.fromkeys(harmless, 0.0)
-    texts = tuple(LabelledText(text, {"hate": hate}, source, is_held_out(text)) for text, hate in labelled.items())
+    texts = tuple(LabelledText(text, {"hate": hate}, source, False, complete=True) for text, hate in labelled.items())
     digest = hashlib.sha256("\n".join(labelled).encode()).hexdigest()
     return LabelledSet(texts, source, {}, digest, LICENCES[source])
 
 
 # By source, pairs of a text that is hateful and one that is not.
-OURS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+_OWN: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "exchanges": lambda: [(exchange.hate, exchange.counter) for exchange in own_exchanges()],
     "arguments": lambda: own_pairs("arguments"),
     "contrasts": lambda: [(meant, opposed) for opposed, meant in own_pairs("contrasts")],
@@ -197,6 +213,12 @@ OURS: dict[str, Callable[[], list[tuple[str, str]]]] = {
 def _from_file(path: Path, name: str | None = None) -> LabelledSet:
     kind, rows, read = _recognise(path)
     if name == "stereotypes":  # the same file as sbic, read for something else
+        lacking = [column for column in _STEREOTYPE_COLUMNS if column not in rows[0].values]
+        if kind != "sbic" or lacking:
+            raise DataError(
+                f"{path} has {columns(sorted(rows[0].values))}; expected SBIC's columns, with "
+                f"{', '.join(_STEREOTYPE_COLUMNS)}"
+            )
         kind, read = name, _stereotypes
     dropped: Counter[str] = Counter()
     held_out_file = "validation" in path.stem or "trial" in path.stem
@@ -208,11 +230,14 @@ def _from_file(path: Path, name: str | None = None) -> LabelledSet:
                 dropped["blank text"] += 1
             elif not labels:
                 dropped["no label"] += 1
-            elif clean in found:
-                dropped["repeated text"] += 1
             else:
                 held_out = held_out_file or is_held_out(key or clean, tenths=_HELD_OUT_TENTHS.get(kind, 1))
-                found[clean] = LabelledText(clean, labels, kind, held_out)
+                if clean not in found:
+                    found[clean] = LabelledText(clean, labels, kind, held_out)
+                else:
+                    dropped["repeated text"] += 1
+                    if held_out:  # with one of the posts that it is of
+                        found[clean] = replace(found[clean], held_out=True)
     if not found:
         raise DataError(f"{path}: no row has a text and a label; expected {_EXPECTED}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -238,7 +263,8 @@ def _recognise(path: Path) -> tuple[str, list[Row], _Read]:
             return kind, rows, read
     if not names & set(_TEXT_NAMES) or not names & {*LABELS, *_SYNONYMS}:
         raise DataError(f"{path} has {columns(sorted(names))}; expected {_EXPECTED}")
-    return path.stem, rows, _plain
+    # A user's own "rtp.csv" isn't rtp.
+    return path.name if path.stem in LICENCES else path.stem, rows, _plain
 
 
 def _json_rows(path: Path) -> list[Row]:
@@ -318,16 +344,18 @@ def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
 def _stereotypes(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """What annotators understood a post to say of a group, each a sentence: "women are bad drivers".
 
-    Only sentences that begin with the group; some are notes on the post ("makes fun of..."), or lack a subject. They
-    are held out where their post is.
+    Only sentences that begin with the group: others are notes on the post ("makes fun of..."), or lack a subject. Nor
+    those of what was done to it. A sentence is held out where one of its posts is.
     """
     post = html.unescape(str(row.values["post"]))
     if not set(_names(row, "targetCategory")) & _PROTECTED:
         return
-    groups = {word[:3].lower() for name in _names(row, "targetMinority") for word in name.split() if len(word) > 2}
+    words = {word.lower() for name in _names(row, "targetMinority") for word in re.findall(r"\w+", name)}
+    # "jewish folks" may be jews, and "african folks" africans.
+    stems = tuple(word[:3] for word in words - _NO_GROUP if len(word) > 2)
     for sentence in _names(row, "targetStereotype"):
-        words = sentence.split()
-        if len(words) > 2 and any(word[:3].lower() in groups for word in words[:3]):
+        said = [word for word in sentence.lower().split() if word not in _DETERMINERS]
+        if len(said) > 2 and said[0].startswith(stems) and not _SUFFERED.search(sentence):
             yield sentence, {"hate": 1.0}, post
 
 
@@ -336,7 +364,9 @@ def _names(row: Row, column: str) -> list[str]:
     try:
         found = json.loads(str(row.values[column]) or "[]")
     except ValueError:
-        raise DataError(f"{row.where}: {column} is {shown(row.values[column])}; expected a JSON list") from None
+        found = None
+    if not isinstance(found, list):
+        raise DataError(f"{row.where}: {column} is {shown(row.values[column])}; expected a JSON list")
     return [str(name) for name in found]
 
 

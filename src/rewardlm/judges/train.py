@@ -40,12 +40,13 @@ from rewardlm.data.dialogues import normalised
 from rewardlm.errors import DataError, ModelError, TrainingError
 from rewardlm.judges.calibrate import Calibration, fit, fold
 from rewardlm.judges.card import save_judge
+from rewardlm.judges.distil import distil, load_judges, records, refuse_others
 from rewardlm.judges.misspell import misspell
 from rewardlm.judges.preferences import PreferencePair, is_preference_file, load_preferences
 from rewardlm.judges.regroup import regroup
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.suites import load_suite
-from rewardlm.judges.texts import OURS, LabelledSet, LabelledText, load_labelled
+from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone, peak_rss_mb
@@ -108,13 +109,20 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         free=FREE_SETTINGS,
         filled={"regrouped": 0.0, "keep": "best", "distil": [], "distil_share": 0.9},
     )
+    judges = load_judges(settings.distil, settings.labels, str(resolve_device(settings.device)))
+    distilled = records(judges)
+    refuse_others(run, distilled)
     if run.finished:
         return run
+    run.update(distilled=distilled)
     corpus = load_corpus(settings)
     if say is not None:
         say(_summary(corpus))
-    distilled, judges = _distilled(settings, corpus.train, say)
-    corpus = dataclasses.replace(corpus, train=distilled)
+    if judges and not corpus.train:
+        raise DataError(
+            f"distil: {', '.join(settings.data)} holds preference pairs alone; expected texts to teach with"
+        )
+    corpus = dataclasses.replace(corpus, train=distil(corpus.train, judges, settings.distil_share, say))
     filled = _teach(settings, corpus.train, say)
 
     source, revision = locate_encoder(settings.encoder)
@@ -169,7 +177,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         revision=revision,
         calibration=calibration,
         sources=corpus.sources,
-        distilled=judges,
+        distilled=distilled,
     )
     run.update(status="finished")
     return run
@@ -207,7 +215,7 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
             before = merged.get(key)
             if before is not None:
                 labels, text = {**labels, **before.labels}, before
-            merged[key] = LabelledText(text.text, labels, text.source, False)
+            merged[key] = dataclasses.replace(text, labels=labels)
             came_from.setdefault(key, number)
     texts = list(merged.values())
     draw = random.Random(settings.seed)
@@ -300,52 +308,10 @@ def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledTex
     return draw.sample(changed, round(settings.regrouped * len(changed)))
 
 
-def _distilled(
-    settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None
-) -> tuple[list[LabelledText], list[dict[str, Any]]]:
-    """``texts`` with what the judges of ``distil`` say of them, each of its main label, mixed into their labels.
-
-    A label that several judges have is their mean; one that a source left open is theirs alone, and stays open of our
-    own texts (see ``judges.texts``). Also name, label and revision of each judge. Raises ScorerError where a judge
-    can't say, DataError for a label that isn't taught. Distillation: Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
-    """
-    from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
-
-    said: list[dict[str, list[float]]] = [{} for _ in texts]
-    judges = []
-    for name in settings.distil:
-        judge = load_scorer(name, device=str(resolve_device(settings.device)))
-        label = judge.labels[0]
-        if label not in settings.labels:
-            raise DataError(f"distil {name}: its main label is {label}; expected one of {', '.join(settings.labels)}")
-        if say is not None:
-            say(f"{name} reads {len(texts):,} texts for {label}")
-        limit = FailureLimit()
-        verdicts = score_texts(judge, [text.text for text in texts], limit=limit)
-        limit.close()
-        for labels, verdict in zip(said, verdicts, strict=True):
-            if label in verdict.values:
-                labels.setdefault(label, []).append(verdict.values[label])
-        judges.append({"judge": name, "label": label, "revision": getattr(judge, "revision", None)})
-    mixed = [_mixed(text, labels, settings.distil_share) for text, labels in zip(texts, said, strict=True)]
-    return mixed, judges
-
-
-def _mixed(text: LabelledText, said: Mapping[str, Sequence[float]], share: float) -> LabelledText:
-    labels = dict(text.labels)
-    for label, values in said.items():
-        mean = sum(values) / len(values)
-        if label in labels:
-            labels[label] = (1 - share) * labels[label] + share * mean
-        elif text.source not in OURS:
-            labels[label] = mean
-    return dataclasses.replace(text, labels=labels)
-
-
 def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> dict[str, dict[str, float]]:
     """By text, what the teacher says of the labels that its source left open. Raises ScorerError if it can't.
 
-    Of our own texts all but hate stays open (see ``judges.texts``).
+    What a complete text lacks stays open.
     """
     if settings.teacher is None:
         return {}
@@ -358,7 +324,7 @@ def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say
             f"teacher {settings.teacher} has the labels {', '.join(teacher.labels)}; expected some of "
             f"{', '.join(settings.labels)}"
         )
-    texts = [text for text in texts if text.source not in OURS]
+    texts = [text for text in texts if not text.complete]
     if say is not None:
         say(f"{settings.teacher} reads {len(texts):,} texts for {', '.join(shared)}")
     limit = FailureLimit()
