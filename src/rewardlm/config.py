@@ -83,6 +83,9 @@ def _names_or_none(items: Sequence[str]) -> list[str]:
     return split_names(items) if items and list(items) != ["none"] else []
 
 
+NamesOrNone = Annotated[list[str], AfterValidator(_names_or_none)]
+
+
 def is_function_name(text: str) -> bool:
     """Whether ``text`` looks like ``module:function``."""
     return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text) is not None
@@ -409,7 +412,7 @@ class ScoreSettings(Section):
     where there are more.
     """
 
-    scorer: Annotated[list[str], AfterValidator(_names_or_none)] = []
+    scorer: NamesOrNone = []
     similarity: bool = False
     perplexity: str | None = None
     counter_narrative: str | None = None
@@ -609,7 +612,7 @@ class RlafSettings(TrainingSettings):
     micro_batch_tokens: int = Field(1024, ge=1)
     checkpoint_every: int = Field(1, ge=1)
     samples_every: int = Field(5, ge=1)
-    witness: Annotated[list[str], AfterValidator(_names_or_none)] | None = None
+    witness: NamesOrNone | None = None
     stop_on: list[Doubt] = []
     trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
     kl: KlSettings = KlSettings()

@@ -18,15 +18,7 @@ from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LabelledText
-from rewardlm.judges.train import (
-    _rows,
-    _teach,
-    balance,
-    load_corpus,
-    masked_loss,
-    preference_loss,
-    train_judge,
-)
+from rewardlm.judges.train import _rows, _teach, balance, load_corpus, masked_loss, preference_loss, train_judge
 from rewardlm.runs import Run
 from rewardlm.scoring.encoder import locate_encoder
 

@@ -7,15 +7,14 @@ each less well. Here every text of the training gets the others' probabilities a
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardlm.errors import DataError, RewardLMError, RunError
-from rewardlm.judges.evaluate import judge_folder
+from rewardlm.judges.evaluate import judge_folder, training_data
 from rewardlm.judges.texts import LabelledText
-from rewardlm.scoring.trained import RECORD
+from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
     from rewardlm.runs import Run
@@ -51,7 +50,7 @@ def records(judges: Sequence[Scorer]) -> list[dict[str, Any]]:
             "judge": _without_path(judge.name),
             "label": judge.labels[0],
             "revision": getattr(judge, "revision", None),
-            "data": _data(judge.name),
+            "data": training_data(judge.name),
         }
         for judge in judges
     ]
@@ -78,20 +77,27 @@ def distil(
     A label becomes (1 - share) of what its source says and ``share`` of the mean of the judges that have it; where the
     source says nothing it is that mean, unless the text is complete. Raises ScorerError where a judge can't say.
     """
-    from rewardlm.scoring.scorer import FailureLimit, score_texts
-
     said: list[dict[str, list[float]]] = [{} for _ in texts]
     for judge in judges:
         label = judge.labels[0]
-        if say is not None:
-            say(f"{judge.name} reads {len(texts):,} texts for {label}")
-        limit = FailureLimit()
-        verdicts = score_texts(judge, [text.text for text in texts], limit=limit)
-        limit.close()
-        for labels, verdict in zip(said, verdicts, strict=True):
+        for labels, verdict in zip(said, read(judge, texts, [label], say), strict=True):
             if label in verdict.values:
                 labels.setdefault(label, []).append(verdict.values[label])
     return [_mixed(text, labels, share) for text, labels in zip(texts, said, strict=True)]
+
+
+def read(
+    judge: Scorer, texts: Sequence[LabelledText], labels: Sequence[str], say: Callable[[str], None] | None
+) -> list[Verdict]:
+    """What ``judge`` says of ``texts``, which it reads for ``labels``. Raises ScorerError if it can't."""
+    from rewardlm.scoring.scorer import FailureLimit, score_texts
+
+    if say is not None:
+        say(f"{judge.name} reads {len(texts):,} texts for {', '.join(labels)}")
+    limit = FailureLimit()
+    verdicts = score_texts(judge, [text.text for text in texts], limit=limit)
+    limit.close()
+    return verdicts
 
 
 def _mixed(text: LabelledText, said: Mapping[str, Sequence[float]], share: float) -> LabelledText:
@@ -108,14 +114,6 @@ def _mixed(text: LabelledText, said: Mapping[str, Sequence[float]], share: float
 def _without_path(name: str) -> str:
     """A card names a folder, and not where it lay."""
     folder = judge_folder(name)
-    if folder is None or Path(name).is_dir():
-        return name if folder is None else folder.name
-    return f"{folder.name}#{name.rpartition('#')[2]}"
-
-
-def _data(name: str) -> list[dict[str, Any]]:
-    folder = judge_folder(name)
-    if folder is None or not (folder / RECORD).is_file():
-        return []
-    found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return [dict(source) for source in found.get("data", [])]
+    if folder is None:
+        return name
+    return folder.name if Path(name).is_dir() else f"{folder.name}#{name.rpartition('#')[2]}"

@@ -472,11 +472,14 @@ def _counter_speech(scores: FloatArray, positive: BoolArray, kinds: NDArray[np.s
     }
 
 
-def _training_files(name: str) -> set[str]:
-    """SHA-256 of the files that a judge of ours, or one distilled into it, was trained on; none for other judges."""
+def training_data(name: str) -> list[dict[str, Any]]:
+    """The sources that a judge of ours, or one distilled into it, says it was trained on; none for other judges."""
     folder = judge_folder(name)
     if folder is None or not (folder / "judge.json").is_file():
-        return set()
+        return []
     record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    taught = [record, *record.get("distilled", [])]
-    return {str(source.get("sha256")) for each in taught for source in each.get("data", [])}
+    return [source for taught in (record, *record.get("distilled", [])) for source in taught.get("data", [])]
+
+
+def _training_files(name: str) -> set[str]:
+    return {str(source.get("sha256")) for source in training_data(name)}

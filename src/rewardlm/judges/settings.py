@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config import LoraSettings, Names, Section, ServicesSettings, split_names
+from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings
 from rewardlm.judges.texts import LABELS
 
 
@@ -101,7 +101,7 @@ class JudgeTrainSettings(Section):
     regrouped: float = Field(0.0, ge=0, le=1)
     teacher: str | None = None
     teacher_weight: float = Field(0.5, ge=0)
-    distil: Annotated[list[str], AfterValidator(lambda names: split_names(names) if names else [])] = Field([])
+    distil: NamesOrNone = Field([])
     distil_share: float = Field(0.9, ge=0, le=1)
     validation: float = Field(0.05, gt=0, lt=1)
     evaluations: int = Field(2, ge=1)

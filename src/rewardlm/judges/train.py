@@ -40,7 +40,7 @@ from rewardlm.data.dialogues import normalised
 from rewardlm.errors import DataError, ModelError, TrainingError
 from rewardlm.judges.calibrate import Calibration, fit, fold
 from rewardlm.judges.card import save_judge
-from rewardlm.judges.distil import distil, load_judges, records, refuse_others
+from rewardlm.judges.distil import distil, load_judges, read, records, refuse_others
 from rewardlm.judges.misspell import misspell
 from rewardlm.judges.preferences import PreferencePair, is_preference_file, load_preferences
 from rewardlm.judges.regroup import regroup
@@ -167,7 +167,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         encoder={"name": settings.encoder, "revision": revision},
         steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step if chooses else trainer.state.global_step,
-        validation_loss=_last_loss(trainer) if settings.keep == "last" else trainer.state.best_metric,
+        validation_loss=trainer.state.best_metric if chooses else _last_loss(trainer),
     )
     save_judge(
         out,
@@ -315,7 +315,7 @@ def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say
     """
     if settings.teacher is None:
         return {}
-    from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
+    from rewardlm.scoring.scorer import load_scorer
 
     teacher = load_scorer(settings.teacher, device=str(resolve_device(settings.device)))
     shared = [label for label in teacher.labels if label in settings.labels]
@@ -325,16 +325,11 @@ def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say
             f"{', '.join(settings.labels)}"
         )
     texts = [text for text in texts if not text.complete]
-    if say is not None:
-        say(f"{settings.teacher} reads {len(texts):,} texts for {', '.join(shared)}")
-    limit = FailureLimit()
-    verdicts = score_texts(teacher, [text.text for text in texts], limit=limit)
-    limit.close()
     return {
         text.text: {
             label: verdict.values[label] for label in shared if label in verdict.values and label not in text.labels
         }
-        for text, verdict in zip(texts, verdicts, strict=True)
+        for text, verdict in zip(texts, read(teacher, texts, shared, say), strict=True)
     }
 
 
