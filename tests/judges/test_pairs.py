@@ -15,9 +15,20 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.errors import DataError, RunError
-from rewardlm.judges.pair_data import draw, exchanges, made_up, own_texts, split_exchanges
+from rewardlm.judges.pair_data import (
+    _GROUPS,
+    _MENTIONS,
+    answered,
+    draw,
+    exchanges,
+    made_up,
+    own_texts,
+    split_exchanges,
+    target_of,
+)
 from rewardlm.judges.pair_evaluation import evaluate_pairs
 from rewardlm.judges.pairs import PairJudgeSettings, command, fit_temperature, train_pair_judge
+from rewardlm.judges.texts import load_labelled
 from rewardlm.scoring.pairs import PAIR_LABELS, load_pair_judge
 from rewardlm.types import Dialogue, Message
 
@@ -111,6 +122,56 @@ def test_half_of_the_answers_end_where_measured_ones_do(starter):
     cut = [answer for answer in answers if not answer.rstrip('"').endswith((".", "!", "?"))]
     assert 0.2 < len(cut) / len(answers) < 0.5
     assert min(len(answer.split()) for answer in cut) >= 10
+
+
+def test_a_text_has_the_target_that_it_names():
+    named = {
+        "Black folks are lazy": "black people",
+        "a WOMAN's place": "women",
+        "lgbtq+ rights, gays": "lgbt+",
+        "Autistic kids": "people with mental illness",
+        "All Jews and Muslims": None,  # two
+        "They are all the same": None,
+        "islamabad is a transition, my jewellery": None,
+    }
+    assert {text: target_of(text) for text in named} == named
+    # What a claim is said to be about is what answers can name.
+    assert not set(_MENTIONS) - set(_GROUPS)
+
+
+HATE = {"women": ["Women can't drive.", "Girls are weak."], "jews": ["Jews own it all.", "No Jew works."]}
+
+
+def test_published_hate_is_answered_by_its_group(starter):
+    texts = own_texts("train")
+    found = answered(HATE, starter, texts, 200, "a")
+    assert answered(HATE, starter, texts, 200, "a") == found
+    assert len(found) == 200
+    longer = 0
+    for exchange in found:
+        (target,) = exchange.targets
+        assert exchange.hate in HATE[target]
+        assert any(word.lower() in exchange.counter.lower() for word in _GROUPS[target])
+        of_target = [e.counter for e in starter if target in e.targets]
+        longer += any(exchange.counter.endswith(counter) for counter in of_target)
+    assert 60 < longer < 140
+    assert 60 < sum(exchange.targets == {"women"} for exchange in found) < 140
+    assert answered({}, starter, texts, 200, "a") == []
+
+
+def test_published_hate_agrees_with_hate_of_the_same_target(starter):
+    about = [exchange for exchange in starter if exchange.targets & HATE.keys()]
+    counts = Counter()
+    for number in range(30):
+        for example in draw(about, own_texts("train"), str(number), HATE):
+            theirs = next((t for t, texts in HATE.items() if any(text in example.answer for text in texts)), None)
+            if theirs is not None:
+                assert example.label == "agreement"
+                assert {theirs} == next(e.targets for e in about if e.dialogue_id == example.dialogue_id) & HATE.keys()
+            counts[example.kind, theirs is not None] += 1
+    for kind in ("hateful turn", "agreed hate"):
+        total = counts[kind, True] + counts[kind, False]
+        assert 0.35 < counts[kind, True] / total < 0.6
 
 
 def test_made_up_exchanges_name_their_group():
@@ -301,3 +362,26 @@ def test_the_command_in_the_card_gives_the_same_settings():
     tree = dict(word.split("=") for word in words[3:] if "=" in word)
     assert tree == {"dialogues": "a.csv", "epochs": "3", "lora.r": "4"}
     assert command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"
+
+
+def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
+    file = tmp_path / "posts.csv"
+    hateful = [f"Women of village {number} are lazy" for number in range(80)]
+    file.write_text("text,hate\n" + "".join(f"{text},1\n" for text in hateful) + "Women are kind,0\nHe is bad,1\n")
+    run = train_pair_judge(settings_of(encoder, hate=str(file), epochs=1, answered=40), tmp_path / "judge")
+    record = json.loads((run.path / "judge.json").read_text())
+    published = record["data"][-1]
+    (of_file,) = load_labelled(str(file))
+    trained_on = [text for text in of_file.training if text.text in hateful]
+    assert published["source"] == "posts"
+    assert published["texts"] == len(trained_on) < len(hateful)  # some are held out
+    assert published["sha256"] == of_file.sha256
+    assert "posts" in (run.path / "README.md").read_text()
+    assert str(file) in record["command"]
+    # 40 exchanges more than without, four pairs each.
+    plain = train_pair_judge(settings_of(encoder, epochs=1), tmp_path / "plain")
+    assert run.meta["steps"] > plain.meta["steps"]
+
+    file.write_text("text,hate\nWomen are kind,0\nHe is bad,1\n")
+    with pytest.raises(DataError, match="names a group"):
+        train_pair_judge(settings_of(encoder, hate=str(file)), tmp_path / "none")

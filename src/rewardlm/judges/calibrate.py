@@ -18,7 +18,7 @@ from scipy.special import expit, log_expit
 
 Floats = NDArray[np.floating[Any]]
 
-# Fewer texts than this say too little of a label's calibration: its probabilities stay as they are.
+# Fewer texts than this say too little of how sure a judge should be.
 MINIMUM = 50
 
 
@@ -33,8 +33,31 @@ class Calibration:
     y: tuple[float, ...] = ()
 
 
+def weigh(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
+    """Float[N]: what each text counts when a label is calibrated; 0 where it tells nothing.
+
+    A source of one class (only hate, say) would teach that being sure is always right, and one of few texts counts
+    for too much: both are left out, unless all are such. ``evenly``: the others count the same, as nobody knows which
+    of them a user's texts are like; otherwise texts do.
+
+    Args:
+        sources: of each text, N of them.
+        targets: Float[N], probabilities or 0 and 1.
+    """
+    names = np.asarray(sources)
+    telling = {}
+    for name in np.unique(names):
+        own = targets[names == name]
+        if len(own) >= MINIMUM and (own < 0.5).any() and (own >= 0.5).any():
+            telling[name] = len(own)
+    counts = telling or {name: int((names == name).sum()) for name in np.unique(names)}
+    return np.asarray([(1 / counts[name] if evenly else 1.0) if name in counts else 0.0 for name in names])
+
+
 def fit(kind: str, logits: Floats, targets: Floats, weights: Floats) -> Calibration | None:
-    """The calibration of one label by maximum likelihood, or None where ``MINIMUM`` texts aren't there.
+    """The calibration of one label by maximum likelihood.
+
+    None where fewer than ``MINIMUM`` texts count, or all have one target: probabilities stay as they are then.
 
     Args:
         kind: temperature, platt or isotonic.
@@ -42,7 +65,8 @@ def fit(kind: str, logits: Floats, targets: Floats, weights: Floats) -> Calibrat
         targets: Float[N], probabilities or 0 and 1.
         weights: Float[N], not negative.
     """
-    if len(logits) < MINIMUM or np.ptp(targets) == 0:
+    counts = weights > 0
+    if counts.sum() < MINIMUM or np.ptp(targets[counts]) == 0:
         return None
     if kind == "isotonic":
         return _isotonic(expit(logits), targets, weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from rewardlm.data.dialogues import normalised, pairs, split_by_component
 from rewardlm.types import Dialogue
 
 Part = Literal["train", "held_out"]
+Hate = Mapping[str, Sequence[str]]  # hateful texts by target
 
 # How a target is called in a sentence. An answer about one of these words is on topic where the prompt has another of
 # the same line.
@@ -55,6 +56,29 @@ _CLOSE = {
     "people with mental illness": ("disabled",),
     "poor": ("migrants", "refugees", "roma"),
 }
+
+
+# How texts name those of whom there is much published hate; what may mean something else is left out.
+_MENTIONS = {
+    "women": r"wom[ae]n|girls?|females?|feminists?|wives",
+    "migrants": r"(?:im)?migrants?|foreigners?",
+    "refugees": r"refugees?|asylum seekers?",
+    "muslims": r"muslims?|islam(?:ic)?",
+    "jews": r"jews?|jewish",
+    "christians": r"christians?|catholics?",
+    "black people": r"blacks?|africans?|african[- ]americans?",
+    "latinos": r"latin[oa]s?|mexicans?|hispanics?",
+    "asians": r"asians?|chinese|japanese|koreans?",
+    "indigenous people": r"indigenous|native americans?",
+    "lgbt+": r"lgbtq?\+?|gays?|lesbians?|homosexuals?|bisexuals?|trans|transgender",
+    "disabled": r"disabled|disabilit(?:y|ies)|wheelchairs?|crippled?",
+    "people with mental illness": r"mentally ill|mental illness|autis(?:m|tic)|schizophrenics?",
+    "overweight people": r"overweight|obese|fat (?:people|folks|women|men)",
+    "poor": r"poor (?:people|folks)|homeless|the poor",
+}
+_MENTION = re.compile(
+    rf"(?<!\w)(?:{'|'.join(f'(?P<t{n}>{names})' for n, names in enumerate(_MENTIONS.values()))})(?!\w)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +190,39 @@ def made_up(texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
     return found
 
 
-def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str) -> list[PairExample]:
-    """One example of each class for every exchange, in order; the same ``seed`` draws the same ones."""
-    drawer = _Drawer(source, texts, random.Random(seed))
+def target_of(text: str) -> str | None:
+    """The target that ``text`` names, None where it names none or several."""
+    names = list(_MENTIONS)
+    found = {names[int(str(match.lastgroup)[1:])] for match in _MENTION.finditer(text)}
+    return found.pop() if len(found) == 1 else None
+
+
+def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
+    """``n`` exchanges of others' hateful texts, targets alike: each with an objection of ours that names the group.
+
+    Half of the objections go on with an answer of ``source`` to other hate against the same target, since what is
+    measured is longer. None where there is no ``hate``.
+    """
+    rng = random.Random(seed)
+    named = [line for line in texts.objections if "{group}" in line]
+    found = []
+    for number in range(n if hate else 0):
+        target = rng.choice(sorted(hate))
+        claim = rng.choice(hate[target])
+        counter = _filled(rng.choice(named), rng.choice(_GROUPS[target]))
+        answers = [exchange.counter for exchange in source if target in exchange.targets]
+        if answers and rng.random() < 0.5:
+            counter = f"{counter} {rng.choice(answers)}"
+        found.append(Exchange(f"published:{number}", frozenset({target}), claim, counter, ()))
+    return found
+
+
+def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str, hate: Hate | None = None) -> list[PairExample]:
+    """One example of each class for every exchange, in order; the same ``seed`` draws the same ones.
+
+    With ``hate``, half of the hateful answers are of these texts, by target.
+    """
+    drawer = _Drawer(source, texts, random.Random(seed), hate or {})
     return [example for exchange in source for example in drawer.of(exchange)]
 
 
@@ -184,8 +238,8 @@ def thinned(example: PairExample, rng: random.Random, share: float = 0.1) -> Pai
 
 
 class _Drawer:
-    def __init__(self, source: Sequence[Exchange], texts: OwnTexts, rng: random.Random) -> None:
-        self._texts, self._rng = texts, rng
+    def __init__(self, source: Sequence[Exchange], texts: OwnTexts, rng: random.Random, hate: Hate) -> None:
+        self._texts, self._rng, self._hate = texts, rng, hate
         self._all = source
         self._by_target: dict[frozenset[str], list[Exchange]] = {}
         self._by_other: dict[frozenset[str], list[Exchange]] = {}
@@ -273,6 +327,9 @@ class _Drawer:
 
     def _hate_like(self, exchange: Exchange) -> str:
         """Another hateful turn of the dialogue, or one about the same target; the prompt itself where there is none."""
+        published = [text for target in sorted(exchange.targets) for text in self._hate.get(target, ())]
+        if published and self._rng.random() < 0.5:
+            return self._rng.choice(published)
         if exchange.siblings and self._rng.random() < 0.4:
             return self._rng.choice(exchange.siblings)
         others = [other.hate for other in self._by_target[exchange.targets] if other.hate != exchange.hate]

@@ -10,13 +10,13 @@ import json
 import math
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy.optimize import minimize_scalar
 from torch import nn
 from transformers import (
@@ -29,20 +29,24 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from rewardlm.config import LoraSettings, Section, flatten
+from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten
 from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.pair_data import (
     Exchange,
+    Hate,
     PairExample,
+    answered,
     draw,
     made_up,
     own_exchanges,
     own_texts,
     split_exchanges,
+    target_of,
     thinned,
 )
 from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, write_record
+from rewardlm.judges.texts import load_labelled
 from rewardlm.judges.train import _checkpoints, _Watch, head_of
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone
@@ -77,13 +81,17 @@ class PairJudgeSettings(Section):
 
     ``validation`` is the share of dialogues held out, by components that share no user turn and always the same ones;
     it sets the temperature and gives the figures of the card. Every epoch adds ``made_up`` short exchanges of our own
-    lines; ``thinned`` is the share of pairs that lose a tenth of their words.
+    lines; ``thinned`` is the share of pairs that lose a tenth of their words. ``hate`` are sources of ``judge train``
+    (toxigen, stereotypes) whose hateful texts, where they name a target, are answers that agree, and claims: every
+    epoch ``answered`` of them get an answer of ours.
     """
 
     dialogues: str = "starter"
     encoder: str = "minilm"
     validation: float = Field(0.1, gt=0, lt=1)
     made_up: int = Field(300, ge=0)
+    hate: NamesOrNone = Field([])
+    answered: int = Field(600, ge=0)
     thinned: float = Field(0.5, ge=0, le=1)
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -95,6 +103,11 @@ class PairJudgeSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0)
     device: str = "auto"
+
+    @field_validator("hate", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 def train_pair_judge(
@@ -123,7 +136,8 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
             f"{settings.dialogues}: {len(train)} exchanges to train on, {len(held_out)} held out; both are needed: "
             "give more unrelated dialogues, or another validation share"
         )
-    epochs = [_epoch([*train, *ours], settings, number) for number in range(settings.epochs)]
+    hate, hate_sources = _published(settings.hate, known)
+    epochs = [_epoch([*train, *ours], hate, settings, number) for number in range(settings.epochs)]
     unseen = draw(held_out, own_texts("held_out"), "held out")
     if say is not None:
         say(f"{len(train):,} exchanges to train on, {len(held_out):,} held out; {len(epochs[0]):,} pairs an epoch")
@@ -155,7 +169,7 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
     with torch.no_grad():
         head.weight.div_(temperature)
         head.bias.div_(temperature)
-    sources = [_source(loaded, len(train)), _our_lines()]
+    sources = [_source(loaded, len(train)), _our_lines(), *hate_sources]
     _save(run, settings, model, revision, temperature, sources)
     # Of the judge as it was saved, rounded to half precision.
     judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
@@ -179,12 +193,37 @@ def fit_temperature(logits: Any, labels: Any) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
 
 
-def _epoch(train: Sequence[Exchange], settings: PairJudgeSettings, number: int) -> list[PairExample]:
+def _epoch(train: Sequence[Exchange], hate: Hate, settings: PairJudgeSettings, number: int) -> list[PairExample]:
     texts, seed = own_texts("train"), f"{settings.seed}, epoch {number}"
     ours = made_up(texts, settings.made_up, seed)
+    theirs = answered(hate, train, texts, settings.answered, seed)
     rng = random.Random(seed)
-    examples = draw([*train, *ours], texts, seed)
+    examples = draw([*train, *ours, *theirs], texts, seed, hate)
     return [thinned(example, rng) if rng.random() < settings.thinned else example for example in examples]
+
+
+def _published(sources: Sequence[str], known: Collection[str]) -> tuple[Hate, list[dict[str, Any]]]:
+    """Hateful texts of the data sets' training parts by the target that they name, and records of where they are from.
+
+    None of them is among the normalised texts ``known``. Raises DataError for a source that has none.
+    """
+    hate: dict[str, list[str]] = {}
+    records = []
+    for source in sources:
+        before = len(records)
+        for found in load_labelled(source):
+            taken = 0
+            for text in found.training:
+                target = target_of(text.text) if text.labels.get("hate", 0.0) >= 0.5 else None
+                if target is not None and normalised(text.text) not in known:
+                    hate.setdefault(target, []).append(text.text)
+                    taken += 1
+            if taken:
+                licence = found.licence or "not stated"
+                records.append({"source": found.kind, "licence": licence, "sha256": found.sha256, "texts": taken})
+        if len(records) == before:
+            raise DataError(f"hate: {source} has no hateful text that names a group; expected toxigen or the like")
+    return hate, records
 
 
 def _rows(tokenizer: Any, examples: Sequence[PairExample], settings: PairJudgeSettings) -> list[dict[str, Any]]:

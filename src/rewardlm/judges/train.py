@@ -38,7 +38,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rewardlm.data.dialogues import normalised
 from rewardlm.errors import DataError, ModelError, TrainingError
-from rewardlm.judges.calibrate import Calibration, fit, fold
+from rewardlm.judges.calibrate import Calibration, fit, fold, weigh
 from rewardlm.judges.card import save_judge
 from rewardlm.judges.distil import distil, load_judges, read, records, refuse_others
 from rewardlm.judges.misspell import misspell
@@ -544,17 +544,15 @@ def _calibrate(
         return {}
     logits = logits_of(model, tokenizer, [text.text for text in validation], settings.max_length)
     targets = np.asarray([[text.labels.get(label, math.nan) for label in settings.labels] for text in validation])
-    by_source = balance(validation) if settings.balance == "source" else {}
-    weights = np.asarray(
-        [by_source.get(text.source, 1.0) * settings.weights.get(text.source, 1.0) for text in validation]
-    )
+    sources = np.asarray([text.source for text in validation])
     head, kind = head_of(model), settings.calibration
     if kind == "platt" and head.bias is None:
         kind = "temperature"  # A decoder's head has no place for a shift.
     fitted: dict[str, Calibration] = {}
     for column, label in enumerate(settings.labels):
         known = ~np.isnan(targets[:, column])
-        found = fit(kind, logits[known, column], targets[known, column], weights[known])
+        weights = weigh(sources[known].tolist(), targets[known, column], evenly=settings.balance == "source")
+        found = fit(kind, logits[known, column], targets[known, column], weights)
         if found is not None:
             fitted[label] = found
     fold(head, settings.labels, fitted)
