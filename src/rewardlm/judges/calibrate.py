@@ -1,14 +1,15 @@
 """Make a judge's probabilities mean what they say: of the texts that get 0.7, seven in ten should be toxic.
 
 Temperature (Guo et al. 2017, arXiv 1706.04599) and Platt scaling (Platt 1999) are linear in the logit, so they are
-folded into the head, and any other tool that loads the judge has them. Isotonic regression is not: our own scorer
-applies it.
+folded into the head, and any other tool that loads the judge has them. Isotonic regression (Zadrozny
+and Elkan 2002; centred: Oron and Flournoy 2017, Statistics in Biopharmaceutical Research 9) is not: it comes after
+Platt scaling, which others still have, and our own scorer applies it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ Floats = NDArray[np.floating[Any]]
 
 # Fewer texts than this say too little of how sure a judge should be.
 MINIMUM = 50
+# A free curve through fewer follows their noise.
+ISOTONIC_MINIMUM = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Of one label. Linear: logit ← ``scale``·logit + ``shift``. Isotonic: P ← interpolation of (``x``, ``y``)."""
+    """Of one label: logit ← ``scale``·logit + ``shift``; isotonic, P ← interpolation of (``x``, ``y``) after it."""
 
     kind: str
     scale: float = 1.0
@@ -54,37 +57,43 @@ def weigh(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
     return np.asarray([(1 / counts[name] if evenly else 1.0) if name in counts else 0.0 for name in names])
 
 
-def fit(kind: str, logits: Floats, targets: Floats, weights: Floats) -> Calibration | None:
+def fit(kind: str, logits: Floats, targets: Floats, weights: Floats, *, shift: bool = True) -> Calibration | None:
     """The calibration of one label by maximum likelihood.
 
     None where fewer than ``MINIMUM`` texts count, or all have one target: probabilities stay as they are then.
 
     Args:
-        kind: temperature, platt or isotonic.
+        kind: temperature, platt or isotonic: platt, and isotonic after it where ``ISOTONIC_MINIMUM`` texts count.
         logits: Float[N].
         targets: Float[N], probabilities or 0 and 1.
         weights: Float[N], not negative.
+        shift: whether what is linear may have a shift.
     """
     counts = weights > 0
     if counts.sum() < MINIMUM or np.ptp(targets[counts]) == 0:
         return None
-    if kind == "isotonic":
-        return _isotonic(expit(logits), targets, weights)
 
     def loss(parameters: Floats) -> float:
-        z = np.exp(parameters[0]) * logits + (parameters[1] if kind == "platt" else 0.0)
+        z = np.exp(parameters[0]) * logits + (parameters[1] if shifts else 0.0)
         return float(-np.average(targets * log_expit(z) + (1 - targets) * log_expit(-z), weights=weights))
 
-    start = np.zeros(2 if kind == "platt" else 1)
-    found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-9, "maxiter": 2000}).x
-    return Calibration(kind, float(np.exp(found[0])), float(found[1]) if kind == "platt" else 0.0)
+    shifts = shift and kind != "temperature"
+    options = {"xatol": 1e-5, "fatol": 1e-9, "maxiter": 2000}
+    found = minimize(loss, np.zeros(1 + shifts), method="Nelder-Mead", options=options).x
+    linear = Calibration(
+        "platt" if shifts else "temperature", float(np.exp(found[0])), float(found[1]) if shifts else 0.0
+    )
+    if kind != "isotonic" or counts.sum() < ISOTONIC_MINIMUM:
+        return linear
+    x, y = _isotonic(expit(linear.scale * logits + linear.shift), targets, weights)
+    return replace(linear, kind="isotonic", x=x, y=y)
 
 
 def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibration]) -> None:
-    """Write the linear calibrations into ``head``, a torch Linear with an output a label; a shift needs its bias."""
+    """Write what is linear into ``head``, a torch Linear with an output a label; a shift needs its bias."""
     for row, label in enumerate(labels):
         found = calibrations.get(label)
-        if found is None or found.kind == "isotonic":
+        if found is None:
             continue
         head.weight.data[row] *= found.scale
         if head.bias is not None:
@@ -93,17 +102,27 @@ def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibratio
             raise ValueError(f"{label}: a head without a bias has no place for the shift {found.shift}")
 
 
-def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> Calibration:
-    """Pool adjacent violators, then the blocks' means as knots of a line that also has its ends."""
+def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Pool adjacent violators, and a line through the blocks' centres (centred isotonic regression).
+
+    Steps would give texts of different scores the same probability, which costs ranking and leaves RL nothing to climb
+    on. The line has the ends (0, 0) and (1, 1), and no block is surer than half a text of its data allows: a text is
+    never certain.
+    """
     from scipy.optimize import isotonic_regression
 
     # Equal probabilities are one point: which of them comes first must not matter.
     points, where = np.unique(probabilities, return_inverse=True)
     mass = np.bincount(where, weights)
-    means = np.bincount(where, weights * targets) / np.maximum(mass, 1e-12)
-    fitted = isotonic_regression(means, weights=np.maximum(mass, 1e-12)).x
-    # A block's two ends are all that is needed of it.
-    edge = np.concatenate([[True], np.diff(fitted) > 1e-12, [True]])
-    keep = edge[:-1] | edge[1:]
-    x, y = points[keep], np.clip(fitted[keep], 0.0, 1.0)
-    return Calibration("isotonic", x=tuple(map(float, x)), y=tuple(map(float, y)))
+    counts = mass > 0
+    points, mass, means = points[counts], mass[counts], np.bincount(where, weights * targets)[counts] / mass[counts]
+    fitted = isotonic_regression(means, weights=mass)
+    starts = fitted.blocks[:-1]
+    centres = np.add.reduceat(mass * points, starts) / np.add.reduceat(mass, starts)
+    margin = 0.5 * np.square(weights).sum() / weights.sum() ** 2  # half of one in so many texts of equal weight
+    x, y = [float(centre) for centre in centres], np.clip(fitted.x[starts], margin, 1 - margin).tolist()
+    if x[0] > 0:
+        x, y = [0.0, *x], [0.0, *y]
+    if x[-1] < 1:
+        x, y = [*x, 1.0], [*y, 1.0]
+    return tuple(x), tuple(y)

@@ -208,7 +208,7 @@ def _published(sources: Sequence[str], known: Collection[str]) -> tuple[Hate, li
     None of them is among the normalised texts ``known``. Raises DataError for a source that has none.
     """
     hate: dict[str, list[str]] = {}
-    records = []
+    records: list[dict[str, Any]] = []
     for source in sources:
         before = len(records)
         for found in load_labelled(source):

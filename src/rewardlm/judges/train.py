@@ -545,14 +545,13 @@ def _calibrate(
     logits = logits_of(model, tokenizer, [text.text for text in validation], settings.max_length)
     targets = np.asarray([[text.labels.get(label, math.nan) for label in settings.labels] for text in validation])
     sources = np.asarray([text.source for text in validation])
-    head, kind = head_of(model), settings.calibration
-    if kind == "platt" and head.bias is None:
-        kind = "temperature"  # A decoder's head has no place for a shift.
+    head = head_of(model)
+    shift = head.bias is not None  # a decoder's head has no place for one
     fitted: dict[str, Calibration] = {}
     for column, label in enumerate(settings.labels):
         known = ~np.isnan(targets[:, column])
         weights = weigh(sources[known].tolist(), targets[known, column], evenly=settings.balance == "source")
-        found = fit(kind, logits[known, column], targets[known, column], weights)
+        found = fit(settings.calibration, logits[known, column], targets[known, column], weights, shift=shift)
         if found is not None:
             fitted[label] = found
     fold(head, settings.labels, fitted)
