@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from rewardlm.judges.calibrate import ISOTONIC_MINIMUM, MINIMUM, Calibration, fit, fold, weigh
+from rewardlm.judges.calibrate import ISOTONIC_MINIMUM, MINIMUM, SOURCE_MINIMUM, Calibration, fit, fold, weigh
 
 
 @pytest.fixture
@@ -132,15 +132,20 @@ def test_isotonic_lowers_the_error_that_it_was_made_for(draw: np.random.Generato
 
 
 def test_sources_count_alike_and_those_that_tell_nothing_do_not_count(draw: np.random.Generator) -> None:
-    sizes = {"tweets": 4 * MINIMUM, "posts": MINIMUM, "only hate": 3 * MINIMUM, "few": MINIMUM - 1}
+    sizes = {
+        "tweets": 4 * SOURCE_MINIMUM,
+        "posts": SOURCE_MINIMUM,
+        "only hate": 3 * SOURCE_MINIMUM,
+        "few": SOURCE_MINIMUM - 1,
+    }
     sources = [name for name, size in sizes.items() for _ in range(size)]
     targets = np.concatenate([draw.permutation(np.arange(size) % 2) for size in sizes.values()]).astype(float)
     targets[[name == "only hate" for name in sources]] = 1.0
     evenly, by_text = (weigh(sources, targets, evenly=choice) for choice in (True, False))
     total = {name: evenly[[source == name for source in sources]].sum() for name in sizes}
     assert total == pytest.approx({"tweets": 1.0, "posts": 1.0, "only hate": 0.0, "few": 0.0})
-    assert set(by_text[: 5 * MINIMUM]) == {1.0}
-    assert not by_text[5 * MINIMUM :].any()
+    assert set(by_text[: 5 * SOURCE_MINIMUM]) == {1.0}
+    assert not by_text[5 * SOURCE_MINIMUM :].any()
     # A judge of one small source is calibrated by it all the same.
     assert weigh(["few"] * 3, np.asarray([0.0, 1.0, 0.3]), evenly=True) == pytest.approx([1 / 3] * 3)
 

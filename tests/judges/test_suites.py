@@ -300,6 +300,16 @@ def test_rtp_takes_only_what_no_judge_is_trained_on(data: Path) -> None:
     assert suite.targets("threat").tolist() == pytest.approx([scores[text.text] for text in suite.texts], nan_ok=True)
 
 
+def test_what_calibrates_judges_is_in_no_suite(data: Path) -> None:
+    from rewardlm.judges.texts import load_labelled
+
+    suite = load_suite("toxigen")
+    (loaded,) = load_labelled("toxigen")
+    assert len(loaded.calibration) > 250
+    texts = {text.text for text in suite.texts}
+    assert texts == {text.text for text in loaded.held_out} - {text.text for text in loaded.calibration}
+
+
 def test_hatemoji_is_about_hate(data: Path) -> None:
     suite = load_suite("hatemoji")
     assert suite.about_hate

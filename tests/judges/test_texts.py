@@ -246,6 +246,38 @@ def test_a_hash_decides_what_is_held_out() -> None:
     assert is_held_out(" Some  TEXT ") == is_held_out("some text")
 
 
+def test_what_calibrates_neither_trains_nor_evaluates(tmp_path: Path) -> None:
+    texts = [f"sentence {number} of many" for number in range(3000)]
+    data = write_csv(tmp_path / "data.csv", ["text", "label"], *([text, str(i % 2)] for i, text in enumerate(texts)))
+    excluded = write_csv(tmp_path / "suite.csv", ["text", "label"], *([text, "1"] for text in texts[:300]))
+    (found,) = load_labelled(str(data))
+    parts = [{text.text for text in part} for part in (found.training, found.calibration, found.evaluation)]
+    assert set().union(*parts) == set(texts)
+    assert sum(map(len, parts)) == len(texts)
+    assert 0.4 < len(parts[1]) / len(found.held_out) < 0.6
+    settings = {"data": [str(data)], "exclude": [str(excluded)]}
+    corpus = load_corpus(JudgeTrainSettings(**settings))
+    validation = {text.text for text in corpus.validation}
+    held_out = parts[1] - set(texts[:300])
+    assert {text.text for text in corpus.calibration} == held_out | validation
+    # Another judge, distilled into this one, may have learnt from the validation part.
+    corpus = load_corpus(JudgeTrainSettings(**settings, distil="starter"))
+    assert {text.text for text in corpus.calibration} == held_out
+
+
+def test_rows_that_belong_together_calibrate_together(tmp_path: Path) -> None:
+    """Toxic comments are read twice, whole and without their spans."""
+    comments = [f"you idiot number {number}" for number in range(400)]
+    data = write_csv(tmp_path / "data.csv", ["spans", "text"], *(["[4, 5, 6, 7, 8]", text] for text in comments))
+    (found,) = load_labelled(str(data))
+    calibrates = {text.text: text.calibrates for text in found.texts}
+    held_out = {text.text for text in found.held_out}
+    assert any(calibrates[text] for text in comments)
+    for text in comments:
+        without = " ".join(text.replace("idiot", "").split())
+        assert (text in held_out, calibrates[text]) == (without in held_out, calibrates[without])
+
+
 def test_nothing_held_out_or_excluded_is_trained_on(tmp_path: Path) -> None:
     texts = [f"sentence {number} of many" for number in range(600)]
     data = write_csv(tmp_path / "data.csv", ["text", "label"], *([text, str(i % 2)] for i, text in enumerate(texts)))

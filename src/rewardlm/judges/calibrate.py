@@ -21,6 +21,8 @@ Floats = NDArray[np.floating[Any]]
 
 # Fewer texts than this say too little of how sure a judge should be.
 MINIMUM = 50
+# A source's share of positives is known to no better than 0.05 by fewer, the calibration error that is asked for.
+SOURCE_MINIMUM = 100
 # A free curve through fewer follows their noise.
 ISOTONIC_MINIMUM = 500
 
@@ -51,7 +53,7 @@ def weigh(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
     telling = {}
     for name in np.unique(names):
         own = targets[names == name]
-        if len(own) >= MINIMUM and (own < 0.5).any() and (own >= 0.5).any():
+        if len(own) >= SOURCE_MINIMUM and (own < 0.5).any() and (own >= 0.5).any():
             telling[name] = len(own)
     counts = telling or {name: int((names == name).sum()) for name in np.unique(names)}
     return np.asarray([(1 / counts[name] if evenly else 1.0) if name in counts else 0.0 for name in names])

@@ -307,7 +307,7 @@ def _labelled(source: str) -> Suite:
     texts: list[SuiteText] = []
     for loaded in sets:
         published = loaded.kind in FILES or loaded.kind == "starter"
-        kept = loaded.held_out if published else loaded.texts
+        kept = loaded.evaluation if published else loaded.texts
         dropped.update(loaded.dropped)
         dropped["not held out from training"] += len(loaded.texts) - len(kept)
         texts += [SuiteText(text.text, text.labels) for text in kept]

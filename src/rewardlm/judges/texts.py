@@ -2,7 +2,7 @@
 
 Data sets disagree about what they label. Here every text says only what its source says of it, as P(label) in [0, 1];
 what nobody judged is absent, and training masks it. A source is recognised by its columns, so a file may have any
-name. A part of every source is held out by a hash of its texts, for evaluation alone.
+name. A part of every source is held out by a hash of its texts: half of it calibrates, the other is for evaluation.
 """
 
 from __future__ import annotations
@@ -101,13 +101,14 @@ _SUFFERED = re.compile(
     re.IGNORECASE,
 )
 _HELD_OUT_TENTHS = {"rtp": 2}  # the smallest of the sources that scores are compared on
+_EVALUATE_IN_WHOLE = {"rtp"}  # so that its part is large enough to compare
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
     """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge.
 
-    Of a ``complete`` text no other judge shall say what its labels lack.
+    Those that calibrate one evaluate none. Of a ``complete`` text no other judge shall say what its labels lack.
     """
 
     text: str
@@ -115,6 +116,7 @@ class LabelledText:
     source: str
     held_out: bool
     complete: bool = False
+    calibrates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,14 @@ class LabelledSet:
     @property
     def held_out(self) -> tuple[LabelledText, ...]:
         return tuple(text for text in self.texts if text.held_out)
+
+    @property
+    def calibration(self) -> tuple[LabelledText, ...]:
+        return tuple(text for text in self.texts if text.calibrates)
+
+    @property
+    def evaluation(self) -> tuple[LabelledText, ...]:
+        return tuple(text for text in self.texts if text.held_out and not text.calibrates)
 
 
 def load_labelled(source: str) -> list[LabelledSet]:
@@ -170,6 +180,11 @@ def load_labelled(source: str) -> list[LabelledSet]:
 def is_held_out(text: str, *, tenths: int = 1) -> bool:
     """Whether the hash of a text puts it into the part that is never trained on; equal texts go together."""
     return hashlib.sha256(normalised(text).encode()).digest()[0] % 10 < tenths
+
+
+def _is_for_calibration(text: str) -> bool:
+    """Of what is held out, one half by another part of the hash."""
+    return hashlib.sha256(normalised(text).encode()).digest()[1] % 2 == 0
 
 
 def _starter() -> LabelledSet:
@@ -232,12 +247,15 @@ def _from_file(path: Path, name: str | None = None) -> LabelledSet:
                 dropped["no label"] += 1
             else:
                 held_out = held_out_file or is_held_out(key or clean, tenths=_HELD_OUT_TENTHS.get(kind, 1))
-                if clean not in found:
-                    found[clean] = LabelledText(clean, labels, kind, held_out)
-                else:
-                    dropped["repeated text"] += 1
-                    if held_out:  # with one of the posts that it is of
-                        found[clean] = replace(found[clean], held_out=True)
+                calibrates = held_out and kind not in _EVALUATE_IN_WHOLE and _is_for_calibration(key or clean)
+                before = found.get(clean)
+                if before is None:
+                    found[clean] = LabelledText(clean, labels, kind, held_out, calibrates=calibrates)
+                    continue
+                dropped["repeated text"] += 1
+                if held_out:  # with each of the posts that it is of
+                    calibrates = calibrates and (before.calibrates or not before.held_out)
+                    found[clean] = replace(before, held_out=True, calibrates=calibrates)
     if not found:
         raise DataError(f"{path}: no row has a text and a label; expected {_EXPECTED}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -76,13 +76,16 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a judge learns from, what stops and calibrates it, and what each came from.
+    """What a judge learns from, what stops it, what calibrates it, and what each came from.
 
-    ``unseen`` are the normalised texts that it must not learn: held out, excluded, and those that stop it.
+    ``calibration`` is what is held out for it, and the validation part: where others are distilled into the judge, who
+    may have learnt from that, only of sources that hold nothing out. ``unseen`` are the normalised texts that it must
+    not learn: held out, excluded, and those that stop it.
     """
 
     train: list[LabelledText]
     validation: list[LabelledText]
+    calibration: list[LabelledText]
     preferences: list[PreferencePair]
     sources: list[dict[str, Any]]
     unseen: frozenset[str]
@@ -161,7 +164,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.to("cpu").float().eval()
-    calibration = _calibrate(settings, model, tokenizer, corpus.validation)
+    calibration = _calibrate(settings, model, tokenizer, corpus.calibration)
     run.update(
         sources=corpus.sources,
         encoder={"name": settings.encoder, "revision": revision},
@@ -189,21 +192,21 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
     A text that two sources judge has both judgements; where both judge one label, the first source's stands. Raises
     DataError where nothing is left.
     """
-    forbidden: set[str] = set()
+    excluded: set[str] = set()
     for source in settings.exclude:
-        forbidden |= {normalised(text.text) for text in load_suite(source).texts}
+        excluded |= {normalised(text.text) for text in load_suite(source).texts}
     sets: list[LabelledSet] = []
     preferences: list[PreferencePair] = []
     sources: list[dict[str, Any]] = []
     for source in settings.data:
         if is_preference_file(source):
             pairs, record = load_preferences(source)
-            kept = [pair for pair in pairs if not {normalised(pair.chosen), normalised(pair.rejected)} & forbidden]
+            kept = [pair for pair in pairs if not {normalised(pair.chosen), normalised(pair.rejected)} & excluded]
             preferences += kept
             sources.append({**record, "texts": 2 * len(kept)})
         else:
             sets += load_labelled(source)
-    forbidden |= {normalised(text.text) for found in sets for text in found.held_out}
+    forbidden = excluded | {normalised(text.text) for found in sets for text in found.held_out}
     merged: dict[str, LabelledText] = {}
     came_from: dict[str, int] = {}
     for number, found in enumerate(sets):
@@ -241,7 +244,11 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
     ] + sources
     validation = texts[:n_validation]
     unseen = frozenset(forbidden | {normalised(text.text) for text in validation})
-    return Corpus(texts[n_validation:], validation, preferences, sources, unseen)
+    calibration = [text for found in sets for text in found.calibration if normalised(text.text) not in excluded]
+    draw.shuffle(calibration)
+    covered = {text.source for text in calibration} if settings.distil else set()
+    calibration = calibration[: settings.limit] + [text for text in validation if text.source not in covered]
+    return Corpus(texts[n_validation:], validation, calibration, preferences, sources, unseen)
 
 
 def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -537,14 +544,14 @@ def logits_of(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int)
 
 
 def _calibrate(
-    settings: JudgeTrainSettings, model: Any, tokenizer: Any, validation: Sequence[LabelledText]
+    settings: JudgeTrainSettings, model: Any, tokenizer: Any, texts: Sequence[LabelledText]
 ) -> dict[str, Calibration]:
-    """Fit each label's calibration on the validation part; what is linear in the logit goes into the head at once."""
-    if settings.calibration == "none" or not validation:
+    """Fit each label's calibration on ``texts``; what is linear in the logit goes into the head at once."""
+    if settings.calibration == "none" or not texts:
         return {}
-    logits = logits_of(model, tokenizer, [text.text for text in validation], settings.max_length)
-    targets = np.asarray([[text.labels.get(label, math.nan) for label in settings.labels] for text in validation])
-    sources = np.asarray([text.source for text in validation])
+    logits = logits_of(model, tokenizer, [text.text for text in texts], settings.max_length)
+    targets = np.asarray([[text.labels.get(label, math.nan) for label in settings.labels] for text in texts])
+    sources = np.asarray([text.source for text in texts])
     head = head_of(model)
     shift = head.bias is not None  # a decoder's head has no place for one
     fitted: dict[str, Calibration] = {}
