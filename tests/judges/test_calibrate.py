@@ -58,10 +58,12 @@ def test_isotonic_is_scikit_learns(draw: np.random.Generator) -> None:
     scaled = expit(found.scale * logits + found.shift)
     peer = IsotonicRegression(out_of_bounds="clip").fit(scaled, labels, sample_weight=weights).predict(scaled)
     # Centred: each of the peer's steps is one point, at the weighted mean of what it holds.
-    for x, y in zip(found.x[1:-1], found.y[1:-1], strict=True):
-        step = np.isclose(peer, y, atol=2e-3 if y in (found.y[1], found.y[-2]) else 1e-9)
-        assert x == pytest.approx(np.average(scaled[step], weights=weights[step]), abs=1e-9)
-    assert len(found.x) == len(np.unique(peer.round(9))) + 2
+    steps = np.unique(peer.round(9))
+    assert len(found.x) == len(steps) + 2
+    for step, x, y in zip(steps, found.x[1:-1], found.y[1:-1], strict=True):
+        held = np.isclose(peer, step, atol=1e-8)
+        assert x == pytest.approx(np.average(scaled[held], weights=weights[held]), abs=1e-9)
+        assert y == pytest.approx(np.clip(step, found.y[1], found.y[-2]), abs=1e-9)
     assert (found.x[0], found.y[0], found.x[-1], found.y[-1]) == (0, 0, 1, 1)
 
 
@@ -73,8 +75,12 @@ def test_isotonic_keeps_the_order_and_is_never_certain(draw: np.random.Generator
     scaled = np.unique(expit(found.scale * logits + found.shift))
     after = np.interp(scaled, found.x, found.y)
     assert (np.diff(after) > 0).all()
-    assert 0 < after[0] <= 1 / 1200
-    assert 1 - 1 / 1200 <= after[-1] < 1
+    # Below all texts of the other kind, n are of one: half of Beta(1/2, n + 1/2) lies below the first point.
+    n = int((logits < logits[labels == 1].min()).sum())
+    draws = draw.beta(0.5, n + 0.5, 200_000)
+    assert (draws < found.y[1]).mean() == pytest.approx(0.5, abs=0.01)
+    assert found.y[1] > 0.2 / n
+    assert 0.9 < found.y[-2] < 1
 
 
 @pytest.mark.parametrize("kind", ["platt", "temperature", "isotonic"])

@@ -72,7 +72,8 @@ def fit(kind: str, logits: Floats, targets: Floats, weights: Floats, *, shift: b
         shift: whether what is linear may have a shift.
     """
     counts = weights > 0
-    if counts.sum() < MINIMUM or np.ptp(targets[counts]) == 0:
+    logits, targets, weights = logits[counts], targets[counts], weights[counts]
+    if len(logits) < MINIMUM or np.ptp(targets) == 0:
         return None
 
     def loss(parameters: Floats) -> float:
@@ -85,7 +86,7 @@ def fit(kind: str, logits: Floats, targets: Floats, weights: Floats, *, shift: b
     linear = Calibration(
         "platt" if shifts else "temperature", float(np.exp(found[0])), float(found[1]) if shifts else 0.0
     )
-    if kind != "isotonic" or counts.sum() < ISOTONIC_MINIMUM:
+    if kind != "isotonic" or len(logits) < ISOTONIC_MINIMUM:
         return linear
     x, y = _isotonic(expit(linear.scale * logits + linear.shift), targets, weights)
     return replace(linear, kind="isotonic", x=x, y=y)
@@ -105,24 +106,26 @@ def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibratio
 
 
 def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Pool adjacent violators, and a line through the blocks' centres (centred isotonic regression).
+    """Pool adjacent violators, and a line through the pools' centres (centred isotonic regression).
 
     Steps would give texts of different scores the same probability, which costs ranking and leaves RL nothing to climb
-    on. The line has the ends (0, 0) and (1, 1), and no block is surer than half a text of its data allows: a text is
-    never certain.
+    on. The line has the ends (0, 0) and (1, 1). A judge that is certain is an even worse reward, which is the logit, so
+    no pool is surer than the outermost may be if they are of one class: theirs is the median of Jeffreys's posterior,
+    which stays a median in logits.
     """
     from scipy.optimize import isotonic_regression
+    from scipy.stats import beta
 
     # Equal probabilities are one point: which of them comes first must not matter.
     points, where = np.unique(probabilities, return_inverse=True)
     mass = np.bincount(where, weights)
-    counts = mass > 0
-    points, mass, means = points[counts], mass[counts], np.bincount(where, weights * targets)[counts] / mass[counts]
-    fitted = isotonic_regression(means, weights=mass)
+    fitted = isotonic_regression(np.bincount(where, weights * targets) / mass, weights=mass)
     starts = fitted.blocks[:-1]
-    centres = np.add.reduceat(mass * points, starts) / np.add.reduceat(mass, starts)
-    margin = 0.5 * np.square(weights).sum() / weights.sum() ** 2  # half of one in so many texts of equal weight
-    x, y = [float(centre) for centre in centres], np.clip(fitted.x[starts], margin, 1 - margin).tolist()
+    pooled = np.add.reduceat(mass, starts)
+    texts = pooled**2 / np.add.reduceat(np.bincount(where, weights**2), starts)  # of equal weight
+    lowest, highest = beta.median(0.5, texts[0] + 0.5), 1 - beta.median(0.5, texts[-1] + 0.5)
+    x = (np.add.reduceat(mass * points, starts) / pooled).tolist()
+    y = np.clip(fitted.x[starts], lowest, highest).tolist()
     if x[0] > 0:
         x, y = [0.0, *x], [0.0, *y]
     if x[-1] < 1:
