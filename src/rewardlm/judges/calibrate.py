@@ -110,8 +110,8 @@ def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[
 
     Steps would give texts of different scores the same probability, which costs ranking and leaves RL nothing to climb
     on. The line has the ends (0, 0) and (1, 1). A judge that is certain is an even worse reward, which is the logit, so
-    no pool is surer than the outermost may be if they are of one class: theirs is the median of Jeffreys's posterior,
-    which stays a median in logits.
+    an outermost pool, whose texts may be of one class, is no surer than the median of Jeffreys's posterior for as many
+    such texts, which stays a median in logits; nor less sure than its neighbour.
     """
     from scipy.optimize import isotonic_regression
     from scipy.stats import beta
@@ -123,9 +123,10 @@ def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[
     starts = fitted.blocks[:-1]
     pooled = np.add.reduceat(mass, starts)
     texts = pooled**2 / np.add.reduceat(np.bincount(where, weights**2), starts)  # of equal weight
-    lowest, highest = beta.median(0.5, texts[0] + 0.5), 1 - beta.median(0.5, texts[-1] + 0.5)
     x = (np.add.reduceat(mass * points, starts) / pooled).tolist()
-    y = np.clip(fitted.x[starts], lowest, highest).tolist()
+    y = fitted.x[starts].tolist()
+    y[0] = max(y[0], min([beta.median(0.5, texts[0] + 0.5), *y[1:2]]))
+    y[-1] = min(y[-1], max([1 - beta.median(0.5, texts[-1] + 0.5), *y[-2:-1]]))
     if x[0] > 0:
         x, y = [0.0, *x], [0.0, *y]
     if x[-1] < 1:
