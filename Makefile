@@ -38,7 +38,8 @@ demo-full: setup
 	$(BIN)/rewardlm demo --preset full --out runs/demo-full
 
 # The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
-# says from what. The first takes 40 minutes on one core, the hate ones 15 each, the last 20 on two.
+# says from what. The first takes 40 minutes on one core, the hate ones 15 each, the last 20 on two; twice that where
+# the processor has no bfloat16.
 judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
 	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
@@ -46,7 +47,7 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
-# The judge of pairs that the package ships: a quarter of an hour on two cores.
+# The judge of pairs that the package ships: about 20 minutes on two cores.
 judge-pairs: setup
 	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes --out runs/judges/starter_pairs
 

@@ -86,6 +86,11 @@ def _names_or_none(items: Sequence[str]) -> list[str]:
 NamesOrNone = Annotated[list[str], AfterValidator(_names_or_none)]
 
 
+def one_is_a_list(value: Any) -> Any:
+    """For ``field_validator(…, mode="before")``: a single string stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 def is_function_name(text: str) -> bool:
     """Whether ``text`` looks like ``module:function``."""
     return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text) is not None

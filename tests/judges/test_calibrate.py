@@ -65,6 +65,9 @@ def test_isotonic_is_scikit_learns(draw: np.random.Generator) -> None:
         assert x == pytest.approx(np.average(scaled[held], weights=weights[held]), abs=1e-9)
         if x not in (found.x[1], found.x[-2]):
             assert y == pytest.approx(step, abs=1e-9)
+    # The outermost only move inwards.
+    assert steps[0] <= found.y[1] <= found.y[2]
+    assert found.y[-3] <= found.y[-2] <= steps[-1]
     assert (found.x[0], found.y[0], found.x[-1], found.y[-1]) == (0, 0, 1, 1)
 
 

@@ -205,14 +205,14 @@ def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, se
     """
     rng = random.Random(seed)
     named = [line for line in texts.objections if "{group}" in line]
+    answers = {target: [exchange.counter for exchange in source if target in exchange.targets] for target in hate}
     found = []
     for number in range(n if hate else 0):
         target = rng.choice(sorted(hate))
         claim = rng.choice(hate[target])
         counter = _filled(rng.choice(named), rng.choice(_GROUPS[target]))
-        answers = [exchange.counter for exchange in source if target in exchange.targets]
-        if answers and rng.random() < 0.5:
-            counter = f"{counter} {rng.choice(answers)}"
+        if answers[target] and rng.random() < 0.5:
+            counter = f"{counter} {rng.choice(answers[target])}"
         found.append(Exchange(f"published:{number}", frozenset({target}), claim, counter, ()))
     return found
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten
+from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten, one_is_a_list
 from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.pair_data import (
@@ -104,10 +104,7 @@ class PairJudgeSettings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
-    @field_validator("hate", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _listed = field_validator("hate", mode="before")(one_is_a_list)
 
 
 def train_pair_judge(

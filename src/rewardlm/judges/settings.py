@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings
+from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings, one_is_a_list
 from rewardlm.judges.texts import LABELS
 
 
@@ -29,10 +29,7 @@ class JudgeEvaluateSettings(Section):
     max_failed_share: float = Field(0.01, ge=0, le=1)
     services: ServicesSettings = ServicesSettings()
 
-    @field_validator("judge", "suite", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _listed = field_validator("judge", "suite", mode="before")(one_is_a_list)
 
     @field_validator("suite")
     @classmethod
@@ -59,10 +56,7 @@ class JudgeListSettings(Section):
     device: str = "auto"
     services: ServicesSettings = ServicesSettings()
 
-    @field_validator("names", "suite", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _listed = field_validator("names", "suite", mode="before")(one_is_a_list)
 
 
 class JudgeTrainSettings(Section):
@@ -112,10 +106,7 @@ class JudgeTrainSettings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
-    @field_validator("data", "labels", "exclude", "distil", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _listed = field_validator("data", "labels", "exclude", "distil", mode="before")(one_is_a_list)
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> JudgeTrainSettings:
