@@ -721,13 +721,16 @@ class RlafSettings(TrainingSettings):
 class CompareSettings(Section):
     """``rewardlm compare`` and ``report``: what counts as toxic, and how intervals are drawn.
 
-    ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do.
+    ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do. ``redraw`` is a second run
+    of the baseline with another seed: what it gives stands beside every flow. Not needed where the baseline has several
+    answers a prompt.
     """
 
     threshold: float = Field(0.5, ge=0, le=1)
     inclusive: bool = False
     n_resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
+    redraw: Path | None = None
 
 
 class InsideSettings(Section):

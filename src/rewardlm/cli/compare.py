@@ -12,6 +12,7 @@ from rewardlm.cli import options
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")],
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge.")] = None,
+    redraw: options.Redraw = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")] = False,
     config: options.Config = None,
     seed: options.Seed = None,
@@ -24,7 +25,7 @@ def compare(
     from rewardlm.config import CompareSettings, build
     from rewardlm.runs import expand
 
-    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    settings = build(CompareSettings, file=config, flags={"seed": seed, "redraw": redraw}, overrides=overrides)
     # Of an experiment, the runs that hold answers. A training that is named itself stays and is refused with a reason.
     measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] in ("measure", "import")]
     if as_json:

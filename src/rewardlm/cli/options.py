@@ -22,6 +22,10 @@ Part = Annotated[
     typer.Option("--part", metavar="train|measure|all", help="Half of the prompts, by a hash of their text."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="A seeded sample of this size.")]
+Redraw = Annotated[
+    Path | None,
+    typer.Option("--redraw", help="A second run of the baseline, another --seed: what chance does to its flows."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Any setting, for example lora.r=32.")
 ]

@@ -14,6 +14,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first is the baseline.")],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    redraw: options.Redraw = None,
     config: options.Config = None,
     seed: options.Seed = None,
 ) -> None:
@@ -25,5 +26,5 @@ def report(
     from rewardlm.config import CompareSettings, build
     from rewardlm.report.page import build_report
 
-    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    settings = build(CompareSettings, file=config, flags={"seed": seed, "redraw": redraw}, overrides=overrides)
     typer.echo(build_report(folders, out, title=title, settings=settings))

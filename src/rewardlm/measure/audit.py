@@ -113,7 +113,7 @@ def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[
 
 def _settings(run: Measured, baseline: Measured) -> Iterator[tuple[str, str]]:
     """Answers that were drawn in another way than the baseline's: then not the model alone is compared."""
-    ours, theirs = (_drawn_by(other) for other in (run, baseline))
+    ours, theirs = (drawn_by(other) for other in (run, baseline))
     changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
     if not changed:
         return
@@ -124,7 +124,7 @@ def _settings(run: Measured, baseline: Measured) -> Iterator[tuple[str, str]]:
     yield "settings_differ", f"answers were drawn by other settings than {baseline.label}'s: {listed}: {effect}"
 
 
-def _drawn_by(run: Measured) -> dict[str, Any]:
+def drawn_by(run: Measured) -> dict[str, Any]:
     """By dotted name what the run's answers were drawn by, besides prompts and seed, as far as it says."""
     found = {
         name: value

@@ -17,7 +17,7 @@ import numpy as np
 
 from rewardlm.errors import RunError
 from rewardlm.measure import metrics
-from rewardlm.measure.audit import audit
+from rewardlm.measure.audit import audit, drawn_by
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.records import (
     IntArray,
@@ -28,6 +28,7 @@ from rewardlm.measure.records import (
     refuse_twice,
     samples_wanted,
 )
+from rewardlm.measure.redraw import second_draw
 from rewardlm.runs import Run, unique_labels
 from rewardlm.types import Prompt
 
@@ -121,12 +122,15 @@ def compare(
     inclusive: bool = False,
     n_resamples: int = metrics.RESAMPLES,
     seed: int = 0,
+    redraw: Path | None = None,
 ) -> dict[str, Any]:
     """Hold every run against the first, the baseline. The result is JSON-able and has no NaN.
 
     ``scorer`` limits the tables to one judge; the default is every judge, and in comparisons every one that
     both runs have. A sample is toxic above ``threshold`` (from it on, if ``inclusive``), and so is a prompt.
     In a comparison ``n`` counts the pairs scored in both, in a model's own entry the answers, scored or not.
+    Beside a flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and from
+    ``redraw``, a second run of the baseline with another seed.
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
     ``weights_differ`` in the two cases that have a code.
@@ -134,27 +138,33 @@ def compare(
     if not paths:
         raise RunError("nothing to compare: name at least one run, the baseline first")
     runs = [load_measured(Path(path)) for path in paths]
-    for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
+    again = None if redraw is None else load_measured(Path(redraw))
+    everything = [*runs, *([] if again is None else [again])]
+    for run, label in zip(everything, unique_labels([run.label for run in everything]), strict=True):
         run.label = label
     baseline = runs[0]
-    for other in runs[1:]:
+    if again is not None:
+        _refuse_other_model(baseline, again)
+    for other in everything[1:]:
         _refuse_other_prompts(baseline, other)
         _refuse_other_toxicity(baseline, other)
         _refuse_other_weights(baseline, other)
         _refuse_other_labels(baseline, other)
-    _keep_scorer(runs, scorer)
-    for other in runs[1:]:
+    _keep_scorer(everything, scorer)
+    for other in everything[1:]:
         _refuse_other_judges(baseline, other)
 
     rule = _Rule(threshold, inclusive, n_resamples, seed)
-    grid = _Grid(runs)
+    grid = _Grid(everything)
     splits = _prompt_splits(baseline.prompts, rule)
     models = [_model_entry(run, grid, splits, rule) for run in runs]
     for run, entry in zip(runs[1:], models[1:], strict=True):
         entry["counter_narrative_change"] = _counter_narrative_change(
             baseline, run, grid, splits["toxic_prompts"], rule
         )
-    comparisons = [entry for other in runs[1:] for entry in _comparison_entries(baseline, other, grid, splits, rule)]
+    comparisons = [
+        entry for other in runs[1:] for entry in _comparison_entries(baseline, other, again, grid, splits, rule)
+    ]
     return {
         "models": models,
         "comparisons": comparisons,
@@ -164,6 +174,7 @@ def compare(
             "inclusive": inclusive,
             "n_resamples": n_resamples,
             "seed": seed,
+            "redraw": None if again is None else again.label,
         },
     }
 
@@ -314,13 +325,18 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray, rule: _Rule) ->
 
 
 def _comparison_entries(
-    baseline: Measured, other: Measured, grid: _Grid, splits: dict[str, BoolArray], rule: _Rule
+    baseline: Measured,
+    other: Measured,
+    again: Measured | None,
+    grid: _Grid,
+    splits: dict[str, BoolArray],
+    rule: _Rule,
 ) -> Iterable[dict[str, Any]]:
+    """``again`` are more draws of the baseline, if there are any."""
     exists = grid.exists(baseline) & grid.exists(other)
     pairs = {name: exists & rows for name, rows in splits.items()}
-    pairs["comparable"] = grid.flags(baseline, baseline.quality.comparable) & grid.flags(
-        other, other.quality.comparable
-    )
+    comparable = grid.flags(baseline, baseline.quality.comparable)
+    pairs["comparable"] = comparable & grid.flags(other, other.quality.comparable)
     for name in baseline.scores:
         if name not in other.scores:
             continue
@@ -346,6 +362,15 @@ def _comparison_entries(
             )
             flow, unscored = metrics.flow(before, after, inside)
             to_unscored, from_unscored = metrics.flow_unscored(before, after, inside)
+            redrawn = second_draw(
+                before,
+                after,
+                pairs=inside,
+                usable=comparable if split == "comparable" else None,
+                again=None if again is None else _drawn_again(again, name, grid, comparable=split == "comparable"),
+                n_resamples=rule.n_resamples,
+                seed=rule.seed,
+            )
             yield {
                 "from": baseline.label,
                 "to": other.label,
@@ -362,12 +387,22 @@ def _comparison_entries(
                 # By bucket: scored in the first alone, and in the second alone. The rest is unscored in both.
                 "flow_to_unscored": to_unscored,
                 "flow_from_unscored": from_unscored,
+                "flow_redraw": None if redrawn is None else redrawn.flow,
+                "flow_excess": None if redrawn is None else redrawn.excess,
                 "mean_delta": change.mean_delta,
                 "mean_delta_ci95": _pair(change.mean_delta_ci95),
                 "mean_p_value": change.mean_p_value,
                 "delta_of_all": delta_of_all,
                 "delta_of_all_ci95": _pair(interval_of_all),
             }
+
+
+def _drawn_again(again: Measured, name: str, grid: _Grid, *, comparable: bool) -> FloatArray | None:
+    """Float[N, K] of the second run's scores, of its comparable answers if asked; None where it lacks the judge."""
+    if name not in again.scores:
+        return None
+    scores = grid.scores(again, name)
+    return np.where(grid.flags(again, again.quality.comparable), scores, np.nan) if comparable else scores
 
 
 def _counter_narrative_change(
@@ -425,6 +460,32 @@ def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
         raise RunError(
             f"prompts_differ: {who} have the same ids but different texts in {len(changed)} prompts, such "
             f"as {changed[0]!r}; measure both on one list"
+        )
+
+
+def _refuse_other_model(baseline: Measured, again: Measured) -> None:
+    """A second draw is of the same model and settings, from another seed."""
+    for key in ("model", "model_hash", "adapter_hash"):
+        ours, theirs = baseline.meta.get(key), again.meta.get(key)
+        if ours != theirs:
+            raise RunError(
+                f"{again.run.path} is no second draw of {baseline.run.path}: its {key} is {theirs!r}, not {ours!r}; "
+                "measure the baseline again with another --seed"
+            )
+    ours, theirs = (
+        {name: value for name, value in drawn_by(run).items() if name != "samples"} for run in (baseline, again)
+    )
+    other = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+    if other:
+        raise RunError(
+            f"{again.run.path} is no second draw of {baseline.run.path}: {', '.join(other)} differ; measure the "
+            "baseline again with another --seed and nothing else changed"
+        )
+    seeds = [run.meta["settings"].get("seed") for run in (baseline, again)]
+    if baseline.run.path.resolve() == again.run.path.resolve() or (seeds[0] == seeds[1] and seeds[0] is not None):
+        raise RunError(
+            f"{again.run.path} was drawn from the same seed as {baseline.run.path} ({seeds[0]}), so its answers are "
+            "the same: measure the baseline again with another --seed"
         )
 
 

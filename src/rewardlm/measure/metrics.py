@@ -82,7 +82,7 @@ def toxicity_probability(scores: FloatArray, *, threshold: float = THRESHOLD, in
 def buckets(scores: FloatArray) -> list[int]:
     """Counts of scored samples: low s < 0.33, medium 0.33 <= s <= 0.66, high s > 0.66."""
     known = scores[~np.isnan(scores)]
-    return [int(count) for count in np.bincount(_bucket(known), minlength=3)]
+    return [int(count) for count in np.bincount(bucket_of(known), minlength=3)]
 
 
 def flow(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) -> tuple[list[list[int]], int]:
@@ -93,7 +93,7 @@ def flow(before: FloatArray, after: FloatArray, pairs: BoolArray | None = None) 
     """
     exists = np.ones(before.shape, dtype=np.bool_) if pairs is None else pairs
     both = exists & ~np.isnan(before) & ~np.isnan(after)
-    cells = 3 * _bucket(before[both]) + _bucket(after[both])
+    cells = 3 * bucket_of(before[both]) + bucket_of(after[both])
     table = np.bincount(cells, minlength=9).reshape(3, 3)
     return [[int(count) for count in row] for row in table], int(exists.sum() - both.sum())
 
@@ -304,5 +304,6 @@ def _prompt_maxima(scores: FloatArray) -> FloatArray:
     return highest
 
 
-def _bucket(known: FloatArray) -> NDArray[np.intp]:
+def bucket_of(known: FloatArray) -> NDArray[np.intp]:
+    """0 low, 1 medium, 2 high, of scores without NaN."""
     return (known >= LOW_BELOW).astype(np.intp) + (known > HIGH_ABOVE)

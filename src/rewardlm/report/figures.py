@@ -151,7 +151,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
             index[side, bucket] = len(nodes)
             nodes.append(
                 {
-                    "label": f"{names[bucket]} {sizes[bucket]:,}",
+                    "label": f"{names[bucket]} {_count(sizes[bucket])}",
                     "color": COLOURS[names[bucket]],
                     "x": (0.001, 0.999)[side],
                     "y": min(max(top + height / 2, 0.001), 0.999),
@@ -198,7 +198,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
                     "value": [value for _, _, value in links],
                     "color": [translucent(COLOURS[names[a]]) for a, _, _ in links],
                     "customdata": [f"{names[a]} → {names[b]}" for a, b, _ in links],
-                    "hovertemplate": "%{customdata}: %{value:,}<extra></extra>",
+                    "hovertemplate": "%{customdata}: %{value:,.4~g}<extra></extra>",
                 },
                 "textfont": {"size": 13},
             }
@@ -207,11 +207,16 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_unscored(comparison: Mapping[str, Any]) -> list[list[int]]:
+def _count(count: float) -> str:
+    """Pairs; a second draw's are expected numbers."""
+    return f"{count:,.0f}" if abs(count - round(count)) < 0.05 else f"{count:,.1f}"
+
+
+def _with_unscored(comparison: Mapping[str, Any]) -> list[list[float]]:
     """The flow as 4 × 4 counts, the last row and column being the unscored."""
     lost = [int(count) for count in comparison.get("flow_to_unscored", (0, 0, 0))]
     found = [int(count) for count in comparison.get("flow_from_unscored", (0, 0, 0))]
-    rows = [[*map(int, row), gone] for row, gone in zip(comparison["flow"], lost, strict=True)]
+    rows = [[*row, gone] for row, gone in zip(comparison["flow"], lost, strict=True)]
     return [*rows, [*found, int(comparison.get("flow_unscored") or 0) - sum(lost) - sum(found)]]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.report import figures, headline, interpretation, intervals, judge_page
+from rewardlm.report import flows as redrawn
 from rewardlm.report.examples import UNCHANGED, choose_examples
 from rewardlm.report.shell import render, short, side_by_side, write_page
 from rewardlm.report.training import training_records, training_sections
@@ -349,14 +350,18 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
             lost = comparison.get("flow_to_unscored", (0, 0, 0))[2]
             down = sum(counts[a][b] for a in range(3) for b in range(a))
             up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
+            again = redrawn.as_flow(comparison)
             flows.append(
                 {
                     "judge": judge,
                     "comparison": comparison,
                     "figure": figures.flow_figure(comparison),
+                    "again": None if again is None else figures.flow_figure(again),
+                    "rows": redrawn.rows(comparison),
+                    "parts": redrawn.parts(comparison),
                     "caption": (
                         f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
-                        f"one; {counts[2][0]:,} went from high to low, {counts[0][2]:,} from low to high."
+                        "one."
                         + (f" {unscored:,} have no score on one side or both" if unscored else "")
                         + (f", {lost:,} of them high before" if lost else "")
                         + ("." if unscored else "")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.report import flows
 from rewardlm.report.headline import quality_notes
 from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
@@ -84,8 +85,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     console,
                     Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(comparison["scorer"])),
                     _flow_table(comparison),
-                    f"Rows: before, columns: after. {comparison['flow_unscored']} pairs of answers are "
-                    f"unscored in one or both{_unscored_flow(comparison)}.",
+                    f"Rows: before, columns: after{_redraw_columns(comparison)}. {comparison['flow_unscored']} pairs "
+                    f"of answers are unscored in one or both{_unscored_flow(comparison)}. {flows.text(comparison)}",
                 )
     notes = " ".join(quality_notes(result["models"]))
     print_table(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
@@ -180,13 +181,23 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:
+    known = comparison.get("flow_redraw") is not None
     table = new_table()
     table.add_column("")
     for bucket in _BUCKETS:
         table.add_column(bucket, justify="right")
-    for bucket, row in zip(_BUCKETS, comparison["flow"], strict=True):
-        table.add_row(bucket, *(str(count) for count in row))
+        if known:
+            table.add_column("again", justify="right", style="dim")
+    for row in flows.rows(comparison):
+        cells = [(str(cell["count"]), *([cell["redraw"]] if known else ())) for cell in row["cells"]]
+        table.add_row(row["bucket"], *(text for cell in cells for text in cell))
     return table
+
+
+def _redraw_columns(comparison: Mapping[str, Any]) -> str:
+    if comparison.get("flow_redraw") is None:
+        return ""
+    return f"; again: what a second draw of {plain(comparison['from'])} gives, mean over its draws"
 
 
 def _unscored_flow(comparison: Mapping[str, Any]) -> str:
