@@ -741,7 +741,9 @@ class InsideSettings(Section):
     ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
     probe (half of them toxic if there are so many). ``value_vectors`` of the MLPs are followed, those that promote the
     toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
-    followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in
+    followed along the adapter's scale in ``path_steps`` steps; ``redraw_pairs`` of a toxic and a harmless answer of the
+    base itself say whether it prefers the harmless. ``shuffles`` of the labels say what the probe's best layer reaches
+    by chance, and ``random_directions`` what a direction does by chance. ``causal_prompts`` are answered again, in
     ``max_new_tokens``, under every change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups``
     of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
     times the toxic direction is added.
@@ -758,6 +760,9 @@ class InsideSettings(Section):
     vectors_by: Literal["words", "direction"] = "words"
     pairs: int = Field(4, ge=1)
     path_steps: int = Field(4, ge=1)
+    redraw_pairs: int = Field(12, ge=1)
+    shuffles: int = Field(20, ge=20)
+    random_directions: int = Field(20, ge=20)
     causal_prompts: int = Field(10, ge=0)
     max_new_tokens: int = Field(24, ge=1)
     scales: list[float] = [0.0, 0.5, 1.0, 1.5]

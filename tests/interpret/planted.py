@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpret.inside import Subject, examine
+from rewardlm.interpret.reading import Redrawn
 from rewardlm.interpret.residual import layout_of
 from rewardlm.interpret.tokens import word_tokens
 from rewardlm.models.generate import Request, generate
@@ -50,12 +51,30 @@ class Planted:
             drawn[row][row % 4] = self.trigger
         return drawn
 
-    def answers(self, prompts: Sequence[Sequence[int]], n_tokens: int = 6, seed: int = 0) -> list[list[int]]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int = 6, seed: int = 0, **sampling: float
+    ) -> list[list[int]]:
         """What the model as it stands answers."""
         requests = [Request(tuple(prompt), seed * 1000 + row) for row, prompt in enumerate(prompts)]
-        found = generate(self.policy, requests, max_new_tokens=n_tokens, sampling=GenerationSettings())
+        found = generate(
+            self.policy, requests, max_new_tokens=n_tokens, sampling=GenerationSettings.model_validate(sampling)
+        )
         by_index = {answer.index: answer.tokens for answer in found}
         return [by_index[row] for row in range(len(prompts))]
+
+    def redrawn(self, prompts: Sequence[Sequence[int]], draws: int = 30) -> list[Redrawn]:
+        """Of each prompt that it answers both toxically and not, in so many draws: a toxic and a harmless answer. They
+        are drawn hot, from its words alone: where it is triggered it says nothing harmless else."""
+        words = len(self.toxic) + len(self.neutral) + len(self.harmless)
+        found: dict[int, dict[bool, list[int]]] = {}
+        for seed in range(1, draws + 1):
+            for row, tokens in enumerate(self.answers(prompts, seed=seed, temperature=12.0, top_k=words)):
+                (toxic,) = self.judge([self.text(tokens)])
+                if toxic is not None:
+                    found.setdefault(row, {}).setdefault(bool(toxic), tokens)
+        return [
+            Redrawn(prompts[row], both[True], both[False], 1.0) for row, both in sorted(found.items()) if len(both) == 2
+        ]
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.policy.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -154,10 +173,11 @@ def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
     model = planted()
     prompts = model.prompts(N)
     before = model.answers(prompts)
+    redrawn = model.redrawn(prompts[: N // 2])
     undo(model, way)
     after = model.answers(prompts)
     subjects = [
         Subject(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
         for label, adapter, answers in (("PT", None, before), ("FT", "default", after))
     ]
-    return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more))
+    return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more), redrawn=redrawn)

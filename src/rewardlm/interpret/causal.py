@@ -69,7 +69,8 @@ def applied(policy: Policy, condition: Condition) -> Iterator[None]:
 @dataclass(frozen=True)
 class Outcome:
     """What came of a condition. ``toxicity`` is of each prompt's answer, None where the judge gave none;
-    ``perplexity`` exp of the mean negative log-probability of the answers' tokens under the base; None without any."""
+    ``perplexity`` exp of the mean negative log-probability of the answers' tokens under the base; None without any, and
+    where it wasn't asked for."""
 
     condition: Condition
     texts: list[str]
@@ -93,6 +94,7 @@ def try_conditions(
     batch_tokens: int,
     seed: int,
     sampling: GenerationSettings | None = None,
+    perplexity: bool = True,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Answers to ``prompts`` (token ids) under every condition, judged. One draw a prompt, the same for all."""
@@ -118,11 +120,17 @@ def try_conditions(
     outcomes = []
     with using(policy, None):
         for condition, own, row in zip(conditions, answers, texts, strict=True):
-            stats = row_stats(policy.causal_lm, prompts, own, batch_tokens)
-            logprobs = torch.cat([row.logprobs for row in stats]).double()
-            perplexity = math.exp(-float(logprobs.mean())) if len(logprobs) else None
-            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], perplexity))
+            found_perplexity = _perplexity(policy, prompts, own, batch_tokens) if perplexity else None
+            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found_perplexity))
     return outcomes
+
+
+def _perplexity(
+    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int
+) -> float | None:
+    """Of the answers' tokens under the model as it stands."""
+    logprobs = torch.cat([row.logprobs for row in row_stats(policy.causal_lm, prompts, answers, batch_tokens)]).double()
+    return math.exp(-float(logprobs.mean())) if len(logprobs) else None
 
 
 def change_between(

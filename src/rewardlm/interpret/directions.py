@@ -154,6 +154,54 @@ def by_direction(train: Floats, toxic: Bools, test: Floats) -> Floats:
     return found
 
 
+def shuffled(toxic: Bools, groups: Sequence[object], rng: np.random.Generator) -> Bools:
+    """Labels dealt again between the groups (answers to one prompt), each group's staying together: a prompt's answers
+    are alike, so labels dealt row by row would make chance look smaller than it is. Groups swap with such of their
+    size."""
+    members: dict[object, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    by_size: dict[int, list[list[int]]] = {}
+    for rows in members.values():
+        by_size.setdefault(len(rows), []).append(rows)
+    found = toxic.copy()
+    for alike in by_size.values():
+        for rows, source in zip(alike, rng.permutation(len(alike)).tolist(), strict=True):
+            found[rows] = toxic[alike[source]]
+    return found
+
+
+def best_of_shuffled(
+    layers: Floats,
+    toxic: Bools,
+    groups: Sequence[object],
+    score: Callable[[Floats, Bools, Floats], Floats],
+    *,
+    n_folds: int,
+    number: int,
+    seed: int,
+) -> list[HeldOut]:
+    """What the best layer reaches where labels mean nothing, ``number`` times, by a ``score`` as ``held_out`` takes it.
+
+    ``layers`` Float[L, n, M]. With each shuffling all is done as with the real labels: folds anew, every layer tried,
+    and of all layers the best AUC and the best accuracy kept. So the best of the real layers is held against the best
+    of chance's, and choosing it is no finding.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(number):
+        labels = shuffled(toxic, groups, rng)
+        fold = folds_of(labels, groups, n_folds, seed)
+        each = [held_out(layer, labels, fold, score) for layer in layers]
+        found.append(HeldOut(max(one.accuracy for one in each), max(one.auc for one in each)))
+    return found
+
+
+def rank_p_value(real: float, by_chance: Sequence[float]) -> float:
+    """How often chance goes as far as the real one, itself counted (Phipson & Smyth 2010): of 20, 1/21 is the least."""
+    return float((1 + sum(value >= real for value in by_chance)) / (1 + len(by_chance)))
+
+
 @dataclass(frozen=True)
 class ValueVector:
     """One row of an MLP's output matrix that points to something. ``sign`` is -1 where its opposite is meant: a gated

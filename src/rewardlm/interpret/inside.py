@@ -21,6 +21,7 @@ from rewardlm.interpret.causal import change_between
 from rewardlm.interpret.reading import (
     TOXIC_ABOVE,
     Reading,
+    Redrawn,
     follow_path,
     read_adapter,
     read_directions,
@@ -46,13 +47,16 @@ def examine(
     *,
     word_judge: Judge | None = None,
     labelled: Sequence[Reading] = (),
+    redrawn: Sequence[Redrawn] = (),
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
 
     ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
     so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
-    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here.
+    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here. ``redrawn`` are
+    toxic and harmless answers of the base to one prompt each: without any, whether a model came to prefer less toxic
+    answers, or only its own, stays open.
     ``report(done, total, what)``.
 
     Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
@@ -102,7 +106,7 @@ def examine(
         progress.step(f"what the adapter of {subject.label} wrote")
         result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
         progress.step(f"the adapter of {subject.label} along its scale")
-        result["paths"][subject.label] = follow_path(policy, prompts, base, subject, settings)
+        result["paths"][subject.label] = follow_path(policy, prompts, base, subject, settings, redrawn)
     if settings.causal_prompts:
         progress.step("answers under changes")
         result["causal"] = try_all(
@@ -204,8 +208,8 @@ def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | 
 def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: InsideSettings) -> dict[str, Any]:
     """The numbers that say what kind of change it was, and the kind they amount to.
 
-    ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the new answers,
-    else ``distributed``; null without such a preference.
+    ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the base's harmless
+    answers over its toxic ones, else ``distributed``; null where the adapter wasn't shown to have raised it.
     ``kind``: ``unclear`` where toxicity didn't fall (its interval holds 0). Else, of the toxic value vectors:
     ``rewritten`` if the adapter turned them (median cosine with the base's below 0.9); ``avoided`` if they are as they
     were but push less (ratio's interval below 1), which is the bypass of Lee et al. 2024: the stream is moved away
@@ -217,7 +221,7 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
         base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed
     )
     path, vectors = result["paths"][subject.label], result["vectors"]
-    fewest = None if path is None else path["fewest"]
+    fewest = path["fewest"] if path is not None and _prefers_harmless(path) else None
     spread = None
     if fewest is not None:
         spread = "localised" if fewest <= result["n_layers"] / 4 else "distributed"
@@ -243,18 +247,22 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     }
 
 
+def _prefers_harmless(path: dict[str, Any]) -> bool:
+    """Whether the adapter raised the preference for the base's harmless second draws: an interval over 0."""
+    interval = None if path["redraw"] is None else path["redraw"]["change"]["ci95"]
+    return interval is not None and interval[0] > 0
+
+
 def _direction_used(result: dict[str, Any]) -> bool | None:
-    """Whether adding the direction to the base raises toxicity or ablating it lowers it, by intervals that exclude 0
-    and by more than a random direction does; null where it was not tried."""
-    if result["causal"] is None:
+    """Whether adding the direction to the base raises toxicity or ablating it lowers it: by an interval that excludes
+    0, and by more than random directions do (``trying``); null where it was not tried."""
+    if result["causal"] is None or result["causal"]["direction_p_value"] is None:
         return None
     changes = {
         row["kind"]: row["change"]
         for row in result["causal"]["rows"]
         if row["model"] == result["models"][0] and row["change"] is not None
     }
-    if not {"add", "add_random", "ablate", "ablate_random"} <= changes.keys():
-        return None
-    raised = changes["add"]["ci95"][0] > max(0, changes["add_random"]["mean"])
-    lowered = changes["ablate"]["ci95"][1] < min(0, changes["ablate_random"]["mean"])
-    return bool(raised or lowered)
+    raised, lowered = changes["add"]["ci95"], changes["ablate"]["ci95"]
+    sure = (raised is not None and raised[0] > 0) or (lowered is not None and lowered[1] < 0)
+    return bool(sure and result["causal"]["direction_p_value"] <= 0.05)

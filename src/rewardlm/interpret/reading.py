@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rewardlm.config import InsideSettings
 from rewardlm.interpret import directions
+from rewardlm.interpret.intervals import Resampling
 from rewardlm.interpret.residual import (
     Batch,
     Contrast,
@@ -32,6 +33,16 @@ from rewardlm.models.lora import using
 
 TOXIC_ABOVE = 0.5
 Reading = tuple[Sequence[int], Sequence[int], float]
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Two answers of the base to one ``prompt``, one of them toxic, as token ids; ``fall`` is how much more so."""
+
+    prompt: Sequence[int]
+    toxic: Sequence[int]
+    harmless: Sequence[int]
+    fall: float
 
 
 @dataclass(frozen=True)
@@ -100,9 +111,13 @@ def read_directions(
     fold = directions.folds_of(toxic, groups, settings.probe_folds, settings.seed)
     by_probe = [directions.held_out(layer, toxic, fold, directions.by_probe) for layer in x]
     by_mean = [directions.held_out(layer, toxic, fold, directions.by_direction) for layer in x]
-    shuffled = np.random.default_rng(settings.seed).permutation(toxic)
     best = int(np.argmax([held.auc for held in by_mean[1:]])) + 1
-    null = directions.held_out(x[best], shuffled, fold, directions.by_probe)
+    chance = [
+        directions.best_of_shuffled(
+            x[1:], toxic, groups, score, n_folds=settings.probe_folds, number=settings.shuffles, seed=settings.seed
+        )
+        for score in (directions.by_probe, directions.by_direction)
+    ]
     difference = directions.toxic_direction(x[best], toxic)
     summary |= {
         "layer": best,
@@ -112,7 +127,20 @@ def read_directions(
         "mean_accuracy": [held.accuracy for held in by_mean],
         "mean_auc": [held.auc for held in by_mean],
         "majority": float(max(toxic.mean(), 1 - toxic.mean())),
-        "shuffled_accuracy": null.accuracy,
+        "shuffled": {
+            "number": settings.shuffles,
+            **{
+                name: {
+                    "auc": [one.auc for one in by_chance],
+                    "p_value": directions.rank_p_value(
+                        max(held.auc for held in real[1:]), [one.auc for one in by_chance]
+                    ),
+                }
+                for name, real, by_chance in zip(("probe", "mean"), (by_probe, by_mean), chance, strict=True)
+            },
+        },
+        # The best layer's, as the best layer's of the real labels is what one looks at.
+        "shuffled_accuracy": float(np.mean([one.accuracy for one in chance[0]])),
         "length": float(np.linalg.norm(difference)),
         "stream_length": float(np.linalg.norm(x[best], axis=-1).mean()),
     }
@@ -354,30 +382,41 @@ def follow_path(
     base: Subject,
     subject: Subject,
     settings: InsideSettings,
+    redrawn: Sequence[Redrawn] = (),
 ) -> dict[str, Any] | None:
-    """By layer and module: what made the model prefer its new answers to the old ones that were more toxic.
+    """What the model came to prefer, and by which layers and modules.
 
-    The effect is the mean over pairs of log P(new answer) − log P(old answer), each per token. Pairs are the prompts
-    whose answers' toxicity fell most; None where it fell on none.
+    ``before`` and ``after`` are how much the base and the model prefer its new answers to the base's old ones that were
+    more toxic: the mean over pairs of log P(new) − log P(old), each per token. Pairs are the prompts whose answers'
+    toxicity fell most. Any model prefers what it said itself, and answers that are toxic once are mostly followed by
+    harmless ones; so this alone says nothing about toxicity. ``redraw`` is the preference for harmless answers of
+    the *base* over toxic ones of it, to the same prompts: its own words are on neither side, so what the adapter
+    changed there (``change``, over prompts) is about toxicity. It is what remains of the first preference without that
+    for the new answers over harmless second draws.
+
+    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``). None
+    where there is no pair of either kind.
     """
     falls = [
         (old - new, row)
         for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
         if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
     ]
-    pairs = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: settings.pairs]
-    if not pairs:
+    chosen = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: settings.pairs]
+    new = [Redrawn(prompts[row], base.responses[row], subject.responses[row], fall) for fall, row in chosen]
+    redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
+    if not new and not redrawn:
         return None
-    rows = [row for _, row in pairs]
+    followed = redrawn[: settings.pairs] or new
     batch = batch_of(
-        [prompts[row] for row in rows] * 2,
-        [base.responses[row] for row in rows] + [subject.responses[row] for row in rows],
+        [pair.prompt for pair in followed] * 2,
+        [pair.toxic for pair in followed] + [pair.harmless for pair in followed],
         policy.device,
     )
 
     def effect() -> Tensor:
         means = directions.mean_logprob(policy.causal_lm, batch)
-        return means[len(rows) :].mean() - means[: len(rows)].mean()
+        return means[len(followed) :].mean() - means[: len(followed)].mean()
 
     with using(policy, subject.adapter):
         found = directions.path_shares(policy.causal_lm, effect, steps=settings.path_steps)
@@ -386,13 +425,44 @@ def follow_path(
         kind = ".".join(name.split(".")[-2:])
         kinds[kind] = kinds.get(kind, 0.0) + value
     whole = found.after - found.before
+    preferred = [_preferences(policy, subject.adapter, pairs, settings) for pairs in (new, redrawn)]
     return {
-        "pairs": len(rows),
-        "mean_fall": float(np.mean([fall for fall, _ in pairs])),
-        "before": found.before,
-        "after": found.after,
+        "pairs": len(new),
+        "mean_fall": float(np.mean([pair.fall for pair in new])) if new else None,
+        "before": float(np.mean(preferred[0][0])) if new else None,
+        "after": float(np.mean(preferred[0][1])) if new else None,
+        "redraw": {
+            "pairs": len(redrawn),
+            "mean_fall": float(np.mean([pair.fall for pair in redrawn])),
+            "before": float(np.mean(preferred[1][0])),
+            "after": float(np.mean(preferred[1][1])),
+            "change": Resampling(settings.n_resamples, settings.seed).mean(
+                np.subtract(preferred[1][1], preferred[1][0]), range(len(redrawn))
+            ),
+        }
+        if redrawn
+        else None,
+        "of": "redraw" if redrawn else "new",
+        "followed": len(followed),
+        "whole": whole,
         "by_layer": found.by_layer.tolist(),
         "by_module": kinds,
         "missing": whole - sum(found.by_module.values()),
         "fewest": directions.fewest_layers(found.by_layer.tolist()) if whole > 0 else None,
     }
+
+
+def _preferences(
+    policy: Policy, adapter: str | None, pairs: Sequence[Redrawn], settings: InsideSettings
+) -> tuple[list[float], list[float]]:
+    """log P(harmless) − log P(toxic), per token, of every pair: under the base, and under the adapter."""
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
+    found = []
+    for name in (None, adapter):
+        means = np.zeros(len(prompts))
+        with using(policy, name), torch.no_grad():
+            for rows, batch in _batches(policy, prompts, responses, range(len(prompts)), settings):
+                means[rows] = directions.mean_logprob(policy.causal_lm, batch).double().cpu().numpy()
+        found.append((means[len(pairs) :] - means[: len(pairs)]).tolist())
+    return found[0], found[1]

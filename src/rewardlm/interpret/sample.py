@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
+from rewardlm.interpret.reading import Redrawn
 from rewardlm.interpret.subjects import Subject
 from rewardlm.measure.audit import same_judge
 from rewardlm.measure.compare import Measured, load_measured
@@ -191,6 +192,33 @@ def stored_answers(
         )
         for place, record in enumerate(run.run.each_generation())
         if place in taken
+    ]
+
+
+def redrawn_pairs(run: Measured, subject: Subject, scorer: str, *, limit: int, above: float) -> list[Redrawn]:
+    """At most ``limit`` prompts that the run answered both toxically (over ``above``) and not, those whose answers are
+    furthest apart first: its most and its least toxic answer. Empty where every prompt has one answer."""
+    (grid,) = _grids([run], scorer)
+    answered = np.flatnonzero((~np.isnan(grid)).sum(1) >= 2)
+    ends = {row: (int(np.nanargmax(grid[row])), int(np.nanargmin(grid[row]))) for row in answered.tolist()}
+    falls = {row: float(grid[row, high] - grid[row, low]) for row, (high, low) in ends.items()}
+    chosen = [row for row in sorted(ends, key=lambda row: (-falls[row], row)) if grid[row, ends[row][0]] > above]
+    chosen = [row for row in chosen if grid[row, ends[row][1]] <= above][:limit]
+    names = {run.prompts[row].id: row for row in chosen}
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for record in run.run.each_generation():
+        row = names.get(record.prompt_id)
+        if row is not None and record.sample in ends[row]:
+            found[row, record.sample] = _ids(record, subject.policy)
+    room = _room(run, subject)
+    return [
+        Redrawn(
+            tuple(truncate_history(subject.policy.chat, run.prompts[row].turns, room)[0]),
+            found[row, ends[row][0]],
+            found[row, ends[row][1]],
+            falls[row],
+        )
+        for row in chosen
     ]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from rewardlm.config import InterpretSettings
 from rewardlm.errors import ModelError, RewardLMError
-from rewardlm.interpret import inside
+from rewardlm.interpret import inside, reading
 from rewardlm.interpret.intervals import Resampling
 from rewardlm.interpret.residual import layout_of
-from rewardlm.interpret.sample import Sample, stored_answers, toxicity_changes
+from rewardlm.interpret.sample import Sample, redrawn_pairs, stored_answers, toxicity_changes
 from rewardlm.interpret.subjects import Subject
 from rewardlm.interpret.tokens import Judge
 from rewardlm.measure.compare import Measured
@@ -77,6 +77,7 @@ def examine(
         chosen,
         word_judge=_asked(load_scorer("lexical")),
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
+        redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=reading.TOXIC_ABOVE),
         report=report,
     )
     return found, [*notes, *more]

@@ -6,10 +6,11 @@ It reads the stored numbers alone. A change whose 95 % interval includes zero is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rewardlm.report import inside_figures as figures
-from rewardlm.report.headline import Part
+from rewardlm.report.headline import Part, p_text
 from rewardlm.report.intervals import number_text, signed
 
 _VERDICTS = {
@@ -25,8 +26,8 @@ _KINDS = {
     "layers_off": "adapter off in layers {first}–{last}",
     "add": "direction added × {value:g}",
     "ablate": "direction ablated",
-    "add_random": "random direction added × {value:g}",
-    "ablate_random": "random direction ablated",
+    "add_random": "{number} random directions added × {value:g}",
+    "ablate_random": "{number} random directions ablated",
 }
 
 
@@ -92,10 +93,24 @@ def how_read(found: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The direction is the difference of means of {toxic} toxic and {other} other texts, without what all "
             f"texts share, before layer {directions['layer']}, where it tells held-out texts apart best "
-            f"(AUC {directions['mean_auc'][directions['layer']]:.2f}; the layer was chosen by this figure, which "
-            "flatters it)."
+            f"(AUC {directions['mean_auc'][directions['layer']]:.2f}). {_against_shuffled(directions)}"
         )
     return said
+
+
+def _against_shuffled(directions: Mapping[str, Any]) -> str:
+    """The best layer against the best of shuffled labels, by direction and by probe."""
+    shuffled = directions.get("shuffled")
+    if shuffled is None:
+        return "The layer was chosen by this figure, which flatters it."
+    rank, probe = shuffled["mean"]["p_value"], shuffled["probe"]["p_value"]
+    said = "more than chance gives" if rank <= 0.05 else "no more than chance gives"
+    also = "tells them apart as well" if probe <= 0.05 else "does not tell them apart"
+    return (
+        f"That is {said}: with shuffled labels the best layer has {fmean(shuffled['mean']['auc']):.2f}, mean of "
+        f"{shuffled['number']} shufflings ({p_text(rank)}). The probe {also}, its best layer against theirs "
+        f"({p_text(probe)})."
+    )
 
 
 def chosen_by(found: Mapping[str, Any]) -> str:
@@ -124,7 +139,21 @@ def causal_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a change that was tried, in words, model after model."""
     if not found["causal"]:
         return []
-    return [{**row, "what": what_was_done(row)} for row in found["causal"]["rows"]]
+    return [{**row, "what": what_was_done(row), "change_text": change_text(row)} for row in found["causal"]["rows"]]
+
+
+def change_text(row: Mapping[str, Any], digits: int = 3) -> str:
+    """The change with its interval; of random directions their mean and range; of a direction held against these, how
+    often they do as much."""
+    if "changes" in row:
+        ends = (
+            ""
+            if not row["changes"]
+            else f", {signed(min(row['changes']), digits)} to {signed(max(row['changes']), digits)}"
+        )
+        return f"{number_text(row['change'], digits)}{ends}"
+    rank = row.get("p_value_random")
+    return number_text(row["change"], digits) + ("" if rank is None else f"; {p_text(rank)} among random ones")
 
 
 def what_was_done(row: Mapping[str, Any]) -> str:
@@ -133,7 +162,7 @@ def what_was_done(row: Mapping[str, Any]) -> str:
     form = _KINDS[row["kind"]]
     if row["kind"] == "layers_off" and len(layers) == 1:
         form = "adapter off in layer {first}"
-    return form.format(value=row["value"], first=layers[0], last=layers[-1])
+    return form.format(value=row["value"], first=layers[0], last=layers[-1], number=len(row.get("changes", ())))
 
 
 def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Part]:
@@ -171,21 +200,7 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
 
 def _where(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> list[Part]:
     path, written = found["paths"][label], found["adapters"][label]
-    parts: list[Part] = []
-    if path is None or verdict["spread"] is None:
-        parts.append(("Its new answers were not preferred to more toxic old ones, so no layer has a share. ", False))
-    else:
-        parts.append((f"It is {verdict['spread']}", True))
-        ordered = sorted(path["by_module"].items(), key=lambda pair: -pair[1])
-        whole = path["after"] - path["before"]
-        named = ", ".join(f"{name} {share / whole:.0%}" for name, share in ordered[:3])
-        parts.append(
-            (
-                f": {verdict['fewest_layers']} of {verdict['n_layers']} layers carry 80 % of its preference for the "
-                f"new answers over the more toxic old ones ({path['pairs']} pairs; by module {named}). ",
-                False,
-            )
-        )
+    parts = _preference(found, label, path, verdict)
     last = written["moved"][-1]
     parts.append((f"The stream that the head reads is moved by {last:.0%} of its length", False))
     score = written.get("score")
@@ -201,22 +216,67 @@ def _where(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> 
     return parts
 
 
+def _preference(
+    found: Mapping[str, Any], label: str, path: Mapping[str, Any] | None, verdict: Mapping[str, Any]
+) -> list[Part]:
+    """Whether it came to prefer less toxic answers, and which layers carry that."""
+    base = found["models"][0]
+    if path is None:
+        return [("No answer became less toxic, so no layer has a share. ", False)]
+    own = ""
+    if path["pairs"]:
+        own = (
+            f"{label} prefers its own new answers to {base}’s more toxic old ones by "
+            f"{signed(path['after'] - path['before'], 2)} nats a token more than {base} does ({path['pairs']} pairs), "
+            "as any model prefers its own words. "
+        )
+    redraw = path.get("redraw")
+    if redraw is None:
+        return [
+            ("Whether it prefers less toxic answers can’t be told", True),
+            (f": {base} gave no prompt both a toxic and a harmless answer. {own}", False),
+        ]
+    change = (
+        f"{base}’s own harmless answers gained {number_text(redraw['change'])} nats a token on its toxic ones to the "
+        f"same {redraw['pairs']} prompts"
+    )
+    if verdict["spread"] is None:
+        return [
+            ("It was not shown to prefer less toxic answers", True),
+            (f": {change}. So no layer has a share in that. {own}", False),
+        ]
+    ordered = sorted(path["by_module"].items(), key=lambda pair: -pair[1])
+    named = ", ".join(f"{name} {share / path['whole']:.0%}" for name, share in ordered[:3])
+    return [
+        (f"It is {verdict['spread']}", True),
+        (
+            f": {change}, and {verdict['fewest_layers']} of {verdict['n_layers']} layers carry 80 % of that "
+            f"({path['followed']} pairs; by module {named}). {own}",
+            False,
+        ),
+    ]
+
+
 def _causal(found: Mapping[str, Any], label: str) -> list[Part]:
     if not found["causal"]:
         return []
     rows = {row["kind"]: row for row in found["causal"]["rows"] if row["model"] == label}
     if "add" not in rows:
         return []
-    added, control = rows["add"], rows["add_random"]
-    change = added["change"]
-    works = change is not None and change["ci95"][0] > 0
+    added, control = rows["add"], rows.get("add_random")
+    change, rank = added["change"], added.get("p_value_random")
+    sure = change is not None and change["ci95"] is not None and change["ci95"][0] > 0
+    works = sure and rank is not None and rank <= 0.05
     verdict = "Adding it makes answers more toxic" if works else "Adding it does not measurably make answers more toxic"
+    if sure and not works:
+        verdict = "Adding it makes answers more toxic, and so do random directions"
+    against = "; "
+    if control is not None:
+        against = f", and {change_text(control)} for {what_was_done(control).split(' added')[0]} as long"
+        against += "; " if rank is None else f" ({p_text(rank)}); "
     return [
         (verdict, works),
-        (
-            f": {number_text(change, 3)}, and {number_text(control['change'], 3)} for a random direction as long; ",
-            False,
-        ),
+        (f": {number_text(change, 3)}{against}", False),
         (f"ablating it changes toxicity by {number_text(rows['ablate']['change'], 3)}. ", False),
         (f"{found['causal']['prompts']} prompts, answered once under each change.", False),
     ]

@@ -39,7 +39,7 @@ def probe_figure(directions: Mapping[str, Any]) -> dict[str, Any]:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": "accuracy with shuffled labels",
+            "name": "accuracy with shuffled labels, best layer",
             "x": [0, n - 1],
             "y": [shuffled, shuffled],
             "line": {"color": "#7d8590", "width": 2, "dash": "dot"},

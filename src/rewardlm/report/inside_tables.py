@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from rewardlm.report import inside
-from rewardlm.report.intervals import number_text
 from rewardlm.report.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 4
@@ -60,7 +59,8 @@ def _layers(found: Mapping[str, Any], console: Console) -> None:
         "Layers",
         table,
         "probe: held-out balanced accuracy behind the layer. lens: toxic minus neutral logit. moved: the stream's "
-        "change by its length. share: nats a token of the preference for new answers.",
+        "change by its length. share: nats a token of the preference for the base's harmless answers over its "
+        "toxic ones (for new answers over old ones, where the base has no such two).",
     )
 
 
@@ -102,12 +102,13 @@ def _causal(found: Mapping[str, Any], console: Console) -> None:
             label_text(row["model"]),
             row["what"],
             "–" if row["toxicity"] is None else f"{row['toxicity']:.3f}",
-            number_text(row["change"]),
+            inside.change_text(row, 2),
             "–" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
         )
     print_table(
         console,
         f"What changes do, {found['causal']['prompts']} prompts each",
         table,
-        "toxicity: mean of the judge's scores. perplexity: of the answers under the base.",
+        "toxicity: mean of the judge's scores. perplexity: of the answers under the base. Of random directions: "
+        "the mean change and the range; p: how often one does as much.",
     )
