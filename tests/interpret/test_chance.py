@@ -1,4 +1,4 @@
-"""What interpret claims is held against chance: claimed under a null at most one time in twenty, found where planted."""
+"""What interpret claims is held against chance: seldom claimed under a null, found where it was planted."""
 
 from __future__ import annotations
 

@@ -202,9 +202,15 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
     result = done.load(KIND)
     drifts = list(done.read("drift"))
     attributions = list(done.read("attributions"))
+    # Of ten pairs that stayed low three are here, of five that fell and of five that stayed high three each.
+    weight_of = {}
+    for record in drifts:
+        if record["author"] == 0:
+            number = int(record["id"].split("#")[-1])
+            weight_of[record["pair"]] = (5 if number % 2 == 0 else 10) / 3
     for model in (1, 2):
         entry = result["drift"]["comparisons"][model - 1]
-        changes, divergences, toxic = [], [], {True: [], False: []}
+        changes, divergences, toxic, weights = [], [], {True: [], False: []}, []
         for record in drifts:
             if record["author"] != 0:
                 continue
@@ -212,11 +218,15 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
                 after - before for before, after in zip(record["logprobs"][0], record["logprobs"][model], strict=True)
             ) / len(record["tokens"])
             changes.append(change)
+            weights.append(weight_of[record["pair"]])
             divergences.append(sum(record["kl"][0][model]) / len(record["tokens"]))
             number = int(record["id"].split("#")[-1])
             toxic[number % 2 == 0].append(change)
-        assert entry["on_baseline"]["logprob_change"]["mean"] == pytest.approx(sum(changes) / len(changes))
-        assert entry["on_baseline"]["kl"]["mean"] == pytest.approx(sum(divergences) / len(divergences))
+        assert sum(weights) == pytest.approx(20)
+        for name, values in (("logprob_change", changes), ("kl", divergences)):
+            mean = sum(weight * value for weight, value in zip(weights, values, strict=True)) / 20
+            assert entry["on_baseline"][name]["mean"] == pytest.approx(mean)
+            assert mean != pytest.approx(sum(values) / len(values), abs=1e-6)
         low, high = entry["on_baseline"]["kl"]["ci95"]
         assert min(divergences) < low < entry["on_baseline"]["kl"]["mean"] < high < max(divergences)
         check = entry["toxic_check"]
@@ -225,8 +235,9 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
     for model, label in enumerate(LABELS):
         own = [record for record in attributions if record["reader"] == record["author"] == model]
         assert len(own) == 9
-        shares = []
+        shares, weights = [], []
         for record in own:
+            weights.append(weight_of[record["pair"]])
             of_answer = []
             for scores in record["scores"]:
                 kinds = [kind for _, kind in record["words"]]
@@ -236,7 +247,8 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
             shares.append(sum(of_answer) / len(of_answer))
         found = result["attribution"]["models"][model]
         assert found["label"] == label
-        assert found["prompt"]["mean"] == pytest.approx(sum(shares) / len(shares), abs=1e-4)
+        mean = sum(weight * share for weight, share in zip(weights, shares, strict=True)) / 20
+        assert found["prompt"]["mean"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_texts_without_ids_are_encoded_again_and_it_is_said(runs: list[Path], tmp_path: Path) -> None:

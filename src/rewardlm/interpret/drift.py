@@ -42,7 +42,11 @@ class VocabularyDrift:
 
     logprobs: Tensor
     probabilities: Tensor
-    n: int
+    n: float
+
+    def times(self, weight: float) -> VocabularyDrift:
+        """As if each position had been met ``weight`` times."""
+        return VocabularyDrift(weight * self.logprobs, weight * self.probabilities, weight * self.n)
 
     def __add__(self, other: VocabularyDrift) -> VocabularyDrift:
         return VocabularyDrift(

@@ -20,6 +20,7 @@ from rewardlm.interpret import drift, peers, summary, within
 from rewardlm.interpret.attribution import Attributed, attribute
 from rewardlm.interpret.sample import Answer, Sample, choose_scorer, draw, load_runs, token_positions
 from rewardlm.interpret.subjects import Subject, load_subjects
+from rewardlm.interpret.weights import RunMeans
 from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shares, words
 from rewardlm.measure.compare import Measured
 from rewardlm.measure.metrics import FloatArray
@@ -91,7 +92,8 @@ def _inside(
 def _drift(
     run: Run, subjects: Sequence[Subject], sample: Sample, settings: InterpretSettings, report: Report | None
 ) -> drift.VocabularyDrift:
-    """Every model reads every answer; the sums over the vocabulary are of the baseline's answers alone.
+    """Every model reads every answer; the sums over the vocabulary are of the baseline's answers alone, each as often
+    as it stands for one of the run.
 
     These sums are kept in a file of their own, with the number of records that they hold: a record that was written
     after them is read again.
@@ -99,10 +101,13 @@ def _drift(
     models, size = len(subjects), subjects[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
     nothing = torch.zeros(models, size, dtype=torch.float64)
     sums, count = drift.VocabularyDrift(nothing, nothing, 0), 0
+    weights = RunMeans(settings.n_resamples, settings.seed, sample).weights
     if (run.path / _VOCABULARY).exists():
         stored = load_file(run.path / _VOCABULARY)
-        count, positions = stored["counts"].tolist()
-        sums = drift.VocabularyDrift(stored["logprobs"], stored["probabilities"], positions)
+        # Whole numbers are of an older version, which did not weight: such answers are read again.
+        if stored["counts"].is_floating_point():
+            count, positions = int(stored["counts"][0]), float(stored["counts"][1])
+            sums = drift.VocabularyDrift(stored["logprobs"], stored["probabilities"], positions)
     records = list(run.read("drift"))
     if len(records) > count:
         run.replace("drift", records[:count])
@@ -117,13 +122,13 @@ def _drift(
         )
         for answer, one in zip(batch, vocabulary, strict=True):
             if answer.author == 0:
-                sums = sums + one
+                sums = sums + one.times(float(weights[answer.pair]))
         run.append("drift", [_drift_record(answer, one) for answer, one in zip(batch, found, strict=True)])
         done += len(batch)
         stored = {
             "logprobs": sums.logprobs,
             "probabilities": sums.probabilities,
-            "counts": torch.tensor([done, sums.n]),
+            "counts": torch.tensor([done, sums.n], dtype=torch.float64),
         }
         write_atomically(run.path / _VOCABULARY, save(stored))
         if report is not None:

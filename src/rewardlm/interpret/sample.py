@@ -2,7 +2,7 @@
 
 Reading costs a backward pass a token, so a sample it is. Most answers go from low to low; drawn evenly they would be
 all that one sees. So each transition between buckets (low to low, high to low …) gives as many pairs as the others,
-as far as it has them: read results by transition, and don't take a mean over the sample for one over the run.
+as far as it has them. Who speaks of the run weights them back (``weights``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rewardlm.interpret.reading import Redrawn
 from rewardlm.interpret.subjects import Subject
 from rewardlm.measure.audit import same_judge
 from rewardlm.measure.compare import Measured, load_measured
-from rewardlm.measure.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray
+from rewardlm.measure.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray, buckets
+from rewardlm.measure.redraw import second_draw
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.runs import prompts_hash
@@ -50,11 +51,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt's ``sample``-th answer by every model, and P(toxic) of each model's."""
+    """A prompt's ``sample``-th answer by every model, and P(toxic) of each model's.
+
+    ``redraw`` is how the baseline's other answers to the prompt are shared between low, medium and high; None where it
+    has no other.
+    """
 
     prompt: Prompt
     sample: int
     toxicity: tuple[float, ...]
+    redraw: tuple[float, float, float] | None = None
 
     @property
     def buckets(self) -> tuple[str, ...]:
@@ -66,7 +72,9 @@ class Sample:
     """P pairs and their P × M answers, pair by pair, within one in the order of the models.
 
     ``strata`` are ``{"from", "to", "of", "taken"}``: how many pairs made a transition, and how many of them are here.
-    ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks).
+    ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks), and
+    ``prompts`` the prompts of the former. ``redraw`` says how many of them a second draw of the baseline would have
+    sent from where to where, 3 × 3 (``measure.redraw``); None where it answered every prompt once.
     """
 
     scorer: str
@@ -75,6 +83,8 @@ class Sample:
     strata: list[dict[str, object]]
     of: int
     unscored: int
+    prompts: int
+    redraw: list[list[float]] | None
 
 
 def bucket(value: float) -> str:
@@ -132,8 +142,15 @@ def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, 
     chosen = sorted(dealt[:limit])
     taken = set(chosen)
     pairs = [
-        Pair(runs[0].prompts[row], sample, tuple(float(grid[row, sample]) for grid in grids)) for row, sample in chosen
+        Pair(
+            runs[0].prompts[row],
+            sample,
+            tuple(float(grid[row, sample]) for grid in grids),
+            _other_draws(grids[0][row], sample),
+        )
+        for row, sample in chosen
     ]
+    again = second_draw(grids[0], grids[-1], pairs=everywhere, n_resamples=0)
     return Sample(
         scorer=scorer,
         pairs=pairs,
@@ -144,7 +161,17 @@ def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, 
         ],
         of=len(candidates),
         unscored=max(run.answers for run in runs) - len(candidates),
+        prompts=len(np.unique(candidates[:, 0])),
+        redraw=None if again is None else again.flow,
     )
+
+
+def _other_draws(scores: FloatArray, sample: int) -> tuple[float, float, float] | None:
+    """Shares of buckets among a prompt's answers but one."""
+    others = np.delete(scores, sample)
+    low, medium, high = buckets(others)
+    n = low + medium + high
+    return (low / n, medium / n, high / n) if n else None
 
 
 def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatArray, NDArray[np.intp]]]:

@@ -1,11 +1,12 @@
 """What was read, answer by answer, becomes means with intervals, bands along the answer, and lists: all JSON-able.
 
-A mean is over answers, each counting once with the mean of its own tokens, so that long ones don't speak for all.
+A mean is over answers, each with the mean of its own tokens, so that long ones don't speak for all. What speaks of the
+run weights each answer by how many of the run's it stands for (``weights``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rewardlm.interpret.drift import VocabularyDrift, first_parting, most_change
 from rewardlm.interpret.intervals import Resampling, stretches
 from rewardlm.interpret.sample import Sample, bucket
 from rewardlm.interpret.subjects import Subject
+from rewardlm.interpret.weights import RunMeans, second_draws
 from rewardlm.interpret.words import kl_bits, shares
 from rewardlm.measure.audit import same_judge
 from rewardlm.measure.compare import Measured
@@ -37,6 +39,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The object of ``interpret --json``."""
     draws = Resampling(settings.n_resamples, settings.seed)
+    of_run = RunMeans(settings.n_resamples, settings.seed, sample)
     drifts = list(run.read("drift"))
     attributions = list(run.read("attributions"))
     tokenizer = subjects[0].policy.tokenizer
@@ -54,11 +57,11 @@ def summarise(
         "sample": _sample(measured, sample, settings),
         "drift": {
             "comparisons": [
-                _drift(model, measured, sample, drifts, sums, tokenizer, settings, draws)
+                _drift(model, measured, sample, drifts, sums, tokenizer, settings, of_run)
                 for model in range(1, len(subjects))
             ]
         },
-        "attribution": _attribution(measured, sample, attributions, settings, draws),
+        "attribution": _attribution(measured, sample, attributions, settings, of_run),
         "similarity": _similarity(measured, sample, draws),
         "notes": _notes(measured, sample, settings),
     }
@@ -76,6 +79,7 @@ def _sample(measured: Sequence[Measured], sample: Sample, settings: InterpretSet
         "of": sample.of,
         "unscored": sample.unscored,
         "strata": sample.strata,
+        "redraw": sample.redraw,
         "tokens_an_answer": settings.attribution.tokens,
         "reencoded": sum(answer.reencoded for answer in sample.answers),
         "seed": settings.seed,
@@ -102,9 +106,8 @@ def _notes(measured: Sequence[Measured], sample: Sample, settings: InterpretSett
 
 
 def _clusters(sample: Sample) -> list[int]:
-    """Of each pair the number of its prompt."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(pair.prompt.id, len(numbers)) for pair in sample.pairs]
+    """Of each pair its number: ``RunMeans`` knows its prompt and for how many pairs of the run it stands."""
+    return list(range(len(sample.pairs)))
 
 
 def _transitions(sample: Sample, model: int) -> list[str]:
@@ -119,7 +122,7 @@ def _drift(
     sums: VocabularyDrift,
     tokenizer: Any,
     settings: InterpretSettings,
-    draws: Resampling,
+    draws: RunMeans,
 ) -> dict[str, Any]:
     """From the baseline to ``model``, on the baseline's answers and on the model's own."""
     clusters = _clusters(sample)
@@ -135,8 +138,8 @@ def _drift(
             # KL(author ‖ reader): what the author's next-token distribution holds that the reader's doesn't expect.
             "kl": draws.mean([_mean(record["kl"][author][reader]) for record in mine], owner),
             "rank": {
-                "before": _median(rank for record in mine for rank in record["rank"][0]),
-                "after": _median(rank for record in mine for rank in record["rank"][model]),
+                "before": _median_rank(mine, 0, draws),
+                "after": _median_rank(mine, model, draws),
             },
             "same_first_choice": draws.mean(
                 [_mean(np.equal(record["choice"][0], record["choice"][model])) for record in mine], owner
@@ -144,7 +147,7 @@ def _drift(
         }
     theirs = [record for record in records if record["author"] == 0]
     entry["toxic_check"] = _toxic_check(model, sample, theirs, clusters, settings, draws)
-    entry["parting"] = _parting(model, theirs, settings)
+    entry["parting"] = _parting(model, theirs, settings, draws)
     entry["by_transition"] = _by_transition(
         _transitions(sample, model),
         {
@@ -153,6 +156,7 @@ def _drift(
         },
         clusters,
         draws,
+        again=second_draws(sample, _transitions(sample, model)),
     )
     longest = max((len(record["tokens"]) for record in theirs), default=0)
     entry["kl_along"] = draws.along(
@@ -182,7 +186,7 @@ def _toxic_check(
     records: Sequence[Record],
     clusters: Sequence[int],
     settings: InterpretSettings,
-    draws: Resampling,
+    draws: RunMeans,
 ) -> dict[str, Any]:
     """Do the baseline's toxic answers lose more probability than its others? Nats a token."""
     groups: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
@@ -199,7 +203,7 @@ def _toxic_check(
     }
 
 
-def _parting(model: int, records: Sequence[Record], settings: InterpretSettings) -> dict[str, Any]:
+def _parting(model: int, records: Sequence[Record], settings: InterpretSettings, draws: RunMeans) -> dict[str, Any]:
     found = [
         first_parting(
             np.array(record["kl"][0][model]),
@@ -210,8 +214,10 @@ def _parting(model: int, records: Sequence[Record], settings: InterpretSettings)
     ]
 
     def of(places: Sequence[int | None]) -> dict[str, Any]:
-        known = [place for place in places if place is not None]
-        quartiles = None if not known else np.quantile(known, [0.25, 0.5, 0.75]).tolist()
+        known = [(place, record["pair"]) for place, record in zip(places, records, strict=True) if place is not None]
+        quartiles = None
+        if known:
+            quartiles = draws.quantiles([place for place, _ in known], [pair for _, pair in known], [0.25, 0.5, 0.75])
         return {"quartiles": quartiles, "parted": len(known), "of": len(places)}
 
     return {
@@ -222,9 +228,17 @@ def _parting(model: int, records: Sequence[Record], settings: InterpretSettings)
 
 
 def _by_transition(
-    transitions: Sequence[str], values: dict[str, dict[int, float]], clusters: Sequence[int], draws: Resampling
+    transitions: Sequence[str],
+    values: dict[str, dict[int, float]],
+    clusters: Sequence[int],
+    draws: Resampling,
+    again: Mapping[str, tuple[dict[int, float], dict[int, float]]] | None = None,
 ) -> list[dict[str, Any]]:
-    """``values`` by name and pair → a row a transition, in the order of the buckets."""
+    """``values`` by name and pair → a row a transition, in the order of the buckets.
+
+    With ``again`` (``second_draws``) a row has ``beyond_redraw``: its mean minus that of the answers which a second
+    draw of the baseline would have sent the same way. ``values`` must then be of the baseline's own answers.
+    """
     rows = []
     for transition in sorted(set(transitions), key=_order):
         pairs = [number for number, way in enumerate(transitions) if way == transition]
@@ -232,6 +246,11 @@ def _by_transition(
         for name, by_pair in values.items():
             here = [pair for pair in pairs if pair in by_pair]
             row[name] = draws.mean([by_pair[pair] for pair in here], [clusters[pair] for pair in here])
+        if isinstance(draws, RunMeans):
+            made, would = (again or {}).get(transition, ({}, {}))
+            row["beyond_redraw"] = (
+                {name: draws.against(by_pair, made, would) for name, by_pair in values.items()} if again else None
+            )
         rows.append(row)
     return rows
 
@@ -245,7 +264,7 @@ def _attribution(
     sample: Sample,
     records: Sequence[Record],
     settings: InterpretSettings,
-    draws: Resampling,
+    draws: RunMeans,
 ) -> dict[str, Any]:
     clusters = _clusters(sample)
     own = [
@@ -308,7 +327,7 @@ def _attribution_change(
     sample: Sample,
     records: Sequence[Record],
     own: Sequence[dict[int, Record]],
-    draws: Resampling,
+    draws: RunMeans,
 ) -> dict[str, Any]:
     clusters = _clusters(sample)
     on_baseline = {record["pair"]: record for record in records if record["reader"] == model and record["author"] == 0}
@@ -346,6 +365,7 @@ def _attribution_change(
             },
             clusters,
             draws,
+            again=second_draws(sample, _transitions(sample, model)),
         ),
     }
 
@@ -457,9 +477,12 @@ def _mean(values: Iterable[float]) -> float:
     return float(array.mean()) if array.size else float("nan")
 
 
-def _median(values: Iterable[int]) -> float | None:
-    found = list(values)
-    return float(np.median(found)) if found else None
+def _median_rank(records: Sequence[Record], model: int, draws: RunMeans) -> float | None:
+    """Over the run's tokens."""
+    ranks = [(rank, record["pair"]) for record in records for rank in record["rank"][model]]
+    if not ranks:
+        return None
+    return draws.quantiles([rank for rank, _ in ranks], [pair for _, pair in ranks], [0.5])[0]
 
 
 def _nan(value: float | None) -> float:

@@ -59,11 +59,11 @@ def second_draw(
     With P the prompt's draws of the first model, n of them, and c[a] its pairs in bucket a, a second draw moves
     c[a]·(P[b] − [a = b]) / (n − 1) pairs from a to b: the mean over all ordered pairs of different draws. Under "both
     models are one", flow and second draw have the same expectation. Then all draws of a prompt are exchangeable, too,
-    so the p-value is that of a permutation test: the draws are dealt again to the two models, ``n_resamples`` times
-    (at most 2,000), and the difference over its standard error (prompts are clusters) is held against those. It is
-    exact under that null and, being studentised, right in large samples under any other (Janssen 1997; Chung & Romano
-    2013). The interval is the difference ± the same quantile of standard errors, and so excludes zero exactly where
-    p < 0.05. Where more than 400 prompts can move, Student's t takes the place of the permutations.
+    so the p-value is that of a permutation test: the draws are dealt again to the two models, ``n_resamples`` times (at
+    most 2,000), and the difference over its standard error (prompts are clusters) is held against those. It is exact
+    under that null and, being studentised, right in large samples under any other (Janssen 1997; Chung & Romano 2013).
+    The interval is the difference ± the same quantile of standard errors, and so excludes zero exactly where p < 0.05.
+    Where more than 400 prompts can move, or ``n_resamples`` is 0, Student's t takes the place of the permutations.
     """
     both = ~np.isnan(before) & ~np.isnan(after)
     both &= True if pairs is None else pairs
@@ -106,7 +106,7 @@ class _Table:
 
     def excess(self, number: int, seed: int) -> list[list[dict[str, Any] | None]]:
         delta, error, prompts = self._studentised(self._moves, self._pairs)
-        chance = self._relabelled(number, seed) if 0 < len(self._draws) <= _ENOUGH else None
+        chance = self._relabelled(number, seed) if number and 0 < len(self._draws) <= _ENOUGH else None
         found: list[list[dict[str, Any] | None]] = [[None] * 3 for _ in range(3)]
         for a in range(3):
             for b in range(3):

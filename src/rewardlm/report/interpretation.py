@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewardlm.report import inside
+from rewardlm.report import flows, inside
 from rewardlm.report import interpretation_figures as figures
 from rewardlm.report.headline import Part
 from rewardlm.report.intervals import number_text, plain_text, points_text, share_text
@@ -68,15 +68,18 @@ def method_name(result: Mapping[str, Any]) -> str:
 def how_sampled(result: Mapping[str, Any]) -> list[str]:
     """How answers and tokens were chosen, and what else a reader must know, in sentences."""
     sample = result["sample"]
+    again = sample.get("redraw")
     strata = "; ".join(
-        f"{stratum['from']} → {stratum['to']} {stratum['taken']:,} of {stratum['of']:,}"
+        f"{stratum['from']} → {stratum['to']} {stratum['taken']:,} of {stratum['of']:,}{_again(stratum, again)}"
         for stratum in sample["strata"]
         if stratum["taken"]
     )
     found = [
         f"{sample['pairs']:,} of {sample['of']:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
-        f"how toxicity went from {sample['from']} to {sample['to']} by {sample['scorer']}: {strata}. A mean over them "
-        "is not one over the run.",
+        f"how toxicity went from {sample['from']} to {sample['to']} by {sample['scorer']}: {strata}.",
+        _chance(sample),
+        "Means over all of them weight each pair by how many of the run’s it stands for, so they speak of the run. "
+        "What is inside is read of these pairs as they are.",
         f"Of each answer {sample['tokens_an_answer']} tokens are explained, one from each of as many equal stretches.",
     ]
     if sample["reward_of"]:
@@ -84,6 +87,27 @@ def how_sampled(result: Mapping[str, Any]) -> list[str]:
     if sample["unscored"]:
         found.append(f"{sample['unscored']:,} pairs that are not scored in every run were left out.")
     return [*found, *result["notes"]]
+
+
+def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float]] | None) -> str:
+    if again is None:
+        return ""
+    row, column = (flows.BUCKETS.index(stratum[key]) for key in ("from", "to"))
+    return f" (by chance {flows.expected(again[row][column])})"
+
+
+def _chance(sample: Mapping[str, Any]) -> str:
+    """What a transition says, or doesn't."""
+    if sample.get("redraw") is None:
+        return (
+            f"{sample['from']} answered each prompt once, so how many of these transitions are chance is not known: "
+            "most answers that are toxic once are not in a second draw of the same model. Read no transition as a "
+            "finding."
+        )
+    return (
+        f"“By chance” is how many of the run’s pairs a second draw of {sample['from']} itself sends the same way: only "
+        f"what differs from that is {sample['to']}’s doing."
+    )
 
 
 def sentences(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -85,7 +85,10 @@ def _attribution(result: Mapping[str, Any], console: Console) -> None:
     _add_columns(table, ("to", "answers"), ("prompt's share", "entropy, bits", "divergence, bits", "n"))
     for entry in found["comparisons"]:
         rows = [("all", {**entry["same_tokens"], "pairs": entry["same_tokens"]["kl_bits"]["n"]})]
-        rows += [(row["transition"], row) for row in entry["by_transition"]]
+        for row in entry["by_transition"]:
+            rows.append((row["transition"], row))
+            if row.get("beyond_redraw"):
+                rows.append(("  beyond chance", {**row["beyond_redraw"], "pairs": ""}))
         for name, row in rows:
             table.add_row(
                 label_text(entry["to"]),
@@ -95,7 +98,13 @@ def _attribution(result: Mapping[str, Any], console: Console) -> None:
                 plain_text(row["kl_bits"]),
                 str(row["pairs"]),
             )
-    print_table(console, "Change of attribution on the baseline's own answers", table)
+    print_table(
+        console,
+        "Change of attribution on the baseline's own answers",
+        table,
+        "beyond chance: minus the answers that a second draw of the baseline would have sent the same way. Only that "
+        "is about the transition.",
+    )
 
 
 def _similarity(result: Mapping[str, Any], console: Console) -> None:
