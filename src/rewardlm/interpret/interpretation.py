@@ -30,6 +30,8 @@ from rewardlm.runs import Run, alone, write_atomically
 KIND = "interpretation"
 # May differ when an interpretation goes on.
 _FREE = ("device", "batch_tokens")
+# Settings that an interpretation may be older than.
+_NEWER = ("inside.redraw_pairs", "inside.shuffles", "inside.random_directions")
 _VOCABULARY = "vocabulary.safetensors"
 
 Report = Callable[[int, int, str], None]
@@ -55,7 +57,7 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         "scorer": scorer,
         "runs": [str(Path(path).absolute()) for path in paths],
     }
-    run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE)
+    run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE, added=_NEWER)
     if run.finished:
         return run
     subjects = load_subjects([one.run for one in measured], settings)
