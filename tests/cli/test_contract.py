@@ -21,7 +21,7 @@ FLAGS = {
     ],
     "score": ["--scorer", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],
-    "compare": ["--scorer", "--json", "--config", "--seed"],
+    "compare": ["--scorer", "--redraw", "--json", "--config", "--seed"],
     "finetune": ["--dialogues", "--epochs", "--learning-rate", "--lora-r", *COMMON],
     "rlaf": [
         "--adapter", "--prompts", "--part", "--limit", "--reward", "--algorithm", "--steps", "--batch-size",
@@ -29,7 +29,7 @@ FLAGS = {
         "--learning-rate", *COMMON,
     ],
     "interpret": ["--json", "--limit", "--scorer", "--method", "--tokens", *COMMON],
-    "report": ["--out", "--config", "--seed"],
+    "report": ["--out", "--redraw", "--config", "--seed"],
     "export": ["--scorer", "--out", "--config", "--seed"],
     "push": ["--measured", "--license", "--private", "--dry-run", "--out"],
     "doctor": ["--tokens", "--max-new-tokens", "--lora-r", "--device", "--json"],

@@ -80,7 +80,7 @@ def test_the_page_shows_the_numbers(shown):
     rows = shown.rows("Each model on its own answers")
     assert rows[3][:2] == ["RL", "25.0 % (23.0 to 27.0)"]
     rows = shown.rows("Change from PT on the same tokens")
-    assert rows[5][:2] == ["all that were read", "−6.1 points (−8.0 to −4.2)"]
+    assert rows[5][:2] == ["all, as in the run", "−6.1 points (−8.0 to −4.2)"]
     assert rows[6][0] == "high → low"
     assert shown.rows("Promoted from PT to FT")[1] == ["·respect", "0.10 → 1.23", "+1.50"]
     assert shown.rows("Change of similarity above")[2][1] == "+0.07 (+0.03 to +0.11)"
@@ -158,3 +158,28 @@ def test_the_terminal_shows_the_same(result):
     ):
         assert part in text, part
     assert max(map(len, out.getvalue().splitlines())) <= 100
+
+
+def test_transitions_stand_beside_what_chance_gives(parts, render, result):
+    said = " ".join(interpretation.how_sampled(result))
+    assert "how many of these transitions are chance is not known" in said
+    assert "Read no transition as a finding" in said
+    result["sample"]["redraw"] = [[120.5, 0, 18.5], [0, 0, 0], [9.25, 0, 1.75]]
+    for entry in result["attribution"]["comparisons"]:
+        for row in entry["by_transition"]:
+            row["beyond_redraw"] = {
+                name: {"mean": 0.0123, "ci95": [-0.0456, 0.0789], "n": 8}
+                for name in ("prompt_change", "entropy_change", "kl_bits")
+            }
+    said = " ".join(interpretation.how_sampled(result))
+    assert "low → low 19 of 139 (by chance 120.5); high → low 11 of 11 (by chance 9.2)" in said
+    assert "so they speak of the run" in said
+    file = io.StringIO()
+    print_interpretation(result, Console(file=file, width=100))
+    text = file.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "beyond chance" in text
+    rows = render(parts | {"interpretations": [result]}).rows("Change from PT on the same tokens")
+    assert [row[1:] for row in rows if row[0] == "beyond chance"] == [
+        ["+1.2 points (−4.6 to +7.9)", "+0.01 (−0.05 to +0.08)", "+0.01 (−0.05 to +0.08)", ""]
+    ] * 2

@@ -57,7 +57,9 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         "scorer": scorer,
         "runs": [str(Path(path).absolute()) for path in paths],
     }
-    run = Run.start(out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE, added=_NEWER)
+    run = Run.start(
+        out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE, added=_NEWER
+    )
     if run.finished:
         return run
     subjects = load_subjects([one.run for one in measured], settings)

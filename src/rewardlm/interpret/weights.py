@@ -98,7 +98,7 @@ class RunMeans(Resampling):
         array, pairs = np.asarray(values, float), np.asarray(clusters, np.intp)
         known = ~np.isnan(array)
         size = len(self.weights)
-        sums = np.bincount(pairs[known], array[known], minlength=size)
+        sums = np.bincount(pairs[known], array[known], minlength=size).astype(float)
         return self._ratio(sums, np.bincount(pairs[known], minlength=size).astype(float), int(known.sum()))
 
     def _membership(self, values: Mapping[int, float], share: Mapping[int, float]) -> _Mean:

@@ -50,7 +50,7 @@ def text(comparison: Mapping[str, Any]) -> str:
 
 def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a bucket of the baseline: ``{"bucket", "cells": [{"count", "redraw", "excess"}]}``; ``redraw`` is the
-    expected count and ``excess`` that difference of the row's shares, in words, each None where it isn't known."""
+    expected count in words and ``excess`` the stored difference, each None where it isn't known."""
     redrawn, excess = comparison.get("flow_redraw"), comparison.get("flow_excess")
     return [
         {
@@ -59,7 +59,7 @@ def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {
                     "count": count,
                     "redraw": None if redrawn is None else expected(redrawn[a][b]),
-                    "excess": None if excess is None or excess[a][b] is None else _excess(excess[a][b]),
+                    "excess": None if excess is None else excess[a][b],
                 }
                 for b, count in enumerate(comparison["flow"][a])
             ],
