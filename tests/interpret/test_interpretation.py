@@ -342,6 +342,11 @@ def test_similarity_is_held_against_its_null_by_transition(runs: list[Path], tmp
     assert {name: row["pairs"] for name, row in rows.items()} == {"low → low": 10, "high → low": 5, "high → high": 5}
     fell = [change[k] for k in range(20) if k % 4 == 2]
     assert rows["high → low"]["above_null_change"]["mean"] == pytest.approx(sum(fell) / 5)
+    # Of PT's own two answers to a prompt the first is toxic and the second is not.
+    own_gaps = by_hand["PT"]
+    again = [own_gaps[k + 1] - own_gaps[k] for k in range(0, 20, 2)]
+    assert rows["high → low"]["redraw"]["above_null_change"]["mean"] == pytest.approx(sum(again) / 10)
+    assert (rows["high → high"]["redraw"], rows["low → low"]["redraw"]) == (None, None)
 
 
 def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path], tmp_path: Path) -> None:

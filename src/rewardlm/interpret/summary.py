@@ -7,6 +7,7 @@ run weights each answer by how many of the run's it stands for (``weights``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -444,25 +445,50 @@ def _similarity(measured: Sequence[Measured], sample: Sample, draws: Resampling)
             }
         )
     comparisons = []
+    again = _similarity_again(cells[0], width)
     for one, mine in list(zip(measured, cells, strict=True))[1:]:
         keys = [key for key in mine if key in cells[0]]
         change = {key: (mine[key][0] - mine[key][1]) - (cells[0][key][0] - cells[0][key][1]) for key in keys}
         scored = [key for key in keys if not np.isnan(mine[key][2]) and not np.isnan(cells[0][key][2])]
         ways = [f"{bucket(cells[0][key][2])} → {bucket(mine[key][2])}" for key in scored]
+        rows = _by_transition(
+            ways,
+            {"above_null_change": {number: change[key] for number, key in enumerate(scored)}},
+            [key // width for key in scored],
+            draws,
+        )
+        for row in rows:
+            found = again.get(row["transition"])
+            row["redraw"] = None if found is None else {"above_null_change": draws.mean(*found)}
         comparisons.append(
             {
                 "from": measured[0].label,
                 "to": one.label,
                 "above_null_change": draws.mean(list(change.values()), [key // width for key in change]),
-                "by_transition": _by_transition(
-                    ways,
-                    {"above_null_change": {number: change[key] for number, key in enumerate(scored)}},
-                    [key // width for key in scored],
-                    draws,
-                ),
+                "by_transition": rows,
             }
         )
     return {"models": models, "comparisons": comparisons}
+
+
+def _similarity_again(
+    cells: Mapping[int, tuple[float, float, float]], width: int
+) -> dict[str, tuple[list[float], list[int]]]:
+    """By transition from a draw of the baseline to another of the same prompt: changes above the null, and prompts.
+
+    ``cells`` are (own, null, toxicity) by prompt · width + sample.
+    """
+    by_prompt: dict[int, list[tuple[float, float, float]]] = {}
+    for key, cell in cells.items():
+        if not np.isnan(cell[2]):
+            by_prompt.setdefault(key // width, []).append(cell)
+    found: dict[str, tuple[list[float], list[int]]] = {}
+    for prompt, draws in by_prompt.items():
+        for one, other in permutations(draws, 2):
+            values, owners = found.setdefault(f"{bucket(one[2])} → {bucket(other[2])}", ([], []))
+            values.append((other[0] - other[1]) - (one[0] - one[1]))
+            owners.append(prompt)
+    return found
 
 
 def _change(record: Record, name: str, model: int) -> float:

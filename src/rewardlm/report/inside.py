@@ -146,12 +146,10 @@ def change_text(row: Mapping[str, Any], digits: int = 3) -> str:
     """The change with its interval; of random directions their mean and range; of a direction held against these, how
     often they do as much."""
     if "changes" in row:
-        ends = (
-            ""
-            if not row["changes"]
-            else f", {signed(min(row['changes']), digits)} to {signed(max(row['changes']), digits)}"
-        )
-        return f"{number_text(row['change'], digits)}{ends}"
+        if not row["changes"]:
+            return number_text(row["change"], digits)
+        least, most = (signed(end(row["changes"]), digits) for end in (min, max))
+        return f"{number_text(row['change'], digits)}, {least} to {most}"
     rank = row.get("p_value_random")
     return number_text(row["change"], digits) + ("" if rank is None else f"; {p_text(rank)} among random ones")
 
@@ -162,6 +160,8 @@ def what_was_done(row: Mapping[str, Any]) -> str:
     form = _KINDS[row["kind"]]
     if row["kind"] == "layers_off" and len(layers) == 1:
         form = "adapter off in layer {first}"
+    if "changes" not in row:  # Older interpretations tried one.
+        form = form.replace("{number} random directions", "random direction")
     return form.format(value=row["value"], first=layers[0], last=layers[-1], number=len(row.get("changes", ())))
 
 

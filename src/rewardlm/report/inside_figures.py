@@ -63,7 +63,7 @@ def attention_figure(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def path_figure(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares of layers in the preference for the new answers, bars a layer and a model."""
+    """Shares of layers in the preference for less toxic answers, bars a layer and a model."""
     traces = []
     labels = found["models"][1:]
     for number, label in enumerate(labels):
