@@ -64,7 +64,8 @@ def test_the_best_of_layers_that_know_nothing_is_no_finding(score: Any, trials: 
 @pytest.mark.parametrize("score", [by_direction, by_probe])
 def test_a_layer_that_knows_is_found(score: Any) -> None:
     rng = np.random.default_rng(1)
-    assert [best_layers_p(rng, score, apart=4.0) for _ in range(5)] == pytest.approx([1 / 21] * 5)
+    found = [best_layers_p(rng, score, apart=6.0) <= 0.05 for _ in range(10)]
+    assert sum(found) >= 8
 
 
 def test_labels_are_dealt_by_prompt() -> None:
