@@ -166,7 +166,9 @@ class Section(BaseModel):
     def _one_name_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for key in ("scorer", "reward", "stop_on", "witness", "trackers"):
-                if isinstance(data.get(key), str):
+                field = cls.model_fields.get(key)
+                # Of those that take one name alone (interpret's scorer), text is what it is.
+                if isinstance(data.get(key), str) and field is not None and field.annotation not in (str, str | None):
                     data = {**data, key: [data[key]]}
         return data
 

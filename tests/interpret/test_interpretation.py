@@ -388,7 +388,7 @@ def test_the_method_is_tested_on_tokens_that_it_explained(made: list[Path], done
 
 
 def test_tokens_that_miss_their_sum_have_no_scores_and_are_counted(made: list[Path], tmp_path: Path) -> None:
-    own = AttributionSettings(tokens=2, method="integrated_gradients", steps=2, most_steps=2, tolerance=0.02)
+    own = AttributionSettings(tokens=2, method="integrated_gradients", steps=8, most_steps=8, tolerance=0.02)
     settings = SETTINGS.model_copy(update={"attribution": own, "limit": 4})
     run = interpret(made[:2], settings, tmp_path / "out")
     tokens = [
@@ -406,7 +406,7 @@ def test_tokens_that_miss_their_sum_have_no_scores_and_are_counted(made: list[Pa
     assert found["completeness"]["tokens"] == len(tokens)
     assert found["completeness"]["refused"] == len(refused)
     assert found["completeness"]["reasons"][0] == refused[0][3]
-    assert "after 2 steps" in refused[0][3]
+    assert "after 8 steps" in refused[0][3]
     assert found["completeness"]["largest_share"] <= 0.02
     # None of them is tested, shown or counted in a mean.
     tested = {(record["reader"], record["id"], record["position"]) for record in run.read("faithfulness")}
