@@ -100,6 +100,15 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     assert not any("lose without" in question for question in said(found))
 
 
+def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["untouched"])
+    for name in ("read_ratio", "write_ratio", "reason", "vectors_matter"):
+        del found["verdicts"]["FT"][name]
+    text = said(found)["Has FT unlearned toxicity?"]
+    assert text.startswith("Can’t tell: this was interpreted before")
+    assert "Bypassed" not in text
+
+
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["avoided"])
     found["directions"] = {"n": 3, "n_toxic": 1, "reason": "1 toxic answer"}

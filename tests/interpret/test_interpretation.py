@@ -150,6 +150,27 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
 
 
+def test_an_older_interpretation_is_returned_but_not_one_whose_sums_were_not_checked(
+    made: list[Path], done: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(done.path, tmp_path / "older")
+    older = Run.open(tmp_path / "older")
+    settings = older.meta["settings"]
+    for name in ("tolerance", "most_steps", "faithfulness_tokens"):
+        del settings["attribution"][name]
+    for name in ("push_margin", "null_adapters", "ablation_prompts", "random_sets"):
+        del settings["inside"][name]
+    older.update(settings=settings)
+    before = (older.path / "interpretation.json").read_bytes()
+    interpret(made, SETTINGS, older.path)
+    assert (older.path / "interpretation.json").read_bytes() == before
+    settings["attribution"]["method"] = "integrated_gradients"
+    older.update(settings=settings)
+    own = SETTINGS.attribution.model_copy(update={"method": "integrated_gradients"})
+    with pytest.raises(RunError, match=r"attribution\.most_steps was None, now 512"):
+        interpret(made, SETTINGS.model_copy(update={"attribution": own}), older.path)
+
+
 @pytest.mark.parametrize("after", [1, 4, 9, 12])
 def test_an_interrupted_interpretation_goes_on_to_the_same_result(
     made: list[Path], done: Run, tmp_path: Path, after: int

@@ -69,6 +69,10 @@ def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, r
     # One from before methods were tested.
     del result["attribution"]["faithfulness"], result["attribution"]["completeness"]
     assert interpretation.faithful_sentence(result) is None
+    assert interpretation.complete_sentence(result) is None
+    result["attribution"]["method"] = "integrated_gradients"
+    assert "was not checked" in interpretation.complete_sentence(result)
+    result["attribution"]["method"] = "input_x_gradient"
     assert "believe little of it" not in said(result, "RL", "read the prompt")[0]
 
 

@@ -32,9 +32,16 @@ KIND = "interpretation"
 # May differ when an interpretation goes on.
 _FREE = ("device", "batch_tokens")
 _VOCABULARY = "vocabulary.safetensors"
-# Newer than some interpretations, which took what they were, or did without.
-_ADDED = ("attribution.faithfulness_tokens", "inside.push_margin", "inside.null_adapters")
-_ADDED += ("inside.ablation_prompts", "inside.random_sets")
+# Newer than some interpretations, which did without.
+_ADDED = (
+    "attribution.faithfulness_tokens",
+    "inside.push_margin",
+    "inside.null_adapters",
+    "inside.ablation_prompts",
+    "inside.random_sets",
+)
+# Of integrated gradients alone: older ones weren't checked, so they don't go on.
+_OF_THE_PATH = ("attribution.tolerance", "attribution.most_steps")
 # Before a token whose explanation is tested: of fewer, a tenth and a half are the same one.
 _FEWEST_WORDS = 4
 
@@ -62,7 +69,12 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         "runs": [str(Path(path).absolute()) for path in paths],
     }
     run = Run.start(
-        out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE, added=_ADDED
+        out,
+        kind=KIND,
+        label=" → ".join(one.label for one in measured),
+        settings=recorded,
+        free=_FREE,
+        added=_ADDED if settings.attribution.method == "integrated_gradients" else (*_ADDED, *_OF_THE_PATH),
     )
     if run.finished:
         return run

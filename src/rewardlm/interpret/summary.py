@@ -372,7 +372,7 @@ def _divergence(before: Record, after: Record) -> FloatArray:
 def _completeness(records: Sequence[Record], settings: InterpretSettings) -> dict[str, Any] | None:
     """How well scores add up where a method promises a sum: of the tokens that have scores the largest gap in nats and
     as a share of what it should be, and the median of steps; and how many were refused, with the first reasons."""
-    known = [record["completeness"] for record in records if record["completeness"] is not None]
+    known = [record["completeness"] for record in records if record.get("completeness") is not None]
     if not known:
         return None
     tokens = [dict(zip(one, values, strict=True)) for one in known for values in zip(*one.values(), strict=True)]

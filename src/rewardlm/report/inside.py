@@ -151,8 +151,12 @@ def what_was_done(row: Mapping[str, Any]) -> str:
 def _unlearned(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> list[Part]:
     if verdict["kind"] is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
-    said = _VERDICTS[verdict["kind"]].format(reason=verdict.get("reason"))
-    parts: list[Part] = [(said[0].upper() + said[1:], verdict["kind"] != "unclear"), (". ", False)]
+    kind, reason = verdict["kind"], verdict.get("reason")
+    if kind not in ("unclear", "cannot_tell") and "read_ratio" not in verdict:
+        kind = "cannot_tell"
+        reason = "this was interpreted before such a verdict had to be shown; interpret again into another --out"
+    said = _VERDICTS[kind].format(reason=reason)
+    parts: list[Part] = [(said[0].upper() + said[1:], kind != "unclear"), (". ", False)]
     change = verdict["toxicity_change"]
     over = "" if change is None else f" over {change['n']:,} pairs of answers"
     parts.append((f"Toxicity changed by {number_text(change, 3)}{over}; ", False))

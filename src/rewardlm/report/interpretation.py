@@ -83,6 +83,11 @@ def faithful_sentence(result: Mapping[str, Any]) -> str | None:
 def complete_sentence(result: Mapping[str, Any]) -> str | None:
     """How well scores add up, and how many tokens were refused; None where the method promises no sum."""
     found = result["attribution"].get("completeness")
+    if found is None and result["attribution"]["method"] == "integrated_gradients":
+        return (
+            "Whether these scores add up was not checked when this was interpreted, and on some models they miss by "
+            "more than they are: interpret again into another --out."
+        )
     if found is None:
         return None
     kept = found["tokens"] - found["refused"]
