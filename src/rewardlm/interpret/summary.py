@@ -384,7 +384,10 @@ def _completeness(records: Sequence[Record], settings: InterpretSettings) -> dic
         "refused": len(refused),
         "reasons": refused[:3],
         "largest_gap": max((abs(token["gap"]) for token in kept), default=None),
-        "largest_share": max((token["bound"] / abs(token["difference"]) for token in kept), default=None),
+        # Of a difference of 0 there is no share; such a token is kept only where it is reached exactly.
+        "largest_share": max(
+            (token["bound"] / abs(token["difference"]) for token in kept if token["difference"]), default=None
+        ),
         "steps": _median(token["steps"] for token in tokens),
         "most_steps": max(token["steps"] for token in tokens),
     }

@@ -94,7 +94,7 @@ def complete_sentence(result: Mapping[str, Any]) -> str | None:
     text = f"{found['refused']:,} of {found['tokens']:,} explained tokens were refused, and have no shares"
     if found["refused"]:
         text += f" (the first: {found['reasons'][0]})"
-    if kept:
+    if kept and found["largest_share"] is not None:
         text += (
             f". The scores of the others add up to what they must within {found['largest_gap']:.2g} nats, and within "
             f"{found['largest_share']:.1%} of it ({found['tolerance']:.0%} are allowed); {found['steps']:.0f} steps "
