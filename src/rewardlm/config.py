@@ -742,12 +742,12 @@ class InsideSettings(Section):
     toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
     followed along the adapter's scale in ``path_steps`` steps. ``causal_prompts`` are answered again, in
     ``max_new_tokens``, under every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value
-    vectors, and without each of ``random_sets`` sets of as many others. ``push_margin`` is how far the vectors' push
-    may be from the base's and count as the same: at 0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds
-    within which two medicines count as equivalent. ``null_adapters`` of random weights say what a change of the
-    adapter's size does to the push by itself. ``scales`` multiply the adapter, ``layer_groups``
-    of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
-    times the toxic direction is added.
+    vectors, and without each of ``random_sets`` sets of as many others; the words' logits are then read on
+    ``ablation_answers``. ``push_margin`` is how far the vectors' push may be from the base's and count as the same: at
+    0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds within which two medicines count as equivalent.
+    ``null_adapters`` of random weights say what a change of the adapter's size does to the push by itself. ``scales``
+    multiply the adapter, ``layer_groups`` of neighbouring layers are switched off one after another (as many as layers:
+    one layer at a time), ``strength`` times the toxic direction is added.
     """
 
     toxic_words: list[str] = []
@@ -764,6 +764,7 @@ class InsideSettings(Section):
     push_margin: float = Field(0.2, gt=0, lt=1)
     null_adapters: int = Field(2, ge=0)
     ablation_prompts: int = Field(10, ge=0)
+    ablation_answers: int = Field(12, ge=1)
     random_sets: int = Field(2, ge=1)
     causal_prompts: int = Field(10, ge=0)
     max_new_tokens: int = Field(24, ge=1)

@@ -158,7 +158,7 @@ def test_an_older_interpretation_is_returned_but_not_one_whose_sums_were_not_che
     settings = older.meta["settings"]
     for name in ("tolerance", "most_steps", "faithfulness_tokens"):
         del settings["attribution"][name]
-    for name in ("push_margin", "null_adapters", "ablation_prompts", "random_sets"):
+    for name in ("push_margin", "null_adapters", "ablation_prompts", "ablation_answers", "random_sets"):
         del settings["inside"][name]
     older.update(settings=settings)
     before = (older.path / "interpretation.json").read_bytes()

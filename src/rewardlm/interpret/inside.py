@@ -18,6 +18,7 @@ from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret import directions
 from rewardlm.interpret.causal import change_between
+from rewardlm.interpret.intervals import FEWEST
 from rewardlm.interpret.reading import (
     TOXIC_ABOVE,
     Reading,
@@ -100,7 +101,7 @@ def examine(
     if result["vectors"] is not None:
         result["vectors"]["by"] = by
     progress.step("the value vectors, silenced")
-    result["ablation"] = ablate_vectors(policy, prompts, subjects, focus, vectors, contrast, judge, settings)
+    result["ablation"] = ablate_vectors(policy, prompts, subjects, usable, focus, vectors, contrast, judge, settings)
     for subject in tuned:
         progress.step(f"what the adapter of {subject.label} wrote")
         result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
@@ -296,7 +297,7 @@ def vectors_matter(result: Mapping[str, Any]) -> bool | None:
         return None
     found = result["ablation"]["by_model"][result["models"][0]]
     beyond = [found[name]["beyond_random"] for name in ("toxicity", "logits") if found[name] is not None]
-    known = [one["ci95"] for one in beyond if one is not None and one["ci95"] is not None]
+    known = [one["ci95"] for one in beyond if one is not None and one["ci95"] is not None and one["n"] >= FEWEST]
     return any(high < 0 for _, high in known) if known else None
 
 

@@ -38,6 +38,7 @@ _ADDED = (
     "inside.push_margin",
     "inside.null_adapters",
     "inside.ablation_prompts",
+    "inside.ablation_answers",
     "inside.random_sets",
 )
 # Of integrated gradients alone: older ones weren't checked, so they don't go on.

@@ -298,6 +298,7 @@ def ablate_vectors(
     policy: Policy,
     prompts: Prompts,
     subjects: Sequence[Subject],
+    usable: Sequence[int],
     focus: Sequence[int],
     vectors: Sequence[ValueVector],
     contrast: Contrast | None,
@@ -316,7 +317,8 @@ def ablate_vectors(
     base = subjects[0]
     sets = [vectors_like(policy.causal_lm, vectors, settings.seed + number) for number in range(settings.random_sets)]
     asked = _asked(prompts, base, settings.ablation_prompts)
-    answers = list(focus)[: settings.adapter_answers]
+    # The toxic ones first, and others besides: of three answers no interval says anything.
+    answers = [*focus, *(row for row in usable if row not in focus)][: settings.ablation_answers]
     by_model: dict[str, Any] = {}
     for subject in subjects:
         with using(policy, subject.adapter):

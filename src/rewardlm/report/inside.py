@@ -212,8 +212,8 @@ def _times(ratio: Mapping[str, Any]) -> str:
 def _without_vectors(silenced: Mapping[str, Any], lost: Mapping[str, Any]) -> list[Part]:
     parts: list[Part] = []
     measured = (
-        ("toxicity", f"Toxicity of its answers to {silenced['prompts']} prompts", "toxicity", 3),
-        ("logits", f"The toxic words’ logits on {silenced['answers']} answers", "of these logits", 2),
+        ("toxicity", f"Toxicity of its answers to {silenced['prompts']} prompts changes", "toxicity", 3),
+        ("logits", f"The toxic words’ logits on {silenced['answers']} answers change", "of these logits", 2),
     )
     for name, what, of, digits in measured:
         found = lost[name]
@@ -225,7 +225,7 @@ def _without_vectors(silenced: Mapping[str, Any], lost: Mapping[str, Any]) -> li
         others = number_text(found["random_change"], digits)
         parts += [
             (
-                f"{what} changes by {number_text(found['change'], digits)}, and without others as long by {others}: ",
+                f"{what} by {number_text(found['change'], digits)}, and without others as long by {others}: ",
                 False,
             ),
             (f"silencing these {takes} {of} than silencing others", below),
