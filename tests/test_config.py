@@ -12,6 +12,7 @@ from rewardlm.config import (
     ExperimentSettings,
     FinetuneSettings,
     ImportSettings,
+    InterpretSettings,
     MeasureSettings,
     RlafSettings,
     ScoreSettings,
@@ -297,3 +298,9 @@ def test_an_experiment_shares_what_stands_at_its_top() -> None:
         "model": "tiny", "seed": 5, "dtype": "float32", "load": None, "device": "auto", "chat": None,
         "quantisation": None,
     }  # fmt: skip
+
+
+def test_interprets_one_judge_is_a_name_and_no_list() -> None:
+    """``interpret --scorer lexical`` was refused: "should be a valid string, got ['lexical']"."""
+    assert InterpretSettings(scorer="lexical").scorer == "lexical"
+    assert MeasureSettings(model="tiny", scorer="lexical").scorer == ["lexical"]

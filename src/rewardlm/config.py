@@ -166,7 +166,9 @@ class Section(BaseModel):
     def _one_name_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for key in ("scorer", "reward", "stop_on", "witness", "trackers"):
-                if isinstance(data.get(key), str):
+                field = cls.model_fields.get(key)
+                # Of those that take one name alone (interpret's scorer), text is what it is.
+                if isinstance(data.get(key), str) and field is not None and field.annotation not in (str, str | None):
                     data = {**data, key: [data[key]]}
         return data
 
@@ -744,9 +746,13 @@ class InsideSettings(Section):
     followed along the adapter's scale in ``path_steps`` steps; ``redraw_pairs`` of a toxic and a harmless answer of the
     base itself say whether it prefers the harmless. ``shuffles`` of the labels say what the probe's best layer reaches
     by chance, and ``random_directions`` what a direction does by chance. ``causal_prompts`` are answered again, in
-    ``max_new_tokens``, under every change; 0 leaves these tests out. ``scales`` multiply the adapter, ``layer_groups``
-    of neighbouring layers are switched off one after another (as many as layers: one layer at a time), ``strength``
-    times the toxic direction is added.
+    ``max_new_tokens``, under every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value
+    vectors, and without each of ``random_sets`` sets of as many others; the words' logits are then read on
+    ``ablation_answers``. ``push_margin`` is how far the vectors' push may be from the base's and count as the same: at
+    0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds within which two medicines count as equivalent.
+    ``null_adapters`` of random weights say what a change of the adapter's size does to the push by itself. ``scales``
+    multiply the adapter, ``layer_groups`` of neighbouring layers are switched off one after another (as many as layers:
+    one layer at a time), ``strength`` times the toxic direction is added.
     """
 
     toxic_words: list[str] = []
@@ -763,6 +769,11 @@ class InsideSettings(Section):
     redraw_pairs: int = Field(12, ge=1)
     shuffles: int = Field(20, ge=20)
     random_directions: int = Field(20, ge=20)
+    push_margin: float = Field(0.2, gt=0, lt=1)
+    null_adapters: int = Field(2, ge=0)
+    ablation_prompts: int = Field(10, ge=0)
+    ablation_answers: int = Field(12, ge=1)
+    random_sets: int = Field(2, ge=1)
     causal_prompts: int = Field(10, ge=0)
     max_new_tokens: int = Field(24, ge=1)
     scales: list[float] = [0.0, 0.5, 1.0, 1.5]
@@ -782,16 +793,25 @@ class InsideSettings(Section):
 class AttributionSettings(Section):
     """Which words of prompt and answer a token rests on, and how that is found.
 
-    ``method``: ``input_x_gradient``, ``integrated_gradients`` (over ``steps`` points from ``baseline`` to the input),
-    ``occlusion`` (one token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package
-    inseq. ``baseline``: every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are
-    explained, one drawn from each of so many equal stretches.
+    ``method``: ``input_x_gradient``, ``integrated_gradients`` (from ``baseline`` to the input), ``occlusion`` (one
+    token at a time replaced by ``baseline``), or ``inseq:NAME``, another method of the package inseq. ``baseline``:
+    every token's embedding is that of the end token, or ``zero``. Of each answer ``tokens`` are explained, one drawn
+    from each of so many equal stretches.
+
+    Integrated gradients begin with ``steps`` points and refine until the scores miss their sum by at most ``tolerance``
+    of it; a token that takes more than ``most_steps`` points has no scores.
+
+    ``faithfulness_tokens`` of the explained tokens test the method: their context is read without the words that have
+    the largest shares, and with these alone (see interpret.faithfulness). 0 leaves the test out.
     """
 
     method: str = "input_x_gradient"
     tokens: int = Field(8, ge=1)
     steps: int = Field(16, ge=1)
+    tolerance: float = Field(0.05, gt=0)
+    most_steps: int = Field(512, ge=1)
     baseline: Literal["end", "zero"] = "end"
+    faithfulness_tokens: int = Field(30, ge=0)
 
     @field_validator("method")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -35,10 +36,20 @@ def by_inseq(policy: Policy, name: str, **settings: Any) -> list[Any]:
 @pytest.mark.parametrize("name", ["input_x_gradient", "integrated_gradients"])
 def test_ours_are_inseqs_to_1e_4(inseq: Any, policy: Policy, name: str) -> None:
     unknown = policy.tokenizer.unk_token_id
-    own_settings = {"method": "gausslegendre", "n_steps": 24} if name == "integrated_gradients" else {}
+    # One stretch of eight points, not refined: the same rule as inseq's.
+    own_settings = {"method": "gausslegendre", "n_steps": 8} if name == "integrated_gradients" else {}
     with merged(policy):
         theirs = by_inseq(policy, name, **own_settings)
-        ours = attribute(policy.causal_lm, PROMPTS, RESPONSES, POSITIONS, method=name, baseline=unknown, steps=24)
+        ours = attribute(
+            policy.causal_lm,
+            PROMPTS,
+            RESPONSES,
+            POSITIONS,
+            method=name,
+            baseline=unknown,
+            steps=8,
+            tolerance=math.inf,
+        )
     for one, two in zip(theirs, ours, strict=True):
         assert float((one.scores - two.scores).abs().max()) < 1e-4
         assert float(two.scores.abs().max()) > 1e-2

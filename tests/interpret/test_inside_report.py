@@ -78,7 +78,35 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     found["verdicts"]["FT"]["kind"] = "unclear"
     assert said(found)["Has FT unlearned toxicity?"].startswith("Nothing to explain")
     found["verdicts"]["FT"]["push_ratio"] = None
-    assert "don’t push towards toxicity at all" in said(found)["Has FT unlearned toxicity?"]
+    assert "don’t measurably push towards toxicity" in said(found)["Has FT unlearned toxicity?"]
+    # An interval that holds one is no bypass.
+    found["verdicts"]["FT"] |= {"kind": "cannot_tell", "reason": "the interval of their push holds 1"}
+    assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: the interval of their push holds 1. ")
+
+
+def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["untouched"])
+    text = said(found)["What does PT lose without the 1 value vectors?"]
+    base = found["ablation"]["by_model"]["PT"]
+    assert f"by {intervals.number_text(base['logits']['change'])}, and without others as long by" in text
+    assert "takes more of these logits than silencing others" in text
+    base["logits"]["beyond_random"] = {"mean": -0.1, "ci95": [-0.3, 0.1], "n": 6}
+    assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
+    own = said(found)["Has FT unlearned toxicity?"]
+    assert "As before would be an interval within 0.80 and 1.25; adapters of random weights as large push" in own
+    for text in (shown(found), printed(found)):
+        assert "was not shown to take more of these logits" in " ".join(text.split())
+    del found["ablation"]
+    assert not any("lose without" in question for question in said(found))
+
+
+def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["untouched"])
+    for name in ("read_ratio", "write_ratio", "reason", "vectors_matter"):
+        del found["verdicts"]["FT"][name]
+    text = said(found)["Has FT unlearned toxicity?"]
+    assert text.startswith("Can’t tell: this was interpreted before")
+    assert "Bypassed" not in text
 
 
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:

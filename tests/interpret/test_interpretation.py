@@ -150,6 +150,27 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
 
 
+def test_an_older_interpretation_is_returned_but_not_one_whose_sums_were_not_checked(
+    made: list[Path], done: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(done.path, tmp_path / "older")
+    older = Run.open(tmp_path / "older")
+    settings = older.meta["settings"]
+    for name in ("tolerance", "most_steps", "faithfulness_tokens"):
+        del settings["attribution"][name]
+    for name in ("push_margin", "null_adapters", "ablation_prompts", "ablation_answers", "random_sets"):
+        del settings["inside"][name]
+    older.update(settings=settings)
+    before = (older.path / "interpretation.json").read_bytes()
+    interpret(made, SETTINGS, older.path)
+    assert (older.path / "interpretation.json").read_bytes() == before
+    settings["attribution"]["method"] = "integrated_gradients"
+    older.update(settings=settings)
+    own = SETTINGS.attribution.model_copy(update={"method": "integrated_gradients"})
+    with pytest.raises(RunError, match=r"attribution\.most_steps was None, now 512"):
+        interpret(made, SETTINGS.model_copy(update={"attribution": own}), older.path)
+
+
 @pytest.mark.parametrize("after", [1, 4, 9, 12])
 def test_an_interrupted_interpretation_goes_on_to_the_same_result(
     made: list[Path], done: Run, tmp_path: Path, after: int
@@ -383,3 +404,54 @@ def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
         assert high is not None
         assert low < 0.5 < high
         assert empty is None
+
+
+def test_the_method_is_tested_on_tokens_that_it_explained(made: list[Path], done: Run) -> None:
+    records = list(done.read("faithfulness"))
+    # Nine pairs and three models have 27 own answers, one token each; thirty are asked for by default.
+    assert len(records) == 27
+    assert {(record["reader"], record["pair"]) for record in records} == {
+        (reader, pair) for reader in range(3) for pair in range(9)
+    }
+    positions = {(r["reader"], r["id"]): r["positions"] for r in done.read("attributions")}
+    assert all(record["position"] in positions[record["reader"], record["id"]] for record in records)
+    found = done.load(KIND)["attribution"]["faithfulness"]
+    assert found["tokens"] == 27
+    for name, sign in (("comprehensiveness", 1), ("sufficiency", -1)):
+        own, random = (np.mean([record[key] for record in records]) for key in (name, f"random_{name}"))
+        assert found[name]["method"]["mean"] == pytest.approx(own)
+        assert found[name]["better"]["mean"] == pytest.approx(sign * (own - random))
+    ends = [found[name]["better"]["ci95"][0] for name in ("comprehensiveness", "sufficiency")]
+    assert found["passes"] is (min(ends) > 0)
+
+
+def test_tokens_that_miss_their_sum_have_no_scores_and_are_counted(made: list[Path], tmp_path: Path) -> None:
+    own = AttributionSettings(tokens=2, method="integrated_gradients", steps=8, most_steps=8, tolerance=0.02)
+    settings = SETTINGS.model_copy(update={"attribution": own, "limit": 4})
+    run = interpret(made[:2], settings, tmp_path / "out")
+    tokens = [
+        (scores, share, entropy, reason)
+        for record in run.read("attributions")
+        for scores, share, entropy, reason in zip(
+            record["scores"], record["prompt"], record["entropy_bits"], record["completeness"]["refused"], strict=True
+        )
+    ]
+    refused = [token for token in tokens if token[3] is not None]
+    assert 0 < len(refused) < len(tokens)
+    for scores, share, entropy, reason in tokens:
+        assert (scores is None) == (share is None) == (entropy is None) == (reason is not None)
+    found = run.load(KIND)["attribution"]
+    assert found["completeness"]["tokens"] == len(tokens)
+    assert found["completeness"]["refused"] == len(refused)
+    assert found["completeness"]["reasons"][0] == refused[0][3]
+    assert "after 8 steps" in refused[0][3]
+    assert found["completeness"]["largest_share"] <= 0.02
+    # None of them is tested, shown or counted in a mean.
+    tested = {(record["reader"], record["id"], record["position"]) for record in run.read("faithfulness")}
+    kept = {
+        (record["reader"], record["id"], position)
+        for record in run.read("attributions")
+        for position, scores in zip(record["positions"], record["scores"], strict=True)
+        if scores is not None
+    }
+    assert tested <= kept

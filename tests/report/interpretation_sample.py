@@ -100,7 +100,22 @@ def sample_interpretation():
             "method": "input_x_gradient",
             "baseline": "end",
             "explained_tokens": 1200,
-            "largest_error": None,
+            "completeness": None,
+            "faithfulness": {
+                "tokens": 30,
+                "method": "input_x_gradient",
+                "comprehensiveness": {
+                    "method": interval(3.5, 2.1, 5.0),
+                    "random": interval(1.5, 0.9, 2.1),
+                    "better": interval(2.0, 1.0, 3.1),
+                },
+                "sufficiency": {
+                    "method": interval(2.06, 0.97, 3.2),
+                    "random": interval(3.88, 2.9, 4.9),
+                    "better": interval(1.82, 0.9, 2.8),
+                },
+                "passes": True,
+            },
             "models": [
                 {
                     "label": label,

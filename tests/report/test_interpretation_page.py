@@ -31,22 +31,68 @@ def said(result, model, question):
 
 def test_sentences_call_a_change_only_what_its_interval_allows(result):
     text, strong = said(result, "FT", "read the prompt")
-    assert "as much as before" in strong
+    # An interval that holds zero shows no change, nor that there is none.
+    assert "it was not shown to rest more on the prompt’s words, nor less" in strong
     assert "+1.2 points (−1.0 to +3.4)" in text
     assert "about their prompts: similarity above the shuffled null +0.27 (+0.24 to +0.30), more than PT" in text
     text, strong = said(result, "RL", "read the prompt")
     assert "rests less on the prompt’s words" in strong
     # 0.08 own, 0.06 null: the interval of what is above the null includes zero.
-    assert "no closer to their prompts than to others" in strong
+    assert "were not shown to be closer to their prompts than to others" in strong
     assert "less than PT’s (−0.18 (−0.22 to −0.14))" in strong
     text, strong = said(result, "FT", "unlearned")
-    assert "lost more than its others: what was unlearned is toxicity" in strong
+    assert "lost more than its others: the change is one of toxic text above all" in strong
     assert "by −0.80 (−0.90 to −0.70) nats (n = 11), of another by −0.30 (−0.40 to −0.20) (n = 19)" in text
     _, strong = said(result, "RL", "unlearned")
-    assert "lost no more than its others" in strong
+    assert "were not shown to lose more than its others" in strong
     text, strong = said(result, "RL", "part from PT")
     assert "at token 3 (median of the 27 of 30 that part)" in strong
     assert "first choice first differs never" in text
+
+
+def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, render):
+    text, _ = said(result, "RL", "read the prompt")
+    assert "believe little of it" not in text
+    found = result["attribution"]["faithfulness"]
+    assert "ranks words better than a random order. Without the words" in interpretation.faithful_sentence(result)
+    assert "loses 3.50 (2.10 to 5.00) nats, without random ones 1.50" in interpretation.faithful_sentence(result)
+    found["sufficiency"]["better"] = interpretation_sample.interval(0.2, -0.3, 0.7)
+    found["passes"] = False
+    _, strong = said(result, "RL", "read the prompt")
+    assert "not shown to be better than random ones here, so believe little of it" in strong
+    out = io.StringIO()
+    print_interpretation(result, Console(file=out, width=100, color_system=None))
+    for shown in (out.getvalue(), render(parts | {"interpretations": [result]}).text("inside")):
+        assert "don’t rest a claim on its shares" in " ".join(shown.split())
+    found["passes"] = None
+    assert "too few prompts" in interpretation.faithful_sentence(result)
+    # One from before methods were tested.
+    del result["attribution"]["faithfulness"], result["attribution"]["completeness"]
+    assert interpretation.faithful_sentence(result) is None
+    assert interpretation.complete_sentence(result) is None
+    result["attribution"]["method"] = "integrated_gradients"
+    assert "was not checked" in interpretation.complete_sentence(result)
+    result["attribution"]["method"] = "input_x_gradient"
+    assert "believe little of it" not in said(result, "RL", "read the prompt")[0]
+
+
+def test_refused_tokens_are_counted_with_a_reason(result, parts, render):
+    result["attribution"]["completeness"] = {
+        "tolerance": 0.05,
+        "tokens": 240,
+        "refused": 12,
+        "reasons": ["the scores miss their sum by 9 nats after 512 steps"],
+        "largest_gap": 0.31,
+        "largest_share": 0.0496,
+        "steps": 96.0,
+        "most_steps": 512,
+    }
+    out = io.StringIO()
+    print_interpretation(result, Console(file=out, width=100, color_system=None))
+    for shown in (out.getvalue(), render(parts | {"interpretations": [result]}).text("inside")):
+        text = " ".join(shown.split())
+        assert "12 of 240 explained tokens were refused, and have no shares (the first: the scores miss" in text
+        assert "within 0.31 nats, and within 5.0% of it (5% are allowed); 96 steps in the median, 512 at most" in text
 
 
 def test_an_interval_that_ends_just_below_zero_shows_it(result):

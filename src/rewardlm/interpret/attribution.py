@@ -4,7 +4,8 @@ What is explained is always ln p(token | what stands before it), and the scores 
 
 * ``input_x_gradient``: x_i · ∂ ln p / ∂x_i (Shrikumar et al. 2016), x_i the embedding of token i;
 * ``integrated_gradients``: (x_i − b_i) · ∫ ∂ ln p / ∂x_i along the straight line from a baseline b to x (Sundararajan
-  et al. 2017); their sum is ln p(x) − ln p(b), which is how its error is known;
+  et al. 2017); their sum must be ln p(x) − ln p(b) (completeness), so the integral is refined until it nearly is, and
+  a token that doesn't get there has no scores;
 * ``occlusion``: what ln p loses where x_i is replaced by the baseline's (Zeiler & Fergus 2014).
 
 A backward pass explains one token of every answer in the batch at once, since rows don't see each other. Only inputs
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,15 +29,44 @@ from rewardlm.models.logprobs import Packed, body_and_head, microbatches, pack, 
 
 
 @dataclass(frozen=True)
+class Completeness:
+    """Of K explained tokens, in nats, whether their scores add up to what they must.
+
+    ``difference`` Float[K] is ln p(x) − ln p(baseline); ``gap`` Float[K] the scores' sum minus that. ``bound`` Float[K]
+    adds up the gaps of the path's stretches without their signs, so that gaps of opposite signs don't hide each other;
+    it is at least ``|gap|``. ``steps`` Int[K] counts the points at which a gradient was taken. ``reached`` Bool[K]:
+    ``bound`` is at most ``tolerance`` times ``|difference|``.
+    """
+
+    difference: Tensor
+    gap: Tensor
+    bound: Tensor
+    steps: Tensor
+    reached: Tensor
+    tolerance: float
+
+    def refusal(self, k: int) -> str | None:
+        """Why token ``k`` has no scores; None where it has them."""
+        if bool(self.reached[k]):
+            return None
+        return (
+            f"the path's stretches miss their sums by {float(self.bound[k]):.3g} nats together (the scores by "
+            f"{float(self.gap[k]):.3g}) after {int(self.steps[k])} steps, where the difference from the baseline is "
+            f"{float(self.difference[k]):.3g}: expected {self.tolerance:.0%} of it at most; raise "
+            "attribution.most_steps, or take another method"
+        )
+
+
+@dataclass(frozen=True)
 class Attributed:
     """K explained tokens of one answer: ``scores`` Float[K, P + R] over prompt and answer, 0 from the token itself on;
-    ``logprobs`` Float[K] of the tokens. ``error`` Float[K]: by how much the scores' sum misses what it should be, where
-    the method promises one.
+    ``logprobs`` Float[K] of the tokens. ``completeness`` where the method promises a sum; a token that doesn't reach
+    it is refused, and its scores are NaN.
     """
 
     scores: Tensor
     logprobs: Tensor
-    error: Tensor | None
+    completeness: Completeness | None = None
 
 
 Rows = Sequence[Sequence[int]]
@@ -50,13 +81,17 @@ def attribute(
     method: str = "input_x_gradient",
     baseline: int | None = None,
     steps: int = 16,
+    tolerance: float = 0.05,
+    most_steps: int = 512,
     budget: int = 512,
     report: Callable[[Sequence[int], Sequence[Attributed]], None] | None = None,
 ) -> list[Attributed]:
     """Explain the tokens at ``positions`` of each response, in microbatches of at most ``budget`` positions.
 
-    ``baseline`` is the token whose embedding stands for nothing; None is an embedding of zeros. ``report(rows, found)``
-    is called as microbatches are done.
+    ``baseline`` is the token whose embedding stands for nothing; None is an embedding of zeros. ``steps``,
+    ``tolerance`` and ``most_steps`` are integrated gradients': so many points to begin with, how far the sum may miss
+    as a share of what it should be, and at most so many points a token. ``report(rows, found)`` is called as
+    microbatches are done.
     """
     methods: dict[str, Callable[..., list[Attributed]]] = {
         "input_x_gradient": _input_x_gradient,
@@ -69,7 +104,9 @@ def attribute(
     result: dict[int, Attributed] = {}
     for rows in microbatches(lengths, budget):
         batch = _Batch(causal_lm, *([of[row] for row in rows] for of in (prompts, responses, positions)))
-        found = methods[method](batch, baseline=baseline, steps=steps, budget=budget)
+        found = methods[method](
+            batch, baseline=baseline, steps=steps, tolerance=tolerance, most_steps=most_steps, budget=budget
+        )
         result.update(zip(rows, found, strict=True))
         if report is not None:
             report(rows, found)
@@ -100,19 +137,16 @@ class _Batch:
         """Float[n] of the explained tokens from all response tokens' states."""
         return _target_logprobs(self.causal_lm, states[self.places], self.targets)
 
-    def split(self, scores: Tensor, logprobs: Tensor, error: Tensor | None = None) -> list[Attributed]:
+    def split(self, scores: Tensor, logprobs: Tensor) -> list[Attributed]:
         """``scores`` Float[n, L], cut to each row's length and to what stands before the token."""
         before = torch.arange(scores.shape[1])[None] < torch.tensor(self.ends)[:, None]
         scores = torch.where(before, scores.float().cpu(), torch.zeros(()))
         parts = zip(
-            scores.split_with_sizes(self.sizes),
-            logprobs.float().cpu().split_with_sizes(self.sizes),
-            [None] * len(self.sizes) if error is None else error.float().cpu().split_with_sizes(self.sizes),
-            strict=True,
+            scores.split_with_sizes(self.sizes), logprobs.float().cpu().split_with_sizes(self.sizes), strict=True
         )
         return [
-            Attributed(mine[:, : len(self.prompts[row]) + len(self.responses[row])].clone(), own, off)
-            for row, (mine, own, off) in enumerate(parts)
+            Attributed(mine[:, : len(self.prompts[row]) + len(self.responses[row])].clone(), own)
+            for row, (mine, own) in enumerate(parts)
         ]
 
 
@@ -176,23 +210,130 @@ def _input_x_gradient(batch: _Batch, **_: Any) -> list[Attributed]:
     return batch.split(*_gradients_along(batch, lambda x: x, lambda x: x))
 
 
-def _integrated_gradients(batch: _Batch, *, baseline: int | None, steps: int, **_: Any) -> list[Attributed]:
-    """By Gauss-Legendre quadrature with ``steps`` points, which is exact for polynomials of degree 2·steps − 1."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
+# Points of a Gauss-Legendre rule on one stretch of the path: exact for polynomials of degree 15.
+_POINTS = 8
+
+
+class _Path:
+    """The straight path of one row's embeddings from a baseline to themselves, and what ln p does along it."""
+
+    def __init__(self, batch: _Batch, row: int, nothing: Tensor, budget: int) -> None:
+        self._lm, self._nothing = batch.causal_lm, nothing
+        self._prompt, self._response, self.positions = batch.prompts[row], batch.responses[row], batch.positions[row]
+        self.length = len(self._prompt) + len(self._response)
+        self.ends = [len(self._prompt) + at for at in self.positions]
+        self._at_a_time = max(1, budget // self.length)
+
+    @torch.no_grad()
+    def values(self, shares: Sequence[float]) -> Tensor:
+        """ln p Float[len(shares), K] of every token at these shares of the way."""
+        found = []
+        for copies, point in self._copies(shares, range(len(self.positions))):
+            with embeddings_changed(self._lm, point):
+                found.append(copies.logprobs(response_states(self._lm, copies.packed)))
+        return torch.cat(found).view(len(shares), -1).double().cpu()
+
+    def integral(self, start: float, end: float, points: int, tokens: Sequence[int]) -> Tensor:
+        """(x − b) · ∫ ∂ ln p / ∂x from ``start`` to ``end``, Float[K, L]; 0 for what isn't among ``tokens``."""
+        nodes, weights = np.polynomial.legendre.leggauss(points)
+        shares = (start + (nodes + 1) / 2 * (end - start)).tolist()
+        slopes = torch.cat(
+            [
+                _gradients_along(copies, point, lambda x: x - self._nothing)[0].double().cpu()
+                for copies, point in self._copies(shares, tokens)
+            ]
+        )
+        weighted = torch.from_numpy(weights / 2 * (end - start))
+        total = torch.zeros(len(self.positions), slopes.shape[-1], dtype=torch.float64)
+        total[list(tokens)] = torch.einsum("p,pkl->kl", weighted, slopes.view(points, len(tokens), -1))
+        return total
+
+    def _copies(
+        self, shares: Sequence[float], tokens: Sequence[int]
+    ) -> Iterator[tuple[_Batch, Callable[[Tensor], Tensor]]]:
+        """The row once a share, some at a time, and what makes its embeddings those at the shares."""
+        positions = [self.positions[k] for k in tokens]
+        for first in range(0, len(shares), self._at_a_time):
+            some = torch.tensor(shares[first : first + self._at_a_time])
+            n = len(some)
+
+            def point(x: Tensor, some: Tensor = some) -> Tensor:
+                return self._nothing + some.to(x)[:, None, None] * (x - self._nothing)
+
+            yield _Batch(self._lm, [self._prompt] * n, [self._response] * n, [positions] * n), point
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of a path: ``integral`` Float[K, L], and ``gap`` Float[K], by how much its sum misses what ln p changed
+    from ``start`` to ``end``, where it is ``before`` and ``after`` Float[K]."""
+
+    start: float
+    end: float
+    before: Tensor
+    after: Tensor
+    integral: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        return self.integral.sum(1) - (self.after - self.before)
+
+
+def _integrated_gradients(
+    batch: _Batch, *, baseline: int | None, steps: int, tolerance: float, most_steps: int, budget: int
+) -> list[Attributed]:
+    """By Gauss-Legendre quadrature on stretches of each row's path, refined where ln p is steep."""
     nothing = _baseline(batch.causal_lm, baseline)
-    scores = torch.zeros(())
-    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+    return [
+        _complete(_Path(batch, row, nothing, budget), steps, tolerance, most_steps) for row in range(len(batch.prompts))
+    ]
 
-        def between(x: Tensor, share: float = float(node)) -> Tensor:
-            return nothing + share * (x - nothing)
 
-        found, _values = _gradients_along(batch, between, lambda x: x - nothing)
-        scores = scores.to(found.device) + float(weight) * found
-    with torch.no_grad():
-        at_input = batch.logprobs(response_states(batch.causal_lm, batch.packed))
-        with embeddings_changed(batch.causal_lm, lambda x: nothing.expand_as(x).clone()):
-            at_baseline = batch.logprobs(response_states(batch.causal_lm, batch.packed))
-    return batch.split(scores, at_input, scores.sum(1) - (at_input - at_baseline))
+def _complete(path: _Path, steps: int, tolerance: float, most_steps: int) -> Attributed:
+    """Integrate until the sum of every token is what it must be, or ``most_steps`` points are spent.
+
+    What a stretch must add up to is known without any integral: the change of ln p from its start to its end, a forward
+    pass each. So the stretch that misses most is halved, again and again (adaptive quadrature, with the true error in
+    place of an estimate). A token that is done is not differentiated any more.
+    """
+    n = len(path.positions)
+    points = min(steps, _POINTS)
+    edges = np.linspace(0, 1, -(-steps // points) + 1).tolist()
+    values = path.values(edges)
+    difference = values[-1] - values[0]
+    scores = torch.full((n, path.length), torch.nan, dtype=torch.float64)
+    gap, bound = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    spent, reached = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
+    left = list(range(n))
+    stretches = [
+        _Stretch(start, end, values[k], values[k + 1], path.integral(start, end, points, left))
+        for k, (start, end) in enumerate(pairwise(edges))
+        if left
+    ]
+    taken = points * len(stretches)
+    while left:
+        gaps = torch.stack([stretch.gap for stretch in stretches])
+        gap[left], bound[left], spent[left] = gaps.sum(0)[left], gaps.abs().sum(0)[left], taken
+        reached[left] = (bound <= tolerance * difference.abs())[left]
+        for k in left:
+            if reached[k]:
+                scores[k] = sum(stretch.integral[k] for stretch in stretches)
+        left = [k for k in left if not reached[k]]
+        if not left or taken + 2 * points > most_steps:
+            break
+        # A difference of 0 is never reached, and must not choose the stretch for the others.
+        share = gaps[:, left].abs() / difference[left].abs().clamp(min=1e-3)
+        worst = stretches.pop(int(share.max(1).values.argmax()))
+        middle = (worst.start + worst.end) / 2
+        between = path.values([middle])[0]
+        stretches += [
+            _Stretch(worst.start, middle, worst.before, between, path.integral(worst.start, middle, points, left)),
+            _Stretch(middle, worst.end, between, worst.after, path.integral(middle, worst.end, points, left)),
+        ]
+        taken += 2 * points
+    before = torch.arange(path.length)[None] < torch.tensor(path.ends, dtype=torch.long)[:, None]
+    scores = torch.where(before | ~reached[:, None], scores, 0.0).float()
+    return Attributed(scores, values[-1].float(), Completeness(difference, gap, bound, spent, reached, tolerance))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret import directions
 from rewardlm.interpret.causal import change_between
+from rewardlm.interpret.intervals import FEWEST
 from rewardlm.interpret.reading import (
     TOXIC_ABOVE,
     Reading,
@@ -26,12 +27,12 @@ from rewardlm.interpret.reading import (
     read_adapter,
     read_directions,
     read_stream,
-    read_vectors,
 )
 from rewardlm.interpret.reading import Subject as Subject
 from rewardlm.interpret.residual import Contrast, contrast_direction, layout_of, vocabulary_covariance
 from rewardlm.interpret.tokens import Judge, contrast_by, contrast_of_words
 from rewardlm.interpret.trying import try_all
+from rewardlm.interpret.vectors import RATIOS, ablate_vectors, bounds, read_vectors
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
@@ -92,7 +93,8 @@ def examine(
         "words": _words(policy, contrast),
         "stream": {subject.label: one.summary for subject, one in zip(subjects, read, strict=True)},
         "directions": found,
-        "vectors": read_vectors(policy, subjects, vectors, towards, read, settings),
+        "vectors": read_vectors(policy, prompts, base, subjects, usable, vectors, towards, read, settings),
+        "ablation": None,
         "adapters": {},
         "paths": {},
         "causal": None,
@@ -102,6 +104,8 @@ def examine(
     }
     if result["vectors"] is not None:
         result["vectors"]["by"] = by
+    progress.step("the value vectors, silenced")
+    result["ablation"] = ablate_vectors(policy, prompts, subjects, usable, focus, vectors, contrast, judge, settings)
     for subject in tuned:
         progress.step(f"what the adapter of {subject.label} wrote")
         result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
@@ -145,7 +149,7 @@ class _Progress:
 
     def __init__(self, report: Report | None, n_subjects: int, causal: bool) -> None:
         self._report, self._done = report, -1
-        self._total = 2 + n_subjects + 2 * (n_subjects - 1) + causal
+        self._total = 3 + n_subjects + 2 * (n_subjects - 1) + causal
 
     def step(self, what: str) -> None:
         self._done += 1
@@ -205,16 +209,17 @@ def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | 
     }
 
 
+# Below this median cosine with the base's, value vectors count as turned.
+_TURNED_BELOW = 0.9
+
+
 def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: InsideSettings) -> dict[str, Any]:
-    """The numbers that say what kind of change it was, and the kind they amount to.
+    """The numbers that say what kind of change it was, and the kind they amount to; see interpret.vectors.
 
     ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the base's harmless
     answers over its toxic ones, else ``distributed``; null where the adapter wasn't shown to have raised it.
-    ``kind``: ``unclear`` where toxicity didn't fall (its interval holds 0). Else, of the toxic value vectors:
-    ``rewritten`` if the adapter turned them (median cosine with the base's below 0.9); ``avoided`` if they are as they
-    were but push less (ratio's interval below 1), which is the bypass of Lee et al. 2024: the stream is moved away
-    from what sets them off; ``untouched`` if they push as before, so that what changed the output lies elsewhere, and
-    the bypass is complete. Null where there are no value vectors to follow.
+    ``kind``: see ``_kind``; null where there are no value vectors to follow. ``reason`` says what is missing where it
+    is ``cannot_tell``.
     ``direction_used`` says whether the base's answers were shown to depend on the direction.
     """
     change = subject.change or change_between(
@@ -225,22 +230,19 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     spread = None
     if fewest is not None:
         spread = "localised" if fewest <= result["n_layers"] / 4 else "distributed"
-    kind, cosine, ratio = None, None, None
+    kind, reason, own = None, None, None
     if vectors is not None:
         own = vectors["by_model"][subject.label]
-        cosine, ratio = float(np.median(own["cosine"])), own["push_ratio"]
-        if change is None or change["ci95"] is None or change["ci95"][1] >= 0:
-            kind = "unclear"
-        elif cosine < 0.9:
-            kind = "rewritten"
-        else:
-            kind = "avoided" if ratio is not None and ratio["ci95"][1] < 1 else "untouched"
+        fell = change is not None and change["ci95"] is not None and change["ci95"][1] < 0
+        kind, reason = _kind(own, settings.push_margin, vectors_matter(result)) if fell else ("unclear", None)
     return {
         "kind": kind,
+        "reason": reason,
         "spread": spread,
         "toxicity_change": change,
-        "vector_cosine": cosine,
-        "push_ratio": ratio,
+        "vector_cosine": None if own is None else float(np.median(own["cosine"])),
+        **{name: None if own is None else own[name] for name in RATIOS},
+        "vectors_matter": vectors_matter(result),
         "direction_used": _direction_used(result),
         "fewest_layers": fewest,
         "n_layers": result["n_layers"],
@@ -251,6 +253,62 @@ def _prefers_harmless(path: dict[str, Any]) -> bool:
     """Whether the adapter raised the preference for the base's harmless second draws: an interval over 0."""
     interval = None if path["redraw"] is None else path["redraw"]["change"]["ci95"]
     return interval is not None and interval[0] > 0
+
+
+def _kind(own: Mapping[str, Any], margin: float, matter: bool | None) -> tuple[str, str | None]:
+    """What became of the value vectors of a model whose toxicity fell, and what is missing where that can't be told.
+
+    ``rewritten``: the adapter turned them (median cosine with the base's below 0.9), and so they push less.
+    ``avoided``: they write as before and are set off less, the bypass of Lee et al. 2024. ``untouched``: they push as
+    before, so what changed the output lies elsewhere. ``cannot_tell`` otherwise: "as before" needs the ratio's 95 %
+    interval within the margin, "less" needs it below 1 and not within the margin, and more of a fall than any adapter
+    of random weights of the same size brings about. Nothing is claimed of vectors that the base isn't shown to need.
+    """
+    if own["push_ratio"] is None:
+        return "cannot_tell", (
+            "on this text the base’s vectors don’t measurably push towards toxicity, or it has fewer than five prompts"
+        )
+    if matter is False:
+        return "cannot_tell", (
+            "silencing these vectors in the base takes no more from the toxic words than silencing others as long"
+        )
+    write, read, push = own["write_ratio"], own["read_ratio"], own["push_ratio"]
+    less = {name: _less(own, name) for name in RATIOS}
+    if float(np.median(own["cosine"])) < _TURNED_BELOW:
+        if less["write_ratio"]:
+            return "rewritten", None
+        return "cannot_tell", "the adapter turned the vectors, but what they write was not shown to be less toxic"
+    low, high = bounds(margin)
+    within = f"within {low:.2g} and {high:.3g}"
+    if not write["as_before"]:
+        return "cannot_tell", f"whether they write as before is not known: the interval of that ratio is not {within}"
+    if push["as_before"]:
+        return "untouched", None
+    if less["read_ratio"]:
+        return "avoided", None
+    if read["ci95"][1] < 1:
+        return "cannot_tell", "adapters of random weights as large make these vectors push as little"
+    return "cannot_tell", (
+        f"the interval of their push holds 1, so that less is not shown, and is not {within}, so that as before is not"
+    )
+
+
+def _less(own: Mapping[str, Any], name: str) -> bool:
+    """Whether a ratio fell: below 1, not by so little that it counts as before, and further than by chance changes."""
+    ratio, null = own[name], [one[name] for one in own["null"] if one[name] is not None]
+    fell: bool = ratio["ci95"][1] < 1 and not ratio["as_before"] and all(ratio["mean"] < other for other in null)
+    return fell
+
+
+def vectors_matter(result: Mapping[str, Any]) -> bool | None:
+    """Whether the base loses more of toxicity, or of the toxic words' logits, with the named value vectors silenced
+    than with others, by an interval below 0; null where that was not tried."""
+    if result["ablation"] is None:
+        return None
+    found = result["ablation"]["by_model"][result["models"][0]]
+    beyond = [found[name]["beyond_random"] for name in ("toxicity", "logits") if found[name] is not None]
+    known = [one["ci95"] for one in beyond if one is not None and one["ci95"] is not None and one["n"] >= FEWEST]
+    return any(high < 0 for _, high in known) if known else None
 
 
 def _direction_used(result: dict[str, Any]) -> bool | None:

@@ -18,21 +18,37 @@ from rewardlm.config import InterpretSettings
 from rewardlm.errors import RunError
 from rewardlm.interpret import drift, peers, summary, within
 from rewardlm.interpret.attribution import Attributed, attribute
+from rewardlm.interpret.faithfulness import Explained, faithfulness
 from rewardlm.interpret.sample import Answer, Sample, choose_scorer, draw, load_runs, token_positions
 from rewardlm.interpret.subjects import Subject, load_subjects
 from rewardlm.interpret.weights import RunMeans
 from rewardlm.interpret.words import by_word, entropy_bits, share_of_kinds, shares, words
 from rewardlm.measure.compare import Measured
 from rewardlm.measure.metrics import FloatArray
+from rewardlm.models.generate import stream_seed
 from rewardlm.models.logprobs import microbatches
 from rewardlm.runs import Run, alone, write_atomically
 
 KIND = "interpretation"
 # May differ when an interpretation goes on.
 _FREE = ("device", "batch_tokens")
-# Settings that an interpretation may be older than.
-_NEWER = ("inside.redraw_pairs", "inside.shuffles", "inside.random_directions")
 _VOCABULARY = "vocabulary.safetensors"
+# Newer than some interpretations, which did without.
+_ADDED = (
+    "attribution.faithfulness_tokens",
+    "inside.redraw_pairs",
+    "inside.shuffles",
+    "inside.random_directions",
+    "inside.push_margin",
+    "inside.null_adapters",
+    "inside.ablation_prompts",
+    "inside.ablation_answers",
+    "inside.random_sets",
+)
+# Of integrated gradients alone: older ones weren't checked, so they don't go on.
+_OF_THE_PATH = ("attribution.tolerance", "attribution.most_steps")
+# Before a token whose explanation is tested: of fewer, a tenth and a half are the same one.
+_FEWEST_WORDS = 4
 
 Report = Callable[[int, int, str], None]
 
@@ -58,7 +74,12 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         "runs": [str(Path(path).absolute()) for path in paths],
     }
     run = Run.start(
-        out, kind=KIND, label=" → ".join(one.label for one in measured), settings=recorded, free=_FREE, added=_NEWER
+        out,
+        kind=KIND,
+        label=" → ".join(one.label for one in measured),
+        settings=recorded,
+        free=_FREE,
+        added=_ADDED if settings.attribution.method == "integrated_gradients" else (*_ADDED, *_OF_THE_PATH),
     )
     if run.finished:
         return run
@@ -72,6 +93,7 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     sample = draw(measured, subjects, scorer=scorer, limit=settings.limit, seed=settings.seed)
     sums = _drift(run, subjects, sample, settings, report)
     _attribution(run, subjects, sample, settings, report)
+    _faithfulness(run, subjects, sample, settings, report)
     result = summary.summarise(run, measured, subjects, sample, sums, settings)
     result |= _inside(run, measured, subjects, sample, settings, report)
     run.store(KIND, result)
@@ -212,9 +234,74 @@ def _attribution(
                 method=method,
                 baseline=_baseline(subject, settings),
                 steps=settings.attribution.steps,
+                tolerance=settings.attribution.tolerance,
+                most_steps=settings.attribution.most_steps,
                 budget=settings.batch_tokens,
                 report=write,
             )
+
+
+def _faithfulness(
+    run: Run, subjects: Sequence[Subject], sample: Sample, settings: InterpretSettings, report: Report | None
+) -> None:
+    """Test the method on some of the tokens that it has explained; see interpret.faithfulness."""
+    answers = {answer.id: answer for answer in sample.answers}
+    known = {(record["reader"], record["id"]) for record in run.read("faithfulness")}
+    done = len(known)
+    chosen = _to_test(list(run.read("attributions")), settings)
+    for reader, subject in enumerate(subjects):
+        mine = [
+            (record, k) for record, k in chosen if record["reader"] == reader and (reader, record["id"]) not in known
+        ]
+        with subject.on(merge=True) as model:
+            for record, k in mine:
+                one = _explained(subject, answers[record["id"]], record, k, settings)
+                found = faithfulness(model, one, budget=settings.batch_tokens)
+                run.append(
+                    "faithfulness",
+                    [
+                        {
+                            "reader": reader,
+                            "id": record["id"],
+                            "pair": record["pair"],
+                            "position": record["positions"][k],
+                            **{name: float(f"{value:.6g}") for name, value in vars(found).items()},
+                        }
+                    ],
+                )
+                done += 1
+                if report is not None:
+                    report(done, len(chosen), "faithfulness: tokens read again with parts of what is before them")
+
+
+def _to_test(records: Sequence[dict[str, Any]], settings: InterpretSettings) -> list[tuple[dict[str, Any], int]]:
+    """One explained token of each model's own answers, model after model and prompt after prompt in turn, at most
+    ``faithfulness_tokens``: the record, and which of its tokens it is."""
+    own = {(record["pair"], record["reader"]): record for record in records if record["reader"] == record["author"]}
+    pairs, models = (sorted({key[of] for key in own}) for of in (0, 1))
+    turns = [(pair, models[(place + turn) % len(models)]) for turn in models for place, pair in enumerate(pairs)]
+    found = []
+    for record in (own[turn] for turn in turns if turn in own):
+        explained = [k for k, row in enumerate(record["scores"]) if row is not None and len(row) > _FEWEST_WORDS]
+        if explained:
+            rng = np.random.default_rng(stream_seed("interpret faithfulness", settings.seed, record["id"]))
+            found.append((record, explained[int(rng.integers(len(explained)))]))
+    return found[: settings.attribution.faithfulness_tokens]
+
+
+def _explained(
+    subject: Subject, answer: Answer, record: dict[str, Any], k: int, settings: InterpretSettings
+) -> Explained:
+    """The record's k-th token as ``faithfulness`` takes it, with the words that the page shows shares of."""
+    end = len(answer.prompt) + record["positions"][k]
+    groups = words(subject.policy.tokenizer, answer.prompt, answer.tokens, answer.turns)[: len(record["scores"][k])]
+    return Explained(
+        context=(*answer.prompt, *answer.tokens)[:end],
+        token=answer.tokens[record["positions"][k]],
+        words=[(word.start, min(word.end, end)) for word in groups],
+        sizes=np.abs(record["scores"][k]),
+        seed=stream_seed("interpret faithfulness", settings.seed, record["id"]),
+    )
 
 
 def _baseline(subject: Subject, settings: InterpretSettings) -> int | None:
@@ -241,8 +328,23 @@ def _attribution_record(
         "entropy_bits": _known(entropy_bits(distribution)),
         **{kind: _known(share) for kind, share in kinds.items()},
         "words": [[word.text, word.kind] for word in groups],
-        "scores": [_rounded(row[:n]) for row, n in zip(scores, before, strict=True)],
-        "error": None if found.error is None else _rounded(found.error.numpy()),
+        # A token that was refused has no scores: its sum would be another one's.
+        "scores": [None if np.isnan(row).any() else _rounded(row[:n]) for row, n in zip(scores, before, strict=True)],
+        "completeness": _completeness(found),
+    }
+
+
+def _completeness(found: Attributed) -> dict[str, Any] | None:
+    """Of each explained token what its scores must add up to, by how much they don't, and why it was refused."""
+    known = found.completeness
+    if known is None:
+        return None
+    return {
+        "difference": _rounded(known.difference.numpy()),
+        "gap": _rounded(known.gap.numpy()),
+        "bound": _rounded(known.bound.numpy()),
+        "steps": known.steps.tolist(),
+        "refused": [known.refusal(k) for k in range(len(known.steps))],
     }
 
 

@@ -78,7 +78,7 @@ def attribute_by_inseq(
             if found.dim() > 1:
                 found = found.flatten(1).sum(-1) if explains_output else found.flatten(1).mean(-1)
             scores[k, :before] = found[:before]
-        attributed = Attributed(scores, _logprobs(causal_lm, ids, len(prompt), where), None)
+        attributed = Attributed(scores, _logprobs(causal_lm, ids, len(prompt), where))
         result.append(attributed)
         if report is not None:
             report([row], [attributed])

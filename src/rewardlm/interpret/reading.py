@@ -60,7 +60,7 @@ class Subject:
     change: Mapping[str, Any] | None = None
 
 
-def _batches(
+def batches(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
@@ -161,7 +161,7 @@ def _pooled(policy: Policy, readings: Sequence[Reading], settings: InsideSetting
     prompts, responses = [r[0] for r in readings], [r[1] for r in readings]
     pooled: dict[int, Tensor] = {}
     with using(policy, None):
-        for rows, batch in _batches(policy, prompts, responses, range(len(readings)), settings):
+        for rows, batch in batches(policy, prompts, responses, range(len(readings)), settings):
             stream = trace(policy.causal_lm, batch).stream
             for index, row in enumerate(rows):
                 pooled[row] = stream[:, batch.row == index].mean(1).double().cpu()
@@ -204,7 +204,7 @@ def read_stream(
     keep = every(n_positions, settings.lens_positions)
     seen = 0
     with using(policy, subject.adapter):
-        for rows, batch in _batches(policy, prompts, base.responses, usable, settings):
+        for rows, batch in batches(policy, prompts, base.responses, usable, settings):
             found = trace(causal_lm, batch, patterns=True)
             if found.patterns is not None:
                 starts = torch.tensor([len(prompts[row]) for row in rows], device=batch.row.device)[batch.row]
@@ -269,68 +269,6 @@ def _attended(patterns: Tensor, starts: Tensor) -> dict[str, Tensor]:
     }
 
 
-def read_vectors(
-    policy: Policy,
-    subjects: Sequence[Subject],
-    vectors: Sequence[directions.ValueVector],
-    towards: Tensor | None,
-    read: Sequence[Read],
-    settings: InsideSettings,
-) -> dict[str, Any] | None:
-    """The value vectors, and for each model: what the adapter made of them, how active they are, how far they push.
-
-    ``push`` is how far these vectors together move the stream towards what they were chosen by, mean over positions;
-    ``push_ratio`` that of a tuned model over the base's, with a 95 % bootstrap interval over answers, and null where
-    the base's isn't over 0.
-    """
-    if towards is None or not vectors:
-        return None
-    by_model: dict[str, Any] = {}
-    bare: Tensor | None = None
-    before: np.ndarray[Any, Any] | None = None
-    for subject, one in zip(subjects, read, strict=True):
-        with using(policy, subject.adapter):
-            rows = directions.vector_rows(policy.causal_lm, vectors)
-        bare = rows if bare is None else bare
-        push = one.activations @ (rows @ towards).cpu()
-        answers = torch.unique(one.rows)
-        by_answer = np.array([float(push[one.rows == answer].mean()) for answer in answers])
-        before = by_answer if before is None else before
-        by_model[subject.label] = {
-            "cosine": torch.cosine_similarity(bare, rows, dim=1).tolist(),
-            "change": ((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
-            "activation": one.activations.mean(0).tolist(),
-            "push": float(by_answer.mean()),
-            "push_ratio": _ratio(before, by_answer, settings),
-        }
-    return {
-        "rows": [
-            {
-                "layer": vector.layer,
-                "neuron": vector.neuron,
-                "sign": vector.sign,
-                "score": vector.score,
-                "tokens": [policy.tokenizer.decode([token]) for token in vector.tokens],
-            }
-            for vector in vectors
-        ],
-        "by_model": by_model,
-    }
-
-
-def _ratio(
-    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], settings: InsideSettings
-) -> dict[str, Any] | None:
-    """mean(after) / mean(before) over the same answers, with its 95 % bootstrap interval."""
-    if before.mean() <= 0:
-        return None
-    drawn = np.random.default_rng(settings.seed).integers(len(before), size=(settings.n_resamples, len(before)))
-    below = before[drawn].mean(1)
-    ratios = after[drawn].mean(1)[below > 0] / below[below > 0]
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return {"mean": float(after.mean() / before.mean()), "ci95": [float(low), float(high)]}
-
-
 def read_adapter(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -347,7 +285,7 @@ def read_adapter(
     share: dict[str, list[Tensor]] = {}
     moved, scores = [], []
     causal_lm = policy.causal_lm
-    for _, batch in _batches(policy, prompts, base.responses, rows, settings):
+    for _, batch in batches(policy, prompts, base.responses, rows, settings):
         with using(policy, None):
             before = trace(causal_lm, batch)
             was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
@@ -462,7 +400,7 @@ def _preferences(
     for name in (None, adapter):
         means = np.zeros(len(prompts))
         with using(policy, name), torch.no_grad():
-            for rows, batch in _batches(policy, prompts, responses, range(len(prompts)), settings):
+            for rows, batch in batches(policy, prompts, responses, range(len(prompts)), settings):
                 means[rows] = directions.mean_logprob(policy.causal_lm, batch).double().cpu().numpy()
         found.append((means[len(pairs) :] - means[: len(pairs)]).tolist())
     return found[0], found[1]

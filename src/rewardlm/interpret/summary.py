@@ -43,6 +43,7 @@ def summarise(
     of_run = RunMeans(settings.n_resamples, settings.seed, sample)
     drifts = list(run.read("drift"))
     attributions = list(run.read("attributions"))
+    tests = list(run.read("faithfulness"))
     tokenizer = subjects[0].policy.tokenizer
     return {
         "models": [
@@ -62,7 +63,7 @@ def summarise(
                 for model in range(1, len(subjects))
             ]
         },
-        "attribution": _attribution(measured, sample, attributions, settings, of_run),
+        "attribution": _attribution(measured, sample, attributions, tests, settings, of_run),
         "similarity": _similarity(measured, sample, draws),
         "notes": _notes(measured, sample, settings),
     }
@@ -264,6 +265,7 @@ def _attribution(
     measured: Sequence[Measured],
     sample: Sample,
     records: Sequence[Record],
+    tests: Sequence[Record],
     settings: InterpretSettings,
     draws: RunMeans,
 ) -> dict[str, Any]:
@@ -294,12 +296,12 @@ def _attribution(
                         ),
                     }
                 )
-    errors = [abs(error) for record in records for error in record["error"] or ()]
     return {
         "method": settings.attribution.method,
         "baseline": settings.attribution.baseline,
         "explained_tokens": sum(len(record["positions"]) for record in records),
-        "largest_error": max(errors) if errors else None,
+        "completeness": _completeness(records, settings),
+        "faithfulness": _faithfulness(tests, sample, settings, Resampling(settings.n_resamples, settings.seed)),
         "models": [
             {
                 "label": one.label,
@@ -341,6 +343,13 @@ def _attribution_change(
             for pair, (before, after) in couples.items()
         }
 
+    def change_of_tokens(name: str) -> dict[int, float]:
+        # Token by token: where one model's was refused, the other's must not count alone.
+        return {
+            pair: _mean(_nan(b) - _nan(a) for a, b in zip(before[name], after[name], strict=True))
+            for pair, (before, after) in same.items()
+        }
+
     def interval(values: dict[int, float]) -> dict[str, Any]:
         return draws.mean(list(values.values()), [clusters[pair] for pair in values])
 
@@ -349,8 +358,8 @@ def _attribution_change(
         "from": measured[0].label,
         "to": measured[model].label,
         "same_tokens": {
-            "prompt_change": interval(change(same, "prompt")),
-            "entropy_change": interval(change(same, "entropy_bits")),
+            "prompt_change": interval(change_of_tokens("prompt")),
+            "entropy_change": interval(change_of_tokens("entropy_bits")),
             "kl_bits": interval(divergence),
         },
         "own_answers": {
@@ -360,8 +369,8 @@ def _attribution_change(
         "by_transition": _by_transition(
             _transitions(sample, model),
             {
-                "prompt_change": change(same, "prompt"),
-                "entropy_change": change(same, "entropy_bits"),
+                "prompt_change": change_of_tokens("prompt"),
+                "entropy_change": change_of_tokens("entropy_bits"),
                 "kl_bits": divergence,
             },
             clusters,
@@ -372,14 +381,60 @@ def _attribution_change(
 
 
 def _divergence(before: Record, after: Record) -> FloatArray:
-    """KL in bits from the baseline's attribution of a token to the other model's, Float[K]."""
-    width = max(map(len, before["scores"]), default=0)
-    sizes = np.array([len(row) for row in before["scores"]])
-    padded = [
-        shares(np.array([[*row, *[0.0] * (width - len(row))] for row in record["scores"]]))
-        for record in (before, after)
-    ]
-    return kl_bits(padded[0], padded[1], sizes)
+    """KL in bits from the baseline's attribution of a token to the other model's, Float[K]; NaN where one has none."""
+    found = np.full(len(before["scores"]), np.nan)
+    for k, couple in enumerate(zip(before["scores"], after["scores"], strict=True)):
+        if None not in couple:
+            one, other = (shares(np.array([row])) for row in couple)
+            found[k] = kl_bits(one, other, np.array([len(couple[0])]))[0]
+    return found
+
+
+def _completeness(records: Sequence[Record], settings: InterpretSettings) -> dict[str, Any] | None:
+    """How well scores add up where a method promises a sum: of the tokens that have scores the largest gap in nats and
+    as a share of what it should be, and the median of steps; and how many were refused, with the first reasons."""
+    known = [record["completeness"] for record in records if record.get("completeness") is not None]
+    if not known:
+        return None
+    tokens = [dict(zip(one, values, strict=True)) for one in known for values in zip(*one.values(), strict=True)]
+    kept = [token for token in tokens if token["refused"] is None]
+    refused = [token["refused"] for token in tokens if token["refused"] is not None]
+    return {
+        "tolerance": settings.attribution.tolerance,
+        "tokens": len(tokens),
+        "refused": len(refused),
+        "reasons": refused[:3],
+        "largest_gap": max((abs(token["gap"]) for token in kept), default=None),
+        # Of a difference of 0 there is no share; such a token is kept only where it is reached exactly.
+        "largest_share": max(
+            (token["bound"] / abs(token["difference"]) for token in kept if token["difference"]), default=None
+        ),
+        "steps": float(np.median([token["steps"] for token in tokens])),
+        "most_steps": max(token["steps"] for token in tokens),
+    }
+
+
+def _faithfulness(
+    tests: Sequence[Record], sample: Sample, settings: InterpretSettings, draws: Resampling
+) -> dict[str, Any] | None:
+    """Comprehensiveness and sufficiency of the method beside those of random orders, in nats; see
+    interpret.faithfulness. ``better`` is by how much the method is better than random, ``passes`` whether both are so
+    by an interval above 0; None where too few prompts were tested for one."""
+    if not tests:
+        return None
+    clusters = _clusters(sample)
+    owner = [clusters[record["pair"]] for record in tests]
+    found: dict[str, Any] = {"tokens": len(tests), "method": settings.attribution.method}
+    for name, sign in (("comprehensiveness", 1), ("sufficiency", -1)):
+        own, random = ([record[key] for record in tests] for key in (name, f"random_{name}"))
+        found[name] = {
+            "method": draws.mean(own, owner),
+            "random": draws.mean(random, owner),
+            "better": draws.mean([sign * (a - b) for a, b in zip(own, random, strict=True)], owner),
+        }
+    ends = [found[name]["better"]["ci95"] for name in ("comprehensiveness", "sufficiency")]
+    found["passes"] = None if None in ends else all(low > 0 for low, _ in ends)
+    return found
 
 
 def _examples(
@@ -394,9 +449,14 @@ def _examples(
         readers = {record["reader"]: record for record in records if record["pair"] == pair and record["author"] == 0}
         if len(readers) < len(measured):
             continue
-        # The token whose log-probability changed most.
+        # The token whose log-probability fell most, of those that every model has scores of.
         change = np.subtract(readers[len(measured) - 1]["logprobs"], readers[0]["logprobs"])
-        k = int(np.argmin(change))
+        explained = [
+            k for k in range(len(change)) if all(reader["scores"][k] is not None for reader in readers.values())
+        ]
+        if not explained:
+            continue
+        k = min(explained, key=lambda k: change[k])
         first = readers[0]
         n = len(first["scores"][k])
         shown.append(

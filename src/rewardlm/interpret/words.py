@@ -131,4 +131,5 @@ def kl_bits(p: FloatArray, q: FloatArray, n: FloatArray) -> FloatArray:
 def share_of_kinds(distribution: FloatArray, groups: Sequence[Word]) -> dict[Kind, FloatArray]:
     """Float[K] by kind: what the template, the prompt's words (the *prompt dependence*) and the answer so far have."""
     kinds = np.array([word.kind for word in groups])
-    return {kind: distribution[..., kinds == kind].sum(-1) for kind in KINDS}
+    unknown = np.isnan(distribution).any(-1)
+    return {kind: np.where(unknown, np.nan, distribution[..., kinds == kind].sum(-1)) for kind in KINDS}

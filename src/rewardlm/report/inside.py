@@ -14,10 +14,11 @@ from rewardlm.report.headline import Part, p_text
 from rewardlm.report.intervals import number_text, signed
 
 _VERDICTS = {
-    "unclear": "nothing to explain: toxicity did not measurably fall",
-    "rewritten": "unlearned: the adapter turned the toxic value vectors themselves",
+    "unclear": "nothing to explain: toxicity was not shown to fall",
+    "rewritten": "unlearned: the adapter turned the toxic value vectors themselves, and they write less of it",
     "avoided": "bypassed: the toxic value vectors are still there, and are set off less",
     "untouched": "bypassed: the toxic value vectors are still there and push as before; the change lies elsewhere",
+    "cannot_tell": "can’t tell: {reason}",
 }
 _CHOSEN = {"words": "promote the toxic words most", "direction": "lie nearest to the direction"}
 _KINDS = {
@@ -61,7 +62,11 @@ def sentences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for label, verdict in found["verdicts"].items():
         rows.append(
-            {"question": f"Has {label} unlearned toxicity?", "model": label, "parts": _unlearned(found, verdict)}
+            {
+                "question": f"Has {label} unlearned toxicity?",
+                "model": label,
+                "parts": _unlearned(found, label, verdict),
+            }
         )
         rows.append(
             {"question": f"Where does {label}’s change sit?", "model": label, "parts": _where(found, label, verdict)}
@@ -69,6 +74,13 @@ def sentences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         parts = _causal(found, label)
         if parts:
             rows.append({"question": f"Does the direction still work in {label}?", "model": label, "parts": parts})
+    # Interpretations from before value vectors were silenced don't have it.
+    silenced = found.get("ablation") or {"by_model": {}}
+    for label, lost in silenced["by_model"].items():
+        parts = _without_vectors(silenced, lost)
+        if parts:
+            question = f"What does {label} lose without the {silenced['vectors']} value vectors?"
+            rows.append({"question": question, "model": label, "parts": parts})
     return rows
 
 
@@ -165,10 +177,15 @@ def what_was_done(row: Mapping[str, Any]) -> str:
     return form.format(value=row["value"], first=layers[0], last=layers[-1], number=len(row.get("changes", ())))
 
 
-def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Part]:
+def _unlearned(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> list[Part]:
     if verdict["kind"] is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
-    parts: list[Part] = [(_VERDICTS[verdict["kind"]].capitalize(), verdict["kind"] != "unclear"), (". ", False)]
+    kind, reason = verdict["kind"], verdict.get("reason")
+    if kind not in ("unclear", "cannot_tell") and "read_ratio" not in verdict:
+        kind = "cannot_tell"
+        reason = "this was interpreted before such a verdict had to be shown; interpret again into another --out"
+    said = _VERDICTS[kind].format(reason=reason)
+    parts: list[Part] = [(said[0].upper() + said[1:], kind != "unclear"), (". ", False)]
     change = verdict["toxicity_change"]
     over = "" if change is None else f" over {change['n']:,} pairs of answers"
     parts.append((f"Toxicity changed by {number_text(change, 3)}{over}; ", False))
@@ -180,12 +197,7 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
             False,
         )
     )
-    ratio = verdict["push_ratio"]
-    if ratio is None:
-        parts.append((", and on this text the base’s don’t push towards toxicity at all.", False))
-    else:
-        low, high = ratio["ci95"]
-        parts.append((f", and push {ratio['mean']:.2f} times as far ({low:.2f} to {high:.2f}).", False))
+    parts.append((_pushed(found, label, verdict), False))
     if verdict["direction_used"] is False and found["vectors"]["by"] == "direction":
         base = found["models"][0]
         parts.append(
@@ -195,6 +207,59 @@ def _unlearned(found: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Par
                 True,
             )
         )
+    return parts
+
+
+def _pushed(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> str:
+    """How far the value vectors still push, with what that is held against, as the end of a sentence."""
+    ratio = verdict["push_ratio"]
+    if ratio is None:
+        return ". On this text the base’s don’t measurably push towards toxicity, so there is nothing to compare with."
+    text = f", and push {_times(ratio)} as far"
+    if "read_ratio" in verdict:
+        text += (
+            f": they are set off {_times(verdict['read_ratio'])} as much, and write {_times(verdict['write_ratio'])} "
+            "as much of it when they are"
+        )
+        margin = found["vectors"]["margin"]
+        text += f". As before would be an interval within {1 - margin:.2f} and {1 / (1 - margin):.2f}"
+        null = [
+            f"{one['push_ratio']:.2f}"
+            for one in found["vectors"]["by_model"][label]["null"]
+            if one["push_ratio"] is not None
+        ]
+        if null:
+            text += f"; adapters of random weights as large push {' and '.join(null)} times as far"
+    return f"{text}."
+
+
+def _times(ratio: Mapping[str, Any]) -> str:
+    low, high = ratio["ci95"]
+    return f"{ratio['mean']:.2f} times ({low:.2f} to {high:.2f})"
+
+
+def _without_vectors(silenced: Mapping[str, Any], lost: Mapping[str, Any]) -> list[Part]:
+    parts: list[Part] = []
+    measured = (
+        ("toxicity", f"Toxicity of its answers to {silenced['prompts']} prompts changes", "toxicity", 3),
+        ("logits", f"The toxic words’ logits on {silenced['answers']} answers change", "of these logits", 2),
+    )
+    for name, what, of, digits in measured:
+        found = lost[name]
+        if found is None or found["change"] is None:
+            continue
+        beyond = found["beyond_random"]
+        below = beyond is not None and beyond["ci95"] is not None and beyond["ci95"][1] < 0
+        takes = "takes more" if below else "was not shown to take more"
+        others = number_text(found["random_change"], digits)
+        parts += [
+            (
+                f"{what} by {number_text(found['change'], digits)}, and without others as long by {others}: ",
+                False,
+            ),
+            (f"silencing these {takes} {of} than silencing others", below),
+            (f" ({number_text(beyond, digits)}). ", False),
+        ]
     return parts
 
 

@@ -51,12 +51,56 @@ def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "how": how_sampled(result),
             "sentences": sentences(result),
             "method": method_name(result),
+            "tested": [said for said in (faithful_sentence(result), complete_sentence(result)) if said],
             "figures": _figures(result),
             "example_shades": _shades(result),
             "inside": inside.section(result["inside"], result["inside_notes"]),
         }
         for result in results
     ]
+
+
+def faithful_sentence(result: Mapping[str, Any]) -> str | None:
+    """Whether the attribution's method passed its test, with the numbers; None where it was not tested."""
+    found = result["attribution"].get("faithfulness")
+    if found is None:
+        return None
+    verdict = {
+        True: "ranks words better than a random order",
+        False: "was not shown to rank words better than a random order: don’t rest a claim on its shares",
+        None: "was tested on too few prompts to say whether it ranks words better than a random order",
+    }[found["passes"]]
+    without, alone = found["comprehensiveness"], found["sufficiency"]
+    return (
+        f"On {found['tokens']} tokens {method_name(result)} {verdict}. Without the words that it ranks highest a token "
+        f"loses {plain_text(without['method'])} nats, without random ones {plain_text(without['random'])} "
+        f"(comprehensiveness, better by {number_text(without['better'])}). With these words alone it loses "
+        f"{plain_text(alone['method'])}, with random ones alone {plain_text(alone['random'])} (sufficiency, better by "
+        f"{number_text(alone['better'])})."
+    )
+
+
+def complete_sentence(result: Mapping[str, Any]) -> str | None:
+    """How well scores add up, and how many tokens were refused; None where the method promises no sum."""
+    found = result["attribution"].get("completeness")
+    if found is None and result["attribution"]["method"] == "integrated_gradients":
+        return (
+            "Whether these scores add up was not checked when this was interpreted, and on some models they miss by "
+            "more than they are: interpret again into another --out."
+        )
+    if found is None:
+        return None
+    kept = found["tokens"] - found["refused"]
+    text = f"{found['refused']:,} of {found['tokens']:,} explained tokens were refused, and have no shares"
+    if found["refused"]:
+        text += f" (the first: {found['reasons'][0]})"
+    if kept and found["largest_share"] is not None:
+        text += (
+            f". The scores of the others add up to what they must within {found['largest_gap']:.2g} nats, and within "
+            f"{found['largest_share']:.1%} of it ({found['tolerance']:.0%} are allowed); {found['steps']:.0f} steps "
+            f"in the median, {found['most_steps']} at most"
+        )
+    return f"{text}."
 
 
 def method_name(result: Mapping[str, Any]) -> str:
@@ -121,7 +165,9 @@ def sentences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "question": f"Does {model} still read the prompt?",
                 "model": model,
-                "parts": _reads(model, reading, above.get(model), similar.get(model)),
+                "parts": _reads(
+                    model, reading, above.get(model), similar.get(model), result["attribution"].get("faithfulness")
+                ),
             }
         )
         rows.append(
@@ -146,6 +192,7 @@ def _reads(
     reading: Mapping[str, Any],
     above: Mapping[str, Any] | None,
     similar: Mapping[str, Any] | None,
+    faithful: Mapping[str, Any] | None,
 ) -> list[Part]:
     change = reading["same_tokens"]["prompt_change"]
     way = direction(change)
@@ -155,19 +202,26 @@ def _reads(
         verdict = {
             1: "it rests more on the prompt’s words",
             -1: "it rests less on the prompt’s words",
-            0: "it rests on the prompt’s words as much as before, as far as this sample can tell",
+            0: "it was not shown to rest more on the prompt’s words, nor less",
         }[way]
         parts = [
             (f"On {reading['from']}’s own answers ", False),
             (verdict, True),
             (f" ({points_text(change)} of all attribution). ", False),
         ]
+        if faithful is not None and not faithful["passes"]:
+            parts.append(
+                (
+                    "The method’s shares were not shown to be better than random ones here, so believe little of it. ",
+                    True,
+                )
+            )
     if above is None:
         parts.append(("Similarity with the prompt was not measured.", False))
         return parts
     about = {
         1: "Its own answers are about their prompts",
-        0: "Its own answers are no closer to their prompts than to others",
+        0: "Its own answers were not shown to be closer to their prompts than to others",
         -1: "Its own answers are further from their prompts than from others",
         None: "Too few answers to say whether they are about their prompts",
     }[direction(above)]
@@ -190,10 +244,10 @@ def _unlearned(drift: Mapping[str, Any]) -> list[Part]:
         kind = "toxic" if not toxic["n"] else "other"
         return [(f"{source} has no {kind} answers in the sample, so the check can’t be made.", False)]
     verdict = {
-        -1: f"{source}’s toxic answers lost more than its others: what was unlearned is toxicity",
-        1: f"{source}’s toxic answers lost less than its others: what was unlearned is something else",
-        0: f"{source}’s toxic answers lost no more than its others, as far as this sample can tell: no sign that "
-        "toxicity was unlearned rather than the whole way of answering changed",
+        -1: f"{source}’s toxic answers lost more than its others: the change is one of toxic text above all",
+        1: f"{source}’s toxic answers lost less than its others: it is not toxic text above all that changed",
+        0: f"{source}’s toxic answers were not shown to lose more than its others: no sign that toxicity was "
+        "unlearned rather than the whole way of answering changed",
         None: "too few answers to compare toxic ones with others",
     }[direction(difference)]
     return [

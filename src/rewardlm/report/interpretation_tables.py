@@ -77,10 +77,9 @@ def _attribution(result: Mapping[str, Any], console: Console) -> None:
         console,
         f"Attribution of each model's own answers, by {interpretation.method_name(result)}",
         table,
-        None
-        if found["largest_error"] is None
-        else f"Attributions add up to what they should within {found['largest_error']:.2g} nats.",
     )
+    tested = (interpretation.faithful_sentence(result), interpretation.complete_sentence(result))
+    print_notes([said for said in tested if said], console)
     table = new_table()
     _add_columns(table, ("to", "answers"), ("prompt's share", "entropy, bits", "divergence, bits", "n"))
     for entry in found["comparisons"]:
