@@ -446,7 +446,12 @@ def _watched_head_stats(
 
 
 class _FrozenHeadStats(torch.autograd.Function):
-    """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is."""
+    """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is.
+
+    It is computed as (1 - p(t))·(W[t] - Σ_{v≠t} q(v)·W[v]), where q(v) = p(v) / (1 - p(t)) is the distribution over the
+    other tokens. As it stands above, half precision would round p(t) to 1 for a nearly certain token (bfloat16 from
+    .998 on), and the difference to 0.
+    """
 
     @staticmethod
     def forward(
@@ -458,13 +463,14 @@ class _FrozenHeadStats(torch.autograd.Function):
             piece = slice(start, start + chunk)
             logits = torch.nn.functional.linear(hidden[piece], weight, bias)
             found = logprobs[piece], entropy[piece], targets[piece]
+            shares = logprobs.new_empty(len(logits), 1)
             for rows in in_cache(logits):
                 over_vocabulary = Distribution(logits[rows].float())
                 of_rows, entropy_of_rows, told = (numbers[rows] for numbers in found)
                 of_rows[:], entropy_of_rows[:] = over_vocabulary.logprobs(told), over_vocabulary.entropy()
-                # In their place: they are not needed any more.
-                logits[rows] = over_vocabulary.probabilities()
-            slopes[piece] = weight[targets[piece]] - logits @ weight
+                # In the place of the logits, which are not needed any more.
+                logits[rows], shares[rows] = over_vocabulary.others(told)
+            slopes[piece] = (weight[targets[piece]].float() - logits @ weight).mul_(shares)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
