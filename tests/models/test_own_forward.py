@@ -7,20 +7,46 @@ The reference is a copy whose LoRA layers are PEFT's own, one row at a time, wit
 from __future__ import annotations
 
 import copy
+import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import Linear
 from small_models import VOCABULARY, tiny_policy
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BambaConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
-from rewardlm.config import ChatSettings, GenerationSettings
+from rewardlm.config import ChatSettings, GenerationSettings, LoraSettings
+from rewardlm.errors import ModelError
+from rewardlm.models import agreement, lean, llama, tree
 from rewardlm.models.fused import FusedLinear, fuse
 from rewardlm.models.generate import Request, generate
+from rewardlm.models.lean import is_lean
+from rewardlm.models.llama import is_plain_llama, lays_out
 from rewardlm.models.load import Policy, chat_format
-from rewardlm.models.logprobs import forward_rows, row_stats
+from rewardlm.models.logprobs import body_and_head, forward_rows, row_stats
+from rewardlm.models.lora import (
+    CRITIC,
+    REFERENCE,
+    active,
+    adapter_parameters,
+    add_critic,
+    add_lora,
+    load_adapter,
+    save_adapter,
+)
+from rewardlm.models.tree import runs_trees
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -178,3 +204,200 @@ def test_likelihoods_and_gradients_are_the_models_own(model: str, adapter: str |
 
 def learning(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+CARRYING: dict[str, Any] = {
+    "short_convolutions": lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"], block_multiple_of=8),
+    "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4),
+    "mamba_and_attention": lambda: BambaConfig(
+        **SIZES, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_models_that_carry_a_state_along_are_scored_row_by_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sequence a row's state would run on into the next row; a prefix's can't be repeated for several."""
+    monkeypatch.setitem(MODELS, name, CARRYING[name])
+    policy = policy_of(name, None)
+    check_likelihoods(policy, policy.model)
+
+
+# The check itself -----------------------------------------------------------------------------------------------------
+
+SLOWER = {"embed_tokens", "dora", "lora_bias", "saved_embeddings", "saved_norms", "saved_projection", "tokens"}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_that_needs_the_modules_gets_them_and_one_sentence_says_so(adapter: str) -> None:
+    policy = policy_of("llama_tied", adapter)
+    policy.model.requires_grad_(False)
+    body, _ = body_and_head(policy.causal_lm)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            row_stats(policy.causal_lm, PROMPTS, RESPONSES, 10_000)
+            list(generate(policy, [Request(PROMPTS[0], 0)], max_new_tokens=3, sampling=GenerationSettings()))
+    ours = [str(warning.message) for warning in said if "through its modules" in str(warning.message)]
+    assert len(ours) == (adapter in SLOWER), ours
+    assert is_lean(body) == lays_out(body) == (adapter not in SLOWER)
+
+
+def fresh(dtype: torch.dtype = torch.float32) -> Policy:
+    """A model whose adapters have learnt nothing yet: B is 0."""
+    policy = policy_of("llama_tied", None, dtype)
+    add_lora(policy, LoraSettings(r=4), seed=0)
+    add_critic(policy, LoraSettings(r=2, alpha=8), seed=1)
+    return policy
+
+
+def without(what: str, real: Any) -> Any:
+    """``map_of`` of a pass that has forgotten a part of the adapter."""
+
+    def map_of(module: Any) -> Any:
+        found = real(module)
+        if found is None or found.up is None:
+            return found
+        return replace(found, down=None, up=None) if what == "adapter" else replace(found, scaling=2 * found.scaling)
+
+    return map_of
+
+
+@pytest.mark.parametrize("what", ["adapter", "scaling"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["lean", "llama"])
+def test_a_pass_that_leaves_a_fresh_adapter_out_is_found_and_not_used(
+    what: str, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = fresh(dtype)
+    body, _ = body_and_head(policy.causal_lm)
+    module = {"lean": lean, "llama": llama}[way]
+    monkeypatch.setattr(module, "map_of", without(what, module.map_of))
+    asked = {"lean": is_lean, "llama": lays_out}
+    with pytest.warns(UserWarning, match=r"differs from the model's own forward pass by .* through its modules"):
+        assert not asked[way](body)
+    monkeypatch.undo()
+    # The answer is this model's; another is tried anew, and each adapter by itself.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with active(policy, CRITIC):
+            assert asked[way](body)
+        assert not asked[way](body)
+        assert asked[way](body_and_head(fresh(dtype).causal_lm)[0])
+
+
+def test_a_tree_that_lets_rows_see_each_other_is_found_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("llama", None)
+    body, _ = body_and_head(policy.causal_lm)
+    real = tree.tree_of
+
+    def leaky(*args: Any, **more: Any) -> Any:
+        found = real(*args, **more)
+        found.sees[:] = True
+        return found
+
+    monkeypatch.setattr(tree, "tree_of", leaky)
+    with pytest.warns(UserWarning, match="running rows as one sequence differs .* with padding"):
+        assert not runs_trees(body)
+    with torch.no_grad():
+        wanted = [plain(policy.model, prompt, response) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    for row, exact in zip(row_stats(policy.causal_lm, PROMPTS, RESPONSES, 10_000), wanted, strict=True):
+        torch.testing.assert_close(row.logprobs, exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_check_leaves_everything_as_it_was_and_is_made_once(
+    inference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = fresh()
+    policy.model.train()
+    body, _ = body_and_head(policy.causal_lm)
+    calls: list[str] = []
+    difference = agreement._difference
+    monkeypatch.setattr(agreement, "_difference", lambda *args: calls.append("") or difference(*args))
+    before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    flags = [(parameter.requires_grad, parameter._version) for parameter in policy.model.parameters()]
+    kinds = [(type(module), module.training, len(vars(module))) for module in policy.model.modules()]
+    torch.manual_seed(3)
+    random_state = torch.get_rng_state()
+    context = torch.inference_mode() if inference else torch.enable_grad()
+    with warnings.catch_warnings(), context:
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(3):
+            assert runs_trees(body)
+            assert is_lean(body)
+            assert lays_out(body)
+    assert len(calls) == 3
+    assert torch.equal(torch.get_rng_state(), random_state)
+    after = policy.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [(parameter.requires_grad, parameter._version) for parameter in policy.model.parameters()] == flags
+    assert [(type(module), module.training, len(vars(module))) for module in policy.model.modules()] == kinds
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+
+
+def test_dropout_of_attention_in_training_is_left_to_the_modules() -> None:
+    policy = policy_of("llama", None)
+    body, _ = body_and_head(policy.causal_lm)
+    assert is_plain_llama(body)
+    body.config.attention_dropout = 0.1
+    assert is_plain_llama(body)
+    body.train()
+    assert not is_plain_llama(body)
+
+
+def test_a_module_whose_forward_was_replaced_keeps_it() -> None:
+    """As libraries of faster kernels do, and accelerate where weights lie elsewhere."""
+    policy = policy_of("llama", None)
+    body, _ = body_and_head(policy.causal_lm)
+    assert is_plain_llama(body)
+    norm = body.layers[1].input_layernorm
+    norm.forward = lambda states: 2 * type(norm).forward(norm, states)
+    assert not is_plain_llama(body)
+    found = row_stats(policy.causal_lm, PROMPTS[:1], RESPONSES[:1], 100)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0].logprobs, plain(policy.model, PROMPTS[0], RESPONSES[0]), atol=1e-4, rtol=0)
+
+
+# Adapters from files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("by", ["peft", "ours"])
+def test_every_kind_of_lora_is_loaded_as_it_was_saved(adapter: str, by: str, tmp_path: Path) -> None:
+    trained = policy_of("llama_tied", adapter)
+    if by == "peft":
+        trained.model.save_pretrained(tmp_path)
+    else:
+        save_adapter(trained.model, tmp_path)
+    loaded = policy_of("llama_tied", None)
+    load_adapter(loaded, tmp_path)
+    tokens = torch.arange(5, 60)[None]
+    with torch.no_grad():
+        wanted, found = trained.model(input_ids=tokens).logits, loaded.model(input_ids=tokens).logits
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        if adapter != "bias_all":  # PEFT has one such adapter at a time.
+            load_adapter(loaded, tmp_path, name=REFERENCE)
+            with active(loaded, REFERENCE):
+                torch.testing.assert_close(loaded.model(input_ids=tokens).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_learnt_prompt_is_refused(tmp_path: Path) -> None:
+    """It stands before the model and not in it, so it would be left out without an error."""
+    policy = policy_of("llama", None)
+    get_peft_model(policy.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match=r"PROMPT_TUNING, and only LoRA adapters are loaded"):
+        load_adapter(policy_of("llama", None), tmp_path)
+
+
+def test_the_embeddings_matrices_belong_to_their_adapter_alone() -> None:
+    policy = policy_of("llama", None)
+    targets = [*LINEAR, "embed_tokens"]
+    add_lora(policy, LoraSettings(r=2, targets=targets), seed=0)
+    add_critic(policy, LoraSettings(r=2, targets=targets), seed=0)
+    own, critics = adapter_parameters(policy.model), adapter_parameters(policy.model, CRITIC)
+    assert len(own) == len(critics) == 2 * (7 * 2 + 1)
+    assert not {id(parameter) for parameter in own} & {id(parameter) for parameter in critics}

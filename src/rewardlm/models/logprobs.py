@@ -26,7 +26,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
 from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution, in_cache
-from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
+from rewardlm.models.tree import Tree, cache_argument, keeps_keys_and_values, runs_trees, tree_of
 
 
 @dataclass
@@ -207,8 +207,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
         with recomputed(body):
             states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
         return states[predicting_mask(packed.response_mask)]
-    cache = DynamicCache(config=causal_lm.config)
-    if n_shared:
+    cache = DynamicCache(config=causal_lm.config) if n_shared else None
+    if cache is not None:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
         prefix = packed.prefix[None]
         trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(n_shared, device=prefix.device)[None], cache)
@@ -342,7 +342,7 @@ def _packed(
     if device.type == "cpu":
         # Between two microbatches little is held.
         trim_heap()
-    share = alone and not recompute
+    share = alone and not recompute and keeps_keys_and_values(causal_lm.config)
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
 
 

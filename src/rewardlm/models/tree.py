@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rewardlm.models.agreement import agrees
@@ -125,6 +126,7 @@ def runs_trees(body: Any) -> bool:
         and "position_ids" in inspect.signature(body.forward).parameters
         and not getattr(config, "alibi", False)
         and not has_window(config)
+        and keeps_keys_and_values(body.config)
     )
     return suited and agrees(
         body,
@@ -150,6 +152,14 @@ def has_window(config: Any) -> bool:
     """Whether some layers see only so many positions back."""
     text = config.get_text_config()
     return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
+def keeps_keys_and_values(config: Any) -> bool:
+    """Whether all layers keep keys and values of what they have read, and nothing else.
+
+    A state that is carried along (Mamba's, a short convolution's) can't be cut, repeated or padded as these can.
+    """
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
