@@ -275,7 +275,8 @@ def _adapter_folder(folder: Path) -> Path:
 
 def _check_kind(folder: Path) -> None:
     """Refuse what works beside the model (a learnt prompt, say): here the model inside PEFT's wrapper is asked."""
-    kind = str(json.loads((folder / "adapter_config.json").read_text()).get("peft_type"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise ValueError(f"it is of the kind {kind}, and only LoRA adapters are loaded")
 
