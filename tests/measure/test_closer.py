@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from measured_runs import build_run
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from rewardlm.config import ModelSettings, ScoreSettings, build
-from rewardlm.errors import ConfigError
+from rewardlm.errors import ConfigError, ModelError
 from rewardlm.measure.closer import look_closer_at
 from rewardlm.measure.compare import compare
 from rewardlm.measure.similarity import load_embedder
@@ -29,6 +30,28 @@ ANSWERS = ["Nobody steals for where they were born.", "Yes they do.", "", "I lik
 
 def run_of(path: Path, **more: Any) -> Path:
     return build_run(path, "PT", {"a": [[0.1]] * 5}, texts=[[text] for text in ANSWERS], prompts=PROMPTS, **more)
+
+
+def test_a_model_whose_logits_are_more_than_its_heads_gives_no_perplexity(tmp_path: Path) -> None:
+    """Gemma 2 caps its logits. Without the cap it would be another model's perplexity."""
+    tokenizer = load_policy(ModelSettings(model="tiny")).tokenizer
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    model.save_pretrained(tmp_path / "capped")
+    tokenizer.save_pretrained(tmp_path / "capped")
+    path = run_of(tmp_path / "run", toxicity=[0.9] * 5)
+    with pytest.raises(ModelError, match=r"its logits are not head\(trunk\)"):
+        look_closer_at(path, ScoreSettings(perplexity=str(tmp_path / "capped")))
 
 
 def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:

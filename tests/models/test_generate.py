@@ -371,7 +371,7 @@ def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch,
     """The allocator refuses in the middle of a group, with some of its answers given out already."""
     requests = requests_of(tiny, QUESTIONS * 3)
     if not standard:
-        monkeypatch.setattr(module, "_has_standard_cache", lambda config: False)
+        monkeypatch.setattr(module, "keeps_keys_and_values", lambda config: False)
         monkeypatch.setattr(module.warnings, "warn", lambda *_, **__: None)
     wanted = answers(tiny, requests, 12, GREEDY, batch_tokens=10**6)
     record, asked = module._Decoder._record, []

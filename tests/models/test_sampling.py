@@ -54,7 +54,10 @@ def test_numbers_are_those_of_log_softmax(width: int) -> None:
     )
     # A mean of numbers around 40, summed in float32.
     torch.testing.assert_close(drawn.entropy, -(log_p.exp() * log_p).sum(-1).float(), atol=2e-4, rtol=0)
-    torch.testing.assert_close(Distribution(logits).probabilities(), log_p.exp().float(), atol=1e-6, rtol=1e-4)
+    others, share = Distribution(logits).others(drawn.tokens)
+    rest = log_p.exp().scatter(-1, drawn.tokens[:, None], 0)
+    torch.testing.assert_close(share, rest.sum(-1, keepdim=True).float(), atol=0, rtol=1e-5)
+    torch.testing.assert_close(others, (rest / rest.sum(-1, keepdim=True)).float(), atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rewardlm.config import FinetuneSettings, ModelSettings, RlafSettings
+from rewardlm.data.chat import ChatFormat, truncate_history
+from rewardlm.data.dialogues import Pair
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
@@ -19,6 +25,7 @@ from rewardlm.models.lora import REFERENCE, load_adapter, reference
 from rewardlm.runs import Run
 from rewardlm.train import rlaf, sft, sft_trainer
 from rewardlm.train.sft import finetune
+from rewardlm.types import Message
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
 CONVERSATIONS = [
@@ -264,6 +271,42 @@ def test_pairs_that_are_too_long_are_said(tmp_path):
     assert len(quiet) == 1
     with pytest.raises(DataError, match="raise max_length"):
         finetune(settings(tmp_path, max_steps=1, max_length=16), tmp_path / "none")
+
+
+@functools.cache
+def chat_of_tiny() -> ChatFormat:
+    return load_policy(ModelSettings(**TINY)).chat
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 25), min_size=2, max_size=6), st.booleans(), st.integers(40, 200))
+def test_too_long_a_dialogue_loses_its_oldest_exchanges_and_never_its_system_turn(lengths, ruled, limit):
+    """As measuring and RL do: what is cut away is counted here by hand, turn after turn."""
+    chat = chat_of_tiny()
+    rules = [Message("system", "Be kind to everybody.")] if ruled else []
+    said = [Message(("user", "assistant")[i % 2], "word " * n) for i, n in enumerate(lengths[: len(lengths) // 2 * 2])]
+    *history, answer = said
+    left = [*history]
+    while len(chat.encode_pair([*rules, *left], answer).input_ids) > limit and len(left) > 1:
+        del left[:2]
+    wanted = chat.encode_pair([*rules, *left], answer)
+
+    pair = Pair("a:1", "a", (*rules, *history), answer)
+    found, shortened = sft._encode(chat, [pair], limit)
+
+    assert shortened == (len(left) < len(history) or len(wanted.input_ids) > limit)
+    if not any(wanted.completion_mask[:limit]):
+        assert not found  # No room for an answer even after the last exchange alone.
+        return
+    assert found[0]["input_ids"] == wanted.input_ids[:limit]
+    assert found[0]["completion_mask"] == wanted.completion_mask[:limit]
+    if ruled:
+        start = chat.encode_prompt([*rules, Message("user", "x")])[:8]
+        assert found[0]["input_ids"][:8] == start
+    room = limit - sum(wanted.completion_mask)
+    prompt = wanted.input_ids[: wanted.completion_mask.index(1)]
+    if len(prompt) <= room:
+        assert truncate_history(chat, pair.history, room)[0] == prompt
 
 
 # Reinforcement learning after fine-tuning ---------------------------------------------------------------------------

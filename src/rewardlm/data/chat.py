@@ -11,7 +11,7 @@ prompt ends when the model is asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -203,19 +203,32 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
+def shorter_histories(turns: Sequence[Message]) -> Iterator[list[Message]]:
+    """``turns`` whole, then without their oldest exchange, then without the two oldest, …, then the last turn alone.
+
+    This is the one rule for a conversation that is too long, in training and in measuring. A system turn in front
+    always stays. A history begins with the user's turn, so an exchange goes as a whole.
+    """
+    rules = [turn for turn in turns[:1] if turn.role == "system"]
+    kept = [*turns[len(rules) :]]
+    yield [*rules, *kept]
+    while len(kept) > 1:
+        kept = kept[2:] if len(kept) > 2 else kept[1:]
+        yield [*rules, *kept]
+
+
 def truncate_history(chat: ChatFormat, turns: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:
     """Prompt ids of at most ``max_tokens``: oldest antecedents go first, then the left end of the ids.
 
     Returns the ids and how many tokens were cut.
     """
-    ids = chat.encode_prompt(turns)
-    whole = len(ids)
-    rules = [turn for turn in turns[:1] if turn.role == "system"]
-    kept = [*turns[len(rules) :]]
-    while len(ids) > max_tokens and len(kept) > 1:
-        # A history begins with the user's turn: an exchange goes as a whole. A system turn in front of it stays.
-        kept = kept[2:] if len(kept) > 2 else kept[1:]
-        ids = chat.encode_prompt([*rules, *kept])
-    if len(ids) > max_tokens:
+    whole: int | None = None
+    for history in shorter_histories(turns):
+        ids = chat.encode_prompt(history)
+        whole = len(ids) if whole is None else whole
+        if len(ids) <= max_tokens:
+            break
+    else:
         ids = ids[-max_tokens:]
+    assert whole is not None
     return ids, whole - len(ids)

@@ -103,6 +103,11 @@ def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None
     device = str(resolve_device(settings.device))
     pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
     policy = settings.perplexity and load_policy(ModelSettings(model=settings.perplexity, device=settings.device))
+    if policy:
+        from rewardlm.models.logprobs import check_head
+
+        # A model that does more with its logits than its head would get another perplexity than its own.
+        check_head(policy.causal_lm)
     with alone(path):
         look_closer(
             Run.open(path),

@@ -14,13 +14,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
@@ -33,7 +31,7 @@ from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
 from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.models.slots import Slots
-from rewardlm.models.tree import has_window, runs_trees, tree_of
+from rewardlm.models.tree import has_window, keeps_keys_and_values, runs_trees, tree_of
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -154,7 +152,7 @@ def generate(
                 f"a prompt of {len(request.prompt)} tokens and {max_new_tokens} new ones exceed the model's "
                 f"{limit} positions: shorten the prompt or --max-new-tokens"
             )
-    standard = _has_standard_cache(policy.causal_lm.config)
+    standard = keeps_keys_and_values(policy.causal_lm.config)
     if requests and not standard:
         warnings.warn(
             f"{policy.spec} ({type(policy.causal_lm).__name__}) keeps more than keys and values: it is sampled by "
@@ -450,11 +448,6 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         chosen = self._decoder._record(scores.float(), self._seen.pop())
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
-
-
-def _has_standard_cache(config: Any) -> bool:
-    """Whether all layers keep keys and values of what they have read, and nothing else."""
-    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

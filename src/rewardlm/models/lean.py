@@ -8,15 +8,17 @@ layer computes on only where a response token is predicted. Only adapters learn 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
+from rewardlm.models.agreement import agrees
 from rewardlm.models.fused import map_of
 from rewardlm.models.llama import is_plain_llama, signed
-from rewardlm.models.tree import Layout, Tree, attention, tree_states
+from rewardlm.models.tree import Layout, Tree, attention, last_states, tree_states
 
 
 def predicting_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
@@ -31,8 +33,16 @@ def predicting_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
 
 def is_lean(body: Any) -> bool:
     """Whether ``body`` is such a model on a CPU with nothing on it but plain adapters, and nothing else that learns."""
-    return is_plain_llama(body) and not any(
+    if not is_plain_llama(body) or any(
         parameter.requires_grad for name, parameter in body.named_parameters() if "lora_" not in name
+    ):
+        return False
+    return agrees(
+        body,
+        "a pass without modules",
+        partial(last_states, partial(_states, body, cache=None)),
+        adapters=True,
+        instead="it is run through its modules, which is slower",
     )
 
 

@@ -7,39 +7,91 @@ unit, and what lies between them. Many tokens at once (prompts, scoring, learnin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
-from transformers.models.llama.modeling_llama import LlamaModel
-from transformers.models.mistral.modeling_mistral import MistralModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+from transformers import DynamicCache
+from transformers.activations import ACT2FN
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
-from rewardlm.models.fused import Map, map_of
+from rewardlm.models.agreement import agrees, say
+from rewardlm.models.fused import FusedLinear, Map, map_of
 from rewardlm.models.slots import Slots
-from rewardlm.models.tree import has_window
+from rewardlm.models.tree import cache_argument, has_window
 
-# Models whose layers differ in sizes and biases alone.
-_FAMILY = (LlamaModel, MistralModel, Qwen2Model)
+# Models whose layers differ in sizes and biases alone, and the modules that they are made of.
+_FAMILY: dict[type, set[type]] = {
+    getattr(of, f"{name}Model"): {
+        *(getattr(of, name + part) for part in ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")),
+        getattr(of, f"{name}RotaryEmbedding"),
+        nn.Embedding,
+        nn.ModuleList,
+        type(ACT2FN["silu"]),
+    }
+    for name, of in (("Llama", llama), ("Mistral", mistral), ("Qwen2", qwen2))
+}
 _PACKED = (torch.float32, torch.bfloat16)
 # Bytes: with larger models memory is scarcer than time, and products take longer than the calls between them.
 _LARGEST_COPY = 4 << 30
 
 
 def is_plain_llama(body: Any) -> bool:
-    """Whether ``body`` can do without its modules: those that are hooked, quantised or adapted otherwise need them."""
+    """Whether ``body`` can do without its modules: those that are hooked, quantised or adapted otherwise need them.
+
+    An adapter on something else than a linear map (on the embeddings, say), or one that is more than W·x + s·B·A·x,
+    is warned of, because it makes everything slower.
+    """
     # What is on the meta device is asked about before it is loaded.
-    if type(body) not in _FAMILY or body.device.type not in ("cpu", "meta") or body.config.hidden_act != "silu":
+    if type(body) not in _FAMILY or body.device.type not in ("cpu", "meta"):
         return False
-    if has_window(body.config):
+    if has_window(body.config) or (body.training and body.config.attention_dropout):
         return False
     if any(module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
         return False
-    projections = (module for layer in body.layers for module in _projections(layer))
-    return all(map_of(module) is not None for module in projections)
+    foreign = next(_foreign(body, _FAMILY[type(body)]), None)
+    if foreign is None:
+        return True
+    name, module = foreign
+    if _is_lasting_adapter(module):
+        say(
+            body,
+            f"the adapter on {name} ({type(module).__name__}) is more than a plain LoRA of a linear map: "
+            f"{type(body).__name__} is run through its modules, which is slower",
+        )
+    return False
+
+
+def _foreign(body: nn.Module, known: set[type]) -> Iterator[tuple[str, nn.Module]]:
+    """What of ``body`` computes something that nothing here knows of, with its name; plain maps are known."""
+    left = [("", body)]
+    while left:
+        name, module = left.pop()
+        if map_of(module) is not None and "forward" not in vars(module):
+            continue
+        if type(module) not in known or "forward" in vars(module):
+            yield name, module
+            continue
+        left += [(f"{name}.{child}".lstrip("."), inner) for child, inner in module.named_children()]
+
+
+def _is_lasting_adapter(module: Any) -> bool:
+    """Whether ``module`` is there because of the kind of adapter, and not because of what is being done with it."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return True
+    if not isinstance(module, BaseTunerLayer) or type(module.get_base_layer()) not in (nn.Linear, nn.Embedding):
+        return False
+    if type(module) is not FusedLinear:
+        return True
+    return any(name in module.lora_variant or module.lora_bias.get(name) for name in module.active_adapters)
 
 
 def lays_out(body: Any) -> bool:
@@ -47,7 +99,24 @@ def lays_out(body: Any) -> bool:
     if not is_plain_llama(body):
         return False
     size: int = sum(parameter.nbytes for parameter in body.parameters())
-    return size <= _LARGEST_COPY
+    return size <= _LARGEST_COPY and agrees(
+        body,
+        "decoding without modules",
+        partial(_stepped, body),
+        adapters=True,
+        instead="it decodes through its modules, which is slower",
+    )
+
+
+def _stepped(body: Any, rows: Tensor) -> Tensor:
+    """The states of the last two tokens of ``rows`` Int[B, T], by steps after what the modules made of the others."""
+    before = rows[:, :-2]
+    cache = DynamicCache()
+    body(input_ids=before, use_cache=True, **{cache_argument(body): cache})
+    slots = Slots(len(cache.layers), rows.device, whole=True)
+    slots.rebuild([], 2, (cache, torch.ones_like(before), torch.arange(len(rows))))
+    steps = Steps(body, nn.Identity())
+    return torch.stack([steps.states(tokens, slots) for tokens in rows[:, -2:].t()], 1)
 
 
 def signed(sin: Tensor) -> Tensor:
@@ -157,14 +226,6 @@ class _Layer:
     down: _Product
     head_width: int
     scale: float
-
-
-def _projections(layer: Any) -> list[Any]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
-    ]
 
 
 def _side_by_side(maps: Sequence[Map]) -> Tensor:

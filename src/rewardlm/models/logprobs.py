@@ -26,7 +26,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
 from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution, in_cache
-from rewardlm.models.tree import Tree, cache_argument, runs_trees, tree_of
+from rewardlm.models.tree import Tree, cache_argument, keeps_keys_and_values, runs_trees, tree_of
 
 
 @dataclass
@@ -207,8 +207,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
         with recomputed(body):
             states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
         return states[predicting_mask(packed.response_mask)]
-    cache = DynamicCache(config=causal_lm.config)
-    if n_shared:
+    cache = DynamicCache(config=causal_lm.config) if n_shared else None
+    if cache is not None:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
         prefix = packed.prefix[None]
         trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(n_shared, device=prefix.device)[None], cache)
@@ -342,7 +342,7 @@ def _packed(
     if device.type == "cpu":
         # Between two microbatches little is held.
         trim_heap()
-    share = alone and not recompute
+    share = alone and not recompute and keeps_keys_and_values(causal_lm.config)
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
 
 
@@ -446,7 +446,12 @@ def _watched_head_stats(
 
 
 class _FrozenHeadStats(torch.autograd.Function):
-    """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is."""
+    """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is.
+
+    It is computed as (1 - p(t))·(W[t] - Σ_{v≠t} q(v)·W[v]), where q(v) = p(v) / (1 - p(t)) is the distribution over the
+    other tokens. As it stands above, half precision would round p(t) to 1 for a nearly certain token (bfloat16 from
+    .998 on), and the difference to 0.
+    """
 
     @staticmethod
     def forward(
@@ -458,13 +463,14 @@ class _FrozenHeadStats(torch.autograd.Function):
             piece = slice(start, start + chunk)
             logits = torch.nn.functional.linear(hidden[piece], weight, bias)
             found = logprobs[piece], entropy[piece], targets[piece]
+            shares = logprobs.new_empty(len(logits), 1)
             for rows in in_cache(logits):
                 over_vocabulary = Distribution(logits[rows].float())
                 of_rows, entropy_of_rows, told = (numbers[rows] for numbers in found)
                 of_rows[:], entropy_of_rows[:] = over_vocabulary.logprobs(told), over_vocabulary.entropy()
-                # In their place: they are not needed any more.
-                logits[rows] = over_vocabulary.probabilities()
-            slopes[piece] = weight[targets[piece]] - logits @ weight
+                # In the place of the logits, which are not needed any more.
+                logits[rows], shares[rows] = over_vocabulary.others(told)
+            slopes[piece] = (weight[targets[piece]].float() - logits @ weight).mul_(shares)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -74,24 +74,24 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
         pickled = folder / "adapter_model.bin"
         what = "pickled weights" if pickled.exists() else "no adapter_model.safetensors"
         raise ModelError(f"{folder} holds {what}: only safetensors adapters are loaded")
+    saved = set(_tensor_names(weights))
     _check_finite(weights)
     try:
+        _check_kind(folder)
         if isinstance(policy.model, PeftModel):
-            result = policy.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
-            missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
-            unexpected = list(result.unexpected_keys)
+            policy.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
         else:
-            expected = _tensor_names(weights)
             policy.model = PeftModel.from_pretrained(
                 policy.model, str(folder), adapter_name=name, is_trainable=trainable
             )
-            have = {key for key in policy.model.state_dict() if "lora_" in key}
-            want = {_with_name(key, name) for key in expected}
-            missing, unexpected = sorted(have - want), sorted(want - have)
+        # What PEFT would write of it, without and with a copy of the base's embeddings, which it may bring along.
+        wanted = set(get_peft_model_state_dict(policy.model, adapter_name=name, save_embedding_layers=False))
+        allowed = set(get_peft_model_state_dict(policy.model, adapter_name=name, save_embedding_layers=True))
     except (RuntimeError, ValueError, KeyError, json.JSONDecodeError, TypeError) as error:
         raise ModelError(
             f"the adapter in {folder} does not fit {policy.spec}: {' '.join(str(error).split())[:200]}"
         ) from error
+    missing, unexpected = sorted(wanted - saved), sorted(saved - allowed)
     if missing or unexpected:
         raise ModelError(
             f"the adapter in {folder} does not fit {policy.spec}: {len(missing)} tensors are missing and "
@@ -106,7 +106,8 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
 def save_adapter(model: Any, folder: Path, *, name: str = POLICY) -> None:
     """Write one adapter in PEFT's format, safetensors, without those beside it; any but the policy's in a subfolder
     of its name."""
-    model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True)
+    # Without the base's embeddings, which PEFT would add where an adapter is on them.
+    model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False)
 
 
 def replace_adapter(model: Any, folder: Path) -> None:
@@ -237,7 +238,13 @@ def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
 def adapter_parameters(model: Any, name: str = POLICY) -> list[torch.nn.Parameter]:
     """The parameters of one adapter, in a fixed order."""
     named = sorted(model.named_parameters())
-    return [parameter for key, parameter in named if "lora_" in key and f".{name}." in key]
+    return [parameter for key, parameter in named if is_of_adapter(key, name)]
+
+
+def is_of_adapter(parameter: str, name: str) -> bool:
+    """Whether the parameter of that name is one of the adapter ``name``'s LoRA matrices."""
+    # PEFT keeps those of embeddings as parameters (lora_embedding_A.NAME), the others as modules (lora_A.NAME.weight).
+    return "lora_" in parameter and f".{name}." in f"{parameter}."
 
 
 def adapter_hash(folder: Path) -> str:
@@ -266,6 +273,14 @@ def _adapter_folder(folder: Path) -> Path:
     raise ModelError(f"adapter {folder}: it has no adapter_config.json; expected a PEFT adapter or a trained run")
 
 
+def _check_kind(folder: Path) -> None:
+    """Refuse what works beside the model (a learnt prompt, say): here the model inside PEFT's wrapper is asked."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ValueError(f"it is of the kind {kind}, and only LoRA adapters are loaded")
+
+
 def _tensor_names(weights: Path) -> list[str]:
     try:
         with safe_open(weights, framework="pt") as file:
@@ -279,9 +294,3 @@ def _check_finite(weights: Path) -> None:
         with safe_open(weights, framework="pt") as file:
             if not bool(torch.isfinite(file.get_tensor(name).float().sum())):
                 raise ModelError(f"the adapter {weights} holds NaN or infinity in {name}: train it again")
-
-
-def _with_name(key: str, name: str) -> str:
-    """PEFT leaves the adapter's name out of its files: lora_A.weight → lora_A.<name>.weight."""
-    stem, dot, leaf = key.rpartition(".")
-    return f"{stem}.{name}{dot}{leaf}"

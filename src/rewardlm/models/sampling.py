@@ -113,9 +113,18 @@ class Distribution:
         """Of one token a row, Int[B] → Float[B]."""
         return self.logits.gather(-1, tokens[:, None]).squeeze(-1) - self.normaliser
 
-    def probabilities(self) -> Tensor:
-        """Float[B, V], in place of the unnormalised ones: nothing else can be asked afterwards."""
-        return self.weights.div_(self.cumulative[:, -1:].float())
+    def others(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all tokens but ``tokens`` Int[B], one a row: their distribution Float[B, V], 0 at the token itself, and
+        their probability 1 - p(token) Float[B, 1], without the cancellation that would cost it its digits near 0.
+
+        The distribution takes the place of the unnormalised one: nothing else can be asked afterwards.
+        """
+        own = self.weights.gather(-1, tokens[:, None])
+        self.weights.scatter_(-1, tokens[:, None], 0)
+        rest = self.weights.sum(-1, keepdim=True)
+        # Where all others have weight 0, so have they here, instead of 0 / 0.
+        distribution = self.weights.div_(rest.clamp(min=torch.finfo(rest.dtype).tiny))
+        return distribution, rest / (rest + own)
 
     def entropy(self) -> Tensor:
         """log Z - E[logit]: Float[B], in nats."""

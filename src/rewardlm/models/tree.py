@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rewardlm.models.agreement import agrees
 
 _NAME = "rewardlm_tree"
 # Up to so many keys a row: plain products keep every weight of the attention, which grows by the square of the length.
@@ -115,21 +118,48 @@ def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device
 
 
 def runs_trees(body: Any) -> bool:
-    """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name."""
+    """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name; tried once."""
     config = body.config.get_text_config()
-    return (
+    suited = (
         bool(getattr(body, "_supports_attention_backend", False))
         and body.config._attn_implementation == "sdpa"
         and "position_ids" in inspect.signature(body.forward).parameters
         and not getattr(config, "alibi", False)
         and not has_window(config)
+        and keeps_keys_and_values(body.config)
     )
+    return suited and agrees(
+        body,
+        "running rows as one sequence",
+        lambda rows: last_states(lambda tree: tree_states(body, tree).index_select(0, tree.predicting), rows),
+        adapters=False,
+        instead="rows are run side by side, with padding",
+    )
+
+
+def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
+    """The states of the last three tokens of ``rows`` Int[B, T], Float[B, 3, H], by ``run``, which gives those that a
+    tree's response tokens are predicted from. The prompts are all but the last two tokens."""
+    prompts, said = rows[:, :-2].tolist(), rows[:, -2:].tolist()
+    shared = next(place for place, column in enumerate(zip(*prompts, strict=True)) if len({*column}) > 1)
+    # From an answer's last token nothing follows, so there is one more.
+    tree = tree_of(prompts, [[*answer, 0] for answer in said], shared, rows.device)
+    states = run(tree)
+    return states.view(len(rows), 3, states.shape[-1])
 
 
 def has_window(config: Any) -> bool:
     """Whether some layers see only so many positions back."""
     text = config.get_text_config()
     return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
+def keeps_keys_and_values(config: Any) -> bool:
+    """Whether all layers keep keys and values of what they have read, and nothing else.
+
+    A state that is carried along (Mamba's, a short convolution's) can't be cut, repeated or padded as these can.
+    """
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:

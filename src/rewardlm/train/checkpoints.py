@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -160,11 +161,11 @@ def load_adapter_weights(checkpoint: Path, model: Any, *, name: str = POLICY) ->
     """Put an adapter of a checkpoint of ours, the policy's or the critic's, into ``model``, in place."""
     folder = "adapter" if name == POLICY else name
     saved = load_file(str(checkpoint / folder / "adapter_model.safetensors"))
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for key, tensor in saved.items():
-            stem, _, leaf = key.rpartition(".")
-            own[f"{stem}.{name}.{leaf}"].copy_(tensor)
+    unknown = set_peft_model_state_dict(model, saved, adapter_name=name).unexpected_keys
+    if unknown:
+        raise TrainingError(
+            f"{checkpoint} holds an adapter on other layers than this run's ({unknown[0]}, …): choose another --out"
+        )
 
 
 def load_state(

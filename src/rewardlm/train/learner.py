@@ -26,6 +26,7 @@ from rewardlm.models.lora import (
     add_critic,
     add_lora,
     head_is_shared,
+    is_of_adapter,
     load_adapter,
     reference,
 )
@@ -89,7 +90,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
         add_critic(policy, settings.lora, seed=settings.seed)
     policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
     for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_("lora_" in name and f".{REFERENCE}." not in name)
+        parameter.requires_grad_("lora_" in name and not is_of_adapter(name, REFERENCE))
     if settings.kl.penalty == "full" and not head_is_shared(policy):
         raise ConfigError(
             "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "

@@ -20,7 +20,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from rewardlm.config import FinetuneSettings
-from rewardlm.data.chat import ChatFormat, Encoded
+from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.budget import Budget
@@ -241,14 +241,12 @@ def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row
     """Rows for the trainer. Of too long a sample the oldest exchanges go; if that isn't enough, the answer's end."""
     rows, shortened = [], 0
     for pair in samples:
-        history = [*pair.history]
-        encoded = chat.encode_pair(history, pair.answer)
-        cut = False
-        while len(encoded.input_ids) > limit and len(history) > 2:
-            history, cut = history[2:], True
+        for history in shorter_histories(pair.history):
             encoded = chat.encode_pair(history, pair.answer)
-        if len(encoded.input_ids) > limit:
-            encoded, cut = Encoded(encoded.input_ids[:limit], encoded.completion_mask[:limit]), True
+            if len(encoded.input_ids) <= limit:
+                break
+        cut = len(history) < len(pair.history) or len(encoded.input_ids) > limit
+        encoded = Encoded(encoded.input_ids[:limit], encoded.completion_mask[:limit])
         shortened += cut
         if any(encoded.completion_mask):
             rows.append({"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask})
