@@ -131,6 +131,19 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
         torch.testing.assert_close(weights[1][key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("how", [ONE, launcher("torchrun")], ids=["one", "two"])
+def test_in_half_precision_rloos_only_update_begins_with_ratios_of_one(folder, how):
+    """Other passes round differently, and an answer's ratio is the product of all its tokens' rounding."""
+    arguments = ["rlaf", "tiny", *COMMON, "--dtype", "bfloat16", "--algorithm", "rloo", "--reward", "lexical"]
+    out = f"half-{len(how)}"
+    done = run(how, [*arguments, "micro_batch_tokens=64", "--out", out], folder)
+    assert done.returncode == 0, done.stderr
+    lines = list(Run.open(folder / out).read("metrics"))
+    assert [line["first_ratio"] for line in lines] == [1, 1, 1]
+    assert [line["clip_fraction"] for line in lines] == [0, 0, 0]
+    assert all(line["kl"] != 0 for line in lines[1:])
+
+
 def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
     """RL from a fine-tuned adapter, which is the reference; killed once, and then finished by one process alone."""
     begun = run(ONE, ["finetune", "tiny", "--limit", "16", "--device", "cpu", "--out", "start"], folder)
