@@ -501,9 +501,9 @@ class KlSettings(Section):
 
     ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO. ``k3`` and ``full`` are losses of
     their own. ``k3``, as in GRPO's paper, is estimated from the sampled tokens, and multiplied by the policy's ratio,
-    without which its gradient would be that of KL(reference ‖ policy) (DeepSeek-V3.2; TRL from 1.16 on). ``full`` is
-    the exact divergence over the vocabulary. None is k1 for ppo and rloo, k3 for the others. All three are in
-    metrics.jsonl.
+    without which its gradient would be that of KL(reference ‖ policy) (DeepSeek-V3.2; TRL's default). ``full`` is the
+    exact divergence over the vocabulary. None is k1 for ppo and rloo, k3 for the others. All three are in
+    metrics.jsonl, k3 without the ratio.
     ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2). Far off its
     target, it changes by a fifth in ``horizon`` answers.
     """

@@ -328,8 +328,9 @@ def _as_begun(settings: RlafSettings, out: Path, say: Callable[[str], None]) -> 
     """Where ``kl.penalty`` is left open, the k1 of a run that was begun when that was every algorithm's default."""
     if settings.kl.penalty is not None or not (out / "run.json").exists():
         return settings
-    begun = flatten(Run.open(out).meta["settings"]).get("kl.penalty", OLDER_RUNS["kl.penalty"])
-    if begun != "k1" or settings.kl_penalty == "k1":
+    meta = Run.open(out).meta
+    begun = flatten(meta["settings"]).get("kl.penalty", OLDER_RUNS["kl.penalty"])
+    if meta["kind"] != "rlaf" or begun != "k1" or settings.kl_penalty == "k1":
         return settings
     say(f"kl.penalty stays k1, with which this run began; {settings.algorithm}'s default is {settings.kl_penalty} now")
     return settings.model_copy(update={"kl": settings.kl.model_copy(update={"penalty": begun})})
