@@ -631,7 +631,7 @@ class RlafSettings(TrainingSettings):
     def _nothing_weighs_the_critics_loss(cls, given: Any) -> Any:
         if isinstance(given, dict) and "value_coef" in given:
             raise ValueError(
-                f"value_coef, got {given['value_coef']!r}, is no setting any more: policy and critic share no weights, "
+                f"value_coef, got {given['value_coef']!r}, is no setting any more: policy and critic train no weight together, "
                 "and AdamW takes out what a loss is multiplied by; use value_learning_rate"
             )
         return given

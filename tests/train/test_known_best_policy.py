@@ -177,8 +177,8 @@ def chosen_settings(model: Path, algorithm: str, **changes) -> RlafSettings:
     [
         ("ppo", {}),
         ("ppo", {"critic": "own", "learning_rate": 5e-3, "steps": 220}),
-        ("grpo", {"samples": 16, "kl": {"coef": 1.0}}),
-        ("grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": 1.0}}),
+        ("grpo", {"samples": 16, "kl": {"coef": 2.0}}),
+        ("grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": 2.0}}),
         ("dr_grpo", {"samples": 16}),
         ("rloo", {"samples": 16}),
         ("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}),
