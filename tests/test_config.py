@@ -220,6 +220,8 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
         (["kl.coef=0", "kl.target=6"], "begin with a coefficient over 0"),
         (["rewards.probe.toxic=[a]"], "rewards.probe.benign"),
         (["kl.penalty=k2"], "kl.penalty"),
+        (["value_coef=0.5"], "value_coef, got 0.5, is no setting any more"),
+        (["value_coef=0.5"], "use value_learning_rate"),
         (["trackers=[mlflow]"], "trackers"),
         (["importance_cap=0.5"], "importance_cap"),
         (["kl.coef=-1"], "kl.coef"),
@@ -233,22 +235,28 @@ def test_rl_settings_that_do_not_fit(overrides: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "critic", "weights", "ratio"),
+    ("overrides", "critic", "weights", "ratio", "penalty"),
     [
-        ([], "trunk", "bnpo", "token"),
-        (["critic=own"], "own", "bnpo", "token"),
-        (["algorithm=grpo"], None, "dapo", "token"),
-        (["algorithm=grpo", "loss_type=grpo"], None, "grpo", "token"),
-        (["algorithm=dr_grpo"], None, "dr_grpo", "token"),
-        (["algorithm=rloo"], None, "answers", "answer"),
-        (["algorithm=rloo", "ratio=token"], None, "dapo", "token"),
-        (["algorithm=mine:own"], None, "dapo", "token"),
-        (["algorithm=mine:own", "critic=trunk"], "trunk", "dapo", "token"),
+        ([], "trunk", "bnpo", "token", "k1"),
+        (["critic=own"], "own", "bnpo", "token", "k1"),
+        (["kl.penalty=full"], "trunk", "bnpo", "token", "full"),
+        (["algorithm=grpo"], None, "dapo", "token", "k3"),
+        (["algorithm=grpo", "loss_type=grpo"], None, "grpo", "token", "k3"),
+        (["algorithm=grpo", "kl.penalty=k1"], None, "dapo", "token", "k1"),
+        (["algorithm=dr_grpo", "kl.coef=0.1"], None, "dr_grpo", "token", "k3"),
+        (["algorithm=rloo"], None, "answers", "answer", "k1"),
+        (["algorithm=rloo", "ratio=token"], None, "dapo", "token", "k1"),
+        (["algorithm=mine:own"], None, "dapo", "token", "k3"),
+        (["algorithm=mine:own", "critic=trunk"], "trunk", "dapo", "token", "k3"),
     ],
 )
-def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weights, ratio) -> None:
+def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weights, ratio, penalty) -> None:
     found = build(RlafSettings, flags={"model": "tiny"}, overrides=overrides)
     assert (found.critic_kind, found.token_weights, found.ratio_of) == (critic, weights, ratio)
+    assert found.kl_penalty == found.resolved().kl.penalty == penalty
+    # What is recorded is what was asked for, said in full.
+    assert found.resolved().kl.coef == found.kl.coef
+    assert found.resolved().resolved() == found.resolved()
     # What a run records is the same choice, spelt out.
     recorded = found.resolved()
     assert (recorded.critic, recorded.ratio) == (critic, ratio)

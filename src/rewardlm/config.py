@@ -501,15 +501,16 @@ class FinetuneSettings(TrainingSettings):
 class KlSettings(Section):
     """The penalty for leaving the reference: how it is taken, its coefficient, a target for the adaptive controller.
 
-    ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO; ``k3`` is a loss of its own, as in
-    GRPO's paper; ``full`` is a loss too, of the exact divergence over the vocabulary. All three are in metrics.jsonl.
-    On the policy's own answers k3's expected gradient is that of KL(reference ‖ policy), the other direction (TRL from
-    1.16 on multiplies it by the ratio for that reason); those of k1 and full are of KL(policy ‖ reference).
+    ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO. ``k3`` and ``full`` are losses of
+    their own. ``k3``, as in GRPO's paper, is estimated from the sampled tokens, and multiplied by the policy's ratio,
+    without which its gradient would be that of KL(reference ‖ policy) (DeepSeek-V3.2; TRL's default). ``full`` is the
+    exact divergence over the vocabulary. None is k1 for ppo and rloo, k3 for the others. All three are in
+    metrics.jsonl, k3 without the ratio.
     ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2). Far off its
     target, it changes by a fifth in ``horizon`` answers.
     """
 
-    penalty: Literal["k1", "k3", "full"] = "k1"
+    penalty: Literal["k1", "k3", "full"] | None = None
     coef: float = Field(0.05, ge=0)
     target: float | None = Field(None, gt=0)
     horizon: int = Field(1_000, ge=1)
@@ -583,7 +584,8 @@ class RlafSettings(TrainingSettings):
     ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
     default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
     comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
-    has a learning rate and a clipped gradient norm of its own.
+    has a learning rate of its own, ``value_learning_rate``, for its adapter too, and a clipped gradient norm of its
+    own.
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
     every token is weighted by π/μ, at most ``importance_cap``.
     ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
@@ -610,7 +612,6 @@ class RlafSettings(TrainingSettings):
     value_learning_rate: float = Field(1e-3, gt=0)
     clip_range: float = Field(0.2, gt=0)
     value_clip_range: float | None = Field(None, gt=0)
-    value_coef: float = Field(0.5, ge=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -626,6 +627,16 @@ class RlafSettings(TrainingSettings):
     rewards: RewardSettings = RewardSettings()
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_weighs_the_critics_loss(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "value_coef" in given:
+            raise ValueError(
+                f"value_coef, got {given['value_coef']!r}, is no setting any more: policy and critic train no weight "
+                "together, and AdamW takes out what a loss is multiplied by; use value_learning_rate"
+            )
+        return given
 
     @model_validator(mode="before")
     @classmethod
@@ -658,6 +669,11 @@ class RlafSettings(TrainingSettings):
         return self.ratio or ("answer" if self.algorithm == "rloo" else "token")
 
     @property
+    def kl_penalty(self) -> Literal["k1", "k3", "full"]:
+        """How the KL is taken, where ``kl.penalty`` leaves that to the algorithm."""
+        return self.kl.penalty or ("k1" if self.algorithm in ("ppo", "rloo") else "k3")
+
+    @property
     def token_weights(self) -> str:
         """The ``loss_type`` that counts, by the name that train.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
@@ -675,6 +691,7 @@ class RlafSettings(TrainingSettings):
             "critic": self.critic_kind,
             "ratio": self.ratio_of,
             "loss_type": None if self.ratio_of == "answer" else self.token_weights,
+            "kl": self.kl.model_copy(update={"penalty": self.kl_penalty}),
         }
         return self.model_copy(update=chosen)
 

@@ -52,6 +52,7 @@ _FREE = (
     "rlaf.resume",
     "rlaf.shard",
     "rlaf.stop_on",
+    "rlaf.value_coef",  # of older experiments; it never made a difference
     "interpret.batch_tokens",
 )
 

@@ -98,14 +98,16 @@ def test_group_estimators_are_plain_loops_over_ragged_groups(seed):
         assert float(left_out[row]) == pytest.approx(float(scores[row]) - statistics.fmean(others), abs=1e-12)
 
 
-def test_a_group_of_equal_scores_pushes_nobody():
-    scores, group = torch.full((4,), 0.3), torch.tensor([0, 0, 0, 0])
-    assert float(group_normalised(scores, group).abs().max()) < 1e-3
-    assert float(leave_one_out(scores, group).abs().max()) < 1e-6
+@pytest.mark.parametrize("size", range(1, 12))
+def test_a_group_of_equal_scores_pushes_nobody(size):
+    """Not even by a rounding of their mean, which Adam would make a step of."""
+    scores, group = torch.full((size,), 0.7), torch.zeros(size, dtype=torch.long)
+    for estimator in (group_normalised, leave_one_out, group_centred):
+        assert estimator(scores, group).tolist() == [0] * size
 
 
 @pytest.mark.parametrize(
-    ("estimator", "size"), [(grpo, 0.4 / (0.8 / math.sqrt(2) + 1e-4)), (dr_grpo, 0.4), (rloo, 0.8)]
+    ("estimator", "size"), [(grpo, 0.5 / (1 / math.sqrt(2) + 1e-4) - 0.2), (dr_grpo, 0.4), (rloo, 0.8)]
 )
 def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(estimator, size):
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -113,7 +115,8 @@ def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(
     advantages, returns = estimator(
         Feedback(torch.tensor([1.0, 0.0]), kl, mask, torch.tensor([0, 0]), None, 0.1, 1.0, 0.95)
     )
-    # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: centred ±0.4, sample deviation 0.8/√2, leave-one-out ±0.8
+    # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: centred ±0.4, leave-one-out ±0.8. GRPO divides the rewards' ±0.5 by their
+    # sample deviation 1/√2, and takes off what each KL costs above the other's, ±0.2, undivided.
     assert returns is None
     torch.testing.assert_close(advantages, torch.tensor([[size, size, 0.0], [-size, -size, -size]]))
 
@@ -135,14 +138,22 @@ def test_ppo_whitens_advantages_and_leaves_returns_as_they_are():
 def test_each_estimator_finds_the_known_best_policy(algorithm):
     """Two tokens at each of two positions, a reward for every 1, a KL penalty of weight 1 to the uniform policy.
 
-    The best policy is the reference tilted by exp(reward / weight): P(1) = e / (1 + e) = 0.731.
+    The best policy is the reference tilted by exp(reward / weight): P(1) = e / (1 + e) = 0.731. GRPO in pairs sees who
+    is better and not by how much: with p = P(1), averaged over the other answer, a 1 has an advantage of
+    (1 - p + p²) / √2 over a 0. The KL balances it where that is the log odds: p = 0.632.
     """
+    best, size = math.e / (1 + math.e), 8
+    if algorithm == "grpo":
+        size = 2
+        for _ in range(100):
+            best = 1 / (1 + math.exp(-(1 - best + best**2) / math.sqrt(2)))
+        assert best == pytest.approx(0.632, abs=1e-3)
     generator = torch.Generator().manual_seed(0)
     logits = torch.zeros(2, 2, requires_grad=True)
     critic = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.Adam([logits, critic], lr=0.02)
     rows, width = 128, 2
-    mask, group = torch.ones(rows, width, dtype=torch.bool), torch.arange(rows) // 8
+    mask, group = torch.ones(rows, width, dtype=torch.bool), torch.arange(rows) // size
     probabilities = []
     for step in range(300):
         with torch.no_grad():
@@ -176,7 +187,6 @@ def test_each_estimator_finds_the_known_best_policy(algorithm):
         if step >= 200:
             probabilities.append(logits.detach().softmax(-1)[:, 1])
     found = torch.stack(probabilities).mean(0)
-    best = math.e / (1 + math.e)
     assert found.tolist() == pytest.approx([best, best], abs=0.04)
 
 

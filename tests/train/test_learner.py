@@ -118,26 +118,33 @@ def named(case: Case) -> list[tuple[str, torch.nn.Parameter]]:
     return own + ([] if head is None else [(f"value.{n}", p) for n, p in head.named_parameters()])
 
 
-def one_update(budget: int = 10**6, **changes) -> RlafSettings:
-    chosen = {"ppo_epochs": 1, "minibatches": 1, "max_grad_norm": 1e9, "value_clip_range": 0.2, **changes}
+def one_batch(budget: int = 10**6, **changes) -> RlafSettings:
+    # Two epochs, both of the same policy: a step's only update would take itself for the old policy.
+    chosen = {"ppo_epochs": 2, "minibatches": 1, "max_grad_norm": 1e9, "value_clip_range": 0.2, **changes}
     if chosen.get("ratio") == "answer":
         chosen["algorithm"] = "rloo"  # with ppo's advantages, which differ by token, it is refused
     return settings(micro_batch_tokens=budget, **chosen)
 
 
-def plain_loss(case: Case, chosen: RlafSettings) -> torch.Tensor:
-    """The loss from the papers' formulas: a forward pass a row, a loop over tokens, nothing shared with our code."""
+def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) -> torch.Tensor:
+    """The loss from the papers' formulas: a forward pass a row, a loop over tokens, nothing shared with our code.
+
+    Of a minibatch's ``rows``, by default all.
+    """
     rollouts, causal_lm, found = case.rollouts, case.learner.policy.causal_lm, case.learner
-    n_answers, n_tokens = len(rollouts.responses), sum(map(len, rollouts.responses))
+    rows = list(range(len(rollouts.responses))) if rows is None else rows
+    n_answers, n_tokens = len(rows), sum(len(rollouts.responses[row]) for row in rows)
+    step_tokens = sum(map(len, rollouts.responses))
     total = torch.zeros(())
-    for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
+    for row in rows:
+        prompt, response = rollouts.prompts[row], rollouts.responses[row]
         ids = torch.tensor([[*prompt, *response]])
         output = causal_lm(input_ids=ids, output_hidden_states=True)
         with torch.no_grad(), reference(found.policy):
             referred = causal_lm(input_ids=ids).logits[0].log_softmax(-1)
         share = {
             "bnpo": 1 / n_tokens,
-            "dapo": 1 / n_tokens,  # with one minibatch the step is the minibatch
+            "dapo": chosen.minibatches / step_tokens,
             "grpo": 1 / n_answers / len(response),
             "dr_grpo": 1 / n_answers / LIMIT,
         }.get(chosen.loss_type or "bnpo")
@@ -150,14 +157,17 @@ def plain_loss(case: Case, chosen: RlafSettings) -> torch.Tensor:
             old, drawn = rollouts.logprobs[row, t], rollouts.sampling_logprobs[row, t]
             kl = {
                 "k1": torch.zeros(()),
-                "k3": (rollouts.ref_logprobs[row, t] - logprobs[token]).exp()
-                - 1
-                - (rollouts.ref_logprobs[row, t] - logprobs[token]),
+                "k3": (logprobs[token] - old).exp()
+                * (
+                    (rollouts.ref_logprobs[row, t] - logprobs[token]).exp()
+                    - 1
+                    - (rollouts.ref_logprobs[row, t] - logprobs[token])
+                ),
                 "full": sum_of_products(logprobs, referred[at]),
-            }[chosen.kl.penalty]
+            }[chosen.kl_penalty]
             tokens.append((logprobs[token] - old, old - drawn, case.advantages[row, t], kl))
             if found.value_head is not None:
-                total = total + 0.5 * critic_term(case, chosen, ids, at, row, t) / n_tokens
+                total = total + critic_term(case, chosen, ids, at, row, t) / n_tokens
         corrected = chosen.generation.temperature != 1
         if chosen.ratio == "answer":
             ratio = sum(change for change, *_ in tokens).exp()
@@ -196,7 +206,7 @@ def assert_as_plain(case: Case, chosen: RlafSettings) -> None:
     case.learner.optimizer.zero_grad()
     wanted = plain_loss(case, chosen)
     wanted.backward()
-    whole = losses["policy_loss"] + 0.5 * losses.get("value_loss", 0) + 0.7 * losses.get("kl_loss", 0)
+    whole = losses["policy_loss"] + losses.get("value_loss", 0) + 0.7 * losses.get("kl_loss", 0)
     assert whole == pytest.approx(wanted.item(), rel=1e-4)
     expected = {name: parameter.grad for name, parameter in named(case) if parameter.grad is not None}
     assert sum(bool(gradient.any()) for gradient in expected.values()) > 10
@@ -214,33 +224,37 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("value_clip", [None, 0.2])
 def test_the_update_is_that_of_a_plain_forward_pass_row_by_row(case, critic, value_clip):
-    assert_as_plain(case, one_update(value_clip_range=value_clip))
+    assert_as_plain(case, one_batch(value_clip_range=value_clip))
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_tokens_count_as_the_loss_type_says(case, loss_type):
-    assert_as_plain(case, one_update(loss_type=loss_type))
+    assert_as_plain(case, one_batch(loss_type=loss_type))
 
 
 @pytest.mark.parametrize("penalty", ["k3", "full"])
 @pytest.mark.parametrize("ratio", ["token", "answer"])
 def test_the_kl_may_be_a_loss_of_its_own(case, penalty, ratio):
-    assert_as_plain(case, one_update(kl={"penalty": penalty}, ratio=ratio))
+    assert_as_plain(case, one_batch(kl={"penalty": penalty}, ratio=ratio))
 
 
 @pytest.mark.parametrize("ratio", ["token", "answer"])
 def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own(case, ratio):
-    # Both sides of the cap of 2: some gaps are over log 2, most are not.
-    gaps = (case.rollouts.logprobs - case.rollouts.sampling_logprobs)[case.rollouts.response_mask]
-    assert bool((gaps > math.log(2)).any() or ratio == "answer")
-    assert_as_plain(case, one_update(ratio=ratio, generation={"temperature": 0.7}))
+    # Both sides of the cap of 2: some gaps are over log 2, and some are not.
+    rollouts = case.rollouts
+    gaps = torch.where(rollouts.response_mask, rollouts.logprobs - rollouts.sampling_logprobs, 0.0)
+    gaps = gaps.sum(1) if ratio == "answer" else gaps[rollouts.response_mask]
+    assert 0 < int((gaps > math.log(2)).sum()) < len(gaps)
+    assert_as_plain(case, one_batch(ratio=ratio, generation={"temperature": 0.7}))
 
 
 @pytest.mark.parametrize("budget", [1, 20, 45])
-@pytest.mark.parametrize("changes", [{}, {"ratio": "answer"}, {"loss_type": "grpo", "kl": {"penalty": "full"}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"ratio": "answer", "clip_range": 0.01}, {"loss_type": "grpo", "kl": {"penalty": "full"}}]
+)
 def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, critic, budget, changes):
-    whole_losses, whole = gradients(case, one_update(**changes))
-    losses, parts = gradients(case, one_update(budget, **changes))
+    whole_losses, whole = gradients(case, one_batch(**changes))
+    losses, parts = gradients(case, one_batch(budget, **changes))
     assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
     assert 0 < losses["clip_fraction"] < 1
     assert_same(parts, whole)
@@ -249,13 +263,11 @@ def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, critic
 def test_the_policy_is_not_moved_by_its_critic_nor_the_critics_adapter_by_the_policy(case):
     """With advantages of nothing only the critic learns; without returns to learn from, only the policy."""
     still = torch.where(case.rollouts.response_mask, 0.0, math.nan)
-    update(case.learner, one_update(), case.rollouts, still, case.returns, step=0)
+    update(case.learner, one_batch(), case.rollouts, still, case.returns, step=0)
     moved = {name for name, p in named(case) if p.grad is not None and bool(p.grad.any())}
     assert moved
     assert all(name.startswith("value.") or f".{CRITIC}." in name for name in moved)
-    update(
-        case.learner, one_update(value_clip_range=None), case.rollouts, case.advantages, case.rollouts.values, step=0
-    )
+    update(case.learner, one_batch(value_clip_range=None), case.rollouts, case.advantages, case.rollouts.values, step=0)
     moved = {name for name, p in named(case) if f".{CRITIC}." not in name and p.grad is not None and bool(p.grad.any())}
     assert any("lora_" in name for name in moved)
 
@@ -285,19 +297,61 @@ def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
         module._apply(case.learner, 1.0, 0, Processes(cpu=True))
 
 
-@pytest.mark.parametrize(("loss_type", "alike"), [("dapo", True), ("bnpo", False)])
-def test_several_minibatches_share_the_steps_tokens(case, monkeypatch, loss_type, alike):
-    """DAPO's weight of a token is the same in each of a step's minibatches; bnpo's differs where they do in length."""
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_several_minibatches_each_have_the_gradient_of_their_rows(case, monkeypatch, loss_type):
+    """In ``dapo`` a token counts the same in each of a step's minibatches, in ``bnpo`` more in one of short answers."""
     seen = []
-    weigh_answers = module.answer_weights
-    monkeypatch.setattr(module, "answer_weights", lambda *a, **k: seen.append(weigh_answers(*a, **k)) or seen[-1])
-    chosen = one_update(loss_type=loss_type, minibatches=3)
-    update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
-    firsts = [float(weights[0]) for weights in seen]
-    assert len(firsts) == 3
-    assert (max(firsts) - min(firsts) < 1e-9) == alike
-    if alike:
-        assert firsts[0] == pytest.approx(3 / case.rollouts.n_tokens)
+    apply = module._apply
+
+    def noted(*arguments):
+        seen.append({name: p.grad.clone() for name, p in named(case) if p.grad is not None})
+        return apply(*arguments)
+
+    monkeypatch.setattr(module, "_apply", noted)
+    chosen = one_batch(loss_type=loss_type, minibatches=3, ppo_epochs=1)
+    losses = update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
+    minibatches = module.minibatches(chosen, 0, 0, 7)
+    assert sorted(row for rows in minibatches for row in rows) == list(range(7))
+    assert sorted(map(len, minibatches)) == [2, 2, 3]
+    lengths = [sum(len(case.rollouts.responses[row]) for row in rows) for rows in minibatches]
+    assert len(set(lengths)) == 3
+    whole = 0.0
+    for rows, found in zip(minibatches, seen, strict=True):
+        case.learner.optimizer.zero_grad()
+        wanted = plain_loss(case, chosen, rows)
+        wanted.backward()
+        whole += wanted.item() / 3
+        assert_same(found, {name: p.grad for name, p in named(case) if p.grad is not None})
+    assert losses["policy_loss"] + losses["value_loss"] == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("ratio", ["token", "answer"])
+def test_a_steps_only_update_is_its_own_old_policy(case, ratio):
+    """Whatever another pass said of the answers, every ratio is 1: nothing is clipped, the gradient is REINFORCE's."""
+    losses, found = gradients(case, one_batch(20, ppo_epochs=1, ratio=ratio))
+    assert losses["first_ratio"] == losses["ratio"] == 1
+    assert losses["clip_fraction"] == 0
+    rollouts, total = case.rollouts, torch.zeros(())
+    n_tokens = sum(map(len, rollouts.responses))
+    case.learner.optimizer.zero_grad()
+    for row, (prompt, response) in enumerate(zip(rollouts.prompts, rollouts.responses, strict=True)):
+        logits = case.learner.policy.causal_lm(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+        for t, token in enumerate(response):
+            logprob = logits[len(prompt) + t - 1].log_softmax(-1)[token]
+            advantage = case.advantages[row, 0 if ratio == "answer" else t]
+            total = total - advantage * logprob / (7 if ratio == "answer" else n_tokens)
+    total.backward()
+    policy = {name: p.grad for name, p in named(case) if "lora_" in name and f".{CRITIC}." not in name}
+    assert_same({name: found[name] for name in policy}, policy)
+
+
+def test_the_critics_adapter_learns_at_the_critics_rate():
+    policy = load_policy(ModelSettings(**TINY))
+    made = make_learner(policy, settings(critic="own", learning_rate=1e-4, value_learning_rate=1e-2))
+    rates = {id(p): group["lr"] for group in made.optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(adapter_parameters(policy.model)) + len(made.critic_parameters())
+    assert {rates[id(p)] for p in made.critic_parameters()} == {1e-2}
+    assert {rates[id(p)] for p in adapter_parameters(policy.model)} == {1e-4}
 
 
 # What is weighed before the update ----------------------------------------------------------------------------------
@@ -362,8 +416,8 @@ def test_kl_controller_by_hand():
 
 @pytest.mark.parametrize("changes", [{}, {"kl": {"penalty": "full"}}])
 def test_recomputed_layers_give_the_same_gradient(case, critic, changes):
-    kept_losses, kept = gradients(case, one_update(45, **changes))
-    losses, recomputed = gradients(case, one_update(45, gradient_checkpointing=True, **changes))
+    kept_losses, kept = gradients(case, one_batch(45, **changes))
+    losses, recomputed = gradients(case, one_batch(45, gradient_checkpointing=True, **changes))
     assert losses == pytest.approx(kept_losses, rel=1e-4, abs=1e-5)
     assert_same(recomputed, kept)
     # What the forward pass puts in the layers' place is gone again.
@@ -394,7 +448,7 @@ def test_recomputed_layers_keep_only_what_goes_in(case, recompute):
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_memory_that_runs_out_leaves_loss_and_gradient_unchanged(case, critic, where, monkeypatch):
     """The allocator refuses, in the second microbatch or in the middle of its backward pass, with gradients there."""
-    whole_losses, whole = gradients(case, one_update())
+    whole_losses, whole = gradients(case, one_batch())
     forward, passes = module.forward_rows, []
 
     class Refuse(torch.autograd.Function):
@@ -420,7 +474,7 @@ def test_memory_that_runs_out_leaves_loss_and_gradient_unchanged(case, critic, w
     monkeypatch.setattr(module, "forward_rows", limited)
     budget = Budget(44, "micro_batch_tokens")
     with pytest.warns(UserWarning, match="out of memory with micro_batch_tokens 44: going on with 22"):
-        losses = update(case.learner, one_update(), case.rollouts, case.advantages, case.returns, step=0, budget=budget)
+        losses = update(case.learner, one_batch(), case.rollouts, case.advantages, case.returns, step=0, budget=budget)
     assert max(passes[1:]) > 22 >= passes[-1]
     assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
     assert_same({name: p.grad.clone() for name, p in named(case) if p.grad is not None}, whole)

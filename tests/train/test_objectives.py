@@ -12,6 +12,7 @@ from rewardlm.train.objectives import (
     importance,
     kl_k1,
     kl_k3,
+    kl_k3_loss,
     masked_mean,
     policy_loss,
     value_loss,
@@ -37,6 +38,25 @@ def test_expected_estimate_is_the_exact_kl(estimator, seed):
         for a, b in zip(p.tolist(), q.tolist(), strict=True)
     )
     assert expected == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+def test_the_k3_loss_has_the_gradient_of_the_exact_kl_whoever_drew_the_tokens(moved, seed):
+    """Summed over the vocabulary of the old policy: ∂KL(p ‖ q)/∂logits, on policy and after it has moved."""
+    start, q = distributions(seed)
+    logits = (start + moved * torch.randn(7, generator=torch.Generator().manual_seed(seed)).double()).requires_grad_()
+    p = logits.log_softmax(-1)
+    (exact,) = torch.autograd.grad((p.exp() * (p - q)).sum(), logits, retain_graph=True)
+    expected = (start.exp() * kl_k3_loss(p, start, q)).sum()
+    (found,) = torch.autograd.grad(expected, logits, retain_graph=True)
+    torch.testing.assert_close(found, exact, atol=1e-12, rtol=1e-9)
+    assert expected.item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-12)
+    # Without the ratio it is on policy the other divergence's, KL(q ‖ p).
+    (plain,) = torch.autograd.grad((p.exp().detach() * kl_k3(p, q)).sum(), logits, retain_graph=True)
+    (other,) = torch.autograd.grad((q.exp() * (q - p)).sum(), logits)
+    torch.testing.assert_close(plain, other, atol=1e-12, rtol=1e-9)
+    assert float((plain - exact).abs().max()) > 0.01
 
 
 def test_k3_is_never_negative_and_k1_is_of_either_sign():
@@ -116,14 +136,15 @@ def test_policy_loss_by_hand(ratio, advantage, loss, slope):
     assert value.item() == pytest.approx(loss)
     assert float(gradient) == pytest.approx(slope)
     assert float(sums["ratio"]) == pytest.approx(ratio)
-    assert int(sums["clipped"]) == (not 0.8 <= ratio <= 1.2)
+    # Clipped is what has left the range and has no gradient: on the other side of it one flows.
+    assert int(sums["clipped"]) == (slope == 0)
 
 
 def test_policy_loss_sums_over_tokens_times_what_each_counts():
     logprobs = torch.tensor([1.1, 0.5, 1.5]).log()
     value, sums = policy_loss(logprobs, torch.zeros(3), torch.tensor([2.0, -1.0, -1.0]), 0.2, 1 / 8)
     assert float(value) == pytest.approx((-2.2 + 0.8 + 1.5) / 8)
-    assert int(sums["clipped"]) == 2
+    assert int(sums["clipped"]) == 1  # the last has left the range too, but its gradient flows
 
 
 @pytest.mark.parametrize(

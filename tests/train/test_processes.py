@@ -131,6 +131,31 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
         torch.testing.assert_close(weights[1][key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("how", [ONE, launcher("torchrun")], ids=["one", "two"])
+def test_in_half_precision_rloos_only_update_begins_with_ratios_of_one(folder, how):
+    """What else is in a pass decides how it is rounded; the tiny model's passes are not, so that it is made up here."""
+    (folder / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('ROUND_BY_PASS'):\n"
+        "    from rewardlm.models import logprobs\n"
+        "    from rewardlm.train import learner\n"
+        "    forward = logprobs.forward_rows\n"
+        "    def rounded(causal_lm, prompts, responses, rows, **more):\n"
+        "        found = forward(causal_lm, prompts, responses, rows, **more)\n"
+        "        found.logprobs = found.logprobs + 2**-9 * (sum(len(responses[row]) for row in rows) % 7)\n"
+        "        return found\n"
+        "    logprobs.forward_rows = learner.forward_rows = rounded\n"
+    )
+    arguments = ["rlaf", "tiny", *COMMON, "--dtype", "bfloat16", "--algorithm", "rloo", "--reward", "lexical"]
+    out = f"half-{len(how)}"
+    done = run(how, [*arguments, "micro_batch_tokens=64", "--out", out], folder, ROUND_BY_PASS="1")
+    assert done.returncode == 0, done.stderr
+    lines = list(Run.open(folder / out).read("metrics"))
+    assert [line["first_ratio"] for line in lines] == [1, 1, 1]
+    assert [line["clip_fraction"] for line in lines] == [0, 0, 0]
+    assert all(line["kl"] != 0 for line in lines[1:])
+
+
 def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
     """RL from a fine-tuned adapter, which is the reference; killed once, and then finished by one process alone."""
     begun = run(ONE, ["finetune", "tiny", "--limit", "16", "--device", "cpu", "--out", "start"], folder)

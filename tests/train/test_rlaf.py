@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -390,25 +391,60 @@ def test_prompts_are_drawn_in_whole_epochs():
     drawn = [i for step in range(7) for i in rlaf._draw_prompts(5, 3, 0, step)]
     for epoch in range(4):
         assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
-    assert drawn[:5] != drawn[5:10] or drawn[5:10] != drawn[10:15]
     assert rlaf._draw_prompts(5, 3, 0, 4) == drawn[12:15]
     assert len(rlaf._draw_prompts(2, 7, 0, 0)) == 7
+
+
+def test_every_epoch_and_every_seed_draw_the_prompts_in_another_order():
+    orders = [tuple(rlaf._draw_prompts(40, 40, seed, epoch)) for seed in range(3) for epoch in range(4)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len({*orders, tuple(range(40))}) == 13
 
 
 # What a user may choose ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("penalty", ["k1", "k3", "full"])
-def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path, penalty):
+def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path, penalty, monkeypatch):
+    """The last step's, against plain forward passes of the model that answered and of the base, token by token."""
+    seen = {}
+    update = rlaf.update
+
+    def noted(found, chosen, rollouts, *more):
+        seen.update(rollouts=rollouts, adapter=[p.detach().clone() for p in adapter_parameters(found.policy.model)])
+        return update(found, chosen, rollouts, *more)
+
+    monkeypatch.setattr(rlaf, "update", noted)
     chosen = settings(kl={"penalty": penalty, "coef": 0.1}, learning_rate=1e-2, steps=3, batch_size=32)
-    lines = metrics(train(chosen, tmp_path / "run"))
+    run = train(chosen, tmp_path / "run")
+    lines, rollouts = metrics(run), seen["rollouts"]
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert lines[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
     assert lines[0]["kl_full"] == pytest.approx(0, abs=1e-4)
-    # Three estimates of one divergence: two from samples, one exact in the next token.
-    assert lines[-1]["kl_full"] > 0.05
-    assert lines[-1]["kl_k3"] == pytest.approx(lines[-1]["kl_full"], rel=0.5)
     assert ("kl_loss" in lines[-1]) == (penalty != "k1")
+
+    policy, base = load_policy(ModelSettings(**TINY)), load_policy(ModelSettings(**TINY)).causal_lm
+    load_adapter(policy, run.path / "adapter")
+    k1, k3, full = [], [], []
+    with torch.no_grad():
+        for parameter, weights in zip(adapter_parameters(policy.model), seen["adapter"], strict=True):
+            parameter.copy_(weights)
+        for prompt, response in zip(rollouts.prompts, rollouts.responses, strict=True):
+            ids, at = torch.tensor([[*prompt, *response]]), slice(len(prompt) - 1, -1)
+            p = policy.causal_lm(input_ids=ids).logits[0, at].double().log_softmax(-1)
+            q = base(input_ids=ids).logits[0, at].double().log_softmax(-1)
+            drawn = (p - q)[range(len(response)), response]
+            k1.append(float(drawn.sum()))
+            k3.append(float(((-drawn).exp() - 1 + drawn).sum()))
+            full.append(float((p.exp() * (p - q)).sum()))
+    assert lines[-1]["kl"] == pytest.approx(fmean(k1), rel=1e-3, abs=1e-4)
+    assert lines[-1]["kl_k3"] == pytest.approx(fmean(k3), rel=1e-3)
+    assert lines[-1]["kl_full"] == pytest.approx(fmean(full), rel=1e-3)
+    assert fmean(full) > 0.05
+    # All three estimate one divergence: two from what was drawn, one exactly at each of its tokens.
+    for drawn in (k1, k3):
+        gaps = [one - exact for one, exact in zip(drawn, full, strict=True)]
+        assert abs(fmean(gaps)) < 4 * stdev(gaps) / math.sqrt(len(gaps))
 
 
 def test_a_kl_loss_holds_the_policy_back(tmp_path):
@@ -479,6 +515,8 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     run = train(settings(steps=2), tmp_path / "run")
     meta = json.loads((run.path / "run.json").read_text())
+    assert meta["settings"]["kl"]["penalty"] == "k1"
+    meta["settings"]["value_coef"] = 0.5  # there was one, and it changed nothing
     for name in ("critic", "loss_type", "ratio", "importance_cap", "witness", "trackers"):
         del meta["settings"][name]
     del (
@@ -491,6 +529,35 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     assert [line["step"] for line in metrics(gone_on)] == [1, 2, 3]
     with pytest.raises(RunError, match="made with other settings"):
         train(settings(steps=4, rewards={"weights": {"starter": 2.0}}), run.path)
+
+
+@pytest.mark.parametrize("recorded", ["k1", None])
+@pytest.mark.parametrize(("algorithm", "kept"), [("dr_grpo", True), ("grpo", True), ("rloo", False)])
+def test_a_run_from_before_keeps_the_penalty_that_was_every_algorithms_default(tmp_path, recorded, algorithm, kept):
+    """k1 was; runs older still did not record it."""
+    run = train(settings(steps=1, algorithm=algorithm, kl={"penalty": "k1"}), tmp_path / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    if recorded is None:
+        del meta["settings"]["kl"]["penalty"]
+    (run.path / "run.json").write_text(json.dumps(meta))
+    said: list[str] = []
+    gone_on = train(settings(steps=2, algorithm=algorithm), run.path, say=said.append)
+    assert [line["step"] for line in metrics(gone_on)] == [1, 2]
+    assert "kl_loss" not in metrics(gone_on)[-1]
+    assert gone_on.meta["settings"]["kl"]["penalty"] == "k1"
+    assert any("kl.penalty stays k1" in text for text in said) == kept
+    with pytest.raises(RunError, match=r"kl\.penalty was 'k1', now 'k3'"):
+        train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k3"}), run.path)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+def test_a_run_of_today_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
+    run = train(settings(steps=1, algorithm=algorithm), tmp_path / "run")
+    assert run.meta["settings"]["kl"]["penalty"] == "k3"
+    gone_on = train(settings(steps=2, algorithm=algorithm), run.path)
+    assert all("kl_loss" in line for line in metrics(gone_on))
+    with pytest.raises(RunError, match=r"kl\.penalty was 'k3', now 'k1'"):
+        train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k1"}), run.path)
 
 
 @pytest.mark.parametrize(
@@ -597,8 +664,14 @@ def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tm
         "    return [0.2 if i < 4 else 0.7 for i in range(len(texts))]\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(UserWarning, match="constant reward: within every group all answers got the same"):
+    said = "constant reward: within every group all answers got the same"
+    with pytest.warns(UserWarning, match=f"{said}: the reward teaches nothing in this step, only the KL penalty pulls"):
         train(settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1), tmp_path / "run")
+    with pytest.warns(UserWarning, match=f"{said}, so nothing is learnt from this step"):
+        run = train(
+            settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1, kl={"coef": 0.0}), tmp_path / "free"
+        )
+    assert all(not bool(tensor.any()) for name, tensor in adapter(run.path).items() if "lora_B" in name)
 
 
 def test_in_half_precision_answers_are_scored_in_the_passes_that_learn_from_them(tmp_path, judges, monkeypatch):

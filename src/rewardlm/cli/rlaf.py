@@ -40,7 +40,7 @@ def rlaf(
     kl_coef: Annotated[float | None, typer.Option("--kl-coef", help="Weight of the KL to the reference.")] = None,
     kl_target: Annotated[float | None, typer.Option("--kl-target", help="Nats an answer; adapts the weight.")] = None,
     kl_penalty: Annotated[
-        str | None, typer.Option("--kl-penalty", metavar="k1|k3|full", help="In the reward, or as a loss.")
+        str | None, typer.Option("--kl-penalty", metavar="k1|k3|full", help="In the reward (k1) or a loss.")
     ] = None,
     lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapter.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,

@@ -46,7 +46,7 @@ _CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Clipped share",
         ("clip_fraction",),
-        "Share of tokens at the limit of the trust region; high means too large steps.",
+        "Share of ratios beyond clip_range that teach nothing any more; high means too large steps.",
     ),
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),

@@ -25,7 +25,8 @@ class Feedback:
 
     ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal
     for answers to the same prompt; ``values`` Float[B, R], None without a critic; ``kl_coef``, ``gamma`` and
-    ``gae_lambda`` numbers. ``kl_coef`` is 0 where the KL penalty is a loss of its own.
+    ``gae_lambda`` numbers. ``kl_coef`` is 0 where the KL penalty is a loss of its own; with ``kl.penalty`` k1 it is the
+    estimator that takes the KL off. Of an answer without text ``rewards`` and ``kl`` are the worst of the batch.
     """
 
     rewards: Tensor
@@ -39,6 +40,20 @@ class Feedback:
 
 
 Estimator = Callable[[Feedback], tuple[Tensor, Tensor | None]]
+
+
+def charge_silence(kl: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
+    """``kl`` Float[B, R] with that of an ``empty`` answer (Bool[B], without text) raised to the highest of the others.
+
+    The rest of it is charged at the last token. One token leaves the reference by less than thirty do, and where the KL
+    is part of the reward, that would pay. With the lowest reward and the highest KL of the batch silence is no better
+    than any other answer, whatever the estimator makes of the two.
+    """
+    total = real(kl, mask).sum(1)
+    if bool(empty.all()):
+        return kl
+    missing = (total[~empty].max() - total).clamp(min=0) * empty
+    return token_rewards(missing, kl, mask, -1.0)
 
 
 def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -77,38 +92,44 @@ def ppo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
 
 def group_normalised(scores: Tensor, group: Tensor) -> Tensor:
     """(score - group mean) / (group standard deviation + 1e-4), Float[B] (Shao et al. 2024, section 4.1.2)."""
-    centred = scores - _group_mean(scores, group)
-    size = _group_mean(torch.ones_like(scores), group, total=True)
-    variance = _group_mean(centred.square(), group, total=True) / (size - 1).clamp(min=1)
+    centred = group_centred(scores, group)
+    size = _group_total(torch.ones_like(scores), group)
+    variance = _group_total(centred.square(), group) / (size - 1).clamp(min=1)
     return centred / (variance.sqrt() + 1e-4)
 
 
 def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     """score - mean of the others in its group, Float[B] (Ahmadian et al. 2024, equation 9); 0 in a group of one."""
-    size = _group_mean(torch.ones_like(scores), group, total=True)
-    total = _group_mean(scores, group, total=True)
-    others = (total - scores) / (size - 1).clamp(min=1)
-    return torch.where(size > 1, scores - others, torch.zeros_like(scores))
+    # score - (total - score) / (n - 1) = n / (n - 1) · (score - mean), which is exactly 0 where all scores are equal.
+    size = _group_total(torch.ones_like(scores), group)
+    return group_centred(scores, group) * size / (size - 1).clamp(min=1)
 
 
 def group_centred(scores: Tensor, group: Tensor) -> Tensor:
     """score - group mean, Float[B]: without the division, which favours groups that agree (Liu et al. 2025)."""
-    return scores - _group_mean(scores, group)
+    mean = _group_total(scores.double(), group) / _group_total(torch.ones_like(scores), group)
+    # In float64, where the mean of equal float32 numbers is that number: Adam would make a full step of the rounding.
+    return (scores - mean).to(scores.dtype)
 
 
 def grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
-    """Group-normalised reward less the answer's KL penalty, the same for every token of an answer."""
-    return _spread(group_normalised(_penalised(feedback), feedback.group), feedback.mask), None
+    """Group-normalised reward less the answer's leave-one-out KL penalty, the same for every token of an answer.
+
+    The penalty is not part of what is divided by the deviation: in a group whose rewards are nearly equal it would be
+    all of it, at any coefficient. So it weighs what it does as a loss of its own.
+    """
+    advantages = group_normalised(feedback.rewards, feedback.group) - leave_one_out(_penalty(feedback), feedback.group)
+    return _spread(advantages, feedback.mask), None
 
 
 def dr_grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     """As ``grpo``, without division by the group's standard deviation."""
-    return _spread(group_centred(_penalised(feedback), feedback.group), feedback.mask), None
+    return _spread(group_centred(feedback.rewards - _penalty(feedback), feedback.group), feedback.mask), None
 
 
 def rloo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     """Leave-one-out reward less the answer's KL penalty, the same for every token of an answer."""
-    return _spread(leave_one_out(_penalised(feedback), feedback.group), feedback.mask), None
+    return _spread(leave_one_out(feedback.rewards - _penalty(feedback), feedback.group), feedback.mask), None
 
 
 ESTIMATORS: dict[str, Estimator] = {"ppo": ppo, "grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
@@ -167,19 +188,16 @@ def estimate(estimator: Estimator, feedback: Feedback, *, per_answer: bool = Fal
     return given, checked[1]
 
 
-def _penalised(feedback: Feedback) -> Tensor:
-    return feedback.rewards - feedback.kl_coef * real(feedback.kl, feedback.mask).sum(1)
+def _penalty(feedback: Feedback) -> Tensor:
+    """Float[B]: what each answer's KL costs."""
+    return feedback.kl_coef * real(feedback.kl, feedback.mask).sum(1)
 
 
 def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
     return advantages[:, None] * mask
 
 
-def _group_mean(scores: Tensor, group: Tensor, *, total: bool = False) -> Tensor:
-    """Of each answer's group: mean (or total) of ``scores``, Float[B]."""
+def _group_total(scores: Tensor, group: Tensor) -> Tensor:
+    """Of each answer's group the sum of ``scores``, Float[B]."""
     _, index = torch.unique(group, return_inverse=True)
-    sums = scores.new_zeros(int(index.max()) + 1).index_add(0, index, scores)
-    if total:
-        return sums[index]
-    sizes = scores.new_zeros(len(sums)).index_add(0, index, torch.ones_like(scores))
-    return (sums / sizes)[index]
+    return scores.new_zeros(int(index.max()) + 1).index_add(0, index, scores)[index]

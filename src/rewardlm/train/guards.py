@@ -49,11 +49,18 @@ def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt
 
 
 def doubts_about(
-    rollouts: Rollouts, kl: float, prompts: Sequence[str], before: Sequence[Mapping[str, Any]]
+    rollouts: Rollouts,
+    kl: float,
+    prompts: Sequence[str],
+    before: Sequence[Mapping[str, Any]],
+    *,
+    compares_answers: bool = False,
+    kl_coef: float = 0.0,
 ) -> dict[Doubt, str]:
     """What looks wrong although every number is finite, by name; ``prompts`` are those of ``rollouts``, row by row.
 
-    ``before`` are the metrics of earlier steps, oldest first.
+    ``before`` are the metrics of earlier steps, oldest first. ``compares_answers``: whether an answer is judged by the
+    others to its prompt alone; ``kl_coef`` is what a nat of KL costs in this step.
     """
     found: dict[Doubt, str] = {}
     texts, n = rollouts.texts, len(rollouts.texts)
@@ -63,7 +70,13 @@ def doubts_about(
     if n > 1 and bool((rewards == rewards[0]).all()):
         found["constant_reward"] = f"constant reward: all {n} answers got {float(rewards[0]):.3f}"
     elif groups_without_spread(rollouts) == 1.0:
-        found["constant_reward"] = "constant reward: within every group all answers got the same, so nothing is learnt"
+        found["constant_reward"] = "constant reward: within every group all answers got the same"
+        if compares_answers:
+            found["constant_reward"] += (
+                ": the reward teaches nothing in this step, only the KL penalty pulls"
+                if kl_coef
+                else ", so nothing is learnt from this step"
+            )
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
         found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
@@ -113,12 +126,12 @@ def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[st
 def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
     """Half precision rounds every token's ratio a little, and an answer's whole ratio multiplies them all."""
     last = [record["clip_fraction"] for record in before[-WINDOW:] if "clip_fraction" in record]
-    if len(last) < WINDOW or fmean(last) <= 0.5:
+    if len(last) < WINDOW or fmean(last) <= 0.25:
         return {}
     return {
         "clipped": (
-            f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps lay outside clip_range, where they "
-            "teach nothing: minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
+            f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps were clipped and taught nothing: "
+            "minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
         )
     }
 

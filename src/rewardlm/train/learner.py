@@ -32,7 +32,7 @@ from rewardlm.models.lora import (
 )
 from rewardlm.models.processes import Processes
 from rewardlm.models.sharding import in_step
-from rewardlm.train.objectives import answer_weights, importance, kl_k3, policy_loss, value_loss
+from rewardlm.train.objectives import answer_weights, importance, kl_k3_loss, policy_loss, value_loss
 from rewardlm.train.rollouts import Answer, Draft, Rollouts
 from rewardlm.train.value import ValueHead
 
@@ -91,7 +91,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("lora_" in name and not is_of_adapter(name, REFERENCE))
-    if settings.kl.penalty == "full" and not head_is_shared(policy):
+    if settings.kl_penalty == "full" and not head_is_shared(policy):
         raise ConfigError(
             "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "
             "take it out of lora.targets, or use kl.penalty=k3"
@@ -102,7 +102,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
         value_head = ValueHead(policy.causal_lm.get_input_embeddings().weight.shape[1]).to(policy.device)
         groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
     if own_critic:
-        groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.learning_rate})
+        groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.value_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
     return Learner(policy, value_head, optimizer, KlController(settings.kl), own_critic)
 
@@ -156,7 +156,7 @@ def weigh(
                 prompts,
                 responses,
                 kl_from=hidden if head_is_shared(policy) else None,
-                keep_hidden=settings.kl.penalty == "full",
+                keep_hidden=settings.kl_penalty == "full",
                 groups=groups if policy.rounds else None,
             )
             referred = budget.run(refer, least=longest)
@@ -208,8 +208,8 @@ def update(
     """``ppo_epochs`` passes in ``minibatches`` pieces, one optimizer step each.
 
     A minibatch is shared out between the processes, and each share is cut into microbatches of ``budget``; every token
-    counts what the whole minibatch says, so smaller microbatches change nothing. Raises TrainingError for a gradient
-    that is not finite or reaches no adapter.
+    counts what the whole minibatch says, so smaller microbatches change nothing. With one update a step every ratio is
+    exactly 1. Raises TrainingError for a gradient that is not finite or reaches no adapter.
     """
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
@@ -251,7 +251,7 @@ def update(
     result = {name: total / updates for name, total in totals.items()}
     if learner.value_head is None:
         del result["value_loss"]
-    if settings.kl.penalty == "k1":
+    if settings.kl_penalty == "k1":
         del result["kl_loss"]
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
@@ -309,7 +309,7 @@ def _backward(
     policy, device = learner.policy, learner.policy.device
     mask = rollouts.response_mask[rows]
     sizes = mask.sum(1).tolist()
-    penalty = settings.kl.penalty
+    penalty = settings.kl_penalty
 
     def flat(values: Tensor) -> Tensor:
         return values[rows][mask].to(device)
@@ -324,9 +324,12 @@ def _backward(
         kl_to=rollouts.ref_hidden if penalty == "full" else None,
         recompute=settings.gradient_checkpointing,
     )
+    # The step's only update learns from the policy as it is: its own pass is the old one, without another's rounding.
+    only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
+    old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
     loss, counts = policy_loss(
         stats.logprobs,
-        flat(rollouts.logprobs),
+        old_logprobs,
         flat(advantages),
         settings.clip_range,
         weights,
@@ -334,7 +337,7 @@ def _backward(
     )
     found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
     if penalty != "k1":
-        kl = kl_k3(stats.logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
+        kl = kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
         assert kl is not None
         kl_loss = (kl * weights).sum()
         found["kl_loss"] = float(kl_loss.detach())
@@ -350,7 +353,7 @@ def _backward(
         values = learner.value_head(hidden, detach=not learner.own_critic)
         value = value_loss(values, flat(rollouts.values), flat(returns), settings.value_clip_range, n_tokens)
         found["value_loss"] = float(value.detach())
-        return settings.value_coef * value
+        return value
 
     if not learner.own_critic:
         (loss + critic_loss(stats.hidden)).backward()  # type: ignore[no-untyped-call]

@@ -25,6 +25,16 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
+def kl_k3_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """k3 times the ratio p / p_old, any shape: a loss whose expected gradient over tokens drawn from p_old is that of
+    KL(p ‖ q) (DeepSeek-AI 2025, DeepSeek-V3.2).
+
+    k3 alone has the right mean and the wrong gradient: its derivative, 1 - q / p, doesn't know that p draws the tokens
+    too, and is on average that of KL(q ‖ p).
+    """
+    return torch.exp(logprobs - old_logprobs) * kl_k3(logprobs, ref_logprobs)
+
+
 def real(values: Tensor, mask: Tensor) -> Tensor:
     """``values`` where ``mask`` is True, 0 elsewhere. A product would let NaN through."""
     return torch.where(mask.bool(), values, torch.zeros_like(values))
@@ -103,8 +113,9 @@ def policy_loss(
 
     All inputs Float[N], one answer after the other. With ``lengths`` (of each answer, in tokens; their sum is N) the
     ratio is that of whole answers, as in RLOO (Ahmadian et al. 2024), and the sum is over answers; advantage and
-    weight are those of an answer's first token. Returns the loss and sums: how many ratios were clipped, the ratios
-    themselves, and how many there are.
+    weight are those of an answer's first token. Returns the loss and sums: how many ratios were clipped (above
+    1 + clip_range under a positive advantage, below 1 - clip_range under a negative one: no gradient flows there, and
+    on the other side it does), the ratios themselves, and how many there are.
     """
     log_ratio = logprobs - old_logprobs
     if lengths is not None:
@@ -116,8 +127,8 @@ def policy_loss(
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     with torch.no_grad():
-        outside = ((ratio - 1).abs() > clip_range).sum()
-    counts = {"clipped": outside, "ratio": ratio.detach().sum(), "n": torch.tensor(len(ratio))}
+        above, below = (ratio > 1 + clip_range) & (advantages > 0), (ratio < 1 - clip_range) & (advantages < 0)
+    counts = {"clipped": (above | below).sum(), "ratio": ratio.detach().sum(), "n": torch.tensor(len(ratio))}
     return (losses * weights).sum(), counts
 
 

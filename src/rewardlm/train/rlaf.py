@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import RlafSettings, TermSettings, how_asked
+from rewardlm.config import RlafSettings, TermSettings, flatten, how_asked
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
@@ -36,7 +36,7 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, rewards_of
 from rewardlm.scoring.scorer import cuts, load_scorer
-from rewardlm.train.advantages import Feedback, estimate, load_estimator
+from rewardlm.train.advantages import Feedback, charge_silence, estimate, load_estimator
 from rewardlm.train.checkpoints import (
     VALUE_HEAD,
     Checkpoint,
@@ -72,6 +72,8 @@ FREE_SETTINGS = (
     "witness",
     "shard",
 )
+# What older versions recorded of a run, and what never made a difference.
+GONE_SETTINGS = ("value_coef",)
 # What runs begun by older versions did before there was a choice.
 OLDER_RUNS = {
     "loss_type": "bnpo",
@@ -108,6 +110,7 @@ def train(
 def _train(
     settings: RlafSettings, out: Path, processes: Processes, report: Report | None, say: Callable[[str], None]
 ) -> Run:
+    settings = processes.first(lambda: _as_begun(settings, out, say))
     run = processes.first(lambda: _start(settings, out))
     done = sum(1 for _ in run.read("metrics"))
     if run.finished and done >= settings.steps:
@@ -231,20 +234,28 @@ def _train(
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
                 weights_of_draw = corrections(settings, rollouts)
                 kl_per_answer = _per_answer(kl, rollouts, weights_of_draw)
-                doubts = doubts_about(rollouts, kl_per_answer, [questions[row] for row in kept], history)
+                doubts = doubts_about(
+                    rollouts,
+                    kl_per_answer,
+                    [questions[row] for row in kept],
+                    history,
+                    compares_answers=settings.compares_answers,
+                    kl_coef=learner.kl.coef,
+                )
                 check_limits(step, kl_per_answer, rollouts, doubts, settings)
                 last_good.remember(step)
 
-                # 8. Advantages.
+                # 8. Advantages. Silence is the batch's worst answer in both that they are made of.
+                silent = torch.tensor([judged.empty[row] for row in kept])
                 advantages, returns = estimate(
                     estimator,
                     Feedback(
                         rewards=rollouts.rewards,
-                        kl=kl,
+                        kl=charge_silence(kl, rollouts.response_mask, silent),
                         mask=rollouts.response_mask,
                         group=rollouts.group,
                         values=rollouts.values,
-                        kl_coef=learner.kl.coef if settings.kl.penalty == "k1" else 0.0,
+                        kl_coef=learner.kl.coef if settings.kl_penalty == "k1" else 0.0,
                         gamma=settings.gamma,
                         gae_lambda=settings.gae_lambda,
                     ),
@@ -313,6 +324,18 @@ def _train(
     return Run.open(run.path)
 
 
+def _as_begun(settings: RlafSettings, out: Path, say: Callable[[str], None]) -> RlafSettings:
+    """Where ``kl.penalty`` is left open, the k1 of a run that was begun when that was every algorithm's default."""
+    if settings.kl.penalty is not None or not (out / "run.json").exists():
+        return settings
+    meta = Run.open(out).meta
+    begun = flatten(meta["settings"]).get("kl.penalty", OLDER_RUNS["kl.penalty"])
+    if meta["kind"] != "rlaf" or begun != "k1" or settings.kl_penalty == "k1":
+        return settings
+    say(f"kl.penalty stays k1, with which this run began; {settings.algorithm}'s default is {settings.kl_penalty} now")
+    return settings.model_copy(update={"kl": settings.kl.model_copy(update={"penalty": begun})})
+
+
 def _start(settings: RlafSettings, out: Path) -> Run:
     recorded = settings.resolved().model_dump(mode="json")
     run = Run.start(
@@ -320,7 +343,7 @@ def _start(settings: RlafSettings, out: Path) -> Run:
         kind="rlaf",
         label="RL",
         settings=recorded,
-        free=(*FREE_SETTINGS, *how_asked(recorded)),
+        free=(*FREE_SETTINGS, *GONE_SETTINGS, *how_asked(recorded)),
         added=("services", "quantisation"),
         filled={**OLDER_RUNS, "critic": "trunk" if settings.algorithm == "ppo" else None},
     )
