@@ -35,6 +35,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Part = Literal["all", "train", "measure"]
 
 
+# How long an answer may be, in tokens, where nobody says: most of a fine-tuned model's end before. docs/measuring.md.
+MAX_NEW_TOKENS = 128
+
 # What a step of RL may look like where training goes wrong although every number is finite; see train.guards.
 Doubt = Literal[
     "negative_kl",
@@ -363,7 +366,7 @@ class MeasureSettings(ModelSettings):
     scorer: Names = ["starter", "lexical"]
     label: str | None = None
     samples: int = Field(1, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     engine: Literal["local", "openai", "ray"] = "local"
     url: ServiceUrl | None = None
     server: ServerSettings = ServerSettings()
@@ -406,7 +409,7 @@ MEASURE_PRESETS: dict[str, dict[str, Any]] = {
     # Whole answers of a chat model.
     "chat": {"samples": 4, "max_new_tokens": 128, "generation": {"temperature": 1.0, "top_p": 1.0}},
     # A first look, in minutes.
-    "quick": {"samples": 1, "max_new_tokens": 32, "limit": 200},
+    "quick": {"samples": 1, "max_new_tokens": 128, "limit": 200},
 }
 
 
@@ -441,8 +444,8 @@ class ScoreSettings(Section):
 class ImportSettings(Section):
     """``rewardlm import``: what the model is called, and which column holds what.
 
-    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id`` and ``scores.NAME``; see
-    ``import_table``.
+    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id``, ``finish`` and
+    ``scores.NAME``; see ``import_table``.
     Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
     ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
@@ -630,7 +633,7 @@ class RlafSettings(TrainingSettings):
     steps: int = Field(20, ge=1)
     batch_size: int = Field(32, ge=1)
     samples: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     ppo_epochs: int = Field(2, ge=1)
     minibatches: int = Field(2, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
@@ -870,7 +873,7 @@ class StageMeasure(Section):
     limit: int | None = None
     scorer: Names = ["starter", "lexical"]
     samples: int = 1
-    max_new_tokens: int = 32
+    max_new_tokens: int = MAX_NEW_TOKENS
     batch_tokens: int = 8192
     toxic_by: str | None = None
     similarity: bool = True

@@ -12,8 +12,10 @@ from letters import write_letters
 from safetensors.torch import load_file
 from trl.rewards import get_soft_overlong_punishment
 
+from launched import ONE, launcher, run
 from rewardlm.config import RewardSettings, RlafSettings, validate
 from rewardlm.errors import ConfigError, RunError, TrainingError
+from rewardlm.runs import Run
 from rewardlm.train import learner, rlaf
 from rewardlm.train.advantages import ESTIMATORS, Feedback
 from rewardlm.train.rewards import Ending, Judged, RewardModel, soft_overlong
@@ -284,3 +286,37 @@ def test_a_run_from_before_these_settings_goes_on(letters, tmp_path):
     for changes in ({"mask_truncated_completions": True}, {"rewards": {"missing_eos_penalty": 1.0}}):
         with pytest.raises(RunError, match=r"mask_truncated_completions|missing_eos_penalty"):
             train(settings(letters, steps=3, **changes), tmp_path / "run")
+
+
+def test_two_processes_leave_out_the_same_answers_as_one(letters, tmp_path):
+    """Few answers that ended, so that a process may have none of a minibatch's."""
+    arguments = ["rlaf", str(letters), "--prompts", "prompts.txt", "--reward", "letters_judge:few_a"]
+    arguments += [
+        "--steps",
+        "2",
+        "--batch-size",
+        "12",
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    arguments += ["--witness", "none", "--algorithm", "grpo", "mask_truncated_completions=true", "minibatches=3"]
+    arguments += ["rewards.missing_eos_penalty=0.5", "rewards.overlong.penalty=0.5", "learning_rate=0.005"]
+    found = []
+    for how, out in ((ONE, "one"), (launcher("torchrun"), "two")):
+        done = run(how, [*arguments, "--out", out], tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(Run.open(tmp_path / out))
+    alone, together = (list(training.read("metrics")) for training in found)
+    assert all(0 < line["truncated_fraction"] < 1 for line in alone)
+    for mine, theirs in zip(alone, together, strict=True):
+        assert theirs["updates"] == mine["updates"]
+        for number in ("truncated_fraction", "length_penalty", "reward_mean", "policy_loss", "grad_norm"):
+            assert theirs[number] == pytest.approx(mine[number], rel=2e-3, abs=2e-4), (mine["step"], number)
+    weights = [load_file(str(training.path / "adapter" / "adapter_model.safetensors")) for training in found]
+    assert any(bool(tensor.any()) for name, tensor in weights[0].items() if "lora_B" in name)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=0)
