@@ -54,7 +54,7 @@ judge-pairs: setup
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
-MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 64 --scorer lexical,lexical2,starter
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer lexical,lexical2,starter
 ALGORITHM ?= ppo
 FROM ?=
 # An answer's ratio lasts one update: one a step, and larger.

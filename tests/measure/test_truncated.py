@@ -141,7 +141,7 @@ def test_a_column_of_that_name_that_means_something_else_is_left_out_and_said(tm
         "column 'finish' is left out: it holds 'matt', where stop (ended by itself), length (cut off) or nothing is "
         "known"
     ]
-    with pytest.raises(DataError, match=r"line 3: column 'finish' must be stop, length or nothing, got 'matt'"):
+    with pytest.raises(DataError, match=r"line 3: finish is 'matt': expected stop, length or nothing"):
         import_table(path, tmp_path / "asked", label="PT", mapping={"finish": "finish"})
 
 

@@ -291,27 +291,18 @@ def test_a_run_from_before_these_settings_goes_on(letters, tmp_path):
 def test_two_processes_leave_out_the_same_answers_as_one(letters, tmp_path):
     """Few answers that ended, so that a process may have none of a minibatch's."""
     arguments = ["rlaf", str(letters), "--prompts", "prompts.txt", "--reward", "letters_judge:few_a"]
-    arguments += [
-        "--steps",
-        "2",
-        "--batch-size",
-        "12",
-        "--max-new-tokens",
-        "4",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
+    arguments += ["--steps", "2", "--batch-size", "12", "--max-new-tokens", "6"]
+    arguments += ["--device", "cpu", "--dtype", "float32"]
     arguments += ["--witness", "none", "--algorithm", "grpo", "mask_truncated_completions=true", "minibatches=3"]
-    arguments += ["rewards.missing_eos_penalty=0.5", "rewards.overlong.penalty=0.5", "learning_rate=0.005"]
+    arguments += ["rewards.missing_eos_penalty=0.5", "rewards.overlong.penalty=0.5", "learning_rate=0.001"]
     found = []
     for how, out in ((ONE, "one"), (launcher("torchrun"), "two")):
         done = run(how, [*arguments, "--out", out], tmp_path)
         assert done.returncode == 0, done.stderr
         found.append(Run.open(tmp_path / out))
     alone, together = (list(training.read("metrics")) for training in found)
-    assert all(0 < line["truncated_fraction"] < 1 for line in alone)
+    shares = [line["truncated_fraction"] for line in alone]
+    assert all(0 < share < 1 for share in shares), shares
     for mine, theirs in zip(alone, together, strict=True):
         assert theirs["updates"] == mine["updates"]
         for number in ("truncated_fraction", "length_penalty", "reward_mean", "policy_loss", "grad_norm"):

@@ -124,8 +124,8 @@ def _truncated(entry: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tupl
     yield (
         "truncated",
         f"{after:.1%} of the answers were cut off before their end, {before:.1%} of {baseline['label']}'s "
-        f"({change['delta']:+.3f} [{low:+.3f}, {high:+.3f}]): answers that end and answers that don't are compared; "
-        "raise --max-new-tokens until few are cut off",
+        f"({change['delta']:+.3f} [{low:+.3f}, {high:+.3f}]): more whole answers of one model than of the other "
+        "were judged; measure both with a longer --max-new-tokens",
     )
 
 

@@ -186,7 +186,7 @@ def as_finish(where: str, column: str, cell: object) -> Finish | None:
     try:
         return known[cell]
     except (KeyError, TypeError):
-        raise DataError(f"{where}: column {column!r} must be stop, length or nothing, got {cell!r}") from None
+        raise DataError(f"{where}: {column} is {cell!r}: expected stop, length or nothing") from None
 
 
 def score_record(generation_id: str, field: str, value: float | None, reason: str) -> Score:
