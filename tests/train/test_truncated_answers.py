@@ -178,6 +178,26 @@ def test_silence_is_no_way_round_a_penalty_for_length(changes, algorithm, empty)
     assert float(advantages[3, 0]) < 0
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "dr_grpo", "rloo"])
+def test_silence_does_not_pay_where_all_others_are_left_out_of_the_loss(algorithm):
+    """The others still say what an answer is worth: else the empty one would be the mean of those that are learnt."""
+    endings = [Ending(6, "length"), Ending(6, "length"), Ending(6, "length"), Ending(1, "stop")]
+    found = judged([0.01, 0.02, 0.03, -1], endings)
+    advantages, _ = ESTIMATORS[algorithm](
+        Feedback(
+            rewards=torch.tensor(found.rewards),
+            kl=torch.zeros(4, 6),
+            mask=length_mask([[0] * ending.n_tokens for ending in endings]),
+            group=torch.zeros(4, dtype=torch.long),
+            values=torch.zeros(4, 6) if algorithm == "ppo" else None,
+            kl_coef=0.2,
+            gamma=1.0,
+            gae_lambda=1.0,
+        )
+    )
+    assert float(advantages[3, 0]) < 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
