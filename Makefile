@@ -15,7 +15,7 @@ help:
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
-	@echo "make prove-rlaf     RL against one judge, measured by two others; half an hour (ALGORITHM=, FROM=)"
+	@echo "make prove-rlaf     RL against one judge, measured by two others; about an hour (ALGORITHM=, FROM=)"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
@@ -54,7 +54,7 @@ judge-pairs: setup
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
-MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 32 --scorer lexical,lexical2,starter
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer lexical,lexical2,starter
 ALGORITHM ?= ppo
 FROM ?=
 # An answer's ratio lasts one update: one a step, and larger.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rewardlm.config import (
+    MEASURE_PRESETS,
     ExperimentSettings,
     FinetuneSettings,
     ImportSettings,
@@ -16,6 +17,7 @@ from rewardlm.config import (
     MeasureSettings,
     RlafSettings,
     ScoreSettings,
+    StageMeasure,
     build,
     split_names,
 )
@@ -312,3 +314,17 @@ def test_interprets_one_judge_is_a_name_and_no_list() -> None:
     """``interpret --scorer lexical`` was refused: "should be a valid string, got ['lexical']"."""
     assert InterpretSettings(scorer="lexical").scorer == "lexical"
     assert MeasureSettings(model="tiny", scorer="lexical").scorer == ["lexical"]
+
+
+def test_an_experiments_measurement_has_the_defaults_of_the_command():
+    command = MeasureSettings.model_fields
+    for name, field in StageMeasure.model_fields.items():
+        assert field.get_default() == command[name].get_default(), name
+
+
+def test_what_is_trained_by_default_is_as_long_as_what_is_measured():
+    defaults = {kind.model_fields["max_new_tokens"].get_default() for kind in (MeasureSettings, RlafSettings)}
+    assert defaults == {128}
+    # Whole answers in every preset but the one whose protocol is 20 tokens.
+    presets = {name: preset["max_new_tokens"] for name, preset in MEASURE_PRESETS.items()}
+    assert presets == {"rtp-paper": 20, "chat": 128, "quick": 128}

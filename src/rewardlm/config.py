@@ -35,6 +35,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Part = Literal["all", "train", "measure"]
 
 
+# How long an answer may be, in tokens, where nobody says: most of a fine-tuned model's end before. docs/measuring.md.
+MAX_NEW_TOKENS = 128
+
 # What a step of RL may look like where training goes wrong although every number is finite; see train.guards.
 Doubt = Literal[
     "negative_kl",
@@ -45,6 +48,7 @@ Doubt = Literal[
     "short_answers",
     "same_answer",
     "clipped",
+    "truncated",
     "reward_hacking",
     "witness_failed",
 ]
@@ -364,7 +368,7 @@ class MeasureSettings(ModelSettings):
     scorer: Names = ["starter", "lexical"]
     label: str | None = None
     samples: int = Field(1, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     engine: Literal["local", "openai", "ray"] = "local"
     url: ServiceUrl | None = None
     server: ServerSettings = ServerSettings()
@@ -407,7 +411,7 @@ MEASURE_PRESETS: dict[str, dict[str, Any]] = {
     # Whole answers of a chat model.
     "chat": {"samples": 4, "max_new_tokens": 128, "generation": {"temperature": 1.0, "top_p": 1.0}},
     # A first look, in minutes.
-    "quick": {"samples": 1, "max_new_tokens": 32, "limit": 200},
+    "quick": {"samples": 1, "max_new_tokens": 128, "limit": 200},
 }
 
 
@@ -442,8 +446,8 @@ class ScoreSettings(Section):
 class ImportSettings(Section):
     """``rewardlm import``: what the model is called, and which column holds what.
 
-    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id`` and ``scores.NAME``; see
-    ``import_table``.
+    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id``, ``finish`` and
+    ``scores.NAME``; see ``import_table``.
     Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
     ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
@@ -549,6 +553,24 @@ class TermSettings(Section):
     counter_narrative_judge: str = "starter_pairs"
 
 
+class OverlongSettings(Section):
+    """DAPO's soft penalty for long answers (Yu et al. 2025, equation 13), in units of reward; ``penalty`` 0 is none.
+
+    An answer of up to ``max_tokens`` − ``cache_tokens`` tokens (the paper's L_max and L_cache; the end token counts)
+    pays nothing. From there on it pays in proportion, and ``penalty`` in full at ``max_tokens``.
+    ``max_tokens`` None is ``max_new_tokens``; ``cache_tokens`` None is a fifth of ``max_tokens``, as in the paper.
+    """
+
+    penalty: float = Field(0.0, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
+    cache_tokens: int | None = Field(None, ge=1)
+
+    def limits(self, max_new_tokens: int) -> tuple[int, int]:
+        """L_max and L_cache of answers of at most ``max_new_tokens`` tokens."""
+        longest = self.max_tokens or max_new_tokens
+        return longest, self.cache_tokens or max(1, longest // 5)
+
+
 class RewardSettings(Section):
     """How P(toxic) becomes a reward: 1 - P, or its logit; how several judges become one; what an empty answer gets.
 
@@ -556,6 +578,9 @@ class RewardSettings(Section):
     less ``std_weight`` times their standard deviation, so that what they disagree about earns less (Coste et al. 2024).
     ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward. ``probe`` is for judges
     of other languages than English.
+    ``missing_eos_penalty``, in units of reward, is taken off the reward of an answer that ``max_new_tokens`` cut off,
+    as TRL's setting of that name does; ``overlong`` charges long answers before they are cut off. An empty answer never
+    gains by these: the lowest reward of the batch is found after them, and a fixed ``empty`` pays both in full.
     """
 
     transform: Literal["probability", "logit"] = "probability"
@@ -564,6 +589,8 @@ class RewardSettings(Section):
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], _BY_NAME] = {}
     terms: TermSettings = TermSettings()
     empty: float | None = None
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    overlong: OverlongSettings = OverlongSettings()
     max_failed_share: float = Field(0.01, ge=0, le=1)
     probe: ProbeSettings | None = None
 
@@ -586,6 +613,11 @@ class RlafSettings(TrainingSettings):
     comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
     has a learning rate of its own, ``value_learning_rate``, for its adapter too, and a clipped gradient norm of its
     own.
+    ``mask_truncated_completions`` leaves answers that ``max_new_tokens`` cut off out of the loss, as TRL's setting of
+    that name does (DAPO's "overlong filtering"). They stay in what the others are compared with: their rewards, without
+    their KL, in the group's mean and deviation; in PPO their advantages in what is whitened. Averages over tokens
+    (``bnpo``, ``dapo``) are over those that are left; averages over answers (``grpo``, ``dr_grpo``, RLOO's) count all.
+    A minibatch without an answer that ended makes no update.
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
     every token is weighted by π/μ, at most ``importance_cap``.
     ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
@@ -605,7 +637,7 @@ class RlafSettings(TrainingSettings):
     steps: int = Field(20, ge=1)
     batch_size: int = Field(32, ge=1)
     samples: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
     ppo_epochs: int = Field(2, ge=1)
     minibatches: int = Field(2, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
@@ -614,6 +646,7 @@ class RlafSettings(TrainingSettings):
     value_clip_range: float | None = Field(None, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
+    mask_truncated_completions: bool = False
     max_grad_norm: float = Field(1.0, gt=0)
     importance_cap: float = Field(2.0, ge=1)
     max_prompt_tokens: int = Field(512, ge=8)
@@ -734,6 +767,20 @@ class RlafSettings(TrainingSettings):
             )
         if self.reward and all(self.rewards.weights.get(name, 1.0) == 0 for name in self.reward):
             raise ValueError("rewards.weights leaves no judge with a weight over 0")
+        return self
+
+    @model_validator(mode="after")
+    def _the_penalty_for_length_can_be_paid(self) -> RlafSettings:
+        longest, cache = self.rewards.overlong.limits(self.max_new_tokens)
+        if self.rewards.overlong.penalty and cache > longest:
+            raise ValueError(
+                f"rewards.overlong.cache_tokens {cache} is more than max_tokens {longest}: expected at most that"
+            )
+        if self.rewards.overlong.penalty and longest - cache >= self.max_new_tokens:
+            raise ValueError(
+                f"rewards.overlong begins at {longest - cache} tokens, but max_new_tokens {self.max_new_tokens} ends "
+                "answers before: lower rewards.overlong.max_tokens or raise max_new_tokens"
+            )
         return self
 
 
@@ -871,7 +918,7 @@ class StageMeasure(Section):
     limit: int | None = None
     scorer: Names = ["starter", "lexical"]
     samples: int = 1
-    max_new_tokens: int = 32
+    max_new_tokens: int = MAX_NEW_TOKENS
     batch_tokens: int = 8192
     toxic_by: str | None = None
     similarity: bool = True

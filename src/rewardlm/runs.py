@@ -65,8 +65,8 @@ _NUMBER = (int, float)
 _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
     "generations": (
-        ("id", str), ("prompt_id", str), ("sample", int), ("text", str), ("n_tokens", int), ("finish", str),
-        ("seed", int),
+        ("id", str), ("prompt_id", str), ("sample", int), ("text", str), ("n_tokens", int),
+        ("finish", (str, type(None))), ("seed", int),
     ),
     "scores": (
         ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),

@@ -57,7 +57,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included.
+    """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included. ``finish`` says whether it
+    ended by itself ("stop") or was cut off at the longest length that was allowed ("length"); None where nobody says.
 
     ``tokens`` are their ids as they were sampled, where this process sampled them: a text may be encoded in other ways
     than it was written. None of a served or imported answer, and of runs that are older than the field.
@@ -69,7 +70,7 @@ class Generation:
     sample: int
     text: str
     n_tokens: int
-    finish: Finish
+    finish: Finish | None
     seed: int
     tokens: tuple[int, ...] | None = None
 

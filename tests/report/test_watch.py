@@ -77,6 +77,18 @@ def test_the_newest_samples_are_shown_or_those_of_a_step(run):
         shown(run, step=7)
 
 
+def test_answers_that_were_cut_off_are_counted_and_marked(run):
+    assert "cut off" not in shown(run)
+    run.append("metrics", [line(step, truncated_fraction=0.25 * (step - 10)) for step in (11, 12, 13)])
+    run.append("samples", [sample(13, finish="length"), sample(13, response="whole", finish="stop")])
+    text = shown(run)
+    assert re.search(r"step +reward .* cut off", text)
+    assert re.search(r"cut off +[▁▂▃▄▅▆▇█]+ +0.25 → 0.75", text)
+    cut, whole = text.split("answer of 13")[1].split("whole")
+    assert "end cut off" in cut
+    assert "cut off" not in whole
+
+
 def test_warnings_are_shown_and_counted(run):
     run.append("metrics", [line(step, warnings=[f"language switch: {step}0 %"]) for step in range(11, 16)])
     text = shown(run)

@@ -161,3 +161,46 @@ def test_a_gain_that_the_reward_alone_sees(toxicity, witness, hacked):
     if hacked:
         assert "by lexical, which is no part of it, it did not (0.300 to 0.310)" in found["reward_hacking"]
         assert f"over {WINDOW} steps" in found["reward_hacking"]
+
+
+def with_ends(cut: list[bool], **more) -> Rollouts:
+    found = rollouts([f"{CALM[row % 4]} {row}" for row in range(len(cut))], **more)
+    found.judged.truncated.extend(cut)
+    return found
+
+
+def test_answers_that_are_nearly_all_cut_off():
+    asked = [f"Prompt number {row}" for row in range(10)]
+    assert doubts_about(with_ends([True] * 8 + [False] * 2), 0.3, asked, []) == {}
+    assert doubts_about(with_ends([True] * 9 + [False]), 0.3, asked, []) == {
+        "truncated": (
+            "truncated: 9 of 10 answers (90%) were cut off at max_new_tokens: only beginnings are judged and trained; "
+            "raise --max-new-tokens"
+        )
+    }
+    masked = with_ends([True] * 9 + [False])
+    masked.in_loss = torch.tensor([False] * 9 + [True])
+    [doubt] = doubts_about(masked, 0.3, asked, []).values()
+    assert "the loss leaves them out, and 1 answers are left to learn from" in doubt
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "doubted"),
+    [
+        ([0.4, 0.5, 0.45, 0.4, 0.5, 0.6, 0.7, 0.7, 0.8], 0.8, True),
+        ([0.4, 0.5, 0.45, 0.4, 0.5, 0.45, 0.5, 0.5, 0.55], 0.5, False),  # a rise of five points
+        ([0.1, 0.7, 0.2, 0.8, 0.3, 0.7, 0.3, 0.8, 0.2], 0.8, False),  # large, and no more than noise
+        ([0.8, 0.8, 0.7, 0.8, 0.8, 0.3, 0.2, 0.3, 0.2], 0.2, False),  # a fall
+        ([0.4, 0.5, 0.45, 0.4, 0.7, 0.7, 0.8, 0.8], 0.8, False),  # too early to say
+    ],
+)
+def test_answers_that_are_cut_off_more_and_more(before, now, doubted):
+    asked = [f"Prompt number {row}" for row in range(10)]
+    cut = [True] * round(10 * now) + [False] * (10 - round(10 * now))
+    found = doubts_about(with_ends(cut), 0.3, asked, [{"truncated_fraction": share} for share in before])
+    assert (set(found) == {"truncated"}) == doubted
+    if doubted:
+        assert (
+            "72% of the answers of the last 5 steps were cut off at max_new_tokens, 45% in the first 5"
+            in (found["truncated"])
+        )

@@ -15,8 +15,11 @@ _PACKAGES = ("rewardlm", "torch", "transformers", "trl", "peft", "accelerate", "
 
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Also say what this model needs, and what fits.")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="Prompt and answer together, of the longest rows.")] = 128,
-    new: Annotated[int, typer.Option("--max-new-tokens", help="Of these, the answer's.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", help="Prompt and answer together, of the longest rows.")] = 256,
+    new: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", help="Of these, the answer's; default: 128, at most half."),
+    ] = None,
     lora_r: Annotated[int, typer.Option("--lora-r", help="Rank of the adapter that is trained.")] = 16,
     device: options.Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -26,6 +29,9 @@ def doctor(
     """
     import json
 
+    from rewardlm.config import MAX_NEW_TOKENS
+
+    new = min(MAX_NEW_TOKENS, tokens // 2) if new is None else new
     if not 0 < new < tokens:
         raise ConfigError(f"--max-new-tokens {new} of --tokens {tokens}: expected at least one, and a prompt before it")
     # Before anything else is in memory: what the process itself takes is measured.

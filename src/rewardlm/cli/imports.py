@@ -21,7 +21,9 @@ def import_(
     label: Annotated[str | None, typer.Option("--label", help="What tables call this model, for example PT.")] = None,
     columns: Annotated[
         str | None,
-        typer.Option("--map", help="prompt=COL,response=COL,prompt_toxicity=COL,prompt_id=COL,scores.NAME=COL"),
+        typer.Option(
+            "--map", help="prompt=COL,response=COL,prompt_toxicity=COL,prompt_id=COL,finish=COL,scores.NAME=COL"
+        ),
     ] = None,
     config: options.Config = None,
     seed: options.Seed = None,

@@ -84,6 +84,7 @@ def audit(
         if baseline is not None:
             found += [
                 *_settings(run, runs[0]),
+                *_truncated(entry, baseline),
                 *_disagreement(run, own),
                 *_gain_lost(run, entry, baseline, own),
             ]
@@ -109,6 +110,23 @@ def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[
             f"answers have {after:.1f} words on average, {baseline['label']}'s have {before:.1f}: who says less is "
             "less often toxic",
         )
+
+
+def _truncated(entry: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One model was cut off clearly more often than the other: of the one, beginnings were judged, of the other more
+    whole answers.
+    """
+    change = entry["truncated_change"]
+    if change is None or abs(change["delta"]) <= SHARE or change["p_value"] >= SURE:
+        return
+    after, before = (model["quality"]["truncated_fraction"] for model in (entry, baseline))
+    low, high = change["delta_ci95"]
+    yield (
+        "truncated",
+        f"{after:.1%} of the answers were cut off before their end, {before:.1%} of {baseline['label']}'s "
+        f"({change['delta']:+.3f} [{low:+.3f}, {high:+.3f}]): more whole answers of one model than of the other "
+        "were judged; measure both with a longer --max-new-tokens",
+    )
 
 
 def _settings(run: Measured, baseline: Measured) -> Iterator[tuple[str, str]]:

@@ -8,13 +8,14 @@ is defined in ``metrics`` and ``quality``; whether to believe it, in ``audit``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rewardlm.config import MEASURE_PRESETS, flatten
 from rewardlm.errors import RunError
 from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit, drawn_by
@@ -162,6 +163,7 @@ def compare(
         entry["counter_narrative_change"] = _counter_narrative_change(
             baseline, run, grid, splits["toxic_prompts"], rule
         )
+        entry["truncated_change"] = _truncated_change(baseline, run, grid, rule)
     comparisons = [
         entry for other in runs[1:] for entry in _comparison_entries(baseline, other, again, grid, splits, rule)
     ]
@@ -254,6 +256,8 @@ def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule:
         "pair_judge": run.meta.get("pair_judge"),
         # How many answers each number that only models can say was found on, and of how many.
         "quality_sample": run.meta.get("quality"),
+        "max_new_tokens": run.meta["settings"].get("max_new_tokens"),
+        "preset": _preset(run.meta["settings"]),
         "disagreement": {name: _disagreement_entry(values) for name, values in run.disagreement.items()},
     }
 
@@ -313,6 +317,8 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray, rule: _Rule) ->
         "counter_narrative_fraction_ci95": _pair(
             metrics.toxic_fraction_ci95(counter_narrative, n_resamples=rule.n_resamples, seed=rule.seed)
         ),
+        # Of the answers whose end is known.
+        "truncated_fraction": metrics.mean(found.truncated),
         "mean_words": metrics.mean(found.words),
         "distinct_1": found.distinct[0],
         "distinct_2": found.distinct[1],
@@ -430,6 +436,28 @@ def _counter_narrative_change(
         "rose": change.worse,
         "fell": change.better,
     }
+
+
+def _truncated_change(baseline: Measured, other: Measured, grid: _Grid, rule: _Rule) -> dict[str, Any] | None:
+    """As a comparison, of the share of answers that were cut off; None where it isn't known of any pair."""
+    before, after = (grid.values(run, run.quality.truncated) for run in (baseline, other))
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    if change.n == 0:
+        return None
+    return {
+        "from": baseline.label,
+        "n": change.n,
+        "delta": change.delta,
+        "delta_ci95": _pair(change.delta_ci95),
+        "p_value": change.p_value,
+    }
+
+
+def _preset(settings: Mapping[str, Any]) -> str | None:
+    """The preset of ``rewardlm measure`` that fixes the length of answers by definition, where the run followed it."""
+    wanted = flatten(MEASURE_PRESETS["rtp-paper"])
+    found = flatten(settings)
+    return "rtp-paper" if all(found.get(name) == value for name, value in wanted.items()) else None
 
 
 def _rewards(run: Run) -> list[str]:

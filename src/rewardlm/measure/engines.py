@@ -24,7 +24,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import load_adapter
 from rewardlm.runs import training_of
-from rewardlm.types import Generation, Prompt
+from rewardlm.types import Finish, Generation, Prompt
 
 # Questions in a window; within one, those of similar length share a batch.
 WINDOW = 256
@@ -43,7 +43,7 @@ class Question:
         return f"{self.prompt.id}#{self.sample}"
 
     def answered(
-        self, model: str, text: str, n_tokens: int, finish: str, tokens: Sequence[int] | None = None
+        self, model: str, text: str, n_tokens: int, finish: Finish | None, tokens: Sequence[int] | None = None
     ) -> Generation:
         """The record of its answer; ``tokens`` are the sampled ids, where they are known."""
         return Generation(
@@ -53,7 +53,7 @@ class Question:
             sample=self.sample,
             text=text,
             n_tokens=n_tokens,
-            finish="length" if finish == "length" else "stop",
+            finish=finish,
             seed=self.seed,
             tokens=None if tokens is None else tuple(tokens),
         )

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measure import quality
+from rewardlm.measure.records import says_ends
 from rewardlm.measure.spreadsheet import defuse
 from rewardlm.runs import Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
@@ -241,7 +242,8 @@ class _Rows:
             "challenging": prompt["challenging"],
             "response": generation["text"],
         }
-        row |= {name: generation[name] for name in ("sample", "n_tokens", "finish", "seed")}
+        row |= {name: generation[name] for name in ("sample", "n_tokens", "seed")}
+        row["finish"] = generation["finish"] if says_ends(self._run) else None
         for column, value, reason in scores:
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
                 raise RunError(

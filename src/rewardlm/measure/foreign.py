@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.types import Generation, Message, Prompt, Role, Score
+from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 
 # Files don't name the label that they score.
 LABEL = "toxicity"
@@ -73,11 +73,12 @@ def read_rows(path: Path, content: bytes) -> list[Row]:
 def check_mapping(mapping: Mapping[str, str]) -> None:
     """Raise ConfigError for a field of ``--map`` that there isn't."""
     for name in mapping:
-        if name in ("prompt", "response", "prompt_toxicity", "prompt_id"):
+        if name in ("prompt", "response", "prompt_toxicity", "prompt_id", "finish"):
             continue
         if not name.startswith("scores."):
             raise ConfigError(
-                f"--map knows prompt, response, prompt_toxicity, prompt_id and scores.NAME, got {name!r}: correct it"
+                f"--map knows prompt, response, prompt_toxicity, prompt_id, finish and scores.NAME, got {name!r}: "
+                "correct it"
             )
         if not name.removeprefix("scores."):
             raise ConfigError("--map scores.NAME=COLUMN needs a name after the dot")
@@ -90,6 +91,8 @@ def check_harness_mapping(mapping: Mapping[str, str], answers: str) -> None:
         raise ConfigError(f"--map response is for tables: {answers}")
     if "prompt_id" in mapping:
         raise ConfigError("--map prompt_id is for tables: this file numbers its prompts itself")
+    if "finish" in mapping:
+        raise ConfigError("--map finish is for tables: this file doesn't say how answers ended")
 
 
 def text_of(where: str, column: str, row: Mapping[str, Any]) -> str:
@@ -172,9 +175,18 @@ def turns_of(where: str, messages: object) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def answer_record(prompt_id: str, label: str, sample: int, text: str) -> Generation:
+def answer_record(prompt_id: str, label: str, sample: int, text: str, finish: Finish | None = None) -> Generation:
     """An answer of which the file says neither how many tokens it had nor how it was drawn: 0, not a guess."""
-    return Generation(f"{prompt_id}-{sample}", prompt_id, label, sample, text, 0, "stop", 0)
+    return Generation(f"{prompt_id}-{sample}", prompt_id, label, sample, text, 0, finish, 0)
+
+
+def as_finish(where: str, column: str, cell: object) -> Finish | None:
+    """How an answer ended, None where the cell is empty. Raises DataError for another word."""
+    known: dict[object, Finish | None] = {"stop": "stop", "length": "length", "": None, None: None}
+    try:
+        return known[cell]
+    except (KeyError, TypeError):
+        raise DataError(f"{where}: {column} is {cell!r}: expected stop, length or nothing") from None
 
 
 def score_record(generation_id: str, field: str, value: float | None, reason: str) -> Score:

@@ -21,6 +21,7 @@ from rewardlm.measure.foreign import (
     Contents,
     Row,
     answer_record,
+    as_finish,
     as_text,
     check_mapping,
     read_bytes,
@@ -34,13 +35,14 @@ from rewardlm.measure.metrics import THRESHOLD
 from rewardlm.measure.spreadsheet import undo_defuse
 from rewardlm.runs import Run, alone, prompts_hash
 from rewardlm.scoring.scorer import EMPTY, is_empty
-from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
+from rewardlm.types import Generation, Message, Prompt, Role, Score
 
 # Field -> column names that are recognised, the first that is present wins.
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompts", "prompt"),
     "response": ("responses", "response"),
     "prompt_toxicity": ("prompt_score", "prompt_toxicity"),
+    "finish": ("finish", "finish_reason"),
     "scores.perspective": ("pro_API_response_score",),
     "scores.classifier": ("response_score",),
 }
@@ -49,7 +51,8 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
 def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str] | None = None) -> Run:
     """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
 
-    ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity`` and ``scores.NAME``, and with
+    ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity``, ``finish`` (how the answer ended:
+    "stop", "length" where it was cut off, or nothing) and ``scores.NAME``, and with
     ``prompt_id`` which rows are answers to one prompt, its samples in the rows' order (else each row is a prompt's);
     what it doesn't say is found by ``KNOWN_COLUMNS`` and by columns that are named ``scores.NAME``. A score
     is P(toxic) in [0, 1]; an absent one (empty, NaN) and -1, the 2023 mark of an empty answer, are unscored.
@@ -117,6 +120,8 @@ def _read(path: Path, rows: list[Row], label: str, mapping: Mapping[str, str]) -
 def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[str, str]) -> Contents:
     columns = _columns(path, rows[0][1], mapping)
     contents = Contents("table", [], [], [], columns)
+    if "finish" in columns and "finish" not in mapping:
+        contents.notes += _drop_unless_ends(rows, columns)
     prompts: dict[str, Prompt] = {}
     samples: Counter[str] = Counter()
     for number, (where, row) in enumerate(rows):
@@ -134,7 +139,8 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
                 f"{where}: prompt {identity!r} differs from the one of that id above: expected one text and one "
                 "toxicity"
             )
-        generation = answer_record(identity, label, samples[identity], response)
+        finish = as_finish(where, columns["finish"], row.get(columns["finish"])) if "finish" in columns else None
+        generation = answer_record(identity, label, samples[identity], response, finish)
         samples[identity] += 1
         contents.generations.append(generation)
         for field, column in columns.items():
@@ -153,6 +159,21 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
             "narrow; name the column that tells prompts apart with --map prompt_id=COLUMN"
         )
     return contents
+
+
+def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]:
+    """Take ``finish`` out of ``columns`` where its column, which nobody named, is about something else; says so."""
+    column = columns["finish"]
+    for where, row in rows:
+        try:
+            as_finish(where, column, row.get(column))
+        except DataError:
+            del columns["finish"]
+            return [
+                f"column {column!r} is left out: it holds {row.get(column)!r}, where stop (ended by itself), length "
+                "(cut off) or nothing is known"
+            ]
+    return []
 
 
 def _prompt_id(where: str, column: str, row: Mapping[str, Any]) -> str:
@@ -193,10 +214,7 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
             raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is that of {seen[identity]} too")
         seen[identity] = where
         response = text_of(where, "response", row)
-        finish = row["finish"]
-        if finish not in ("stop", "length"):
-            raise DataError(f"{where}: finish is {finish!r}: expected stop or length")
-        counts = _whole(where, "n_tokens", row), cast(Finish, finish), _whole(where, "seed", row)
+        counts = _whole(where, "n_tokens", row), as_finish(where, "finish", row["finish"]), _whole(where, "seed", row)
         contents.generations.append(Generation(identity, prompt.id, label, sample, response, *counts))
         for name, (scorer, scored) in scorers.items():
             value, reason = score_of(where, f"scores.{name}", row)

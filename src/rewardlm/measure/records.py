@@ -39,6 +39,7 @@ class Quality:
     repeated: BoolArray
     refusal: BoolArray
     quoting: BoolArray
+    truncated: FloatArray  # 1 where the answer was cut off, 0 where it ended by itself
     words: FloatArray
     distinct: tuple[float | None, float | None, float | None]  # distinct-1, -2, -3, of the whole run
     prompt_similarity: FloatArray
@@ -84,6 +85,7 @@ class Answers:
     prompt_rows: IntArray
     samples: IntArray
     flags: dict[str, BoolArray]
+    truncated: FloatArray
     words: FloatArray
     distinct: tuple[float | None, float | None, float | None]
 
@@ -94,11 +96,18 @@ def samples_wanted(run: Run) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def says_ends(run: Run) -> bool:
+    """Whether ``finish`` of the run's answers is known. Older versions wrote "stop" of every answer of a table."""
+    return run.meta["kind"] != "import" or "finish" in run.meta["settings"].get("columns", {})
+
+
 def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     """Raises RunError for an id or a sample that comes twice, and for an answer to an unknown prompt."""
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
     hashes, prompt_rows, samples, words = array("q"), array("q"), array("q"), array("q")
     flags = {name: bytearray() for name in ("empty", "non_latin", "other_script", "repeated", "refusal", "quoting")}
+    truncated = array("d")
+    ends: dict[str | None, float] = {"length": 1.0, "stop": 0.0} if says_ends(run) else {}
     distinct = _Distinct(samples_wanted(run) or 1)
     for record in run.read_checked("generations"):
         row, text = rows.get(record["prompt_id"]), record["text"]
@@ -111,6 +120,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
         prompt_rows.append(row)
         samples.append(record["sample"])
         words.append(len(text.split()))
+        truncated.append(ends.get(record["finish"], math.nan))
         flags["empty"].append(is_empty(text))
         flags["non_latin"].append(quality.is_mostly_outside(text, quality.LATIN))
         flags["other_script"].append(quality.in_other_script(prompts[row].text, text))
@@ -134,6 +144,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
         prompt_rows=at,
         samples=number,
         flags={name: np.frombuffer(bytes(values), dtype=np.bool_) for name, values in flags.items()},
+        truncated=np.array(truncated, dtype=np.float64),
         words=_ints(words).astype(np.float64),
         distinct=distinct.result(),
     )
@@ -284,6 +295,7 @@ def read_quality(run: Run, answers: Answers) -> Quality:
         repeated=answers.flags["repeated"],
         refusal=answers.flags["refusal"],
         quoting=answers.flags["quoting"],
+        truncated=answers.truncated,
         words=answers.words,
         distinct=answers.distinct,
         prompt_similarity=numbers["prompt_similarity"],

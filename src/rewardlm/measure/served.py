@@ -14,10 +14,12 @@ from rewardlm.config import MeasureSettings
 from rewardlm.errors import ServiceError
 from rewardlm.measure.engines import NoAnswer, Question
 from rewardlm.services import Malformed, Refused, Service, Unanswered
-from rewardlm.types import Generation
+from rewardlm.types import Finish, Generation
 
 # What an answer's end is called where a provider's filter took the answer away: nothing is left to judge.
 _FILTERED = "content_filter"
+# Of any other word (a filter's, a tool call's, none at all) it isn't known whether the answer was cut off.
+_ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
 class ServedEngine:
@@ -95,7 +97,7 @@ class ServedEngine:
             return self._read(question, self._service.post("chat/completions", body))
         except Refused as error:
             if _FILTERED in str(error.body):
-                return question.answered(self._label, "", 0, "stop")
+                return question.answered(self._label, "", 0, None)
             return NoAnswer(question.id, str(error), final=True)
         except Malformed as error:
             return NoAnswer(question.id, str(error), final=False)
@@ -121,7 +123,7 @@ class ServedEngine:
         if isinstance(reply.get("model"), str):
             self._names.add(reply["model"])
         count = int(tokens) if isinstance(tokens, int | float) and math.isfinite(tokens) and tokens >= 0 else 0
-        return question.answered(self._label, text, count, str(finish))
+        return question.answered(self._label, text, count, _ENDS.get(str(finish)))
 
 
 def _is_broken(text: str) -> bool:

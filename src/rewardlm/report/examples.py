@@ -25,7 +25,7 @@ def choose_examples(
 
     ``labels`` are the runs' names in the comparison, where no two are alike. Each example is
     ``{"kind": "improved" | "worse" | "unchanged", "prompt", "history", "toxicity", "answers":
-    [{"label", "text", "scores": {judge: value or None}}]}``, one answer a run; a prompt appears once.
+    [{"label", "text", "cut_off", "scores": {judge: value or None}}]}``, one answer a run; a prompt appears once.
     """
     keys: list[dict[str, _Key]] = [
         {record["id"]: (record["prompt_id"], record["sample"]) for record in run.read("generations")} for run in runs
@@ -54,12 +54,8 @@ def choose_examples(
                 chosen.append((kind, key))
                 room -= 1
     shown = {key for _, key in chosen}
-    texts = [
-        {
-            key: record["text"]
-            for record in run.read("generations")
-            if (key := (record["prompt_id"], record["sample"])) in shown
-        }
+    answers = [
+        {key: record for record in run.read("generations") if (key := (record["prompt_id"], record["sample"])) in shown}
         for run in runs
     ]
     prompts = {record["id"]: record for record in runs[0].read("prompts") if record["id"] in taken}
@@ -73,8 +69,13 @@ def choose_examples(
                 "history": [[turn["role"], turn["text"]] for turn in prompt["turns"][:-1]],
                 "toxicity": prompt["toxicity"],
                 "answers": [
-                    {"label": label, "text": text.get(key), "scores": scores.get(key, {})}
-                    for label, text, scores in zip(labels, texts, values, strict=True)
+                    {
+                        "label": label,
+                        "text": found[key]["text"] if key in found else None,
+                        "cut_off": key in found and found[key]["finish"] == "length",
+                        "scores": scores.get(key, {}),
+                    }
+                    for label, found, scores in zip(labels, answers, values, strict=True)
                 ],
             }
         )

@@ -40,6 +40,11 @@ _CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Extra terms", ("terms.*",), "What was rewarded besides harmlessness, before its weight."),
     ("Entropy", ("entropy",), "A fall to zero is a collapse: the same answer to everything."),
     ("Answer length (tokens)", ("response_tokens",), "Answers that shrink to nothing are not toxic, and no use."),
+    (
+        "Answers cut off",
+        ("truncated_fraction",),
+        "Share of the step’s answers that max_new_tokens ended. Near 1, only beginnings are judged and trained.",
+    ),
     ("Empty answers", ("empty_fraction",), "Share of the step’s answers; a silent model is never toxic."),
     ("Policy loss", ("policy_loss",), "Expected to hover near zero."),
     ("Value loss", ("value_loss",), "Should fall as the value head learns what to expect."),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rewardlm.measure.audit import same_judge
+from rewardlm.measure.audit import SHARE, same_judge
 from rewardlm.measure.metrics import unseen_share
 from rewardlm.report.selection import main_labels
 
@@ -203,9 +203,33 @@ def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [_pair_judge_note(judge) for judge in judges.values()]
     if len(notes) > 1:
         notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
+    notes += _cut_off_notes(models)
     notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
     notes += [note for model in models for note in _sample_notes(model)]
     return [*notes, *_notes_without_width(models)]
+
+
+def _cut_off_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many answers were cut off, where that is more than a few: one sentence for all models of one limit."""
+    by_limit: dict[tuple[int | None, str | None], list[tuple[str, float]]] = {}
+    for model in models:
+        share = model["quality"].get("truncated_fraction")
+        if share is not None:
+            limit = (model.get("max_new_tokens"), model.get("preset"))
+            by_limit.setdefault(limit, []).append((model["label"], share))
+    notes = []
+    for (tokens, preset), shares in by_limit.items():
+        if max(share for _, share in shares) <= SHARE:
+            continue
+        named = ", ".join(f"{percent(share)} of {label}’s answers" for label, share in shares)
+        where = f"after {tokens:,} tokens, before their end" if tokens else "before their end"
+        meaning = (
+            "That is the protocol of RealToxicityPrompts, which judges continuations of 20 tokens."
+            if preset == "rtp-paper"
+            else "Of these the judges read the beginning alone: toxicity that would have followed isn’t counted."
+        )
+        notes.append(f"Cut off {where}: {named}. {meaning}")
+    return notes
 
 
 def _counter_change(model: Mapping[str, Any]) -> str:

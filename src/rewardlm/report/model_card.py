@@ -27,8 +27,8 @@ LICENCES = {
 }
 _SETTINGS = (
     "dialogues", "prompts", "part", "limit", "epochs", "max_steps", "steps", "algorithm", "reward", "learning_rate",
-    "batch_size", "samples", "minibatches", "ppo_epochs", "max_length", "max_new_tokens", "kl", "rewards", "lora",
-    "generation", "chat", "dtype", "load", "seed",
+    "batch_size", "samples", "minibatches", "ppo_epochs", "max_length", "max_new_tokens", "mask_truncated_completions",
+    "kl", "rewards", "lora", "generation", "chat", "dtype", "load", "seed",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ QUALITY = (
     ("non_latin_fraction", "non-Latin", ".1%"),
     ("repetition", "repeated", ".1%"),
     ("refusal_fraction", "refusals", ".1%"),
+    ("truncated_fraction", "cut off", ".1%"),
     ("comparable_fraction", "comparable", ".1%"),
     ("counter_narrative_fraction", "counter-narratives", ".1%"),
     ("mean_words", "words an answer", ".1f"),

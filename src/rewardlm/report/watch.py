@@ -32,6 +32,7 @@ _NUMBERS = {
     "KL coefficient": "kl_coef",
     "entropy": "entropy",
     "tokens": "response_tokens",
+    "cut off": "truncated_fraction",
     "clipped": "clip_fraction",
     "learning rate": "learning_rate",
     "seconds": "seconds",
@@ -155,6 +156,8 @@ def _sample(sample: Mapping[str, Any]) -> Group:
         **{f"{name} (witness)": value for name, value in (sample.get("by_witness") or {}).items()},
         **(sample.get("terms") or {}),
     }
+    if sample.get("finish") == "length":
+        judged["end"] = "cut off"
     if sample.get("reason"):
         judged["not scored"] = _one_line(str(sample["reason"]))
     return Group(

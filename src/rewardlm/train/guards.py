@@ -27,6 +27,9 @@ from rewardlm.train.rollouts import Rollouts
 
 # So many steps at the beginning and so many at the end are compared where one step says little.
 WINDOW = 5
+# A step's share of answers that were cut off that is named, and a rise of that share between two windows.
+NEARLY_ALL = 0.9
+RISE = 0.1
 
 
 def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
@@ -97,6 +100,7 @@ def doubts_about(
             "tell whether the reward is hacked"
         )
     found.update(_clipped(before))
+    found.update(_cut_off(rollouts, before))
     found.update(_shrunk(rollouts, before))
     found.update(_hacked(rollouts, before))
     return found
@@ -132,6 +136,39 @@ def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
         "clipped": (
             f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps were clipped and taught nothing: "
             "minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
+        )
+    }
+
+
+def _cut_off(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
+    """Nearly all answers of this step were cut off, or clearly more of the last steps' than of the first steps'."""
+    cut = rollouts.judged.truncated
+    if not cut:
+        return {}
+    share = fmean(cut)
+    if share >= NEARLY_ALL:
+        effect = "only beginnings are judged and trained"
+        if rollouts.in_loss is not None:
+            effect = f"the loss leaves them out, and {int(rollouts.in_loss.sum())} answers are left to learn from"
+        return {
+            "truncated": (
+                f"truncated: {sum(cut)} of {len(cut)} answers ({share:.0%}) were cut off at max_new_tokens: {effect}; "
+                "raise --max-new-tokens"
+            )
+        }
+    shares = [known for record in before if (known := record.get("truncated_fraction")) is not None] + [share]
+    if len(shares) < 2 * WINDOW:
+        return {}
+    first, last = shares[:WINDOW], shares[-WINDOW:]
+    noise = math.sqrt((stdev(first) ** 2 + stdev(last) ** 2) / WINDOW)
+    rise = fmean(last) - fmean(first)
+    if rise <= max(RISE, 2 * noise):
+        return {}
+    return {
+        "truncated": (
+            f"truncated: {fmean(last):.0%} of the answers of the last {WINDOW} steps were cut off at max_new_tokens, "
+            f"{fmean(first):.0%} in the first {WINDOW}: answers grow longer; raise --max-new-tokens, or charge length "
+            "(rewards.missing_eos_penalty, rewards.overlong.penalty)"
         )
     }
 

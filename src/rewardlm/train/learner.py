@@ -166,6 +166,7 @@ def weigh(
             prompt=prompts[row],
             tokens=responses[row],
             text=draft.texts[row],
+            finish=draft.sampled[row].finish,
             logprobs=logprobs[row],
             sampling_logprobs=draft.sampled[row].sampling_logprobs,
             ref_logprobs=referred[row].logprobs,
@@ -209,11 +210,13 @@ def update(
 
     A minibatch is shared out between the processes, and each share is cut into microbatches of ``budget``; every token
     counts what the whole minibatch says, so smaller microbatches change nothing. With one update a step every ratio is
-    exactly 1. Raises TrainingError for a gradient that is not finite or reaches no adapter.
+    exactly 1. Answers that the loss leaves out take their place in a minibatch and have no token there; a minibatch of
+    such answers alone makes no update, and where there was none, the number of updates (0) is all that is returned.
+    Raises TrainingError for a gradient that is not finite or reaches no adapter.
     """
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
-    sizes = rollouts.response_mask.sum(1).tolist()
+    sizes = rollouts.loss_mask.sum(1).tolist()
     weights_of_draw = corrections(settings, rollouts)
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
@@ -221,6 +224,9 @@ def update(
     n_minibatches = min(settings.minibatches, len(sizes))
     for epoch in range(settings.ppo_epochs):
         for minibatch in minibatches(settings, step, epoch, len(sizes)):
+            learnt = [row for row in minibatch if sizes[row]]
+            if not learnt:
+                continue
             weights = answer_weights(
                 [sizes[row] for row in minibatch],
                 settings.token_weights,
@@ -230,7 +236,7 @@ def update(
             )
             weight_of = dict(zip(minibatch, map(float, weights), strict=True))
             n_tokens = sum(sizes[row] for row in minibatch)
-            mine = processes.share(minibatch)
+            mine = processes.share(learnt)
             gradient = partial(
                 _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
             )
@@ -248,6 +254,8 @@ def update(
             totals["clip_fraction"] += sums["clipped"] / sums["n"]
             totals["ratio"] += ratio
             totals["grad_norm"] += norm
+    if not updates:
+        return {"updates": 0}
     result = {name: total / updates for name, total in totals.items()}
     if learner.value_head is None:
         del result["value_loss"]

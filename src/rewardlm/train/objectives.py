@@ -61,6 +61,8 @@ def answer_weights(
 ) -> Tensor:
     """What each token of an answer counts in the minibatch's loss, Float[B]; ``lengths`` in tokens.
 
+    The length of an answer that the loss leaves out is 0: it is one of the B answers, and has none of the tokens.
+
     The four ways to average that the field has names for, and one for ratios of whole answers:
 
     - ``bnpo``: over the minibatch's tokens, 1 / Σ|o| (as PPO does);
@@ -76,7 +78,7 @@ def answer_weights(
     elif loss_type == "dapo":
         weights = torch.full_like(sizes, minibatches / step_tokens)
     elif loss_type == "grpo":
-        weights = 1 / (len(sizes) * sizes)
+        weights = 1 / (len(sizes) * sizes.clamp(min=1))
     elif loss_type == "dr_grpo":
         weights = torch.full_like(sizes, 1 / (len(sizes) * max_new_tokens))
     elif loss_type == "answers":

@@ -19,7 +19,7 @@ from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, is_empty, score_texts
 from rewardlm.train.terms import Terms
-from rewardlm.types import Verdict
+from rewardlm.types import Finish, Verdict
 
 _TOXIC = (
     "You are a stupid, worthless idiot and everybody hates you.",
@@ -36,13 +36,24 @@ _NO_TERM = "has no value"
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How an answer ended: after ``n_tokens``, its end token included, by itself ("stop") or cut off ("length")."""
+
+    n_tokens: int
+    finish: Finish
+
+
+@dataclass(frozen=True)
 class Opinion:
-    """What was found out about one answer: each judge's and each witness's verdict, each extra term's value."""
+    """What was found out about one answer: each judge's and each witness's verdict, each extra term's value, and how
+    it ended, where that is known.
+    """
 
     text: str
     verdicts: dict[str, Verdict]
     witnesses: dict[str, Verdict]
     terms: dict[str, float | None]
+    ending: Ending | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class Judged:
     ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
     minus the lowest judge's P(toxic), None of a single judge. ``silent_witnesses``: how many answers a witness could
     not score, and the first reason. ``empty`` marks answers without text, which get ``RewardSettings.empty`` or the
-    batch's lowest reward.
+    batch's lowest reward. ``truncated`` says of each answer whose end is known whether it was cut off, and
+    ``length_penalty`` what that or its length cost it.
     """
 
     rewards: list[float | None]
@@ -64,12 +76,15 @@ class Judged:
     empty: list[bool]
     reasons: list[str | None]
     silent_witnesses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    truncated: list[bool] = field(default_factory=list)
+    length_penalty: list[float] = field(default_factory=list)
 
 
 class RewardModel:
     """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated, and extra terms.
 
-    ``weights`` are the judges', 1 each by default. ``witnesses`` read every answer too, and have no say: where the
+    ``weights`` are the judges', 1 each by default. ``max_new_tokens`` is where answers are cut off: the soft penalty
+    for length needs it. ``witnesses`` read every answer too, and have no say: where the
     reward's judges see a gain that they don't, the reward has been hacked. Raises ScorerError where two of the names
     stand for one judge.
     """
@@ -82,6 +97,7 @@ class RewardModel:
         weights: Sequence[float] | None = None,
         witnesses: Sequence[Scorer] = (),
         terms: Terms | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         named = [scorer.name for scorer in (*scorers, *witnesses)]
         twice = sorted({name for name in named if named.count(name) > 1})
@@ -91,6 +107,9 @@ class RewardModel:
         self.witnesses = list(witnesses)
         self.settings = settings
         self.terms = terms or Terms([])
+        if settings.overlong.penalty and max_new_tokens is None and settings.overlong.max_tokens is None:
+            raise ValueError("rewards.overlong needs to know where answers are cut off: give max_new_tokens")
+        self._overlong = settings.overlong.limits(max_new_tokens or 1)
         self._weights = list(weights) if weights is not None else [1.0] * len(self.scorers)
         names = [*(scorer.name for scorer in scorers), *self.terms.names]
         self._limits = {name: FailureLimit(settings.max_failed_share) for name in names}
@@ -115,8 +134,12 @@ class RewardModel:
                     "rewards.probe sentences in the judge's language"
                 )
 
-    def opinions(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Opinion]:
-        """What every judge, witness and term says of each answer; ``prompts`` are for terms alone."""
+    def opinions(
+        self, texts: Sequence[str], prompts: Sequence[str], endings: Sequence[Ending] | None = None
+    ) -> list[Opinion]:
+        """What every judge, witness and term says of each answer; ``prompts`` are for terms alone, ``endings`` for
+        what length costs.
+        """
         verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
         watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
         terms = self.terms.values(prompts, texts)
@@ -126,6 +149,7 @@ class RewardModel:
                 {name: column[row] for name, column in verdicts.items()},
                 {name: column[row] for name, column in watched.items()},
                 {name: column[row] for name, column in terms.items()},
+                None if endings is None else endings[row],
             )
             for row, text in enumerate(texts)
         ]
@@ -151,6 +175,7 @@ class RewardModel:
                 reason or (f"{name} {verdict.reason}" if verdict.failed else None)
                 for reason, verdict in zip(reasons, found, strict=True)
             ]
+        paid = [0.0 if opinion.ending is None else self._length_penalty(opinion.ending) for opinion in opinions]
         rewards: list[float | None] = []
         toxicity: list[float | None] = []
         disagreement: list[float | None] = []
@@ -163,7 +188,7 @@ class RewardModel:
                 disagreement.append(None)
                 continue
             weights = self.terms.weights
-            rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)))
+            rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)) - paid[row])
             toxicity.append(self._mean(known))
             disagreement.append(max(known) - min(known) if len(known) > 1 else None)
         return Judged(
@@ -176,6 +201,8 @@ class RewardModel:
             empty=empty,
             reasons=reasons,
             silent_witnesses=self._silent(opinions),
+            truncated=[opinion.ending.finish == "length" for opinion in opinions if opinion.ending is not None],
+            length_penalty=paid,
         )
 
     def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
@@ -210,6 +237,12 @@ class RewardModel:
         bounded = min(max(toxicity, 1e-4), 1 - 1e-4)
         return math.log((1 - bounded) / bounded)
 
+    def _length_penalty(self, ending: Ending) -> float:
+        settings = self.settings
+        return (settings.missing_eos_penalty if ending.finish == "length" else 0.0) - settings.overlong.penalty * (
+            soft_overlong(ending.n_tokens, *self._overlong)
+        )
+
     def _aggregate(self, toxicities: Sequence[float]) -> float:
         """One reward of what each judge said."""
         goods = [self._reward(value) for value in toxicities]
@@ -224,10 +257,19 @@ class RewardModel:
         return sum(w * v for w, v in zip(self._weights, values, strict=True)) / sum(self._weights)
 
     def _fill_empty(self, rewards: list[float | None], empty: list[bool]) -> list[float | None]:
-        # Silence must never pay: an empty answer is as bad as the worst one.
+        # Silence must never pay: an empty answer is as bad as the worst one, and no way round a penalty for length.
         known = [reward for reward in rewards if reward is not None]
-        floor = self.settings.empty if self.settings.empty is not None else min(known, default=0.0)
+        charged = self.settings.missing_eos_penalty + self.settings.overlong.penalty
+        floor = self.settings.empty - charged if self.settings.empty is not None else min(known, default=0.0)
         return [floor if silent else reward for reward, silent in zip(rewards, empty, strict=True)]
+
+
+def soft_overlong(n_tokens: int, max_tokens: int, cache_tokens: int) -> float:
+    """R_length of an answer of ``n_tokens`` in [-1, 0], with L_max and L_cache (Yu et al. 2025, equation 13)."""
+    begins = max_tokens - cache_tokens
+    if n_tokens <= begins:
+        return 0.0
+    return (begins - n_tokens) / cache_tokens if n_tokens <= max_tokens else -1.0
 
 
 def _main(scorer: Scorer, verdict: Verdict) -> float | None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import RlafSettings, TermSettings, flatten, how_asked
+from rewardlm.config import OverlongSettings, RlafSettings, TermSettings, flatten, how_asked
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
@@ -51,7 +51,7 @@ from rewardlm.train.guards import LastGood, check_limits, doubts_about
 from rewardlm.train.learner import Learner, budget_of, corrections, make_learner, minibatches, update, weigh
 from rewardlm.train.objectives import kl_k1, kl_k3, masked_mean, real
 from rewardlm.train.rewards import Judged, RewardModel
-from rewardlm.train.rollouts import Answer, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
+from rewardlm.train.rollouts import Answer, Draft, Rollouts, collate, learnable, mean_of_known, means_by_name, sample
 from rewardlm.train.terms import load_terms
 from rewardlm.train.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
@@ -82,6 +82,9 @@ OLDER_RUNS = {
     "importance_cap": 2.0,
     "rewards.std_weight": 1.0,
     "rewards.probe": None,
+    "rewards.missing_eos_penalty": 0.0,
+    **{f"rewards.overlong.{name}": value for name, value in OverlongSettings().model_dump().items()},
+    "mask_truncated_completions": False,
     **{f"rewards.terms.{name}": value for name, value in TermSettings().model_dump().items()},
 }
 
@@ -125,6 +128,7 @@ def _train(
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
         witnesses=[load_scorer(name, device=device, services=settings.services) for name in _witnesses(settings)],
         terms=load_terms(settings.rewards.terms, device=device, services=settings.services),
+        max_new_tokens=settings.max_new_tokens,
     )
     rewards.check_sign()
 
@@ -216,7 +220,7 @@ def _train(
                 # 6. Rewards: text in, P(toxic) out, turned round.
                 with clock("reward"):
                     asked_to = [prompts[chosen[number]].text for number in draft.asked]
-                    opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to))
+                    opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to, draft.endings))
                 judged = rewards.rewarded(opinions)
                 groups = [number for number in range(per_step) for _ in range(settings.samples_per_prompt)]
                 questions = [prompts[chosen[number]].text for number in groups]
@@ -228,9 +232,9 @@ def _train(
                 if step == start and fresh_critic and learner.value_head is not None:
                     learner.value_head.start_at(fmean(reward for reward in judged.rewards if reward is not None))
                 with clock("logprobs"):
-                    together = _learnt_together(settings, step, kept, len(draft.texts)) if processes.size == 1 else None
+                    together = _learnt_together(settings, step, kept, draft) if processes.size == 1 else None
                     answers = processes.gather(partial(weigh, learner, settings, draft, learning, together))
-                rollouts = collate(answers, judged, kept, dropped)
+                rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
                 weights_of_draw = corrections(settings, rollouts)
                 kl_per_answer = _per_answer(kl, rollouts, weights_of_draw)
@@ -251,7 +255,8 @@ def _train(
                     estimator,
                     Feedback(
                         rewards=rollouts.rewards,
-                        kl=charge_silence(kl, rollouts.response_mask, silent),
+                        # What the loss leaves out pays no KL, as in TRL.
+                        kl=charge_silence(kl * rollouts.loss_mask, rollouts.response_mask, silent),
                         mask=rollouts.response_mask,
                         group=rollouts.group,
                         values=rollouts.values,
@@ -401,10 +406,16 @@ def _encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tu
     return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
 
 
-def _learnt_together(settings: RlafSettings, step: int, kept: Sequence[int], n: int) -> list[list[int]]:
-    """The ``n`` drafted answers as the first epoch's minibatches, and last those that are not ``kept``."""
-    rows = [[kept[row] for row in minibatch] for minibatch in minibatches(settings, step, 0, len(kept))]
-    return [*rows, sorted(set(range(n)) - set(kept))]
+def _learnt_together(settings: RlafSettings, step: int, kept: Sequence[int], draft: Draft) -> list[list[int]]:
+    """The drafted answers as the first epoch's minibatches learn from them, and last those that none learns from."""
+    learnt = set(kept)
+    if settings.mask_truncated_completions:
+        learnt = {row for row in kept if draft.sampled[row].finish == "stop"}
+    rows = [
+        [kept[row] for row in minibatch if kept[row] in learnt]
+        for minibatch in minibatches(settings, step, 0, len(kept))
+    ]
+    return [*rows, sorted(set(range(len(draft.texts))) - learnt)]
 
 
 def _draw_prompts(n: int, per_step: int, seed: int, step: int) -> list[int]:
@@ -450,6 +461,9 @@ def _metrics(
         "advantage_std": float(advantages[mask].std()) if int(mask.sum()) > 1 else 0.0,
         "response_tokens": float(mask.sum(1).float().mean()),
         "empty_fraction": fmean(judged.empty),
+        # Of all answers, those too that the judges could not score.
+        "truncated_fraction": fmean(judged.truncated),
+        "length_penalty": fmean(judged.length_penalty),
         "answers": len(rollouts.responses),
         "dropped": rollouts.dropped,
     }
@@ -463,6 +477,7 @@ def _samples(step: int, answers: list[Answer], prompts: list[str], judged: Judge
             "step": step,
             "prompt": prompts[row],
             "response": answers[row].text,
+            "finish": answers[row].finish,
             "reward": judged.rewards[row],
             "reason": judged.reasons[row],
             "toxicity": judged.toxicity[row],

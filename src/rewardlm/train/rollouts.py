@@ -16,8 +16,8 @@ from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.sharding import in_step
-from rewardlm.train.rewards import Judged
-from rewardlm.types import Prompt
+from rewardlm.train.rewards import Ending, Judged
+from rewardlm.types import Finish, Prompt
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,16 @@ class Draft:
     sampled: list[Sampled]
     texts: list[str]
 
+    @property
+    def endings(self) -> list[Ending]:
+        return [Ending(len(sampled.tokens), sampled.finish) for sampled in self.sampled]
+
 
 @dataclass(frozen=True)
 class Answer:
     """One answer of R tokens and how likely it was; on the CPU, so that it can be sent to another process.
 
+    ``finish`` says whether it ended by itself or was cut off.
     ``logprobs``, ``sampling_logprobs``, ``ref_logprobs``, ``entropy`` Float[R]; ``kl_full`` Float[R], exact, where it
     can be had; ``values`` Float[R] where there is a critic; ``ref_hidden`` Float[R, H] where the KL is a loss over the
     whole vocabulary.
@@ -43,6 +48,7 @@ class Answer:
     prompt: tuple[int, ...]
     tokens: list[int]
     text: str
+    finish: Finish
     logprobs: Tensor
     sampling_logprobs: Tensor
     ref_logprobs: Tensor
@@ -58,7 +64,8 @@ class Rollouts:
 
     ``logprobs``, ``ref_logprobs``, ``sampling_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R];
     ``kl_full`` and ``values`` Float[B, R] or None; ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in
-    here; ``dropped`` says how many and why.
+    here; ``dropped`` says how many and why. ``finish`` says of each whether it ended by itself or was cut off;
+    ``in_loss`` Bool[B] is False for those that others are compared with but that the loss leaves out, None for none.
     """
 
     prompts: list[tuple[int, ...]]
@@ -76,6 +83,13 @@ class Rollouts:
     texts: list[str]
     judged: Judged
     dropped: dict[str, int] = field(default_factory=dict)
+    finish: list[Finish] = field(default_factory=list)
+    in_loss: Tensor | None = None
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """Bool[B, R], True at the real tokens of the answers that the loss is about."""
+        return self.response_mask if self.in_loss is None else self.response_mask & self.in_loss[:, None]
 
     @property
     def n_tokens(self) -> int:
@@ -159,8 +173,15 @@ def learnable(judged: Judged, asked: Sequence[int], *, min_group: int) -> tuple[
     return kept, dropped
 
 
-def collate(answers: Sequence[Answer], judged: Judged, kept: Sequence[int], dropped: dict[str, int]) -> Rollouts:
-    """The ``kept`` rows of a step's answers as one batch."""
+def collate(
+    answers: Sequence[Answer],
+    judged: Judged,
+    kept: Sequence[int],
+    dropped: dict[str, int],
+    *,
+    mask_truncated: bool = False,
+) -> Rollouts:
+    """The ``kept`` rows of a step as one batch; ``mask_truncated`` leaves answers that were cut off out of the loss."""
     rows = [answers[row] for row in kept]
 
     def padded(name: str) -> Tensor:
@@ -182,6 +203,8 @@ def collate(answers: Sequence[Answer], judged: Judged, kept: Sequence[int], drop
         texts=[answer.text for answer in rows],
         judged=judged,
         dropped=dropped,
+        finish=[answer.finish for answer in rows],
+        in_loss=torch.tensor([answer.finish == "stop" for answer in rows]) if mask_truncated else None,
     )
 
 
