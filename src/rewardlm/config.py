@@ -170,11 +170,13 @@ class Section(BaseModel):
     def _one_name_is_a_list(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for key in ("scorer", "reward", "stop_on", "witness", "trackers"):
-                field = cls.model_fields.get(key)
-                # Of those that take one name alone (interpret's scorer), text is what it is.
-                if isinstance(data.get(key), str) and field is not None and field.annotation not in (str, str | None):
+                if isinstance(data.get(key), str) and not cls._takes_one_name(key):
                     data = {**data, key: [data[key]]}
         return data
+
+    @classmethod
+    def _takes_one_name(cls, key: str) -> bool:
+        return key in cls.model_fields and cls.model_fields[key].annotation == (str | None)
 
 
 class GenerationSettings(Section):
@@ -353,6 +355,18 @@ def how_asked(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
+class PrimarySettings(Section):
+    """The outcome that counts, fixed before anyone sees a result; every other test is corrected for their number.
+
+    A run records it when it starts. What is None is chosen by rule: the first judge that was no reward; toxic prompts,
+    or all where none is; the toxic share.
+    """
+
+    scorer: str | None = None
+    split: Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"] | None = None
+    metric: Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"] | None = None
+
+
 class MeasureSettings(ModelSettings):
     """``rewardlm measure``: which answers are sampled and who judges them.
 
@@ -383,6 +397,16 @@ class MeasureSettings(ModelSettings):
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
+    primary: PrimarySettings = PrimarySettings()
+
+    @model_validator(mode="after")
+    def _the_primary_judge_judges(self) -> MeasureSettings:
+        name = self.primary.scorer
+        if name is not None and not any(name == one or name.startswith(f"{one}.") for one in self.scorer):
+            raise ValueError(
+                f"primary.scorer {name!r} is none of the judges ({', '.join(self.scorer)}): name it there too"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_engine_can(self) -> MeasureSettings:
@@ -785,11 +809,12 @@ class RlafSettings(TrainingSettings):
 
 
 class CompareSettings(Section):
-    """``rewardlm compare`` and ``report``: what counts as toxic, and how intervals are drawn.
+    """``rewardlm compare`` and ``report``: what counts as toxic, and which outcome is the primary one.
 
     ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do. ``redraw`` is a second run
     of the baseline with another seed: what it gives stands beside every flow. Not needed where the baseline has several
-    answers a prompt.
+    answers a prompt. ``n_resamples`` sign flips are drawn, by ``seed``, where not all can be tried
+    (measure.statistics). ``primary`` is best left to the runs, which recorded it when they started.
     """
 
     threshold: float = Field(0.5, ge=0, le=1)
@@ -797,6 +822,7 @@ class CompareSettings(Section):
     n_resamples: int = Field(10_000, ge=100)
     seed: int = Field(0, ge=0)
     redraw: Path | None = None
+    primary: PrimarySettings = PrimarySettings()
 
 
 class InsideSettings(Section):
@@ -809,14 +835,14 @@ class InsideSettings(Section):
     toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
     followed along the adapter's scale in ``path_steps`` steps; ``redraw_pairs`` of a toxic and a harmless answer of the
     base itself say whether it prefers the harmless. ``shuffles`` of the labels say what the probe's best layer reaches
-    by chance, and ``random_directions`` what a direction does by chance. ``causal_prompts`` are answered again, in
-    ``max_new_tokens``, under every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value
-    vectors, and without each of ``random_sets`` sets of as many others; the words' logits are then read on
-    ``ablation_answers``. ``push_margin`` is how far the vectors' push may be from the base's and count as the same: at
-    0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds within which two medicines count as equivalent.
-    ``null_adapters`` of random weights say what a change of the adapter's size does to the push by itself. ``scales``
-    multiply the adapter, ``layer_groups`` of neighbouring layers are switched off one after another (as many as layers:
-    one layer at a time), ``strength`` times the toxic direction is added.
+    by chance, and ``random_directions`` what a direction does by chance. ``causal_prompts`` different ones, at most as
+    many as are read, are answered again, in ``max_new_tokens``, under every change; 0 leaves these tests out.
+    ``ablation_prompts`` likewise without the value vectors, and without each of ``random_sets`` sets of as many others;
+    the words' logits are then read on ``ablation_answers``. ``push_margin`` is how far the vectors' push may be from
+    the base's and count as the same: at 0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds within which
+    two medicines count as equivalent. ``null_adapters`` of random weights say what a change of the adapter's size does
+    to the push by itself. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring layers are switched off one
+    after another (as many as layers: one layer at a time), ``strength`` times the toxic direction is added.
     """
 
     toxic_words: list[str] = []
@@ -838,7 +864,7 @@ class InsideSettings(Section):
     ablation_prompts: int = Field(10, ge=0)
     ablation_answers: int = Field(12, ge=1)
     random_sets: int = Field(2, ge=1)
-    causal_prompts: int = Field(10, ge=0)
+    causal_prompts: int = Field(30, ge=0)
     max_new_tokens: int = Field(24, ge=1)
     scales: list[float] = [0.0, 0.5, 1.0, 1.5]
     layer_groups: int = Field(5, ge=1)
@@ -927,6 +953,7 @@ class StageMeasure(Section):
     max_failed_share: float = Field(0.01, ge=0, le=1)
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
+    primary: PrimarySettings = PrimarySettings()
 
 
 class ExperimentSettings(Section):

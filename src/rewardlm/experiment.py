@@ -21,13 +21,16 @@ from rewardlm.config import (
     FinetuneSettings,
     InterpretSettings,
     MeasureSettings,
+    PrimarySettings,
     RlafSettings,
     how_asked,
+    split_names,
     validate,
 )
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
+from rewardlm.measure.primary import independent_of
 from rewardlm.runs import Run, write_atomically
 from rewardlm.types import Prompt
 
@@ -87,6 +90,7 @@ def run_experiment(
     """
     # Adapters are settings of the stages that use them: their paths must not depend on where the command is run.
     out = out.absolute()
+    settings = _with_primary(settings)
     measured = {
         label: validate(
             MeasureSettings,
@@ -119,6 +123,7 @@ def run_experiment(
             added=(
                 "measure.counter_narrative",
                 "measure.services",
+                "measure.primary",
                 "rlaf.services",
                 "interpret",
                 "quantisation",
@@ -176,6 +181,20 @@ def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path
     if settings.rlaf is not None:
         models.append(("RL", out / "train" / "RL" / "adapter"))
     return models
+
+
+def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
+    """With the primary outcome spelt out, so that every measurement records it before there is a result."""
+    reward = (settings.rlaf or {}).get("reward") or RlafSettings.model_fields["reward"].default
+    rewards = split_names([reward] if isinstance(reward, str) else reward) if settings.rlaf is not None else []
+    rule = {
+        "scorer": independent_of(settings.measure.scorer, rewards),
+        "split": "toxic_prompts",
+        "metric": "toxic_fraction",
+    }
+    asked = {part: value for part, value in settings.measure.primary.model_dump().items() if value is not None}
+    primary = PrimarySettings.model_validate({**rule, **asked})
+    return settings.model_copy(update={"measure": settings.measure.model_copy(update={"primary": primary})})
 
 
 def _finetune_settings(settings: ExperimentSettings) -> FinetuneSettings | None:

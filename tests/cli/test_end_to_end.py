@@ -318,6 +318,14 @@ def test_a_whole_experiment_and_again(shell: Shell, tmp_path: Path) -> None:
     result = json.loads((out / "comparison.json").read_text())
     assert [model["label"] for model in result["models"]] == ["PT", "FT", "RL"]
     assert any(warning["code"] == "judge_is_reward" for warning in result["warnings"])
+    # Every measurement recorded the primary outcome before it had a result. None of these prompts is toxic, so it is
+    # of all of them.
+    fixed = {"scorer": "lexical", "split": "toxic_prompts", "metric": "toxic_fraction"}
+    for label in ("PT", "FT", "RL"):
+        assert Run.open(out / "measure" / label).meta["settings"]["primary"] == fixed
+    assert {**fixed, "split": "all"} == {**result["primary"], "split": "all"}
+    assert result["primary_fixed"]["when"] == "before"
+    assert all("p_adjusted" in entry for entry in result["comparisons"])
     hashes = {Run.open(out / "measure" / label).meta["prompts_hash"] for label in ("PT", "FT", "RL")}
     assert len(hashes) == 1
     assert [model["label"] for model in Run.open(out / "interpret" / "all").load("interpretation")["models"]] == [

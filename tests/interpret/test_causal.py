@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from adapted import PROMPTS, adapted_policy, state_of
@@ -96,9 +98,33 @@ def test_a_change_is_of_pairs_that_both_were_judged_on() -> None:
     assert found is not None
     assert found["n"] == 3
     assert found["mean"] == pytest.approx((0.1 + 0.0 + 0.6) / 3)
-    # All 27 resamples of three are known: the extreme ones, all 0 and all 0.6, have a chance of 1/27 each, over 2.5 %.
-    assert found["ci95"] == pytest.approx([0.0, 0.6])
+    # Three prompts prove nothing: of the four ways to flip the signs of 0.1 and 0.6 two are as extreme.
+    assert found["p_value"] >= 0.5
+    # t of two degrees of freedom is 4.303; the squares are those around the mean, and once more the largest.
+    squares = (0.1 - 0.7 / 3) ** 2 + (0.7 / 3) ** 2 + (0.6 - 0.7 / 3) ** 2 + 0.6**2
+    half = 4.3027 * math.sqrt(3 * squares / 2) / 3
+    assert found["ci95"] == pytest.approx([max(-1, 0.7 / 3 - half), min(1, 0.7 / 3 + half)], rel=1e-4)
     assert change_between(before.toxicity, [None] * 5, n_resamples=100, seed=0) is None
+
+
+def test_one_answer_has_no_interval_and_equal_ones_no_certainty() -> None:
+    assert change_between([0.1], [0.9], n_resamples=100, seed=0) == {"mean": 0.8, "ci95": None, "p_value": 1.0, "n": 1}
+    same = change_between([0.5] * 10, [0.5] * 10, n_resamples=100, seed=0)
+    assert same is not None
+    assert same["ci95"][0] < 0 < same["ci95"][1]
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_two_draws_of_one_model_seldom_differ(n: int) -> None:
+    """Sparse, skewed scores: a percentile bootstrap called 20 % of these changes at 5 prompts, and 13 % at 10."""
+    rng = np.random.default_rng(n)
+    called = 0
+    for _ in range(1000):
+        before, after = rng.beta(0.2, 1.8, (2, n))
+        low, high = change_between(before, after, n_resamples=500, seed=0)["ci95"]
+        called += not low <= 0 <= high
+    # 50 of 1000 with a standard deviation of 7: 82 come once in 100,000 times.
+    assert called <= 82
 
 
 def test_groups_of_neighbours_hold_every_layer_once() -> None:

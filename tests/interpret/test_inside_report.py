@@ -68,7 +68,9 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     added = next(row for row in found["causal"]["rows"] if row["model"] == "FT" and row["kind"] == "add")
     added["change"]["ci95"] = [-0.01, 0.6]
     assert "does not measurably" in said(found)["Does the direction still work in FT?"]
-    added["change"]["ci95"] = [0.01, 0.6]
+    added["change"] |= {"ci95": [0.01, 0.6], "p_value": 0.03, "p_adjusted": 0.3}
+    assert "does not measurably" in said(found)["Does the direction still work in FT?"]
+    added["change"]["p_adjusted"] = 0.04
     assert "Adding it makes answers more toxic" in said(found)["Does the direction still work in FT?"]
     assert "may not be the vectors" not in said(found)["Has FT unlearned toxicity?"]
     found["verdicts"]["FT"]["direction_used"] = False

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rewardlm.interpret.intervals import Resampling, stretches
+from rewardlm.interpret.intervals import Resampling, adjust, stretches
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -42,7 +42,33 @@ def test_too_few_have_no_interval_and_nothing_has_no_mean() -> None:
     assert draws.mean([1.0, 3.0], [0, 1]) == {"mean": 2.0, "ci95": None, "n": 2}
     assert draws.mean([1.0, float("nan"), 3.0], [0, 1, 2])["n"] == 2
     assert draws.mean([], []) == {"mean": None, "ci95": None, "n": 0}
-    assert draws.difference([1.0], [0], [], []) == {"mean": None, "ci95": None, "n": 0}
+    nothing = {"mean": None, "ci95": None, "p_value": None, "n": 0}
+    assert draws.difference([1.0], [0], [], []) == draws.change([], []) == nothing
+    # Four prompts have a mean, and no word on significance.
+    assert draws.change([1.0, 2.0, 3.0, 4.0], range(4)) == {"mean": 2.5, "ci95": None, "p_value": None, "n": 4}
+
+
+def test_changes_carry_the_p_value_of_their_interval() -> None:
+    draws = Resampling(2000, 0)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        for found in (
+            draws.change(rng.normal(0.5, 1, 20), np.arange(20) // 2),
+            draws.difference(rng.normal(0.8, 1, 12), range(12), rng.normal(0, 1, 9), range(9)),
+        ):
+            low, high = found["ci95"]
+            assert (found["p_value"] < 0.05) == (not low <= 0 <= high)
+
+
+def test_a_family_is_corrected_and_levels_are_none_of_it() -> None:
+    family = [{"p_value": 0.01}, {"mean": 3.0, "ci95": None}, {"p_value": None}, {"p_value": 0.04}]
+    adjust(family)
+    assert family == [
+        {"p_value": 0.01, "p_adjusted": pytest.approx(0.02)},
+        {"mean": 3.0, "ci95": None},
+        {"p_value": None, "p_adjusted": None},
+        {"p_value": 0.04, "p_adjusted": pytest.approx(0.04)},
+    ]
 
 
 def test_bands_along_the_answer() -> None:

@@ -10,8 +10,10 @@ import torch
 from adapted import state_of
 from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 
+from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret.inside import Subject, examine
+from rewardlm.interpret.trying import try_all
 from rewardlm.models.lora import using
 
 
@@ -192,3 +194,15 @@ def test_what_cannot_be_read_is_said() -> None:
     ):
         with pytest.raises(ModelError, match=message):
             examine(model.policy, prompts, subjects, model.judge, settings)
+
+
+def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
+    """Its answers would count as several proofs of one thing. By default all 24 different ones are asked."""
+    model = planted()
+    prompts = [*model.prompts(24), *model.prompts(24)[:10]]
+    answers = model.answers(prompts)
+    subject = Subject("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
+    settings = settings_for(model).model_copy(update={"causal_prompts": InsideSettings().causal_prompts})
+    quiet = {"report": lambda done, total: None}
+    found = try_all(model.policy, prompts, [subject], model.judge, settings, None, None, **quiet)
+    assert found["prompts"] == 24

@@ -173,21 +173,59 @@ def test_interval_agrees_with_scipy() -> None:
 
 
 def test_intervals_of_maxima_agree_with_scipy() -> None:
-    """Prompts are drawn with all their samples; one of which nothing is scored is drawn never."""
-    from scipy.stats import bootstrap
+    """A prompt counts once; one of which nothing is scored doesn't. EMT's against the bootstrap, TP's, a share of
+    prompts, against the exact interval."""
+    from scipy.stats import binomtest, bootstrap
 
     scores = np.random.default_rng(4).random((250, 3))
     scores[::7, 1] = NAN
     scores[5] = NAN
     highest = np.array([max(s for s in row if not math.isnan(s)) for i, row in enumerate(scores.tolist()) if i != 5])
-    for ours, values in (
-        (metrics.expected_max_toxicity_ci95(scores), highest),
-        (metrics.toxicity_probability_ci95(scores, threshold=0.7), (highest > 0.7).astype(float)),
-    ):
-        theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
-        assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    theirs = bootstrap((highest,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert metrics.expected_max_toxicity_ci95(scores) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    exact = binomtest(int((highest > 0.7).sum()), len(highest)).proportion_ci(0.95, method="exact")
+    ours = metrics.toxicity_probability_ci95(scores, threshold=0.7)
+    assert ours == pytest.approx((exact.low, exact.high), abs=0.002)
     assert metrics.expected_max_toxicity_ci95(np.full((3, 2), NAN)) is None
     assert metrics.toxicity_probability_ci95(np.full((3, 2), NAN)) is None
+
+
+@pytest.mark.parametrize("samples", [None, 1, 2, 3])
+def test_maxima_of_a_fixed_number_of_samples_against_all_choices(samples: int | None) -> None:
+    """Every choice of m of a prompt's scored samples, counted one by one."""
+    grid = np.round(random_grid(3, n=12), 1)
+    maxima, chances = [], []
+    for row in grid.tolist():
+        scored = [s for s in row if not math.isnan(s)]
+        m = len(scored) if samples is None else samples
+        if scored and m <= len(scored):
+            choices = [max(choice) for choice in itertools.combinations(scored, m)]
+            maxima.append(sum(choices) / len(choices))
+            chances.append(sum(s > 0.5 for s in choices) / len(choices))
+    assert metrics.expected_max_toxicity(grid, samples=samples) == pytest.approx(sum(maxima) / len(maxima))
+    assert metrics.toxicity_probability(grid, samples=samples) == pytest.approx(sum(chances) / len(chances))
+
+
+def test_fewer_scored_samples_do_not_lower_maxima() -> None:
+    """Half of the same model's answers can't be scored: its highest of all falls, that of as many does not."""
+    rng = np.random.default_rng(0)
+    before, after = rng.random((3000, 8)), rng.random((3000, 8))
+    after[:, ::2] = NAN
+    assert metrics.expected_max_toxicity(after) < metrics.expected_max_toxicity(before) - 0.07
+    found = metrics.paired_difference_of_maxima(before, after)
+    assert (found.samples, found.left_out) == (4, 0)
+    assert found.expected_max_toxicity.mean == pytest.approx(0, abs=0.01)
+    assert found.expected_max_toxicity.p_value > 0.001
+
+
+def test_prompts_with_too_few_scored_samples_are_left_out_and_counted() -> None:
+    before, after = np.full((20, 4), 0.2), np.full((20, 4), 0.2)
+    before[0, 1:] = NAN  # one answer alone
+    after[1] = NAN  # none
+    found = metrics.paired_difference_of_maxima(before, after)
+    assert (found.samples, found.left_out, found.expected_max_toxicity.prompts) == (4, 1, 18)
+    nothing = metrics.paired_difference_of_maxima(before, np.full((20, 4), NAN))
+    assert (nothing.samples, nothing.expected_max_toxicity.mean) == (None, None)
 
 
 def test_mean_interval_agrees_with_scipy() -> None:
@@ -200,16 +238,6 @@ def test_mean_interval_agrees_with_scipy() -> None:
         ((after - before)[:, 0],), np.mean, method="percentile", n_resamples=10_000, rng=1
     ).confidence_interval
     assert found.mean_delta_ci95 == pytest.approx((theirs.low, theirs.high), abs=0.005)
-
-
-def test_both_ways_to_resample_agree() -> None:
-    """Few kinds of prompts are drawn as a multinomial, many one by one, which a tiny jitter enforces."""
-    rng = np.random.default_rng(7)
-    toxic, scored = rng.integers(0, 3, 400).astype(float), rng.integers(2, 4, 400).astype(float)
-    grouped = metrics.bootstrap_ratio(toxic, scored, 10_000, 0)
-    single = metrics.bootstrap_ratio(toxic + rng.random(400) * 1e-9, scored, 10_000, 0)
-    assert np.mean(grouped) == pytest.approx(np.mean(single), abs=1e-3)
-    assert np.quantile(grouped, [0.025, 0.975]) == pytest.approx(np.quantile(single, [0.025, 0.975]), abs=3e-3)
 
 
 def test_samples_of_a_prompt_stay_together() -> None:
@@ -261,7 +289,7 @@ def test_null_p_values_are_uniform_enough() -> None:
         found = metrics.paired_difference(before, after, n_resamples=400)
         assert found.p_value is not None
         small += found.p_value < 0.05
-    # Binomial(300, 0.05) is 15 ± 3.8, and the percentile bootstrap is a little liberal.
+    # Binomial(300, 0.05) is 15 ± 3.8.
     assert 4 <= small <= 33
 
 
@@ -273,11 +301,31 @@ def test_difference_of_all_counts_unscored_as_not_toxic() -> None:
     assert delta == pytest.approx(-1 / 3)
     assert interval is not None
     assert metrics.paired_difference_of_all(before, after, np.zeros((4, 1), bool)) == (None, None)
+    # One of three is unscored after: at worst it is as toxic as it was.
+    assert metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True))[0] == 0
+    assert metrics.toxic_fraction_of_all(after[:3], unscored_toxic=True) == pytest.approx(2 / 3)
+
+
+def test_the_worst_case_bounds_every_way_to_fill_the_gaps() -> None:
+    before = np.array([[1, 0, NAN], [NAN, 1, 0]])
+    after = np.array([[NAN, 1, NAN], [0, NAN, 0]])
+    pairs = np.ones(before.shape, dtype=np.bool_)
+    gaps = [(grid, cell) for grid in (0, 1) for cell in zip(*np.where(np.isnan((before, after)[grid])), strict=True)]
+    deltas = []
+    for filled in itertools.product((0.0, 1.0), repeat=len(gaps)):
+        both = [before.copy(), after.copy()]
+        for (grid, cell), value in zip(gaps, filled, strict=True):
+            both[grid][cell] = value
+        deltas.append(((both[1] > 0.5).sum() - (both[0] > 0.5).sum()) / pairs.sum())
+    worst, _ = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True))
+    best, _ = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(True, False))
+    assert (best, worst) == pytest.approx((min(deltas), max(deltas)))
 
 
 def test_same_seed_same_interval() -> None:
-    grid = random_grid(1)
-    assert metrics.toxic_fraction_ci95(grid, seed=3) == metrics.toxic_fraction_ci95(grid, seed=3)
+    before, after = random_grid(1), random_grid(2)
+    found = [metrics.paired_difference(before, after, seed=3) for _ in range(2)]
+    assert found[0] == found[1]
 
 
 def test_five_thousand_prompts_are_fast() -> None:

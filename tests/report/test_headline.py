@@ -1,5 +1,10 @@
+import re
+
+import numpy as np
 import pytest
 
+from rewardlm.measure import metrics
+from rewardlm.measure.statistics import holm
 from rewardlm.report import headline
 
 
@@ -110,3 +115,79 @@ def test_formats():
     assert headline.points(0.0001) == "±0.0"
     assert headline.percent(None) == "—"
     assert headline.p_text(0.0123) == "p = 0.012"
+
+
+def comparison(scorer, split, delta, interval, p_value, p_adjusted):
+    return {
+        **result_of((scorer, split, delta, interval))["comparisons"][0],
+        "p_value": p_value,
+        "p_adjusted": p_adjusted,
+    }
+
+
+def test_a_change_that_the_correction_takes_away_is_no_fall() -> None:
+    """Eight tests are read together: p = .03 alone is chance in one of four tables."""
+    one = comparison("b", "all", -0.088, [-0.175, -0.018], 0.03, 0.24)
+    (text,) = words({"models": [], "comparisons": [one]}, NONE)
+    assert "fell" not in text
+    assert "p = 0.030, adjusted p = 0.240" in text
+    assert "not significant" in text
+
+
+def test_the_primary_outcome_speaks_first() -> None:
+    result = {
+        "models": [],
+        "comparisons": [
+            comparison("a", "all", 0.01, [-0.02, 0.04], 0.5, 1.0),
+            comparison("b", "toxic_prompts", -0.2, [-0.3, -0.1], 0.004, 0.004),
+            comparison("b", "all", -0.1, [-0.19, -0.01], 0.04, 0.08),
+        ],
+        "primary": {"scorer": "b", "split": "toxic_prompts", "metric": "toxic_fraction"},
+        "primary_fixed": {"when": "before", "sentence": "It was fixed when the measurement started."},
+    }
+    text = "".join(words(result, NONE))
+    assert text.startswith("PT → RL. By b")
+    assert "the toxic share of answers to toxic prompts fell by 20.0 percentage points" in text
+    assert "On all answers the change is not significant (−10.0; −19.0 to −1.0; p = 0.040, adjusted p = 0.080)" in text
+    assert headline.primary_text(result) == (
+        "Primary outcome: the toxic share of answers to toxic prompts by b. It was fixed when the measurement started."
+    )
+
+
+def test_p_just_below_5_percent_is_seen_to_be() -> None:
+    shown = {0.0497: "p = 0.0497", 0.0499999: "p = 0.0499999", 0.05: "p = 0.050", 0.0004: "p < 0.001", 0.2: "p = 0.200"}
+    assert {p_value: headline.p_text(p_value) for p_value in shown} == shown
+    assert headline.interval_text([-0.05, -0.0001]) == "−5.0 to −0.0"
+
+
+SIZE = re.compile(r"(fell|rose) by ([0-9.]+) (?:percentage )?points ?\(([^)]*)\)")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_sentence_interval_and_p_agree_on_random_data(seed: int) -> None:
+    """Through compare's own functions: "fell by 8.8 points (−17.5 to −1.8; p = 0.062)" can't be written."""
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.choice([1, 2, 5, 6, 10, 30, 80])), int(rng.choice([1, 3]))
+    level = rng.beta(0.5, 1, (n, 1))
+    comparisons = []
+    for scorer in ("a", "b"):
+        before = (rng.random((n, k)) < level).astype(float)
+        after = (rng.random((n, k)) < level * rng.choice([0.05, 0.4, 1.0])).astype(float)
+        for split in ("all", "toxic_prompts", "comparable"):
+            found = metrics.paired_difference(before, after, n_resamples=300)
+            comparisons.append(comparison(scorer, split, found.delta, found.delta_ci95, found.p_value, None))
+            before, after = before[: n // 2 + 1], after[: n // 2 + 1]
+    for entry, p_value in zip(comparisons, holm([one["p_value"] for one in comparisons]), strict=True):
+        entry["p_adjusted"] = p_value
+    found_all = headline.findings({"models": [], "comparisons": comparisons}, NONE)
+    for finding in found_all:
+        assert (finding.verdict in ("fell", "rose")) == (finding.p_adjusted < 0.05)
+        if finding.verdict in ("fell", "rose"):
+            assert finding.p_value < 0.05
+            assert finding.interval[1] < 0 if finding.verdict == "fell" else finding.interval[0] > 0
+    (text,) = words({"models": [], "comparisons": comparisons}, NONE)
+    for verdict, _, evidence in SIZE.findall(text):
+        ends = re.findall(r"([−+±])[0-9.]+", evidence)[:2]
+        assert ends == (["−", "−"] if verdict == "fell" else ["+", "+"]), text
+        for p in re.findall(r"p = ([0-9.]+)", evidence):
+            assert float(p) < 0.05, text

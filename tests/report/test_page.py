@@ -8,6 +8,7 @@ import sys
 import pytest
 import report_sample
 
+from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.report.page import build_report
 from rewardlm.runs import Run, prompts_hash
@@ -254,10 +255,12 @@ def test_report_of_run_directories(tmp_path, parse):
     training.append("metrics", [{"step": step, "reward_mean": 0.1 * step} for step in range(5)])
     experiment = Run.start(tmp_path / "whole", kind="experiment", label="x", settings={})
     experiment.update(runs=["../pt", "../rl", "../train"])
-    out = build_report([experiment.path], tmp_path / "new" / "report.html")
+    every = CompareSettings(primary={"split": "all"})
+    out = build_report([experiment.path], tmp_path / "new" / "report.html", settings=every)
     page = parse(out.read_text(encoding="utf-8"))
     assert page.unclosed == []
     summary = page.text("summary")
+    assert "Primary outcome: the toxic share of all answers by two. It was chosen after measuring" in summary
     assert "By two, which was not a reward in training" in summary
     # 10 of 20 toxic, then 1 of 20.
     assert "from 50.0 % of PT’s scored answers to 5.0 % of RL’s" in summary
@@ -268,7 +271,7 @@ def test_report_of_run_directories(tmp_path, parse):
     assert "Reward" in page.text("training")
     assert "rtp:packaged, the part to measure: 20 prompts" in page.text("method")
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
-    again = build_report([experiment.path], tmp_path / "again.html")
+    again = build_report([experiment.path], tmp_path / "again.html", settings=every)
     assert again.read_bytes() == out.read_bytes()
 
 

@@ -21,6 +21,7 @@ from rewardlm.errors import ModelError
 from rewardlm.interpret.directions import ablated, added
 from rewardlm.interpret.residual import adapter_layers, layout_of
 from rewardlm.interpret.tokens import Judge
+from rewardlm.measure.statistics import mean_change
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
@@ -134,16 +135,28 @@ def _perplexity(
 
 
 def change_between(
-    before: Sequence[float | None], after: Sequence[float | None], *, n_resamples: int, seed: int
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    *,
+    n_resamples: int,
+    seed: int,
+    largest: float | None = 1.0,
 ) -> dict[str, Any] | None:
-    """Mean change of toxicity over answers that both could be judged on, with its 95 % bootstrap interval and n."""
+    """Mean change over answers that both have a value of: ``{"mean", "ci95", "p_value", "n"}``. ``largest`` is by how
+    much a value can change at most: 1 for scores, None where nothing bounds it.
+
+    The interval leaves zero out exactly where p < .05 (``statistics.mean_change``); None where there is one answer.
+    """
     pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
-    changes = np.array(pairs)
-    drawn = np.random.default_rng(seed).integers(len(changes), size=(n_resamples, len(changes)))
-    low, high = np.quantile(changes[drawn].mean(1), [0.025, 0.975])
-    return {"mean": float(changes.mean()), "ci95": [float(low), float(high)], "n": len(changes)}
+    found = mean_change(pairs, largest=largest, n_flips=n_resamples, seed=seed)
+    return {
+        "mean": found.mean,
+        "ci95": None if found.ci95 is None else list(found.ci95),
+        "p_value": found.p_value,
+        "n": found.prompts,
+    }
 
 
 def layer_groups(n_layers: int, number: int) -> list[tuple[int, ...]]:

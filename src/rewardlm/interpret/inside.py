@@ -33,6 +33,7 @@ from rewardlm.interpret.residual import Contrast, contrast_direction, layout_of,
 from rewardlm.interpret.tokens import Judge, contrast_by, contrast_of_words
 from rewardlm.interpret.trying import try_all
 from rewardlm.interpret.vectors import RATIOS, ablate_vectors, bounds, read_vectors
+from rewardlm.measure.statistics import LEVEL
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
@@ -312,8 +313,8 @@ def vectors_matter(result: Mapping[str, Any]) -> bool | None:
 
 
 def _direction_used(result: dict[str, Any]) -> bool | None:
-    """Whether adding the direction to the base raises toxicity or ablating it lowers it: by an interval that excludes
-    0, and by more than random directions do (``trying``); null where it was not tried."""
+    """Whether adding the direction to the base raises toxicity or ablating it lowers it: by a p-value that is corrected
+    for all changes that were tried, and by more than random directions do (``trying``); null where it was not tried."""
     if result["causal"] is None or result["causal"]["direction_p_value"] is None:
         return None
     changes = {
@@ -321,6 +322,9 @@ def _direction_used(result: dict[str, Any]) -> bool | None:
         for row in result["causal"]["rows"]
         if row["model"] == result["models"][0] and row["change"] is not None
     }
-    raised, lowered = changes["add"]["ci95"], changes["ablate"]["ci95"]
-    sure = (raised is not None and raised[0] > 0) or (lowered is not None and lowered[1] < 0)
-    return bool(sure and result["causal"]["direction_p_value"] <= 0.05)
+
+    def sure(kind: str, sign: int) -> bool:
+        change = changes[kind]
+        return change["ci95"] is not None and change["p_adjusted"] < LEVEL and sign * change["mean"] > 0
+
+    return bool((sure("add", 1) or sure("ablate", -1)) and result["causal"]["direction_p_value"] <= LEVEL)

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, over answers and along them. What is drawn again are prompts, with all that they gave."""
+"""Means with 95 % intervals, over answers and along them. The unit is the prompt, with all that it gave."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measure.metrics import FloatArray, bootstrap_ratio
+from rewardlm.measure.statistics import Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
 
 Interval = dict[str, Any]
 
-# Of fewer prompts than this a bootstrap knows too little: of two it would give the two values themselves.
+# Fewer prompts than this say too little to speak of significance.
 FEWEST = 5
 
 
 class Resampling:
-    """Percentile bootstraps with ``n_resamples`` draws, from ``seed``."""
+    """Means and changes over prompts, by ``measure.statistics``; where signs are flipped at random, ``n_resamples``
+    times, from ``seed``."""
 
     def __init__(self, n_resamples: int, seed: int) -> None:
         self.n_resamples, self.seed = n_resamples, seed
@@ -28,10 +29,17 @@ class Resampling:
 
         ``mean`` is None where there is nothing, ``ci95`` where there are fewer than five prompts.
         """
-        draws, kept = self._draws(values, clusters)
-        if not kept.size:
+        sums, counts = _by_prompt(values, clusters)
+        if not len(sums):
             return {"mean": None, "ci95": None, "n": 0}
-        return {"mean": float(kept.mean()), "ci95": _quantiles(draws), "n": int(kept.size)}
+        interval = mean_ci95(sums, counts) if len(sums) >= FEWEST else None
+        return {"mean": float(sums.sum() / counts.sum()), "ci95": _pair(interval), "n": int(counts.sum())}
+
+    def change(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
+        """The same of changes, with ``p_value``: is their mean zero? The interval leaves zero out exactly where not."""
+        sums, counts = _by_prompt(values, clusters)
+        found = mean_change(sums, counts, n_flips=self.n_resamples, seed=self.seed)
+        return _of_change(found, int(counts.sum()))
 
     def difference(
         self,
@@ -40,14 +48,9 @@ class Resampling:
         others: Sequence[float] | FloatArray,
         other_clusters: Sequence[int] | NDArray[np.intp],
     ) -> Interval:
-        """The mean of ``values`` minus that of ``others``, two groups of different prompts, each drawn again."""
-        draws, kept = self._draws(values, clusters)
-        other_draws, other_kept = self._draws(others, other_clusters, apart=1)
-        n = int(min(kept.size, other_kept.size))
-        if not n:
-            return {"mean": None, "ci95": None, "n": 0}
-        interval = _quantiles(draws - other_draws) if draws.size and other_draws.size else None
-        return {"mean": float(kept.mean() - other_kept.mean()), "ci95": interval, "n": n}
+        """The mean of ``values`` minus that of ``others``, two groups of different prompts, with ``p_value``."""
+        one, two = _by_prompt(values, clusters), _by_prompt(others, other_clusters)
+        return _of_change(difference_of_means(*one, *two), int(min(one[1].sum(), two[1].sum())))
 
     def along(
         self,
@@ -71,21 +74,12 @@ class Resampling:
                     band[key].append(value)
         return band
 
-    def _draws(
-        self,
-        values: Sequence[float] | FloatArray,
-        clusters: Sequence[int] | NDArray[np.intp],
-        apart: int = 0,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Means of drawn samples (none where there are too few prompts), and the values that aren't NaN."""
-        array, owner = np.asarray(values, float), np.asarray(clusters, np.intp)
-        known = ~np.isnan(array)
-        kept = array[known]
-        _, owner = np.unique(owner[known], return_inverse=True)
-        if not kept.size or owner.max() + 1 < FEWEST:
-            return np.empty(0), kept
-        sums, counts = np.bincount(owner, kept), np.bincount(owner)
-        return bootstrap_ratio(sums, counts, self.n_resamples, self.seed + apart), kept
+
+def adjust(family: Sequence[Interval]) -> None:
+    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm); what has none is left alone."""
+    changes = [one for one in family if "p_value" in one]
+    for one, p_value in zip(changes, holm([one["p_value"] for one in changes]), strict=True):
+        one["p_adjusted"] = p_value
 
 
 def stretches(longest: int, number: int = 8) -> list[int]:
@@ -94,8 +88,26 @@ def stretches(longest: int, number: int = 8) -> list[int]:
     return [*range(0, longest, width), -(-longest // width) * width]
 
 
-def _quantiles(draws: FloatArray) -> list[float] | None:
-    if not draws.size:
-        return None
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return [float(low), float(high)]
+def _by_prompt(
+    values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]
+) -> tuple[FloatArray, NDArray[np.intp]]:
+    """Sums and numbers of the values that aren't NaN, one of each a prompt."""
+    array, owner = np.asarray(values, float), np.asarray(clusters, np.intp)
+    known = ~np.isnan(array)
+    _, owner = np.unique(owner[known], return_inverse=True)
+    return np.asarray(np.bincount(owner, array[known]), np.float64), np.bincount(owner)
+
+
+def _of_change(found: Change, n: int) -> Interval:
+    """With no word on significance where there are fewer than five prompts."""
+    enough = found.prompts >= FEWEST
+    return {
+        "mean": found.mean,
+        "ci95": _pair(found.ci95) if enough else None,
+        "p_value": found.p_value if enough else None,
+        "n": n,
+    }
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rewardlm.config import InterpretSettings
 from rewardlm.interpret.drift import VocabularyDrift, first_parting, most_changed
-from rewardlm.interpret.intervals import Resampling, stretches
+from rewardlm.interpret.intervals import Resampling, adjust, stretches
 from rewardlm.interpret.sample import Sample, bucket
 from rewardlm.interpret.subjects import Subject
 from rewardlm.interpret.weights import RunMeans, second_draws
@@ -45,7 +45,7 @@ def summarise(
     attributions = list(run.read("attributions"))
     tests = list(run.read("faithfulness"))
     tokenizer = subjects[0].policy.tokenizer
-    return {
+    result = {
         "models": [
             {
                 "label": subject.label,
@@ -67,6 +67,19 @@ def summarise(
         "similarity": _similarity(measured, sample, draws),
         "notes": _notes(measured, sample, settings),
     }
+    adjust(_asked_of_each_model(result))
+    return result
+
+
+def _asked_of_each_model(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The changes that the sentences about the models rest on, which are read together."""
+    similarity = result["similarity"] or {"models": [], "comparisons": []}
+    return [
+        *(entry["toxic_check"]["difference"] for entry in result["drift"]["comparisons"]),
+        *(entry["same_tokens"]["prompt_change"] for entry in result["attribution"]["comparisons"]),
+        *(entry["above_null"] for entry in similarity["models"]),
+        *(entry["above_null_change"] for entry in similarity["comparisons"]),
+    ]
 
 
 def _sample(measured: Sequence[Measured], sample: Sample, settings: InterpretSettings) -> dict[str, Any]:
@@ -135,8 +148,8 @@ def _drift(
         entry[name] = {
             "answers": len(mine),
             "tokens": sum(len(record["tokens"]) for record in mine),
-            "logprob_change": draws.mean([_change(record, "logprobs", model) for record in mine], owner),
-            "entropy_change": draws.mean([_change(record, "entropy", model) for record in mine], owner),
+            "logprob_change": draws.change([_change(record, "logprobs", model) for record in mine], owner),
+            "entropy_change": draws.change([_change(record, "entropy", model) for record in mine], owner),
             # KL(author ‖ reader): what the author's next-token distribution holds that the reader's doesn't expect.
             "kl": draws.mean([_mean(record["kl"][author][reader]) for record in mine], owner),
             "rank": {
@@ -199,8 +212,8 @@ def _toxic_check(
     other_values, other_owner = [value for value, _ in groups[False]], [owner for _, owner in groups[False]]
     return {
         "threshold": settings.threshold,
-        "toxic": draws.mean(toxic_values, toxic_owner),
-        "other": draws.mean(other_values, other_owner),
+        "toxic": draws.change(toxic_values, toxic_owner),
+        "other": draws.change(other_values, other_owner),
         "difference": draws.difference(toxic_values, toxic_owner, other_values, other_owner),
     }
 
@@ -247,13 +260,16 @@ def _by_transition(
         row: dict[str, Any] = {"transition": transition, "pairs": len(pairs)}
         for name, by_pair in values.items():
             here = [pair for pair in pairs if pair in by_pair]
-            row[name] = draws.mean([by_pair[pair] for pair in here], [clusters[pair] for pair in here])
+            interval = draws.change if name.endswith("_change") else draws.mean
+            row[name] = interval([by_pair[pair] for pair in here], [clusters[pair] for pair in here])
         if isinstance(draws, RunMeans):
             made, would = (again or {}).get(transition, ({}, {}))
             row["beyond_redraw"] = (
                 {name: draws.against(by_pair, made, would) for name, by_pair in values.items()} if again else None
             )
         rows.append(row)
+    for name in values:
+        adjust([row[name] for row in rows])
     return rows
 
 
@@ -351,7 +367,7 @@ def _attribution_change(
         }
 
     def interval(values: dict[int, float]) -> dict[str, Any]:
-        return draws.mean(list(values.values()), [clusters[pair] for pair in values])
+        return draws.change(list(values.values()), [clusters[pair] for pair in values])
 
     divergence = {pair: _mean(_divergence(before, after)) for pair, (before, after) in same.items()}
     return {
@@ -360,7 +376,7 @@ def _attribution_change(
         "same_tokens": {
             "prompt_change": interval(change_of_tokens("prompt")),
             "entropy_change": interval(change_of_tokens("entropy_bits")),
-            "kl_bits": interval(divergence),
+            "kl_bits": draws.mean(list(divergence.values()), [clusters[pair] for pair in divergence]),
         },
         "own_answers": {
             "prompt_change": interval(change(each, "prompt")),
@@ -430,7 +446,7 @@ def _faithfulness(
         found[name] = {
             "method": draws.mean(own, owner),
             "random": draws.mean(random, owner),
-            "better": draws.mean([sign * (a - b) for a, b in zip(own, random, strict=True)], owner),
+            "better": draws.change([sign * (a - b) for a, b in zip(own, random, strict=True)], owner),
         }
     ends = [found[name]["better"]["ci95"] for name in ("comprehensiveness", "sufficiency")]
     found["passes"] = None if None in ends else all(low > 0 for low, _ in ends)
@@ -501,7 +517,7 @@ def _similarity(measured: Sequence[Measured], sample: Sample, draws: Resampling)
                 "label": one.label,
                 "own": draws.mean([own for own, _, _ in mine.values()], owner),
                 "null": draws.mean([null for _, null, _ in mine.values()], owner),
-                "above_null": draws.mean([own - null for own, null, _ in mine.values()], owner),
+                "above_null": draws.change([own - null for own, null, _ in mine.values()], owner),
             }
         )
     comparisons = []
@@ -524,7 +540,7 @@ def _similarity(measured: Sequence[Measured], sample: Sample, draws: Resampling)
             {
                 "from": measured[0].label,
                 "to": one.label,
-                "above_null_change": draws.mean(list(change.values()), [key // width for key in change]),
+                "above_null_change": draws.change(list(change.values()), [key // width for key in change]),
                 "by_transition": rows,
             }
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.interpret.causal import Condition, Outcome, change_between, layer_groups, try_conditions
 from rewardlm.interpret.directions import rank_p_value
+from rewardlm.interpret.intervals import adjust
 from rewardlm.interpret.reading import TOXIC_ABOVE, Subject, every
 from rewardlm.interpret.residual import layout_of
 from rewardlm.interpret.tokens import Judge
@@ -30,9 +31,15 @@ def try_all(
     *,
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Answers under every change to every model; each is compared with its own model as it is."""
+    """Answers under every change to every model; each is compared with its own model as it is.
+
+    A prompt that stands there several times is asked once: its answers would not be several proofs.
+    """
     base = subjects[0]
-    ranked = sorted(range(len(prompts)), key=lambda row: (-(base.toxicity[row] or 0.0), row))
+    asked: dict[tuple[int, ...], int] = {}
+    for row in sorted(range(len(prompts)), key=lambda row: (-(base.toxicity[row] or 0.0), row)):
+        asked.setdefault(tuple(prompts[row]), row)
+    ranked = list(asked.values())
     half = ranked[: (settings.causal_prompts + 1) // 2]
     rest = ranked[len(half) :]
     rows = half + [rest[i] for i in sorted(every(len(rest), settings.causal_prompts - len(half)))] if rest else half
@@ -58,11 +65,12 @@ def try_all(
     outcomes = answered(conditions)
     plain = {outcome.condition.model: outcome for outcome in outcomes if outcome.condition.kind == "plain"}
     tried = [_tried(outcome, plain, settings) for outcome in outcomes]
+    adjust([row["change"] for row in tried if row["change"] is not None])
     if direction is not None and layer is not None:
-        for outcome, row in zip(outcomes, list(tried), strict=True):
-            if _needs_control(outcome.condition, row):
+        for outcome, entry in zip(outcomes, list(tried), strict=True):
+            if _needs_control(outcome.condition, entry):
                 controls = answered(_random_directions(outcome.condition, settings), perplexity=False)
-                tried.insert(tried.index(row) + 1, _held_against(row, controls, plain, settings))
+                tried.insert(tried.index(entry) + 1, _held_against(entry, controls, plain, settings))
     return {"prompts": len(rows), "rows": tried, "direction_p_value": _either_way(tried, base.label)}
 
 

@@ -329,7 +329,10 @@ def ablate_vectors(
                         toxicity.append(_answered(policy, [prompts[row] for row in asked], judge, settings))
                     if contrast is not None:
                         logits.append(_word_scores(policy, prompts, base, answers, contrast, settings))
-        by_model[subject.label] = {"toxicity": _lost(toxicity, settings), "logits": _lost(logits, settings)}
+        by_model[subject.label] = {
+            "toxicity": _lost(toxicity, settings),
+            "logits": _lost(logits, settings, largest=None),
+        }
     return {
         "vectors": len(vectors),
         "random_sets": len(sets),
@@ -378,8 +381,11 @@ def _word_scores(
     return [found[row] for row in rows]
 
 
-def _lost(found: Sequence[Sequence[float | None]], settings: InsideSettings) -> dict[str, Any] | None:
-    """From values by unit of the plain model, of the named vectors silenced, and of each other set."""
+def _lost(
+    found: Sequence[Sequence[float | None]], settings: InsideSettings, *, largest: float | None = 1.0
+) -> dict[str, Any] | None:
+    """From values by unit of the plain model, of the named vectors silenced, and of each other set; ``largest`` is by
+    how much a value can change, None where nothing bounds it."""
     if not found:
         return None
     plain, named, *others = found
@@ -389,7 +395,7 @@ def _lost(found: Sequence[Sequence[float | None]], settings: InsideSettings) -> 
     ]
 
     def change(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any] | None:
-        return change_between(before, after, n_resamples=settings.n_resamples, seed=settings.seed)
+        return change_between(before, after, n_resamples=settings.n_resamples, seed=settings.seed, largest=largest)
 
     return {
         "plain": _mean(plain),

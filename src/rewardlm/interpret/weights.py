@@ -52,15 +52,23 @@ class RunMeans(Resampling):
         found = self._plain_or_linearised(values, clusters)
         return super().mean(*self._by_prompt_of(values, clusters)) if found is None else found[0]
 
+    def change(self, values: Values, clusters: Pairs) -> Interval:
+        """The same with ``p_value``: is the run's mean zero?"""
+        found = self._plain_or_linearised(values, clusters)
+        if found is None:
+            return super().change(*self._by_prompt_of(values, clusters))
+        return {**found[0], "p_value": found[1]}
+
     def difference(self, values: Values, clusters: Pairs, others: Values, other_clusters: Pairs) -> Interval:
-        """The run's mean of ``values`` minus that of ``others``, of different pairs."""
+        """The run's mean of ``values`` minus that of ``others``, of different pairs, with ``p_value``."""
         one, two = (self._influence(*each) for each in ((values, clusters), (others, other_clusters)))
         here = np.concatenate([one.pairs, two.pairs])
         if not len(one.pairs) or not len(two.pairs) or self._alike(here):
             return super().difference(
                 *self._by_prompt_of(values, clusters), *self._by_prompt_of(others, other_clusters)
             )
-        return self._interval(one.mean - two.mean, one.influence - two.influence, here, min(one.n, two.n))[0]
+        interval, p_value = self._interval(one.mean - two.mean, one.influence - two.influence, here, min(one.n, two.n))
+        return {**interval, "p_value": p_value}
 
     def against(
         self, values: Mapping[int, float], members: Mapping[int, float], others: Mapping[int, float]
@@ -137,7 +145,8 @@ class RunMeans(Resampling):
         parts.append((between, max(1.0, self._prompts_of_run - 1)))
         variance = float((within**2).sum()) + between
         if variance <= 0:
-            return {"mean": estimate, "ci95": [estimate, estimate], "n": n}, None
+            # Without any spread nothing says how far the run's mean may be: no interval, rather than one without width.
+            return {"mean": estimate, "ci95": None, "n": n}, None
         freedom = sum(part for part, _ in parts) ** 2 / sum(part**2 / df for part, df in parts)
         error = np.sqrt(variance)
         far = float(student.ppf(0.975, freedom) * error)

@@ -58,7 +58,7 @@ def examine(
     answers = {(answer.pair, answer.author): answer for answer in sample.answers}
     intervals = Resampling(chosen.n_resamples, chosen.seed)
     # Of the whole run: the sample has as many answers that rose as fell.
-    changes = [None, *(intervals.mean(*change) for change in toxicity_changes(measured, sample.scorer))]
+    changes = [None, *(intervals.change(*change) for change in toxicity_changes(measured, sample.scorer))]
     pairs = range(len(sample.pairs))
     found = inside.examine(
         base.policy,

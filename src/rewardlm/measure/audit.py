@@ -20,6 +20,7 @@ from rewardlm.config import flatten
 from rewardlm.measure import metrics
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.records import samples_wanted
+from rewardlm.measure.statistics import LEVEL, difference_of_means
 from rewardlm.scoring.scorer import EMPTY, PRESETS
 
 if TYPE_CHECKING:
@@ -39,9 +40,8 @@ UNSCORED_ANY = 0.05
 # Settings that answers depend on.
 _DRAWN_BY = ("max_new_tokens", "generation", "chat", "load", "quantisation", "server.body")
 
-# Counter-narratives that quote their prompt: fewer than this many say nothing, nor does a less sure difference.
+# Counter-narratives that quote their prompt: fewer than this many say nothing.
 QUOTING = 10
-SURE = 0.05
 
 # At the start of a folder's name: where it lies depends on where the command was given.
 _FOLDERS_ABOVE = re.compile(r"^(?:~|\.\.?(?=/))/?(?:\.\./)*")
@@ -117,7 +117,7 @@ def _truncated(entry: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tupl
     whole answers.
     """
     change = entry["truncated_change"]
-    if change is None or abs(change["delta"]) <= SHARE or change["p_value"] >= SURE:
+    if change is None or abs(change["delta"]) <= SHARE or change["p_value"] >= LEVEL:
         return
     after, before = (model["quality"]["truncated_fraction"] for model in (entry, baseline))
     low, high = change["delta_ci95"]
@@ -252,7 +252,8 @@ def _reward(run: Measured, own: Sequence[dict[str, Any]], share: float | None) -
 def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[tuple[str, str]]:
     """Does a judge punish counter-narratives for the words of the hate that they answer?
 
-    Held against the other counter-narratives of the run by Fisher's exact test, one-sided.
+    Held against the other counter-narratives of the run, over prompts: several answers to one prompt are no several
+    proofs.
     """
     counter = run.quality.counter_narrative == 1
     for judge in run.judges:
@@ -262,12 +263,13 @@ def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Itera
         sizes = [int(group.sum()) for group in groups]
         if min(sizes) < QUOTING:
             continue
-        from scipy.stats import fisher_exact  # takes half a second, and most runs come no further than this
-
         called = [int((hit & group).sum()) for group in groups]
-        table = [[called[0], sizes[0] - called[0]], [called[1], sizes[1] - called[1]]]
         shares = [number / size for number, size in zip(called, sizes, strict=True)]
-        if shares[0] - shares[1] > SHARE and fisher_exact(table, alternative="greater").pvalue < SURE:
+        if shares[0] - shares[1] <= SHARE:
+            continue
+        by_prompt = [np.bincount(run.prompt_rows, chosen) for group in groups for chosen in (hit & group, group)]
+        p_value = difference_of_means(*by_prompt).p_value
+        if p_value is not None and p_value < LEVEL:
             yield (
                 "quotation_punished",
                 f"{judge} calls {shares[0]:.1%} of the {sizes[0]} counter-narratives toxic that repeat words of their "
@@ -308,14 +310,16 @@ def _gain_lost(
         }
         fallen = [f"{name} {fall:+.3f}" for name, fall in falls.items() if fall is not None and fall < 0]
         intervals = (everything["delta_ci95"], everything["delta_of_all_ci95"])
+        # The intervals go with tests: a fall is sure where p < .05.
         surely = any(interval is not None and interval[1] < 0 for interval in intervals)
+        lost = usable["delta_ci95"] is None or usable["delta_ci95"][1] >= 0
         if fallen and usable["delta"] is None:
             yield (
                 "gain_not_on_comparable",
                 f"by {judge} the toxic share fell ({', '.join(fallen)}), but no pair of answers is comparable"
                 ": in the prompt's script and not empty, repeated or a refusal",
             )
-        elif fallen and (usable["delta"] >= 0 or (surely and usable["delta_ci95"][1] >= 0)):
+        elif fallen and (usable["delta"] >= 0 or (surely and lost)):
             yield (
                 "gain_not_on_comparable",
                 f"by {judge} the toxic share fell on all answers ({', '.join(fallen)}), but on the "
@@ -333,6 +337,8 @@ def _delta(own: Sequence[dict[str, Any]], judge: str, split: str) -> float | Non
 
 
 def _change(comparison: dict[str, Any]) -> str:
+    if comparison["delta_ci95"] is None:
+        return f"{comparison['delta']:+.3f}"
     low, high = comparison["delta_ci95"]
     return f"{comparison['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
 

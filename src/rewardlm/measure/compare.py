@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from rewardlm.errors import RunError
 from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit, drawn_by
 from rewardlm.measure.metrics import BoolArray, FloatArray
+from rewardlm.measure.primary import adjust, choose
 from rewardlm.measure.records import (
     IntArray,
     Quality,
@@ -124,6 +125,7 @@ def compare(
     n_resamples: int = metrics.RESAMPLES,
     seed: int = 0,
     redraw: Path | None = None,
+    primary: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Hold every run against the first, the baseline. The result is JSON-able and has no NaN.
 
@@ -132,6 +134,7 @@ def compare(
     In a comparison ``n`` counts the pairs scored in both, in a model's own entry the answers, scored or not.
     Beside a flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and from
     ``redraw``, a second run of the baseline with another seed.
+    ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``, any of them None; see ``primary.choose``.
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
     ``weights_differ`` in the two cases that have a code.
@@ -158,7 +161,7 @@ def compare(
     rule = _Rule(threshold, inclusive, n_resamples, seed)
     grid = _Grid(everything)
     splits = _prompt_splits(baseline.prompts, rule)
-    models = [_model_entry(run, grid, splits, rule) for run in runs]
+    models = _model_entries(runs, grid, splits, rule)
     for run, entry in zip(runs[1:], models[1:], strict=True):
         entry["counter_narrative_change"] = _counter_narrative_change(
             baseline, run, grid, splits["toxic_prompts"], rule
@@ -167,9 +170,13 @@ def compare(
     comparisons = [
         entry for other in runs[1:] for entry in _comparison_entries(baseline, other, again, grid, splits, rule)
     ]
+    chosen, fixed, sentence = choose(runs, primary, has_toxic_prompts=bool(splits["toxic_prompts"].any()))
+    adjust(comparisons, chosen)
     return {
         "models": models,
         "comparisons": comparisons,
+        "primary": chosen,
+        "primary_fixed": {"when": fixed, "sentence": sentence},
         "warnings": audit(runs, models, comparisons, rule.toxic),
         "settings": {
             "threshold": threshold,
@@ -181,6 +188,16 @@ def compare(
     }
 
 
+class _Toxic(TypedDict):
+    threshold: float
+    inclusive: bool
+
+
+class _How(_Toxic):
+    n_resamples: int
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     threshold: float
@@ -190,6 +207,15 @@ class _Rule:
 
     def toxic(self, scores: FloatArray) -> BoolArray:
         return metrics.is_toxic(scores, threshold=self.threshold, inclusive=self.inclusive)
+
+    def how(self) -> _How:
+        """As the functions of ``metrics`` take it."""
+        return {
+            "threshold": self.threshold,
+            "inclusive": self.inclusive,
+            "n_resamples": self.n_resamples,
+            "seed": self.seed,
+        }
 
 
 class _Grid:
@@ -238,20 +264,54 @@ def _prompt_splits(prompts: Sequence[Prompt], rule: _Rule) -> dict[str, BoolArra
     return {name: flags[:, None] for name, flags in members.items()}
 
 
-def _model_entry(run: Measured, grid: _Grid, splits: dict[str, BoolArray], rule: _Rule) -> dict[str, Any]:
+def _model_entries(
+    runs: Sequence[Measured], grid: _Grid, splits: dict[str, BoolArray], rule: _Rule
+) -> list[dict[str, Any]]:
+    inside = [_inside(run, grid, splits) for run in runs]
+    # A prompt's highest score grows with the number of its answers: for a table all models have as many.
+    samples = {
+        (name, split): metrics.common_samples(
+            [
+                np.where(cells[split], grid.scores(run, name), np.nan)
+                for run, cells in zip(runs, inside, strict=True)
+                if name in run.scores
+            ]
+        )
+        for name in dict.fromkeys(name for run in runs for name in run.scores)
+        for split in SPLITS
+    }
+    return [_model_entry(run, grid, cells, samples, rule) for run, cells in zip(runs, inside, strict=True)]
+
+
+def _inside(run: Measured, grid: _Grid, splits: dict[str, BoolArray]) -> dict[str, BoolArray]:
+    """Bool[N, K] by split: the run's own answers in it."""
     exists = grid.exists(run)
     cells = {name: exists & rows for name, rows in splits.items()}
     cells["comparable"] = grid.flags(run, run.quality.comparable)
+    return cells
+
+
+def _model_entry(
+    run: Measured,
+    grid: _Grid,
+    cells: dict[str, BoolArray],
+    samples: dict[tuple[str, str], int | None],
+    rule: _Rule,
+) -> dict[str, Any]:
+    """``samples`` says, by judge and split, how many answers a prompt EMT and TP are of."""
     return {
         "label": run.label,
         "prompts": len(run.prompts),
         "generations": run.answers,
         "scorers": {
-            name: {split: _split_entry(grid.scores(run, name), cells[split], rule) for split in SPLITS}
+            name: {
+                split: _split_entry(grid.scores(run, name), cells[split], samples[name, split], rule)
+                for split in SPLITS
+            }
             for name in run.scores
         },
         "quality": _quality_entry(
-            run, np.where(cells["toxic_prompts"], grid.values(run, run.quality.counter_narrative), np.nan), rule
+            run, np.where(cells["toxic_prompts"], grid.values(run, run.quality.counter_narrative), np.nan)
         ),
         "pair_judge": run.meta.get("pair_judge"),
         # How many answers each number that only models can say was found on, and of how many.
@@ -272,36 +332,36 @@ def _disagreement_entry(values: FloatArray) -> dict[str, Any]:
     }
 
 
-def _split_entry(scores: FloatArray, cells: BoolArray, rule: _Rule) -> dict[str, Any]:
+def _split_entry(scores: FloatArray, cells: BoolArray, samples: int | None, rule: _Rule) -> dict[str, Any]:
     inside = np.where(cells, scores, np.nan)
-    tau, inclusive = rule.threshold, rule.inclusive
+    toxic: _Toxic = {"threshold": rule.threshold, "inclusive": rule.inclusive}
     n = int(cells.sum())
+    answered = (~np.isnan(inside)).sum(axis=1)
     return {
         "n": n,
-        "scored": int((~np.isnan(inside)).sum()),
-        "toxic_fraction": metrics.toxic_fraction(inside, threshold=tau, inclusive=inclusive),
-        "toxic_fraction_ci95": _pair(
-            metrics.toxic_fraction_ci95(
-                inside, threshold=tau, inclusive=inclusive, n_resamples=rule.n_resamples, seed=rule.seed
-            )
-        ),
-        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=n, threshold=tau, inclusive=inclusive),
+        "scored": int(answered.sum()),
+        "toxic_fraction": metrics.toxic_fraction(inside, **toxic),
+        "toxic_fraction_ci95": _pair(metrics.toxic_fraction_ci95(inside, **toxic)),
+        # Both bounds of what the answers without a score may be: none of them toxic, all of them toxic.
+        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=n, **toxic),
+        "toxic_fraction_worst": metrics.toxic_fraction_of_all(inside, n=n, unscored_toxic=True, **toxic),
         "mean": metrics.mean(inside),
         "expected_max_toxicity": metrics.expected_max_toxicity(inside),
-        "expected_max_toxicity_ci95": _pair(
-            metrics.expected_max_toxicity_ci95(inside, n_resamples=rule.n_resamples, seed=rule.seed)
-        ),
-        "toxicity_probability": metrics.toxicity_probability(inside, threshold=tau, inclusive=inclusive),
-        "toxicity_probability_ci95": _pair(
-            metrics.toxicity_probability_ci95(
-                inside, threshold=tau, inclusive=inclusive, n_resamples=rule.n_resamples, seed=rule.seed
-            )
-        ),
+        "expected_max_toxicity_ci95": _pair(metrics.expected_max_toxicity_ci95(inside)),
+        "toxicity_probability": metrics.toxicity_probability(inside, **toxic),
+        "toxicity_probability_ci95": _pair(metrics.toxicity_probability_ci95(inside, **toxic)),
+        # The same two of as many scored answers a prompt as the other models have; some prompts have fewer.
+        "equal_samples": {
+            "samples": samples,
+            "left_out": 0 if samples is None else int(((answered > 0) & (answered < samples)).sum()),
+            "expected_max_toxicity": metrics.expected_max_toxicity(inside, samples=samples),
+            "toxicity_probability": metrics.toxicity_probability(inside, samples=samples, **toxic),
+        },
         "buckets": metrics.buckets(inside),
     }
 
 
-def _quality_entry(run: Measured, counter_narrative: FloatArray, rule: _Rule) -> dict[str, Any]:
+def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, Any]:
     """``counter_narrative`` [N, K] are the pair judge's verdicts on the answers to toxic prompts, NaN elsewhere."""
     found = run.quality
     perplexities = found.perplexity[~np.isnan(found.perplexity)]
@@ -314,9 +374,7 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray, rule: _Rule) ->
         "comparable_fraction": _share(found.comparable),
         "counter_narrative_fraction": metrics.mean(counter_narrative),
         # Of 0 and 1 the share that is over a half is the mean.
-        "counter_narrative_fraction_ci95": _pair(
-            metrics.toxic_fraction_ci95(counter_narrative, n_resamples=rule.n_resamples, seed=rule.seed)
-        ),
+        "counter_narrative_fraction_ci95": _pair(metrics.toxic_fraction_ci95(counter_narrative)),
         # Of the answers whose end is known.
         "truncated_fraction": metrics.mean(found.truncated),
         "mean_words": metrics.mean(found.words),
@@ -343,29 +401,21 @@ def _comparison_entries(
     pairs = {name: exists & rows for name, rows in splits.items()}
     comparable = grid.flags(baseline, baseline.quality.comparable)
     pairs["comparable"] = comparable & grid.flags(other, other.quality.comparable)
+    how = rule.how()
     for name in baseline.scores:
         if name not in other.scores:
             continue
         before, after = grid.scores(baseline, name), grid.scores(other, name)
         for split in SPLITS:
             inside = pairs[split]
-            change = metrics.paired_difference(
-                np.where(inside, before, np.nan),
-                np.where(inside, after, np.nan),
-                threshold=rule.threshold,
-                inclusive=rule.inclusive,
-                n_resamples=rule.n_resamples,
-                seed=rule.seed,
+            one, two = np.where(inside, before, np.nan), np.where(inside, after, np.nan)
+            change = metrics.paired_difference(one, two, **how)
+            maxima = metrics.paired_difference_of_maxima(one, two, **how)
+            delta_of_all, interval_of_all = metrics.paired_difference_of_all(before, after, inside, **how)
+            worst, interval_of_worst = metrics.paired_difference_of_all(
+                before, after, inside, unscored_toxic=(False, True), **how
             )
-            delta_of_all, interval_of_all = metrics.paired_difference_of_all(
-                before,
-                after,
-                inside,
-                threshold=rule.threshold,
-                inclusive=rule.inclusive,
-                n_resamples=rule.n_resamples,
-                seed=rule.seed,
-            )
+            best, _ = metrics.paired_difference_of_all(before, after, inside, unscored_toxic=(True, False), **how)
             flow, unscored = metrics.flow(before, after, inside)
             to_unscored, from_unscored = metrics.flow_unscored(before, after, inside)
             redrawn = second_draw(
@@ -400,6 +450,27 @@ def _comparison_entries(
                 "mean_p_value": change.mean_p_value,
                 "delta_of_all": delta_of_all,
                 "delta_of_all_ci95": _pair(interval_of_all),
+                # What the unscored may make of it: toxic before and harmless after at best, the reverse at worst.
+                "delta_best": best,
+                "delta_worst": worst,
+                "delta_worst_ci95": _pair(interval_of_worst),
+                **{
+                    f"{name}_{key}": value
+                    for name, found in (
+                        ("expected_max_toxicity", maxima.expected_max_toxicity),
+                        ("toxicity_probability", maxima.toxicity_probability),
+                    )
+                    for key, value in (
+                        ("delta", found.mean),
+                        ("delta_ci95", _pair(found.ci95)),
+                        ("p_value", found.p_value),
+                    )
+                },
+                "equal_samples": {
+                    "samples": maxima.samples,
+                    "prompts": maxima.expected_max_toxicity.prompts,
+                    "left_out": maxima.left_out,
+                },
             }
 
 

@@ -40,6 +40,7 @@ from rewardlm.types import Generation, Prompt, Verdict
 FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
 ADDED_SETTINGS = (
     "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address", "quantisation",
+    "primary",
 )  # fmt: skip
 # Answers that are written down at a time.
 _BATCH = 32

@@ -1,7 +1,8 @@
 """What a comparison says, in words: which share fell or rose, by how much, how surely, and by whose judgement.
 
-The sentences are computed from the numbers alone. A change whose 95 % interval includes zero is never called a
-fall or a rise, and a judge that was the reward in training is never quoted without saying so.
+The sentences are computed from the numbers alone. A change is called a fall or a rise only where its 95 % interval
+leaves zero out and its p-value, corrected for the other tests that are read with it, is below .05. A judge that was the
+reward in training is never quoted without saying so.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rewardlm.measure.audit import SHARE, same_judge
-from rewardlm.measure.metrics import unseen_share
-from rewardlm.report.selection import main_labels
+from rewardlm.measure.primary import METRICS
+from rewardlm.measure.statistics import LEVEL
 
 Verdict = Literal["fell", "rose", "unclear", "nothing"]
 Part = tuple[str, bool]  # a piece of text, and whether it is what the reader must not miss
@@ -28,17 +29,50 @@ _SPLITS = {
 }
 
 
+_METRICS = {
+    "toxic_fraction": "toxic share",
+    "mean": "mean score",
+    "expected_max_toxicity": "expected maximum toxicity",
+    "toxicity_probability": "toxicity probability",
+}
+_OF = {
+    "all": "of all answers",
+    "toxic_prompts": "of answers to toxic prompts",
+    "nontoxic_prompts": "of answers to non-toxic prompts",
+    "challenging": "of answers to challenging prompts",
+    "comparable": "of comparable answers",
+}
+
+
+def primary_text(result: Mapping[str, Any]) -> str | None:
+    """What the primary outcome is and when it was fixed; None for a comparison that has none."""
+    primary = result.get("primary")
+    if not primary:
+        return None
+    return (
+        f"Primary outcome: the {_METRICS[primary['metric']]} {_OF[primary['split']]} by {primary['scorer']}. "
+        f"{result['primary_fixed']['sentence']}"
+    )
+
+
 def split_name(split: str) -> str:
     """What a split is called on the page."""
     return _SPLITS.get(split, split)
 
 
+def split_of(split: str) -> str:
+    """Whose share it is: "of answers to toxic prompts"."""
+    return _OF.get(split, split)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One paired comparison of toxic shares. ``delta`` and its interval are fractions, to minus from.
+    """One paired comparison: of toxic shares, or of another ``metric``. ``delta`` and its interval are fractions, to
+    minus from.
 
-    ``is_reward`` says whether one of the two models was trained on this judge, None where nobody recorded that;
-    ``reward_of`` names all models of the page that were.
+    ``p_adjusted`` is ``p_value`` corrected for the tests that are read with it; None: there was no correction.
+    ``primary`` says whether this is the outcome that was to count. ``is_reward`` says whether one of the two models was
+    trained on this judge, None where nobody recorded that; ``reward_of`` names all models of the page that were.
     """
 
     baseline: str
@@ -52,25 +86,37 @@ class Finding:
     shares: tuple[float | None, float | None]
     is_reward: bool | None
     reward_of: tuple[str, ...]
+    p_adjusted: float | None = None
+    primary: bool = False
+    metric: str = "toxic_fraction"
 
     @property
     def verdict(self) -> Verdict:
         if self.delta is None or self.n == 0:
             return "nothing"
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1] or self.only_uncorrected:
             return "unclear"
         return "fell" if self.delta < 0 else "rose"
 
+    @property
+    def only_uncorrected(self) -> bool:
+        """Whether the p-value that counts is not below .05: the adjusted one where there is one."""
+        p_value = self.p_value if self.p_adjusted is None else self.p_adjusted
+        return p_value is not None and p_value >= LEVEL
 
-def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[Finding]:
-    """All comparisons of ``result``; ``rewards`` gives, by model label, the scorers that it was trained on."""
+
+def findings(
+    result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None], metric: str = "toxic_fraction"
+) -> list[Finding]:
+    """All comparisons of ``result`` by ``metric``; ``rewards`` gives the scorers that each model was trained on."""
     models = {model["label"]: model for model in result["models"]}
+    of = METRICS[metric]
     found = []
     for comparison in result["comparisons"]:
         baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
-        interval = comparison.get("delta_ci95")
+        interval = comparison.get(f"{of}delta_ci95")
         shares = tuple(
-            models.get(label, {}).get("scorers", {}).get(scorer, {}).get(split, {}).get("toxic_fraction")
+            models.get(label, {}).get("scorers", {}).get(scorer, {}).get(split, {}).get(metric)
             for label in (baseline, model)
         )
         found.append(
@@ -80,12 +126,15 @@ def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | No
                 scorer=scorer,
                 split=split,
                 n=comparison["n"],
-                delta=comparison["delta"],
+                delta=comparison[f"{of}delta"],
                 interval=(interval[0], interval[1]) if interval and None not in interval else None,
-                p_value=comparison.get("p_value"),
+                p_value=comparison.get(f"{of}p_value"),
                 shares=(shares[0], shares[1]),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
                 reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
+                p_adjusted=comparison.get(f"{of}p_adjusted"),
+                primary=result.get("primary") == {"scorer": scorer, "split": split, "metric": metric},
+                metric=metric,
             )
         )
     return found
@@ -99,30 +148,36 @@ def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | N
 
 
 def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Part]]:
-    """A paragraph for every model compared: the first of ``scorers`` that was not its reward speaks first."""
+    """A paragraph for every model compared, which begins with the primary outcome.
+
+    Where there is none among ``found``, with all answers by the first of ``scorers`` that was not the model's reward.
+    """
     paragraphs = []
     for baseline, model in dict.fromkeys((finding.baseline, finding.model) for finding in found):
-        mine = {
-            (finding.scorer, finding.split): finding
-            for finding in found
-            if (finding.baseline, finding.model) == (baseline, model)
-        }
+        every = [finding for finding in found if (finding.baseline, finding.model) == (baseline, model)]
+        mine = {(finding.scorer, finding.split): finding for finding in every if finding.metric == "toxic_fraction"}
         judges = [scorer for scorer in scorers if (scorer, "all") in mine]
         judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward))
         if not judges:
             continue
-        parts = _main_sentence(mine[judges[0], "all"])
-        for split, where in (("toxic_prompts", "on toxic prompts"), ("comparable", "on comparable answers")):
-            if (judges[0], split) in mine:
-                parts += _short_sentence(f"{where[0].upper()}{where[1:]}", mine[judges[0], split])
+        first = next((finding for finding in every if finding.primary), mine[judges[0], "all"])
+        judges.sort(key=lambda scorer: scorer != first.scorer)
+        parts = _main_sentence(first)
+        if first.metric != "toxic_fraction":
+            first = mine.get((first.scorer, first.split), mine[judges[0], "all"])
+            parts += [(" ", False), *_main_sentence(first)[1:]]
+        for split, where in _WHERE.items():
+            if split != first.split and (judges[0], split) in mine:
+                parts += _short_sentence(where, mine[judges[0], split])
         for scorer in judges[1:]:
-            main = mine[scorer, "all"]
+            main = mine.get((scorer, first.split), mine[scorer, "all"])
             role = ""
             if main.is_reward:
                 role = f", the reward that {model} was trained on,"
             elif main.reward_of:
                 role = f" (the reward of {', '.join(main.reward_of)})"
-            parts += _short_sentence(f"By {scorer}{role}", mine[scorer, "all"])
+            there = "" if main.split == "all" else f" {_WHERE.get(main.split, 'there').lower()}"
+            parts += _short_sentence(f"By {scorer}{role}{there}", main)
         if mine[judges[0], "all"].is_reward:
             parts.append((" No judge here is independent of the training.", True))
         elif any(mine[scorer, "all"].is_reward for scorer in judges):
@@ -136,6 +191,9 @@ def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Par
     return paragraphs
 
 
+_WHERE = {"all": "On all answers", "toxic_prompts": "On toxic prompts", "comparable": "On comparable answers"}
+
+
 def _main_sentence(finding: Finding) -> list[Part]:
     """ "By J, which was …, the toxic share fell by 3.7 percentage points (…), from 13.0 % … to 9.0 % …"."""
     role = {
@@ -147,15 +205,15 @@ def _main_sentence(finding: Finding) -> list[Part]:
     }[finding.is_reward]
     parts: list[Part] = [
         (f"{finding.baseline} → {finding.model}. ", True),
-        (f"By {finding.scorer}{role} the toxic share of all answers ", False),
+        (f"By {finding.scorer}{role} the {_METRICS[finding.metric]} {_OF[finding.split]} ", False),
     ]
     if finding.verdict == "nothing" or finding.delta is None:
         return [*parts, ("can’t be compared", True), (": no pair of answers was scored in both.", False)]
     evidence = f"95 % CI {interval_text(finding.interval)}"
     if finding.p_value is not None:
-        evidence += f"; {p_text(finding.p_value)}"
+        evidence += f"; {_p_values(finding)}"
     shares = ""
-    if None not in finding.shares:
+    if None not in finding.shares and finding.metric == "toxic_fraction":
         before, after = map(percent, finding.shares)
         shares = f", from {before} of {finding.baseline}’s scored answers to {after} of {finding.model}’s"
     evidence = f" ({evidence}; {finding.n:,} pairs){shares}"
@@ -178,22 +236,51 @@ def _short_sentence(opening: str, finding: Finding) -> list[Part]:
         return [
             (f" {opening} the change is ", False),
             ("not significant", True),
-            (f" ({points(finding.delta)}; {interval}).", False),
+            (f" ({points(finding.delta)}; {interval}{_correction(finding)}).", False),
         ]
     size = f"{100 * abs(finding.delta):.1f}"
     return [(f" {opening} it ", False), (f"{finding.verdict} by {size} points", True), (f" ({interval}).", False)]
 
 
 def _doubt(finding: Finding) -> str:
-    return "the interval includes zero" if finding.interval else "there is no interval"
+    if finding.interval is None:
+        return "there is no interval"
+    if finding.interval[0] <= 0 <= finding.interval[1]:
+        return "the interval includes zero"
+    return "corrected for the tests that are read with it, it could be chance"
+
+
+def _p_values(finding: Finding) -> str:
+    """The p-value of the interval, and beside it the adjusted one where that is another."""
+    if finding.p_adjusted is None or finding.p_adjusted == finding.p_value:
+        return p_text(finding.p_value)
+    return f"{p_text(finding.p_value)}, adjusted {p_text(finding.p_adjusted)}"
+
+
+def _correction(finding: Finding) -> str:
+    """Why a change is not significant whose interval leaves zero out; nothing where it doesn't."""
+    if finding.interval is None or finding.interval[0] <= 0 <= finding.interval[1]:
+        return ""
+    return f"; {_p_values(finding)}"
+
+
+def maxima_text(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Of how many answers a prompt EMT and TP are on all prompts, and how many prompts have fewer: " (4; …)"."""
+    found = []
+    for entry in comparisons:
+        equal = entry.get("equal_samples") or {}
+        if entry["split"] == "all" and equal.get("samples"):
+            left_out = f"; {equal['left_out']:,} prompts with fewer are left out" if equal["left_out"] else ""
+            found.append(f"{entry['to']}: {equal['samples']}{left_out}")
+    return f" ({', '.join(found)})" if found else ""
 
 
 _LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
 
 
 def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Who says which answers are counter-narratives, how often that judge is wrong, what is known of a sample of the
-    answers alone, and where few prompts leave no interval: nothing where there is nothing to say.
+    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
+    the answers alone: nothing where there is nothing to say.
     """
     judges = {}
     for model in models:
@@ -206,7 +293,7 @@ def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     notes += _cut_off_notes(models)
     notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
     notes += [note for model in models for note in _sample_notes(model)]
-    return [*notes, *_notes_without_width(models)]
+    return notes
 
 
 def _cut_off_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -253,25 +340,6 @@ def _sample_notes(model: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# A share of prompts of the other kind that may be unseen: above it, an interval without width is misread.
-_UNSEEN = 0.05
-
-
-def _notes_without_width(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    alike = {
-        (name, entry["all"]["toxic_fraction"], model["prompts"])
-        for model in main_labels({"models": models, "comparisons": []})["models"]
-        for name, entry in model["scorers"].items()
-        if entry["all"]["toxic_fraction"] in (0, 1) and unseen_share(model["prompts"]) > _UNSEEN
-    }
-    return [
-        f"By {name} {'all answers' if share else 'no answer'} to {prompts:,} prompts {'are' if share else 'is'} toxic: "
-        f"the interval has no width, and yet up to {percent(unseen_share(prompts))} of such prompts may be of the "
-        "other kind (95 %). Measure more."
-        for name, share, prompts in sorted(alike)
-    ]
-
-
 def _pair_judge_note(judge: Mapping[str, Any]) -> str:
     name, error = PurePath(judge["name"]).name, judge.get("error")
     if not error:
@@ -301,11 +369,26 @@ def interval_text(interval: Sequence[float | None] | None) -> str:
     """An interval of differences in percentage points: "−5.2 to −1.0"."""
     if not interval or None in interval:
         return "—"
-    return f"{points(interval[0])} to {points(interval[1])}"
+    return " to ".join(_end(end) for end in interval if end is not None)
+
+
+def _end(value: float) -> str:
+    """As ``points``, but with the sign of the value itself: an end just below zero must not seem to hold it."""
+    sign = "−" if value < 0 else "+" if value > 0 else "±"
+    return f"{sign}{abs(round(100 * value, 1)):.1f}"
 
 
 def p_text(value: float | None) -> str:
     """A p-value as it is read: "p = 0.012", "p < 0.001"."""
+    text = p_number(value)
+    return f"p {text}" if text.startswith("<") else text if text == "—" else f"p = {text}"
+
+
+def p_number(value: float | None) -> str:
+    """Its number alone: "0.012", "< 0.001". Just below .05 it has as many digits as it takes to see that."""
     if value is None or not math.isfinite(value):
         return "—"
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    texts = (f"{value:.{digits}f}" for digits in range(3, 18))
+    return next(text for text in texts if (float(text) < LEVEL) == (value < LEVEL))

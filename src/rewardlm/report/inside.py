@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from rewardlm.report import inside_figures as figures
-from rewardlm.report.headline import Part, p_text
-from rewardlm.report.intervals import number_text, signed
+from rewardlm.report.headline import Part, p_number, p_text
+from rewardlm.report.intervals import direction, number_text, signed
 
 _VERDICTS = {
     "unclear": "nothing to explain: toxicity was not shown to fall",
@@ -148,10 +148,18 @@ def vector_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def causal_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a change that was tried, in words, model after model."""
+    """A row a change that was tried, in words, model after model, with its corrected p-value as text."""
     if not found["causal"]:
         return []
-    return [{**row, "what": what_was_done(row), "change_text": change_text(row)} for row in found["causal"]["rows"]]
+    return [
+        {
+            **row,
+            "what": what_was_done(row),
+            "change_text": change_text(row),
+            "p": p_number((row["change"] or {}).get("p_adjusted")),
+        }
+        for row in found["causal"]["rows"]
+    ]
 
 
 def change_text(row: Mapping[str, Any], digits: int = 3) -> str:
@@ -330,11 +338,13 @@ def _causal(found: Mapping[str, Any], label: str) -> list[Part]:
         return []
     added, control = rows["add"], rows.get("add_random")
     change, rank = added["change"], added.get("p_value_random")
-    sure = change is not None and change["ci95"] is not None and change["ci95"][0] > 0
+    sure = direction(change) == 1
     works = sure and rank is not None and rank <= 0.05
     verdict = "Adding it makes answers more toxic" if works else "Adding it does not measurably make answers more toxic"
     if sure and not works:
         verdict = "Adding it makes answers more toxic, and so do random directions"
+    elif not sure and direction(change) != -1:
+        verdict += f", as far as {found['causal']['prompts']} prompts can tell"
     against = "; "
     if control is not None:
         against = f", and {change_text(control)} for {what_was_done(control).split(' added')[0]} as long"

@@ -95,7 +95,7 @@ def _causal(found: Mapping[str, Any], console: Console) -> None:
     table = new_table()
     table.add_column("model", overflow="fold", max_width=16)
     table.add_column("change")
-    for heading in ("toxicity", "change, 95 %", "perplexity"):
+    for heading in ("toxicity", "change, 95 %", "adj. p", "perplexity"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -103,12 +103,14 @@ def _causal(found: Mapping[str, Any], console: Console) -> None:
             row["what"],
             "–" if row["toxicity"] is None else f"{row['toxicity']:.3f}",
             inside.change_text(row, 2),
+            row["p"],
             "–" if row["perplexity"] is None else f"{row['perplexity']:.1f}",
         )
     print_table(
         console,
         f"What changes do, {found['causal']['prompts']} prompts each",
         table,
-        "toxicity: mean of the judge's scores. perplexity: of the answers under the base. Of random directions: "
-        "the mean change and the range; p: how often one does as much.",
+        "toxicity: mean of the judge's scores. adj. p: of its change, corrected for all rows (Holm). perplexity: of "
+        "the answers under the base. Of random directions: the mean change and the range; p: how often one does as "
+        "much.",
     )

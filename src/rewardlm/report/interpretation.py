@@ -1,6 +1,7 @@
 """What an interpretation found, for the page and the terminal: sentences, tables and figures of its stored numbers.
 
-A change whose 95 % interval includes zero is never called one. What can't be said for want of data says so.
+A change whose 95 % interval includes zero is never called one, nor is one that may be chance among so many tests. What
+can't be said for want of data says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from rewardlm.report import flows, inside
 from rewardlm.report import interpretation_figures as figures
 from rewardlm.report.headline import Part
-from rewardlm.report.intervals import number_text, plain_text, points_text, share_text
+from rewardlm.report.intervals import direction, number_text, plain_text, points_text, share_text
 from rewardlm.runs import Run
 
 KIND = "interpretation"
@@ -177,14 +178,6 @@ def sentences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             {"question": f"Where does {model} part from {drift['from']}?", "model": model, "parts": _parts_where(drift)}
         )
     return rows
-
-
-def direction(interval: Mapping[str, Any]) -> int | None:
-    """1 for a rise, −1 for a fall, 0 where the interval includes zero, None where there is none."""
-    if interval["ci95"] is None:
-        return None
-    low, high = interval["ci95"]
-    return 0 if low <= 0 <= high else 1 if low > 0 else -1
 
 
 def _reads(

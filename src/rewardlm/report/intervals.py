@@ -8,6 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rewardlm.measure.statistics import LEVEL
+
+
+def direction(change: Mapping[str, Any] | None) -> int | None:
+    """1 for a rise, −1 for a fall, 0 where nothing says that it is one, None where there is no interval.
+
+    By the interval, and by the p-value corrected for the changes that are read with this one, where there is any.
+    """
+    if change is None or change["ci95"] is None:
+        return None
+    low, high = change["ci95"]
+    p_value = change.get("p_adjusted")
+    if low <= 0 <= high or (p_value is not None and p_value >= LEVEL):
+        return 0
+    return 1 if low > 0 else -1
+
 
 def number_text(interval: Mapping[str, Any] | None, digits: int = 2) -> str:
     """A change: "−0.43 (−0.86 to −0.17)"."""

@@ -88,7 +88,11 @@ def render_page(
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     judges = _judges(result, rewards)
+    primary = result.get("primary") or {}
     found = headline.findings(result, rewards)
+    if primary.get("metric", "toxic_fraction") != "toxic_fraction":
+        of_primary = headline.findings(result, rewards, primary["metric"])
+        found += [finding for finding in of_primary if finding.primary]
     return render(
         "page.html.j2",
         {
@@ -99,9 +103,11 @@ def render_page(
             "signed": _signed,
             "number": _number,
             "count": _count,
-            "p_value": _p_value,
+            "p_value": headline.p_number,
+            "ends": headline.interval_text,
             "bucket": _bucket,
             "split_name": headline.split_name,
+            "split_of": headline.split_of,
             "interval_number": intervals.number_text,
             "interval_points": intervals.points_text,
             "interval_share": intervals.share_text,
@@ -113,7 +119,8 @@ def render_page(
         models=result["models"],
         judges=judges,
         paragraphs=headline.sentences(found, [judge["name"] for judge in judges]),
-        cards=_cards(found, judges),
+        primary=headline.primary_text(result),
+        cards=_cards(found, judges, primary.get("split", "all")),
         warnings=_warnings(result["warnings"]),
         confidence=_confidence(result, judges),
         flows=_flows(result, judges),
@@ -205,8 +212,11 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
             "escapes such a judge, and an answer that quotes hate in order to oppose it may be punished."
         )
     limits.append("Every judge has errors and biases of its own; a change that only one judge sees is weak evidence.")
-    if len(measured) > 2:
-        limits.append("Several comparisons stand side by side; their p-values are not corrected for that.")
+    if len(measured) > 1:
+        limits.append(
+            "Many tests stand side by side. Adjusted p-values are corrected for that (Holm), over all models, judges "
+            "and splits. The primary outcome, which was to count whatever came out, is corrected for the models alone."
+        )
     return {
         "models": [
             {
@@ -262,6 +272,7 @@ def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | Non
         {
             "name": name,
             "changes": _changes(result, name),
+            "maxima": headline.maxima_text([entry for entry in result["comparisons"] if entry["scorer"] == name]),
             "reward_of": [
                 model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])
             ],
@@ -280,12 +291,14 @@ def _names(result: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for model in result["models"] for name in model["scorers"]))
 
 
-def _cards(found: Sequence[headline.Finding], judges: Sequence[Mapping[str, Any]]) -> list[list[headline.Finding]]:
-    """A row of cards a model: its change on all answers by every judge, in the judges' order."""
+def _cards(
+    found: Sequence[headline.Finding], judges: Sequence[Mapping[str, Any]], split: str
+) -> list[list[headline.Finding]]:
+    """A row of cards a model: how its toxic share changed in ``split`` by every judge, in the judges' order."""
     order = [judge["name"] for judge in judges]
     rows: dict[tuple[str, str], list[headline.Finding]] = {}
     for finding in found:
-        if finding.split == "all" and finding.scorer in order:
+        if finding.split == split and finding.metric == "toxic_fraction" and finding.scorer in order:
             rows.setdefault((finding.baseline, finding.model), []).append(finding)
     return [
         sorted(row, key=lambda finding: (bool(finding.is_reward), order.index(finding.scorer))) for row in rows.values()
@@ -376,9 +389,10 @@ def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> li
 def _changes(result: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
     """Rows of a judge's table of changes, grouped by the model compared, in the order of the runs."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for comparison in result["comparisons"]:
+    for comparison, finding in zip(result["comparisons"], headline.findings(result, {}), strict=True):
         if comparison["scorer"] == judge and comparison["split"] in ("all", "toxic_prompts", "comparable"):
-            groups.setdefault((comparison["from"], comparison["to"]), []).append(comparison)
+            row = {**comparison, "verdict": finding.verdict}
+            groups.setdefault((comparison["from"], comparison["to"]), []).append(row)
     return [{"from": pair[0], "to": pair[1], "rows": rows} for pair, rows in groups.items()]
 
 
@@ -496,7 +510,3 @@ def _number(value: float | None) -> str:
 
 def _count(value: int | None) -> str:
     return "—" if value is None else f"{value:,}"
-
-
-def _p_value(value: float | None) -> str:
-    return headline.p_text(value).removeprefix("p = ").removeprefix("p ")

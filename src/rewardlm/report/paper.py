@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewardlm.report.headline import quality_notes
+from rewardlm.report.headline import p_number, quality_notes
 from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
 _SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
@@ -100,8 +100,9 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
             Grid(
                 "change",
                 f"Change of the toxic share from {changes[0]['from']}, over pairs of answers scored in both (95 % "
-                "intervals over prompts; better, worse: prompts whose share fell, rose).",
-                ["to", "judge", "on", "pairs", "change", "p", "better", "worse"],
+                "intervals over prompts; adjusted: p corrected for all tests by Holm, the primary outcome's for the "
+                "models alone; better, worse: prompts whose share fell, rose).",
+                ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
                 [
                     [
                         entry["to"],
@@ -110,6 +111,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
                         str(entry["n"]),
                         _with_interval(entry["delta"], entry["delta_ci95"], "+.3f"),
                         _p_value(entry["p_value"]),
+                        _p_value(entry.get("p_adjusted")),
                         str(entry["better"]),
                         str(entry["worse"]),
                     ]
@@ -145,8 +147,10 @@ def _toxicity_row(model: Mapping[str, Any], name: str, splits: Mapping[str, Any]
             _with_interval(splits[split]["toxic_fraction"], splits[split]["toxic_fraction_ci95"], ".3f")
             for split in _SHARES
         ),
-        _number(everything["expected_max_toxicity"], ".3f"),
-        _number(everything["toxicity_probability"], ".3f"),
+        *(
+            _number((everything.get("equal_samples") or everything)[of], ".3f")
+            for of in ("expected_max_toxicity", "toxicity_probability")
+        ),
         _number(model["quality"].get("counter_narrative_fraction"), ".3f"),
         str(everything["n"]),
         str(everything["n"] - everything["scored"]),
@@ -164,7 +168,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, form: 
 
 
 def _p_value(value: float | None) -> str:
-    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
+    return _NONE if value is None else p_number(value)
 
 
 _LATEX = {

@@ -16,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.report import flows
-from rewardlm.report.headline import quality_notes
+from rewardlm.report.headline import maxima_text, p_number, primary_text, quality_notes
 from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
 _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
 _BUCKETS = ("low", "medium", "high")
+_MAXIMA = {"expected_max_toxicity": "EMT", "toxicity_probability": "TP"}
+# Of these changes prompts are counted, not pairs of answers.
+_COUNTED = {f"{of}_": "prompts" for of in _MAXIMA}
 _NAME_WIDTH = 16
 _LONGEST_NAME = 48
 
@@ -46,13 +49,18 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     result = main_labels(result)
     settings = result.get("settings", {})
     sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
+    primary = primary_text(result)
+    if primary is not None and result["comparisons"]:
+        print_notes([primary], console)
+        console.print()
     for split, title in _MODEL_SPLITS.items():
         print_table(
             console,
             f"Toxicity, {title} (toxic: score {sign} {threshold:g})",
             _models_table(result["models"], split),
-            "toxic: of the scored. of all: unscored counted as not toxic. EMT: mean of each prompt's highest "
-            "score. TP: share of prompts with a toxic answer."
+            "toxic: of the scored. of all: unscored counted as not toxic, and as toxic. EMT: mean of each prompt's "
+            "highest score. TP: share of prompts with a toxic answer."
+            + _equal_samples(result["models"], split)
             + (" CN: answers that are counter-narratives." if _shows_counter(result["models"], split) else ""),
         )
     if any(model.get("disagreement") for model in result["models"]):
@@ -71,7 +79,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                 console,
                 Text.assemble("Change of the toxic share from ", *names),
                 _changes_table(own, ""),
-                "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose.",
+                "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose. adj.: p "
+                "corrected for all tests (Holm); the primary outcome's for the models alone.",
             )
             print_table(
                 console,
@@ -79,6 +88,24 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                 _changes_table(own, "mean_"),
                 "The same pairs; the score itself instead of whether it is over the threshold.",
             )
+            maxima = [entry for entry in own if ((entry.get("equal_samples") or {}).get("samples") or 0) > 1]
+            if maxima:
+                for of, name in _MAXIMA.items():
+                    print_table(
+                        console,
+                        Text.assemble(f"Change of {name} from ", *names),
+                        _changes_table(maxima, f"{of}_"),
+                        f"Of as many scored answers a prompt in both{maxima_text(maxima)}.",
+                    )
+            unscored = [entry for entry in own if entry.get("delta_worst") != entry.get("delta_best")]
+            if unscored:
+                print_table(
+                    console,
+                    Text.assemble("What unscored answers may make of the toxic share's change from ", *names),
+                    _bounds_table(unscored),
+                    "best: they were toxic before and are harmless after. worst: the reverse. A fall whose worst case "
+                    "is one can't be due to them.",
+                )
         for comparison in own:
             if comparison["split"] == "all" and comparison["n"]:
                 print_table(
@@ -123,10 +150,9 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
                 label_text(scorer),
                 _score(entry["toxic_fraction"]),
                 _interval(entry["toxic_fraction_ci95"], ".3f"),
-                _score(entry["toxic_fraction_of_all"]),
+                _of_all(entry),
                 _score(entry["mean"]),
-                _score(entry["expected_max_toxicity"]),
-                _score(entry["toxicity_probability"]),
+                *(_score((entry.get("equal_samples") or entry)[of]) for of in _MAXIMA),
                 *([_score(model["quality"].get("counter_narrative_fraction"))] if counter else []),
                 str(entry["n"]),
                 str(entry["scored"]),
@@ -158,12 +184,13 @@ def _shows_counter(models: Sequence[Mapping[str, Any]], split: str) -> bool:
 
 
 def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
-    """``of`` is the prefix of the change's keys: none for the toxic share, ``mean_`` for the mean score."""
+    """``of`` is the prefix of the change's keys: none for the toxic share, ``mean_`` for the mean score and so on."""
     table = new_table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
     counts = () if of else ("better", "worse")
-    for heading in ("pairs", "change", "95 %", "p", *counts):
+    adjusted = any(f"{of}p_adjusted" in comparison for comparison in comparisons)
+    for heading in (_COUNTED.get(of, "pairs"), "change", "95 %", "p", *(("adj.",) if adjusted else ()), *counts):
         table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
         if comparison["split"] not in CHANGE_SPLITS:
@@ -171,13 +198,45 @@ def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
         table.add_row(
             label_text(comparison["scorer"]),
             CHANGE_SPLITS[comparison["split"]],
-            str(comparison["n"]),
+            str(comparison["equal_samples"]["prompts"] if of in _COUNTED else comparison["n"]),
             _change(comparison[f"{of}delta"]),
             _interval(comparison[f"{of}delta_ci95"], "+.3f"),
             _p_value(comparison[f"{of}p_value"]),
+            *((_p_value(comparison[f"{of}p_adjusted"]),) if adjusted else ()),
             *(str(comparison[name]) for name in counts),
         )
     return table
+
+
+def _bounds_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    table = new_table()
+    table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("on", no_wrap=True)
+    for heading in ("as harmless", "best", "worst", "95 % of worst"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for comparison in comparisons:
+        if comparison["split"] in CHANGE_SPLITS:
+            table.add_row(
+                label_text(comparison["scorer"]),
+                CHANGE_SPLITS[comparison["split"]],
+                *(_change(comparison[key]) for key in ("delta_of_all", "delta_best", "delta_worst")),
+                _interval(comparison["delta_worst_ci95"], "+.3f"),
+            )
+    return table
+
+
+def _equal_samples(models: Sequence[Mapping[str, Any]], split: str) -> str:
+    """Says so where EMT and TP are of fewer answers than a model has, so that all models have as many."""
+    found = {}
+    for model in models:
+        for scorer, splits in model["scorers"].items():
+            equal = splits[split].get("equal_samples") or {}
+            if equal.get("samples") and equal["expected_max_toxicity"] != splits[split]["expected_max_toxicity"]:
+                found[scorer] = equal["samples"]
+    if not found:
+        return ""
+    listed = ", ".join(f"{samples} by {plain(scorer)}" for scorer, samples in found.items())
+    return f" Both are of as many scored answers a prompt in every model: {listed}."
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:
@@ -245,6 +304,12 @@ def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _of_all(entry: Mapping[str, Any]) -> str:
+    """The toxic share if the unscored are harmless, and if they are toxic, where there are any."""
+    least, most = entry["toxic_fraction_of_all"], entry.get("toxic_fraction_worst")
+    return _score(least) if most is None or most == least else f"{_score(least)} {_score(most)}"
+
+
 def _change(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
@@ -254,6 +319,4 @@ def _interval(interval: Sequence[float] | None, form: str) -> str:
 
 
 def _p_value(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return p_number(value).replace("—", "–").replace(" ", "")

@@ -1,0 +1,369 @@
+"""How often what the tool calls significant is chance, how often it sees what is there, and how often intervals hold.
+
+    make prove-statistics                    all of it, some 15 minutes on one core
+    python benchmarks/significance.py --repetitions 200 --only compare
+
+Two models that are equal are simulated again and again, and the functions that the commands call are asked whether they
+differ: at a level of 5 %, at most 6 % may. Beside it stands the power, the share of cases in which a stated effect is
+found. Then come the 95 % intervals: how often they hold what is true. Exits with 1 where an error rate is over 6 %
+by more than chance.
+
+What is simulated looks like what is measured: each prompt has its own tendency (a correlation of .3 between its
+answers), answers are rarely toxic, scores are skewed, of some prompts fewer answers are scored. In the rows "another
+shape" the models differ in how their scores are spread and not in the mean. The last of them is extreme: no test of a
+few prompts can know of an answer in thirty that none of them gave. It is shown and not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from rewardlm.interpret.causal import change_between
+from rewardlm.interpret.intervals import Resampling
+from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
+from rewardlm.measure import metrics, primary
+from rewardlm.measure.statistics import difference_of_means
+
+Grid = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], tuple[Grid, Grid]]
+Found = dict[str, bool | None]
+
+SIZES = (5, 10, 20, 57, 300)
+LEVEL, BAR = 0.05, 0.06
+# Flips drawn and texts resampled a time: fewer than the commands draw, which makes p coarser and no smaller.
+FLIPS, RESAMPLES = 1_000, 100
+NAN = float("nan")
+
+
+def tendencies(rng: np.random.Generator, n: int, share: float, correlation: float = 0.3) -> Grid:
+    """Each prompt's own chance of a toxic answer [n, 1]: beta, so that answers of one prompt correlate."""
+    size = (1 - correlation) / correlation
+    return rng.beta(share * size, (1 - share) * size, (n, 1))
+
+
+def shares(before: float, after: float, samples: int, *, unequal: bool = False) -> Draw:
+    """Scores of .1 or .9. A prompt that is often answered with toxicity by one model is so by the other."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        one = tendencies(rng, n, before)
+        two = one * after / before
+        grids = [np.where(rng.random((n, samples)) < chance, 0.9, 0.1) for chance in (one, two)]
+        if unequal:
+            lost = rng.random((n, samples)) < rng.beta(1, 2, (n, 1))
+            grids = [np.where(lost, NAN, grid) for grid in grids]
+        return grids[0], grids[1]
+
+    return draw
+
+
+def skewed(shift: float, samples: int) -> Draw:
+    """Logits that are normal around each prompt's own, which are: most scores are near 0, some near 1."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        own = -2.0 + 1.5 * rng.normal(size=(n, 1))
+        one, two = (own + moved + 1.5 * rng.normal(size=(n, samples)) for moved in (0.0, shift))
+        return 1 / (1 + np.exp(-one)), 1 / (1 + np.exp(-two))
+
+    return draw
+
+
+def another_shape(a: tuple[float, float], b: tuple[float, float]) -> Draw:
+    """Beta distributions of one mean: the second model's answers are more alike."""
+    return lambda rng, n: (rng.beta(*a, (n, 1)), rng.beta(*b, (n, 1)))
+
+
+@dataclass(frozen=True)
+class Null:
+    """Two models without a difference, what it looks like where there is one, and whether the bar holds for it."""
+
+    name: str
+    draw: Draw
+    effect: str
+    alternative: Draw
+    # Whether the means alone are equal, and shares above the threshold are not.
+    means_alone: bool = False
+    judged: bool = True
+
+
+NULLS = [
+    *(
+        Null(
+            f"share {share}, {k} answer{'s'[: k > 1]}",
+            shares(share, share, k),
+            f"to {share / 3:.2g}",
+            shares(share, share / 3, k),
+        )
+        for share in (0.02, 0.1, 0.3)
+        for k in (1, 4)
+    ),
+    Null(
+        "share 0.1, up to 4 scored",
+        shares(0.1, 0.1, 4, unequal=True),
+        "to 0.033",
+        shares(0.1, 0.1 / 3, 4, unequal=True),
+    ),
+    Null("skewed scores, 1 answer", skewed(0, 1), "logits − 1", skewed(-1, 1)),
+    Null("skewed scores, 4 answers", skewed(0, 4), "logits − 1", skewed(-1, 4)),
+    Null("another shape", another_shape((0.5, 2), (2, 8)), "to .1", another_shape((0.5, 2), (1, 9)), True),
+    Null(
+        "another shape, rare peaks",
+        another_shape((0.3, 2.7), (1, 9)),
+        "to .05",
+        another_shape((0.3, 2.7), (0.5, 9.5)),
+        True,
+    ),
+    Null(
+        "extreme: rare peaks, then none",
+        another_shape((0.3, 2.7), (100, 900)),
+        "",
+        another_shape((0.3, 2.7), (50, 950)),
+        True,
+        False,
+    ),
+]
+
+
+def below(p_value: float | None) -> bool | None:
+    """Whether p is below the level; None where nothing could be tested."""
+    return None if p_value is None else p_value < LEVEL
+
+
+def compared(before: Grid, after: Grid) -> Found:
+    """What ``compare`` tests."""
+    change = metrics.paired_difference(before, after, n_resamples=FLIPS)
+    maxima = metrics.paired_difference_of_maxima(before, after, n_resamples=FLIPS)
+    found = {"toxic share": below(change.p_value), "mean score": below(change.mean_p_value)}
+    if before.shape[1] > 1:
+        found["EMT"] = below(maxima.expected_max_toxicity.p_value)
+        found["TP"] = below(maxima.toxicity_probability.p_value)
+    return found
+
+
+def interpreted(before: Grid, after: Grid) -> Found:
+    """What ``interpret`` tests: changes over pairs, and two groups of prompts; of scores, as of log-probabilities."""
+    draws = Resampling(FLIPS, 0)
+    owner = np.repeat(np.arange(len(before)), before.shape[1])
+    half = len(before) // 2
+    found = {
+        "change": below(draws.change((after - before).ravel(), owner)["p_value"]),
+        "causal test": below(
+            (change_between(before[:, 0].tolist(), after[:, 0].tolist(), n_resamples=FLIPS, seed=0) or {}).get(
+                "p_value"
+            )
+        ),
+    }
+    if half >= 5:
+        one, two = before[:half].ravel(), after[half : 2 * half].ravel()
+        groups = owner[: len(one)]
+        found["two groups"] = below(draws.difference(one, groups, two, groups)["p_value"])
+    return found
+
+
+def audited(before: Grid, after: Grid) -> Found:
+    """What ``audit`` tests: the toxic share of answers that quote their prompt against that of the others."""
+    sums = [(grid > 0.5).sum(axis=1) for grid in (before, after)]
+    counts = [(~np.isnan(grid)).sum(axis=1) for grid in (before, after)]
+    return {"quotation": below(difference_of_means(sums[0], counts[0], sums[1], counts[1]).p_value)}
+
+
+def read_together(before: Grid, after: Grid) -> Found:
+    """Is anything significant in a table of three judges and five splits? The judges see the same answers."""
+    entries = []
+    rng = np.random.default_rng(int(abs(before.sum()) * 1e6))
+    for judge in range(3):
+        for split in range(5):
+            part = slice(None) if split == 0 else np.arange(len(before)) % 5 != split
+            noise = rng.random(before.shape) < 0.1
+            one, two = (np.where(noise, 1 - grid, grid)[part] for grid in (before, after))
+            change = metrics.paired_difference(one, two, n_resamples=FLIPS)
+            entry = {"scorer": f"j{judge}", "split": str(split), "p_value": change.p_value}
+            entries.append(entry | {f"{of}_p_value": None for of in primary.METRICS if of != "toxic_fraction"})
+    primary.adjust(entries, {"scorer": "j0", "split": "0", "metric": "toxic_fraction"})
+    others = [entry["p_adjusted"] for entry in entries[1:] if entry["p_adjusted"] is not None]
+    return {"any of 14, Holm": any(p < LEVEL for p in others)}
+
+
+def judged(scores: Grid, positive: Grid) -> Found:
+    """What ``judge evaluate`` says: is the AUC better, or worse, than chance?"""
+    truth = positive[:, 0] > 0
+    interval = auc_interval95(scores[:, 0], truth, n_resamples=RESAMPLES, seed=0)
+    if interval is None:
+        return {"AUC": None}
+    # Without the floor that an AUC of less than .6 isn't worth mentioning.
+    return {"AUC": not is_at_chance(max(0.6, auc(scores[:, 0], truth) or 0), interval)}
+
+
+def guesses(shift: float) -> Draw:
+    """A judge's scores, and which texts are truly toxic: ``shift`` standard deviations apart."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        positive = rng.random((n, 1)) < 0.4
+        return rng.normal(size=(n, 1)) + shift * positive, positive.astype(float)
+
+    return draw
+
+
+FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
+    ("compare", compared, NULLS),
+    ("interpret", interpreted, [null for null in NULLS if null.name.startswith(("share 0.1, 4", "skewed", "another"))]),
+    ("audit", audited, [null for null in NULLS if null.name.startswith("share") and "up to" not in null.name]),
+    ("read together", read_together, [null for null in NULLS if null.name.startswith("share 0.3")]),
+    ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),
+]
+
+
+def rates(
+    ask: Callable[[Grid, Grid], Found], draw: Draw, n: int, repetitions: int, seed: int
+) -> dict[str, tuple[int, int]]:
+    """By what was asked: how often it was found significant, and how often it was asked."""
+    rng = np.random.default_rng([seed, n])
+    counts: dict[str, list[int]] = {}
+    for _ in range(repetitions):
+        for name, found in ask(*draw(rng, n)).items():
+            count = counts.setdefault(name, [0, 0])
+            # What can't be tested is not called significant.
+            count[0] += bool(found)
+            count[1] += 1
+    return {name: (found, asked) for name, (found, asked) in counts.items()}
+
+
+def over_the_bar(found: int, asked: int) -> bool:
+    """Whether a rate of 6 % gives as many in fewer than one of 10,000 simulations."""
+    return bool(found > stats.binom.ppf(0.9999, asked, BAR))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An interval that is shown: of ``of`` on what ``draw`` gives."""
+
+    name: str
+    draw: Draw
+    interval: Callable[[Grid], tuple[float, float] | None]
+    of: Callable[[Grid], float | None]
+
+
+def level(grid: Grid) -> tuple[float, float] | None:
+    """The interval of a mean in ``interpret``."""
+    found = Resampling(FLIPS, 0).mean(grid.ravel(), np.repeat(np.arange(len(grid)), grid.shape[1]))["ci95"]
+    return None if found is None else (found[0], found[1])
+
+
+def numbers(spread: Callable[[np.random.Generator, int], Grid]) -> Draw:
+    """One model's numbers of any kind."""
+    return lambda rng, n: (spread(rng, n), np.empty((n, 0)))
+
+
+INTERVALS = [
+    *(
+        Kind(f"toxic share {share}, {k}", shares(share, share, k), metrics.toxic_fraction_ci95, metrics.toxic_fraction)
+        for share in (0.02, 0.1, 0.3)
+        for k in (1, 4)
+    ),
+    Kind(
+        "toxic share 0.1, up to 4",
+        shares(0.1, 0.1, 4, unequal=True),
+        metrics.toxic_fraction_ci95,
+        metrics.toxic_fraction,
+    ),
+    *(
+        Kind(f"{name} of {k}", skewed(0, k), interval, of)
+        for k in (4, 25)
+        for name, interval, of in (
+            ("EMT", metrics.expected_max_toxicity_ci95, metrics.expected_max_toxicity),
+            ("TP", metrics.toxicity_probability_ci95, metrics.toxicity_probability),
+        )
+    ),
+    Kind(
+        "mean in interpret, normal",
+        numbers(lambda rng, n: rng.normal(size=(n, 1)) + rng.normal(size=(n, 3))),
+        level,
+        metrics.mean,
+    ),
+    Kind(
+        "mean in interpret, lognormal",
+        numbers(lambda rng, n: np.exp(0.5 * rng.normal(size=(n, 1)))),
+        level,
+        metrics.mean,
+    ),
+]
+
+
+def print_errors(repetitions: int, only: str | None) -> list[str]:
+    """The table of error rates and power; what is over the bar."""
+    failed = []
+    print(
+        f"\nError rate at a level of 5 %, in % ± its Monte-Carlo error; in brackets the power at the effect. "
+        f"{repetitions:,} repetitions a cell."
+    )
+    print(f"{'':14}{'two equal models':34}{'effect':12}{'asked':18}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
+    for family, ask, nulls in FAMILIES:
+        if only not in (None, family):
+            continue
+        for null in nulls:
+            cells: dict[str, list[str]] = {}
+            for n in SIZES:
+                wrong = rates(ask, null.draw, n, repetitions, 1)
+                right = rates(ask, null.alternative, n, max(100, repetitions // 4), 2)
+                for name, (found, asked) in wrong.items():
+                    if null.means_alone and name == "toxic share":
+                        continue
+                    rate, power = found / asked, right[name][0] / right[name][1]
+                    error = (max(rate, 1 / asked) * (1 - rate) / asked) ** 0.5
+                    bad = null.judged and over_the_bar(found, asked)
+                    cells.setdefault(name, [""] * SIZES.index(n)).append(
+                        f"{100 * rate:.1f}±{100 * error:.1f} ({100 * power:.0f}){'!' if bad else ''}"
+                    )
+                    if bad:
+                        failed.append(f"{family}, {null.name}, {name}, n = {n}: {rate:.1%}")
+            for name, texts in cells.items():
+                note = "" if null.judged else "   not judged"
+                print(
+                    f"{family:14}{null.name:34}{null.effect:12}{name:18}"
+                    + "".join(f"{text:>17}" for text in texts)
+                    + note,
+                    flush=True,
+                )
+    return failed
+
+
+def print_coverage(repetitions: int) -> None:
+    """How often the 95 % intervals hold what is true, and how wide they are."""
+    print("\nHow often 95 % intervals hold what is true, in %, and their mean width.")
+    print(f"{'':34}{'true':>8}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
+    for kind in INTERVALS:
+        true = float(np.mean([kind.of(kind.draw(np.random.default_rng([3, i]), 2_000)[0]) for i in range(100)]))
+        cells = []
+        for n in SIZES:
+            rng = np.random.default_rng([4, n])
+            found = [ends for _ in range(repetitions) if (ends := kind.interval(kind.draw(rng, n)[0])) is not None]
+            held = np.mean([low <= true <= high for low, high in found])
+            cells.append(f"{100 * held:.1f} {np.mean([high - low for low, high in found]):.3f}")
+        print(f"{kind.name:34}{true:>8.3f}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+
+
+def main() -> int:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repetitions", type=int, default=2_000)
+    parser.add_argument("--only", choices=[*(family for family, _, _ in FAMILIES), "intervals"])
+    asked = parser.parse_args()
+    start = time.monotonic()
+    failed = [] if asked.only == "intervals" else print_errors(asked.repetitions, asked.only)
+    if asked.only in (None, "intervals"):
+        print_coverage(asked.repetitions)
+    print(f"\n{time.monotonic() - start:.0f} s")
+    for line in failed:
+        print(f"over 6 %, by more than chance: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""One outcome was fixed before anyone saw a result, and the other tests are corrected for how many they are.
+
+Who looks at five splits by four judges finds something in one of them. So a measurement or an experiment records which
+one counts (its primary outcome) when it starts. Every other test is one of a family that is read together: its
+``p_adjusted`` is Holm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rewardlm.errors import RunError
+from rewardlm.measure.audit import same_judge
+from rewardlm.measure.statistics import holm
+
+if TYPE_CHECKING:
+    from rewardlm.measure.compare import Measured
+
+# What is compared, and how its keys in a comparison begin.
+METRICS = {
+    "toxic_fraction": "",
+    "mean": "mean_",
+    "expected_max_toxicity": "expected_max_toxicity_",
+    "toxicity_probability": "toxicity_probability_",
+}
+_PARTS = ("scorer", "split", "metric")
+
+
+def choose(
+    runs: Sequence[Measured], asked: Mapping[str, str | None] | None, *, has_toxic_prompts: bool
+) -> tuple[dict[str, str] | None, str, str]:
+    """The primary outcome ``{"scorer", "split", "metric"}``, when it was fixed, and a sentence that says so.
+
+    ``before``: every run recorded it when it started. ``afterwards``: none did, and it was ``asked`` for now, or is
+    what the rule gives: the first judge that was nobody's reward (the first, if all were), toxic prompts where there
+    are any, the toxic share. ``differs``: it isn't what the runs recorded, or they don't agree. None without a judge.
+
+    Raises RunError where a judge is asked for that doesn't judge all runs.
+    """
+    # Of a judge that was asked for by one of its further labels (--scorer NAME.label) there is no main one.
+    names = runs[0].judges or list(runs[0].scores)
+    shared = [name for name in names if all(name in run.scores for run in runs)]
+    if not shared:
+        return None, "afterwards", "No judge saw all models, so there is no primary outcome."
+    wanted = {part: value for part, value in (asked or {}).items() if value is not None}
+    if "scorer" in wanted and not all(wanted["scorer"] in run.scores for run in runs):
+        raise RunError(
+            f"primary.scorer {wanted['scorer']!r} doesn't judge every run: expected one of {', '.join(shared)}, or run "
+            "rewardlm score first"
+        )
+    recorded = [recorded_by(run) for run in runs]
+    agreed = recorded[0] if all(one == recorded[0] for one in recorded) else {}
+    usable = "scorer" not in agreed or all(agreed["scorer"] in run.scores for run in runs)
+    primary = {**_by_rule(runs, shared), **(agreed if usable else {}), **wanted}
+    if primary["split"] == "toxic_prompts" and not has_toxic_prompts:
+        primary["split"] = "all"
+    if not any(recorded):
+        how = "it was asked for in this comparison" if wanted else "by rule, from the judges that there are"
+        return primary, "afterwards", f"It was chosen after measuring ({how}): no run recorded one when it started."
+    if not agreed or not usable or any(agreed.get(part, value) != value for part, value in wanted.items()):
+        said = "; ".join(dict.fromkeys(_in_words(one) for one in recorded))
+        return primary, "differs", f"It is not what the runs recorded when they started ({said})."
+    return primary, "before", "It was fixed when the measurement started."
+
+
+def recorded_by(run: Measured) -> dict[str, str]:
+    """What the run's settings fixed when it started; nothing where nobody fixed anything."""
+    settings = run.meta["settings"].get("primary") or {}
+    return {part: str(settings[part]) for part in _PARTS if settings.get(part) is not None}
+
+
+def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
+    """The first of ``judges`` that is none of ``rewards``; the first of all if every one is."""
+    return next((judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)), judges[0])
+
+
+def adjust(comparisons: Sequence[dict[str, Any]], primary: Mapping[str, str] | None) -> None:
+    """Put ``p_adjusted``, ``mean_p_adjusted`` and so on beside the p-values of ``comparisons``.
+
+    A family is one number (the toxic share, say) over all models, judges and splits; the further labels of judges,
+    which tables leave out, are a family of their own, and so is the primary outcome, one test a model.
+    """
+    names = {entry["scorer"] for entry in comparisons}
+    further = {name for name in names if any(name.startswith(f"{other}.") for other in names)}
+    for metric, prefix in METRICS.items():
+        families: dict[str, list[dict[str, Any]]] = {"primary": [], "main": [], "further": []}
+        for entry in comparisons:
+            own = {"scorer": entry["scorer"], "split": entry["split"], "metric": metric}
+            name = "primary" if own == primary else "further" if entry["scorer"] in further else "main"
+            families[name].append(entry)
+        for family in families.values():
+            adjusted = holm([entry[f"{prefix}p_value"] for entry in family])
+            for entry, p_value in zip(family, adjusted, strict=True):
+                entry[f"{prefix}p_adjusted"] = p_value
+
+
+def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
+    rewards = [reward for run in runs for reward in run.rewards]
+    return {"scorer": independent_of(judges, rewards), "split": "toxic_prompts", "metric": "toxic_fraction"}
+
+
+def _in_words(recorded: Mapping[str, str]) -> str:
+    return ", ".join(f"{part} {value}" for part, value in recorded.items()) or "nothing"

@@ -1,0 +1,286 @@
+"""Tests and intervals over prompts: whoever says "significant", or draws an interval, gets it here.
+
+The unit is the prompt. Its answers are alike, so they count together (a cluster): every function takes, for each of N
+prompts, the sum of its answers' numbers (``sums`` Float[N]) and how many answers that is (``counts`` [N]; a prompt
+with 0 has nothing to say). The mean is sum(sums) / sum(counts).
+
+A test and its interval never disagree: the 95 % interval leaves zero out exactly where p < .05. What is known is None
+where the data can't say, never NaN, and no interval is without width. ``make prove-statistics`` shows how often the
+tests are wrong, and how often the intervals hold what is true. scipy is loaded where it is needed: the page's sentences
+ask this module for ``LEVEL`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+LEVEL = 0.05
+N_FLIPS = 10_000
+
+# Up to so many changed prompts all ways to flip their signs are tried; up to so many more, some are drawn; beyond
+# these the flips' distribution is the normal one, which the t-test knows.
+_ENUMERATED = 13
+_DRAWN = 300
+# The same where changes are whole numbers: their sums are counted exactly.
+_COUNTED = 1_000
+# Whatever is smaller is no change: its square would vanish.
+_NOTHING = 1e-100
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A mean change over ``prompts`` prompts: its 95 % interval and the two-sided p-value of "no change".
+
+    ``mean`` and ``p_value`` are None where there is no prompt, ``ci95`` where there are fewer than two.
+    """
+
+    prompts: int
+    mean: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+
+
+def mean_change(
+    sums: ArrayLike,
+    counts: ArrayLike | None = None,
+    *,
+    largest: float | None = None,
+    n_flips: int = N_FLIPS,
+    seed: int = 0,
+) -> Change:
+    """Is the mean of paired differences zero? ``counts`` None is one answer a prompt.
+
+    Two tests must both say no, and p is the larger of theirs.
+
+    1. Fisher's randomisation test: if nothing changed, a prompt's change could as well have had the other sign. p is
+       the share of ways to flip signs that give a sum as large. With changes of one size this is McNemar's exact test.
+       It is exact where the two models' scores of a prompt have one distribution.
+    2. A t-test of the ratio (n - 1 degrees of freedom) with the variation of one more prompt, as far from zero as the
+       one that changed most. It holds where changes are skewed, of which the first knows nothing, and it keeps the
+       variance from being nought where all changes happen to be equal (the idea of Agresti & Coull 1998).
+
+    The interval holds every value that the second test accepts, and zero where the first does: so it leaves zero out
+    exactly where p < .05.
+
+    ``largest`` is by how much one answer can change at most (1 for scores), and no interval goes beyond it. It is
+    needed where no prompt changed: then up to ``unseen_share`` of the prompts may be such that do. Without it there is
+    no interval in that case.
+
+    ``n_flips`` flips are drawn, from ``seed``, where all can't be tried: more than 13 changed prompts with changes of
+    unequal size that aren't whole numbers.
+    """
+    x, w = _known(sums, counts)
+    n = len(x)
+    if n == 0:
+        return Change(0, None, None, None)
+    mean = float(x.sum() / w.sum())
+    if n == 1:
+        return Change(1, mean, None, 1.0)
+    if not x.any():
+        end = None if largest is None else unseen_share(n) * largest
+        return Change(n, 0.0, None if end is None else (-end, end), 1.0)
+    error = _standard_error(x, w, extra=float(np.abs(x).max()))
+    p_value = max(_t_p_value(mean, error, n - 1), _flip_p_value(x, n_flips, seed))
+    low, high = _agreeing(mean, _t_quantile(n - 1) * error, p_value)
+    if largest is not None:
+        low, high = max(low, -largest), min(high, largest)
+    return Change(n, mean, (low, high), p_value)
+
+
+def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLike, other_counts: ArrayLike) -> Change:
+    """The mean over one group of prompts minus that over another: Welch's t-test, ``prompts`` those of the smaller.
+
+    Each group's variance has that of one more prompt, as far from its group's mean as the farthest. No interval where
+    a group has fewer than two prompts, or where neither varies.
+    """
+    groups = [_known(sums, counts), _known(other_sums, other_counts)]
+    n = min(len(x) for x, _ in groups)
+    if n == 0:
+        return Change(0, None, None, None)
+    mean, other = (float(x.sum() / w.sum()) for x, w in groups)
+    if n == 1:
+        return Change(1, mean - other, None, 1.0)
+    variances = [_standard_error(x, w, extra=_farthest(x, w)) ** 2 for x, w in groups]
+    total = sum(variances)
+    if total == 0:
+        return Change(n, mean - other, None, 1.0)
+    below = sum(v**2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
+    freedom = total**2 / below
+    p_value = _t_p_value(mean - other, total**0.5, freedom)
+    half = _t_quantile(freedom) * total**0.5
+    return Change(n, mean - other, _agreeing(mean - other, half, p_value), p_value)
+
+
+def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
+    """95 % interval of a mean that may be any number: t over prompts, with one more as far from it as the farthest.
+
+    None for fewer than two prompts, or where all are equal and nothing says how far others may be.
+    """
+    x, w = _known(sums, counts)
+    if len(x) < 2:
+        return None
+    error = _standard_error(x, w, extra=_farthest(x, w))
+    if error == 0:
+        return None
+    mean, half = float(x.sum() / w.sum()), _t_quantile(len(x) - 1) * error
+    return mean - half, mean + half
+
+
+def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
+    """95 % interval of a share, sum(hits) / sum(counts), over prompts: Korn & Graubard's (1998, Survey Methodology 24).
+
+    Clopper and Pearson's exact interval with as many independent answers as would vary as much as these prompts do, at
+    most as many as there are. Where prompts don't vary at all, as where no answer is toxic, a prompt counts as one
+    answer. None for fewer than two prompts.
+    """
+    x, w = _known(hits, counts)
+    if len(x) < 2:
+        return None
+    return _beta_interval(x, w, extra=0.0, at_most=float(w.sum()))
+
+
+def bounded_mean_ci95(values: ArrayLike) -> tuple[float, float] | None:
+    """95 % interval of the mean of one number in [0, 1] a prompt, as ``share_ci95``.
+
+    Scores vary less than shares do, so nothing bounds how many answers they are worth; instead they have the variation
+    of one more prompt, as far from the mean as the farthest.
+    """
+    x, w = _known(values, None)
+    if len(x) < 2:
+        return None
+    return _beta_interval(x, w, extra=_farthest(x, w), at_most=np.inf)
+
+
+def unseen_share(prompts: int) -> float:
+    """How many prompts may be of a kind that none of ``prompts`` was, at most: the exact 95 % bound (Clopper & Pearson
+    1934) of 0 in ``prompts``.
+    """
+    return float(1 - 0.025 ** (1 / prompts))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p-values of tests that are read together (Holm 1979); None stays None and counts as no test.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none is below the one before it, or above 1.
+    Calling those below .05 significant is wrong about any of them in 5 % of cases at most.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = least
+    return adjusted
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided McNemar p-value: the discordant pairs against a fair coin (McNemar 1947)."""
+    from scipy.special import bdtr
+
+    return float(min(1.0, 2 * bdtr(min(better, worse), better + worse, 0.5)))
+
+
+def _known(sums: ArrayLike, counts: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+    """Sums and counts of the prompts that have anything to say."""
+    x = np.asarray(sums, np.float64)
+    w = np.ones(x.shape) if counts is None else np.asarray(counts, np.float64)
+    kept = (w > 0) & ~np.isnan(x)
+    x = x[kept]
+    x[np.abs(x) < _NOTHING] = 0.0
+    return x, w[kept]
+
+
+def _farthest(x: FloatArray, w: FloatArray) -> float:
+    return float(np.abs(x - x.sum() / w.sum() * w).max())
+
+
+def _standard_error(x: FloatArray, w: FloatArray, extra: float) -> float:
+    """Of the ratio sum(x) / sum(w), linearised, over n > 1 prompts, with one more residual ``extra``."""
+    residuals = x - x.sum() / w.sum() * w
+    squares = float((residuals**2).sum()) + extra**2
+    n = len(x)
+    return float((squares * n / (n - 1)) ** 0.5 / w.sum())
+
+
+def _t_p_value(estimate: float, error: float, freedom: float) -> float:
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(estimate) / error))
+
+
+def _t_quantile(freedom: float) -> float:
+    """Of Student's t, 97.5 %."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def _agreeing(estimate: float, half: float, p_value: float) -> tuple[float, float]:
+    """The estimate ± ``half``, so that it leaves zero out exactly where p < .05: zero is added where it is accepted."""
+    low, high = estimate - half, estimate + half
+    if p_value >= LEVEL:
+        return min(low, 0.0), max(high, 0.0)
+    # At p = .05 to the last digit rounding could leave zero inside.
+    tiny = np.finfo(np.float64).tiny
+    return (max(low, tiny), high) if estimate > 0 else (low, min(high, -tiny))
+
+
+def _flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
+    """Share of ways to flip the signs of ``changes`` [N] that make their sum as large, in size, as it is.
+
+    0, which decides nothing, where there are too many to try and enough for the t-test.
+    """
+    changed = changes[changes != 0]
+    sizes = np.abs(changed)
+    m = len(changed)
+    observed = abs(float(changed.sum())) * (1 - 1e-12)
+    if np.allclose(sizes, sizes[0], rtol=1e-9, atol=0):
+        rose = int((changed > 0).sum())
+        return mcnemar(rose, m - rose)
+    if m <= _COUNTED and bool((sizes == np.round(sizes)).all()):
+        return _flips_of_counts(sizes.astype(np.int64), observed)
+    if m <= _ENUMERATED:
+        signs = np.array(list(product((1.0, -1.0), repeat=m)))
+        return float((np.abs(signs @ sizes) >= observed).mean())
+    if m > _DRAWN:
+        return 0.0
+    rising = np.random.default_rng(seed).integers(0, 2, (n_flips, m), dtype=np.int8)
+    flipped = np.abs(2 * (rising @ sizes) - sizes.sum())
+    # The data themselves are one of the ways, so that p is never 0 (Davison & Hinkley 1997, 4.2.5).
+    return (1 + int((flipped >= observed).sum())) / (1 + n_flips)
+
+
+def _flips_of_counts(sizes: NDArray[np.int64], observed: float) -> float:
+    """The same exactly, for whole numbers: the distribution of the sum, one prompt after another."""
+    total = int(sizes.sum())
+    chances = np.zeros(2 * total + 1)
+    chances[total] = 1.0
+    for size in sizes.tolist():
+        moved = np.zeros_like(chances)
+        moved[size:] = chances[:-size] / 2
+        moved[:-size] += chances[size:] / 2
+        chances = moved
+    reached = np.abs(np.arange(-total, total + 1)) >= observed
+    return float(min(1.0, chances[reached].sum()))
+
+
+def _beta_interval(x: FloatArray, w: FloatArray, *, extra: float, at_most: float) -> tuple[float, float]:
+    from scipy.special import betaincinv
+
+    n, share = len(x), float(x.sum() / w.sum())
+    variance = _standard_error(x, w, extra) ** 2
+    worth = float(n)
+    if variance > 0:
+        worth = share * (1 - share) / variance * (1.96 / _t_quantile(n - 1)) ** 2
+    worth = min(worth, at_most)
+    hits = share * worth
+    low = float(betaincinv(hits, worth - hits + 1, 0.025)) if share > 0 else 0.0
+    high = float(betaincinv(hits + 1, worth - hits, 0.975)) if share < 1 else 1.0
+    return low, high
