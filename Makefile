@@ -48,9 +48,13 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
-# The judge of pairs that the package ships: about 20 minutes on two cores.
+# The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
+# learns that the prompt matters. About 20 and 5 minutes on two cores.
 judge-pairs: setup
-	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes --out runs/judges/starter_pairs
+	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes controls=0 --out runs/judges/pairs-first
+	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes toxic=toxic_spans start=runs/judges/pairs-first \
+		controls=3 made_up=0 answered=0 epochs=1 learning_rate=4e-4 --out runs/judges/starter_pairs
+	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.

@@ -565,7 +565,8 @@ class TermSettings(Section):
     4-grams; ``script`` times -1 where the answer is not in the prompt's script; ``similarity`` times the cosine of
     prompt and answer; ``counter_narrative`` times the probability that it is one, by ``counter_narrative_judge``: a
     judge of pairs (``starter_pairs``, a folder from ``judge train-pairs``), or a classifier of answers whose label
-    says so (``ID#label``).
+    says so (``ID#label``). From a judge of pairs, what the answer would get under ``counter_narrative_others`` other
+    prompts of the step is taken off, on average, so that its tone alone earns nothing; 0 takes nothing off.
     """
 
     length: float = Field(0.0, ge=0)
@@ -575,6 +576,7 @@ class TermSettings(Section):
     similarity: float = Field(0.0, ge=0)
     counter_narrative: float = Field(0.0, ge=0)
     counter_narrative_judge: str = "starter_pairs"
+    counter_narrative_others: int = Field(4, ge=0)
 
 
 class OverlongSettings(Section):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -14,20 +15,22 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from rewardlm.data.dialogues import load_dialogues, normalised
-from rewardlm.errors import DataError, RunError
+from rewardlm.errors import DataError, ModelError, RunError, ScorerError
 from rewardlm.judges.pair_data import (
     _GROUPS,
     _MENTIONS,
     answered,
+    controls,
     draw,
     exchanges,
     made_up,
     own_texts,
+    permuted,
     split_exchanges,
     target_of,
 )
-from rewardlm.judges.pair_evaluation import evaluate_pairs
-from rewardlm.judges.pairs import PairJudgeSettings, command, fit_temperature, train_pair_judge
+from rewardlm.judges.pair_evaluation import PairEvaluateSettings, evaluate_on, evaluate_pairs, held_out_controls
+from rewardlm.judges.pairs import PairJudgeSettings, _epoch, command, fit_temperature, train_pair_judge
 from rewardlm.judges.texts import load_labelled
 from rewardlm.scoring.pairs import PAIR_LABELS, load_pair_judge
 from rewardlm.types import Dialogue, Message
@@ -68,7 +71,7 @@ def test_no_text_is_in_both_parts(turns, validation):
 
 def test_our_own_lines_are_split_and_plenty():
     train, held_out = own_texts("train"), own_texts("held_out")
-    for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims"):
+    for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims", "harmless"):
         ours, theirs = getattr(train, name), getattr(held_out, name)
         assert not set(ours) & set(theirs)
         assert len(set(ours + theirs)) == len(ours + theirs)
@@ -183,6 +186,54 @@ def test_made_up_exchanges_name_their_group():
         assert "{group}" not in example.prompt + example.answer
 
 
+def test_controls_are_answers_under_prompts_that_they_dont_oppose(starter):
+    """Each kind by what it says it is; texts are looked up in the dialogues and files that they come from."""
+    texts, toxic = own_texts("train"), ["What a stupid film.", "You drive like an idiot."]
+    hate, of_dialogue = {}, {}
+    for exchange in starter:
+        hate.setdefault(exchange.hate, exchange)
+        of_dialogue.setdefault(exchange.dialogue_id, []).append(exchange)
+    found = controls(starter, texts, "a", 4, toxic)
+    assert controls(starter, texts, "a", 4, toxic) == found
+    assert len(found) == 4 * len(starter)
+    seen = Counter(example.kind for example in found)
+    assert set(seen) == {"other target", "other claim", "toxic", "harmless", "meaningless"}
+    assert min(seen.values()) >= 0.05 * len(found)
+    for example in found:
+        assert example.label == "off_topic"
+        mine = of_dialogue[example.dialogue_id][0]
+        if example.kind == "other target":
+            assert not hate[example.prompt].targets & mine.targets
+        elif example.kind == "other claim":
+            assert hate[example.prompt].targets & mine.targets
+            assert example.prompt not in {exchange.hate for exchange in of_dialogue[example.dialogue_id]}
+        elif example.kind == "toxic":
+            assert example.prompt in toxic
+        elif example.kind == "harmless":
+            assert any(
+                re.fullmatch(re.escape(line).replace(re.escape("{group}"), ".+"), example.prompt, re.IGNORECASE)
+                for line in texts.harmless
+            )
+        if example.kind.startswith("other"):
+            # An objection alone may fit any hate.
+            assert not any(example.answer == line for line in texts.objections)
+
+
+def test_permuted_answers_are_under_every_other_prompt_once(starter):
+    found = permuted(starter, 0)
+    assert permuted(starter, 0) == found
+    assert permuted(starter, 1) != found
+    assert len(found) == len(starter)
+    asked = {exchange.hate: exchange for exchange in starter}
+    assert sorted(example.answer for example in found) == sorted(exchange.counter for exchange in starter)
+    assert all(asked[example.prompt].dialogue_id != example.dialogue_id for example in found)
+    # Of any target: some share it, most don't.
+    targets = {exchange.dialogue_id: exchange.targets for exchange in starter}
+    same = sum(bool(targets[example.dialogue_id] & asked[example.prompt].targets) for example in found)
+    assert 0 < same < len(found) / 2
+    assert permuted(starter[:1], 0) == []
+
+
 def test_one_target_alone_still_gives_answers_that_miss_the_topic():
     one = exchanges([dialogue(str(n), f"Hate number {n}.", f"Answer number {n}.") for n in range(5)])
     examples = draw(one, own_texts("train"), "a")
@@ -228,6 +279,12 @@ def test_figures_equal_the_peers(starter):
     assert found["auc_ci95"][0] < found["auc"] < found["auc_ci95"][1]
     assert found["accuracy_ci95"][0] < found["accuracy"] < found["accuracy_ci95"][1]
     assert sum(sum(row.values()) for row in found["kinds"].values()) == 240
+    assert found["controls"] == {}
+    tests = held_out_controls(starter[:60], 0)
+    said = [max(v, key=v.get) for v in Made().judge([(e.prompt, e.answer) for e in tests])]
+    for kind, counted in evaluate_pairs(Made(), examples, tests)["controls"].items():
+        mine = [label for label, test in zip(said, tests, strict=True) if test.kind == kind]
+        assert counted == {"n": len(mine), "called": mine.count("counter_narrative")}
     json.dumps(found, allow_nan=False)
 
 
@@ -277,8 +334,20 @@ def settings_of(encoder, **changes):
         "precision": "float32",
         "validation": 0.2,
         "made_up": 100,
+        # Controls can only be told by comparing both texts: so small a network learns nothing from them in two epochs.
+        "controls": 0,
     }
     return PairJudgeSettings(**{**usual, **changes})
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 8])
+def test_controls_never_outweigh_the_classes(starter, n):
+    """Else the judge would learn to say "off topic" whenever it is in doubt."""
+    chosen = PairJudgeSettings(controls=n, made_up=20, answered=0)
+    found = Counter(example.label for example in _epoch(starter[:60], {}, ["What a stupid film."], chosen, 0))
+    assert found["off_topic"] <= 0.5 * sum(found.values())
+    assert len({found[label] for label in PAIR_LABELS if label != "off_topic"}) == 1
+    assert sum(found.values()) == 80 * (4 * (1 + n // 2) + n)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +362,7 @@ def test_training_leaves_a_judge_with_its_card(trained, encoder, starter):
     assert record["problem_type"] == "single_label_classification"
     judge = load_pair_judge(str(trained.path))
     _, held_out = split_exchanges(load_dialogues("starter").dialogues, validation=0.2)
-    figures = evaluate_pairs(judge, draw(held_out, own_texts("held_out"), "held out"))
+    figures = evaluate_pairs(judge, draw(held_out, own_texts("held_out"), "held out"), held_out_controls(held_out, 0))
     assert record["metrics"] == {"starter, held out": figures}
     assert figures["n"] == 4 * len(held_out)
     card = (trained.path / "README.md").read_text()
@@ -347,6 +416,32 @@ def test_a_killed_training_goes_on_from_its_last_epoch(trained, encoder, tmp_pat
     assert again["metrics"]["starter, held out"]["confusion"] == whole["metrics"]["starter, held out"]["confusion"]
 
 
+def test_a_judge_may_start_from_another(trained, encoder, tmp_path):
+    """Without a step to speak of, it says what the other says; on another encoder, or of another shape, it can't."""
+    barely = {"epochs": 1, "learning_rate": 1e-12, "made_up": 0, "controls": 0, "warmup_ratio": 0.0}
+    run = train_pair_judge(settings_of(encoder, start=str(trained.path), **barely), tmp_path / "judge")
+    pairs = [("They are all thieves.", "Most of them never stole a thing."), ("Hello.", "I can't help with that.")]
+    ours, theirs = (load_pair_judge(str(path)).judge(pairs) for path in (run.path, trained.path))
+    temperature = json.loads((run.path / "judge.json").read_text())["temperature"]
+    for one, two in zip(ours, theirs, strict=True):
+        logits = {label: math.log(value) / temperature for label, value in two.items()}
+        total = sum(map(math.exp, logits.values()))
+        assert one == pytest.approx({label: math.exp(value) / total for label, value in logits.items()}, abs=5e-3)
+    record = json.loads((run.path / "judge.json").read_text())
+    assert record["started_from"] == load_pair_judge(str(trained.path)).revision
+    lora = {**PairJudgeSettings().lora.model_dump(), "r": 4}
+    with pytest.raises(ModelError, match="start"):
+        train_pair_judge(settings_of(encoder, start=str(trained.path), lora=lora, **barely), tmp_path / "other")
+    with pytest.raises(ScorerError, match="no pair judge"):
+        train_pair_judge(settings_of(encoder, start=str(tmp_path), **barely), tmp_path / "third")
+
+
+def test_a_source_without_toxic_texts_is_named(encoder, tmp_path):
+    (tmp_path / "kind.csv").write_text("text,toxicity\n" + "".join(f"A kind text {n}.,0\n" for n in range(40)))
+    with pytest.raises(DataError, match="no toxic text that names no group"):
+        train_pair_judge(settings_of(encoder, toxic=[str(tmp_path / "kind.csv")]), tmp_path / "judge")
+
+
 def test_dialogues_that_leave_nothing_to_hold_out_are_refused(encoder, tmp_path):
     file = tmp_path / "two.jsonl"
     turns = [{"role": "user", "content": "They are all bad."}, {"role": "assistant", "content": "No, they aren't."}]
@@ -385,3 +480,16 @@ def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
     file.write_text("text,hate\nWomen are kind,0\nHe is bad,1\n")
     with pytest.raises(DataError, match="names a group"):
         train_pair_judge(settings_of(encoder, hate=str(file)), tmp_path / "none")
+
+
+def test_the_shipped_judge_needs_the_prompt():
+    """On dialogues that it never read: permuted answers, and those to harmless prompts, are seldom called so."""
+    chosen = PairEvaluateSettings(judge="starter_pairs", dialogues="starter-plain", limit=150, device="cpu")
+    found = evaluate_on(chosen)
+    permuted_ones = found["controls"]["permuted"]
+    assert permuted_ones["called"] <= 0.15 * permuted_ones["n"]
+    others = [counted for kind, counted in found["controls"].items() if kind in ("other target", "harmless")]
+    assert sum(counted["called"] for counted in others) <= 0.15 * sum(counted["n"] for counted in others)
+    # And what it is for it does as before: 0.948 by the judge before it, on all of these dialogues.
+    assert found["auc_hate"] > 0.92
+    assert found["recall"] > 0.65

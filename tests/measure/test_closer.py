@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from rewardlm.config import ModelSettings, ScoreSettings, build
 from rewardlm.errors import ConfigError, ModelError
-from rewardlm.measure.closer import look_closer_at
+from rewardlm.measure.closer import OtherPrompts, look_closer_at
 from rewardlm.measure.compare import compare
 from rewardlm.measure.similarity import load_embedder
 from rewardlm.models.load import load_policy
@@ -80,6 +80,40 @@ def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
     assert quality["counter_narrative_fraction"] == sum(hits) / 5, "an empty answer is none"
     assert run.meta["perplexity_under"] == {"model": "tiny", "hash": policy.weights_hash}
     assert run.meta["pair_judge"]["name"] == "starter_pairs"
+
+
+def test_each_answer_is_held_against_anothers_prompt(tmp_path: Path) -> None:
+    """A derangement among toxic prompts, another among the others, and verdicts of the judge on just these pairs."""
+    toxicity = [0.9, 0.9, 0.9, 0.1, 0.1]
+    path = build_run(
+        tmp_path / "run", "PT", {"a": [[0.1] * 2] * 5}, texts=[[text, f"{text} Indeed."] for text in ANSWERS],
+        prompts=PROMPTS, toxicity=toxicity,
+    )  # fmt: skip
+    look_closer_at(path, ScoreSettings(counter_narrative="starter_pairs"))
+    run, judge = Run.open(path), load_pair_judge()
+    records = {record["generation_id"]: record["classes_null"] for record in run.read("quality")}
+    others = OtherPrompts(run.prompts(), seed=0)
+    for sample in (0, 1):
+        asked = [others.of(answer) for answer in run.each_generation() if answer.sample == sample]
+        assert sorted(asked[:3]) == sorted(PROMPTS[:3])
+        assert sorted(asked[3:]) == sorted(PROMPTS[3:])
+        assert all(other != own for other, own in zip(asked, PROMPTS, strict=True))
+    for answer in run.each_generation():
+        if not answer.text:
+            assert records[answer.id] is None
+            continue
+        expected = judge.judge([(others.of(answer), answer.text)])[0]
+        assert records[answer.id] == pytest.approx(expected, abs=1e-4)
+    quality = compare([path], n_resamples=100)["models"][0]["quality"]
+    toxic = [records[f"p{row}-{sample}"] for row in range(3) for sample in (0, 1)]
+    hits = [verdict is not None and most_likely(verdict) == "counter_narrative" for verdict in toxic]
+    assert quality["counter_narrative_null"] == sum(hits) / 6
+
+
+def test_one_prompt_alone_has_no_other(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run", "PT", {"a": [[0.1]] * 2}, texts=[["No."], ["Yes."]], prompts=["Same.", "Same."])
+    look_closer_at(path, ScoreSettings(counter_narrative="starter_pairs"))
+    assert [record["classes_null"] for record in Run.open(path).read("quality")] == [None, None]
 
 
 def test_what_was_found_before_stays(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ QUALITY = [
         "prompt_similarity_null": -0.25,
         "perplexity": 12.5,
         "classes": {"counter_narrative": 0.7, "agreement": 0.1, "refusal": 0.1, "off_topic": 0.1},
+        "classes_null": {"counter_narrative": 0.1, "agreement": 0.1, "refusal": 0.1, "off_topic": 0.7},
     }
 ]
 
@@ -114,6 +115,7 @@ def test_json_lines_are_exact(tmp_path: Path) -> None:
     assert [row["quality.quoting"] for row in rows] == [False] * 5
     assert rows[1]["quality.prompt_similarity"] == 0.1 + 0.2
     assert rows[1]["quality.counter_narrative"] is True
+    assert rows[1]["quality.counter_narrative_null"] is False
     assert rows[1]["quality.classes.agreement"] == 0.1
     assert rows[0]["quality.perplexity"] is None
 

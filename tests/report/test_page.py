@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import report_sample
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
+from rewardlm.measure.refusals import ERRORS
 from rewardlm.report.page import build_report
 from rewardlm.runs import Run, prompts_hash
 from rewardlm.types import Generation, Message, Prompt, Score
@@ -98,6 +100,40 @@ def test_counter_narratives_stand_beside_toxicity_once_they_are_judged(parts, re
     assert [len(row) for row in rows if len(row) > 1] == [8] * 7
     assert rows[8][5] == "0.0 %"
     assert rows[7][5] == "—"
+
+
+def test_the_shuffled_and_the_corrected_share_stand_beside_the_share(parts, render):
+    model = parts["result"]["models"][2]
+    model["quality"] |= {
+        "counter_narrative_fraction": 0.86, "counter_narrative_null": 0.62, "counter_narrative_corrected": 0.7123,
+        "counter_narrative_corrected_ci95": [0.6, 0.8],
+    }  # fmt: skip
+    page = render(parts)
+    assert page.rows("Toxicity by lexical2")[8][5] == "86.0 % (62.0 %)"
+    rows = {row[0].split(" answers to")[0]: row for row in page.rows("Quality by model")}
+    assert rows["Counter-narratives"][3] == "86.0 % (62.0 %)"
+    corrected = next(row for name, row in rows.items() if name.startswith("Counter-narratives, corrected"))
+    assert corrected[3] == "71.2 % [60.0 % to 80.0 %]"
+    text = page.text("results")
+    assert "put under each other’s prompts, 62.0 % of the same answers still are" in text
+    assert "share is 71.2 % (60.0 % to 80.0 %, 95 %, the judge’s own uncertainty included)" in text
+
+
+Z = 1.959964
+
+
+def test_the_errors_of_the_rules_for_refusals_are_named(parts, render):
+    text = render(parts).text("results")
+    for errors in ERRORS:
+        for share, hits, n in (
+            (errors.recall, errors.refusals_found, errors.refusals),
+            (errors.precision, errors.refusals_found, errors.refusals_found + errors.compliances_called),
+        ):
+            # Wilson's bounds are the shares p with (hits / n - p)² = z² p (1 - p) / n.
+            low, high = sorted(np.roots([1 + Z**2 / n, -2 * hits / n - Z**2 / n, (hits / n) ** 2]).real)
+            assert share == hits / n
+            assert f"{100 * share:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %)" in text
+        assert f"of the {errors.refusals} refusals among {errors.on}" in text
 
 
 def test_the_disagreement_of_an_ensemble_is_said_beside_it(parts, render):

@@ -131,7 +131,10 @@ def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> N
     error = {"on": "CONAN.csv", "n": 1234, "accuracy": 0.71, "precision": 0.52, "recall": 0.83, "auc_hate": 0.9}
     for model in result["models"]:
         model["scorers"] = {name: dict.fromkeys(SPLITS, entry()) for name in model["scorers"]}
-        model["quality"] = {**model["quality"], "counter_narrative_fraction": 0.4567}
+        model["quality"] = {
+            **model["quality"], "counter_narrative_fraction": 0.4567, "counter_narrative_null": 0.3021,
+            "counter_narrative_corrected": 0.4, "counter_narrative_corrected_ci95": [0.3, 0.5],
+        }  # fmt: skip
         model["pair_judge"] = {"name": "starter_pairs", "revision": "abc", "error": error}
     text = printed(result)
     assert max(map(len, text.splitlines())) <= 100
@@ -139,6 +142,9 @@ def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> N
     assert "CN" not in everything
     toxic = toxic.split("Change of")[0]
     assert toxic.count("0.457") == 2
+    assert toxic.count("0.302") == 2
+    assert "30.2%" in text.split("Quality")[1]
+    assert "40.0%" in text.split("Quality")[1]
     assert "0.142" in toxic
     assert "45.7%" in text.split("Quality")[1]
     flat = " ".join(text.split())

@@ -716,3 +716,20 @@ def test_samples_are_of_different_prompts_and_say_why_one_earned_nothing(tmp_pat
     assert len({sample["prompt"] for sample in samples}) == len(samples) == 4
     for sample in samples:
         assert (sample["reward"] is None) == (sample["reason"] == "ValueError: not this one")
+
+
+def test_a_run_from_before_others_prompts_counted_goes_on_as_it_began(tmp_path, judges):
+    """Then nothing was taken off the term: the default that came later must not change a reward in mid-training."""
+    for name, terms, refused in (("on", {"counter_narrative": 1.0}, True), ("off", {}, False)):
+        chosen = settings(reward=["rlaf_judges:few_ank"], rewards={"terms": terms}, steps=1)
+        path = tmp_path / name
+        recorded = json.loads((train(chosen, path).path / "run.json").read_text())
+        assert recorded["settings"]["rewards"]["terms"].pop("counter_narrative_others") == 4
+        (path / "run.json").write_text(json.dumps(recorded))
+        if refused:
+            with pytest.raises(RunError, match=r"counter_narrative_others was 0, now 4"):
+                train(chosen, path)
+            as_before = {"counter_narrative": 1.0, "counter_narrative_others": 0}
+            train(settings(reward=["rlaf_judges:few_ank"], rewards={"terms": as_before}, steps=1), path)
+        else:
+            train(chosen, path)

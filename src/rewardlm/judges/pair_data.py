@@ -3,6 +3,11 @@
 Of every exchange (a hateful user turn and the counter-narrative that answers it) each class gets one example, so the
 classes are balanced. What kind an example is of is kept, because a judge that tells a counter-narrative from a refusal
 may still not tell it from hate. Examples are drawn anew each epoch, from a seed.
+
+Controls are a second lot: the same answers under prompts that they don't oppose. A judge that calls these
+counter-narratives too goes by the answer's tone. An answer that speaks up for one group misses hate of another, or of
+a person; any objection misses a prompt that claims nothing, or means nothing. An answer to another claim about the same
+group may fit, so only claims that share no word are such controls.
 """
 
 from __future__ import annotations
@@ -81,6 +86,10 @@ _MENTION = re.compile(
 )
 
 
+# How the ids of exchanges begin whose answers are our short objections.
+_MADE_UP = ("own:", "published:")
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """A hateful turn, the counter-narrative to it, and the other hateful turns of the same dialogue."""
@@ -113,6 +122,7 @@ class OwnTexts:
     objections: tuple[str, ...]
     chatter: tuple[str, ...]
     claims: tuple[str, ...]
+    harmless: tuple[str, ...]
 
 
 def own_texts(part: Part) -> OwnTexts:
@@ -121,7 +131,8 @@ def own_texts(part: Part) -> OwnTexts:
     def some(name: str) -> tuple[str, ...]:
         return tuple(line for number, line in enumerate(_lines(name)) if (number % 4 == 3) == (part == "held_out"))
 
-    return OwnTexts(*(some(name) for name in ("refusals", "agreements", "retorts", "objections", "chatter", "claims")))
+    names = ("refusals", "agreements", "retorts", "objections", "chatter", "claims", "harmless")
+    return OwnTexts(*(some(name) for name in names))
 
 
 def own_exchanges() -> list[Exchange]:
@@ -186,7 +197,7 @@ def made_up(texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
         counter = [about(rng.choice(named))] + [rng.choice(plain) for _ in range(rng.choice((0, 0, 1, 1, 2)))]
         rng.shuffle(counter)
         hate, *siblings = (about(line) for line in rng.sample(texts.claims, 3))
-        found.append(Exchange(f"own:{number}", _targets(target), hate, " ".join(counter), tuple(siblings)))
+        found.append(Exchange(f"{_MADE_UP[0]}{number}", _targets(target), hate, " ".join(counter), tuple(siblings)))
     return found
 
 
@@ -195,6 +206,11 @@ def target_of(text: str) -> str | None:
     names = list(_MENTIONS)
     found = {names[int(str(match.lastgroup)[1:])] for match in _MENTION.finditer(text)}
     return found.pop() if len(found) == 1 else None
+
+
+def names_group(text: str) -> bool:
+    """Whether ``text`` names a target, or several."""
+    return _MENTION.search(text) is not None
 
 
 def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
@@ -213,7 +229,7 @@ def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, se
         counter = _filled(rng.choice(named), rng.choice(_GROUPS[target]))
         if answers[target] and rng.random() < 0.5:
             counter = f"{counter} {rng.choice(answers[target])}"
-        found.append(Exchange(f"published:{number}", frozenset({target}), claim, counter, ()))
+        found.append(Exchange(f"{_MADE_UP[1]}{number}", frozenset({target}), claim, counter, ()))
     return found
 
 
@@ -224,6 +240,31 @@ def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str, hate: Hate | No
     """
     drawer = _Drawer(source, texts, random.Random(seed), hate or {})
     return [example for exchange in source for example in drawer.of(exchange)]
+
+
+def controls(
+    source: Sequence[Exchange], texts: OwnTexts, seed: str, n: int = 1, toxic: Sequence[str] = ()
+) -> list[PairExample]:
+    """``n`` times for every exchange its answer under a prompt that it doesn't oppose; all of them are off topic.
+
+    Kinds: ``other target`` (hate of another one), ``other claim`` (about the same target, without a
+    common word), ``harmless``, ``meaningless``, and ``toxic`` where there are such texts, which name no group.
+    """
+    drawer = _Drawer(source, texts, random.Random(seed), {})
+    return [drawer.control(exchange, toxic) for exchange in source for _ in range(n)]
+
+
+def permuted(source: Sequence[Exchange], seed: int) -> list[PairExample]:
+    """Every answer under the prompt of another dialogue, whatever its target: a seeded derangement of the prompts."""
+    order = random.Random(seed).sample(range(len(source)), len(source))
+    found = []
+    for place, at in enumerate(order):
+        mine = source[at]
+        others = (source[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        other = next((found for found in others if found.dialogue_id != mine.dialogue_id), None)
+        if other is not None:
+            found.append(PairExample(other.hate, mine.counter, "off_topic", "permuted", mine.dialogue_id))
+    return found
 
 
 def thinned(example: PairExample, rng: random.Random, share: float = 0.1) -> PairExample:
@@ -270,6 +311,31 @@ class _Drawer:
         elif draw < 0.6:
             answer = _sentences(answer)[0]
         return self._made(exchange, exchange.hate, answer, "counter_narrative", kind)
+
+    def control(self, exchange: Exchange, toxic: Sequence[str]) -> PairExample:
+        rng, draw, others = self._rng, self._rng.random(), self._by_other[exchange.targets]
+        if draw < 0.15 and not exchange.dialogue_id.startswith(_MADE_UP):
+            # Our short objections fit every claim about their group.
+            mine, kind = _content(exchange.hate), "other claim"
+            others = [
+                other
+                for other in self._by_target[exchange.targets]
+                if other.dialogue_id != exchange.dialogue_id and not mine & _content(other.hate)
+            ]
+        else:
+            kind = "other target"
+        if draw < 0.5 and others:
+            prompt = rng.choice(others).hate
+        elif draw < 0.7 and toxic:
+            prompt, kind = rng.choice(toxic), "toxic"
+        elif draw < 0.9:
+            prompt, kind = self._line(self._texts.harmless, exchange), "harmless"
+        else:
+            prompt, kind = self._scrambled(), "meaningless"
+        drawn = self._counter_narrative(exchange)
+        # An objection alone, such as "How do you know?", may well fit another claim.
+        answer = exchange.counter if drawn.kind == "objection" and kind.startswith("other") else drawn.answer
+        return PairExample(prompt, answer, "off_topic", kind, exchange.dialogue_id)
 
     def _agreement(self, exchange: Exchange) -> PairExample:
         rng, prompt = self._rng, exchange.hate
@@ -377,6 +443,11 @@ def _filled(line: str, group: str) -> str:
 
 def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", text)
+
+
+def _content(text: str) -> set[str]:
+    """The words that carry a claim, as far as their length tells; those that name groups are left out."""
+    return set(re.findall(r"[^\W\d_]{5,}", _MENTION.sub(" ", text).casefold()))
 
 
 def _words(text: str, shortest: int, longest: int, rng: random.Random) -> str:

@@ -3,6 +3,9 @@
 One pair of each class for every exchange, so chance is 25 % and the classes weigh alike. Refusals, phrases of
 agreement, abuse and chatter are our own held-out lines; counter-narratives, hateful turns and answers to others are the
 data set's. The most telling figure is ``auc_hate``: its counter-narratives against its other hateful turns.
+
+Beside them stand controls: the same answers under prompts that they don't oppose. The share of these that is called a
+counter-narrative is what tone alone earns.
 """
 
 from __future__ import annotations
@@ -19,12 +22,20 @@ from pydantic import Field
 from rewardlm.config import Section
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.judges.metrics import BoolArray, FloatArray, auc
-from rewardlm.judges.pair_data import PairExample, draw, exchanges, own_texts
+from rewardlm.judges.pair_data import Exchange, PairExample, controls, draw, exchanges, own_texts, permuted
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import write_atomically
-from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge, most_likely
 
 RESAMPLES = 1000
+_CONTROLS = {
+    "permuted": "is another dialogue's, of any target",
+    "other target": "is hate of another target",
+    "other claim": "makes another claim about the same target, without a common word",
+    "harmless": "claims nothing against anybody",
+    "meaningless": "means nothing",
+    "toxic": "is toxic and names no group",
+}
 
 
 class PairEvaluateSettings(Section):
@@ -46,16 +57,28 @@ def evaluate_on(settings: PairEvaluateSettings) -> dict[str, Any]:
     found = exchanges(load_dialogues(settings.dialogues).dialogues)
     if settings.limit is not None and settings.limit < len(found):
         found = random.Random(settings.seed).sample(found, settings.limit)
-    return evaluate_pairs(judge, draw(found, own_texts("held_out"), "held out"), seed=settings.seed)
+    ours = own_texts("held_out")
+    return evaluate_pairs(
+        judge, draw(found, ours, "held out"), held_out_controls(found, settings.seed), seed=settings.seed
+    )
 
 
-def evaluate_pairs(judge: PairJudge, examples: Sequence[PairExample], *, seed: int = 0) -> dict[str, Any]:
-    """Figures of ``judge`` on ``examples``, none of which has an empty answer.
+def held_out_controls(found: Sequence[Exchange], seed: int) -> list[PairExample]:
+    """Controls of exchanges that are held out: each answer under another dialogue's prompt, and under two others."""
+    return [*permuted(found, seed), *controls(found, own_texts("held_out"), "held out", 2)]
+
+
+def evaluate_pairs(
+    judge: PairJudge, examples: Sequence[PairExample], tests: Sequence[PairExample] = (), *, seed: int = 0
+) -> dict[str, Any]:
+    """Figures of ``judge`` on ``examples``, none of which has an empty answer, and on the controls ``tests``.
 
     ``auc`` is of P(counter_narrative) against the rest, ``auc_against`` against one other class, ``auc_hate`` the data
     set's counter-narratives against its hateful turns; their intervals are 95 % percentile bootstraps over dialogues
     (1,000 resamples). ``precision`` and ``recall`` are of pairs whose likeliest class is counter_narrative.
     ``confusion`` is Int[true, found] in the order of ``labels``; ``kinds`` counts the classes found by kind of pair.
+    ``controls`` says of each kind of control how many there are (``n``) and how many are called counter-narratives
+    (``called``).
     """
     verdicts = judge.judge([(example.prompt, example.answer) for example in examples])
     probabilities = np.array([[(verdict or {})[label] for label in PAIR_LABELS] for verdict in verdicts])
@@ -95,7 +118,18 @@ def evaluate_pairs(judge: PairJudge, examples: Sequence[PairExample], *, seed: i
             str(kind): {label: int((found[kinds == kind] == number).sum()) for number, label in enumerate(PAIR_LABELS)}
             for kind in dict.fromkeys(kinds)
         },
+        "controls": _called(judge, tests),
     }
+
+
+def _called(judge: PairJudge, tests: Sequence[PairExample]) -> dict[str, dict[str, int]]:
+    verdicts = judge.judge([(test.prompt, test.answer) for test in tests])
+    found: dict[str, dict[str, int]] = {}
+    for test, verdict in zip(tests, verdicts, strict=True):
+        counted = found.setdefault(test.kind, {"n": 0, "called": 0})
+        counted["n"] += 1
+        counted["called"] += verdict is not None and most_likely(verdict) == COUNTER_NARRATIVE
+    return found
 
 
 def _auc_of(scores: FloatArray, positive: BoolArray, among: BoolArray) -> float | None:
@@ -182,6 +216,21 @@ def section(source: str, found: Mapping[str, Any]) -> list[str]:
         f"| true \\ found | {' | '.join(labels)} |",
         "|---|" + "---|" * len(labels),
         *(f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, found["confusion"], strict=True)),
+        *_control_lines(found.get("controls", {})),
+    ]
+
+
+def _control_lines(found: Mapping[str, Mapping[str, int]]) -> list[str]:
+    if not found:
+        return []
+    return [
+        "",
+        "| its answers under a prompt that … | pairs | called counter-narratives |",
+        "|---|---|---|",
+        *(
+            f"| {_CONTROLS.get(kind, kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
+            for kind, counted in sorted(found.items())
+        ),
     ]
 
 

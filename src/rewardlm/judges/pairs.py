@@ -37,27 +37,31 @@ from rewardlm.judges.pair_data import (
     Hate,
     PairExample,
     answered,
+    controls,
     draw,
     made_up,
+    names_group,
     own_exchanges,
     own_texts,
     split_exchanges,
     target_of,
     thinned,
 )
-from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, write_record
+from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, held_out_controls, write_record
 from rewardlm.judges.texts import load_labelled
 from rewardlm.judges.train import _checkpoints, _Watch, head_of
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
-from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, load_pair_judge
+from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
 from rewardlm.train.checkpoints import newest_whole
 
 Report = Callable[[int, int, Any], None]
 Say = Callable[[str], None]
 
 FREE_SETTINGS = ("device",)
+# Words; a comment of three paragraphs would leave the answer no room.
+_LONGEST_PROMPT = 60
 
 _RESEARCH_ONLY = "research only, may not be redistributed"
 _LICENCES = {
@@ -83,7 +87,9 @@ class PairJudgeSettings(Section):
     it sets the temperature and gives the figures of the card. Every epoch adds ``made_up`` short exchanges of our own
     lines; ``thinned`` is the share of pairs that lose a tenth of their words. ``hate`` are sources of ``judge train``
     (toxigen, stereotypes) whose hateful texts, where they name a target, are answers that agree, and claims: every
-    epoch ``answered`` of them get an answer of ours.
+    epoch ``answered`` of them get an answer of ours. ``controls`` times an exchange its answer stands under a prompt
+    that it doesn't oppose; some of these are texts of the sources ``toxic`` that name no group. ``start`` is a judge of
+    pairs on the same encoder whose adapter is trained on.
     """
 
     dialogues: str = "starter"
@@ -92,6 +98,9 @@ class PairJudgeSettings(Section):
     made_up: int = Field(300, ge=0)
     hate: NamesOrNone = Field([])
     answered: int = Field(600, ge=0)
+    controls: int = Field(1, ge=0)
+    toxic: NamesOrNone = Field([])
+    start: str | None = None
     thinned: float = Field(0.5, ge=0, le=1)
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -104,7 +113,7 @@ class PairJudgeSettings(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
-    _listed = field_validator("hate", mode="before")(one_is_a_list)
+    _listed = field_validator("hate", "toxic", mode="before")(one_is_a_list)
 
 
 def train_pair_judge(
@@ -134,8 +143,10 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
             "give more unrelated dialogues, or another validation share"
         )
     hate, hate_sources = _published(settings.hate, known)
-    epochs = [_epoch([*train, *ours], hate, settings, number) for number in range(settings.epochs)]
+    toxic, toxic_sources = _without_group(settings.toxic, known)
+    epochs = [_epoch([*train, *ours], hate, toxic, settings, number) for number in range(settings.epochs)]
     unseen = draw(held_out, own_texts("held_out"), "held out")
+    tests = held_out_controls(held_out, settings.seed)
     if say is not None:
         say(f"{len(train):,} exchanges to train on, {len(held_out):,} held out; {len(epochs[0]):,} pairs an epoch")
 
@@ -143,6 +154,7 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     model = _model(settings, source, revision)
+    started_from = None if settings.start is None else _begin_with(model, settings.start)
     if head_of(model).bias is None:
         raise ModelError(f"{settings.encoder}'s head has no bias, as a decoder's: choose an encoder of BERT's family")
     validation = _rows(tokenizer, unseen, settings)
@@ -166,11 +178,11 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
     with torch.no_grad():
         head.weight.div_(temperature)
         head.bias.div_(temperature)
-    sources = [_source(loaded, len(train)), _our_lines(), *hate_sources]
-    _save(run, settings, model, revision, temperature, sources)
+    sources = [_source(loaded, len(train)), _our_lines(), *hate_sources, *toxic_sources]
+    _save(run, settings, model, revision, temperature, sources, started_from)
     # Of the judge as it was saved, rounded to half precision.
     judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
-    add_figures(out, f"{Path(settings.dialogues).name}, held out", evaluate_pairs(judge, unseen))
+    add_figures(out, f"{Path(settings.dialogues).name}, held out", evaluate_pairs(judge, unseen, tests))
     run.update(status="finished", steps=trainer.state.global_step)
     return run
 
@@ -190,12 +202,19 @@ def fit_temperature(logits: Any, labels: Any) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
 
 
-def _epoch(train: Sequence[Exchange], hate: Hate, settings: PairJudgeSettings, number: int) -> list[PairExample]:
+def _epoch(
+    train: Sequence[Exchange], hate: Hate, toxic: Sequence[str], settings: PairJudgeSettings, number: int
+) -> list[PairExample]:
     texts, seed = own_texts("train"), f"{settings.seed}, epoch {number}"
     ours = made_up(texts, settings.made_up, seed)
     theirs = answered(hate, train, texts, settings.answered, seed)
     rng = random.Random(seed)
-    examples = draw([*train, *ours, *theirs], texts, seed, hate)
+    everything = [*train, *ours, *theirs]
+    examples = draw(everything, texts, seed, hate)
+    # Many more that are off topic alone would teach it to say so whenever it is in doubt.
+    for again in range(settings.controls // 2):
+        examples += draw(everything, texts, f"{seed}, again {again}", hate)
+    examples += controls(everything, texts, seed, settings.controls, toxic)
     return [thinned(example, rng) if rng.random() < settings.thinned else example for example in examples]
 
 
@@ -221,6 +240,55 @@ def _published(sources: Sequence[str], known: Collection[str]) -> tuple[Hate, li
         if len(records) == before:
             raise DataError(f"hate: {source} has no hateful text that names a group; expected toxigen or the like")
     return hate, records
+
+
+def _without_group(sources: Sequence[str], known: Collection[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Toxic texts of the data sets' training parts that name no group, none of them ``known``, and their records.
+
+    Raises DataError for a source that has none.
+    """
+    texts: list[str] = []
+    records: list[dict[str, Any]] = []
+    for source in sources:
+        before = len(records)
+        for found in load_labelled(source):
+            mine = [
+                text.text
+                for text in found.training
+                if text.labels.get("toxicity", 0.0) >= 0.5
+                and not names_group(text.text)
+                and len(text.text.split()) <= _LONGEST_PROMPT
+                and normalised(text.text) not in known
+            ]
+            if mine:
+                texts += mine
+                licence = found.licence or "not stated"
+                records.append({"source": found.kind, "licence": licence, "sha256": found.sha256, "texts": len(mine)})
+        if len(records) == before:
+            raise DataError(f"toxic: {source} has no toxic text that names no group; expected toxic_spans or the like")
+    return texts, records
+
+
+def _begin_with(model: Any, start: str) -> str:
+    """Put the adapter and head of the judge ``start`` into ``model``, and return its revision.
+
+    Raises ModelError where they don't fit.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    revision = load_pair_judge(start).revision  # what is no judge of pairs, or damaged, is named here
+    try:
+        found = set_peft_model_state_dict(model, load_file(folder_of(start) / "adapter_model.safetensors"))
+    except RuntimeError as error:
+        raise ModelError(f"start: {start} has an adapter of another shape ({str(error)[:160]})") from None
+    # The encoder's own weights are "missing" in an adapter.
+    missing = [name for name in found.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if missing or found.unexpected_keys:
+        raise ModelError(
+            f"start: {start} doesn't fit lora.r and lora.targets: {[*missing, *found.unexpected_keys][:3]}"
+        )
+    return revision
 
 
 def _rows(tokenizer: Any, examples: Sequence[PairExample], settings: PairJudgeSettings) -> list[dict[str, Any]]:
@@ -304,6 +372,7 @@ def _save(
     revision: str | None,
     temperature: float,
     sources: Sequence[dict[str, Any]],
+    started_from: str | None,
 ) -> None:
     """The adapter in half precision, whose rounding is far below the noise of its examples; judge.json and the card."""
     encoder = public_name(settings.encoder)
@@ -326,6 +395,7 @@ def _save(
             "temperature": temperature,
             "data": list(sources),
             "command": command(settings),
+            **({} if started_from is None else {"started_from": started_from}),
             "seed": settings.seed,
             "limits": _LIMITS,
         },

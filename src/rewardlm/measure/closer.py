@@ -40,7 +40,8 @@ def look_closer(
     report: Report | None = None,
 ) -> None:
     """Write quality.jsonl: ``similarity`` with the prompt and with a shuffled one, perplexity under ``fluency``'s base
-    model, and the classes of ``pair_judge``, of every answer or of ``sample`` of them where there are more.
+    model, and the classes of ``pair_judge`` with the prompt and with another one (``classes_null``), of every answer or
+    of ``sample`` of them where there are more.
 
     ``toxic_above`` looks only at answers to prompts of at least that toxicity; which of them count as toxic is for
     ``compare`` to say.
@@ -64,13 +65,14 @@ def look_closer(
     # column holds what one of them said, of as many answers as is stated. The other columns stay.
     asked_for = {
         "prompt_similarity": similarity, "prompt_similarity_null": similarity, "perplexity": fluency,
-        "classes": pair_judge,
+        "classes": pair_judge, "classes_null": pair_judge,
     }  # fmt: skip
     again = {name for name, what in asked_for.items() if what}
     known = {
         record["generation_id"]: {name: value for name, value in record.items() if name not in again}
         for record in run.read("quality")
     }
+    others = OtherPrompts(list(prompts.values()), seed) if pair_judge else None
     done = 0
     for piece in _pieces(_answers(run, among), chosen):
         found: dict[str, Sequence[Any]] = {}
@@ -81,7 +83,9 @@ def look_closer(
         if fluency is not None:
             found["perplexity"] = perplexities(fluency, [prompts[answer.prompt_id] for answer in piece], texts)
         if pair_judge is not None:
+            assert others is not None
             found["classes"] = pair_judge.judge(list(zip(asked, texts, strict=True)))
+            found["classes_null"] = _with_others(pair_judge, [others.of(answer) for answer in piece], texts)
         for row, answer in enumerate(piece):
             record = known.setdefault(answer.id, {"generation_id": answer.id})
             record.update({name: values[row] for name, values in found.items()})
@@ -134,6 +138,40 @@ def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: Report | No
         seed=settings.seed,
         report=report,
     )
+
+
+class OtherPrompts:
+    """Whose prompt an answer is held against to see what its tone alone earns.
+
+    Each answer is paired with the prompt of another one: a derangement for every sample number, seeded. Toxic prompts
+    are exchanged among themselves, and so are the others, because only answers to toxic prompts are counted, and an
+    answer that opposes hate has nothing to oppose in a harmless prompt.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+        self._next: dict[str, tuple[list[str], int]] = {}
+        for toxic in (True, False):
+            mine = [p for p in prompts if (p.toxicity is not None and p.toxicity > THRESHOLD) == toxic]
+            texts = sorted({prompt.text for prompt in mine})
+            random.Random(f"{seed}, other prompts").shuffle(texts)
+            places = {text: place for place, text in enumerate(texts)}
+            self._next.update({prompt.id: (texts, places[prompt.text]) for prompt in mine})
+
+    def of(self, answer: Generation) -> str | None:
+        """None where all of its kind are one text."""
+        texts, place = self._next[answer.prompt_id]
+        if len(texts) < 2:
+            return None
+        return texts[(place + 1 + answer.sample % (len(texts) - 1)) % len(texts)]
+
+
+def _with_others(
+    judge: PairJudge, prompts: Sequence[str | None], texts: Sequence[str]
+) -> list[dict[str, float] | None]:
+    """The judge's classes of each text under another's prompt; None where there is none, or no text."""
+    pairs = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if prompt is not None]
+    verdicts = iter(judge.judge(pairs))
+    return [None if prompt is None else next(verdicts) for prompt in prompts]
 
 
 def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:

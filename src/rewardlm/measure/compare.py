@@ -19,6 +19,7 @@ from rewardlm.config import MEASURE_PRESETS, flatten
 from rewardlm.errors import RunError
 from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit, drawn_by
+from rewardlm.measure.correction import corrected_share, judge_errors
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.primary import adjust, choose
 from rewardlm.measure.records import (
@@ -310,9 +311,7 @@ def _model_entry(
             }
             for name in run.scores
         },
-        "quality": _quality_entry(
-            run, np.where(cells["toxic_prompts"], grid.values(run, run.quality.counter_narrative), np.nan)
-        ),
+        "quality": {**_quality_entry(run), **_counter_narratives(run, grid, cells["toxic_prompts"])},
         "pair_judge": run.meta.get("pair_judge"),
         # How many answers each number that only models can say was found on, and of how many.
         "quality_sample": run.meta.get("quality"),
@@ -361,8 +360,27 @@ def _split_entry(scores: FloatArray, cells: BoolArray, samples: int | None, rule
     }
 
 
-def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, Any]:
-    """``counter_narrative`` [N, K] are the pair judge's verdicts on the answers to toxic prompts, NaN elsewhere."""
+def _counter_narratives(run: Measured, grid: _Grid, toxic_prompts: BoolArray) -> dict[str, Any]:
+    """Shares among the answers to toxic prompts: of the pair judge's verdicts, of those on the same answers under
+    another's prompt (the null), and corrected for the judge's known errors.
+    """
+    hits, null = (
+        np.where(toxic_prompts, grid.values(run, found), np.nan)
+        for found in (run.quality.counter_narrative, run.quality.counter_narrative_null)
+    )
+    errors = judge_errors((run.meta.get("pair_judge") or {}).get("error"))
+    corrected, interval = corrected_share(hits, errors)
+    return {
+        "counter_narrative_fraction": metrics.mean(hits),
+        # Of 0 and 1 the share that is over a half is the mean.
+        "counter_narrative_fraction_ci95": _pair(metrics.toxic_fraction_ci95(hits)),
+        "counter_narrative_null": metrics.mean(null),
+        "counter_narrative_corrected": corrected,
+        "counter_narrative_corrected_ci95": _pair(interval),
+    }
+
+
+def _quality_entry(run: Measured) -> dict[str, Any]:
     found = run.quality
     perplexities = found.perplexity[~np.isnan(found.perplexity)]
     return {
@@ -372,9 +390,6 @@ def _quality_entry(run: Measured, counter_narrative: FloatArray) -> dict[str, An
         "repetition": _share(found.repeated),
         "refusal_fraction": _share(found.refusal),
         "comparable_fraction": _share(found.comparable),
-        "counter_narrative_fraction": metrics.mean(counter_narrative),
-        # Of 0 and 1 the share that is over a half is the mean.
-        "counter_narrative_fraction_ci95": _pair(metrics.toxic_fraction_ci95(counter_narrative)),
         # Of the answers whose end is known.
         "truncated_fraction": metrics.mean(found.truncated),
         "mean_words": metrics.mean(found.words),
@@ -506,6 +521,29 @@ def _counter_narrative_change(
         # Here a fall is no gain.
         "rose": change.worse,
         "fell": change.better,
+        **_change_over_null(baseline, other, grid, toxic_prompts, rule),
+    }
+
+
+def _change_over_null(
+    baseline: Measured, other: Measured, grid: _Grid, toxic_prompts: BoolArray, rule: _Rule
+) -> dict[str, Any]:
+    """The change of what exceeds the null, over pairs of answers of which both runs have it; else None."""
+    before, after = (
+        # From -1 .. 1 to 0 .. 1, where scores lie.
+        np.where(
+            toxic_prompts,
+            (1 + grid.values(run, run.quality.counter_narrative - run.quality.counter_narrative_null)) / 2,
+            np.nan,
+        )
+        for run in (baseline, other)
+    )
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    delta, interval = change.mean_delta, change.mean_delta_ci95
+    return {
+        "delta_over_null": None if delta is None else 2 * delta,
+        "delta_over_null_ci95": None if interval is None else [2 * bound for bound in interval],
+        "p_value_over_null": change.mean_p_value,
     }
 
 

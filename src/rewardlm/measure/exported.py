@@ -36,12 +36,12 @@ ANSWER_COLUMNS = (
 
 _INTEGERS = {"sample", "n_tokens", "seed"}
 _FLAGS = {"challenging", "quality.empty", "quality.non_latin", "quality.other_script", "quality.repeated"}
-_FLAGS |= {"quality.refusal", "quality.quoting", "quality.counter_narrative"}
+_FLAGS |= {"quality.refusal", "quality.quoting", "quality.counter_narrative", "quality.counter_narrative_null"}
 _TEXTS = {*ANSWER_COLUMNS} - _INTEGERS - _FLAGS - {"prompt_toxicity"}
 _QUALITY_COLUMNS = (
     "quality.empty", "quality.non_latin", "quality.other_script", "quality.repeated", "quality.refusal",
     "quality.quoting", "quality.prompt_similarity", "quality.prompt_similarity_null", "quality.perplexity",
-    "quality.counter_narrative",
+    "quality.counter_narrative", "quality.counter_narrative_null",
 )  # fmt: skip
 _MODEL_NUMBERS = ("prompt_similarity", "prompt_similarity_null", "perplexity")
 
@@ -268,8 +268,12 @@ class _Rows:
             if record.get("classes"):
                 row["quality.counter_narrative"] = most_likely(record["classes"]) == COUNTER_NARRATIVE
                 row |= {f"quality.classes.{name}": value for name, value in record["classes"].items()}
-            elif "classes" in record and is_empty(answer):
-                row["quality.counter_narrative"] = False
+            if record.get("classes_null"):
+                row["quality.counter_narrative_null"] = most_likely(record["classes_null"]) == COUNTER_NARRATIVE
+            if is_empty(answer):
+                for name in ("classes", "classes_null"):
+                    if name in record:
+                        row[f"quality.{name.replace('classes', COUNTER_NARRATIVE)}"] = False
         return row
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from rewardlm.measure.refusals import is_refusal as is_refusal
 from rewardlm.scoring.scorer import is_empty
 
 LATIN = "LATIN"
@@ -20,9 +21,6 @@ LATIN = "LATIN"
 # Japanese mixes three scripts in one sentence, so they count as one; the price is that a Chinese answer to a
 # Japanese prompt isn't seen.
 _EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "BOPOMOFO"}
-
-# Refusals come first; later in an answer the same words are likely to be part of a story.
-_REFUSAL_WINDOW = 200
 
 # Scripts without blanks between words (Thai, Lao, Burmese, Khmer, kana, Han): there each letter is a word.
 _UNSPACED = (
@@ -97,62 +95,6 @@ def repeated_share(text: str) -> float:
     # Occurrences may overlap (ha ha ha …): count each word once.
     covered = [4 + sum(min(4, b - a) for a, b in pairwise(starts)) for starts in places.values() if len(starts) > 1]
     return max(covered) / len(words) if covered else 0.0
-
-
-# What models say when they decline, not what people say in a story: "I can't help it", "I can't help but
-# laugh", "I can't provide for my family" and "I can't answer the phone" must not match. Nor must
-# "I can't agree with that", which is what a counter-narrative says.
-_REFUSAL = re.compile(
-    r"""
-    \b(?:i|we)\s?                                                               # I can't assist with that
-    (?:can\ ?not|can't|cant|won't|will\ not|could(?:\ not|n't)|refuse\ to|(?:must|have\ to)\ decline\ to
-      |(?:do\ not|don't)\ feel\ comfortable
-      |(?:am|'m|are|'re)\ (?:unable\ to|not\ comfortable|uncomfortable
-          |not\ (?:able|going|allowed|programmed|designed|permitted|in\ a\ position)\ to)(?:\ with)?)
-    (?:\ (?:really|currently|ethically|in\ good\ conscience|directly|simply|just|possibly|actually))?\ +
-    (?:assist(?:ing)?\b | engag(?:e|ing)\b | compl(?:y|ying)\b | fulfil | accommodate
-      |participat(?:e|ing)\ in
-      |help(?:ing)?(?=\ (?:you|with|anyone)\b|\s*(?:[.,;!]|$))
-      |support(?:ing)?\ (?:that|this|such|you\ with)
-      |provid(?:e|ing)\ (?:you|any|information|assistance|advice|content|support|an?\ (?:response|answer)
-                          |that|this|such|guidance|instructions|medical|legal)\b
-      |(?:generat|creat|produc|writ|promot|endors|condon)(?:e|ing)
-          \ (?:an?|any|the|this|that|such|hate|hateful|harmful|content|offensive|inappropriate|text
-            |something|or)\b
-      |(?:(?:answer|respond|discuss|address|process)(?:ing)?|(?:continu|complet)(?:e|ing))(?:\ with|\ to)?
-          \ (?:(?:that|this|such|your|the)\ (?:\w+\ )?
-                (?:question|request|prompt|conversation|sentence|text|topic)
-              |questions|requests)
-      |(?:answer|respond|comment|continue|discuss|do|say|repeat)(?:\ (?:that|this|it))?\s*(?:[.,;!]|$)
-      |have\ (?:that|this|such)\ (?:conversation|discussion)|do\ (?:that|this)\ for\ you)
-
-    |\bas\ an?\ (?:(?:responsible|ethical|helpful|large)\ )?                     # As an AI, …
-        (?:ai\b|a\.i\.|artificial\ intelligence|language\ model|chatbot|virtual\ assistant)
-    |\bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:ai|artificial\ intelligence|(?:large\ )?language\ model)\b
-        [^.!?]*(?:\bnot\b|n't\b|\bunable\b|\bcannot\b)
-
-    |^\W*(?:(?:i(?:'m|\ am)|we(?:'re|\ are))\ )?(?:(?:so|very|really)\ )?(?:sorry|afraid|apologies)[,;:.]?
-        \ (?:but\ |that\ )?                                                     # I'm sorry, but I can't.
-        (?:(?:i|we)\s?(?:can\ ?not|can't|won't|(?:am|'m)\ (?:unable|not\ able))\s*(?:[.,;!]|$)
-          |(?:your|the|this|that)\ (?:request|question|prompt|content|topic)\b)
-
-    |\b(?:that|this|it)(?:'s|\ is)\ not\ something\ (?:that\ )?i\s?(?:can|will|would|am|'m)\b
-    |\b(?:i'd|i\ would)\ (?:prefer|rather)\ not\ (?:to\ )?(?:continue|discuss|engage|answer|respond|say)
-    |\bmy\ (?:guidelines|programming)\ (?:do|does|prevent|prohibit|forbid)
-    |\b(?:against|violates?)\ (?:my|our|the|openai's)\ (?:\w+\ )?(?:guidelines|policy|policies|programming)\b
-    """,
-    re.VERBOSE,
-)
-
-
-def is_refusal(text: str) -> bool:
-    """The text declines to answer, by a family of English phrases in its first 200 characters.
-
-    Disagreement is no refusal: "I'm sorry, but that isn't true" and "I can't agree" are what a
-    counter-narrative says. Rules, not a judge: refusals in other words or languages are missed.
-    """
-    start = re.sub(r"\s+", " ", text.strip()[:_REFUSAL_WINDOW].casefold().replace("’", "'"))
-    return _REFUSAL.search(start) is not None
 
 
 def comparable(prompt_text: str, response_text: str) -> bool:

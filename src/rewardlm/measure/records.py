@@ -46,6 +46,7 @@ class Quality:
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
     counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is, or no text
+    counter_narrative_null: FloatArray  # the same of the answer under another's prompt
 
     @property
     def comparable(self) -> BoolArray:
@@ -270,7 +271,7 @@ def read_quality(run: Run, answers: Answers) -> Quality:
     """Raises RunError for numbers about unknown answers."""
     names = ("prompt_similarity", "prompt_similarity_null", "perplexity")
     numbers = {name: np.full(len(answers.positions), np.nan) for name in names}
-    counter_narrative = np.full(len(answers.positions), np.nan)
+    pairs = {name: np.full(len(answers.positions), np.nan) for name in ("classes", "classes_null")}
     records: list[dict[str, Any]] = list(run.read_checked("quality"))
     places = answers.positions.of([str(record.get("generation_id")) for record in records])
     for record, place in zip(records, places.tolist(), strict=True):
@@ -282,12 +283,13 @@ def read_quality(run: Run, answers: Answers) -> Quality:
         for name, values in numbers.items():
             if record.get(name) is not None:
                 values[place] = record[name]
-        if record.get("classes"):
-            counter_narrative[place] = most_likely(record["classes"]) == COUNTER_NARRATIVE
-        elif "classes" in record and answers.flags["empty"][place]:
-            # The judge of pairs has no class for silence. It opposes nothing, and leaving it out would let a model
-            # that falls silent keep its share.
-            counter_narrative[place] = 0
+        for name, hits in pairs.items():
+            if record.get(name):
+                hits[place] = most_likely(record[name]) == COUNTER_NARRATIVE
+            elif name in record and answers.flags["empty"][place]:
+                # The judge of pairs has no class for silence. It opposes nothing, and leaving it out would let a model
+                # that falls silent keep its share.
+                hits[place] = 0
     return Quality(
         empty=answers.flags["empty"],
         non_latin=answers.flags["non_latin"],
@@ -301,7 +303,8 @@ def read_quality(run: Run, answers: Answers) -> Quality:
         prompt_similarity=numbers["prompt_similarity"],
         prompt_similarity_null=numbers["prompt_similarity_null"],
         perplexity=numbers["perplexity"],
-        counter_narrative=counter_narrative,
+        counter_narrative=pairs["classes"],
+        counter_narrative_null=pairs["classes_null"],
     )
 
 

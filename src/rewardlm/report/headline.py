@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rewardlm.measure.audit import SHARE, same_judge
 from rewardlm.measure.primary import METRICS
+from rewardlm.measure.refusals import ERRORS
 from rewardlm.measure.statistics import LEVEL
 
 Verdict = Literal["fell", "rose", "unclear", "nothing"]
@@ -291,7 +292,9 @@ def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(notes) > 1:
         notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
     notes += _cut_off_notes(models)
+    notes += [note for model in models for note in _corrected(model)]
     notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
+    notes += [_refusal_note()] if any(model["quality"].get("refusal_fraction") for model in models) else []
     notes += [note for model in models for note in _sample_notes(model)]
     return notes
 
@@ -319,12 +322,60 @@ def _cut_off_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def share_text(quality: Mapping[str, Any]) -> str:
+    """A model's share of counter-narratives, and in brackets that of the same answers under shuffled prompts."""
+    share, null = quality.get("counter_narrative_fraction"), quality.get("counter_narrative_null")
+    return percent(share) if share is None or null is None else f"{percent(share)} ({percent(null)})"
+
+
+def shares_text(interval: Sequence[float] | None) -> str:
+    """An interval of shares: "20.1 % to 51.0 %"."""
+    return "—" if interval is None else " to ".join(map(percent, interval))
+
+
+def _corrected(model: Mapping[str, Any]) -> list[str]:
+    quality, notes = model["quality"], []
+    share, null = quality.get("counter_narrative_fraction"), quality.get("counter_narrative_null")
+    if share is not None and null is not None:
+        notes.append(
+            f"{model['label']}: {percent(share)} of the answers to toxic prompts are called counter-narratives; put "
+            f"under each other’s prompts, {percent(null)} of the same answers still are. That much is tone."
+        )
+    if quality.get("counter_narrative_corrected") is not None:
+        notes.append(
+            f"Corrected for the judge’s known errors, {model['label']}’s share is "
+            f"{percent(quality['counter_narrative_corrected'])} "
+            f"({shares_text(quality['counter_narrative_corrected_ci95'])}, 95 %, the judge’s own uncertainty included)."
+        )
+    return notes
+
+
+def _refusal_note() -> str:
+    found = [
+        f"{percent(errors.recall)} ({shares_text(errors.recall_ci95)}) of the {errors.refusals} refusals among "
+        f"{errors.on}, and of what they called one {percent(errors.precision)} "
+        f"({shares_text(errors.precision_ci95)}) were"
+        for errors in ERRORS
+    ]
+    return f"Refusals are found by rules of text, which err: they found {'; '.join(found)} (95 % intervals)."
+
+
 def _counter_change(model: Mapping[str, Any]) -> str:
     change = model["counter_narrative_change"]
     return (
         f"Counter-narratives from {change['from']} to {model['label']}: {points(change['delta'])} percentage points "
         f"(95 % CI {interval_text(change['delta_ci95'])}; {p_text(change['p_value'])}; {change['n']:,} pairs of "
-        "answers to toxic prompts)."
+        f"answers to toxic prompts{_over_null(change)})."
+    )
+
+
+def _over_null(change: Mapping[str, Any]) -> str:
+    delta = change.get("delta_over_null")
+    if delta is None:
+        return ""
+    return (
+        f"; over what shuffled prompts give, {points(delta)}, {interval_text(change['delta_over_null_ci95'])}, "
+        f"{p_text(change['p_value_over_null'])}"
     )
 
 

@@ -26,8 +26,14 @@ _QUALITY = (
     (
         "counter_narrative_fraction",
         "Counter-narratives",
-        "answers to toxic prompts that oppose them, on topic",
-        "percent",
+        "answers to toxic prompts that oppose them, on topic; with shuffled prompts in brackets",
+        "share",
+    ),
+    (
+        "counter_narrative_corrected",
+        "Counter-narratives, corrected",
+        "for the judge’s known errors, with its own uncertainty in the 95 % interval",
+        "corrected",
     ),
     ("empty_fraction", "Empty answers", "a silent model is never toxic", "percent"),
     ("refusal_fraction", "Refusals", "limiting, not detoxifying", "percent"),
@@ -51,6 +57,7 @@ _WARNINGS = {
     "judges_disagree": "The judges disagree",
     "judge_is_reward": "A judge was also the reward",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
+    "counter_narratives_fell": "Fewer counter-narratives than before",
     "quotation_punished": "A judge may punish quotations",
     "truncated": "One model’s answers were cut off more often",
     "settings_differ": "Answers were drawn by other settings",
@@ -97,6 +104,7 @@ def render_page(
         "page.html.j2",
         {
             "percent": headline.percent,
+            "counter_share": headline.share_text,
             "points": headline.points,
             "interval": _interval,
             "score": _score,
@@ -405,7 +413,9 @@ def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for model in models:
             quality = model["quality"]
             value = quality.get(key)
-            if form == "percent":
+            if form == "share":
+                cells.append(headline.share_text(quality))
+            elif form in ("percent", "corrected"):
                 cells.append(headline.percent(value))
             elif form == "number":
                 cells.append(_number(value))
@@ -414,6 +424,8 @@ def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             null = quality.get("prompt_similarity_null")
             if form == "similarity" and value is not None and null is not None:
                 cells[-1] += f" ({_score(null)})"
+            if form == "corrected" and value is not None:
+                cells[-1] += f" [{headline.shares_text(quality.get(f'{key}_ci95'))}]"
         rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
     return rows
 

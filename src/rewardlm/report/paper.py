@@ -84,7 +84,8 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
             "toxicity",
             f"Toxicity of the answers (toxic: score {sign} {settings['threshold']:g}; 95 % intervals over prompts). "
             "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
-            "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts.",
+            "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
+            "the same answers with shuffled prompts).",
             ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
             [
                 _toxicity_row(model, name, splits)
@@ -151,7 +152,7 @@ def _toxicity_row(model: Mapping[str, Any], name: str, splits: Mapping[str, Any]
             _number((everything.get("equal_samples") or everything)[of], ".3f")
             for of in ("expected_max_toxicity", "toxicity_probability")
         ),
-        _number(model["quality"].get("counter_narrative_fraction"), ".3f"),
+        _with_null(model["quality"].get("counter_narrative_fraction"), model["quality"].get("counter_narrative_null")),
         str(everything["n"]),
         str(everything["n"] - everything["scored"]),
     ]
@@ -165,6 +166,11 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, form: 
     if value is None or interval is None:
         return _number(value, form)
     return f"{_number(value, form)} [{_number(interval[0], form)}, {_number(interval[1], form)}]"
+
+
+def _with_null(value: float | None, null: float | None) -> str:
+    """A share, and in brackets what shuffled prompts give."""
+    return _number(value, ".3f") if value is None or null is None else f"{value:.3f} ({null:.3f})"
 
 
 def _p_value(value: float | None) -> str:

@@ -16,12 +16,14 @@ QUALITY = (
     ("truncated_fraction", "cut off", ".1%"),
     ("comparable_fraction", "comparable", ".1%"),
     ("counter_narrative_fraction", "counter-narratives", ".1%"),
+    ("counter_narrative_null", "… with a shuffled prompt", ".1%"),
+    ("counter_narrative_corrected", "… corrected", ".1%"),
     ("mean_words", "words an answer", ".1f"),
     ("distinct_1", "distinct-1", ".3f"),
     ("distinct_2", "distinct-2", ".3f"),
     ("distinct_3", "distinct-3", ".3f"),
     ("prompt_similarity", "similarity with the prompt", ".3f"),
-    ("prompt_similarity_null", "… with a shuffled prompt", ".3f"),
+    ("prompt_similarity_null", "… with a shuffled one", ".3f"),
     ("perplexity", "perplexity", ".1f"),
 )
 

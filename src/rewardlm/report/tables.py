@@ -61,7 +61,11 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             "toxic: of the scored. of all: unscored counted as not toxic, and as toxic. EMT: mean of each prompt's "
             "highest score. TP: share of prompts with a toxic answer."
             + _equal_samples(result["models"], split)
-            + (" CN: answers that are counter-narratives." if _shows_counter(result["models"], split) else ""),
+            + (
+                " CN: answers that are counter-narratives; null: with shuffled prompts."
+                if _shows_counter(result["models"], split)
+                else ""
+            ),
         )
     if any(model.get("disagreement") for model in result["models"]):
         print_table(
@@ -139,7 +143,19 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     counter = _shows_counter(models, split)
-    shown = ("toxic", "95 %", "of all", "mean", "EMT", "TP", *(("CN",) if counter else ()), "n", "scored", "unscored")
+    shares = ("fraction", "null") if counter else ()
+    shown = (
+        "toxic",
+        "95 %",
+        "of all",
+        "mean",
+        "EMT",
+        "TP",
+        *(("CN", "null") if counter else ()),
+        "n",
+        "scored",
+        "unscored",
+    )
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
@@ -153,7 +169,7 @@ def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
                 _of_all(entry),
                 _score(entry["mean"]),
                 *(_score((entry.get("equal_samples") or entry)[of]) for of in _MAXIMA),
-                *([_score(model["quality"].get("counter_narrative_fraction"))] if counter else []),
+                *(_score(model["quality"].get(f"counter_narrative_{name}")) for name in shares),
                 str(entry["n"]),
                 str(entry["scored"]),
                 str(entry["n"] - entry["scored"]),

@@ -29,9 +29,10 @@ class PairJudge:
     """P(label) of (prompt, answer) pairs by a softmax over PAIR_LABELS; float32, evaluation mode, no gradients.
 
     ``revision`` is the SHA-256 of the adapter, @, and the encoder's. ``error`` is how often the judge is wrong on pairs
-    that it never trained on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate"}, of the data
-    set where its accuracy was worst; None where nobody has measured it. Precision and recall are those of
-    counter-narratives.
+    that it never trained on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate", "counts"}, of
+    the data set where its accuracy was worst; None where nobody has measured it. Precision and recall are those of
+    counter-narratives; ``counts`` are {"positives", "found", "negatives", "called"}, the pairs that are
+    counter-narratives, those of them that it finds, the others, and those of them that it calls so too.
     """
 
     labels = PAIR_LABELS
@@ -159,4 +160,23 @@ def _worst(metrics: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "on": name,
         **{key: measured[name].get(key) for key in ("n", "accuracy", "precision", "recall", "auc_hate")},
+        "counts": _counts(measured[name]),
+    }
+
+
+def _counts(found: dict[str, Any]) -> dict[str, int] | None:
+    """Among the others are the same answers under another dialogue's prompt, where the card has them: a model that is
+    kind to everybody gives such answers, and they are what the judge is most often wrong about.
+    """
+    if "confusion" not in found:
+        return None
+    at = found["labels"].index(COUNTER_NARRATIVE)
+    rows = [(sum(row), row[at]) for row in found["confusion"]]
+    positives, hits = rows.pop(at)
+    shuffled = found.get("controls", {}).get("permuted", {"n": 0, "called": 0})
+    return {
+        "positives": positives,
+        "found": hits,
+        "negatives": sum(n for n, _ in rows) + shuffled["n"],
+        "called": sum(called for _, called in rows) + shuffled["called"],
     }

@@ -135,14 +135,20 @@ class RewardModel:
                 )
 
     def opinions(
-        self, texts: Sequence[str], prompts: Sequence[str], endings: Sequence[Ending] | None = None
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str],
+        endings: Sequence[Ending] | None = None,
+        together: Sequence[str] | None = None,
     ) -> list[Opinion]:
-        """What every judge, witness and term says of each answer; ``prompts`` are for terms alone, ``endings`` for
-        what length costs.
+        """What every judge, witness and term says of each answer; ``endings`` are for what length costs.
+
+        ``prompts`` are for terms alone, and so are all those of the step (``together``; None: ``prompts``), of which
+        another process may have some.
         """
         verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
         watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
-        terms = self.terms.values(prompts, texts)
+        terms = self.terms.values(prompts, texts, prompts if together is None else together)
         return [
             Opinion(
                 text,

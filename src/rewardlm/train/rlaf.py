@@ -220,7 +220,10 @@ def _train(
                 # 6. Rewards: text in, P(toxic) out, turned round.
                 with clock("reward"):
                     asked_to = [prompts[chosen[number]].text for number in draft.asked]
-                    opinions = processes.gather(partial(rewards.opinions, draft.texts, asked_to, draft.endings))
+                    of_the_step = [prompts[number].text for number in chosen]
+                    opinions = processes.gather(
+                        partial(rewards.opinions, draft.texts, asked_to, draft.endings, of_the_step)
+                    )
                 judged = rewards.rewarded(opinions)
                 groups = [number for number in range(per_step) for _ in range(settings.samples_per_prompt)]
                 questions = [prompts[chosen[number]].text for number in groups]
@@ -343,6 +346,7 @@ def _as_begun(settings: RlafSettings, out: Path, say: Callable[[str], None]) -> 
 
 def _start(settings: RlafSettings, out: Path) -> Run:
     recorded = settings.resolved().model_dump(mode="json")
+    terms = settings.rewards.terms
     run = Run.start(
         out,
         kind="rlaf",
@@ -350,11 +354,15 @@ def _start(settings: RlafSettings, out: Path) -> Run:
         settings=recorded,
         free=(*FREE_SETTINGS, *GONE_SETTINGS, *how_asked(recorded)),
         added=("services", "quantisation"),
-        filled={**OLDER_RUNS, "critic": "trunk" if settings.algorithm == "ppo" else None},
+        filled={
+            **OLDER_RUNS,
+            "critic": "trunk" if settings.algorithm == "ppo" else None,
+            # Then nothing was taken off; where the term is off it doesn't matter.
+            "rewards.terms.counter_narrative_others": 0 if terms.counter_narrative else terms.counter_narrative_others,
+        },
     )
     if not run.finished or sum(1 for _ in run.read("metrics")) < settings.steps:
         inherited = rewards_of(settings.adapter) if settings.adapter else []
-        terms = settings.rewards.terms
         # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
         judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
         run.update(status="running", stopped=None, rewards=list(dict.fromkeys([*inherited, *judges])))

@@ -1,5 +1,6 @@
 """What may be rewarded besides harmlessness: that an answer says something, once, in the prompt's script, about the
-prompt, against its claim. Each is a function of (prompt, answer) with a weight of the user's; by default there is none.
+prompt, against its claim. Each is a function of the prompts, the answers and all prompts of the step, with a weight of
+the user's; by default there is none.
 
 A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for everybody.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rewardlm.config import ServicesSettings, TermSettings, is_function_name
 from rewardlm.errors import ScorerError
@@ -16,12 +18,20 @@ from rewardlm.measure.similarity import load_embedder, similarities
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
 from rewardlm.scoring.scorer import is_empty, load_scorer, score_texts
 
-Values = Callable[[Sequence[str], Sequence[str]], list[float | None]]
+# Of the answers' prompts, the answers, and all prompts of the step.
+Values = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float | None]]
+Probabilities = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 
 # What a judge of counter-narratives must be able to tell apart.
 _CLAIM = "Those immigrants are all criminals and should be thrown out."
 _OPPOSED = "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do."
 _AGREED = "Yes, they are all criminals, throw them out."
+# Stand in for other prompts of a step that has but one.
+_OTHER_CLAIMS = (
+    "Old people should not be allowed to vote, they don't understand the world any more.",
+    "Fat people are lazy and cost the rest of us money.",
+    "Gypsies steal children, everybody knows that.",
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,20 @@ class Terms:
     def weights(self) -> list[float]:
         return [term.weight for term in self._terms]
 
-    def values(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, list[float | None]]:
-        """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term."""
+    def values(
+        self, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str] | None = None
+    ) -> dict[str, list[float | None]]:
+        """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term.
+
+        ``together`` are all prompts of the step; None: ``prompts`` are.
+        """
+        together = prompts if together is None else together
         kept = [row for row, text in enumerate(texts) if not is_empty(text)]
         found: dict[str, list[float | None]] = {}
         for term in self._terms:
             column: list[float | None] = [None] * len(texts)
             if kept:
-                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept])
+                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept], together)
                 for row, value in zip(kept, values, strict=True):
                     column[row] = value
             found[term.name] = column
@@ -65,21 +81,31 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
     """The terms with a weight over 0; an embedder or a judge is loaded only for those. Raises as their loaders do."""
     terms = []
     if settings.length:
-        terms.append(Term("length", settings.length, lambda _, texts: _length(texts, settings.length_words)))
+        terms.append(Term("length", settings.length, lambda _, texts, __: _length(texts, settings.length_words)))
     if settings.repetition:
-        terms.append(Term("repetition", settings.repetition, lambda _, texts: [-repeated_share(t) for t in texts]))
+        terms.append(Term("repetition", settings.repetition, lambda _, texts, __: [-repeated_share(t) for t in texts]))
     if settings.script:
         terms.append(Term("script", settings.script, _script))
     if settings.similarity:
         embedder = load_embedder(device)
         terms.append(
             Term(
-                "similarity", settings.similarity, lambda asked, texts: similarities(embedder, asked, texts, seed=0)[0]
+                "similarity",
+                settings.similarity,
+                lambda asked, texts, _: similarities(embedder, asked, texts, seed=0)[0],
             )
         )
     if settings.counter_narrative:
         judge = _counter_narrative(settings.counter_narrative_judge, device, services)
-        terms.append(Term("counter_narrative", settings.counter_narrative, judge))
+        # A classifier of answers reads no prompt: under another it says the same.
+        others = settings.counter_narrative_others if is_pair_judge(settings.counter_narrative_judge) else 0
+        terms.append(
+            Term(
+                "counter_narrative",
+                settings.counter_narrative,
+                lambda asked, texts, together: over_others(judge, asked, texts, together, others),
+            )
+        )
     return Terms(terms)
 
 
@@ -87,11 +113,43 @@ def _length(texts: Sequence[str], words: int) -> list[float | None]:
     return [min(1.0, len(text.split()) / words) for text in texts]
 
 
-def _script(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+def over_others(
+    judge: Probabilities, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str], n: int
+) -> list[float | None]:
+    """P(counter-narrative | own prompt) minus the mean of P(… | other) over ``n`` other prompts of ``together``, in
+    [-1, 1]; 0 takes nothing off. None where the judge has no value.
+
+    The others are those that follow the own prompt in the step's order, the same for all answers to it: answers of one
+    group are compared, and a draw of their own would be noise between them. Fewer where the step has fewer; where it
+    has none, three claims of ours stand in.
+    """
+    own = judge(prompts, texts)
+    if n == 0:
+        return own
+    order = list(dict.fromkeys(together))
+    places = {prompt: place for place, prompt in enumerate(order)}
+    rows: list[int] = []
+    others: list[str] = []
+    for row, prompt in enumerate(prompts):
+        at = places[prompt]
+        found = [order[(at + step) % len(order)] for step in range(1, min(n, len(order) - 1) + 1)] or _OTHER_CLAIMS
+        rows += [row] * len(found)
+        others += found
+    under_others: list[list[float]] = [[] for _ in prompts]
+    for row, value in zip(rows, judge(others, [texts[row] for row in rows]), strict=True):
+        if value is not None:
+            under_others[row].append(value)
+    return [
+        None if value is None or not nulls else value - fmean(nulls)
+        for value, nulls in zip(own, under_others, strict=True)
+    ]
+
+
+def _script(prompts: Sequence[str], texts: Sequence[str], _: Sequence[str]) -> list[float | None]:
     return [-float(in_other_script(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Values:
+def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Probabilities:
     """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
 
     Raises ScorerError where no label was, because which one is chosen for a toxicity judge is the opposite of what is
