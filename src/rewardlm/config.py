@@ -585,8 +585,8 @@ class RlafSettings(TrainingSettings):
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
     every token is weighted by π/μ, at most ``importance_cap``.
     ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
-    ``lexical``, unless the reward is or holds it. ``stop_on`` names warnings that shall end the run as NaN and a
-    runaway KL always do.
+    ``witness``, or ``lexical`` where the reward is, holds or descends from that. ``stop_on`` names warnings that shall
+    end the run as NaN and a runaway KL always do.
     ``trackers`` (trackio, wandb, tensorboard) get every number of metrics.jsonl, and no text.
     """
 

@@ -16,21 +16,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rewardlm.data.dialogues import (
     SPLITS,
     is_dialogue_header,
     load_dialogues,
-    normalised,
     without_blank_exchanges,
 )
 from rewardlm.data.files import Ids, Row, columns, probability, read_csv, read_jsonl, read_txt, shown
+from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Dialogue, Message, Prompt
 
-Part = Literal["all", "train", "measure"]
-PARTS: tuple[str, ...] = get_args(Part)
 SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")
 SOURCES = (
     "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
@@ -96,12 +94,6 @@ def load_prompts(
         chosen = sorted(random.Random(seed).sample(range(len(prompts)), limit))
         prompts = [prompts[index] for index in chosen]
     return PromptSet(prompts, dropped, source)
-
-
-def part_of(text: str) -> Part:
-    """The half to which a prompt with this text belongs, wherever it comes from: ``train`` or ``measure``."""
-    digest = hashlib.sha256(normalised(text).encode("utf-8")).digest()
-    return "train" if digest[0] < 128 else "measure"
 
 
 def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:

@@ -38,7 +38,8 @@ class Finding:
     """One paired comparison of toxic shares. ``delta`` and its interval are fractions, to minus from.
 
     ``is_reward`` says whether one of the two models was trained on this judge, None where nobody recorded that;
-    ``reward_of`` names all models of the page that were.
+    ``reward_of`` names all models of the page that were. ``is_relative``: the judge taught the reward of one of them,
+    was taught by it or has a teacher in common with it, or nobody recorded whether.
     """
 
     baseline: str
@@ -52,6 +53,7 @@ class Finding:
     shares: tuple[float | None, float | None]
     is_reward: bool | None
     reward_of: tuple[str, ...]
+    is_relative: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -65,6 +67,11 @@ class Finding:
 def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[Finding]:
     """All comparisons of ``result``; ``rewards`` gives, by model label, the scorers that it was trained on."""
     models = {model["label"]: model for model in result["models"]}
+    relatives = {
+        (warning.get("scorer"), warning["model"])
+        for warning in result.get("warnings", [])
+        if warning["code"] == "judge_taught_reward"
+    }
     found = []
     for comparison in result["comparisons"]:
         baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
@@ -86,6 +93,7 @@ def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | No
                 shares=(shares[0], shares[1]),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
                 reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
+                is_relative=any(scorer == judge and label in (baseline, model) for judge, label in relatives),
             )
         )
     return found
@@ -99,7 +107,9 @@ def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | N
 
 
 def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Part]]:
-    """A paragraph for every model compared: the first of ``scorers`` that was not its reward speaks first."""
+    """A paragraph for every model compared: the first of ``scorers`` that was not its reward, and is not known to be
+    a relative of it, speaks first.
+    """
     paragraphs = []
     for baseline, model in dict.fromkeys((finding.baseline, finding.model) for finding in found):
         mine = {
@@ -108,7 +118,7 @@ def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Par
             if (finding.baseline, finding.model) == (baseline, model)
         }
         judges = [scorer for scorer in scorers if (scorer, "all") in mine]
-        judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward))
+        judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward) or mine[scorer, "all"].is_relative)
         if not judges:
             continue
         parts = _main_sentence(mine[judges[0], "all"])

@@ -49,6 +49,8 @@ _WARNINGS = {
     "fluency": "Answers became less fluent",
     "judges_disagree": "The judges disagree",
     "judge_is_reward": "A judge was also the reward",
+    "judge_taught_reward": "A judge is a relative of the reward",
+    "judge_read_prompts": "A judge was trained on prompts that are measured",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "quotation_punished": "A judge may punish quotations",
     "settings_differ": "Answers were drawn by other settings",
