@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardlm.scoring.scorer import PRESETS
-from rewardlm.scoring.trained import RECORD, judge_folder
+from rewardlm.scoring.trained import RECORD, SHIPPED, judge_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,11 +105,11 @@ def kinship(judge: Lineage, reward: Lineage) -> str | None:
             if not _is_same(one, other):
                 continue
             if one.taught is None and other.taught is None:
-                return f"{judge.name} and {reward.name} are one judge"
+                return f"both are {one.name}"
             if one.taught is None:
-                return f"{judge.name} taught {other.taught}"
+                return f"{one.name} taught {other.taught}"
             if other.taught is None:
-                return f"{reward.name} taught {one.taught}"
+                return f"{other.name} taught {one.taught}"
             return f"{one.name} taught both: {one.taught} and {other.taught}"
     return None
 
@@ -147,7 +147,7 @@ def text_number(text: str) -> int:
 
 
 def write_read(folder: Path, texts: Iterable[str], teachers: Sequence[NDArray[np.uint64]] = ()) -> int:
-    """Store the numbers of ``texts``, normalised, and of what the teachers read, sorted, 8 bytes each; how many there are."""
+    """Store the numbers of ``texts``, normalised, and of what the teachers read, sorted, 8 bytes each; how many."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -179,8 +179,8 @@ def _of_member(name: str) -> Lineage:
         kind = name.partition(":")[0].partition("#")[0]
         if kind in THIRD_PARTIES:
             return Lineage(name, True, (Ancestor(name, None),), (), THIRD_PARTIES[kind])
-        is_function = ":" in name
-        return Lineage(name, not is_function, (Ancestor(name, None),))
+        # A function may call any judge.
+        return Lineage(name, ":" not in name and kind not in SHIPPED, (Ancestor(name, None),))
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     family = [Ancestor(name, revision_of(folder)), *_teachers(record, folder.name)]
     known = (folder / READ).is_file() and all(entry.get("known", False) for entry in teachers_of(record))
