@@ -359,7 +359,7 @@ class MeasureSettings(ModelSettings):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = Field(None, ge=1)
-    scorer: Names = ["starter", "lexical"]
+    scorer: Names = ["starter", "witness", "lexical"]
     label: str | None = None
     samples: int = Field(1, ge=1)
     max_new_tokens: int = Field(32, ge=1)
@@ -832,7 +832,7 @@ class StageMeasure(Section):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = None
-    scorer: Names = ["starter", "lexical"]
+    scorer: Names = ["starter", "witness", "lexical"]
     samples: int = 1
     max_new_tokens: int = 32
     batch_tokens: int = 8192

@@ -30,9 +30,7 @@ class FrozenLayers:
     """
 
     def __init__(self, model: Any, count: int, precision: torch.dtype = torch.float32) -> None:
-        self._parent, self._name, self._layers = _layers_of(model)
-        if count >= len(self._layers):
-            raise ModelError(f"frozen is {count}, and the encoder has {len(self._layers)} layers: freeze fewer")
+        self._parent, self._name, self._layers = _layers_of(model, count)
         self._model = model
         self._count = count
         self._precision = precision
@@ -111,17 +109,19 @@ def pad_states(states: Sequence[Tensor], width: int) -> Tensor:
 
 
 def frozen_names(model: Any, count: int) -> list[str]:
-    """The names of the model's lowest ``count`` layers."""
+    """The names of the model's lowest ``count`` layers. Raises ModelError where it has no more than these."""
     if count == 0:
         return []
-    lowest = {id(layer) for layer in _layers_of(model)[2][:count]}
+    lowest = {id(layer) for layer in _layers_of(model, count)[2][:count]}
     return [name for name, module in model.named_modules() if id(module) in lowest]
 
 
-def _layers_of(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the encoder's layers, under which name, and the layers."""
+def _layers_of(model: Any, frozen: int) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds the encoder's layers, under which name, and the layers: more than the ``frozen`` ones."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:
+                if frozen >= len(child):
+                    raise ModelError(f"frozen is {frozen}, and the encoder has {len(child)} layers: freeze fewer")
                 return module, name, child
     raise ModelError(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} layers: set frozen=0")
