@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewardlm.config import MeasureSettings, RlafSettings, StageMeasure
 from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
 from rewardlm.scoring.lineage import Lineage, count_read, kinship, lineage_of, members, read_numbers, write_read
@@ -168,3 +169,12 @@ def test_witness_shares_no_text_teacher_or_encoder_with_starter() -> None:
 @pytest.mark.parametrize("name", ["starter", "witness"])
 def test_no_third_party_taught_a_shipped_judge(name: str, third: str) -> None:
     assert kinship(lineage_of(third), lineage_of(name)) is None
+
+
+@pytest.mark.parametrize("settings", [MeasureSettings, StageMeasure])
+def test_by_default_a_judge_measures_that_is_no_relative_of_the_default_reward(settings: Any) -> None:
+    measuring = settings.model_fields["scorer"].default
+    rewards = [lineage_of(name) for name in RlafSettings.model_fields["reward"].default]
+    independent = [name for name in measuring if not any(kinship(lineage_of(name), reward) for reward in rewards)]
+    assert "witness" in independent
+    assert all(lineage_of(name).known for name in independent)
