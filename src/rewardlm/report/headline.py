@@ -67,11 +67,7 @@ class Finding:
 def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[Finding]:
     """All comparisons of ``result``; ``rewards`` gives, by model label, the scorers that it was trained on."""
     models = {model["label"]: model for model in result["models"]}
-    relatives = {
-        (warning.get("scorer"), warning["model"])
-        for warning in result.get("warnings", [])
-        if warning["code"] == "judge_taught_reward"
-    }
+    related = relatives(result)
     found = []
     for comparison in result["comparisons"]:
         baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
@@ -93,10 +89,19 @@ def findings(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | No
                 shares=(shares[0], shares[1]),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
                 reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
-                is_relative=any(scorer == judge and label in (baseline, model) for judge, label in relatives),
+                is_relative=any(scorer == judge and label in (baseline, model) for judge, label in related),
             )
         )
     return found
+
+
+def relatives(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(judge, model) where the judge is a relative of the model's reward, or may be one, as the audit found."""
+    return {
+        (warning["scorer"], warning["model"])
+        for warning in result.get("warnings", [])
+        if warning["code"] == "judge_taught_reward"
+    }
 
 
 def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | None:

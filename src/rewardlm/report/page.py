@@ -172,7 +172,9 @@ def build_report(
     labels = [model["label"] for model in result["models"]]
     if len(measured) > 1 and judges:
         last = labels[-1]
-        judge = min(judges, key=lambda judge: bool(headline.was_reward(judge["name"], [rewards[last]])))["name"]
+        related = headline.relatives(result)
+        names = [judge["name"] for judge in judges]
+        judge = min(names, key=lambda name: bool(headline.was_reward(name, [rewards[last]])) or (name, last) in related)
         examples = choose_examples(measured, judge, labels=labels)
         about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
     page = render_page(

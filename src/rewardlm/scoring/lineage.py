@@ -183,7 +183,9 @@ def _of_member(name: str) -> Lineage:
         return Lineage(name, ":" not in name and kind not in SHIPPED, (Ancestor(name, None),))
     record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     family = [Ancestor(name, revision_of(folder)), *_teachers(record, folder.name)]
-    known = (folder / READ).is_file() and all(entry.get("known", False) for entry in teachers_of(record))
+    # No judge of texts teaches one of pairs.
+    known = record.get("kind") == "pairs" or (folder / READ).is_file()
+    known = known and all(entry.get("known", False) for entry in teachers_of(record))
     encoders, data = _sources(record)
     return Lineage(name, known, tuple(family), encoders, data, (folder,))
 
