@@ -38,11 +38,12 @@ demo: setup
 demo-full: setup
 	$(BIN)/rewardlm demo --preset full --out runs/demo-full
 
-# The judge that the package ships, trained again: two judges, and one adapter that is taught as they see it. Its card
+# The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
 # says from what. Each takes about half an hour on one core, twice that where the processor has no bfloat16.
 judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
 	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
+	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
