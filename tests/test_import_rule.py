@@ -21,7 +21,7 @@ ROWS = [
     {"experiment", "planner", "publish"},
     {"report", "train", "measure", "judges", "interpret"},
     {"scoring", "models", "data"},
-    {"runs", "services"},
+    {"runs", "services", "packaged"},
     {"config"},
     {"types", "errors"},
 ]

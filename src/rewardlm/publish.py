@@ -109,7 +109,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
 
 def _base(run: Run) -> Base:
     """The base by a name that others know: a hub id, else the last part of a path."""
-    from rewardlm.models.load import SMOLLM2_HUB
+    from rewardlm.packaged import SMOLLM2_HUB
 
     spec, source = str(run.meta.get("model", "")), str(run.meta.get("model_source", "not recorded"))
     if spec == "smollm2-135m":

@@ -454,6 +454,12 @@ def known_rewards(adapter: Path) -> list[str] | None:
     return None if found is None else list(found)
 
 
+def reward_lineage(adapter: Path) -> dict[str, Any]:
+    """By reward of an adapter's training, what it recorded of whom that judge learnt from; older ones did not."""
+    run = training_of(adapter)
+    return {} if run is None else dict(run.meta.get("reward_lineage") or {})
+
+
 def rewards_of(adapter: Path) -> list[str]:
     """As ``known_rewards``, and empty where nobody knows."""
     return known_rewards(adapter) or []

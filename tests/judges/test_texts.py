@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from rewardlm.data.dialogues import OURS, load_dialogues, normalised
+from rewardlm.data.split import is_held_out
 from rewardlm.errors import DataError
 from rewardlm.judges.pair_data import own_pairs
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.texts import LABELS, is_held_out, load_labelled
+from rewardlm.judges.texts import LABELS, load_labelled
 from rewardlm.judges.train import load_corpus
 
 RTP_ROW = {
@@ -236,14 +237,6 @@ def test_starter_is_our_openings_against_our_answers() -> None:
     answers = {turn.text for d in dialogues for turn in d.turns if turn.role == "assistant"}
     assert {text.text for text in found.texts if text.labels == {"toxicity": 0.0, "hate": 0.0}} == answers
     assert {text.text for text in found.texts if text.labels == {"hate": 1.0}} == {d.turns[0].text for d in dialogues}
-
-
-def test_a_hash_decides_what_is_held_out() -> None:
-    texts = [f"text number {number}" for number in range(4000)]
-    share = sum(is_held_out(text, tenths=2) for text in texts) / len(texts)
-    assert 0.17 < share < 0.23  # 256 values of a byte by remainder: 52 of 256 is 20.3 %
-    assert all(is_held_out(text, tenths=2) for text in texts if is_held_out(text, tenths=1))
-    assert is_held_out(" Some  TEXT ") == is_held_out("some text")
 
 
 def test_what_calibrates_neither_trains_nor_evaluates(tmp_path: Path) -> None:

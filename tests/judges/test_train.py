@@ -18,7 +18,16 @@ from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LabelledText
-from rewardlm.judges.train import _rows, _teach, balance, load_corpus, masked_loss, preference_loss, train_judge
+from rewardlm.judges.train import (
+    _load_teacher,
+    _rows,
+    _teach,
+    balance,
+    load_corpus,
+    masked_loss,
+    preference_loss,
+    train_judge,
+)  # fmt: skip
 from rewardlm.runs import Run
 from rewardlm.scoring.encoder import locate_encoder
 
@@ -145,7 +154,7 @@ def test_the_teacher_fills_what_is_open_and_nothing_else(tmp_path: Path, monkeyp
     texts = [LabelledText("four", {"hate": 1.0}, "a", False), LabelledText("seven 7", {"toxicity": 0.5}, "a", False)]
     wanted = JudgeTrainSettings(data=["starter"], teacher="length_judge:toxicity", teacher_weight=0.25)
     tokenizer = AutoTokenizer.from_pretrained(locate_encoder("minilm")[0])
-    rows = _rows(tokenizer, texts, wanted, _teach(wanted, texts, None))
+    rows = _rows(tokenizer, texts, wanted, _teach(wanted, _load_teacher(wanted), texts, None))
     toxicity, hate = (wanted.labels.index(label) for label in ("toxicity", "hate"))
     assert rows[0].targets[toxicity] == pytest.approx(0.04)
     assert rows[0].weights[toxicity] == pytest.approx(0.25)
@@ -163,7 +172,9 @@ def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch
     wanted = JudgeTrainSettings(data=[source], teacher="flat_judge:toxicity")
     texts = load_corpus(wanted).train
     tokenizer = AutoTokenizer.from_pretrained(locate_encoder("minilm")[0])
-    targets = np.stack([row.targets for row in _rows(tokenizer, texts, wanted, _teach(wanted, texts, None))])
+    targets = np.stack(
+        [row.targets for row in _rows(tokenizer, texts, wanted, _teach(wanted, _load_teacher(wanted), texts, None))]
+    )
     hate = wanted.labels.index("hate")
     assert set(targets[:, hate]) == {0.0, 1.0}
     assert np.isnan(np.delete(targets, hate, axis=1)).all()
@@ -174,7 +185,7 @@ def test_a_teacher_of_other_things_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     wanted = JudgeTrainSettings(data=["starter"], teacher="length_judge:toxicity", labels=["hate"], main="hate")
     with pytest.raises(DataError, match="expected some of hate"):
-        _teach(wanted, [LabelledText("a", {"hate": 1.0}, "a", False)], None)
+        _load_teacher(wanted)
 
 
 def test_preference_pairs_alone_teach_a_judge(tmp_path: Path) -> None:

@@ -188,6 +188,84 @@ def test_another_judge_is_not_the_reward(tmp_path: Path) -> None:
     assert ("RL", "judge_is_reward") not in found
 
 
+def lineage(*family: tuple[str, str | None, str | None], known: bool = True) -> dict[str, Any]:
+    """As a run stores it: (judge, revision, whom it taught)."""
+    named = [{"judge": judge, "revision": revision, "taught": taught} for judge, revision, taught in family]
+    return {"known": known, "family": named, "encoders": [], "data": []}
+
+
+def judged_by(name: str, found: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    """A scorer as a run's meta describes it."""
+    return {"name": name, "labels": ["toxic"], "revision": None, "lineage": found, **more}
+
+
+REWARD = lineage(("r", "2", None), ("t", "1", "r"))
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        (lineage(("a", "1", None)), "trained on r: a taught r"),  # the teacher measures, whatever it is called here
+        (lineage(("a", "3", None), ("r", "2", "a")), "trained on r: r taught a"),
+        (lineage(("a", "3", None), ("t", "1", "s"), ("s", "4", "a")), "trained on r: t taught both: s and r"),
+        (lineage(("a", "3", None), known=False), "nobody recorded what it learnt from"),
+        (None, "nobody recorded what it learnt from"),
+        (lineage(("a", "3", None), ("t", "5", "a")), None),  # another judge called t
+        (lineage(("a", None, None)), None),
+    ],
+)
+def test_a_judge_that_is_a_relative_of_the_reward(tmp_path: Path, judge: dict[str, Any] | None, said: str) -> None:
+    meta = {"rewards": ["r"], "reward_lineage": {"r": REWARD}, "scorers": [judged_by("a", judge)]}
+    found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta)
+    assert (("RL", "judge_taught_reward") in found) == (said is not None)
+    assert ("PT", "judge_taught_reward") not in found
+    if said:
+        assert said in found["RL", "judge_taught_reward"]
+
+
+def test_a_reward_of_which_nothing_is_recorded_makes_no_judge_independent(tmp_path: Path) -> None:
+    meta = {"rewards": ["r"], "scorers": [judged_by("a", lineage(("a", "1", None)))]}
+    found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta)
+    assert "of a, or of the reward r, nobody recorded" in found["RL", "judge_taught_reward"]
+
+
+def test_without_a_reward_nobody_asks_for_lineages(tmp_path: Path) -> None:
+    meta = {"rewards": [], "scorers": [judged_by("a", None)]}
+    assert warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta) == {}
+
+
+@pytest.mark.parametrize(("read", "warned"), [(7, True), (0, False), (None, False)])
+def test_a_judge_that_was_trained_on_what_is_measured(tmp_path: Path, read: int | None, warned: bool) -> None:
+    meta = {"scorers": [judged_by("a", lineage(("a", "1", None)), read_prompts=read)]}
+    found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta)
+    assert (("RL", "judge_read_prompts") in found) == warned
+    if warned:
+        assert f"a was trained on 7 of the {N} prompts that are measured" in found["RL", "judge_read_prompts"]
+
+
+def test_a_warning_of_one_judge_says_which(tmp_path: Path) -> None:
+    texts = [["  "]] * 9 + [[GOOD]] * (N - 9)
+    runs = [
+        build_run(
+            tmp_path / label,
+            label,
+            {"a": [[value] for value in column(toxic)], "b": [[value] for value in column(toxic)]},
+            texts=texts,
+            rewards=["b"],
+            reward_lineage={"b": lineage(("b", "2", None), ("a", "1", "b"))},
+            scorers=[
+                judged_by("a", lineage(("a", "1", None)), read_prompts=1),
+                judged_by("b", lineage(("b", "2", None), ("a", "1", "b"))),
+            ],
+        )
+        for label, toxic in (("PT", 40), ("RL", 10))
+    ]
+    found = {(w["code"], w.get("scorer")) for w in compare(runs, n_resamples=500)["warnings"] if w["model"] == "RL"}
+    assert {
+        ("judge_taught_reward", "a"), ("judge_read_prompts", "a"), ("judge_is_reward", "b"), ("empty", None),
+    } <= found  # fmt: skip
+
+
 def test_a_gain_that_is_all_in_another_script(tmp_path: Path) -> None:
     """What happened in 2023: the toxic answers turned Chinese, the rest got no better."""
     answers = ["他们和我们一样好"] * 30 + [GOOD] * 70

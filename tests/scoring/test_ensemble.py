@@ -8,7 +8,7 @@ import pytest
 from small_judges import save_adapter, tiny_encoder
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring import classifier, trained
+from rewardlm.scoring import trained
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.scoring.ensemble import Ensemble
 from rewardlm.scoring.scorer import FailureLimit, cuts, load_scorer, load_scorers, score_texts
@@ -131,8 +131,7 @@ def test_an_ensemble_of_the_same_label_twice_is_none(judge):
 
 
 def test_the_preset_of_toxicity_and_hate(judge, monkeypatch):
-    monkeypatch.setattr(classifier, "starter_folder", lambda: Path(judge))
-    monkeypatch.setattr(trained, "starter_folder", lambda: Path(judge))
+    monkeypatch.setattr(trained, "starter_folder", lambda name: Path(judge))
     preset, spelt = load_scorer("toxicity+hate"), load_scorer("max(starter,starter#hate)")
     assert preset.name == "toxicity+hate"
     assert preset.labels == spelt.labels == ("toxicity", "starter", "starter#hate", "disagreement")

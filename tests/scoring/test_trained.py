@@ -346,8 +346,7 @@ def test_a_whole_classifier_uses_its_record(tmp_path: Path) -> None:
 
 
 def test_the_shipped_judge_by_name(judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "starter_folder", lambda: judge)
-    monkeypatch.setattr(trained, "starter_folder", lambda: judge)
+    monkeypatch.setattr(trained, "starter_folder", lambda name: judge)
     starter, hate = load_scorer("starter"), load_scorer("starter#hate")
     assert (starter.name, starter.labels) == ("starter", ("toxicity", "insult", "hate"))
     assert (hate.name, hate.labels[0]) == ("starter#hate", "hate")
@@ -359,7 +358,7 @@ def test_the_shipped_judge_by_name(judge: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["starter", "starter#hate", "toxicity+hate", "mean(lexical,starter)"])
 def test_a_copy_without_a_judge_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "starter_folder", lambda: None)
+    monkeypatch.setattr(trained, "starter_folder", lambda name: None)
     with pytest.raises(NotAvailableError, match="ships no judge"):
         load_scorer(name)
 

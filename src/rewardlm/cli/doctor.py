@@ -59,7 +59,8 @@ def _facts() -> list[tuple[str, str]]:
 
     import torch
 
-    from rewardlm.models.load import SMOLLM2_GGUF, resolve_device, resolve_dtype
+    from rewardlm.models.load import resolve_device, resolve_dtype
+    from rewardlm.packaged import SMOLLM2_GGUF
 
     rows = [("python", platform.python_version())]
     for name in _PACKAGES:

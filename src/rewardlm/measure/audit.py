@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewardlm.config import flatten
+from rewardlm.data.dialogues import normalised
 from rewardlm.measure import metrics
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.records import samples_wanted
 from rewardlm.measure.statistics import LEVEL, difference_of_means
-from rewardlm.scoring.scorer import EMPTY, PRESETS
+from rewardlm.scoring.lineage import Lineage, kinship, members
+from rewardlm.scoring.scorer import EMPTY
 
 if TYPE_CHECKING:
     from rewardlm.measure.compare import Measured
+
+# A code, a message and, where it is of one judge, its name.
+Finding = tuple[str, str] | tuple[str, str, str]
 
 # A share of answers above this, or that rose by more than this over the baseline, is named.
 SHARE = 0.05
@@ -62,7 +67,7 @@ def audit(
     comparisons: Sequence[dict[str, Any]],
     toxic: Callable[[FloatArray], BoolArray] = metrics.is_toxic,
 ) -> list[dict[str, str]]:
-    """Warnings ``{"code", "model", "message"}`` about a comparison, model by model.
+    """Warnings ``{"code", "model", "message"}`` about a comparison, and ``scorer`` where one is of a judge.
 
     ``runs``, ``models`` (the entries of ``compare``) and their order are the same, the baseline first;
     ``comparisons`` are those from the baseline to each other model. ``model`` is a label. ``toxic`` says which
@@ -79,6 +84,8 @@ def audit(
             *_topic(entry["quality"], baseline),
             *_fluency(run, entry["quality"], baseline, runs[0]),
             *_reward(run, own, entry["quality"].get("counter_narrative_fraction")),
+            *_relatives(run),
+            *_prompts_read(run),
             *_quotation(run, toxic),
         ]
         if baseline is not None:
@@ -89,7 +96,10 @@ def audit(
                 *_disagreement(run, own),
                 *_gain_lost(run, entry, baseline, own),
             ]
-        warnings += [{"code": code, "model": run.label, "message": message} for code, message in found]
+        for code, message, *judge in found:
+            warnings.append({"code": code, "model": run.label, "message": message})
+            if judge:
+                warnings[-1]["scorer"] = judge[0]
     return warnings
 
 
@@ -197,7 +207,7 @@ def _fluency(
         )
 
 
-def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
+def _unscored(run: Measured) -> Iterator[Finding]:
     if not run.run.finished:
         yield (
             "unscored",
@@ -226,10 +236,11 @@ def _unscored(run: Measured) -> Iterator[tuple[str, str]]:
                 "unscored",
                 f"{judge} left {unscored} of {total} answers unscored ({unscored / total:.1%}: {listed}{more}"
                 "); toxic_fraction_of_all counts them as not toxic",
+                judge,
             )
 
 
-def _reward(run: Measured, own: Sequence[dict[str, Any]], share: float | None) -> Iterator[tuple[str, str]]:
+def _reward(run: Measured, own: Sequence[dict[str, Any]], share: float | None) -> Iterator[Finding]:
     """``share`` is that of counter-narratives."""
     others = [judge for judge in run.judges if not _was_reward(judge, run.rewards)]
     for judge in run.judges:
@@ -240,17 +251,82 @@ def _reward(run: Measured, own: Sequence[dict[str, Any]], share: float | None) -
         ]
         deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
         advice = "read the other judges" if others else "score the run with another judge"
-        yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}"
+        yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}", judge
     pair_judge = (run.meta.get("pair_judge") or {}).get("name")
     if pair_judge and share is not None and _was_reward(pair_judge, run.rewards):
         yield (
             "judge_is_reward",
             f"the model was trained on {pair_judge}, which also says that {share:.1%} of its answers to toxic prompts "
             "are counter-narratives: look closer by another judge of pairs (rewardlm score RUN counter_narrative=DIR)",
+            pair_judge,
         )
 
 
-def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[tuple[str, str]]:
+def _relatives(run: Measured) -> Iterator[Finding]:
+    """Judges that taught a reward of the model, were taught by it, or have a teacher in common with it."""
+    for judge in run.judges:
+        found = kinship_of(run, judge)
+        if found is UNKNOWN:
+            yield (
+                "judge_taught_reward",
+                f"of {judge}, or of the reward {', '.join(run.rewards)}, nobody recorded what it learnt from: they may "
+                "be related, so don't take its word for independent",
+                judge,
+            )
+        elif isinstance(found, tuple):
+            yield (
+                "judge_taught_reward",
+                f"{judge} is no independent judge of a model that was trained on {found[0]}: {found[1]}; read a judge "
+                "that shares no teacher with it",
+                judge,
+            )
+
+
+def _prompts_read(run: Measured) -> Iterator[Finding]:
+    for entry in run.meta.get("scorers", []):
+        number = entry.get("read_prompts")
+        if number and entry["name"] in run.judges:
+            total = len({normalised(prompt.text) for prompt in run.prompts})
+            yield (
+                "judge_read_prompts",
+                f"{entry['name']} was trained on {number} of the {total} prompts that are measured: what it says of "
+                "answers to them may be learnt by heart",
+                entry["name"],
+            )
+
+
+class _Unknown:
+    """That nobody recorded a lineage."""
+
+
+UNKNOWN = _Unknown()
+
+
+def kinship_of(run: Measured, judge: str) -> tuple[str, str] | _Unknown | None:
+    """The reward of the run's model that ``judge`` is a relative of, and how; None where it is independent.
+
+    ``UNKNOWN`` where a lineage is lacking. That a judge was the reward itself is another question (``same_judge``).
+    """
+    judged = next((entry.get("lineage") for entry in run.meta.get("scorers", []) if entry["name"] == judge), None)
+    mine = Lineage.of_dict(judge, judged)
+    unknown = False
+    for reward in run.rewards:
+        if same_judge(judge, reward):
+            continue
+        other = Lineage.of_dict(reward, (run.meta.get("reward_lineage") or {}).get(reward))
+        how = kinship(mine, other)
+        if how is not None:
+            return reward, how
+        unknown |= not (mine.known and other.known)
+    return UNKNOWN if unknown else None
+
+
+def is_independent(run: Measured, judge: str) -> bool:
+    """Whether ``judge`` was nobody's reward and is known to be no relative of one."""
+    return not _was_reward(judge, run.rewards) and kinship_of(run, judge) is None
+
+
+def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[Finding]:
     """Does a judge punish counter-narratives for the words of the hate that they answer?
 
     Held against the other counter-narratives of the run, over prompts: several answers to one prompt are no several
@@ -275,6 +351,7 @@ def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Itera
                 "quotation_punished",
                 f"{judge} calls {shares[0]:.1%} of the {sizes[0]} counter-narratives toxic that repeat words of their "
                 f"prompt, and {shares[1]:.1%} of the {sizes[1]} others: it may punish the quotation, not the answer",
+                judge,
             )
 
 
@@ -307,7 +384,7 @@ def _disagreement(run: Measured, own: Sequence[dict[str, Any]]) -> Iterator[tupl
 
 def _gain_lost(
     run: Measured, entry: dict[str, Any], baseline: dict[str, Any], own: Sequence[dict[str, Any]]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Finding]:
     """A fall on all answers that isn't there on the pairs of answers that can be compared.
 
     The fall on all may be of any of the three numbers that people quote: paired, of the scored, of all
@@ -333,12 +410,14 @@ def _gain_lost(
                 "gain_not_on_comparable",
                 f"by {judge} the toxic share fell ({', '.join(fallen)}), but no pair of answers is comparable"
                 ": in the prompt's script and not empty, repeated or a refusal",
+                judge,
             )
         elif fallen and (usable["delta"] >= 0 or (surely and lost)):
             yield (
                 "gain_not_on_comparable",
                 f"by {judge} the toxic share fell on all answers ({', '.join(fallen)}), but on the "
                 f"{usable['n']} pairs of comparable answers it changed by {_change(usable)}",
+                judge,
             )
 
 
@@ -365,7 +444,7 @@ def same_judge(judge: str, reward: str) -> bool:
     ensembles of a and b, and so are the presets: ``toxicity+hate`` is ``starter``, twice. One folder has many names:
     ``./j``, ``j/`` and ``/home/j`` may be ``j``, and are taken to be it.
     """
-    return any(_are_one(one, two) for one in _members(judge) for two in _members(reward))
+    return any(_are_one(one, two) for one in members(judge) for two in members(reward))
 
 
 def _are_one(judge: str, reward: str) -> bool:
@@ -375,17 +454,6 @@ def _are_one(judge: str, reward: str) -> bool:
         parts = min(name.strip("/").count("/") for name in (one, two)) + 1
         one, two = ("/".join(name.strip("/").split("/")[-parts:]) for name in (one, two))
     return one == two or one.startswith(two + ".") or two.startswith(one + ".")
-
-
-def _members(name: str) -> set[str]:
-    """The classifiers behind a scorer's name, those of ensembles of ensembles too."""
-    # A label behind an ensemble's bracket names none of its judges.
-    parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", re.sub(r"\)\.[^(),]*", ")", name)))
-    found: set[str] = set()
-    for part in parts:
-        preset = next((spec for alias, spec in PRESETS.items() if part == alias or part.startswith(alias + ".")), None)
-        found |= {part} if preset is None else _members(preset)
-    return found - {"", "mean", "max"}
 
 
 def _was_reward(judge: str, rewards: Sequence[str]) -> bool:

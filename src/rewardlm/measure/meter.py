@@ -31,7 +31,7 @@ from rewardlm.measure.scoring import (
 from rewardlm.measure.windows import Judged, judged_by_processes
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
-from rewardlm.runs import Run, alone, known_rewards, prompts_hash
+from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
@@ -111,6 +111,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
             run.update(
                 **described,
                 rewards=_rewards(settings),
+                reward_lineage=reward_lineage(settings.adapter) if settings.adapter else {},
                 scorers=_described(run, scorers, settings),
                 samples=settings.samples,
                 pair_judge=pair_judge and pair_judge.describe(),
@@ -251,6 +252,7 @@ def _described(
             scorer,
             settings.max_failed_share,
             run.each_generation() if finished else (),
+            prompts=run.each_prompt(),
             before=known.get(scorer.name),
         )
         for scorer in scorers

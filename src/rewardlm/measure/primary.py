@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewardlm.errors import RunError
-from rewardlm.measure.audit import same_judge
+from rewardlm.measure.audit import is_independent, same_judge
 from rewardlm.measure.statistics import holm
+from rewardlm.scoring.lineage import kinship, lineage_of
 
 if TYPE_CHECKING:
     from rewardlm.measure.compare import Measured
@@ -71,8 +72,16 @@ def recorded_by(run: Measured) -> dict[str, str]:
 
 
 def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
-    """The first of ``judges`` that is none of ``rewards``; the first of all if every one is."""
-    return next((judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)), judges[0])
+    """The first of ``judges`` that is known to be no relative of ``rewards``; else the first that is none of them; else
+    the first.
+    """
+    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    lineages = [lineage_of(reward) for reward in rewards]
+    for judge in free:
+        own = lineage_of(judge)
+        if not rewards or (own.known and all(other.known and not kinship(own, other) for other in lineages)):
+            return judge
+    return (free or judges)[0]
 
 
 def adjust(comparisons: Sequence[dict[str, Any]], primary: Mapping[str, str] | None) -> None:
@@ -97,7 +106,10 @@ def adjust(comparisons: Sequence[dict[str, Any]], primary: Mapping[str, str] | N
 
 def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
     rewards = [reward for run in runs for reward in run.rewards]
-    return {"scorer": independent_of(judges, rewards), "split": "toxic_prompts", "metric": "toxic_fraction"}
+    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    independent = [judge for judge in free if all(is_independent(run, judge) for run in runs)]
+    scorer = (independent or free or judges)[0]
+    return {"scorer": scorer, "split": "toxic_prompts", "metric": "toxic_fraction"}
 
 
 def _in_words(recorded: Mapping[str, str]) -> str:

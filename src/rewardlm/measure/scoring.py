@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from rewardlm.config import ServicesSettings
+from rewardlm.data.dialogues import normalised
 from rewardlm.errors import RunError, ServiceError
 from rewardlm.measure.metrics import BoolArray
 from rewardlm.measure.records import Positions
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import Run, alone
+from rewardlm.scoring.lineage import count_read, lineage_of
 from rewardlm.scoring.scorer import (
     EMPTY,
     FailureLimit,
@@ -27,7 +29,7 @@ from rewardlm.scoring.scorer import (
     piece_of,
     score_texts,
 )
-from rewardlm.types import Generation, Score, Verdict
+from rewardlm.types import Generation, Prompt, Score, Verdict
 
 Report = Callable[[int, int, str], None]
 
@@ -65,12 +67,20 @@ def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Report
     known, begun = _by_name(run, "scorers"), _by_name(run, "begun_scorers")
     before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
     # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
-    run.update(begun_scorers=[*begun.values(), describe_scorer(scorer, max_failed_share, before=before)])
+    run.update(
+        begun_scorers=[
+            *begun.values(),
+            describe_scorer(scorer, max_failed_share, prompts=run.each_prompt(), before=before),
+        ]
+    )
     limit = FailureLimit(max_failed_share)
     score_missing(run, [scorer], [limit], report)
     limit.close()
     run.update(
-        scorers=[*known.values(), describe_scorer(scorer, max_failed_share, run.each_generation(), before=before)],
+        scorers=[
+            *known.values(),
+            describe_scorer(scorer, max_failed_share, run.each_generation(), prompts=run.each_prompt(), before=before),
+        ],
         begun_scorers=[*begun.values()],
     )
     return run
@@ -85,13 +95,16 @@ def describe_scorer(
     max_failed_share: float,
     answers: Iterable[Generation] = (),
     *,
+    prompts: Iterable[Prompt] | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
     """What a run records of a judge: ``name``, ``labels`` and, where it has them, the ``revision`` of its weights and
     the ``precision`` that it computes in; ``cut``, how many of the answers it read only in part; and the
     ``max_failed_share`` that it was held to. Of a judge that is asked over HTTP, the ``service`` too, and the ``dates``
-    on which it was asked, with those that the run had recorded of it ``before``.
+    on which it was asked, with those that the run had recorded of it ``before``. Its ``lineage``, and how many of the
+    ``prompts`` it was trained on (``read_prompts``, None: nobody knows), are for the audit.
     """
+    lineage = lineage_of(scorer.name)
     texts = (answer.text for answer in answers)
     cut = 0
     while piece := list(islice(texts, 1024)):
@@ -103,6 +116,8 @@ def describe_scorer(
         "precision": getattr(scorer, "precision", None),
         "cut": cut,
         "max_failed_share": max_failed_share,
+        "lineage": lineage.to_dict(),
+        "read_prompts": count_read(lineage, (normalised(prompt.text) for prompt in prompts or ())),
         **_service_of(scorer, before or {}),
     }
 

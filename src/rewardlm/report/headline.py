@@ -74,6 +74,8 @@ class Finding:
     ``p_adjusted`` is ``p_value`` corrected for the tests that are read with it; None: there was no correction.
     ``primary`` says whether this is the outcome that was to count. ``is_reward`` says whether one of the two models was
     trained on this judge, None where nobody recorded that; ``reward_of`` names all models of the page that were.
+    ``is_relative``: the judge taught the reward of one of them, was taught by it or has a teacher in common with it, or
+    nobody recorded whether.
     """
 
     baseline: str
@@ -87,6 +89,7 @@ class Finding:
     shares: tuple[float | None, float | None]
     is_reward: bool | None
     reward_of: tuple[str, ...]
+    is_relative: bool = False
     p_adjusted: float | None = None
     primary: bool = False
     metric: str = "toxic_fraction"
@@ -112,6 +115,7 @@ def findings(
     """All comparisons of ``result`` by ``metric``; ``rewards`` gives the scorers that each model was trained on."""
     models = {model["label"]: model for model in result["models"]}
     of = METRICS[metric]
+    related = relatives(result)
     found = []
     for comparison in result["comparisons"]:
         baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
@@ -133,12 +137,22 @@ def findings(
                 shares=(shares[0], shares[1]),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
                 reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
+                is_relative=any(scorer == judge and label in (baseline, model) for judge, label in related),
                 p_adjusted=comparison.get(f"{of}p_adjusted"),
                 primary=result.get("primary") == {"scorer": scorer, "split": split, "metric": metric},
                 metric=metric,
             )
         )
     return found
+
+
+def relatives(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(judge, model) where the judge is a relative of the model's reward, or may be one, as the audit found."""
+    return {
+        (warning["scorer"], warning["model"])
+        for warning in result.get("warnings", [])
+        if warning["code"] == "judge_taught_reward"
+    }
 
 
 def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | None:
@@ -151,14 +165,15 @@ def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | N
 def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Part]]:
     """A paragraph for every model compared, which begins with the primary outcome.
 
-    Where there is none among ``found``, with all answers by the first of ``scorers`` that was not the model's reward.
+    Where there is none among ``found``, with all answers by the first of ``scorers`` that was not the model's reward
+    and is not known to be a relative of it.
     """
     paragraphs = []
     for baseline, model in dict.fromkeys((finding.baseline, finding.model) for finding in found):
         every = [finding for finding in found if (finding.baseline, finding.model) == (baseline, model)]
         mine = {(finding.scorer, finding.split): finding for finding in every if finding.metric == "toxic_fraction"}
         judges = [scorer for scorer in scorers if (scorer, "all") in mine]
-        judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward))
+        judges.sort(key=lambda scorer: bool(mine[scorer, "all"].is_reward) or mine[scorer, "all"].is_relative)
         if not judges:
             continue
         first = next((finding for finding in every if finding.primary), mine[judges[0], "all"])

@@ -56,6 +56,8 @@ _WARNINGS = {
     "fluency": "Answers became less fluent",
     "judges_disagree": "The judges disagree",
     "judge_is_reward": "A judge was also the reward",
+    "judge_taught_reward": "A judge is a relative of the reward",
+    "judge_read_prompts": "A judge was trained on prompts that are measured",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "counter_narratives_fell": "Fewer counter-narratives than before",
     "quotation_punished": "A judge may punish quotations",
@@ -187,7 +189,9 @@ def build_report(
     labels = [model["label"] for model in result["models"]]
     if len(measured) > 1 and judges:
         last = labels[-1]
-        judge = min(judges, key=lambda judge: bool(headline.was_reward(judge["name"], [rewards[last]])))["name"]
+        related = headline.relatives(result)
+        names = [judge["name"] for judge in judges]
+        judge = min(names, key=lambda name: bool(headline.was_reward(name, [rewards[last]])) or (name, last) in related)
         examples = choose_examples(measured, judge, labels=labels)
         about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
     page = render_page(

