@@ -272,7 +272,9 @@ def test_a_warning_that_is_not_named_stops_nothing(tmp_path, bored, named):
     chosen = settings(reward=[bored], steps=4, limit=8, stop_on=named)
     with pytest.warns(UserWarning, match=r"step 3: constant reward"):
         run = train(chosen, tmp_path / "run")
-    assert [bool(line["warnings"]) for line in metrics(run)] == [False, False, True, True]
+    # That tiny's answers are cut off is said of every step.
+    warned = [[text for text in line["warnings"] if not text.startswith("truncated")] for line in metrics(run)]
+    assert [bool(texts) for texts in warned] == [False, False, True, True]
 
 
 def test_a_warning_that_is_named_stops_the_run_and_keeps_the_last_good_adapter(tmp_path, bored):
