@@ -34,8 +34,9 @@ def choose(
     """The primary outcome ``{"scorer", "split", "metric"}``, when it was fixed, and a sentence that says so.
 
     ``before``: every run recorded it when it started. ``afterwards``: none did, and it was ``asked`` for now, or is
-    what the rule gives: the first judge that was nobody's reward (the first, if all were), toxic prompts where there
-    are any, the toxic share. ``differs``: it isn't what the runs recorded, or they don't agree. None without a judge.
+    what the rule gives: the first judge that is no relative of a reward, else the first that was no reward, else the
+    first; toxic prompts where there are any; the toxic share. ``differs``: it isn't what the runs recorded, or they
+    don't agree. None without a judge.
 
     Raises RunError where a judge is asked for that doesn't judge all runs.
     """

@@ -313,7 +313,8 @@ def _cards(
         if finding.split == split and finding.metric == "toxic_fraction" and finding.scorer in order:
             rows.setdefault((finding.baseline, finding.model), []).append(finding)
     return [
-        sorted(row, key=lambda finding: (bool(finding.is_reward), order.index(finding.scorer))) for row in rows.values()
+        sorted(row, key=lambda finding: (bool(finding.is_reward) or finding.is_relative, order.index(finding.scorer)))
+        for row in rows.values()
     ]
 
 
