@@ -233,14 +233,14 @@ def trainer(case: Case, tmp_path: Path) -> Callable[..., Trainer]:
     return build
 
 
-def scored(built: Trainer, case: Case) -> dict[str, Tensor]:
-    """TRL's batch for the case's answers, with the case's old log-probabilities."""
+def scored(built: Trainer, case: Case, *, with_our_old: bool = True) -> dict[str, Tensor]:
+    """TRL's batch for the case's answers, with the case's old log-probabilities or TRL's own."""
     inputs = built._generate_and_score_completions([{"prompt": ""}] * len(case.rollouts.responses))
     assert torch.equal(inputs["completion_mask"].bool(), case.rollouts.response_mask)
     old = case.rollouts.logprobs.nan_to_num(0.0)
-    if isinstance(built, GRPOTrainer):
+    if with_our_old and isinstance(built, GRPOTrainer):
         inputs["old_per_token_logps"] = old
-    else:
+    elif with_our_old:
         inputs["old_logps"] = old.sum(1)
     return inputs
 
@@ -265,13 +265,13 @@ def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients
     assert_close(found[1], expected[1])
 
 
-def assert_close(found: Gradients, expected: Gradients) -> None:
+def assert_close(found: Gradients, expected: Gradients, tight: float = 1e-5) -> None:
     assert found.keys() == expected.keys()
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     assert scale > 0
     for name, gradient in expected.items():
         torch.testing.assert_close(
-            found[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            found[name], gradient, atol=tight * scale, rtol=10 * tight, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -473,7 +473,7 @@ def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, a
         kind, case, tmp_path, per_device_train_batch_size=n // changes.get("steps_per_generation", 1), **changes
     )
     copy_adapter(built, step["adapter"])
-    inputs = scored(built, case)
+    inputs = scored(built, case, with_our_old=len(updates) > 1)  # a step's only update is its own old policy in both
     mask = rollouts.response_mask
     torch.testing.assert_close(
         real(step["advantages"], mask), inputs["advantages"][:, None] * mask, atol=1e-4, rtol=1e-4
@@ -485,7 +485,8 @@ def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, a
         copy_adapter(built, update.adapter)
         loss, gradients = theirs(built, part(inputs, update.rows))
         losses.append(loss)
-        assert_close(update.gradients, gradients)
+        # Sums over some thousand tokens in another order, in float32.
+        assert_close(update.gradients, gradients, 5e-5)
     found = step["losses"]
     ours = found["policy_loss"] + settings.kl.coef * found.get("kl_loss", 0.0)
     assert ours == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=1e-6)
