@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fake_service import FakeService
 
 # Nothing is downloaded in tests: what they need is in packages, or made by them. Subprocesses inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No test is a timed one: an example that takes long on a busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
