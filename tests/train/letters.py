@@ -11,11 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 LETTERS = "abcdefgh"
 
 
-def write_letters(home: Path) -> Path:
-    """Model, prompts and a judge in ``home``, for a training that is started there; returns the model's folder.
-
-    The judge ``letters_judge:few_a`` finds an answer toxic by its share of letters that are no ``a``.
-    """
+def save_model(folder: Path, *, positions: int) -> None:
+    """The model and its tokenizer in ``folder``; a prompt and its answer have at most so many ``positions``."""
     vocabulary = {token: number for number, token in enumerate([*LETTERS, "<end>", "?", "~"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -30,7 +27,7 @@ def write_letters(home: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=32,
+            max_position_embeddings=positions,
             tie_word_embeddings=False,
             eos_token_id=vocabulary["<end>"],
             bos_token_id=vocabulary["?"],
@@ -38,8 +35,16 @@ def write_letters(home: Path) -> Path:
             initializer_range=0.25,
         )
     )
-    model.save_pretrained(home / "model")
-    tokenizer.save_pretrained(home / "model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_letters(home: Path) -> Path:
+    """Model, prompts and a judge in ``home``, for a training that is started there; returns the model's folder.
+
+    The judge ``letters_judge:few_a`` finds an answer toxic by its share of letters that are no ``a``.
+    """
+    save_model(home / "model", positions=32)
     (home / "prompts.txt").write_text("".join(f"?{letter}\n" for letter in LETTERS))
     (home / "letters_judge.py").write_text(
         "def few_a(texts):\n"

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from letters import save_model
 
 from rewardlm.config import ModelSettings, RlafSettings
 from rewardlm.models.load import load_policy
@@ -25,7 +24,6 @@ from rewardlm.models.lora import load_adapter
 from rewardlm.train.rlaf import train
 from rewardlm.types import Message
 
-LETTERS = "abcdefgh"
 BETA = 0.25
 BANDIT_BETA = 0.2
 
@@ -35,30 +33,7 @@ def home(tmp_path_factory) -> Path:
     """A model folder, a prompt, and a judge that has an opinion of every letter and every pair."""
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("known")
-    vocabulary = {token: number for number, token in enumerate([*LETTERS, "<end>", "?", "~"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", unk_token="~")
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    torch.manual_seed(5)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=16,
-            tie_word_embeddings=False,
-            eos_token_id=vocabulary["<end>"],
-            bos_token_id=vocabulary["?"],
-            pad_token_id=vocabulary["<end>"],
-            initializer_range=0.25,
-        )
-    )
-    model.save_pretrained(home / "model")
-    tokenizer.save_pretrained(home / "model")
+    save_model(home / "model", positions=16)
     (home / "prompt.txt").write_text("?\n")
     (home / "known_judge.py").write_text(
         "import random\n"

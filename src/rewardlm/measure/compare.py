@@ -513,15 +513,21 @@ def _counter_narrative_change(
     if change.n == 0:
         return None
     return {
+        **_change_of_share(baseline, change),
+        # Here a fall is no gain.
+        "rose": change.worse,
+        "fell": change.better,
+        **_change_over_null(baseline, other, grid, toxic_prompts, rule),
+    }
+
+
+def _change_of_share(baseline: Measured, change: metrics.Difference) -> dict[str, Any]:
+    return {
         "from": baseline.label,
         "n": change.n,
         "delta": change.delta,
         "delta_ci95": _pair(change.delta_ci95),
         "p_value": change.p_value,
-        # Here a fall is no gain.
-        "rose": change.worse,
-        "fell": change.better,
-        **_change_over_null(baseline, other, grid, toxic_prompts, rule),
     }
 
 
@@ -551,15 +557,7 @@ def _truncated_change(baseline: Measured, other: Measured, grid: _Grid, rule: _R
     """As a comparison, of the share of answers that were cut off; None where it isn't known of any pair."""
     before, after = (grid.values(run, run.quality.truncated) for run in (baseline, other))
     change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
-    if change.n == 0:
-        return None
-    return {
-        "from": baseline.label,
-        "n": change.n,
-        "delta": change.delta,
-        "delta_ci95": _pair(change.delta_ci95),
-        "p_value": change.p_value,
-    }
+    return None if change.n == 0 else _change_of_share(baseline, change)
 
 
 def _preset(settings: Mapping[str, Any]) -> str | None:
