@@ -525,7 +525,7 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
     ],
 )
 def test_the_default_witness_is_no_part_of_the_reward(reward, witnesses):
-    assert rlaf._witnesses(RlafSettings(reward=reward)) == witnesses
+    assert rlaf._witnesses(RlafSettings(model="tiny", reward=reward)) == witnesses
 
 
 def test_a_reward_that_the_witness_taught_gets_no_witness(tmp_path):
@@ -535,7 +535,7 @@ def test_a_reward_that_the_witness_taught_gets_no_witness(tmp_path):
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     teacher = {"judge": "lexical", "label": "toxicity", "revision": None, "known": True, "data": []}
     (folder / "judge.json").write_text(json.dumps({"labels": ["toxicity"], "teacher": teacher}))
-    assert rlaf._witnesses(RlafSettings(reward=[str(folder)])) == []
+    assert rlaf._witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == []
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
