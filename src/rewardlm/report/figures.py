@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rewardlm.report.flows import expected
+
 BUCKETS = ("low", "medium", "high")
 # Blue, amber, vermillion (after Okabe & Ito's palette for colour-blind readers); grey is what has no score.
 COLOURS = {"low": "#1f7fc4", "medium": "#c28500", "high": "#cf4a1c", "unscored": "#7d8590"}
@@ -156,7 +158,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
             index[side, bucket] = len(nodes)
             nodes.append(
                 {
-                    "label": f"{names[bucket]} {_count(sizes[bucket])}",
+                    "label": f"{names[bucket]} {expected(sizes[bucket])}",
                     "color": COLOURS[names[bucket]],
                     "x": (0.001, 0.999)[side],
                     "y": min(max(top + height / 2, 0.001), 0.999),
@@ -210,11 +212,6 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "layout": layout,
     }
-
-
-def _count(count: float) -> str:
-    """Pairs; a second draw's are expected numbers."""
-    return f"{count:,.0f}" if abs(count - round(count)) < 0.05 else f"{count:,.1f}"
 
 
 def _with_unscored(comparison: Mapping[str, Any]) -> list[list[float]]:
