@@ -77,10 +77,10 @@ judge-pairs: setup
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
-# which lexical is no relative of it.
+# which witness and lexical2 are no relatives of it and have read none of these prompts.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
-MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer lexical,lexical2,starter
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer witness,lexical2,lexical,starter
 ALGORITHM ?= ppo
 FROM ?=
 # An answer's ratio lasts one update: one a step, and larger.

@@ -120,7 +120,7 @@ def peak_of(command: str, model: str, precision: str, extra: list[str], texts: d
     common = [command, model, *loaded, "--device", "cpu", "--out", str(run), *extra]
     asked = ["--prompts", str(texts["prompts"]), "--max-new-tokens", str(NEW)]
     arguments = {
-        "measure": [*asked, "--scorer", "starter,lexical"],
+        "measure": [*asked, "--scorer", "starter,witness,lexical"],
         "finetune": ["--dialogues", str(texts["dialogues"]), "validation=0", "max_steps=1", "batch_size=8"],
         "rlaf": [*asked, "--reward", "starter", "--steps", "1", "--batch-size", str(texts["n"]), "minibatches=1",
                  "ppo_epochs=1"],

@@ -379,7 +379,7 @@ class MeasureSettings(ModelSettings):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = Field(None, ge=1)
-    scorer: Names = ["starter", "lexical"]
+    scorer: Names = ["starter", "witness", "lexical"]
     label: str | None = None
     samples: int = Field(1, ge=1)
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
@@ -647,7 +647,7 @@ class RlafSettings(TrainingSettings):
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
     every token is weighted by π/μ, at most ``importance_cap``.
     ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
-    ``lexical``, unless the reward is, holds or descends from that. ``stop_on`` names warnings that shall
+    ``witness``, or ``lexical`` where the reward is, holds or descends from that. ``stop_on`` names warnings that shall
     end the run as NaN and a runaway KL always do.
     ``trackers`` (trackio, wandb, tensorboard) get every number of metrics.jsonl, and no text.
     """
@@ -944,7 +944,7 @@ class StageMeasure(Section):
     prompts: str = "starter"
     part: Part = "all"
     limit: int | None = None
-    scorer: Names = ["starter", "lexical"]
+    scorer: Names = ["starter", "witness", "lexical"]
     samples: int = 1
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_tokens: int = 8192

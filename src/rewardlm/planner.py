@@ -267,7 +267,9 @@ def capacity_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
-def process_bytes(device: torch.device, judges: Sequence[str] = ("starter", "lexical")) -> dict[Command, int]:
+def process_bytes(
+    device: torch.device, judges: Sequence[str] = ("starter", "witness", "lexical")
+) -> dict[Command, int]:
     """What a process takes before it has a model, measured on this one: libraries, and judges where they are asked.
 
     On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.

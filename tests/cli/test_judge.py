@@ -166,7 +166,7 @@ def test_training_takes_sources_in_every_way(
 def test_list_prints_tables_and_json(shell: Shell) -> None:
     done = shell("judge", "list")
     assert done.code == 0
-    for name in ("starter", "lexical", "lexical2", "perspective", "2026-12-31"):
+    for name in ("starter", "witness", "lexical", "lexical2", "perspective", "2026-12-31"):
         assert name in done.out
     assert "lexical is at chance on hatecheck as a whole (0.47)" in done.out
     found = json.loads(shell("judge", "list", "lexical", "--json").out)

@@ -14,6 +14,7 @@ from rewardlm.config import MeasureSettings, RlafSettings, StageMeasure
 from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
 from rewardlm.scoring.lineage import Lineage, count_read, kinship, lineage_of, members, read_numbers, write_read
+from rewardlm.scoring.trained import judge_folder
 
 
 def planted(
@@ -121,16 +122,53 @@ def test_a_run_can_store_it(tmp_path: Path) -> None:
     assert not Lineage.of_dict("b", None).known
 
 
-def test_the_shipped_starter_says_who_taught_it_and_what_it_read(shared_data: Path) -> None:
-    """The counts are those that a review found by comparing texts, without this list."""
-    lineage = lineage_of("starter")
+SHIPPED = [name for name in ("starter", "witness") if judge_folder(name) is not None]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_judge_read_a_prompt_that_is_measured(name: str) -> None:
+    lineage = lineage_of(name)
     assert lineage.known
-    assert kinship(lineage_of("lexical2"), lineage) == "lexical2 taught toxicity"
-    assert kinship(lineage_of("lexical"), lineage) is None
+    for source in ("starter", "rtp:packaged"):
+        prompts = [normalised(prompt.text) for prompt in load_prompts(source, part="measure").prompts]
+        assert count_read(lineage, prompts) == 0, source
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_judge_read_a_prompt_of_the_measuring_half(name: str, shared_data: Path) -> None:
+    """make prove-rlaf measures on these; of the other half a judge has read some, or the count would be empty."""
     source = str(shared_data / "realtoxicityprompts" / "prompts.jsonl")
-    for prompts, read in (("rtp:packaged", 41), (source, 727)):
-        measured = [normalised(prompt.text) for prompt in load_prompts(prompts, part="measure").prompts]
-        assert count_read(lineage, measured) == read
+    halves = {
+        part: [normalised(prompt.text) for prompt in load_prompts(source, part=part).prompts]
+        for part in ("measure", "train")
+    }
+    assert count_read(lineage_of(name), halves["measure"]) == 0
+    assert count_read(lineage_of(name), halves["train"]) > 200  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_list_of_what_was_read_is_small(name: str) -> None:
+    folder = judge_folder(name)
+    assert folder is not None
+    assert (folder / "read.safetensors").stat().st_size <= 300_000
+
+
+def test_witness_shares_no_text_teacher_or_encoder_with_starter() -> None:
+    witness, starter = lineage_of("witness"), lineage_of("starter")
+    assert witness.known
+    assert starter.known
+    assert kinship(witness, starter) is None
+    assert not {one.revision for one in witness.family} & {one.revision for one in starter.family}
+    assert not set(witness.encoders) & set(starter.encoders)
+    read = [read_numbers(folder) for lineage in (witness, starter) for folder in lineage.folders]
+    assert len(np.intersect1d(*read)) == 0  # type: ignore[arg-type]
+    assert not {"exchanges", "arguments", "contrasts", "starter"} & set(witness.data)
+
+
+@pytest.mark.parametrize("third", ["lexical", "lexical2"])
+@pytest.mark.parametrize("name", ["starter", "witness"])
+def test_no_third_party_taught_a_shipped_judge(name: str, third: str) -> None:
+    assert kinship(lineage_of(third), lineage_of(name)) is None
 
 
 @pytest.mark.parametrize("settings", [MeasureSettings, StageMeasure])
@@ -138,5 +176,5 @@ def test_by_default_a_judge_measures_that_is_no_relative_of_the_default_reward(s
     measuring = settings.model_fields["scorer"].default
     rewards = [lineage_of(name) for name in RlafSettings.model_fields["reward"].default]
     independent = [name for name in measuring if not any(kinship(lineage_of(name), reward) for reward in rewards)]
-    assert independent
+    assert "witness" in independent
     assert all(lineage_of(name).known for name in independent)

@@ -20,6 +20,7 @@ from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, score_rows
 from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
+from rewardlm.scoring.lineage import lineage_of
 from rewardlm.train import guards, learner, rlaf
 from rewardlm.train.rewards import Judged
 from rewardlm.train.rlaf import train
@@ -517,25 +518,28 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
 @pytest.mark.parametrize(
     ("reward", "witnesses"),
     [
-        (["starter"], ["lexical"]),
-        (["starter#hate", "toxicity+hate"], ["lexical"]),
-        (["lexical"], []),
-        (["mean(starter,lexical)"], []),
-        (["lexical2", "lexical"], []),
+        (["starter"], ["witness"]),
+        (["starter#hate", "toxicity+hate"], ["witness"]),
+        (["lexical"], ["witness"]),
+        (["witness"], ["lexical"]),
+        (["mean(starter,witness#hate)"], ["lexical"]),
+        (["max(witness,lexical)"], []),
+        (["lexical", "witness"], []),
     ],
 )
 def test_the_default_witness_is_no_part_of_the_reward(reward, witnesses):
     assert rlaf._witnesses(RlafSettings(model="tiny", reward=reward)) == witnesses
 
 
-def test_a_reward_that_the_witness_taught_gets_no_witness(tmp_path):
-    """A judge of one's own with lexical as its teacher."""
+def test_a_reward_that_the_witness_taught_gets_another_witness(tmp_path):
+    """A judge of one's own with witness as its teacher."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    teacher = {"judge": "lexical", "label": "toxicity", "revision": None, "known": True, "data": []}
+    revision = lineage_of("witness").family[0].revision
+    teacher = {"judge": "witness", "label": "toxicity", "revision": revision, "known": True, "data": []}
     (folder / "judge.json").write_text(json.dumps({"labels": ["toxicity"], "teacher": teacher}))
-    assert rlaf._witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == []
+    assert rlaf._witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == ["lexical"]
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):

@@ -43,6 +43,7 @@ _PACKAGED = {
 }
 _OWN = {
     "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
+    "witness": "a second one of its own, on other texts and another encoder: to measure what starter trained",
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }
 _FOLDERS = {"toxicity+hate": "starter"}

@@ -381,9 +381,12 @@ def _start(settings: RlafSettings, out: Path) -> Run:
 def _witnesses(settings: RlafSettings) -> list[str]:
     """The judges that only watch. Raises ConfigError where one of them is, or is a part of, the reward."""
     if settings.witness is None:
-        # Unless it is related to a judge of the reward.
-        lexical = lineage_of("lexical")
-        return [] if any(kinship(lexical, lineage_of(reward)) for reward in settings.reward) else ["lexical"]
+        # The first that neither is nor is related to a judge of the reward.
+        rewards = [lineage_of(reward) for reward in settings.reward]
+        for name in ("witness", "lexical"):
+            if not any(kinship(lineage_of(name), reward) for reward in rewards):
+                return [name]
+        return []
     for name in settings.witness:
         for reward in settings.reward:
             if same_judge(name, reward):
