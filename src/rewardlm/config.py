@@ -835,16 +835,17 @@ class InsideSettings(Section):
     ``adapter_answers`` are taken apart module by module, ``lens_positions`` read by the lens, ``probe_answers`` by the
     probe (half of them toxic if there are so many). ``value_vectors`` of the MLPs are followed, those that promote the
     toxic words most, or that lie nearest to the toxic direction. ``pairs`` of an old toxic and a new answer are
-    followed along the adapter's scale in ``path_steps`` steps; ``redraw_pairs`` of a toxic and a harmless answer of the
-    base itself say whether it prefers the harmless. ``shuffles`` of the labels say what the probe's best layer reaches
-    by chance, and ``random_directions`` what a direction does by chance. ``causal_prompts`` different ones, at most as
-    many as are read, are answered again, in ``max_new_tokens``, under every change; 0 leaves these tests out.
-    ``ablation_prompts`` likewise without the value vectors, and without each of ``random_sets`` sets of as many others;
-    the words' logits are then read on ``ablation_answers``. ``push_margin`` is how far the vectors' push may be from
-    the base's and count as the same: at 0.2 its 95 % interval must lie between 0.8 and 1.25, the bounds within which
-    two medicines count as equivalent. ``null_adapters`` of random weights say what a change of the adapter's size does
-    to the push by itself. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring layers are switched off one
-    after another (as many as layers: one layer at a time), ``strength`` times the toxic direction is added.
+    followed along the adapter's scale in ``path_steps`` steps, and in more where these miss the whole; ``redraw_pairs``
+    of a toxic and a harmless answer of the base itself say whether it prefers the harmless. ``shuffles`` of the labels
+    say what the probe's best layer reaches by chance, and ``random_directions`` what a direction does by chance.
+    ``causal_prompts`` different ones, at most as many as are read, are answered again, in ``max_new_tokens``, under
+    every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value vectors, and without each
+    of ``random_sets`` sets of as many others; the words' logits are then read on ``ablation_answers``. ``push_margin``
+    is how far the vectors' push may be from the base's and count as the same: at 0.2 its 95 % interval must lie
+    between 0.8 and 1.25, the bounds within which two medicines count as equivalent. ``null_adapters`` of random
+    weights say what a change of the adapter's size does to the push by itself. ``scales`` multiply the adapter,
+    ``layer_groups`` of neighbouring layers are switched off one after another (as many as layers: one layer at a
+    time), ``strength`` times the toxic direction is added.
     """
 
     toxic_words: list[str] = []

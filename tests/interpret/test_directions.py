@@ -266,6 +266,41 @@ def test_shares_along_the_scale_add_up_to_the_whole_effect(family: str) -> None:
     assert found.by_layer.sum() == pytest.approx(after - before, abs=2e-3)
 
 
+def test_few_steps_become_more_where_shares_miss_the_effect() -> None:
+    """An adapter that bends the model: four points miss by more than 5 %, which the finer path does not."""
+    policy = adapted_policy("tiny")
+    batch = batch_of(PROMPTS, RESPONSES, policy.device)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(4)
+
+    def effect() -> torch.Tensor:
+        return mean_logprob(policy.causal_lm, batch).mean()
+
+    found = path_shares(policy.causal_lm, effect, steps=1)
+    assert found.steps > 1
+    assert found.adds_up
+    whole = found.after - found.before
+    assert sum(found.by_module.values()) == pytest.approx(whole, abs=0.05 * abs(whole))
+
+
+def test_shares_that_never_add_up_say_so() -> None:
+    """An effect with a step in it has no gradient there, so no path sums to it."""
+    policy = adapted_policy("tiny")
+    layers = [module for module in policy.causal_lm.modules() if hasattr(module, "lora_B")]
+
+    def effect() -> torch.Tensor:
+        scales = [torch.as_tensor(layer.scaling["default"]) for layer in layers]
+        return (scales[0] > 0.9 * 1.5).float() + 0 * torch.stack(scales).sum()
+
+    found = path_shares(policy.causal_lm, effect, steps=4)
+    assert (found.before, found.after) == (0, 1)
+    assert found.steps == 64
+    assert not found.adds_up
+    assert found.missing == pytest.approx(1)
+
+
 def test_a_share_is_the_integral_of_finite_differences() -> None:
     policy = adapted_policy("tiny")
     batch = batch_of(PROMPTS, RESPONSES, policy.device)

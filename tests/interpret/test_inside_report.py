@@ -86,6 +86,20 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: the interval of their push holds 1. ")
 
 
+def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["rewritten"])
+    path = found["paths"]["FT"]
+    assert path["adds_up"]
+    assert abs(path["missing"]) <= 0.05 * abs(path["whole"])
+    assert "Which layers carry the change" in shown(found)
+    question = next(q for q, text in said(found).items() if "layers carry 80 %" in text)
+    path |= {"adds_up": False, "missing": 0.3 * path["whole"], "fewest": None}
+    found["verdicts"]["FT"] |= {"spread": None, "fewest_layers": None}
+    assert "Which layers do it can’t be told" in said(found)[question]
+    assert "the shares of layers miss 30% of it" in said(found)[question]
+    assert "Which layers carry the change" not in shown(found)
+
+
 def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]

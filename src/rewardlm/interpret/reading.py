@@ -332,8 +332,9 @@ def follow_path(
     changed there (``change``, over prompts) is about toxicity. It is what remains of the first preference without that
     for the new answers over harmless second draws.
 
-    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``). None
-    where there is no pair of either kind.
+    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``).
+    ``fewest`` is null where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
+    of either kind.
     """
     falls = [
         (old - new, row)
@@ -385,8 +386,10 @@ def follow_path(
         "whole": whole,
         "by_layer": found.by_layer.tolist(),
         "by_module": kinds,
-        "missing": whole - sum(found.by_module.values()),
-        "fewest": directions.fewest_layers(found.by_layer.tolist()) if whole > 0 else None,
+        "missing": found.missing,
+        "steps": found.steps,
+        "adds_up": found.adds_up,
+        "fewest": directions.fewest_layers(found.by_layer.tolist()) if whole > 0 and found.adds_up else None,
     }
 
 

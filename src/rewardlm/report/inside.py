@@ -49,7 +49,7 @@ def section(found: Mapping[str, Any] | None, notes: Sequence[str] = ()) -> dict[
             "lens": figures.lens_figure(found) if found["words"] else None,
             "probe": figures.probe_figure(found["directions"]) if found["directions"]["reason"] is None else None,
             "attention": figures.attention_figure(found),
-            "path": figures.path_figure(found) if any(found["paths"].values()) else None,
+            "path": figures.path_figure(found) if any(map(figures.has_shares, found["paths"].values())) else None,
             "scale": figures.scale_figure(found) if found["causal"] else None,
             "shares": [(label, figures.shares_figure(found, label)) for label in tuned] if found["words"] else [],
             "wrote": [(label, figures.wrote_figure(found["adapters"][label])) for label in tuned],
@@ -313,6 +313,15 @@ def _preference(
         f"{base}’s own harmless answers gained {number_text(redraw['change'])} nats a token on its toxic ones to the "
         f"same {redraw['pairs']} prompts"
     )
+    interval = redraw["change"]["ci95"]
+    if interval is not None and interval[0] > 0 and not figures.has_shares(path):
+        return [
+            ("Which layers do it can’t be told", True),
+            (
+                f": {change}, but the shares of layers miss {abs(path['missing'] / path['whole']):.0%} of it. {own}",
+                False,
+            ),
+        ]
     if verdict["spread"] is None:
         return [
             ("It was not shown to prefer less toxic answers", True),

@@ -62,13 +62,18 @@ def attention_figure(found: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def has_shares(path: Mapping[str, Any] | None) -> bool:
+    """Whether layers' shares of a preference are known, and add up to it (older runs don't say whether they do)."""
+    return path is not None and path.get("adds_up", True)
+
+
 def path_figure(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares of layers in the preference for less toxic answers, bars a layer and a model."""
+    """Shares of layers in the preference for less toxic answers, bars a layer and a model; see ``has_shares``."""
     traces = []
     labels = found["models"][1:]
     for number, label in enumerate(labels):
         path = found["paths"][label]
-        if path is None:
+        if not has_shares(path):
             continue
         traces.append(
             {
