@@ -189,6 +189,23 @@ def test_values_are_not_clipped_unless_a_distance_is_given() -> None:
     assert "value_clip_range" in refused(RlafSettings, "value_clip_range=0")
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ([], 1e-3),
+        (["ppo_epochs=1"], 1e-3),
+        (["minibatches=1", "ppo_epochs=1"], 1e-3),
+        (["ppo_epochs=2"], 2e-4),
+        (["minibatches=4"], 2e-4),
+        (["learning_rate=0.01"], 0.01),
+    ],
+)
+def test_whole_answers_learn_faster_where_a_step_has_one_update(given: list[str], rate: float) -> None:
+    """Also where a default is named."""
+    chosen = build(RlafSettings, flags={"model": "tiny", "algorithm": "rloo"}, overrides=given)
+    assert chosen.learning_rate == rate
+
+
 def test_what_may_stop_a_run_is_a_name_or_a_list_of_them() -> None:
     for override in ("stop_on=entropy_collapse", "stop_on=[entropy_collapse]"):
         assert build(RlafSettings, flags={"model": "tiny"}, overrides=[override]).stop_on == ["entropy_collapse"]
@@ -210,6 +227,7 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
     [
         (["algorithm=grpo", "batch_size=10"], "divisible by samples 4"),
         (["algorithm=rloo", "samples=1"], "at least 2"),
+        (["algorithm=ppo", "gamma=0.99"], "say what that earns (rewards.empty)"),
         (["batch_size=2", "minibatches=3"], "batch_size 2 can't be cut into 3 minibatches"),
         (["generation.temperature=0"], "draws nothing"),
         (["algorithm=dpo"], "expected one of ppo, grpo, dr_grpo, rloo, or module:function"),

@@ -48,6 +48,7 @@ Doubt = Literal[
     "short_answers",
     "same_answer",
     "clipped",
+    "uneven_weights",
     "truncated",
     "reward_hacking",
     "witness_failed",
@@ -519,7 +520,7 @@ class FinetuneSettings(TrainingSettings):
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
-    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
     batch_size: int = Field(8, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     max_length: int = Field(512, ge=16)
@@ -645,7 +646,7 @@ class RlafSettings(TrainingSettings):
     (``bnpo``, ``dapo``) are over those that are left; averages over answers (``grpo``, ``dr_grpo``, RLOO's) count all.
     A minibatch without an answer that ended makes no update.
     ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
-    every token is weighted by π/μ, at most ``importance_cap``.
+    every token, or answer where the ratio is an answer's, is weighted by π/μ, at most ``importance_cap``.
     ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
     ``witness``, or ``lexical`` where the reward is, holds or descends from that. ``stop_on`` names warnings that shall
     end the run as NaN and a runaway KL always do.
@@ -705,8 +706,11 @@ class RlafSettings(TrainingSettings):
         ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
         if ratio != "answer":
             return given
-        larger = {} if {"ppo_epochs", "minibatches"} & given.keys() else {"learning_rate": 1e-3}
-        return {"ppo_epochs": 1, "minibatches": 1, **larger, **given}
+        given = {"ppo_epochs": 1, "minibatches": 1, **given}
+        one = (
+            str(given["ppo_epochs"]) == str(given["minibatches"]) == "1"
+        )  # as it stands in a file or on a command line
+        return {"learning_rate": 1e-3, **given} if one else given
 
     @property
     def samples_per_prompt(self) -> int:
@@ -782,6 +786,11 @@ class RlafSettings(TrainingSettings):
         if self.ratio_of == "answer" and self.loss_type is not None:
             raise ValueError(
                 "loss_type weighs tokens, and the ratio is that of whole answers: leave one of the two out"
+            )
+        if self.gamma < 1 and self.algorithm == "ppo" and self.rewards.empty is None:
+            raise ValueError(
+                "gamma under 1 discounts what an answer earns at its end, and an empty one ends at once: say what that "
+                "earns (rewards.empty)"
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature 0 draws nothing: answers that vary are what RL learns from")

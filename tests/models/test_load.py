@@ -222,6 +222,20 @@ def test_a_base_whose_template_ends_turns_by_another_token(copy: Path) -> None:
     assert encoded.input_ids[-1] in policy.end_ids
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sequence_ends_where_cached_positions_would_be_scaled_anew(nested: bool) -> None:
+    """longrope turns to other factors there, and what was cached under the first ones doesn't fit them."""
+    policy = tiny_policy()
+    whole = policy.max_positions
+    half = policy.causal_lm.config.head_dim // 2
+    scaled = {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * half, "long_factor": [2.0] * half,
+    }  # fmt: skip
+    policy.causal_lm.config.rope_parameters = {"full_attention": scaled} if nested else scaled
+    assert policy.max_positions == 64 < whole
+
+
 def test_a_float16_overflow_is_an_error_not_an_answer() -> None:
     policy = load("tiny", dtype="float16")
     with torch.no_grad():

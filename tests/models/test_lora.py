@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from small_models import random_policy, tiny_policy, trainable_parameters
@@ -226,6 +227,19 @@ def test_the_reference_is_not_saved_with_the_policy(saved: Path, tmp_path: Path)
         == load_file(saved / "adapter_model.safetensors").keys()
     )
     assert not list((tmp_path / "again").glob("**/reference*"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_holds_a_part_of_the_base_is_refused(tmp_path: Path, start: str) -> None:
+    """PEFT takes that part out of the base each time: a reference beside it would be another model."""
+    bare = tiny_policy()
+    plain = logits(bare)
+    model = get_peft_model(bare.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    with model.disable_adapter(), torch.no_grad():
+        assert float((model(input_ids=IDS).logits - plain).abs().max()) > 0.01
+    with pytest.raises(ModelError, match=f"init_lora_weights={start} takes a part of the base"):
+        load_adapter(tiny_policy(), tmp_path / "adapter")
 
 
 def test_a_trained_runs_folder_stands_for_its_adapter(adapted: Policy, saved: Path) -> None:

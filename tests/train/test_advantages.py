@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -107,7 +108,7 @@ def test_a_group_of_equal_scores_pushes_nobody(size):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "size"), [(grpo, 0.5 / (1 / math.sqrt(2) + 1e-4) - 0.2), (dr_grpo, 0.4), (rloo, 0.8)]
+    ("estimator", "size"), [(grpo, 0.5 / (1 / math.sqrt(2) + 1e-4) - 0.2), (dr_grpo, 0.3), (rloo, 0.8)]
 )
 def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(estimator, size):
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -115,10 +116,33 @@ def test_group_estimators_take_the_kl_off_the_answer_and_spread_over_its_tokens(
     advantages, returns = estimator(
         Feedback(torch.tensor([1.0, 0.0]), kl, mask, torch.tensor([0, 0]), None, 0.1, 1.0, 0.95)
     )
-    # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: centred ±0.4, leave-one-out ±0.8. GRPO divides the rewards' ±0.5 by their
-    # sample deviation 1/√2, and takes off what each KL costs above the other's, ±0.2, undivided.
+    # scores 1 - 0.3 = 0.7 and 0 - 0.1 = -0.1: leave-one-out ±0.8. The other two centre the rewards alone, ±0.5, which
+    # GRPO divides by their sample deviation 1/√2, and take off what each KL costs above the other's, ±0.2, undivided.
     assert returns is None
     torch.testing.assert_close(advantages, torch.tensor([[size, size, 0.0], [-size, -size, -size]]))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("estimator", [grpo, dr_grpo, rloo])
+def test_with_k1_the_expected_push_is_the_gradient_of_the_exact_kl(estimator, samples):
+    """Equal rewards, answers of one of three tokens: every group that can be drawn, weighted by its probability."""
+    logits = torch.tensor([0.9, 0.1, -0.6], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-0.2, 0.4, 0.1], dtype=torch.float64).log_softmax(0)
+    logprobs = logits.log_softmax(0)
+    exact = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits, retain_graph=True)[0]
+    pushed = torch.zeros(3, dtype=torch.float64)
+    for draw in itertools.product(range(3), repeat=samples):
+        drawn = list(draw)
+        kl = (logprobs - reference).detach()[drawn]
+        feedback = Feedback(
+            torch.full((samples,), 0.5).double(), kl[:, None], torch.ones(samples, 1, dtype=torch.bool),
+            torch.zeros(samples, dtype=torch.long), None, 0.2, 1.0, 0.95,
+        )  # fmt: skip
+        advantages = estimator(feedback)[0][:, 0]
+        chance = logprobs.detach()[drawn].sum().exp()
+        surrogate = (advantages * logprobs[drawn]).mean()
+        pushed += chance * torch.autograd.grad(surrogate, logits, retain_graph=True)[0]
+    torch.testing.assert_close(pushed, -0.2 * exact, atol=1e-9, rtol=1e-6)
 
 
 def test_ppo_whitens_advantages_and_leaves_returns_as_they_are():

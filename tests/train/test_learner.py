@@ -174,12 +174,15 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
             weight = min(2.0, math.exp(sum(float(gap) for _, gap, *_ in tokens))) if corrected else 1.0
             advantage = tokens[0][2]
             total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-            total = total + share * weight * 0.7 * sum(kl for *_, kl in tokens)
+            # The exact sum over the vocabulary is the same whichever token was drawn.
+            total = total + share * (1.0 if chosen.kl_penalty == "full" else weight) * 0.7 * sum(
+                kl for *_, kl in tokens
+            )
             continue
         for change, gap, advantage, kl in tokens:
             ratio, weight = change.exp(), min(2.0, math.exp(float(gap))) if corrected else 1.0
             total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-            total = total + share * weight * 0.7 * kl
+            total = total + share * (1.0 if chosen.kl_penalty == "full" else weight) * 0.7 * kl
     return total
 
 
@@ -238,14 +241,15 @@ def test_the_kl_may_be_a_loss_of_its_own(case, penalty, ratio):
     assert_as_plain(case, one_batch(kl={"penalty": penalty}, ratio=ratio))
 
 
+@pytest.mark.parametrize("penalty", ["k1", "k3", "full"])
 @pytest.mark.parametrize("ratio", ["token", "answer"])
-def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own(case, ratio):
+def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own(case, ratio, penalty):
     # Both sides of the cap of 2: some gaps are over log 2, and some are not.
     rollouts = case.rollouts
     gaps = torch.where(rollouts.response_mask, rollouts.logprobs - rollouts.sampling_logprobs, 0.0)
     gaps = gaps.sum(1) if ratio == "answer" else gaps[rollouts.response_mask]
     assert 0 < int((gaps > math.log(2)).sum()) < len(gaps)
-    assert_as_plain(case, one_batch(ratio=ratio, generation={"temperature": 0.7}))
+    assert_as_plain(case, one_batch(ratio=ratio, generation={"temperature": 0.7}, kl={"penalty": penalty}))
 
 
 @pytest.mark.parametrize("budget", [1, 20, 45])
@@ -393,6 +397,57 @@ def test_answers_are_weighed_as_plain_forward_passes_say(kind, dtype):
         torch.testing.assert_close(answer.values, value.detach(), atol=10 * tight, rtol=0)
         assert answer.ref_hidden.shape == (len(response), 64)
     assert float(answers[0].kl_full.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_where_the_model_rounds_the_first_ratio_is_one_also_with_recomputed_layers(recomputes, monkeypatch):
+    """Rows that share a prompt are run as one piece; recomputed, each is run whole, and rounded otherwise."""
+    chosen = settings(
+        algorithm="grpo", samples=2, dtype="bfloat16", gradient_checkpointing=recomputes, minibatches=1, ppo_epochs=2
+    )
+    policy = load_policy(ModelSettings(**{**TINY, "dtype": "bfloat16"}))
+    found = make_learner(policy, chosen)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapter_parameters(policy.model):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    prompts = [tuple(range(3, 40)), tuple(range(3, 40)), tuple(range(5, 60)), tuple(range(5, 60))]
+    responses = [list(range(60 + 7 * row, 75 + 9 * row)) for row in range(4)]
+    drawn = row_stats(policy.causal_lm, prompts, responses, 10**6, keep_hidden=True)
+    sampled = [
+        Sampled(row, responses[row], stats.logprobs, stats.logprobs, stats.entropy, stats.hidden, "length")
+        for row, stats in enumerate(drawn)
+    ]
+    answers = weigh(found, chosen, Draft([0, 0, 1, 1], prompts, sampled, ["a"] * 4), groups=[range(4)])
+    seen = []
+    plain = module.policy_loss
+
+    def spied(logprobs, old, *rest, **named):
+        seen.append(float((logprobs.detach() - old).abs().max()))
+        return plain(logprobs, old, *rest, **named)
+
+    monkeypatch.setattr(module, "policy_loss", spied)
+    mask = length_mask(responses)
+    old = torch.zeros(mask.shape)
+    old[mask] = torch.cat([answer.logprobs for answer in answers])
+    rollouts = Rollouts(
+        prompts=prompts,
+        responses=responses,
+        response_mask=mask,
+        logprobs=old,
+        sampling_logprobs=old,
+        ref_logprobs=old,
+        entropy=old,
+        kl_full=None,
+        ref_hidden=None,
+        values=None,
+        rewards=torch.zeros(4),
+        group=torch.tensor([0, 0, 1, 1]),
+        texts=[""] * 4,
+        judged=None,
+    )
+    update(found, chosen, rollouts, torch.ones(mask.shape), None, step=0)
+    assert seen[0] == 0
 
 
 def test_a_kl_over_the_vocabulary_needs_one_head_for_both():

@@ -105,7 +105,7 @@ class PairJudgeSettings(Section):
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
-    warmup_ratio: float = Field(0.06, ge=0, le=1)
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     max_length: int = Field(128, ge=64)
     lora: LoraSettings = LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"])

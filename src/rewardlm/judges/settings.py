@@ -90,7 +90,7 @@ class JudgeTrainSettings(Section):
     epochs: float = Field(4.0, gt=0)
     batch_size: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)
-    warmup_ratio: float = Field(0.06, ge=0, le=1)
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     max_length: int = Field(128, ge=8)
     limit: int | None = Field(None, ge=1)

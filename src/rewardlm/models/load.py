@@ -73,8 +73,19 @@ class Policy:
 
     @property
     def max_positions(self) -> int:
-        """How many tokens prompt and answer may have together."""
+        """How many tokens prompt and answer may have together.
+
+        With positions of the kind longrope, as many as its first scaling holds for: keys that were cached under it
+        don't fit a longer sequence.
+        """
         config = self.causal_lm.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            first = one.get(
+                "original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None)
+            )
+            if one.get("rope_type") == "longrope" and isinstance(first, int):
+                return first
         for name in ("max_position_embeddings", "n_positions", "seq_length"):
             if isinstance(getattr(config, name, None), int):
                 return int(getattr(config, name))

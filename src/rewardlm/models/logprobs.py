@@ -366,20 +366,23 @@ def row_stats(
     kl_from: Sequence[Tensor] | None = None,
     keep_hidden: bool = False,
     groups: Sequence[Sequence[int]] | None = None,
+    recompute: bool = False,
 ) -> list[RowStats]:
     """Token statistics of every row under the model as it stands, in microbatches of at most ``budget`` positions.
 
     A microbatch has rows of one of ``groups``, which are all rows together: so it is rounded as another pass over that
-    group is.
+    group is. ``recompute``: as a pass that recomputes its layers is, which has whole rows.
     """
     found: dict[int, RowStats] = {}
     microbatches = [
         [group[i] for i in piece]
         for group in ([range(len(prompts))] if groups is None else groups)
-        for piece in pieces(causal_lm, [prompts[row] for row in group], [responses[row] for row in group], budget)
+        for piece in pieces(
+            causal_lm, [prompts[row] for row in group], [responses[row] for row in group], budget, recompute=recompute
+        )
     ]
     for rows in microbatches:
-        stats = forward_rows(causal_lm, prompts, responses, rows, kl_from=kl_from)
+        stats = forward_rows(causal_lm, prompts, responses, rows, kl_from=kl_from, recompute=recompute)
         sizes = [len(responses[row]) for row in rows]
         for row, logprobs, entropy, hidden, kl in zip(
             rows,

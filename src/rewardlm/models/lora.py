@@ -273,12 +273,23 @@ def _adapter_folder(folder: Path) -> Path:
     raise ModelError(f"adapter {folder}: it has no adapter_config.json; expected a PEFT adapter or a trained run")
 
 
+# Each puts a part of the base into the adapter, and the rest of it in the base's place.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
 def _check_kind(folder: Path) -> None:
     """Refuse what works beside the model (a learnt prompt, say): here the model inside PEFT's wrapper is asked."""
     config = json.loads((folder / "adapter_config.json").read_text())
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise ValueError(f"it is of the kind {kind}, and only LoRA adapters are loaded")
+    start = str(config.get("init_lora_weights")).casefold()
+    if start.startswith(_CHANGES_THE_BASE):
+        raise ValueError(
+            f"init_lora_weights={start} takes a part of the base's own weights out each time it is loaded, so there "
+            "would be no base to compare with; save it as a plain LoRA "
+            "(PEFT's path_initial_model_for_weight_conversion)"
+        )
 
 
 def _tensor_names(weights: Path) -> list[str]:

@@ -124,7 +124,8 @@ def grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
 
 def dr_grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     """As ``grpo``, without division by the group's standard deviation."""
-    return _spread(group_centred(feedback.rewards - _penalty(feedback), feedback.group), feedback.mask), None
+    advantages = group_centred(feedback.rewards, feedback.group) - leave_one_out(_penalty(feedback), feedback.group)
+    return _spread(advantages, feedback.mask), None
 
 
 def rloo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:

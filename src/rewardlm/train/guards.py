@@ -100,6 +100,7 @@ def doubts_about(
             "tell whether the reward is hacked"
         )
     found.update(_clipped(before))
+    found.update(_unevenly_weighted(before))
     found.update(_cut_off(rollouts, before))
     found.update(_shrunk(rollouts, before))
     found.update(_hacked(rollouts, before))
@@ -136,6 +137,23 @@ def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
         "clipped": (
             f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps were clipped and taught nothing: "
             "minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
+        )
+    }
+
+
+def _unevenly_weighted(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
+    """Answers that are drawn otherwise than the policy would: their weights may all be small, or few of them large."""
+    known = [record for record in before[-WINDOW:] if record.get("weight_share") is not None]
+    if len(known) < WINDOW:
+        return {}
+    mean, share = fmean(record["weight_mean"] for record in known), fmean(record["weight_share"] for record in known)
+    if mean >= 0.5 and share >= 0.5:
+        return {}
+    return {
+        "uneven_weights": (
+            f"uneven weights: over the last {WINDOW} steps what was drawn weighs {mean:.2g} on average, and says as much "
+            f"as {share:.0%} of it would with equal weights: draw at temperature 1 without top_p and top_k, or use "
+            "ratio=token"
         )
     }
 

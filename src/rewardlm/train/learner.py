@@ -144,7 +144,15 @@ def weigh(
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
             # One token at a time and many at once round differently: the ratio would start off 1.
-            score = partial(row_stats, policy.causal_lm, prompts, responses, keep_hidden=True, groups=groups)
+            score = partial(
+                row_stats,
+                policy.causal_lm,
+                prompts,
+                responses,
+                keep_hidden=True,
+                groups=groups,
+                recompute=settings.gradient_checkpointing,
+            )
             scored = budget.run(score, least=longest)
             logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
             hidden = [row.hidden for row in scored if row.hidden is not None]
@@ -158,6 +166,7 @@ def weigh(
                 kl_from=hidden if head_is_shared(policy) else None,
                 keep_hidden=settings.kl_penalty == "full",
                 groups=groups if policy.rounds else None,
+                recompute=policy.rounds and settings.gradient_checkpointing,
             )
             referred = budget.run(refer, least=longest)
     return [
@@ -217,7 +226,7 @@ def update(
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
     sizes = rollouts.loss_mask.sum(1).tolist()
-    weights_of_draw = corrections(settings, rollouts)
+    weights_of_draw = corrections(settings, rollouts, per_answer=settings.ratio_of == "answer")
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
@@ -264,8 +273,9 @@ def update(
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
 
-def corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
-    """Float[B, R]: π/μ of answers that were not drawn from the policy itself; None where they were."""
+def corrections(settings: RlafSettings, rollouts: Rollouts, *, per_answer: bool) -> Tensor | None:
+    """Float[B, R]: π/μ of answers that were not drawn from the policy itself, of each token or of whole answers; None
+    where they were."""
     if not settings.off_policy:
         return None
     return importance(
@@ -273,7 +283,7 @@ def corrections(settings: RlafSettings, rollouts: Rollouts) -> Tensor | None:
         rollouts.sampling_logprobs,
         rollouts.response_mask,
         settings.importance_cap,
-        per_answer=settings.ratio_of == "answer",
+        per_answer=per_answer,
     )
 
 
@@ -347,7 +357,8 @@ def _backward(
     if penalty != "k1":
         kl = kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
         assert kl is not None
-        kl_loss = (kl * weights).sum()
+        # The exact sum doesn't depend on the token that was drawn there, so that token's weight is none of it.
+        kl_loss = (kl * (per_token if penalty == "full" else weights)).sum()
         found["kl_loss"] = float(kl_loss.detach())
         loss = loss + learner.kl.coef * kl_loss
     if learner.value_head is None:

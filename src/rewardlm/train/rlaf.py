@@ -151,8 +151,8 @@ def _train(
         say(f"{cut:,} of {len(prompts):,} prompts are too long: they lose the beginning of their history")
     if settings.off_policy:
         say(
-            "answers are drawn with other settings than temperature 1, untruncated: every token is weighted by its "
-            f"probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
+            f"answers are drawn with other settings than temperature 1, untruncated: every {settings.ratio_of} is "
+            f"weighted by its probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
         )
     if settings.lora.dropout:
         say("lora.dropout is left out: the policy that is updated must be the policy that answered")
@@ -240,7 +240,8 @@ def _train(
                     answers = processes.gather(partial(weigh, learner, settings, draft, learning, together))
                 rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
-                weights_of_draw = corrections(settings, rollouts)
+                # Of each token, whatever the loss does: whole answers' weights would make the KL that is watched vanish.
+                weights_of_draw = corrections(settings, rollouts, per_answer=False)
                 kl_per_answer = _per_answer(kl, rollouts, weights_of_draw)
                 doubts = doubts_about(
                     rollouts,
@@ -284,6 +285,7 @@ def _train(
             metrics: dict[str, Any] = {
                 "step": step + 1,
                 **_metrics(rollouts, weights_of_draw, kl_per_answer, kl_coef, advantages),
+                **_weights_in_loss(settings, rollouts),
                 **losses,
                 "cut": {scorer.name: sum(cuts(scorer, [a.text for a in answers])) for scorer in rewards.scorers},
                 "warnings": list(doubts.values()),
@@ -460,6 +462,20 @@ def _per_answer(values: Tensor, rollouts: Rollouts, weights_of_draw: Tensor | No
     return float(real(values, rollouts.response_mask).sum(1).mean())
 
 
+def _weights_in_loss(settings: RlafSettings, rollouts: Rollouts) -> dict[str, float]:
+    """Of the weights π/μ that the loss gives to tokens or answers: ``weight_mean``, and ``weight_share``, the share of
+    them that would say as much if all weighed alike, (Σw)² / (n Σw²) (Kish 1965). Nothing where none are needed."""
+    per_answer = settings.ratio_of == "answer"
+    weights = corrections(settings, rollouts, per_answer=per_answer)
+    if weights is None:
+        return {}
+    each = (weights[:, 0] if per_answer else weights[rollouts.response_mask]).double()
+    return {
+        "weight_mean": float(each.mean()),
+        "weight_share": float(each.sum().square() / (len(each) * each.square().sum()).clamp(min=1e-300)),
+    }
+
+
 def _metrics(
     rollouts: Rollouts, weights_of_draw: Tensor | None, kl: float, kl_coef: float, advantages: Tensor
 ) -> dict[str, Any]:
@@ -475,7 +491,7 @@ def _metrics(
         "terms": means_by_name(judged.terms),
         "kl": kl,
         "kl_k3": _per_answer(k3, rollouts, weights_of_draw),
-        "kl_full": None if rollouts.kl_full is None else _per_answer(rollouts.kl_full, rollouts, weights_of_draw),
+        "kl_full": None if rollouts.kl_full is None else _per_answer(rollouts.kl_full, rollouts, None),
         "kl_coef": kl_coef,
         "entropy": float(masked_mean(rollouts.entropy, mask)),
         # How far what was drawn from is from what is trained: rounding, or the sampling settings.
