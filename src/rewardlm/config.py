@@ -602,7 +602,8 @@ class RewardSettings(Section):
     """How P(toxic) becomes a reward: 1 - P, or its logit; how several judges become one; what an empty answer gets.
 
     ``aggregate``: the judges' mean by ``weights`` (1 where none is given), their minimum, or ``mean_std``: the mean
-    less ``std_weight`` times their standard deviation, so that what they disagree about earns less (Coste et al. 2024).
+    less ``std_weight`` times their standard deviation, so that what they disagree about earns less (after Coste et
+    al. 2024, who take off the variance).
     ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward. ``probe`` is for judges
     of other languages than English.
     ``missing_eos_penalty``, in units of reward, is taken off the reward of an answer that ``max_new_tokens`` cut off,
@@ -707,10 +708,9 @@ class RlafSettings(TrainingSettings):
         if ratio != "answer":
             return given
         given = {"ppo_epochs": 1, "minibatches": 1, **given}
-        one = (
-            str(given["ppo_epochs"]) == str(given["minibatches"]) == "1"
-        )  # as it stands in a file or on a command line
-        return {"learning_rate": 1e-3, **given} if one else given
+        # A command line has texts.
+        one_update = str(given["ppo_epochs"]) == str(given["minibatches"]) == "1"
+        return {"learning_rate": 1e-3, **given} if one_update else given
 
     @property
     def samples_per_prompt(self) -> int:

@@ -182,7 +182,8 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
         for change, gap, advantage, kl in tokens:
             ratio, weight = change.exp(), min(2.0, math.exp(float(gap))) if corrected else 1.0
             total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-            total = total + share * (1.0 if chosen.kl_penalty == "full" else weight) * 0.7 * kl
+            weight = 1.0 if chosen.kl_penalty == "full" else weight
+            total = total + share * weight * 0.7 * kl
     return total
 
 

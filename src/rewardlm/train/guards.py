@@ -151,9 +151,9 @@ def _unevenly_weighted(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
         return {}
     return {
         "uneven_weights": (
-            f"uneven weights: over the last {WINDOW} steps what was drawn weighs {mean:.2g} on average, and says as much "
-            f"as {share:.0%} of it would with equal weights: draw at temperature 1 without top_p and top_k, or use "
-            "ratio=token"
+            f"uneven weights: over the last {WINDOW} steps what was drawn weighs {mean:.2g} on average, and says as "
+            f"much as {share:.0%} of it would with equal weights: draw at temperature 1 without top_p and top_k, "
+            "or use ratio=token"
         )
     }
 

@@ -240,7 +240,7 @@ def _train(
                     answers = processes.gather(partial(weigh, learner, settings, draft, learning, together))
                 rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
                 kl = kl_k1(rollouts.logprobs, rollouts.ref_logprobs) * rollouts.response_mask
-                # Of each token, whatever the loss does: whole answers' weights would make the KL that is watched vanish.
+                # Of each token, whatever the loss does: whole answers' weights would make the KL vanish from sight.
                 weights_of_draw = corrections(settings, rollouts, per_answer=False)
                 kl_per_answer = _per_answer(kl, rollouts, weights_of_draw)
                 doubts = doubts_about(
