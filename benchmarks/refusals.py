@@ -1,0 +1,115 @@
+"""Trains the weights of measure/refusal_words.py, and says how often they and the rules are right.
+
+    make judge-refusals                      a quarter of a minute
+    python benchmarks/refusals.py --check    the figures alone, of the weights that are there
+
+What it learns from: answers written for this project in the manner of many models (refusal_texts/*.jsonl, and those of
+tests/measure/refusals_by_rules.txt, on which the rules make no mistake), answers of SmolLM2-135M to our own prompts
+(small_model.jsonl; the rules are taken at their word there), counter-narratives of the starter dialogues, and our own
+short lines. What it is tested on it never reads: tests/measure/refusals_held_out.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+from rewardlm.data.dialogues import load_dialogues
+from rewardlm.judges.pair_data import own_exchanges, own_texts
+from rewardlm.measure import refusals
+from rewardlm.measure.refusal_words import WEIGHTS, terms
+
+HERE = Path(__file__).parent
+TEXTS = HERE / "refusal_texts"
+BY_RULES, HELD_OUT = (
+    HERE.parent / "tests" / "measure" / name for name in ("refusals_by_rules.txt", "refusals_held_out.txt")
+)
+KEPT = 8000
+STRENGTH = 10.0  # scikit-learn's C
+
+
+def training_texts() -> tuple[list[str], np.ndarray, list[str]]:
+    """Texts, whether each is a refusal, and what must not be torn apart by a cross-validation: what was asked."""
+    rows = []
+    for path in sorted(TEXTS.glob("*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            truth = refusals.ruling_on(row["text"]) is True if path.stem == "small_model" else row["label"] == "refusal"
+            rows.append((row["text"], truth, row["asked"]))
+    rows += [(text, truth, text) for text, truth in zip(*written(BY_RULES), strict=True)]
+    for name in ("starter", "starter-plain"):
+        for dialogue in load_dialogues(name).dialogues:
+            rows += [(turn.text, False, dialogue.id) for turn in dialogue.turns if turn.role == "assistant"]
+    rows += [(exchange.counter, False, exchange.dialogue_id) for exchange in own_exchanges()]
+    ours = own_texts("train")
+    rows += [(line, True, line) for line in ours.refusals]
+    for lines in (ours.agreements, ours.retorts, ours.objections, ours.chatter, ours.claims, ours.harmless):
+        rows += [(line, False, line) for line in lines]
+    texts, truths, groups = zip(*rows, strict=True)
+    return [refusals.spoken(text) for text in texts], np.array(truths), list(groups)
+
+
+def fit(texts: Sequence[str], truths: np.ndarray) -> tuple[TfidfVectorizer, LogisticRegression]:
+    """Twice: the second time on the ``KEPT`` terms that had the largest weights."""
+    vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, min_df=2)
+    first = LogisticRegression(C=STRENGTH, max_iter=3000).fit(vectors.fit_transform(texts), truths)
+    largest = np.argsort(-np.abs(first.coef_[0]), kind="stable")[:KEPT]
+    kept = sorted(vectors.get_feature_names_out()[largest])
+    vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, vocabulary=kept)
+    return vectors, LogisticRegression(C=STRENGTH, max_iter=3000).fit(vectors.fit_transform(texts), truths)
+
+
+def write(vectors: TfidfVectorizer, model: LogisticRegression) -> None:
+    """A line a term: the term, its idf, its weight."""
+    rows = zip(vectors.get_feature_names_out(), vectors.idf_, model.coef_[0], strict=True)
+    lines = [
+        f"(bias)\t1\t{model.intercept_[0]:.4f}",
+        *(f"{term}\t{idf:.3f}\t{weight:.3f}" for term, idf, weight in rows),
+    ]
+    Path(refusals.__file__).with_name(WEIGHTS).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def written(path: Path) -> tuple[list[str], np.ndarray]:
+    """Answers, and whether each is a refusal."""
+    texts, truths = [], []
+    for block in path.read_text("utf-8").split("\n### ")[1:]:
+        head, answer = block.split("\n", 1)
+        texts.append(answer.strip())
+        truths.append(head.split("|")[1].strip() == "refusal")
+    return texts, np.array(truths)
+
+
+def said(name: str, truth: np.ndarray, found: Sequence[bool]) -> None:
+    """A line of the table."""
+    print(f"{name:42}{len(truth):6}{precision_score(truth, found):10.3f}{recall_score(truth, found):8.3f}"
+          f"{f1_score(truth, found):8.3f}")  # fmt: skip
+
+
+def main() -> None:
+    """See the module's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="train nothing")
+    if not parser.parse_args().check:
+        texts, truths, groups = training_texts()
+        vectors, model = fit(texts, truths)
+        write(vectors, model)
+        print(f"{len(texts):,} texts, {truths.sum():,} of them refusals; {len(vectors.vocabulary):,} terms")
+        tenths = cross_val_predict(model, vectors.transform(texts), truths, groups=groups, cv=GroupKFold(10))
+        print("Ten-fold on the texts that train (the terms were chosen on all of them):")
+        said("  by words alone", truths, tenths)
+    print(f"{'':42}{'n':>6}{'precision':>10}{'recall':>8}{'F1':>8}")
+    texts, truths = written(HELD_OUT)
+    said(f"{HELD_OUT.name}: rules alone", truths, [refusals.ruling_on(text) is True for text in texts])
+    said(f"{HELD_OUT.name}: rules or words", truths, [refusals.is_refusal(text) for text in texts])
+
+
+if __name__ == "__main__":
+    main()
