@@ -70,11 +70,11 @@ build/all-mpnet-base-v2:
 	rm -r build/mpnet
 
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
-# learns that the prompt matters. About 20 and 5 minutes on two cores.
+# learns that the prompt matters. About 20 and 10 minutes on one core.
 judge-pairs: setup
 	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes controls=0 --out runs/judges/pairs-first
 	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes toxic=toxic_spans start=runs/judges/pairs-first \
-		controls=3 made_up=0 answered=0 epochs=1 learning_rate=4e-4 --out runs/judges/starter_pairs
+		controls=2 made_up=60 answered=90 epochs=3 --out runs/judges/starter_pairs
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
 # The words that give a refusal away, weighed again. A quarter of a minute; ends with how often they and the rules err.

@@ -492,4 +492,4 @@ def test_the_shipped_judge_needs_the_prompt():
     assert sum(counted["called"] for counted in others) <= 0.15 * sum(counted["n"] for counted in others)
     # And what it is for it does as before: 0.948 by the judge before it, on all of these dialogues.
     assert found["auc_hate"] > 0.92
-    assert found["recall"] > 0.65
+    assert found["recall"] > 0.78
