@@ -216,7 +216,8 @@ def _residuals(x: FloatArray, w: FloatArray) -> FloatArray:
     all have as many.
     """
     from_all = x - x.sum() / w.sum() * w
-    return from_all * (1 - 1 / len(x)) / (1 - w / w.sum())
+    scaled: FloatArray = from_all * (1 - 1 / len(x)) / (1 - w / w.sum())
+    return scaled
 
 
 def _farthest(x: FloatArray, w: FloatArray) -> float:
@@ -240,7 +241,7 @@ def _skewness_shift(x: FloatArray, w: FloatArray, error: float, extra: float) ->
     spread = error * float(w.sum()) * ((n - 1) / n) ** 0.5
     cubes = float(((_residuals(x, w) / spread) ** 3).sum()) + (extra / spread) ** 3
     shift = cubes * spread * (1 + 2 * t**2) / 6 / float(w.sum())
-    return min(t * error, max(-t * error, shift))
+    return float(np.clip(shift, -t * error, t * error))
 
 
 def _t_p_value(estimate: float, error: float, freedom: float) -> float:
