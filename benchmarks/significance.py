@@ -5,8 +5,8 @@
 
 Two models that are equal are simulated again and again, and the functions that the commands call are asked whether they
 differ: at a level of 5 %, at most 6 % may. Beside it stands the power, the share of cases in which a stated effect is
-found. Then come the 95 % intervals: how often they hold what is true. Exits with 1 where an error rate is over 6 %
-by more than chance.
+found. Then come the 95 % intervals, of levels, of changes and of shares that are corrected for a judge's errors: how
+often they hold what is true. Exits with 1 where an error rate is over 6 % by more than chance.
 
 What is simulated looks like what is measured: each prompt has its own tendency (a correlation of .3 between its
 answers), answers are rarely toxic, scores are skewed, of some prompts fewer answers are scored. In the rows "another
@@ -30,6 +30,7 @@ from rewardlm.interpret.causal import change_between
 from rewardlm.interpret.intervals import Resampling
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measure import metrics, primary
+from rewardlm.measure.correction import JudgeErrors, corrected_share
 from rewardlm.measure.statistics import difference_of_means
 
 Grid = NDArray[np.float64]
@@ -261,6 +262,52 @@ def numbers(spread: Callable[[np.random.Generator, int], Grid]) -> Draw:
     return lambda rng, n: (spread(rng, n), np.empty((n, 0)))
 
 
+Counts = Callable[[np.random.Generator, int], NDArray[np.int64]]
+
+
+def one_has_25(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+    """One prompt has 25 answers, the others one each."""
+    return np.array([25] + [1] * (n - 1))
+
+
+def geometric(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+    """Five answers a prompt on average, most have fewer; 25 at most."""
+    return np.minimum(rng.geometric(0.2, n), 25)
+
+
+def two_models(before: float, after: float, counts: Counts) -> Draw:
+    """As ``shares``, of so many answers a prompt."""
+    draw = shares(before, after, 25)
+
+    def cut(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        one, two = draw(rng, n)
+        missing = np.arange(25) >= counts(rng, n)[:, None]
+        return np.where(missing, NAN, one), np.where(missing, NAN, two)
+
+    return cut
+
+
+def one_model(share: float, counts: Counts) -> Draw:
+    """0 and 1: toxic answers, of so many a prompt."""
+    draw = two_models(share, share, counts)
+
+    def cut(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        grid = draw(rng, n)[0]
+        return np.where(np.isnan(grid), NAN, grid > 0.5), np.empty((n, 0))
+
+    return cut
+
+
+def nested(before: float, after: float) -> Draw:
+    """One answer a prompt; no prompt becomes toxic that wasn't."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        level = rng.random((n, 1))
+        return np.where(level < before, 0.9, 0.1), np.where(level < after, 0.9, 0.1)
+
+    return draw
+
+
 INTERVALS = [
     *(
         Kind(f"toxic share {share}, {k}", shares(share, share, k), metrics.toxic_fraction_ci95, metrics.toxic_fraction)
@@ -293,6 +340,23 @@ INTERVALS = [
         level,
         metrics.mean,
     ),
+    *(
+        Kind(f"toxic share {share}, {name}", one_model(share, counts), metrics.toxic_fraction_ci95, metrics.mean)
+        for share in (0.05, 0.2)
+        for name, counts in (("one has 25", one_has_25), ("geometric", geometric))
+    ),
+]
+# Both models' answers, what of the change, and the interval of it.
+CHANGES: list[tuple[str, Draw, str]] = [
+    ("share .1 to 0, none rises, 1", nested(0.1, 0), "delta"),
+    ("share .3 to .1, none rises, 1", nested(0.3, 0.1), "delta"),
+    *(
+        (f"share {name}, {k}", shares(before, after, k), "delta")
+        for name, before, after in ((".1 to .033", 0.1, 0.1 / 3), (".3 to .1", 0.3, 0.1))
+        for k in (1, 4)
+    ),
+    ("share .3 to .1, one has 25", two_models(0.3, 0.1, one_has_25), "delta"),
+    *((f"mean, skewed, {k}", skewed(-1, k), "mean_delta") for k in (1, 4)),
 ]
 
 
@@ -349,8 +413,51 @@ def print_coverage(repetitions: int) -> None:
         print(f"{kind.name:34}{true:>8.3f}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
+def print_coverage_of_changes(repetitions: int) -> None:
+    """The same of changes: how often they hold it, and how often they end before it, who say that less changed."""
+    print("\nHow often the 95 % interval of a change holds it, in %, and how often it says too little, in brackets.")
+    print(f"{'':34}{'true':>8}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
+    for name, draw, of in CHANGES:
+
+        def change(grids: tuple[Grid, Grid], of: str = of) -> tuple[float, tuple[float, float]]:
+            found = metrics.paired_difference(*grids, n_resamples=FLIPS)
+            return getattr(found, of), getattr(found, f"{of}_ci95")
+
+        # One prompt with 25 answers has no weight among so many.
+        true = float(np.mean([change(draw(np.random.default_rng([5, i]), 2_000))[0] for i in range(100)]))
+        cells = []
+        for n in SIZES:
+            rng = np.random.default_rng([6, n])
+            ends = [change(draw(rng, n))[1] for _ in range(repetitions)]
+            held = np.mean([low <= true <= high for low, high in ends])
+            cells.append(f"{100 * held:.1f} ({100 * np.mean([low > true for low, _ in ends]):.1f})")
+        print(f"{name:34}{true:>8.3f}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+
+
+def print_coverage_of_corrected(repetitions: int, sensitivity: float = 0.75, specificity: float = 0.94) -> None:
+    """The same of shares corrected for a judge's errors, which were themselves counted on 300 and 1,200 pairs."""
+    sizes = (2, 3, *SIZES)
+    print("\nHow often the 95 % interval of a corrected share holds the true one, in %, and its mean width.")
+    print(f"{'':34}{'true':>8}" + "".join(f"{f'n = {n}':>13}" for n in sizes))
+    for true in (0.0, 0.05, 0.2, 0.4):
+        for k in (1, 4, 25):
+            cells = []
+            for n in sizes:
+                rng = np.random.default_rng([7, n])
+                ends = []
+                for _ in range(repetitions):
+                    card = JudgeErrors(300, rng.binomial(300, sensitivity), 1_200, rng.binomial(1_200, 1 - specificity))
+                    kinds = rng.random((n, k)) < (tendencies(rng, n, true) if true else 0.0)
+                    called = np.where(kinds, sensitivity, 1 - specificity) > rng.random((n, k))
+                    if (found := corrected_share(called.astype(float), card)[1]) is not None:
+                        ends.append(found)
+                held = np.mean([low <= true <= high for low, high in ends])
+                cells.append(f"{100 * held:.1f} {np.mean([high - low for low, high in ends]):.3f}")
+            print(f"{f'corrected share, {k}':34}{true:>8.3f}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+
+
 def main() -> int:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repetitions", type=int, default=2_000)
     parser.add_argument("--only", choices=[*(family for family, _, _ in FAMILIES), "intervals"])
@@ -359,6 +466,8 @@ def main() -> int:
     failed = [] if asked.only == "intervals" else print_errors(asked.repetitions, asked.only)
     if asked.only in (None, "intervals"):
         print_coverage(asked.repetitions)
+        print_coverage_of_changes(asked.repetitions)
+        print_coverage_of_corrected(asked.repetitions)
     print(f"\n{time.monotonic() - start:.0f} s")
     for line in failed:
         print(f"over 6 %, by more than chance: {line}", file=sys.stderr)

@@ -182,6 +182,23 @@ def test_classes_apart_leave_an_interval_with_a_width(n1: int, n0: int) -> None:
     assert found == pytest.approx((t[(1 - t) ** 2 <= 1.96**2 * variance].min(), 1.0), abs=1e-5)
 
 
+def test_few_texts_in_a_random_order_seldom_correlate() -> None:
+    """All orders of five texts are equally likely; a bootstrap alone finds a correlation in one of ten."""
+    x = np.arange(5.0)
+    orders = [np.array(order, dtype=np.float64) for order in itertools.permutations(range(5))]
+    found = [metrics.spearman_interval95(x, y, n_resamples=20, seed=0) for y in orders]
+    assert all(ends is not None and ends[0] < ends[1] for ends in found)
+    assert np.mean([not ends[0] <= 0 <= ends[1] for ends in found if ends is not None]) <= 0.05
+
+
+def test_six_texts_in_order_leave_an_interval_with_a_width() -> None:
+    """Bonett and Wright's by hand: between 1 and 1 - 12 / 210 lies 0.971, artanh 2.12, ± 1.96 (1.472 / 3)^0.5."""
+    x = np.arange(6.0)
+    assert metrics.spearman_interval95(x, x, n_resamples=50, seed=0) == (pytest.approx(0.63, abs=0.01), 1)
+    assert metrics.spearman_interval95(x, -x, n_resamples=50, seed=0) == (-1, pytest.approx(-0.63, abs=0.01))
+    assert metrics.spearman_interval95(x[:3], x[:3], n_resamples=50, seed=0) is None
+
+
 def test_bias_aucs_by_hand() -> None:
     # About the group: toxic .9 and .4, harmless .6 and .2. Others: toxic .8 and .5, harmless .3 and .1.
     scores = np.array([0.9, 0.4, 0.6, 0.2, 0.8, 0.5, 0.3, 0.1])

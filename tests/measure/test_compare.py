@@ -407,8 +407,39 @@ def test_the_share_is_corrected_for_the_judges_errors(tmp_path: Path) -> None:
     low, high = quality["counter_narrative_corrected_ci95"]
     assert 0 < low < 0.4 / 0.7 < high < 1
     assert high - low > quality["counter_narrative_fraction_ci95"][1] - quality["counter_narrative_fraction_ci95"][0]
+    assert quality["counter_narrative_errors_fit"] is True
     guess = counter_run(tmp_path / "g", [1] * 4 + [1], [0] * 5, {"counts": {**counts, "called": 250}})
     assert compare([guess], **FAST)["models"][0]["quality"]["counter_narrative_corrected"] is None
+
+
+def test_errors_that_do_not_fit_the_run_are_said(tmp_path: Path) -> None:
+    """Of 60 answers the judge's false alarms alone would be 18, and none is called."""
+    counts = {"positives": 100, "found": 80, "negatives": 300, "called": 90}
+    error = {"counts": counts, "on": "pairs", "n": 400, "accuracy": 0.7, "recall": 0.8, "precision": 0.5}
+    path = counter_run(tmp_path / "PT", [0] * 60 + [1], [0] * 61, error)
+    models = compare([path], **FAST)["models"]
+    quality = models[0]["quality"]
+    assert quality["counter_narrative_corrected"] == 0
+    assert quality["counter_narrative_errors_fit"] is False
+    low, high = quality["counter_narrative_corrected_ci95"]
+    assert low == 0
+    # Clopper and Pearson's 6 % of none in 60, over the 80 % that are found.
+    assert 0.05 < high < 0.12
+    notes = " ".join(quality_notes(models))
+    assert "But those errors don’t fit these answers: fewer are called" in notes
+    all_called = counter_run(tmp_path / "all", [1] * 60 + [1], [0] * 61, error)
+    assert "more are called counter-narratives than the judge finds" in " ".join(
+        quality_notes(compare([all_called], **FAST)["models"])
+    )
+
+
+def test_one_prompt_has_a_corrected_share_without_an_interval(tmp_path: Path) -> None:
+    counts = {"positives": 100, "found": 80, "negatives": 300, "called": 30}
+    error = {"counts": counts, "on": "pairs", "n": 400, "accuracy": 0.7, "recall": 0.8, "precision": 0.5}
+    path = counter_run(tmp_path / "PT", [1, 1], [0, 0], error)
+    models = compare([path], **FAST)["models"]
+    assert models[0]["quality"]["counter_narrative_corrected_ci95"] is None
+    assert "’s share is 100.0 % (one prompt has no interval)." in " ".join(quality_notes(models))
 
 
 @pytest.mark.parametrize(("after", "warned"), [(6, True), (16, False), (20, False)])

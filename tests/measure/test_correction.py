@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from rewardlm.measure.correction import JudgeErrors, corrected_share, effective_size, judge_errors
+from rewardlm.measure.correction import JudgeErrors, corrected_share, effective_size, errors_fit, judge_errors
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,6 +56,76 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases(
     assert held >= 937
 
 
+@pytest.mark.parametrize("truth", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("prompts", [2, 3, 5, 10])
+def test_many_answers_to_few_prompts_say_little(prompts: int, truth: float) -> None:
+    """25 answers each; every prompt has a tendency of its own, so two prompts are nearly two answers."""
+    rng = np.random.default_rng(2)
+    outside = 0
+    for _ in range(500):
+        errors = JudgeErrors(300, rng.binomial(300, 0.75), 1200, rng.binomial(1200, 0.06))
+        kinds = rng.random((prompts, 25)) < rng.beta(truth * 7 / 3, (1 - truth) * 7 / 3, (prompts, 1))
+        called = np.where(kinds, 0.75, 0.06) > rng.random((prompts, 25))
+        _, interval = corrected_share(called.astype(float), errors)
+        assert interval is not None
+        outside += not interval[0] <= truth <= interval[1]
+    # Of 500 intervals that hold it in 95 % of cases, with a probability of 99.99 %.
+    assert outside <= 44
+
+
+def test_one_prompt_has_no_interval() -> None:
+    hits = np.r_[np.ones(5), np.zeros(20)][None]
+    estimate, interval = corrected_share(hits, JudgeErrors(300, 225, 1200, 72))
+    assert estimate == pytest.approx((0.2 - 0.06) / (0.75 - 0.06))
+    assert interval is None
+    assert errors_fit(hits, JudgeErrors(300, 225, 1200, 72)) is None
+
+
+CARD = JudgeErrors(positives=300, found=225, negatives=1200, called=72)  # finds 75 %, calls 6 % of the others so
+
+
+@pytest.mark.parametrize("called", [0, 5, 12])
+def test_fewer_calls_than_false_alarms(called: int) -> None:
+    """Of 500 answers 30 would be called by mistake. If this run's false alarms are rarer, up to all calls are right:
+    then the true share is Clopper and Pearson's of the calls, over the 75 % that are found.
+    """
+    hits = (np.arange(500) < called).astype(float)[:, None]
+    estimate, interval = corrected_share(hits, CARD)
+    assert (estimate, errors_fit(hits, CARD)) == (0, False)
+    assert interval is not None
+    at_most = stats.binomtest(called, 500).proportion_ci(0.95).high / 0.75
+    assert interval[0] == 0
+    assert interval[1] == pytest.approx(at_most, rel=0.3)
+
+
+def test_more_calls_than_the_judge_finds() -> None:
+    """All of 57: the judge misses fewer here than a quarter, perhaps none."""
+    hits = np.ones((57, 1))
+    estimate, interval = corrected_share(hits, CARD)
+    assert (estimate, errors_fit(hits, CARD)) == (1, False)
+    assert interval is not None
+    at_least = (stats.binomtest(57, 57).proportion_ci(0.95).low - 0.06) / 0.94
+    assert interval == (pytest.approx(at_least, abs=0.02), 1)
+
+
+@pytest.mark.parametrize("truth", [0.0, 1.0])
+def test_chance_at_the_edge_is_no_misfit_and_the_interval_keeps_its_width(truth: float) -> None:
+    """At a true share of 0 half of the runs have fewer calls than false alarms are expected."""
+    rng = np.random.default_rng(3)
+    rate, misfits, narrowest = 0.75 if truth else 0.06, 0, 1.0
+    for _ in range(500):
+        hits = (rng.random((100, 1)) < rate).astype(float)
+        card = JudgeErrors(300, rng.binomial(300, 0.75), 1200, rng.binomial(1200, 0.06))
+        _, interval = corrected_share(hits, card)
+        assert interval is not None
+        misfits += errors_fit(hits, card) is False
+        narrowest = min(narrowest, interval[1] - interval[0])
+    assert misfits <= 25, "2.5 % of 500 are 12.5, and 25 with a probability of 99.9 %"
+    # By hand, from the judge's card and 100 answers: 1.96 (0.06 * 0.94 / 100)^0.5 / 0.69 is 0.067, and less where
+    # answers happen to vary less; 0.75 and 1 give more.
+    assert narrowest > 0.03
+
+
 def test_the_judges_own_uncertainty_widens_the_interval() -> None:
     hits = (np.arange(400) % 5 == 0).astype(float)[:, None]
     sure, unsure = (corrected_share(hits, JudgeErrors(n, n * 7 // 10, n, n // 10))[1] for n in (10_000, 50))
@@ -66,8 +137,11 @@ def test_the_judges_own_uncertainty_widens_the_interval() -> None:
 def test_answers_to_one_prompt_are_not_independent() -> None:
     rng = np.random.default_rng(0)
     prompts = (rng.random((200, 1)) < 0.4).astype(float)
-    assert effective_size(np.repeat(prompts, 5, 1)) == pytest.approx(199, rel=0.01)
-    assert effective_size((rng.random((200, 5)) < 0.4).astype(float)) > 700
+    # 1.5 % less than 200: nobody knows how much prompts vary (1.96 over the t of 199 degrees of freedom, squared).
+    assert effective_size(np.repeat(prompts, 5, 1)) == pytest.approx(197, rel=0.01)
+    independent = effective_size((rng.random((200, 5)) < 0.4).astype(float))
+    assert independent is not None
+    assert independent > 700
     # A prompt without an answer is none, and where all are alike nothing says how far apart answers are.
     assert effective_size(np.array([[1.0, 1.0], [1.0, math.nan], [math.nan, math.nan]])) == 2
 

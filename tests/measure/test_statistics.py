@@ -124,21 +124,27 @@ def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
     assert one.ci95 == pytest.approx(many.ci95)
 
 
-def test_unequal_counts_give_the_ratio_and_its_linearised_error() -> None:
-    """Cochran 1977, equation 2.46, by a loop, where the t-test decides."""
+def test_unequal_counts_give_the_ratio_and_its_jackknifed_error() -> None:
+    """Leave one prompt out after another (Efron & Tibshirani 1993, equation 11.5), with one more prompt's change. The
+    further end is Johnson's (1978).
+    """
     rng = np.random.default_rng(5)
     counts = rng.integers(1, 5, 60)
-    sums = rng.normal(0.3, 1, 60) * counts
+    counts[0] = 40
+    sums = rng.exponential(0.3, 60) * counts
     ratio = sum(sums) / sum(counts)
-    residuals = [s - ratio * c for s, c in zip(sums, counts, strict=True)]
-    squares = sum(r * r for r in residuals) + max(abs(sums)) ** 2
-    error = math.sqrt(60 * squares / 59) / sum(counts)
+    without = [(sum(sums) - s) / (sum(counts) - c) for s, c in zip(sums, counts, strict=True)]
+    more = max(abs(sums)) / sum(counts)
+    squares = 59 / 60 * sum((one - ratio) ** 2 for one in without) + 60 / 59 * more**2
+    t = stats.t.ppf(0.975, 59)
+    # Each prompt's influence on the ratio, times n: the m3 / s^2 of the mean of these, and of the additional one.
+    influence = [59 * (ratio - one) for one in without] + [60 * more]
+    skewness = sum(i**3 for i in influence) / sum(i**2 for i in influence)
     found = mean_change(sums, counts)
     assert found.mean == pytest.approx(ratio)
-    half = stats.t.ppf(0.975, 59) * error
-    assert found.ci95 == pytest.approx(
-        (min(0, ratio - half), max(0, ratio + half)) if found.p_value >= 0.05 else (ratio - half, ratio + half)
-    )
+    assert found.p_value < 0.05
+    half = t * math.sqrt(squares)
+    assert found.ci95 == pytest.approx((ratio - half, ratio + half + skewness * (1 + 2 * t**2) / 6 / 60))
 
 
 def test_where_no_prompt_changed_the_interval_says_how_many_may() -> None:
@@ -206,3 +212,35 @@ def test_intervals_of_a_rare_share_hold_it(n: int) -> None:
         low, high = metrics.toxic_fraction_ci95(rng.random((n, 1)) + 0.02 - 0.5)
         outside += not low <= 0.02 <= high
     assert outside <= at_most(400, 0.05)
+
+
+@pytest.mark.parametrize("n", [10, 20, 57, 150])
+def test_the_interval_of_a_fall_holds_it_however_large_it_is(n: int) -> None:
+    """Exactly: one answer a prompt, k of which became harmless and none toxic, is binomial."""
+    ends = [mean_change([-1.0] * k + [0.0] * (n - k), largest=1).ci95 for k in range(n + 1)]
+    for fall in np.linspace(0.004, 0.6, 150):
+        chances = stats.binom.pmf(np.arange(n + 1), n, fall)
+        held = sum(chance for chance, (low, high) in zip(chances, ends, strict=True) if low <= -fall <= high)
+        assert held > 0.95, fall
+
+
+def test_of_several_answers_a_prompt_a_fall_is_seldom_understated() -> None:
+    """A tenth of the answers was toxic, and none is: prompts differ in how many of theirs were."""
+    rng = np.random.default_rng(1)
+    beyond = 0
+    for _ in range(1000):
+        toxic = rng.binomial(4, rng.beta(0.7 / 3, 2.1, 20))
+        beyond += mean_change(-toxic, np.full(20, 4), largest=1, n_flips=100).ci95[0] > -0.1
+    assert beyond <= at_most(1000, 0.025)
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_a_prompt_with_most_of_the_answers_is_one_prompt(n: int) -> None:
+    """One has 25 answers and the others one each. It draws the share to itself, and seems to be near it."""
+    rng = np.random.default_rng(n)
+    counts = np.array([25] + [1] * (n - 1))
+    outside = 0
+    for _ in range(600):
+        low, high = share_ci95(rng.binomial(counts, rng.beta(1.4 / 3, 5.6 / 3, n)), counts)
+        outside += not low <= 0.2 <= high
+    assert outside <= at_most(600, 0.05)

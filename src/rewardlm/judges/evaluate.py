@@ -39,13 +39,13 @@ from rewardlm.judges.metrics import (
     brier,
     confusion,
     expected_calibration_error,
-    interval95,
     is_at_chance,
     pearson,
     power_mean,
     reliability,
     roc,
     spearman,
+    spearman_interval95,
 )
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
@@ -219,7 +219,7 @@ def measure_judge(
         "at_chance": is_at_chance(area, interval),
         "average_precision": average_precision(s, positive),
         "spearman": spearman(s, t),
-        "spearman_ci95": interval95(spearman, s, t, **resampled),
+        "spearman_ci95": spearman_interval95(s, t, **resampled),
         "pearson": pearson(s, t),
         "ece": expected_calibration_error(s, t),
         "ece_bins": BINS,

@@ -19,7 +19,7 @@ from rewardlm.config import MEASURE_PRESETS, flatten
 from rewardlm.errors import RunError
 from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit, drawn_by
-from rewardlm.measure.correction import corrected_share, judge_errors
+from rewardlm.measure.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measure.metrics import BoolArray, FloatArray
 from rewardlm.measure.primary import adjust, choose
 from rewardlm.measure.records import (
@@ -377,6 +377,8 @@ def _counter_narratives(run: Measured, grid: _Grid, toxic_prompts: BoolArray) ->
         "counter_narrative_null": metrics.mean(null),
         "counter_narrative_corrected": corrected,
         "counter_narrative_corrected_ci95": _pair(interval),
+        # False: the judge errs less often on these answers than on those of its card.
+        "counter_narrative_errors_fit": errors_fit(hits, errors),
     }
 
 

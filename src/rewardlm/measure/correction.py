@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from rewardlm.measure.metrics import FloatArray
+from rewardlm.measure.statistics import answers_worth
 
 _Z = 1.959963984540054  # of 95 %
+_MANY = 10**9  # counts of a judge that surely does not err
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +47,69 @@ def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
     return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
 
 
-def effective_size(hits: FloatArray) -> float:
-    """How many independent answers say as much of the mean of ``hits`` Float[N, K] as these do.
+def effective_size(hits: FloatArray) -> float | None:
+    """As how many independent answers the mean of ``hits`` Float[N, K] (NaN is no answer) is known.
 
-    Answers to one prompt resemble each other, so prompts count as clusters: p(1 − p) over the variance of the ratio of
-    their sums (Cochran 1977, 6.3). NaN is no answer. Where all are alike it is the number of prompts.
+    Answers to one prompt resemble each other, so prompts count as clusters (``statistics.answers_worth``). None for
+    fewer than two prompts.
     """
     known = ~np.isnan(hits)
-    sizes = known.sum(axis=1)
-    sizes, sums = sizes[sizes > 0], np.where(known, hits, 0.0).sum(axis=1)[sizes > 0]
-    prompts, answers = len(sizes), int(sizes.sum())
-    share = float(sums.sum()) / answers
-    spread = float(((sums - share * sizes) ** 2).sum())
-    if prompts < 2 or spread == 0:
-        return float(prompts)
-    variance = prompts / (prompts - 1) * spread / answers**2
-    return min(float(answers), share * (1 - share) / variance)
+    if known.any(axis=1).sum() < 2:
+        return None
+    return answers_worth(np.where(known, hits, 0.0).sum(axis=1), known.sum(axis=1))
 
 
 def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float | None, tuple[float, float] | None]:
     """The true share behind ``hits`` Float[N, K] (1: the judge called it so, NaN: not judged), and its 95 % interval.
 
     Both are held to [0, 1]. None where there is nothing to correct, or where ``errors`` are unknown or those of a judge
-    that guesses (sensitivity + specificity ≤ 1).
+    that guesses (sensitivity + specificity ≤ 1). One prompt has no interval.
+
+    Where fewer are called than false alarms alone would be, an interval held to [0, 1] would lose its width. If chance
+    explains it, it is made as wide as that of a true share of 0. If not (``errors_fit``), the judge's false alarms are
+    rarer here than ``errors`` say, nobody knows by how much, and the upper end is that of a judge without any. Where
+    more are called than the judge finds it is the same, the other way round.
     """
     if errors is None or np.isnan(hits).all() or errors.sensitivity + errors.specificity <= 1:
         return None, None
-    share = float(np.nanmean(hits))
-    youden = errors.sensitivity + errors.specificity - 1
-    estimate = (share + errors.specificity - 1) / youden
-    return _held(estimate), lang_reiczigel(share, effective_size(hits), errors)
+    share, false_alarms = float(np.nanmean(hits)), 1 - errors.specificity
+    estimate = (share - false_alarms) / (errors.sensitivity - false_alarms)
+    n = effective_size(hits)
+    found = None if n is None else lang_reiczigel(share, n, errors)
+    if n is None or found is None:
+        return _held(estimate), None
+    low, high = found
+    if high <= 0:
+        none_is_false = JudgeErrors(errors.positives, errors.found, _MANY, 0)
+        low, high = 0.0, (lang_reiczigel(share, n, none_is_false) or (0, 1))[1]
+    elif low >= 1:
+        all_are_found = JudgeErrors(_MANY, _MANY, errors.negatives, errors.called)
+        low, high = (lang_reiczigel(share, n, all_are_found) or (0, 1))[0], 1.0
+    elif estimate < 0:
+        high = max(high, (lang_reiczigel(false_alarms, n, errors) or found)[1])
+    elif estimate > 1:
+        low = min(low, (lang_reiczigel(errors.sensitivity, n, errors) or found)[0])
+    return _held(estimate), (_held(low), _held(high))
+
+
+def errors_fit(hits: FloatArray, errors: JudgeErrors | None) -> bool | None:
+    """Whether some true share explains how many of ``hits`` Float[N, K] a judge with these errors calls so.
+
+    False where the share is lower than the judge's false alarms alone would make it, or higher than what it finds, and
+    neither is chance: the 95 % interval lies outside of [0, 1]. None where there is no such interval.
+    """
+    n = effective_size(hits)
+    if errors is None or n is None or errors.sensitivity + errors.specificity <= 1:
+        return None
+    found = lang_reiczigel(float(np.nanmean(hits)), n, errors)
+    return None if found is None else found[0] < 1 and found[1] > 0
 
 
 def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, float] | None:
     """95 % interval of a prevalence by an imperfect test (Lang & Reiczigel 2014, Prev. Vet. Med. 113:13-22).
 
-    ``share`` of ``n`` were called. None where the adjusted sensitivity and specificity are no better than a guess.
+    ``share`` of ``n`` were called. An end may lie outside of [0, 1], or both. None where the adjusted sensitivity and
+    specificity are no better than a guess.
     """
     n_adjusted = n + _Z**2
     p = (n * share + _Z**2 / 2) / n_adjusted
@@ -93,7 +122,7 @@ def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, 
     of_se, of_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
     shift = 2 * _Z**2 * (prevalence * of_se - (1 - prevalence) * of_sp)
     width = _Z * math.sqrt(p * (1 - p) / n_adjusted + prevalence**2 * of_se + (1 - prevalence) ** 2 * of_sp) / youden
-    return _held(prevalence + shift - width), _held(prevalence + shift + width)
+    return prevalence + shift - width, prevalence + shift + width
 
 
 def _held(value: float) -> float:

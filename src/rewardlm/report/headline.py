@@ -356,11 +356,26 @@ def _corrected(model: Mapping[str, Any]) -> list[str]:
             f"{model['label']}: {percent(share)} of the answers to toxic prompts are called counter-narratives; put "
             f"under each other’s prompts, {percent(null)} of the same answers still are. That much is tone."
         )
-    if quality.get("counter_narrative_corrected") is not None:
+    corrected, interval = (quality.get(f"counter_narrative_corrected{of}") for of in ("", "_ci95"))
+    if corrected is not None:
+        within = (
+            f"{shares_text(interval)}, 95 %, the judge’s own uncertainty included"
+            if interval
+            else "one prompt has no interval"
+        )
         notes.append(
-            f"Corrected for the judge’s known errors, {model['label']}’s share is "
-            f"{percent(quality['counter_narrative_corrected'])} "
-            f"({shares_text(quality['counter_narrative_corrected_ci95'])}, 95 %, the judge’s own uncertainty included)."
+            f"Corrected for the judge’s known errors, {model['label']}’s share is {percent(corrected)} ({within})."
+        )
+    if corrected is not None and quality.get("counter_narrative_errors_fit") is False:
+        notes.append(
+            "But those errors don’t fit these answers: "
+            + (
+                "fewer are called counter-narratives than the judge’s false alarms alone would be, so it raises fewer "
+                "here, and the interval goes up to the share if it raises none."
+                if corrected < 0.5
+                else "more are called counter-narratives than the judge finds elsewhere, so it misses fewer here, and "
+                "the interval goes down to the share if it misses none."
+            )
         )
     return notes
 

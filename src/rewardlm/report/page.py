@@ -429,8 +429,8 @@ def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             null = quality.get("prompt_similarity_null")
             if form == "similarity" and value is not None and null is not None:
                 cells[-1] += f" ({_score(null)})"
-            if form == "corrected" and value is not None:
-                cells[-1] += f" [{headline.shares_text(quality.get(f'{key}_ci95'))}]"
+            if form == "corrected" and quality.get(f"{key}_ci95") is not None:
+                cells[-1] += f" [{headline.shares_text(quality[f'{key}_ci95'])}]"
         rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
     return rows
 
