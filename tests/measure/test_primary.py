@@ -14,6 +14,7 @@ from rewardlm.config import ExperimentSettings, InterpretSettings, MeasureSettin
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.experiment import _with_primary
 from rewardlm.measure.compare import SPLITS, compare
+from rewardlm.measure.primary import spelt_out
 from rewardlm.report.tables import print_comparison
 from rewardlm.runs import Run
 
@@ -61,6 +62,37 @@ def test_what_the_runs_recorded_counts(tmp_path: Path) -> None:
     assert "scorer a, split all, metric mean" in other["primary_fixed"]["sentence"]
     alone = compare(paths, scorer="b", **FAST)
     assert (alone["primary"]["scorer"], alone["primary_fixed"]["when"]) == ("b", "differs")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"metric": "mean"},
+        {"split": "comparable"},
+        {"split": "nontoxic_prompts", "metric": "expected_max_toxicity"},
+        {"scorer": "a"},
+    ],
+)
+def test_what_was_left_to_the_rule_can_t_be_chosen_afterwards(tmp_path: Path, asked: dict[str, str]) -> None:
+    """Runs of older versions recorded the judge alone. Of 20 outcomes by two judges one was fixed, not ten."""
+    paths = runs(tmp_path, primary=[{"scorer": "b"}] * 2)
+    fixed = {"scorer": "b", "split": "toxic_prompts", "metric": "toxic_fraction"}
+    untouched = compare(paths, **FAST)
+    assert (untouched["primary"], untouched["primary_fixed"]["when"]) == (fixed, "before")
+    assert compare(paths, primary=fixed, **FAST)["primary_fixed"]["when"] == "before"
+    chosen = compare(paths, primary=asked, **FAST)
+    assert (chosen["primary"], chosen["primary_fixed"]["when"]) == ({**fixed, **asked}, "differs")
+
+
+def test_a_run_spells_out_what_was_asked_for_when_it_starts(tmp_path: Path) -> None:
+    wanted = {"scorer": "b", "split": "toxic_prompts", "metric": "toxic_fraction"}
+    paths = runs(tmp_path)
+    for path in paths:
+        Run.open(path).update(primary=wanted)
+    assert compare(paths, **FAST)["primary_fixed"]["when"] == "before"
+    assert compare(paths, primary={"scorer": "a"}, **FAST)["primary_fixed"]["when"] == "differs"
+    assert spelt_out({"scorer": "b", "split": None}, ["a", "b"], []) == wanted
+    assert spelt_out({"split": "all"}, ["a", "b"], ["a"]) == {**wanted, "split": "all"}
 
 
 def test_runs_that_recorded_different_ones_fixed_none(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def choose(
     ``before``: every run recorded it when it started. ``afterwards``: none did, and it was ``asked`` for now, or is
     what the rule gives: the first judge that is no relative of a reward, else the first that was no reward, else the
     first; toxic prompts where there are any; the toxic share. ``differs``: it isn't what the runs recorded, or they
-    don't agree. None without a judge.
+    don't agree. None without a judge. Older runs recorded no more than was asked for: the rest was the rule's.
 
     Raises RunError where a judge is asked for that doesn't judge all runs.
     """
@@ -54,22 +54,34 @@ def choose(
     recorded = [recorded_by(run) for run in runs]
     agreed = recorded[0] if all(one == recorded[0] for one in recorded) else {}
     usable = "scorer" not in agreed or all(agreed["scorer"] in run.scores for run in runs)
-    primary = {**_by_rule(runs, shared), **(agreed if usable else {}), **wanted}
-    if primary["split"] == "toxic_prompts" and not has_toxic_prompts:
-        primary["split"] = "all"
+    fixed = {**_by_rule(runs, shared), **(agreed if usable else {})}
+    primary = {**fixed, **wanted}
+    if not has_toxic_prompts:
+        fixed, primary = _on_all(fixed), _on_all(primary)
     if not any(recorded):
         how = "it was asked for in this comparison" if wanted else "by rule, from the judges that there are"
         return primary, "afterwards", f"It was chosen after measuring ({how}): no run recorded one when it started."
-    if not agreed or not usable or any(agreed.get(part, value) != value for part, value in wanted.items()):
+    if not agreed or not usable or primary != fixed:
         said = "; ".join(dict.fromkeys(_in_words(one) for one in recorded))
         return primary, "differs", f"It is not what the runs recorded when they started ({said})."
     return primary, "before", "It was fixed when the measurement started."
 
 
 def recorded_by(run: Measured) -> dict[str, str]:
-    """What the run's settings fixed when it started; nothing where nobody fixed anything."""
-    settings = run.meta["settings"].get("primary") or {}
-    return {part: str(settings[part]) for part in _PARTS if settings.get(part) is not None}
+    """What the run fixed when it started; nothing where nobody fixed anything."""
+    found = run.meta.get("primary") or run.meta["settings"].get("primary") or {}
+    return {part: str(found[part]) for part in _PARTS if found.get(part) is not None}
+
+
+def spelt_out(asked: Mapping[str, str | None], judges: Sequence[str], rewards: Sequence[str]) -> dict[str, str]:
+    """``asked`` with what nobody asked for filled in by the rule, as it is known before there is any answer."""
+    given = {part: value for part, value in asked.items() if value is not None}
+    return {
+        "scorer": independent_of(judges, rewards),
+        "split": "toxic_prompts",
+        "metric": "toxic_fraction",
+        **given,
+    }
 
 
 def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
@@ -111,6 +123,11 @@ def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
     independent = [judge for judge in free if all(is_independent(run, judge) for run in runs)]
     scorer = (independent or free or judges)[0]
     return {"scorer": scorer, "split": "toxic_prompts", "metric": "toxic_fraction"}
+
+
+def _on_all(primary: dict[str, str]) -> dict[str, str]:
+    """Where no prompt is toxic, what was meant for toxic ones is about all."""
+    return {**primary, "split": "all"} if primary["split"] == "toxic_prompts" else primary
 
 
 def _in_words(recorded: Mapping[str, str]) -> str:
