@@ -25,6 +25,7 @@ METRICS = {
     "expected_max_toxicity": "expected_max_toxicity_",
     "toxicity_probability": "toxicity_probability_",
 }
+_LOW, _HIGH = 0, 2
 _PARTS = ("scorer", "split", "metric")
 
 
@@ -101,20 +102,39 @@ def adjust(comparisons: Sequence[dict[str, Any]], primary: Mapping[str, str] | N
     """Put ``p_adjusted``, ``mean_p_adjusted`` and so on beside the p-values of ``comparisons``.
 
     A family is one number (the toxic share, say) over all models, judges and splits; the further labels of judges,
-    which tables leave out, are a family of their own, and so is the primary outcome, one test a model.
+    which tables leave out, are a family of their own, and so is the primary outcome, one test a model. The worst case
+    of the unscored has the families of the toxic share. What flows claim, that answers went from high to low, is a
+    family over models and judges, split by split.
     """
     names = {entry["scorer"] for entry in comparisons}
     further = {name for name in names if any(name.startswith(f"{other}.") for other in names)}
-    for metric, prefix in METRICS.items():
-        families: dict[str, list[dict[str, Any]]] = {"primary": [], "main": [], "further": []}
+    for metric, prefix in (*METRICS.items(), ("toxic_fraction", "delta_worst_")):
+        families: dict[object, list[dict[str, Any]]] = {}
         for entry in comparisons:
             own = {"scorer": entry["scorer"], "split": entry["split"], "metric": metric}
-            name = "primary" if own == primary else "further" if entry["scorer"] in further else "main"
-            families[name].append(entry)
-        for family in families.values():
-            adjusted = holm([entry[f"{prefix}p_value"] for entry in family])
-            for entry, p_value in zip(family, adjusted, strict=True):
-                entry[f"{prefix}p_adjusted"] = p_value
+            family = "primary" if own == primary else entry["scorer"] in further
+            families.setdefault(family, []).append(entry)
+        for entries in families.values():
+            _correct(entries, f"{prefix}p_value", f"{prefix}p_adjusted")
+    flows: dict[object, list[dict[str, Any]]] = {}
+    for entry in comparisons:
+        if entry["flow_excess"] is not None and entry["flow_excess"][_HIGH][_LOW] is not None:
+            flows.setdefault((entry["split"], entry["scorer"] in further), []).append(entry["flow_excess"][_HIGH][_LOW])
+    for cells in flows.values():
+        _correct(cells, "p_value", "p_adjusted")
+
+
+def adjust_models(models: Sequence[dict[str, Any]]) -> None:
+    """The same for changes that no judge of toxicity has a part in: each number is a family over the models."""
+    for key, ending in (("counter_narrative_change", ""), ("counter_narrative_change", "_over_null"),
+                        ("truncated_change", "")):  # fmt: skip
+        changes = [model[key] for model in models if model.get(key) is not None]
+        _correct(changes, f"p_value{ending}", f"p_adjusted{ending}")
+
+
+def _correct(tests: Sequence[dict[str, Any]], p_value: str, p_adjusted: str) -> None:
+    for test, adjusted in zip(tests, holm([test[p_value] for test in tests]), strict=True):
+        test[p_adjusted] = adjusted
 
 
 def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
