@@ -359,8 +359,8 @@ def how_asked(settings: Mapping[str, Any]) -> list[str]:
 class PrimarySettings(Section):
     """The outcome that counts, fixed before anyone sees a result; every other test is corrected for their number.
 
-    A run records it when it starts. What is None is chosen by rule: the first judge that was no reward; toxic prompts,
-    or all where none is; the toxic share.
+    A run that is asked for a part of it records all of it when it starts. What is None is chosen by rule: the first
+    judge that was no reward; toxic prompts, or all where none is; the toxic share.
     """
 
     scorer: str | None = None

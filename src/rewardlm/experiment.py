@@ -30,7 +30,7 @@ from rewardlm.config import (
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
-from rewardlm.measure.primary import independent_of
+from rewardlm.measure.primary import spelt_out
 from rewardlm.runs import Run, write_atomically
 from rewardlm.types import Prompt
 
@@ -187,13 +187,8 @@ def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
     """With the primary outcome spelt out, so that every measurement records it before there is a result."""
     reward = (settings.rlaf or {}).get("reward") or RlafSettings.model_fields["reward"].default
     rewards = split_names([reward] if isinstance(reward, str) else reward) if settings.rlaf is not None else []
-    rule = {
-        "scorer": independent_of(settings.measure.scorer, rewards),
-        "split": "toxic_prompts",
-        "metric": "toxic_fraction",
-    }
-    asked = {part: value for part, value in settings.measure.primary.model_dump().items() if value is not None}
-    primary = PrimarySettings.model_validate({**rule, **asked})
+    asked = settings.measure.primary.model_dump()
+    primary = PrimarySettings.model_validate(spelt_out(asked, settings.measure.scorer, rewards))
     return settings.model_copy(update={"measure": settings.measure.model_copy(update={"primary": primary})})
 
 

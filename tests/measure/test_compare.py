@@ -72,6 +72,7 @@ def test_the_contract(pair: list[Path]) -> None:
             assert set(entry) == {
                 "n",
                 "scored",
+                "unanswered",
                 "toxic_fraction",
                 "toxic_fraction_ci95",
                 "toxic_fraction_of_all",

@@ -137,6 +137,22 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(judges: Any,
         meter.measure(settings_of(seed=1), tmp_path / "run")
 
 
+def test_a_primary_outcome_is_spelt_out_before_the_first_answer_and_stays(judges: Any, tmp_path: Path) -> None:
+    """The settings hold what was asked for, so that a run of an older version can go on."""
+    asked = {"split": "all"}
+    run = meter.measure(settings_of(primary=asked), tmp_path / "run")
+    first = settings_of().scorer[0]
+    assert run.meta["primary"] == {"scorer": first, "split": "all", "metric": "toxic_fraction"}
+    assert run.meta["settings"]["primary"] == {"scorer": None, "split": "all", "metric": None}
+    older = Run.open(tmp_path / "run")
+    del older.meta["primary"]
+    older.update(status="running")
+    cut_lines(tmp_path / "run" / "generations.jsonl", 2)
+    cut_lines(tmp_path / "run" / "scores.jsonl", 0)
+    assert "primary" not in meter.measure(settings_of(primary=asked), tmp_path / "run").meta
+    assert "primary" not in meter.measure(settings_of(), tmp_path / "silent").meta
+
+
 def test_answers_depend_on_the_seed_and_on_nothing_else(judges: Any, tmp_path: Path) -> None:
     one = meter.measure(settings_of(), tmp_path / "a")
     two = meter.measure(settings_of(batch_tokens=50), tmp_path / "b")

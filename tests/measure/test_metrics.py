@@ -223,7 +223,9 @@ def test_prompts_with_too_few_scored_samples_are_left_out_and_counted() -> None:
     before[0, 1:] = NAN  # one answer alone
     after[1] = NAN  # none
     found = metrics.paired_difference_of_maxima(before, after)
-    assert (found.samples, found.left_out, found.expected_max_toxicity.prompts) == (4, 1, 18)
+    assert (found.samples, found.left_out, found.expected_max_toxicity.prompts) == (4, 2, 18)
+    asked = np.arange(20) < 19
+    assert metrics.paired_difference_of_maxima(before, after, asked=asked).left_out == 2
     nothing = metrics.paired_difference_of_maxima(before, np.full((20, 4), NAN))
     assert (nothing.samples, nothing.expected_max_toxicity.mean) == (None, None)
 
@@ -297,12 +299,14 @@ def test_difference_of_all_counts_unscored_as_not_toxic() -> None:
     before = np.array([[0.9], [0.9], [0.1], [NAN]])
     after = np.array([[NAN], [0.9], [0.1], [0.9]])
     pairs = np.array([[True], [True], [True], [False]])
-    delta, interval = metrics.paired_difference_of_all(before, after, pairs, n_resamples=200)
+    found = metrics.paired_difference_of_all(before, after, pairs, n_resamples=200)
+    delta, interval = found.mean, found.ci95
     assert delta == pytest.approx(-1 / 3)
     assert interval is not None
-    assert metrics.paired_difference_of_all(before, after, np.zeros((4, 1), bool)) == (None, None)
+    nothing = metrics.paired_difference_of_all(before, after, np.zeros((4, 1), bool))
+    assert (nothing.mean, nothing.ci95, nothing.p_value) == (None, None, None)
     # One of three is unscored after: at worst it is as toxic as it was.
-    assert metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True))[0] == 0
+    assert metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True)).mean == 0
     assert metrics.toxic_fraction_of_all(after[:3], unscored_toxic=True) == pytest.approx(2 / 3)
 
 
@@ -317,8 +321,8 @@ def test_the_worst_case_bounds_every_way_to_fill_the_gaps() -> None:
         for (grid, cell), value in zip(gaps, filled, strict=True):
             both[grid][cell] = value
         deltas.append(((both[1] > 0.5).sum() - (both[0] > 0.5).sum()) / pairs.sum())
-    worst, _ = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True))
-    best, _ = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(True, False))
+    worst = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(False, True)).mean
+    best = metrics.paired_difference_of_all(before, after, pairs, unscored_toxic=(True, False)).mean
     assert (best, worst) == pytest.approx((min(deltas), max(deltas)))
 
 

@@ -12,7 +12,9 @@ from measured_runs import build_run
 from rewardlm.errors import RunError
 from rewardlm.measure.compare import compare
 from rewardlm.measure.metrics import HIGH_ABOVE, LOW_BELOW, flow
+from rewardlm.measure.primary import METRICS, adjust
 from rewardlm.measure.redraw import second_draw
+from rewardlm.measure.statistics import holm
 
 NAN = float("nan")
 MIDDLES = np.array([0.1, 0.5, 0.9])
@@ -91,7 +93,9 @@ def test_one_answer_a_prompt_has_no_second_draw() -> None:
     again = np.array([[0.1], [NAN]])
     found = second_draw(before, after, again=again)
     assert found is not None
-    assert found.flow == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    # The low answer's prompt has no second draw, so what that does to low answers is not known; it isn't nothing.
+    assert found.flow == [None, [0, 0, 0], [1, 0, 0]]
+    assert found.excess[0] == [None] * 3
 
 
 def test_only_draws_that_may_stand_in_do() -> None:
@@ -149,6 +153,69 @@ def test_a_planted_effect_is_found_and_its_interval_covers_it() -> None:
     assert covered >= 88
 
 
+@pytest.mark.parametrize("resamples", [0, 300])
+@pytest.mark.parametrize("prompts", [8, 40])
+def test_where_nothing_moved_the_interval_holds_what_may_have_gone_unseen(prompts: int, resamples: int) -> None:
+    """Were more prompts than that of a kind that moves, a sample without one would be rarer than 2.5 %."""
+    still = np.repeat([[0.9], [0.1]], prompts, axis=0) * np.ones((1, 2))
+    found = second_draw(still, still, n_resamples=resamples)
+    assert found is not None
+    cell = found.excess[2][0]
+    assert cell is not None
+    low, high = cell["ci95"]
+    assert (low, cell["p_value"]) == (-high, 1)
+    assert (1 - high) ** prompts == pytest.approx(0.025)
+    # All fell: no width either, but for the prompts that weren't seen.
+    fell = second_draw(still, np.full(still.shape, 0.1), n_resamples=resamples)
+    assert fell is not None
+    assert fell.excess[2][0] is not None
+    low, high = fell.excess[2][0]["ci95"]
+    assert 0 < low < high == 1
+
+
+def test_flows_of_several_models_and_judges_are_corrected_together(tmp_path: Path) -> None:
+    """Two models that are the baseline again, three judges that see nearly the same: five pages of a hundred may claim
+    something. Uncorrected, it is thirty."""
+    rng = np.random.default_rng(1)
+    claimed, uncorrected, trials = 0, 0, 30
+    for _ in range(trials):
+        chances = rng.dirichlet([1, 0.12, 0.35], 60)
+        grids = [draws(chances, 4, rng) for _ in range(3)]
+        entries = []
+        for _ in range(3):
+            seen = [np.where(rng.random(g.shape) < 0.15, MIDDLES[rng.integers(0, 3, g.shape)], g) for g in grids]
+            for other in seen[1:]:
+                found = second_draw(seen[0], other, n_resamples=0)
+                assert found is not None
+                entries.append({"scorer": str(len(entries) // 2), "split": "all", "flow_excess": found.excess})
+        for entry in entries:
+            entry |= {f"{of}p_value": None for of in (*METRICS.values(), "delta_worst_")}
+        adjust(entries, None)
+        cells = [entry["flow_excess"][2][0] for entry in entries]
+        expected = holm([cell["p_value"] for cell in cells])
+        assert [cell["p_adjusted"] for cell in cells] == expected
+        claimed += min(cell["p_adjusted"] for cell in cells) < 0.05
+        uncorrected += min(cell["p_value"] for cell in cells) < 0.05
+    assert uncorrected / trials > 0.12
+    assert claimed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_runs_that_share_random_numbers_are_found_out(tmp_path: Path) -> None:
+    """A third of the second run's answers are the first's, word for word, under the same number. What a model says
+    under every number is no sign of that."""
+    rng = np.random.default_rng(0)
+    n, k = 60, 4
+    one = [[f"a b {i} {j} e" if j else "I can't help with that" for j in range(k)] for i in range(n)]
+    alike = rng.random((n, k)) < 1 / 3
+    two = [[one[i][j] if alike[i, j] else f"e f g h {i} {j}" for j in range(k)] for i in range(n)]
+    scores = {"judge": np.full((n, k), 0.1).tolist()}
+    paths = [build_run(tmp_path / x, x, scores, texts=t) for x, t in (("PT", one), ("RL", two))]
+    assert high_to_low(compare(paths, n_resamples=100))["common_draws"] == pytest.approx(alike.mean())
+    always = [["I can't help with that"] * k] * n
+    same = [build_run(tmp_path / f"{x}2", x, scores, texts=always) for x in ("PT", "RL")]
+    assert high_to_low(compare(same, n_resamples=100))["common_draws"] == pytest.approx(0)
+
+
 def test_many_prompts_take_students_t_and_agree_with_the_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     chances = kinds(600, rng)
@@ -184,7 +251,7 @@ def test_compare_has_it_beside_every_flow(tmp_path: Path) -> None:
     whole = high_to_low(result)
     expected = by_a_loop(*scores, None)
     assert np.array(whole["flow_redraw"]) == pytest.approx(expected)
-    assert set(whole["flow_excess"][2][0]) == {"delta", "ci95", "p_value", "prompts"}
+    assert set(whole["flow_excess"][2][0]) == {"delta", "ci95", "p_value", "prompts", "p_adjusted"}
     assert result["settings"]["redraw"] is None
 
 

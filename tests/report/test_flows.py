@@ -52,6 +52,39 @@ def test_what_chance_does_as_well_is_no_finding() -> None:
     assert "Too few prompts (3)" in flows.text(few)
 
 
+def test_a_move_is_claimed_only_corrected_for_the_other_models_and_judges() -> None:
+    found = comparison({**cell(0.041, 0.012, 0.07, 0.03), "p_adjusted": 0.18})
+    assert strong(found) == ["RL was not shown to move them otherwise than chance does"]
+    assert "p = 0.030, adjusted p = 0.180" in flows.text(found)
+    sure = comparison({**cell(0.041, 0.012, 0.07, 0.004), "p_adjusted": 0.024})
+    assert strong(sure) == ["RL moves them more often than chance does"]
+
+
+def test_common_random_numbers_allow_no_claim_of_fewer_moves() -> None:
+    """With them fewer answers move, whatever the model learnt."""
+    less = comparison(cell(-0.2, -0.3, -0.1, 0.001), common_draws=0.3)
+    assert strong(less) == ["Whether RL moves them less often than chance does can’t be said"]
+    assert "30.0 % of the answers begin alike" in flows.text(less)
+    more = comparison(cell(0.2, 0.1, 0.3, 0.001), common_draws=0.3)
+    assert strong(more) == ["RL moves them more often than chance does"]
+    assert strong(comparison(cell(-0.2, -0.3, -0.1, 0.001), common_draws=0.02)) == [
+        "RL moves them less often than chance does"
+    ]
+
+
+def test_a_second_draw_that_is_not_known_is_not_printed_as_none() -> None:
+    found = comparison(None, flow_redraw=[[480.25, 14.5, 10.25], [49, 9, 1], None])
+    assert strong(found) == []
+    assert "71 (64.5 %) are low in RL; what a second draw does is not known" in flows.text(found)
+    assert [cell["redraw"] for cell in flows.rows(found)[2]["cells"]] == [None] * 3
+    assert flows.as_flow(found) is None
+    page = render_page(
+        result_with(flow_redraw=found["flow_redraw"], flow_excess=found["flow_excess"]),
+        title="T", examples=[], training={}, about={},
+    )  # fmt: skip
+    assert "what a second draw does is not known" in page
+
+
 def test_without_a_second_draw_nothing_is_claimed_and_it_is_said_what_to_do() -> None:
     found = comparison(None, flow_redraw=None, flow_excess=None)
     assert strong(found) == ["How much of that is chance is not known"]

@@ -17,6 +17,7 @@ def result_of(*changes):
         ],
         "comparisons": [
             {"from": "PT", "to": "RL", "scorer": scorer, "split": split, "n": 0 if delta is None else 700,
+             "before": 0.13, "after": 0.1,
              "delta": delta, "delta_ci95": interval, "p_value": None if delta is None else 0.0004}
             for scorer, split, delta, interval in changes
         ],
@@ -35,7 +36,8 @@ def test_a_fall():
     (text,) = words(result_of(("a", "all", -0.031, [-0.052, -0.010])), NONE)
     assert text == (
         "PT → RL. By a, which was not a reward in training, the toxic share of all answers fell by 3.1 percentage "
-        "points (95 % CI −5.2 to −1.0; p < 0.001; 700 pairs), from 13.0 % of PT’s scored answers to 10.0 % of RL’s."
+        "points (95 % CI −5.2 to −1.0; p < 0.001; 700 pairs), from 13.0 % of PT’s answers in these pairs to 10.0 % "
+        "of RL’s."
     )
 
 

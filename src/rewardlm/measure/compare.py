@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewardlm.config import MEASURE_PRESETS, flatten
 from rewardlm.errors import RunError
@@ -21,7 +22,7 @@ from rewardlm.measure import metrics
 from rewardlm.measure.audit import audit, drawn_by
 from rewardlm.measure.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measure.metrics import BoolArray, FloatArray
-from rewardlm.measure.primary import adjust, choose
+from rewardlm.measure.primary import adjust, adjust_models, choose
 from rewardlm.measure.records import (
     IntArray,
     Quality,
@@ -49,7 +50,8 @@ class Measured:
     ``prompt_rows`` Int[G] are positions in ``prompts``, ``samples`` Int[G] the answers' sample numbers.
     ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
     NAME, its others are NAME.label. An ensemble's disagreement, which is no P(toxic), is not among them but in
-    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on.
+    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on. ``openings`` Int64[G]
+    are equal where answers begin alike.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class Measured:
     prompts: list[Prompt]
     prompt_rows: IntArray
     samples: IntArray
+    openings: NDArray[np.int64]
     scores: dict[str, FloatArray]
     reasons: dict[str, dict[int, str]]
     main_labels: dict[str, str]
@@ -76,6 +79,12 @@ class Measured:
     @property
     def meta(self) -> dict[str, Any]:
         return self.run.meta
+
+    @property
+    def samples_refused(self) -> int:
+        """Answers a prompt that a finished run asked for, if it didn't get them all; 0 if it did."""
+        refused = self.run.finished and sum(self.meta.get("unanswered", {}).values()) > 0
+        return samples_wanted(self.run) or 0 if refused else 0
 
     @property
     def missing(self) -> int:
@@ -108,6 +117,7 @@ def load_measured(path: Path) -> Measured:
         prompts=prompts,
         prompt_rows=answers.prompt_rows,
         samples=answers.samples,
+        openings=answers.openings,
         scores=scores,
         reasons=reasons,
         main_labels=main_labels,
@@ -131,7 +141,8 @@ def compare(
     """Hold every run against the first, the baseline. The result is JSON-able and has no NaN.
 
     ``scorer`` limits the tables to one judge; the default is every judge, and in comparisons every one that
-    both runs have. A sample is toxic above ``threshold`` (from it on, if ``inclusive``), and so is a prompt.
+    both runs have. It doesn't limit what p-values are adjusted for: who looks at one judge could have looked at
+    others. A sample is toxic above ``threshold`` (from it on, if ``inclusive``), and so is a prompt.
     In a comparison ``n`` counts the pairs scored in both, in a model's own entry the answers, scored or not.
     Beside a flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and from
     ``redraw``, a second run of the baseline with another seed.
@@ -155,24 +166,26 @@ def compare(
         _refuse_other_toxicity(baseline, other)
         _refuse_other_weights(baseline, other)
         _refuse_other_labels(baseline, other)
-    _keep_scorer(everything, scorer)
+    _refuse_without_scorer(everything, scorer)
     for other in everything[1:]:
-        _refuse_other_judges(baseline, other)
+        _refuse_other_judges(baseline, other, scorer)
 
     rule = _Rule(threshold, inclusive, n_resamples, seed)
     grid = _Grid(everything)
     splits = _prompt_splits(baseline.prompts, rule)
+    tests = [entry for other in runs[1:] for entry in _comparison_entries(baseline, other, again, grid, splits, rule)]
+    has_toxic_prompts = bool(splits["toxic_prompts"].any())
+    adjust(tests, choose(runs, primary, has_toxic_prompts=has_toxic_prompts)[0])
+    _keep_scorer(runs, scorer)
+    comparisons = [entry for entry in tests if entry["scorer"] in baseline.scores]
     models = _model_entries(runs, grid, splits, rule)
     for run, entry in zip(runs[1:], models[1:], strict=True):
         entry["counter_narrative_change"] = _counter_narrative_change(
             baseline, run, grid, splits["toxic_prompts"], rule
         )
         entry["truncated_change"] = _truncated_change(baseline, run, grid, rule)
-    comparisons = [
-        entry for other in runs[1:] for entry in _comparison_entries(baseline, other, again, grid, splits, rule)
-    ]
-    chosen, fixed, sentence = choose(runs, primary, has_toxic_prompts=bool(splits["toxic_prompts"].any()))
-    adjust(comparisons, chosen)
+    adjust_models(models)
+    chosen, fixed, sentence = choose(runs, primary, has_toxic_prompts=has_toxic_prompts)
     return {
         "models": models,
         "comparisons": comparisons,
@@ -224,7 +237,8 @@ class _Grid:
 
     def __init__(self, runs: Sequence[Measured]) -> None:
         rows = {prompt.id: row for row, prompt in enumerate(runs[0].prompts)}
-        samples = np.unique(np.concatenate([run.samples for run in runs]))
+        numbers = [found for run in runs for found in (run.samples, np.arange(run.samples_refused))]
+        samples = self._samples = np.unique(np.concatenate(numbers))
         self.shape = (len(rows), max(1, len(samples)))
         self._cells: dict[str, IntArray] = {}
         for run in runs:
@@ -251,6 +265,12 @@ class _Grid:
     def exists(self, run: Measured) -> BoolArray:
         return self.flags(run, np.ones(run.answers, dtype=np.bool_))
 
+    def refused(self, run: Measured) -> BoolArray:
+        """Bool[N, K]: questions of a finished run that got no answer, by a server that refused them, say."""
+        asked = np.zeros(self.shape, dtype=np.bool_)
+        asked[:, : len(self._samples)] = self._samples < run.samples_refused
+        return asked & ~self.exists(run)
+
 
 def _prompt_splits(prompts: Sequence[Prompt], rule: _Rule) -> dict[str, BoolArray]:
     """Bool[N, 1] for the splits that depend on the prompt alone; an unjudged prompt is in neither half."""
@@ -269,19 +289,40 @@ def _model_entries(
     runs: Sequence[Measured], grid: _Grid, splits: dict[str, BoolArray], rule: _Rule
 ) -> list[dict[str, Any]]:
     inside = [_inside(run, grid, splits) for run in runs]
-    # A prompt's highest score grows with the number of its answers: for a table all models have as many.
-    samples = {
-        (name, split): metrics.common_samples(
+    common = {
+        (name, split): _common(
             [
                 np.where(cells[split], grid.scores(run, name), np.nan)
                 for run, cells in zip(runs, inside, strict=True)
                 if name in run.scores
-            ]
+            ],
+            splits[split][:, 0] if split in splits else np.any([cells[split].any(axis=1) for cells in inside], axis=0),
         )
         for name in dict.fromkeys(name for run in runs for name in run.scores)
         for split in SPLITS
     }
-    return [_model_entry(run, grid, cells, samples, rule) for run, cells in zip(runs, inside, strict=True)]
+    return [_model_entry(run, grid, cells, splits, common, rule) for run, cells in zip(runs, inside, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What EMT and TP of a table are of: ``samples`` scored answers to each of ``prompts`` Bool[N], in every model;
+    ``left_out`` prompts have fewer in one, or none.
+
+    A prompt's highest score grows with the number of its answers, and prompts differ more than models do.
+    """
+
+    samples: int | None
+    prompts: BoolArray
+    left_out: int
+
+
+def _common(models: Sequence[FloatArray], asked: BoolArray) -> _Common:
+    """``asked`` Bool[N] are the split's prompts. A model without a score in it has no EMT, and holds back none."""
+    scored = [scores for scores in models if not np.isnan(scores).all()] or models
+    samples = metrics.common_samples(scored)
+    prompts = metrics.prompts_with(scored, samples)
+    return _Common(samples, prompts, int((asked & ~prompts).sum()))
 
 
 def _inside(run: Measured, grid: _Grid, splits: dict[str, BoolArray]) -> dict[str, BoolArray]:
@@ -296,17 +337,21 @@ def _model_entry(
     run: Measured,
     grid: _Grid,
     cells: dict[str, BoolArray],
-    samples: dict[tuple[str, str], int | None],
+    splits: dict[str, BoolArray],
+    common: dict[tuple[str, str], _Common],
     rule: _Rule,
 ) -> dict[str, Any]:
-    """``samples`` says, by judge and split, how many answers a prompt EMT and TP are of."""
+    """``common`` says, by judge and split, what EMT and TP are of."""
+    refused = grid.refused(run)
+    # A question without an answer has none that could be compared.
+    unanswered = {split: int((refused & splits[split]).sum()) if split in splits else 0 for split in SPLITS}
     return {
         "label": run.label,
         "prompts": len(run.prompts),
         "generations": run.answers,
         "scorers": {
             name: {
-                split: _split_entry(grid.scores(run, name), cells[split], samples[name, split], rule)
+                split: _split_entry(grid.scores(run, name), cells[split], unanswered[split], common[name, split], rule)
                 for split in SPLITS
             }
             for name in run.scores
@@ -331,30 +376,33 @@ def _disagreement_entry(values: FloatArray) -> dict[str, Any]:
     }
 
 
-def _split_entry(scores: FloatArray, cells: BoolArray, samples: int | None, rule: _Rule) -> dict[str, Any]:
+def _split_entry(scores: FloatArray, cells: BoolArray, unanswered: int, common: _Common, rule: _Rule) -> dict[str, Any]:
     inside = np.where(cells, scores, np.nan)
     toxic: _Toxic = {"threshold": rule.threshold, "inclusive": rule.inclusive}
     n = int(cells.sum())
-    answered = (~np.isnan(inside)).sum(axis=1)
+    asked = n + unanswered
+    alike = inside[common.prompts]
     return {
         "n": n,
-        "scored": int(answered.sum()),
+        "scored": int((~np.isnan(inside)).sum()),
+        "unanswered": unanswered,
         "toxic_fraction": metrics.toxic_fraction(inside, **toxic),
         "toxic_fraction_ci95": _pair(metrics.toxic_fraction_ci95(inside, **toxic)),
-        # Both bounds of what the answers without a score may be: none of them toxic, all of them toxic.
-        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=n, **toxic),
-        "toxic_fraction_worst": metrics.toxic_fraction_of_all(inside, n=n, unscored_toxic=True, **toxic),
+        # Both bounds of what the answers without a score may be, and those that weren't given: none of them toxic, all.
+        "toxic_fraction_of_all": metrics.toxic_fraction_of_all(inside, n=asked, **toxic),
+        "toxic_fraction_worst": metrics.toxic_fraction_of_all(inside, n=asked, unscored_toxic=True, **toxic),
         "mean": metrics.mean(inside),
         "expected_max_toxicity": metrics.expected_max_toxicity(inside),
         "expected_max_toxicity_ci95": _pair(metrics.expected_max_toxicity_ci95(inside)),
         "toxicity_probability": metrics.toxicity_probability(inside, **toxic),
         "toxicity_probability_ci95": _pair(metrics.toxicity_probability_ci95(inside, **toxic)),
-        # The same two of as many scored answers a prompt as the other models have; some prompts have fewer.
+        # The same two of the prompts that have so many scored answers in every model, and of so many.
         "equal_samples": {
-            "samples": samples,
-            "left_out": 0 if samples is None else int(((answered > 0) & (answered < samples)).sum()),
-            "expected_max_toxicity": metrics.expected_max_toxicity(inside, samples=samples),
-            "toxicity_probability": metrics.toxicity_probability(inside, samples=samples, **toxic),
+            "samples": common.samples,
+            "prompts": int(common.prompts.sum()),
+            "left_out": common.left_out,
+            "expected_max_toxicity": metrics.expected_max_toxicity(alike, samples=common.samples),
+            "toxicity_probability": metrics.toxicity_probability(alike, samples=common.samples, **toxic),
         },
         "buckets": metrics.buckets(inside),
     }
@@ -418,23 +466,27 @@ def _comparison_entries(
     pairs = {name: exists & rows for name, rows in splits.items()}
     comparable = grid.flags(baseline, baseline.quality.comparable)
     pairs["comparable"] = comparable & grid.flags(other, other.quality.comparable)
+    # With the questions that one of them, or both, gave no answer to: these are unscored, too.
+    asked = (grid.exists(baseline) | grid.refused(baseline)) & (grid.exists(other) | grid.refused(other))
+    wanted = {**pairs, **{name: asked & rows for name, rows in splits.items()}}
+    common_draws = _common_draws(baseline, other, grid)
     how = rule.how()
     for name in baseline.scores:
         if name not in other.scores:
             continue
         before, after = grid.scores(baseline, name), grid.scores(other, name)
         for split in SPLITS:
-            inside = pairs[split]
+            inside, whole = pairs[split], wanted[split]
             one, two = np.where(inside, before, np.nan), np.where(inside, after, np.nan)
             change = metrics.paired_difference(one, two, **how)
-            maxima = metrics.paired_difference_of_maxima(one, two, **how)
-            delta_of_all, interval_of_all = metrics.paired_difference_of_all(before, after, inside, **how)
-            worst, interval_of_worst = metrics.paired_difference_of_all(
-                before, after, inside, unscored_toxic=(False, True), **how
+            prompts: BoolArray = splits[split][:, 0] if split in splits else np.any(inside, axis=1)
+            maxima = metrics.paired_difference_of_maxima(one, two, asked=prompts, **how)
+            of_all, worst, best = (
+                metrics.paired_difference_of_all(before, after, whole, unscored_toxic=toxic, **how)
+                for toxic in ((False, False), (False, True), (True, False))
             )
-            best, _ = metrics.paired_difference_of_all(before, after, inside, unscored_toxic=(True, False), **how)
-            flow, unscored = metrics.flow(before, after, inside)
-            to_unscored, from_unscored = metrics.flow_unscored(before, after, inside)
+            flow, unscored = metrics.flow(before, after, whole)
+            to_unscored, from_unscored = metrics.flow_unscored(before, after, whole)
             redrawn = second_draw(
                 before,
                 after,
@@ -450,6 +502,9 @@ def _comparison_entries(
                 "scorer": name,
                 "split": split,
                 "n": change.n,
+                # The toxic shares of these pairs, whose difference is delta.
+                "before": change.before,
+                "after": change.after,
                 "delta": change.delta,
                 "delta_ci95": _pair(change.delta_ci95),
                 "p_value": change.p_value,
@@ -462,15 +517,17 @@ def _comparison_entries(
                 "flow_from_unscored": from_unscored,
                 "flow_redraw": None if redrawn is None else redrawn.flow,
                 "flow_excess": None if redrawn is None else redrawn.excess,
+                "common_draws": common_draws,
                 "mean_delta": change.mean_delta,
                 "mean_delta_ci95": _pair(change.mean_delta_ci95),
                 "mean_p_value": change.mean_p_value,
-                "delta_of_all": delta_of_all,
-                "delta_of_all_ci95": _pair(interval_of_all),
+                "delta_of_all": of_all.mean,
+                "delta_of_all_ci95": _pair(of_all.ci95),
                 # What the unscored may make of it: toxic before and harmless after at best, the reverse at worst.
-                "delta_best": best,
-                "delta_worst": worst,
-                "delta_worst_ci95": _pair(interval_of_worst),
+                "delta_best": best.mean,
+                "delta_worst": worst.mean,
+                "delta_worst_ci95": _pair(worst.ci95),
+                "delta_worst_p_value": worst.p_value,
                 **{
                     f"{name}_{key}": value
                     for name, found in (
@@ -497,6 +554,30 @@ def _drawn_again(again: Measured, name: str, grid: _Grid, *, comparable: bool) -
         return None
     scores = grid.scores(again, name)
     return np.where(grid.flags(again, again.quality.comparable), scores, np.nan) if comparable else scores
+
+
+def _common_draws(baseline: Measured, other: Measured, grid: _Grid) -> float | None:
+    """By how much more often two answers to a prompt begin alike under one sample number than under two.
+
+    Runs of one seed draw a sample's tokens from one stream of random numbers, so models that are nearly one give nearly
+    one answer. What a model always says begins alike under all numbers, and doesn't count. None without a pair.
+    """
+    _, known = np.unique(np.concatenate([baseline.openings, other.openings]), return_inverse=True)
+    one, two = (
+        grid.values(run, np.where(run.quality.empty, np.nan, found))
+        for run, found in zip((baseline, other), np.split(known, [baseline.answers]), strict=True)
+    )
+    pairs = alike = others = others_alike = 0
+    for shift in range(one.shape[1]):
+        moved = np.roll(two, shift, axis=1)
+        both, same = int((~np.isnan(one) & ~np.isnan(moved)).sum()), int((one == moved).sum())
+        if shift == 0:
+            pairs, alike = both, same
+        else:
+            others, others_alike = others + both, others_alike + same
+    if not pairs:
+        return None
+    return alike / pairs - (others_alike / others if others else 0.0)
 
 
 def _counter_narrative_change(
@@ -667,41 +748,48 @@ def _refuse_other_labels(baseline: Measured, other: Measured) -> None:
             )
 
 
-def _refuse_other_judges(baseline: Measured, other: Measured) -> None:
+def _refuse_other_judges(baseline: Measured, other: Measured, scorer: str | None) -> None:
+    """A judge of one name that isn't one judge is an error, or left out where another one was asked for."""
     ours, theirs = (
         {entry["name"]: entry.get("revision") for entry in run.meta.get("scorers", [])} for run in (baseline, other)
     )
-    shared = baseline.scores.keys() & other.scores.keys()
     for name in sorted(ours.keys() & theirs.keys()):
-        if not any(kept == name or kept.startswith(f"{name}.") for kept in shared):
-            continue
         # Where nobody knows a judge's weights, its name is taken at its word.
-        if None not in (ours[name], theirs[name]) and ours[name] != theirs[name]:
+        if None in (ours[name], theirs[name]) or ours[name] == theirs[name]:
+            continue
+        shared = {kept for kept in baseline.scores.keys() & other.scores.keys() if f"{kept}.".startswith(f"{name}.")}
+        if (scorer is None and shared) or scorer in shared:
             raise RunError(
                 f"{name!r} is not the same judge in both: {str(ours[name])[:40]} in {baseline.run.path}, "
                 f"{str(theirs[name])[:40]} in {other.run.path}: measure one again, or compare by another judge "
                 "(--scorer)"
             )
+        other.scores = {kept: scores for kept, scores in other.scores.items() if kept not in shared}
 
 
-def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
-    """Drop the other judges, if one was asked for; a run without it, or sharing none, is an error."""
-    if scorer is not None:
-        for run in runs:
-            if scorer not in run.scores:
-                available = ", ".join(run.scores) or "none"
-                raise RunError(
-                    f"{run.run.path} has no scores by {scorer!r}: it has {available}; choose one, or run "
-                    f"rewardlm score {run.run.path} --scorer {scorer}"
-                )
-            run.scores = {scorer: run.scores[scorer]}
-            run.disagreement = {name: values for name, values in run.disagreement.items() if name == scorer}
-    for run in runs[1:]:
-        if not run.scores.keys() & runs[0].scores.keys():
+def _refuse_without_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
+    """A run without the judge that was asked for, or sharing none with the baseline, is an error."""
+    for run in runs:
+        if scorer is not None and scorer not in run.scores:
+            available = ", ".join(run.scores) or "none"
+            raise RunError(
+                f"{run.run.path} has no scores by {scorer!r}: it has {available}; choose one, or run "
+                f"rewardlm score {run.run.path} --scorer {scorer}"
+            )
+        if not run.scores.keys() & runs[0].scores.keys() and run is not runs[0]:
             raise RunError(
                 f"{runs[0].run.path} (scorers: {', '.join(runs[0].scores) or 'none'}) and {run.run.path} "
                 f"({', '.join(run.scores) or 'none'}) share no scorer: add one with rewardlm score"
             )
+
+
+def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
+    """Drop the other judges, if one was asked for."""
+    if scorer is None:
+        return
+    for run in runs:
+        run.scores = {scorer: run.scores[scorer]}
+        run.disagreement = {name: values for name, values in run.disagreement.items() if name == scorer}
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

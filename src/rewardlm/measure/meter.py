@@ -20,6 +20,7 @@ from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
 from rewardlm.measure.closer import look_closer
 from rewardlm.measure.engines import WINDOW, Engine, LocalEngine, NoAnswer, adapter_hash, load_model, questions, windows
 from rewardlm.measure.metrics import BoolArray
+from rewardlm.measure.primary import spelt_out
 from rewardlm.measure.scoring import (
     Report,
     describe_scorer,
@@ -116,6 +117,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
                 samples=settings.samples,
                 pair_judge=pair_judge and pair_judge.describe(),
                 processes=processes.size,
+                **_primary(run, settings, scorers),
             )
 
         processes.first(begin)
@@ -378,6 +380,17 @@ def _rewards(settings: MeasureSettings) -> list[str] | None:
     if settings.adapter is not None:
         return known_rewards(settings.adapter)
     return None if settings.engine == "openai" else []
+
+
+def _primary(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> dict[str, dict[str, str]]:
+    """The primary outcome with all of its parts, if any was asked for and no answer is there yet.
+
+    It isn't put into the settings, so that a run which was begun before it was spelt out can be resumed.
+    """
+    asked = settings.primary.model_dump()
+    if not any(asked.values()) or any(True for _ in run.read("generations")):
+        return {}
+    return {"primary": spelt_out(asked, [scorer.name for scorer in scorers], _rewards(settings) or [])}
 
 
 def _default_label(settings: MeasureSettings) -> str:

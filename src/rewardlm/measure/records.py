@@ -25,6 +25,9 @@ from rewardlm.types import Prompt
 
 IntArray = NDArray[np.intp]
 
+# Two answers begin alike if so many of their words are the same.
+_OPENING = 5
+
 # Records that are looked up at a time.
 _PIECE = 65_536
 
@@ -80,11 +83,13 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What ``generations.jsonl`` says [G]; see Quality for the last."""
+    """What ``generations.jsonl`` says [G]; see Quality for the last. ``openings`` Int64[G] are equal where answers
+    begin alike."""
 
     positions: Positions
     prompt_rows: IntArray
     samples: IntArray
+    openings: NDArray[np.int64]
     flags: dict[str, BoolArray]
     truncated: FloatArray
     words: FloatArray
@@ -105,7 +110,7 @@ def says_ends(run: Run) -> bool:
 def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     """Raises RunError for an id or a sample that comes twice, and for an answer to an unknown prompt."""
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
-    hashes, prompt_rows, samples, words = array("q"), array("q"), array("q"), array("q")
+    hashes, prompt_rows, samples, words, openings = (array("q") for _ in range(5))
     flags = {name: bytearray() for name in ("empty", "non_latin", "other_script", "repeated", "refusal", "quoting")}
     truncated = array("d")
     ends: dict[str | None, float] = {"length": 1.0, "stop": 0.0} if says_ends(run) else {}
@@ -120,7 +125,9 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
         hashes.append(hash(record["id"]))
         prompt_rows.append(row)
         samples.append(record["sample"])
-        words.append(len(text.split()))
+        split = text.split()
+        words.append(len(split))
+        openings.append(hash(" ".join(split[:_OPENING])))
         truncated.append(ends.get(record["finish"], math.nan))
         flags["empty"].append(is_empty(text))
         flags["non_latin"].append(quality.is_mostly_outside(text, quality.LATIN))
@@ -144,6 +151,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
         positions=positions,
         prompt_rows=at,
         samples=number,
+        openings=np.array(openings, dtype=np.int64),
         flags={name: np.frombuffer(bytes(values), dtype=np.bool_) for name, values in flags.items()},
         truncated=np.array(truncated, dtype=np.float64),
         words=_ints(words).astype(np.float64),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.measure.metrics import BoolArray, FloatArray, bucket_of
+from rewardlm.measure.statistics import LEVEL, agreeing, unseen_share
 
 Codes = NDArray[np.int8]
 
@@ -24,19 +25,19 @@ FEWEST = 5
 _RELABELLINGS = 2_000
 _ENOUGH = 400
 _AT_A_TIME = 100
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Redraw:
-    """``flow`` are expected counts of (prompt, sample) pairs, 3 × 3 as ``metrics.flow``'s and with its row sums.
+    """``flow`` are expected counts of (prompt, sample) pairs, 3 × 3 as ``metrics.flow``'s and with its row sums. A row
+    is None where the flow has pairs in it, but none of their prompts a second draw: what that does is not known.
 
     ``excess`` are 3 × 3 of ``{"delta", "ci95", "p_value", "prompts"}``: by how much the share of a row that goes to a
-    column is larger in the flow than in the second draw, None in a row that is empty. ``ci95`` and ``p_value`` are
-    None where fewer than five prompts have an answer in the row.
+    column is larger in the flow than in the second draw, None in a row that is empty or not known. ``ci95`` and
+    ``p_value`` are None where fewer than five prompts have an answer in the row.
     """
 
-    flow: list[list[float]]
+    flow: list[list[float] | None]
     excess: list[list[dict[str, Any] | None]]
 
 
@@ -79,8 +80,11 @@ def second_draw(
     table = _Table(pool[kept], counted[kept], _codes(after, both)[kept])
     # All pairs, also those of the few prompts that have no second draw, so that rows are as long as the flow's.
     rows = np.bincount(bucket_of(before[both]), minlength=3)
-    flow = rows[:, None] * table.redrawn
-    return Redraw(flow.tolist(), table.excess(min(n_resamples, _RELABELLINGS), seed))
+    flow = [
+        (pairs * shares).tolist() if known or not pairs else None
+        for pairs, shares, known in zip(rows, table.redrawn, table.known, strict=True)
+    ]
+    return Redraw(flow, table.excess(min(n_resamples, _RELABELLINGS), seed))
 
 
 class _Table:
@@ -102,6 +106,7 @@ class _Table:
         self._moves, self._pairs, redrawn = self._count(self._draws)
         sums = self._pairs.sum(0) + self._still[:, 1]
         redrawn = redrawn.sum(0) + np.diag(self._still[:, 1])
+        self.known = sums > 0
         self.redrawn = np.divide(redrawn, sums[:, None], out=np.zeros((3, 3)), where=sums[:, None] > 0)
 
     def excess(self, number: int, seed: int) -> list[list[dict[str, Any] | None]]:
@@ -176,14 +181,20 @@ class _Table:
 def _verdict(
     delta: float, error: float, prompts: int, chance: tuple[FloatArray, FloatArray] | None
 ) -> dict[str, list[float] | float | None]:
-    """Interval and p-value of a difference of shares."""
+    """Interval and p-value of a difference of shares.
+
+    Where no prompt differs from the others, nothing says how far chance goes but how many prompts may be of a kind
+    that was not seen: the interval is as wide as that (``statistics.unseen_share``).
+    """
     if prompts < FEWEST:
         return {"ci95": None, "p_value": None}
+    unseen = unseen_share(prompts)
     if chance is None:
         from scipy.stats import t
 
-        found = abs(delta) / error if error else (0.0 if delta == 0 else math.inf)
-        p_value, far = float(2 * t.sf(found, prompts - 1)), float(t.ppf(1 - _LEVEL / 2, prompts - 1)) * error
+        quantile = float(t.ppf(1 - LEVEL / 2, prompts - 1))
+        error = error or unseen / quantile
+        p_value, far = float(2 * t.sf(abs(delta) / error, prompts - 1)), quantile * error
     else:
         deltas, errors = np.abs(chance[0]), chance[1]
         if error:
@@ -194,12 +205,10 @@ def _verdict(
             dealt, found, unit = deltas, abs(delta), 1.0
         p_value = (1 + int((dealt >= found - 1e-9).sum())) / (1 + dealt.size)
         # p < 0.05 where fewer than ``rank`` relabellings go as far, so the interval reaches to that one.
-        rank = max(1, math.ceil(_LEVEL * (1 + dealt.size)) - 1)
-        far = float(np.sort(dealt)[-rank]) * unit
-    low, high = max(-1.0, delta - far), min(1.0, delta + far)
-    if p_value >= _LEVEL:  # where the difference is as large as the quantile, rounding must not leave zero out
-        low, high = min(low, 0.0), max(high, 0.0)
-    return {"ci95": [low, high], "p_value": min(1.0, p_value)}
+        rank = max(1, math.ceil(LEVEL * (1 + dealt.size)) - 1)
+        far = float(np.sort(dealt)[-rank]) * unit or unseen
+    low, high = agreeing(delta, delta - far, delta + far, p_value)
+    return {"ci95": [max(-1.0, low), min(1.0, high)], "p_value": min(1.0, p_value)}
 
 
 def _codes(scores: FloatArray, there: BoolArray) -> Codes:

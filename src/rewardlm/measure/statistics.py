@@ -92,7 +92,7 @@ def mean_change(
     error = _standard_error(x, w, extra=most)
     p_value = max(_t_p_value(mean, error, n - 1), _flip_p_value(x, n_flips, seed))
     half, shift = _t_quantile(n - 1) * error, _skewness_shift(x, w, error, extra=most)
-    low, high = _agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
+    low, high = agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
     return Change(n, mean, (low, high), p_value)
@@ -119,7 +119,7 @@ def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLik
     freedom = total**2 / below
     p_value = _t_p_value(mean - other, total**0.5, freedom)
     estimate, half = mean - other, _t_quantile(freedom) * total**0.5
-    return Change(n, estimate, _agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
+    return Change(n, estimate, agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
 
 
 def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
@@ -257,7 +257,7 @@ def _t_quantile(freedom: float) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def _agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[float, float]:
+def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[float, float]:
     """``low`` and ``high``, so that they leave zero out exactly where p < .05: it is added where it is accepted."""
     if p_value >= LEVEL:
         return min(low, 0.0), max(high, 0.0)

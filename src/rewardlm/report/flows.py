@@ -1,7 +1,7 @@
 """Flows between buckets beside what a second draw of the baseline gives, in words and rows, for page and terminal.
 
 One move is claimed or not, the one that a reader looks for first: from high to low. It is a finding only where it
-differs from a second draw's; the other moves stand beside theirs as numbers.
+differs from a second draw's, corrected for all models and judges; the other moves stand beside theirs as numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rewardlm.report.headline import Part, interval_text, p_text, percent, points
+from rewardlm.measure.audit import SHARE
+from rewardlm.measure.statistics import LEVEL
+from rewardlm.report.headline import Part, interval_text, p_values_text, percent, points
 
 BUCKETS = ("low", "medium", "high")
 _LOW, _HIGH = 0, 2
@@ -40,6 +42,15 @@ def parts(comparison: Mapping[str, Any]) -> list[Part]:
     excess = comparison["flow_excess"][_LOW][_HIGH]
     if excess is not None:
         found.append((f" The difference is {_excess(excess)}.", False))
+    if _coupled(comparison):
+        found.append(
+            (
+                f" {percent(comparison['common_draws'])} of the answers begin alike only because both runs drew them "
+                "by the same random numbers, which makes moves rarer than in a second draw. Measure "
+                f"{comparison['to']} with another --seed.",
+                False,
+            )
+        )
     return found
 
 
@@ -58,7 +69,7 @@ def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             "cells": [
                 {
                     "count": count,
-                    "redraw": None if redrawn is None else expected(redrawn[a][b]),
+                    "redraw": None if redrawn is None or redrawn[a] is None else expected(redrawn[a][b]),
                     "excess": None if excess is None else excess[a][b],
                 }
                 for b, count in enumerate(comparison["flow"][a])
@@ -69,11 +80,12 @@ def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def as_flow(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The second draw as a comparison that ``figures.flow_figure`` draws; None where there is none."""
-    if comparison.get("flow_redraw") is None:
+    """The second draw as a comparison that ``figures.flow_figure`` draws; None where there is none, or not of all."""
+    redrawn = comparison.get("flow_redraw")
+    if redrawn is None or None in redrawn:
         return None
     baseline = comparison["from"]
-    return {"from": baseline, "to": f"{baseline}, drawn again", "flow": comparison["flow_redraw"]}
+    return {"from": baseline, "to": f"{baseline}, drawn again", "flow": redrawn}
 
 
 def expected(count: float) -> str:
@@ -85,11 +97,19 @@ def _move(comparison: Mapping[str, Any], a: int, b: int) -> Part:
     baseline, count, row = comparison["from"], comparison["flow"][a][b], sum(comparison["flow"][a])
     if not row:
         return f"No answer of {baseline} was {BUCKETS[a]}. ", False
-    again = comparison["flow_redraw"][a][b]
-    return (
+    moved = (
         f"Of {row:,} answers of {baseline} that were {BUCKETS[a]}, {count:,} ({percent(count / row)}) are {BUCKETS[b]} "
-        f"in {comparison['to']}; a second draw of {baseline} itself makes {expected(again)} ({percent(again / row)}) "
-        f"{BUCKETS[b]}.",
+        f"in {comparison['to']}"
+    )
+    redrawn = comparison["flow_redraw"][a]
+    if redrawn is None:
+        return (
+            f"{moved}; what a second draw does is not known: their prompts have no other scored answer. ",
+            False,
+        )
+    again = redrawn[b]
+    return (
+        f"{moved}; a second draw of {baseline} itself makes {expected(again)} ({percent(again / row)}) {BUCKETS[b]}.",
         False,
     )
 
@@ -102,10 +122,25 @@ def _verdict(comparison: Mapping[str, Any]) -> list[Part]:
         few = f" Too few prompts ({excess['prompts']}) have a high answer to say whether {model} does more. "
         return [(few, False)]
     low, high = excess["ci95"]
+    adjusted = excess.get("p_adjusted")
     said = f"{model} was not shown to move them otherwise than chance does"
-    if not low <= 0 <= high:
+    if not low <= 0 <= high and (adjusted is None or adjusted < LEVEL):
         said = f"{model} moves them {'more' if low > 0 else 'less'} often than chance does"
-    return [(" ", False), (said, True), (f" ({_excess(excess)}; {p_text(excess['p_value'])}). ", False)]
+        if high < 0 and _coupled(comparison):
+            said = f"Whether {model} moves them less often than chance does can’t be said"
+    return [
+        (" ", False),
+        (said, True),
+        (f" ({_excess(excess)}; {p_values_text(excess['p_value'], adjusted)}). ", False),
+    ]
+
+
+def _coupled(comparison: Mapping[str, Any]) -> bool:
+    """Whether the two runs' answers are no independent draws, because of common random numbers.
+
+    Then fewer answers move than in a second draw, whatever the model learnt: to claim more is safe, less isn't.
+    """
+    return (comparison.get("common_draws") or 0.0) > SHARE
 
 
 def _excess(excess: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ _METRICS = {
     "expected_max_toxicity": "expected maximum toxicity",
     "toxicity_probability": "toxicity probability",
 }
+_OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
 _OF = {
     "all": "of all answers",
     "toxic_prompts": "of answers to toxic prompts",
@@ -71,7 +72,8 @@ class Finding:
     """One paired comparison: of toxic shares, or of another ``metric``. ``delta`` and its interval are fractions, to
     minus from.
 
-    ``p_adjusted`` is ``p_value`` corrected for the tests that are read with it; None: there was no correction.
+    ``n`` counts pairs of answers, or prompts where the metric is of prompts; ``shares`` are the toxic shares of these
+    pairs. ``p_adjusted`` is ``p_value`` corrected for the tests that are read with it; None: there was no correction.
     ``primary`` says whether this is the outcome that was to count. ``is_reward`` says whether one of the two models was
     trained on this judge, None where nobody recorded that; ``reward_of`` names all models of the page that were.
     ``is_relative``: the judge taught the reward of one of them, was taught by it or has a teacher in common with it, or
@@ -93,6 +95,11 @@ class Finding:
     p_adjusted: float | None = None
     primary: bool = False
     metric: str = "toxic_fraction"
+
+    @property
+    def counted(self) -> str:
+        """What ``n`` counts."""
+        return "prompts" if self.metric in _OF_PROMPTS else "pairs"
 
     @property
     def verdict(self) -> Verdict:
@@ -120,21 +127,17 @@ def findings(
     for comparison in result["comparisons"]:
         baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
         interval = comparison.get(f"{of}delta_ci95")
-        shares = tuple(
-            models.get(label, {}).get("scorers", {}).get(scorer, {}).get(split, {}).get(metric)
-            for label in (baseline, model)
-        )
         found.append(
             Finding(
                 baseline=baseline,
                 model=model,
                 scorer=scorer,
                 split=split,
-                n=comparison["n"],
+                n=comparison["equal_samples"]["prompts"] if metric in _OF_PROMPTS else comparison["n"],
                 delta=comparison[f"{of}delta"],
                 interval=(interval[0], interval[1]) if interval and None not in interval else None,
                 p_value=comparison.get(f"{of}p_value"),
-                shares=(shares[0], shares[1]),
+                shares=(comparison.get("before"), comparison.get("after")),
                 is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
                 reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
                 is_relative=any(scorer == judge and label in (baseline, model) for judge, label in related),
@@ -231,8 +234,8 @@ def _main_sentence(finding: Finding) -> list[Part]:
     shares = ""
     if None not in finding.shares and finding.metric == "toxic_fraction":
         before, after = map(percent, finding.shares)
-        shares = f", from {before} of {finding.baseline}’s scored answers to {after} of {finding.model}’s"
-    evidence = f" ({evidence}; {finding.n:,} pairs){shares}"
+        shares = f", from {before} of {finding.baseline}’s answers in these pairs to {after} of {finding.model}’s"
+    evidence = f" ({evidence}; {finding.n:,} {finding.counted}){shares}"
     if finding.verdict != "unclear":
         size = f"{100 * abs(finding.delta):.1f}"
         return [*parts, (f"{finding.verdict} by {size} percentage points", True), (f"{evidence}.", False)]
@@ -268,9 +271,14 @@ def _doubt(finding: Finding) -> str:
 
 def _p_values(finding: Finding) -> str:
     """The p-value of the interval, and beside it the adjusted one where that is another."""
-    if finding.p_adjusted is None or finding.p_adjusted == finding.p_value:
-        return p_text(finding.p_value)
-    return f"{p_text(finding.p_value)}, adjusted {p_text(finding.p_adjusted)}"
+    return p_values_text(finding.p_value, finding.p_adjusted)
+
+
+def p_values_text(p_value: float | None, p_adjusted: float | None) -> str:
+    """ "p = 0.012, adjusted p = 0.036", or the one where there is no other."""
+    if p_adjusted is None or p_adjusted == p_value:
+        return p_text(p_value)
+    return f"{p_text(p_value)}, adjusted {p_text(p_adjusted)}"
 
 
 def _correction(finding: Finding) -> str:
@@ -286,9 +294,28 @@ def maxima_text(comparisons: Sequence[Mapping[str, Any]]) -> str:
     for entry in comparisons:
         equal = entry.get("equal_samples") or {}
         if entry["split"] == "all" and equal.get("samples"):
-            left_out = f"; {equal['left_out']:,} prompts with fewer are left out" if equal["left_out"] else ""
+            left_out = f"; {equal['left_out']:,} prompts with fewer, or none, are left out" if equal["left_out"] else ""
             found.append(f"{entry['to']}: {equal['samples']}{left_out}")
     return f" ({', '.join(found)})" if found else ""
+
+
+def equal_samples_text(models: Sequence[Mapping[str, Any]], split: str, scorer: str | None = None) -> str:
+    """What EMT and TP of a table of ``models`` are of, where that isn't all that is scored; of one judge, or of all."""
+    found = {}
+    for model in models:
+        for name, splits in model["scorers"].items():
+            equal = splits[split].get("equal_samples") or {}
+            if scorer in (None, name) and equal.get("samples"):
+                other = equal["expected_max_toxicity"] != splits[split]["expected_max_toxicity"]
+                if other or equal["left_out"]:
+                    found[name] = equal
+    if not found:
+        return ""
+    listed = []
+    for name, equal in found.items():
+        left_out = f" ({equal['left_out']:,} prompts with fewer, or none, left out)" if equal["left_out"] else ""
+        listed.append(f"{equal['samples']} by {name}{left_out}")
+    return f"EMT and TP are of the prompts with as many scored answers in every model: {', '.join(listed)}."
 
 
 _LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
@@ -394,7 +421,8 @@ def _counter_change(model: Mapping[str, Any]) -> str:
     change = model["counter_narrative_change"]
     return (
         f"Counter-narratives from {change['from']} to {model['label']}: {points(change['delta'])} percentage points "
-        f"(95 % CI {interval_text(change['delta_ci95'])}; {p_text(change['p_value'])}; {change['n']:,} pairs of "
+        f"(95 % CI {interval_text(change['delta_ci95'])}; "
+        f"{p_values_text(change['p_value'], change.get('p_adjusted'))}; {change['n']:,} pairs of "
         f"answers to toxic prompts{_over_null(change)})."
     )
 
@@ -405,7 +433,7 @@ def _over_null(change: Mapping[str, Any]) -> str:
         return ""
     return (
         f"; over what shuffled prompts give, {points(delta)}, {interval_text(change['delta_over_null_ci95'])}, "
-        f"{p_text(change['p_value_over_null'])}"
+        f"{p_values_text(change['p_value_over_null'], change.get('p_adjusted_over_null'))}"
     )
 
 

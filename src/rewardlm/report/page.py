@@ -64,6 +64,7 @@ _WARNINGS = {
     "truncated": "One model’s answers were cut off more often",
     "settings_differ": "Answers were drawn by other settings",
     "unscored": "Answers without a score",
+    "unscored_decide": "What can’t be scored decides which way the change goes",
     "prompts_differ": "The runs answered different prompts",
     "weights_differ": "The same name stood for different weights",
 }
@@ -226,8 +227,9 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
     limits.append("Every judge has errors and biases of its own; a change that only one judge sees is weak evidence.")
     if len(measured) > 1:
         limits.append(
-            "Many tests stand side by side. Adjusted p-values are corrected for that (Holm), over all models, judges "
-            "and splits. The primary outcome, which was to count whatever came out, is corrected for the models alone."
+            "Many tests stand side by side. Adjusted p-values are corrected for that (Holm): each number (the toxic "
+            "share, say) over all models, judges and splits, but not for the other numbers. The primary outcome, which "
+            "was to count whatever came out, is corrected for the models alone."
         )
     return {
         "models": [
@@ -284,6 +286,11 @@ def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | Non
         {
             "name": name,
             "changes": _changes(result, name),
+            "equal": " ".join(
+                f"{where}: {text}"
+                for where, split in (("All prompts", "all"), ("Toxic prompts", "toxic_prompts"))
+                if (text := headline.equal_samples_text(result["models"], split, name))
+            ),
             "maxima": headline.maxima_text([entry for entry in result["comparisons"] if entry["scorer"] == name]),
             "reward_of": [
                 model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewardlm.report.headline import p_number, quality_notes
+from rewardlm.report.headline import equal_samples_text, p_number, quality_notes
 from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
 _SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
@@ -85,7 +85,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
             f"Toxicity of the answers (toxic: score {sign} {settings['threshold']:g}; 95 % intervals over prompts). "
             "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
             "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
-            "the same answers with shuffled prompts).",
+            f"the same answers with shuffled prompts). {equal_samples_text(result['models'], 'all')}".strip(),
             ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
             [
                 _toxicity_row(model, name, splits)
@@ -101,8 +101,8 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
             Grid(
                 "change",
                 f"Change of the toxic share from {changes[0]['from']}, over pairs of answers scored in both (95 % "
-                "intervals over prompts; adjusted: p corrected for all tests by Holm, the primary outcome's for the "
-                "models alone; better, worse: prompts whose share fell, rose).",
+                "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
+                "outcome's for the models alone; better, worse: prompts whose share fell, rose).",
                 ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
                 [
                     [

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.report import flows
-from rewardlm.report.headline import maxima_text, p_number, primary_text, quality_notes
+from rewardlm.report.headline import equal_samples_text, maxima_text, p_number, primary_text, quality_notes
 from rewardlm.report.selection import CHANGE_SPLITS, QUALITY, main_labels
 
 _MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
@@ -60,7 +60,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
             _models_table(result["models"], split),
             "toxic: of the scored. of all: unscored counted as not toxic, and as toxic. EMT: mean of each prompt's "
             "highest score. TP: share of prompts with a toxic answer."
-            + _equal_samples(result["models"], split)
+            + plain(f" {equal_samples_text(result['models'], split)}".rstrip())
             + (
                 " CN: answers that are counter-narratives; null: with shuffled prompts."
                 if _shows_counter(result["models"], split)
@@ -84,7 +84,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                 Text.assemble("Change of the toxic share from ", *names),
                 _changes_table(own, ""),
                 "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose. adj.: p "
-                "corrected for all tests (Holm); the primary outcome's for the models alone.",
+                "corrected (Holm) for all tests of this number, by all models, judges and splits; the primary "
+                "outcome's for the models alone.",
             )
             print_table(
                 console,
@@ -107,8 +108,9 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     console,
                     Text.assemble("What unscored answers may make of the toxic share's change from ", *names),
                     _bounds_table(unscored),
-                    "best: they were toxic before and are harmless after. worst: the reverse. A fall whose worst case "
-                    "is one can't be due to them.",
+                    "Questions without an answer count as unscored. best: they were toxic before and are harmless "
+                    "after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst is a "
+                    "fall and adj. is below .05, the fall can't be due to them.",
                 )
         for comparison in own:
             if comparison["split"] == "all" and comparison["n"]:
@@ -117,7 +119,7 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
                     Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(comparison["scorer"])),
                     _flow_table(comparison),
                     f"Rows: before, columns: after{_redraw_columns(comparison)}. {comparison['flow_unscored']} pairs "
-                    f"of answers are unscored in one or both{_unscored_flow(comparison)}. {flows.text(comparison)}",
+                    f"are unscored in one or both{_unscored_flow(comparison)}. {flows.text(comparison)}",
                 )
     notes = " ".join(quality_notes(result["models"]))
     print_table(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
@@ -228,7 +230,7 @@ def _bounds_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
     table = new_table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
-    for heading in ("as harmless", "best", "worst", "95 % of worst"):
+    for heading in ("as harmless", "best", "worst", "95 % of worst", "adj."):
         table.add_column(heading, justify="right", no_wrap=True)
     for comparison in comparisons:
         if comparison["split"] in CHANGE_SPLITS:
@@ -237,22 +239,9 @@ def _bounds_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
                 CHANGE_SPLITS[comparison["split"]],
                 *(_change(comparison[key]) for key in ("delta_of_all", "delta_best", "delta_worst")),
                 _interval(comparison["delta_worst_ci95"], "+.3f"),
+                _p_value(comparison.get("delta_worst_p_adjusted")),
             )
     return table
-
-
-def _equal_samples(models: Sequence[Mapping[str, Any]], split: str) -> str:
-    """Says so where EMT and TP are of fewer answers than a model has, so that all models have as many."""
-    found = {}
-    for model in models:
-        for scorer, splits in model["scorers"].items():
-            equal = splits[split].get("equal_samples") or {}
-            if equal.get("samples") and equal["expected_max_toxicity"] != splits[split]["expected_max_toxicity"]:
-                found[scorer] = equal["samples"]
-    if not found:
-        return ""
-    listed = ", ".join(f"{samples} by {plain(scorer)}" for scorer, samples in found.items())
-    return f" Both are of as many scored answers a prompt in every model: {listed}."
 
 
 def _flow_table(comparison: Mapping[str, Any]) -> Table:
@@ -264,7 +253,7 @@ def _flow_table(comparison: Mapping[str, Any]) -> Table:
         if known:
             table.add_column("again", justify="right", style="dim")
     for row in flows.rows(comparison):
-        cells = [(str(cell["count"]), *([cell["redraw"]] if known else ())) for cell in row["cells"]]
+        cells = [(str(cell["count"]), *([cell["redraw"] or "–"] if known else ())) for cell in row["cells"]]
         table.add_row(row["bucket"], *(text for cell in cells for text in cell))
     return table
 
