@@ -87,8 +87,8 @@ def mean_change(
         end = None if largest is None else unseen_share(n) * largest
         return Change(n, 0.0, None if end is None else (-end, end), 1.0)
     error = _standard_error(x, w, extra=float(np.abs(x).max()))
-    p_value = max(_t_p_value(mean, error, n - 1), _flip_p_value(x, n_flips, seed))
-    low, high = _agreeing(mean, _t_quantile(n - 1) * error, p_value)
+    p_value = max(_t_p_value(mean, error, n - 1), flip_p_value(x, n_flips, seed))
+    low, high = agreeing(mean, _t_quantile(n - 1) * error, p_value)
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
     return Change(n, mean, (low, high), p_value)
@@ -115,7 +115,7 @@ def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLik
     freedom = total**2 / below
     p_value = _t_p_value(mean - other, total**0.5, freedom)
     half = _t_quantile(freedom) * total**0.5
-    return Change(n, mean - other, _agreeing(mean - other, half, p_value), p_value)
+    return Change(n, mean - other, agreeing(mean - other, half, p_value), p_value)
 
 
 def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
@@ -222,7 +222,7 @@ def _t_quantile(freedom: float) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def _agreeing(estimate: float, half: float, p_value: float) -> tuple[float, float]:
+def agreeing(estimate: float, half: float, p_value: float) -> tuple[float, float]:
     """The estimate ± ``half``, so that it leaves zero out exactly where p < .05: zero is added where it is accepted."""
     low, high = estimate - half, estimate + half
     if p_value >= LEVEL:
@@ -232,7 +232,7 @@ def _agreeing(estimate: float, half: float, p_value: float) -> tuple[float, floa
     return (max(low, tiny), high) if estimate > 0 else (low, min(high, -tiny))
 
 
-def _flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
+def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
     """Share of ways to flip the signs of ``changes`` [N] that make their sum as large, in size, as it is.
 
     0, which decides nothing, where there are too many to try and enough for the t-test.
