@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,18 @@ def sample_of(taken: int, *, a_prompt: int = 1, redraw: tuple[float, float, floa
     ]
     strata = [{"from": NAMES[way[0]], "to": NAMES[way[1]], "of": of, "taken": taken} for way, (_, of) in STRATA.items()]
     return Sample("judge", pairs, [], list(strata), 1000, 0, 1000, None)
+
+
+def drawn(strata: dict[tuple[float, float], tuple[int, int]]) -> Sample:
+    """A sample of one pair a prompt: by transition how many pairs the run made, and how many of them were taken."""
+    ways = [way for way, (_, taken) in strata.items() for _ in range(taken)]
+    pairs = [
+        Pair(Prompt(f"p{k}", (Message("user", "Hello"),), "test", None, False), k, way, (0.8, 0.0, 0.2))
+        for k, way in enumerate(ways)
+    ]
+    rows = [{"from": NAMES[a], "to": NAMES[b], "of": of, "taken": taken} for (a, b), (of, taken) in strata.items()]
+    total = sum(of for of, _ in strata.values())
+    return Sample("judge", pairs, [], rows, total, 0, total, None)
 
 
 def values_of(sample: Sample, rng: np.random.Generator, spread: float = 0.5) -> np.ndarray:
@@ -132,6 +146,77 @@ def test_what_a_second_draw_would_have_sent_the_same_way() -> None:
     assert found["mean"] == pytest.approx(3 * 3 / 7, abs=0.6)
     assert found["ci95"][0] > 0
     assert second_draws(sample_of(8), ways) == {}
+
+
+@pytest.mark.parametrize("toxic", [1, 2, 4])
+def test_a_few_toxic_answers_say_nothing_however_many_others_there_are(toxic: int) -> None:
+    """The one toxic answer lies on its own mean, and seemed to have no spread: equal groups differed in 70 of 100."""
+    sample = drawn({(LOW, LOW): (140, 25), (LOW, HIGH): (4, 4), (HIGH, LOW): (toxic, toxic)})
+    of_run = RunMeans(200, 0, sample)
+    values = np.random.default_rng(0).normal(size=len(sample.pairs))
+    found = of_run.difference(values[29:], range(29, 29 + toxic), values[:29], range(29))
+    assert (found["ci95"], found["p_value"], found["n"]) == (None, None, toxic)
+    assert found["mean"] is not None
+    ways = [f"{NAMES[before]} → {NAMES[after]}" for before, after in (pair.toxicity for pair in sample.pairs)]
+    made, would = second_draws(sample, ways)["high → low"]
+    would |= dict.fromkeys(range(20), 0.5)
+    assert of_run.against(dict(enumerate(values)), made, would)["ci95"] is None
+
+
+@pytest.mark.parametrize("shape", ["normal", "exponential"])
+def test_five_toxic_answers_keep_the_level(shape: str) -> None:
+    rng = np.random.default_rng(7)
+    sample = drawn({(LOW, LOW): (140, 20), (LOW, HIGH): (5, 5), (HIGH, LOW): (5, 5)})
+    claimed, trials = 0, 600
+    for _ in range(trials):
+        values = getattr(rng, f"standard_{shape}")(len(sample.pairs))
+        found = RunMeans(200, 0, sample).difference(values[25:], range(25, 30), values[:25], range(25))
+        assert (found["p_value"] < 0.05) == (not found["ci95"][0] <= 0 <= found["ci95"][1])
+        claimed += found["p_value"] < 0.05
+    assert claimed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_a_mean_that_rests_on_one_pair_is_as_uncertain_as_one_pair() -> None:
+    """One pair stands for 900 of 908: the run's mean is nearly its value, whose spread its own distance hides."""
+    rng = np.random.default_rng(8)
+    sample = drawn({(LOW, LOW): (900, 1), (HIGH, LOW): (2, 2), (LOW, HIGH): (3, 3), (HIGH, HIGH): (3, 3)})
+    held, trials = 0, 600
+    for _ in range(trials):
+        low, high = RunMeans(200, 0, sample).mean(rng.normal(size=9), range(9))["ci95"]
+        held += low <= 0 <= high
+    assert held / trials >= 0.93
+
+
+def test_a_weighted_change_flips_the_signs_of_the_prompts_sums() -> None:
+    """By going through all the signs by hand, where these say less than the t-test."""
+    sample = drawn({(LOW, LOW): (60, 6), (HIGH, LOW): (4, 4)})
+    values = np.array([0.3, 0.31, 0.29, 0.32, 0.28, 0.3, -0.1, 0.2, 0.4, -0.3])
+    weighted = np.array([10.0] * 6 + [1.0] * 4) * values / 64
+    flips = [abs(np.dot(signs, weighted)) for signs in product((1, -1), repeat=10)]
+    flipped = np.mean(np.array(flips) >= abs(weighted.sum()) - 1e-12)
+    found = RunMeans(200, 0, sample).change(values, range(10))
+    assert found["mean"] == pytest.approx(weighted.sum())
+    assert found["p_value"] == pytest.approx(flipped)
+    assert found["p_value"] < 0.05
+    assert found["ci95"][0] > 0
+
+
+def test_five_prompts_never_show_a_change_of_the_run() -> None:
+    sample = drawn({(LOW, LOW): (1133, 4), (HIGH, LOW): (1, 1)})
+    found = RunMeans(2000, 0, sample).change([0.30, 0.32, 0.29, 0.31, 0.33], range(5))
+    assert found["p_value"] == pytest.approx(2 / 2**5)
+    assert found["ci95"][0] == 0
+
+
+def test_skewed_changes_of_the_run_keep_the_level() -> None:
+    """Six pairs stand for most of the run. A t-test alone found a change in 12 of 100 where there was none."""
+    rng = np.random.default_rng(9)
+    sample = drawn({(LOW, LOW): (1133, 6), (HIGH, LOW): (43, 5), (LOW, HIGH): (9, 4), (HIGH, HIGH): (1, 1)})
+    claimed, trials = 0, 400
+    for _ in range(trials):
+        found = RunMeans(200, 0, sample).change(rng.standard_exponential(16) - 1, range(16))
+        claimed += found["p_value"] < 0.05
+    assert claimed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
 
 
 def test_quantiles_of_the_run() -> None:

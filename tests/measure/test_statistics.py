@@ -110,10 +110,10 @@ def t_with_one_more(changed: np.ndarray, n: int) -> float:
 def test_drawn_flips_come_near_to_all_of_them() -> None:
     """40 unequal changes: too many to try; scipy's permutation test draws them too."""
     x = np.random.default_rng(3).normal(0.4, 1, 40)
-    from rewardlm.measure.statistics import _flip_p_value
+    from rewardlm.measure.statistics import flip_p_value
 
     theirs = stats.permutation_test((x,), np.sum, permutation_type="samples", n_resamples=40_000, rng=1)
-    assert _flip_p_value(x, 40_000, 0) == pytest.approx(theirs.pvalue, abs=0.004)
+    assert flip_p_value(x, 40_000, 0) == pytest.approx(theirs.pvalue, abs=0.004)
 
 
 def test_a_prompt_counts_once_however_many_answers_it_has() -> None:

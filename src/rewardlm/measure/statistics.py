@@ -90,7 +90,7 @@ def mean_change(
         return Change(n, 0.0, None if end is None else (-end, end), 1.0)
     most = float(x[np.abs(x).argmax()])
     error = _standard_error(x, w, extra=most)
-    p_value = max(_t_p_value(mean, error, n - 1), _flip_p_value(x, n_flips, seed))
+    p_value = max(_t_p_value(mean, error, n - 1), flip_p_value(x, n_flips, seed))
     half, shift = _t_quantile(n - 1) * error, _skewness_shift(x, w, error, extra=most)
     low, high = agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
     if largest is not None:
@@ -266,7 +266,7 @@ def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[
     return (max(low, tiny), high) if estimate > 0 else (low, min(high, -tiny))
 
 
-def _flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
+def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
     """Share of ways to flip the signs of ``changes`` [N] that make their sum as large, in size, as it is.
 
     0, which decides nothing, where there are too many to try and enough for the t-test.
