@@ -134,11 +134,10 @@ def how_sampled(result: Mapping[str, Any]) -> list[str]:
     return [*found, *result["notes"]]
 
 
-def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float]] | None) -> str:
-    if again is None:
-        return ""
+def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float] | None] | None) -> str:
     row, column = (flows.BUCKETS.index(stratum[key]) for key in ("from", "to"))
-    return f" (by chance {flows.expected(again[row][column])})"
+    known = None if again is None else again[row]
+    return "" if known is None else f" (by chance {flows.expected(known[column])})"
 
 
 def _chance(sample: Mapping[str, Any]) -> str:
