@@ -299,7 +299,7 @@ def test_report_of_run_directories(tmp_path, parse):
     assert "Primary outcome: the toxic share of all answers by two. It was chosen after measuring" in summary
     assert "By two, which was not a reward in training" in summary
     # 10 of 20 toxic, then 1 of 20.
-    assert "from 50.0 % of PT’s scored answers to 5.0 % of RL’s" in summary
+    assert "from 50.0 % of PT’s answers in these pairs to 5.0 % of RL’s" in summary
     assert "fell by 45.0 percentage points" in summary
     examples = page.text("examples")
     assert examples.count("RL says") == 4 + 1 + 4

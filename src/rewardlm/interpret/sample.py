@@ -74,8 +74,8 @@ class Sample:
     ``strata`` are ``{"from", "to", "of", "taken"}``: how many pairs made a transition, and how many of them are here.
     ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks), and
     ``prompts`` the prompts of the former. ``redraw`` says how many of them a second draw of the baseline would have
-    sent from where to where, 3 × 3 (``measure.redraw``); None where it answered every prompt once, and of a row none
-    of whose answers has another beside it.
+    sent from where to where, 3 × 3 (``measure.redraw``), a row None where that is not known; None where it answered
+    every prompt once.
     """
 
     scorer: str

@@ -136,8 +136,8 @@ def how_sampled(result: Mapping[str, Any]) -> list[str]:
 
 def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float] | None] | None) -> str:
     row, column = (flows.BUCKETS.index(stratum[key]) for key in ("from", "to"))
-    shares = None if again is None else again[row]
-    return "" if shares is None else f" (by chance {flows.expected(shares[column])})"
+    known = None if again is None else again[row]
+    return "" if known is None else f" (by chance {flows.expected(known[column])})"
 
 
 def _chance(sample: Mapping[str, Any]) -> str:
