@@ -237,8 +237,8 @@ def sample_of_run(n: int) -> Sample:
 
 def of_the_run(before: Grid, after: Grid) -> Found:
     """What ``interpret`` says of a run by a weighted sample: a change, toxic against other answers (where nothing
-    distinguishes them), and a transition beyond chance. The effect is the same in all groups, so what stands as power of
-    the last two is their error once more."""
+    distinguishes them), and a transition beyond chance. The effect is the same in all groups, so what stands as power
+    of the last two is their error once more."""
     sample = sample_of_run(len(before))
     draws = RunMeans(FLIPS, 0, sample)
     values = after.mean(axis=1) - before.mean(axis=1)
