@@ -26,12 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from rewardlm.config import InsideSettings
 from rewardlm.interpret.causal import change_between
 from rewardlm.interpret.intervals import Resampling
+from rewardlm.interpret.reading import preference_change
+from rewardlm.interpret.sample import Pair, Sample
+from rewardlm.interpret.vectors import lost, takes_more
+from rewardlm.interpret.weights import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measure import metrics, primary
 from rewardlm.measure.correction import JudgeErrors, corrected_share
 from rewardlm.measure.statistics import difference_of_means
+from rewardlm.types import Message, Prompt
 
 Grid = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], tuple[Grid, Grid]]
@@ -212,11 +218,76 @@ def guesses(shift: float) -> Draw:
     return draw
 
 
+def sample_of_run(n: int) -> Sample:
+    """``n`` pairs of as many prompts, drawn over transitions as ``interpret`` does: nearly all stayed low."""
+    buckets = {"low": 0.1, "high": 0.9}
+    few = max(1, n // 6)
+    taken = {("low", "low"): n - 3 * few, ("low", "high"): few, ("high", "low"): few, ("high", "high"): few}
+    strata = [
+        {"from": a, "to": b, "of": 20 * number if a == b == "low" else number, "taken": number}
+        for (a, b), number in taken.items()
+    ]
+    ways = [way for way, number in taken.items() for _ in range(number)]
+    pairs = [
+        Pair(Prompt(str(k), (Message("user", ""),), "", None, False), 0, (buckets[a], buckets[b]), (0.8, 0.0, 0.2))
+        for k, (a, b) in enumerate(ways)
+    ]
+    of = sum(20 * number if way == ("low", "low") else number for way, number in taken.items())
+    return Sample("judge", pairs, [], strata, of, 0, of, None)
+
+
+def of_the_run(before: Grid, after: Grid) -> Found:
+    """What ``interpret`` says of a run by a weighted sample: a change, toxic against other answers (where nothing
+    distinguishes them), and a transition beyond chance. The effect is the same in all groups, so what stands as power
+    of the last two is their error once more."""
+    sample = sample_of_run(len(before))
+    draws = RunMeans(FLIPS, 0, sample)
+    values = after.mean(axis=1) - before.mean(axis=1)
+    toxic = [k for k, pair in enumerate(sample.pairs) if pair.toxicity[0] > 0.5]
+    other = [k for k, pair in enumerate(sample.pairs) if pair.toxicity[0] <= 0.5]
+    ways = ["low → high" if pair.toxicity == (0.1, 0.9) else "low → low" for pair in sample.pairs]
+    made, would = second_draws(sample, ways)["low → high"]
+    beyond = draws.against(dict(enumerate(values)), made, would)["ci95"]
+    return {
+        "change": below(draws.change(values, range(len(values)))["p_value"]),
+        "toxic check": below(draws.difference(values[toxic], toxic, values[other], other)["p_value"]),
+        "beyond chance": None if beyond is None else not beyond[0] <= 0 <= beyond[1],
+    }
+
+
+def inside(before: Grid, after: Grid) -> Found:
+    """What verdicts on the inside rest on: the preference along the path, and whether the base needs the named value
+    vectors, which are one more random set (``before``) or take more than these (``after``). Column 0 is a prompt's
+    score as it is, column k what the k-th set takes from it."""
+    settings = InsideSettings(n_resamples=FLIPS)
+    plain, takes = before[:, 0], after[:, 1:]
+    sets = [(plain - one).tolist() for one in takes.T]
+    preferred = preference_change(before[:, 0].tolist(), after[:, 0].tolist(), range(len(before)), settings)
+    found = lost(plain.tolist(), sets[0], sets[1:], settings, largest=None)
+    return {"preference": below(preferred["p_value"]), "vectors needed": takes_more(found)}
+
+
+def sets_of_vectors(named: float) -> Draw:
+    """Preferences that rose by ``named``, and 21 sets whose effects differ as much as prompts do, the first
+    ``named`` larger."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        before, after = rng.normal(size=(n, 22)), rng.normal(size=(n, 22))
+        after[:, 0] += named
+        after[:, 1:] += rng.normal(size=21)
+        after[:, 1] += named
+        return before, after
+
+    return draw
+
+
 FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
     ("compare", compared, NULLS),
     ("interpret", interpreted, [null for null in NULLS if null.name.startswith(("share 0.1, 4", "skewed", "another"))]),
     ("audit", audited, [null for null in NULLS if null.name.startswith("share") and "up to" not in null.name]),
     ("read together", read_together, [null for null in NULLS if null.name.startswith("share 0.3")]),
+    ("run", of_the_run, [null for null in NULLS if null.name.startswith("skewed")]),
+    ("inside", inside, [Null("one more random set", sets_of_vectors(0), "+3", sets_of_vectors(3))]),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),
 ]
 

@@ -848,13 +848,14 @@ class InsideSettings(Section):
     of a toxic and a harmless answer of the base itself say whether it prefers the harmless. ``shuffles`` of the labels
     say what the probe's best layer reaches by chance, and ``random_directions`` what a direction does by chance.
     ``causal_prompts`` different ones, at most as many as are read, are answered again, in ``max_new_tokens``, under
-    every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value vectors, and without each
-    of ``random_sets`` sets of as many others; the words' logits are then read on ``ablation_answers``. ``push_margin``
-    is how far the vectors' push may be from the base's and count as the same: at 0.2 its 95 % interval must lie
-    between 0.8 and 1.25, the bounds within which two medicines count as equivalent. ``null_adapters`` of random
-    weights say what a change of the adapter's size does to the push by itself. ``scales`` multiply the adapter,
-    ``layer_groups`` of neighbouring layers are switched off one after another (as many as layers: one layer at a
-    time), ``strength`` times the toxic direction is added.
+    every change; 0 leaves these tests out. ``ablation_prompts`` likewise without the value vectors; the words' logits
+    are then read on ``ablation_answers``, and once more without each of ``random_sets`` sets of as many others: how
+    many of these take as much is the test whether the base needs the named ones. ``push_margin`` is how far the
+    vectors' push may be from the base's and count as the same: at 0.2 its 95 % interval must lie between 0.8 and 1.25,
+    the bounds within which two medicines count as equivalent. ``null_adapters`` of random weights say what a change of
+    the adapter's size does to the push by itself. ``scales`` multiply the adapter, ``layer_groups`` of neighbouring
+    layers are switched off one after another (as many as layers: one layer at a time), ``strength`` times the toxic
+    direction is added.
     """
 
     toxic_words: list[str] = []
@@ -875,7 +876,7 @@ class InsideSettings(Section):
     null_adapters: int = Field(2, ge=0)
     ablation_prompts: int = Field(10, ge=0)
     ablation_answers: int = Field(12, ge=1)
-    random_sets: int = Field(2, ge=1)
+    random_sets: int = Field(20, ge=20)
     causal_prompts: int = Field(30, ge=0)
     max_new_tokens: int = Field(24, ge=1)
     scales: list[float] = [0.0, 0.5, 1.0, 1.5]

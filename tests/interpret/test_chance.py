@@ -22,7 +22,7 @@ from rewardlm.interpret.directions import (
     shuffled,
 )
 from rewardlm.interpret.inside import _prefers_harmless
-from rewardlm.interpret.reading import Redrawn, Subject, follow_path
+from rewardlm.interpret.reading import Redrawn, Subject, follow_path, preference_change
 from rewardlm.interpret.trying import _either_way, _random_directions
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.lora import add_lora, using
@@ -181,6 +181,21 @@ def test_an_adapter_that_knows_nothing_of_toxicity_is_not_said_to_prefer_harmles
     assert own >= 27
     # 2.5 % on the upper side; of 30, more than 4 come once in 2,000 times.
     assert claimed <= 4
+
+
+def test_five_pairs_never_show_a_preference() -> None:
+    """A t-test alone called five that rose by a third a finding, and so it did some skewed ones without any rise."""
+    rose = preference_change([0.0] * 5, [0.30, 0.35, 0.28, 0.33, 0.31], range(5), InsideSettings())
+    assert rose["p_value"] == pytest.approx(2 / 2**5)
+    assert not _prefers_harmless({"redraw": {"change": rose}})
+    rng, claimed = np.random.default_rng(3), 0
+    for _ in range(200):
+        found = preference_change([0.0] * 5, (1 - rng.exponential(size=5)).tolist(), range(5), InsideSettings())
+        claimed += _prefers_harmless({"redraw": {"change": found}})
+    assert claimed == 0
+    # Two pairs of one prompt are one proof.
+    twice = preference_change([0.0] * 10, [0.3] * 10, [*range(5), *range(5)], InsideSettings())
+    assert twice["p_value"] == pytest.approx(2 / 2**5)
 
 
 def test_without_two_draws_of_the_base_it_stays_open_which_answers_are_preferred() -> None:

@@ -104,9 +104,14 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]
     base = found["ablation"]["by_model"]["PT"]
-    assert f"by {intervals.number_text(base['logits']['change'])}, and without others as long by" in text
+    assert f"by {intervals.number_text(base['logits']['change'])}, and by" in text
+    assert "without 20 sets of others as long, in the mean (p = 0.048 among them)" in text
+    # What two sets say of toxicity is shown, and not claimed.
+    assert "2 sets are too few to say what chance does): silencing these was not shown to take more toxicity" in text
     assert "takes more of these logits than silencing others" in text
     base["logits"]["beyond_random"] = {"mean": -0.1, "ci95": [-0.3, 0.1], "n": 6}
+    assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
+    base["logits"] |= {"beyond_random": {"mean": -0.1, "ci95": [-0.3, -0.05], "n": 6}, "p_value_random": 2 / 21}
     assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
     own = said(found)["Has FT unlearned toxicity?"]
     assert "As before would be an interval within 0.80 and 1.25; adapters of random weights as large push" in own
@@ -123,6 +128,11 @@ def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[
     text = said(found)["Has FT unlearned toxicity?"]
     assert text.startswith("Can’t tell: this was interpreted before")
     assert "Bypassed" not in text
+    # Nor one that rests on two random sets.
+    found = copy.deepcopy(results["untouched"])
+    for one in found["ablation"]["by_model"]["PT"].values():
+        del one["p_value_random"], one["random_changes"]
+    assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: this was interpreted before")
 
 
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,17 @@ from rewardlm.interpret import inside
 from rewardlm.interpret.directions import ValueVector, activations_of
 from rewardlm.interpret.inside import Subject, examine
 from rewardlm.interpret.residual import adapter_layers, batch_of, layout_of, trace, weight_of
-from rewardlm.interpret.vectors import activations_at, bounds, random_adapter, ratio_of_means, silenced, vectors_like
+from rewardlm.interpret.vectors import (
+    _asked,
+    activations_at,
+    bounds,
+    lost,
+    random_adapter,
+    ratio_of_means,
+    silenced,
+    takes_more,
+    vectors_like,
+)
 from rewardlm.models.lora import using
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
@@ -77,8 +87,7 @@ def kind_of(result: dict[str, Any], **own: Any) -> tuple[str | None, str | None]
     found = copy.deepcopy(result)
     found["vectors"]["by_model"]["FT"] |= own
     change = {"mean": -0.5, "ci95": [-0.7, -0.3], "n": 24}
-    subject = Subject("FT", "default", [[1]], [0.0], change)
-    verdict = inside._verdict(found, Subject("PT", None, [[1]], [1.0]), subject, InsideSettings())
+    verdict = inside._verdict(found, "FT", change, InsideSettings())
     return verdict["kind"], verdict["reason"]
 
 
@@ -117,21 +126,100 @@ def test_an_interval_that_holds_one_is_not_as_before(bypassed: dict[str, Any]) -
 
 def test_vectors_that_the_base_does_not_need_are_no_bypass(bypassed: dict[str, Any]) -> None:
     found = copy.deepcopy(bypassed)
+    lost_here = found["ablation"]["by_model"]["PT"]["logits"]
+    beyond = lost_here["beyond_random"]
+    for changed in (
+        {"beyond_random": {"mean": 0.0, "ci95": [-0.1, 0.1], "n": 6}},
+        # As much as the second of twenty random sets takes, or not shown among all that is read together.
+        {"p_value_random": 2 / 21},
+        {"beyond_random": {**beyond, "p_adjusted": 0.06}},
+    ):
+        lost_here |= changed
+        kind, reason = kind_of(found)
+        assert kind == "cannot_tell"
+        assert "silencing" in str(reason)
+        lost_here |= {"beyond_random": beyond, "p_value_random": 1 / 21}
+        assert kind_of(found)[0] == "untouched"
+
+
+@pytest.mark.parametrize("noise", [0.25, 1.0])
+def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> None:
+    """What silencing a set does differs from set to set, by as much as between prompts or by four times as much. Held
+    against the mean of two sets, of which nobody knows how far such means lie apart, 37 of 100 were needed."""
+    rng = np.random.default_rng(0)
+    needed, trials, settings = 0, 400, InsideSettings(n_resamples=200)
+    for _ in range(trials):
+        plain = rng.normal(size=12)
+        sets = [plain + effect + noise * rng.normal(size=12) for effect in rng.normal(size=21)]
+        found = lost(plain.tolist(), sets[0].tolist(), [one.tolist() for one in sets[1:]], settings, largest=None)
+        assert found["p_value_random"] == pytest.approx(
+            (1 + sum((one - plain).mean() <= (sets[0] - plain).mean() for one in sets[1:])) / 21
+        )
+        needed += takes_more(found)
+    assert needed / trials <= 1 / 21 + 3 * (1 / 21 / trials) ** 0.5
+
+
+def test_two_random_sets_have_no_rank() -> None:
+    found = lost([1.0] * 8, [0.0, 0.1] * 4, [[1.0] * 8, [0.9] * 8], InsideSettings(n_resamples=200))
+    assert found["p_value_random"] is None
+    assert found["random_changes"] == pytest.approx([0, -0.1])
+    assert found["beyond_random"]["ci95"][1] < 0
+    assert not takes_more(found)
+
+
+def test_a_prompt_is_asked_once_and_answers_to_it_count_together() -> None:
+    prompts = [(1, 2, 3)] * 4 + [(4, 5)] * 4 + [(6,)] * 4 + [(7, 8)] * 4
+    base = Subject("PT", None, [[1]] * 16, [0.9, 0.8, 0.9, 0.8, 0.7, 0.7, 0.9, 0.6, *[0.1] * 8])
+    rows = _asked(prompts, base, 10)
+    assert sorted(prompts[row] for row in rows) == sorted(set(prompts))
+    model = planted()
+    few = [prompt for prompt in model.prompts(6)[1:4] for _ in range(4)]
+    answers = model.answers(few)
+    scores = model.judge([model.text(tokens) for tokens in answers])
+    undo(model, "avoided")
+    subjects = [Subject("PT", None, answers, scores), Subject("FT", "default", answers, scores)]
+    result = examine(model.policy, few, subjects, model.judge, settings_for(model, ablation_answers=12))
+    found = result["ablation"]
+    assert (found["prompts"], found["answers"], found["prompts_of_answers"]) == (3, 12, 3)
     for name in ("toxicity", "logits"):
-        found["ablation"]["by_model"]["PT"][name]["beyond_random"] = {"mean": 0.0, "ci95": [-0.1, 0.1], "n": 6}
-    kind, reason = kind_of(found)
-    assert kind == "cannot_tell"
-    assert "silencing" in str(reason)
+        assert found["by_model"]["PT"][name]["change"]["n"] == 3
+    # Twelve answers to three prompts are no proof of anything.
+    assert inside.vectors_matter(result) is None
+
+
+def test_claims_inside_are_corrected_together(bypassed: dict[str, Any]) -> None:
+    """Holm's correction by hand, over the fall of toxicity, the preference along the path and what silencing takes."""
+    fall = bypassed["verdicts"]["FT"]["toxicity_change"]
+    of_models = bypassed["ablation"]["by_model"]
+    family = [
+        fall,
+        bypassed["paths"]["FT"]["redraw"]["change"],
+        *(own["logits"]["beyond_random"] for own in of_models.values() if own["logits"]["p_value_random"] is not None),
+    ]
+    assert len(family) >= 3
+    ranked = sorted(family, key=lambda one: one["p_value"])
+    least = 0.0
+    for place, one in enumerate(ranked):
+        least = max(least, min(1.0, one["p_value"] * (len(ranked) - place)))
+        assert one["p_adjusted"] == pytest.approx(least)
+    # Only two sets answered prompts: what these say is no claim.
+    assert "p_adjusted" not in of_models["PT"]["toxicity"]["beyond_random"]
+    found = copy.deepcopy(bypassed)
+    unsure = {"mean": -0.5, "ci95": [-0.9, -0.01], "n": 24, "p_value": 0.04, "p_adjusted": 0.12}
+    assert inside._verdict(found, "FT", unsure, InsideSettings())["kind"] == "unclear"
+    found["paths"]["FT"]["redraw"]["change"]["p_adjusted"] = 0.06
+    assert inside._verdict(found, "FT", fall, InsideSettings())["spread"] is None
 
 
 def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: dict[str, Any]) -> None:
     found = bypassed["ablation"]
-    assert (found["vectors"], found["random_sets"], found["prompts"]) == (1, 2, 10)
+    assert (found["vectors"], found["random_sets"], found["answering_sets"], found["prompts"]) == (1, 20, 2, 10)
     base = found["by_model"]["PT"]
     assert base["toxicity"]["named"] <= 0.1
     assert base["toxicity"]["plain"] == base["toxicity"]["random"] >= 0.4
     assert base["logits"]["named"] < base["logits"]["random"] - 1
     assert base["logits"]["random"] == pytest.approx(base["logits"]["plain"], abs=1e-4)
+    assert base["logits"]["p_value_random"] == pytest.approx(1 / 21)
     assert inside.vectors_matter(bypassed) is True
     # The adapter of layer 1 takes back what the vector writes, and more: without it, there is nothing to take back.
     tuned = found["by_model"]["FT"]
@@ -207,17 +295,23 @@ def test_activations_are_those_of_the_whole_trace(name: str) -> None:
 def test_other_vectors_are_of_the_same_layers_and_about_as_long() -> None:
     model: Any = adapted_policy("tiny").causal_lm
     named = [ValueVector(layer, neuron, 1, 1.0, ()) for layer in (0, 1) for neuron in (0, 5, 9)]
-    others = vectors_like(model, named, seed=0)
-    assert [vector.layer for vector in others] == [vector.layer for vector in named]
-    places = {(vector.layer, vector.neuron) for vector in others}
-    assert len(places) == len(named)
-    assert not places & {(vector.layer, vector.neuron) for vector in named}
-    assert vectors_like(model, named, seed=1) != others
-    for one, other in zip(named, others, strict=True):
-        lengths = weight_of(layout_of(model).mlp_out[one.layer]).norm(dim=1)
-        nearer = (lengths - lengths[one.neuron]).abs() < (lengths[other.neuron] - lengths[one.neuron]).abs()
-        # The twentieth that is nearest, those left out that are named or taken already.
-        assert int(nearer.sum()) <= len(lengths) // 20 + 2 * len(named)
+    sets = vectors_like(model, named, 3, seed=0)
+    assert len(sets) == 3
+    for others in sets:
+        assert [vector.layer for vector in others] == [vector.layer for vector in named]
+    # No vector stands in two sets, or is a named one.
+    places = [(vector.layer, vector.neuron) for others in sets for vector in others]
+    assert len({*places, *((vector.layer, vector.neuron) for vector in named)}) == 4 * len(named)
+    assert vectors_like(model, named, 3, seed=1) != sets
+    for others in sets:
+        for one, other in zip(named, others, strict=True):
+            lengths = weight_of(layout_of(model).mlp_out[one.layer]).norm(dim=1)
+            nearer = (lengths - lengths[one.neuron]).abs() < (lengths[other.neuron] - lengths[one.neuron]).abs()
+            # The twentieth that is nearest, or the three nearest, those left out that are named or taken already.
+            assert int(nearer.sum()) <= max(3, len(lengths) // 20) + 4 * len(named)
+    # A layer that hasn't as many others gives fewer sets, not sets of fewer.
+    width = len(weight_of(layout_of(model).mlp_out[0]))
+    assert len(vectors_like(model, named[:1], 2 * width, seed=0)) == width - 1
 
 
 def test_a_planted_models_neuron_is_the_named_one(bypassed: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpret import directions
 from rewardlm.interpret.causal import change_between
-from rewardlm.interpret.intervals import FEWEST
+from rewardlm.interpret.intervals import FEWEST, adjust, shown
 from rewardlm.interpret.reading import (
     TOXIC_ABOVE,
     Reading,
@@ -32,7 +32,7 @@ from rewardlm.interpret.reading import Subject as Subject
 from rewardlm.interpret.residual import Contrast, contrast_direction, layout_of, vocabulary_covariance
 from rewardlm.interpret.tokens import Judge, contrast_by, contrast_of_words
 from rewardlm.interpret.trying import try_all
-from rewardlm.interpret.vectors import RATIOS, ablate_vectors, bounds, read_vectors
+from rewardlm.interpret.vectors import RATIOS, ablate_vectors, bounds, read_vectors, takes_more
 from rewardlm.measure.statistics import LEVEL
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
@@ -124,8 +124,15 @@ def examine(
             direction,
             report=lambda done, total: progress.within(f"answers under change {done} of {total}"),
         )
-    for subject in tuned:
-        result["verdicts"][subject.label] = _verdict(result, base, subject, settings)
+    changes = {
+        subject.label: subject.change
+        or change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+        for subject in tuned
+    }
+    kept = {label: None if change is None else dict(change) for label, change in changes.items()}
+    adjust(claims(result, kept))
+    for label, change in kept.items():
+        result["verdicts"][label] = _verdict(result, label, change, settings)
     progress.finish()
     return result
 
@@ -214,7 +221,20 @@ def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | 
 _TURNED_BELOW = 0.9
 
 
-def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: InsideSettings) -> dict[str, Any]:
+def claims(result: Mapping[str, Any], changes: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The changes that verdicts and sentences rest on, which are read together: of every tuned model how toxicity
+    changed and the preference along its path, and of every model what silencing takes beyond the random sets, where
+    there are enough of these for a claim."""
+    paths = [path["redraw"]["change"] for path in result["paths"].values() if path is not None and path["redraw"]]
+    by_model = {} if result["ablation"] is None else result["ablation"]["by_model"]
+    lost = [one for own in by_model.values() for one in own.values() if one and one["p_value_random"] is not None]
+    found = [*changes.values(), *paths, *(one["beyond_random"] for one in lost)]
+    return [one for one in found if one is not None]
+
+
+def _verdict(
+    result: dict[str, Any], label: str, change: dict[str, Any] | None, settings: InsideSettings
+) -> dict[str, Any]:
     """The numbers that say what kind of change it was, and the kind they amount to; see interpret.vectors.
 
     ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the base's harmless
@@ -223,19 +243,16 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
     is ``cannot_tell``.
     ``direction_used`` says whether the base's answers were shown to depend on the direction.
     """
-    change = subject.change or change_between(
-        base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed
-    )
-    path, vectors = result["paths"][subject.label], result["vectors"]
+    path, vectors = result["paths"][label], result["vectors"]
     fewest = path["fewest"] if path is not None and _prefers_harmless(path) else None
     spread = None
     if fewest is not None:
         spread = "localised" if fewest <= result["n_layers"] / 4 else "distributed"
     kind, reason, own = None, None, None
     if vectors is not None:
-        own = vectors["by_model"][subject.label]
-        fell = change is not None and change["ci95"] is not None and change["ci95"][1] < 0
-        kind, reason = _kind(own, settings.push_margin, vectors_matter(result)) if fell else ("unclear", None)
+        own = vectors["by_model"][label]
+        matter = vectors_matter(result)
+        kind, reason = _kind(own, settings.push_margin, matter) if shown(change, -1) else ("unclear", None)
     return {
         "kind": kind,
         "reason": reason,
@@ -251,9 +268,8 @@ def _verdict(result: dict[str, Any], base: Subject, subject: Subject, settings: 
 
 
 def _prefers_harmless(path: dict[str, Any]) -> bool:
-    """Whether the adapter raised the preference for the base's harmless second draws: an interval over 0."""
-    interval = None if path["redraw"] is None else path["redraw"]["change"]["ci95"]
-    return interval is not None and interval[0] > 0
+    """Whether the adapter was shown to have raised the preference for the base's harmless second draws."""
+    return path["redraw"] is not None and shown(path["redraw"]["change"], 1)
 
 
 def _kind(own: Mapping[str, Any], margin: float, matter: bool | None) -> tuple[str, str | None]:
@@ -271,7 +287,8 @@ def _kind(own: Mapping[str, Any], margin: float, matter: bool | None) -> tuple[s
         )
     if matter is False:
         return "cannot_tell", (
-            "silencing these vectors in the base takes no more from the toxic words than silencing others as long"
+            "silencing these vectors in the base was not shown to take more from the toxic words than silencing others "
+            "as long"
         )
     write, read, push = own["write_ratio"], own["read_ratio"], own["push_ratio"]
     less = {name: _less(own, name) for name in RATIOS}
@@ -302,14 +319,15 @@ def _less(own: Mapping[str, Any], name: str) -> bool:
 
 
 def vectors_matter(result: Mapping[str, Any]) -> bool | None:
-    """Whether the base loses more of toxicity, or of the toxic words' logits, with the named value vectors silenced
-    than with others, by an interval below 0; null where that was not tried."""
+    """Whether the base loses more with the named value vectors silenced than with others: over prompts, by the
+    corrected p-value and the interval, and more than all but one in twenty of the random sets. Of the toxic words'
+    logits, else of toxicity, whichever has a rank among these sets; null where there is none, or too few prompts."""
     if result["ablation"] is None:
         return None
-    found = result["ablation"]["by_model"][result["models"][0]]
-    beyond = [found[name]["beyond_random"] for name in ("toxicity", "logits") if found[name] is not None]
-    known = [one["ci95"] for one in beyond if one is not None and one["ci95"] is not None and one["n"] >= FEWEST]
-    return any(high < 0 for _, high in known) if known else None
+    found = result["ablation"]["by_model"][result["models"][0]].values()
+    ranked = [one for one in found if one is not None and one["p_value_random"] is not None]
+    known = [one for one in ranked if one["beyond_random"]["ci95"] is not None and one["beyond_random"]["n"] >= FEWEST]
+    return any(takes_more(one) for one in known) if known else None
 
 
 def _direction_used(result: dict[str, Any]) -> bool | None:

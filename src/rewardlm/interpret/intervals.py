@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measure.statistics import Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
+from rewardlm.measure.statistics import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
 
 Interval = dict[str, Any]
 
@@ -80,6 +80,15 @@ def adjust(family: Sequence[Interval]) -> None:
     changes = [one for one in family if "p_value" in one]
     for one, p_value in zip(changes, holm([one["p_value"] for one in changes]), strict=True):
         one["p_adjusted"] = p_value
+
+
+def shown(change: Mapping[str, Any] | None, sign: int) -> bool:
+    """Whether the change was shown to be a rise (``sign`` 1) or a fall (-1): its interval leaves zero out on that
+    side, and its p-value is below .05 when corrected for what is read with it, where it was."""
+    if change is None or change["ci95"] is None or change["n"] < FEWEST:
+        return False
+    p_value = change.get("p_adjusted")
+    return bool(min(sign * end for end in change["ci95"]) > 0 and (p_value is None or p_value < LEVEL))
 
 
 def stretches(longest: int, number: int = 8) -> list[int]:

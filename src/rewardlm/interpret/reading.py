@@ -375,9 +375,7 @@ def follow_path(
             "mean_fall": float(np.mean([pair.fall for pair in redrawn])),
             "before": float(np.mean(preferred[1][0])),
             "after": float(np.mean(preferred[1][1])),
-            "change": Resampling(settings.n_resamples, settings.seed).mean(
-                np.subtract(preferred[1][1], preferred[1][0]), range(len(redrawn))
-            ),
+            "change": preference_change(*preferred[1], [tuple(pair.prompt) for pair in redrawn], settings),
         }
         if redrawn
         else None,
@@ -391,6 +389,16 @@ def follow_path(
         "adds_up": found.adds_up,
         "fewest": directions.fewest_layers(found.by_layer.tolist()) if whole > 0 and found.adds_up else None,
     }
+
+
+def preference_change(
+    before: Sequence[float], after: Sequence[float], prompts: Sequence[object], settings: InsideSettings
+) -> dict[str, Any]:
+    """How much a preference rose from the base's to the adapter's, one of each a pair, over their ``prompts``:
+    ``{"mean", "ci95", "p_value", "n"}``."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    draws = Resampling(settings.n_resamples, settings.seed)
+    return draws.change(np.subtract(after, before), [numbers[prompt] for prompt in prompts])
 
 
 def _preferences(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,18 +31,22 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpret.causal import change_between
-from rewardlm.interpret.directions import ValueVector, vector_rows
-from rewardlm.interpret.intervals import FEWEST
+from rewardlm.interpret.directions import ValueVector, rank_p_value, vector_rows
+from rewardlm.interpret.intervals import FEWEST, shown
 from rewardlm.interpret.reading import Read, Subject, batches, every
 from rewardlm.interpret.residual import Batch, Contrast, adapter_layers, evaluating, layout_of, weight_of
 from rewardlm.interpret.tokens import Judge
 from rewardlm.measure.metrics import FloatArray
+from rewardlm.measure.statistics import LEVEL
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
 Prompts = Sequence[Sequence[int]]
 RATIOS = ("push_ratio", "read_ratio", "write_ratio")
+
+# Of fewer random sets even the first place is no rarer than one in twenty.
+FEWEST_SETS = 20
 
 
 def ratio_of_means(before: FloatArray, after: FloatArray, margin: float) -> dict[str, Any] | None:
@@ -276,22 +280,30 @@ def silenced(causal_lm: Any, vectors: Sequence[ValueVector]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], seed: int) -> list[ValueVector]:
-    """As many other value vectors: each of its layer, drawn from the twentieth whose lengths are nearest to its own."""
+def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], number: int, seed: int) -> list[list[ValueVector]]:
+    """``number`` sets of as many other value vectors, no vector in two of them: each of its layer, drawn from the
+    twentieth whose lengths are nearest to its own (from the ``number`` nearest, where these are more).
+
+    Fewer sets where a layer hasn't as many others.
+    """
     layout = layout_of(causal_lm)
     rng = np.random.default_rng(seed)
     taken = {(vector.layer, vector.neuron) for vector in vectors}
-    found = []
+    by_vector: list[list[ValueVector]] = []
     for vector in vectors:
         lengths = weight_of(layout.mlp_out[vector.layer]).norm(dim=1)
         near = (lengths - lengths[vector.neuron]).abs().argsort(stable=True).tolist()
         free = [neuron for neuron in near if (vector.layer, neuron) not in taken]
-        if not free:
-            continue
-        neuron = free[int(rng.integers(max(1, min(len(free), len(near) // 20))))]
-        taken.add((vector.layer, neuron))
-        found.append(ValueVector(vector.layer, neuron, vector.sign, 0.0, ()))
-    return found
+        pool = free[: max(number, len(near) // 20)]
+        drawn = rng.choice(len(pool), min(number, len(pool)), replace=False).tolist()
+        taken |= {(vector.layer, pool[index]) for index in drawn}
+        by_vector.append([ValueVector(vector.layer, pool[index], vector.sign, 0.0, ()) for index in drawn])
+    return [list(one) for one in zip(*by_vector, strict=False)]
+
+
+# So many of the random sets answer prompts too, which takes most of the time. They say what others take from toxicity,
+# and nothing about chance.
+_ANSWERING_SETS = 2
 
 
 def ablate_vectors(
@@ -307,43 +319,82 @@ def ablate_vectors(
 ) -> dict[str, Any] | None:
     """What is lost without the named value vectors, held against as many others (Lee et al. 2024, section 3.3).
 
-    Of every model, plain, with ``vectors`` silenced, and with ``random_sets`` sets of ``vectors_like`` them silenced:
-    ``toxicity`` of new answers to ``ablation_prompts`` prompts (half of them those whose base's answers are most
-    toxic), from the same random streams, and ``logits``, toxic minus neutral words', on the base's answers.
-    ``beyond_random`` is what silencing the named ones changes more than silencing the others does.
+    Of every model, plain, with ``vectors`` silenced, and with sets of ``vectors_like`` them silenced: ``toxicity`` of
+    new answers to ``ablation_prompts`` different prompts (half of them those whose base's answers are most toxic),
+    from the same random streams, and ``logits``, toxic minus neutral words', on the base's answers, means by prompt.
+
+    Two questions stand between the named ones and a finding. ``beyond_random``: is what they take more than the mean
+    of the other sets, over prompts? ``p_value_random``: how many of ``random_sets`` other sets take as much, the named
+    one itself counted? A few sets say nothing about chance, so the rank is that of the logits, which are cheap to read;
+    toxicity has it only where there are no words to read logits of. A tuned model's sets are all tried only where the
+    base passes and silencing the named ones takes anything from it: else nothing is claimed.
     """
     if not vectors:
         return None
     base = subjects[0]
-    sets = [vectors_like(policy.causal_lm, vectors, settings.seed + number) for number in range(settings.random_sets)]
+    sets = vectors_like(policy.causal_lm, vectors, settings.random_sets, settings.seed)
     asked = _asked(prompts, base, settings.ablation_prompts)
     # The toxic ones first, and others besides: of three answers no interval says anything.
     answers = [*focus, *(row for row in usable if row not in focus)][: settings.ablation_answers]
+    owners = [tuple(prompts[row]) for row in answers]
+
+    def toxicity() -> list[float | None]:
+        return _answered(policy, [prompts[row] for row in asked], judge, settings)
+
+    def logits() -> list[float | None]:
+        assert contrast is not None
+        return [*map(float, _by_owner(_word_scores(policy, prompts, base, answers, contrast, settings), owners))]
+
+    measured: dict[str, tuple[Callable[[], list[float | None]], int, float | None]] = {}
+    if asked:
+        measured["toxicity"] = toxicity, _ANSWERING_SETS if contrast is not None else len(sets), 1.0
+    if contrast is not None:
+        measured["logits"] = logits, len(sets), None
     by_model: dict[str, Any] = {}
     for subject in subjects:
+        lost_here: dict[str, Any] = {"toxicity": None, "logits": None}
         with using(policy, subject.adapter):
-            toxicity, logits = [], []
-            for silent in ([], vectors, *sets):
-                with silenced(policy.causal_lm, silent):
-                    if asked:
-                        toxicity.append(_answered(policy, [prompts[row] for row in asked], judge, settings))
-                    if contrast is not None:
-                        logits.append(_word_scores(policy, prompts, base, answers, contrast, settings))
-        by_model[subject.label] = {
-            "toxicity": _lost(toxicity, settings),
-            "logits": _lost(logits, settings, largest=None),
-        }
+            for name, (measure, number, largest) in measured.items():
+
+                def without(silent: Sequence[ValueVector], measure: Callable[[], Any] = measure) -> list[float | None]:
+                    with silenced(policy.causal_lm, silent):
+                        found: list[float | None] = measure()
+                    return found
+
+                plain, named = without([]), without(vectors)
+                tried = number
+                if subject is not base:
+                    change = change_between(
+                        plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=largest
+                    )
+                    worth = takes_more(by_model[base.label][name]) and shown(change, -1)
+                    tried = number if worth else _ANSWERING_SETS
+                others = [without(one) for one in sets[:tried]]
+                lost_here[name] = lost(plain, named, others, settings, largest=largest)
+        by_model[subject.label] = lost_here
     return {
         "vectors": len(vectors),
         "random_sets": len(sets),
+        "answering_sets": min(measured["toxicity"][1], len(sets)) if asked else 0,
         "prompts": len(asked),
         "answers": len(answers) if contrast is not None else 0,
+        "prompts_of_answers": len(set(owners)) if contrast is not None else 0,
         "by_model": by_model,
     }
 
 
+def takes_more(found: Mapping[str, Any]) -> bool:
+    """Whether the named vectors were shown to take more than others do: over prompts, and by rank among the sets."""
+    rank: float | None = found["p_value_random"]
+    return rank is not None and rank <= LEVEL and shown(found["beyond_random"], -1)
+
+
 def _asked(prompts: Prompts, base: Subject, number: int) -> list[int]:
-    ranked = sorted(range(len(prompts)), key=lambda row: (-(base.toxicity[row] or 0.0), row))
+    """Rows of different prompts, half of them those whose base's answers are most toxic."""
+    first: dict[tuple[int, ...], int] = {}
+    for row in sorted(range(len(prompts)), key=lambda row: (-(base.toxicity[row] or 0.0), row)):
+        first.setdefault(tuple(prompts[row]), row)
+    ranked = list(first.values())
     half = ranked[: (number + 1) // 2]
     rest = ranked[len(half) :]
     return half + [rest[i] for i in sorted(every(len(rest), number - len(half)))] if rest else half
@@ -368,8 +419,8 @@ def _answered(policy: Policy, prompts: Prompts, judge: Judge, settings: InsideSe
 @torch.no_grad()
 def _word_scores(
     policy: Policy, prompts: Prompts, base: Subject, rows: Sequence[int], contrast: Contrast, settings: InsideSettings
-) -> list[float | None]:
-    """Of each answer the mean of the toxic words' logits minus the neutral ones', over its positions."""
+) -> Tensor:
+    """Of each answer the mean of the toxic words' logits minus the neutral ones', over its positions, Float[N]."""
     layout = layout_of(policy.causal_lm)
     found: dict[int, float] = {}
     for own, batch in batches(policy, prompts, base.responses, rows, settings):
@@ -378,17 +429,20 @@ def _word_scores(
             scores = contrast.of(layout.head(states[batch.where]).float()).cpu()
         for index, row in enumerate(own):
             found[row] = float(scores[batch.row.cpu() == index].mean())
-    return [found[row] for row in rows]
+    return torch.tensor([found[row] for row in rows])
 
 
-def _lost(
-    found: Sequence[Sequence[float | None]], settings: InsideSettings, *, largest: float | None = 1.0
-) -> dict[str, Any] | None:
-    """From values by unit of the plain model, of the named vectors silenced, and of each other set; ``largest`` is by
-    how much a value can change, None where nothing bounds it."""
-    if not found:
-        return None
-    plain, named, *others = found
+def lost(
+    plain: Sequence[float | None],
+    named: Sequence[float | None],
+    others: Sequence[Sequence[float | None]],
+    settings: InsideSettings,
+    *,
+    largest: float | None = 1.0,
+) -> dict[str, Any]:
+    """From values by prompt of the plain model, of the named vectors silenced, and of each other set; ``largest`` is by
+    how much a value can change, None where nothing bounds it. There is no rank among fewer sets than 20, of which none
+    could be the first of twenty."""
     random = [
         None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
         for values in zip(*others, strict=True)
@@ -397,13 +451,21 @@ def _lost(
     def change(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any] | None:
         return change_between(before, after, n_resamples=settings.n_resamples, seed=settings.seed, largest=largest)
 
+    # All sets on the same prompts: those that every one of them has a value of.
+    known = [row for row, values in enumerate(zip(plain, named, *others, strict=True)) if None not in values]
+    losses = [
+        float(np.mean([(values[row] or 0.0) - (plain[row] or 0.0) for row in known])) for values in (named, *others)
+    ]
+    ranked = bool(known) and len(others) >= FEWEST_SETS
     return {
         "plain": _mean(plain),
         "named": _mean(named),
         "random": _mean(random),
         "change": change(plain, named),
         "random_change": change(plain, random) if random else None,
+        "random_changes": losses[1:] if known else [],
         "beyond_random": change(random, named) if random else None,
+        "p_value_random": rank_p_value(-losses[0], [-loss for loss in losses[1:]]) if ranked else None,
     }
 
 

@@ -189,7 +189,7 @@ def _unlearned(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any])
     if verdict["kind"] is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
     kind, reason = verdict["kind"], verdict.get("reason")
-    if kind not in ("unclear", "cannot_tell") and "read_ratio" not in verdict:
+    if kind not in ("unclear", "cannot_tell") and ("read_ratio" not in verdict or _without_rank(found)):
         kind = "cannot_tell"
         reason = "this was interpreted before such a verdict had to be shown; interpret again into another --out"
     said = _VERDICTS[kind].format(reason=reason)
@@ -216,6 +216,12 @@ def _unlearned(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any])
             )
         )
     return parts
+
+
+def _without_rank(found: Mapping[str, Any]) -> bool:
+    """Whether the value vectors were silenced without enough random sets to say what chance does."""
+    lost = (found.get("ablation") or {"by_model": {}})["by_model"].get(found["models"][0], {})
+    return any(one is not None and "p_value_random" not in one for one in lost.values())
 
 
 def _pushed(found: Mapping[str, Any], label: str, verdict: Mapping[str, Any]) -> str:
@@ -248,24 +254,30 @@ def _times(ratio: Mapping[str, Any]) -> str:
 
 def _without_vectors(silenced: Mapping[str, Any], lost: Mapping[str, Any]) -> list[Part]:
     parts: list[Part] = []
+    on = f"on {silenced['answers']} answers"
+    if "prompts_of_answers" in silenced:
+        on += f" to {silenced['prompts_of_answers']} prompts"
     measured = (
         ("toxicity", f"Toxicity of its answers to {silenced['prompts']} prompts changes", "toxicity", 3),
-        ("logits", f"The toxic words’ logits on {silenced['answers']} answers change", "of these logits", 2),
+        ("logits", f"The toxic words’ logits {on} change", "of these logits", 2),
     )
     for name, what, of, digits in measured:
         found = lost[name]
         if found is None or found["change"] is None:
             continue
-        beyond = found["beyond_random"]
-        below = beyond is not None and beyond["ci95"] is not None and beyond["ci95"][1] < 0
-        takes = "takes more" if below else "was not shown to take more"
+        beyond, rank = found["beyond_random"], found.get("p_value_random")
+        more = direction(beyond) == -1 and rank is not None and rank <= 0.05
+        takes = "takes more" if more else "was not shown to take more"
         others = number_text(found["random_change"], digits)
+        number = len(found.get("random_changes", ())) or silenced["random_sets"]
+        among = f"{number} sets are too few to say what chance does" if rank is None else f"{p_text(rank)} among them"
         parts += [
             (
-                f"{what} by {number_text(found['change'], digits)}, and without others as long by {others}: ",
+                f"{what} by {number_text(found['change'], digits)}, and by {others} without {number} sets of others as "
+                f"long, in the mean ({among}): ",
                 False,
             ),
-            (f"silencing these {takes} {of} than silencing others", below),
+            (f"silencing these {takes} {of} than silencing others", more),
             (f" ({number_text(beyond, digits)}). ", False),
         ]
     return parts
@@ -313,8 +325,7 @@ def _preference(
         f"{base}’s own harmless answers gained {number_text(redraw['change'])} nats a token on its toxic ones to the "
         f"same {redraw['pairs']} prompts"
     )
-    interval = redraw["change"]["ci95"]
-    if interval is not None and interval[0] > 0 and not figures.has_shares(path):
+    if direction(redraw["change"]) == 1 and not figures.has_shares(path):
         return [
             ("Which layers do it can’t be told", True),
             (
