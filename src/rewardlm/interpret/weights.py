@@ -172,7 +172,8 @@ class RunMeans(Resampling):
             # Without any spread nothing says how far the run's mean may be: no interval, rather than one without width.
             return nothing
         parts = np.concatenate([*(group.parts for group in groups), [[between, max(1, self._prompts_of_run - 1)]]])
-        freedom = float(parts[:, 0].sum() ** 2 / (parts[:, 0] ** 2 / parts[:, 1]).sum())
+        shares = parts[:, 0] / parts[:, 0].sum()
+        freedom = float(1 / (shares**2 / parts[:, 1]).sum())
         error = variance**0.5
         p_value = max(float(2 * student.sf(abs(estimate) / error, freedom)), at_least)
         half = float(student.ppf(0.975, freedom) * error)

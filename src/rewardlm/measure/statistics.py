@@ -115,8 +115,8 @@ def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLik
     total = sum(variances)
     if total == 0:
         return Change(n, mean - other, None, 1.0)
-    below = sum(v**2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
-    freedom = total**2 / below
+    # As shares: squares of tiny variances would be nought.
+    freedom = 1 / sum((v / total) ** 2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
     p_value = _t_p_value(mean - other, total**0.5, freedom)
     estimate, half = mean - other, _t_quantile(freedom) * total**0.5
     return Change(n, estimate, agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
