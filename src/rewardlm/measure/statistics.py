@@ -113,8 +113,8 @@ def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLik
         return Change(1, mean - other, None, 1.0)
     variances = [_standard_error(x, w, extra=_farthest(x, w)) ** 2 for x, w in groups]
     total = sum(variances)
-    if total == 0:
-        return Change(n, mean - other, None, 1.0)
+    if total**0.5 <= np.finfo(np.float64).eps * max(abs(mean), abs(other)):
+        return Change(n, mean - other, None, 1.0)  # what spread there is may be rounding
     # As shares: squares of tiny variances would be nought.
     freedom = 1 / sum((v / total) ** 2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
     p_value = _t_p_value(mean - other, total**0.5, freedom)
