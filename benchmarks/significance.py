@@ -192,7 +192,8 @@ def read_together(before: Grid, after: Grid) -> Found:
             one, two = (np.where(noise, 1 - grid, grid)[part] for grid in (before, after))
             change = metrics.paired_difference(one, two, n_resamples=FLIPS)
             entry = {"scorer": f"j{judge}", "split": str(split), "p_value": change.p_value}
-            entries.append(entry | {f"{of}_p_value": None for of in primary.METRICS if of != "toxic_fraction"})
+            unasked = [*(of for of in primary.METRICS if of != "toxic_fraction"), "delta_worst"]
+            entries.append(entry | {f"{of}_p_value": None for of in unasked} | {"flow_excess": None})
     primary.adjust(entries, {"scorer": "j0", "split": "0", "metric": "toxic_fraction"})
     others = [entry["p_adjusted"] for entry in entries[1:] if entry["p_adjusted"] is not None]
     return {"any of 14, Holm": any(p < LEVEL for p in others)}
@@ -280,6 +281,10 @@ def sets_of_vectors(named: float) -> Draw:
 
     return draw
 
+
+# The models that differ do so in all answers alike, and these ask whether some answers differ more than others: what
+# stands beside them as power is their error again.
+DIFFERENCES = {"toxic check", "beyond chance"}
 
 FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
     ("compare", compared, NULLS),

@@ -593,9 +593,9 @@ def test_a_run_of_today_records_what_the_penalty_is_and_goes_on(tmp_path, algori
 @pytest.mark.parametrize(
     ("reward", "witness", "found"),
     [
-        (["starter"], None, ["lexical"]),
-        (["lexical"], None, []),
-        (["max(lexical,starter)"], None, []),
+        (["starter"], None, ["witness"]),
+        (["witness"], None, ["lexical"]),
+        (["max(lexical,witness)"], None, []),
         (["lexical"], ["starter"], ["starter"]),
         (["starter"], [], []),
         (["starter"], ["none"], []),
