@@ -3,10 +3,10 @@
     make judge-refusals                      a quarter of a minute
     python benchmarks/refusals.py --check    the figures alone, of the weights that are there
 
-What it learns from: answers written for this project in the manner of many models (refusal_texts/*.jsonl, and those of
-tests/measure/refusals_by_rules.txt, on which the rules make no mistake), answers of SmolLM2-135M to our own prompts
-(small_model.jsonl; the rules are taken at their word there), counter-narratives of the starter dialogues, and our own
-short lines. What it is tested on it never reads: tests/measure/refusals_held_out.txt.
+What it learns from is in refusal_texts/: answers written for this project in the manner of many models (by_rules.txt
+has those on which the rules make no mistake), and answers of SmolLM2-135M to our own prompts (small_model.jsonl; the
+rules are taken at their word there). Beside them counter-narratives of the starter dialogues, and our own short lines.
+What it is tested on it never reads: tests/measure/refusals_held_out.txt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from rewardlm.measure.refusal_words import WEIGHTS, terms
 
 HERE = Path(__file__).parent
 TEXTS = HERE / "refusal_texts"
-BY_RULES, HELD_OUT = (
-    HERE.parent / "tests" / "measure" / name for name in ("refusals_by_rules.txt", "refusals_held_out.txt")
-)
+BY_RULES = TEXTS / "by_rules.txt"
+HELD_OUT = HERE.parent / "tests" / "measure" / "refusals_held_out.txt"
 KEPT = 8000
 STRENGTH = 10.0  # scikit-learn's C
 

@@ -25,13 +25,13 @@ from rewardlm.measure.refusals import ERRORS, is_refusal, ruling_on
 
 SOURCE = Path(refusals.__file__).parent
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "refusals.py"
-BY_RULES = "refusals_by_rules.txt"
-HELD_OUT = "refusals_held_out.txt"
+BY_RULES = SCRIPT.parent / "refusal_texts" / "by_rules.txt"
+HELD_OUT = Path(__file__).with_name("refusals_held_out.txt")
 
 
-def written(name: str) -> list[tuple[str, bool, str]]:
+def written(path: Path) -> list[tuple[str, bool, str]]:
     """(style, is it a refusal, answer) of every block of the file."""
-    blocks = Path(__file__).with_name(name).read_text("utf-8").split("\n### ")[1:]
+    blocks = path.read_text("utf-8").split("\n### ")[1:]
     found = []
     for block in blocks:
         head, answer = block.split("\n", 1)
