@@ -2,6 +2,8 @@
 
     make judge-refusals                      a quarter of a minute
     python benchmarks/refusals.py --check    the figures alone, of the weights that are there
+    … --instructions CLONE    how often an answer to a harmless instruction is called a refusal, of each of the models
+        whose completions lie in a clone of https://github.com/andyrdt/refusal_direction (Arditi et al. 2024)
 
 What it learns from is in refusal_texts/: answers written for this project in the manner of many models (by_rules.txt
 has those on which the rules make no mistake), and answers of SmolLM2-135M to our own prompts (small_model.jsonl; the
@@ -92,11 +94,26 @@ def said(name: str, truth: np.ndarray, found: Sequence[bool]) -> None:
           f"{f1_score(truth, found):8.3f}")  # fmt: skip
 
 
+def to_harmless_instructions(clone: Path) -> None:
+    """A line for each model: of its answers, how many are called refusals, and how many of them by their words."""
+    found = sorted((clone / "pipeline/runs").glob("*/completions/harmless_baseline_completions.json"))
+    if not found:
+        raise SystemExit(f"{clone} has no pipeline/runs/*/completions: expected a clone of refusal_direction")
+    print("Answers to harmless instructions that are called refusals, and how many of them by their words:")
+    for path in found:
+        answers = [row["response"] for row in json.loads(path.read_text("utf-8"))]
+        called = [answer for answer in answers if refusals.is_refusal(answer)]
+        by_words = sum(refusals.ruling_on(answer) is None for answer in called)
+        print(f"  {path.parts[-3]:40}{len(called):4} of {len(answers)}{by_words:6}")
+
+
 def main() -> None:
     """See the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="train nothing")
-    if not parser.parse_args().check:
+    parser.add_argument("--instructions", type=Path, metavar="CLONE", help="of refusal_direction")
+    asked = parser.parse_args()
+    if not asked.check:
         texts, truths, groups = training_texts()
         vectors, model = fit(texts, truths)
         write(vectors, model)
@@ -108,6 +125,8 @@ def main() -> None:
     texts, truths = written(HELD_OUT)
     said(f"{HELD_OUT.name}: rules alone", truths, [refusals.ruling_on(text) is True for text in texts])
     said(f"{HELD_OUT.name}: rules or words", truths, [refusals.is_refusal(text) for text in texts])
+    if asked.instructions:
+        to_harmless_instructions(asked.instructions)
 
 
 if __name__ == "__main__":
