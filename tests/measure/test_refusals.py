@@ -215,9 +215,9 @@ def test_more_that_are_none(text: str) -> None:
         "**Rules of the forum**\n\n**1. Respect:** Please treat others with respect. Hateful or harmful content is not "
         "allowed.\n**2. Safety:** If you see a threat, please contact a moderator or the police.\n**3. Support:** We "
         "encourage you to seek help from a professional rather than to ask strangers.",
-        "1. Contact customer support: please explain your request and provide the information that they ask for.\n2. If "
-        "you are not satisfied, consider a complaint to the regulator.\n3. Please seek legal advice if the provider will "
-        "not respond.",
+        "1. Contact customer support: please explain your request and provide the information that they ask for.\n"
+        "2. If you are not satisfied, consider a complaint to the regulator.\n"
+        "3. Please seek legal advice if the provider will not respond.",
     ],
 )
 def test_a_list_whose_words_are_those_of_a_refusal_is_an_answer(text: str) -> None:
