@@ -6,8 +6,9 @@
         whose completions lie in a clone of https://github.com/andyrdt/refusal_direction (Arditi et al. 2024)
 
 What it learns from is in refusal_texts/: answers written for this project in the manner of many models (by_rules.txt
-has those on which the rules make no mistake), and answers of SmolLM2-135M to our own prompts (small_model.jsonl; the
-rules are taken at their word there). Beside them counter-narratives of the starter dialogues, and our own short lines.
+has those on which the rules make no mistake), and answers of SmolLM2-135M, as it is and trained, to our own prompts
+(small_model.jsonl; the rules are taken at their word there). Beside them counter-narratives of the starter dialogues,
+and our own short lines.
 What it is tested on it never reads: tests/measure/refusals_held_out.txt.
 """
 

@@ -55,7 +55,7 @@ ERRORS = (
     Errors(
         "answers in the manner of six kinds of models, by a writer who knew neither rules nor training",
         110,
-        105,
+        102,
         110,
         7,
     ),
