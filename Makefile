@@ -85,7 +85,8 @@ judge-refusals: setup
 # which witness and lexical2 are no relatives of it and have read none of these prompts.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
-MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer witness,lexical2,lexical,starter
+MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer witness,lexical2,lexical,starter \
+	primary.scorer=witness
 ALGORITHM ?= ppo
 FROM ?=
 # An answer's ratio lasts one update: one a step, and larger.
