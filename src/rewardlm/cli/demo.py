@@ -13,7 +13,7 @@ from rewardlm.cli import options
 def demo(
     overrides: options.Overrides = None,
     preset: Annotated[
-        str, typer.Option("--preset", metavar="quick|full", help="About 12 or 40 minutes on 2 cores.")
+        str, typer.Option("--preset", metavar="quick|full", help="A quarter of an hour, or about an hour, on 2 cores.")
     ] = "quick",
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default runs/demo-PRESET.")] = None,
     config: options.Config = None,
