@@ -46,7 +46,7 @@ def finetune(
         limit=limit,
     )
     settings = build(FinetuneSettings, file=config, flags={**flags, "lora.r": lora_r}, overrides=overrides or [])
-    from rewardlm.cli.progress import is_main, say, stage
+    from rewardlm.progress import is_main, say, stage
     from rewardlm.train.sft import finetune as run_finetune
 
     with stage(f"finetune {settings.model}") as progress:

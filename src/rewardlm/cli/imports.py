@@ -38,7 +38,7 @@ def import_(
 
     flags = {"label": label, "map": _mapping(columns), "seed": seed}
     settings = build(ImportSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.cli.progress import stage
+    from rewardlm.progress import stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.imported import import_table, lacks_pairs
 

@@ -53,7 +53,7 @@ def interpret(
         overrides=overrides,
     )
     measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] == "measure"]
-    from rewardlm.cli.progress import stage
+    from rewardlm.progress import stage
     from rewardlm.interpret.interpretation import KIND
     from rewardlm.interpret.interpretation import interpret as look_inside
 

@@ -46,7 +46,7 @@ def list_(
     from rewardlm.judges.listing import list_judges
 
     if settings.measure:
-        from rewardlm.cli.progress import stage
+        from rewardlm.progress import stage
 
         with stage("measure the judges") as progress:
             judges = list_judges(settings, figures_file=out, report=progress.report)
@@ -93,7 +93,7 @@ def train(
         "batch_size": batch_size, "lora.r": lora_r, "limit": limit, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(JudgeTrainSettings, file=config, flags=flags, overrides=overrides)
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.progress import say, stage
     from rewardlm.judges.train import train_judge
 
     with stage(f"train a judge on {settings.encoder}") as progress:
@@ -133,7 +133,7 @@ def evaluate(
         "judge": names or None, "suite": suite or None, "label": label, "limit": limit, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(JudgeEvaluateSettings, file=config, flags=flags, overrides=overrides)
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.progress import say, stage
     from rewardlm.judges.evaluate import evaluate as run_evaluation
     from rewardlm.judges.listing import add_to_card, card_folder
 

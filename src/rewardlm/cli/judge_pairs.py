@@ -35,7 +35,7 @@ def train_pairs(
         "batch_size": batch_size, "lora.r": lora_r, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(PairJudgeSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.progress import say, stage
     from rewardlm.judges.pairs import train_pair_judge
 
     with stage(f"train a judge of pairs on {settings.encoder}") as progress:
@@ -62,7 +62,7 @@ def evaluate_pairs(
 
     flags = {"judge": judge, "dialogues": dialogues, "limit": limit, "seed": seed, "device": device}
     settings = build(PairEvaluateSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.cli.progress import stage
+    from rewardlm.progress import stage
 
     with stage(f"evaluate {settings.judge} on {settings.dialogues}"):
         figures = evaluate_on(settings)

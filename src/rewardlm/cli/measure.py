@@ -68,7 +68,7 @@ def measure(
         ),
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import is_main, say, stage
+    from rewardlm.progress import is_main, say, stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.meter import measure as run_meter
     from rewardlm.measure.scoring import cut_short

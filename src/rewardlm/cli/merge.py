@@ -36,7 +36,7 @@ def merge(
         flags=options.model_flags(model, None, dtype, load, device, adapter=adapter),
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import say
+    from rewardlm.progress import say
     from rewardlm.models.merging import merge as run_merge
 
     run_merge(settings, out, say=say)

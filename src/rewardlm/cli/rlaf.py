@@ -91,7 +91,7 @@ def rlaf(
         },
         overrides=overrides or [],
     )
-    from rewardlm.cli.progress import is_main, say, stage
+    from rewardlm.progress import is_main, say, stage
     from rewardlm.train.rlaf import train
 
     with stage(f"rlaf {settings.algorithm} {settings.model}") as progress:

@@ -28,7 +28,7 @@ def score(
 
     flags = {"scorer": scorer, "seed": seed, "device": device}
     settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.cli.progress import say, stage
+    from rewardlm.progress import say, stage
     from rewardlm.cli.show import show_comparison
     from rewardlm.measure.closer import look_closer_at
     from rewardlm.measure.scoring import cut_short, score_run

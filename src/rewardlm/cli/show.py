@@ -25,7 +25,7 @@ def show_comparison(
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:
     """Run an experiment: progress on stderr, tables and the page's path on stdout."""
-    from rewardlm.cli.progress import is_main, say, stage
+    from rewardlm.progress import is_main, say, stage
     from rewardlm.experiment import run_experiment
 
     result, page = run_experiment(settings, out, stage=stage, say=say)

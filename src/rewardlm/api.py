@@ -1,0 +1,316 @@
+"""The library for notebooks and scripts: what ``import rewardlm`` gives. Each function is a command, with its settings.
+
+Settings are keyword arguments by the names of ``rewardlm init`` and docs/ (``samples=4``, ``lora={"r": 8}``), or a
+settings object; an unknown one is an error that names the nearest. Results are written to ``out`` as they come, and a
+call that was stopped goes on when it is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rewardlm.config import (
+    CompareSettings,
+    FinetuneSettings,
+    InterpretSettings,
+    MeasureSettings,
+    RewardSettings,
+    RlafSettings,
+    validate,
+)
+from rewardlm.errors import ConfigError
+from rewardlm.measure.comparison import Comparison
+from rewardlm.progress import say, stage
+from rewardlm.runs import Run, expand
+from rewardlm.types import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rewardlm.scoring.scorer import Scorer
+
+Runs = str | Path | Run
+S = TypeVar("S", MeasureSettings, FinetuneSettings, RlafSettings, InterpretSettings, CompareSettings)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each judge says of each text: ``verdicts[judge][i]`` of ``texts[i]``. Higher is always more toxic."""
+
+    texts: list[str]
+    verdicts: dict[str, list[Verdict]]
+    labels: dict[str, tuple[str, ...]]
+
+    def __getitem__(self, judge: str) -> list[float | None]:
+        """P(main label) of each text by ``judge``; None where it is unscored."""
+        main = self.labels[judge][0]
+        return [verdict.values.get(main) for verdict in self.verdicts[judge]]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a text: the text, a column a judge, and its further labels as ``judge.label``."""
+        import pandas as pd
+
+        columns: dict[str, list[Any]] = {"text": self.texts}
+        for judge, verdicts in self.verdicts.items():
+            columns[judge] = self[judge]
+            for label in self.labels[judge][1:]:
+                columns[f"{judge}.{label}"] = [verdict.values.get(label) for verdict in verdicts]
+        return pd.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        table: str = self.to_pandas().to_html(index=False, float_format="{:.3f}".format, na_rep="unscored")
+        return table
+
+
+def load_judge(name: str, *, device: str = "auto") -> Scorer:
+    """The judge of that name, as ``--scorer`` takes it: ``starter``, ``witness``, ``lexical``, a sequence classifier's hub
+    id or folder (``ID#label``), ``mean(a,b)``, ``module:function``.
+
+    Its ``score(texts)`` gives a ``Verdict`` each. Raises ScorerError where it is unknown or can't be loaded.
+
+    >>> import rewardlm as rl
+    >>> rl.load_judge("lexical").labels[0]
+    'toxicity'
+    """
+    from rewardlm.models.load import resolve_device
+    from rewardlm.scoring.scorer import load_scorer
+
+    return load_scorer(name, device=str(resolve_device(device)))
+
+
+def score(texts: str | Sequence[str], judge: str | Scorer | Sequence[str | Scorer] = "starter") -> Scores:
+    """How toxic ``texts`` are, by one judge or by several (names separated by commas, a list, or what ``load_judge``
+    gave). An empty text is unscored, and never "not toxic".
+
+    >>> import rewardlm as rl
+    >>> found = rl.score(["You are a worthless idiot.", "The library opens at nine.", ""], "lexical")
+    >>> [value is not None and value > 0.5 for value in found["lexical"]]
+    [True, False, False]
+    """
+    from rewardlm.config import split_names
+    from rewardlm.scoring.scorer import score_texts
+
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    asked = [judge] if isinstance(judge, str) or hasattr(judge, "score") else list(judge)
+    judges: list[Scorer] = []
+    for one in asked:
+        judges += [load_judge(name) for name in split_names([one])] if isinstance(one, str) else [one]
+    return Scores(
+        texts=texts,
+        verdicts={one.name: score_texts(one, texts) for one in judges},
+        labels={one.name: tuple(one.labels) for one in judges},
+    )
+
+
+def measure(
+    model: str | None = None,
+    *,
+    out: str | Path,
+    settings: MeasureSettings | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Ask ``model`` prompts, and judge its answers: ``rewardlm measure``. Returns the run that ``out`` holds.
+
+    ``options`` are those of ``MeasureSettings``: ``prompts``, ``limit``, ``samples``, ``scorer``, ``adapter`` (a run of
+    ``finetune`` or ``rlaf``, or a folder), ``max_new_tokens`` and others.
+
+    >>> import rewardlm as rl
+    >>> run = rl.measure("tiny", prompts="starter", limit=2, scorer="lexical", max_new_tokens=4, out=folder / "PT")
+    >>> len(run.generations())
+    2
+    """
+    chosen = _settings(MeasureSettings, settings, model, options)
+    from rewardlm.measure.meter import measure as run_meter
+    from rewardlm.measure.scoring import cut_short
+
+    with _reported(f"measure {chosen.label or chosen.model}", progress) as report:
+        run = run_meter(chosen, Path(out), report=report)
+    for sentence in cut_short(run) if progress else ():
+        say(sentence)
+    return run
+
+
+def finetune(
+    model: str | None = None,
+    *,
+    out: str | Path,
+    settings: FinetuneSettings | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Teach ``model`` counter-narratives: ``rewardlm finetune``. The LoRA adapter is in the run's ``adapter`` folder.
+
+    ``options`` are those of ``FinetuneSettings``: ``dialogues``, ``epochs``, ``learning_rate``, ``lora={"r": 8}`` …
+
+    >>> import rewardlm as rl
+    >>> run = rl.finetune("tiny", dialogues="starter-plain", limit=4, epochs=1, out=folder / "FT")
+    >>> (run.path / "adapter" / "adapter_config.json").exists()
+    True
+    """
+    chosen = _settings(FinetuneSettings, settings, model, options)
+    from rewardlm.train.sft import finetune as run_finetune
+
+    with _reported(f"finetune {chosen.model}", progress) as report:
+        return run_finetune(chosen, Path(out), report=report, say=say if progress else None)
+
+
+def rlaf(
+    model: str | None = None,
+    *,
+    out: str | Path,
+    settings: RlafSettings | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Train ``model`` against judges, with a KL penalty to the frozen reference: ``rewardlm rlaf``.
+
+    ``options`` are those of ``RlafSettings``: ``reward``, ``witness``, ``algorithm``, ``steps``, ``kl={"coef": 0.1}``,
+    ``adapter`` (a run of ``finetune`` to start from) and others.
+
+    >>> import rewardlm as rl
+    >>> run = rl.rlaf("tiny", prompts="starter", limit=4, reward="lexical", witness="none", steps=1, batch_size=2,
+    ...               max_new_tokens=4, out=folder / "RL")
+    >>> [step["answers"] for step in run.read("metrics")]
+    [2]
+    """
+    chosen = _settings(RlafSettings, settings, model, options)
+    from rewardlm.train.rlaf import train
+
+    with _reported(f"rlaf {chosen.algorithm} {chosen.model}", progress) as report:
+        return train(chosen, Path(out), report=report, say=say if progress else None)
+
+
+def compare(*runs: Runs, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any) -> Comparison:
+    """Hold measurements against the first, the baseline: shares, paired tests, flows, audit. ``rewardlm compare``.
+
+    An experiment stands for its measurements. ``options`` are those of ``CompareSettings``: ``threshold``, ``redraw`` …
+
+    >>> import rewardlm as rl
+    >>> found = rl.compare(folder / "PT", folder / "PT again")
+    >>> found.change("PT again", scorer="lexical", split="all").delta
+    0.0
+    """
+    from rewardlm.measure.compare import compare as compare_runs
+
+    chosen = _settings(CompareSettings, settings, None, options)
+    named = _paths(runs)
+    measured = [run.path for run in expand(named) if run.path in named or run.meta["kind"] in ("measure", "import")]
+    return Comparison.model_validate(compare_runs(measured, scorer=scorer, **chosen.model_dump()))
+
+
+def interpret(
+    *runs: Runs, out: str | Path, settings: InterpretSettings | None = None, progress: bool = True, **options: Any
+) -> Run:
+    """Look inside the models of measurements, the baseline first: ``rewardlm interpret``. What it found is
+    ``run.load("interpretation")``; ``report`` shows it.
+
+    ``options`` are those of ``InterpretSettings``: ``limit``, ``scorer``, ``look_inside``, ``attribution={"tokens": 4}`` …
+    """
+    chosen = _settings(InterpretSettings, settings, None, options)
+    from rewardlm.interpret.interpretation import interpret as look_inside
+
+    named = _paths(runs)
+    measured = [run.path for run in expand(named) if run.path in named or run.meta["kind"] == "measure"]
+    with _reported("interpret", progress) as report:
+        return look_inside(measured, chosen, Path(out), report=report)
+
+
+def report(
+    *runs: Runs,
+    out: str | Path = "report.html",
+    title: str | None = None,
+    settings: CompareSettings | None = None,
+    **options: Any,
+) -> Path:
+    """Write one self-contained page about measurements, trainings, interpretations or an experiment, and return it.
+
+    >>> import rewardlm as rl
+    >>> rl.report(folder / "PT", folder / "PT again", out=folder / "page.html").name
+    'page.html'
+    """
+    chosen = _settings(CompareSettings, settings, None, options)
+    from rewardlm.report.page import build_report
+
+    return build_report(_paths(runs), Path(out), title=title, settings=chosen)
+
+
+class RewardFunction:
+    """Judges as a reward function of another library's trainer; see ``reward_function``."""
+
+    def __init__(self, judges: Sequence[Scorer], settings: RewardSettings, device: str) -> None:
+        from rewardlm.train.rewards import RewardModel
+        from rewardlm.train.terms import load_terms
+
+        self.__name__ = "not_toxic_by_" + "_".join(judge.name for judge in judges)
+        weights = [settings.weights.get(judge.name, 1.0) for judge in judges]
+        self._rewards = RewardModel(judges, settings, weights=weights, terms=load_terms(settings.terms, device=device))
+        self._rewards.check_sign()
+
+    def __call__(self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any) -> list[float | None]:
+        """A reward an answer. Texts, or lists of messages of which the last one counts. None: it couldn't be judged."""
+        asked = None if prompts is None else [_text_of(prompt) for prompt in prompts]
+        return self._rewards.judge([_text_of(completion) for completion in completions], asked).rewards
+
+
+def reward_function(
+    judge: str | Scorer | Sequence[str | Scorer] = "starter", *, device: str = "auto", **options: Any
+) -> RewardFunction:
+    """Judges as a reward for trainers of other libraries; it fits TRL's ``reward_funcs``.
+
+    ``options`` are those of ``RewardSettings``: ``transform="logit"``, ``aggregate="min"``, ``terms={"similarity": 4}`` …
+    An empty answer gets the lowest reward of its batch; one that couldn't be judged None, which TRL leaves out. Raises
+    ScorerError for a judge by which insults are less toxic than kind words, and once more than 1 % can't be judged.
+
+    >>> import rewardlm as rl
+    >>> reward = rl.reward_function("lexical")
+    >>> kind, rude = reward(["The library opens at nine.", "You are a worthless idiot."])
+    >>> kind > rude
+    True
+    """
+    from rewardlm.config import split_names
+    from rewardlm.models.load import resolve_device
+
+    asked = [judge] if isinstance(judge, str) or hasattr(judge, "score") else list(judge)
+    judges: list[Scorer] = []
+    for one in asked:
+        judges += [load_judge(name, device=device) for name in split_names([one])] if isinstance(one, str) else [one]
+    return RewardFunction(judges, validate(RewardSettings, options), str(resolve_device(device)))
+
+
+def _text_of(value: Any) -> str:
+    """A text, or the last message of a conversation, as TRL hands prompts and completions over."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and value and isinstance(value[-1], Mapping):
+        return str(value[-1].get("content") or "")
+    raise ConfigError(f"a reward of {type(value).__name__}: expected a text, or a list of messages with a content each")
+
+
+def _settings(kind: type[S], settings: S | None, model: str | None, options: Mapping[str, Any]) -> S:
+    """``settings``, or those that ``model`` and ``options`` name. Raises ConfigError for both at once, and for neither."""
+    given = dict(options) if model is None else {"model": model, **options}
+    if settings is not None:
+        if given:
+            raise ConfigError(f"settings and {', '.join(given)}: give a settings object, or the settings one by one")
+        return settings
+    if "adapter" in given and isinstance(given["adapter"], Run):
+        given["adapter"] = given["adapter"].path
+    return validate(kind, given)
+
+
+@contextmanager
+def _reported(title: str, progress: bool) -> Iterator[Callable[..., None] | None]:
+    if not progress:
+        yield None
+        return
+    with stage(title) as shown:
+        yield shown.report
+
+
+def _paths(runs: Sequence[Runs]) -> list[Path]:
+    return [run.path if isinstance(run, Run) else Path(run) for run in runs]
