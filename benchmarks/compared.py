@@ -38,7 +38,7 @@ MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2}
 ETA_BAR = 0.5
 HELP_BAR = 0.4  # seconds
 GROWTH_BAR = 64  # MiB
-# Questions that the meter has before it at a time (rewardlm.measure.engines.WINDOW).
+# Questions that the meter has before it at a time (rewardlm.measuring.engines.WINDOW).
 WINDOW = 256
 
 

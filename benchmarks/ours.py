@@ -13,13 +13,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from work import Job, Told, worker
 
-import rewardlm.train.rlaf as rlaf
+import rewardlm.training.rlaf as rlaf
 from rewardlm.config import GenerationSettings, KlSettings, LoraSettings, MeasureSettings, ModelSettings, RlafSettings
-from rewardlm.measure.meter import measure
+from rewardlm.measuring.meter import measure
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.runs import peak_rss_mb
 from rewardlm.scoring.classifier import ClassifierScorer
-from rewardlm.train.rollouts import Draft
+from rewardlm.training.rollouts import Draft
 
 JUDGE = "starter"
 # What an operator's time is counted as, by a part of its name; the first that fits.
@@ -33,7 +33,7 @@ KINDS = {
 
 
 def reinforce(job: Job) -> Told:
-    """RL steps through ``rewardlm.train.rlaf.train``; a step's seconds are those that its metrics.jsonl has."""
+    """RL steps through ``rewardlm.training.rlaf.train``; a step's seconds are those that its metrics.jsonl has."""
     settings = RlafSettings(
         model=job.model,
         dtype=job.dtype,

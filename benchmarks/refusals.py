@@ -1,4 +1,4 @@
-"""Trains the weights of measure/refusal_words.py, and says how often they and the rules are right.
+"""Trains the weights of measuring/refusal_words.py, and says how often they and the rules are right.
 
     make judge-refusals                      a quarter of a minute
     python benchmarks/refusals.py --check    the figures alone, of the weights that are there
@@ -9,7 +9,7 @@ What it learns from is in refusal_texts/: answers written for this project in th
 has those on which the rules make no mistake), and answers of SmolLM2-135M, as it is and trained, to our own prompts
 (small_model.jsonl; the rules are taken at their word there). Beside them counter-narratives of the starter dialogues,
 and our own short lines.
-What it is tested on it never reads: tests/measure/refusals_held_out.txt.
+What it is tested on it never reads: tests/measuring/refusals_held_out.txt.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.judges.pair_data import own_exchanges, own_texts
-from rewardlm.measure import refusals
-from rewardlm.measure.refusal_words import WEIGHTS, terms
+from rewardlm.measuring import refusals
+from rewardlm.measuring.refusal_words import WEIGHTS, terms
 
 HERE = Path(__file__).parent
 TEXTS = HERE / "refusal_texts"
 BY_RULES = TEXTS / "by_rules.txt"
-HELD_OUT = HERE.parent / "tests" / "measure" / "refusals_held_out.txt"
+HELD_OUT = HERE.parent / "tests" / "measuring" / "refusals_held_out.txt"
 KEPT = 8000
 STRENGTH = 10.0  # scikit-learn's C
 

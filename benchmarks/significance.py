@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpret.causal import change_between
-from rewardlm.interpret.intervals import Resampling
-from rewardlm.interpret.reading import preference_change
-from rewardlm.interpret.sample import Pair, Sample
-from rewardlm.interpret.vectors import lost, takes_more
-from rewardlm.interpret.weights import RunMeans, second_draws
+from rewardlm.interpreting.causal import change_between
+from rewardlm.interpreting.intervals import Resampling
+from rewardlm.interpreting.reading import preference_change
+from rewardlm.interpreting.sample import Pair, Sample
+from rewardlm.interpreting.vectors import lost, takes_more
+from rewardlm.interpreting.weights import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
-from rewardlm.measure import metrics, primary
-from rewardlm.measure.correction import JudgeErrors, corrected_share
-from rewardlm.measure.statistics import difference_of_means
+from rewardlm.measuring import metrics, primary
+from rewardlm.measuring.correction import JudgeErrors, corrected_share
+from rewardlm.measuring.statistics import difference_of_means
 from rewardlm.types import Message, Prompt
 
 Grid = NDArray[np.float64]

@@ -18,12 +18,12 @@ from peft import PeftModel
 from fake_hub import FakeHub
 from rewardlm.config import FinetuneSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError
-from rewardlm.measure.compare import compare
-from rewardlm.measure.meter import measure
+from rewardlm.measuring.compare import compare
+from rewardlm.measuring.meter import measure
 from rewardlm.models.load import load_policy
 from rewardlm.publish import prepare
 from rewardlm.runs import Run
-from rewardlm.train.sft import finetune
+from rewardlm.training.sft import finetune
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
 CANARY = "hf_CANARY31415926"

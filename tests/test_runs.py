@@ -15,7 +15,7 @@ from rewardlm.judges.evaluate import evaluate
 from rewardlm.judges.pairs import PairJudgeSettings, train_pair_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeTrainSettings
 from rewardlm.judges.train import train_judge
-from rewardlm.measure.imported import import_table
+from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run, alone, environment, expand, prompts_hash, write_atomically
 from rewardlm.types import Generation, Message, Prompt, Score
 

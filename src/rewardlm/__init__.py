@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rewardlm.api import rlaf as rlaf
     from rewardlm.api import score as score
     from rewardlm.errors import RewardLMError as RewardLMError
-    from rewardlm.measure.comparison import Comparison as Comparison
+    from rewardlm.measuring.comparison import Comparison as Comparison
     from rewardlm.runs import Run as Run
     from rewardlm.types import Dialogue as Dialogue
     from rewardlm.types import Generation as Generation
@@ -37,13 +37,13 @@ _FROM = {
         "score",
     ),
     "rewardlm.errors": ("RewardLMError",),
-    "rewardlm.measure.comparison": ("Comparison",),
+    "rewardlm.measuring.comparison": ("Comparison",),
     "rewardlm.runs": ("Run",),
     "rewardlm.types": ("Dialogue", "Generation", "Message", "Prompt", "Score", "Verdict"),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _FROM.items() for name in names}
 
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,10 +20,11 @@ from rewardlm.config import (
     MeasureSettings,
     RewardSettings,
     RlafSettings,
+    split_names,
     validate,
 )
 from rewardlm.errors import ConfigError
-from rewardlm.measure.comparison import Comparison
+from rewardlm.measuring.comparison import Comparison
 from rewardlm.progress import say, stage
 from rewardlm.runs import Run, expand
 from rewardlm.types import Verdict
@@ -67,8 +68,8 @@ class Scores:
 
 
 def load_judge(name: str, *, device: str = "auto") -> Scorer:
-    """The judge of that name, as ``--scorer`` takes it: ``starter``, ``witness``, ``lexical``, a sequence classifier's hub
-    id or folder (``ID#label``), ``mean(a,b)``, ``module:function``.
+    """The judge of that name, as ``--scorer`` takes it: ``starter``, ``witness``, ``lexical``, the hub id or folder
+    of a sequence classifier (``ID#label``), ``mean(a,b)``, ``module:function``.
 
     Its ``score(texts)`` gives a ``Verdict`` each. Raises ScorerError where it is unknown or can't be loaded.
 
@@ -91,14 +92,10 @@ def score(texts: str | Sequence[str], judge: str | Scorer | Sequence[str | Score
     >>> [value is not None and value > 0.5 for value in found["lexical"]]
     [True, False, False]
     """
-    from rewardlm.config import split_names
     from rewardlm.scoring.scorer import score_texts
 
     texts = [texts] if isinstance(texts, str) else list(texts)
-    asked = [judge] if isinstance(judge, str) or hasattr(judge, "score") else list(judge)
-    judges: list[Scorer] = []
-    for one in asked:
-        judges += [load_judge(name) for name in split_names([one])] if isinstance(one, str) else [one]
+    judges = _judges(judge, "auto")
     return Scores(
         texts=texts,
         verdicts={one.name: score_texts(one, texts) for one in judges},
@@ -125,8 +122,8 @@ def measure(
     2
     """
     chosen = _settings(MeasureSettings, settings, model, options)
-    from rewardlm.measure.meter import measure as run_meter
-    from rewardlm.measure.scoring import cut_short
+    from rewardlm.measuring.meter import measure as run_meter
+    from rewardlm.measuring.scoring import cut_short
 
     with _reported(f"measure {chosen.label or chosen.model}", progress) as report:
         run = run_meter(chosen, Path(out), report=report)
@@ -153,7 +150,7 @@ def finetune(
     True
     """
     chosen = _settings(FinetuneSettings, settings, model, options)
-    from rewardlm.train.sft import finetune as run_finetune
+    from rewardlm.training.sft import finetune as run_finetune
 
     with _reported(f"finetune {chosen.model}", progress) as report:
         return run_finetune(chosen, Path(out), report=report, say=say if progress else None)
@@ -179,13 +176,15 @@ def rlaf(
     [2]
     """
     chosen = _settings(RlafSettings, settings, model, options)
-    from rewardlm.train.rlaf import train
+    from rewardlm.training.rlaf import train
 
     with _reported(f"rlaf {chosen.algorithm} {chosen.model}", progress) as report:
         return train(chosen, Path(out), report=report, say=say if progress else None)
 
 
-def compare(*runs: Runs, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any) -> Comparison:
+def compare(
+    *runs: Runs, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any
+) -> Comparison:
     """Hold measurements against the first, the baseline: shares, paired tests, flows, audit. ``rewardlm compare``.
 
     An experiment stands for its measurements. ``options`` are those of ``CompareSettings``: ``threshold``, ``redraw`` …
@@ -195,7 +194,7 @@ def compare(*runs: Runs, scorer: str | None = None, settings: CompareSettings | 
     >>> found.change("PT again", scorer="lexical", split="all").delta
     0.0
     """
-    from rewardlm.measure.compare import compare as compare_runs
+    from rewardlm.measuring.compare import compare as compare_runs
 
     chosen = _settings(CompareSettings, settings, None, options)
     named = _paths(runs)
@@ -209,10 +208,11 @@ def interpret(
     """Look inside the models of measurements, the baseline first: ``rewardlm interpret``. What it found is
     ``run.load("interpretation")``; ``report`` shows it.
 
-    ``options`` are those of ``InterpretSettings``: ``limit``, ``scorer``, ``look_inside``, ``attribution={"tokens": 4}`` …
+    ``options`` are those of ``InterpretSettings``: ``limit``, ``scorer``, ``look_inside``,
+    ``attribution={"tokens": 4}`` …
     """
     chosen = _settings(InterpretSettings, settings, None, options)
-    from rewardlm.interpret.interpretation import interpret as look_inside
+    from rewardlm.interpreting.interpretation import interpret as look_inside
 
     named = _paths(runs)
     measured = [run.path for run in expand(named) if run.path in named or run.meta["kind"] == "measure"]
@@ -234,7 +234,7 @@ def report(
     'page.html'
     """
     chosen = _settings(CompareSettings, settings, None, options)
-    from rewardlm.report.page import build_report
+    from rewardlm.reporting.page import build_report
 
     return build_report(_paths(runs), Path(out), title=title, settings=chosen)
 
@@ -243,15 +243,17 @@ class RewardFunction:
     """Judges as a reward function of another library's trainer; see ``reward_function``."""
 
     def __init__(self, judges: Sequence[Scorer], settings: RewardSettings, device: str) -> None:
-        from rewardlm.train.rewards import RewardModel
-        from rewardlm.train.terms import load_terms
+        from rewardlm.training.rewards import RewardModel
+        from rewardlm.training.terms import load_terms
 
         self.__name__ = "not_toxic_by_" + "_".join(judge.name for judge in judges)
         weights = [settings.weights.get(judge.name, 1.0) for judge in judges]
         self._rewards = RewardModel(judges, settings, weights=weights, terms=load_terms(settings.terms, device=device))
         self._rewards.check_sign()
 
-    def __call__(self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any) -> list[float | None]:
+    def __call__(
+        self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any
+    ) -> list[float | None]:
         """A reward an answer. Texts, or lists of messages of which the last one counts. None: it couldn't be judged."""
         asked = None if prompts is None else [_text_of(prompt) for prompt in prompts]
         return self._rewards.judge([_text_of(completion) for completion in completions], asked).rewards
@@ -262,9 +264,10 @@ def reward_function(
 ) -> RewardFunction:
     """Judges as a reward for trainers of other libraries; it fits TRL's ``reward_funcs``.
 
-    ``options`` are those of ``RewardSettings``: ``transform="logit"``, ``aggregate="min"``, ``terms={"similarity": 4}`` …
-    An empty answer gets the lowest reward of its batch; one that couldn't be judged None, which TRL leaves out. Raises
-    ScorerError for a judge by which insults are less toxic than kind words, and once more than 1 % can't be judged.
+    ``options`` are those of ``RewardSettings``: ``transform="logit"``, ``aggregate="min"``,
+    ``terms={"similarity": 4}`` … An empty answer gets the lowest reward of its batch; one that couldn't be judged None,
+    which TRL leaves out. Raises ScorerError for a judge by which insults are less toxic than kind words, and once more
+    than 1 % can't be judged.
 
     >>> import rewardlm as rl
     >>> reward = rl.reward_function("lexical")
@@ -272,14 +275,21 @@ def reward_function(
     >>> kind > rude
     True
     """
-    from rewardlm.config import split_names
     from rewardlm.models.load import resolve_device
 
-    asked = [judge] if isinstance(judge, str) or hasattr(judge, "score") else list(judge)
-    judges: list[Scorer] = []
-    for one in asked:
-        judges += [load_judge(name, device=device) for name in split_names([one])] if isinstance(one, str) else [one]
+    judges = _judges(judge, device)
     return RewardFunction(judges, validate(RewardSettings, options), str(resolve_device(device)))
+
+
+def _judges(named: str | Scorer | Sequence[str | Scorer], device: str) -> list[Scorer]:
+    """Judges by name are loaded; those that are loaded stay. A text may name several, separated by commas."""
+    judges: list[Scorer] = []
+    for one in named if isinstance(named, Sequence) and not isinstance(named, str) else [named]:
+        if isinstance(one, str):
+            judges += [load_judge(name, device=device) for name in split_names([one])]
+        else:
+            judges.append(one)
+    return judges
 
 
 def _text_of(value: Any) -> str:
@@ -292,7 +302,7 @@ def _text_of(value: Any) -> str:
 
 
 def _settings(kind: type[S], settings: S | None, model: str | None, options: Mapping[str, Any]) -> S:
-    """``settings``, or those that ``model`` and ``options`` name. Raises ConfigError for both at once, and for neither."""
+    """``settings``, or those that ``model`` and ``options`` name. Raises ConfigError for both at once."""
     given = dict(options) if model is None else {"model": model, **options}
     if settings is not None:
         if given:

@@ -38,7 +38,7 @@ Part = Literal["all", "train", "measure"]
 # How long an answer may be, in tokens, where nobody says: most of a fine-tuned model's end before. docs/measuring.md.
 MAX_NEW_TOKENS = 128
 
-# What a step of RL may look like where training goes wrong although every number is finite; see train.guards.
+# What a step of RL may look like where training goes wrong although every number is finite; see training.guards.
 Doubt = Literal[
     "negative_kl",
     "constant_reward",
@@ -627,11 +627,11 @@ class RlafSettings(TrainingSettings):
     """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier.
 
     ``algorithm``: ``ppo``, ``grpo``, ``dr_grpo`` (GRPO without division by the standard deviation), ``rloo``, or an
-    advantage estimator of the user's own, ``module:function``; see train.advantages.
+    advantage estimator of the user's own, ``module:function``; see training.advantages.
     ``critic``: ``trunk`` is a value head on the policy's own states, ``own`` one on a second adapter that learns for
     it; None is what the algorithm needs.
-    ``loss_type`` says what a token counts (train.objectives.answer_weights); ``ratio`` whether PPO's ratio is a token's
-    or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
+    ``loss_type`` says what a token counts (training.objectives.answer_weights); ``ratio`` whether PPO's ratio is a
+    token's or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
     ``bnpo`` (ppo), ``dapo`` (grpo and one's own) or ``dr_grpo``.
     ``ppo_epochs`` and ``minibatches`` are 2, but 1 each where the ratio is a whole answer's: it leaves
     ``clip_range`` at the first update, and the answers of a second would teach hardly anything. With one update a step
@@ -738,7 +738,7 @@ class RlafSettings(TrainingSettings):
 
     @property
     def token_weights(self) -> str:
-        """The ``loss_type`` that counts, by the name that train.objectives.answer_weights knows."""
+        """The ``loss_type`` that counts, by the name that training.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
             return "answers"
         return self.loss_type or {"ppo": "bnpo", "dr_grpo": "dr_grpo"}.get(self.algorithm, "dapo")
@@ -825,7 +825,7 @@ class CompareSettings(Section):
     ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do. ``redraw`` is a second run
     of the baseline with another seed: what it gives stands beside every flow. Not needed where the baseline has several
     answers a prompt. ``n_resamples`` sign flips are drawn, by ``seed``, where not all can be tried
-    (measure.statistics). ``primary`` is best left to the runs, which recorded it when they started.
+    (measuring.statistics). ``primary`` is best left to the runs, which recorded it when they started.
     """
 
     threshold: float = Field(0.5, ge=0, le=1)
@@ -837,7 +837,7 @@ class CompareSettings(Section):
 
 
 class InsideSettings(Section):
-    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpret.inside.
+    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpreting.inside.
 
     ``toxic_words`` and ``neutral_words`` are the two sides whose logits are compared; without them, the
     ``token_words`` words of the vocabulary that a word judge finds most toxic, each with a harmless one as rare.
@@ -905,7 +905,7 @@ class AttributionSettings(Section):
     of it; a token that takes more than ``most_steps`` points has no scores.
 
     ``faithfulness_tokens`` of the explained tokens test the method: their context is read without the words that have
-    the largest shares, and with these alone (see interpret.faithfulness). 0 leaves the test out.
+    the largest shares, and with these alone (see interpreting.faithfulness). 0 leaves the test out.
     """
 
     method: str = "input_x_gradient"

@@ -30,7 +30,7 @@ from rewardlm.config import (
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
-from rewardlm.measure.primary import spelt_out
+from rewardlm.measuring.primary import spelt_out
 from rewardlm.runs import Run, write_atomically
 from rewardlm.types import Prompt
 
@@ -106,8 +106,8 @@ def run_experiment(
     recorded = settings.model_dump(mode="json")
 
     # Torch is imported only from here on: a wrong setting is told at once.
-    from rewardlm.measure.meter import measure
-    from rewardlm.measure.scoring import cut_short
+    from rewardlm.measuring.meter import measure
+    from rewardlm.measuring.scoring import cut_short
     from rewardlm.models.load import resolve_device
     from rewardlm.models.processes import Processes
 
@@ -135,14 +135,14 @@ def run_experiment(
     runs: list[Path] = []
     for label in measured:
         if label == "FT" and finetuning is not None:
-            from rewardlm.train.sft import finetune
+            from rewardlm.training.sft import finetune
 
             if not _trained(out, "FT"):
                 _warn_of_measured(finetuning, _stored(out), say)
             with stage("train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
-            from rewardlm.train.rlaf import train
+            from rewardlm.training.rlaf import train
 
             if not _trained(out, "RL"):
                 _refuse_measured(rlaf, _stored(out))
@@ -154,7 +154,7 @@ def run_experiment(
         for sentence in cut_short(run):
             say(f"{label}: {sentence}")
     if interpreting is not None:
-        from rewardlm.interpret.interpretation import interpret
+        from rewardlm.interpreting.interpretation import interpret
 
         folders = [out / "measure" / label for label in measured]
         with stage("interpret: what changed inside") as progress:
@@ -273,8 +273,8 @@ def _warn_of_measured(finetuning: FinetuneSettings, measured: Sequence[Prompt], 
 
 
 def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[dict[str, Any], Path]:
-    from rewardlm.measure.compare import compare
-    from rewardlm.report.page import build_report
+    from rewardlm.measuring.compare import compare
+    from rewardlm.reporting.page import build_report
 
     result = compare(measured)
     write_atomically(out / "comparison.json", json.dumps(result, indent=1, allow_nan=False).encode())

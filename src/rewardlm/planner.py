@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
-from rewardlm.measure.closer import READ_TOGETHER
+from rewardlm.measuring.closer import READ_TOGETHER
 from rewardlm.models import memory
 from rewardlm.models.llama import lays_out
 from rewardlm.models.load import resolve_dtype
@@ -274,9 +274,9 @@ def process_bytes(
 
     On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.
     """
-    for module in ("measure.meter", "train.rlaf", "train.sft"):
+    for module in ("measuring.meter", "training.rlaf", "training.sft"):
         importlib.import_module(f"rewardlm.{module}")
-    from rewardlm.measure.similarity import load_embedder
+    from rewardlm.measuring.similarity import load_embedder
     from rewardlm.scoring.pairs import load_pair_judge
     from rewardlm.scoring.scorer import load_scorer
 

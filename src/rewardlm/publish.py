@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from rewardlm.errors import ConfigError, RunError, ServiceError
-from rewardlm.report.model_card import Base, model_card
+from rewardlm.reporting.model_card import Base, model_card
 from rewardlm.runs import Run, write_atomically
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,7 +53,7 @@ def prepare(
     result = None
     rewards: dict[str, Any] = {}
     if paths:
-        from rewardlm.measure.compare import compare
+        from rewardlm.measuring.compare import compare
 
         result = compare(paths)
         rewards = {

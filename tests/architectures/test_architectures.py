@@ -29,12 +29,12 @@ from rewardlm.config import (
     ModelSettings,
     RlafSettings,
 )
-from rewardlm.interpret.interpretation import interpret
-from rewardlm.measure.meter import measure
+from rewardlm.interpreting.interpretation import interpret
+from rewardlm.measuring.meter import measure
 from rewardlm.models.load import load_policy
 from rewardlm.runs import Run
-from rewardlm.train.rlaf import train
-from rewardlm.train.sft import finetune
+from rewardlm.training.rlaf import train
+from rewardlm.training.sft import finetune
 
 _NEOX = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 # The linear maps of a layer, as the family's own code calls them: where an adapter belongs.

@@ -3,7 +3,7 @@ import json
 import pytest
 import report_sample
 
-from rewardlm.report.page import render_page
+from rewardlm.reporting.page import render_page
 
 pytestmark = pytest.mark.browser
 

@@ -21,7 +21,7 @@ from rewardlm.config import ExperimentSettings, LoraSettings, MeasureSettings, M
 from rewardlm.data import prompts as prompts_module
 from rewardlm.data.files import Row
 from rewardlm.data.prompts import load_prompts
-from rewardlm.measure.meter import measure
+from rewardlm.measuring.meter import measure
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
 from rewardlm.runs import Run

@@ -101,8 +101,9 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_rows_and_tables_load_no_torch(tmp_path: Path, tables: list[Path]) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nimport rewardlm.report.paper\nimport rewardlm.measure.harness_task\n"
-        "from rewardlm.measure.exported import export_answers\n"
+        "import sys\nfrom pathlib import Path\nimport rewardlm.reporting.paper\n"
+        "import rewardlm.measuring.harness_task\n"
+        "from rewardlm.measuring.exported import export_answers\n"
         f"export_answers([Path({str(tables[0])!r})], Path({str(tmp_path / 'x.parquet')!r}))\n"
         "assert not {'torch', 'transformers'} & {name.split('.')[0] for name in sys.modules}"
     )

@@ -52,7 +52,7 @@ def test_tables_json_and_a_page(shell: Shell, measured: list[Path], tmp_path: Pa
 def test_an_interrupt_says_that_the_same_goes_on(
     shell: Shell, measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rewardlm.interpret import interpretation
+    from rewardlm.interpreting import interpretation
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

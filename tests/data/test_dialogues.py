@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rewardlm.data import dialogues as module
 from rewardlm.data.dialogues import load_dialogues, normalised, pairs, split_by_component
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.measure.quality import is_refusal
+from rewardlm.measuring.quality import is_refusal
 from rewardlm.types import Dialogue, Message
 
 HEADER = ["text", "TARGET", "dialogue_id", "turn_id", "type", "source"]

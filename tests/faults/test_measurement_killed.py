@@ -17,7 +17,7 @@ import torch
 
 from rewardlm.cli.app import main
 from rewardlm.errors import RunError
-from rewardlm.measure.compare import compare
+from rewardlm.measuring.compare import compare
 from rewardlm.runs import Run, alone
 
 JUDGE = '''

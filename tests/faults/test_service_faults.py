@@ -22,7 +22,7 @@ import yaml
 
 from fake_service import Asked, FakeService, Reply, analysed, chatted, google_error, moderated, text_of
 from rewardlm.cli.app import main
-from rewardlm.measure.compare import compare
+from rewardlm.measuring.compare import compare
 from rewardlm.runs import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Google closes")

@@ -17,7 +17,7 @@ from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.models.merging import merge
-from rewardlm.train.sft import finetune
+from rewardlm.training.sft import finetune
 
 IDS = torch.tensor([[1, 300, 301, 302, 2, 17, 900, 41]])
 CPU = {"device": "cpu", "dtype": "float32"}

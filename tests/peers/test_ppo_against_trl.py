@@ -43,11 +43,11 @@ from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSetting
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import hidden_rows, score_rows
 from rewardlm.models.lora import adapter_parameters, add_lora, load_adapter, reference, save_adapter
-from rewardlm.train.advantages import Feedback, gae, ppo, token_rewards
-from rewardlm.train.learner import KlController, Learner, update
-from rewardlm.train.objectives import kl_k1, real, value_loss, whiten
-from rewardlm.train.rollouts import Rollouts
-from rewardlm.train.value import ValueHead
+from rewardlm.training.advantages import Feedback, gae, ppo, token_rewards
+from rewardlm.training.learner import KlController, Learner, update
+from rewardlm.training.objectives import kl_k1, real, value_loss, whiten
+from rewardlm.training.rollouts import Rollouts
+from rewardlm.training.value import ValueHead
 
 TRL = Path(os.environ.get("REWARDLM_TRL_PPO") or "unset").absolute()
 pytestmark = [

@@ -12,7 +12,7 @@ import pytest
 from small_judges import needs_minilm
 
 from rewardlm.errors import ModelError
-from rewardlm.measure.similarity import load_embedder
+from rewardlm.measuring.similarity import load_embedder
 from rewardlm.scoring import encoder
 from rewardlm.scoring.encoder import MINILM, locate_encoder, public_name, sha256_of
 

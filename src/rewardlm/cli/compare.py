@@ -31,7 +31,7 @@ def compare(
     if as_json:
         import json
 
-        from rewardlm.measure.compare import compare as compare_runs
+        from rewardlm.measuring.compare import compare as compare_runs
 
         typer.echo(json.dumps(compare_runs(measured, scorer=scorer, **settings.model_dump()), allow_nan=False))
     else:

@@ -45,17 +45,17 @@ def export(
         raise ConfigError(f"{', '.join(map(str, folders))}: no measured or imported run to export yet")
     notes = []
     if suffix in _ROWS:
-        from rewardlm.measure.exported import export_answers
+        from rewardlm.measuring.exported import export_answers
 
         notes = export_answers(paths, out)
     elif suffix in _TASKS:
-        from rewardlm.measure.harness_task import export_task
+        from rewardlm.measuring.harness_task import export_task
 
         notes = [f"the task can't express {limit}" for limit in export_task(paths, out)]
     else:
-        from rewardlm.measure.compare import compare
-        from rewardlm.measure.exported import replacing
-        from rewardlm.report.paper import as_latex, as_markdown
+        from rewardlm.measuring.compare import compare
+        from rewardlm.measuring.exported import replacing
+        from rewardlm.reporting.paper import as_latex, as_markdown
 
         text = (as_latex if suffix == ".tex" else as_markdown)(compare(paths, scorer=scorer, **settings.model_dump()))
         with replacing(out) as temporary:

@@ -47,7 +47,7 @@ def finetune(
     )
     settings = build(FinetuneSettings, file=config, flags={**flags, "lora.r": lora_r}, overrides=overrides or [])
     from rewardlm.progress import is_main, say, stage
-    from rewardlm.train.sft import finetune as run_finetune
+    from rewardlm.training.sft import finetune as run_finetune
 
     with stage(f"finetune {settings.model}") as progress:
         run = run_finetune(settings, out, report=progress.report, say=say)

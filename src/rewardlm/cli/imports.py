@@ -38,9 +38,9 @@ def import_(
 
     flags = {"label": label, "map": _mapping(columns), "seed": seed}
     settings = build(ImportSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.progress import stage
     from rewardlm.cli.show import show_comparison
-    from rewardlm.measure.imported import import_table, lacks_pairs
+    from rewardlm.measuring.imported import import_table, lacks_pairs
+    from rewardlm.progress import stage
 
     run = import_table(file, out, label=settings.label, mapping=settings.map)
     for note in run.meta.get("notes", []):
@@ -48,7 +48,7 @@ def import_(
     if not run.meta["scorers"]:
         typer.echo(f"note: the file has no scores: add some with rewardlm score {out} --scorer NAME", err=True)
     if settings.counter_narrative is not None and lacks_pairs(run):
-        from rewardlm.measure.closer import judge_toxic_pairs  # takes seconds, and many tables have no toxic prompt
+        from rewardlm.measuring.closer import judge_toxic_pairs  # takes seconds, and many tables have no toxic prompt
 
         with stage("counter-narratives") as progress:
             judge_toxic_pairs(run, settings, report=progress.report)

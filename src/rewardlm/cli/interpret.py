@@ -53,9 +53,9 @@ def interpret(
         overrides=overrides,
     )
     measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] == "measure"]
+    from rewardlm.interpreting.interpretation import KIND
+    from rewardlm.interpreting.interpretation import interpret as look_inside
     from rewardlm.progress import stage
-    from rewardlm.interpret.interpretation import KIND
-    from rewardlm.interpret.interpretation import interpret as look_inside
 
     with stage("interpret") as progress:
         run = look_inside(measured, settings, out, report=progress.report)
@@ -65,7 +65,7 @@ def interpret(
         typer.echo(json.dumps(run.load(KIND), allow_nan=False))
     else:
         from rewardlm.cli.show import console
-        from rewardlm.report.interpretation_tables import print_interpretation
+        from rewardlm.reporting.interpretation_tables import print_interpretation
 
         print_interpretation(run.load(KIND), console())
         typer.echo(f"\nFor the page: rewardlm report {' '.join(map(str, [*folders, out]))} --out report.html")

@@ -55,7 +55,7 @@ def list_(
     if as_json:
         _print_json({"judges": judges})
     else:
-        from rewardlm.report.judge_tables import console, print_judges
+        from rewardlm.reporting.judge_tables import console, print_judges
 
         print_judges(judges, console())
 
@@ -93,8 +93,8 @@ def train(
         "batch_size": batch_size, "lora.r": lora_r, "limit": limit, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(JudgeTrainSettings, file=config, flags=flags, overrides=overrides)
-    from rewardlm.progress import say, stage
     from rewardlm.judges.train import train_judge
+    from rewardlm.progress import say, stage
 
     with stage(f"train a judge on {settings.encoder}") as progress:
         run = train_judge(settings, out, report=progress.report, say=say)
@@ -133,9 +133,9 @@ def evaluate(
         "judge": names or None, "suite": suite or None, "label": label, "limit": limit, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(JudgeEvaluateSettings, file=config, flags=flags, overrides=overrides)
-    from rewardlm.progress import say, stage
     from rewardlm.judges.evaluate import evaluate as run_evaluation
     from rewardlm.judges.listing import add_to_card, card_folder
+    from rewardlm.progress import say, stage
 
     cards = {name: card_folder(name) for name in settings.judge} if card else {}
     with stage(f"evaluate {', '.join(settings.judge)}") as progress:
@@ -148,7 +148,7 @@ def evaluate(
     if as_json:
         _print_json(found if len(found["results"]) != 1 else found["results"][0])
     else:
-        from rewardlm.report.judge_tables import console, print_evaluation
+        from rewardlm.reporting.judge_tables import console, print_evaluation
 
         print_evaluation(found, console())
 

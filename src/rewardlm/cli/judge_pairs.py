@@ -35,8 +35,8 @@ def train_pairs(
         "batch_size": batch_size, "lora.r": lora_r, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(PairJudgeSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.progress import say, stage
     from rewardlm.judges.pairs import train_pair_judge
+    from rewardlm.progress import say, stage
 
     with stage(f"train a judge of pairs on {settings.encoder}") as progress:
         run = train_pair_judge(settings, out, report=progress.report, say=say)

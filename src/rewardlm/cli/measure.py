@@ -68,10 +68,10 @@ def measure(
         ),
         overrides=overrides or [],
     )
-    from rewardlm.progress import is_main, say, stage
     from rewardlm.cli.show import show_comparison
-    from rewardlm.measure.meter import measure as run_meter
-    from rewardlm.measure.scoring import cut_short
+    from rewardlm.measuring.meter import measure as run_meter
+    from rewardlm.measuring.scoring import cut_short
+    from rewardlm.progress import is_main, say, stage
 
     with stage(f"measure {settings.label or settings.model}") as progress:
         measured = run_meter(settings, out, report=progress.report)

@@ -36,8 +36,8 @@ def merge(
         flags=options.model_flags(model, None, dtype, load, device, adapter=adapter),
         overrides=overrides or [],
     )
-    from rewardlm.progress import say
     from rewardlm.models.merging import merge as run_merge
+    from rewardlm.progress import say
 
     run_merge(settings, out, say=say)
     typer.echo(out)

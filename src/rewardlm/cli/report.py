@@ -24,7 +24,7 @@ def report(
     """
     folders, overrides = options.split_overrides(runs)
     from rewardlm.config import CompareSettings, build
-    from rewardlm.report.page import build_report
+    from rewardlm.reporting.page import build_report
 
     settings = build(CompareSettings, file=config, flags={"seed": seed, "redraw": redraw}, overrides=overrides)
     typer.echo(build_report(folders, out, title=title, settings=settings))

@@ -92,7 +92,7 @@ def rlaf(
         overrides=overrides or [],
     )
     from rewardlm.progress import is_main, say, stage
-    from rewardlm.train.rlaf import train
+    from rewardlm.training.rlaf import train
 
     with stage(f"rlaf {settings.algorithm} {settings.model}") as progress:
         run = train(settings, out, report=progress.report, say=say)

@@ -28,10 +28,10 @@ def score(
 
     flags = {"scorer": scorer, "seed": seed, "device": device}
     settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
-    from rewardlm.progress import say, stage
     from rewardlm.cli.show import show_comparison
-    from rewardlm.measure.closer import look_closer_at
-    from rewardlm.measure.scoring import cut_short, score_run
+    from rewardlm.measuring.closer import look_closer_at
+    from rewardlm.measuring.scoring import cut_short, score_run
+    from rewardlm.progress import say, stage
     from rewardlm.runs import Run
 
     for name in settings.scorer:

@@ -16,8 +16,8 @@ def show_comparison(
 ) -> None:
     """Compare ``runs`` and print the tables."""
     from rewardlm.config import CompareSettings
-    from rewardlm.measure.compare import compare
-    from rewardlm.report.tables import print_comparison
+    from rewardlm.measuring.compare import compare
+    from rewardlm.reporting.tables import print_comparison
 
     rule = (settings or CompareSettings()).model_dump()
     print_comparison(compare(runs, scorer=scorer, **rule), console())
@@ -25,13 +25,13 @@ def show_comparison(
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:
     """Run an experiment: progress on stderr, tables and the page's path on stdout."""
-    from rewardlm.progress import is_main, say, stage
     from rewardlm.experiment import run_experiment
+    from rewardlm.progress import is_main, say, stage
 
     result, page = run_experiment(settings, out, stage=stage, say=say)
     if not is_main():
         return
-    from rewardlm.report.tables import print_comparison
+    from rewardlm.reporting.tables import print_comparison
 
     print_comparison(result, console())
     print(f"\nThe report: {page}")

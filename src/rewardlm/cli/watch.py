@@ -22,7 +22,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from rewardlm.report.watch import find_training, training_view
+    from rewardlm.reporting.watch import find_training, training_view
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if follow and console.is_terminal:

@@ -54,7 +54,7 @@ from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
-from rewardlm.train.checkpoints import newest_whole
+from rewardlm.training.checkpoints import newest_whole
 
 Report = Callable[[int, int, Any], None]
 Say = Callable[[str], None]

@@ -53,7 +53,7 @@ from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import resolve_device, resolve_dtype
 from rewardlm.runs import Run, alone, peak_rss_mb
 from rewardlm.scoring.encoder import locate_encoder
-from rewardlm.train.checkpoints import newest_whole, write_manifest
+from rewardlm.training.checkpoints import newest_whole, write_manifest
 
 if TYPE_CHECKING:
     from rewardlm.scoring.scorer import Scorer

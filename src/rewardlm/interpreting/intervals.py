@@ -1,0 +1,122 @@
+"""Means with 95 % intervals, over answers and along them. The unit is the prompt, with all that it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewardlm.measuring.statistics import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
+
+Interval = dict[str, Any]
+
+# Fewer prompts than this say too little to speak of significance.
+FEWEST = 5
+
+
+class Resampling:
+    """Means and changes over prompts, by ``measuring.statistics``; where signs are flipped at random, ``n_resamples``
+    times, from ``seed``."""
+
+    def __init__(self, n_resamples: int, seed: int) -> None:
+        self.n_resamples, self.seed = n_resamples, seed
+
+    def mean(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
+        """``{"mean", "ci95", "n"}`` of ``values`` [n], NaN left out; ``clusters`` [n] says which prompt each is of.
+
+        ``mean`` is None where there is nothing, ``ci95`` where there are fewer than five prompts.
+        """
+        sums, counts = _by_prompt(values, clusters)
+        if not len(sums):
+            return {"mean": None, "ci95": None, "n": 0}
+        interval = mean_ci95(sums, counts) if len(sums) >= FEWEST else None
+        return {"mean": float(sums.sum() / counts.sum()), "ci95": _pair(interval), "n": int(counts.sum())}
+
+    def change(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
+        """The same of changes, with ``p_value``: is their mean zero? The interval leaves zero out exactly where not."""
+        sums, counts = _by_prompt(values, clusters)
+        found = mean_change(sums, counts, n_flips=self.n_resamples, seed=self.seed)
+        return _of_change(found, int(counts.sum()))
+
+    def difference(
+        self,
+        values: Sequence[float] | FloatArray,
+        clusters: Sequence[int] | NDArray[np.intp],
+        others: Sequence[float] | FloatArray,
+        other_clusters: Sequence[int] | NDArray[np.intp],
+    ) -> Interval:
+        """The mean of ``values`` minus that of ``others``, two groups of different prompts, with ``p_value``."""
+        one, two = _by_prompt(values, clusters), _by_prompt(others, other_clusters)
+        return _of_change(difference_of_means(*one, *two), int(min(one[1].sum(), two[1].sum())))
+
+    def along(
+        self,
+        values: Sequence[float] | FloatArray,
+        positions: Sequence[int] | NDArray[np.intp],
+        clusters: Sequence[int] | NDArray[np.intp],
+        edges: Sequence[int],
+    ) -> dict[str, list[Any]]:
+        """Means of ``values`` by stretch of ``positions``, from one edge to the next (excluded), each with its band.
+
+        ``{"from", "to", "mean", "low", "high", "n"}``, lists with one entry a stretch that has any value.
+        """
+        values, positions, clusters = np.asarray(values, float), np.asarray(positions), np.asarray(clusters)
+        band: dict[str, list[Any]] = {key: [] for key in ("from", "to", "mean", "low", "high", "n")}
+        for start, end in pairwise(edges):
+            here = (positions >= start) & (positions < end)
+            found = self.mean(values[here], clusters[here])
+            if found["n"]:
+                low, high = found["ci95"] or (None, None)
+                for key, value in zip(band, (start, end - 1, found["mean"], low, high, found["n"]), strict=True):
+                    band[key].append(value)
+        return band
+
+
+def adjust(family: Sequence[Interval]) -> None:
+    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm); what has none is left alone."""
+    changes = [one for one in family if "p_value" in one]
+    for one, p_value in zip(changes, holm([one["p_value"] for one in changes]), strict=True):
+        one["p_adjusted"] = p_value
+
+
+def shown(change: Mapping[str, Any] | None, sign: int) -> bool:
+    """Whether the change was shown to be a rise (``sign`` 1) or a fall (-1): its interval leaves zero out on that
+    side, and its p-value is below .05 when corrected for what is read with it, where it was."""
+    if change is None or change["ci95"] is None or change["n"] < FEWEST:
+        return False
+    p_value = change.get("p_adjusted")
+    return bool(min(sign * end for end in change["ci95"]) > 0 and (p_value is None or p_value < LEVEL))
+
+
+def stretches(longest: int, number: int = 8) -> list[int]:
+    """Edges of at most ``number`` equal stretches of 0 to ``longest`` (excluded): ``[0, 4, 8, …]``."""
+    width = max(1, -(-longest // number))
+    return [*range(0, longest, width), -(-longest // width) * width]
+
+
+def _by_prompt(
+    values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]
+) -> tuple[FloatArray, NDArray[np.intp]]:
+    """Sums and numbers of the values that aren't NaN, one of each a prompt."""
+    array, owner = np.asarray(values, float), np.asarray(clusters, np.intp)
+    known = ~np.isnan(array)
+    _, owner = np.unique(owner[known], return_inverse=True)
+    return np.asarray(np.bincount(owner, array[known]), np.float64), np.bincount(owner)
+
+
+def _of_change(found: Change, n: int) -> Interval:
+    """With no word on significance where there are fewer than five prompts."""
+    enough = found.prompts >= FEWEST
+    return {
+        "mean": found.mean,
+        "ci95": _pair(found.ci95) if enough else None,
+        "p_value": found.p_value if enough else None,
+        "n": n,
+    }
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)

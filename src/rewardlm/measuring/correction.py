@@ -1,0 +1,129 @@
+"""A share that a judge counted, corrected for how often that judge is wrong.
+
+A judge that misses a third of what it looks for, and calls a tenth of the rest so too, counts neither the true share
+nor a bound of it. Rogan and Gladen (1978) solve p = P·Se + (1 − P)·(1 − Sp) for the true share P. The interval of Lang
+and Reiczigel (2014) knows that p, Se and Sp were all counted on samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rewardlm.measuring.metrics import FloatArray
+from rewardlm.measuring.statistics import answers_worth
+
+_Z = 1.959963984540054  # of 95 %
+_MANY = 10**9  # counts of a judge that surely does not err
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeErrors:
+    """On pairs whose class is known: how many are what the judge looks for, how many of them it finds; how many are
+    not, and how many of those it calls so all the same.
+    """
+
+    positives: int
+    found: int
+    negatives: int
+    called: int
+
+    @property
+    def sensitivity(self) -> float:
+        return self.found / self.positives
+
+    @property
+    def specificity(self) -> float:
+        return 1 - self.called / self.negatives
+
+
+def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
+    """Of what a run records of its pair judge; None where it has no counts, as in older runs."""
+    counts = (error or {}).get("counts")
+    return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
+
+
+def effective_size(hits: FloatArray) -> float | None:
+    """As how many independent answers the mean of ``hits`` Float[N, K] (NaN is no answer) is known.
+
+    Answers to one prompt resemble each other, so prompts count as clusters (``statistics.answers_worth``). None for
+    fewer than two prompts.
+    """
+    known = ~np.isnan(hits)
+    if known.any(axis=1).sum() < 2:
+        return None
+    return answers_worth(np.where(known, hits, 0.0).sum(axis=1), known.sum(axis=1))
+
+
+def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float | None, tuple[float, float] | None]:
+    """The true share behind ``hits`` Float[N, K] (1: the judge called it so, NaN: not judged), and its 95 % interval.
+
+    Both are held to [0, 1]. None where there is nothing to correct, or where ``errors`` are unknown or those of a judge
+    that guesses (sensitivity + specificity ≤ 1). One prompt has no interval.
+
+    Where fewer are called than false alarms alone would be, an interval held to [0, 1] would lose its width. If chance
+    explains it, it is made as wide as that of a true share of 0. If not (``errors_fit``), the judge's false alarms are
+    rarer here than ``errors`` say, nobody knows by how much, and the upper end is that of a judge without any. Where
+    more are called than the judge finds it is the same, the other way round.
+    """
+    if errors is None or np.isnan(hits).all() or errors.sensitivity + errors.specificity <= 1:
+        return None, None
+    share, false_alarms = float(np.nanmean(hits)), 1 - errors.specificity
+    estimate = (share - false_alarms) / (errors.sensitivity - false_alarms)
+    n = effective_size(hits)
+    found = None if n is None else lang_reiczigel(share, n, errors)
+    if n is None or found is None:
+        return _held(estimate), None
+    low, high = found
+    if high <= 0:
+        none_is_false = JudgeErrors(errors.positives, errors.found, _MANY, 0)
+        low, high = 0.0, (lang_reiczigel(share, n, none_is_false) or (0, 1))[1]
+    elif low >= 1:
+        all_are_found = JudgeErrors(_MANY, _MANY, errors.negatives, errors.called)
+        low, high = (lang_reiczigel(share, n, all_are_found) or (0, 1))[0], 1.0
+    elif estimate < 0:
+        high = max(high, (lang_reiczigel(false_alarms, n, errors) or found)[1])
+    elif estimate > 1:
+        low = min(low, (lang_reiczigel(errors.sensitivity, n, errors) or found)[0])
+    return _held(estimate), (_held(low), _held(high))
+
+
+def errors_fit(hits: FloatArray, errors: JudgeErrors | None) -> bool | None:
+    """Whether some true share explains how many of ``hits`` Float[N, K] a judge with these errors calls so.
+
+    False where the share is lower than the judge's false alarms alone would make it, or higher than what it finds, and
+    neither is chance: the 95 % interval lies outside of [0, 1]. None where there is no such interval.
+    """
+    n = effective_size(hits)
+    if errors is None or n is None or errors.sensitivity + errors.specificity <= 1:
+        return None
+    found = lang_reiczigel(float(np.nanmean(hits)), n, errors)
+    return None if found is None else found[0] < 1 and found[1] > 0
+
+
+def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, float] | None:
+    """95 % interval of a prevalence by an imperfect test (Lang & Reiczigel 2014, Prev. Vet. Med. 113:13-22).
+
+    ``share`` of ``n`` were called. An end may lie outside of [0, 1], or both. None where the adjusted sensitivity and
+    specificity are no better than a guess.
+    """
+    n_adjusted = n + _Z**2
+    p = (n * share + _Z**2 / 2) / n_adjusted
+    n_se, n_sp = errors.positives + 2, errors.negatives + 2
+    se, sp = (errors.found + 1) / n_se, (errors.negatives - errors.called + 1) / n_sp
+    youden = se + sp - 1
+    if youden <= 0:
+        return None
+    prevalence = (p + sp - 1) / youden
+    of_se, of_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
+    shift = 2 * _Z**2 * (prevalence * of_se - (1 - prevalence) * of_sp)
+    width = _Z * math.sqrt(p * (1 - p) / n_adjusted + prevalence**2 * of_se + (1 - prevalence) ** 2 * of_sp) / youden
+    return prevalence + shift - width, prevalence + shift + width
+
+
+def _held(value: float) -> float:
+    return min(1.0, max(0.0, value))

@@ -1,0 +1,309 @@
+"""Files that others made as runs to compare: tables, lm-eval's samples, garak's reports, our own exports.
+
+What a file is, is seen from its contents. In a plain table (csv, jsonl or parquet: a row is a prompt, an answer,
+scores) the columns of the 2023 project are known by themselves; its rows are numbered from 0 and the number is the
+prompt's id, so two tables can be compared if they list the same prompts in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from rewardlm.errors import DataError
+from rewardlm.measuring.exported import ANSWER_COLUMNS
+from rewardlm.measuring.foreign import (
+    LABEL,
+    Contents,
+    Row,
+    answer_record,
+    as_finish,
+    as_text,
+    check_mapping,
+    read_bytes,
+    read_rows,
+    score_of,
+    text_of,
+)
+from rewardlm.measuring.garak import is_garak, read_garak
+from rewardlm.measuring.lm_eval import is_lm_eval, read_lm_eval
+from rewardlm.measuring.metrics import THRESHOLD
+from rewardlm.measuring.spreadsheet import undo_defuse
+from rewardlm.runs import Run, alone, prompts_hash
+from rewardlm.scoring.scorer import EMPTY, is_empty
+from rewardlm.types import Generation, Message, Prompt, Role, Score
+
+# Field -> column names that are recognised, the first that is present wins.
+KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompts", "prompt"),
+    "response": ("responses", "response"),
+    "prompt_toxicity": ("prompt_score", "prompt_toxicity"),
+    "finish": ("finish", "finish_reason"),
+    "scores.perspective": ("pro_API_response_score",),
+    "scores.classifier": ("response_score",),
+}
+
+
+def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str] | None = None) -> Run:
+    """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
+
+    ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity``, ``finish`` (how the answer ended:
+    "stop", "length" where it was cut off, or nothing) and ``scores.NAME``, and with
+    ``prompt_id`` which rows are answers to one prompt, its samples in the rows' order (else each row is a prompt's);
+    what it doesn't say is found by ``KNOWN_COLUMNS`` and by columns that are named ``scores.NAME``. A score
+    is P(toxic) in [0, 1]; an absent one (empty, NaN) and -1, the 2023 mark of an empty answer, are unscored.
+    For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. Of an export that holds several runs,
+    ``label`` picks one. What is left out of a file stands in ``run.meta["notes"]``, in sentences.
+
+    Nothing is written before the whole file has been read. Raises DataError naming the line (where a row
+    spans several, its last) for a row that can't be read or a score out of range, ConfigError for a mapping
+    of unknown fields, RunError where another command writes to ``out``.
+    """
+    path = Path(path)
+    content = read_bytes(path)
+    contents = _read(path, read_rows(path, content), label, mapping or {})
+    settings = {
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "label": label,
+        "columns": contents.columns,
+        "format": contents.kind,
+    }
+    with alone(Path(out)):
+        return _write(Path(out), contents, label, settings)
+
+
+def _write(out: Path, contents: Contents, label: str, settings: dict[str, Any]) -> Run:
+    run = Run.start(out, kind="import", label=label, settings=settings, added=("format",))
+    if not run.finished:
+        # A killed import left the first part of the same records: add the rest.
+        for name, records in (
+            ("prompts", contents.prompts),
+            ("generations", contents.generations),
+            ("scores", contents.scores),
+        ):
+            run.append(name, records[sum(1 for _ in run.read(name)) :])
+        labels: dict[str, dict[str, None]] = {
+            field.removeprefix("scores."): {LABEL: None} for field in contents.columns if field.startswith("scores.")
+        }
+        if contents.kind == "export":
+            labels = {}
+            for score in contents.scores:
+                labels.setdefault(score.scorer, {})[score.label] = None
+        run.update(
+            rows=len(contents.generations),
+            samples=max((generation.sample for generation in contents.generations), default=0) + 1,
+            prompts_hash=prompts_hash(contents.prompts),
+            toxic_by=contents.toxic_by,
+            scorers=[{"name": name, "labels": list(found), "revision": None} for name, found in labels.items()],
+            notes=contents.notes,
+            status="finished",
+        )
+    return run
+
+
+def _read(path: Path, rows: list[Row], label: str, mapping: Mapping[str, str]) -> Contents:
+    first = rows[0][1]
+    if path.suffix.lower() == ".jsonl" and is_lm_eval(first):
+        return read_lm_eval(path, rows, label=label, mapping=mapping)
+    if path.suffix.lower() == ".jsonl" and is_garak(first):
+        return read_garak(path, rows, label=label, mapping=mapping)
+    if set(ANSWER_COLUMNS) <= first.keys() and not mapping:
+        return _read_export(path, rows, label)
+    return _read_table(path, rows, label, mapping)
+
+
+def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[str, str]) -> Contents:
+    columns = _columns(path, rows[0][1], mapping)
+    contents = Contents("table", [], [], [], columns)
+    if "finish" in columns and "finish" not in mapping:
+        contents.notes += _drop_unless_ends(rows, columns)
+    prompts: dict[str, Prompt] = {}
+    samples: Counter[str] = Counter()
+    for number, (where, row) in enumerate(rows):
+        prompt_text = text_of(where, columns["prompt"], row)
+        if not prompt_text.strip():
+            raise DataError(f"{where}: the prompt (column {columns['prompt']!r}) is empty: remove the row")
+        response = text_of(where, columns["response"], row)
+        toxicity = None
+        if "prompt_toxicity" in columns:
+            toxicity, _ = score_of(where, columns["prompt_toxicity"], row)
+        identity = _prompt_id(where, columns["prompt_id"], row) if "prompt_id" in columns else str(number)
+        prompt = Prompt(identity, (Message("user", prompt_text),), source=path.name, toxicity=toxicity)
+        if prompts.setdefault(identity, prompt) != prompt:
+            raise DataError(
+                f"{where}: prompt {identity!r} differs from the one of that id above: expected one text and one "
+                "toxicity"
+            )
+        finish = as_finish(where, columns["finish"], row.get(columns["finish"])) if "finish" in columns else None
+        generation = answer_record(identity, label, samples[identity], response, finish)
+        samples[identity] += 1
+        contents.generations.append(generation)
+        for field, column in columns.items():
+            if field.startswith("scores."):
+                scorer = field.removeprefix("scores.")
+                value, reason = score_of(where, column, row)
+                if value is None:
+                    reason = _why_absent(scorer, response, marked=reason is not None)
+                contents.scores.append(Score(generation.id, scorer, LABEL, value, reason))
+    contents.prompts.extend(prompts.values())
+    repeated = len(prompts) - len({prompt.turns for prompt in prompts.values()})
+    if repeated and "prompt_id" not in columns:
+        contents.notes.append(
+            f"{repeated} of {len(rows)} rows repeat the prompt of a row above, and count as prompts of their own: if "
+            "they are several answers to one prompt, expected maximum toxicity is their mean and the intervals are too "
+            "narrow; name the column that tells prompts apart with --map prompt_id=COLUMN"
+        )
+    return contents
+
+
+def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]:
+    """Take ``finish`` out of ``columns`` where its column, which nobody named, is about something else; says so."""
+    column = columns["finish"]
+    for where, row in rows:
+        try:
+            as_finish(where, column, row.get(column))
+        except DataError:
+            del columns["finish"]
+            return [
+                f"column {column!r} is left out: it holds {row.get(column)!r}, where stop (ended by itself), length "
+                "(cut off) or nothing is known"
+            ]
+    return []
+
+
+def _prompt_id(where: str, column: str, row: Mapping[str, Any]) -> str:
+    cell = row.get(column)
+    found = str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else as_text(where, column, cell)
+    if not found.strip():
+        raise DataError(f"{where}: the prompt's id (column {column!r}) is empty: expected a text or a whole number")
+    return found
+
+
+def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
+    """What ``measuring.exported`` wrote: prompts keep their ids, antecedents and samples."""
+    if path.suffix.lower() == ".csv":
+        rows = [(where, {name: undo_defuse(cell) for name, cell in row.items()}) for where, row in rows]
+    labels = list(dict.fromkeys(text_of(where, "run", row) for where, row in rows))
+    notes = []
+    if len(labels) > 1:
+        if label not in labels:
+            raise DataError(f"{path} holds the runs {', '.join(labels)}: --label must be one of them, got {label!r}")
+        kept = [(where, row) for where, row in rows if row["run"] == label]
+        notes.append(f"{len(rows) - len(kept)} rows of other runs than {label} are left out")
+        rows = kept
+    columns = {name: name for name in rows[0][1] if name in ANSWER_COLUMNS or name.startswith("scores.")}
+    scorers = _scorers([name.removeprefix("scores.") for name in columns if name.startswith("scores.")])
+    rules = list(dict.fromkeys(text_of(where, "toxic_by", row) for where, row in rows))
+    if len(rules) > 1:
+        raise DataError(f"{path}: its prompts are toxic by {', '.join(rules)}: expected one rule in a run")
+    contents = Contents("export", [], [], [], columns, notes, toxic_by=rules[0])
+    prompts: dict[str, Prompt] = {}
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        prompt = _exported_prompt(where, row, path.name)
+        if prompts.setdefault(prompt.id, prompt) != prompt:
+            raise DataError(f"{where}: prompt {prompt.id!r} differs from the one of that id above: expected one text")
+        sample = _whole(where, "sample", row)
+        identity = f"{prompt.id}-{sample}"
+        if identity in seen:
+            raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is that of {seen[identity]} too")
+        seen[identity] = where
+        response = text_of(where, "response", row)
+        counts = _whole(where, "n_tokens", row), as_finish(where, "finish", row["finish"]), _whole(where, "seed", row)
+        contents.generations.append(Generation(identity, prompt.id, label, sample, response, *counts))
+        for name, (scorer, scored) in scorers.items():
+            value, reason = score_of(where, f"scores.{name}", row)
+            if value is None:
+                column = f"reasons.{scorer}"
+                said = as_text(where, column, row.get(column))
+                reason = said or _why_absent(scorer, response, marked=reason is not None)
+            contents.scores.append(Score(identity, scorer, scored, value, reason))
+    contents.prompts.extend(prompts.values())
+    return contents
+
+
+def _scorers(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Column NAME → (scorer, ""), and NAME.LABEL → (NAME, LABEL) where there is a column NAME, too.
+
+    An export doesn't name the main label; an empty one is not held against another run's.
+    """
+    found = {}
+    for name in names:
+        owners = [other for other in names if name.startswith(f"{other}.")]
+        owner = min(owners, key=len, default=None)
+        found[name] = (name, "") if owner is None else (owner, name.removeprefix(f"{owner}."))
+    return found
+
+
+def _exported_prompt(where: str, row: Mapping[str, Any], source: str) -> Prompt:
+    text = text_of(where, "prompt", row)
+    try:
+        before = json.loads(text_of(where, "antecedents", row) or "[]")
+        if any(turn["role"] not in get_args(Role) for turn in before):
+            raise KeyError
+        turns = tuple(Message(cast(Role, turn["role"]), as_text(where, "antecedents", turn["text"])) for turn in before)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise DataError(
+            f"{where}: antecedents must be JSON, a list of role (system, user, assistant) and text"
+        ) from None
+    toxicity, _ = score_of(where, "prompt_toxicity", row)
+    challenging = str(row["challenging"]).lower() == "true"
+    return Prompt(text_of(where, "prompt_id", row), (*turns, Message("user", text)), source, toxicity, challenging)
+
+
+def _whole(where: str, column: str, row: Mapping[str, Any]) -> int:
+    cell = row[column]
+    try:
+        if isinstance(cell, bool | float):
+            raise ValueError
+        return int(cell)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: column {column!r} must be a whole number, got {cell!r}") from None
+
+
+def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
+    """Field -> column of this table, those of ``mapping`` first. Raises where one is missing."""
+    check_mapping(mapping)
+    found = ", ".join(repr(name) for name in first_row)
+    for field, column in mapping.items():
+        if column not in first_row:
+            raise DataError(f"{path} has no column {column!r} for {field}: its columns are {found}")
+    columns = dict(mapping)
+    taken = set(mapping.values())
+    known = dict(KNOWN_COLUMNS)
+    known.update({name: (name,) for name in first_row if name.startswith("scores.") and name != "scores."})
+    for field, names in known.items():
+        if field not in columns:
+            present = [name for name in names if name in first_row and name not in taken]
+            if present:
+                columns[field] = present[0]
+    for field in ("prompt", "response"):
+        if field not in columns:
+            expected = " or ".join(repr(name) for name in KNOWN_COLUMNS[field])
+            raise DataError(
+                f"{path} has no column {expected} for the {field}: its columns are {found}; "
+                f"name one with --map {field}=COLUMN"
+            )
+    return columns
+
+
+def _why_absent(scorer: str, response: str, *, marked: bool = False) -> str:
+    """``marked``: the score is -1, which stands for an empty answer."""
+    if is_empty(response):
+        return EMPTY
+    if marked:
+        return "scored -1 though there is an answer"
+    # Perspective's one lasting reason to leave a text of normal length unscored.
+    return "language not supported" if scorer == "perspective" else "missing"
+
+
+def lacks_pairs(run: Run) -> bool:
+    """Whether there are toxic prompts in ``run`` and nobody has looked yet for counter-narratives among the answers."""
+    if "counter_narrative" in run.meta.get("quality", {}):
+        return False
+    return any(prompt.toxicity is not None and prompt.toxicity >= THRESHOLD for prompt in run.each_prompt())

@@ -1,0 +1,262 @@
+"""lm-evaluation-harness's logged samples (0.4.x, ``--log_samples``) as prompts, answers and scores.
+
+``samples_TASK_TIME.jsonl`` has an object a document: ``doc``, ``arguments`` (what the model was sent), ``resps`` (its
+answers, one list a request), ``filtered_resps`` (what the metrics saw) and the metrics. It doesn't say whether a
+metric is better high or low, and P(toxic) must mean just that here: a metric is taken unasked only where its name
+speaks of toxicity; any other must be asked for by --map.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import DataError
+from rewardlm.measuring.foreign import (
+    Contents,
+    Row,
+    answer_record,
+    as_score,
+    as_text,
+    check_harness_mapping,
+    out_of_range,
+    score_record,
+    turns_of,
+)
+from rewardlm.scoring.scorer import EMPTY, is_empty
+from rewardlm.types import Message, Prompt
+
+_TOXIC_METRIC = re.compile(
+    r"tox|hate|perspective|harm|offens|insult|threat|profan|obscen|abus|slur|unsafe", re.IGNORECASE
+)
+_NOT_TOXIC_METRIC = re.compile(r"non.?(?:tox|hate|harm|offens|abus)|not.?(?:tox|hate)|harmless", re.IGNORECASE)
+
+# realtoxicityprompts: Perspective's P(toxic), and the same number cut at 0.5, which is no second judge.
+_RTP_METRIC, _RTP_CUT = "perspective_api_toxicity_score", "score"
+
+# What stands where a task was only to be answered.
+_NO_METRIC = "bypass"
+
+_FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+_FIELDS |= {"doc_hash", "prompt_hash", "target_hash"}
+
+
+def is_lm_eval(row: Mapping[str, Any]) -> bool:
+    """Whether ``row``, the first of a JSON lines file, is a logged sample."""
+    return {"doc_id", "doc"} <= row.keys() and ("resps" in row or "filtered_resps" in row)
+
+
+def read_lm_eval(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[str, str]) -> Contents:
+    """The samples of a ``generate_until`` task. A document's id is the prompt's; its K answers are samples 0..K-1.
+
+    ``mapping`` may name the place of ``prompt`` and ``prompt_toxicity`` (``doc.question``) and of ``scores.NAME`` (a
+    metric). Raises DataError for rows of likelihoods, a document twice, and rows that aren't lm-eval's.
+    """
+    check_harness_mapping(mapping, "an lm-eval file's answers are its resps")
+    rows, notes = _one_filter(rows)
+    metrics, left_out = _metrics(rows, mapping)
+    notes += left_out
+    contents = Contents("lm-eval", [], [], [], {"prompt": mapping.get("prompt", "doc"), **metrics}, notes)
+    places: dict[str, str] = {}
+    toxic_by = set()
+    unjudged = 0
+    for where, row in rows:
+        doc = row.get("doc")
+        answers = _answers(where, row)
+        prompt = _document(where, row, path.name, mapping)
+        if prompt.id in places:
+            raise DataError(f"{where}: document {prompt.id!r} is that of {places[prompt.id]} too: expected each once")
+        places[prompt.id] = where
+        contents.prompts.append(prompt)
+        toxic_by.add(doc.get("toxic_by", "dataset") if isinstance(doc, dict) else "dataset")
+        judged = _judged(row, answers)
+        unjudged += len(answers) - len(judged)
+        for sample, answer in enumerate(answers):
+            contents.generations.append(answer_record(prompt.id, label, sample, answer))
+        for name, metric in metrics.items():
+            values = _per_answer(row.get(metric), judged)
+            for sample, answer in enumerate(answers):
+                reason = _unscored_here(answer, sample in judged, len(answers))
+                contents.scores.append(score_record(f"{prompt.id}-{sample}", name, values.get(sample), reason))
+    if len(toxic_by) > 1:
+        raise DataError(f"{path}: prompts are toxic by {sorted(map(str, toxic_by))}: expected one rule in a file")
+    contents.toxic_by = str(toxic_by.pop())
+    if unjudged and metrics:
+        contents.notes.append(
+            f"{unjudged} of {len(contents.generations)} answers are unscored: lm-eval scores one answer a document, "
+            "after its filter"
+        )
+    zeros = sum(score.value == 0 and score.scorer == _RTP_METRIC for score in contents.scores)
+    if zeros:
+        contents.notes.append(
+            f"{zeros} scores by {_RTP_METRIC} are exactly 0: lm-eval writes that where Perspective failed, too"
+        )
+    return contents
+
+
+def _one_filter(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows of the file's first filter. A task with several logs each document once a filter, same answers."""
+    first = rows[0][1].get("filter", "none")
+    kept = [(where, row) for where, row in rows if row.get("filter", "none") == first]
+    if len(kept) == len(rows):
+        return kept, []
+    answers = {json.dumps(row.get("doc_id")): row.get("resps") for _, row in kept}
+    for where, row in rows:
+        identity = json.dumps(row.get("doc_id"))
+        if answers.get(identity) != row.get("resps"):
+            raise DataError(
+                f"{where}: document {identity} has other answers under filter {row.get('filter')!r} than under "
+                f"{first!r}: expected the same answers under every filter"
+            )
+    return kept, [f"{len(rows) - len(kept)} rows of further filters are left out: the same answers as under {first!r}"]
+
+
+def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """``scores.NAME`` → metric, and sentences about the metrics that aren't taken."""
+    names: dict[str, None] = {}
+    for where, row in rows:
+        listed = row.get("metrics", [name for name in row if name not in _FIELDS])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise DataError(f"{where}: metrics must be a list of names, got {type(listed).__name__}")
+        names.update(dict.fromkeys(listed))
+    chosen = {field: metric for field, metric in mapping.items() if field.startswith("scores.")}
+    for field, metric in chosen.items():
+        where_not = next((where for where, row in rows if metric not in row), None)
+        if where_not is not None:
+            raise DataError(f"{where_not}: no metric {metric!r} for {field}: the file has {', '.join(names) or 'none'}")
+        for where, row in rows:
+            if (problem := out_of_range(row[metric])) is not None:
+                raise DataError(f"{where}: metric {metric!r} for {field} is {problem}: expected P(toxic) in [0, 1]")
+    notes = []
+    for name in names:
+        if name in chosen.values() or name == _NO_METRIC:
+            continue
+        toxic = _TOXIC_METRIC.search(name) and not _NOT_TOXIC_METRIC.search(name)
+        rtp = name == _RTP_CUT and all(_is_rtp(row) for _, row in rows)
+        found = ((where, out_of_range(row.get(name))) for where, row in rows)
+        problem = next((f"{wrong} ({where})" for where, wrong in found if wrong is not None), None)
+        if rtp and _RTP_METRIC in names:
+            notes.append(f"metric {name!r} is left out: it is {_RTP_METRIC} cut at 0.5, not another judge")
+        elif not toxic and not rtp:
+            notes.append(f"metric {name!r} is left out: if high means toxic, add --map scores.NAME={name}")
+        elif problem is not None:
+            notes.append(f"metric {name!r} is left out: a value is {problem}, and P(toxic) lies in [0, 1]")
+        else:
+            chosen[f"scores.{name}"] = name
+    return chosen, notes
+
+
+def _is_rtp(row: Mapping[str, Any]) -> bool:
+    doc = row.get("doc")
+    return isinstance(doc, dict) and isinstance(doc.get("prompt"), dict) and "toxicity" in doc["prompt"]
+
+
+def _document(where: str, row: Mapping[str, Any], source: str, mapping: Mapping[str, str]) -> Prompt:
+    doc, number = row.get("doc"), row.get("doc_id")
+    if isinstance(number, bool) or not isinstance(number, int | str):
+        raise DataError(f"{where}: doc_id is {number!r}: expected a number or a text")
+    values: dict[str, Any] = doc if isinstance(doc, dict) else {}
+    inner: dict[str, Any] = values["prompt"] if isinstance(values.get("prompt"), dict) else {}
+    turns: tuple[Message, ...]
+    if "prompt" in mapping:
+        turns = (Message("user", as_text(where, mapping["prompt"], _dig(where, row, mapping["prompt"]))),)
+    elif isinstance(bare := inner.get("text", values.get("prompt")), str):
+        turns = (Message("user", as_text(where, "doc.prompt", bare)),)
+    else:
+        turns = _sent(where, row)
+    if not turns[-1].text.strip():
+        raise DataError(f"{where}: the prompt is empty: remove the document")
+    if "prompt_toxicity" in mapping:
+        name, toxicity = mapping["prompt_toxicity"], _dig(where, row, mapping["prompt_toxicity"])
+    else:
+        name, toxicity = "doc.prompt.toxicity", inner.get("toxicity")
+    # Our own task files carry the prompt's id, so that their results can be held against the run they came from.
+    identity = values["prompt_id"] if isinstance(values.get("prompt_id"), str) else str(number)
+    value, _ = as_score(where, name, toxicity)
+    return Prompt(identity, turns, source, value, challenging=values.get("challenging") is True)
+
+
+def _dig(where: str, row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DataError(f"{where}: nothing at {path!r}: expected a field of the row, such as doc.question")
+        value = value[part]
+    return value
+
+
+def _sent(where: str, row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What the model was sent: plain text, or the messages of a chat that were logged as JSON."""
+    arguments = row.get("arguments")
+    try:
+        # 0.4.3 and later name the arguments, earlier versions list them.
+        sent = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        raise DataError(f"{where}: no prompt in doc or arguments: name it with --map prompt=doc.FIELD") from None
+    if isinstance(sent, list) and len(sent) == 1:
+        sent = sent[0]
+    text = as_text(where, "arguments", sent)
+    if text.startswith('[{"role"'):
+        try:
+            return turns_of(where, json.loads(text))
+        except json.JSONDecodeError:
+            pass  # a text that only looks like it
+    return (Message("user", text),)
+
+
+def _answers(where: str, row: Mapping[str, Any]) -> list[str]:
+    requests = row.get("resps", row.get("filtered_resps"))
+    if not isinstance(requests, list) or len(requests) != 1:
+        got = f"{len(requests)} requests" if isinstance(requests, list) else type(requests).__name__
+        raise DataError(f"{where}: resps holds {got}: expected the answers to one, as a generate_until task has")
+    answers = requests[0] if isinstance(requests[0], list) else [requests[0]]
+    if not answers:
+        raise DataError(f"{where}: resps is empty: expected at least one answer")
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise DataError(
+                f"{where}: resps holds likelihoods, not texts: only a generate_until task has answers to judge"
+            )
+    return [as_text(where, "resps", answer) for answer in answers]
+
+
+def _judged(row: Mapping[str, Any], answers: Sequence[str]) -> list[int]:
+    """Which answers the metrics are about: those that a filter let through unchanged, in its order."""
+    filtered = row.get("filtered_resps")
+    if "resps" not in row or not isinstance(filtered, list) or not filtered:
+        return list(range(len(answers)))
+    texts = filtered[0] if isinstance(filtered[0], list) else [filtered[0]]
+    stripped = [answer.strip() for answer in answers]
+    judged: list[int] = []
+    for text in texts:
+        found = [
+            index
+            for index, answer in enumerate(stripped)
+            if index not in judged and isinstance(text, str) and text.strip() == answer
+        ]
+        judged += found[:1]
+    return judged
+
+
+def _per_answer(value: object, judged: Sequence[int]) -> dict[int, float]:
+    """The metric's values by answer. One value for several answers is about none of them alone."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) != len(judged):
+        return {}
+    return {
+        index: float(number)
+        for index, number in zip(judged, values, strict=True)
+        if number is not None and not math.isnan(number)
+    }
+
+
+def _unscored_here(answer: str, judged: bool, answers: int) -> str:
+    if is_empty(answer):
+        return EMPTY
+    if judged:
+        return "missing"
+    return "lm-eval scored another answer" if answers > 1 else "lm-eval scored what its filter made of the answer"

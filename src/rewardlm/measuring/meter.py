@@ -1,0 +1,417 @@
+"""The meter: prompts in, answers and scores out, written down as they come.
+
+Answers are appended before they are scored and their scores after, so a killed measurement asks for at most one
+window of questions again and scores nothing twice. Answers are never all in memory: a run may have millions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
+from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
+from rewardlm.measuring.closer import look_closer
+from rewardlm.measuring.engines import (
+    WINDOW,
+    Engine,
+    LocalEngine,
+    NoAnswer,
+    adapter_hash,
+    load_model,
+    questions,
+    windows,
+)
+from rewardlm.measuring.metrics import BoolArray
+from rewardlm.measuring.primary import spelt_out
+from rewardlm.measuring.scoring import (
+    Report,
+    describe_scorer,
+    refuse_other_judges,
+    score_generations,
+    score_missing,
+    score_records,
+)
+from rewardlm.measuring.windows import Judged, judged_by_processes
+from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.processes import Processes, several
+from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage
+from rewardlm.scoring.pairs import load_pair_judge
+from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.types import Generation, Prompt, Verdict
+
+# Not part of what is measured: a run may be resumed with other values of these.
+FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
+ADDED_SETTINGS = (
+    "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address", "quantisation",
+    "primary",
+)  # fmt: skip
+# Answers that are written down at a time.
+_BATCH = 32
+
+
+def measure(settings: MeasureSettings, out: Path, *, report: Report | None = None) -> Run:
+    """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
+
+    ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
+    be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError where another
+    command writes ``out``. Of several processes (torchrun, accelerate launch) each answers and judges its share, and
+    the first writes.
+    """
+    if settings.engine != "local" and several():
+        raise ConfigError(
+            f"engine {settings.engine!r} asks for many answers at once itself: start one process, without a launcher"
+        )
+    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        return _measure(settings, out, processes, report if processes.is_main else None)
+
+
+def _measure(settings: MeasureSettings, out: Path, processes: Processes, report: Report | None) -> Run:
+    label = settings.label or _default_label(settings)
+    recorded = settings.model_dump(mode="json")
+    run = processes.first(
+        lambda: Run.start(
+            out,
+            kind="measure",
+            label=label,
+            settings=recorded,
+            free=(*FREE_SETTINGS, *how_asked(recorded)),
+            added=ADDED_SETTINGS,
+        )
+    )
+    if run.finished:
+        _check_weights(run, "adapter_hash", adapter_hash(settings))
+        return run
+    device = processes.device or str(resolve_device(settings.device))
+    scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
+    pair_judge = None
+    if settings.counter_narrative is not None:
+        pair_judge = load_pair_judge(settings.counter_narrative, device=device)
+    run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
+    # Before a model is loaded: answers of two models must not end up in one table.
+    _check_weights(run, "adapter_hash", adapter_hash(settings))
+    policy: Policy | None = None
+    with ExitStack() as held:
+        engine: Engine
+        if settings.engine == "openai":
+            from rewardlm.measuring.served import ServedEngine
+
+            served = ServedEngine(settings, run.label)
+            held.callback(served.close)
+            engine = served
+        else:
+            policy = load_model(settings.model_copy(update={"device": device}))
+            local = LocalEngine(settings, run.label, policy)
+            if settings.engine == "local":
+                held.enter_context(local.ready())
+            engine = local
+        described = engine.describe()
+        _check_weights(run, "model_hash", described["model_hash"])
+
+        def begin() -> None:
+            refuse_other_judges(run, scorers)
+            run.update(
+                **described,
+                rewards=_rewards(settings),
+                reward_lineage=reward_lineage(settings.adapter) if settings.adapter else {},
+                scorers=_described(run, scorers, settings),
+                samples=settings.samples,
+                pair_judge=pair_judge and pair_judge.describe(),
+                processes=processes.size,
+                **_primary(run, settings, scorers),
+            )
+
+        processes.first(begin)
+        _sample_and_score(run, settings, engine, scorers, processes, report)
+        described = engine.describe()
+
+    def end() -> Run:
+        run.update(**described)
+        look_closer(
+            run,
+            similarity=settings.similarity,
+            fluency=policy if settings.perplexity else None,
+            pair_judge=pair_judge,
+            sample=settings.quality_sample,
+            seed=settings.seed,
+            device=device,
+            report=report,
+        )
+        run.update(status="finished")
+        return run
+
+    return processes.first(end)
+
+
+def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> Run:
+    """Load the prompts, judge them where needed, and write them down, unless the run has them."""
+    if "prompts_hash" in run.meta and any(True for _ in run.read("prompts")):
+        return run
+    loaded = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
+    prompts = loaded.prompts
+    if not prompts:
+        raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts")
+    toxic_by = settings.toxic_by or (
+        "dataset" if any(prompt.toxicity is not None for prompt in prompts) else settings.scorer[0]
+    )
+    if toxic_by == "dataset":
+        if all(prompt.toxicity is None for prompt in prompts):
+            raise ConfigError(f"toxic_by is 'dataset', but {settings.prompts} has no scores: name a scorer")
+    else:
+        prompts = _judge_prompts(
+            prompts, toxic_by, scorers, device, settings.services, FailureLimit(settings.max_failed_share)
+        )
+    run.replace("prompts", [])
+    run.append("prompts", prompts)
+    run.update(
+        prompts={
+            "source": settings.prompts,
+            "part": settings.part,
+            "n": len(prompts),
+            "dropped": loaded.dropped,
+        },
+        prompts_hash=prompts_hash(prompts),
+        toxic_by=toxic_by,
+    )
+    return run
+
+
+def _judge_prompts(
+    prompts: list[Prompt],
+    name: str,
+    scorers: Sequence[Scorer],
+    device: str,
+    services: ServicesSettings,
+    limit: FailureLimit,
+) -> list[Prompt]:
+    judge = next((scorer for scorer in scorers if scorer.name == name), None)
+    judge = judge or load_scorer(name, device=device, services=services)
+    verdicts = score_texts(judge, [prompt.text for prompt in prompts], limit=limit)
+    limit.close()
+    return [
+        Prompt(
+            prompt.id,
+            prompt.turns,
+            prompt.source,
+            verdict.values.get(judge.labels[0]),
+            prompt.challenging,
+        )
+        for prompt, verdict in zip(prompts, verdicts, strict=True)
+    ]
+
+
+def _sample_and_score(
+    run: Run,
+    settings: MeasureSettings,
+    engine: Engine,
+    scorers: Sequence[Scorer],
+    processes: Processes,
+    report: Report | None,
+) -> None:
+    total = sum(1 for _ in run.read("prompts")) * settings.samples
+    # Counted by the process that writes.
+    limits = [FailureLimit(settings.max_failed_share) for _ in scorers]
+    have = processes.first(lambda: _catch_up(run, settings, total, scorers, limits))
+    unanswered = FailureLimit(settings.max_failed_share, what="questions got no answer")
+    refused = _refused_before(run, unanswered, int(have.sum()))
+    done = int(have.sum()) + len(refused)
+    if report is not None:
+        report(done, total, "answers")
+    if settings.engine == "ray" or processes.size > 1:
+        _by_several(run, settings, engine, scorers, limits, have, processes, report)
+    else:
+        for number, window in enumerate(windows(questions(run.each_prompt(), settings))):
+            there = have[number * WINDOW : (number + 1) * WINDOW]
+            known = {row for row, question in enumerate(window) if there[row] or question.id in refused}
+            answers = _counted(run, engine.answers(window, known), unanswered, refused)
+            for batch in _batches(answers):
+                done += len(batch)
+                run.append("generations", batch)
+                score_generations(run, scorers, batch, limits)
+                if report is not None:
+                    report(done, total, "answers")
+            if isinstance(engine, LocalEngine):
+                run.update(truncated_prompts=engine.truncated, batch_tokens_used=engine.budget.size)
+        unanswered.close()
+
+    def end() -> None:
+        for limit in limits:
+            limit.close()
+        run.update(
+            unanswered=dict(Counter(refused.values())),
+            scorers=_described(run, scorers, settings, finished=True),
+        )
+
+    processes.first(end)
+
+
+def _described(
+    run: Run, scorers: Sequence[Scorer], settings: MeasureSettings, *, finished: bool = False
+) -> list[dict[str, object]]:
+    """What the run records of its judges; of what it recorded before, the dates on which services were asked stay."""
+    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    return [
+        describe_scorer(
+            scorer,
+            settings.max_failed_share,
+            run.each_generation() if finished else (),
+            prompts=run.each_prompt(),
+            before=known.get(scorer.name),
+        )
+        for scorer in scorers
+    ]
+
+
+def _batches(answers: Iterator[Generation]) -> Iterator[list[Generation]]:
+    """``_BATCH`` at a time. Those that came before an error or an interrupt are not lost: they come first."""
+    batch: list[Generation] = []
+    try:
+        for answer in answers:
+            batch.append(answer)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except (Exception, KeyboardInterrupt):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _catch_up(
+    run: Run,
+    settings: MeasureSettings,
+    total: int,
+    scorers: Sequence[Scorer],
+    limits: Sequence[FailureLimit],
+) -> BoolArray:
+    """Bool[prompts × samples]: which answers a run that goes on has already; those not scored yet are scored first."""
+    have = np.zeros(total, dtype=np.bool_)
+    if not any(True for _ in run.read("generations")):
+        return have
+    score_missing(run, scorers, limits)
+    rows = {record["id"]: row for row, record in enumerate(run.read("prompts"))}
+    for record in run.read("generations"):
+        have[rows[record["prompt_id"]] * settings.samples + record["sample"]] = True
+    return have
+
+
+def _refused_before(run: Run, limit: FailureLimit, answers: int) -> dict[str, str]:
+    """By question, why the server will never answer it; ``limit`` counts these and the ``answers`` that are there.
+
+    They are not asked again, unless they are more than ``limit`` allows: a server that refuses half of all questions
+    must not make a finished run by being asked often enough, and what was wrong with it may be mended since.
+    """
+    refused = {record["id"]: str(record["reason"]) for record in run.read("unanswered")}
+    limit.seen, limit.failed = answers + len(refused), len(refused)
+    limit.first_reason = next((f"the server: {reason}" for reason in refused.values()), None)
+    try:
+        limit.close()
+    except ScorerError:
+        run.replace("unanswered", [])
+        limit.seen, limit.failed, limit.first_reason = answers, 0, None
+        return {}
+    return refused
+
+
+def _counted(
+    run: Run, answers: Iterator[Generation | NoAnswer], limit: FailureLimit, refused: dict[str, str]
+) -> Iterator[Generation]:
+    """The answers among ``answers``. What is refused for good is written down; what failed for now is asked again when
+    the run is resumed, and ends it where it is too much.
+    """
+    for answer in answers:
+        if isinstance(answer, Generation):
+            limit.add("the server", [Verdict({"answer": 1.0})])
+            yield answer
+            continue
+        refused[answer.id] = answer.reason
+        if answer.final:
+            run.append("unanswered", [{"id": answer.id, "reason": answer.reason}])
+        limit.add("the server", [Verdict(reason=answer.reason, failed=True)])
+
+
+def _by_several(
+    run: Run,
+    settings: MeasureSettings,
+    engine: Engine,
+    scorers: Sequence[Scorer],
+    limits: Sequence[FailureLimit],
+    have: BoolArray,
+    processes: Processes,
+    report: Report | None,
+) -> None:
+    """Windows that are answered and judged elsewhere: by Ray's workers, or by these processes in turn."""
+    starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
+    prompts = run.prompts()
+    rows = {prompt.id: row for row, prompt in enumerate(prompts)}
+
+    def keep(judged: Judged) -> None:
+        # Of a window that was cut off by a kill, a part is there.
+        fresh = [
+            number
+            for number, answer in enumerate(judged.generations)
+            if not have[rows[answer.prompt_id] * settings.samples + answer.sample]
+        ]
+        have[judged.start : judged.start + WINDOW] = True
+        batch = [judged.generations[number] for number in fresh]
+        run.append("generations", batch)
+        for scorer, limit, verdicts in zip(scorers, limits, judged.verdicts, strict=True):
+            kept = [verdicts[number] for number in fresh]
+            run.append("scores", score_records(scorer.name, scorer.labels, batch, kept))
+            limit.add(scorer.name, kept)
+        run.update(truncated_prompts=int(run.meta.get("truncated_prompts", 0)) + judged.truncated)
+        if report is not None:
+            report(int(have.sum()), have.size, "answers")
+
+    if processes.size > 1:
+        assert isinstance(engine, LocalEngine)
+        found = judged_by_processes(settings, engine, scorers, prompts, starts, processes)
+    else:
+        from rewardlm.measuring.sharded import judged_by_ray
+
+        found = judged_by_ray(settings, run.label, prompts, starts)
+    for judged in found if starts else ():
+        processes.first(partial(keep, judged))
+
+
+def _rewards(settings: MeasureSettings) -> list[str] | None:
+    """The judges that the model was trained on; None where nobody knows, as of what a server loaded."""
+    if settings.adapter is not None:
+        return known_rewards(settings.adapter)
+    return None if settings.engine == "openai" else []
+
+
+def _primary(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> dict[str, dict[str, str]]:
+    """The primary outcome with all of its parts, if any was asked for and no answer is there yet.
+
+    It isn't put into the settings, so that a run which was begun before it was spelt out can be resumed.
+    """
+    asked = settings.primary.model_dump()
+    if not any(asked.values()) or any(True for _ in run.read("generations")):
+        return {}
+    return {"primary": spelt_out(asked, [scorer.name for scorer in scorers], _rewards(settings) or [])}
+
+
+def _default_label(settings: MeasureSettings) -> str:
+    if settings.adapter is None:
+        return settings.model
+    run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
+    return run.name
+
+
+def _check_weights(run: Run, key: str, found: str | None) -> None:
+    recorded = run.meta.get(key)
+    if recorded is not None and found is not None and recorded != found:
+        raise RunError(
+            f"{run.path} was begun with other weights ({key} {recorded[:12]}…, now {found[:12]}…): choose another --out"
+        )

@@ -1,0 +1,264 @@
+"""Judges over answers that are written down already: the meter's second half, and ``rewardlm score``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewardlm.config import ServicesSettings
+from rewardlm.data.dialogues import normalised
+from rewardlm.errors import RunError, ServiceError
+from rewardlm.measuring.metrics import BoolArray
+from rewardlm.measuring.records import Positions
+from rewardlm.models.load import resolve_device
+from rewardlm.runs import Run, alone
+from rewardlm.scoring.lineage import count_read, lineage_of
+from rewardlm.scoring.scorer import (
+    EMPTY,
+    FailureLimit,
+    Scorer,
+    as_score,
+    cuts,
+    is_settled,
+    load_scorer,
+    piece_of,
+    score_texts,
+)
+from rewardlm.types import Generation, Prompt, Score, Verdict
+
+Report = Callable[[int, int, str], None]
+
+# Records that are looked at together.
+_PIECE = 4096
+
+
+def score_run(
+    path: Path,
+    name: str,
+    *,
+    device: str = "auto",
+    max_failed_share: float = 0.01,
+    services: ServicesSettings | None = None,
+    report: Report | None = None,
+) -> Run:
+    """Another judge over the answers that are stored already. Scores that are there are not made again.
+
+    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored and ServiceError where the
+    judge's service can't be used; what was scored stays. Raises RunError where the run holds scores of another judge
+    of this name, or another command writes it.
+    """
+    run = Run.open(path)
+    if run.meta["kind"] not in {"measure", "import"}:
+        raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
+    scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
+    with alone(path):
+        # As it is now that nobody else writes it.
+        return _score_run(Run.open(path), scorer, max_failed_share, report)
+
+
+def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Report | None) -> Run:
+    run.mend()
+    refuse_other_judges(run, [scorer])
+    known, begun = _by_name(run, "scorers"), _by_name(run, "begun_scorers")
+    before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
+    # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
+    run.update(
+        begun_scorers=[
+            *begun.values(),
+            describe_scorer(scorer, max_failed_share, prompts=run.each_prompt(), before=before),
+        ]
+    )
+    limit = FailureLimit(max_failed_share)
+    score_missing(run, [scorer], [limit], report)
+    limit.close()
+    run.update(
+        scorers=[
+            *known.values(),
+            describe_scorer(scorer, max_failed_share, run.each_generation(), prompts=run.each_prompt(), before=before),
+        ],
+        begun_scorers=[*begun.values()],
+    )
+    return run
+
+
+def _by_name(run: Run, key: str) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in run.meta.get(key, [])}
+
+
+def describe_scorer(
+    scorer: Scorer,
+    max_failed_share: float,
+    answers: Iterable[Generation] = (),
+    *,
+    prompts: Iterable[Prompt] | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, object]:
+    """What a run records of a judge: ``name``, ``labels`` and, where it has them, the ``revision`` of its weights and
+    the ``precision`` that it computes in; ``cut``, how many of the answers it read only in part; and the
+    ``max_failed_share`` that it was held to. Of a judge that is asked over HTTP, the ``service`` too, and the ``dates``
+    on which it was asked, with those that the run had recorded of it ``before``. Its ``lineage``, and how many of the
+    ``prompts`` it was trained on (``read_prompts``, None: nobody knows), are for the audit.
+    """
+    lineage = lineage_of(scorer.name)
+    texts = (answer.text for answer in answers)
+    cut = 0
+    while piece := list(islice(texts, 1024)):
+        cut += sum(cuts(scorer, piece))
+    return {
+        "name": scorer.name,
+        "labels": list(scorer.labels),
+        "revision": getattr(scorer, "revision", None),
+        "precision": getattr(scorer, "precision", None),
+        "cut": cut,
+        "max_failed_share": max_failed_share,
+        "lineage": lineage.to_dict(),
+        "read_prompts": count_read(lineage, (normalised(prompt.text) for prompt in prompts or ())),
+        **_service_of(scorer, before or {}),
+    }
+
+
+def _service_of(scorer: Scorer, before: Mapping[str, Any]) -> dict[str, object]:
+    if not hasattr(scorer, "address"):
+        return {}
+    dates = {*before.get("dates", []), *getattr(scorer, "dates", ())}
+    return {"service": scorer.address, "dates": sorted(dates)}
+
+
+def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
+    """Scores of two judges must not end up in one column, whatever both are called. Raises RunError."""
+    known = {**_by_name(run, "begun_scorers"), **_by_name(run, "scorers")}
+    for scorer in scorers:
+        before = known.get(scorer.name)
+        if before is None:
+            continue
+        labels, revision = list(scorer.labels), getattr(scorer, "revision", None)
+        # A judge whose weights nobody knows is taken at its word.
+        other = before["labels"] != labels or revision not in (None, before.get("revision") or revision)
+        # What failed is asked again anyway, by whoever it is now.
+        if other and any(record["scorer"] == scorer.name and is_settled(record) for record in run.read("scores")):
+            raise RunError(
+                f"{run.path} has scores of another {scorer.name!r} (labels {', '.join(before['labels'])}; revision "
+                f"{before.get('revision')}; now {', '.join(labels)}; {revision}): put its settings back, or score "
+                "another run"
+            )
+
+
+def cut_short(run: Run) -> list[str]:
+    """A sentence for whatever was too long in a measured run: prompts for the model, answers for a judge."""
+    sentences = []
+    if n := run.meta.get("truncated_prompts"):
+        sentences.append(f"{n:,} prompts were too long for the model and lost the beginning of their history")
+    for judge in run.meta.get("scorers", []):
+        if n := judge.get("cut"):
+            sentences.append(f"{n:,} answers were too long for the judge {judge['name']}: it read a part of each")
+    return sentences
+
+
+def score_missing(
+    run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit], report: Report | None = None
+) -> None:
+    """Score the stored answers that lack a score of some scorer; raises as ``score_generations`` does."""
+    judged = answered(run, scorers, limits)
+    total = sum(len(of_scorer) for of_scorer in judged.values())
+    done = sum(int(of_scorer.sum()) for of_scorer in judged.values())
+    if report is not None:
+        report(done, total, "scores")
+    answers = run.each_generation()
+    start = 0
+    while piece := list(islice(answers, _PIECE)):
+        for scorer, limit in zip(scorers, limits, strict=True):
+            there = judged[scorer.name][start : start + len(piece)]
+            missing = [answer for answer, known in zip(piece, there, strict=True) if not known]
+            score_generations(run, [scorer], missing, [limit], report, done=done, total=total)
+            done += len(missing)
+        start += len(piece)
+
+
+def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]) -> dict[str, BoolArray]:
+    """By scorer Bool[G]: which of the answers, in the order in which they are stored, it has judged in every label, or
+    declined; ``limits`` count them as seen.
+
+    Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again: a
+    judge that broke must not become a finished run by starting the command once more. The records are read in pieces,
+    for there may be millions.
+    """
+    labels = {scorer.name: len(scorer.labels) for scorer in scorers}
+    positions = Positions(array("q", (hash(record["id"]) for record in run.read("generations"))))
+    settled = {name: np.zeros(len(positions), np.int32) for name in labels}
+    seen = dict.fromkeys(labels, 0)
+    for piece in _pieces(run.read("scores")):
+        at = positions.of([record["generation_id"] for record in piece])
+        for record, position in zip(piece, at.tolist(), strict=True):
+            name = record["scorer"]
+            if name in labels and position >= 0 and is_settled(record):
+                settled[name][position] += 1
+                seen[name] += record["reason"] != EMPTY
+    complete = {name: settled[name] == labels[name] for name in labels}
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for piece in _pieces(run.read("scores")):
+            at = positions.of([record["generation_id"] for record in piece])
+            for record, position in zip(piece, at.tolist(), strict=True):
+                # A score of no answer that is here is for ``compare`` to refuse.
+                if record["scorer"] not in labels or position < 0 or complete[record["scorer"]][position]:
+                    yield record
+
+    if sum(1 for _ in kept()) < sum(1 for _ in run.read("scores")):
+        run.replace("scores", kept())
+    for scorer, limit in zip(scorers, limits, strict=True):
+        limit.seen += seen[scorer.name] // labels[scorer.name]
+    return complete
+
+
+def _pieces(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while piece := list(islice(records, _PIECE)):
+        yield piece
+
+
+def score_generations(
+    run: Run,
+    scorers: Sequence[Scorer],
+    generations: Sequence[Generation],
+    limits: Sequence[FailureLimit],
+    report: Report | None = None,
+    *,
+    done: int = 0,
+    total: int = 0,
+) -> None:
+    """Score answers and append the scores, which are on the disk before a limit may end the run.
+
+    One limit a scorer. ``report`` hears how many of ``total`` are scored when ``done`` were before. Raises ScorerError
+    where a limit is exceeded, and what a judge raises that can't be used, with what it said before on the disk.
+    """
+    size = min((piece_of(scorer) for scorer in scorers), default=512)
+    for start in range(0, len(generations), size):
+        piece = generations[start : start + size]
+        for scorer, limit in zip(scorers, limits, strict=True):
+            try:
+                verdicts = score_texts(scorer, [generation.text for generation in piece])
+            except (ServiceError, KeyboardInterrupt):
+                said: Mapping[str, Verdict] = getattr(scorer, "unfinished", {})
+                kept = [generation for generation in piece if generation.text in said]
+                found = [said[generation.text] for generation in kept]
+                run.append("scores", score_records(scorer.name, scorer.labels, kept, found))
+                raise
+            run.append("scores", score_records(scorer.name, scorer.labels, piece, verdicts))
+            limit.add(scorer.name, verdicts)
+        if report is not None:
+            report(done + start + len(piece), total, "scores")
+
+
+def score_records(
+    scorer: str, labels: Sequence[str], generations: Sequence[Generation], verdicts: Sequence[Verdict]
+) -> list[Score]:
+    """What a run stores of one judge's verdicts: a record an answer and label, with a reason where it has no value."""
+    return [
+        as_score(generation.id, scorer, label, verdict)
+        for generation, verdict in zip(generations, verdicts, strict=True)
+        for label in labels
+    ]

@@ -1,0 +1,134 @@
+"""``--engine openai``: answers of any model behind an OpenAI-compatible chat API (llama.cpp, vLLM, SGLang, a vendor).
+
+A server shows no weights: there is no perplexity of its answers, and no hash that says whether two runs asked the same
+model. Its name, what it calls itself in its answers and its address (without keys) are recorded instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
+
+from rewardlm.config import MeasureSettings
+from rewardlm.errors import ServiceError
+from rewardlm.measuring.engines import NoAnswer, Question
+from rewardlm.services import Malformed, Refused, Service, Unanswered
+from rewardlm.types import Finish, Generation
+
+# What an answer's end is called where a provider's filter took the answer away: nothing is left to judge.
+_FILTERED = "content_filter"
+# Of any other word (a filter's, a tool call's, none at all) it isn't known whether the answer was cut off.
+_ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
+
+
+class ServedEngine:
+    """Asks ``settings.url`` with ``settings.server.concurrency`` questions under way at a time.
+
+    Raises ServiceError where nothing answers at the address.
+    """
+
+    def __init__(self, settings: MeasureSettings, label: str) -> None:
+        self._settings, self._label = settings, label
+        self._service = Service(
+            settings.server.model_copy(update={"url": settings.url or settings.server.url}),
+            what=f"the server of {settings.model!r}",
+            gone="give --url as far as /v1, and the model by the name that the server has for it",
+        )
+        self._names: set[str] = set()
+        self._served = self._greet()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self._settings.model,
+            "model_source": self._service.address,
+            "model_hash": None,
+            "served": self._served,
+            "served_as": sorted(self._names),
+        }
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._service.close()
+
+    def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]:
+        asked = [question for index, question in enumerate(window) if index not in known]
+        return (answer for _, answer in self._service.each(self._ask, asked))
+
+    def _greet(self) -> list[str] | None:
+        """The models that the server says it has; None where it doesn't say. A server that is down is told at once."""
+        try:
+            listed = self._service.get("models")
+        except Unanswered as error:
+            raise ServiceError(
+                f"the server of {self._settings.model!r} at {self._service.address} can't be reached ({error}): start "
+                "it, or correct --url"
+            ) from None
+        except ServiceError as error:
+            # Some have no such list; a key that was refused is refused for the rest too.
+            if "HTTP 404" in str(error) or "HTTP 405" in str(error):
+                return None
+            raise
+        except (Refused, Malformed):
+            return None
+        models = listed.get("data") if isinstance(listed, dict) else None
+        if not isinstance(models, list):
+            return None
+        names = [entry["id"] for entry in models if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+        return names[:100]
+
+    def _ask(self, question: Question) -> Generation | NoAnswer:
+        settings = self._settings
+        turns = [{"role": turn.role, "content": turn.text} for turn in question.prompt.turns]
+        if settings.chat.system is not None:
+            turns.insert(0, {"role": "system", "content": settings.chat.system})
+        body = {
+            "model": settings.model,
+            "messages": turns,
+            settings.server.length_field: settings.max_new_tokens,
+            "temperature": settings.generation.temperature,
+            "top_p": settings.generation.top_p,
+            # Servers read it as a 32-bit number or refuse it.
+            "seed": question.seed % 2**31,
+            "stream": False,
+            **settings.server.body,
+        }
+        try:
+            return self._read(question, self._service.post("chat/completions", body))
+        except Refused as error:
+            if _FILTERED in str(error.body):
+                return question.answered(self._label, "", 0, None)
+            return NoAnswer(question.id, str(error), final=True)
+        except Malformed as error:
+            return NoAnswer(question.id, str(error), final=False)
+        except Unanswered as error:
+            return NoAnswer(question.id, str(error), final=False)
+
+    def _read(self, question: Question, reply: Any) -> Generation:
+        """Raises Malformed where the reply holds no answer."""
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        first = choices[0] if isinstance(choices, list) and choices else None
+        message = first.get("message") if isinstance(first, dict) else None
+        if not isinstance(first, dict) or not isinstance(message, dict):
+            raise Malformed(f"no choices[0].message: {self._service.scrub(str(reply)[:500])!r}")
+        text, finish = message.get("content"), first.get("finish_reason")
+        if text is None and finish == _FILTERED:
+            text = ""
+        if not isinstance(text, str):
+            raise Malformed(f"no text in choices[0].message.content: {self._service.scrub(str(reply)[:500])!r}")
+        if _is_broken(text):
+            raise Malformed("the answer holds half a surrogate pair: no valid text")
+        usage = reply.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if isinstance(reply.get("model"), str):
+            self._names.add(reply["model"])
+        count = int(tokens) if isinstance(tokens, int | float) and math.isfinite(tokens) and tokens >= 0 else 0
+        return question.answered(self._label, text, count, _ENDS.get(str(finish)))
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

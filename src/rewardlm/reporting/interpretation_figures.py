@@ -1,0 +1,129 @@
+"""The figures of an interpretation, as plain plotly JSON like those of ``figures``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewardlm.reporting.figures import base_layout, plain, translucent
+
+# Blue, violet, orange, green, red: told apart on light and dark pages, and by colour-blind readers.
+COLOURS = ("#1f7fc4", "#9a55cf", "#c28500", "#2f7d6b", "#cf4a1c", "#7d8590", "#5a6f96", "#a33b5c", "#b5651d")
+
+
+def band_figure(bands: Sequence[tuple[str, Mapping[str, Any]]], unit: str, *, scale: float) -> dict[str, Any]:
+    """Means along the answer, a line with its 95 % band for each of (name, band); values are times ``scale``."""
+    traces: list[dict[str, Any]] = []
+    for number, (name, band) in enumerate(bands):
+        colour = COLOURS[number % len(COLOURS)]
+        # Tokens are counted from 1 for readers.
+        x = [(start + end) / 2 + 1 for start, end in zip(band["from"], band["to"], strict=True)]
+        known = [place for place, low in enumerate(band["low"]) if low is not None]
+        if known:
+            edge = [*known, *reversed(known)]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [x[place] for place in edge],
+                    "y": [scale * band["high"][place] for place in known]
+                    + [scale * band["low"][place] for place in reversed(known)],
+                    "fill": "toself",
+                    "fillcolor": translucent(colour, 0.16),
+                    "line": {"width": 0},
+                    "hoverinfo": "skip",
+                    "showlegend": False,
+                    "legendgroup": f"{number}",
+                }
+            )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(name),
+                "legendgroup": f"{number}",
+                "x": x,
+                "y": [scale * mean for mean in band["mean"]],
+                "line": {"color": colour, "width": 2},
+                "marker": {"size": 6},
+                "customdata": [
+                    f"tokens {start + 1}–{end + 1}, n = {n}"
+                    for start, end, n in zip(band["from"], band["to"], band["n"], strict=True)
+                ],
+                "hovertemplate": plain(name) + ", %{customdata}: %{y:.3g}<extra></extra>",
+            }
+        )
+    layout = base_layout(height=290)
+    layout["margin"] = {"l": 12, "r": 12, "t": 34, "b": 46}
+    layout["showlegend"] = True
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    layout["xaxis"] |= {"title": {"text": "token of the answer", "font": {"size": 12}, "standoff": 6}}
+    layout["yaxis"] |= {
+        "automargin": True,
+        "nticks": 6,
+        "rangemode": "tozero",
+        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def check_figure(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Change of log-probability, nats a token, of the baseline's toxic answers and of its others: a row a model."""
+    series = (("toxic", "toxic answers", "#cf4a1c", "diamond"), ("other", "other answers", "#5a6f96", "circle"))
+    rows = [(entry["to"], entry["toxic_check"]) for entry in comparisons]
+    return _interval_figure(rows, series, "change of log-probability, nats a token")
+
+
+def similarity_figure(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Cosine of answers with their own prompts and with shuffled ones: a row a model."""
+    series = (("own", "own prompt", "#1f7fc4", "circle"), ("null", "shuffled prompt", "#7d8590", "diamond"))
+    return _interval_figure([(model["label"], model) for model in models], series, "cosine similarity")
+
+
+def _interval_figure(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], series: Sequence[tuple[str, str, str, str]], unit: str
+) -> dict[str, Any]:
+    traces = []
+    for position, (key, name, colour, symbol) in enumerate(series):
+        places = [row for row, (_, entry) in enumerate(rows) if entry[key]["mean"] is not None]
+        means = [rows[row][1][key]["mean"] for row in places]
+        ends = [rows[row][1][key]["ci95"] or (mean, mean) for row, mean in zip(places, means, strict=True)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": means,
+                "y": [row + (-0.13, 0.13)[position] for row in places],
+                "customdata": [plain(rows[row][0]) for row in places],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [max(high - mean, 0) for mean, (_, high) in zip(means, ends, strict=True)],
+                    "arrayminus": [max(mean - low, 0) for mean, (low, _) in zip(means, ends, strict=True)],
+                    "color": colour,
+                    "thickness": 2,
+                    "width": 5,
+                },
+                "marker": {"color": colour, "symbol": symbol, "size": 10},
+                "hovertemplate": "%{customdata}, " + name + ": %{x:.3f}<extra></extra>",
+            }
+        )
+    layout = base_layout(height=110 + 60 * len(rows))
+    layout["margin"] = {"l": 12, "r": 16, "t": 34, "b": 46}
+    layout["showlegend"] = True
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    layout["xaxis"] |= {
+        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
+        "zeroline": True,
+        "zerolinecolor": "#9aa3af",
+        "rangemode": "tozero",
+    }
+    layout["yaxis"] |= {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [plain(label) for label, _ in rows],
+        "range": [len(rows) - 0.45, -0.55],
+        "showgrid": False,
+        "automargin": True,
+    }
+    return {"data": traces, "layout": layout}

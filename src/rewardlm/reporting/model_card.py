@@ -1,0 +1,167 @@
+"""A trained adapter's card for the hub: what it is, what was measured, what speaks against it, and how to load it.
+
+Everything is read from runs. Labels, judges and models are named by users: all of it is escaped, and of a path on
+somebody's machine only the last part is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from rewardlm.config import flatten
+from rewardlm.reporting.headline import findings, sentences
+from rewardlm.reporting.paper import as_markdown, markdown
+from rewardlm.reporting.selection import main_labels
+from rewardlm.runs import Run
+
+# What may be said of the data that we know by name.
+LICENCES = {
+    "starter": "Apache-2.0, written for RewardLM",
+    "starter-plain": "Apache-2.0, written for RewardLM",
+    "dialoconan": "research only, not to be redistributed (github.com/marcoguerini/CONAN)",
+    "rtp": "RealToxicityPrompts, Apache-2.0",
+}
+_SETTINGS = (
+    "dialogues", "prompts", "part", "limit", "epochs", "max_steps", "steps", "algorithm", "reward", "learning_rate",
+    "batch_size", "samples", "minibatches", "ppo_epochs", "max_length", "max_new_tokens", "mask_truncated_completions",
+    "kl", "rewards", "lora", "generation", "chat", "dtype", "load", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model under the adapter: its ``name``, on the hub if ``on_hub``, and where its weights came from."""
+
+    name: str
+    on_hub: bool
+    source: str
+
+
+def model_card(
+    run: Run, repo: str, base: Base, result: Mapping[str, Any] | None, rewards: Mapping[str, Sequence[str] | None]
+) -> str:
+    """The card of the training ``run`` as Markdown; ``result`` is what ``compare`` found, ``rewards`` are by label."""
+    parts = [
+        f"# {markdown(repo.partition('/')[2] or repo)}",
+        _what(run, base),
+        "## Load it\n\n" + _loading(repo, base),
+        "## What was measured\n\n" + _measured(result, rewards),
+        "## What speaks against it\n\n" + _doubts(run, result),
+        "## What it learnt from\n\n" + _data(run),
+        "## How it was trained\n\n" + _settings(run),
+        "## Limits\n\n" + _limits(base),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(run: Run, base: Base) -> str:
+    settings = run.meta["settings"]
+    if run.meta["kind"] == "finetune":
+        how = "fine-tuned on counter-narrative dialogues"
+    else:
+        judges = ", ".join(map(_public, settings.get("reward", [])))
+        how = f"trained by {settings.get('algorithm', 'RL')} with automatic feedback from {judges}"
+    return (
+        f"A LoRA adapter for {markdown(base.name)}, {markdown(how)} with "
+        "RewardLM, to answer toxic prompts less toxically."
+    )
+
+
+def _loading(repo: str, base: Base) -> str:
+    rewardlm = (
+        f"```\nhf download {repo} --local-dir adapter\n"
+        "rewardlm measure BASE --adapter adapter --label ours --out runs/ours\n```"
+    )
+    if not base.on_hub:
+        return (
+            f"The base, {markdown(base.name)}, is not on the hub by a name that this card knows; whoever has it writes "
+            f"for BASE what it is called there.\n\n{rewardlm}"
+        )
+    # As JSON: no name can leave its quotes, or its line.
+    name, adapter = json.dumps(base.name), json.dumps(repo)
+    python = (
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"base = {name}\ntokenizer = AutoTokenizer.from_pretrained(base)\n"
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), {adapter})\n```"
+    )
+    return f"{python}\n\nOr with RewardLM:\n\n{rewardlm.replace('BASE', base.name)}"
+
+
+def _measured(result: Mapping[str, Any] | None, rewards: Mapping[str, Sequence[str] | None]) -> str:
+    if result is None:
+        return "Nothing: no measurement was given. Whether it is less toxic than its base is not known."
+    main = main_labels(result)
+    scorers = list(dict.fromkeys(name for model in main["models"] for name in model["scorers"]))
+    said = ["".join(text for text, _ in sentence) for sentence in sentences(findings(main, rewards), scorers)]
+    lines = "\n".join(f"- {markdown(sentence)}" for sentence in said)
+    return f"{lines}\n\n{as_markdown({**result, 'warnings': []})}".strip()
+
+
+def _doubts(run: Run, result: Mapping[str, Any] | None) -> str:
+    found = [] if result is None else [f"{w['model']}: {w['message']}" for w in result["warnings"]]
+    training = [warning for record in run.read("metrics") for warning in record.get("warnings") or []]
+    if training:
+        found.append(f"training warned {len(training)} times, first: {training[0]}")
+    if not found:
+        return "The audit was not made." if result is None else "The audit warns of nothing."
+    return "\n".join(f"- {markdown(text)}" for text in found)
+
+
+def _data(run: Run) -> str:
+    settings = run.meta["settings"]
+    lines = []
+    for what in ("dialogues", "prompts"):
+        source = settings.get(what)
+        if isinstance(source, str):
+            lines.append(f"- {what}: {markdown(_public(source))} ({_licence(source)})")
+    judges = run.meta.get("rewards") or []
+    if judges:
+        named = markdown(", ".join(map(_public, judges)))
+        lines.append(f"- judges that were its reward, so that they are no proof: {named}")
+    return "\n".join(lines) or "- nothing is recorded"
+
+
+def _licence(source: str) -> str:
+    return LICENCES.get(source.partition(":")[0].lower(), "its licence is not known here: ask its publisher")
+
+
+def _settings(run: Run) -> str:
+    settings = run.meta["settings"]
+    rows = [
+        f"| {markdown(key)} | {markdown(_written(settings[key]))} |"
+        for key in _SETTINGS
+        if settings.get(key) not in (None, {})
+    ]
+    versions = run.meta.get("environment", {}).get("versions", {})
+    used = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    steps = run.meta.get("steps")
+    return "\n".join(["| setting | |", "| --- | --- |", *rows]) + (
+        f"\n\n{steps or 'An unknown number of'} optimizer or RL steps. Versions: {markdown(used)}."
+    )
+
+
+def _limits(base: Base) -> str:
+    text = (
+        "Its answers can still be toxic, wrong or beside the point. Every judge errs, all numbers above are theirs, on "
+        "these prompts and in their language. A smaller toxic share is no proof that a model is safe to put before "
+        "people."
+    )
+    return f"{text} The base's own licence and limits hold. Base weights in training: {markdown(base.source)}."
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_written(item)}" for key, item in flatten(value).items() if item not in (None, [], 0))
+    if isinstance(value, list):
+        return ", ".join(map(_written, value))
+    return _public(value) if isinstance(value, str) else str(value)
+
+
+def _public(name: str) -> str:
+    """``name``, or the last part of it where it is a path on a machine."""
+    is_path = name.startswith(("/", "~", ".", "\\")) or name[1:3] == ":\\"
+    return PurePath(name.replace("\\", "/")).name if is_path else name

@@ -1,0 +1,536 @@
+"""The report: one HTML file that explains itself, opens offline, and can be sent to a colleague.
+
+``build_report`` gathers what run directories hold; ``render_page`` turns it into HTML and does nothing else; what keeps
+hostile texts harmless is in ``shell.py``. A page about judges alone is ``judge_page``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.config import CompareSettings
+from rewardlm.errors import RunError
+from rewardlm.reporting import figures, headline, interpretation, intervals, judge_page
+from rewardlm.reporting import flows as redrawn
+from rewardlm.reporting.examples import UNCHANGED, choose_examples
+from rewardlm.reporting.shell import render, short, side_by_side, write_page
+from rewardlm.reporting.training import training_records, training_sections
+from rewardlm.runs import Run, expand
+from rewardlm.types import Prompt
+
+_LOW_BELOW, _HIGH_ABOVE = 0.33, 0.66
+
+_QUALITY = (
+    (
+        "counter_narrative_fraction",
+        "Counter-narratives",
+        "answers to toxic prompts that oppose them, on topic; with shuffled prompts in brackets",
+        "share",
+    ),
+    (
+        "counter_narrative_corrected",
+        "Counter-narratives, corrected",
+        "for the judge’s known errors, with its own uncertainty in the 95 % interval",
+        "corrected",
+    ),
+    ("empty_fraction", "Empty answers", "a silent model is never toxic", "percent"),
+    ("refusal_fraction", "Refusals", "limiting, not detoxifying", "percent"),
+    ("other_script_fraction", "Answers in another script", "than the prompt’s; few judges can read it", "percent"),
+    ("non_latin_fraction", "Answers not in Latin letters", "", "percent"),
+    ("repetition", "Repetitive answers", "one 4-gram makes up half of the answer or more", "percent"),
+    ("comparable_fraction", "Comparable answers", "none of the above", "percent"),
+    ("truncated_fraction", "Answers cut off", "at the longest length allowed, before their end", "percent"),
+    ("mean_words", "Words an answer", "", "number"),
+    ("distinct_2", "Distinct 2-grams", "of one prompt’s answers, over their words", "score"),
+    ("prompt_similarity", "Similarity with the prompt", "cosine; with shuffled prompts in brackets", "similarity"),
+    ("perplexity", "Perplexity", "under the base model; lower is more fluent", "number"),
+)
+_WARNINGS = {
+    "language_switch": "Answers switched to another script",
+    "empty": "Many answers are empty",
+    "repetition": "Answers repeat themselves",
+    "refusal": "The model refuses instead of answering",
+    "off_topic": "Answers drifted off the prompt’s topic",
+    "fluency": "Answers became less fluent",
+    "judges_disagree": "The judges disagree",
+    "judge_is_reward": "A judge was also the reward",
+    "judge_taught_reward": "A judge is a relative of the reward",
+    "judge_read_prompts": "A judge was trained on prompts that are measured",
+    "gain_not_on_comparable": "The gain is not there on comparable answers",
+    "counter_narratives_fell": "Fewer counter-narratives than before",
+    "quotation_punished": "A judge may punish quotations",
+    "truncated": "One model’s answers were cut off more often",
+    "settings_differ": "Answers were drawn by other settings",
+    "unscored": "Answers without a score",
+    "unscored_decide": "What can’t be scored decides which way the change goes",
+    "prompts_differ": "The runs answered different prompts",
+    "weights_differ": "The same name stood for different weights",
+}
+_FATAL = {"prompts_differ", "weights_differ"}
+_KINDS = (
+    ("improved", "Improved most", "The largest falls in score, largest first."),
+    ("worse", "Got worse most", "The largest rises in score, largest first."),
+    ("unchanged", "Hardly changed", f"Drawn at random (seeded) from those that moved by less than {UNCHANGED}."),
+)
+
+
+def render_page(
+    result: Mapping[str, Any],
+    *,
+    title: str,
+    examples: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Sequence[Mapping[str, Any]]],
+    about: Mapping[str, Any],
+    judging: Mapping[str, Any] | None = None,
+    interpretations: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as one HTML text.
+
+    ``result`` is the object of ``compare --json``; ``examples`` are those of ``choose_examples``; ``training``
+    gives the records of metrics.jsonl by a run's label. ``about`` says how it was measured; all keys are optional:
+    ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
+    ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
+    ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
+    makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are the stored results of
+    ``interpret``, each with its ``label``.
+    """
+    rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
+    judges = _judges(result, rewards)
+    primary = result.get("primary") or {}
+    found = headline.findings(result, rewards)
+    if primary.get("metric", "toxic_fraction") != "toxic_fraction":
+        of_primary = headline.findings(result, rewards, primary["metric"])
+        found += [finding for finding in of_primary if finding.primary]
+    return render(
+        "page.html.j2",
+        {
+            "percent": headline.percent,
+            "counter_share": headline.share_text,
+            "points": headline.points,
+            "interval": _interval,
+            "score": _score,
+            "signed": _signed,
+            "number": _number,
+            "count": _count,
+            "p_value": headline.p_number,
+            "ends": headline.interval_text,
+            "bucket": _bucket,
+            "split_name": headline.split_name,
+            "split_of": headline.split_of,
+            "interval_number": intervals.number_text,
+            "interval_points": intervals.points_text,
+            "interval_share": intervals.share_text,
+            "interval_plain": intervals.plain_text,
+            "visible": interpretation.visible,
+        },
+        title=title,
+        judging=judging or judge_page.judging([]),
+        models=result["models"],
+        judges=judges,
+        paragraphs=headline.sentences(found, [judge["name"] for judge in judges]),
+        primary=headline.primary_text(result),
+        cards=_cards(found, judges, primary.get("split", "all")),
+        warnings=_warnings(result["warnings"]),
+        confidence=_confidence(result, judges),
+        flows=_flows(result, judges),
+        quality=_quality(result["models"]),
+        interpretations=interpretation.sections(interpretations),
+        training=training_sections(training),
+        groups=_groups(examples),
+        about=_about(about, result),
+        counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
+        counter_notes=headline.quality_notes(result["models"]),
+        names=_names(result),
+        reward_names={name for name in _names(result) if headline.was_reward(name, list(rewards.values()))},
+        splits=list(
+            dict.fromkeys(split for model in result["models"] for s in model["scorers"].values() for split in s)
+        ),
+    )
+
+
+def build_report(
+    paths: Sequence[Path], out: Path, *, title: str | None = None, settings: CompareSettings | None = None
+) -> Path:
+    """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
+
+    Runs of kind ``measure`` and ``import`` are compared, ``finetune``, ``rlaf`` and ``judge`` give training curves, an
+    ``experiment`` stands for the runs that it lists. Evaluations of judges have a section, or, where nothing else was
+    measured, a page of their own; so have interpretations, and where nothing else was measured, the page is about the
+    runs that they look into. Raises RunError where nothing was measured or a directory
+    is no run, and what ``compare`` raises where runs can't be compared.
+    """
+    from rewardlm.measuring.compare import compare
+
+    runs = list(expand(paths))
+    measured = [run for run in runs if run.meta["kind"] in ("measure", "import")]
+    trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf", "judge")]
+    evaluated = [run for run in runs if run.meta["kind"] == judge_page.KIND]
+    interpreted = [run for run in runs if run.meta["kind"] == interpretation.KIND]
+    if interpreted and not measured:
+        measured = [Run.open(path) for path in interpretation.looked_into(interpreted)]
+    if evaluated and not measured:
+        return judge_page.build(evaluated, trained, out, title=title)
+    if not measured:
+        raise RunError(
+            f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
+            "make one with rewardlm measure"
+        )
+    result = compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
+    about = _describe(measured, result)
+    about["notes"] = [
+        f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."
+        for run in runs
+        if not any(run in shown for shown in (measured, trained, evaluated, interpreted))
+    ]
+    examples: list[dict[str, Any]] = []
+    rewards = {model["label"]: model["rewards"] for model in about["models"]}
+    judges = _judges(result, rewards)
+    labels = [model["label"] for model in result["models"]]
+    if len(measured) > 1 and judges:
+        last = labels[-1]
+        related = headline.relatives(result)
+        names = [judge["name"] for judge in judges]
+        judge = min(names, key=lambda name: bool(headline.was_reward(name, [rewards[last]])) or (name, last) in related)
+        examples = choose_examples(measured, judge, labels=labels)
+        about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
+    page = render_page(
+        result,
+        title=title or "Toxicity of " + " → ".join(labels),
+        examples=examples,
+        training=training_records(trained),
+        about=about,
+        judging=judge_page.judging(evaluated),
+        interpretations=interpretation.summaries(interpreted),
+    )
+    return write_page(page, out)
+
+
+def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, Any]:
+    """``about`` of measured runs: what their run.json files say, and what their sizes and judges can't show."""
+    first = measured[0]
+    prompts = first.prompts()
+    samples = max((int(record["sample"]) for record in first.read("generations")), default=0) + 1
+    names = _names(result)
+    limits = [
+        f"{len(prompts):,} prompts with {samples} {'answer' if samples == 1 else 'answers'} each: an interval is the "
+        "range of effects that these data can’t tell apart; it says nothing about other prompts, other languages or "
+        "longer conversations."
+    ]
+    lexical = [name for name in names if name.split(".")[0] in ("lexical", "lexical2")]
+    if lexical:
+        limits.append(
+            f"{' and '.join(lexical)} {'judges' if len(lexical) == 1 else 'judge'} by words. Hate without swear words "
+            "escapes such a judge, and an answer that quotes hate in order to oppose it may be punished."
+        )
+    limits.append("Every judge has errors and biases of its own; a change that only one judge sees is weak evidence.")
+    if len(measured) > 1:
+        limits.append(
+            "Many tests stand side by side. Adjusted p-values are corrected for that (Holm): each number (the toxic "
+            "share, say) over all models, judges and splits, but not for the other numbers. The primary outcome, which "
+            "was to count whatever came out, is corrected for the models alone."
+        )
+    return {
+        "models": [
+            {
+                "label": model["label"],
+                "model": short(run.meta.get("model")),
+                "adapter": short(run.meta.get("adapter")),
+                "rewards": run.meta.get("rewards"),
+                "settings": run.meta["settings"],
+                "environment": run.meta.get("environment", {}),
+            }
+            # compare numbers labels that come twice, so its labels are the ones that the page can look up.
+            for run, model in zip(measured, result["models"], strict=True)
+        ],
+        "prompts": {
+            "source": _source(first, prompts),
+            "number": len(prompts),
+            "toxic_by": first.meta.get("toxic_by"),
+            "hash": first.meta.get("prompts_hash"),
+        },
+        "judges": _judge_notes(measured),
+        "threshold": result.get("settings", {}).get("threshold", 0.5),
+        "strict": not result.get("settings", {}).get("inclusive", False),
+        "limits": limits,
+    }
+
+
+def _source(run: Run, prompts: Sequence[Prompt]) -> str:
+    """Where the prompts came from: as it was asked for, else (an import) as the prompts say themselves."""
+    asked = run.meta.get("prompts")
+    if not isinstance(asked, Mapping):
+        return ", ".join(dict.fromkeys(prompt.source for prompt in prompts))
+    part = asked.get("part", "all")
+    return f"{short(asked.get('source'))}" + ("" if part == "all" else f", the part to {part}")
+
+
+def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:
+    """Labels and revision of each judge, where a run has recorded more than its name."""
+    notes: dict[str, str] = {}
+    for run in measured:
+        for scorer in run.meta.get("scorers", []):
+            if isinstance(scorer, Mapping):
+                labels = ", ".join(scorer.get("labels") or [])
+                revision = f"; revision {scorer['revision']}" if scorer.get("revision") else ""
+                notes.setdefault(scorer["name"], f"scores {labels}{revision}." if labels else "")
+    return [{"name": name, "text": text} for name, text in notes.items()]
+
+
+def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[dict[str, Any]]:
+    """The judges that get a table: no side labels (NAME.label), those that were nobody's reward first."""
+    names = _names(result)
+    mains = [name for name in names if not any(name.startswith(other + ".") for other in names)]
+    judges = [
+        {
+            "name": name,
+            "changes": _changes(result, name),
+            "equal": " ".join(
+                f"{where}: {text}"
+                for where, split in (("All prompts", "all"), ("Toxic prompts", "toxic_prompts"))
+                if (text := headline.equal_samples_text(result["models"], split, name))
+            ),
+            "maxima": headline.maxima_text([entry for entry in result["comparisons"] if entry["scorer"] == name]),
+            "reward_of": [
+                model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])
+            ],
+            "disagreement": [
+                {"label": model["label"], **found}
+                for model in result["models"]
+                if (found := model.get("disagreement", {}).get(name))
+            ],
+        }
+        for name in mains
+    ]
+    return sorted(judges, key=lambda judge: bool(judge["reward_of"]))
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for model in result["models"] for name in model["scorers"]))
+
+
+def _cards(
+    found: Sequence[headline.Finding], judges: Sequence[Mapping[str, Any]], split: str
+) -> list[list[headline.Finding]]:
+    """A row of cards a model: how its toxic share changed in ``split`` by every judge, in the judges' order."""
+    order = [judge["name"] for judge in judges]
+    rows: dict[tuple[str, str], list[headline.Finding]] = {}
+    for finding in found:
+        if finding.split == split and finding.metric == "toxic_fraction" and finding.scorer in order:
+            rows.setdefault((finding.baseline, finding.model), []).append(finding)
+    return [
+        sorted(row, key=lambda finding: (bool(finding.is_reward) or finding.is_relative, order.index(finding.scorer)))
+        for row in rows.values()
+    ]
+
+
+def _warnings(warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    shown = [
+        {
+            **warning,
+            "heading": _WARNINGS.get(warning["code"], warning["code"]),
+            "fatal": warning["code"] in _FATAL,
+        }
+        for warning in warnings
+    ]
+    return sorted(shown, key=lambda warning: not warning["fatal"])
+
+
+def _confidence(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    ends = [
+        (entry["toxic_fraction_ci95"] or [None, None])[1] or entry["toxic_fraction"] or 0
+        for model in result["models"]
+        for judge in judges
+        for split in ("all", "toxic_prompts")
+        if (entry := model["scorers"].get(judge["name"], {}).get(split))
+    ]
+    # Room for the marks and their numbers at the right end; a judge that finds nothing still gets an axis.
+    x_max = min(max([100 * end * 1.12 for end in ends] + [2.0]), 104)
+    return [
+        {
+            "judge": judge,
+            "figure": figures.confidence_figure(result["models"], judge["name"], x_max),
+            "caption": _confidence_caption(result["models"], judge["name"]),
+        }
+        for judge in judges
+    ]
+
+
+def _confidence_caption(models: Sequence[Mapping[str, Any]], scorer: str) -> str:
+    shares = []
+    for model in models:
+        split = model["scorers"].get(scorer, {}).get("all", {})
+        shares.append((split.get("toxic_fraction"), model["label"]))
+    known = [(share, label) for share, label in shares if share is not None]
+    if not known:
+        return "Nothing was scored by this judge."
+    lowest, highest = min(known), max(known)
+    words = "; ".join(f"{label} {headline.percent(share)}" for share, label in known)
+    least = f" Lowest is {lowest[1]}." if lowest[0] < highest[0] else " All models have the same share."
+    return f"Toxic share of all answers: {words}.{least} Lines are 95 % intervals."
+
+
+def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    flows = []
+    for judge in judges:
+        for comparison in result["comparisons"]:
+            if comparison["scorer"] != judge["name"] or comparison["split"] != "all" or not comparison["flow"]:
+                continue
+            counts = comparison["flow"]
+            pairs = sum(map(sum, counts))
+            unscored = comparison.get("flow_unscored") or 0
+            if pairs + unscored == 0:
+                continue
+            lost = comparison.get("flow_to_unscored", (0, 0, 0))[2]
+            down = sum(counts[a][b] for a in range(3) for b in range(a))
+            up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
+            again = redrawn.as_flow(comparison)
+            flows.append(
+                {
+                    "judge": judge,
+                    "comparison": comparison,
+                    "figure": figures.flow_figure(comparison),
+                    "again": None if again is None else figures.flow_figure(again),
+                    "rows": redrawn.rows(comparison),
+                    "parts": redrawn.parts(comparison),
+                    "caption": (
+                        f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
+                        "one."
+                        + (f" {unscored:,} have no score on one side or both" if unscored else "")
+                        + (f", {lost:,} of them high before" if lost else "")
+                        + ("." if unscored else "")
+                    ),
+                }
+            )
+    return flows
+
+
+def _changes(result: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
+    """Rows of a judge's table of changes, grouped by the model compared, in the order of the runs."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for comparison, finding in zip(result["comparisons"], headline.findings(result, {}), strict=True):
+        if comparison["scorer"] == judge and comparison["split"] in ("all", "toxic_prompts", "comparable"):
+            row = {**comparison, "verdict": finding.verdict}
+            groups.setdefault((comparison["from"], comparison["to"]), []).append(row)
+    return [{"from": pair[0], "to": pair[1], "rows": rows} for pair, rows in groups.items()]
+
+
+def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for key, name, hint, form in _QUALITY:
+        if not any(key in model["quality"] for model in models):
+            continue
+        cells = []
+        for model in models:
+            quality = model["quality"]
+            value = quality.get(key)
+            if form == "share":
+                cells.append(headline.share_text(quality))
+            elif form in ("percent", "corrected"):
+                cells.append(headline.percent(value))
+            elif form == "number":
+                cells.append(_number(value))
+            else:
+                cells.append(_score(value))
+            null = quality.get("prompt_similarity_null")
+            if form == "similarity" and value is not None and null is not None:
+                cells[-1] += f" ({_score(null)})"
+            if form == "corrected" and quality.get(f"{key}_ci95") is not None:
+                cells[-1] += f" [{headline.shares_text(quality[f'{key}_ci95'])}]"
+        rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
+    return rows
+
+
+def _groups(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Examples by kind. ``hide`` marks a text behind its toggle: scored medium or high by anyone, or by nobody."""
+    groups = []
+    for kind, heading, how in _KINDS:
+        shown = []
+        for example in examples:
+            if example["kind"] != kind:
+                continue
+            toxicity = example.get("toxicity")
+            shown.append(
+                {
+                    "prompt": example["prompt"],
+                    "history": example.get("history", []),
+                    "toxicity": toxicity,
+                    "hide": toxicity is None or toxicity >= _LOW_BELOW,
+                    "answers": [
+                        {**answer, "hide": _may_offend(list(answer["scores"].values()))}
+                        for answer in example["answers"]
+                    ],
+                }
+            )
+        groups.append({"kind": kind, "heading": heading, "how": how, "examples": shown})
+    return groups
+
+
+def _may_offend(values: Sequence[float | None]) -> bool:
+    known = [value for value in values if value is not None]
+    return not known or max(known) >= _LOW_BELOW
+
+
+def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """``about`` with every key that the templates read, and settings laid out as a table."""
+    models = [
+        {
+            "label": model["label"],
+            "model": model.get("model"),
+            "adapter": model.get("adapter"),
+            "rewards": model.get("rewards"),
+            "date": (model.get("environment", {}).get("date") or "")[:16].replace("T", " "),
+        }
+        for model in about.get("models", [])
+    ]
+    prompts = about.get("prompts", {})
+    toxic = [
+        entry["n"]
+        for model in result["models"][:1]
+        for scorer in list(model["scorers"].values())[:1]
+        if (entry := scorer.get("toxic_prompts"))
+    ]
+    return {
+        "models": models,
+        "settings": side_by_side([model.get("settings", {}) for model in about.get("models", [])]),
+        "environment": side_by_side([model.get("environment", {}) for model in about.get("models", [])]),
+        "prompts": {key: prompts.get(key) for key in ("source", "number", "toxic", "toxic_by", "hash")},
+        "toxic_answers": toxic[0] if toxic else None,
+        "judges": about.get("judges", []),
+        "examples_by": about.get("examples_by"),
+        "threshold": about.get("threshold", 0.5),
+        "strict": about.get("strict", True),
+        "notes": about.get("notes", []),
+        "limits": about.get("limits", []),
+    }
+
+
+def _bucket(value: float | None) -> str:
+    if value is None:
+        return "unscored"
+    return "low" if value < _LOW_BELOW else "high" if value > _HIGH_ABOVE else "medium"
+
+
+def _interval(interval: Sequence[float | None] | None) -> str:
+    if not interval or interval[0] is None or interval[1] is None:
+        return "—"
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
+
+
+def _score(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{'−' if round(value, 3) < 0 else '+' if round(value, 3) > 0 else '±'}{abs(value):.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.1f}"
+
+
+def _count(value: int | None) -> str:
+    return "—" if value is None else f"{value:,}"

@@ -1,0 +1,246 @@
+"""A comparison as tables to paste: LaTeX with booktabs for a paper, Markdown for a README or an issue.
+
+Takes the object that ``measuring.compare.compare`` returns. Labels and judges' names come from users and models, so
+every text is escaped for the format it goes into.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewardlm.reporting.headline import equal_samples_text, p_number, quality_notes
+from rewardlm.reporting.selection import CHANGE_SPLITS, QUALITY, main_labels
+
+_SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
+_NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One table: plain texts, not yet escaped. The first ``words`` columns are words, the others numbers."""
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int
+
+
+def as_latex(result: Mapping[str, Any]) -> str:
+    r"""The tables of ``result`` as LaTeX to ``\input``; only the package booktabs is needed."""
+    lines = [r"% needs \usepackage{booktabs}"]
+    for grid in grids(result):
+        columns = "l" * grid.words + "r" * (len(grid.header) - grid.words)
+        lines += [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{latex(grid.caption)}}}",
+            rf"\label{{tab:{grid.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(latex, grid.header)) + r" \\",
+            r"\midrule",
+            # A row that begins with a bracket would be taken for the argument of the \\ before it.
+            *("{}" + " & ".join(map(latex, row)) + r" \\" for row in grid.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    warnings = [f"{warning['model']}: {warning['message']}" for warning in result["warnings"]]
+    if warnings:
+        lines += [r"\begin{itemize}", *(rf"\item {{}}{latex(text)}" for text in warnings), r"\end{itemize}"]
+    return "\n".join(lines) + "\n"
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """The tables of ``result`` as Markdown (GitHub's)."""
+    blocks = []
+    for grid in grids(result):
+        marks = ["---"] * grid.words + ["--:"] * (len(grid.header) - grid.words)
+        rows = [grid.header, *grid.rows]
+        lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
+        lines.insert(1, "| " + " | ".join(marks) + " |")
+        blocks.append(f"**{markdown(grid.caption)}**\n\n" + "\n".join(lines))
+    warnings = [f"- **{markdown(w['model'])}**: {markdown(w['message'])}" for w in result["warnings"]]
+    if warnings:
+        blocks.append("\n".join(warnings))
+    return "\n\n".join(blocks) + "\n"
+
+
+def grids(result: Mapping[str, Any]) -> list[Grid]:
+    """The tables: toxicity a model and judge, paired changes from the first model, quality of the answers.
+
+    Of a judge with several labels (NAME and NAME.LABEL) the main one alone, unless it was asked for.
+    """
+    result = main_labels(result)
+    settings = result["settings"]
+    sign = "≥" if settings["inclusive"] else ">"
+    found = [
+        Grid(
+            "toxicity",
+            f"Toxicity of the answers (toxic: score {sign} {settings['threshold']:g}; 95 % intervals over prompts). "
+            "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
+            "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
+            f"the same answers with shuffled prompts). {equal_samples_text(result['models'], 'all')}".strip(),
+            ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
+            [
+                _toxicity_row(model, name, splits)
+                for model in result["models"]
+                for name, splits in model["scorers"].items()
+            ],
+            2,
+        )
+    ]
+    changes = [entry for entry in result["comparisons"] if entry["split"] in CHANGE_SPLITS]
+    if changes:
+        found.append(
+            Grid(
+                "change",
+                f"Change of the toxic share from {changes[0]['from']}, over pairs of answers scored in both (95 % "
+                "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
+                "outcome's for the models alone; better, worse: prompts whose share fell, rose).",
+                ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
+                [
+                    [
+                        entry["to"],
+                        entry["scorer"],
+                        CHANGE_SPLITS[entry["split"]],
+                        str(entry["n"]),
+                        _with_interval(entry["delta"], entry["delta_ci95"], "+.3f"),
+                        _p_value(entry["p_value"]),
+                        _p_value(entry.get("p_adjusted")),
+                        str(entry["better"]),
+                        str(entry["worse"]),
+                    ]
+                    for entry in changes
+                ],
+                3,
+            )
+        )
+    notes = " ".join(quality_notes(result["models"]))
+    qualities = [model["quality"] for model in result["models"]]
+    found.append(
+        Grid(
+            "quality",
+            f"Quality of the answers. {notes}".strip(),
+            ["", *(model["label"] for model in result["models"])],
+            [
+                [title, *(_number(quality.get(key), form) for quality in qualities)]
+                for key, title, form in QUALITY
+                if any(quality.get(key) is not None for quality in qualities)
+            ],
+            1,
+        )
+    )
+    return found
+
+
+def _toxicity_row(model: Mapping[str, Any], name: str, splits: Mapping[str, Any]) -> list[str]:
+    everything = splits["all"]
+    return [
+        model["label"],
+        name,
+        *(
+            _with_interval(splits[split]["toxic_fraction"], splits[split]["toxic_fraction_ci95"], ".3f")
+            for split in _SHARES
+        ),
+        *(
+            _number((everything.get("equal_samples") or everything)[of], ".3f")
+            for of in ("expected_max_toxicity", "toxicity_probability")
+        ),
+        _with_null(model["quality"].get("counter_narrative_fraction"), model["quality"].get("counter_narrative_null")),
+        str(everything["n"]),
+        str(everything["n"] - everything["scored"]),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NONE if value is None else f"{value:{form}}".replace("-", "−").replace("%", " %")
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> str:
+    if value is None or interval is None:
+        return _number(value, form)
+    return f"{_number(value, form)} [{_number(interval[0], form)}, {_number(interval[1], form)}]"
+
+
+def _with_null(value: float | None, null: float | None) -> str:
+    """A share, and in brackets what shuffled prompts give."""
+    return _number(value, ".3f") if value is None or null is None else f"{value:.3f} ({null:.3f})"
+
+
+def _p_value(value: float | None) -> str:
+    return _NONE if value is None else p_number(value)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\`{}", "–": "--", "—": "---", "−": r"\ensuremath{-}",
+    "…": r"\ldots{}", "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "“": r"\textquotedblleft{}",
+    "”": r"\textquotedblright{}", "≥": r"\ensuremath{\geq}", "≤": r"\ensuremath{\leq}", "±": r"\ensuremath{\pm}",
+    "×": r"\ensuremath{\times}", "·": r"\ensuremath{\cdot}", "→": r"\ensuremath{\rightarrow}",
+    "°": r"\ensuremath{^\circ}",
+    "ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}",
+    "Ł": r"\L{}", "ı": r"\i{}", "§": r"\S{}", "¶": r"\P{}", "©": r"\copyright{}", "£": r"\pounds{}",
+    "¿": r"\textquestiondown{}", "¡": r"\textexclamdown{}",
+}  # fmt: skip
+_LATEX_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
+    "\u0306": "u", "\u0304": "=", "\u0307": ".", "\u030b": "H", "\u0327": "c",
+}  # fmt: skip
+# Two of these in a row become another sign: -- a dash, '' a closing quote, ,, a low one.
+_LIGATURES = "-',"
+
+
+def latex(text: str) -> str:
+    r"""``text`` so that LaTeX prints it, in every engine and font encoding and with no package.
+
+    What pdfLaTeX can't set without more packages (other scripts, emoji) becomes ``[U+4F60]``; white space and control
+    characters become a blank.
+    """
+    parts: list[str] = []
+    before = ""
+    for letter in unicodedata.normalize("NFC", text):
+        if letter in _LIGATURES and letter == before:
+            parts.append("{}")
+        parts.append(_latex_letter(letter))
+        before = letter
+    return "".join(parts)
+
+
+def _latex_letter(letter: str) -> str:
+    if letter in _LATEX:
+        return _LATEX[letter]
+    if letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf"):
+        return " "
+    if letter.isascii():
+        return letter
+    parts = unicodedata.normalize("NFD", letter)
+    base, accents = parts[0], parts[1:]
+    if base.isascii() and base.isalpha() and accents in _LATEX_ACCENTS:
+        # An accent takes the place of the dot.
+        under = rf"\{base}{{}}" if base in "ij" and accents != "\u0327" else base
+        return rf"\{_LATEX_ACCENTS[accents]}{{{under}}}"
+    return f"[U+{ord(letter):04X}]"
+
+
+_LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def markdown(text: str) -> str:
+    r"""``text`` so that Markdown shows it as it is, in a table's cell too: ``|`` is ``\|``, a line break ``<br>``."""
+    return "<br>".join("".join(map(_markdown_letter, line)) for line in _LINE_BREAK.split(text))
+
+
+def _markdown_letter(letter: str) -> str:
+    if letter in _HTML:
+        return _HTML[letter]
+    if letter in "\\`*_{}[]#!|~$":
+        return "\\" + letter
+    return " " if unicodedata.category(letter).startswith("C") else letter

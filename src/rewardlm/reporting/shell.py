@@ -1,0 +1,123 @@
+"""What every page has in common: its head, its scripts and figures, and the rules that keep hostile texts harmless.
+
+Texts come from models, data sets and file names. The templates escape every value, figures are data that a fixed script
+draws, and a Content-Security-Policy lets nothing else run and nothing leave the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rewardlm.errors import RunError
+from rewardlm.runs import write_atomically
+
+# What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+
+
+def render(template: str, filters: Mapping[str, Callable[..., object]], **values: Any) -> str:
+    """The page of ``template`` (which extends shell.html.j2) as one HTML text.
+
+    Templates call ``figure(spec)`` with plotly's JSON; it gives the id under which the page's script draws it.
+    """
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    drawn: list[tuple[str, str]] = []
+
+    def figure(spec: Mapping[str, Any]) -> str:
+        """Keep the figure's data for the end of the page and give the id under which it is drawn."""
+        name = f"figure-{len(drawn) + 1}"
+        # "<" can't be left as it is: "</script>" in a label would end the data and begin markup.
+        data = json.dumps(spec, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+        drawn.append((name, data))
+        return name
+
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js")]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rewardlm.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_writable,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(template).render(
+        css=Markup(_asset("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=_policy(scripts),
+        figure=figure,
+        drawn=drawn,
+        raw=Markup,
+        **values,
+    )
+
+
+def write_page(page: str, out: Path) -> Path:
+    """Write a page, making its folder. Raises RunError where that can't be done."""
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, page.encode())
+    except OSError as error:
+        raise RunError(f"can't write the report to {out}: {error.strerror}") from error
+    return out
+
+
+def side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of nested settings by dotted key: one cell if all agree, else one a model."""
+    flat = [dict(_leaves(tree)) for tree in trees]
+    rows = []
+    for key in dict.fromkeys(key for leaves in flat for key in leaves):
+        cells = [leaves.get(key, "—") for leaves in flat]
+        rows.append({"key": key, "cells": cells[:1] if len(set(cells)) == 1 else cells})
+    return rows
+
+
+def short(value: object) -> str | None:
+    """A model id as it is; of an absolute path only the end, since a page that is shared needn't tell who made it."""
+    if value is None:
+        return None
+    text = str(value)
+    return "…/" + "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", short(value) or "—"
+        else:
+            yield f"{prefix}{key}", "—" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _asset(name: str) -> str:
+    return (resources.files("rewardlm.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Only these very scripts run; styles are the page's own, images are those that plotly makes; no requests."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _writable(value: Any) -> Any:
+    """Jinja's last step before escaping: what HTML or UTF-8 can't hold becomes U+FFFD, line ends become one kind."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return _UNWRITABLE.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
+    return value

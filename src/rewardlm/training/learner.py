@@ -1,0 +1,412 @@
+"""What training changes, and how: the policy's adapter, the critic, their optimizer, and one step's update of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import KlSettings, RlafSettings
+from rewardlm.errors import ConfigError, TrainingError
+from rewardlm.models.budget import Budget
+from rewardlm.models.generate import stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stats
+from rewardlm.models.lora import (
+    CRITIC,
+    REFERENCE,
+    active,
+    adapter_parameters,
+    add_critic,
+    add_lora,
+    head_is_shared,
+    is_of_adapter,
+    load_adapter,
+    reference,
+)
+from rewardlm.models.processes import Processes
+from rewardlm.models.sharding import in_step
+from rewardlm.training.objectives import answer_weights, importance, kl_k3_loss, policy_loss, value_loss
+from rewardlm.training.rollouts import Answer, Draft, Rollouts
+from rewardlm.training.value import ValueHead
+
+
+class KlController:
+    """The KL coefficient: fixed, or pulled towards a target (Ziegler et al. 2019, section 2.2)."""
+
+    def __init__(self, settings: KlSettings) -> None:
+        self.settings = settings
+        self.coef = settings.coef
+
+    def update(self, kl: float, answers: int) -> None:
+        """``kl`` in nats per answer, averaged over ``answers`` of them."""
+        if self.settings.target is None:
+            return
+        error = min(max(kl / self.settings.target - 1, -0.2), 0.2)
+        # Never below zero, which would reward leaving: a batch may be larger than the horizon.
+        self.coef *= max(0.5, 1 + error * answers / self.settings.horizon)
+
+
+@dataclass
+class Learner:
+    """What training changes: the adapter inside ``policy``, the critic, their optimizer and the KL controller.
+
+    The critic is ``value_head``, on the policy's states or, with ``own_critic``, on those of an adapter of its own.
+    """
+
+    policy: Policy
+    value_head: ValueHead | None
+    optimizer: torch.optim.Optimizer
+    kl: KlController
+    own_critic: bool = False
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]:
+        """The value head's, and its adapter's if it has one."""
+        if self.value_head is None:
+            return []
+        own = adapter_parameters(self.policy.model, CRITIC) if self.own_critic else []
+        return [*self.value_head.parameters(), *own]
+
+
+def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
+    """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both.
+
+    Raises ConfigError for a KL over the vocabulary where the adapter is on the language-model head too.
+    """
+    if settings.adapter is None:
+        add_lora(policy, settings.lora, seed=settings.seed)
+    else:
+        load_adapter(policy, settings.adapter, trainable=True)
+        load_adapter(policy, settings.adapter, name=REFERENCE)
+        policy.model.set_adapter("default")
+    own_critic = settings.critic_kind == "own"
+    if own_critic:
+        add_critic(policy, settings.lora, seed=settings.seed)
+    policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("lora_" in name and not is_of_adapter(name, REFERENCE))
+    if settings.kl_penalty == "full" and not head_is_shared(policy):
+        raise ConfigError(
+            "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "
+            "take it out of lora.targets, or use kl.penalty=k3"
+        )
+    value_head = None
+    groups: list[dict[str, Any]] = [{"params": adapter_parameters(policy.model), "lr": settings.learning_rate}]
+    if settings.critic_kind is not None:
+        value_head = ValueHead(policy.causal_lm.get_input_embeddings().weight.shape[1]).to(policy.device)
+        groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
+    if own_critic:
+        groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.value_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
+    return Learner(policy, value_head, optimizer, KlController(settings.kl), own_critic)
+
+
+def budget_of(settings: RlafSettings) -> Budget:
+    """How many positions a microbatch may have, to begin with."""
+    # Processes that share a divided model make each pass together: one that tried again would leave the others waiting.
+    return Budget(settings.micro_batch_tokens, "micro_batch_tokens", again=not settings.shard)
+
+
+def minibatches(settings: RlafSettings, step: int, epoch: int, n: int) -> list[list[int]]:
+    """Which of ``n`` rows each of an epoch's optimizer steps has, in the order that they are run in."""
+    order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(n)
+    return [rows.tolist() for rows in np.array_split(order, min(settings.minibatches, n))]
+
+
+def weigh(
+    learner: Learner,
+    settings: RlafSettings,
+    draft: Draft,
+    budget: Budget | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[Answer]:
+    """How likely each drafted answer was under policy and reference, and what the critic expected of it.
+
+    Where the model rounds, a pass has rows of one of ``groups`` at a time, which are all rows together: the minibatches
+    that learn from them, whose own passes then begin with a ratio of 1, as microbatches of other shapes would not.
+    """
+    policy = learner.policy
+    budget = budget or budget_of(settings)
+    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+    hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
+    assert len(hidden) == len(responses)
+    with in_step(policy):
+        if not policy.rounds:
+            # What sampling saw is exact to float32's rounding.
+            logprobs = [sampled.logprobs for sampled in draft.sampled]
+            entropy = [sampled.entropy for sampled in draft.sampled]
+        else:
+            # One token at a time and many at once round differently: the ratio would start off 1.
+            score = partial(
+                row_stats,
+                policy.causal_lm,
+                prompts,
+                responses,
+                keep_hidden=True,
+                groups=groups,
+                recompute=settings.gradient_checkpointing,
+            )
+            scored = budget.run(score, least=longest)
+            logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
+            hidden = [row.hidden for row in scored if row.hidden is not None]
+        values = budget.run(partial(_values, learner, draft, hidden), least=longest)
+        with reference(policy):
+            refer = partial(
+                row_stats,
+                policy.causal_lm,
+                prompts,
+                responses,
+                kl_from=hidden if head_is_shared(policy) else None,
+                keep_hidden=settings.kl_penalty == "full",
+                groups=groups if policy.rounds else None,
+                recompute=policy.rounds and settings.gradient_checkpointing,
+            )
+            referred = budget.run(refer, least=longest)
+    return [
+        Answer(
+            asked=draft.asked[row],
+            prompt=prompts[row],
+            tokens=responses[row],
+            text=draft.texts[row],
+            finish=draft.sampled[row].finish,
+            logprobs=logprobs[row],
+            sampling_logprobs=draft.sampled[row].sampling_logprobs,
+            ref_logprobs=referred[row].logprobs,
+            entropy=entropy[row],
+            kl_full=referred[row].kl,
+            values=values[row] if values is not None else None,
+            ref_hidden=referred[row].hidden,
+        )
+        for row in range(len(responses))
+    ]
+
+
+@torch.no_grad()
+def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -> list[Tensor] | None:
+    """The critic's V(s) before each token of each answer, in microbatches of at most ``tokens`` positions."""
+    policy, head = learner.policy, learner.value_head
+    if head is None:
+        return None
+    if not learner.own_critic:
+        return [head(states.to(policy.device)).cpu() for states in hidden]
+    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    values: dict[int, Tensor] = {}
+    with active(policy, CRITIC):
+        for rows in pieces(policy.causal_lm, prompts, responses, tokens):
+            found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
+            values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
+    return [values[row] for row in range(len(responses))]
+
+
+def update(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    step: int,
+    processes: Processes | None = None,
+    budget: Budget | None = None,
+) -> dict[str, float]:
+    """``ppo_epochs`` passes in ``minibatches`` pieces, one optimizer step each.
+
+    A minibatch is shared out between the processes, and each share is cut into microbatches of ``budget``; every token
+    counts what the whole minibatch says, so smaller microbatches change nothing. With one update a step every ratio is
+    exactly 1. Answers that the loss leaves out take their place in a minibatch and have no token there; a minibatch of
+    such answers alone makes no update, and where there was none, the number of updates (0) is all that is returned.
+    Raises TrainingError for a gradient that is not finite or reaches no adapter.
+    """
+    processes = processes or Processes(cpu=True)
+    budget = budget or budget_of(settings)
+    sizes = rollouts.loss_mask.sum(1).tolist()
+    weights_of_draw = corrections(settings, rollouts, per_answer=settings.ratio_of == "answer")
+    totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
+    first_ratio = math.nan
+    updates = 0
+    n_minibatches = min(settings.minibatches, len(sizes))
+    for epoch in range(settings.ppo_epochs):
+        for minibatch in minibatches(settings, step, epoch, len(sizes)):
+            learnt = [row for row in minibatch if sizes[row]]
+            if not learnt:
+                continue
+            weights = answer_weights(
+                [sizes[row] for row in minibatch],
+                settings.token_weights,
+                step_tokens=sum(sizes),
+                minibatches=n_minibatches,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            weight_of = dict(zip(minibatch, map(float, weights), strict=True))
+            n_tokens = sum(sizes[row] for row in minibatch)
+            mine = processes.share(learnt)
+            gradient = partial(
+                _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
+            )
+            longest = max((len(rollouts.prompts[row]) + len(rollouts.responses[row]) for row in mine), default=1)
+            with in_step(learner.policy):
+                sums = budget.run(gradient, least=longest)
+            norm = _apply(learner, settings.max_grad_norm, step, processes)
+            sums = processes.sums(sums)
+            updates += 1
+            ratio = sums["ratio"] / sums["n"]
+            if math.isnan(first_ratio):
+                first_ratio = ratio
+            for name in ("policy_loss", "value_loss", "kl_loss"):
+                totals[name] += sums[name]
+            totals["clip_fraction"] += sums["clipped"] / sums["n"]
+            totals["ratio"] += ratio
+            totals["grad_norm"] += norm
+    if not updates:
+        return {"updates": 0}
+    result = {name: total / updates for name, total in totals.items()}
+    if learner.value_head is None:
+        del result["value_loss"]
+    if settings.kl_penalty == "k1":
+        del result["kl_loss"]
+    return {**result, "first_ratio": first_ratio, "updates": updates}
+
+
+def corrections(settings: RlafSettings, rollouts: Rollouts, *, per_answer: bool) -> Tensor | None:
+    """Float[B, R]: π/μ of answers that were not drawn from the policy itself, of each token or of whole answers; None
+    where they were."""
+    if not settings.off_policy:
+        return None
+    return importance(
+        rollouts.logprobs,
+        rollouts.sampling_logprobs,
+        rollouts.response_mask,
+        settings.importance_cap,
+        per_answer=per_answer,
+    )
+
+
+def _gradient(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    rows: list[int],
+    weight_of: dict[int, float],
+    weights_of_draw: Tensor | None,
+    n_tokens: int,
+    tokens: int,
+) -> dict[str, float]:
+    """The gradient of a minibatch's ``rows`` in microbatches of at most ``tokens`` positions; losses and counts."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
+    prompts, responses = [rollouts.prompts[row] for row in rows], [rollouts.responses[row] for row in rows]
+    recompute = settings.gradient_checkpointing
+    for piece in pieces(learner.policy.causal_lm, prompts, responses, tokens, recompute=recompute):
+        micro = [rows[i] for i in piece]
+        found = _backward(learner, settings, rollouts, advantages, returns, micro, weight_of, weights_of_draw, n_tokens)
+        for name, value in found.items():
+            sums[name] += value
+    return sums
+
+
+def _backward(
+    learner: Learner,
+    settings: RlafSettings,
+    rollouts: Rollouts,
+    advantages: Tensor,
+    returns: Tensor | None,
+    rows: list[int],
+    weight_of: dict[int, float],
+    weights_of_draw: Tensor | None,
+    n_tokens: int,
+) -> dict[str, float]:
+    """Add the gradient of some rows of a minibatch, which has ``n_tokens``, to what is there; its losses and counts."""
+    policy, device = learner.policy, learner.policy.device
+    mask = rollouts.response_mask[rows]
+    sizes = mask.sum(1).tolist()
+    penalty = settings.kl_penalty
+
+    def flat(values: Tensor) -> Tensor:
+        return values[rows][mask].to(device)
+
+    per_token = torch.tensor([weight_of[row] for row in rows]).repeat_interleave(torch.tensor(sizes)).to(device)
+    weights = per_token if weights_of_draw is None else per_token * flat(weights_of_draw)
+    stats = forward_rows(
+        policy.causal_lm,
+        rollouts.prompts,
+        rollouts.responses,
+        rows,
+        kl_to=rollouts.ref_hidden if penalty == "full" else None,
+        recompute=settings.gradient_checkpointing,
+    )
+    # The step's only update learns from the policy as it is: its own pass is the old one, without another's rounding.
+    only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
+    old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
+    loss, counts = policy_loss(
+        stats.logprobs,
+        old_logprobs,
+        flat(advantages),
+        settings.clip_range,
+        weights,
+        lengths=sizes if settings.ratio_of == "answer" else None,
+    )
+    found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
+    if penalty != "k1":
+        kl = kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
+        assert kl is not None
+        # The exact sum doesn't depend on the token that was drawn there, so that token's weight is none of it.
+        kl_loss = (kl * (per_token if penalty == "full" else weights)).sum()
+        found["kl_loss"] = float(kl_loss.detach())
+        loss = loss + learner.kl.coef * kl_loss
+    if learner.value_head is None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    def critic_loss(hidden: Tensor) -> Tensor:
+        assert learner.value_head is not None
+        assert returns is not None
+        assert rollouts.values is not None
+        values = learner.value_head(hidden, detach=not learner.own_critic)
+        value = value_loss(values, flat(rollouts.values), flat(returns), settings.value_clip_range, n_tokens)
+        found["value_loss"] = float(value.detach())
+        return value
+
+    if not learner.own_critic:
+        (loss + critic_loss(stats.hidden)).backward()  # type: ignore[no-untyped-call]
+        return found
+    loss.backward()  # type: ignore[no-untyped-call]
+    with active(policy, CRITIC):
+        recompute = settings.gradient_checkpointing
+        states = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows, recompute=recompute)
+        critic_loss(states).backward()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -> float:
+    """Add up the processes' gradients, clip and step; the adapter's gradient norm. Raises TrainingError, before
+    anything changes, where a gradient is missing or not finite.
+
+    Adapter and critic are clipped apart: the critic's errors, in units of reward, would otherwise decide how far the
+    policy may go.
+    """
+    adapter, critic = adapter_parameters(learner.policy.model), learner.critic_parameters()
+    if not processes.sum_gradients(adapter):
+        raise TrainingError(
+            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets name layers that "
+            "the answers pass through?"
+        )
+    norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
+    if critic:
+        processes.sum_gradients(critic)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(critic, max_norm)))
+    broken = [norm for norm in norms if not math.isfinite(norm)]
+    if broken:
+        raise TrainingError(
+            f"step {step + 1}: the gradient's norm is {broken[0]}; the update was not applied: "
+            "lower the learning rate or use --dtype float32"
+        )
+    learner.optimizer.step()
+    return norms[0]

@@ -1,0 +1,289 @@
+"""The ONE place where toxicity turns into reward: a judge says P(toxic), training wants its opposite.
+
+Higher reward is better; higher score is always more toxic. Before the first step, texts whose order nobody doubts are
+scored, so that a judge with the wrong label or sign is refused before it teaches a model to insult.
+
+It goes in two halves, because answers may be scored in several processes and rewarded only together: ``opinions`` asks
+the judges, ``rewarded`` makes rewards of what they said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from rewardlm.config import RewardSettings
+from rewardlm.errors import ScorerError
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, is_empty, score_texts
+from rewardlm.training.terms import Terms
+from rewardlm.types import Finish, Verdict
+
+_TOXIC = (
+    "You are a stupid, worthless idiot and everybody hates you.",
+    "Shut up, you disgusting piece of trash.",
+    "What a pathetic moron, go to hell.",
+)
+_BENIGN = (
+    "Thank you, that was a kind thing to say.",
+    "The library opens at nine and closes at six.",
+    "I see it differently: most of them work hard and pay taxes.",
+)
+# Said of an answer without a term's value; the failure limit counts it with the judge's.
+_NO_TERM = "has no value"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended: after ``n_tokens``, its end token included, by itself ("stop") or cut off ("length")."""
+
+    n_tokens: int
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What was found out about one answer: each judge's and each witness's verdict, each extra term's value, and how
+    it ended, where that is known.
+    """
+
+    text: str
+    verdicts: dict[str, Verdict]
+    witnesses: dict[str, Verdict]
+    terms: dict[str, float | None]
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards of one batch: None where an answer could not be judged (drop it), with P(toxic) beside it.
+
+    ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
+    minus the lowest judge's P(toxic), None of a single judge. ``silent_witnesses``: how many answers a witness could
+    not score, and the first reason. ``empty`` marks answers without text, which get ``RewardSettings.empty`` or the
+    batch's lowest reward. ``truncated`` says of each answer whose end is known whether it was cut off, and
+    ``length_penalty`` what that or its length cost it.
+    """
+
+    rewards: list[float | None]
+    toxicity: list[float | None]
+    by_judge: dict[str, list[float | None]]
+    by_witness: dict[str, list[float | None]]
+    terms: dict[str, list[float | None]]
+    disagreement: list[float | None]
+    empty: list[bool]
+    reasons: list[str | None]
+    silent_witnesses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    truncated: list[bool] = field(default_factory=list)
+    length_penalty: list[float] = field(default_factory=list)
+
+
+class RewardModel:
+    """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated, and extra terms.
+
+    ``weights`` are the judges', 1 each by default. ``max_new_tokens`` is where answers are cut off: the soft penalty
+    for length needs it. ``witnesses`` read every answer too, and have no say: where the
+    reward's judges see a gain that they don't, the reward has been hacked. Raises ScorerError where two of the names
+    stand for one judge.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        settings: RewardSettings,
+        *,
+        weights: Sequence[float] | None = None,
+        witnesses: Sequence[Scorer] = (),
+        terms: Terms | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        named = [scorer.name for scorer in (*scorers, *witnesses)]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ScorerError(f"{', '.join(twice)} is named twice among rewards and witnesses: name each judge once")
+        self.scorers = list(scorers)
+        self.witnesses = list(witnesses)
+        self.settings = settings
+        self.terms = terms or Terms([])
+        if settings.overlong.penalty and max_new_tokens is None and settings.overlong.max_tokens is None:
+            raise ValueError("rewards.overlong needs to know where answers are cut off: give max_new_tokens")
+        self._overlong = settings.overlong.limits(max_new_tokens or 1)
+        self._weights = list(weights) if weights is not None else [1.0] * len(self.scorers)
+        names = [*(scorer.name for scorer in scorers), *self.terms.names]
+        self._limits = {name: FailureLimit(settings.max_failed_share) for name in names}
+
+    def check_sign(self) -> None:
+        """Raise ScorerError unless every judge and witness finds toxic texts more toxic than benign ones on average."""
+        probe = self.settings.probe
+        toxic, benign = (probe.toxic, probe.benign) if probe else (list(_TOXIC), list(_BENIGN))
+        for scorer in (*self.scorers, *self.witnesses):
+            role = "reward" if scorer in self.scorers else "witness"
+            verdicts = score_texts(scorer, [*toxic, *benign], bounded=self._bounded(scorer))
+            values = [_main(scorer, verdict) for verdict in verdicts]
+            if any(value is None for value in values):
+                reason = next(verdict.reason for verdict in verdicts if verdict.reason)
+                raise ScorerError(f"{role} {scorer.name}: it can't score plain sentences ({reason})")
+            numbers = [value for value in values if value is not None]
+            insults, kind = fmean(numbers[: len(toxic)]), fmean(numbers[len(toxic) :])
+            if insults <= kind:
+                raise ScorerError(
+                    f"{role} {scorer.name}: insults get {insults:.3f} and kind texts {kind:.3f}, but higher must be "
+                    "more toxic: choose the toxic label (NAME#label), turn the function's sign round, or give "
+                    "rewards.probe sentences in the judge's language"
+                )
+
+    def opinions(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str],
+        endings: Sequence[Ending] | None = None,
+        together: Sequence[str] | None = None,
+    ) -> list[Opinion]:
+        """What every judge, witness and term says of each answer; ``endings`` are for what length costs.
+
+        ``prompts`` are for terms alone, and so are all those of the step (``together``; None: ``prompts``), of which
+        another process may have some.
+        """
+        verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
+        watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
+        terms = self.terms.values(prompts, texts, prompts if together is None else together)
+        return [
+            Opinion(
+                text,
+                {name: column[row] for name, column in verdicts.items()},
+                {name: column[row] for name, column in watched.items()},
+                {name: column[row] for name, column in terms.items()},
+                None if endings is None else endings[row],
+            )
+            for row, text in enumerate(texts)
+        ]
+
+    def rewarded(self, opinions: Sequence[Opinion]) -> Judged:
+        """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
+        empty = [is_empty(opinion.text) for opinion in opinions]
+        by_judge: dict[str, list[float | None]] = {}
+        reasons: list[str | None] = [None] * len(opinions)
+        for scorer in self.scorers:
+            verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
+            self._limits[scorer.name].add(scorer.name, verdicts)
+            by_judge[scorer.name] = [_main(scorer, verdict) for verdict in verdicts]
+            reasons = [
+                reason or (verdict.reason if _main(scorer, verdict) is None else None)
+                for reason, verdict in zip(reasons, verdicts, strict=True)
+            ]
+        terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
+        for name, values in terms.items():
+            found = [_term_verdict(value, silent) for value, silent in zip(values, empty, strict=True)]
+            self._limits[name].add(name, found)
+            reasons = [
+                reason or (f"{name} {verdict.reason}" if verdict.failed else None)
+                for reason, verdict in zip(reasons, found, strict=True)
+            ]
+        paid = [0.0 if opinion.ending is None else self._length_penalty(opinion.ending) for opinion in opinions]
+        rewards: list[float | None] = []
+        toxicity: list[float | None] = []
+        disagreement: list[float | None] = []
+        for row in range(len(opinions)):
+            known = [value for scores in by_judge.values() if (value := scores[row]) is not None]
+            extra = [value for values in terms.values() if (value := values[row]) is not None]
+            if len(known) < len(by_judge) or len(extra) < len(terms):
+                rewards.append(None)
+                toxicity.append(None)
+                disagreement.append(None)
+                continue
+            weights = self.terms.weights
+            rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)) - paid[row])
+            toxicity.append(self._mean(known))
+            disagreement.append(max(known) - min(known) if len(known) > 1 else None)
+        return Judged(
+            rewards=self._fill_empty(rewards, empty),
+            toxicity=toxicity,
+            by_judge=by_judge,
+            by_witness={s.name: [_main(s, opinion.witnesses[s.name]) for opinion in opinions] for s in self.witnesses},
+            terms=terms,
+            disagreement=disagreement,
+            empty=empty,
+            reasons=reasons,
+            silent_witnesses=self._silent(opinions),
+            truncated=[opinion.ending.finish == "length" for opinion in opinions if opinion.ending is not None],
+            length_penalty=paid,
+        )
+
+    def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
+        """Both halves at once."""
+        return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)))
+
+    def _silent(self, opinions: Sequence[Opinion]) -> dict[str, tuple[int, str]]:
+        silent = {}
+        for scorer in self.witnesses:
+            failed = [found for opinion in opinions if (found := opinion.witnesses[scorer.name]).failed]
+            if failed:
+                silent[scorer.name] = (len(failed), str(failed[0].reason))
+        return silent
+
+    def failures(self) -> dict[str, list[Any]]:
+        """Of every judge: texts seen, texts failed, and the first reason. Part of a checkpoint."""
+        return {name: [limit.seen, limit.failed, limit.first_reason] for name, limit in self._limits.items()}
+
+    def restore_failures(self, failures: dict[str, list[Any]]) -> None:
+        """Count on from what ``failures`` gave, so that a resumed run judges its judges as an uninterrupted one."""
+        for name, (seen, failed, reason) in failures.items():
+            limit = self._limits[name]
+            limit.seen, limit.failed, limit.first_reason = seen, failed, reason
+
+    def _bounded(self, scorer: Scorer) -> bool:
+        # A user's function may give any finite number, unless its logit is asked for.
+        return self.settings.transform == "logit" or not isinstance(scorer, FunctionScorer)
+
+    def _reward(self, toxicity: float) -> float:
+        if self.settings.transform == "probability":
+            return 1 - toxicity
+        bounded = min(max(toxicity, 1e-4), 1 - 1e-4)
+        return math.log((1 - bounded) / bounded)
+
+    def _length_penalty(self, ending: Ending) -> float:
+        settings = self.settings
+        return (settings.missing_eos_penalty if ending.finish == "length" else 0.0) - settings.overlong.penalty * (
+            soft_overlong(ending.n_tokens, *self._overlong)
+        )
+
+    def _aggregate(self, toxicities: Sequence[float]) -> float:
+        """One reward of what each judge said."""
+        goods = [self._reward(value) for value in toxicities]
+        if self.settings.aggregate == "min":
+            return min(good for good, weight in zip(goods, self._weights, strict=True) if weight > 0)
+        mean = self._mean(goods)
+        if self.settings.aggregate == "mean":
+            return mean
+        return mean - self.settings.std_weight * math.sqrt(self._mean([(good - mean) ** 2 for good in goods]))
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return sum(w * v for w, v in zip(self._weights, values, strict=True)) / sum(self._weights)
+
+    def _fill_empty(self, rewards: list[float | None], empty: list[bool]) -> list[float | None]:
+        # Silence must never pay: an empty answer is as bad as the worst one, and no way round a penalty for length.
+        known = [reward for reward in rewards if reward is not None]
+        charged = self.settings.missing_eos_penalty + self.settings.overlong.penalty
+        floor = self.settings.empty - charged if self.settings.empty is not None else min(known, default=0.0)
+        return [floor if silent else reward for reward, silent in zip(rewards, empty, strict=True)]
+
+
+def soft_overlong(n_tokens: int, max_tokens: int, cache_tokens: int) -> float:
+    """R_length of an answer of ``n_tokens`` in [-1, 0], with L_max and L_cache (Yu et al. 2025, equation 13)."""
+    begins = max_tokens - cache_tokens
+    if n_tokens <= begins:
+        return 0.0
+    return (begins - n_tokens) / cache_tokens if n_tokens <= max_tokens else -1.0
+
+
+def _main(scorer: Scorer, verdict: Verdict) -> float | None:
+    return verdict.values.get(scorer.labels[0])
+
+
+def _term_verdict(value: float | None, empty: bool) -> Verdict:
+    """A term's value as the failure limit counts it; an empty answer has none, and that is no failure."""
+    if value is not None:
+        return Verdict({"value": value})
+    return Verdict(reason=EMPTY) if empty else Verdict(reason=_NO_TERM, failed=True)

@@ -1,0 +1,286 @@
+"""Counter-narrative fine-tuning: TRL's SFTTrainer on tokens and masks that we built.
+
+Every hate-speech/counter-narrative pair is a sample with all its antecedent turns; the loss is on the answer only. The
+trainer is given ``input_ids`` and ``completion_mask``, so that no text of a data set is ever read as a special token.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from peft import PeftModel
+from trl import SFTConfig, SFTTrainer
+
+from rewardlm.config import FinetuneSettings
+from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
+from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
+from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.budget import Budget
+from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.lora import add_lora, load_adapter, save_adapter
+from rewardlm.models.processes import Processes, linked
+from rewardlm.models.sharding import load_for
+from rewardlm.runs import Run, alone, rewards_of
+from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
+from rewardlm.training.sft_trainer import Order, Report, Trainer, Watch
+
+FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume", "shard")
+Row = dict[str, list[int]]
+
+# Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
+_NEEDED = ("adapter_", "trainer_state.json")
+
+
+def finetune(
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    report: Report | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Run:
+    """Train an adapter on dialogues in ``out``; a finished run is returned as it is, a killed one goes on.
+
+    ``say`` gets one sentence on the data (dialogues, pairs, what was dropped and why) and one on samples that are too
+    long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable
+    dialogues, TrainingError for NaN and where no checkpoint can be gone on from, and RunError where another command
+    writes ``out``. On several processes each learns from its share of every batch, and the first writes.
+    """
+    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        return _finetune(settings, out, processes, report, say if processes.is_main else None)
+
+
+def _finetune(
+    settings: FinetuneSettings,
+    out: Path,
+    processes: Processes,
+    report: Report | None,
+    say: Callable[[str], None] | None,
+) -> Run:
+    recorded = settings.model_dump(mode="json")
+    run = processes.first(
+        lambda: Run.start(
+            out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS, added=("quantisation",)
+        )
+    )
+    if run.finished:
+        return run
+    dialogue_set = load_dialogues(settings.dialogues)
+    whole = pairs(dialogue_set.dialogues)
+    if say is not None:
+        say(whole.summary + _notes({**dialogue_set.notes, **whole.notes}))
+    train_dialogues, validation_dialogues = split_by_component(
+        dialogue_set.dialogues, validation=settings.validation, seed=settings.seed
+    )
+    train, validation = pairs(train_dialogues).pairs, pairs(validation_dialogues).pairs
+    if settings.limit is not None and settings.limit < len(train):
+        train = random.Random(settings.seed).sample(train, settings.limit)
+    if not train:
+        raise DataError(f"dialogues {settings.dialogues}: no pair is left to train on ({whole.summary})")
+
+    policy, _ = load_for(settings, processes, partial(_put_on, settings))
+    limit = min(settings.max_length, policy.max_positions)
+    train_rows, shortened = _encode(policy.chat, train, limit)
+    validation_rows, _ = _encode(policy.chat, validation, limit)
+    left_out = len(train) - len(train_rows)
+    if not train_rows:
+        raise DataError(f"no pair leaves room for an answer in max_length {limit}: raise max_length")
+    if shortened and say is not None:
+        say(
+            f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
+            "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
+        )
+    about = {
+        "source": settings.dialogues,
+        "rows": dialogue_set.n_rows,
+        "dialogues": whole.n_dialogues,
+        "pairs": whole.total,
+        "dropped": whole.dropped,
+        "notes": {**dialogue_set.notes, **whole.notes},
+        "train_pairs": len(train_rows),
+        "validation_pairs": len(validation_rows),
+        "shortened_histories": shortened,
+        "left_out": left_out,
+        "summary": whole.summary,
+    }
+    checkpoints = run.path / "checkpoints"
+
+    def begin() -> Checkpoint | None:
+        """Where a killed run stopped; what was written after it goes."""
+        run.update(
+            **policy.describe(),
+            rewards=rewards_of(settings.adapter) if settings.adapter else [],
+            dialogues=about,
+            processes=processes.size,
+        )
+        resume = newest_usable(_finished_checkpoints(checkpoints), resume=settings.resume, needed=_NEEDED)
+        if resume is not None and resume.damaged:
+            run.update(inexact_resume=resume.step)
+        run.forget_after(resume.step if resume else 0)
+        return resume
+
+    resume = processes.first(begin)
+    if not all(processes.gather(lambda: [resume is None or resume.folder.is_dir()])):
+        raise TrainingError(f"the processes see different files in {run.path}: --out must be a folder that all share")
+    trainer = _trainer(settings, policy, train_rows, validation_rows, run, processes, report)
+    trainer.afresh = resume is not None and bool(resume.damaged)
+    with linked():
+        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        unevaluated = processes.first(lambda: "eval_loss" not in ([*run.read("metrics")] or [{"eval_loss": None}])[-1])
+        if validation_rows and unevaluated:
+            trainer.evaluate()  # the last epoch was not a whole one
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert isinstance(model, PeftModel)
+
+    def end() -> Run:
+        save_adapter(model, run.path / "adapter")
+        run.update(status="finished", steps=trainer.state.global_step, **_losses(run))
+        return run
+
+    return processes.first(end)
+
+
+def _trainer(
+    settings: FinetuneSettings,
+    policy: Policy,
+    train_rows: list[Row],
+    validation_rows: list[Row],
+    run: Run,
+    processes: Processes,
+    report: Report | None,
+) -> Trainer:
+    disable_progress_bar()
+    micro, n_micro = _microbatches(settings, processes.size)
+    # What fills up a last batch that the processes can't share out evenly.
+    blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
+    policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
+    budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
+    adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
+    trainer = Trainer(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        train_dataset=Dataset.from_list([*train_rows, blank] if processes.size > 1 else train_rows),
+        eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
+        args=SFTConfig(
+            output_dir=str(run.path / "checkpoints"),
+            per_device_train_batch_size=micro,
+            # An evaluation is the same however many processes share it.
+            per_device_eval_batch_size=settings.micro_batch_size or settings.batch_size,
+            gradient_accumulation_steps=n_micro,
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup_ratio,
+            weight_decay=0.0,
+            completion_only_loss=True,
+            max_length=None,  # cut by us already, at whole turns
+            packing=False,
+            bf16=False,  # the base is loaded in its precision; the adapter stays float32
+            gradient_checkpointing=settings.gradient_checkpointing,
+            # The other kind needs the input's gradient, which nobody wants of frozen embeddings.
+            gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+            use_cpu=policy.device.type == "cpu",
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would log the mean of earlier losses where one is NaN
+            # Each epoch's end, but counted in steps: then the evaluation comes before the checkpoint of that step, and
+            # the random state that is saved is the one that an uninterrupted run goes on with.
+            eval_strategy="steps" if validation_rows else "no",
+            eval_steps=math.ceil(len(train_rows) / settings.batch_size),
+            save_strategy="steps",
+            save_steps=settings.checkpoint_every,
+            save_total_limit=2,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,
+            seed=settings.seed,
+            data_seed=settings.seed,
+        ),
+        callbacks=[Watch(run, report, processes, budget)],
+    )
+    for parameter in policy.model.parameters():
+        if id(parameter) in adapter:
+            # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
+            parameter.data = adapter[id(parameter)]
+    trainer.processes = processes
+    trainer.budget = budget
+    lengths = [len(row["input_ids"]) for row in train_rows]
+    evenly = micro * processes.size if processes.size > 1 else 1
+    trainer.order = Order(lengths, settings.batch_size, settings.seed, evenly=evenly)
+    _quiet(trainer)
+    return trainer
+
+
+def _put_on(settings: FinetuneSettings, policy: Policy) -> None:
+    if settings.adapter is None:
+        add_lora(policy, settings.lora, seed=settings.seed)
+    else:
+        load_adapter(policy, settings.adapter, trainable=True)
+
+
+def _microbatches(settings: FinetuneSettings, size: int) -> tuple[int, int]:
+    """How many rows a process runs at once, and how many times for a batch. Raises DataError where that isn't even."""
+    micro = settings.micro_batch_size or max(1, settings.batch_size // size)
+    if settings.batch_size % (micro * size):
+        shared = f" for each of {size} processes" if size > 1 else ""
+        raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}{shared}")
+    return micro, settings.batch_size // (micro * size)
+
+
+def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row], int]:
+    """Rows for the trainer. Of too long a sample the oldest exchanges go; if that isn't enough, the answer's end."""
+    rows, shortened = [], 0
+    for pair in samples:
+        for history in shorter_histories(pair.history):
+            encoded = chat.encode_pair(history, pair.answer)
+            if len(encoded.input_ids) <= limit:
+                break
+        cut = len(history) < len(pair.history) or len(encoded.input_ids) > limit
+        encoded = Encoded(encoded.input_ids[:limit], encoded.completion_mask[:limit])
+        shortened += cut
+        if any(encoded.completion_mask):
+            rows.append({"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask})
+    return rows, shortened
+
+
+def _notes(notes: dict[str, int]) -> str:
+    return "; " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(notes.items())) if notes else ""
+
+
+def _quiet(trainer: SFTTrainer) -> None:
+    """Progress is reported by us; the trainer's own printing would break the bar."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _finished_checkpoints(checkpoints: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first; a killed process's half-written one is removed."""
+    found = []
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=step_of):
+        if (folder / MANIFEST).exists():
+            found.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return found
+
+
+def _losses(run: Run) -> dict[str, float | None]:
+    records = list(run.read("metrics"))
+    losses = [record["loss"] for record in records if "loss" in record]
+    evaluated = [record["eval_loss"] for record in records if "eval_loss" in record]
+    return {
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "eval_loss": evaluated[-1] if evaluated else None,
+    }

@@ -1,0 +1,233 @@
+"""TRL's SFTTrainer as fine-tuning uses it: our order of rows, metrics.jsonl, whole checkpoints, several processes.
+
+Several processes share out each batch's rows; a batch that can't be shared out evenly is filled up with rows that have
+no loss, so that every process makes as many passes and the numbers are those of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+
+from rewardlm.errors import TrainingError
+from rewardlm.models.budget import Budget
+from rewardlm.models.generate import stream_seed
+from rewardlm.models.processes import Processes
+from rewardlm.models.quantised import check_gradients
+from rewardlm.models.sharding import divided_names
+from rewardlm.runs import Run, peak_rss_mb
+from rewardlm.training.checkpoints import write_manifest
+
+Report = Callable[[int, int, dict[str, Any]], None]
+
+
+class Order(Sampler[int]):
+    """Rows of similar length side by side, in another order each epoch, which follows from (seed, epoch) alone.
+
+    The trainer's own sampler draws from the global random state, so a run that resumes in a later epoch would see the
+    rows in another order than an uninterrupted one. The row after the last, which has no loss, fills an epoch up to a
+    multiple of ``evenly``: the processes' microbatches side by side.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, *, evenly: int = 1) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.filling = -len(lengths) % evenly
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.filling
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(stream_seed("sft", self.seed, self.epoch))
+        order: list[int] = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter([*order, *[len(self.lengths)] * self.filling])
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone.
+
+    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows.
+    """
+
+    order: Order
+    processes: Processes
+    budget: Budget
+    afresh: bool = False
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        if self.args.world_size > 1:
+            # The others would wait for a gradient that this process sends once too often.
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        # What the batch's earlier microbatches left is put back before another try. An adapter's is small.
+        learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in learnt]
+        rows, first_size = len(inputs["labels"]), self.budget.size
+        # Each piece is a sum over its tokens, divided by what the whole divides by.
+        counted = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+
+        def step(size: int) -> torch.Tensor:
+            if size < first_size:
+                for parameter, gradient in zip(learnt, before, strict=True):
+                    parameter.grad = None if gradient is None else gradient.clone()
+            pieces = [slice(start, start + size) for start in range(0, rows, size)]
+            losses = [
+                super(Trainer, self).training_step(model, {k: v[piece] for k, v in inputs.items()}, counted)
+                for piece in pieces
+            ]
+            return torch.stack(losses).sum()
+
+        return self.budget.run(step, least=1)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return self.order
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.afresh:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # The schedule follows from the step, so it is put there; the optimizer's moments start at zero.
+        schedule, step = self.lr_scheduler, self.state.global_step
+        rates = [base * at(step) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.afresh:
+            super()._load_rng_state(checkpoint)
+
+    def _run_epoch(self, *, epoch: int, **more: Any) -> None:
+        # On several processes the order lies one sampler deeper in a resumed epoch than accelerate looks for it.
+        self.order.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **more)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        divided = divided_names(model)
+        if not divided or not training or isinstance(model, DistributedDataParallel):
+            return super()._wrap_model(model, training, dataloader)
+        # accelerate won't: but DDP adds up the adapter's gradients, and has no business with what nobody has whole.
+        model._ddp_params_and_buffers_to_ignore = divided
+        devices = None if self.args.device.type == "cpu" else [self.args.device]
+        return DistributedDataParallel(model, device_ids=devices)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This process's share of the batches, whose rows are the same however many processes there are."""
+        rows, size = len(self.eval_dataset), self.args.per_device_eval_batch_size
+        batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+        share = self.processes.share(batches)
+        # Gradients or not, all must make as many passes: some do the first batch once more, which doesn't count.
+        share += batches[:1] * (-(-len(batches) // self.processes.size) - len(share))
+        dataset = self._remove_unused_columns(self.eval_dataset, description="Evaluation")
+        return DataLoader(dataset, batch_sampler=share, collate_fn=self.data_collator)
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The mean over rows of their batch's loss, as the trainer's own loop has it, over all processes' batches."""
+        self.model.eval()
+        n_batches = -(-len(self.eval_dataset) // self.args.per_device_eval_batch_size)
+        counted = len(range(self.processes.rank, n_batches, self.processes.size))
+        found = {"loss": 0.0, "rows": 0.0}
+        for number, inputs in enumerate(dataloader):
+            loss, _, _ = self.prediction_step(self.model, inputs, prediction_loss_only=True)
+            if number < counted:
+                found["loss"] += float(loss) * len(inputs["input_ids"])
+                found["rows"] += len(inputs["input_ids"])
+        found = self.processes.sums(found)
+        metrics = {"eval_loss": found["loss"] / found["rows"]}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Refuses NaN, in every process; the first writes metrics.jsonl, reports progress, and marks checkpoints that are
+    complete."""
+
+    def __init__(self, run: Run, report: Report | None, processes: Processes, budget: Budget) -> None:
+        self.run = run
+        self.report = report
+        self.processes = processes
+        self.budget = budget
+        self.started = time.perf_counter()
+        self.checked = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not grads:
+            raise TrainingError(
+                f"step {state.global_step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets "
+                "name layers that the answers pass through?"
+            )
+        if not self.checked:
+            check_gradients(model)
+            self.checked = True
+        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+            raise TrainingError(
+                f"step {state.global_step + 1}: the gradient holds NaN or infinity; the update was not applied and the "
+                "last checkpoint is kept: lower the learning rate or use --dtype float32"
+            )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.checked = False  # A pass without gradients is what could cut them off.
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        names = {
+            "loss": "loss",
+            "grad_norm": "grad_norm",
+            "learning_rate": "learning_rate",
+            "eval_loss": "eval_loss",
+            "mean_token_accuracy": "token_accuracy",
+        }
+        metrics = {ours: float(logs[theirs]) for theirs, ours in names.items() if theirs in logs}
+        if not {"loss", "eval_loss"} & metrics.keys():
+            return  # the trainer's closing summary
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise TrainingError(
+                f"step {state.global_step}: the loss is {metrics['loss']}; the last checkpoint is kept: "
+                "lower the learning rate or use --dtype float32"
+            )
+        if not self.processes.is_main:
+            return
+        metrics = {
+            "step": state.global_step,
+            "seconds": time.perf_counter() - self.started,
+            "epoch": state.epoch,
+            **metrics,
+            "peak_rss_mb": peak_rss_mb(),
+            "micro_batch_size": self.budget.size,
+            "out_of_memory": self.budget.shortages,
+        }
+        records = list(self.run.read("metrics")) if "eval_loss" in metrics else []
+        if records and records[-1]["step"] == state.global_step:
+            # One line a step: an evaluation adds to the line of the step that it follows.
+            metrics = {**metrics, **records[-1], "eval_loss": metrics["eval_loss"]}
+            self.run.replace("metrics", [*records[:-1], metrics])
+        else:
+            self.run.append("metrics", [metrics])
+        if self.report is not None:
+            self.report(state.global_step, state.max_steps, metrics)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.processes.wait()  # Each has written its random state.
+        if self.processes.is_main:
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")

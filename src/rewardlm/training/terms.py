@@ -1,0 +1,184 @@
+"""What may be rewarded besides harmlessness: that an answer says something, once, in the prompt's script, about the
+prompt, against its claim. Each is a function of the prompts, the answers and all prompts of the step, with a weight of
+the user's; by default there is none.
+
+A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rewardlm.config import ServicesSettings, TermSettings, is_function_name
+from rewardlm.errors import ScorerError
+from rewardlm.measuring.quality import in_other_script, repeated_share
+from rewardlm.measuring.similarity import load_embedder, similarities
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
+from rewardlm.scoring.scorer import is_empty, load_scorer, score_texts
+
+# Of the answers' prompts, the answers, and all prompts of the step.
+Values = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float | None]]
+Probabilities = Callable[[Sequence[str], Sequence[str]], list[float | None]]
+
+# What a judge of counter-narratives must be able to tell apart.
+_CLAIM = "Those immigrants are all criminals and should be thrown out."
+_OPPOSED = "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do."
+_AGREED = "Yes, they are all criminals, throw them out."
+# Stand in for other prompts of a step that has but one.
+_OTHER_CLAIMS = (
+    "Old people should not be allowed to vote, they don't understand the world any more.",
+    "Fat people are lazy and cost the rest of us money.",
+    "Gypsies steal children, everybody knows that.",
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed)."""
+
+    name: str
+    weight: float
+    values: Values
+
+
+class Terms:
+    """The extra terms of a reward, in a fixed order."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = list(terms)
+
+    @property
+    def names(self) -> list[str]:
+        return [term.name for term in self._terms]
+
+    @property
+    def weights(self) -> list[float]:
+        return [term.weight for term in self._terms]
+
+    def values(
+        self, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str] | None = None
+    ) -> dict[str, list[float | None]]:
+        """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term.
+
+        ``together`` are all prompts of the step; None: ``prompts`` are.
+        """
+        together = prompts if together is None else together
+        kept = [row for row, text in enumerate(texts) if not is_empty(text)]
+        found: dict[str, list[float | None]] = {}
+        for term in self._terms:
+            column: list[float | None] = [None] * len(texts)
+            if kept:
+                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept], together)
+                for row, value in zip(kept, values, strict=True):
+                    column[row] = value
+            found[term.name] = column
+        return found
+
+
+def load_terms(settings: TermSettings, *, device: str = "cpu", services: ServicesSettings | None = None) -> Terms:
+    """The terms with a weight over 0; an embedder or a judge is loaded only for those. Raises as their loaders do."""
+    terms = []
+    if settings.length:
+        terms.append(Term("length", settings.length, lambda _, texts, __: _length(texts, settings.length_words)))
+    if settings.repetition:
+        terms.append(Term("repetition", settings.repetition, lambda _, texts, __: [-repeated_share(t) for t in texts]))
+    if settings.script:
+        terms.append(Term("script", settings.script, _script))
+    if settings.similarity:
+        embedder = load_embedder(device)
+        terms.append(
+            Term(
+                "similarity",
+                settings.similarity,
+                lambda asked, texts, _: similarities(embedder, asked, texts, seed=0)[0],
+            )
+        )
+    if settings.counter_narrative:
+        judge = _counter_narrative(settings.counter_narrative_judge, device, services)
+        # A classifier of answers reads no prompt: under another it says the same.
+        others = settings.counter_narrative_others if is_pair_judge(settings.counter_narrative_judge) else 0
+        terms.append(
+            Term(
+                "counter_narrative",
+                settings.counter_narrative,
+                lambda asked, texts, together: over_others(judge, asked, texts, together, others),
+            )
+        )
+    return Terms(terms)
+
+
+def _length(texts: Sequence[str], words: int) -> list[float | None]:
+    return [min(1.0, len(text.split()) / words) for text in texts]
+
+
+def over_others(
+    judge: Probabilities, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str], n: int
+) -> list[float | None]:
+    """P(counter-narrative | own prompt) minus the mean of P(… | other) over ``n`` other prompts of ``together``, in
+    [-1, 1]; 0 takes nothing off. None where the judge has no value.
+
+    The others are those that follow the own prompt in the step's order, the same for all answers to it: answers of one
+    group are compared, and a draw of their own would be noise between them. Fewer where the step has fewer; where it
+    has none, three claims of ours stand in.
+    """
+    own = judge(prompts, texts)
+    if n == 0:
+        return own
+    order = list(dict.fromkeys(together))
+    places = {prompt: place for place, prompt in enumerate(order)}
+    rows: list[int] = []
+    others: list[str] = []
+    for row, prompt in enumerate(prompts):
+        at = places[prompt]
+        found = [order[(at + step) % len(order)] for step in range(1, min(n, len(order) - 1) + 1)] or _OTHER_CLAIMS
+        rows += [row] * len(found)
+        others += found
+    under_others: list[list[float]] = [[] for _ in prompts]
+    for row, value in zip(rows, judge(others, [texts[row] for row in rows]), strict=True):
+        if value is not None:
+            under_others[row].append(value)
+    return [
+        None if value is None or not nulls else value - fmean(nulls)
+        for value, nulls in zip(own, under_others, strict=True)
+    ]
+
+
+def _script(prompts: Sequence[str], texts: Sequence[str], _: Sequence[str]) -> list[float | None]:
+    return [-float(in_other_script(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Probabilities:
+    """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
+
+    Raises ScorerError where no label was, because which one is chosen for a toxicity judge is the opposite of what is
+    meant here, and where an answer that agrees with hate is preferred to one that opposes it.
+    """
+    if is_pair_judge(spec):
+        pair_judge = load_pair_judge(spec, device=device)
+
+        def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+            found = pair_judge.judge(list(zip(prompts, texts, strict=True)))
+            return [None if verdict is None else verdict[COUNTER_NARRATIVE] for verdict in found]
+    else:
+        scorer = load_scorer(spec, device=device, services=services)
+        if "#" not in spec and not is_function_name(spec):
+            raise ScorerError(
+                f"rewards.terms.counter_narrative_judge {spec!r}: say which label is meant by naming it, {spec}#LABEL"
+            )
+
+        def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+            return [verdict.values.get(scorer.labels[0]) for verdict in score_texts(scorer, texts)]
+
+    opposed, agreed = values([_CLAIM, _CLAIM], [_OPPOSED, _AGREED])
+    if opposed is None or agreed is None or opposed <= agreed:
+        raise ScorerError(
+            f"rewards.terms.counter_narrative_judge {spec!r}: an answer that opposes hate gets {_shown(opposed)}, one "
+            f"that agrees {_shown(agreed)}: choose the label that means a counter-narrative (ID#label)"
+        )
+    return values
+
+
+def _shown(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.3f}"

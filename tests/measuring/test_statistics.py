@@ -1,0 +1,246 @@
+"""Tests and intervals against enumeration, scipy, hand-computed values, and how often they err under a null."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from rewardlm.measuring import metrics
+from rewardlm.measuring.statistics import (
+    Change,
+    bounded_mean_ci95,
+    difference_of_means,
+    holm,
+    mean_change,
+    mean_ci95,
+    share_ci95,
+)
+
+# Sparse and tied as toxicity is, and continuous.
+VALUES = st.one_of(st.sampled_from([-1.0, -0.25, 0.0, 0.0, 0.0, 0.25, 1.0]), st.floats(-1, 1))
+
+
+def agrees(found: Change) -> bool:
+    """The interval leaves zero out exactly where p < .05; it has a width and holds the estimate; nothing is NaN."""
+    assert found.p_value is not None
+    assert 0 <= found.p_value <= 1
+    if found.ci95 is None:
+        return found.p_value == 1
+    low, high = found.ci95
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    assert low < high
+    assert low <= found.mean <= high
+    return (found.p_value < 0.05) == (not low <= 0 <= high)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=40), st.data())
+def test_the_interval_leaves_zero_out_exactly_where_p_is_below_5_percent(
+    changes: list[float], data: st.DataObject
+) -> None:
+    counts = data.draw(st.lists(st.integers(1, 4), min_size=len(changes), max_size=len(changes)))
+    sums = np.array(changes) * counts
+    assert agrees(mean_change(sums, counts, largest=1, n_flips=200))
+    assert agrees(mean_change(changes, n_flips=200))
+
+
+@given(st.lists(VALUES, min_size=1, max_size=30), st.lists(VALUES, min_size=1, max_size=30))
+def test_so_does_that_of_two_groups(one: list[float], two: list[float]) -> None:
+    assert agrees(difference_of_means(one, [1] * len(one), two, [1] * len(two)))
+
+
+@pytest.mark.parametrize("n", [*range(1, 31), 57, 300, 2000])
+@pytest.mark.parametrize("changed", ["none", "one", "half", "all", "all but one"])
+def test_agreement_where_the_data_are_degenerate(n: int, changed: str) -> None:
+    """All differences equal, or none, or one, or with the sign of one turned: McNemar and a bootstrap part here."""
+    x = np.zeros(n)
+    x[: {"none": 0, "one": 1, "half": n // 2, "all": n, "all but one": n}[changed]] = -0.1
+    if changed == "all but one":
+        x[0] = 0.1
+    found = mean_change(x, largest=1)
+    assert agrees(found)
+    assert (found.ci95 is None) == (n == 1)
+
+
+def test_every_table_of_better_and_worse_agrees() -> None:
+    for n in (5, 10, 20, 57, 300):
+        for better, worse in itertools.product(range(min(n, 40) + 1), repeat=2):
+            if better + worse <= n:
+                assert agrees(mean_change([-1.0] * better + [1.0] * worse + [0.0] * (n - better - worse), largest=1))
+
+
+def test_nothing_is_none_and_one_prompt_has_no_interval() -> None:
+    assert mean_change([], []) == Change(0, None, None, None)
+    assert mean_change([0.3, 0.2], [0, 0]) == Change(0, None, None, None)
+    assert mean_change([-0.4], [2]) == Change(1, -0.2, None, 1.0)
+    assert share_ci95([1], [4]) is bounded_mean_ci95([0.5]) is mean_ci95([3.0]) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_p_is_the_share_of_sign_flips(seed: int) -> None:
+    """By a loop over all of them, where the randomisation test is the larger: few changes among many prompts."""
+    rng = np.random.default_rng(seed)
+    whole = seed % 2 == 0
+    changed = rng.integers(1, 4, 9) * rng.choice([-1, 1], 9, p=[0.15, 0.85]) if whole else rng.normal(0.5, 0.5, 9)
+    as_large = 0
+    for signs in itertools.product((-1, 1), repeat=9):
+        total = sum(sign * abs(value) for sign, value in zip(signs, changed.tolist(), strict=True))
+        as_large += abs(total) >= abs(sum(changed.tolist())) - 1e-9
+    found = mean_change([*changed.tolist(), *[0.0] * 40])
+    assert found.p_value is not None
+    assert found.p_value >= as_large / 2**9 - 1e-12
+    # scipy's own, of the same kind.
+    theirs = stats.permutation_test((changed,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert as_large / 2**9 == pytest.approx(theirs.pvalue)
+    if whole:
+        assert found.p_value == pytest.approx(max(as_large / 2**9, t_with_one_more(changed, 49)))
+
+
+def t_with_one_more(changed: np.ndarray, n: int) -> float:
+    x = np.concatenate([changed, np.zeros(n - len(changed))])
+    squares = sum((value - x.mean()) ** 2 for value in x.tolist()) + max(abs(x)) ** 2
+    error = math.sqrt(squares / (n - 1) / n)
+    return float(2 * stats.t.sf(abs(x.mean()) / error, n - 1))
+
+
+def test_drawn_flips_come_near_to_all_of_them() -> None:
+    """40 unequal changes: too many to try; scipy's permutation test draws them too."""
+    x = np.random.default_rng(3).normal(0.4, 1, 40)
+    from rewardlm.measuring.statistics import flip_p_value
+
+    theirs = stats.permutation_test((x,), np.sum, permutation_type="samples", n_resamples=40_000, rng=1)
+    assert flip_p_value(x, 40_000, 0) == pytest.approx(theirs.pvalue, abs=0.004)
+
+
+def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
+    """25 equal answers a prompt tell no more than one."""
+    x = np.random.default_rng(4).normal(0.2, 1, 30)
+    one, many = mean_change(x), mean_change(25 * x, np.full(30, 25))
+    assert one.p_value == pytest.approx(many.p_value)
+    assert one.ci95 == pytest.approx(many.ci95)
+
+
+def test_unequal_counts_give_the_ratio_and_its_jackknifed_error() -> None:
+    """Leave one prompt out after another (Efron & Tibshirani 1993, equation 11.5), with one more prompt's change. The
+    further end is Johnson's (1978).
+    """
+    rng = np.random.default_rng(5)
+    counts = rng.integers(1, 5, 60)
+    counts[0] = 40
+    sums = rng.exponential(0.3, 60) * counts
+    ratio = sum(sums) / sum(counts)
+    without = [(sum(sums) - s) / (sum(counts) - c) for s, c in zip(sums, counts, strict=True)]
+    more = max(abs(sums)) / sum(counts)
+    squares = 59 / 60 * sum((one - ratio) ** 2 for one in without) + 60 / 59 * more**2
+    t = stats.t.ppf(0.975, 59)
+    # Each prompt's influence on the ratio, times n: the m3 / s^2 of the mean of these, and of the additional one.
+    influence = [59 * (ratio - one) for one in without] + [60 * more]
+    skewness = sum(i**3 for i in influence) / sum(i**2 for i in influence)
+    found = mean_change(sums, counts)
+    assert found.mean == pytest.approx(ratio)
+    assert found.p_value < 0.05
+    half = t * math.sqrt(squares)
+    assert found.ci95 == pytest.approx((ratio - half, ratio + half + skewness * (1 + 2 * t**2) / 6 / 60))
+
+
+def test_where_no_prompt_changed_the_interval_says_how_many_may() -> None:
+    assert mean_change(np.zeros(57), largest=1).ci95 == pytest.approx(
+        (-stats.binomtest(0, 57).proportion_ci(0.95).high, stats.binomtest(0, 57).proportion_ci(0.95).high)
+    )
+    # Nothing says how far a log-probability may move.
+    assert mean_change(np.zeros(57)).ci95 is None
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 12), (12, 12), (0, 300), (30, 300), (150, 300)])
+def test_shares_of_single_answers_have_the_exact_interval(hits: int, n: int) -> None:
+    """Clopper and Pearson's, but for the n / (n - 1) of the variance and the t of n - 1 degrees."""
+    theirs = stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
+    assert share_ci95([1] * hits + [0] * (n - hits)) == pytest.approx((theirs.low, theirs.high), abs=1.5e-3)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_against_a_published_example() -> None:
+    """R's p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm"): 0.05 0.08 0.09 0.09 0.09."""
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+
+
+def at_most(n: int, rate: float) -> int:
+    """What a binomial with this rate stays within, but for one time in 10,000."""
+    return int(stats.binom.ppf(0.9999, n, rate))
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("n", [5, 10, 57])
+def test_of_two_equal_models_at_most_6_percent_differ(n: int, samples: int) -> None:
+    """The fast part of ``make prove-statistics``: share, mean, EMT and TP through the functions that compare calls."""
+    rng = np.random.default_rng(n + samples)
+    repetitions, found = 400, dict.fromkeys(("share", "mean", "EMT", "TP"), 0)
+    for _ in range(repetitions):
+        level = rng.beta(0.3, 1.2, (n, 1))
+        before, after = (np.clip(rng.beta(4 * level + 1e-3, 4 * (1 - level) + 1e-3, (n, samples)), 0, 1) for _ in "ab")
+        change = metrics.paired_difference(before, after, n_resamples=400)
+        maxima = metrics.paired_difference_of_maxima(before, after, n_resamples=400)
+        for name, p in zip(
+            found,
+            (
+                change.p_value,
+                change.mean_p_value,
+                maxima.expected_max_toxicity.p_value,
+                maxima.toxicity_probability.p_value,
+            ),
+            strict=True,
+        ):
+            found[name] += p < 0.05
+    assert max(found.values()) <= at_most(repetitions, 0.06), found
+
+
+@pytest.mark.parametrize("n", [5, 20, 57])
+def test_intervals_of_a_rare_share_hold_it(n: int) -> None:
+    """Two in a hundred answers are toxic. A bootstrap of 57 prompts holds that in 70 of 100 cases."""
+    rng = np.random.default_rng(n)
+    outside = 0
+    for _ in range(400):
+        low, high = metrics.toxic_fraction_ci95(rng.random((n, 1)) + 0.02 - 0.5)
+        outside += not low <= 0.02 <= high
+    assert outside <= at_most(400, 0.05)
+
+
+@pytest.mark.parametrize("n", [10, 20, 57, 150])
+def test_the_interval_of_a_fall_holds_it_however_large_it_is(n: int) -> None:
+    """Exactly: one answer a prompt, k of which became harmless and none toxic, is binomial."""
+    ends = [mean_change([-1.0] * k + [0.0] * (n - k), largest=1).ci95 for k in range(n + 1)]
+    for fall in np.linspace(0.004, 0.6, 150):
+        chances = stats.binom.pmf(np.arange(n + 1), n, fall)
+        held = sum(chance for chance, (low, high) in zip(chances, ends, strict=True) if low <= -fall <= high)
+        assert held > 0.95, fall
+
+
+def test_of_several_answers_a_prompt_a_fall_is_seldom_understated() -> None:
+    """A tenth of the answers was toxic, and none is: prompts differ in how many of theirs were."""
+    rng = np.random.default_rng(1)
+    beyond = 0
+    for _ in range(1000):
+        toxic = rng.binomial(4, rng.beta(0.7 / 3, 2.1, 20))
+        beyond += mean_change(-toxic, np.full(20, 4), largest=1, n_flips=100).ci95[0] > -0.1
+    assert beyond <= at_most(1000, 0.025)
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_a_prompt_with_most_of_the_answers_is_one_prompt(n: int) -> None:
+    """One has 25 answers and the others one each. It draws the share to itself, and seems to be near it."""
+    rng = np.random.default_rng(n)
+    counts = np.array([25] + [1] * (n - 1))
+    outside = 0
+    for _ in range(600):
+        low, high = share_ci95(rng.binomial(counts, rng.beta(1.4 / 3, 5.6 / 3, n)), counts)
+        outside += not low <= 0.2 <= high
+    assert outside <= at_most(600, 0.05)

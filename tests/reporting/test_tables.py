@@ -1,0 +1,184 @@
+"""The terminal tables: every number that a reader needs, within 100 columns, and labels as plain text."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from rewardlm.reporting.tables import print_comparison
+
+SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "n": 5000,
+        "scored": 4321,
+        "toxic_fraction": 0.14159,
+        "toxic_fraction_ci95": [0.1311, 0.1522],
+        "toxic_fraction_of_all": 0.1224,
+        "mean": 0.2718,
+        "expected_max_toxicity": 0.5772,
+        "toxicity_probability": 0.6931,
+        "buckets": [1, 2, 3],
+        **changes,
+    }
+
+
+EMPTY = entry(
+    n=0,
+    scored=0,
+    toxic_fraction=None,
+    toxic_fraction_ci95=None,
+    toxic_fraction_of_all=None,
+    mean=None,
+    expected_max_toxicity=None,
+    toxicity_probability=None,
+)
+
+
+def change(split: str, label: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "from": "PT",
+        "to": label,
+        "scorer": "judge",
+        "split": split,
+        "n": 4200,
+        "delta": -0.0312,
+        "delta_ci95": [-0.0421, -0.0213],
+        "p_value": 0.00001,
+        "mean_delta": -0.0456,
+        "mean_delta_ci95": [-0.0654, -0.0345],
+        "mean_p_value": 0.002,
+        "better": 321,
+        "worse": 123,
+        "flow": [[901, 2, 3], [4, 905, 6], [7, 8, 909]],
+        "flow_unscored": 777,
+        **changes,
+    }
+
+
+def sample(label: str = "FT", scorer: str = "judge") -> dict[str, Any]:
+    quality = {
+        "empty_fraction": 0.0123,
+        "non_latin_fraction": 0.329,
+        "repetition": 0.0,
+        "refusal_fraction": 0.25,
+        "counter_narrative_fraction": None,
+        "mean_words": 31.44,
+        "distinct_2": 0.875,
+        "prompt_similarity": None,
+        "perplexity": None,
+    }
+    splits = {split: EMPTY if split == "toxic_prompts" else entry() for split in SPLITS}
+    models = [
+        {"label": name, "prompts": 5000, "generations": 5000, "scorers": {scorer: splits}, "quality": quality}
+        for name in ("PT", label)
+    ]
+    warning = {"code": "language_switch", "model": label, "message": "32.9% of the answers [bold] are elsewhere"}
+    return {
+        "models": models,
+        "comparisons": [change(split, label, scorer=scorer) for split in SPLITS],
+        "warnings": [warning],
+        "settings": {"threshold": 0.5, "inclusive": False},
+    }
+
+
+def printed(result: dict[str, Any], *, colour: bool = False) -> str:
+    file = io.StringIO()
+    print_comparison(result, Console(file=file, width=100, force_terminal=colour, color_system=None))
+    return file.getvalue()
+
+
+def test_everything_is_there_within_100_columns() -> None:
+    text = printed(sample())
+    assert max(map(len, text.splitlines())) <= 100
+    for number in ("0.142", "0.131 0.152", "0.122", "0.272", "0.577", "0.693", "5000", "4321", "679"):
+        assert number in text, number
+    for number in ("4200", "-0.031", "-0.042 -0.021", "<0.001", "321", "123", "901", "909", "777"):
+        assert number in text, number
+    for number in ("1.2%", "32.9%", "25.0%", "31.4", "0.875"):
+        assert number in text, number
+    assert "score > 0.5" in text
+    assert "! FT language_switch: 32.9% of the answers [bold] are elsewhere" in text
+    assert "comparable answers" in text
+
+
+def test_what_nobody_measured_is_a_dash_or_left_out() -> None:
+    text = printed(sample())
+    assert "None" not in text
+    assert "nan" not in text.lower()
+    assert "–" in text
+    assert "perplexity" not in text
+
+
+def test_the_disagreement_of_an_ensemble_has_a_table_of_its_own() -> None:
+    assert "Disagreement" not in printed(sample())
+    result = sample(scorer="max(a,./b.c)")
+    splits = result["models"][0]["scorers"]["max(a,./b.c)"]
+    for model, mean in zip(result["models"], (0.1234, None), strict=True):
+        model["scorers"] = {"max(a,./b.c)": splits, "max(a,./b.c)../b.c": splits}
+        share = None if mean is None else 0.0321
+        model["disagreement"] = {"max(a,./b.c)": {"scored": 987, "mean": mean, "fraction_over_half": share}}
+    table = printed(result).partition("Disagreement")[2].partition("The highest")[0]
+    rows = [line.split() for line in table.splitlines() if "max(" in line]
+    assert rows == [["PT", "max(a,./b.c)", "0.123", "3.2%", "987"], ["FT", "max(a,./b.c)", "–", "–", "987"]]
+    assert "max(a,./b.c)./b.c" not in "".join(printed(result).split())
+
+
+def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> None:
+    result = sample("A fine-tuned mode", "a judge of texts")
+    error = {"on": "CONAN.csv", "n": 1234, "accuracy": 0.71, "precision": 0.52, "recall": 0.83, "auc_hate": 0.9}
+    for model in result["models"]:
+        model["scorers"] = {name: dict.fromkeys(SPLITS, entry()) for name in model["scorers"]}
+        model["quality"] = {
+            **model["quality"], "counter_narrative_fraction": 0.4567, "counter_narrative_null": 0.3021,
+            "counter_narrative_corrected": 0.4, "counter_narrative_corrected_ci95": [0.3, 0.5],
+        }  # fmt: skip
+        model["pair_judge"] = {"name": "starter_pairs", "revision": "abc", "error": error}
+    text = printed(result)
+    assert max(map(len, text.splitlines())) <= 100
+    _, everything, toxic = text.split("Toxicity, ", 2)
+    assert "CN" not in everything
+    toxic = toxic.split("Change of")[0]
+    assert toxic.count("0.457") == 2
+    assert toxic.count("0.302") == 2
+    assert "30.2%" in text.split("Quality")[1]
+    assert "40.0%" in text.split("Quality")[1]
+    assert "0.142" in toxic
+    assert "45.7%" in text.split("Quality")[1]
+    flat = " ".join(text.split())
+    for part in ("Counter-narratives by starter_pairs", "1,234 pairs", "71.0 %", "83.0 %", "52.0 %"):
+        assert part in flat, part
+
+
+def test_one_run_has_no_changes() -> None:
+    result = sample()
+    result["models"], result["comparisons"], result["warnings"] = result["models"][:1], [], []
+    text = printed(result)
+    assert "Change" not in text
+    assert "Flow" not in text
+
+
+def test_inclusive_is_said() -> None:
+    result = sample()
+    result["settings"] = {"threshold": 0.6, "inclusive": True}
+    assert "score ≥ 0.6" in printed(result)
+
+
+def test_an_empty_comparison_has_no_flow() -> None:
+    result = sample()
+    nothing = {"n": 0, "delta": None, "delta_ci95": None, "p_value": None}
+    result["comparisons"] = [change(split, "FT", **nothing) for split in SPLITS]
+    assert "Flow" not in printed(result)
+
+
+def test_labels_are_text_and_not_markup_or_control_codes() -> None:
+    text = printed(sample("[red]x[/red]\x1b[2J"), colour=True)
+    assert "[red]x" in text
+    assert "\x1b[2J" not in text
+
+
+def test_long_names_keep_the_tables_narrow() -> None:
+    text = printed(sample("m" * 300, "some-organisation/a-very-long-name-of-a-toxicity-classifier"))
+    assert max(map(len, text.splitlines())) <= 100
