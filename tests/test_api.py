@@ -191,3 +191,15 @@ def test_trl_trains_a_step_by_it(tmp_path: Path) -> None:
     )
     moved = [n for n, w in policy.causal_lm.named_parameters() if not torch.equal(w.detach(), before[n])]
     assert bool(moved) == (len({round(r, 6) for r in rewards if r is not None}) > 1)
+
+
+@pytest.mark.parametrize("name", ["measure_any_model", "train_and_prove", "own_judge"])
+def test_the_notebooks_run_as_scripts(name: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "tiny", str(tmp_path)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
+    if name != "own_judge":
+        assert "<html" in (tmp_path / "report.html").read_text("utf-8")

@@ -37,11 +37,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewardlm.config import flatten
 from rewardlm.errors import RunError
 from rewardlm.types import Generation, Message, Prompt, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RECORDED_PACKAGES = (
     "rewardlm",
@@ -328,6 +331,41 @@ class Run:
 
     def scores(self) -> list[Score]:
         return [Score(**record) for record in self.read("scores")]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Of a training a row a step, with its numbers; of a measurement a row an answer: ``prompt``, ``answer``,
+        ``sample``, ``finish``, and P(toxic) by each judge, its further labels as ``judge.label``. NaN is unscored.
+        """
+        import pandas as pd
+
+        if self.meta["kind"] not in ("measure", "import"):
+            return pd.DataFrame(list(self.read("metrics")))
+        prompts = {prompt.id: prompt for prompt in self.each_prompt()}
+        rows = {
+            answer.id: {
+                "prompt_id": answer.prompt_id,
+                "prompt": prompts[answer.prompt_id].text,
+                "prompt_toxicity": prompts[answer.prompt_id].toxicity,
+                "sample": answer.sample,
+                "answer": answer.text,
+                "finish": answer.finish,
+            }
+            for answer in self.each_generation()
+        }
+        first: dict[str, str] = {}
+        for score in self.scores():
+            main = first.setdefault(score.scorer, score.label)
+            name = score.scorer if score.label == main else f"{score.scorer}.{score.label}"
+            rows[score.generation_id][name] = score.value
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        state = "finished" if self.finished else self.meta.get("status", "")
+        head = f"{self.meta['kind']} “{self.label}”, {state}: {self.path}"
+        table: str = self.to_pandas().head(5).to_html(float_format="{:.3f}".format, na_rep="")
+        return f"<p>{escape(head)}</p>{table}"
 
 
 @contextmanager
