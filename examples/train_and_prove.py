@@ -31,7 +31,7 @@ reinforced = rl.rlaf(
 after = rl.measure(
     MODEL, adapter=reinforced, **measured, label="after", primary={"scorer": "lexical"}, out=FOLDER / "after"
 )
-proof = rl.compare(before, after)
+proof = rl.compare([before, after])
 change = proof.change("after")
 print(
     f"toxic share by {change.scorer}: {change.before:.3f} before, {change.after:.3f} after, p = {change.p_adjusted:.3f}"
@@ -41,4 +41,4 @@ for warning in proof.warnings:
     print(f"{warning.model}: {warning.code}: {warning.message}")
 
 # %%
-print(rl.report(before, after, tuned, reinforced, out=FOLDER / "report.html"))
+print(rl.report([before, after, tuned, reinforced], out=FOLDER / "report.html"))

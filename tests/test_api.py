@@ -70,13 +70,31 @@ def test_scores_are_those_of_the_judge_and_silence_is_unscored() -> None:
     judge = rl.load_judge("lexical")
     found = rl.score([HATE, KIND, ""], judge)
     asked = [verdict.values["toxicity"] for verdict in judge.score([HATE, KIND])]
-    assert found["lexical"] == [*asked, None]
+    assert found == [*asked, None]
     table = found.to_pandas()
     assert list(table["text"]) == [HATE, KIND, ""]
     assert pd.isna(table["lexical"][2])
     assert "unscored" in found._repr_html_()
     both = rl.score(KIND, "lexical,lexical2")
     assert list(both.verdicts) == ["lexical", "lexical2"]
+    assert both == both.by("lexical") != both.by("lexical2")
+
+
+def test_prompts_may_be_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARDLM_CACHE", str(tmp_path / "cache"))
+    asked = {"judges": ["lexical"], "samples": 2, "max_new_tokens": 4, "progress": False}
+    run = rl.measure("tiny", prompts=["Hello", "Guten Morgen"], out=tmp_path / "run", **asked)
+    assert [prompt.text for prompt in run.prompts()] == ["Hello", "Guten Morgen"]
+    table = run.to_pandas()
+    assert list(table["prompt"]) == ["Hello", "Hello", "Guten Morgen", "Guten Morgen"]
+    said = {(answer.prompt_id, answer.sample): answer.text for answer in run.generations()}
+    assert list(table["answer"]) == [said[prompt.id, sample] for prompt in run.prompts() for sample in (0, 1)]
+    # The same call goes on, or is done; another is refused.
+    assert rl.measure("tiny", prompts=["Hello", "Guten Morgen"], out=tmp_path / "run", **asked).path == run.path
+    with pytest.raises(RunError):
+        rl.measure("tiny", prompts=["Hello", "Bonjour"], out=tmp_path / "run", **asked)
+    with pytest.raises(ConfigError, match="none empty"):
+        rl.measure("tiny", prompts=["Hello", " "], out=tmp_path / "other", **asked)
 
 
 def test_markup_in_a_text_stays_text() -> None:
@@ -85,8 +103,8 @@ def test_markup_in_a_text_stays_text() -> None:
 
 def test_a_comparison_is_the_json_of_the_command_line(folder: Path) -> None:
     runs = [folder / "PT", folder / "PT again"]
-    found = rl.compare(*runs)
-    assert json.loads(found.to_json()) == json.loads(json.dumps(compare_runs(runs)))
+    found = rl.compare(runs)
+    assert found.to_dict() == json.loads(json.dumps(compare_runs(runs)))
     printed = subprocess.run(
         [sys.executable, "-m", "rewardlm", "compare", *map(str, runs), "--json"],
         capture_output=True,
@@ -94,7 +112,7 @@ def test_a_comparison_is_the_json_of_the_command_line(folder: Path) -> None:
         check=True,
         timeout=120,
     ).stdout
-    assert json.loads(printed) == json.loads(found.to_json())
+    assert json.loads(printed) == found.to_dict()
     table = found.to_pandas()
     assert len(table) == 2 * 5
     row = table[(table.model == "PT") & (table.split == "all")].iloc[0]
@@ -105,7 +123,8 @@ def test_a_comparison_is_the_json_of_the_command_line(folder: Path) -> None:
 
 def test_runs_are_taken_by_folder_and_as_they_were_returned(folder: Path) -> None:
     run = rl.Run.open(folder / "PT")
-    assert rl.compare(run, str(folder / "PT again")) == rl.compare(folder / "PT", folder / "PT again")
+    assert rl.compare([run, str(folder / "PT again")]) == rl.compare([folder / "PT", folder / "PT again"])
+    assert rl.compare(run).models[0].label == "PT"
 
 
 def test_what_is_not_there_is_named() -> None:
@@ -121,7 +140,7 @@ def test_what_is_not_there_is_named() -> None:
 
 
 def test_an_unknown_model_of_a_comparison_is_named(folder: Path) -> None:
-    found = rl.compare(folder / "PT", folder / "PT again")
+    found = rl.compare([folder / "PT", folder / "PT again"])
     with pytest.raises(KeyError, match="PT, PT again"):
         found.model("FT")
     with pytest.raises(KeyError, match="PT again by lexical"):
@@ -130,7 +149,7 @@ def test_an_unknown_model_of_a_comparison_is_named(folder: Path) -> None:
 
 def test_rewards_are_one_minus_toxicity_and_read_conversations() -> None:
     reward = rl.reward_function("lexical")
-    plain = rl.score([HATE, KIND], "lexical")["lexical"]
+    plain = rl.score([HATE, KIND], "lexical")
     expected = [1 - value for value in plain if value is not None]
     assert reward([HATE, KIND]) == pytest.approx(expected)
     talks = [[{"role": "assistant", "content": text}] for text in (HATE, KIND)]
@@ -180,7 +199,7 @@ def test_trl_trains_a_step_by_it(tmp_path: Path) -> None:
     )
     trainer.train()
     (completions, rewards), *_ = seen
-    judged = rl.score(completions, "lexical")["lexical"]
+    judged = rl.score(completions, "lexical")
     known = [1 - value for value in judged if value is not None]
     assert len(completions) == 4
     assert known

@@ -1,7 +1,7 @@
 """RewardLM: make a chat model less toxic, and prove that it became so.
 
 >>> import rewardlm as rl
->>> rl.score("You are a worthless idiot.", "lexical")["lexical"][0] > 0.5
+>>> rl.score(["You are a worthless idiot."], judge="lexical")[0] > 0.5
 True
 """
 

@@ -7,9 +7,10 @@ call that was stopped goes on when it is made again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,13 +21,14 @@ from rewardlm.config import (
     MeasureSettings,
     RewardSettings,
     RlafSettings,
+    cache_folder,
     split_names,
     validate,
 )
 from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.progress import say, stage
-from rewardlm.runs import Run, expand
+from rewardlm.runs import Run, expand, write_atomically
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -38,17 +40,21 @@ Runs = str | Path | Run
 S = TypeVar("S", MeasureSettings, FinetuneSettings, RlafSettings, InterpretSettings, CompareSettings)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What each judge says of each text: ``verdicts[judge][i]`` of ``texts[i]``. Higher is always more toxic."""
+class Scores(list[float | None]):
+    """P(toxic) of each text by the first judge, None where it is unscored; a list, with what else was found beside it.
 
-    texts: list[str]
-    verdicts: dict[str, list[Verdict]]
-    labels: dict[str, tuple[str, ...]]
+    ``verdicts[judge][i]`` is all that a judge says of ``texts[i]``. Higher is always more toxic.
+    """
 
-    def __getitem__(self, judge: str) -> list[float | None]:
-        """P(main label) of each text by ``judge``; None where it is unscored."""
-        main = self.labels[judge][0]
+    def __init__(self, texts: list[str], judges: Sequence[Scorer], verdicts: dict[str, list[Verdict]]) -> None:
+        self.texts = texts
+        self.verdicts = verdicts
+        self._labels = {judge.name: tuple(judge.labels) for judge in judges}
+        super().__init__(self.by(judges[0].name))
+
+    def by(self, judge: str) -> list[float | None]:
+        """P(main label) of each text by ``judge``."""
+        main = self._labels[judge][0]
         return [verdict.values.get(main) for verdict in self.verdicts[judge]]
 
     def to_pandas(self) -> pd.DataFrame:
@@ -57,8 +63,8 @@ class Scores:
 
         columns: dict[str, list[Any]] = {"text": self.texts}
         for judge, verdicts in self.verdicts.items():
-            columns[judge] = self[judge]
-            for label in self.labels[judge][1:]:
+            columns[judge] = self.by(judge)
+            for label in self._labels[judge][1:]:
                 columns[f"{judge}.{label}"] = [verdict.values.get(label) for verdict in verdicts]
         return pd.DataFrame(columns)
 
@@ -88,23 +94,21 @@ def score(texts: str | Sequence[str], judge: str | Scorer | Sequence[str | Score
     gave). An empty text is unscored, and never "not toxic".
 
     >>> import rewardlm as rl
-    >>> found = rl.score(["You are a worthless idiot.", "The library opens at nine.", ""], "lexical")
-    >>> [value is not None and value > 0.5 for value in found["lexical"]]
-    [True, False, False]
+    >>> insult, kind, silence = rl.score(["You are a worthless idiot.", "The library opens at nine.", ""], "lexical")
+    >>> insult > 0.5 > kind, silence
+    (True, None)
     """
     from rewardlm.scoring.scorer import score_texts
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     judges = _judges(judge, "auto")
-    return Scores(
-        texts=texts,
-        verdicts={one.name: score_texts(one, texts) for one in judges},
-        labels={one.name: tuple(one.labels) for one in judges},
-    )
+    return Scores(texts, judges, {one.name: score_texts(one, texts) for one in judges})
 
 
 def measure(
     model: str | None = None,
+    prompts: str | Sequence[str] | None = None,
+    judges: str | Sequence[str] | None = None,
     *,
     out: str | Path,
     settings: MeasureSettings | None = None,
@@ -113,15 +117,17 @@ def measure(
 ) -> Run:
     """Ask ``model`` prompts, and judge its answers: ``rewardlm measure``. Returns the run that ``out`` holds.
 
-    ``options`` are those of ``MeasureSettings``: ``prompts``, ``limit``, ``samples``, ``scorer``, ``adapter`` (a run of
-    ``finetune`` or ``rlaf``, or a folder), ``max_new_tokens`` and others.
+    ``prompts`` are texts, or what ``--prompts`` takes; ``judges`` are the setting ``scorer``. ``options`` are the other
+    settings of ``MeasureSettings``: ``samples``, ``limit``, ``label``, ``max_new_tokens``, ``adapter`` (a run of
+    ``finetune`` or ``rlaf``, or a folder) and others.
 
     >>> import rewardlm as rl
-    >>> run = rl.measure("tiny", prompts="starter", limit=2, scorer="lexical", max_new_tokens=4, out=folder / "PT")
+    >>> run = rl.measure("tiny", ["Hello", "Good morning"], "lexical", max_new_tokens=4, out=folder / "PT")
     >>> len(run.generations())
     2
     """
-    chosen = _settings(MeasureSettings, settings, model, options)
+    given = {"prompts": prompts, "scorer": judges}
+    chosen = _settings(MeasureSettings, settings, model, {**_given(given), **options})
     from rewardlm.measuring.meter import measure as run_meter
     from rewardlm.measuring.scoring import cut_short
 
@@ -183,14 +189,14 @@ def rlaf(
 
 
 def compare(
-    *runs: Runs, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any
+    runs: Runs | Sequence[Runs], *, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any
 ) -> Comparison:
     """Hold measurements against the first, the baseline: shares, paired tests, flows, audit. ``rewardlm compare``.
 
     An experiment stands for its measurements. ``options`` are those of ``CompareSettings``: ``threshold``, ``redraw`` …
 
     >>> import rewardlm as rl
-    >>> found = rl.compare(folder / "PT", folder / "PT again")
+    >>> found = rl.compare([folder / "PT", folder / "PT again"])
     >>> found.change("PT again", scorer="lexical", split="all").delta
     0.0
     """
@@ -203,7 +209,12 @@ def compare(
 
 
 def interpret(
-    *runs: Runs, out: str | Path, settings: InterpretSettings | None = None, progress: bool = True, **options: Any
+    runs: Runs | Sequence[Runs],
+    *,
+    out: str | Path,
+    settings: InterpretSettings | None = None,
+    progress: bool = True,
+    **options: Any,
 ) -> Run:
     """Look inside the models of measurements, the baseline first: ``rewardlm interpret``. What it found is
     ``run.load("interpretation")``; ``report`` shows it.
@@ -221,7 +232,8 @@ def interpret(
 
 
 def report(
-    *runs: Runs,
+    runs: Runs | Sequence[Runs],
+    *,
     out: str | Path = "report.html",
     title: str | None = None,
     settings: CompareSettings | None = None,
@@ -230,7 +242,7 @@ def report(
     """Write one self-contained page about measurements, trainings, interpretations or an experiment, and return it.
 
     >>> import rewardlm as rl
-    >>> rl.report(folder / "PT", folder / "PT again", out=folder / "page.html").name
+    >>> rl.report([folder / "PT", folder / "PT again"], out=folder / "page.html").name
     'page.html'
     """
     chosen = _settings(CompareSettings, settings, None, options)
@@ -308,6 +320,8 @@ def _settings(kind: type[S], settings: S | None, model: str | None, options: Map
         if given:
             raise ConfigError(f"settings and {', '.join(given)}: give a settings object, or the settings one by one")
         return settings
+    if "prompts" in given:
+        given["prompts"] = _as_source(given["prompts"])
     if "adapter" in given and isinstance(given["adapter"], Run):
         given["adapter"] = given["adapter"].path
     return validate(kind, given)
@@ -322,5 +336,28 @@ def _reported(title: str, progress: bool) -> Iterator[Callable[..., None] | None
         yield shown.report
 
 
-def _paths(runs: Sequence[Runs]) -> list[Path]:
-    return [run.path if isinstance(run, Run) else Path(run) for run in runs]
+def _paths(runs: Runs | Sequence[Runs]) -> list[Path]:
+    named = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    return [run.path if isinstance(run, Run) else Path(run) for run in named]
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what wasn't given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _as_source(prompts: Any) -> Any:
+    """Texts as a file in the cache, named by what it holds: a run that goes on finds the same. A source as it is.
+
+    Raises ConfigError where there is no text, or an empty one.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return prompts
+    if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+        raise ConfigError("prompts: expected a source (starter, rtp:packaged, a file …) or a list of texts, none empty")
+    lines = "".join(f"{json.dumps({'text': text})}\n" for text in prompts).encode()
+    path = cache_folder() / "prompts" / f"{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lines)
+    return str(path)

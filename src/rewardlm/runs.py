@@ -341,7 +341,8 @@ class Run:
         if self.meta["kind"] not in ("measure", "import"):
             return pd.DataFrame(list(self.read("metrics")))
         prompts = {prompt.id: prompt for prompt in self.each_prompt()}
-        rows = {
+        places = {identity: place for place, identity in enumerate(prompts)}
+        rows: dict[str, dict[str, Any]] = {
             answer.id: {
                 "prompt_id": answer.prompt_id,
                 "prompt": prompts[answer.prompt_id].text,
@@ -350,7 +351,8 @@ class Run:
                 "answer": answer.text,
                 "finish": answer.finish,
             }
-            for answer in self.each_generation()
+            # Long prompts are answered first: a table is read in the prompts' order.
+            for answer in sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
         }
         first: dict[str, str] = {}
         for score in self.scores():

@@ -267,9 +267,9 @@ class Comparison(Result):
         known = sorted({f"{found.to} by {found.scorer}" for found in self.comparisons})
         raise KeyError(f"no change to {to!r} by {scorer!r} in {split!r}: expected one of {', '.join(known)}")
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """What ``rewardlm compare --json`` prints."""
-        return self.model_dump_json(by_alias=True, exclude_unset=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each model, judge and split: the model's own numbers, and those of its change beside them."""
