@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 # The made-up comparison is shared with the tests of the page's text.
-sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "reporting"))
 
 
 @pytest.fixture(scope="session")
