@@ -1,0 +1,58 @@
+"""The settings of every command, checked: YAML file, then flags, then ``key.sub=value`` overrides.
+
+Each command has one pydantic model, in a file of its name; an unknown key is an error that names the nearest known one.
+Flags that a user did not give are absent (not None), so that a YAML file's value stands.
+"""
+
+from __future__ import annotations
+
+from rewardlm.config.compare import CompareSettings as CompareSettings
+from rewardlm.config.experiment import ExperimentSettings as ExperimentSettings
+from rewardlm.config.experiment import StageMeasure as StageMeasure
+from rewardlm.config.fields import Dtype as Dtype
+from rewardlm.config.fields import Names as Names
+from rewardlm.config.fields import NamesOrNone as NamesOrNone
+from rewardlm.config.fields import Part as Part
+from rewardlm.config.fields import Resume as Resume
+from rewardlm.config.fields import flatten as flatten
+from rewardlm.config.fields import is_function_name as is_function_name
+from rewardlm.config.fields import one_is_a_list as one_is_a_list
+from rewardlm.config.fields import split_names as split_names
+from rewardlm.config.finetune import FinetuneSettings as FinetuneSettings
+from rewardlm.config.finetune import TrainingSettings as TrainingSettings
+from rewardlm.config.folders import cache_folder as cache_folder
+from rewardlm.config.folders import data_folder as data_folder
+from rewardlm.config.imports import ImportSettings as ImportSettings
+from rewardlm.config.interpret import AttributionSettings as AttributionSettings
+from rewardlm.config.interpret import InsideSettings as InsideSettings
+from rewardlm.config.interpret import InterpretSettings as InterpretSettings
+from rewardlm.config.measure import MAX_NEW_TOKENS as MAX_NEW_TOKENS
+from rewardlm.config.measure import MEASURE_PRESETS as MEASURE_PRESETS
+from rewardlm.config.measure import MeasureSettings as MeasureSettings
+from rewardlm.config.measure import PrimarySettings as PrimarySettings
+from rewardlm.config.model import ChatSettings as ChatSettings
+from rewardlm.config.model import GenerationSettings as GenerationSettings
+from rewardlm.config.model import LoraSettings as LoraSettings
+from rewardlm.config.model import ModelSettings as ModelSettings
+from rewardlm.config.model import QuantisationSettings as QuantisationSettings
+from rewardlm.config.reading import build as build
+from rewardlm.config.reading import read_yaml as read_yaml
+from rewardlm.config.reading import validate as validate
+from rewardlm.config.rlaf import Doubt as Doubt
+from rewardlm.config.rlaf import KlSettings as KlSettings
+from rewardlm.config.rlaf import OverlongSettings as OverlongSettings
+from rewardlm.config.rlaf import ProbeSettings as ProbeSettings
+from rewardlm.config.rlaf import RewardSettings as RewardSettings
+from rewardlm.config.rlaf import RlafSettings as RlafSettings
+from rewardlm.config.rlaf import TermSettings as TermSettings
+from rewardlm.config.score import ScoreSettings as ScoreSettings
+from rewardlm.config.section import Section as Section
+from rewardlm.config.services import EndpointSettings as EndpointSettings
+from rewardlm.config.services import PerspectiveSettings as PerspectiveSettings
+from rewardlm.config.services import ServerSettings as ServerSettings
+from rewardlm.config.services import ServiceSettings as ServiceSettings
+from rewardlm.config.services import ServicesSettings as ServicesSettings
+from rewardlm.config.services import ServiceUrl as ServiceUrl
+from rewardlm.config.services import how_asked as how_asked
+from rewardlm.config.services import secrets_in_url as secrets_in_url
+from rewardlm.config.services import without_secrets as without_secrets
