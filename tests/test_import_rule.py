@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,3 +174,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 )
 def test_checking_settings_and_reading_runs_need_no_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "transformers", "peft", "trl", "sentence_transformers"}
+
+
+def test_every_file_that_is_no_code_is_packed() -> None:
+    """What the list in pyproject.toml leaves out would be missing from a wheel alone, where no test looks."""
+    patterns = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    packed = {found for pattern in patterns["package-data"]["rewardlm"] for found in ROOT.glob(pattern)}
+    others = {file for file in ROOT.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert others
+    assert {str(file.relative_to(ROOT)) for file in others - packed} == set()
