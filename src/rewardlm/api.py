@@ -1,7 +1,7 @@
 """The library for notebooks and scripts: what ``import rewardlm`` gives. Each function is a command, with its settings.
 
-Settings are keyword arguments by the names of ``rewardlm init`` and docs/ (``samples=4``, ``lora={"r": 8}``), or a
-settings object; an unknown one is an error that names the nearest. Results are written to ``out`` as they come, and a
+Settings are keyword arguments by the names that a YAML file has (``samples=4``, ``lora={"r": 8}``), or a settings
+object; an unknown one is an error that names the nearest. Results are written to ``out`` as they come, and a
 call that was stopped goes on when it is made again.
 """
 
@@ -28,7 +28,7 @@ from rewardlm.config import (
 from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.progress import say, stage
-from rewardlm.runs import Run, expand, write_atomically
+from rewardlm.runs import Run, measured_in, write_atomically
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -203,9 +203,7 @@ def compare(
     from rewardlm.measuring.compare import compare as compare_runs
 
     chosen = _settings(CompareSettings, settings, None, options)
-    named = _paths(runs)
-    measured = [run.path for run in expand(named) if run.path in named or run.meta["kind"] in ("measure", "import")]
-    return Comparison.model_validate(compare_runs(measured, scorer=scorer, **chosen.model_dump()))
+    return Comparison.model_validate(compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump()))
 
 
 def interpret(
@@ -225,8 +223,7 @@ def interpret(
     chosen = _settings(InterpretSettings, settings, None, options)
     from rewardlm.interpreting.interpretation import interpret as look_inside
 
-    named = _paths(runs)
-    measured = [run.path for run in expand(named) if run.path in named or run.meta["kind"] == "measure"]
+    measured = measured_in(_paths(runs), kinds=("measure",))
     with _reported("interpret", progress) as report:
         return look_inside(measured, chosen, Path(out), report=report)
 

@@ -438,6 +438,11 @@ def expand(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]
         yield from expand([run.path / relative for relative in run.meta.get("runs", [])], (*above, here))
 
 
+def measured_in(paths: Sequence[Path], *, kinds: Sequence[str] = ("measure", "import")) -> list[Path]:
+    """Of experiments, the runs of these kinds; a run that is named itself stays, and is refused with a reason later."""
+    return [run.path for run in expand(paths) if run.path in paths or run.meta["kind"] in kinds]
+
+
 def unique_labels(labels: Sequence[str]) -> list[str]:
     """The labels, numbered where two runs have the same."""
     taken: list[str] = []

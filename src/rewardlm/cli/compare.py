@@ -23,11 +23,10 @@ def compare(
     """
     folders, overrides = options.split_overrides(runs)
     from rewardlm.config import CompareSettings, build
-    from rewardlm.runs import expand
+    from rewardlm.runs import measured_in
 
     settings = build(CompareSettings, file=config, flags={"seed": seed, "redraw": redraw}, overrides=overrides)
-    # Of an experiment, the runs that hold answers. A training that is named itself stays and is refused with a reason.
-    measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] in ("measure", "import")]
+    measured = measured_in(folders)
     if as_json:
         import json
 

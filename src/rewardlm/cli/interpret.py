@@ -35,7 +35,7 @@ def interpret(
     """
     folders, overrides = options.split_overrides(runs)
     from rewardlm.config import InterpretSettings, build
-    from rewardlm.runs import expand
+    from rewardlm.runs import measured_in
 
     settings = build(
         InterpretSettings,
@@ -52,7 +52,7 @@ def interpret(
         },
         overrides=overrides,
     )
-    measured = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] == "measure"]
+    measured = measured_in(folders, kinds=("measure",))
     from rewardlm.interpreting.interpretation import KIND
     from rewardlm.interpreting.interpretation import interpret as look_inside
     from rewardlm.progress import stage
