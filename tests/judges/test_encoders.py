@@ -26,7 +26,8 @@ from transformers import (
 from rewardlm.config import ModelSettings
 from rewardlm.errors import ModelError, TrainingError
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.train import head_of, train_judge
+from rewardlm.judges.train import train_judge
+from rewardlm.judges.trainer import head_of
 from rewardlm.models.load import load_policy
 from rewardlm.scoring.classifier import ClassifierScorer
 

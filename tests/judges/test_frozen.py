@@ -166,21 +166,21 @@ def test_a_judge_on_the_lowest_layers_loads_by_its_record(data: Path, tmp_path: 
 def test_a_killed_training_on_frozen_layers_goes_on_as_if_nothing_had_happened(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rewardlm.judges import train as module
+    from rewardlm.judges.trainer import Watch
 
     torch.set_num_threads(1)
     base = encoder("llama", tmp_path / "encoder")
     settings = wanted(data, base, frozen=2, epochs=2)
     whole = train_judge(settings, tmp_path / "whole").path
 
-    save = module._Watch.on_save
+    save = Watch.on_save
 
     def killed(self: object, args: object, state: object, control: object, **kwargs: object) -> None:
         save(self, args, state, control, **kwargs)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Watch, "on_save", killed)
+        patch.setattr(Watch, "on_save", killed)
         with pytest.raises(KeyboardInterrupt):
             train_judge(settings, tmp_path / "again")
     again = train_judge(settings, tmp_path / "again").path

@@ -30,7 +30,7 @@ from rewardlm.judges.pair_data import (
     target_of,
 )
 from rewardlm.judges.pair_evaluation import PairEvaluateSettings, evaluate_on, evaluate_pairs, held_out_controls
-from rewardlm.judges.pairs import PairJudgeSettings, _epoch, command, fit_temperature, train_pair_judge
+from rewardlm.judges.pairs import PairJudgeSettings, _command, _epoch, fit_temperature, train_pair_judge
 from rewardlm.judges.texts import load_labelled
 from rewardlm.scoring.pairs import PAIR_LABELS, load_pair_judge
 from rewardlm.types import Dialogue, Message
@@ -452,11 +452,11 @@ def test_dialogues_that_leave_nothing_to_hold_out_are_refused(encoder, tmp_path)
 
 def test_the_command_in_the_card_gives_the_same_settings():
     chosen = PairJudgeSettings(dialogues="a.csv", epochs=3, lora={**PairJudgeSettings().lora.model_dump(), "r": 4})
-    words = command(chosen).split()
+    words = _command(chosen).split()
     assert words[:3] == ["rewardlm", "judge", "train-pairs"]
     tree = dict(word.split("=") for word in words[3:] if "=" in word)
     assert tree == {"dialogues": "a.csv", "epochs": "3", "lora.r": "4"}
-    assert command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"
+    assert _command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"
 
 
 def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):

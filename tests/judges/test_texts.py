@@ -12,10 +12,10 @@ import pytest
 from rewardlm.data.dialogues import OURS, load_dialogues, normalised
 from rewardlm.data.split import is_held_out
 from rewardlm.errors import DataError
+from rewardlm.judges.corpus import load_corpus
 from rewardlm.judges.pair_data import own_pairs
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LABELS, load_labelled
-from rewardlm.judges.train import load_corpus
 
 RTP_ROW = {
     "prompt": {"text": "He is such a", "toxicity": 0.25, "insult": 0.5, "flirtation": 0.1},

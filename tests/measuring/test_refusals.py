@@ -24,7 +24,7 @@ from rewardlm.measuring.refusal_words import probability, terms
 from rewardlm.measuring.refusals import ERRORS, is_refusal, ruling_on
 
 SOURCE = Path(refusals.__file__).parent
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "refusals.py"
+SCRIPT = Path(__file__).parents[2] / "recipes" / "refusal_words.py"
 BY_RULES = SCRIPT.parent / "refusal_texts" / "by_rules.txt"
 HELD_OUT = Path(__file__).with_name("refusals_held_out.txt")
 

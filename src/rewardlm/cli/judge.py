@@ -133,8 +133,9 @@ def evaluate(
         "judge": names or None, "suite": suite or None, "label": label, "limit": limit, "seed": seed, "device": device,
     }  # fmt: skip
     settings = build(JudgeEvaluateSettings, file=config, flags=flags, overrides=overrides)
+    from rewardlm.judges.card import add_to_card, card_folder
     from rewardlm.judges.evaluate import evaluate as run_evaluation
-    from rewardlm.judges.listing import add_to_card, card_folder
+    from rewardlm.judges.results import figures_of
     from rewardlm.progress import say, stage
 
     cards = {name: card_folder(name) for name in settings.judge} if card else {}
@@ -144,7 +145,9 @@ def evaluate(
         if result["trained_on_this_file"]:
             say(f"{result['judge']} was trained on the file of suite {result['suite']}: its figures there flatter it")
     for name, folder in cards.items():
-        add_to_card(folder, [result for result in found["results"] if result["judge"] == name])
+        mine = [result for result in found["results"] if result["judge"] == name]
+        speed = next((result["speed"] for result in mine if result["speed"]), None)
+        add_to_card(folder, {result["suite"]: figures_of(result) for result in mine}, speed)
     if as_json:
         _print_json(found if len(found["results"]) != 1 else found["results"][0])
     else:

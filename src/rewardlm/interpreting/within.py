@@ -14,7 +14,8 @@ from rewardlm.interpreting.sample import Sample, redrawn_pairs, stored_answers, 
 from rewardlm.interpreting.subjects import Subject
 from rewardlm.interpreting.tokens import Judge
 from rewardlm.measuring.compare import Measured
-from rewardlm.scoring.scorer import Scorer, load_scorer, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import Scorer, score_texts
 
 # Of the baseline's stored answers so many may teach the probe, drawn by seed.
 _LABELLED = 400

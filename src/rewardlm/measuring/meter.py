@@ -42,8 +42,9 @@ from rewardlm.measuring.windows import Judged, judged_by_processes
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
 from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage
+from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
-from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.

@@ -17,7 +17,7 @@ from rewardlm.errors import NotAvailableError, RewardLMError
 from rewardlm.measuring.engines import LocalEngine, load_model
 from rewardlm.measuring.windows import Judged, judged_window
 from rewardlm.models.load import resolve_device
-from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.load import load_scorer
 from rewardlm.types import Prompt
 
 

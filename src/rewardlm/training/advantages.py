@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rewardlm.errors import TrainingError
-from rewardlm.scoring.scorer import load_function
+from rewardlm.scoring.function import load_function
 from rewardlm.training.objectives import real, whiten
 
 

@@ -36,7 +36,8 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
-from rewardlm.scoring.scorer import cuts, load_scorer
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import cuts
 from rewardlm.training.advantages import Feedback, charge_silence, estimate, load_estimator
 from rewardlm.training.checkpoints import (
     VALUE_HEAD,
