@@ -203,7 +203,7 @@ def compare(
     from rewardlm.measuring.compare import compare as compare_runs
 
     chosen = _settings(CompareSettings, settings, None, options)
-    return Comparison.model_validate(compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump()))
+    return compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump())
 
 
 def interpret(

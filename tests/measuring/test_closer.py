@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from measured_runs import build_run
+from measured_runs import build_run, compared
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from rewardlm.config import ModelSettings, ScoreSettings, build
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.measuring.closer import OtherPrompts, look_closer_at
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.similarity import load_embedder
 from rewardlm.models.load import load_policy
 from rewardlm.runs import Run
@@ -75,7 +74,7 @@ def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
             logits = policy.model(input_ids=torch.tensor([[*asked, *said]])).logits[0].float().log_softmax(-1)
         mean = -sum(float(logits[len(asked) - 1 + at, token]) for at, token in enumerate(said)) / len(said)
         assert found["perplexity"] == pytest.approx(math.exp(mean), rel=2e-2)
-    quality = compare([path], n_resamples=100)["models"][0]["quality"]
+    quality = compared([path], n_resamples=100)["models"][0]["quality"]
     hits = [most_likely(record["classes"]) == "counter_narrative" for record in records.values() if record["classes"]]
     assert quality["counter_narrative_fraction"] == sum(hits) / 5, "an empty answer is none"
     assert run.meta["perplexity_under"] == {"model": "tiny", "hash": policy.weights_hash}
@@ -104,7 +103,7 @@ def test_each_answer_is_held_against_anothers_prompt(tmp_path: Path) -> None:
             continue
         expected = judge.judge([(others.of(answer), answer.text)])[0]
         assert records[answer.id] == pytest.approx(expected, abs=1e-4)
-    quality = compare([path], n_resamples=100)["models"][0]["quality"]
+    quality = compared([path], n_resamples=100)["models"][0]["quality"]
     toxic = [records[f"p{row}-{sample}"] for row in range(3) for sample in (0, 1)]
     hits = [verdict is not None and most_likely(verdict) == "counter_narrative" for verdict in toxic]
     assert quality["counter_narrative_null"] == sum(hits) / 6

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from measured_runs import compared
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.measuring import meter
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.scoring import cut_short, score_run
 from rewardlm.measuring.similarity import load_embedder
 from rewardlm.models.load import load_policy
@@ -318,7 +318,7 @@ def test_the_rewards_of_a_checkpoint_are_its_trainings_and_of_a_lone_adapter_nob
     assert known.meta["rewards"] == ["lexical"]
     unknown = meter.measure(settings_of(adapter=lone), tmp_path / "unknown")
     assert unknown.meta["rewards"] is None
-    assert "judge_is_reward" not in {w["code"] for w in compare([unknown.path], n_resamples=50)["warnings"]}
+    assert "judge_is_reward" not in {w["code"] for w in compared([unknown.path], n_resamples=50)["warnings"]}
 
 
 def test_an_adapter_that_was_trained_again_is_not_taken_for_the_old_one(judges: Any, tmp_path: Path) -> None:

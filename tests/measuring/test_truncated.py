@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.exported import export_answers
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run
@@ -31,11 +30,11 @@ def run_with(path: Path, label: str, cut: list[bool | None], **more: Any) -> Pat
 
 
 def quality(*paths: Path) -> list[float | None]:
-    return [model["quality"]["truncated_fraction"] for model in compare(list(paths), n_resamples=200)["models"]]
+    return [model["quality"]["truncated_fraction"] for model in compared(list(paths), n_resamples=200)["models"]]
 
 
 def truncated_warnings(*paths: Path) -> list[tuple[str, str]]:
-    found = compare(list(paths), n_resamples=2000)["warnings"]
+    found = compared(list(paths), n_resamples=2000)["warnings"]
     return [(warning["model"], warning["message"]) for warning in found if warning["code"] == "truncated"]
 
 

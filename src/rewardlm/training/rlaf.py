@@ -25,7 +25,7 @@ from rewardlm.config import OverlongSettings, RlafSettings, TermSettings, flatte
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError, ScorerError, TrainingError
-from rewardlm.measuring.audit import same_judge
+from rewardlm.measuring.independence import same_judge
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, resolve_device
