@@ -56,7 +56,6 @@ _FREE = (
     "rlaf.resume",
     "rlaf.shard",
     "rlaf.stop_on",
-    "rlaf.value_coef",  # of older experiments; it never made a difference
     "interpret.batch_tokens",
 )
 
@@ -107,8 +106,8 @@ def run_experiment(
     recorded = settings.model_dump(mode="json")
 
     # Torch is imported only from here on: a wrong setting is told at once.
+    from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure
-    from rewardlm.measuring.scoring import cut_short
     from rewardlm.models.load import resolve_device
     from rewardlm.models.processes import Processes
 
@@ -121,16 +120,6 @@ def run_experiment(
             label=settings.title,
             settings=recorded,
             free=(*_FREE, *how_asked(recorded)),
-            added=(
-                "measure.counter_narrative",
-                "measure.services",
-                "measure.primary",
-                "rlaf.services",
-                "interpret",
-                "quantisation",
-                "stand_in",
-                "stand_ins",
-            ),
         )
     )
     runs: list[Path] = []

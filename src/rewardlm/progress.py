@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
 

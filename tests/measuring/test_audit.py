@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from measured_runs import build_run, compared
 
-from rewardlm.measuring.audit import same_judge
+from rewardlm.measuring.independence import same_judge
 
 N = 100
 GOOD = "People from there are as kind and as honest as people from here."

@@ -20,10 +20,9 @@ from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measuring import exported
 from rewardlm.measuring.compare import compare
 from rewardlm.measuring.comparison import Comparison
-from rewardlm.measuring.exported import export_answers
+from rewardlm.measuring.exported import defuse, export_answers, undo_defuse
 from rewardlm.measuring.harness_task import export_task
 from rewardlm.measuring.imported import import_table
-from rewardlm.measuring.spreadsheet import defuse, undo_defuse
 from rewardlm.reporting.paper import as_latex, as_markdown, grids, latex, markdown
 from rewardlm.runs import Run
 from rewardlm.types import Generation, Message, Prompt, Score

@@ -315,15 +315,6 @@ def test_ids_that_are_none(tmp_path: Path, row: list[str], match: str) -> None:
         import_table(table, tmp_path / "run", label="PT", mapping={"prompt_id": "question"})
 
 
-def test_an_import_of_an_older_version_goes_on(tmp_path: Path) -> None:
-    """It has no format in its settings: that is no other setting."""
-    table = write_csv(tmp_path / "t.csv", ROWS_2023)
-    run = import_table(table, tmp_path / "run", label="PT")
-    settings = {name: value for name, value in run.meta["settings"].items() if name != "format"}
-    run.update(settings=settings, status="running")
-    assert import_table(table, tmp_path / "run", label="PT").finished
-
-
 def test_two_long_tables_by_two_judges_are_compared_in_twenty_seconds(tmp_path: Path) -> None:
     """Texts of 20 to 60 words and continuous scores, every number of compare with its 10,000 resamples."""
     rng = random.Random(0)

@@ -17,9 +17,9 @@ from rewardlm.data.split import is_held_out
 from rewardlm.interpreting.sample import choose_scorer
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
+from rewardlm.measuring.judging import score_run
 from rewardlm.measuring.measured import load_measured
 from rewardlm.measuring.meter import measure
-from rewardlm.measuring.scoring import score_run
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
 from rewardlm.reporting.headline import findings, sentences

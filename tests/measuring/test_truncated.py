@@ -112,16 +112,6 @@ def test_an_imported_table_that_does_not_say_has_no_ends(tmp_path: Path) -> None
     assert quality(run.path) == [None]
 
 
-def test_imports_of_older_versions_said_stop_where_nothing_was_known(tmp_path: Path) -> None:
-    run = import_table(table(tmp_path / "t.csv", rows(other=[1, 2, 3])), tmp_path / "run", label="PT")
-    file = run.path / "generations.jsonl"
-    file.write_text(file.read_text().replace('"finish": null', '"finish": "stop"'))
-    assert quality(run.path) == [None]
-    export_answers([run.path], tmp_path / "out.jsonl")
-    exported = (tmp_path / "out.jsonl").read_text().splitlines()
-    assert [json.loads(line)["finish"] for line in exported] == [None] * 3
-
-
 @pytest.mark.parametrize(("column", "mapping"), [("finish", {}), ("finish_reason", {}), ("why", {"finish": "why"})])
 def test_a_table_may_say_how_answers_ended(tmp_path: Path, column: str, mapping: dict[str, str]) -> None:
     cells = ["stop", "length", "", "length"]

@@ -193,7 +193,7 @@ def _unscored(run: Measured) -> Iterator[Finding]:
             "missing; only those that are there count",
         )
     elif unanswered := run.meta.get("unanswered"):
-        reason = max(unanswered, key=unanswered.get)
+        reason = max(unanswered, key=lambda why: unanswered[why])
         yield (
             "unscored",
             f"the server gave no answer to {run.missing} of {run.missing + run.answers} questions (most often: "
@@ -229,7 +229,8 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
         deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
         advice = "read the other judges" if others else "score the run with another judge"
         yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}", judge
-    pair_judge = (run.meta.get("pair_judge") or {}).get("name")
+    found_by = run.meta.get("pair_judge")
+    pair_judge = found_by["name"] if found_by else None
     if pair_judge and share is not None and was_reward(pair_judge, run.rewards):
         yield (
             "judge_is_reward",

@@ -129,7 +129,7 @@ def counter_narrative_change(
     """Of the share of counter-narratives among answers to ``toxic_prompts`` Bool[N, 1]; None where nobody looked at a
     pair of them, or not one judge at both.
     """
-    judges = [(run.meta.get("pair_judge") or {}).get("revision") for run in (baseline, other)]
+    judges = [judge["revision"] if (judge := run.meta.get("pair_judge")) else None for run in (baseline, other)]
     if judges[0] != judges[1]:
         return None
     before, after = (

@@ -21,7 +21,7 @@ from rewardlm.measuring.records import (
     refuse_twice,
     samples_wanted,
 )
-from rewardlm.runs import Run
+from rewardlm.runs import Run, RunRecord
 from rewardlm.types import Prompt
 
 # Settings that answers depend on.
@@ -62,7 +62,7 @@ class Measured:
         return [name for name in self.main_labels if name in self.scores]
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> RunRecord:
         return self.run.meta
 
     @property
@@ -107,7 +107,7 @@ def load_measured(path: Path) -> Measured:
         reasons=reasons,
         main_labels=main_labels,
         quality=read_quality(run, answers),
-        rewards=_rewards(run),
+        rewards=run.meta.get("rewards") or [],
         disagreement=disagreement,
     )
 
@@ -121,15 +121,3 @@ def drawn_by(run: Measured) -> dict[str, Any]:
     }
     samples = samples_wanted(run.run)
     return found if samples is None else {"samples": samples, **found}
-
-
-def _rewards(run: Run) -> list[str]:
-    """Scorers that the measured model was trained on, as far as the run knows."""
-    for source in (run.meta, run.meta["settings"]):
-        for key in ("rewards", "reward"):
-            found = source.get(key)
-            if isinstance(found, str):
-                return [name.strip() for name in found.split(",") if name.strip()]
-            if isinstance(found, list):
-                return [str(name) for name in found]
-    return []

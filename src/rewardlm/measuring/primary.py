@@ -12,7 +12,7 @@ from typing import Any
 
 from rewardlm.errors import RunError
 from rewardlm.measuring.comparison import METRICS, Change, Excess, ModelSummary, Primary, PrimaryFixed, main_names
-from rewardlm.measuring.independence import is_independent, same_judge
+from rewardlm.measuring.independence import is_independent, was_reward
 from rewardlm.measuring.measured import Measured
 from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.stats import holm
@@ -69,7 +69,7 @@ def choose(
 
 def recorded_by(run: Measured) -> dict[str, str]:
     """What the run fixed when it started; nothing where nobody fixed anything."""
-    found = run.meta.get("primary") or run.meta["settings"].get("primary") or {}
+    found = run.meta.get("primary") or {}
     return {part: str(found[part]) for part in _PARTS if found.get(part) is not None}
 
 
@@ -88,7 +88,7 @@ def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
     """The first of ``judges`` that is known to be no relative of ``rewards``; else the first that is none of them; else
     the first.
     """
-    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    free = [judge for judge in judges if not was_reward(judge, rewards)]
     lineages = [lineage_of(reward) for reward in rewards]
     for judge in free:
         own = lineage_of(judge)
@@ -146,7 +146,7 @@ def adjust_models(models: Sequence[ModelSummary]) -> list[ModelSummary]:
 
 def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
     rewards = [reward for run in runs for reward in run.rewards]
-    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    free = [judge for judge in judges if not was_reward(judge, rewards)]
     independent = [judge for judge in free if all(is_independent(run, judge) for run in runs)]
     scorer = (independent or free or judges)[0]
     return {"scorer": scorer, "split": "toxic_prompts", "metric": "toxic_fraction"}

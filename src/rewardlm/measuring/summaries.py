@@ -138,7 +138,8 @@ def _quality(run: Measured, grid: Grid, toxic_prompts: BoolArray) -> QualitySumm
         np.where(toxic_prompts, grid.values(run, found), np.nan)
         for found in (run.quality.counter_narrative, run.quality.counter_narrative_null)
     )
-    errors = judge_errors((run.meta.get("pair_judge") or {}).get("error"))
+    pair_judge = run.meta.get("pair_judge")
+    errors = judge_errors(pair_judge["error"] if pair_judge else None)
     corrected, corrected_ci95 = corrected_share(hits, errors)
     return QualitySummary(
         empty_fraction=_share(found.empty),

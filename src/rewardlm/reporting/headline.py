@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewardlm.measuring.comparison import OF_PROMPTS, Comparison, Metric, Split
-from rewardlm.measuring.independence import same_judge
+from rewardlm.measuring.independence import was_reward as is_reward
 from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.reporting.names import METRICS, OF_SPLIT
 from rewardlm.stats import LEVEL
@@ -124,7 +124,7 @@ def relatives(found: Comparison) -> set[tuple[str, str]]:
 
 def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | None:
     """Whether ``scorer`` is among any of the lists; None if it is in none and one list is unknown."""
-    if any(same_judge(scorer, reward) for names in rewards for reward in names or ()):
+    if any(is_reward(scorer, names or ()) for names in rewards):
         return True
     return None if any(names is None for names in rewards) else False
 
@@ -235,11 +235,6 @@ def _doubt(finding: Finding) -> str:
     if finding.interval[0] <= 0 <= finding.interval[1]:
         return "the interval includes zero"
     return "corrected for the tests that are read with it, it could be chance"
-
-
-def _p_values(finding: Finding) -> str:
-    """The p-value of the interval, and beside it the adjusted one where that is another."""
-    return p_values_text(finding.p_value, finding.p_adjusted)
 
 
 def _correction(finding: Finding) -> str:
