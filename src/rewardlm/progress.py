@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+ProgressCallback = Callable[[int, int, Any], None]
+
 _LOG_EVERY_SECONDS = 15.0
 ProgressCallback = Callable[[int, int, Any], None]
 

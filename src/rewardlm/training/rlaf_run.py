@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rewardlm.config import RlafSettings, how_asked
 from rewardlm.errors import ConfigError, RewardLMError, RunError
-from rewardlm.measuring.audit import same_judge
+from rewardlm.measuring.independence import same_judge
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
