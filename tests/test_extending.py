@@ -24,7 +24,7 @@ def diffs() -> dict[str, str]:
 
 
 def apply(diff: str, package: Path) -> None:
-    """Put each ``+++ path`` stretch of ``diff`` into the copy: its lines but for the added ones must stand there once."""
+    """Put each ``+++ path`` stretch of ``diff`` into the copy, where its other lines must stand exactly once."""
     for path, body in re.findall(r"^\+\+\+ src/rewardlm/(.+?)\n(.*?)(?=^\+\+\+|\Z)", diff, re.MULTILINE | re.DOTALL):
         file = package / path
         for hunk in re.split(r"^…\n", body, flags=re.MULTILINE):
