@@ -21,7 +21,7 @@ import numpy as np
 from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges.metrics import FloatArray
-from rewardlm.judges.results import Evaluation, JudgeResult, compare_judges, measure_judge
+from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult, compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import Suite, load_suite
 from rewardlm.progress import ProgressCallback
@@ -110,7 +110,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
 
 def stored(run: Run) -> Evaluation:
     """What ``evaluate`` returned when it made this run."""
-    return {"results": _results(run), "confusion": run.meta.get("confusion", [])}
+    return {"results": _results(run), "confusion": cast(list[Disagreement], run.meta.get("confusion", []))}
 
 
 def _results(run: Run) -> list[JudgeResult]:
@@ -169,7 +169,7 @@ def _start(settings: JudgeEvaluateSettings, out: Path | None) -> Run | None:
     label = ", ".join(settings.judge)
     recorded = settings.model_dump(mode="json")
     free = (*FREE_SETTINGS, *how_asked(recorded))
-    return Run.start(out, kind=KIND, label=label, settings=recorded, free=free, added=("services",))
+    return Run.start(out, kind=KIND, label=label, settings=recorded, free=free)
 
 
 def _check_suites(run: Run | None, settings: JudgeEvaluateSettings, suites: Sequence[Suite]) -> None:

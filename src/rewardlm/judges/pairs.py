@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, set_seed
 
 from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten, one_is_a_list
-from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
+from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges import trainer
 from rewardlm.judges.card import add_to_card, command, save_record
@@ -48,6 +48,7 @@ from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
 from rewardlm.scoring.record import JudgeRecord, Source
+from rewardlm.types import DialogueSet
 
 Say = Callable[[str], None]
 

@@ -90,7 +90,7 @@ def judging(runs: Sequence[Run]) -> dict[str, Any]:
         for record in run.read("results"):
             result = cast("JudgeResult", record)
             suites.setdefault((result["suite"], result["sha256"], result["n"]), []).append(result)
-        confusions += [_confusion(table) for table in run.meta.get("confusion", [])]
+        confusions += [_confusion(cast("Disagreement", table)) for table in run.meta.get("confusion", [])]
     return {
         "suites": [_suite(number, results) for number, results in enumerate(suites.values(), 1)],
         "confusions": confusions,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import DISAGREEMENT, Scorer, cuts, is_online, piece_of, score_texts
-from rewardlm.types import Verdict
+from rewardlm.scoring.scorer import Scorer, cuts, is_online, piece_of, score_texts
+from rewardlm.types import DISAGREEMENT, Verdict
 
 How = Literal["mean", "max"]
 # Ensembles with a name of their own. One judge of rude words and one of hate miss different things.

@@ -15,8 +15,6 @@ from typing import Any, Protocol
 from rewardlm.errors import RewardLMError, ScorerError
 from rewardlm.types import Score, Verdict
 
-# An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
-DISAGREEMENT = "disagreement"
 EMPTY = "empty response"
 # Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
 _UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
