@@ -24,7 +24,7 @@ from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
 from rewardlm.reporting.headline import findings, sentences
 from rewardlm.runs import Run
-from rewardlm.training import rlaf
+from rewardlm.training.rlaf_run import start_run
 
 PROMPTS = [f"The neighbours at number {number} are" for number in range(8)]
 
@@ -67,7 +67,7 @@ def runs(judges: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
     """The base, and what a training by the pupil made of it; then the judges are gone."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    training = rlaf._start(
+    training = start_run(
         RlafSettings(model="tiny", prompts=str(folder / "prompts.txt"), reward=[judges["pupil"]]), folder / "RL-train"
     )
     policy = load_policy(ModelSettings(model="tiny", dtype="float32", device="cpu"))

@@ -18,12 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewardlm.data.dialogues import (
-    SPLITS,
-    is_dialogue_header,
-    load_dialogues,
-    without_blank_exchanges,
-)
+from rewardlm.data.conan import is_dialogue_header
+from rewardlm.data.dialogues import SPLITS, load_dialogues, without_blank_exchanges
 from rewardlm.data.files import Ids, Row, columns, probability, read_csv, read_jsonl, read_txt, shown
 from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
