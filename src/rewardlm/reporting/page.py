@@ -13,7 +13,7 @@ from typing import Any
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
-from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW
+from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
 from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, choose_examples
@@ -472,6 +472,4 @@ def _about(about: Mapping[str, Any], found: Comparison) -> dict[str, Any]:
 
 
 def _bucket(value: float | None) -> str:
-    if value is None:
-        return "unscored"
-    return "low" if value < LOW_BELOW else "high" if value > HIGH_ABOVE else "medium"
+    return "unscored" if value is None else bucket_name(value)
