@@ -271,9 +271,9 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
 
     # Rewards: text in, P(toxic) out, and its opposite is the reward.
     with clock("reward"):
-        asked = [prompts[index].text for index in draft.prompt_index]
+        answered = [prompts[index].text for index in draft.prompt_index]
         step_prompts = [prompt.text for prompt in prompts]
-        opinions = processes.gather(lambda: rewards.opinions(draft.texts, asked, draft.endings, step_prompts))
+        opinions = processes.gather(lambda: rewards.opinions(draft.texts, answered, draft.endings, step_prompts))
     judged = rewards.rewarded(opinions)
     group = [prompt.index for prompt in prompts for _ in range(settings.samples_per_prompt)]
     kept, dropped = rows_with_reward(judged, group, min_group=2 if settings.compares_answers else 1)
