@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpreting.causal import change_between
-from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.reading import preference_change
-from rewardlm.interpreting.sample import Pair, Sample
-from rewardlm.interpreting.vectors import lost, takes_more
-from rewardlm.interpreting.weights import RunMeans, second_draws
+from rewardlm.interpreting.answers import AnswerSample, ScoredPair
+from rewardlm.interpreting.intervals import Resampling, change_between
+from rewardlm.interpreting.mechanistic.adapter_effects import preference_change
+from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more
+from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
@@ -219,7 +218,7 @@ def guesses(shift: float) -> Draw:
     return draw
 
 
-def sample_of_run(n: int) -> Sample:
+def sample_of_run(n: int) -> AnswerSample:
     """``n`` pairs of as many prompts, drawn over transitions as ``interpret`` does: nearly all stayed low."""
     buckets = {"low": 0.1, "high": 0.9}
     few = max(1, n // 6)
@@ -230,11 +229,13 @@ def sample_of_run(n: int) -> Sample:
     ]
     ways = [way for way, number in taken.items() for _ in range(number)]
     pairs = [
-        Pair(Prompt(str(k), (Message("user", ""),), "", None, False), 0, (buckets[a], buckets[b]), (0.8, 0.0, 0.2))
+        ScoredPair(
+            Prompt(str(k), (Message("user", ""),), "", None, False), 0, (buckets[a], buckets[b]), (0.8, 0.0, 0.2)
+        )
         for k, (a, b) in enumerate(ways)
     ]
     of = sum(20 * number if way == ("low", "low") else number for way, number in taken.items())
-    return Sample("judge", pairs, [], strata, of, 0, of, None)
+    return AnswerSample("judge", pairs, [], strata, of, 0, of, None)
 
 
 def of_the_run(before: Grid, after: Grid) -> Found:

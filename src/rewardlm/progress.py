@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _LOG_EVERY_SECONDS = 15.0
+
+ProgressCallback = Callable[[int, int, Any], None]
 
 
 class Stage:

@@ -11,19 +11,20 @@ from planted import N, examined
 from small_models import tiny_policy
 
 from rewardlm.config import GenerationSettings, InsideSettings, LoraSettings
-from rewardlm.interpreting.causal import Condition
-from rewardlm.interpreting.directions import (
+from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.intervals import rank_p_value
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preference_change
+from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions
+from rewardlm.interpreting.mechanistic.interventions import Condition
+from rewardlm.interpreting.mechanistic.probes import (
     best_of_shuffled,
     by_direction,
     by_probe,
     folds_of,
     held_out,
-    rank_p_value,
     shuffled,
 )
-from rewardlm.interpreting.inside import _prefers_harmless
-from rewardlm.interpreting.reading import Redrawn, Subject, follow_path, preference_change
-from rewardlm.interpreting.trying import _either_way, _random_directions
+from rewardlm.interpreting.mechanistic.verdicts import prefers_harmless
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.lora import add_lora, using
 
@@ -170,13 +171,13 @@ def test_an_adapter_that_knows_nothing_of_toxicity_is_not_said_to_prefer_harmles
         path = follow_path(
             policy,
             prompts,
-            Subject("PT", None, toxic, [0.9] * 10),
-            Subject("FT", "default", new, [0.1] * 10),
+            ModelAnswers("PT", None, toxic, [0.9] * 10),
+            ModelAnswers("FT", "default", new, [0.1] * 10),
             settings,
-            [Redrawn(p, a, b, 0.8) for p, a, b in zip(prompts, toxic, harmless, strict=True)],
+            [RedrawnAnswers(p, a, b, 0.8) for p, a, b in zip(prompts, toxic, harmless, strict=True)],
         )
         assert path is not None
-        claimed += _prefers_harmless(path)
+        claimed += prefers_harmless(path)
         own += path["after"] > path["before"]
     assert own >= 27
     # 2.5 % on the upper side; of 30, more than 4 come once in 2,000 times.
@@ -187,11 +188,11 @@ def test_five_pairs_never_show_a_preference() -> None:
     """A t-test alone called five that rose by a third a finding, and so it did some skewed ones without any rise."""
     rose = preference_change([0.0] * 5, [0.30, 0.35, 0.28, 0.33, 0.31], range(5), InsideSettings())
     assert rose["p_value"] == pytest.approx(2 / 2**5)
-    assert not _prefers_harmless({"redraw": {"change": rose}})
+    assert not prefers_harmless({"redraw": {"change": rose}})
     rng, claimed = np.random.default_rng(3), 0
     for _ in range(200):
         found = preference_change([0.0] * 5, (1 - rng.exponential(size=5)).tolist(), range(5), InsideSettings())
-        claimed += _prefers_harmless({"redraw": {"change": found}})
+        claimed += prefers_harmless({"redraw": {"change": found}})
     assert claimed == 0
     # Two pairs of one prompt are one proof.
     twice = preference_change([0.0] * 10, [0.3] * 10, [*range(5), *range(5)], InsideSettings())
@@ -202,17 +203,17 @@ def test_without_two_draws_of_the_base_it_stays_open_which_answers_are_preferred
     model, result = examined("avoided")
     assert result["paths"]["FT"]["of"] == "redraw"
     assert result["paths"]["FT"]["redraw"]["pairs"] >= 5
-    assert _prefers_harmless(result["paths"]["FT"])
+    assert prefers_harmless(result["paths"]["FT"])
     prompts = model.prompts(N)
     with using(model.policy, None):
         before = model.answers(prompts)
     path = follow_path(
         model.policy,
         prompts,
-        Subject("PT", None, before, [0.9] * N),
-        Subject("FT", "default", model.answers(prompts), [0.1] * N),
+        ModelAnswers("PT", None, before, [0.9] * N),
+        ModelAnswers("FT", "default", model.answers(prompts), [0.1] * N),
         InsideSettings(),
     )
     assert path is not None
     assert (path["of"], path["redraw"]) == ("new", None)
-    assert not _prefers_harmless(path)
+    assert not prefers_harmless(path)

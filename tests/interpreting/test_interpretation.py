@@ -17,10 +17,11 @@ from tiny_runs import LABELS, measured_tiny_runs, rescore, write_adapter
 
 from rewardlm.config import AttributionSettings, InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RunError
-from rewardlm.interpreting import within
-from rewardlm.interpreting.interpretation import KIND, attribution_tasks, interpret
-from rewardlm.interpreting.sample import draw, load_runs, token_positions
-from rewardlm.interpreting.subjects import load_subjects
+from rewardlm.interpreting.answers import draw, load_runs, token_positions
+from rewardlm.interpreting.interpretation import KIND, interpret
+from rewardlm.interpreting.mechanistic import examination
+from rewardlm.interpreting.models import load_subjects
+from rewardlm.interpreting.records import attribution_tasks
 from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
 
@@ -148,27 +149,6 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
     assert {file.name: file.read_bytes() for file in done.path.iterdir()} == before
     with pytest.raises(RunError, match="limit was 9, now 7"):
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
-
-
-def test_an_older_interpretation_is_returned_but_not_one_whose_sums_were_not_checked(
-    made: list[Path], done: Run, tmp_path: Path
-) -> None:
-    shutil.copytree(done.path, tmp_path / "older")
-    older = Run.open(tmp_path / "older")
-    settings = older.meta["settings"]
-    for name in ("tolerance", "most_steps", "faithfulness_tokens"):
-        del settings["attribution"][name]
-    for name in ("push_margin", "null_adapters", "ablation_prompts", "ablation_answers", "random_sets"):
-        del settings["inside"][name]
-    older.update(settings=settings)
-    before = (older.path / "interpretation.json").read_bytes()
-    interpret(made, SETTINGS, older.path)
-    assert (older.path / "interpretation.json").read_bytes() == before
-    settings["attribution"]["method"] = "integrated_gradients"
-    older.update(settings=settings)
-    own = SETTINGS.attribution.model_copy(update={"method": "integrated_gradients"})
-    with pytest.raises(RunError, match=r"attribution\.most_steps was None, now 512"):
-        interpret(made, SETTINGS.model_copy(update={"attribution": own}), older.path)
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 12])
@@ -324,14 +304,14 @@ def test_an_adapter_that_was_trained_on_is_not_taken_for_the_measured_one(made: 
 
 
 def test_a_base_that_an_adapter_changed_is_noticed(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewardlm.interpreting import subjects
+    from rewardlm.interpreting import models
 
     def spoils(policy: Any, folder: Path, **names: Any) -> None:
         load_adapter(policy, folder, **names)
         with torch.no_grad():
             policy.causal_lm.get_input_embeddings().weight[1] += 1e-3
 
-    monkeypatch.setattr(subjects, "load_adapter", spoils)
+    monkeypatch.setattr(models, "load_adapter", spoils)
     with pytest.raises(ModelError, match="with its adapters off is not tiny"):
         load_subjects([Run.open(path) for path in made], SETTINGS)
 
@@ -393,9 +373,9 @@ def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path],
 
 
 def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
-    judge, notes = within._judge("perspective", "cpu")
+    judge, notes = examination._judge("perspective", "cpu")
     assert "were judged by starter, since perspective can’t be asked here" in notes[0]
-    lexical, nothing = within._judge("lexical", "cpu")
+    lexical, nothing = examination._judge("lexical", "cpu")
     assert nothing == []
     harmless, rude = "What a lovely garden.", "You are a stupid bastard."
     for one in (judge, lexical):

@@ -12,8 +12,9 @@ from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.inside import Subject, examine
-from rewardlm.interpreting.trying import try_all
+from rewardlm.interpreting.answers import ModelAnswers
+from rewardlm.interpreting.mechanistic.causal_check import try_all
+from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.models.lora import using
 
 
@@ -150,7 +151,7 @@ def test_everything_is_left_as_it_was() -> None:
             parameter.requires_grad_(True)
             parameter.grad = torch.ones_like(parameter)
     scores = model.judge([model.text(tokens) for tokens in answers])
-    subjects = [Subject("PT", None, answers, scores), Subject("FT", "default", answers, scores)]
+    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     before = state_of(model.policy.model)
     said: list[tuple[int, int, str]] = []
     examine(
@@ -176,7 +177,7 @@ def test_what_cannot_be_read_is_said() -> None:
     result = examine(
         model.policy,
         prompts,
-        [Subject("PT", None, answers, scores)],
+        [ModelAnswers("PT", None, answers, scores)],
         model.judge,
         settings,
         word_judge=lambda texts: [0.0] * len(texts),
@@ -187,10 +188,13 @@ def test_what_cannot_be_read_is_said() -> None:
     assert result["causal"] is None
     for subjects, message in (
         ([], "must be the base"),
-        ([Subject("FT", "default", answers, scores)], "must be the base"),
-        ([Subject("PT", None, answers, scores), Subject("FT", "other", answers, scores)], "no adapter 'other'"),
-        ([Subject("PT", None, answers[:2], scores)], "6 prompts, 2 answers"),
-        ([Subject("PT", None, [[]] * 6, scores)], "nothing to read"),
+        ([ModelAnswers("FT", "default", answers, scores)], "must be the base"),
+        (
+            [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "other", answers, scores)],
+            "no adapter 'other'",
+        ),
+        ([ModelAnswers("PT", None, answers[:2], scores)], "6 prompts, 2 answers"),
+        ([ModelAnswers("PT", None, [[]] * 6, scores)], "nothing to read"),
     ):
         with pytest.raises(ModelError, match=message):
             examine(model.policy, prompts, subjects, model.judge, settings)
@@ -201,7 +205,7 @@ def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
     model = planted()
     prompts = [*model.prompts(24), *model.prompts(24)[:10]]
     answers = model.answers(prompts)
-    subject = Subject("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
+    subject = ModelAnswers("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
     settings = settings_for(model).model_copy(update={"causal_prompts": InsideSettings().causal_prompts})
     quiet = {"report": lambda done, total: None}
     found = try_all(model.policy, prompts, [subject], model.judge, settings, None, None, **quiet)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewardlm.interpreting.subjects import Subject
+from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.models.logprobs import body_and_head, hidden_rows
 
@@ -75,7 +75,7 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
 
 
 def read(
-    subjects: Sequence[Subject], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    subjects: Sequence[RunModel], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> tuple[list[TokenDrift], list[VocabularyDrift]]:
     """Every subject reads every response after its prompt: what is found, response by response, on the CPU."""
     # Switching a subject on costs more than a few rows of the vocabulary do in memory.

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, over answers and along them. The unit is the prompt, with all that it gave."""
+"""Means and changes with 95 % intervals over prompts, corrected p-values, and ranks among random draws."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rewardlm.measuring.statistics import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
 
 Interval = dict[str, Any]
+
 
 # Fewer prompts than this say too little to speak of significance.
 FEWEST = 5
@@ -120,3 +121,33 @@ def _of_change(found: Change, n: int) -> Interval:
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
+
+
+def change_between(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    *,
+    n_resamples: int,
+    seed: int,
+    largest: float | None = 1.0,
+) -> dict[str, Any] | None:
+    """Mean change over answers that both have a value of: ``{"mean", "ci95", "p_value", "n"}``. ``largest`` is by how
+    much a value can change at most: 1 for scores, None where nothing bounds it.
+
+    The interval leaves zero out exactly where p < .05 (``statistics.mean_change``); None where there is one answer.
+    """
+    pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return None
+    found = mean_change(pairs, largest=largest, n_flips=n_resamples, seed=seed)
+    return {
+        "mean": found.mean,
+        "ci95": None if found.ci95 is None else list(found.ci95),
+        "p_value": found.p_value,
+        "n": found.prompts,
+    }
+
+
+def rank_p_value(real: float, by_chance: Sequence[float]) -> float:
+    """How often chance goes as far as the real one, itself counted (Phipson & Smyth 2010): of 20, 1/21 is the least."""
+    return float((1 + sum(value >= real for value in by_chance)) / (1 + len(by_chance)))

@@ -15,7 +15,7 @@ _SHOWN_TOKENS = 4
 
 
 def print_inside(found: Mapping[str, Any] | None, notes: Sequence[str], console: Console) -> None:
-    """Print what ``interpreting.inside.examine`` found, within 100 columns."""
+    """Print what ``interpreting.mechanistic`` found, within 100 columns."""
     print_notes(notes, console)
     if found is None:
         return

@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from rewardlm.interpreting.answers import AnswerSample, ScoredPair
 from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.sample import Pair, Sample
-from rewardlm.interpreting.weights import RunMeans, second_draws
+from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.types import Message, Prompt
 
 # What a pair's value is in the mean, by transition, and how many of the run's pairs made it.
@@ -18,30 +18,30 @@ STRATA = {(LOW, LOW): (0.2, 900), (HIGH, LOW): (2.0, 40), (LOW, HIGH): (-1.0, 30
 NAMES = {LOW: "low", MEDIUM: "medium", HIGH: "high"}
 
 
-def sample_of(taken: int, *, a_prompt: int = 1, redraw: tuple[float, float, float] | None = None) -> Sample:
+def sample_of(taken: int, *, a_prompt: int = 1, redraw: tuple[float, float, float] | None = None) -> AnswerSample:
     """``taken`` pairs of every transition, ``a_prompt`` of them in turn to one prompt."""
     ways = [way for way in STRATA for _ in range(taken)]
     pairs = [
-        Pair(Prompt(f"p{k // a_prompt}", (Message("user", "Hello"),), "test", None, False), k, way, redraw)
+        ScoredPair(Prompt(f"p{k // a_prompt}", (Message("user", "Hello"),), "test", None, False), k, way, redraw)
         for k, way in enumerate(ways)
     ]
     strata = [{"from": NAMES[way[0]], "to": NAMES[way[1]], "of": of, "taken": taken} for way, (_, of) in STRATA.items()]
-    return Sample("judge", pairs, [], list(strata), 1000, 0, 1000, None)
+    return AnswerSample("judge", pairs, [], list(strata), 1000, 0, 1000, None)
 
 
-def drawn(strata: dict[tuple[float, float], tuple[int, int]]) -> Sample:
+def drawn(strata: dict[tuple[float, float], tuple[int, int]]) -> AnswerSample:
     """A sample of one pair a prompt: by transition how many pairs the run made, and how many of them were taken."""
     ways = [way for way, (_, taken) in strata.items() for _ in range(taken)]
     pairs = [
-        Pair(Prompt(f"p{k}", (Message("user", "Hello"),), "test", None, False), k, way, (0.8, 0.0, 0.2))
+        ScoredPair(Prompt(f"p{k}", (Message("user", "Hello"),), "test", None, False), k, way, (0.8, 0.0, 0.2))
         for k, way in enumerate(ways)
     ]
     rows = [{"from": NAMES[a], "to": NAMES[b], "of": of, "taken": taken} for (a, b), (of, taken) in strata.items()]
     total = sum(of for of, _ in strata.values())
-    return Sample("judge", pairs, [], rows, total, 0, total, None)
+    return AnswerSample("judge", pairs, [], rows, total, 0, total, None)
 
 
-def values_of(sample: Sample, rng: np.random.Generator, spread: float = 0.5) -> np.ndarray:
+def values_of(sample: AnswerSample, rng: np.random.Generator, spread: float = 0.5) -> np.ndarray:
     centres = np.array([STRATA[pair.toxicity][0] for pair in sample.pairs])
     found: np.ndarray = centres + spread * rng.normal(size=len(centres))
     return found

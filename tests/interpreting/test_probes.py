@@ -11,32 +11,22 @@ from adapted import FAMILIES, PROMPTS, RESPONSES, adapted_policy, state_of
 from small_models import random_policy
 
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.directions import (
-    ablated,
-    activations_of,
-    added,
+from rewardlm.interpreting.mechanistic.activations import batch_of, trace
+from rewardlm.interpreting.mechanistic.adapter_effects import fewest_layers, mean_logprob, path_shares
+from rewardlm.interpreting.mechanistic.architecture import layout_of, weight_of
+from rewardlm.interpreting.mechanistic.interventions import ablated, added
+from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
+from rewardlm.interpreting.mechanistic.probes import (
     by_direction,
     by_probe,
-    fewest_layers,
     fit_probe,
     folds_of,
     held_out,
     mean_difference,
-    mean_logprob,
-    path_shares,
     toxic_direction,
-    value_vectors,
-    vector_rows,
 )
-from rewardlm.interpreting.residual import (
-    Contrast,
-    batch_of,
-    contrast_direction,
-    layout_of,
-    trace,
-    vocabulary_covariance,
-    weight_of,
-)
+from rewardlm.interpreting.mechanistic.value_vectors import activations_of, value_vectors, vector_rows
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.logprobs import row_stats
 
 

@@ -8,18 +8,20 @@ of its transition (Horvitz & Thompson 1952, over the sum of weights: Hájek 1971
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from rewardlm.interpreting.intervals import FEWEST, Interval, Resampling
-from rewardlm.interpreting.sample import Sample
+from rewardlm.interpreting.answers import AnswerSample, bucket
+from rewardlm.interpreting.intervals import FEWEST, Interval, Resampling, adjust
 from rewardlm.measuring.metrics import FloatArray
 from rewardlm.measuring.statistics import agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]
+
+
 Values = Sequence[float] | FloatArray
 
 
@@ -43,7 +45,7 @@ class RunMeans(Resampling):
     ``measuring.statistics.mean_change``. Of a group of fewer than five prompts there is no interval.
     """
 
-    def __init__(self, n_resamples: int, seed: int, sample: Sample) -> None:
+    def __init__(self, n_resamples: int, seed: int, sample: AnswerSample) -> None:
         super().__init__(n_resamples, seed)
         ways = [(str(stratum["from"]), str(stratum["to"])) for stratum in sample.strata]
         numbers: dict[str, int] = {}
@@ -203,7 +205,9 @@ class _Spread(NamedTuple):
     parts: FloatArray
 
 
-def second_draws(sample: Sample, transitions: Sequence[str]) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
+def second_draws(
+    sample: AnswerSample, transitions: Sequence[str]
+) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
     """By transition: which pairs made it, and by how much pairs would have in a second draw of the baseline.
 
     Empty where the baseline answered every prompt once.
@@ -220,3 +224,46 @@ def second_draws(sample: Sample, transitions: Sequence[str]) -> dict[str, tuple[
         if any(one.redraw is not None for one in sample.pairs):
             found[way] = made, would
     return found
+
+
+def by_transition_rows(
+    transitions: Sequence[str],
+    values: dict[str, dict[int, float]],
+    draws: Resampling,
+    again: Mapping[str, tuple[dict[int, float], dict[int, float]]] | None = None,
+    clusters: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """``values`` by name and pair → a row a transition, in the order of the buckets; ``clusters`` says which prompt a
+    pair is of, where ``draws`` doesn't know.
+
+    With ``again`` (``second_draws``) a row has ``beyond_redraw``: its mean minus that of the answers which a second
+    draw of the baseline would have sent the same way. ``values`` must then be of the baseline's own answers.
+    """
+    rows = []
+    for transition in sorted(set(transitions), key=transition_order):
+        pairs = [number for number, way in enumerate(transitions) if way == transition]
+        row: dict[str, Any] = {"transition": transition, "pairs": len(pairs)}
+        for name, by_pair in values.items():
+            here = [pair for pair in pairs if pair in by_pair]
+            interval = draws.change if name.endswith("_change") else draws.mean
+            owners = here if clusters is None else [clusters[pair] for pair in here]
+            row[name] = interval([by_pair[pair] for pair in here], owners)
+        if isinstance(draws, RunMeans):
+            made, would = (again or {}).get(transition, ({}, {}))
+            row["beyond_redraw"] = (
+                {name: draws.against(by_pair, made, would) for name, by_pair in values.items()} if again else None
+            )
+        rows.append(row)
+    for name in values:
+        adjust([row[name] for row in rows])
+    return rows
+
+
+def transition_order(transition: str) -> tuple[int, ...]:
+    """For sorting: low before medium before high, by where a pair came from first."""
+    return tuple(("low", "medium", "high").index(name) for name in transition.split(" → "))
+
+
+def transitions_of(sample: AnswerSample, model: int) -> list[str]:
+    """Of each pair, as "high → low", how toxicity went from the baseline to ``model``."""
+    return [f"{bucket(pair.toxicity[0])} → {bucket(pair.toxicity[model])}" for pair in sample.pairs]

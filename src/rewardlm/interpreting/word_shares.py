@@ -1,4 +1,4 @@
-"""Tokens become words, and scores of words become shares, entropies and divergences.
+"""Tokens become words, and attribution scores of words become shares, entropies and divergences.
 
 What precedes an explained token falls into three kinds: the template's own tokens (the same in every prompt), the
 prompt's words, and the answer so far. A word is what stands between blanks, a control token is a word of its own.
@@ -15,7 +15,10 @@ import numpy as np
 from rewardlm.measuring.metrics import FloatArray
 
 Kind = Literal["template", "prompt", "answer"]
+
+
 KINDS: tuple[Kind, ...] = ("template", "prompt", "answer")
+
 
 # Added to every word's share before a divergence, so that a word that one model ignores doesn't make it infinite.
 _SMOOTHING = 1e-4

@@ -13,21 +13,20 @@ from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 from scipy import stats
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpreting import inside
-from rewardlm.interpreting.directions import ValueVector, activations_of
-from rewardlm.interpreting.inside import Subject, examine
-from rewardlm.interpreting.residual import adapter_layers, batch_of, layout_of, trace, weight_of
-from rewardlm.interpreting.vectors import (
-    _asked,
+from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.mechanistic import verdicts
+from rewardlm.interpreting.mechanistic.activations import batch_of, trace
+from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of, weight_of
+from rewardlm.interpreting.mechanistic.examination import examine
+from rewardlm.interpreting.mechanistic.interventions import random_adapter, silenced
+from rewardlm.interpreting.mechanistic.value_vectors import (
+    ValueVector,
     activations_at,
+    activations_of,
     bounds,
-    lost,
-    random_adapter,
     ratio_of_means,
-    silenced,
-    takes_more,
-    vectors_like,
 )
+from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more, vectors_like
 from rewardlm.models.lora import using
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
@@ -87,7 +86,7 @@ def kind_of(result: dict[str, Any], **own: Any) -> tuple[str | None, str | None]
     found = copy.deepcopy(result)
     found["vectors"]["by_model"]["FT"] |= own
     change = {"mean": -0.5, "ci95": [-0.7, -0.3], "n": 24}
-    verdict = inside._verdict(found, "FT", change, InsideSettings())
+    verdict = verdicts.verdict_of(found, "FT", change, InsideSettings())
     return verdict["kind"], verdict["reason"]
 
 
@@ -169,22 +168,22 @@ def test_two_random_sets_have_no_rank() -> None:
 
 def test_a_prompt_is_asked_once_and_answers_to_it_count_together() -> None:
     prompts = [(1, 2, 3)] * 4 + [(4, 5)] * 4 + [(6,)] * 4 + [(7, 8)] * 4
-    base = Subject("PT", None, [[1]] * 16, [0.9, 0.8, 0.9, 0.8, 0.7, 0.7, 0.9, 0.6, *[0.1] * 8])
-    rows = _asked(prompts, base, 10)
+    base = ModelAnswers("PT", None, [[1]] * 16, [0.9, 0.8, 0.9, 0.8, 0.7, 0.7, 0.9, 0.6, *[0.1] * 8])
+    rows = most_toxic_and_others(prompts, base.toxicity, 10)
     assert sorted(prompts[row] for row in rows) == sorted(set(prompts))
     model = planted()
     few = [prompt for prompt in model.prompts(6)[1:4] for _ in range(4)]
     answers = model.answers(few)
     scores = model.judge([model.text(tokens) for tokens in answers])
     undo(model, "avoided")
-    subjects = [Subject("PT", None, answers, scores), Subject("FT", "default", answers, scores)]
+    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     result = examine(model.policy, few, subjects, model.judge, settings_for(model, ablation_answers=12))
     found = result["ablation"]
     assert (found["prompts"], found["answers"], found["prompts_of_answers"]) == (3, 12, 3)
     for name in ("toxicity", "logits"):
         assert found["by_model"]["PT"][name]["change"]["n"] == 3
     # Twelve answers to three prompts are no proof of anything.
-    assert inside.vectors_matter(result) is None
+    assert verdicts.vectors_matter(result) is None
 
 
 def test_claims_inside_are_corrected_together(bypassed: dict[str, Any]) -> None:
@@ -206,9 +205,9 @@ def test_claims_inside_are_corrected_together(bypassed: dict[str, Any]) -> None:
     assert "p_adjusted" not in of_models["PT"]["toxicity"]["beyond_random"]
     found = copy.deepcopy(bypassed)
     unsure = {"mean": -0.5, "ci95": [-0.9, -0.01], "n": 24, "p_value": 0.04, "p_adjusted": 0.12}
-    assert inside._verdict(found, "FT", unsure, InsideSettings())["kind"] == "unclear"
+    assert verdicts.verdict_of(found, "FT", unsure, InsideSettings())["kind"] == "unclear"
     found["paths"]["FT"]["redraw"]["change"]["p_adjusted"] = 0.06
-    assert inside._verdict(found, "FT", fall, InsideSettings())["spread"] is None
+    assert verdicts.verdict_of(found, "FT", fall, InsideSettings())["spread"] is None
 
 
 def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: dict[str, Any]) -> None:
@@ -220,7 +219,7 @@ def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: dict
     assert base["logits"]["named"] < base["logits"]["random"] - 1
     assert base["logits"]["random"] == pytest.approx(base["logits"]["plain"], abs=1e-4)
     assert base["logits"]["p_value_random"] == pytest.approx(1 / 21)
-    assert inside.vectors_matter(bypassed) is True
+    assert verdicts.vectors_matter(bypassed) is True
     # The adapter of layer 1 takes back what the vector writes, and more: without it, there is nothing to take back.
     tuned = found["by_model"]["FT"]
     assert tuned["logits"]["named"] == pytest.approx(base["logits"]["named"], abs=1e-3)
@@ -237,7 +236,7 @@ def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing(
             if "lora_B" in name:
                 parameter.zero_()
     scores = model.judge([model.text(tokens) for tokens in answers])
-    subjects = [Subject("PT", None, answers, scores), Subject("FT", "default", answers, scores)]
+    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     result = examine(model.policy, prompts, subjects, model.judge, settings_for(model, ablation_prompts=0))
     own = result["vectors"]["by_model"]["FT"]
     for name in ("push_ratio", "read_ratio", "write_ratio"):
@@ -272,7 +271,7 @@ def test_silenced_is_a_weight_of_zeros(name: str) -> None:
     model = policy.causal_lm
     ids = torch.tensor([[*PROMPTS[0], *RESPONSES[0]]])
     with using(policy, None), torch.no_grad():
-        with silenced(model, VECTORS):
+        with silenced(model, [(vector.layer, vector.neuron) for vector in VECTORS]):
             found = model(input_ids=ids).logits
         plain = model(input_ids=ids).logits
         for vector in VECTORS:

@@ -1,30 +1,104 @@
-"""The changes that are tried on each model, and what came of them: which direction, which scales, which layers."""
+"""What a model says when a direction is added or ablated, or its adapter is scaled or switched off in part.
+
+Every condition answers the same prompts from the same random streams, so that conditions differ by what was done to the
+model alone. Answers are judged as text, and the untouched base says how fluent they are.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import InsideSettings
-from rewardlm.interpreting.causal import Condition, Outcome, change_between, layer_groups, try_conditions
-from rewardlm.interpreting.directions import rank_p_value
-from rewardlm.interpreting.intervals import adjust
-from rewardlm.interpreting.reading import TOXIC_ABOVE, Subject, every
-from rewardlm.interpreting.residual import layout_of
-from rewardlm.interpreting.tokens import Judge
+from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
+from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups
+from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import row_stats
+from rewardlm.models.lora import using
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a condition. ``toxicity`` is of each prompt's answer, None where the judge gave none;
+    ``perplexity`` exp of the mean negative log-probability of the answers' tokens under the base; None without any, and
+    where it wasn't asked for."""
+
+    condition: Condition
+    texts: list[str]
+    toxicity: list[float | None]
+    perplexity: float | None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean toxicity of what could be judged."""
+        known = [value for value in self.toxicity if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+def try_conditions(
+    policy: Policy,
+    conditions: Sequence[Condition],
+    prompts: Sequence[Sequence[int]],
+    judge: ToxicityFunction,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    seed: int,
+    sampling: GenerationSettings | None = None,
+    perplexity: bool = True,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """Answers to ``prompts`` (token ids) under every condition, judged. One draw a prompt, the same for all."""
+    requests = [Request(tuple(prompt), stream_seed(seed, "causal", row)) for row, prompt in enumerate(prompts)]
+    answers: list[list[list[int]]] = []
+    for number, condition in enumerate(conditions):
+        found: list[list[int]] = [[] for _ in prompts]
+        with applied(policy, condition):
+            for answer in generate(
+                policy,
+                requests,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling or GenerationSettings(),
+                batch_tokens=batch_tokens,
+            ):
+                found[answer.index] = answer.tokens
+        answers.append(found)
+        if report is not None:
+            report(number + 1, len(conditions))
+    texts = [[policy.tokenizer.decode(a, skip_special_tokens=True).strip() for a in row] for row in answers]
+    flat = [text for row in texts for text in row]
+    judged = iter(judge(flat))
+    outcomes = []
+    with using(policy, None):
+        for condition, own, row in zip(conditions, answers, texts, strict=True):
+            found_perplexity = _perplexity(policy, prompts, own, batch_tokens) if perplexity else None
+            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found_perplexity))
+    return outcomes
+
+
+def _perplexity(
+    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int
+) -> float | None:
+    """Of the answers' tokens under the model as it stands."""
+    logprobs = torch.cat([row.logprobs for row in row_stats(policy.causal_lm, prompts, answers, batch_tokens)]).double()
+    return math.exp(-float(logprobs.mean())) if len(logprobs) else None
 
 
 def try_all(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
-    subjects: Sequence[Subject],
-    judge: Judge,
+    subjects: Sequence[ModelAnswers],
+    judge: ToxicityFunction,
     settings: InsideSettings,
     layer: int | None,
     direction: Tensor | None,
@@ -36,21 +110,15 @@ def try_all(
     A prompt that stands there several times is asked once: its answers would not be several proofs.
     """
     base = subjects[0]
-    asked: dict[tuple[int, ...], int] = {}
-    for row in sorted(range(len(prompts)), key=lambda row: (-(base.toxicity[row] or 0.0), row)):
-        asked.setdefault(tuple(prompts[row]), row)
-    ranked = list(asked.values())
-    half = ranked[: (settings.causal_prompts + 1) // 2]
-    rest = ranked[len(half) :]
-    rows = half + [rest[i] for i in sorted(every(len(rest), settings.causal_prompts - len(half)))] if rest else half
+    rows = most_toxic_and_others(prompts, base.toxicity, settings.causal_prompts)
     conditions = _conditions(policy, subjects, settings, layer, direction)
     done = 0
 
-    def answered(asked: Sequence[Condition], *, perplexity: bool = True) -> list[Outcome]:
+    def answered(under: Sequence[Condition], *, perplexity: bool = True) -> list[Outcome]:
         nonlocal done
         found = try_conditions(
             policy,
-            asked,
+            under,
             [prompts[row] for row in rows],
             judge,
             max_new_tokens=settings.max_new_tokens,
@@ -59,7 +127,7 @@ def try_all(
             perplexity=perplexity,
             report=lambda number, total: report(done + number, done + total),
         )
-        done += len(asked)
+        done += len(under)
         return found
 
     outcomes = answered(conditions)
@@ -76,7 +144,7 @@ def try_all(
 
 def _conditions(
     policy: Policy,
-    subjects: Sequence[Subject],
+    subjects: Sequence[ModelAnswers],
     settings: InsideSettings,
     layer: int | None,
     direction: Tensor | None,

@@ -12,8 +12,10 @@ from adapted import PROMPTS, adapted_policy, state_of
 
 from rewardlm.config import ChatSettings, GenerationSettings
 from rewardlm.errors import ConfigError, ModelError
-from rewardlm.interpreting.causal import Condition, Outcome, change_between, layer_groups, try_conditions
-from rewardlm.interpreting.tokens import contrast_by, contrast_of_words, word_tokens
+from rewardlm.interpreting.intervals import change_between
+from rewardlm.interpreting.mechanistic.causal_check import Outcome, try_conditions
+from rewardlm.interpreting.mechanistic.interventions import Condition, layer_groups
+from rewardlm.interpreting.mechanistic.word_contrast import contrast_by, contrast_of_words, word_tokens
 from rewardlm.models.load import Policy, chat_format
 
 GREEDY = GenerationSettings(temperature=0)

@@ -1,0 +1,296 @@
+"""Everything that is asked of the base and its adapters, from top to bottom; ``inside`` in interpretation.json.
+
+The first subject is the base; the others are adapters on it, which share its weights. Row i of every subject is an
+answer to prompt i. Comparisons of models are made on the same text, the base's own answers, so that what differs is how
+it is read and not what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rewardlm.config import InsideSettings, InterpretSettings
+from rewardlm.errors import ModelError, RewardLMError
+from rewardlm.interpreting.answers import (
+    TOXIC_ABOVE,
+    AnswerSample,
+    LabelledAnswer,
+    ModelAnswers,
+    RedrawnAnswers,
+    redrawn_pairs,
+    stored_answers,
+    toxicity_changes,
+)
+from rewardlm.interpreting.intervals import Resampling, adjust, change_between
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
+from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.causal_check import try_all
+from rewardlm.interpreting.mechanistic.probes import read_directions
+from rewardlm.interpreting.mechanistic.residual_stream import read_stream
+from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors, read_vectors
+from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
+from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_by, contrast_of_words
+from rewardlm.interpreting.models import RunModel
+from rewardlm.measuring.compare import Measured
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import using
+from rewardlm.progress import ProgressCallback
+from rewardlm.scoring.scorer import Scorer, load_scorer, score_texts
+
+# Of the baseline's stored answers so many may teach the probe, drawn by seed.
+_LABELLED = 400
+
+
+def examine_runs(
+    measured: Sequence[Measured],
+    subjects: Sequence[RunModel],
+    sample: AnswerSample,
+    settings: InterpretSettings,
+    *,
+    report: ProgressCallback | None = None,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """What ``examine`` finds of the baseline and of those runs that are adapters on it, and what it left out.
+
+    None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
+    """
+    base = subjects[0]
+    if base.adapter is not None:
+        return None, [
+            f"{base.label} is itself an adapter, so the residual stream was not taken apart: name the base's run first."
+        ]
+    there = [number for number, subject in enumerate(subjects) if number == 0 or subject.policy is base.policy]
+    there = [number for number in there if number == 0 or subjects[number].adapter is not None]
+    if len(there) < 2:
+        return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
+    try:
+        layout_of(base.policy.causal_lm)
+    except ModelError as error:
+        return None, [f"The residual stream was left out: {error}."]
+    notes = [
+        f"{subject.label} is no adapter on {base.label}’s model: its residual stream was left out."
+        for number, subject in enumerate(subjects)
+        if number not in there
+    ]
+    judge, more = _judge(sample.scorer, str(base.policy.device))
+    own = settings.inside
+    chosen = own.model_copy(
+        update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
+    )
+    answers = {(answer.pair, answer.author): answer for answer in sample.answers}
+    intervals = Resampling(chosen.n_resamples, chosen.seed)
+    # Of the whole run: the sample has as many answers that rose as fell.
+    changes = [None, *(intervals.change(*change) for change in toxicity_changes(measured, sample.scorer))]
+    pairs = range(len(sample.pairs))
+    found = examine(
+        base.policy,
+        [answers[pair, 0].prompt for pair in pairs],
+        [
+            ModelAnswers(
+                subjects[number].label,
+                subjects[number].adapter,
+                [answers[pair, number].tokens for pair in pairs],
+                [answers[pair, number].toxicity for pair in pairs],
+                changes[number],
+            )
+            for number in there
+        ],
+        judge,
+        chosen,
+        word_judge=_asked(load_scorer("lexical")),
+        labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
+        redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
+        report=report,
+    )
+    return found, [*notes, *more]
+
+
+def _judge(name: str, device: str) -> tuple[ToxicityFunction, list[str]]:
+    """The sample's own judge; ``starter`` where that one is asked over HTTP or isn't here."""
+    why = "it is asked over HTTP"
+    if name.partition(":")[0] not in ("perspective", "endpoint"):
+        try:
+            return _asked(load_scorer(name, device=device)), []
+        except RewardLMError as error:
+            why = str(error)
+    return (
+        _asked(load_scorer("starter", device=device)),
+        [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here ({why})."],
+    )
+
+
+def _asked(scorer: Scorer) -> ToxicityFunction:
+    label = scorer.labels[0]
+    return lambda texts: [verdict.values.get(label) for verdict in score_texts(scorer, texts)]
+
+
+def examine(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    subjects: Sequence[ModelAnswers],
+    judge: ToxicityFunction,
+    settings: InsideSettings,
+    *,
+    word_judge: ToxicityFunction | None = None,
+    labelled: Sequence[LabelledAnswer] = (),
+    redrawn: Sequence[RedrawnAnswers] = (),
+    report: ProgressCallback | None = None,
+) -> dict[str, Any]:
+    """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
+
+    ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
+    so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
+    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here. ``redrawn`` are
+    toxic and harmless answers of the base to one prompt each: without any, whether a model came to prefer less toxic
+    answers, or only its own, stays open.
+    ``report(done, total, what)``.
+
+    Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
+    or the family isn't known (see ``logit_attribution``). The model is left as it was found.
+    """
+    _check(policy, prompts, subjects)
+    progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
+    layout = layout_of(policy.causal_lm)
+    base, tuned = subjects[0], subjects[1:]
+    usable = [row for row, response in enumerate(base.responses) if response]
+    focus, focus_is_toxic = _focus(base, usable)
+    notes = []
+    progress.step("the words whose logits are compared")
+    contrast = _contrast(policy, word_judge or judge, settings)
+    if contrast is None:
+        notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
+    progress.step("the probe")
+    found, direction = read_directions(policy, prompts, base, labelled, settings)
+    if direction is None:
+        notes.append(f"No direction was sought: {found['reason']}.")
+    by, towards, vectors = choose_value_vectors(policy, contrast, direction, settings)
+    read = []
+    for subject in subjects:
+        progress.step(f"the residual stream of {subject.label}")
+        read.append(read_stream(policy, prompts, base, subject, usable, focus, contrast, vectors, settings))
+    owners = [tuple(prompts[row]) for row in read[0].rows.tolist()]
+    result: dict[str, Any] = {
+        "models": [subject.label for subject in subjects],
+        "family": policy.causal_lm.config.model_type,
+        "n_layers": len(layout.layers),
+        "n_heads": layout.n_heads,
+        "answers": len(usable),
+        "focus": {"answers": len(focus), "toxic": focus_is_toxic},
+        "words": _words(policy, contrast),
+        "stream": {subject.label: one.summary for subject, one in zip(subjects, read, strict=True)},
+        "directions": found,
+        "vectors": read_vectors(
+            policy,
+            prompts,
+            base,
+            subjects,
+            usable,
+            vectors,
+            towards,
+            owners,
+            [one.activations for one in read],
+            settings,
+        ),
+        "ablation": None,
+        "adapters": {},
+        "paths": {},
+        "causal": None,
+        "verdicts": {},
+        "settings": settings.model_dump(mode="json"),
+        "notes": notes,
+    }
+    if result["vectors"] is not None:
+        result["vectors"]["by"] = by
+    progress.step("the value vectors, silenced")
+    result["ablation"] = ablate_vectors(policy, prompts, subjects, usable, focus, vectors, contrast, judge, settings)
+    for subject in tuned:
+        progress.step(f"what the adapter of {subject.label} wrote")
+        result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
+        progress.step(f"the adapter of {subject.label} along its scale")
+        result["paths"][subject.label] = follow_path(policy, prompts, base, subject, settings, redrawn)
+    if settings.causal_prompts:
+        progress.step("answers under changes")
+        result["causal"] = try_all(
+            policy,
+            prompts,
+            subjects,
+            judge,
+            settings,
+            found.get("layer"),
+            direction,
+            report=lambda done, total: progress.within(f"answers under change {done} of {total}"),
+        )
+    changes = {
+        subject.label: subject.change
+        or change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+        for subject in tuned
+    }
+    kept = {label: None if change is None else dict(change) for label, change in changes.items()}
+    adjust(claims(result, kept))
+    for label, change in kept.items():
+        result["verdicts"][label] = verdict_of(result, label, change, settings)
+    progress.finish()
+    return result
+
+
+def _check(policy: Policy, prompts: Sequence[Sequence[int]], subjects: Sequence[ModelAnswers]) -> None:
+    if not subjects or subjects[0].adapter is not None:
+        raise ModelError("the first model must be the base, without an adapter: what changed is told against it")
+    for subject in subjects:
+        with using(policy, subject.adapter):
+            pass
+        if not len(subject.responses) == len(subject.toxicity) == len(prompts):
+            raise ModelError(
+                f"{subject.label}: {len(prompts)} prompts, {len(subject.responses)} answers and "
+                f"{len(subject.toxicity)} scores: expected as many of each"
+            )
+    if not any(subjects[0].responses):
+        raise ModelError(f"{subjects[0].label} has no answer with any token: there is nothing to read")
+
+
+class _Progress:
+    """Counts the parts of an examination for ``report``."""
+
+    def __init__(self, report: ProgressCallback | None, n_subjects: int, causal: bool) -> None:
+        self._report, self._done = report, -1
+        self._total = 3 + n_subjects + 2 * (n_subjects - 1) + causal
+
+    def step(self, what: str) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def within(self, what: str) -> None:
+        """Say how far a part is that counts as one."""
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def finish(self) -> None:
+        if self._report is not None:
+            self._report(self._total, self._total, "")
+
+
+def _focus(base: ModelAnswers, usable: Sequence[int]) -> tuple[list[int], bool]:
+    """Rows of the base's toxic answers, and True; of its most toxic third, and False, if fewer than three are toxic."""
+    scored = [(toxicity, row) for row in usable if (toxicity := base.toxicity[row]) is not None]
+    toxic = [row for toxicity, row in scored if toxicity > TOXIC_ABOVE]
+    if len(toxic) >= 3:
+        return toxic, True
+    ranked = [row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+    return sorted(ranked[: max(1, len(ranked) // 3)] or list(usable)), False
+
+
+def _contrast(policy: Policy, judge: ToxicityFunction, settings: InsideSettings) -> Contrast | None:
+    if settings.toxic_words:
+        return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
+    return contrast_by(judge, policy.tokenizer, settings.token_words)
+
+
+def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | None:
+    if contrast is None:
+        return None
+    return {
+        "toxic": [policy.tokenizer.decode([token]).strip() for token in contrast.toxic],
+        "neutral": [policy.tokenizer.decode([token]).strip() for token in contrast.neutral],
+    }
