@@ -1,4 +1,4 @@
-"""What ``interpreting.mechanistic`` found, in words and rows: the verdict on each model, and what page and terminal show.
+"""What ``interpret`` found inside, in words and rows: the verdict on each model, and what page and terminal show.
 
 It reads the stored numbers alone. A change whose 95 % interval includes zero is never called one.
 """

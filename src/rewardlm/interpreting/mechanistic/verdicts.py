@@ -128,7 +128,7 @@ def vectors_matter(result: Mapping[str, Any]) -> bool | None:
 
 def _direction_used(result: dict[str, Any]) -> bool | None:
     """Whether adding the direction to the base raises toxicity or ablating it lowers it: by a p-value that is corrected
-    for all changes that were tried, and by more than random directions do (``causal_check``); null where it was not tried."""
+    for all changes that were tried, and by more than random directions do; null where it was not tried."""
     if result["causal"] is None or result["causal"]["direction_p_value"] is None:
         return None
     changes = {
