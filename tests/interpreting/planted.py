@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.findings import Inside
 from rewardlm.interpreting.mechanistic.architecture import layout_of
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.word_contrast import word_tokens
@@ -171,7 +172,7 @@ def settings_for(model: Planted, **more: Any) -> InsideSettings:
     )
 
 
-def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
+def examined(way: str, **more: Any) -> tuple[Planted, Inside]:
     model = planted()
     prompts = model.prompts(N)
     before = model.answers(prompts)

@@ -20,7 +20,7 @@ from rewardlm.errors import ModelError, RunError
 from rewardlm.interpreting.answers import draw, load_runs, token_positions
 from rewardlm.interpreting.interpretation import KIND, interpret
 from rewardlm.interpreting.mechanistic import examination
-from rewardlm.interpreting.models import load_subjects
+from rewardlm.interpreting.models import load_models
 from rewardlm.interpreting.records import attribution_tasks
 from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
@@ -79,7 +79,7 @@ def test_every_answer_is_read_by_every_model_as_a_plain_forward_pass_does(made: 
 
 
 def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -> None:
-    subjects = load_subjects([Run.open(path) for path in made], SETTINGS)
+    subjects = load_models([Run.open(path) for path in made], SETTINGS)
     assert len({id(subject.policy) for subject in subjects}) == 1
     ids = torch.tensor([[1, 300, 301, 17, 900, 2, 40]])
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_subjects_leave_the_model_as_it_was_found(made: list[Path], merge: bool) -> None:
-    subjects = load_subjects([Run.open(path) for path in made], SETTINGS)
+    subjects = load_models([Run.open(path) for path in made], SETTINGS)
     model = subjects[0].policy.model
     model.train()
     for name, parameter in model.named_parameters():
@@ -118,10 +118,10 @@ def test_subjects_leave_the_model_as_it_was_found(made: list[Path], merge: bool)
 
 def test_the_sample_takes_transitions_evenly_and_depends_on_the_seed_alone(made: list[Path]) -> None:
     measured = load_runs(made)
-    subjects = load_subjects([run.run for run in measured], SETTINGS)
+    subjects = load_models([run.run for run in measured], SETTINGS)
     sample = draw(measured, subjects, scorer="lexical", limit=9, seed=0)
     # Twenty pairs: ten low → low, five high → low, five high → high.
-    assert sample.strata == [
+    assert [stratum.dump() for stratum in sample.strata] == [
         {"from": "low", "to": "low", "of": 10, "taken": 3},
         {"from": "high", "to": "low", "of": 5, "taken": 3},
         {"from": "high", "to": "high", "of": 5, "taken": 3},
@@ -313,7 +313,7 @@ def test_a_base_that_an_adapter_changed_is_noticed(made: list[Path], monkeypatch
 
     monkeypatch.setattr(models, "load_adapter", spoils)
     with pytest.raises(ModelError, match="with its adapters off is not tiny"):
-        load_subjects([Run.open(path) for path in made], SETTINGS)
+        load_models([Run.open(path) for path in made], SETTINGS)
 
 
 def test_similarity_is_held_against_its_null_by_transition(runs: list[Path], tmp_path: Path) -> None:

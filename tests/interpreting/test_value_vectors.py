@@ -14,6 +14,7 @@ from scipy import stats
 
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.findings import Estimate, Inside, RandomAdapter, Ratio
 from rewardlm.interpreting.mechanistic import verdicts
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
 from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of, weight_of
@@ -44,8 +45,8 @@ def test_a_ratios_interval_ends_where_a_paired_t_test_begins_to_reject(seed: int
     before, after = drawn(12, 0.7, seed)
     found = ratio_of_means(before, after, MARGIN)
     assert found is not None
-    assert found["mean"] == pytest.approx(after.mean() / before.mean())
-    for end in found["ci95"]:
+    assert found.mean == pytest.approx(after.mean() / before.mean())
+    for end in found.ci95:
         assert stats.ttest_1samp(after - end * before, 0).pvalue == pytest.approx(0.05, abs=1e-9)
 
 
@@ -54,11 +55,11 @@ def test_intervals_and_equivalence_keep_their_level_at_ten_prompts() -> None:
     for seed in range(2000):
         before, after = drawn(10, 0.7, seed)
         found = ratio_of_means(before, after, MARGIN)
-        held += found is None or found["ci95"][0] <= 0.7 <= found["ci95"][1]
+        held += found is None or found.ci95[0] <= 0.7 <= found.ci95[1]
         for ratio in equivalent:
             before, after = drawn(10, ratio, seed)
             found = ratio_of_means(before, after / 1.0, MARGIN)
-            equivalent[ratio] += found is not None and found["as_before"]
+            equivalent[ratio] += found is not None and found.as_before
     # 95 % of 2,000, within three standard errors.
     assert 0.935 <= held / 2000 <= 0.965
     # At the bounds themselves, "as before" is wrong: one-sided tests at 2.5 % each.
@@ -72,36 +73,38 @@ def test_what_has_no_ratio_has_none() -> None:
     assert ratio_of_means(-np.ones(8), np.ones(8), MARGIN) is None
     assert ratio_of_means(rng.normal(0, 1, 8) * 10, np.ones(8), MARGIN) is None
     same = ratio_of_means(np.arange(1.0, 9.0), np.arange(1.0, 9.0), MARGIN)
-    assert same == {"mean": 1.0, "ci95": pytest.approx([1.0, 1.0]), "as_before": True, "n": 8}
+    assert same is not None
+    assert (same.mean, same.ci95, same.as_before, same.n) == (1.0, pytest.approx((1.0, 1.0)), True, 8)
     assert bounds(0.2) == pytest.approx((0.8, 1.25))
 
 
 @pytest.fixture(scope="module")
-def bypassed() -> dict[str, Any]:
+def bypassed() -> Inside:
     return examined("untouched", null_adapters=3)[1]
 
 
-def kind_of(result: dict[str, Any], **own: Any) -> tuple[str | None, str | None]:
+def kind_of(result: Inside, **own: Any) -> tuple[str | None, str | None]:
     """The verdict where the tuned model's numbers are ``own``."""
     found = copy.deepcopy(result)
-    found["vectors"]["by_model"]["FT"] |= own
-    change = {"mean": -0.5, "ci95": [-0.7, -0.3], "n": 24}
+    assert found.vectors is not None
+    found.vectors.by_model["FT"] = found.vectors.by_model["FT"].model_copy(update=own)
+    change = Estimate(mean=-0.5, ci95=(-0.7, -0.3), n=24)
     verdict = verdicts.verdict_of(found, "FT", change, InsideSettings())
-    return verdict["kind"], verdict["reason"]
+    return verdict.kind, verdict.reason
 
 
-def ratio(mean: float, low: float, high: float) -> dict[str, Any]:
+def ratio(mean: float, low: float, high: float) -> Ratio:
     lowest, highest = bounds(MARGIN)
-    return {"mean": mean, "ci95": [low, high], "as_before": lowest <= low and high <= highest, "n": 24}
+    return Ratio(mean=mean, ci95=(low, high), as_before=lowest <= low and high <= highest, n=24)
 
 
-def test_nothing_is_said_of_a_base_that_never_pushed(bypassed: dict[str, Any]) -> None:
+def test_nothing_is_said_of_a_base_that_never_pushed(bypassed: Inside) -> None:
     kind, reason = kind_of(bypassed, push_ratio=None, read_ratio=None, write_ratio=None)
     assert kind == "cannot_tell"
     assert "don’t measurably push" in str(reason)
 
 
-def test_an_interval_that_holds_one_is_not_as_before(bypassed: dict[str, Any]) -> None:
+def test_an_interval_that_holds_one_is_not_as_before(bypassed: Inside) -> None:
     as_it_was = ratio(1.0, 1.0, 1.0)
     wide = ratio(0.6, 0.2, 1.05)
     kind, reason = kind_of(bypassed, push_ratio=wide, read_ratio=wide, write_ratio=as_it_was)
@@ -112,7 +115,7 @@ def test_an_interval_that_holds_one_is_not_as_before(bypassed: dict[str, Any]) -
     less = ratio(0.5, 0.3, 0.7)
     assert kind_of(bypassed, push_ratio=less, read_ratio=less, write_ratio=as_it_was) == ("avoided", None)
     # A fall that adapters of random weights bring about as well is none of this adapter's doing.
-    by_chance = [{"cosine": 1.0, "push_ratio": 0.4, "read_ratio": 0.4, "write_ratio": 1.0}]
+    by_chance = [RandomAdapter(cosine=1.0, push_ratio=0.4, read_ratio=0.4, write_ratio=1.0)]
     kind, reason = kind_of(bypassed, push_ratio=less, read_ratio=less, write_ratio=as_it_was, null=by_chance)
     assert kind == "cannot_tell"
     assert "random weights" in str(reason)
@@ -123,21 +126,25 @@ def test_an_interval_that_holds_one_is_not_as_before(bypassed: dict[str, Any]) -
     assert kind == "rewritten"
 
 
-def test_vectors_that_the_base_does_not_need_are_no_bypass(bypassed: dict[str, Any]) -> None:
+def test_vectors_that_the_base_does_not_need_are_no_bypass(bypassed: Inside) -> None:
     found = copy.deepcopy(bypassed)
-    lost_here = found["ablation"]["by_model"]["PT"]["logits"]
-    beyond = lost_here["beyond_random"]
+    assert found.ablation is not None
+    base = found.ablation.by_model["PT"]
+    kept = base.logits
+    assert kept is not None
+    assert kept.beyond_random is not None
+    assert kept.p_value_random == pytest.approx(1 / 21)
     for changed in (
-        {"beyond_random": {"mean": 0.0, "ci95": [-0.1, 0.1], "n": 6}},
+        {"beyond_random": Estimate(mean=0.0, ci95=(-0.1, 0.1), n=6)},
         # As much as the second of twenty random sets takes, or not shown among all that is read together.
         {"p_value_random": 2 / 21},
-        {"beyond_random": {**beyond, "p_adjusted": 0.06}},
+        {"beyond_random": kept.beyond_random.model_copy(update={"p_adjusted": 0.06})},
     ):
-        lost_here |= changed
+        base.logits = kept.model_copy(update=changed)
         kind, reason = kind_of(found)
         assert kind == "cannot_tell"
         assert "silencing" in str(reason)
-        lost_here |= {"beyond_random": beyond, "p_value_random": 1 / 21}
+        base.logits = kept
         assert kind_of(found)[0] == "untouched"
 
 
@@ -151,7 +158,7 @@ def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> N
         plain = rng.normal(size=12)
         sets = [plain + effect + noise * rng.normal(size=12) for effect in rng.normal(size=21)]
         found = lost(plain.tolist(), sets[0].tolist(), [one.tolist() for one in sets[1:]], settings, largest=None)
-        assert found["p_value_random"] == pytest.approx(
+        assert found.p_value_random == pytest.approx(
             (1 + sum((one - plain).mean() <= (sets[0] - plain).mean() for one in sets[1:])) / 21
         )
         needed += takes_more(found)
@@ -160,9 +167,9 @@ def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> N
 
 def test_two_random_sets_have_no_rank() -> None:
     found = lost([1.0] * 8, [0.0, 0.1] * 4, [[1.0] * 8, [0.9] * 8], InsideSettings(n_resamples=200))
-    assert found["p_value_random"] is None
-    assert found["random_changes"] == pytest.approx([0, -0.1])
-    assert found["beyond_random"]["ci95"][1] < 0
+    assert found.p_value_random is None
+    assert found.random_changes == pytest.approx([0, -0.1])
+    assert found.beyond_random.ci95[1] < 0
     assert not takes_more(found)
 
 
@@ -178,52 +185,52 @@ def test_a_prompt_is_asked_once_and_answers_to_it_count_together() -> None:
     undo(model, "avoided")
     subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     result = examine(model.policy, few, subjects, model.judge, settings_for(model, ablation_answers=12))
-    found = result["ablation"]
-    assert (found["prompts"], found["answers"], found["prompts_of_answers"]) == (3, 12, 3)
-    for name in ("toxicity", "logits"):
-        assert found["by_model"]["PT"][name]["change"]["n"] == 3
+    found = result.ablation
+    assert (found.prompts, found.answers, found.prompts_of_answers) == (3, 12, 3)
+    for own in (found.by_model["PT"].toxicity, found.by_model["PT"].logits):
+        assert own.change.n == 3
     # Twelve answers to three prompts are no proof of anything.
     assert verdicts.vectors_matter(result) is None
 
 
-def test_claims_inside_are_corrected_together(bypassed: dict[str, Any]) -> None:
+def test_claims_inside_are_corrected_together(bypassed: Inside) -> None:
     """Holm's correction by hand, over the fall of toxicity, the preference along the path and what silencing takes."""
-    fall = bypassed["verdicts"]["FT"]["toxicity_change"]
-    of_models = bypassed["ablation"]["by_model"]
+    fall = bypassed.verdicts["FT"].toxicity_change
+    of_models = bypassed.ablation.by_model
     family = [
         fall,
-        bypassed["paths"]["FT"]["redraw"]["change"],
-        *(own["logits"]["beyond_random"] for own in of_models.values() if own["logits"]["p_value_random"] is not None),
+        bypassed.paths["FT"].redraw.change,
+        *(own.logits.beyond_random for own in of_models.values() if own.logits.p_value_random is not None),
     ]
     assert len(family) >= 3
-    ranked = sorted(family, key=lambda one: one["p_value"])
+    ranked = sorted(family, key=lambda one: one.p_value)
     least = 0.0
     for place, one in enumerate(ranked):
-        least = max(least, min(1.0, one["p_value"] * (len(ranked) - place)))
-        assert one["p_adjusted"] == pytest.approx(least)
+        least = max(least, min(1.0, one.p_value * (len(ranked) - place)))
+        assert one.p_adjusted == pytest.approx(least)
     # Only two sets answered prompts: what these say is no claim.
-    assert "p_adjusted" not in of_models["PT"]["toxicity"]["beyond_random"]
+    assert of_models["PT"].toxicity.beyond_random.p_adjusted is None
     found = copy.deepcopy(bypassed)
-    unsure = {"mean": -0.5, "ci95": [-0.9, -0.01], "n": 24, "p_value": 0.04, "p_adjusted": 0.12}
-    assert verdicts.verdict_of(found, "FT", unsure, InsideSettings())["kind"] == "unclear"
-    found["paths"]["FT"]["redraw"]["change"]["p_adjusted"] = 0.06
-    assert verdicts.verdict_of(found, "FT", fall, InsideSettings())["spread"] is None
+    unsure = Estimate(mean=-0.5, ci95=(-0.9, -0.01), n=24, p_value=0.04, p_adjusted=0.12)
+    assert verdicts.verdict_of(found, "FT", unsure, InsideSettings()).kind == "unclear"
+    found.paths["FT"].redraw.change.p_adjusted = 0.06
+    assert verdicts.verdict_of(found, "FT", fall, InsideSettings()).spread is None
 
 
-def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: dict[str, Any]) -> None:
-    found = bypassed["ablation"]
-    assert (found["vectors"], found["random_sets"], found["answering_sets"], found["prompts"]) == (1, 20, 2, 10)
-    base = found["by_model"]["PT"]
-    assert base["toxicity"]["named"] <= 0.1
-    assert base["toxicity"]["plain"] == base["toxicity"]["random"] >= 0.4
-    assert base["logits"]["named"] < base["logits"]["random"] - 1
-    assert base["logits"]["random"] == pytest.approx(base["logits"]["plain"], abs=1e-4)
-    assert base["logits"]["p_value_random"] == pytest.approx(1 / 21)
+def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: Inside) -> None:
+    found = bypassed.ablation
+    assert (found.vectors, found.random_sets, found.answering_sets, found.prompts) == (1, 20, 2, 10)
+    base = found.by_model["PT"]
+    assert base.toxicity.named <= 0.1
+    assert base.toxicity.plain == base.toxicity.random >= 0.4
+    assert base.logits.named < base.logits.random - 1
+    assert base.logits.random == pytest.approx(base.logits.plain, abs=1e-4)
+    assert base.logits.p_value_random == pytest.approx(1 / 21)
     assert verdicts.vectors_matter(bypassed) is True
     # The adapter of layer 1 takes back what the vector writes, and more: without it, there is nothing to take back.
-    tuned = found["by_model"]["FT"]
-    assert tuned["logits"]["named"] == pytest.approx(base["logits"]["named"], abs=1e-3)
-    assert tuned["logits"]["change"]["ci95"][0] > 0
+    tuned = found.by_model["FT"]
+    assert tuned.logits.named == pytest.approx(base.logits.named, abs=1e-3)
+    assert tuned.logits.change.ci95[0] > 0
 
 
 def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing() -> None:
@@ -238,14 +245,14 @@ def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing(
     scores = model.judge([model.text(tokens) for tokens in answers])
     subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     result = examine(model.policy, prompts, subjects, model.judge, settings_for(model, ablation_prompts=0))
-    own = result["vectors"]["by_model"]["FT"]
-    for name in ("push_ratio", "read_ratio", "write_ratio"):
-        assert own[name]["ci95"] == pytest.approx([1, 1], abs=1e-5)
-        assert own[name]["as_before"] is True
-    assert result["verdicts"]["FT"]["kind"] == "unclear"
-    assert result["ablation"]["by_model"]["PT"]["toxicity"] is None
+    own = result.vectors.by_model["FT"]
+    for ratio in (own.push_ratio, own.read_ratio, own.write_ratio):
+        assert ratio.ci95 == pytest.approx([1, 1], abs=1e-5)
+        assert ratio.as_before is True
+    assert result.verdicts["FT"].kind == "unclear"
+    assert result.ablation.by_model["PT"].toxicity is None
     # An adapter of zeros has no size, so its random ones are zeros as well.
-    assert [one["push_ratio"] for one in own["null"]] == pytest.approx([1, 1], abs=1e-5)
+    assert [one.push_ratio for one in own.null] == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_random_adapters_are_as_large_and_leave_the_model_as_it_was() -> None:
@@ -313,6 +320,6 @@ def test_other_vectors_are_of_the_same_layers_and_about_as_long() -> None:
     assert len(vectors_like(model, named[:1], 2 * width, seed=0)) == width - 1
 
 
-def test_a_planted_models_neuron_is_the_named_one(bypassed: dict[str, Any]) -> None:
-    assert bypassed["vectors"]["rows"][0]["neuron"] == NEURON
+def test_a_planted_models_neuron_is_the_named_one(bypassed: Inside) -> None:
+    assert bypassed.vectors.rows[0].neuron == NEURON
     assert isinstance(planted(), Planted)

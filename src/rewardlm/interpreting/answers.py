@@ -7,17 +7,17 @@ others, as far as it has them. ``stratified`` weights them back to the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
+from rewardlm.interpreting.findings import Estimate, Stratum
 from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.audit import is_independent, same_judge
 from rewardlm.measuring.compare import Measured, load_measured
@@ -29,14 +29,15 @@ from rewardlm.runs import prompts_hash
 from rewardlm.types import Generation, Prompt
 
 TOXIC_ABOVE = 0.5
-
-
+BUCKETS = ("low", "medium", "high")
+# Ids of a prompt and of an answer to it, and P(toxic).
 LabelledAnswer = tuple[Sequence[int], Sequence[int], float]
 
 
 @dataclass(frozen=True)
 class RedrawnAnswers:
-    """Two answers of the base to one ``prompt``, one of them toxic, as token ids; ``fall`` is how much more so."""
+    """Two answers to one ``prompt``, a toxic and a harmless one, as token ids; ``fall`` is how much less toxic the
+    second is. Both are the base's, but where a tuned model's new answer is held against the base's old one."""
 
     prompt: Sequence[int]
     toxic: Sequence[int]
@@ -49,17 +50,14 @@ class ModelAnswers:
     """A model and its answers: ``adapter`` is the name of a PEFT adapter on the policy, None the base.
 
     ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored. ``change`` is
-    how that went from the base's, ``{"mean", "ci95", "n"}``, where more answers are known than these; None: over these.
+    how that went from the base's, where more answers are known than these; None: over these.
     """
 
     label: str
     adapter: str | None
     responses: Sequence[Sequence[int]]
     toxicity: Sequence[float | None]
-    change: Mapping[str, Any] | None = None
-
-
-BUCKETS = ("low", "medium", "high")
+    change: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class ScoredPair:
 class AnswerSample:
     """P pairs and their P × M answers, pair by pair, within one in the order of the models.
 
-    ``strata`` are ``{"from", "to", "of", "taken"}``: how many pairs made a transition, and how many of them are here.
+    ``strata`` say how many pairs made a transition, and how many of them are here.
     ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks), and
     ``prompts`` the prompts of the former. ``redraw`` says how many of them a second draw of the baseline would have
     sent from where to where, 3 × 3 (``measuring.redraw``), a row None where that is not known; None where it answered
@@ -112,7 +110,7 @@ class AnswerSample:
     scorer: str
     pairs: list[ScoredPair]
     answers: list[SampledAnswer]
-    strata: list[dict[str, object]]
+    strata: list[Stratum]
     of: int
     unscored: int
     prompts: int
@@ -137,15 +135,15 @@ def load_runs(paths: Sequence[Path]) -> list[Measured]:
     return runs
 
 
-def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
-    """The judge by which answers are toxic: the asked one, else the first that all runs have and that is no relative
-    of a reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
+def choose_scorer(runs: Sequence[Measured], scorer: str | None) -> str:
+    """The judge by which answers are toxic: ``scorer``, else the first that all runs have and that is no relative of a
+    reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
     """
     shared = [name for name in runs[0].judges if all(name in run.scores for run in runs)]
-    if asked is not None:
-        if all(asked in run.scores for run in runs):
-            return asked
-        raise RunError(f"not every run was scored by {asked!r}: rewardlm score RUN --scorer {asked}")
+    if scorer is not None:
+        if all(scorer in run.scores for run in runs):
+            return scorer
+        raise RunError(f"not every run was scored by {scorer!r}: rewardlm score RUN --scorer {scorer}")
     if not shared:
         raise RunError("the runs have no judge in common: rewardlm score RUN --scorer NAME")
     rewards = [name for run in runs for name in run.rewards]
@@ -189,7 +187,7 @@ def draw(runs: Sequence[Measured], subjects: Sequence[RunModel], *, scorer: str,
         pairs=pairs,
         answers=_answers(runs, subjects, pairs),
         strata=[
-            {"from": way[0], "to": way[1], "of": len(cells), "taken": sum(cell in taken for cell in cells)}
+            Stratum(from_=way[0], to=way[1], of=len(cells), taken=sum(cell in taken for cell in cells))
             for way, cells in ((way, by_transition[way]) for way in ways)
         ],
         of=len(candidates),

@@ -2,149 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rewardlm.config import InterpretSettings
 from rewardlm.interpreting.answers import AnswerSample
-from rewardlm.interpreting.drift import VocabularyDrift, first_parting, most_changed
-from rewardlm.interpreting.intervals import stretches
-from rewardlm.interpreting.stratified import RunMeans, by_transition_rows, second_draws, transitions_of
+from rewardlm.interpreting.drift import TokenChange, VocabularyDrift, first_parting, most_changed
+from rewardlm.interpreting.findings import (
+    Band,
+    ChangedToken,
+    DriftComparison,
+    DriftTransition,
+    DriftValues,
+    Parting,
+    PartingPlace,
+    Ranks,
+    TokenReading,
+    ToxicCheck,
+)
+from rewardlm.interpreting.intervals import mean_of_known, stretches
+from rewardlm.interpreting.records import DriftRecord
+from rewardlm.interpreting.stratified import RunMeans, beyond_redraw, by_transition, transitions_of
 from rewardlm.measuring.compare import Measured
 
 _SHOWN_TOKENS = 15
-
-
-Record = dict[str, Any]
 
 
 def drift_comparison(
     model: int,
     measured: Sequence[Measured],
     sample: AnswerSample,
-    records: Sequence[Record],
+    records: Sequence[DriftRecord],
     sums: VocabularyDrift,
     tokenizer: Any,
     settings: InterpretSettings,
     draws: RunMeans,
-) -> dict[str, Any]:
+) -> DriftComparison:
     """From the baseline to ``model``, on the baseline's answers and on the model's own."""
-    entry: dict[str, Any] = {"from": measured[0].label, "to": measured[model].label}
-    for name, author, reader in (("on_baseline", 0, model), ("on_own", model, 0)):
-        mine = [record for record in records if record["author"] == author]
-        owner = [record["pair"] for record in mine]
-        entry[name] = {
-            "answers": len(mine),
-            "tokens": sum(len(record["tokens"]) for record in mine),
-            "logprob_change": draws.change([_change(record, "logprobs", model) for record in mine], owner),
-            "entropy_change": draws.change([_change(record, "entropy", model) for record in mine], owner),
-            # KL(author ‖ reader): what the author's next-token distribution holds that the reader's doesn't expect.
-            "kl": draws.mean([_mean(record["kl"][author][reader]) for record in mine], owner),
-            "rank": {
-                "before": _median_rank(mine, 0, draws),
-                "after": _median_rank(mine, model, draws),
-            },
-            "same_first_choice": draws.mean(
-                [_mean(np.equal(record["choice"][0], record["choice"][model])) for record in mine], owner
-            ),
-        }
-    theirs = [record for record in records if record["author"] == 0]
-    entry["toxic_check"] = _toxic_check(model, sample, theirs, settings, draws)
-    entry["parting"] = _parting(model, theirs, settings, draws)
-    entry["by_transition"] = by_transition_rows(
-        transitions_of(sample, model),
-        {
-            "logprob_change": {record["pair"]: _change(record, "logprobs", model) for record in theirs},
-            "kl": {record["pair"]: _mean(record["kl"][0][model]) for record in theirs},
-        },
-        draws,
-        again=second_draws(sample, transitions_of(sample, model)),
-    )
-    longest = max((len(record["tokens"]) for record in theirs), default=0)
-    entry["kl_along"] = draws.along(
-        [value for record in theirs for value in record["kl"][0][model]],
-        [at for record in theirs for at in range(len(record["tokens"]))],
-        [record["pair"] for record in theirs for _ in record["tokens"]],
-        stretches(longest),
-    )
+    theirs = [record for record in records if record.author == 0]
     promoted, demoted = most_changed(sums, 0, model, k=_SHOWN_TOKENS)
-    for name, changes in (("promoted", promoted), ("demoted", demoted)):
-        entry[name] = [
-            {
-                "token": change.token,
-                "text": tokenizer.decode([change.token]),
-                "logprob_change": change.logprob_change,
-                "before": change.probability_before,
-                "after": change.probability_after,
-            }
-            for change in changes
-        ]
-    return entry
+    return DriftComparison(
+        from_=measured[0].label,
+        to=measured[model].label,
+        on_baseline=_reading(model, theirs, 0, model, draws),
+        on_own=_reading(model, [record for record in records if record.author == model], model, 0, draws),
+        toxic_check=_toxic_check(model, sample, theirs, settings, draws),
+        parting=_parting(model, theirs, settings, draws),
+        by_transition=_transitions(model, sample, theirs, draws),
+        kl_along=_along(model, theirs, draws),
+        promoted=[_changed_token(change, tokenizer) for change in promoted],
+        demoted=[_changed_token(change, tokenizer) for change in demoted],
+    )
+
+
+def _reading(model: int, records: Sequence[DriftRecord], author: int, reader: int, draws: RunMeans) -> TokenReading:
+    owner = [record.pair for record in records]
+    return TokenReading(
+        answers=len(records),
+        tokens=sum(len(record.tokens) for record in records),
+        logprob_change=draws.change([record.change(record.logprobs, model) for record in records], owner),
+        entropy_change=draws.change([record.change(record.entropy, model) for record in records], owner),
+        # KL(author ‖ reader): what the author's next-token distribution holds that the reader's doesn't expect.
+        kl=draws.mean([mean_of_known(record.kl[author][reader]) for record in records], owner),
+        rank=Ranks(before=_median_rank(records, 0, draws), after=_median_rank(records, model, draws)),
+        same_first_choice=draws.mean(
+            [mean_of_known(np.equal(record.choice[0], record.choice[model])) for record in records], owner
+        ),
+    )
 
 
 def _toxic_check(
-    model: int,
-    sample: AnswerSample,
-    records: Sequence[Record],
-    settings: InterpretSettings,
-    draws: RunMeans,
-) -> dict[str, Any]:
+    model: int, sample: AnswerSample, records: Sequence[DriftRecord], settings: InterpretSettings, draws: RunMeans
+) -> ToxicCheck:
     """Do the baseline's toxic answers lose more probability than its others? Nats a token."""
-    groups: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    groups: dict[bool, tuple[list[float], list[int]]] = {True: ([], []), False: ([], [])}
     for record in records:
-        toxic = sample.pairs[record["pair"]].toxicity[0] > settings.threshold
-        groups[toxic].append((_change(record, "logprobs", model), record["pair"]))
-    toxic_values, toxic_owner = [value for value, _ in groups[True]], [owner for _, owner in groups[True]]
-    other_values, other_owner = [value for value, _ in groups[False]], [owner for _, owner in groups[False]]
-    return {
-        "threshold": settings.threshold,
-        "toxic": draws.change(toxic_values, toxic_owner),
-        "other": draws.change(other_values, other_owner),
-        "difference": draws.difference(toxic_values, toxic_owner, other_values, other_owner),
-    }
+        values, owner = groups[sample.pairs[record.pair].toxicity[0] > settings.threshold]
+        values.append(record.change(record.logprobs, model))
+        owner.append(record.pair)
+    return ToxicCheck(
+        threshold=settings.threshold,
+        toxic=draws.change(*groups[True]),
+        other=draws.change(*groups[False]),
+        difference=draws.difference(*groups[True], *groups[False]),
+    )
 
 
-def _parting(model: int, records: Sequence[Record], settings: InterpretSettings, draws: RunMeans) -> dict[str, Any]:
+def _parting(model: int, records: Sequence[DriftRecord], settings: InterpretSettings, draws: RunMeans) -> Parting:
     found = [
         first_parting(
-            np.array(record["kl"][0][model]),
-            np.not_equal(record["choice"][0], record["choice"][model]),
-            settings.parting_kl,
+            np.array(record.kl[0][model]), np.not_equal(record.choice[0], record.choice[model]), settings.parting_kl
         )
         for record in records
     ]
 
-    def of(places: Sequence[int | None]) -> dict[str, Any]:
-        known = [(place, record["pair"]) for place, record in zip(places, records, strict=True) if place is not None]
+    def of(places: Sequence[int | None]) -> PartingPlace:
+        known = [(place, record.pair) for place, record in zip(places, records, strict=True) if place is not None]
         quartiles = None
         if known:
             quartiles = draws.quantiles([place for place, _ in known], [pair for _, pair in known], [0.25, 0.5, 0.75])
-        return {"quartiles": quartiles, "parted": len(known), "of": len(places)}
+        return PartingPlace(quartiles=quartiles, parted=len(known), of=len(places))
 
-    return {
-        "threshold_kl": settings.parting_kl,
-        "by_kl": of([by_kl for by_kl, _ in found]),
-        "by_first_choice": of([by_choice for _, by_choice in found]),
+    return Parting(
+        threshold_kl=settings.parting_kl,
+        by_kl=of([by_kl for by_kl, _ in found]),
+        by_first_choice=of([by_choice for _, by_choice in found]),
+    )
+
+
+def _transitions(
+    model: int, sample: AnswerSample, records: Sequence[DriftRecord], draws: RunMeans
+) -> list[DriftTransition]:
+    values = {
+        "logprob_change": {record.pair: record.change(record.logprobs, model) for record in records},
+        "kl": {record.pair: mean_of_known(record.kl[0][model]) for record in records},
     }
+    ways = transitions_of(sample, model)
+    beyond = beyond_redraw(sample, ways, values, draws)
+    return [
+        DriftTransition(
+            transition=way,
+            pairs=pairs,
+            **found,
+            beyond_redraw=DriftValues(**beyond[way]) if way in beyond else None,
+        )
+        for way, (pairs, found) in by_transition(ways, values, draws).items()
+    ]
 
 
-def _change(record: Record, name: str, model: int) -> float:
-    """Mean over the answer's tokens, ``model`` minus the baseline."""
-    return _mean(np.subtract(record[name][model], record[name][0]))
+def _along(model: int, records: Sequence[DriftRecord], draws: RunMeans) -> Band:
+    return draws.along(
+        [value for record in records for value in record.kl[0][model]],
+        [at for record in records for at in range(len(record.tokens))],
+        [record.pair for record in records for _ in record.tokens],
+        stretches(max((len(record.tokens) for record in records), default=0)),
+    )
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Of what is known among ``values``; NaN where nothing is."""
-    array = np.asarray(list(values), float)
-    array = array[~np.isnan(array)]
-    return float(array.mean()) if array.size else float("nan")
+def _changed_token(change: TokenChange, tokenizer: Any) -> ChangedToken:
+    return ChangedToken(
+        token=change.token,
+        text=tokenizer.decode([change.token]),
+        logprob_change=change.logprob_change,
+        before=change.probability_before,
+        after=change.probability_after,
+    )
 
 
-def _median_rank(records: Sequence[Record], model: int, draws: RunMeans) -> float | None:
+def _median_rank(records: Sequence[DriftRecord], model: int, draws: RunMeans) -> float | None:
     """Over the run's tokens."""
-    ranks = [(rank, record["pair"]) for record in records for rank in record["rank"][model]]
+    ranks = [(rank, record.pair) for record in records for rank in record.rank[model]]
     if not ranks:
         return None
     return draws.quantiles([rank for rank, _ in ranks], [pair for _, pair in ranks], [0.5])[0]

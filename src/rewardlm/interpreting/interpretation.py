@@ -1,14 +1,13 @@
-"""Runs in, an interpretation out: every part in turn, each answer's results written down as they come.
+"""Measured runs in, an interpretation out, from top to bottom: records of single answers, then what they amount to.
 
-A reading that was interrupted goes on: what is in ``drift.jsonl`` and ``attributions.jsonl`` isn't read again. The
-summary, ``interpretation.json``, is made from these at the end, and is all that the report needs.
+``records`` reads every answer and appends what it finds, so that an interrupted interpretation goes on. The summaries
+are made from these at the end; ``findings`` is the shape of interpretation.json, which is all that the report needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,18 @@ from rewardlm.interpreting.answers import AnswerSample, choose_scorer, draw, loa
 from rewardlm.interpreting.attribution_summary import attribution_summary
 from rewardlm.interpreting.drift import VocabularyDrift
 from rewardlm.interpreting.drift_summary import drift_comparison
+from rewardlm.interpreting.findings import Drift, Inside, Interpretation, ModelFacts, SampleFacts
 from rewardlm.interpreting.intervals import Resampling, adjust
 from rewardlm.interpreting.mechanistic.examination import examine_runs
-from rewardlm.interpreting.models import RunModel, load_subjects
-from rewardlm.interpreting.records import record_attribution, record_drift, record_faithfulness
+from rewardlm.interpreting.models import RunModel, load_models
+from rewardlm.interpreting.records import (
+    AttributionRecord,
+    DriftRecord,
+    FaithfulnessRecord,
+    record_attribution,
+    record_drift,
+    record_faithfulness,
+)
 from rewardlm.interpreting.similarity import similarity
 from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.measuring.audit import same_judge
@@ -30,8 +37,6 @@ from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
 
 KIND = "interpretation"
-
-
 # May differ when an interpretation goes on.
 _FREE = ("device", "batch_tokens")
 
@@ -58,16 +63,11 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         "scorer": scorer,
         "runs": [str(Path(path).absolute()) for path in paths],
     }
-    run = Run.start(
-        out,
-        kind=KIND,
-        label=" → ".join(one.label for one in measured),
-        settings=recorded,
-        free=_FREE,
-    )
+    label = " → ".join(one.label for one in measured)
+    run = Run.start(out, kind=KIND, label=label, settings=recorded, free=_FREE)
     if run.finished:
         return run
-    subjects = load_subjects([one.run for one in measured], settings)
+    subjects = load_models([one.run for one in measured], settings)
     for one, subject in zip(measured, subjects, strict=True):
         one.label = subject.label
     weights = [[one.run.meta.get("model_hash"), one.run.meta.get("adapter_hash")] for one in measured]
@@ -78,96 +78,89 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     sums = record_drift(run, subjects, sample, settings, report)
     record_attribution(run, subjects, sample, settings, report)
     record_faithfulness(run, subjects, sample, settings, report)
-    result = summarise(run, measured, subjects, sample, sums, settings)
-    result |= _inside(run, measured, subjects, sample, settings, report)
-    run.store(KIND, result)
+    inside, inside_notes = _inside(measured, subjects, sample, settings, report)
+    found = _summarise(run, measured, subjects, sample, sums, settings, inside, inside_notes)
+    run.store(KIND, found.dump())
     run.update(status="finished")
     return run
 
 
 def _inside(
-    run: Run,
     measured: Sequence[Measured],
     subjects: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     report: ProgressCallback | None,
-) -> dict[str, Any]:
+) -> tuple[Inside | None, list[str]]:
     if not settings.look_inside:
-        return {"inside": None, "inside_notes": ["The residual stream was not asked for (look_inside=false)."]}
-    found, notes = examine_runs(measured, subjects, sample, settings, report=report)
-    return {"inside": found, "inside_notes": notes}
+        return None, ["The residual stream was not asked for (look_inside=false)."]
+    return examine_runs(measured, subjects, sample, settings, report=report)
 
 
-def summarise(
+def _summarise(
     run: Run,
     measured: Sequence[Measured],
     subjects: Sequence[RunModel],
     sample: AnswerSample,
     sums: VocabularyDrift,
     settings: InterpretSettings,
-) -> dict[str, Any]:
-    """The object of ``interpret --json``."""
-    draws = Resampling(settings.n_resamples, settings.seed)
-    of_run = RunMeans(settings.n_resamples, settings.seed, sample)
-    drifts = list(run.read("drift"))
-    attributions = list(run.read("attributions"))
-    tests = list(run.read("faithfulness"))
+    inside: Inside | None,
+    inside_notes: list[str],
+) -> Interpretation:
+    draws = RunMeans(settings.n_resamples, settings.seed, sample)
+    drifts = [DriftRecord.model_validate(record) for record in run.read("drift")]
+    attributions = [AttributionRecord.model_validate(record) for record in run.read("attributions")]
+    tests = [FaithfulnessRecord.model_validate(record) for record in run.read("faithfulness")]
     tokenizer = subjects[0].policy.tokenizer
-    result = {
-        "models": [
-            {
-                "label": subject.label,
-                "model": subject.policy.spec,
-                "adapter": one.run.meta.get("adapter"),
-                "rewards": one.rewards,
-                "dtype": str(subject.policy.dtype).removeprefix("torch."),
-            }
+    found = Interpretation(
+        models=[
+            ModelFacts(
+                label=subject.label,
+                model=subject.policy.spec,
+                adapter=one.run.meta.get("adapter"),
+                rewards=one.rewards,
+                dtype=str(subject.policy.dtype).removeprefix("torch."),
+            )
             for one, subject in zip(measured, subjects, strict=True)
         ],
-        "sample": _sample(measured, sample, settings),
-        "drift": {
-            "comparisons": [
-                drift_comparison(model, measured, sample, drifts, sums, tokenizer, settings, of_run)
+        sample=_sample(measured, sample, settings),
+        drift=Drift(
+            comparisons=[
+                drift_comparison(model, measured, sample, drifts, sums, tokenizer, settings, draws)
                 for model in range(1, len(subjects))
             ]
-        },
-        "attribution": attribution_summary(measured, sample, attributions, tests, settings, of_run),
-        "similarity": similarity(measured, sample, draws),
-        "notes": _notes(measured, sample, settings),
-    }
-    adjust(_asked_of_each_model(result))
-    return result
+        ),
+        attribution=attribution_summary(measured, sample, attributions, tests, settings, draws),
+        similarity=similarity(measured, sample, Resampling(settings.n_resamples, settings.seed)),
+        notes=_notes(measured, sample, settings),
+        inside=inside,
+        inside_notes=inside_notes,
+    )
+    # The changes that the sentences about the models rest on, which are read together.
+    family = [entry.toxic_check.difference for entry in found.drift.comparisons]
+    family += [entry.same_tokens.prompt_change for entry in found.attribution.comparisons]
+    if found.similarity is not None:
+        family += [model.above_null for model in found.similarity.models]
+        family += [entry.above_null_change for entry in found.similarity.comparisons]
+    adjust(family)
+    return found
 
 
-def _asked_of_each_model(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The changes that the sentences about the models rest on, which are read together."""
-    similarity = result["similarity"] or {"models": [], "comparisons": []}
-    return [
-        *(entry["toxic_check"]["difference"] for entry in result["drift"]["comparisons"]),
-        *(entry["same_tokens"]["prompt_change"] for entry in result["attribution"]["comparisons"]),
-        *(entry["above_null"] for entry in similarity["models"]),
-        *(entry["above_null_change"] for entry in similarity["comparisons"]),
-    ]
-
-
-def _sample(measured: Sequence[Measured], sample: AnswerSample, settings: InterpretSettings) -> dict[str, Any]:
-    return {
-        "scorer": sample.scorer,
-        "reward_of": [
-            one.label for one in measured if any(same_judge(sample.scorer, reward) for reward in one.rewards)
-        ],
-        "from": measured[0].label,
-        "to": measured[-1].label,
-        "pairs": len(sample.pairs),
-        "of": sample.of,
-        "unscored": sample.unscored,
-        "strata": sample.strata,
-        "redraw": sample.redraw,
-        "tokens_an_answer": settings.attribution.tokens,
-        "reencoded": sum(answer.reencoded for answer in sample.answers),
-        "seed": settings.seed,
-    }
+def _sample(measured: Sequence[Measured], sample: AnswerSample, settings: InterpretSettings) -> SampleFacts:
+    return SampleFacts(
+        scorer=sample.scorer,
+        reward_of=[one.label for one in measured if any(same_judge(sample.scorer, reward) for reward in one.rewards)],
+        from_=measured[0].label,
+        to=measured[-1].label,
+        pairs=len(sample.pairs),
+        of=sample.of,
+        unscored=sample.unscored,
+        strata=sample.strata,
+        redraw=sample.redraw,
+        tokens_an_answer=settings.attribution.tokens,
+        reencoded=sum(answer.reencoded for answer in sample.answers),
+        seed=settings.seed,
+    )
 
 
 def _notes(measured: Sequence[Measured], sample: AnswerSample, settings: InterpretSettings) -> list[str]:

@@ -69,7 +69,7 @@ def _as_found(model: Any) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[RunModel]:
+def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunModel]:
     """The models of measured runs, the baseline first; those of one base share its weights.
 
     Raises RunError for a run without a model here (an import, a server's) or whose weights have changed since, and
@@ -78,13 +78,13 @@ def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[RunM
     bases: dict[str, _Base] = {}
     subjects = []
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
-        asked = model_settings(run, settings)
-        key = asked.model_copy(update={"adapter": None}).model_dump_json()
+        wanted = model_settings(run, settings)
+        key = wanted.model_copy(update={"adapter": None}).model_dump_json()
         if key not in bases:
-            bases[key] = _Base(load_policy(asked))
+            bases[key] = _Base(load_policy(wanted))
         base = bases[key]
         _check_weights(run, base)
-        name = None if asked.adapter is None else base.put_on(asked.adapter)
+        name = None if wanted.adapter is None else base.put_on(wanted.adapter)
         subjects.append(RunModel(label, run, base.policy, name))
     for base in bases.values():
         base.check_untouched()
@@ -147,8 +147,8 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
 
 
 def _precision(run: Run, settings: InterpretSettings) -> str:
-    """As asked. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be merged
-    there; on a device, whose memory may not hold that, the precision that was measured.
+    """As the settings say. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be
+    merged there; on a device, whose memory may not hold that, the precision that was measured.
     """
     if settings.dtype != "auto":
         return settings.dtype

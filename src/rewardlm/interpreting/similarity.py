@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 
 from rewardlm.interpreting.answers import AnswerSample, bucket
+from rewardlm.interpreting.findings import (
+    ModelSimilarity,
+    Similarity,
+    SimilarityComparison,
+    SimilarityRedraw,
+    SimilarityTransition,
+)
 from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.stratified import by_transition_rows
+from rewardlm.interpreting.stratified import by_transition
 from rewardlm.measuring.compare import Measured
 
 
-def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> dict[str, Any] | None:
+def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> Similarity | None:
     """Cosine of prompt and answer against that with a shuffled prompt, over all answers that runs have it of."""
     if any(np.isnan(one.quality.prompt_similarity).all() for one in measured):
         return None
@@ -33,12 +39,12 @@ def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resamp
     for one, mine in zip(measured, cells, strict=True):
         owner = [key // width for key in mine]
         models.append(
-            {
-                "label": one.label,
-                "own": draws.mean([own for own, _, _ in mine.values()], owner),
-                "null": draws.mean([null for _, null, _ in mine.values()], owner),
-                "above_null": draws.change([own - null for own, null, _ in mine.values()], owner),
-            }
+            ModelSimilarity(
+                label=one.label,
+                own=draws.mean([own for own, _, _ in mine.values()], owner),
+                null=draws.mean([null for _, null, _ in mine.values()], owner),
+                above_null=draws.change([own - null for own, null, _ in mine.values()], owner),
+            )
         )
     comparisons = []
     again = _similarity_again(cells[0], width)
@@ -47,24 +53,25 @@ def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resamp
         change = {key: (mine[key][0] - mine[key][1]) - (cells[0][key][0] - cells[0][key][1]) for key in keys}
         scored = [key for key in keys if not np.isnan(mine[key][2]) and not np.isnan(cells[0][key][2])]
         ways = [f"{bucket(cells[0][key][2])} → {bucket(mine[key][2])}" for key in scored]
-        rows = by_transition_rows(
+        rows = by_transition(
             ways,
             {"above_null_change": {number: change[key] for number, key in enumerate(scored)}},
             draws,
             clusters=[key // width for key in scored],
         )
-        for row in rows:
-            found = again.get(row["transition"])
-            row["redraw"] = None if found is None else {"above_null_change": draws.mean(*found)}
+        redraws = {way: SimilarityRedraw(above_null_change=draws.mean(*again[way])) for way in rows if way in again}
         comparisons.append(
-            {
-                "from": measured[0].label,
-                "to": one.label,
-                "above_null_change": draws.change(list(change.values()), [key // width for key in change]),
-                "by_transition": rows,
-            }
+            SimilarityComparison(
+                from_=measured[0].label,
+                to=one.label,
+                above_null_change=draws.change(list(change.values()), [key // width for key in change]),
+                by_transition=[
+                    SimilarityTransition(transition=way, pairs=pairs, **found, redraw=redraws.get(way))
+                    for way, (pairs, found) in rows.items()
+                ],
+            )
         )
-    return {"models": models, "comparisons": comparisons}
+    return Similarity(models=models, comparisons=comparisons)
 
 
 def _similarity_again(

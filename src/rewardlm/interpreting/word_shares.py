@@ -122,11 +122,11 @@ def entropy_bits(distribution: FloatArray) -> FloatArray:
 
 def kl_bits(p: FloatArray, q: FloatArray, n: FloatArray) -> FloatArray:
     """KL(p ‖ q) in bits along the last axis, over the first ``n`` words of each row, each with a little added to it."""
-    within = np.arange(p.shape[-1]) < np.asarray(n)[..., None]
-    p, q = (np.where(within, part + _SMOOTHING, 0.0) for part in (p, q))
+    in_row = np.arange(p.shape[-1]) < np.asarray(n)[..., None]
+    p, q = (np.where(in_row, part + _SMOOTHING, 0.0) for part in (p, q))
     p, q = (part / part.sum(-1, keepdims=True) for part in (p, q))
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(within, p * np.log2(p / q), 0.0)
+        terms = np.where(in_row, p * np.log2(p / q), 0.0)
     result: FloatArray = terms.sum(-1)
     return result
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
+from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers
 from rewardlm.interpreting.mechanistic.architecture import (
     Layout,
     adapter_is_on,
@@ -199,21 +201,21 @@ def _adapter_writes(
     for part, sublayers, outs, whole, reads in parts:
         for index, (sublayer, out) in enumerate(zip(sublayers, outs, strict=True)):
             others = [] if part == "attention" else [*adapter_layers(layout.attention[index]).values()]
-            within = {
+            own = {
                 name: layer
                 for name, layer in adapter_layers(sublayer).items()
                 if adapter_is_on(layer) and not any(layer is other for other in others)
             }
-            if not within:
+            if not own:
                 continue
             path = next(name for name, module in layout.layers[index].named_modules() if module is sublayer)
-            for name, layer in within.items():
+            for name, layer in own.items():
                 if layer is out:
                     write = torch.einsum("ni,im->nm", reads[index], adapter_weight(layer))
                 else:
                     write = whole[index] - without(sublayer, out, [layer])
                 add(f"{path}.{name}".lstrip("."), index, write)
-            add(part, index, whole[index] - without(sublayer, out, within.values()))
+            add(part, index, whole[index] - without(sublayer, out, own.values()))
     return {name: torch.stack(rows) for name, rows in writes.items()}
 
 
@@ -235,10 +237,49 @@ def batches(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     rows: Sequence[int],
-    settings: InsideSettings,
+    batch_tokens: int,
 ) -> Iterator[tuple[list[int], ResponseBatch]]:
     """Rows in batches of about equal length, with the rows' numbers."""
     lengths = [len(prompts[row]) + len(responses[row]) for row in rows]
-    for piece in microbatches(lengths, settings.batch_tokens):
+    for piece in microbatches(lengths, batch_tokens):
         own = [rows[index] for index in piece]
         yield own, batch_of([prompts[row] for row in own], [responses[row] for row in own], policy.device)
+
+
+# Of fewer toxic answers, the most toxic third stands in.
+FEWEST_TOXIC = 3
+
+
+@dataclass(frozen=True)
+class BaseText:
+    """The text that all models read, so that they differ by how they read it: the base's own answers, row i to prompt
+    i, as token ids."""
+
+    policy: Policy
+    prompts: Sequence[Sequence[int]]
+    base: ModelAnswers
+    settings: InsideSettings
+
+    @cached_property
+    def answered(self) -> list[int]:
+        """Rows whose answer has any token."""
+        return [row for row, response in enumerate(self.base.responses) if response]
+
+    @cached_property
+    def toxic(self) -> list[int]:
+        """Rows of the base's toxic answers."""
+        toxicity = self.base.toxicity
+        return [row for row in self.answered if (toxicity[row] or 0.0) > TOXIC_ABOVE]
+
+    @cached_property
+    def focus(self) -> list[int]:
+        """Rows of the base's toxic answers; of its most toxic third, if too few are toxic."""
+        if len(self.toxic) >= FEWEST_TOXIC:
+            return self.toxic
+        scored = [(toxicity, row) for row in self.answered if (toxicity := self.base.toxicity[row]) is not None]
+        ranked = [row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+        return sorted(ranked[: max(1, len(ranked) // 3)] or self.answered)
+
+    def batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], ResponseBatch]]:
+        """These rows of the base's answers; see ``batches``."""
+        return batches(self.policy, self.prompts, self.base.responses, rows, self.settings.batch_tokens)

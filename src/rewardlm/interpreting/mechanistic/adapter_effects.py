@@ -16,33 +16,25 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
 from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batch_of, batches, trace
+from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
 from rewardlm.interpreting.mechanistic.architecture import Layout, adapter_layers, evaluating, layout_of
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.probes import Floats
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
-from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
 
-def read_adapter(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    base: ModelAnswers,
-    subject: ModelAnswers,
-    focus: Sequence[int],
-    contrast: Contrast | None,
-    settings: InsideSettings,
-) -> dict[str, Any]:
+def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | None) -> AdapterWrites:
     """What the adapter wrote on some of the base's answers: by module and layer, its length against the stream's and
     its share in the contrast's score; and how much of the score's change is the adapter's own writing."""
-    rows = list(focus)[: settings.adapter_answers]
+    policy, rows = text.policy, text.focus[: text.settings.adapter_answers]
     length: dict[str, list[Tensor]] = {}
     share: dict[str, list[Tensor]] = {}
     moved, scores = [], []
     causal_lm = policy.causal_lm
-    for _, batch in batches(policy, prompts, base.responses, rows, settings):
+    for _, batch in text.batches(rows):
         with using(policy, None):
             before = trace(causal_lm, batch)
             was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
@@ -57,23 +49,27 @@ def read_adapter(
                     share.setdefault(name, []).append(share_of_writes(causal_lm, after, write, contrast).cpu())
         if was is not None and now is not None:
             scores.append((now - was).cpu())
-    summary: dict[str, Any] = {
-        "answers": len(rows),
-        "positions": sum(one.shape[1] for one in moved),
-        "moved": torch.cat(moved, 1).mean(1).tolist(),
-        "length": {name: torch.cat(parts, 1).mean(1).tolist() for name, parts in length.items()},
-    }
+    found = AdapterWrites(
+        answers=len(rows),
+        positions=sum(one.shape[1] for one in moved),
+        moved=_by_layer(moved),
+        length={name: _by_layer(parts) for name, parts in length.items()},
+    )
     if scores:
-        summary["share"] = {name: torch.cat(parts, 1).mean(1).tolist() for name, parts in share.items()}
+        found.share = {name: _by_layer(parts) for name, parts in share.items()}
         change = float(torch.cat(scores).mean())
-        own = sum(sum(summary["share"].get(part, [])) for part in ("attention", "mlp"))
-        summary["score"] = {"change": change, "own": own, "rest": change - own}
-    return summary
+        own = sum(sum(found.share.get(part, [])) for part in ("attention", "mlp"))
+        found.score = ScoreChange(change=change, own=own, rest=change - own)
+    return found
+
+
+def _by_layer(batches: Sequence[Tensor]) -> list[float]:
+    """Float[L, N] each: means over all N."""
+    means: list[float] = torch.cat(list(batches), 1).mean(1).tolist()
+    return means
 
 
 PATH_GAP = 0.05
-
-
 MOST_PATH_STEPS = 64
 
 
@@ -182,14 +178,7 @@ def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
     return means
 
 
-def follow_path(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    base: ModelAnswers,
-    subject: ModelAnswers,
-    settings: InsideSettings,
-    redrawn: Sequence[RedrawnAnswers] = (),
-) -> dict[str, Any] | None:
+def follow_path(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
     """What the model came to prefer, and by which layers and modules.
 
     ``before`` and ``after`` are how much the base and the model prefer its new answers to the base's old ones that were
@@ -201,85 +190,102 @@ def follow_path(
     for the new answers over harmless second draws.
 
     Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``).
-    ``fewest`` is null where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
+    ``fewest`` is None where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
     of either kind.
     """
-    falls = [
-        (old - new, row)
-        for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
-        if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
-    ]
-    chosen = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: settings.pairs]
-    new = [RedrawnAnswers(prompts[row], base.responses[row], subject.responses[row], fall) for fall, row in chosen]
+    settings = text.settings
+    new = _fallen(text, subject)
     redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
     if not new and not redrawn:
         return None
     followed = redrawn[: settings.pairs] or new
-    batch = batch_of(
-        [pair.prompt for pair in followed] * 2,
-        [pair.toxic for pair in followed] + [pair.harmless for pair in followed],
-        policy.device,
-    )
-
-    def effect() -> Tensor:
-        means = mean_logprob(policy.causal_lm, batch)
-        return means[len(followed) :].mean() - means[: len(followed)].mean()
-
-    with using(policy, subject.adapter):
-        found = path_shares(policy.causal_lm, effect, steps=settings.path_steps)
+    found = _shares_in_preference(text, subject, followed)
     kinds: dict[str, float] = {}
     for name, value in found.by_module.items():
         kind = ".".join(name.split(".")[-2:])
         kinds[kind] = kinds.get(kind, 0.0) + value
     whole = found.after - found.before
-    preferred = [_preferences(policy, subject.adapter, pairs, settings) for pairs in (new, redrawn)]
-    return {
-        "pairs": len(new),
-        "mean_fall": float(np.mean([pair.fall for pair in new])) if new else None,
-        "before": float(np.mean(preferred[0][0])) if new else None,
-        "after": float(np.mean(preferred[0][1])) if new else None,
-        "redraw": {
-            "pairs": len(redrawn),
-            "mean_fall": float(np.mean([pair.fall for pair in redrawn])),
-            "before": float(np.mean(preferred[1][0])),
-            "after": float(np.mean(preferred[1][1])),
-            "change": preference_change(*preferred[1], [tuple(pair.prompt) for pair in redrawn], settings),
-        }
-        if redrawn
-        else None,
-        "of": "redraw" if redrawn else "new",
-        "followed": len(followed),
-        "whole": whole,
-        "by_layer": found.by_layer.tolist(),
-        "by_module": kinds,
-        "missing": found.missing,
-        "steps": found.steps,
-        "adds_up": found.adds_up,
-        "fewest": fewest_layers(found.by_layer.tolist()) if whole > 0 and found.adds_up else None,
-    }
+    new_before, new_after = _preferences(text, subject, new)
+    return AdapterPath(
+        pairs=len(new),
+        mean_fall=float(np.mean([pair.fall for pair in new])) if new else None,
+        before=float(np.mean(new_before)) if new else None,
+        after=float(np.mean(new_after)) if new else None,
+        redraw=_redraw_preference(text, subject, redrawn) if redrawn else None,
+        of="redraw" if redrawn else "new",
+        followed=len(followed),
+        whole=whole,
+        by_layer=found.by_layer.tolist(),
+        by_module=kinds,
+        missing=found.missing,
+        steps=found.steps,
+        adds_up=found.adds_up,
+        fewest=fewest_layers(found.by_layer.tolist()) if whole > 0 and found.adds_up else None,
+    )
+
+
+def _fallen(text: BaseText, subject: ModelAnswers) -> list[RedrawnAnswers]:
+    """The ``pairs`` prompts whose answers' toxicity fell most: the base's answer, and the model's."""
+    base = text.base
+    falls = [
+        (old - new, row)
+        for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
+        if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
+    ]
+    chosen = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: text.settings.pairs]
+    return [
+        RedrawnAnswers(text.prompts[row], base.responses[row], subject.responses[row], fall) for fall, row in chosen
+    ]
+
+
+def _shares_in_preference(text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]) -> PathShares:
+    """Of the adapter's modules, in how much the mean log P(harmless) − log P(toxic) per token rose."""
+    batch = batch_of(
+        [pair.prompt for pair in pairs] * 2,
+        [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs],
+        text.policy.device,
+    )
+
+    def effect() -> Tensor:
+        means = mean_logprob(text.policy.causal_lm, batch)
+        return means[len(pairs) :].mean() - means[: len(pairs)].mean()
+
+    with using(text.policy, subject.adapter):
+        return path_shares(text.policy.causal_lm, effect, steps=text.settings.path_steps)
+
+
+def _redraw_preference(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers]) -> RedrawPreference:
+    before, after = _preferences(text, subject, redrawn)
+    return RedrawPreference(
+        pairs=len(redrawn),
+        mean_fall=float(np.mean([pair.fall for pair in redrawn])),
+        before=float(np.mean(before)),
+        after=float(np.mean(after)),
+        change=preference_change(before, after, [tuple(pair.prompt) for pair in redrawn], text.settings),
+    )
 
 
 def preference_change(
     before: Sequence[float], after: Sequence[float], prompts: Sequence[object], settings: InsideSettings
-) -> dict[str, Any]:
-    """How much a preference rose from the base's to the adapter's, one of each a pair, over their ``prompts``:
-    ``{"mean", "ci95", "p_value", "n"}``."""
+) -> Estimate:
+    """How much a preference rose from the base's to the adapter's, one of each a pair, over their ``prompts``."""
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     draws = Resampling(settings.n_resamples, settings.seed)
     return draws.change(np.subtract(after, before), [numbers[prompt] for prompt in prompts])
 
 
 def _preferences(
-    policy: Policy, adapter: str | None, pairs: Sequence[RedrawnAnswers], settings: InsideSettings
+    text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]
 ) -> tuple[list[float], list[float]]:
     """log P(harmless) − log P(toxic), per token, of every pair: under the base, and under the adapter."""
+    policy = text.policy
     prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
     found = []
-    for name in (None, adapter):
+    for name in (None, subject.adapter):
         means = np.zeros(len(prompts))
         with using(policy, name), torch.no_grad():
-            for rows, batch in batches(policy, prompts, responses, range(len(prompts)), settings):
+            for rows, batch in batches(policy, prompts, responses, range(len(prompts)), text.settings.batch_tokens):
                 means[rows] = mean_logprob(policy.causal_lm, batch).double().cpu().numpy()
         found.append((means[len(pairs) :] - means[: len(pairs)]).tolist())
     return found[0], found[1]

@@ -7,9 +7,8 @@ model alone. Answers are judged as text, and the untouched base says how fluent 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,18 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
 from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
+from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.architecture import layout_of
-from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups
+from rewardlm.interpreting.mechanistic.interventions import (
+    Condition,
+    applied,
+    layer_groups,
+    sample_answers,
+    text_of,
+)
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
-from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import using
@@ -31,7 +37,7 @@ from rewardlm.models.lora import using
 class Outcome:
     """What came of a condition. ``toxicity`` is of each prompt's answer, None where the judge gave none;
     ``perplexity`` exp of the mean negative log-probability of the answers' tokens under the base; None without any, and
-    where it wasn't asked for."""
+    where it wasn't computed."""
 
     condition: Condition
     texts: list[str]
@@ -50,39 +56,26 @@ def try_conditions(
     conditions: Sequence[Condition],
     prompts: Sequence[Sequence[int]],
     judge: ToxicityFunction,
+    settings: InsideSettings,
     *,
-    max_new_tokens: int,
-    batch_tokens: int,
-    seed: int,
     sampling: GenerationSettings | None = None,
     perplexity: bool = True,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """Answers to ``prompts`` (token ids) under every condition, judged. One draw a prompt, the same for all."""
-    requests = [Request(tuple(prompt), stream_seed(seed, "causal", row)) for row, prompt in enumerate(prompts)]
-    answers: list[list[list[int]]] = []
+    answers = []
     for number, condition in enumerate(conditions):
-        found: list[list[int]] = [[] for _ in prompts]
         with applied(policy, condition):
-            for answer in generate(
-                policy,
-                requests,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling or GenerationSettings(),
-                batch_tokens=batch_tokens,
-            ):
-                found[answer.index] = answer.tokens
-        answers.append(found)
+            answers.append(sample_answers(policy, prompts, "causal", settings, sampling))
         if report is not None:
             report(number + 1, len(conditions))
-    texts = [[policy.tokenizer.decode(a, skip_special_tokens=True).strip() for a in row] for row in answers]
-    flat = [text for row in texts for text in row]
-    judged = iter(judge(flat))
+    texts = [[text_of(policy, answer) for answer in row] for row in answers]
+    judged = iter(judge([text for row in texts for text in row]))
     outcomes = []
     with using(policy, None):
         for condition, own, row in zip(conditions, answers, texts, strict=True):
-            found_perplexity = _perplexity(policy, prompts, own, batch_tokens) if perplexity else None
-            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found_perplexity))
+            found = _perplexity(policy, prompts, own, settings.batch_tokens) if perplexity else None
+            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found))
     return outcomes
 
 
@@ -94,62 +87,52 @@ def _perplexity(
     return math.exp(-float(logprobs.mean())) if len(logprobs) else None
 
 
-def try_all(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
+def check_causes(
+    text: BaseText,
     subjects: Sequence[ModelAnswers],
     judge: ToxicityFunction,
-    settings: InsideSettings,
     layer: int | None,
     direction: Tensor | None,
     *,
-    report: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Answers under every change to every model; each is compared with its own model as it is.
-
-    A prompt that stands there several times is asked once: its answers would not be several proofs.
-    """
-    base = subjects[0]
-    rows = most_toxic_and_others(prompts, base.toxicity, settings.causal_prompts)
-    conditions = _conditions(policy, subjects, settings, layer, direction)
+    report: Callable[[int, int], None] | None = None,
+) -> CausalCheck:
+    """Answers under every change to every model; each is compared with its own model as it is. ``direction`` Float[M]
+    is added before ``layer``; without them only the adapters are changed."""
+    settings = text.settings
+    rows = most_toxic_and_others(text.prompts, text.base.toxicity, settings.causal_prompts)
+    prompts = [text.prompts[row] for row in rows]
+    conditions = _conditions(text, subjects, layer, direction)
     done = 0
 
     def answered(under: Sequence[Condition], *, perplexity: bool = True) -> list[Outcome]:
         nonlocal done
-        found = try_conditions(
-            policy,
-            under,
-            [prompts[row] for row in rows],
-            judge,
-            max_new_tokens=settings.max_new_tokens,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
-            perplexity=perplexity,
-            report=lambda number, total: report(done + number, done + total),
-        )
+
+        def say(number: int, total: int) -> None:
+            if report is not None:
+                report(done + number, done + total)
+
+        found = try_conditions(text.policy, under, prompts, judge, settings, perplexity=perplexity, report=say)
         done += len(under)
         return found
 
     outcomes = answered(conditions)
     plain = {outcome.condition.model: outcome for outcome in outcomes if outcome.condition.kind == "plain"}
-    tried = [_tried(outcome, plain, settings) for outcome in outcomes]
-    adjust([row["change"] for row in tried if row["change"] is not None])
-    if direction is not None and layer is not None:
-        for outcome, entry in zip(outcomes, list(tried), strict=True):
-            if _needs_control(outcome.condition, entry):
-                controls = answered(_random_directions(outcome.condition, settings), perplexity=False)
-                tried.insert(tried.index(entry) + 1, _held_against(entry, controls, plain, settings))
-    return {"prompts": len(rows), "rows": tried, "direction_p_value": _either_way(tried, base.label)}
+    tried = [_row(outcome, plain, settings) for outcome in outcomes]
+    adjust([row.change for row in tried if row.change is not None])
+    shown = []
+    for outcome, row in zip(outcomes, tried, strict=True):
+        shown.append(row)
+        if direction is not None and layer is not None and _needs_control(outcome.condition, row):
+            controls = answered(_random_directions(outcome.condition, settings), perplexity=False)
+            shown.append(_control_row(row, controls, plain, settings))
+    return CausalCheck(prompts=len(rows), rows=shown, direction_p_value=_either_way(shown, text.base.label))
 
 
 def _conditions(
-    policy: Policy,
-    subjects: Sequence[ModelAnswers],
-    settings: InsideSettings,
-    layer: int | None,
-    direction: Tensor | None,
+    text: BaseText, subjects: Sequence[ModelAnswers], layer: int | None, direction: Tensor | None
 ) -> list[Condition]:
-    n_layers = len(layout_of(policy.causal_lm).layers)
+    settings = text.settings
+    n_layers = len(layout_of(text.policy.causal_lm).layers)
     conditions = []
     for subject in subjects:
         plain = Condition(subject.label, subject.adapter, "plain")
@@ -168,12 +151,12 @@ def _conditions(
     return conditions
 
 
-def _needs_control(condition: Condition, row: dict[str, Any]) -> bool:
+def _needs_control(condition: Condition, row: CausalRow) -> bool:
     """The base's two tests always. A tuned model's adding only where it seems to work: else nothing is claimed, and
     twenty directions cost as many runs."""
     if condition.adapter is None:
         return condition.kind in ("add", "ablate")
-    interval = None if row["change"] is None else row["change"]["ci95"]
+    interval = None if row.change is None else row.change.ci95
     return condition.kind == "add" and interval is not None and interval[0] > 0
 
 
@@ -189,61 +172,60 @@ def _random_directions(condition: Condition, settings: InsideSettings) -> list[C
     return found
 
 
-def _held_against(
-    row: dict[str, Any], controls: Sequence[Outcome], plain: dict[str, Outcome], settings: InsideSettings
-) -> dict[str, Any]:
+def _control_row(
+    row: CausalRow, controls: Sequence[Outcome], plain: Mapping[str, Outcome], settings: InsideSettings
+) -> CausalRow:
     """The controls of ``row`` as one row, with the ``changes`` of each; ``row`` gets its ``p_value_random``: how often
     a random direction does as much, itself counted. More toxic is much for adding, less toxic for ablating."""
-    each = [_tried(control, plain, settings) for control in controls]
-    changes = [one["change"]["mean"] for one in each if one["change"] is not None]
-    known = [one["toxicity"] for one in each if one["toxicity"] is not None]
-    if row["change"] is not None and len(changes) == len(controls):
-        sign = 1 if row["kind"] == "add" else -1
-        row["p_value_random"] = rank_p_value(sign * row["change"]["mean"], [sign * change for change in changes])
-    return {
-        **each[0],
-        "toxicity": float(np.mean(known)) if known else None,
-        "toxic_share": None,
-        "judged": sum(one["judged"] for one in each),
-        "change": {"mean": float(np.mean(changes)), "ci95": None, "n": len(changes)} if changes else None,
-        "changes": changes,
-        "texts": [],
-    }
+    each = [_row(control, plain, settings) for control in controls]
+    changes = [one.change.mean for one in each if one.change is not None and one.change.mean is not None]
+    known = [one.toxicity for one in each if one.toxicity is not None]
+    if row.change is not None and row.change.mean is not None and len(changes) == len(controls):
+        sign = 1 if row.kind == "add" else -1
+        row.p_value_random = rank_p_value(sign * row.change.mean, [sign * change for change in changes])
+    return each[0].model_copy(
+        update={
+            "toxicity": float(np.mean(known)) if known else None,
+            "toxic_share": None,
+            "judged": sum(one.judged for one in each),
+            "change": Estimate(mean=float(np.mean(changes)), ci95=None, n=len(changes)) if changes else None,
+            "changes": changes,
+            "texts": [],
+        }
+    )
 
 
-def _either_way(rows: Sequence[dict[str, Any]], base: str) -> float | None:
+def _either_way(rows: Sequence[CausalRow], base: str) -> float | None:
     """How often a random direction does as much to the base, added or ablated, whichever it does more by.
 
     One test instead of two, so that a direction has one chance to seem used, not two. None where it wasn't tried."""
-    found = {row["kind"]: row for row in rows if row["model"] == base}
+    found = {row.kind: row for row in rows if row.model == base}
     if not {"add", "ablate", "add_random", "ablate_random"} <= found.keys():
         return None
-    if "p_value_random" not in found["add"] or "p_value_random" not in found["ablate"]:
+    added, ablated = found["add"], found["ablate"]
+    if added.p_value_random is None or ablated.p_value_random is None or not (added.change and ablated.change):
         return None
-    real = max(found["add"]["change"]["mean"], -found["ablate"]["change"]["mean"])
-    pairs = zip(found["add_random"]["changes"], found["ablate_random"]["changes"], strict=True)
-    return rank_p_value(real, [max(added, -ablated) for added, ablated in pairs])
+    observed = max(added.change.mean or 0.0, -(ablated.change.mean or 0.0))
+    pairs = zip(found["add_random"].changes or (), found["ablate_random"].changes or (), strict=True)
+    return rank_p_value(observed, [max(plus, -minus) for plus, minus in pairs])
 
 
-def _tried(outcome: Outcome, plain: dict[str, Outcome], settings: InsideSettings) -> dict[str, Any]:
+def _row(outcome: Outcome, plain: Mapping[str, Outcome], settings: InsideSettings) -> CausalRow:
     condition = outcome.condition
     known = [value for value in outcome.toxicity if value is not None]
-    return {
-        "model": condition.model,
-        "kind": condition.kind,
-        "value": condition.value,
-        "layers": list(condition.layers),
-        "toxicity": outcome.mean,
-        "toxic_share": float(np.mean([value > TOXIC_ABOVE for value in known])) if known else None,
-        "judged": len(known),
-        "perplexity": outcome.perplexity,
-        "change": None
-        if condition.kind == "plain"
-        else change_between(
-            plain[condition.model].toxicity,
-            outcome.toxicity,
-            n_resamples=settings.n_resamples,
-            seed=settings.seed,
-        ),
-        "texts": outcome.texts,
-    }
+    change = None
+    if condition.kind != "plain":
+        before = plain[condition.model].toxicity
+        change = change_between(before, outcome.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+    return CausalRow(
+        model=condition.model,
+        kind=condition.kind,
+        value=condition.value,
+        layers=list(condition.layers),
+        toxicity=outcome.mean,
+        toxic_share=float(np.mean([value > TOXIC_ABOVE for value in known])) if known else None,
+        judged=len(known),
+        perplexity=outcome.perplexity,
+        change=change,
+        texts=outcome.texts,
+    )

@@ -1,4 +1,4 @@
-"""Everything that is asked of the base and its adapters, from top to bottom; ``inside`` in interpretation.json.
+"""The base and its adapters taken apart, from top to bottom: ``inside`` in interpretation.json.
 
 The first subject is the base; the others are adapters on it, which share its weights. Row i of every subject is an
 answer to prompt i. Comparisons of models are made on the same text, the base's own answers, so that what differs is how
@@ -8,7 +8,6 @@ it is read and not what was read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rewardlm.config import InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RewardLMError
@@ -22,10 +21,12 @@ from rewardlm.interpreting.answers import (
     stored_answers,
     toxicity_changes,
 )
+from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Inside
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
+from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
 from rewardlm.interpreting.mechanistic.architecture import layout_of
-from rewardlm.interpreting.mechanistic.causal_check import try_all
+from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
 from rewardlm.interpreting.mechanistic.residual_stream import read_stream
 from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors, read_vectors
@@ -50,7 +51,7 @@ def examine_runs(
     settings: InterpretSettings,
     *,
     report: ProgressCallback | None = None,
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[Inside | None, list[str]]:
     """What ``examine`` finds of the baseline and of those runs that are adapters on it, and what it left out.
 
     None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
@@ -98,7 +99,7 @@ def examine_runs(
         ],
         judge,
         chosen,
-        word_judge=_asked(load_scorer("lexical")),
+        word_judge=_toxicity_by(load_scorer("lexical")),
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
         report=report,
@@ -111,16 +112,16 @@ def _judge(name: str, device: str) -> tuple[ToxicityFunction, list[str]]:
     why = "it is asked over HTTP"
     if name.partition(":")[0] not in ("perspective", "endpoint"):
         try:
-            return _asked(load_scorer(name, device=device)), []
+            return _toxicity_by(load_scorer(name, device=device)), []
         except RewardLMError as error:
             why = str(error)
     return (
-        _asked(load_scorer("starter", device=device)),
+        _toxicity_by(load_scorer("starter", device=device)),
         [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here ({why})."],
     )
 
 
-def _asked(scorer: Scorer) -> ToxicityFunction:
+def _toxicity_by(scorer: Scorer) -> ToxicityFunction:
     label = scorer.labels[0]
     return lambda texts: [verdict.values.get(label) for verdict in score_texts(scorer, texts)]
 
@@ -136,7 +137,7 @@ def examine(
     labelled: Sequence[LabelledAnswer] = (),
     redrawn: Sequence[RedrawnAnswers] = (),
     report: ProgressCallback | None = None,
-) -> dict[str, Any]:
+) -> Inside:
     """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
 
     ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
@@ -153,85 +154,74 @@ def examine(
     progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
     layout = layout_of(policy.causal_lm)
     base, tuned = subjects[0], subjects[1:]
-    usable = [row for row, response in enumerate(base.responses) if response]
-    focus, focus_is_toxic = _focus(base, usable)
+    text = BaseText(policy, prompts, base, settings)
     notes = []
     progress.step("the words whose logits are compared")
     contrast = _contrast(policy, word_judge or judge, settings)
     if contrast is None:
         notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
     progress.step("the probe")
-    found, direction = read_directions(policy, prompts, base, labelled, settings)
+    directions, direction = read_directions(text, labelled)
     if direction is None:
-        notes.append(f"No direction was sought: {found['reason']}.")
-    by, towards, vectors = choose_value_vectors(policy, contrast, direction, settings)
-    read = []
+        notes.append(f"No direction was sought: {directions.reason}.")
+    chosen = choose_value_vectors(policy, contrast, direction, settings)
+    readings = []
     for subject in subjects:
         progress.step(f"the residual stream of {subject.label}")
-        read.append(read_stream(policy, prompts, base, subject, usable, focus, contrast, vectors, settings))
-    owners = [tuple(prompts[row]) for row in read[0].rows.tolist()]
-    result: dict[str, Any] = {
-        "models": [subject.label for subject in subjects],
-        "family": policy.causal_lm.config.model_type,
-        "n_layers": len(layout.layers),
-        "n_heads": layout.n_heads,
-        "answers": len(usable),
-        "focus": {"answers": len(focus), "toxic": focus_is_toxic},
-        "words": _words(policy, contrast),
-        "stream": {subject.label: one.summary for subject, one in zip(subjects, read, strict=True)},
-        "directions": found,
-        "vectors": read_vectors(
-            policy,
-            prompts,
-            base,
-            subjects,
-            usable,
-            vectors,
-            towards,
-            owners,
-            [one.activations for one in read],
-            settings,
-        ),
-        "ablation": None,
-        "adapters": {},
-        "paths": {},
-        "causal": None,
-        "verdicts": {},
-        "settings": settings.model_dump(mode="json"),
-        "notes": notes,
-    }
-    if result["vectors"] is not None:
-        result["vectors"]["by"] = by
+        readings.append(read_stream(text, subject, contrast, chosen.vectors))
+    owners = [tuple(prompts[row]) for row in readings[0][1].rows.tolist()]
+    vectors = read_vectors(text, subjects, chosen, owners, [arrays.activations for _, arrays in readings])
     progress.step("the value vectors, silenced")
-    result["ablation"] = ablate_vectors(policy, prompts, subjects, usable, focus, vectors, contrast, judge, settings)
+    ablation = ablate_vectors(text, subjects, chosen.vectors, contrast, judge)
+    adapters, paths = {}, {}
     for subject in tuned:
         progress.step(f"what the adapter of {subject.label} wrote")
-        result["adapters"][subject.label] = read_adapter(policy, prompts, base, subject, focus, contrast, settings)
+        adapters[subject.label] = read_adapter(text, subject, contrast)
         progress.step(f"the adapter of {subject.label} along its scale")
-        result["paths"][subject.label] = follow_path(policy, prompts, base, subject, settings, redrawn)
+        paths[subject.label] = follow_path(text, subject, redrawn)
+    causal = None
     if settings.causal_prompts:
         progress.step("answers under changes")
-        result["causal"] = try_all(
-            policy,
-            prompts,
+        causal = check_causes(
+            text,
             subjects,
             judge,
-            settings,
-            found.get("layer"),
+            directions.layer,
             direction,
-            report=lambda done, total: progress.within(f"answers under change {done} of {total}"),
+            report=lambda done, total: progress.detail(f"answers under change {done} of {total}"),
         )
-    changes = {
-        subject.label: subject.change
-        or change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
-        for subject in tuned
-    }
-    kept = {label: None if change is None else dict(change) for label, change in changes.items()}
-    adjust(claims(result, kept))
-    for label, change in kept.items():
-        result["verdicts"][label] = verdict_of(result, label, change, settings)
+    found = Inside(
+        models=[subject.label for subject in subjects],
+        family=policy.causal_lm.config.model_type,
+        n_layers=len(layout.layers),
+        n_heads=layout.n_heads,
+        answers=len(text.answered),
+        focus=Focus(answers=len(text.focus), toxic=len(text.toxic) >= FEWEST_TOXIC),
+        words=_words(policy, contrast),
+        stream={subject.label: summary for subject, (summary, _) in zip(subjects, readings, strict=True)},
+        directions=directions,
+        vectors=vectors,
+        ablation=ablation,
+        adapters=adapters,
+        paths=paths,
+        causal=causal,
+        verdicts={},
+        settings=settings.model_dump(mode="json"),
+        notes=notes,
+    )
+    changes = {subject.label: _toxicity_change(base, subject, settings) for subject in tuned}
+    adjust(claims(found, changes))
+    for label, change in changes.items():
+        found.verdicts[label] = verdict_of(found, label, change, settings)
     progress.finish()
-    return result
+    return found
+
+
+def _toxicity_change(base: ModelAnswers, subject: ModelAnswers, settings: InsideSettings) -> Estimate | None:
+    """A copy: it will be corrected for what is read with it here."""
+    if subject.change is not None:
+        return subject.change.model_copy()
+    return change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
 
 
 def _check(policy: Policy, prompts: Sequence[Sequence[int]], subjects: Sequence[ModelAnswers]) -> None:
@@ -261,8 +251,8 @@ class _Progress:
         if self._report is not None:
             self._report(self._done, self._total, what)
 
-    def within(self, what: str) -> None:
-        """Say how far a part is that counts as one."""
+    def detail(self, what: str) -> None:
+        """Say how far a step is."""
         if self._report is not None:
             self._report(self._done, self._total, what)
 
@@ -271,26 +261,16 @@ class _Progress:
             self._report(self._total, self._total, "")
 
 
-def _focus(base: ModelAnswers, usable: Sequence[int]) -> tuple[list[int], bool]:
-    """Rows of the base's toxic answers, and True; of its most toxic third, and False, if fewer than three are toxic."""
-    scored = [(toxicity, row) for row in usable if (toxicity := base.toxicity[row]) is not None]
-    toxic = [row for toxicity, row in scored if toxicity > TOXIC_ABOVE]
-    if len(toxic) >= 3:
-        return toxic, True
-    ranked = [row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
-    return sorted(ranked[: max(1, len(ranked) // 3)] or list(usable)), False
-
-
 def _contrast(policy: Policy, judge: ToxicityFunction, settings: InsideSettings) -> Contrast | None:
     if settings.toxic_words:
         return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
     return contrast_by(judge, policy.tokenizer, settings.token_words)
 
 
-def _words(policy: Policy, contrast: Contrast | None) -> dict[str, list[str]] | None:
+def _words(policy: Policy, contrast: Contrast | None) -> ContrastWords | None:
     if contrast is None:
         return None
-    return {
-        "toxic": [policy.tokenizer.decode([token]).strip() for token in contrast.toxic],
-        "neutral": [policy.tokenizer.decode([token]).strip() for token in contrast.neutral],
-    }
+    toxic, neutral = (
+        [policy.tokenizer.decode([token]).strip() for token in side] for side in (contrast.toxic, contrast.neutral)
+    )
+    return ContrastWords(toxic=toxic, neutral=neutral)

@@ -6,7 +6,7 @@ Everything here is a hook or a weight that is put back; ``causal_check`` and ``v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of
+from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
 
@@ -171,3 +173,31 @@ def layer_groups(n_layers: int, number: int) -> list[tuple[int, ...]]:
     """Layers in ``number`` groups of neighbours, as equal as can be; one layer each if there are no more."""
     parts = np.array_split(np.arange(n_layers), min(number, n_layers))
     return [tuple(int(layer) for layer in part) for part in parts]
+
+
+def sample_answers(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    stream: str,
+    settings: InsideSettings,
+    sampling: GenerationSettings | None = None,
+) -> list[list[int]]:
+    """Token ids of an answer to each prompt, by the model as it stands. Random streams depend on the seed, ``stream``
+    and the row alone, so that answers under different interventions differ by these."""
+    requests = [Request(tuple(prompt), stream_seed(settings.seed, stream, row)) for row, prompt in enumerate(prompts)]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for answer in generate(
+        policy,
+        requests,
+        max_new_tokens=settings.max_new_tokens,
+        sampling=sampling or GenerationSettings(),
+        batch_tokens=settings.batch_tokens,
+    ):
+        answers[answer.index] = answer.tokens
+    return answers
+
+
+def text_of(policy: Policy, answer: Sequence[int]) -> str:
+    """What a judge reads of an answer."""
+    text: str = policy.tokenizer.decode(answer, skip_special_tokens=True)
+    return text.strip()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer, ModelAnswers
+from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer
+from rewardlm.interpreting.findings import BestOfShuffled, Directions, Shuffled
 from rewardlm.interpreting.intervals import rank_p_value
-from rewardlm.interpreting.mechanistic.activations import batches, trace
-from rewardlm.models.load import Policy
+from rewardlm.interpreting.mechanistic.activations import BaseText, batches, trace
 from rewardlm.models.lora import using
 
 Floats = NDArray[np.float64]
@@ -177,8 +176,8 @@ def best_of_shuffled(
 ) -> list[HeldOut]:
     """What the best layer reaches where labels mean nothing, ``number`` times, by a ``score`` as ``held_out`` takes it.
 
-    ``layers`` Float[L, n, M]. With each shuffling all is done as with the real labels: folds anew, every layer tried,
-    and of all layers the best AUC and the best accuracy kept. So the best of the real layers is held against the best
+    ``layers`` Float[L, n, M]. With each shuffling all is done as with the true labels: folds anew, every layer tried,
+    and of all layers the best AUC and the best accuracy kept. So the best of the true layers is held against the best
     of chance's, and choosing it is no finding.
     """
     rng = np.random.default_rng(seed)
@@ -191,13 +190,7 @@ def best_of_shuffled(
     return found
 
 
-def read_directions(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    base: ModelAnswers,
-    labelled: Sequence[LabelledAnswer],
-    settings: InsideSettings,
-) -> tuple[dict[str, Any], Tensor | None]:
+def read_directions(text: BaseText, labelled: Sequence[LabelledAnswer]) -> tuple[Directions, Tensor | None]:
     """Probe and toxic direction on every layer of the base's stream, averaged over each response's positions.
 
     Learnt from the base's answers and what is ``labelled``. A tuned model's harmless answers to what makes the base
@@ -206,60 +199,64 @@ def read_directions(
     The direction Float[M], not normed, is that of the layer where it tells held-out answers apart best (see
     ``toxic_direction``). None, with the reason, where either class has fewer answers than there are folds.
     """
+    settings = text.settings
     readings: list[LabelledAnswer] = [
-        (prompts[row], base.responses[row], toxicity)
-        for row, toxicity in enumerate(base.toxicity)
-        if toxicity is not None and base.responses[row]
+        (text.prompts[row], text.base.responses[row], toxicity)
+        for row in text.answered
+        if (toxicity := text.base.toxicity[row]) is not None
     ]
     readings += [reading for reading in labelled if reading[1]]
     readings = list({(tuple(p), tuple(r)): (p, r, t) for p, r, t in readings}.values())
     chosen = _balanced([toxicity > TOXIC_ABOVE for _, _, toxicity in readings], settings)
     toxic = np.array([readings[index][2] > TOXIC_ABOVE for index in chosen], dtype=bool)
     groups = [tuple(readings[index][0]) for index in chosen]
-    summary: dict[str, Any] = {"n": len(chosen), "n_toxic": int(toxic.sum()), "reason": None}
-    few = min(int(toxic.sum()), int((~toxic).sum()), len({g for g, t in zip(groups, toxic, strict=True) if t}))
-    if few < settings.probe_folds:
-        summary["reason"] = (
-            f"{int(toxic.sum())} toxic and {int((~toxic).sum())} other answers to different prompts could be read, and "
+    n_toxic, n_other = int(toxic.sum()), int((~toxic).sum())
+    if min(n_toxic, n_other, len({g for g, t in zip(groups, toxic, strict=True) if t})) < settings.probe_folds:
+        reason = (
+            f"{n_toxic} toxic and {n_other} other answers to different prompts could be read, and "
             f"{settings.probe_folds} folds need as many of each"
         )
-        return summary, None
-    x = _pooled(policy, [readings[index] for index in chosen], settings)
+        return Directions(n=len(chosen), n_toxic=n_toxic, reason=reason), None
+    x = _pooled(text, [readings[index] for index in chosen])
     fold = folds_of(toxic, groups, settings.probe_folds, settings.seed)
     of_probe = [held_out(layer, toxic, fold, by_probe) for layer in x]
     of_mean = [held_out(layer, toxic, fold, by_direction) for layer in x]
     best = int(np.argmax([held.auc for held in of_mean[1:]])) + 1
-    chance = [
+    probe_chance, mean_chance = (
         best_of_shuffled(
             x[1:], toxic, groups, score, n_folds=settings.probe_folds, number=settings.shuffles, seed=settings.seed
         )
         for score in (by_probe, by_direction)
-    ]
+    )
     difference = toxic_direction(x[best], toxic)
-    summary |= {
-        "layer": best,
-        "folds": settings.probe_folds,
-        "probe_accuracy": [held.accuracy for held in of_probe],
-        "probe_auc": [held.auc for held in of_probe],
-        "mean_accuracy": [held.accuracy for held in of_mean],
-        "mean_auc": [held.auc for held in of_mean],
-        "majority": float(max(toxic.mean(), 1 - toxic.mean())),
-        "shuffled": {
-            "number": settings.shuffles,
-            **{
-                name: {
-                    "auc": [one.auc for one in by_chance],
-                    "p_value": rank_p_value(max(held.auc for held in real[1:]), [one.auc for one in by_chance]),
-                }
-                for name, real, by_chance in zip(("probe", "mean"), (of_probe, of_mean), chance, strict=True)
-            },
-        },
-        # The best layer's, as the best layer's of the real labels is what one looks at.
-        "shuffled_accuracy": float(np.mean([one.accuracy for one in chance[0]])),
-        "length": float(np.linalg.norm(difference)),
-        "stream_length": float(np.linalg.norm(x[best], axis=-1).mean()),
-    }
-    return summary, torch.tensor(difference, dtype=torch.float32, device=policy.device)
+    found = Directions(
+        n=len(chosen),
+        n_toxic=n_toxic,
+        reason=None,
+        layer=best,
+        folds=settings.probe_folds,
+        probe_accuracy=[held.accuracy for held in of_probe],
+        probe_auc=[held.auc for held in of_probe],
+        mean_accuracy=[held.accuracy for held in of_mean],
+        mean_auc=[held.auc for held in of_mean],
+        majority=float(max(toxic.mean(), 1 - toxic.mean())),
+        shuffled=Shuffled(
+            number=settings.shuffles,
+            probe=_against_chance(of_probe, probe_chance),
+            mean=_against_chance(of_mean, mean_chance),
+        ),
+        # The best layer's, as the best layer's of the true labels is what one looks at.
+        shuffled_accuracy=float(np.mean([one.accuracy for one in probe_chance])),
+        length=float(np.linalg.norm(difference)),
+        stream_length=float(np.linalg.norm(x[best], axis=-1).mean()),
+    )
+    return found, torch.tensor(difference, dtype=torch.float32, device=text.policy.device)
+
+
+def _against_chance(by_layer: Sequence[HeldOut], by_chance: Sequence[HeldOut]) -> BestOfShuffled:
+    """The best layer's AUC, the embedding left out, among those of shuffled labels."""
+    aucs = [one.auc for one in by_chance]
+    return BestOfShuffled(auc=aucs, p_value=rank_p_value(max(held.auc for held in by_layer[1:]), aucs))
 
 
 def _balanced(toxic: Sequence[bool], settings: InsideSettings) -> list[int]:
@@ -271,12 +268,13 @@ def _balanced(toxic: Sequence[bool], settings: InsideSettings) -> list[int]:
     return sorted(kinds[0][:n_toxic] + kinds[1][: settings.probe_answers - n_toxic])
 
 
-def _pooled(policy: Policy, readings: Sequence[LabelledAnswer], settings: InsideSettings) -> Floats:
+def _pooled(text: BaseText, readings: Sequence[LabelledAnswer]) -> Floats:
     """The base's stream averaged over each response's positions: Float[L+1, n, M]."""
+    policy, batch_tokens = text.policy, text.settings.batch_tokens
     prompts, responses = [r[0] for r in readings], [r[1] for r in readings]
     pooled: dict[int, Tensor] = {}
     with using(policy, None):
-        for rows, batch in batches(policy, prompts, responses, range(len(readings)), settings):
+        for rows, batch in batches(policy, prompts, responses, range(len(readings)), batch_tokens):
             stream = trace(policy.causal_lm, batch).stream
             for index, row in enumerate(rows):
                 pooled[row] = stream[:, batch.row == index].mean(1).double().cpu()

@@ -10,95 +10,80 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, evenly_spread
-from rewardlm.interpreting.mechanistic.activations import batches, trace
+from rewardlm.interpreting.findings import AttentionShares, LensMeans, LogitShareMeans, StreamReading
+from rewardlm.interpreting.mechanistic.activations import BaseText, trace
 from rewardlm.interpreting.mechanistic.logit_attribution import LogitShares, direct_attribution, logit_lens
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, activations_of
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
-from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
 
-@dataclass
-class Read:
-    """What is kept of one model's reading of the base's answers: a summary for the result, and arrays for later.
+@dataclass(frozen=True)
+class StreamArrays:
+    """``activations`` Float[N, K] of the value vectors, and ``rows`` Int[N], which row of the text a position is of."""
 
-    ``activations`` Float[N, K] of the value vectors, ``rows`` Int[N] whose position it is (rows of the run),
-    ``score`` Float[N], the contrast's.
-    """
-
-    summary: dict[str, Any]
     activations: Tensor
     rows: Tensor
-    score: Tensor | None
 
 
 def read_stream(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    base: ModelAnswers,
-    subject: ModelAnswers,
-    usable: Sequence[int],
-    focus: Sequence[int],
-    contrast: Contrast | None,
-    vectors: Sequence[ValueVector],
-    settings: InsideSettings,
-) -> Read:
+    text: BaseText, subject: ModelAnswers, contrast: Contrast | None, vectors: Sequence[ValueVector]
+) -> tuple[StreamReading, StreamArrays]:
     """Lens, direct attribution and attention of ``subject`` on the base's answers."""
     shares: list[dict[str, Tensor]] = []
     attended: list[dict[str, Tensor]] = []
     lenses: list[dict[str, Tensor]] = []
     activations: list[Tensor] = []
     positions: list[Tensor] = []
-    causal_lm = policy.causal_lm
-    n_positions = sum(len(base.responses[row]) for row in usable)
-    keep = evenly_spread(n_positions, settings.lens_positions)
+    causal_lm = text.policy.causal_lm
+    keep = evenly_spread(sum(len(text.base.responses[row]) for row in text.answered), text.settings.lens_positions)
     seen = 0
-    with using(policy, subject.adapter):
-        for rows, batch in batches(policy, prompts, base.responses, usable, settings):
+    with using(text.policy, subject.adapter):
+        for rows, batch in text.batches(text.answered):
             found = trace(causal_lm, batch, patterns=True)
             if found.patterns is not None:
-                starts = torch.tensor([len(prompts[row]) for row in rows], device=batch.row.device)[batch.row]
+                starts = torch.tensor([len(text.prompts[row]) for row in rows], device=batch.row.device)[batch.row]
                 attended.append(_attended(found.patterns, starts))
             if vectors:
                 activations.append(activations_of(found.neurons, vectors).cpu())
             positions.append(torch.tensor(rows)[batch.row.cpu()])
             if contrast is not None:
-                own = _on_cpu(direct_attribution(causal_lm, found, contrast))
-                shares.append(own)
+                shares.append(_on_cpu(direct_attribution(causal_lm, found, contrast)))
                 chosen = [i for i in range(len(batch.row)) if seen + i in keep]
                 if chosen:
-                    lens = logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast)
-                    lenses.append({name: values.cpu() for name, values in vars(lens).items()})
+                    lenses.append(
+                        _on_cpu(logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast))
+                    )
             seen += len(batch.row)
     whose = torch.cat(positions)
-    in_focus = torch.isin(whose, torch.tensor(focus))
-    summary: dict[str, Any] = {
-        "positions": len(whose),
-        "attention": {name: torch.cat([one[name] for one in attended], 1).mean(1).tolist() for name in attended[0]},
-    }
-    score = None
+    summary = StreamReading(positions=len(whose), attention=AttentionShares(**_means(attended)))
     if contrast is not None:
         joined = {name: torch.cat([one[name] for one in shares], -2 if "heads" in name else -1) for name in shares[0]}
-        score = joined["total"]
-        summed = LogitShares(**joined).summed()
-        summary["shares"] = {
-            name: values[..., in_focus, :].mean(-2).tolist()
-            if "heads" in name
-            else values[..., in_focus].mean(-1).tolist()
-            for name, values in joined.items()
+        summary.shares = _share_means(joined, torch.isin(whose, torch.tensor(text.focus)))
+        summary.largest_error = float((LogitShares(**joined).summed() - joined["total"]).abs().max())
+        summary.lens = LensMeans(**_means(lenses))
+        summary.lens_positions = len(keep)
+    return summary, StreamArrays(torch.cat(activations) if vectors else torch.zeros(len(whose), 0), whose)
+
+
+def _share_means(shares: dict[str, Tensor], positions: Tensor) -> LogitShareMeans:
+    return LogitShareMeans(
+        **{
+            name: (values[..., positions, :].mean(-2) if "heads" in name else values[..., positions].mean(-1)).tolist()
+            for name, values in shares.items()
         }
-        summary["largest_error"] = float((summed - score).abs().max())
-        summary["lens"] = {name: torch.cat([one[name] for one in lenses], 1).mean(1).tolist() for name in lenses[0]}
-        summary["lens_positions"] = len(keep)
-    kept = torch.cat(activations) if vectors else torch.zeros(len(whose), 0)
-    return Read(summary, kept, whose, score)
+    )
 
 
-def _on_cpu(shares: LogitShares) -> dict[str, Tensor]:
-    """The fields of ``shares``, on the CPU."""
-    return {name: values.cpu() for name, values in vars(shares).items()}
+def _on_cpu(found: object) -> dict[str, Tensor]:
+    """The tensors of a dataclass, by field."""
+    return {name: values.cpu() for name, values in vars(found).items()}
+
+
+def _means(batches: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+    """By name, over the positions of all batches, which are dimension 1."""
+    return {name: torch.cat([one[name] for one in batches], 1).mean(1).tolist() for name in batches[0]}
 
 
 def _attended(patterns: Tensor, starts: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ from torch import Tensor
 
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers
+from rewardlm.interpreting.findings import ModelVectors, RandomAdapter, Ratio, ValueVectors, VectorFacts
 from rewardlm.interpreting.intervals import FEWEST
-from rewardlm.interpreting.mechanistic.activations import ResponseBatch, batches
+from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch
 from rewardlm.interpreting.mechanistic.architecture import (
     Layout,
     adapter_row,
@@ -117,32 +118,35 @@ def activations_of(neurons: Tensor, vectors: Sequence[ValueVector]) -> Tensor:
     return torch.stack([vector.sign * neurons[vector.layer, :, vector.neuron] for vector in vectors], -1)
 
 
+@dataclass(frozen=True)
+class ChosenVectors:
+    """The value vectors that are followed, and what they were chosen by: ``towards`` Float[M], None where it is not
+    known."""
+
+    by: Literal["words", "direction"]
+    towards: Tensor | None
+    vectors: list[ValueVector]
+
+
 def choose_value_vectors(
     policy: Policy, contrast: Contrast | None, direction: Tensor | None, settings: InsideSettings
-) -> tuple[str, Tensor | None, list[ValueVector]]:
-    """What value vectors are chosen by, that as a vector Float[M], and they; by the other if the one isn't there."""
-    by_words = contrast is not None and (settings.vectors_by == "words" or direction is None)
+) -> ChosenVectors:
+    """By the words or the direction, as ``vectors_by`` says; by the other if the one isn't there."""
     causal_lm = policy.causal_lm
     with using(policy, None):
-        if by_words and contrast is not None:
+        if contrast is not None and (settings.vectors_by == "words" or direction is None):
             towards = contrast_direction(causal_lm, contrast)
             spread = vocabulary_covariance(causal_lm)
             found = value_vectors(causal_lm, towards, number=settings.value_vectors, covariance=spread)
-            return "words", towards, found
+            return ChosenVectors("words", towards, found)
         if direction is None:
-            return "direction", None, []
+            return ChosenVectors("direction", None, [])
         unit = direction / direction.norm()
-        return "direction", unit, value_vectors(causal_lm, unit, number=settings.value_vectors)
+        return ChosenVectors("direction", unit, value_vectors(causal_lm, unit, number=settings.value_vectors))
 
 
-Prompts = Sequence[Sequence[int]]
-
-
-RATIOS = ("push_ratio", "read_ratio", "write_ratio")
-
-
-def ratio_of_means(before: FloatArray, after: FloatArray, margin: float) -> dict[str, Any] | None:
-    """mean(after) / mean(before) over the same units Float[n], ``{"mean", "ci95", "as_before", "n"}``.
+def ratio_of_means(before: FloatArray, after: FloatArray, margin: float) -> Ratio | None:
+    """mean(after) / mean(before) over the same units Float[n].
 
     ``ci95`` is Fieller's (1954): the ratios ρ that a paired t-test of after − ρ·before doesn't reject. It holds its
     level at few units, where a bootstrap of a ratio doesn't. ``as_before`` says whether it lies within 1 − ``margin``
@@ -164,12 +168,7 @@ def ratio_of_means(before: FloatArray, after: FloatArray, margin: float) -> dict
     root = math.sqrt(max(0.0, half**2 - square * constant))
     low, high = (half - root) / square, (half + root) / square
     lowest, highest = bounds(margin)
-    return {
-        "mean": mean_after / mean_before,
-        "ci95": [low, high],
-        "as_before": bool(lowest <= low and high <= highest),
-        "n": n,
-    }
+    return Ratio(mean=mean_after / mean_before, ci95=(low, high), as_before=lowest <= low and high <= highest, n=n)
 
 
 def bounds(margin: float) -> tuple[float, float]:
@@ -178,17 +177,12 @@ def bounds(margin: float) -> tuple[float, float]:
 
 
 def read_vectors(
-    policy: Policy,
-    prompts: Prompts,
-    base: ModelAnswers,
+    text: BaseText,
     subjects: Sequence[ModelAnswers],
-    usable: Sequence[int],
-    vectors: Sequence[ValueVector],
-    towards: Tensor | None,
+    chosen: ChosenVectors,
     owners: Sequence[object],
     activations: Sequence[Tensor],
-    settings: InsideSettings,
-) -> dict[str, Any] | None:
+) -> ValueVectors | None:
     """The value vectors, and for each model: what the adapter made of them, how active they are, how far they push.
 
     ``push`` is how far these vectors together move the stream towards what they were chosen by, mean over prompts. The
@@ -196,65 +190,73 @@ def read_vectors(
     the same numbers of ``null_adapters`` adapters of random weights, each module's as large as the tuned one's: what
     any change of that size does. ``activations`` Float[N, K] are each model's, ``owners`` whose prompt each row is of.
     """
-    if towards is None or not vectors:
+    policy, vectors = text.policy, chosen.vectors
+    if chosen.towards is None or not vectors:
         return None
     with using(policy, None):
         bare = vector_rows(policy.causal_lm, vectors)
-    by_model: dict[str, Any] = {}
+    pushing = _Pushing(owners, activations[0], bare, chosen.towards, text.settings.push_margin)
+    by_model = {}
     for subject, own in zip(subjects, activations, strict=True):
         with using(policy, subject.adapter):
             rows = vector_rows(policy.causal_lm, vectors)
-        by_model[subject.label] = {
-            **_turned(bare, rows),
-            "activation": own.mean(0).tolist(),
-            **_pushed(owners, activations[0], own, bare, rows, towards, settings),
-            "null": _null(
-                policy, prompts, base, subject, usable, vectors, towards, bare, activations[0], owners, settings
-            ),
-        }
-    return {
-        "rows": [
-            {
-                "layer": vector.layer,
-                "neuron": vector.neuron,
-                "sign": vector.sign,
-                "score": vector.score,
-                "tokens": [policy.tokenizer.decode([token]) for token in vector.tokens],
-            }
+        by_model[subject.label] = ModelVectors(
+            cosine=_cosine(bare, rows),
+            change=((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
+            activation=own.mean(0).tolist(),
+            push=pushing.push(own, rows),
+            **pushing.ratios(own, rows),
+            null=_null(text, subject, vectors, pushing),
+        )
+    return ValueVectors(
+        rows=[
+            VectorFacts(
+                layer=vector.layer,
+                neuron=vector.neuron,
+                sign=vector.sign,
+                score=vector.score,
+                tokens=[policy.tokenizer.decode([token]) for token in vector.tokens],
+            )
             for vector in vectors
         ],
-        "margin": settings.push_margin,
-        "by_model": by_model,
-    }
+        margin=text.settings.push_margin,
+        by_model=by_model,
+        by=chosen.by,
+    )
 
 
-def _turned(bare: Tensor, rows: Tensor) -> dict[str, list[float]]:
-    return {
-        "cosine": torch.cosine_similarity(bare, rows, dim=1).tolist(),
-        "change": ((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
-    }
+def _cosine(bare: Tensor, rows: Tensor) -> list[float]:
+    cosine: list[float] = torch.cosine_similarity(bare, rows, dim=1).tolist()
+    return cosine
 
 
-def _pushed(
-    owners: Sequence[object],
-    before: Tensor,
-    after: Tensor,
-    bare: Tensor,
-    rows: Tensor,
-    towards: Tensor,
-    settings: InsideSettings,
-) -> dict[str, Any]:
-    """``push`` and the three ratios, from activations Float[N, K] and vectors Float[K, M]."""
-    was, now = (bare @ towards).cpu(), (rows @ towards).cpu()
-    base = means_by_prompt(before @ was, owners)
-    pushes = {
-        name: means_by_prompt(found, owners)
-        for name, found in zip(RATIOS, (after @ now, after @ was, before @ now), strict=True)
-    }
-    return {
-        "push": float(pushes["push_ratio"].mean()),
-        **{name: ratio_of_means(base, found, settings.push_margin) for name, found in pushes.items()},
-    }
+@dataclass(frozen=True)
+class _Pushing:
+    """What a model's push is held against: the base's activations Float[N, K], each of a prompt that ``owners`` names,
+    and its vectors Float[K, M]. ``towards`` Float[M] is what these were chosen by."""
+
+    owners: Sequence[object]
+    activations: Tensor
+    vectors: Tensor
+    towards: Tensor
+    margin: float
+
+    def push(self, activations: Tensor, vectors: Tensor) -> float:
+        """Of activations Float[N, K] and vectors Float[K, M], mean over prompts."""
+        return float(self._by_prompt(activations, vectors).mean())
+
+    def ratios(self, activations: Tensor, vectors: Tensor) -> dict[str, Ratio | None]:
+        """The three ratios to the base, by name."""
+        base = self._by_prompt(self.activations, self.vectors)
+        pushes = {
+            "push_ratio": self._by_prompt(activations, vectors),
+            "read_ratio": self._by_prompt(activations, self.vectors),
+            "write_ratio": self._by_prompt(self.activations, vectors),
+        }
+        return {name: ratio_of_means(base, found, self.margin) for name, found in pushes.items()}
+
+    def _by_prompt(self, activations: Tensor, vectors: Tensor) -> FloatArray:
+        return means_by_prompt(activations @ (vectors @ self.towards).cpu(), self.owners)
 
 
 def means_by_prompt(values: Tensor, owners: Sequence[object]) -> FloatArray:
@@ -266,19 +268,10 @@ def means_by_prompt(values: Tensor, owners: Sequence[object]) -> FloatArray:
 
 
 def _null(
-    policy: Policy,
-    prompts: Prompts,
-    base: ModelAnswers,
-    subject: ModelAnswers,
-    usable: Sequence[int],
-    vectors: Sequence[ValueVector],
-    towards: Tensor,
-    bare: Tensor,
-    before: Tensor,
-    owners: Sequence[object],
-    settings: InsideSettings,
-) -> list[dict[str, Any]]:
+    text: BaseText, subject: ModelAnswers, vectors: Sequence[ValueVector], pushing: _Pushing
+) -> list[RandomAdapter]:
     """Of each random adapter the median cosine of the vectors with the base's, and its ratios."""
+    policy, settings = text.policy, text.settings
     if subject.adapter is None:
         return []
     found = []
@@ -286,14 +279,10 @@ def _null(
         with using(policy, subject.adapter), random_adapter(policy, subject.adapter, settings.seed + number):
             rows = vector_rows(policy.causal_lm, vectors)
             active = torch.cat(
-                [
-                    activations_at(policy.causal_lm, batch, vectors).cpu()
-                    for _, batch in batches(policy, prompts, base.responses, usable, settings)
-                ]
+                [activations_at(policy.causal_lm, batch, vectors).cpu() for _, batch in text.batches(text.answered)]
             )
-        pushed = _pushed(owners, before, active, bare, rows, towards, settings)
-        cosine = float(np.median(_turned(bare, rows)["cosine"]))
-        found.append({"cosine": cosine, **{name: pushed[name] and pushed[name]["mean"] for name in RATIOS}})
+        ratios = {name: None if ratio is None else ratio.mean for name, ratio in pushing.ratios(active, rows).items()}
+        found.append(RandomAdapter(cosine=float(np.median(_cosine(pushing.vectors, rows))), **ratios))
     return found
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.findings import Estimate, Loss, ModelLoss, VectorAblation
 from rewardlm.interpreting.intervals import change_between, rank_p_value, shown
-from rewardlm.interpreting.mechanistic.activations import batches
+from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.architecture import evaluating, layout_of, weight_of
-from rewardlm.interpreting.mechanistic.interventions import silenced
-from rewardlm.interpreting.mechanistic.value_vectors import Prompts, ValueVector, means_by_prompt
+from rewardlm.interpreting.mechanistic.interventions import sample_answers, silenced, text_of
+from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, means_by_prompt
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction
 from rewardlm.measuring.statistics import LEVEL
-from rewardlm.models.generate import Request, generate, stream_seed
-from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 
 # Of fewer random sets even the first place is no rarer than one in twenty.
@@ -54,16 +54,12 @@ _ANSWERING_SETS = 2
 
 
 def ablate_vectors(
-    policy: Policy,
-    prompts: Prompts,
+    text: BaseText,
     subjects: Sequence[ModelAnswers],
-    usable: Sequence[int],
-    focus: Sequence[int],
     vectors: Sequence[ValueVector],
     contrast: Contrast | None,
     judge: ToxicityFunction,
-    settings: InsideSettings,
-) -> dict[str, Any] | None:
+) -> VectorAblation | None:
     """What is lost without the named value vectors, held against as many others (Lee et al. 2024, section 3.3).
 
     Of every model, plain, with ``vectors`` silenced, and with sets of ``vectors_like`` them silenced: ``toxicity`` of
@@ -78,96 +74,100 @@ def ablate_vectors(
     """
     if not vectors:
         return None
-    base = subjects[0]
+    policy, settings = text.policy, text.settings
     sets = vectors_like(policy.causal_lm, vectors, settings.random_sets, settings.seed)
-    asked = most_toxic_and_others(prompts, base.toxicity, settings.ablation_prompts)
+    answering = most_toxic_and_others(text.prompts, text.base.toxicity, settings.ablation_prompts)
     # The toxic ones first, and others besides: of three answers no interval says anything.
-    answers = [*focus, *(row for row in usable if row not in focus)][: settings.ablation_answers]
-    owners = [tuple(prompts[row]) for row in answers]
+    focus = set(text.focus)
+    read = [*text.focus, *(row for row in text.answered if row not in focus)][: settings.ablation_answers]
+    owners = [tuple(text.prompts[row]) for row in read]
 
     def toxicity() -> list[float | None]:
-        return _answered(policy, [prompts[row] for row in asked], judge, settings)
+        return _judged(text, answering, judge)
 
     def logits() -> list[float | None]:
         assert contrast is not None
-        return [*map(float, means_by_prompt(_word_scores(policy, prompts, base, answers, contrast, settings), owners))]
+        return [*map(float, means_by_prompt(_word_scores(text, read, contrast), owners))]
 
-    measured: dict[str, tuple[Callable[[], list[float | None]], int, float | None]] = {}
-    if asked:
-        measured["toxicity"] = toxicity, _ANSWERING_SETS if contrast is not None else len(sets), 1.0
-    if contrast is not None:
-        measured["logits"] = logits, len(sets), None
-    by_model: dict[str, Any] = {}
+    by_toxicity = _Measure(toxicity, _ANSWERING_SETS if contrast is not None else len(sets), 1.0) if answering else None
+    by_logits = None if contrast is None else _Measure(logits, len(sets), None)
+    by_model: dict[str, ModelLoss] = {}
+    base: ModelLoss | None = None
     for subject in subjects:
-        lost_here: dict[str, Any] = {"toxicity": None, "logits": None}
         with using(policy, subject.adapter):
-            for name, (measure, number, largest) in measured.items():
-
-                def without(silent: Sequence[ValueVector], measure: Callable[[], Any] = measure) -> list[float | None]:
-                    with silenced(policy.causal_lm, [(vector.layer, vector.neuron) for vector in silent]):
-                        found: list[float | None] = measure()
-                    return found
-
-                plain, named = without([]), without(vectors)
-                tried = number
-                if subject is not base:
-                    change = change_between(
-                        plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=largest
-                    )
-                    worth = takes_more(by_model[base.label][name]) and shown(change, -1)
-                    tried = number if worth else _ANSWERING_SETS
-                others = [without(one) for one in sets[:tried]]
-                lost_here[name] = lost(plain, named, others, settings, largest=largest)
-        by_model[subject.label] = lost_here
-    return {
-        "vectors": len(vectors),
-        "random_sets": len(sets),
-        "answering_sets": min(measured["toxicity"][1], len(sets)) if asked else 0,
-        "prompts": len(asked),
-        "answers": len(answers) if contrast is not None else 0,
-        "prompts_of_answers": len(set(owners)) if contrast is not None else 0,
-        "by_model": by_model,
-    }
+            by_model[subject.label] = ModelLoss(
+                toxicity=_loss(text, vectors, sets, by_toxicity, None if base is None else base.toxicity),
+                logits=_loss(text, vectors, sets, by_logits, None if base is None else base.logits),
+            )
+        base = base or by_model[subject.label]
+    return VectorAblation(
+        vectors=len(vectors),
+        random_sets=len(sets),
+        answering_sets=0 if by_toxicity is None else min(by_toxicity.sets, len(sets)),
+        prompts=len(answering),
+        answers=0 if contrast is None else len(read),
+        prompts_of_answers=0 if contrast is None else len(set(owners)),
+        by_model=by_model,
+    )
 
 
-def takes_more(found: Mapping[str, Any]) -> bool:
+@dataclass(frozen=True)
+class _Measure:
+    """Something to lose: its ``values`` by prompt of the model as it stands, and on how many random ``sets`` it is
+    tried. ``largest`` is by how much a value can change, None where nothing bounds it."""
+
+    values: Callable[[], list[float | None]]
+    sets: int
+    largest: float | None
+
+
+def _loss(
+    text: BaseText,
+    vectors: Sequence[ValueVector],
+    sets: Sequence[Sequence[ValueVector]],
+    measure: _Measure | None,
+    of_base: Loss | None,
+) -> Loss | None:
+    """Of the model as it stands; ``of_base`` is None for the base itself."""
+    if measure is None:
+        return None
+    settings = text.settings
+
+    def without(silent: Sequence[ValueVector]) -> list[float | None]:
+        with silenced(text.policy.causal_lm, [(vector.layer, vector.neuron) for vector in silent]):
+            return measure.values()
+
+    plain, named = without([]), without(vectors)
+    tried = measure.sets
+    if of_base is not None:
+        change = change_between(
+            plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=measure.largest
+        )
+        tried = tried if takes_more(of_base) and shown(change, -1) else _ANSWERING_SETS
+    return lost(plain, named, [without(one) for one in sets[:tried]], settings, largest=measure.largest)
+
+
+def takes_more(found: Loss) -> bool:
     """Whether the named vectors were shown to take more than others do: over prompts, and by rank among the sets."""
-    rank: float | None = found["p_value_random"]
-    return rank is not None and rank <= LEVEL and shown(found["beyond_random"], -1)
+    rank = found.p_value_random
+    return rank is not None and rank <= LEVEL and shown(found.beyond_random, -1)
 
 
-def _answered(
-    policy: Policy, prompts: Prompts, judge: ToxicityFunction, settings: InsideSettings
-) -> list[float | None]:
-    requests = [
-        Request(tuple(prompt), stream_seed(settings.seed, "ablation", row)) for row, prompt in enumerate(prompts)
-    ]
-    texts = [""] * len(prompts)
-    for answer in generate(
-        policy,
-        requests,
-        max_new_tokens=settings.max_new_tokens,
-        sampling=GenerationSettings(),
-        batch_tokens=settings.batch_tokens,
-    ):
-        texts[answer.index] = policy.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
-    return list(judge(texts))
+def _judged(text: BaseText, rows: Sequence[int], judge: ToxicityFunction) -> list[float | None]:
+    """P(toxic) of a new answer to each of these prompts, by the model as it stands."""
+    prompts = [text.prompts[row] for row in rows]
+    answers = sample_answers(text.policy, prompts, "ablation", text.settings)
+    return list(judge([text_of(text.policy, answer) for answer in answers]))
 
 
 @torch.no_grad()
-def _word_scores(
-    policy: Policy,
-    prompts: Prompts,
-    base: ModelAnswers,
-    rows: Sequence[int],
-    contrast: Contrast,
-    settings: InsideSettings,
-) -> Tensor:
+def _word_scores(text: BaseText, rows: Sequence[int], contrast: Contrast) -> Tensor:
     """Of each answer the mean of the toxic words' logits minus the neutral ones', over its positions, Float[N]."""
-    layout = layout_of(policy.causal_lm)
+    causal_lm = text.policy.causal_lm
+    layout = layout_of(causal_lm)
     found: dict[int, float] = {}
-    for own, batch in batches(policy, prompts, base.responses, rows, settings):
-        with evaluating(policy.causal_lm):
+    for own, batch in text.batches(rows):
+        with evaluating(causal_lm):
             states = layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
             scores = contrast.of(layout.head(states[batch.where]).float()).cpu()
         for index, row in enumerate(own):
@@ -182,7 +182,7 @@ def lost(
     settings: InsideSettings,
     *,
     largest: float | None = 1.0,
-) -> dict[str, Any]:
+) -> Loss:
     """From values by prompt of the plain model, of the named vectors silenced, and of each other set; ``largest`` is by
     how much a value can change, None where nothing bounds it. There is no rank among fewer sets than 20, of which none
     could be the first of twenty."""
@@ -191,7 +191,7 @@ def lost(
         for values in zip(*others, strict=True)
     ]
 
-    def change(before: Sequence[float | None], after: Sequence[float | None]) -> dict[str, Any] | None:
+    def change(before: Sequence[float | None], after: Sequence[float | None]) -> Estimate | None:
         return change_between(before, after, n_resamples=settings.n_resamples, seed=settings.seed, largest=largest)
 
     # All sets on the same prompts: those that every one of them has a value of.
@@ -200,16 +200,16 @@ def lost(
         float(np.mean([(values[row] or 0.0) - (plain[row] or 0.0) for row in known])) for values in (named, *others)
     ]
     ranked = bool(known) and len(others) >= FEWEST_SETS
-    return {
-        "plain": _mean(plain),
-        "named": _mean(named),
-        "random": _mean(random),
-        "change": change(plain, named),
-        "random_change": change(plain, random) if random else None,
-        "random_changes": losses[1:] if known else [],
-        "beyond_random": change(random, named) if random else None,
-        "p_value_random": rank_p_value(-losses[0], [-loss for loss in losses[1:]]) if ranked else None,
-    }
+    return Loss(
+        plain=_mean(plain),
+        named=_mean(named),
+        random=_mean(random),
+        change=change(plain, named),
+        random_change=change(plain, random) if random else None,
+        random_changes=losses[1:] if known else [],
+        beyond_random=change(random, named) if random else None,
+        p_value_random=rank_p_value(-losses[0], [-loss for loss in losses[1:]]) if ranked else None,
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
