@@ -36,7 +36,7 @@ from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
-from rewardlm.measuring.statistics import difference_of_means
+from rewardlm.stats import difference_of_means
 from rewardlm.types import Message, Prompt
 
 Grid = NDArray[np.float64]

@@ -25,7 +25,7 @@ ROWS = [
     {"scoring", "models", "data"},
     {"runs", "services", "packaged", "progress"},
     {"config"},
-    {"types", "errors"},
+    {"types", "errors", "stats"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.

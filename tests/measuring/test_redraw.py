@@ -14,7 +14,7 @@ from rewardlm.measuring.compare import compare
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, flow
 from rewardlm.measuring.primary import METRICS, adjust
 from rewardlm.measuring.redraw import second_draw
-from rewardlm.measuring.statistics import holm
+from rewardlm.stats import holm
 
 NAN = float("nan")
 MIDDLES = np.array([0.1, 0.5, 0.9])

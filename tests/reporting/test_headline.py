@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rewardlm.measuring import metrics
-from rewardlm.measuring.statistics import holm
 from rewardlm.reporting import headline
+from rewardlm.stats import holm
 
 
 def result_of(*changes):

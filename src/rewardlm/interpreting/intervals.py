@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.interpreting.findings import Band, Estimate
-from rewardlm.measuring.statistics import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
+from rewardlm.stats import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
 
 # Fewer prompts than this say too little to speak of significance.
 FEWEST = 5
 
 
 class Resampling:
-    """Means and changes over prompts, by ``measuring.statistics``; where signs are flipped at random, ``n_resamples``
+    """Means and changes over prompts, by ``stats``; where signs are flipped at random, ``n_resamples``
     times, from ``seed``."""
 
     def __init__(self, n_resamples: int, seed: int) -> None:
@@ -122,7 +122,7 @@ def change_between(
     """Mean change over answers that both have a value of. ``largest`` is by how much a value can change at most: 1 for
     scores, None where nothing bounds it.
 
-    The interval leaves zero out exactly where p < .05 (``statistics.mean_change``); None where there is one answer.
+    The interval leaves zero out exactly where p < .05 (``stats.mean_change``); None where there is one answer.
     """
     pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     if not pairs:

@@ -21,9 +21,9 @@ from rewardlm.data.dialogues import normalised
 from rewardlm.measuring import metrics
 from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.measuring.records import samples_wanted
-from rewardlm.measuring.statistics import LEVEL, difference_of_means
 from rewardlm.scoring.lineage import Lineage, kinship, members
 from rewardlm.scoring.scorer import EMPTY
+from rewardlm.stats import LEVEL, difference_of_means
 
 if TYPE_CHECKING:
     from rewardlm.measuring.compare import Measured

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measuring.statistics import N_FLIPS, Change, bounded_mean_ci95, mean_change, share_ci95
-from rewardlm.measuring.statistics import mcnemar as mcnemar
-from rewardlm.measuring.statistics import unseen_share as unseen_share
+from rewardlm.stats import N_FLIPS, Change, bounded_mean_ci95, mean_change, share_ci95
+from rewardlm.stats import mcnemar as mcnemar
+from rewardlm.stats import unseen_share as unseen_share
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewardlm.errors import RunError
 from rewardlm.measuring.audit import is_independent, same_judge
-from rewardlm.measuring.statistics import holm
 from rewardlm.scoring.lineage import kinship, lineage_of
+from rewardlm.stats import holm
 
 if TYPE_CHECKING:
     from rewardlm.measuring.compare import Measured

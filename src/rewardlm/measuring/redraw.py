@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.measuring.metrics import BoolArray, FloatArray, bucket_of
-from rewardlm.measuring.statistics import LEVEL, agreeing, unseen_share
+from rewardlm.stats import LEVEL, agreeing, unseen_share
 
 Codes = NDArray[np.int8]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewardlm.measuring.audit import SHARE
-from rewardlm.measuring.statistics import LEVEL
 from rewardlm.reporting.headline import Part, interval_text, p_values_text, percent, points
+from rewardlm.stats import LEVEL
 
 BUCKETS = ("low", "medium", "high")
 _LOW, _HIGH = 0, 2

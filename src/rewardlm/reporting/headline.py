@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rewardlm.measuring.audit import SHARE, same_judge
 from rewardlm.measuring.primary import METRICS
 from rewardlm.measuring.refusals import ERRORS
-from rewardlm.measuring.statistics import LEVEL
+from rewardlm.stats import LEVEL
 
 Verdict = Literal["fell", "rose", "unclear", "nothing"]
 Part = tuple[str, bool]  # a piece of text, and whether it is what the reader must not miss

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rewardlm.interpreting.findings import Estimate
-from rewardlm.measuring.statistics import LEVEL
+from rewardlm.stats import LEVEL
 
 
 def direction(change: Estimate | None) -> int | None:

@@ -19,8 +19,8 @@ from rewardlm.interpreting.mechanistic.architecture import evaluating, layout_of
 from rewardlm.interpreting.mechanistic.interventions import sample_answers, silenced, text_of
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, means_by_prompt
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction
-from rewardlm.measuring.statistics import LEVEL
 from rewardlm.models.lora import using
+from rewardlm.stats import LEVEL
 
 # Of fewer random sets even the first place is no rarer than one in twenty.
 FEWEST_SETS = 20

@@ -12,7 +12,7 @@ from rewardlm.interpreting.findings import AdapterPath, Estimate, Inside, ModelV
 from rewardlm.interpreting.intervals import FEWEST, shown
 from rewardlm.interpreting.mechanistic.value_vectors import bounds
 from rewardlm.interpreting.mechanistic.vector_ablation import takes_more
-from rewardlm.measuring.statistics import LEVEL
+from rewardlm.stats import LEVEL
 
 Kind = Literal["unclear", "rewritten", "avoided", "untouched", "cannot_tell"]
 # Below this median cosine with the base's, value vectors count as turned.
