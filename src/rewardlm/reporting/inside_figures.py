@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Directions, Inside, LogitShareMeans
 from rewardlm.reporting.figures import base_layout, plain
-from rewardlm.reporting.interpretation_figures import COLOURS
+from rewardlm.reporting.interpretation_figures import COLOURS, curve_layout
 
 # Blue is away from toxic, vermillion towards it; the middle lets the page's own colour through.
 _DIVERGING = [[0, "#1f7fc4"], [0.5, "rgba(125,133,144,0.08)"], [1, "#cf4a1c"]]
@@ -86,7 +86,7 @@ def path_figure(found: Inside) -> dict[str, Any]:
                 "hovertemplate": plain(label) + ", layer %{x}: %{y:.3f} nats a token<extra></extra>",
             }
         )
-    layout = _layout("layer", "nats a token")
+    layout = curve_layout("layer", "nats a token")
     layout["barmode"] = "group"
     layout["yaxis"] |= {"zeroline": True, "zerolinecolor": "#9aa3af"}
     return {"data": traces, "layout": layout}
@@ -120,7 +120,7 @@ def scale_figure(found: Inside) -> dict[str, Any]:
                 + ", adapter × %{x}: toxicity %{y:.3f}, perplexity %{customdata}<extra></extra>",
             }
         )
-    layout = _layout("the adapter times", "mean toxicity")
+    layout = curve_layout("the adapter times", "mean toxicity")
     layout["yaxis"]["rangemode"] = "tozero"
     return {"data": traces, "layout": layout}
 
@@ -177,21 +177,7 @@ def _lines(series: Sequence[tuple[str, Sequence[float]]], unit: str, along: str)
         }
         for number, (name, values) in enumerate(series)
     ]
-    return {"data": traces, "layout": _layout(along, unit)}
-
-
-def _layout(along: str, unit: str) -> dict[str, Any]:
-    layout = base_layout(height=290)
-    layout["margin"] = {"l": 12, "r": 12, "t": 34, "b": 46}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    layout["xaxis"] |= {"title": {"text": along, "font": {"size": 12}, "standoff": 6}}
-    layout["yaxis"] |= {
-        "automargin": True,
-        "nticks": 6,
-        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
-    }
-    return layout
+    return {"data": traces, "layout": curve_layout(along, unit)}
 
 
 def _heat(

@@ -59,18 +59,27 @@ def band_figure(bands: Sequence[tuple[str, AnyBand]], unit: str, *, scale: float
                 "hovertemplate": plain(name) + ", %{customdata}: %{y:.3g}<extra></extra>",
             }
         )
-    layout = base_layout(height=290)
-    layout["margin"] = {"l": 12, "r": 12, "t": 34, "b": 46}
+    return {"data": traces, "layout": curve_layout("token of the answer", unit, rangemode="tozero")}
+
+
+def curve_layout(along: str, unit: str, **yaxis: Any) -> dict[str, Any]:
+    """The layout of lines or bars with their legend above; ``along`` names the x axis, ``unit`` the y axis."""
+    layout = _legend_layout(290, right=12)
+    layout["xaxis"] |= {"title": _title(along)}
+    layout["yaxis"] |= {"automargin": True, "nticks": 6, **yaxis, "title": _title(unit)}
+    return layout
+
+
+def _legend_layout(height: int, right: int) -> dict[str, Any]:
+    layout = base_layout(height)
+    layout["margin"] = {"l": 12, "r": right, "t": 34, "b": 46}
     layout["showlegend"] = True
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    layout["xaxis"] |= {"title": {"text": "token of the answer", "font": {"size": 12}, "standoff": 6}}
-    layout["yaxis"] |= {
-        "automargin": True,
-        "nticks": 6,
-        "rangemode": "tozero",
-        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
-    }
-    return {"data": traces, "layout": layout}
+    return layout
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "font": {"size": 12}, "standoff": 6}
 
 
 def check_figure(comparisons: Sequence[DriftComparison]) -> dict[str, Any]:
@@ -116,16 +125,8 @@ def _interval_figure(
                 "hovertemplate": "%{customdata}, " + name + ": %{x:.3f}<extra></extra>",
             }
         )
-    layout = base_layout(height=110 + 60 * len(rows))
-    layout["margin"] = {"l": 12, "r": 16, "t": 34, "b": 46}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    layout["xaxis"] |= {
-        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
-        "zeroline": True,
-        "zerolinecolor": "#9aa3af",
-        "rangemode": "tozero",
-    }
+    layout = _legend_layout(110 + 60 * len(rows), right=16)
+    layout["xaxis"] |= {"title": _title(unit), "zeroline": True, "zerolinecolor": "#9aa3af", "rangemode": "tozero"}
     layout["yaxis"] |= {
         "tickvals": list(range(len(rows))),
         "ticktext": [plain(label) for label, _ in rows],
