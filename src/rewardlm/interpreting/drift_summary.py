@@ -123,10 +123,7 @@ def _transitions(
     beyond = beyond_redraw(sample, ways, values, draws)
     return [
         DriftTransition(
-            transition=way,
-            pairs=pairs,
-            **found,
-            beyond_redraw=DriftValues(**beyond[way]) if way in beyond else None,
+            transition=way, pairs=pairs, **found, beyond_redraw=DriftValues(**beyond[way]) if way in beyond else None
         )
         for way, (pairs, found) in by_transition(ways, values, draws).items()
     ]

@@ -21,8 +21,6 @@ from rewardlm.measuring.metrics import FloatArray
 from rewardlm.stats import agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]
-
-
 Values = Sequence[float] | FloatArray
 
 

@@ -15,11 +15,7 @@ import numpy as np
 from rewardlm.measuring.metrics import FloatArray
 
 Kind = Literal["template", "prompt", "answer"]
-
-
 KINDS: tuple[Kind, ...] = ("template", "prompt", "answer")
-
-
 # Added to every word's share before a divergence, so that a word that one model ignores doesn't make it infinite.
 _SMOOTHING = 1e-4
 

@@ -81,11 +81,7 @@ def sentences(found: Inside) -> list[dict[str, Any]]:
     rows = []
     for label, verdict in found.verdicts.items():
         rows.append(
-            {
-                "question": f"Has {label} unlearned toxicity?",
-                "model": label,
-                "parts": _unlearned(found, label, verdict),
-            }
+            {"question": f"Has {label} unlearned toxicity?", "model": label, "parts": _unlearned(found, label, verdict)}
         )
         rows.append(
             {"question": f"Where does {label}’s change sit?", "model": label, "parts": _where(found, label, verdict)}
@@ -321,10 +317,7 @@ def _preference(found: Inside, label: str, path: AdapterPath | None, verdict: Ve
     if direction(redraw.change) == 1 and not figures.has_shares(path):
         return [
             ("Which layers do it can’t be told", True),
-            (
-                f": {change}, but the shares of layers miss {abs(path.missing / path.whole):.0%} of it. {own}",
-                False,
-            ),
+            (f": {change}, but the shares of layers miss {abs(path.missing / path.whole):.0%} of it. {own}", False),
         ]
     if verdict.spread is None:
         return [

@@ -172,9 +172,7 @@ def sentences(result: Interpretation) -> list[dict[str, Any]]:
                 "parts": _reads(model, reading, above.get(model), similar.get(model), result.attribution.faithfulness),
             }
         )
-        rows.append(
-            {"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)},
-        )
+        rows.append({"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)})
         rows.append(
             {"question": f"Where does {model} part from {drift.from_}?", "model": model, "parts": _parts_where(drift)}
         )

@@ -72,11 +72,7 @@ def _attribution(result: Interpretation, console: Console) -> None:
             *(share_text(share) for share in (model.prompt, model.template, model.answer)),
             plain_text(model.entropy_bits),
         )
-    print_table(
-        console,
-        f"Attribution of each model's own answers, by {interpretation.method_name(result)}",
-        table,
-    )
+    print_table(console, f"Attribution of each model's own answers, by {interpretation.method_name(result)}", table)
     tested = (interpretation.faithful_sentence(result), interpretation.complete_sentence(result))
     print_notes([said for said in tested if said], console)
     table = new_table()

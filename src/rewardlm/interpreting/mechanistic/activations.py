@@ -41,6 +41,9 @@ from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import microbatches, pack, predicting_mask
 from rewardlm.models.lora import scaled
 
+# Of fewer toxic answers, the most toxic third stands in.
+FEWEST_TOXIC = 3
+
 
 @dataclass(frozen=True)
 class ResponseBatch:
@@ -169,10 +172,7 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
 
 
 def _adapter_writes(
-    layout: Layout,
-    found: Trace,
-    where: Tensor,
-    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]],
+    layout: Layout, found: Trace, where: Tensor, calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
 ) -> dict[str, Tensor]:
     """See ``trace``: the adapter's writes by module, Float[L, N, M]; a layer without that module wrote nothing."""
     writes: dict[str, list[Tensor]] = {}
@@ -244,10 +244,6 @@ def batches(
     for piece in microbatches(lengths, batch_tokens):
         own = [rows[index] for index in piece]
         yield own, batch_of([prompts[row] for row in own], [responses[row] for row in own], policy.device)
-
-
-# Of fewer toxic answers, the most toxic third stands in.
-FEWEST_TOXIC = 3
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,13 @@ from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
 from rewardlm.interpreting.mechanistic.architecture import Layout, adapter_layers, evaluating, layout_of
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
-from rewardlm.interpreting.mechanistic.probes import Floats
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.lora import using
+
+# By how much of the whole the shares of a path may miss it, and at how many points at most they are read.
+PATH_GAP = 0.05
+MOST_PATH_STEPS = 64
 
 
 def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | None) -> AdapterWrites:
@@ -69,10 +73,6 @@ def _by_layer(batches: Sequence[Tensor]) -> list[float]:
     return means
 
 
-PATH_GAP = 0.05
-MOST_PATH_STEPS = 64
-
-
 @dataclass(frozen=True)
 class PathShares:
     """What an adapter's modules contribute to an effect: ``by_module`` sums to ``after`` − ``before``, but for what is
@@ -82,7 +82,7 @@ class PathShares:
     before: float
     after: float
     by_module: dict[str, float]
-    by_layer: Floats
+    by_layer: FloatArray
     steps: int
 
     @property

@@ -34,8 +34,6 @@ class _Names:
 
 
 _LLAMA = _Names("layers", "norm", "self_attn", "o_proj", "mlp", "down_proj")
-
-
 _FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,

@@ -6,7 +6,7 @@ Everything here is a hook or a weight that is put back; ``causal_check`` and ``v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,7 @@ def added(causal_lm: Any, layer: int, vector: Tensor) -> Iterator[None]:
     if not 0 <= layer < len(modules):
         raise ModelError(f"layer {layer}: expected 0 to {len(modules) - 1}, the last being the final norm")
 
-    def add(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (args[0] + vector.to(args[0]), *args[1:]), kwargs
-        states = kwargs["hidden_states"]
-        return args, {**kwargs, "hidden_states": states + vector.to(states)}
-
-    handle = modules[layer].register_forward_pre_hook(add, with_kwargs=True)
+    handle = _change_input(modules[layer], lambda states: states + vector.to(states))
     try:
         yield
     finally:
@@ -59,19 +53,22 @@ def ablated(causal_lm: Any, direction: Tensor) -> Iterator[None]:
         rest: Tensor = states - torch.einsum("...m,m->...", states, along)[..., None] * along
         return rest
 
-    def reads(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (without(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": without(kwargs["hidden_states"])}
-
-    def writes(module: Any, args: Any, output: Tensor) -> Tensor:
-        return without(output)
-
     with contextlib.ExitStack() as stack:
-        stack.callback(layout.layers[0].register_forward_pre_hook(reads, with_kwargs=True).remove)
+        stack.callback(_change_input(layout.layers[0], without).remove)
         for module in (*layout.attention_out, *layout.mlp_out):
-            stack.callback(module.register_forward_hook(writes).remove)
+            stack.callback(module.register_forward_hook(lambda _module, _args, output: without(output)).remove)
         yield
+
+
+def _change_input(module: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A hook that has ``module`` read changed hidden states, however they are passed. Gives its handle."""
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @contextlib.contextmanager

@@ -21,30 +21,29 @@ from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer
 from rewardlm.interpreting.findings import BestOfShuffled, Directions, Shuffled
 from rewardlm.interpreting.intervals import rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText, batches, trace
+from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.models.lora import using
 
-Floats = NDArray[np.float64]
-
-
-Bools = NDArray[np.bool_]
+# (train [n, M], toxic [n], test [m, M]) → a score of each test row, over 0 meaning toxic.
+Readout = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
 
 
 @dataclass(frozen=True)
 class Probe:
     """A logistic regression on one layer: P(toxic) = σ((x − mean) / spread · weight + bias), Float[M] each."""
 
-    weight: Floats
+    weight: FloatArray
     bias: float
-    mean: Floats
-    spread: Floats
+    mean: FloatArray
+    spread: FloatArray
 
-    def logits(self, x: Floats) -> Floats:
+    def logits(self, x: FloatArray) -> FloatArray:
         """Float[n, M] → Float[n]."""
-        found: Floats = (x - self.mean) / self.spread @ self.weight + self.bias
+        found: FloatArray = (x - self.mean) / self.spread @ self.weight + self.bias
         return found
 
 
-def fit_probe(x: Floats, toxic: Bools, *, penalty: float = 1.0) -> Probe:
+def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0) -> Probe:
     """The minimum of Σ log-loss + penalty/2·‖weight‖² over standardised features, x Float[n, M], both classes present.
 
     The penalty makes the solution lie in the span of the n rows, so it is sought there: n numbers instead of M.
@@ -56,7 +55,7 @@ def fit_probe(x: Floats, toxic: Bools, *, penalty: float = 1.0) -> Probe:
     rows = left * singular
     sign = np.where(toxic, 1.0, -1.0)
 
-    def loss(parameters: Floats) -> tuple[float, Floats]:
+    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
         weight, bias = parameters[:-1], parameters[-1]
         margin = sign * (rows @ weight + bias)
         pull = -sign * np.exp(-np.logaddexp(0, margin))  # d log(1 + e^-m) / dm = -1 / (1 + e^m)
@@ -67,13 +66,13 @@ def fit_probe(x: Floats, toxic: Bools, *, penalty: float = 1.0) -> Probe:
     return Probe(right.T @ found[:-1], float(found[-1]), mean, spread)
 
 
-def mean_difference(x: Floats, toxic: Bools) -> Floats:
+def mean_difference(x: FloatArray, toxic: BoolArray) -> FloatArray:
     """Mean of the toxic rows minus mean of the others, x Float[..., n, M] → Float[..., M] (Marks & Tegmark 2023)."""
-    found: Floats = x[..., toxic, :].mean(-2) - x[..., ~toxic, :].mean(-2)
+    found: FloatArray = x[..., toxic, :].mean(-2) - x[..., ~toxic, :].mean(-2)
     return found
 
 
-def toxic_direction(x: Floats, toxic: Bools) -> Floats:
+def toxic_direction(x: FloatArray, toxic: BoolArray) -> FloatArray:
     """The difference of means without its part along the harmless rows' mean, x Float[n, M] → Float[M].
 
     A stream has a large part that every token shares, in a few dimensions (Sun et al. 2024). Where the two means differ
@@ -82,16 +81,13 @@ def toxic_direction(x: Floats, toxic: Bools) -> Floats:
     common = x[~toxic].mean(0)
     common /= max(float(np.linalg.norm(common)), 1e-12)
     difference = mean_difference(x, toxic)
-    found: Floats = difference - (difference @ common) * common
+    found: FloatArray = difference - (difference @ common) * common
     return found
 
 
-def folds_of(toxic: Bools, groups: Sequence[object], n_folds: int, seed: int) -> NDArray[np.int64]:
+def folds_of(toxic: BoolArray, groups: Sequence[object], n_folds: int, seed: int) -> NDArray[np.int64]:
     """A fold Int[n] for each row: rows of one group (answers to one prompt) stand together, toxic ones are spread."""
-    members: dict[object, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    order = list(members.values())
+    order = _rows_by_group(groups)
     np.random.default_rng(seed).shuffle(order)
     fold = np.zeros(len(toxic), dtype=np.int64)
     counts = np.zeros((n_folds, 2), dtype=np.int64)
@@ -105,6 +101,13 @@ def folds_of(toxic: Bools, groups: Sequence[object], n_folds: int, seed: int) ->
     return fold
 
 
+def _rows_by_group(groups: Sequence[object]) -> list[list[int]]:
+    members: dict[object, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    return list(members.values())
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """How well toxicity is read off rows that were not learnt from. ``accuracy`` is balanced: the mean of both
@@ -115,10 +118,8 @@ class HeldOut:
     auc: float
 
 
-def held_out(
-    x: Floats, toxic: Bools, fold: NDArray[np.int64], score: Callable[[Floats, Bools, Floats], Floats]
-) -> HeldOut:
-    """Cross-validation: ``score(train, toxic, test)`` gives test rows' scores, over 0 meaning toxic."""
+def held_out(x: FloatArray, toxic: BoolArray, fold: NDArray[np.int64], score: Readout) -> HeldOut:
+    """Cross-validation over the folds."""
     right: list[tuple[bool, bool]] = []
     aucs: list[tuple[float, int]] = []
     for number in np.unique(fold):
@@ -135,27 +136,24 @@ def held_out(
     return HeldOut(float(np.mean(share)), float(np.average([a for a, _ in aucs], weights=[n for _, n in aucs])))
 
 
-def by_probe(train: Floats, toxic: Bools, test: Floats) -> Floats:
-    """A score for ``held_out``: the probe's logits."""
+def by_probe(train: FloatArray, toxic: BoolArray, test: FloatArray) -> FloatArray:
+    """A readout: the probe's logits."""
     return fit_probe(train, toxic).logits(test)
 
 
-def by_direction(train: Floats, toxic: Bools, test: Floats) -> Floats:
-    """A score for ``held_out``: where along the toxic direction, from the middle between both means."""
+def by_direction(train: FloatArray, toxic: BoolArray, test: FloatArray) -> FloatArray:
+    """A readout: where along the toxic direction, from the middle between both means."""
     middle = (train[toxic].mean(0) + train[~toxic].mean(0)) / 2
-    found: Floats = (test - middle) @ toxic_direction(train, toxic)
+    found: FloatArray = (test - middle) @ toxic_direction(train, toxic)
     return found
 
 
-def shuffled(toxic: Bools, groups: Sequence[object], rng: np.random.Generator) -> Bools:
+def shuffled(toxic: BoolArray, groups: Sequence[object], rng: np.random.Generator) -> BoolArray:
     """Labels dealt again between the groups (answers to one prompt), each group's staying together: a prompt's answers
     are alike, so labels dealt row by row would make chance look smaller than it is. Groups swap with such of their
     size."""
-    members: dict[object, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
     by_size: dict[int, list[list[int]]] = {}
-    for rows in members.values():
+    for rows in _rows_by_group(groups):
         by_size.setdefault(len(rows), []).append(rows)
     found = toxic.copy()
     for alike in by_size.values():
@@ -165,10 +163,10 @@ def shuffled(toxic: Bools, groups: Sequence[object], rng: np.random.Generator) -
 
 
 def best_of_shuffled(
-    layers: Floats,
-    toxic: Bools,
+    layers: FloatArray,
+    toxic: BoolArray,
     groups: Sequence[object],
-    score: Callable[[Floats, Bools, Floats], Floats],
+    score: Readout,
     *,
     n_folds: int,
     number: int,
@@ -268,7 +266,7 @@ def _balanced(toxic: Sequence[bool], settings: InsideSettings) -> list[int]:
     return sorted(kinds[0][:n_toxic] + kinds[1][: settings.probe_answers - n_toxic])
 
 
-def _pooled(text: BaseText, readings: Sequence[LabelledAnswer]) -> Floats:
+def _pooled(text: BaseText, readings: Sequence[LabelledAnswer]) -> FloatArray:
     """The base's stream averaged over each response's positions: Float[L+1, n, M]."""
     policy, batch_tokens = text.policy, text.settings.batch_tokens
     prompts, responses = [r[0] for r in readings], [r[1] for r in readings]

@@ -24,6 +24,9 @@ from rewardlm.stats import LEVEL
 
 # Of fewer random sets even the first place is no rarer than one in twenty.
 FEWEST_SETS = 20
+# So many of the random sets answer prompts too, which takes most of the time. They say what others take from toxicity,
+# and nothing about chance.
+_ANSWERING_SETS = 2
 
 
 @torch.no_grad()
@@ -46,11 +49,6 @@ def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], number: int, se
         taken |= {(vector.layer, pool[index]) for index in drawn}
         by_vector.append([ValueVector(vector.layer, pool[index], vector.sign, 0.0, ()) for index in drawn])
     return [list(one) for one in zip(*by_vector, strict=False)]
-
-
-# So many of the random sets answer prompts too, which takes most of the time. They say what others take from toxicity,
-# and nothing about chance.
-_ANSWERING_SETS = 2
 
 
 def ablate_vectors(
