@@ -1,4 +1,4 @@
-"""Value vectors: ratios with intervals that keep their level, "as before" only where shown, and what silencing does."""
+"""Value vectors by a loop; ratios whose intervals keep their level; "as before" only where shown; what silencing does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapted import PROMPTS, RESPONSES, adapted_policy, state_of
+from adapted import PROMPTS, RESPONSES, adapted_policy
 from planted import NEURON, N, Planted, examined, planted, settings_for, undo
 from scipy import stats
 
@@ -17,21 +17,92 @@ from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import Estimate, Inside, RandomAdapter, Ratio
 from rewardlm.interpreting.mechanistic import verdicts
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of, weight_of
+from rewardlm.interpreting.mechanistic.architecture import layout_of, weight_of
 from rewardlm.interpreting.mechanistic.examination import examine
-from rewardlm.interpreting.mechanistic.interventions import random_adapter, silenced
+from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import (
     ValueVector,
     activations_at,
     activations_of,
     bounds,
     ratio_of_means,
+    value_vectors,
+    vector_rows,
 )
 from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more, vectors_like
-from rewardlm.models.lora import using
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
+
+
 MARGIN = InsideSettings().push_margin
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "falcon_multi_query"])
+def test_value_vectors_by_a_loop(family: str) -> None:
+    policy = adapted_policy(family)
+    layout = layout_of(policy.causal_lm)
+    direction = torch.randn(weight_of(layout.mlp_out[0]).shape[1], generator=torch.Generator().manual_seed(2))
+    gated = family == "tiny"
+    scored = []
+    for layer in range(2):
+        for neuron, row in enumerate(weight_of(layout.mlp_out[layer])):
+            cosine = float(torch.dot(row, direction) / row.norm() / direction.norm())
+            scored.append((abs(cosine) if gated else cosine, layer, neuron, -1 if gated and cosine < 0 else 1))
+    scored.sort(reverse=True)
+    found = value_vectors(policy.causal_lm, direction, number=5, n_tokens=3)
+    assert [(v.layer, v.neuron, v.sign) for v in found] == [entry[1:] for entry in scored[:5]]
+    assert [v.score for v in found] == pytest.approx([entry[0] for entry in scored[:5]], abs=1e-5)
+    gain = layout.norm.weight
+    for vector in found:
+        row = vector.sign * weight_of(layout.mlp_out[vector.layer])[vector.neuron]
+        read = gain * (row if gated else row - row.mean())
+        logits = layout.head.weight @ read
+        assert list(vector.tokens) == logits.argsort(descending=True)[:3].tolist()
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox"])
+def test_vectors_that_promote_words_by_all_their_logits(family: str) -> None:
+    policy = adapted_policy(family)
+    layout = layout_of(policy.causal_lm)
+    contrast = Contrast((3, 5, 700), (100, 200))
+    gated = family == "tiny"
+    scored = []
+    for layer in range(2):
+        for neuron, row in enumerate(weight_of(layout.mlp_out[layer])):
+            logits = layout.head.weight @ (layout.norm.weight * (row if gated else row - row.mean()))
+            score = float((logits[[3, 5, 700]].mean() - logits[[100, 200]].mean()) / logits.std(unbiased=False))
+            scored.append((abs(score) if gated else score, layer, neuron, -1 if gated and score < 0 else 1))
+    scored.sort(reverse=True)
+    found = value_vectors(
+        policy.causal_lm,
+        contrast_direction(policy.causal_lm, contrast),
+        number=6,
+        covariance=vocabulary_covariance(policy.causal_lm),
+    )
+    assert [v.score for v in found] == pytest.approx([entry[0] for entry in scored[:6]], rel=1e-3)
+    assert [(v.layer, v.neuron, v.sign) for v in found] == [entry[1:] for entry in scored[:6]]
+
+
+@pytest.mark.parametrize("family", ["tiny", "gpt2"])
+def test_an_adapters_part_of_a_value_vector_is_what_merging_adds(family: str) -> None:
+    policy = adapted_policy(family)
+    layout = layout_of(policy.causal_lm)
+    vectors = value_vectors(policy.causal_lm, torch.ones(weight_of(layout.mlp_out[0]).shape[1]), number=4)
+    found = vector_rows(policy.causal_lm, vectors)
+    policy.model.merge_adapter()
+    expected = [v.sign * weight_of(layout.mlp_out[v.layer])[v.neuron] for v in vectors]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+
+
+def test_activations_are_signed() -> None:
+    policy = adapted_policy("tiny")
+    found = trace(policy.causal_lm, batch_of(PROMPTS, RESPONSES, policy.device))
+    vectors = value_vectors(policy.causal_lm, torch.ones(64), number=6)
+    assert {v.sign for v in vectors} == {-1, 1}
+    activations = activations_of(found.neurons, vectors)
+    for column, vector in enumerate(vectors):
+        assert torch.equal(activations[:, column], vector.sign * found.neurons[vector.layer, :, vector.neuron])
 
 
 def drawn(n: int, ratio: float, seed: int) -> tuple[Any, Any]:
@@ -253,41 +324,6 @@ def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing(
     assert result.ablation.by_model["PT"].toxicity is None
     # An adapter of zeros has no size, so its random ones are zeros as well.
     assert [one.push_ratio for one in own.null] == pytest.approx([1, 1], abs=1e-5)
-
-
-def test_random_adapters_are_as_large_and_leave_the_model_as_it_was() -> None:
-    policy = adapted_policy("tiny")
-    layers = adapter_layers(policy.causal_lm)
-    before = {name: layer.get_delta_weight("default").norm().item() for name, layer in layers.items()}
-    was = {name: layer.get_delta_weight("default").clone() for name, layer in layers.items()}
-    state = copy.deepcopy(state_of(policy.model))
-    with random_adapter(policy, "default", seed=1):
-        for name, layer in layers.items():
-            inside_it = layer.get_delta_weight("default")
-            assert float(inside_it.norm()) == pytest.approx(before[name], rel=1e-4)
-            cosine = float((inside_it * was[name]).sum()) / before[name] ** 2
-            assert abs(cosine) < 0.5
-    assert state_of(policy.model) == state
-    for name, layer in layers.items():
-        assert torch.equal(layer.get_delta_weight("default"), was[name])
-
-
-@pytest.mark.parametrize("name", ["tiny", "gpt2", "gpt_neox", "opt", "bloom"])
-def test_silenced_is_a_weight_of_zeros(name: str) -> None:
-    policy = adapted_policy(name)
-    model = policy.causal_lm
-    ids = torch.tensor([[*PROMPTS[0], *RESPONSES[0]]])
-    with using(policy, None), torch.no_grad():
-        with silenced(model, [(vector.layer, vector.neuron) for vector in VECTORS]):
-            found = model(input_ids=ids).logits
-        plain = model(input_ids=ids).logits
-        for vector in VECTORS:
-            module = layout_of(model).mlp_out[vector.layer]
-            # A view of the weights, transposed where they are stored so.
-            weight_of(module)[vector.neuron].zero_()
-        by_hand = model(input_ids=ids).logits
-    assert torch.allclose(found, by_hand, atol=1e-5)
-    assert not torch.allclose(found, plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2", "gpt_neox", "opt"])
