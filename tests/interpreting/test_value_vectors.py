@@ -1,4 +1,4 @@
-"""Value vectors by a loop; ratios whose intervals keep their level; "as before" only where shown; what silencing does."""
+"""Value vectors by a loop; ratios whose intervals keep their level; "as before" only where shown; silencing them."""
 
 from __future__ import annotations
 
