@@ -18,7 +18,8 @@ ByHead = list[list[float]]
 class Finding(BaseModel):
     """Anything that is found. A key that nobody described is an error of ours."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    # Sixty classes take a tenth of a second to build, which a report without interpretations needn't wait for.
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
 
     def dump(self) -> dict[str, Any]:
         """As in interpretation.json: what was never set isn't there."""

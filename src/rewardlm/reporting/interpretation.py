@@ -20,7 +20,7 @@ from rewardlm.interpreting.findings import (
     SimilarityComparison,
     Stratum,
 )
-from rewardlm.reporting import flows, inside
+from rewardlm.reporting import flows, mechanistic
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text, plain_text, points_text, share_text
@@ -65,7 +65,7 @@ def sections(results: Sequence[tuple[str, Interpretation]]) -> list[dict[str, An
             "tested": [said for said in (faithful_sentence(result), complete_sentence(result)) if said],
             "figures": _figures(result),
             "example_shades": _shades(result),
-            "inside": inside.section(result.inside, result.inside_notes),
+            "inside": mechanistic.section(result.inside, result.inside_notes),
         }
         for label, result in results
     ]

@@ -12,9 +12,9 @@ from planted import examined
 from rich.console import Console
 
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
-from rewardlm.reporting import inside, interpretation, intervals, page
-from rewardlm.reporting.inside_figures import scale_figure, shares_figure, wrote_figure
-from rewardlm.reporting.inside_tables import print_inside
+from rewardlm.reporting import interpretation, intervals, mechanistic, page
+from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
+from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render
 
 HOSTILE = "<script>alert(1)</script>"
@@ -32,15 +32,15 @@ def typed(found: dict[str, Any] | None) -> Inside | None:
 
 
 def said(found: dict[str, Any]) -> dict[str, str]:
-    rows = inside.sentences(Inside.model_validate(found))
+    rows = mechanistic.sentences(Inside.model_validate(found))
     return {row["question"]: "".join(text for text, _ in row["parts"]) for row in rows}
 
 
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return render(
-        "inside.html.j2",
+        "mechanistic.html.j2",
         {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": page._score},
-        inside=inside.section(typed(found), notes),
+        inside=mechanistic.section(typed(found), notes),
     )
 
 
@@ -175,7 +175,7 @@ def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) 
     shown_page = shown(found)
     assert HOSTILE not in shown_page
     assert "&lt;script&gt;" in shown_page
-    section = inside.section(typed(found))
+    section = mechanistic.section(typed(found))
     assert section is not None
     figures = section["figures"]
     figures["shares"], figures["wrote"] = ([spec for _, spec in figures[name]] for name in ("shares", "wrote"))
@@ -188,10 +188,10 @@ def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) 
 def test_changes_in_words() -> None:
     nothing = {"toxicity": None, "toxic_share": None, "judged": 0, "perplexity": None, "change": None, "texts": []}
     row = CausalRow(model="FT", kind="layers_off", value=1.0, layers=[3, 4, 5], **nothing)
-    assert inside.what_was_done(row) == "adapter off in layers 3–5"
-    assert inside.what_was_done(row.model_copy(update={"layers": [3]})) == "adapter off in layer 3"
+    assert mechanistic.what_was_done(row) == "adapter off in layers 3–5"
+    assert mechanistic.what_was_done(row.model_copy(update={"layers": [3]})) == "adapter off in layer 3"
     scaled = row.model_copy(update={"kind": "scale", "value": 1.5, "layers": []})
-    assert inside.what_was_done(scaled) == "adapter × 1.5"
+    assert mechanistic.what_was_done(scaled) == "adapter × 1.5"
     change = Estimate(mean=-0.12, ci95=(-0.3, 0.01), n=3)
     assert intervals.number_text(change, 3) == "−0.120 (−0.300 to +0.010)"
     assert intervals.number_text(None) == "—"

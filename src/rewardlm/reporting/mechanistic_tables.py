@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rewardlm.interpreting.findings import Inside
-from rewardlm.reporting import inside
+from rewardlm.reporting import mechanistic
 from rewardlm.reporting.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 4
@@ -19,8 +19,8 @@ def print_inside(found: Inside | None, notes: Sequence[str], console: Console) -
     print_notes(notes, console)
     if found is None:
         return
-    print_sentences(inside.sentences(found), console)
-    print_notes([*inside.how_read(found), *found.notes], console)
+    print_sentences(mechanistic.sentences(found), console)
+    print_notes([*mechanistic.how_read(found), *found.notes], console)
     console.print()
     _layers(found, console)
     _vectors(found, console)
@@ -74,12 +74,12 @@ def _vectors(found: Inside, console: Console) -> None:
     table.add_column("score", justify="right")
     for label in found.models:
         table.add_column(label_text(label), justify="right", overflow="fold", max_width=12)
-    for row in inside.vector_rows(found):
+    for row in mechanistic.vector_rows(found):
         tokens = " ".join(plain(token).strip() for token in row.tokens[:_SHOWN_TOKENS])
         table.add_row(row.name, Text(tokens), f"{row.score:.2f}", *(f"{value:+.3f}" for value in row.activations))
     print_table(
         console,
-        f"Value vectors that {inside.chosen_by(found.vectors)}",
+        f"Value vectors that {mechanistic.chosen_by(found.vectors)}",
         table,
         "vector: layer and neuron, − where its opposite is meant. score: standard deviations over the vocabulary that "
         "toxic words are lifted by, or the cosine. Models: mean activation on the base's answers.",
@@ -97,10 +97,10 @@ def _causal(found: Inside, console: Console) -> None:
     for row in found.causal.rows:
         table.add_row(
             label_text(row.model),
-            inside.what_was_done(row),
+            mechanistic.what_was_done(row),
             "–" if row.toxicity is None else f"{row.toxicity:.3f}",
-            inside.change_text(row, 2),
-            inside.change_p(row),
+            mechanistic.change_text(row, 2),
+            mechanistic.change_p(row),
             "–" if row.perplexity is None else f"{row.perplexity:.1f}",
         )
     print_table(

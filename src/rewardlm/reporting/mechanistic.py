@@ -21,7 +21,7 @@ from rewardlm.interpreting.findings import (
     VectorAblation,
     Verdict,
 )
-from rewardlm.reporting import inside_figures as figures
+from rewardlm.reporting import mechanistic_figures as figures
 from rewardlm.reporting.headline import Part, p_number, p_text
 from rewardlm.reporting.intervals import direction, number_text, signed
 
@@ -45,7 +45,7 @@ _KINDS = {
 
 
 def section(found: Inside | None, notes: Sequence[str] = ()) -> dict[str, Any] | None:
-    """What inside.html.j2 shows; None where nothing was found and there is nothing to say about it."""
+    """What mechanistic.html.j2 shows; None where nothing was found and there is nothing to say about it."""
     if found is None:
         return {"found": None, "notes": list(notes)} if notes else None
     tuned = found.models[1:]
