@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_LOG_EVERY_SECONDS = 15.0
-
+# What long work reports to: how much is done, of how much, and a text or a step's metrics.
 ProgressCallback = Callable[[int, int, Any], None]
+
+_LOG_EVERY_SECONDS = 15.0
 
 
 class Stage:

@@ -90,6 +90,10 @@ class Generation:
     tokens: tuple[int, ...] | None = None
 
 
+# The label under which an ensemble says how far its members are apart, which is no P(toxic).
+DISAGREEMENT = "disagreement"
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """P(label) of one answer by one scorer; ``value`` is None where it is unscored, for ``reason``.

@@ -19,9 +19,9 @@ from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Estimate, Stratum
 from rewardlm.interpreting.models import RunModel
-from rewardlm.measuring.audit import is_independent, same_judge
-from rewardlm.measuring.compare import Measured, load_measured
-from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray, buckets
+from rewardlm.measuring.independence import is_independent, same_judge
+from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.measuring.metrics import BUCKETS, FloatArray, bucket_of, buckets
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
@@ -29,7 +29,6 @@ from rewardlm.runs import prompts_hash
 from rewardlm.types import Generation, Prompt
 
 TOXIC_ABOVE = 0.5
-BUCKETS = ("low", "medium", "high")
 # Ids of a prompt and of an answer to it, and P(toxic).
 LabelledAnswer = tuple[Sequence[int], Sequence[int], float]
 
@@ -118,8 +117,8 @@ class AnswerSample:
 
 
 def bucket(value: float) -> str:
-    """low below 0.33, high above 0.66, as in the tables of flow."""
-    return BUCKETS[int(value >= LOW_BELOW) + int(value > HIGH_ABOVE)]
+    """Low, medium or high, as in the tables of flow."""
+    return BUCKETS[bucket_of(np.array([value]))[0]]
 
 
 def load_runs(paths: Sequence[Path]) -> list[Measured]:

@@ -28,7 +28,7 @@ from rewardlm.interpreting.intervals import Resampling, mean_of_known, stretches
 from rewardlm.interpreting.records import AttributionRecord, FaithfulnessRecord
 from rewardlm.interpreting.stratified import RunMeans, beyond_redraw, by_transition, transition_order, transitions_of
 from rewardlm.interpreting.word_shares import kl_bits, shares
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.metrics import FloatArray
 
 Quantity = Literal["prompt", "template", "answer", "entropy_bits"]

@@ -25,7 +25,7 @@ from rewardlm.interpreting.findings import (
 from rewardlm.interpreting.intervals import mean_of_known, stretches
 from rewardlm.interpreting.records import DriftRecord
 from rewardlm.interpreting.stratified import RunMeans, beyond_redraw, by_transition, transitions_of
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 
 _SHOWN_TOKENS = 15
 

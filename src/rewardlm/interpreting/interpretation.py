@@ -31,8 +31,8 @@ from rewardlm.interpreting.records import (
 )
 from rewardlm.interpreting.similarity import similarity
 from rewardlm.interpreting.stratified import RunMeans
-from rewardlm.measuring.audit import same_judge
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.independence import same_judge
+from rewardlm.measuring.measured import Measured
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
 

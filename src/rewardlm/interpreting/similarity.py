@@ -17,7 +17,7 @@ from rewardlm.interpreting.findings import (
 )
 from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.stratified import by_transition
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 
 
 def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> Similarity | None:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from rewardlm.interpreting.answers import BUCKETS, AnswerSample, bucket
+from rewardlm.interpreting.answers import AnswerSample, bucket
 from rewardlm.interpreting.findings import Estimate
 from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust
-from rewardlm.measuring.metrics import FloatArray
+from rewardlm.measuring.metrics import BUCKETS, FloatArray
 from rewardlm.stats import agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]

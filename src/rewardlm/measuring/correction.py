@@ -42,7 +42,7 @@ class JudgeErrors:
 
 
 def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
-    """Of what a run records of its pair judge; None where it has no counts, as in older runs."""
+    """Of what a run records of its pair judge; None where it has no counts."""
     counts = (error or {}).get("counts")
     return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
 

@@ -20,6 +20,7 @@ from rewardlm.interpreting.findings import (
     SimilarityComparison,
     Stratum,
 )
+from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows, mechanistic
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
@@ -139,7 +140,7 @@ def how_sampled(result: Interpretation) -> list[str]:
 
 
 def _again(stratum: Stratum, again: Sequence[Sequence[float] | None] | None) -> str:
-    row, column = flows.BUCKETS.index(stratum.from_), flows.BUCKETS.index(stratum.to)
+    row, column = BUCKETS.index(stratum.from_), BUCKETS.index(stratum.to)
     known = None if again is None else again[row]
     return "" if known is None else f" (by chance {flows.expected(known[column])})"
 

@@ -22,7 +22,8 @@ from rewardlm.interpreting.findings import (
     Verdict,
 )
 from rewardlm.reporting import mechanistic_figures as figures
-from rewardlm.reporting.headline import Part, p_number, p_text
+from rewardlm.reporting.formats import p_number, p_text
+from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text, signed
 
 _VERDICTS = {

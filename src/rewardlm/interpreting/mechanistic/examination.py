@@ -34,7 +34,7 @@ from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
 from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_by, contrast_of_words
 from rewardlm.interpreting.models import RunModel
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback
