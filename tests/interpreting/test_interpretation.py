@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from adapted import state_of
+from pydantic import ValidationError
 from small_models import tiny_policy
 from tiny_runs import LABELS, measured_tiny_runs, rescore, write_adapter
 
 from rewardlm.config import AttributionSettings, InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RunError
 from rewardlm.interpreting.answers import draw, load_runs, token_positions
+from rewardlm.interpreting.findings import Interpretation
 from rewardlm.interpreting.interpretation import KIND, interpret
 from rewardlm.interpreting.mechanistic import examination
 from rewardlm.interpreting.models import load_models
@@ -197,6 +199,20 @@ def assert_close(one: Any, two: Any) -> None:
         assert one == pytest.approx(two, abs=2e-3)
     else:
         assert one == two
+
+
+def test_what_is_typed_is_the_file_to_the_byte_and_nothing_else(done: Run) -> None:
+    stored = (done.path / "interpretation.json").read_bytes()
+    found = Interpretation.model_validate(done.load(KIND))
+    assert json.dumps(found.dump(), indent=1).encode() == stored
+    assert found.drift.comparisons[0].from_ == "PT"
+    # A mean has no p-value, a change has one, and only what is read together is corrected.
+    written = json.loads(stored)["drift"]["comparisons"][0]
+    assert set(written["on_baseline"]["kl"]) == {"mean", "ci95", "n"}
+    assert set(written["on_baseline"]["logprob_change"]) == {"mean", "ci95", "p_value", "n"}
+    assert set(written["toxic_check"]["difference"]) == {"mean", "ci95", "p_value", "n", "p_adjusted"}
+    with pytest.raises(ValidationError, match="surprise"):
+        Interpretation.model_validate({**done.load(KIND), "surprise": 1})
 
 
 def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:

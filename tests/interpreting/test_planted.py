@@ -138,6 +138,7 @@ def test_the_words_are_promoted_by_the_neuron_and_the_adapters_own_hand_is_told(
 def test_the_result_is_json_and_the_same_again(case: tuple[str, Planted, Inside]) -> None:
     way, _, result = case
     written = json.dumps(result.dump(), allow_nan=False)
+    assert json.dumps(Inside.model_validate(json.loads(written)).dump()) == written
     if way == "avoided":
         assert json.dumps(examined(way)[1].dump(), allow_nan=False) == written
 

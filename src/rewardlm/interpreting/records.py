@@ -5,7 +5,7 @@ A reading that was interrupted goes on: what is in these files isn't read again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,53 +180,57 @@ def record_attribution(
     tasks = attribution_tasks(len(subjects), sample)
     known = {(record["reader"], record["id"]) for record in run.read("attributions")}
     done = len(known)
-    method = settings.attribution.method
+
+    def count(answers: int) -> None:
+        nonlocal done
+        done += answers
+        if report is not None:
+            report(done, len(tasks), f"attribution: answers by {settings.attribution.method}")
+
     for reader, subject in enumerate(subjects):
         answers = [answer for who, answer in tasks if who == reader and (reader, answer.id) not in known]
-        if not answers:
-            continue
-        positions = [token_positions(answer, settings.attribution.tokens, settings.seed) for answer in answers]
+        if answers:
+            _explain(run, reader, subject, answers, settings, count)
 
-        def write(
-            rows: Sequence[int],
-            found: Sequence[Attributed],
-            reader: int = reader,
-            subject: RunModel = subject,
-            answers: Sequence[SampledAnswer] = answers,
-            positions: Sequence[Sequence[int]] = positions,
-        ) -> None:
-            nonlocal done
-            run.append(
-                "attributions",
-                [
-                    _attribution_record(reader, subject, answers[row], positions[row], one).dump()
-                    for row, one in zip(rows, found, strict=True)
-                ],
-            )
-            done += len(rows)
-            if report is not None:
-                report(done, len(tasks), f"attribution: answers by {method}")
 
-        prompts, responses = [answer.prompt for answer in answers], [answer.tokens for answer in answers]
-        with subject.on(merge=True) as model:
-            if method.startswith("inseq:"):
-                attribute_by_inseq(
-                    model, subject.policy.tokenizer, prompts, responses, positions, method[6:], report=write
-                )
-                continue
-            attribute(
-                model,
-                prompts,
-                responses,
-                positions,
-                method=method,
-                baseline=_baseline(subject, settings),
-                steps=settings.attribution.steps,
-                tolerance=settings.attribution.tolerance,
-                most_steps=settings.attribution.most_steps,
-                budget=settings.batch_tokens,
-                report=write,
-            )
+def _explain(
+    run: Run,
+    reader: int,
+    subject: RunModel,
+    answers: Sequence[SampledAnswer],
+    settings: InterpretSettings,
+    count: Callable[[int], None],
+) -> None:
+    own = settings.attribution
+    positions = [token_positions(answer, own.tokens, settings.seed) for answer in answers]
+
+    def write(rows: Sequence[int], found: Sequence[Attributed]) -> None:
+        records = [
+            _attribution_record(reader, subject, answers[row], positions[row], one)
+            for row, one in zip(rows, found, strict=True)
+        ]
+        run.append("attributions", [record.dump() for record in records])
+        count(len(rows))
+
+    prompts, responses = [answer.prompt for answer in answers], [answer.tokens for answer in answers]
+    tokenizer = subject.policy.tokenizer
+    with subject.on(merge=True) as model:
+        if own.method.startswith("inseq:"):
+            attribute_by_inseq(model, tokenizer, prompts, responses, positions, own.method[6:], report=write)
+            return
+        attribute(
+            model,
+            prompts,
+            responses,
+            positions,
+            method=own.method,
+            baseline=int(tokenizer.eos_token_id) if own.baseline == "end" else None,
+            steps=own.steps,
+            tolerance=own.tolerance,
+            most_steps=own.most_steps,
+            budget=settings.batch_tokens,
+            report=write,
+        )
 
 
 def record_faithfulness(
@@ -286,10 +290,6 @@ def _explained(
         sizes=np.abs(scores),
         seed=stream_seed("interpret faithfulness", settings.seed, record.id),
     )
-
-
-def _baseline(subject: RunModel, settings: InterpretSettings) -> int | None:
-    return int(subject.policy.tokenizer.eos_token_id) if settings.attribution.baseline == "end" else None
 
 
 def _attribution_record(
