@@ -148,7 +148,7 @@ def examine(
     ``report(done, total, what)``.
 
     Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
-    or the family isn't known (see ``logit_attribution``). The model is left as it was found.
+    or the family isn't known (see ``architecture``). The model is left as it was found.
     """
     _check(policy, prompts, subjects)
     progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
