@@ -10,10 +10,12 @@ import pytest
 import torch
 from adapted import PROMPTS, adapted_policy, state_of
 
-from rewardlm.config import ChatSettings, GenerationSettings
+from rewardlm.config import ChatSettings, GenerationSettings, InsideSettings
 from rewardlm.errors import ConfigError, ModelError
-from rewardlm.interpreting.causal import Condition, Outcome, change_between, layer_groups, try_conditions
-from rewardlm.interpreting.tokens import contrast_by, contrast_of_words, word_tokens
+from rewardlm.interpreting.intervals import change_between
+from rewardlm.interpreting.mechanistic.causal_check import Outcome, try_conditions
+from rewardlm.interpreting.mechanistic.interventions import Condition, layer_groups
+from rewardlm.interpreting.mechanistic.word_contrast import contrast_by, contrast_of_words, word_tokens
 from rewardlm.models.load import Policy, chat_format
 
 GREEDY = GenerationSettings(temperature=0)
@@ -24,7 +26,7 @@ def judge(texts: Sequence[str]) -> list[float | None]:
 
 
 def tried(policy: Policy, *conditions: Condition) -> list[Outcome]:
-    return try_conditions(policy, conditions, PROMPTS, judge, max_new_tokens=8, batch_tokens=64, seed=3)
+    return try_conditions(policy, conditions, PROMPTS, judge, InsideSettings(max_new_tokens=8, batch_tokens=64, seed=3))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,7 @@ def test_perplexity_is_the_bases_and_every_tokens(policy: Policy) -> None:
         [Condition("FT", "default", "plain")],
         PROMPTS,
         judge,
-        max_new_tokens=5,
-        batch_tokens=64,
-        seed=0,
+        InsideSettings(max_new_tokens=5, batch_tokens=64),
         sampling=GenerationSettings(temperature=0, min_new_tokens=5),
     )
     total, count = 0.0, 0
@@ -96,22 +96,24 @@ def test_a_change_is_of_pairs_that_both_were_judged_on() -> None:
     after = Outcome(plain, ["a"] * 5, [0.2, 0.5, 0.4, None, 0.9], 2.0)
     found = change_between(before.toxicity, after.toxicity, n_resamples=4000, seed=0)
     assert found is not None
-    assert found["n"] == 3
-    assert found["mean"] == pytest.approx((0.1 + 0.0 + 0.6) / 3)
+    assert found.n == 3
+    assert found.mean == pytest.approx((0.1 + 0.0 + 0.6) / 3)
     # Three prompts prove nothing: of the four ways to flip the signs of 0.1 and 0.6 two are as extreme.
-    assert found["p_value"] >= 0.5
+    assert found.p_value >= 0.5
     # t of two degrees of freedom is 4.303; the squares are those around the mean, and once more the largest.
     squares = (0.1 - 0.7 / 3) ** 2 + (0.7 / 3) ** 2 + (0.6 - 0.7 / 3) ** 2 + 0.6**2
     half = 4.3027 * math.sqrt(3 * squares / 2) / 3
-    assert found["ci95"] == pytest.approx([max(-1, 0.7 / 3 - half), min(1, 0.7 / 3 + half)], rel=1e-4)
+    assert found.ci95 == pytest.approx([max(-1, 0.7 / 3 - half), min(1, 0.7 / 3 + half)], rel=1e-4)
     assert change_between(before.toxicity, [None] * 5, n_resamples=100, seed=0) is None
 
 
 def test_one_answer_has_no_interval_and_equal_ones_no_certainty() -> None:
-    assert change_between([0.1], [0.9], n_resamples=100, seed=0) == {"mean": 0.8, "ci95": None, "p_value": 1.0, "n": 1}
+    alone = change_between([0.1], [0.9], n_resamples=100, seed=0)
+    assert alone is not None
+    assert alone.dump() == {"mean": 0.8, "ci95": None, "p_value": 1.0, "n": 1}
     same = change_between([0.5] * 10, [0.5] * 10, n_resamples=100, seed=0)
     assert same is not None
-    assert same["ci95"][0] < 0 < same["ci95"][1]
+    assert same.ci95[0] < 0 < same.ci95[1]
 
 
 @pytest.mark.parametrize("n", [5, 10])
@@ -121,7 +123,7 @@ def test_two_draws_of_one_model_seldom_differ(n: int) -> None:
     called = 0
     for _ in range(1000):
         before, after = rng.beta(0.2, 1.8, (2, n))
-        low, high = change_between(before, after, n_resamples=500, seed=0)["ci95"]
+        low, high = change_between(before, after, n_resamples=500, seed=0).ci95
         called += not low <= 0 <= high
     # 50 of 1000 with a standard deviation of 7: 82 come once in 100,000 times.
     assert called <= 82

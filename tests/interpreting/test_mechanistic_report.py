@@ -11,9 +11,10 @@ import pytest
 from planted import examined
 from rich.console import Console
 
-from rewardlm.reporting import inside, interpretation, intervals, page
-from rewardlm.reporting.inside_figures import scale_figure, shares_figure, wrote_figure
-from rewardlm.reporting.inside_tables import print_inside
+from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
+from rewardlm.reporting import interpretation, intervals, mechanistic, page
+from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
+from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render
 
 HOSTILE = "<script>alert(1)</script>"
@@ -22,24 +23,30 @@ HOSTILE = "<script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     # What is shown came out of a file.
-    return {way: json.loads(json.dumps(examined(way)[1])) for way in ("rewritten", "avoided", "untouched")}
+    return {way: json.loads(json.dumps(examined(way)[1].dump())) for way in ("rewritten", "avoided", "untouched")}
+
+
+def typed(found: dict[str, Any] | None) -> Inside | None:
+    """As the report reads it."""
+    return None if found is None else Inside.model_validate(found)
 
 
 def said(found: dict[str, Any]) -> dict[str, str]:
-    return {row["question"]: "".join(text for text, _ in row["parts"]) for row in inside.sentences(found)}
+    rows = mechanistic.sentences(Inside.model_validate(found))
+    return {row["question"]: "".join(text for text, _ in row["parts"]) for row in rows}
 
 
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return render(
-        "inside.html.j2",
+        "mechanistic.html.j2",
         {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": page._score},
-        inside=inside.section(found, notes),
+        inside=mechanistic.section(typed(found), notes),
     )
 
 
 def printed(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
-    print_inside(found, notes, console)
+    print_inside(typed(found), notes, console)
     return console.export_text()
 
 
@@ -104,7 +111,7 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]
     base = found["ablation"]["by_model"]["PT"]
-    assert f"by {intervals.number_text(base['logits']['change'])}, and by" in text
+    assert f"by {intervals.number_text(Estimate.model_validate(base['logits']['change']))}, and by" in text
     assert "without 20 sets of others as long, in the mean (p = 0.048 among them)" in text
     # What two sets say of toxicity is shown, and not claimed.
     assert "2 sets are too few to say what chance does): silencing these was not shown to take more toxicity" in text
@@ -117,22 +124,8 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     assert "As before would be an interval within 0.80 and 1.25; adapters of random weights as large push" in own
     for text in (shown(found), printed(found)):
         assert "was not shown to take more of these logits" in " ".join(text.split())
-    del found["ablation"]
+    found["ablation"] = None
     assert not any("lose without" in question for question in said(found))
-
-
-def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[str, dict[str, Any]]) -> None:
-    found = copy.deepcopy(results["untouched"])
-    for name in ("read_ratio", "write_ratio", "reason", "vectors_matter"):
-        del found["verdicts"]["FT"][name]
-    text = said(found)["Has FT unlearned toxicity?"]
-    assert text.startswith("Can’t tell: this was interpreted before")
-    assert "Bypassed" not in text
-    # Nor one that rests on two random sets.
-    found = copy.deepcopy(results["untouched"])
-    for one in found["ablation"]["by_model"]["PT"].values():
-        del one["p_value_random"], one["random_changes"]
-    assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: this was interpreted before")
 
 
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:
@@ -140,7 +133,8 @@ def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> Non
     found["directions"] = {"n": 3, "n_toxic": 1, "reason": "1 toxic answer"}
     found |= {"vectors": None, "causal": None, "words": None, "paths": {"FT": None}, "notes": ["No direction."]}
     for one in found["stream"].values():
-        del one["shares"], one["lens"], one["largest_error"]
+        for name in ("shares", "lens", "largest_error", "lens_positions"):
+            del one[name]
     del found["adapters"]["FT"]["score"], found["adapters"]["FT"]["share"]
     found["verdicts"]["FT"] |= {"kind": None, "spread": None, "fewest_layers": None, "push_ratio": None}
     for text in (shown(found), printed(found)):
@@ -154,7 +148,8 @@ def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> Non
 def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> None:
     found = results["untouched"]
     before, after = (found["stream"][label]["shares"] for label in ("PT", "FT"))
-    (heat,) = shares_figure(found, "FT")["data"]
+    read = Inside.model_validate(found)
+    (heat,) = shares_figure(*(LogitShareMeans.model_validate(shares) for shares in (before, after)))["data"]
     assert heat["x"] == ["head 0", "head 1", "head 2", "head 3", "MLP"]
     for layer in range(2):
         for head in range(4):
@@ -163,10 +158,10 @@ def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> 
         parts = [s["mlp"][layer] + s["mlp_bias"][layer] + s["adapter_mlp"][layer] for s in (before, after)]
         assert heat["z"][layer][4] == pytest.approx(parts[1] - parts[0])
     assert heat["z"][1][4] < -1
-    (wrote,) = wrote_figure(found["adapters"]["FT"])["data"]
+    (wrote,) = wrote_figure(read.adapters["FT"])["data"]
     column = wrote["x"].index("down_proj")
     assert wrote["z"][1][column] == pytest.approx(100 * found["adapters"]["FT"]["length"]["mlp.down_proj"][1])
-    (line,) = scale_figure(found)["data"]
+    (line,) = scale_figure(read)["data"]
     assert line["x"] == [0.0, 1.0]
     plain = {row["model"]: row["toxicity"] for row in found["causal"]["rows"] if row["kind"] == "plain"}
     assert line["y"] == [plain["PT"], plain["FT"]]
@@ -180,7 +175,7 @@ def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) 
     shown_page = shown(found)
     assert HOSTILE not in shown_page
     assert "&lt;script&gt;" in shown_page
-    section = inside.section(found)
+    section = mechanistic.section(typed(found))
     assert section is not None
     figures = section["figures"]
     figures["shares"], figures["wrote"] = ([spec for _, spec in figures[name]] for name in ("shares", "wrote"))
@@ -191,9 +186,12 @@ def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) 
 
 
 def test_changes_in_words() -> None:
-    row = {"kind": "layers_off", "value": 1.0, "layers": [3, 4, 5]}
-    assert inside.what_was_done(row) == "adapter off in layers 3–5"
-    assert inside.what_was_done({**row, "layers": [3]}) == "adapter off in layer 3"
-    assert inside.what_was_done({"kind": "scale", "value": 1.5, "layers": []}) == "adapter × 1.5"
-    assert intervals.number_text({"mean": -0.12, "ci95": [-0.3, 0.01], "n": 3}, 3) == "−0.120 (−0.300 to +0.010)"
+    nothing = {"toxicity": None, "toxic_share": None, "judged": 0, "perplexity": None, "change": None, "texts": []}
+    row = CausalRow(model="FT", kind="layers_off", value=1.0, layers=[3, 4, 5], **nothing)
+    assert mechanistic.what_was_done(row) == "adapter off in layers 3–5"
+    assert mechanistic.what_was_done(row.model_copy(update={"layers": [3]})) == "adapter off in layer 3"
+    scaled = row.model_copy(update={"kind": "scale", "value": 1.5, "layers": []})
+    assert mechanistic.what_was_done(scaled) == "adapter × 1.5"
+    change = Estimate(mean=-0.12, ci95=(-0.3, 0.01), n=3)
+    assert intervals.number_text(change, 3) == "−0.120 (−0.300 to +0.010)"
     assert intervals.number_text(None) == "—"

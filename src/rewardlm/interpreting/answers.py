@@ -1,8 +1,8 @@
-"""Which answers are read: a seeded sample, spread evenly over what toxicity did from the baseline to the last run.
+"""Which answers are read: a seeded sample, stratified by how toxicity went from the baseline to the last.
 
-Reading costs a backward pass a token, so a sample it is. Most answers go from low to low; drawn evenly they would be
-all that one sees. So each transition between buckets (low to low, high to low …) gives as many pairs as the others,
-as far as it has them. Who speaks of the run weights them back (``weights``).
+Reading costs a backward pass a token, so only a sample is read. Most answers go from low to low; drawn plainly they
+would be all that one sees. So each transition between buckets (low to low, high to low …) gives as many pairs as the
+others, as far as it has them. ``stratified`` weights them back to the run.
 """
 
 from __future__ import annotations
@@ -17,22 +17,50 @@ from numpy.typing import NDArray
 
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
-from rewardlm.interpreting.reading import Redrawn
-from rewardlm.interpreting.subjects import Subject
+from rewardlm.interpreting.findings import Estimate, Stratum
+from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.independence import is_independent, same_judge
 from rewardlm.measuring.measured import Measured, load_measured
-from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray, buckets
+from rewardlm.measuring.metrics import BUCKETS, FloatArray, bucket_of, buckets
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.runs import prompts_hash
 from rewardlm.types import Generation, Prompt
 
-BUCKETS = ("low", "medium", "high")
+TOXIC_ABOVE = 0.5
+# Ids of a prompt and of an answer to it, and P(toxic).
+LabelledAnswer = tuple[Sequence[int], Sequence[int], float]
 
 
 @dataclass(frozen=True)
-class Answer:
+class RedrawnAnswers:
+    """Two answers to one ``prompt``, a toxic and a harmless one, as token ids; ``fall`` is how much less toxic the
+    second is. Both are the base's, but where a tuned model's new answer is held against the base's old one."""
+
+    prompt: Sequence[int]
+    toxic: Sequence[int]
+    harmless: Sequence[int]
+    fall: float
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """A model and its answers: ``adapter`` is the name of a PEFT adapter on the policy, None the base.
+
+    ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored. ``change`` is
+    how that went from the base's, where more answers are known than these; None: over these.
+    """
+
+    label: str
+    adapter: str | None
+    responses: Sequence[Sequence[int]]
+    toxicity: Sequence[float | None]
+    change: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
     """One stored answer. ``author`` is the position of the model that gave it, ``pair`` that of its (prompt, sample).
 
     ``prompt`` and ``tokens`` are ids; ``reencoded`` where the run has no ids and the text was encoded again.
@@ -50,7 +78,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScoredPair:
     """A prompt's ``sample``-th answer by every model, and P(toxic) of each model's.
 
     ``redraw`` is how the baseline's other answers to the prompt are shared between low, medium and high; None where it
@@ -68,10 +96,10 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AnswerSample:
     """P pairs and their P × M answers, pair by pair, within one in the order of the models.
 
-    ``strata`` are ``{"from", "to", "of", "taken"}``: how many pairs made a transition, and how many of them are here.
+    ``strata`` say how many pairs made a transition, and how many of them are here.
     ``of`` counts all pairs that are scored in every run, ``unscored`` those that aren't (or that a run lacks), and
     ``prompts`` the prompts of the former. ``redraw`` says how many of them a second draw of the baseline would have
     sent from where to where, 3 × 3 (``measuring.redraw``), a row None where that is not known; None where it answered
@@ -79,9 +107,9 @@ class Sample:
     """
 
     scorer: str
-    pairs: list[Pair]
-    answers: list[Answer]
-    strata: list[dict[str, object]]
+    pairs: list[ScoredPair]
+    answers: list[SampledAnswer]
+    strata: list[Stratum]
     of: int
     unscored: int
     prompts: int
@@ -89,8 +117,8 @@ class Sample:
 
 
 def bucket(value: float) -> str:
-    """low below 0.33, high above 0.66, as in the tables of flow."""
-    return BUCKETS[int(value >= LOW_BELOW) + int(value > HIGH_ABOVE)]
+    """Low, medium or high, as in the tables of flow."""
+    return BUCKETS[bucket_of(np.array([value]))[0]]
 
 
 def load_runs(paths: Sequence[Path]) -> list[Measured]:
@@ -106,15 +134,15 @@ def load_runs(paths: Sequence[Path]) -> list[Measured]:
     return runs
 
 
-def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
-    """The judge by which answers are toxic: the asked one, else the first that all runs have and that is no relative
-    of a reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
+def choose_scorer(runs: Sequence[Measured], scorer: str | None) -> str:
+    """The judge by which answers are toxic: ``scorer``, else the first that all runs have and that is no relative of a
+    reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
     """
     shared = [name for name in runs[0].judges if all(name in run.scores for run in runs)]
-    if asked is not None:
-        if all(asked in run.scores for run in runs):
-            return asked
-        raise RunError(f"not every run was scored by {asked!r}: rewardlm score RUN --scorer {asked}")
+    if scorer is not None:
+        if all(scorer in run.scores for run in runs):
+            return scorer
+        raise RunError(f"not every run was scored by {scorer!r}: rewardlm score RUN --scorer {scorer}")
     if not shared:
         raise RunError("the runs have no judge in common: rewardlm score RUN --scorer NAME")
     rewards = [name for run in runs for name in run.rewards]
@@ -123,7 +151,7 @@ def choose_scorer(runs: Sequence[Measured], asked: str | None) -> str:
     return (independent or free or shared)[0]
 
 
-def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, limit: int, seed: int) -> Sample:
+def draw(runs: Sequence[Measured], subjects: Sequence[RunModel], *, scorer: str, limit: int, seed: int) -> AnswerSample:
     """At most ``limit`` pairs, evenly over the transitions from the first run to the last, and their answers."""
     grids = _grids(runs, scorer)
     everywhere = np.logical_and.reduce([~np.isnan(grid) for grid in grids])
@@ -144,7 +172,7 @@ def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, 
     chosen = sorted(dealt[:limit])
     taken = set(chosen)
     pairs = [
-        Pair(
+        ScoredPair(
             runs[0].prompts[row],
             sample,
             tuple(float(grid[row, sample]) for grid in grids),
@@ -153,12 +181,12 @@ def draw(runs: Sequence[Measured], subjects: Sequence[Subject], *, scorer: str, 
         for row, sample in chosen
     ]
     again = second_draw(grids[0], grids[-1], pairs=everywhere, n_resamples=0)
-    return Sample(
+    return AnswerSample(
         scorer=scorer,
         pairs=pairs,
         answers=_answers(runs, subjects, pairs),
         strata=[
-            {"from": way[0], "to": way[1], "of": len(cells), "taken": sum(cell in taken for cell in cells)}
+            Stratum(from_=way[0], to=way[1], of=len(cells), taken=sum(cell in taken for cell in cells))
             for way, cells in ((way, by_transition[way]) for way in ways)
         ],
         of=len(candidates),
@@ -176,6 +204,22 @@ def _other_draws(scores: FloatArray, sample: int) -> tuple[float, float, float] 
     return (low / n, medium / n, high / n) if n else None
 
 
+def most_toxic_and_others(prompts: Sequence[Sequence[int]], toxicity: Sequence[float | None], number: int) -> list[int]:
+    """Rows of ``number`` different prompts: half of them those with the most toxic answers, the rest evenly spread over
+    the others. A prompt that stands there several times is taken once: its answers would not be several proofs."""
+    first: dict[tuple[int, ...], int] = {}
+    for row in sorted(range(len(prompts)), key=lambda row: (-(toxicity[row] or 0.0), row)):
+        first.setdefault(tuple(prompts[row]), row)
+    ranked = list(first.values())
+    half, rest = ranked[: (number + 1) // 2], ranked[(number + 1) // 2 :]
+    return half + [rest[i] for i in sorted(evenly_spread(len(rest), number - len(half)))] if rest else half
+
+
+def evenly_spread(n: int, wanted: int) -> set[int]:
+    """``wanted`` of n numbers, evenly spread; all if there are no more."""
+    return set(np.linspace(0, n - 1, min(n, wanted)).round().astype(int).tolist())
+
+
 def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatArray, NDArray[np.intp]]]:
     """Of each run after the first, how toxicity changed from the first over all pairs that both were scored on,
     Float[N], and the pairs' prompts, Int[N].
@@ -191,7 +235,7 @@ def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatA
     return found
 
 
-def token_positions(answer: Answer, tokens: int, seed: int) -> list[int]:
+def token_positions(answer: SampledAnswer, tokens: int, seed: int) -> list[int]:
     """Positions in the answer, ascending: one drawn from each of ``tokens`` equal stretches, or all where it has fewer.
 
     They depend on the answer and the seed alone, so every model reads the same ones.
@@ -205,7 +249,7 @@ def token_positions(answer: Answer, tokens: int, seed: int) -> list[int]:
 
 
 def stored_answers(
-    run: Measured, subject: Subject, scorer: str, *, limit: int, seed: int
+    run: Measured, subject: RunModel, scorer: str, *, limit: int, seed: int
 ) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
     """At most ``limit`` scored answers of a run, drawn by seed: ids of prompt and answer, and P(toxic)."""
     scores = run.scores[scorer]
@@ -224,7 +268,7 @@ def stored_answers(
     ]
 
 
-def redrawn_pairs(run: Measured, subject: Subject, scorer: str, *, limit: int, above: float) -> list[Redrawn]:
+def redrawn_pairs(run: Measured, subject: RunModel, scorer: str, *, limit: int, above: float) -> list[RedrawnAnswers]:
     """At most ``limit`` prompts that the run answered both toxically (over ``above``) and not, those whose answers are
     furthest apart first: its most and its least toxic answer. Empty where every prompt has one answer."""
     (grid,) = _grids([run], scorer)
@@ -241,7 +285,7 @@ def redrawn_pairs(run: Measured, subject: Subject, scorer: str, *, limit: int, a
             found[row, record.sample] = _ids(record, subject.policy)
     room = _room(run, subject)
     return [
-        Redrawn(
+        RedrawnAnswers(
             tuple(truncate_history(subject.policy.chat, run.prompts[row].turns, room)[0]),
             found[row, ends[row][0]],
             found[row, ends[row][1]],
@@ -251,7 +295,7 @@ def redrawn_pairs(run: Measured, subject: Subject, scorer: str, *, limit: int, a
     ]
 
 
-def _room(run: Measured, subject: Subject) -> int:
+def _room(run: Measured, subject: RunModel) -> int:
     """How many tokens a prompt could have when it was measured."""
     return subject.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
 
@@ -267,9 +311,11 @@ def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
     return grids
 
 
-def _answers(runs: Sequence[Measured], subjects: Sequence[Subject], pairs: Sequence[Pair]) -> list[Answer]:
+def _answers(
+    runs: Sequence[Measured], subjects: Sequence[RunModel], pairs: Sequence[ScoredPair]
+) -> list[SampledAnswer]:
     wanted = {(pair.prompt.id, pair.sample): number for number, pair in enumerate(pairs)}
-    found: dict[tuple[int, int], Answer] = {}
+    found: dict[tuple[int, int], SampledAnswer] = {}
     for author, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
         room = _room(run, subject)
         for record in run.run.each_generation():
@@ -277,7 +323,7 @@ def _answers(runs: Sequence[Measured], subjects: Sequence[Subject], pairs: Seque
             if number is not None:
                 pair = pairs[number]
                 prompt, _ = truncate_history(subject.policy.chat, pair.prompt.turns, room)
-                found[number, author] = Answer(
+                found[number, author] = SampledAnswer(
                     id=f"{subject.label}:{record.id}",
                     author=author,
                     pair=number,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import entropy
 
 from rewardlm.config import ModelSettings
-from rewardlm.interpreting.words import by_word, entropy_bits, kl_bits, pieces, share_of_kinds, shares, words
+from rewardlm.interpreting.word_shares import by_word, entropy_bits, kl_bits, pieces, share_of_kinds, shares, words
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.types import Message
 

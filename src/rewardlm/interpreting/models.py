@@ -1,8 +1,8 @@
 """The models that are looked into: each run's base with its adapter, one copy of the weights for all of one base.
 
-A subject is switched on for as long as it reads, and the model is left as it was found: mode, adapters, what is
-trainable, hooks and gradients. With every adapter off the model must be the base to the bit, or nothing that is said
-about what an adapter did would be true; that is checked whenever adapters are put on.
+A model is switched on for as long as it reads, and is left as it was found: mode, adapters, what is trainable, hooks
+and gradients. With every adapter off it must be the base to the bit, or nothing that is said about what an adapter did
+would be true; that is checked whenever adapters are put on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunModel:
     """One run's model. ``adapter`` is the adapter's name on ``policy``, which subjects of one base share; None is the
     base itself.
     """
@@ -69,7 +69,7 @@ def _as_found(model: Any) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[Subject]:
+def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunModel]:
     """The models of measured runs, the baseline first; those of one base share its weights.
 
     Raises RunError for a run without a model here (an import, a server's) or whose weights have changed since, and
@@ -78,14 +78,14 @@ def load_subjects(runs: Sequence[Run], settings: InterpretSettings) -> list[Subj
     bases: dict[str, _Base] = {}
     subjects = []
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
-        asked = model_settings(run, settings)
-        key = asked.model_copy(update={"adapter": None}).model_dump_json()
+        wanted = model_settings(run, settings)
+        key = wanted.model_copy(update={"adapter": None}).model_dump_json()
         if key not in bases:
-            bases[key] = _Base(load_policy(asked))
+            bases[key] = _Base(load_policy(wanted))
         base = bases[key]
         _check_weights(run, base)
-        name = None if asked.adapter is None else base.put_on(asked.adapter)
-        subjects.append(Subject(label, run, base.policy, name))
+        name = None if wanted.adapter is None else base.put_on(wanted.adapter)
+        subjects.append(RunModel(label, run, base.policy, name))
     for base in bases.values():
         base.check_untouched()
     _check_vocabularies(subjects)
@@ -147,8 +147,8 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
 
 
 def _precision(run: Run, settings: InterpretSettings) -> str:
-    """As asked. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be merged
-    there; on a device, whose memory may not hold that, the precision that was measured.
+    """As the settings say. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be
+    merged there; on a device, whose memory may not hold that, the precision that was measured.
     """
     if settings.dtype != "auto":
         return settings.dtype
@@ -192,7 +192,7 @@ def _probe(policy: Policy) -> Tensor:
     return logits
 
 
-def _check_vocabularies(subjects: Sequence[Subject]) -> None:
+def _check_vocabularies(subjects: Sequence[RunModel]) -> None:
     first = subjects[0].policy.tokenizer.get_vocab()
     for subject in subjects[1:]:
         if subject.policy is not subjects[0].policy and subject.policy.tokenizer.get_vocab() != first:

@@ -1,16 +1,32 @@
-"""Which tokens are toxic words, and which words like them are not: the two sides that logits are compared on."""
+"""Toxic words of the vocabulary and harmless ones as rare: the two sides whose logits are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from rewardlm.errors import ConfigError
-from rewardlm.interpreting.residual import Contrast
 
 # What an analysis asks of a judge: P(toxic) of each text, None where it gives none.
-Judge = Callable[[Sequence[str]], Sequence[float | None]]
+ToxicityFunction = Callable[[Sequence[str]], Sequence[float | None]]
+
+
 _TOXIC_FROM, _NEUTRAL_BELOW = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two sets of token ids: the score is the mean logit of ``toxic`` minus the mean logit of ``neutral``."""
+
+    toxic: tuple[int, ...]
+    neutral: tuple[int, ...]
+
+    def of(self, logits: Tensor) -> Tensor:
+        """The score of logits Float[..., V]: Float[...]."""
+        return logits[..., list(self.toxic)].mean(-1) - logits[..., list(self.neutral)].mean(-1)
 
 
 def word_tokens(tokenizer: Any) -> dict[int, str]:
@@ -24,7 +40,7 @@ def word_tokens(tokenizer: Any) -> dict[int, str]:
     return words
 
 
-def contrast_by(judge: Judge, tokenizer: Any, number: int) -> Contrast | None:
+def contrast_by(judge: ToxicityFunction, tokenizer: Any, number: int) -> Contrast | None:
     """The ``number`` words that ``judge`` finds most toxic (0.5 at least), each beside a harmless one (below 0.1).
 
     A byte-pair vocabulary is ordered by when its merges were learnt, roughly by frequency: the harmless partner is the

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from rewardlm.interpreting.intervals import FEWEST, Interval, Resampling
-from rewardlm.interpreting.sample import Sample
-from rewardlm.measuring.metrics import FloatArray
+from rewardlm.interpreting.answers import AnswerSample, bucket
+from rewardlm.interpreting.findings import Estimate
+from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust
+from rewardlm.measuring.metrics import BUCKETS, FloatArray
 from rewardlm.stats import agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]
@@ -43,27 +44,26 @@ class RunMeans(Resampling):
     ``stats.mean_change``. Of a group of fewer than five prompts there is no interval.
     """
 
-    def __init__(self, n_resamples: int, seed: int, sample: Sample) -> None:
+    def __init__(self, n_resamples: int, seed: int, sample: AnswerSample) -> None:
         super().__init__(n_resamples, seed)
-        ways = [(str(stratum["from"]), str(stratum["to"])) for stratum in sample.strata]
+        ways = [(stratum.from_, stratum.to) for stratum in sample.strata]
         numbers: dict[str, int] = {}
         self._prompt = np.array([numbers.setdefault(pair.prompt.id, len(numbers)) for pair in sample.pairs], np.intp)
         self._stratum = np.array([ways.index((pair.buckets[0], pair.buckets[-1])) for pair in sample.pairs], np.intp)
-        of, taken = (np.array([stratum[key] for stratum in sample.strata], float) for key in ("of", "taken"))
+        of = np.array([stratum.of for stratum in sample.strata], float)
+        taken = np.array([stratum.taken for stratum in sample.strata], float)
         self.weights: FloatArray = (of / np.maximum(taken, 1))[self._stratum]
         self._shares = of / of.sum()
         self._prompts_of_run = sample.prompts
 
-    def mean(self, values: Values, clusters: Pairs) -> Interval:
-        """``{"mean", "ci95", "n"}``; ``clusters`` Int[n] are the values' pairs, of which each may have several."""
+    def mean(self, values: Values, clusters: Pairs) -> Estimate:
+        """``clusters`` Int[n] are the values' pairs, of which each may have several."""
         found = self._influence(values, clusters)
         if not found.n or self._alike(found.pairs):
             return super().mean(*self._by_prompt_of(values, clusters))
-        interval = self._tested(found.mean, [self._spread(found)], found.n)
-        del interval["p_value"]
-        return interval
+        return self._interval(found.mean, [self._spread(found)], found.n)
 
-    def change(self, values: Values, clusters: Pairs) -> Interval:
+    def change(self, values: Values, clusters: Pairs) -> Estimate:
         """The same with ``p_value``: is the run's mean zero?"""
         found = self._influence(values, clusters)
         if not found.n or self._alike(found.pairs):
@@ -72,7 +72,7 @@ class RunMeans(Resampling):
         flipped = flip_p_value(sums, self.n_resamples, self.seed)
         return self._tested(found.mean, [self._spread(found, from_zero=True)], found.n, at_least=flipped)
 
-    def difference(self, values: Values, clusters: Pairs, others: Values, other_clusters: Pairs) -> Interval:
+    def difference(self, values: Values, clusters: Pairs, others: Values, other_clusters: Pairs) -> Estimate:
         """The run's mean of ``values`` minus that of ``others``, of different pairs, with ``p_value``."""
         one, two = (self._influence(*each) for each in ((values, clusters), (others, other_clusters)))
         here = np.concatenate([one.pairs, two.pairs])
@@ -84,15 +84,13 @@ class RunMeans(Resampling):
 
     def against(
         self, values: Mapping[int, float], members: Mapping[int, float], others: Mapping[int, float]
-    ) -> Interval:
+    ) -> Estimate:
         """The mean of ``values`` (by pair) over ``members`` minus that over ``others``, each of which says by how much
         a pair belongs to it; they may share pairs."""
         one, two = (self._membership(values, share) for share in (members, others))
         if not one.n or not two.n:
-            return {"mean": None, "ci95": None, "n": 0}
-        found = self._tested(one.mean - two.mean, [self._spread(one), self._spread(two)], min(one.n, two.n))
-        del found["p_value"]
-        return found
+            return Estimate(mean=None, ci95=None, n=0)
+        return self._interval(one.mean - two.mean, [self._spread(one), self._spread(two)], min(one.n, two.n))
 
     def quantiles(self, values: Values, pairs: Pairs, levels: Sequence[float]) -> list[float]:
         """Of the run: the smallest values that at least these shares of it don't exceed. One value or more a pair."""
@@ -156,10 +154,14 @@ class RunMeans(Resampling):
         parts[stratum, 0] += extra**2
         return _Spread(len(np.unique(self._prompt[of.pairs])), by_prompt, extra, totals_of, parts[parts[:, 1] > 0])
 
-    def _tested(self, estimate: float, groups: Sequence[_Spread], n: int, *, at_least: float = 0.0) -> Interval:
-        """``{"mean", "ci95", "p_value", "n"}`` of one mean or of the difference of two: is it zero? p is ``at_least``
-        another test's."""
-        nothing: Interval = {"mean": estimate, "ci95": None, "p_value": None, "n": n}
+    def _interval(self, mean: float, groups: Sequence[_Spread], n: int) -> Estimate:
+        """Of one mean or of the difference of two, without a test."""
+        tested = self._tested(mean, groups, n)
+        return Estimate(mean=mean, ci95=tested.ci95, n=n)
+
+    def _tested(self, estimate: float, groups: Sequence[_Spread], n: int, *, at_least: float = 0.0) -> Estimate:
+        """Of one mean or of the difference of two: is it zero? p is ``at_least`` another test's."""
+        nothing = Estimate(mean=estimate, ci95=None, p_value=None, n=n)
         if min(group.prompts for group in groups) < FEWEST:
             return nothing
         one, *others = groups
@@ -178,7 +180,7 @@ class RunMeans(Resampling):
         p_value = max(float(2 * student.sf(abs(estimate) / error, freedom)), at_least)
         half = float(student.ppf(0.975, freedom) * error)
         ends = agreeing(estimate, estimate - half, estimate + half, p_value)
-        return {**nothing, "ci95": list(ends), "p_value": p_value}
+        return Estimate(mean=estimate, ci95=ends, p_value=p_value, n=n)
 
 
 class _Mean(NamedTuple):
@@ -203,7 +205,9 @@ class _Spread(NamedTuple):
     parts: FloatArray
 
 
-def second_draws(sample: Sample, transitions: Sequence[str]) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
+def second_draws(
+    sample: AnswerSample, transitions: Sequence[str]
+) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
     """By transition: which pairs made it, and by how much pairs would have in a second draw of the baseline.
 
     Empty where the baseline answered every prompt once.
@@ -211,7 +215,7 @@ def second_draws(sample: Sample, transitions: Sequence[str]) -> dict[str, tuple[
     found: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
     for way in sorted(set(transitions)):
         before, after = way.split(" → ")
-        to = ("low", "medium", "high").index(after)
+        to = BUCKETS.index(after)
         made = {pair: 1.0 for pair, own in enumerate(transitions) if own == way}
         would: dict[int, float] = {}
         for pair, one in enumerate(sample.pairs):
@@ -220,3 +224,48 @@ def second_draws(sample: Sample, transitions: Sequence[str]) -> dict[str, tuple[
         if any(one.redraw is not None for one in sample.pairs):
             found[way] = made, would
     return found
+
+
+def by_transition(
+    transitions: Sequence[str],
+    values: Mapping[str, Mapping[int, float]],
+    draws: Resampling,
+    clusters: Sequence[int] | None = None,
+) -> dict[str, tuple[int, dict[str, Estimate]]]:
+    """``values`` by name and pair → by transition, in the order of the buckets: how many pairs made it, and an estimate
+    of every name, corrected over all transitions. ``clusters`` says which prompt a pair is of, where ``draws`` doesn't
+    know."""
+    found: dict[str, tuple[int, dict[str, Estimate]]] = {}
+    for transition in sorted(set(transitions), key=transition_order):
+        pairs = [number for number, way in enumerate(transitions) if way == transition]
+        estimates = {}
+        for name, by_pair in values.items():
+            here = [pair for pair in pairs if pair in by_pair]
+            estimate = draws.change if name.endswith("_change") else draws.mean
+            owners = here if clusters is None else [clusters[pair] for pair in here]
+            estimates[name] = estimate([by_pair[pair] for pair in here], owners)
+        found[transition] = len(pairs), estimates
+    for name in values:
+        adjust([estimates[name] for _, estimates in found.values()])
+    return found
+
+
+def beyond_redraw(
+    sample: AnswerSample, transitions: Sequence[str], values: Mapping[str, Mapping[int, float]], draws: RunMeans
+) -> dict[str, dict[str, Estimate]]:
+    """By transition and name: the mean minus that of the answers which a second draw of the baseline would have sent
+    the same way. ``values`` must be of the baseline's own answers; empty where it answered every prompt once."""
+    return {
+        way: {name: draws.against(by_pair, made, would) for name, by_pair in values.items()}
+        for way, (made, would) in second_draws(sample, transitions).items()
+    }
+
+
+def transition_order(transition: str) -> tuple[int, ...]:
+    """For sorting: low before medium before high, by where a pair came from first."""
+    return tuple(BUCKETS.index(name) for name in transition.split(" → "))
+
+
+def transitions_of(sample: AnswerSample, model: int) -> list[str]:
+    """Of each pair, as "high → low", how toxicity went from the baseline to ``model``."""
+    return [f"{bucket(pair.toxicity[0])} → {bucket(pair.toxicity[model])}" for pair in sample.pairs]

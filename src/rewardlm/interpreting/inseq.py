@@ -1,6 +1,6 @@
 """Attribution by the methods of the package inseq (Sarti et al. 2023), for those that we don't have ourselves.
 
-inseq takes no adapters, so it is given the model inside PEFT's wrapper, merged where ``Subject.on`` merges. Its inputs
+inseq takes no adapters, so it is given the model inside PEFT's wrapper, merged where ``RunModel.on`` merges. Its inputs
 are our token ids: it would encode texts anew. It explains one answer at a time, every token up to the last one asked.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rewardlm.errors import ConfigError
 from rewardlm.interpreting.attribution import Attributed, Rows
-from rewardlm.interpreting.residual import plain_attention
+from rewardlm.interpreting.mechanistic.architecture import plain_attention
 from rewardlm.models.logprobs import score_rows
 
 

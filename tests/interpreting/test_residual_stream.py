@@ -12,26 +12,17 @@ from small_models import CONFIGS, random_policy
 
 from rewardlm.config import LoraSettings, ModelSettings
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.residual import (
-    Batch,
-    Contrast,
-    Trace,
-    batch_of,
-    direct_attribution,
-    head_writes,
-    layout_of,
-    logit_lens,
-    share_of_writes,
-    trace,
-    weight_of,
-)
+from rewardlm.interpreting.mechanistic.activations import ResponseBatch, Trace, batch_of, trace
+from rewardlm.interpreting.mechanistic.architecture import layout_of, weight_of
+from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, logit_lens, share_of_writes
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import add_lora
 
 CONTRAST = Contrast(toxic=(3, 5, 700), neutral=(100, 200, 300, 400))
 
 
-def logits_at(policy: Policy, batch: Batch) -> torch.Tensor:
+def logits_at(policy: Policy, batch: ResponseBatch) -> torch.Tensor:
     with torch.no_grad():
         return policy.causal_lm(input_ids=batch.tokens, attention_mask=batch.mask.long()).logits[batch.where].float()
 
@@ -92,7 +83,7 @@ def test_the_stream_is_transformers_own(family: str) -> None:
     assert torch.allclose(moved, found.attention_writes + found.mlp_writes, atol=1e-5)
 
 
-def values_of(policy: Policy, name: str, layer: int, batch: Batch) -> torch.Tensor:
+def values_of(policy: Policy, name: str, layer: int, batch: ResponseBatch) -> torch.Tensor:
     """Each query head's values Float[B, T, H, D], cut out of the family's own projection, in its own order."""
     layout = layout_of(policy.causal_lm)
     module = {
@@ -132,11 +123,11 @@ def test_a_heads_write_is_its_attention_times_its_values_through_its_slice(famil
         values = values_of(policy, family, layer, batch)
         w_o = weight_of(layout.attention_out[layer])
         d = w_o.shape[0] // 4
-        writes = head_writes(layout, found, layer)
         for n, (row, _) in enumerate(batch.where.nonzero().tolist()):
             for h in range(4):
                 mixed = sum(found.patterns[layer, n, h, t] * values[row, t, h] for t in range(batch.tokens.shape[1]))
-                assert torch.allclose(writes[n, h], mixed @ w_o[h * d : (h + 1) * d], atol=1e-4)
+                write = found.head_inputs[layer, n, h] @ w_o[h * d : (h + 1) * d]
+                assert torch.allclose(write, mixed @ w_o[h * d : (h + 1) * d], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,9 +236,12 @@ def test_shares_of_writes_are_shares_of_their_parts() -> None:
     shares = direct_attribution(policy.causal_lm, found, CONTRAST)
     mlp = share_of_writes(policy.causal_lm, found, found.mlp_writes, CONTRAST)
     assert torch.allclose(mlp, shares.mlp + shares.mlp_bias + shares.adapter_mlp, atol=1e-4)
-    heads = torch.stack([head_writes(layout_of(policy.causal_lm), found, layer) for layer in range(2)])
-    by_head = share_of_writes(policy.causal_lm, found, heads.transpose(1, 2), CONTRAST)
-    assert torch.allclose(by_head, shares.heads.transpose(1, 2), atol=1e-4)
+    for layer, module in enumerate(layout_of(policy.causal_lm).attention_out):
+        w_o = weight_of(module).unflatten(0, (4, -1))
+        for h in range(4):
+            write = found.head_inputs[layer, :, h] @ w_o[h]
+            own = share_of_writes(policy.causal_lm, found, write, CONTRAST)
+            assert torch.allclose(own, shares.heads[layer, :, h], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Tokens become words, and scores of words become shares, entropies and divergences.
+"""Tokens become words, and attribution scores of words become shares, entropies and divergences.
 
 What precedes an explained token falls into three kinds: the template's own tokens (the same in every prompt), the
 prompt's words, and the answer so far. A word is what stands between blanks, a control token is a word of its own.
@@ -16,7 +16,6 @@ from rewardlm.measuring.metrics import FloatArray
 
 Kind = Literal["template", "prompt", "answer"]
 KINDS: tuple[Kind, ...] = ("template", "prompt", "answer")
-
 # Added to every word's share before a divergence, so that a word that one model ignores doesn't make it infinite.
 _SMOOTHING = 1e-4
 
@@ -119,11 +118,11 @@ def entropy_bits(distribution: FloatArray) -> FloatArray:
 
 def kl_bits(p: FloatArray, q: FloatArray, n: FloatArray) -> FloatArray:
     """KL(p ‖ q) in bits along the last axis, over the first ``n`` words of each row, each with a little added to it."""
-    within = np.arange(p.shape[-1]) < np.asarray(n)[..., None]
-    p, q = (np.where(within, part + _SMOOTHING, 0.0) for part in (p, q))
+    in_row = np.arange(p.shape[-1]) < np.asarray(n)[..., None]
+    p, q = (np.where(in_row, part + _SMOOTHING, 0.0) for part in (p, q))
     p, q = (part / part.sum(-1, keepdims=True) for part in (p, q))
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(within, p * np.log2(p / q), 0.0)
+        terms = np.where(in_row, p * np.log2(p / q), 0.0)
     result: FloatArray = terms.sum(-1)
     return result
 
