@@ -22,9 +22,9 @@ from rewardlm.interpreting.findings import (
     Verdict,
 )
 from rewardlm.reporting import mechanistic_figures as figures
-from rewardlm.reporting.formats import p_number, p_text
+from rewardlm.reporting.formats import p_number, p_text, signed
 from rewardlm.reporting.headline import Part
-from rewardlm.reporting.intervals import direction, number_text, signed
+from rewardlm.reporting.intervals import direction, number_text
 
 _VERDICTS = {
     "unclear": "nothing to explain: toxicity was not shown to fall",
