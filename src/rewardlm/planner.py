@@ -15,10 +15,10 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from rewardlm import fastpath
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
 from rewardlm.measuring.closer import READ_TOGETHER
 from rewardlm.models import memory
-from rewardlm.models.llama import lays_out
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
 
@@ -171,7 +171,8 @@ class Planner:
             return 0
         # Without an adapter nothing is merged, but what decodes without its modules takes its copy all the same.
         model = self.traces.adapted(work.lora)
-        return memory.copied_bytes(model) if work.merging or lays_out(body_and_head(model.causal_lm)[0]) else 0
+        copies = work.merging or fastpath.copies_weights(body_and_head(model.causal_lm)[0])
+        return memory.copied_bytes(model) if copies else 0
 
     def _loading(self) -> int:
         """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""

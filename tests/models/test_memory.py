@@ -13,8 +13,9 @@ from transformers import DynamicCache
 from rewardlm.config import GenerationSettings, LoraSettings
 from rewardlm.models import memory
 from rewardlm.models.generate import Request, generate
-from rewardlm.models.logprobs import forward_rows, row_stats, trunk_states
+from rewardlm.models.logprobs import forward_rows, row_stats
 from rewardlm.models.lora import adapter_parameters, add_lora
+from rewardlm.trunk import trunk_states
 
 ROWS, WIDTH, ANSWER = 12, 96, 24
 NAMES = ["tiny", "gpt2", "gpt_neox", "falcon_multi_query", "qwen2", "gemma", "opt"]
@@ -117,8 +118,10 @@ def test_weighing_answers_allocates_what_was_traced(configured, name):
         assert traced == pytest.approx(real, rel=0.15), compared
 
 
+@pytest.mark.parametrize("fastpath", ["1", "0"])
 @pytest.mark.parametrize("name", NAMES)
-def test_answering_allocates_what_was_traced(configured, name):
+def test_answering_allocates_what_was_traced(configured, name, fastpath, monkeypatch):
+    monkeypatch.setenv("REWARDLM_FASTPATH", fastpath)
     policy, bare = random_policy(name), memory.skeleton(name, torch.float32)
     requests = [Request(prompt, row) for row, prompt in enumerate(rows_of()[0])]
 

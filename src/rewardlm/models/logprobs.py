@@ -8,7 +8,6 @@ only.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rewardlm import fastpath
 from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
-from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution, in_cache
-from rewardlm.models.tree import Tree, cache_argument, keeps_keys_and_values, runs_trees, tree_of
+from rewardlm.trunk import keeps_keys_and_values, trunk_states
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Packed:
     tokens: Tensor
     mask: Tensor
     response_mask: Tensor
-    tree: Tree | None
+    tree: fastpath.Tree | None
 
 
 def pack(
@@ -78,7 +77,7 @@ def pack(
         tokens.to(device),
         mask.to(device),
         (mask & (position >= starts)).to(device),
-        tree_of(prompts, responses, shared, device) if share else None,
+        fastpath.tree_of(prompts, responses, shared, device) if share else None,
     )
 
 
@@ -96,24 +95,6 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
             break
         shared += 1
     return min(shared, min(map(len, prompts)) - 1)
-
-
-def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them.
-
-    ``cache`` None: nothing comes before them, and nothing is kept.
-    """
-    known = inspect.signature(body.forward).parameters
-    arguments = {
-        "input_ids": tokens,
-        "attention_mask": attention_mask,
-        cache_argument(body): cache,
-        "use_cache": cache is not None,
-    }
-    if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
-        arguments["position_ids"] = positions
-    states: Tensor = body(**arguments)[0]
-    return states
 
 
 def body_and_head(causal_lm: Any) -> tuple[Any, Any]:
@@ -197,8 +178,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
     again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
     """
     body, _ = body_and_head(causal_lm)
-    if packed.tree is not None and runs_trees(body):
-        return predicting_states(body, packed.tree)
+    if packed.tree is not None and fastpath.runs_trees(body):
+        return fastpath.predicting_states(body, packed.tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     if recompute:
@@ -274,7 +255,7 @@ def pieces(
     which needs whole rows), lengths decide.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    if not prompts or recompute or not runs_trees(body_and_head(causal_lm)[0]):
+    if not prompts or recompute or not fastpath.runs_trees(body_and_head(causal_lm)[0]):
         return microbatches(lengths, budget)
     shared = shared_prefix(prompts)
     found: list[list[int]] = []
@@ -337,7 +318,7 @@ def _packed(
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
     # A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
-    alone = not divided or runs_trees(body_and_head(causal_lm)[0])
+    alone = not divided or fastpath.runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
     if device.type == "cpu":
         # Between two microbatches little is held.

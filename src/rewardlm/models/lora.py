@@ -24,9 +24,9 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
+from rewardlm import fastpath
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.fused import fuse
 from rewardlm.models.load import Policy
 
 POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
@@ -63,7 +63,7 @@ def _add_fresh(policy: Policy, name: str, settings: LoraSettings, seed: int) -> 
                 policy.model = get_peft_model(policy.model, config, adapter_name=name, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"lora.targets {settings.targets!r}: {' '.join(str(error).split())[:200]}") from error
-    fuse(policy.model)
+    fastpath.fuse(policy.model)
 
 
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name: str = POLICY) -> None:
@@ -98,7 +98,7 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
             f"{len(unexpected)} don't belong ({(missing + unexpected)[0]}, …)"
         )
     policy.model.eval()
-    fuse(policy.model)
+    fastpath.fuse(policy.model)
     if name == POLICY:
         policy.adapter = str(folder)
 

@@ -24,15 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache
 
+from rewardlm import fastpath
 from rewardlm.config import GenerationSettings, LoraSettings
-from rewardlm.models.lean import predicting_states
-from rewardlm.models.llama import lays_out
 from rewardlm.models.load import configuration
-from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed, trunk_states
+from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed
 from rewardlm.models.lora import add_lora
 from rewardlm.models.sampling import Sampler
-from rewardlm.models.slots import Slots
-from rewardlm.models.tree import Tree, runs_trees, tree_of
+from rewardlm.trunk import trunk_states
 
 META = torch.device("meta")
 # NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
@@ -49,13 +47,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
         # What was there before is known, and counts nothing.
-        for tensor in before:
-            self._alive[tensor.untyped_storage()._cdata] = 0
+        self._before = [tensor.untyped_storage() for tensor in before]
+        self._alive.update((id(storage), 0) for storage in self._before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
-            return False
         found = func(*args, **(kwargs or {}))
         for tensor in tree_iter(found):
             if isinstance(tensor, Tensor) and tensor.device == META:
@@ -63,7 +58,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def _note(self, storage: Any) -> None:
-        key = storage._cdata
+        key = id(storage)  # A storage is one object for as long as it lives.
         if key in self._alive:
             return
         self._alive[key] = size = storage.nbytes()
@@ -79,6 +74,9 @@ class _FusedAttention(TorchFunctionMode):
     """Attention as its fused kernels keep it: on the meta device PyTorch would spell it out, scores and all."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].device == META:
+            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
+            return False
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         more = kwargs or {}
@@ -237,7 +235,7 @@ def copied_bytes(adapted: Skeleton) -> int:
     without its modules; else what lora.merged keeps in float32, copies of the adapted weights and one layer's change.
     """
     body, head = body_and_head(adapted.causal_lm)
-    if lays_out(body):
+    if fastpath.copies_weights(body):
         return int(head.weight.nbytes + sum(module.weight.nbytes for module in quantisable(adapted.causal_lm)))
     if adapted.dtype != torch.float32:
         return 0
@@ -262,30 +260,38 @@ def cache_bytes(bare: Skeleton, positions: int = 64) -> int | None:
 def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
     """The most while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, the first token's draw.
 
-    Later steps hold less: the prompts' own cache is gone by then.
+    Later steps hold less: the prompts' own cache is gone by then. With transformers' cache, while the fast path is
+    shut, the last step holds most.
     """
     with bare.traced() as live:
         lm = bare.causal_lm
         cache = DynamicCache()
-        body = body_and_head(lm)[0]
-        if runs_trees(body):
-            tree = _tree(rows, prompt + 1, 1, held=True)
-            hidden = predicting_states(body, tree, cache)
-            for layer in cache.layers:
-                layer.keys, layer.values = (
-                    layer.keys[0][:, tree.keys].transpose(0, 1),
-                    layer.values[0][:, tree.keys].transpose(0, 1),
-                )
+        body, head = body_and_head(lm)
+        if fastpath.runs_trees(body):
+            _, hidden = fastpath.prefill(body, [[row] * prompt for row in range(rows)], cache, 0)
         else:
             hidden = _states(lm, rows, prompt, cache)[:, -1]
-        slots = Slots(lm.config.get_text_config().num_hidden_layers, META)
-        index = torch.arange(rows, device=META)
-        slots.rebuild([], new, (cache, torch.ones(rows, prompt, dtype=torch.long, device=META), index))
-        del cache
-        logits = body_and_head(lm)[1](hidden).float()
+        if fastpath.is_open():
+            slots = fastpath.Slots(lm.config.get_text_config().num_hidden_layers, META)
+            prompts_mask = torch.ones(rows, prompt, dtype=torch.long, device=META)
+            slots.rebuild([], new, (cache, prompts_mask, torch.arange(rows, device=META)))
+            del cache, prompts_mask
+        else:
+            hidden = _last_step(body, cache, rows, prompt + new - 1)
+        logits = head(hidden).float()
         uniforms = torch.zeros(rows, dtype=torch.float64, device=META)
-        Sampler(GenerationSettings(), index[:1]).draw(logits, uniforms, [0] * rows, [])
+        Sampler(GenerationSettings(), _zeros(1)).draw(logits, uniforms, [0] * rows, [])
     return live.peak
+
+
+def _last_step(body: Any, cache: DynamicCache, rows: int, positions: int) -> Tensor:
+    """States after one more token a row, the last of ``positions``; transformers' cache copies itself for each."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name)
+            setattr(layer, name, kept.new_empty(*kept.shape[:2], positions - 1, kept.shape[3]))
+    tokens = _zeros(rows, 1)
+    return trunk_states(body, tokens, torch.ones_like(_zeros(rows, positions)), tokens, cache)[:, -1]
 
 
 @torch.no_grad()
@@ -356,14 +362,10 @@ class _TrlHead(torch.autograd.Function):
 def _response_states(causal_lm: Any, rows: int, width: int, answer: int) -> Tensor:
     """As logprobs.response_states, of rows that have nothing in common."""
     body, _ = body_and_head(causal_lm)
-    if runs_trees(body):
-        return predicting_states(body, _tree(rows, width, answer))
+    if fastpath.runs_trees(body):
+        prompts = [[row] * (width - answer) for row in range(rows)]
+        return fastpath.predicting_states(body, fastpath.tree_of(prompts, [[0] * answer] * rows, 0, META))
     return _of_answers(_states(causal_lm, rows, width, DynamicCache(config=causal_lm.config)), answer)
-
-
-def _tree(rows: int, width: int, answer: int, *, held: bool = False) -> Tree:
-    prompts = [[row] * (width - answer) for row in range(rows)]
-    return tree_of(prompts, [[0] * answer] * rows, 0, META, held=held)
 
 
 def _states(causal_lm: Any, rows: int, width: int, cache: Any) -> Tensor:

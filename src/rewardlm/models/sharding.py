@@ -61,7 +61,7 @@ def load_for(settings: TrainingSettings, processes: Processes, put_on: Callable[
         _divide(policy)
 
     for turn in range(_local("WORLD_SIZE")):
-        processes.together(load if turn == _local("RANK") else _pass)
+        processes.each(load if turn == _local("RANK") else _pass)
     _first_pass(loaded[0][0])
     return loaded[0]
 

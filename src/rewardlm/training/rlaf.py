@@ -201,7 +201,7 @@ def _train(
                 numbers = processes.span(per_step)
                 asked = [chosen[number] for number in numbers]
                 with clock("rollout"):
-                    draft = processes.together(
+                    draft = processes.each(
                         partial(
                             sample,
                             policy,

@@ -29,11 +29,11 @@ from transformers import (
 
 from rewardlm.config import ChatSettings, GenerationSettings, LoraSettings
 from rewardlm.errors import ModelError
-from rewardlm.models import agreement, lean, llama, tree
-from rewardlm.models.fused import FusedLinear, fuse
+from rewardlm.fastpath import agreement, lean, llama, runs_trees, tree
+from rewardlm.fastpath.fused import FusedLinear, fuse
+from rewardlm.fastpath.lean import is_lean
+from rewardlm.fastpath.llama import is_plain_llama, lays_out
 from rewardlm.models.generate import Request, generate
-from rewardlm.models.lean import is_lean
-from rewardlm.models.llama import is_plain_llama, lays_out
 from rewardlm.models.load import Policy, chat_format
 from rewardlm.models.logprobs import body_and_head, forward_rows, row_stats
 from rewardlm.models.lora import (
@@ -46,7 +46,6 @@ from rewardlm.models.lora import (
     load_adapter,
     save_adapter,
 )
-from rewardlm.models.tree import runs_trees
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

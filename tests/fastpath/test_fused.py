@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from small_models import adapted, random_policy, tiny_policy, trainable_parameters
 
 from rewardlm.config import LoraSettings
-from rewardlm.models.fused import FusedLinear, fuse
+from rewardlm.fastpath.fused import FusedLinear, fuse
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import CRITIC, active, add_critic, add_lora, merged, reference
 
