@@ -17,7 +17,7 @@ import torch
 
 from rewardlm import fastpath
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
-from rewardlm.measuring.closer import READ_TOGETHER
+from rewardlm.measuring.model_quality import READ_TOGETHER
 from rewardlm.models import memory
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
