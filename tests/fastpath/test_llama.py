@@ -13,7 +13,7 @@ from rewardlm.fastpath.slots import Slots
 from rewardlm.fastpath.tree import tree_of, tree_states
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
-from rewardlm.models.lora import REFERENCE, active, merged, reference
+from rewardlm.models.lora import REFERENCE, merged, reference, using
 
 CPU = torch.device("cpu")
 PROMPTS = [[7, 8, 9, 20], [7, 8, 9, 30, 31], [7, 8, 9, 20], [7, 8, 9, *range(40, 70)]]
@@ -47,7 +47,7 @@ def test_steps_are_the_modules_forward(name: str, how: str) -> None:
             for module in policy.model.modules():
                 if isinstance(module, torch.nn.Linear) and module.bias is not None:
                     module.bias.copy_(torch.linspace(-1, 1, len(module.bias)))
-    context = {"on": active(policy, "default"), "off": reference(policy), "merged": merged(policy)}[how]
+    context = {"on": using(policy, "default"), "off": reference(policy), "merged": merged(policy)}[how]
     with torch.no_grad(), context:
         wanted = policy.causal_lm(input_ids=TOKENS).logits
         got = by_steps(policy, TOKENS)

@@ -39,12 +39,12 @@ from rewardlm.models.logprobs import body_and_head, forward_rows, row_stats
 from rewardlm.models.lora import (
     CRITIC,
     REFERENCE,
-    active,
     adapter_parameters,
     add_critic,
     add_lora,
     load_adapter,
     save_adapter,
+    using,
 )
 
 SIZES: dict[str, Any] = {
@@ -279,7 +279,7 @@ def test_a_pass_that_leaves_a_fresh_adapter_out_is_found_and_not_used(
     # The answer is this model's; another is tried anew, and each adapter by itself.
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        with active(policy, CRITIC):
+        with using(policy, CRITIC):
             assert asked[way](body)
         assert not asked[way](body)
         assert asked[way](body_and_head(fresh(dtype).causal_lm)[0])
@@ -378,7 +378,7 @@ def test_every_kind_of_lora_is_loaded_as_it_was_saved(adapter: str, by: str, tmp
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
         if adapter != "bias_all":  # PEFT has one such adapter at a time.
             load_adapter(loaded, tmp_path, name=REFERENCE)
-            with active(loaded, REFERENCE):
+            with using(loaded, REFERENCE):
                 torch.testing.assert_close(loaded.model(input_ids=tokens).logits, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -257,7 +257,7 @@ def cache_bytes(bare: Skeleton, positions: int = 64) -> int | None:
 
 
 @torch.no_grad()
-def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
+def generating_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
     """The most while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, the first token's draw.
 
     Later steps hold less: the prompts' own cache is gone by then. With transformers' cache, while the fast path is
@@ -295,7 +295,7 @@ def _last_step(body: Any, cache: DynamicCache, rows: int, positions: int) -> Ten
 
 
 @torch.no_grad()
-def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
+def scoring_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
     """The most while the log-probabilities of answers are found; ``compared``: with the exact KL to other states."""
     with bare.traced() as live:
         lm = bare.causal_lm
@@ -306,7 +306,7 @@ def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compar
     return live.peak
 
 
-def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
+def updating_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
     """The most while a microbatch of RL goes forwards and backwards, its gradient included."""
     with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
@@ -321,7 +321,7 @@ def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, rec
     return live.peak
 
 
-def imitating_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
+def finetuning_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
     """The most while a microbatch of fine-tuning does; ``kernels``: TRL's head runs in Triton's, as on CUDA."""
     adapted.model.train()  # with what it drops out
     with _as_it_was(adapted), adapted.traced() as live:
