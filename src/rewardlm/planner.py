@@ -225,18 +225,18 @@ def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity:
 
 def advice(found: Sequence[Line]) -> dict[Command, str]:
     """The first of ``found`` that fits each command; where none does at its default, the first that fits smaller."""
-    said: dict[Command, str] = {}
+    advised: dict[Command, str] = {}
     for command in COMMANDS:
         mine = [line for line in found if line.command == command]
         best = next((line for line in mine if line.fits), None) or next((line for line in mine if line.largest), None)
         if best is None:
-            said[command] = "does not fit, whatever the setting"
+            advised[command] = "does not fit, whatever the setting"
             continue
         words = [f"--load {best.precision}" if best.precision in QUANTISED else f"--dtype {best.precision}"]
         words += [] if best.fits else [f"{best.setting}={best.largest}"]
         words += ["gradient_checkpointing=true"] if best.recompute else []
-        said[command] = " ".join(words)
-    return said
+        advised[command] = " ".join(words)
+    return advised
 
 
 def default_work(command: Command, tokens: int, new: int) -> Work:
@@ -255,7 +255,7 @@ def default_work(command: Command, tokens: int, new: int) -> Work:
 
 
 def setting_of(command: Command, rows: int, tokens: int) -> tuple[str, int]:
-    """The setting that ``rows`` are asked for by, and its value."""
+    """The setting that decides over ``rows``, and its value for them."""
     if command == "finetune":
         return "micro_batch_size", rows
     return ("batch_tokens" if command == "measure" else "micro_batch_tokens"), rows * tokens
@@ -271,7 +271,7 @@ def capacity_of(device: torch.device) -> int:
 def process_bytes(
     device: torch.device, judges: Sequence[str] = ("starter", "witness", "lexical")
 ) -> dict[Command, int]:
-    """What a process takes before it has a model, measured on this one: libraries, and judges where they are asked.
+    """What a process takes before it has a model, measured on this one: libraries, and judges where they score.
 
     On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.
     """
@@ -282,7 +282,7 @@ def process_bytes(
     from rewardlm.scoring.scorer import load_scorer
 
     libraries = _resident()
-    # They stay loaded until they have been weighed, and have judged, which takes memory of its own.
+    # They stay loaded until they have been measured, and have scored texts, which takes memory of its own.
     kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)

@@ -120,3 +120,10 @@ def test_without_an_operator_the_door_shuts_with_one_sentence(
         assert not fastpath.copies_weights(body)
         [answer] = generate(policy, [Request((5, 6, 7), 0)], max_new_tokens=3, sampling=GenerationSettings())
     assert len(answer.tokens) <= 3
+
+
+def test_the_operators_are_tried_on_the_cpu_whatever_the_default_device(untried: None) -> None:
+    """A model's needs of memory are traced on the meta device, where oneDNN has no products."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("error", UserWarning)
+        assert fastpath.is_open()

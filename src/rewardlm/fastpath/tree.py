@@ -145,10 +145,10 @@ def runs_trees(body: Any) -> bool:
 def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
     """The states of the last three tokens of ``rows`` Int[B, T], Float[B, 3, H], by ``run``, which gives those that a
     tree's response tokens are predicted from. The prompts are all but the last two tokens."""
-    prompts, said = rows[:, :-2].tolist(), rows[:, -2:].tolist()
+    prompts, answers = rows[:, :-2].tolist(), rows[:, -2:].tolist()
     shared = next(place for place, column in enumerate(zip(*prompts, strict=True)) if len({*column}) > 1)
     # From an answer's last token nothing follows, so there is one more.
-    tree = tree_of(prompts, [[*answer, 0] for answer in said], shared, rows.device)
+    tree = tree_of(prompts, [[*answer, 0] for answer in answers], shared, rows.device)
     states = run(tree)
     return states.view(len(rows), 3, states.shape[-1])
 

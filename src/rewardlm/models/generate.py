@@ -136,12 +136,11 @@ def generate(
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
     leaves the entropies 0, which saves time.
 
-    Where memory runs out, ``batch_tokens`` is halved and what has not been answered yet is asked again; who asks many
-    times gives a Budget, which stays halved.
+    Where memory runs out, ``batch_tokens`` is halved and unanswered requests are run again. A Budget stays halved for
+    the next call.
 
-    A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
-    ``generate``, with a warning: the same answers and numbers, more slowly. So is every model while the fast path is
-    shut.
+    A model that caches more than keys and values (Mamba, RecurrentGemma) is sampled by transformers' own ``generate``,
+    with a warning: the same answers, more slowly. So is every model while the fast path is shut.
     """
     limit = policy.max_positions
     for request in requests:
@@ -220,7 +219,7 @@ class _Answers:
         self.looked_at = [0] * rows
 
     def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """The next token of every slot, Int[B], stored with its numbers."""
+        """The next token of every slot, Int[B], stored with its statistics."""
         who = torch.tensor(self.who, device=self.device)
         # A row that ended since the last look draws on; what it draws is cut off.
         ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)

@@ -205,8 +205,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
 def recomputed(body: Any, **how: Any) -> Iterator[None]:
     """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does; ``how`` is checkpoint's.
 
-    By our own hand, because transformers' switch wants the layers in training mode, and RL has dropout off. Raises
-    ModelError for a model that has no such layers.
+    transformers' own switch wants the layers in training mode, and RL has dropout off. Raises ModelError for a model
+    that has no such layers.
     """
     layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

@@ -1,9 +1,9 @@
 """What a model takes in memory, from its configuration alone: no weights are read and nothing is computed.
 
 The model's own code runs on PyTorch's meta device, whose tensors have shapes and no contents, and the bytes that would
-be alive at each moment are added up. So what is said holds for every architecture that transformers knows, and for the
-way in which this package runs it; there is no formula that could be forgotten when either changes. Kernels' own scratch
-space, allocators' rounding and the process itself are not seen here.
+be alive at each moment are added up. So the figures hold for every architecture that transformers knows, and for the
+way in which this package runs it; there is no formula to keep up to date. Kernels' own scratch space, allocators'
+rounding and the process itself are not counted.
 """
 
 from __future__ import annotations
@@ -182,22 +182,16 @@ def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings, load: str | N
     return Skeleton(policy.model.to(META), dtype, bare.stored)
 
 
-def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> int:
+def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> float:
     """All parameters and buffers but an adapter's; ``load`` 8bit or 4bit as bitsandbytes quantises.
 
     It takes linear layers, and leaves the language-model head (and the embeddings that it is tied to), embeddings,
     norms and biases as they are.
     """
-    total = sum(t.numel() * t.element_size() for n, t in _unique(causal_lm) if "lora_" not in n)
-    return (
-        total
-        if load is None
-        else total
-        - sum(
-            module.weight.numel() * module.weight.element_size() - _quantised(module, load)
-            for module in quantisable(causal_lm)
-        )
-    )
+    total = sum(tensor.nbytes for name, tensor in _unique(causal_lm) if "lora_" not in name)
+    if load is None:
+        return total
+    return float(total - sum(module.weight.nbytes - _quantised(module, load) for module in quantisable(causal_lm)))
 
 
 def quantisable(causal_lm: Any) -> list[Any]:
@@ -211,10 +205,10 @@ def quantisable(causal_lm: Any) -> list[Any]:
 
 
 def _quantised(module: Any, load: str) -> float:
-    numbers = int(module.weight.numel())
+    size = int(module.weight.numel())
     rows = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
     # 8 bit: a float32 a row besides.
-    return numbers * _FOUR_BIT if load == "4bit" else numbers + 4 * rows
+    return size * _FOUR_BIT if load == "4bit" else size + 4 * rows
 
 
 def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -227,7 +221,7 @@ def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def adapter_bytes(adapted: Skeleton) -> int:
     """The adapter's weights; its gradient and Adam's two moments are as large each."""
-    return sum(p.numel() * p.element_size() for n, p in adapted.model.named_parameters() if "lora_" in n)
+    return sum(parameter.nbytes for name, parameter in adapted.model.named_parameters() if "lora_" in name)
 
 
 def copied_bytes(adapted: Skeleton) -> int:
@@ -239,8 +233,8 @@ def copied_bytes(adapted: Skeleton) -> int:
         return int(head.weight.nbytes + sum(module.weight.nbytes for module in quantisable(adapted.causal_lm)))
     if adapted.dtype != torch.float32:
         return 0
-    layers = [m.get_base_layer() for m in adapted.model.modules() if isinstance(m, LoraLayer)]
-    sizes = [layer.weight.numel() * layer.weight.element_size() for layer in layers]
+    layers = [module for module in adapted.model.modules() if isinstance(module, LoraLayer)]
+    sizes = [layer.get_base_layer().weight.nbytes for layer in layers]
     return int(sum(sizes) + 2 * max(sizes))
 
 

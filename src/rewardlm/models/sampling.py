@@ -1,4 +1,4 @@
-"""One token from a row's logits: drawn by the row's own number in [0, 1), with the numbers that training wants of it.
+"""One token from a row's logits: drawn by the row's own number in [0, 1), with its log-probabilities and entropy.
 
 The vocabulary is walked through as few times as can be: it is as wide as all of a small model's layers together.
 """
