@@ -108,12 +108,10 @@ def groups(
     return result
 
 
-@contextlib.contextmanager
-def answering(policy: Policy) -> Iterator[None]:
+def answering(policy: Policy) -> contextlib.AbstractContextManager[None]:
     """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
     body, _ = body_and_head(policy.causal_lm)
-    with contextlib.nullcontext() if fastpath.copies_weights(body) else merged(policy):
-        yield
+    return contextlib.nullcontext() if fastpath.copies_weights(body) else merged(policy)
 
 
 @torch.inference_mode()
