@@ -27,11 +27,15 @@ ROOT = Path(__file__).parents[2]
 # What a command can't do without, besides its settings.
 ARGUMENTS = {
     "demo": [], "run": ["e.yaml"], "measure": ["tiny", "--out", "o"], "score": ["run"],
-    "import": ["t.csv", "--out", "o", "label=X"], "export": ["run", "--out", "t.md"], "compare": ["run"],
+    "import": ["t.csv", "--out", "o"], "export": ["run", "--out", "t.md"], "compare": ["run"],
     "finetune": ["tiny", "--out", "o"], "rlaf": ["tiny", "--out", "o"], "merge": ["tiny", "--out", "o"],
-    "judge list": [], "judge train": ["--out", "o", "data=[starter]"],
-    "judge evaluate": ["lexical", "suite=[s.csv]"], "judge train-pairs": ["--out", "o"],
+    "judge list": [], "judge train": ["--out", "o"],
+    "judge evaluate": ["lexical"], "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
+}  # fmt: skip
+# And what its settings need; flags win over a file.
+NEEDED = {
+    "import": "label: X", "score": "scorer: lexical", "judge train": "data: starter", "judge evaluate": "suite: s.csv",
 }  # fmt: skip
 # Values that a rule of the command asks for, where any will not do: what is typed, what it becomes, what goes with it.
 SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
@@ -96,7 +100,9 @@ def test_a_flag_reaches_its_setting_and_no_other(
     shell: Shell, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # as demo does
     (tmp_path / "e.yaml").write_text("model: tiny\n")
+    (tmp_path / "needed.yaml").write_text(NEEDED.get(command, ""))
     original = flags.Given.settings
 
     def settings(self: Any, *defaults: Any, **arguments: Any) -> None:
@@ -106,21 +112,20 @@ def test_a_flag_reaches_its_setting_and_no_other(
 
     def made(*typed: str) -> Any:
         with pytest.raises(Caught) as end:
-            app([*command.split(), *ARGUMENTS[command], *typed], standalone_mode=False)
+            app([*command.split(), *ARGUMENTS[command], "--config", "needed.yaml", *typed], standalone_mode=False)
         return end.value.args[0]
 
-    needed = ["--scorer", "lexical"] if command == "score" else []
     flagged = [setting for setting in listed(shell, command) if setting["flag"]]
     names = [setting["flag"] for setting in flagged]
     assert len(set(names)) == len(names)
     for setting in flagged:
         key, flag = setting["key"], setting["flag"]
         if setting["type"] == "true or false":
-            assert at(made(*needed), key) is False
-            assert at(made(*needed, flag), key) is True
+            assert at(made(), key) is False
+            assert at(made(flag), key) is True
             continue
         text, value, more = sample(setting)
-        before, after = made(*needed, *more), made(*needed, *more, flag, text)
+        before, after = made(*more), made(*more, flag, text)
         assert at(after, key) == value, (flag, at(after, key))
         assert at(before, key) != value, flag
         # All else is as it was.
@@ -201,11 +206,15 @@ def test_settings_of_a_stage_stand_below_it(shell: Shell) -> None:
     assert not {"rlaf.model", "finetune.seed", "interpret.device"} & found.keys()
 
 
-def test_settings_shows_a_table(shell: Shell) -> None:
-    done = shell("settings", "judge", "train-pairs")
+@pytest.mark.parametrize("command", KINDS)
+def test_settings_shows_a_table_with_whole_keys(shell: Shell, command: str) -> None:
+    done = shell("settings", *command.split())
     assert done.code == 0
-    for said in ("lora.targets", "--lora-r", "integer, at least 1", "auto|float32|bfloat16"):
-        assert said in done.out
+    words = set(done.out.split())
+    for setting in listed(shell, command):
+        assert setting["key"] in words
+        assert setting["flag"] in {None, *words}
+        assert set(setting["description"].split()) <= words
 
 
 @pytest.mark.parametrize("named", [[], ["nonsense"], ["doctor"], ["judge"]])

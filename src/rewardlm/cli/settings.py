@@ -37,16 +37,19 @@ def settings(
         listed = {"command": name, "settings": [setting.as_dict() for setting in found]}
         typer.echo(json.dumps(listed, allow_nan=False, ensure_ascii=False))
         return
+    import sys
+
     from rich.box import SIMPLE
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from rewardlm.cli.show import console
-
-    table = Table("key", "flag", "type or choices", "default", "description", box=SIMPLE)
+    table = Table("key and flag", "type or choices, and default", "description", box=SIMPLE)
+    # A key that is cut off can't be copied.
+    table.columns[0].no_wrap = True
     for setting in found:
-        default = "required" if setting.required else json.dumps(setting.default, ensure_ascii=False)
-        table.add_row(
-            *map(escape, (setting.key, setting.flag_name or "", setting.values, default, setting.description))
-        )
-    console().print(table)
+        default = "required" if setting.required else f"default: {json.dumps(setting.default, ensure_ascii=False)}"
+        named = f"{setting.key}\n  {setting.flag_name}" if setting.flag else setting.key
+        kind = setting.values.replace("|", " | ")
+        table.add_row(escape(named), escape(f"{kind}\n{default}"), escape(setting.description))
+    (Console() if sys.stdout.isatty() else Console(width=120)).print(table, highlight=False)

@@ -56,7 +56,9 @@ class FinetuneSettings(TrainingSettings):
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
     batch_size: Annotated[int, Flag()] = Field(8, ge=1, description="Pairs an optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Pairs in memory at once; by default batch_size. It saves memory, not gradients."
+        None,
+        ge=1,
+        description="Pairs in memory at once; by default batch_size. Fewer take less memory for the same gradient.",
     )
     max_length: int = Field(
         512,

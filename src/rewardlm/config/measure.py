@@ -50,7 +50,7 @@ class MeasureSettings(ModelSettings):
         "endpoint or module:function.",
     )
     label: Annotated[str | None, Flag()] = Field(
-        None, description="What tables call this model, for example PT; by default the model's name."
+        None, description="What tables call this model, for example PT; by default the adapter's run, or the model."
     )
     samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers a prompt.")
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")

@@ -240,7 +240,9 @@ class RlafSettings(TrainingSettings):
         512, ge=8, description="Longest prompt, in tokens; a longer one loses its oldest turns, or its beginning."
     )
     micro_batch_tokens: int = Field(
-        1024, ge=1, description="Positions in memory at once in the update. It saves memory, not gradients."
+        1024,
+        ge=1,
+        description="Positions in memory at once in the update. Fewer take less memory for the same gradient.",
     )
     checkpoint_every: int = Field(1, ge=1, description="Steps between two checkpoints.")
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")

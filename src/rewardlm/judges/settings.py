@@ -109,7 +109,8 @@ class JudgeTrainSettings(Section):
         "all", description="All texts, or those that belong to one of the package's two judges, which share none."
     )
     balance: Literal["source", "none"] = Field(
-        "source", description="source weighs texts so that every source counts alike; none takes them as they are."
+        "source",
+        description="source weighs each source by the square root of its number of texts; none weighs all texts alike.",
     )
     weights: dict[str, float] = Field(
         default_factory=dict, description="What the loss of a source's texts is multiplied by, by its name."
@@ -149,7 +150,7 @@ class JudgeTrainSettings(Section):
         "platt", description="How the scores are made probabilities on texts that were held out."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision of the weights while training; auto: what the device is fast in."
+        "auto", description="Precision of the computations in training; auto: what the device is fast in."
     )
     seed: Seed = 0
     device: Device = "auto"
@@ -214,7 +215,7 @@ class PairJudgeSettings(Section):
         description="The adapter.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision of the weights while training; auto: what the device is fast in."
+        "auto", description="Precision of the computations in training; auto: what the device is fast in."
     )
     seed: Seed = 0
     device: Device = "auto"
