@@ -8,8 +8,7 @@ import pytest
 
 from rewardlm.config import build
 from rewardlm.judges import pairs, train
-from rewardlm.judges.pairs import PairJudgeSettings
-from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.settings import JudgeTrainSettings, PairJudgeSettings
 from rewardlm.scoring.record import read_record, shipped_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"

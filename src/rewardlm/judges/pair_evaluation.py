@@ -15,28 +15,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from rewardlm.config import Section
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.judges.metrics import BoolArray, FloatArray, auc
 from rewardlm.judges.pair_data import Exchange, PairExample, controls, draw, exchanges, own_texts, permuted
+from rewardlm.judges.settings import PairEvaluateSettings
 from rewardlm.models.load import resolve_device
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge, most_likely
 from rewardlm.scoring.record import Counted, PairFigures
 from rewardlm.stats import bootstrap_ci95
 
 RESAMPLES = 1000
-
-
-class PairEvaluateSettings(Section):
-    """``rewardlm judge evaluate-pairs``: which judge on which dialogues; ``limit`` is a sample of their exchanges."""
-
-    judge: str
-    dialogues: str = "starter:validation"
-    limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
 
 
 def evaluate_on(settings: PairEvaluateSettings) -> PairFigures:
