@@ -50,6 +50,6 @@ def settings(
     for setting in found:
         default = "required" if setting.required else f"default: {json.dumps(setting.default, ensure_ascii=False)}"
         named = f"{setting.key}\n  {setting.flag_name}" if setting.flag else setting.key
-        kind = setting.values.replace("|", " | ")
-        table.add_row(escape(named), escape(f"{kind}\n{default}"), escape(setting.description))
+        values = setting.values.replace("|", " | ")
+        table.add_row(escape(named), escape(f"{values}\n{default}"), escape(setting.description))
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table, highlight=False)
