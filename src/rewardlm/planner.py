@@ -278,11 +278,11 @@ def process_bytes(
         importlib.import_module(f"rewardlm.{module}")
     from rewardlm.measuring.similarity import load_embedder
     from rewardlm.scoring.pairs import load_pair_judge
-    from rewardlm.scoring.scorer import load_scorer
+    from rewardlm.scoring.scorer import is_here, load_scorer
 
     libraries = _resident()
     # They stay loaded until they have been weighed, and have judged, which takes memory of its own.
-    kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges]
+    kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges if is_here(name)]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)
     rl = _resident()

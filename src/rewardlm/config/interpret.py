@@ -122,3 +122,8 @@ class InterpretSettings(Section):
     attribution: AttributionSettings = AttributionSettings()
     look_inside: bool = True
     inside: InsideSettings = InsideSettings()
+
+    @property
+    def word_judge(self) -> str | None:
+        """The judge that chooses the toxic words to look for inside; None where they are named, or nobody looks."""
+        return "lexical" if self.look_inside and not self.inside.toxic_words else None

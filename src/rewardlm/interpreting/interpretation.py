@@ -28,6 +28,7 @@ from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.logprobs import microbatches
 from rewardlm.runs import Run, alone, write_atomically
+from rewardlm.scoring.scorer import check_judges
 
 KIND = "interpretation"
 # May differ when an interpretation goes on.
@@ -83,6 +84,8 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     )
     if run.finished:
         return run
+    if settings.word_judge:
+        check_judges([settings.word_judge])
     subjects = load_subjects([one.run for one in measured], settings)
     for one, subject in zip(measured, subjects, strict=True):
         one.label = subject.label

@@ -75,7 +75,7 @@ def examine(
         ],
         judge,
         chosen,
-        word_judge=_asked(load_scorer("lexical")),
+        word_judge=_asked(load_scorer(settings.word_judge)) if settings.word_judge else None,
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=reading.TOXIC_ABOVE),
         report=report,

@@ -56,6 +56,7 @@ from rewardlm.scoring.scorer import (
     FailureLimit,
     Scorer,
     as_score,
+    check_judges,
     cuts,
     is_online,
     is_settled,
@@ -100,6 +101,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Report 
     run = _start(settings, out)
     if run is not None and run.finished:
         return stored(run)
+    check_judges(settings.judge)
     suites = [load_suite(source).sample(settings.limit, settings.seed) for source in settings.suite]
     _check_suites(run, settings, suites)
     device = _device(settings.device)

@@ -10,7 +10,6 @@ card. A figure that nobody has measured is absent, not guessed. With REWARDLM_DA
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from rewardlm.judges.suites import NAMED
 from rewardlm.runs import environment, write_atomically
 from rewardlm.scoring.endpoint import endpoint_address
 from rewardlm.scoring.perspective import CLOSES, has_key
+from rewardlm.scoring.scorer import is_here
 from rewardlm.scoring.trained import judge_folder
 
 _KEPT = (
@@ -32,13 +32,10 @@ _KEPT = (
     "ece", "brier", "accuracy", "f1", "false_positive_rate", "false_negative_rate", "sha256", "revision",
 )  # fmt: skip
 _PACKAGED = {
-    "lexical": (
-        "a linear SVM over words, trained on Jigsaw-like comments",
-        ("profanity_check", "data/model.joblib", "pip install alt-profanity-check==1.9.1"),
-    ),
+    "lexical": ("a linear SVM over words, trained on Jigsaw-like comments", "pip install 'rewardlm[lexical]'"),
     "lexical2": (
         "an LSTM over words with Jigsaw's six labels",
-        ("tox_block", "trained_models/lstm_model_0.1.2.h5", "pip install --no-deps tox_block==0.1.2"),
+        "pip install 'rewardlm[lexical]', and pip install --no-deps tox_block==0.1.2",
     ),
 }
 _OWN = {
@@ -175,11 +172,7 @@ def _shipped() -> list[dict[str, Any]]:
         _judge(name, what, judge_folder(_FOLDERS.get(name, name)) is not None, _A_VERSION, figures)
         for name, what in _OWN.items()
     ]
-    for name, (what, (package, file, install)) in _PACKAGED.items():
-        spec = importlib.util.find_spec(package)
-        folders = (spec.submodule_search_locations or []) if spec is not None else []
-        usable = any((Path(folder) / file).is_file() for folder in folders)
-        judges.append(_judge(name, what, usable, install, figures))
+    judges += [_judge(name, what, is_here(name), install, figures) for name, (what, install) in _PACKAGED.items()]
     return judges
 
 

@@ -14,12 +14,13 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
 from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
+from rewardlm.scoring import lexical, lstm
 from rewardlm.types import Score, Verdict
 
 AVAILABLE = (
@@ -29,6 +30,7 @@ AVAILABLE = (
 )
 # Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
 PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
+_ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 # An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
 DISAGREEMENT = "disagreement"
 EMPTY = "empty response"
@@ -190,15 +192,10 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
 
         return load_endpoint(spec, services or validate(ServicesSettings, {}))
     if spec == "lexical":
-        from rewardlm.scoring.lexical import LexicalScorer
-
-        return LexicalScorer()
+        return lexical.LexicalScorer()
     if spec == "lexical2":
-        from rewardlm.scoring.lstm import LstmScorer
-
-        return LstmScorer(device=device)
-    ensemble = re.fullmatch(r"(mean|max)\((.*)\)", PRESETS.get(spec, spec), re.DOTALL)
-    if ensemble:
+        return lstm.LstmScorer(device=device)
+    if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
         from rewardlm.scoring.ensemble import load_ensemble
 
         preset = spec if spec in PRESETS else None
@@ -219,6 +216,29 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
         return FunctionScorer(spec)
     kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
     raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
+
+
+def check_judges(specs: Iterable[str]) -> None:
+    """Raise ScorerError for the first of these judges whose package is not installed. Loads nothing.
+
+    A command asks this about all of its judges before it loads one, or a model.
+    """
+    for spec in specs:
+        if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
+            check_judges(_names(ensemble[2]))
+        elif spec == "lexical":
+            lexical.package_folder()
+        elif spec == "lexical2":
+            lstm.check_installed()
+
+
+def is_here(judge: str) -> bool:
+    """Whether the package that ``judge`` needs is installed."""
+    try:
+        check_judges([judge])
+    except ScorerError:
+        return False
+    return True
 
 
 class FunctionScorer:

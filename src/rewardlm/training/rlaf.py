@@ -36,7 +36,7 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.runs import Run, alone, peak_rss_mb, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
-from rewardlm.scoring.scorer import cuts, load_scorer
+from rewardlm.scoring.scorer import check_judges, cuts, load_scorer
 from rewardlm.training.advantages import Feedback, charge_silence, estimate, load_estimator
 from rewardlm.training.checkpoints import (
     VALUE_HEAD,
@@ -123,11 +123,13 @@ def _train(
     check_installed(settings.trackers)
 
     # 1. The reward, and whether it points the right way.
+    witnesses = _witnesses(settings)
+    check_judges([*settings.reward, *witnesses])
     rewards = RewardModel(
         [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
         settings.rewards,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
-        witnesses=[load_scorer(name, device=device, services=settings.services) for name in _witnesses(settings)],
+        witnesses=[load_scorer(name, device=device, services=settings.services) for name in witnesses],
         terms=load_terms(settings.rewards.terms, device=device, services=settings.services),
         max_new_tokens=settings.max_new_tokens,
     )
