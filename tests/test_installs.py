@@ -104,6 +104,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_without_extras_everything_imports_and_each_error_names_the_command(tmp_path: Path) -> None:
     # In a cache of its own no SmolLM2 lies that was converted earlier.
     done = subprocess.run(

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = sorted(file.parent.name for file in SOURCE.glob("*/__init__.py"))
 
 
-def tests_of(package: str) -> tuple[Path, Path]:
+def where_tested(package: str) -> tuple[Path, Path]:
     """The folder or the file that holds a package's tests."""
     return ROOT / "tests" / package, ROOT / "tests" / f"test_{package}.py"
 
@@ -30,7 +30,7 @@ def tests_of(package: str) -> tuple[Path, Path]:
 def test_every_package_has_fast_tests(package: str, request: pytest.FixtureRequest) -> None:
     if request.config.args != PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]:
         pytest.skip("only some files were asked for")
-    folder, file = tests_of(package)
+    folder, file = where_tested(package)
     own = [item for item in request.session.items if item.path == file or folder in item.path.parents]
     fast = [item for item in own if item.get_closest_marker("slow") is None]
     assert len(fast) >= 10, f"{package} has {len(own)} tests here, of which {len(fast)} are fast"
