@@ -159,6 +159,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(code) & (HEAVY - {"pydantic"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

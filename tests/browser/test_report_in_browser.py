@@ -5,7 +5,7 @@ import report_sample
 
 from rewardlm.reporting.page import render_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 RUN = "window.xss=(window.xss||0)+1;alert(1)"
 PAYLOADS = [

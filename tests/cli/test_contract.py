@@ -184,6 +184,7 @@ def test_a_label_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["label.yaml", "runs", "t.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["../../x", "x" * 300, "a/../b", "a\nb/c"])
 def test_a_model_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: Path, model: str) -> None:
     shell.fails("measure", model, "--limit", 2, "--out", tmp_path / "runs" / "o")

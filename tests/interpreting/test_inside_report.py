@@ -43,6 +43,7 @@ def printed(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "words"),
     [
@@ -63,6 +64,7 @@ def test_the_verdict_in_words(results: dict[str, dict[str, Any]], way: str, word
         assert words.split(":")[0] in text
 
 
+@pytest.mark.slow
 def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["avoided"])
     added = next(row for row in found["causal"]["rows"] if row["model"] == "FT" and row["kind"] == "add")
@@ -86,6 +88,7 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: the interval of their push holds 1. ")
 
 
+@pytest.mark.slow
 def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["rewritten"])
     path = found["paths"]["FT"]
@@ -100,6 +103,7 @@ def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, An
     assert "Which layers carry the change" not in shown(found)
 
 
+@pytest.mark.slow
 def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]
@@ -121,6 +125,7 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     assert not any("lose without" in question for question in said(found))
 
 
+@pytest.mark.slow
 def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["untouched"])
     for name in ("read_ratio", "write_ratio", "reason", "vectors_matter"):
@@ -135,6 +140,7 @@ def test_a_verdict_from_before_it_had_to_be_shown_is_not_repeated(results: dict[
     assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: this was interpreted before")
 
 
+@pytest.mark.slow
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["avoided"])
     found["directions"] = {"n": 3, "n_toxic": 1, "reason": "1 toxic answer"}
@@ -151,6 +157,7 @@ def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> Non
     assert shown(None).strip() == ""
 
 
+@pytest.mark.slow
 def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> None:
     found = results["untouched"]
     before, after = (found["stream"][label]["shares"] for label in ("PT", "FT"))
@@ -172,6 +179,7 @@ def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> 
     assert line["y"] == [plain["PT"], plain["FT"]]
 
 
+@pytest.mark.slow
 def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) -> None:
     text = json.dumps(results["avoided"]).replace('"FT"', json.dumps(HOSTILE))
     found = json.loads(text)

@@ -26,6 +26,7 @@ def rows_of(result: dict[str, Any], model: str, kind: str) -> list[dict[str, Any
     return [row for row in result["causal"]["rows"] if row["model"] == model and row["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_the_model_is_toxic_where_it_is_triggered_and_adapters_undo_it(
     case: tuple[str, Planted, dict[str, Any]],
 ) -> None:
@@ -40,6 +41,7 @@ def test_the_model_is_toxic_where_it_is_triggered_and_adapters_undo_it(
     assert sum(value or 0 for value in tuned) <= N // 4
 
 
+@pytest.mark.slow
 def test_the_direction_and_its_value_vector_are_found(case: tuple[str, Planted, dict[str, Any]]) -> None:
     _, model, result = case
     found = result["directions"]
@@ -52,6 +54,7 @@ def test_the_direction_and_its_value_vector_are_found(case: tuple[str, Planted, 
     assert {token.strip() for token in vector["tokens"][:4]} == set(model.toxic.values())
 
 
+@pytest.mark.slow
 def test_the_direction_finds_the_same_value_vector() -> None:
     model, result = examined("untouched", vectors_by="direction")
     (vector,) = result["vectors"]["rows"]
@@ -63,6 +66,7 @@ def test_the_direction_finds_the_same_value_vector() -> None:
     assert {token.strip() for token in vector["tokens"][:4]} == set(model.toxic.values())
 
 
+@pytest.mark.slow
 def test_ablating_it_undoes_it_and_a_random_one_does_not(case: tuple[str, Planted, dict[str, Any]]) -> None:
     _, _, result = case
     (plain,), (ablated,) = rows_of(result, "PT", "plain"), rows_of(result, "PT", "ablate")
@@ -73,6 +77,7 @@ def test_ablating_it_undoes_it_and_a_random_one_does_not(case: tuple[str, Plante
     assert ablated["change"]["ci95"][1] < 0
 
 
+@pytest.mark.slow
 def test_adding_it_makes_harmless_prompts_toxic(case: tuple[str, Planted, dict[str, Any]]) -> None:
     _, _, result = case
     (plain,), (added,) = rows_of(result, "PT", "plain"), rows_of(result, "PT", "add")
@@ -81,6 +86,7 @@ def test_adding_it_makes_harmless_prompts_toxic(case: tuple[str, Planted, dict[s
     assert control["toxicity"] <= plain["toxicity"] + 0.15
 
 
+@pytest.mark.slow
 def test_the_verdict_is_what_was_done(case: tuple[str, Planted, dict[str, Any]]) -> None:
     way, _, result = case
     verdict = result["verdicts"]["FT"]
@@ -96,6 +102,7 @@ def test_the_verdict_is_what_was_done(case: tuple[str, Planted, dict[str, Any]])
     assert (own["push_ratio"]["mean"] < 0.5) == (way != "untouched")
 
 
+@pytest.mark.slow
 def test_switching_the_adapter_off_where_it_works_brings_toxicity_back(
     case: tuple[str, Planted, dict[str, Any]],
 ) -> None:
@@ -108,6 +115,7 @@ def test_switching_the_adapter_off_where_it_works_brings_toxicity_back(
     assert off[works] == rows_of(result, "PT", "plain")[0]["toxicity"]
 
 
+@pytest.mark.slow
 def test_the_words_are_promoted_by_the_neuron_and_the_adapters_own_hand_is_told(
     case: tuple[str, Planted, dict[str, Any]],
 ) -> None:
@@ -133,6 +141,7 @@ def test_the_words_are_promoted_by_the_neuron_and_the_adapters_own_hand_is_told(
     assert all(abs(share) < 1e-5 for name in idle for share in written["share"][name])
 
 
+@pytest.mark.slow
 def test_the_result_is_json_and_the_same_again(case: tuple[str, Planted, dict[str, Any]]) -> None:
     way, _, result = case
     written = json.dumps(result, allow_nan=False)
@@ -140,6 +149,7 @@ def test_the_result_is_json_and_the_same_again(case: tuple[str, Planted, dict[st
         assert json.dumps(examined(way)[1], allow_nan=False) == written
 
 
+@pytest.mark.slow
 def test_everything_is_left_as_it_was() -> None:
     model = planted()
     prompts = model.prompts(N)
