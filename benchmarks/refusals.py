@@ -1,4 +1,4 @@
-"""Trains the weights of measuring/refusal_words.py, and says how often they and the rules are right.
+"""Trains the weights of measuring/refusal_classifier.py, and says how often they and the rules are right.
 
     make judge-refusals                      a quarter of a minute
     python benchmarks/refusals.py --check    the figures alone, of the weights that are there
@@ -28,7 +28,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.judges.pair_data import own_exchanges, own_texts
 from rewardlm.measuring import refusals
-from rewardlm.measuring.refusal_words import WEIGHTS, terms
+from rewardlm.measuring.refusal_classifier import WEIGHTS, terms
 
 HERE = Path(__file__).parent
 TEXTS = HERE / "refusal_texts"

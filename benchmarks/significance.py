@@ -35,8 +35,9 @@ from rewardlm.interpreting.vectors import lost, takes_more
 from rewardlm.interpreting.weights import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
+from rewardlm.measuring.comparison import METRICS, SPLITS, Change, Primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
-from rewardlm.measuring.statistics import difference_of_means
+from rewardlm.stats import difference_of_means
 from rewardlm.types import Message, Prompt
 
 Grid = NDArray[np.float64]
@@ -191,11 +192,11 @@ def read_together(before: Grid, after: Grid) -> Found:
             noise = rng.random(before.shape) < 0.1
             one, two = (np.where(noise, 1 - grid, grid)[part] for grid in (before, after))
             change = metrics.paired_difference(one, two, n_resamples=FLIPS)
-            entry = {"scorer": f"j{judge}", "split": str(split), "p_value": change.p_value}
-            unasked = [*(of for of in primary.METRICS if of != "toxic_fraction"), "delta_worst"]
-            entries.append(entry | {f"{of}_p_value": None for of in unasked} | {"flow_excess": None})
-    primary.adjust(entries, {"scorer": "j0", "split": "0", "metric": "toxic_fraction"})
-    others = [entry["p_adjusted"] for entry in entries[1:] if entry["p_adjusted"] is not None]
+            unasked = [*(of for of in METRICS if of != "toxic_fraction"), "delta_worst"]
+            known = {"scorer": f"j{judge}", "split": SPLITS[split], "p_value": change.p_value, "flow_excess": None}
+            entries.append(Change.model_construct(**known, **{f"{of}_p_value": None for of in unasked}))
+    entries = primary.adjust(entries, Primary(scorer="j0", split=SPLITS[0], metric="toxic_fraction"))
+    others = [entry.p_adjusted for entry in entries[1:] if entry.p_adjusted is not None]
     return {"any of 14, Holm": any(p < LEVEL for p in others)}
 
 

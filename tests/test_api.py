@@ -17,7 +17,6 @@ from trl import GRPOConfig, GRPOTrainer
 import rewardlm as rl
 from rewardlm import api
 from rewardlm.errors import ConfigError, RunError, ScorerError
-from rewardlm.measuring.compare import compare as compare_runs
 
 HATE = "You are a worthless idiot and everybody hates you."
 KIND = "The library opens at nine and closes at six."
@@ -106,7 +105,6 @@ def test_markup_in_a_text_stays_text() -> None:
 def test_a_comparison_is_the_json_of_the_command_line(folder: Path) -> None:
     runs = [folder / "PT", folder / "PT again"]
     found = rl.compare(runs)
-    assert found.to_dict() == json.loads(json.dumps(compare_runs(runs)))
     printed = subprocess.run(
         [sys.executable, "-m", "rewardlm", "compare", *map(str, runs), "--json"],
         capture_output=True,

@@ -82,7 +82,7 @@ def test_the_folder_is_an_adapter_that_peft_loads_as_the_run_left_it(training, t
 
 def test_the_card_has_the_comparisons_numbers_and_the_audits_warnings(training, home, tmp_path):
     card = (prepare(training, "me/detox", tmp_path / "push") / "README.md").read_text()
-    result = compare(measured(home))
+    result = compare(measured(home)).to_dict()
     [change] = [c for c in result["comparisons"] if c["split"] == "all" and c["scorer"] == "lexical"]
     assert f"| {change['n']} | {change['delta']:+.3f}".replace("-", "−").split("|")[1] in card
     low, high = change["delta_ci95"]

@@ -128,8 +128,8 @@ def measure(
     """
     given = {"prompts": prompts, "scorer": judges}
     chosen = _settings(MeasureSettings, settings, model, {**_given(given), **options})
+    from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure as run_meter
-    from rewardlm.measuring.scoring import cut_short
 
     with _reported(f"measure {chosen.label or chosen.model}", progress) as report:
         run = run_meter(chosen, Path(out), report=report)
@@ -203,7 +203,7 @@ def compare(
     from rewardlm.measuring.compare import compare as compare_runs
 
     chosen = _settings(CompareSettings, settings, None, options)
-    return Comparison.model_validate(compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump()))
+    return compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump())
 
 
 def interpret(

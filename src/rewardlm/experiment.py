@@ -30,6 +30,7 @@ from rewardlm.config import (
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
+from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.scorer import check_judges
@@ -56,7 +57,6 @@ _FREE = (
     "rlaf.resume",
     "rlaf.shard",
     "rlaf.stop_on",
-    "rlaf.value_coef",  # of older experiments; it never made a difference
     "interpret.batch_tokens",
 )
 
@@ -81,7 +81,7 @@ def preset_settings(name: str) -> dict[str, Any]:
 
 def run_experiment(
     settings: ExperimentSettings, out: Path, *, stage: StageOf, say: Callable[[str], None]
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[Comparison, Path]:
     """Run or resume every stage in ``out``; the comparison, and the page's path. Several processes (torchrun,
     accelerate launch) share out measuring and training; the first interprets and reports.
 
@@ -108,8 +108,8 @@ def run_experiment(
     check_judges(_judges(measured["PT"], rlaf, interpreting))
 
     # Torch is imported only from here on: a wrong setting is told at once.
+    from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure
-    from rewardlm.measuring.scoring import cut_short
     from rewardlm.models.load import resolve_device
     from rewardlm.models.processes import Processes
 
@@ -122,16 +122,6 @@ def run_experiment(
             label=settings.title,
             settings=recorded,
             free=(*_FREE, *how_asked(recorded)),
-            added=(
-                "measure.counter_narrative",
-                "measure.services",
-                "measure.primary",
-                "rlaf.services",
-                "interpret",
-                "quantisation",
-                "stand_in",
-                "stand_ins",
-            ),
         )
     )
     runs: list[Path] = []
@@ -167,7 +157,7 @@ def run_experiment(
 
             runs.append(processes.first(look))
 
-    def end() -> tuple[dict[str, Any], Path]:
+    def end() -> tuple[Comparison, Path]:
         experiment.update(runs=[str(path.relative_to(out)) for path in runs])
         concluded = _conclude(out, [out / "measure" / label for label in measured], settings.title)
         experiment.update(status="finished")
@@ -284,10 +274,10 @@ def _warn_of_measured(finetuning: FinetuneSettings, measured: Sequence[Prompt], 
         )
 
 
-def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[dict[str, Any], Path]:
+def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[Comparison, Path]:
     from rewardlm.measuring.compare import compare
     from rewardlm.reporting.page import build_report
 
-    result = compare(measured)
-    write_atomically(out / "comparison.json", json.dumps(result, indent=1, allow_nan=False).encode())
-    return result, build_report([out], out / "report.html", title=title)
+    found = compare(measured)
+    write_atomically(out / "comparison.json", json.dumps(found.to_dict(), indent=1, allow_nan=False).encode())
+    return found, build_report([out], out / "report.html", title=title)

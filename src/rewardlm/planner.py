@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
-from rewardlm.measuring.closer import READ_TOGETHER
+from rewardlm.measuring.model_quality import READ_TOGETHER
 from rewardlm.models import memory
 from rewardlm.models.llama import lays_out
 from rewardlm.models.load import resolve_dtype

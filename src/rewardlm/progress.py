@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# What long work reports to: how much is done, of how much, and a text or a step's metrics.
+ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
 

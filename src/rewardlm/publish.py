@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from rewardlm.errors import ConfigError, RunError, ServiceError
+from rewardlm.measuring.comparison import Comparison
 from rewardlm.reporting.model_card import Base, model_card
 from rewardlm.runs import Run, write_atomically
 
@@ -50,14 +51,14 @@ def prepare(
         raise RunError(f"{run.path} is not finished: give its command again first")
     base = _base(run)
     paths = _measured(run) if measured is None else list(measured)
-    result = None
+    found: Comparison | None = None
     rewards: dict[str, Any] = {}
     if paths:
         from rewardlm.measuring.compare import compare
 
-        result = compare(paths)
+        found = compare(paths)
         rewards = {
-            label: Run.open(path).meta.get("rewards") for label, path in zip(_labels(result), paths, strict=True)
+            model.label: Run.open(path).meta.get("rewards") for model, path in zip(found.models, paths, strict=True)
         }
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
@@ -67,8 +68,8 @@ def prepare(
     write_atomically(out / "adapter_config.json", json.dumps(config, indent=1).encode())
     records = "".join(json.dumps(record) + "\n" for record in run.read("metrics"))
     write_atomically(out / "metrics.jsonl", records.encode())
-    if result is not None:
-        write_atomically(out / "comparison.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    if found is not None:
+        write_atomically(out / "comparison.json", json.dumps(found.to_dict(), indent=1, allow_nan=False).encode())
     about = ModelCardData(
         base_model=base.name if base.on_hub else None,
         library_name="peft",
@@ -76,7 +77,7 @@ def prepare(
         license=licence,
         tags=["rewardlm", "lora", "detoxification", run.meta["kind"]],
     )
-    card = f"---\n{about.to_yaml()}\n---\n\n{model_card(run, repo, base, result, rewards)}"
+    card = f"---\n{about.to_yaml()}\n---\n\n{model_card(run, repo, base, found, rewards)}"
     write_atomically(out / "README.md", card.encode("utf-8", "replace"))
     return out
 
@@ -125,7 +126,3 @@ def _measured(run: Run) -> list[Path]:
     home = run.path.absolute().parent.parent
     pair = [home / "measure" / "PT", home / "measure" / run.path.absolute().name]
     return pair if all((path / "run.json").exists() and Run.open(path).finished for path in pair) else []
-
-
-def _labels(result: dict[str, Any]) -> list[str]:
-    return [str(model["label"]) for model in result["models"]]

@@ -36,12 +36,13 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
 from rewardlm.config import flatten
 from rewardlm.errors import RunError
-from rewardlm.types import Generation, Message, Prompt, Score
+from rewardlm.types import DISAGREEMENT, Generation, Message, Prompt, Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ _RECORDED_PACKAGES = (
 )
 
 
+# Rows of a run that a notebook shows.
+_SHOWN = 5
 _MISSING = object()
 _NUMBER = (int, float)
 # What every record of a measurement has that is read without asking again, and of which types it is; not what came
@@ -77,6 +80,107 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     ),
     "quality": (("generation_id", str),),
 }  # fmt: skip
+
+
+class JudgeRecord(TypedDict, total=False):
+    """A judge of a run's answers (``scorers``), or of an evaluation's texts, which records the first three alone."""
+
+    name: Required[str]
+    labels: Required[list[str]]
+    revision: str | None  # of its weights; None where nobody knows
+    precision: str | None
+    cut: int  # answers that it read only in part
+    max_failed_share: float
+    lineage: dict[str, Any] | None  # what and whom it learnt from (``scoring.lineage``)
+    read_prompts: int | None  # how many of the prompts it was trained on
+    service: str  # of a judge over HTTP: its address, and the days on which it was asked
+    dates: list[str]
+
+
+class PairJudgeRecord(TypedDict):
+    """The judge that says which answers are counter-narratives; ``error`` is what its card says of it."""
+
+    name: str
+    revision: str
+    error: dict[str, Any] | None
+
+
+class RunRecord(TypedDict, total=False):
+    """What run.json holds. Every run has the first five; a command adds what it finds out besides its records. Keys
+    that are not listed here are kept, and read by nobody.
+    """
+
+    # measure, import, finetune, rlaf, judge, judge-evaluation, interpretation, experiment
+    kind: Required[str]
+    label: Required[str]
+    status: Literal["running", "finished", "stopped"]
+    settings: Required[dict[str, Any]]
+    environment: dict[str, Any]
+    processes: int
+    # The model, as ``Policy.describe`` has it, and what it was trained on; None where nobody knows.
+    model: str
+    model_source: str
+    model_hash: str | None
+    adapter: str | None
+    adapter_hash: str | None
+    dtype: str
+    device: str
+    quantisation: str | None
+    rewards: list[str] | None
+    reward_lineage: dict[str, Any]
+    # Of a measurement or an import.
+    prompts: dict[str, Any]  # source, part, n, dropped
+    prompts_hash: str
+    toxic_by: str  # "dataset", or the judge that says which prompts are toxic
+    samples: int  # answers a prompt
+    scorers: list[JudgeRecord]
+    begun_scorers: list[JudgeRecord]  # not through yet
+    primary: dict[str, str]  # scorer, split, metric
+    unanswered: dict[str, int]  # questions that a server refused, by reason
+    truncated_prompts: int
+    batch_tokens_used: int
+    pair_judge: PairJudgeRecord | None
+    quality: dict[str, dict[str, int]]  # on how many answers, of how many, quality.jsonl's numbers were found
+    perplexity_under: dict[str, str]  # model, hash
+    served: list[str] | None  # models that the server lists, and what it calls itself in answers
+    served_as: list[str]
+    rows: int
+    notes: list[str]
+    # Of a training.
+    steps: int
+    stopped: str | None  # why it ended early
+    distilled: Any  # of a judge: from whom, and how far it is from them
+    # Of an evaluation, an interpretation, an experiment.
+    suites: dict[str, dict[str, Any]]
+    confusion: list[dict[str, Any]]
+    weights: dict[str, Any]
+    runs: list[str]  # paths inside of the experiment
+
+
+class MainLabels:
+    """Which of a judge's labels is its main one: the first with a value, else the first; never the disagreement of an
+    ensemble. Fed with the records of scores.jsonl.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._valued: dict[str, str] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        label = record["label"] or ""
+        if label != DISAGREEMENT:
+            self._first.setdefault(record["scorer"], label)
+            if record["value"] is not None:
+                self._valued.setdefault(record["scorer"], label)
+
+    def of(self, scorer: str) -> str:
+        return self._valued.get(scorer, self._first.get(scorer, ""))
+
+    def column(self, scorer: str, label: str) -> str:
+        """NAME for the main label, NAME.LABEL for the others. An unscored answer may be recorded without the label
+        that it lacks: then it is the main one's.
+        """
+        return scorer if label in ("", self.of(scorer)) else f"{scorer}.{label}"
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -112,7 +216,7 @@ def environment() -> dict[str, Any]:
 class Run:
     """One run directory, open for reading, and for appending where ``start`` made or resumed it."""
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, meta: RunRecord) -> None:
         self.path = path
         self.meta = meta
 
@@ -139,13 +243,13 @@ class Run:
         """
         path = Path(path)
         home = _experiment_of(path)
-        settings = _from_home(json.loads(json.dumps(settings)), home)
+        recorded: dict[str, Any] = _from_home(json.loads(json.dumps(settings)), home)
         if (path / "run.json").exists():
             run = cls.open(path)
             if run.meta["kind"] != kind:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
             old = {**(filled or {}), **flatten(_from_home(run.meta["settings"], home))}
-            new = flatten(settings)
+            new = flatten(recorded)
             ignored = {*free, *(key for key in added if not any(f"{name}.".startswith(f"{key}.") for name in old))}
             changed = [
                 f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
@@ -163,8 +267,8 @@ class Run:
                 else:
                     _drop_unfinished_line(file)
             if not changed:
-                if filled is not None and run.meta["settings"] != settings:
-                    run.update(settings=settings)
+                if filled is not None and run.meta["settings"] != recorded:
+                    run.update(settings=recorded)
                 return run
             (path / "run.json").unlink()
         if path.exists() and not path.is_dir():
@@ -181,7 +285,7 @@ class Run:
                 "kind": kind,
                 "label": label,
                 "status": "running",
-                "settings": settings,
+                "settings": recorded,
                 "environment": environment(),
             },
         )
@@ -206,7 +310,7 @@ class Run:
             raise RunError(f"{path / 'run.json'} lacks kind, label or settings: it was not written by rewardlm")
         if kind is not None and meta["kind"] != kind:
             raise RunError(f"{path} is a run of kind {meta['kind']!r}: a {kind!r} run is needed here")
-        return cls(path, meta)
+        return cls(path, cast(RunRecord, meta))
 
     @property
     def label(self) -> str:
@@ -230,7 +334,7 @@ class Run:
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
-        self.meta.update(fields)
+        self.meta.update(cast(RunRecord, fields))
         data = json.dumps(self.meta, indent=1, allow_nan=False).encode()
         write_atomically(self.path / "run.json", data)
 
@@ -342,32 +446,54 @@ class Run:
             return pd.DataFrame(list(self.read("metrics")))
         prompts = {prompt.id: prompt for prompt in self.each_prompt()}
         places = {identity: place for place, identity in enumerate(prompts)}
-        rows: dict[str, dict[str, Any]] = {
-            answer.id: {
-                "prompt_id": answer.prompt_id,
-                "prompt": prompts[answer.prompt_id].text,
-                "prompt_toxicity": prompts[answer.prompt_id].toxicity,
-                "sample": answer.sample,
-                "answer": answer.text,
-                "finish": answer.finish,
-            }
-            # Long prompts are answered first: a table is read in the prompts' order.
-            for answer in sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
-        }
-        first: dict[str, str] = {}
-        for score in self.scores():
-            main = first.setdefault(score.scorer, score.label)
-            name = score.scorer if score.label == main else f"{score.scorer}.{score.label}"
-            rows[score.generation_id][name] = score.value
-        return pd.DataFrame.from_dict(rows, orient="index")
+        # Long prompts are answered first: a table is read in the prompts' order.
+        answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
+        return _as_table(prompts, answers, self.read("scores"))
 
     def _repr_html_(self) -> str:
+        """The first rows, read from the beginnings of its files, which may be long."""
         from html import escape
 
+        import pandas as pd
+
+        if self.meta["kind"] in ("measure", "import"):
+            answers = list(islice(self.each_generation(), _SHOWN))
+            wanted = {answer.prompt_id for answer in answers}
+            prompts = {prompt.id: prompt for prompt in self.each_prompt() if prompt.id in wanted}
+            shown = _as_table(prompts, answers, islice(self.read("scores"), 100 * _SHOWN))
+        else:
+            shown = pd.DataFrame(list(islice(self.read("metrics"), _SHOWN)))
         state = "finished" if self.finished else self.meta.get("status", "")
         head = f"{self.meta['kind']} “{self.label}”, {state}: {self.path}"
-        table: str = self.to_pandas().head(5).to_html(float_format="{:.3f}".format, na_rep="")
+        table: str = shown.to_html(float_format="{:.3f}".format, na_rep="")
         return f"<p>{escape(head)}</p>{table}"
+
+
+def _as_table(
+    prompts: Mapping[str, Prompt], answers: Iterable[Generation], scores: Iterable[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row an answer; of ``scores`` those of these ``answers``."""
+    import pandas as pd
+
+    rows: dict[str, dict[str, Any]] = {
+        answer.id: {
+            "prompt_id": answer.prompt_id,
+            "prompt": prompts[answer.prompt_id].text,
+            "prompt_toxicity": prompts[answer.prompt_id].toxicity,
+            "sample": answer.sample,
+            "answer": answer.text,
+            "finish": answer.finish,
+        }
+        for answer in answers
+    }
+    labels, known = MainLabels(), []
+    for record in scores:
+        labels.add(record)
+        if record["generation_id"] in rows:
+            known.append(record)
+    for record in known:
+        rows[record["generation_id"]][labels.column(record["scorer"], record["label"])] = record["value"]
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 @contextmanager

@@ -36,6 +36,21 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
+class DialogueSet:
+    """Dialogues in file order, with what was irregular in their source and how often.
+
+    ``notes`` counts by reason; an irregularity that costs a turn or a row says "left out". ``n_rows`` is the
+    number of rows of the file: turns in DIALOCONAN, hate-speech/counter-narrative pairs in the other CONAN
+    files, dialogues in a jsonl.
+    """
+
+    dialogues: list[Dialogue]
+    notes: dict[str, int]
+    source: str
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked to answer: the last turn is the user's, the turns before are its antecedents.
 
@@ -73,6 +88,10 @@ class Generation:
     finish: Finish | None
     seed: int
     tokens: tuple[int, ...] | None = None
+
+
+# The label under which an ensemble says how far its members are apart, which is no P(toxic).
+DISAGREEMENT = "disagreement"
 
 
 @dataclass(frozen=True, slots=True)

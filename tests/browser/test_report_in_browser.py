@@ -2,6 +2,7 @@ import json
 
 import pytest
 import report_sample
+import typed
 
 from rewardlm.reporting.page import render_page
 
@@ -112,7 +113,8 @@ def hostile(tmp_path_factory):
     training = {payload: [{"step": 1, "kl": 0.5, "warnings": [payload]}] for payload in PAYLOADS}
     path = tmp_path_factory.mktemp("hostile") / "report.html"
     path.write_text(
-        render_page(hostile, title=PAYLOADS[44], examples=examples, training=training, about=about), encoding="utf-8"
+        render_page(typed.comparison(hostile), title=PAYLOADS[44], examples=examples, training=training, about=about),
+        encoding="utf-8",
     )
     return path
 
@@ -121,7 +123,7 @@ def hostile(tmp_path_factory):
 def calm(tmp_path_factory):
     path = tmp_path_factory.mktemp("calm") / "report.html"
     page = render_page(
-        report_sample.sample_result(),
+        typed.comparison(report_sample.sample_result()),
         title="A page to look at",
         examples=report_sample.sample_examples(),
         training=report_sample.sample_training(),

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardlm.data import dialogues as module
+from rewardlm.data import conan as published
+from rewardlm.data import dialogues as dialogues_module
 from rewardlm.data.dialogues import load_dialogues, normalised, pairs, split_by_component
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.measuring.quality import is_refusal
@@ -380,7 +381,7 @@ some_dialogues = st.lists(
 
 @given(some_dialogues)
 def test_components_against_a_naive_reference(dialogues: list[Dialogue]) -> None:
-    found = module._components(dialogues)
+    found = dialogues_module._components(dialogues)
     assert sorted(itertools.chain(*found)) == list(range(len(dialogues)))
     assert {frozenset(members) for members in found} == naive_components(dialogues)
 
@@ -462,7 +463,7 @@ class Publisher:
 
     def __call__(self, url: str, **_: Any) -> httpx.Response:
         self.calls += 1
-        assert url == module.DIALOCONAN_URL
+        assert url == published.DIALOCONAN_URL
         if self.error is not None:
             raise self.error
         return httpx.Response(self.status, content=self.content)
@@ -478,7 +479,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, cache: Path, content: bytes, **how:
 def test_dialoconan_is_fetched_once(dialoconan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = dialoconan.read_bytes()
     publisher = publish(monkeypatch, tmp_path / "cache", content)
-    monkeypatch.setattr(module, "DIALOCONAN_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(published, "DIALOCONAN_SHA256", hashlib.sha256(content).hexdigest())
     loaded = load_dialogues("dialoconan")
     assert loaded.dialogues == load_dialogues(str(dialoconan)).dialogues
     assert loaded.source == "dialoconan"
@@ -517,7 +518,7 @@ def test_dialoconan_without_a_cache_folder(dialoconan: Path, tmp_path: Path, mon
     content = dialoconan.read_bytes()
     (tmp_path / "file").write_text("in the way")
     publish(monkeypatch, tmp_path / "file", content)
-    monkeypatch.setattr(module, "DIALOCONAN_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(published, "DIALOCONAN_SHA256", hashlib.sha256(content).hexdigest())
     with pytest.raises(DataError, match=r"can't be stored in .*: set REWARDLM_CACHE to another folder$"):
         load_dialogues("dialoconan")
 

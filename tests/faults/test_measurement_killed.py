@@ -102,7 +102,7 @@ def test_kill_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert Run.open(tmp_path / "killed").finished
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     whole, killed = (compare([tmp_path / name]) for name in ("whole", "killed"))
-    assert killed["models"] == whole["models"]
+    assert killed.models == whole.models
     answers = Counter(s.generation_id for s in Run.open(tmp_path / "killed").scores())
     assert set(answers.values()) == {1}
     # At most one batch is judged again: it was judged, and the process killed before that was written.

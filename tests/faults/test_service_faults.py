@@ -139,8 +139,8 @@ def test_every_fault_is_a_null_and_the_run_goes_on(
     assert "NaN" in str(reasons[ids["not a number"]])
     assert "not JSON" in str(reasons[ids["nothing"]])
     assert reasons[ids[""]] == "empty response"
-    scored = compare([run])["models"][0]["scorers"]["perspective" if scorer == "perspective" else "endpoint"]["all"]
-    assert (scored["n"], scored["scored"]) == (51, 43)
+    scored = compare([run]).models[0].scorers["perspective" if scorer == "perspective" else "endpoint"]["all"]
+    assert (scored.n, scored.scored) == (51, 43)
     assert (seen["always 429"], seen["always 500"], seen["garbage"], seen["refused"]) == (3, 3, 1, 1)
 
     # The server is mended: what had failed is asked again, and nothing else.

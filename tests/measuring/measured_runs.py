@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm.measuring.compare import compare
 from rewardlm.runs import Run, prompts_hash
 from rewardlm.types import Generation, Message, Prompt, Score
+
+
+def compared(paths: Sequence[Path], **how: Any) -> dict[str, Any]:
+    """As ``rewardlm compare --json`` prints it."""
+    return compare(paths, **how).to_dict()
 
 
 def build_run(

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
-from rewardlm.measuring.audit import same_judge
-from rewardlm.measuring.compare import compare
+from rewardlm.measuring.independence import same_judge
 
 N = 100
 GOOD = "People from there are as kind and as honest as people from here."
@@ -32,7 +31,7 @@ def warnings(
         return build_run(tmp_path / label, label, rows, texts=texts, **settings)
 
     paths = [build("PT", before, dict(before_run or {})), build("RL", after, dict(after_run or {}))]
-    found = compare(paths, n_resamples=500)["warnings"]
+    found = compared(paths, n_resamples=500)["warnings"]
     return {(warning["model"], warning["code"]): warning["message"] for warning in found}
 
 
@@ -260,7 +259,7 @@ def test_a_warning_of_one_judge_says_which(tmp_path: Path) -> None:
         )
         for label, toxic in (("PT", 40), ("RL", 10))
     ]
-    found = {(w["code"], w.get("scorer")) for w in compare(runs, n_resamples=500)["warnings"] if w["model"] == "RL"}
+    found = {(w["code"], w.get("scorer")) for w in compared(runs, n_resamples=500)["warnings"] if w["model"] == "RL"}
     assert {
         ("judge_taught_reward", "a"), ("judge_read_prompts", "a"), ("judge_is_reward", "b"), ("empty", None),
     } <= found  # fmt: skip
@@ -315,7 +314,7 @@ def test_reasons_are_counted_by_kind_whatever_came_with_them(tmp_path: Path) -> 
     for number, line in enumerate(line for line in lines if line["value"] is None):
         line["reason"] = f"not JSON: '<html>{number}'" if number else "HTTP 500: oh: no"
     (run / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    [warning] = [w for w in compare([run])["warnings"] if w["code"] == "unscored"]
+    [warning] = [w for w in compared([run])["warnings"] if w["code"] == "unscored"]
     assert "3 not JSON, 1 HTTP 500)" in warning["message"]
 
 
@@ -323,7 +322,7 @@ def test_answers_that_a_judge_has_not_seen_are_unscored(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", "PT", {"a": [[0.1]] * N})
     lines = (run / "scores.jsonl").read_text().splitlines(keepends=True)
     (run / "scores.jsonl").write_text("".join(lines[:90]))
-    (warning,) = compare([run], n_resamples=100)["warnings"]
+    (warning,) = compared([run], n_resamples=100)["warnings"]
     assert warning["code"] == "unscored"
     assert "10 not scored yet" in warning["message"]
 
@@ -368,7 +367,7 @@ def test_many_samples_are_audited_by_answer(tmp_path: Path) -> None:
     scores = rng.random((20, 5)).tolist()
     texts = [[GOOD] * 4 + [""] for _ in range(20)]
     run = build_run(tmp_path / "run", "PT", {"a": scores}, texts=texts)
-    (warning,) = compare([run], n_resamples=100)["warnings"]
+    (warning,) = compared([run], n_resamples=100)["warnings"]
     assert (warning["code"], warning["message"][:5]) == ("empty", "20.0%")
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import RunError
-from rewardlm.measuring.compare import SPLITS, compare, load_measured
+from rewardlm.measuring.comparison import SPLITS, ModelSummary
 from rewardlm.measuring.exported import export_answers
-from rewardlm.reporting.headline import quality_notes
+from rewardlm.measuring.measured import load_measured
+from rewardlm.reporting.notes import quality_notes
 from rewardlm.runs import Run
 from rewardlm.types import Score
 
@@ -26,6 +27,10 @@ def comparison(result: dict[str, Any], split: str, scorer: str = "judge", to: st
         if (entry["split"], entry["scorer"], entry["to"]) == (split, scorer, to)
     ]
     return found
+
+
+def notes_of(models: list[dict[str, Any]]) -> list[str]:
+    return quality_notes([ModelSummary.model_validate(model) for model in models])
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 def test_the_contract(pair: list[Path]) -> None:
-    result = compare(pair, **FAST)
+    result = compared(pair, **FAST)
     json.dumps(result, allow_nan=False)
     assert [model["label"] for model in result["models"]] == ["PT", "FT"]
     for model in result["models"]:
@@ -96,7 +101,7 @@ def test_the_contract(pair: list[Path]) -> None:
 
 
 def test_a_model_by_hand(pair: list[Path]) -> None:
-    entry = compare(pair, **FAST)["models"][0]["scorers"]["judge"]
+    entry = compared(pair, **FAST)["models"][0]["scorers"]["judge"]
     everything = entry["all"]
     assert (everything["n"], everything["scored"]) == (8, 7)
     assert everything["toxic_fraction"] == 3 / 7
@@ -116,7 +121,7 @@ def test_a_model_by_hand(pair: list[Path]) -> None:
 
 
 def test_a_comparison_by_hand(pair: list[Path]) -> None:
-    result = compare(pair, **FAST)
+    result = compared(pair, **FAST)
     everything = comparison(result, "all")
     # Pairs: .9>.1 .8>.9 | .7>.1 -  | .1>.6 .2>.1 | - .4>.4; six scored in both.
     assert (everything["n"], everything["flow_unscored"]) == (6, 2)
@@ -133,14 +138,14 @@ def test_a_comparison_by_hand(pair: list[Path]) -> None:
 
 
 def test_inclusive_moves_the_border_of_prompts_and_answers(pair: list[Path]) -> None:
-    entry = compare(pair, inclusive=True, **FAST)["models"][0]["scorers"]["judge"]
+    entry = compared(pair, inclusive=True, **FAST)["models"][0]["scorers"]["judge"]
     assert entry["all"]["toxic_fraction"] == 4 / 7
     assert entry["toxic_prompts"]["n"] == 6
 
 
 def test_an_empty_split_has_nulls(tmp_path: Path) -> None:
     paths = [build_run(tmp_path / name, name, {"judge": [[0.1], [0.9]]}) for name in ("PT", "FT")]
-    result = compare(paths, **FAST)
+    result = compared(paths, **FAST)
     json.dumps(result, allow_nan=False)
     for model in result["models"]:
         for split in ("toxic_prompts", "nontoxic_prompts", "challenging"):
@@ -165,24 +170,24 @@ def test_order_of_prompts_and_generations_does_not_matter(tmp_path: Path) -> Non
     for name in ("prompts", "generations", "scores"):
         file = other / f"{name}.jsonl"
         file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
-    found = comparison(compare([one, other], **FAST), "all")
+    found = comparison(compared([one, other], **FAST), "all")
     assert (found["n"], found["delta"], found["mean_delta"], found["better"]) == (18, 0, 0, 0)
 
 
 def test_several_judges_and_labels(tmp_path: Path) -> None:
     one = build_run(tmp_path / "one", "PT", {"a": [[0.9]], "a.insult": [[0.2]], "b": [[0.4]]})
     other = build_run(tmp_path / "other", "FT", {"b": [[0.4]], "a": [[0.1]], "a.insult": [[0.3]], "c": [[1]]})
-    result = compare([one, other], **FAST)
+    result = compared([one, other], **FAST)
     assert set(result["models"][0]["scorers"]) == {"a", "a.insult", "b"}
     assert set(result["models"][1]["scorers"]) == {"a", "a.insult", "b", "c"}
     assert {entry["scorer"] for entry in result["comparisons"]} == {"a", "a.insult", "b"}
     assert comparison(result, "all", "a")["mean_delta"] == pytest.approx(-0.8)
     assert comparison(result, "all", "a.insult")["mean_delta"] == pytest.approx(0.1)
-    only = compare([one, other], scorer="b", **FAST)
+    only = compared([one, other], scorer="b", **FAST)
     assert {entry["scorer"] for entry in only["comparisons"]} == {"b"}
     assert set(only["models"][1]["scorers"]) == {"b"}
     with pytest.raises(RunError, match=r"no scores by 'c'.* a, a.insult, b"):
-        compare([one, other], scorer="c", **FAST)
+        compared([one, other], scorer="c", **FAST)
 
 
 def test_the_disagreement_of_an_ensemble_is_no_judge(tmp_path: Path) -> None:
@@ -191,17 +196,17 @@ def test_the_disagreement_of_an_ensemble_is_no_judge(tmp_path: Path) -> None:
     scores = {"max(a,b)": [[0.9, 0.2], [None, 0.5], [0.8, 0.1]], "max(a,b).disagreement": apart}
     one = build_run(tmp_path / "one", "PT", scores)
     other = build_run(tmp_path / "other", "FT", {**scores, "c": scores["max(a,b)"]})
-    result = compare([one, other], **FAST)
+    result = compared([one, other], **FAST)
     assert set(result["models"][0]["scorers"]) == {"max(a,b)"}
     assert {entry["scorer"] for entry in result["comparisons"]} == {"max(a,b)"}
     # Over the five that were scored; two of them are over a half, and a half itself is not.
     expected = {"scored": 5, "mean": pytest.approx((0.9 + 0.2 + 0.5 + 0.6) / 5), "fraction_over_half": 0.4}
     assert [model["disagreement"] for model in result["models"]] == [{"max(a,b)": expected}] * 2
-    only = compare([one, other], scorer="max(a,b)", **FAST)
+    only = compared([one, other], scorer="max(a,b)", **FAST)
     assert only["models"][1]["disagreement"] == {"max(a,b)": expected}
-    assert compare([other], scorer="c", **FAST)["models"][0]["disagreement"] == {}
+    assert compared([other], scorer="c", **FAST)["models"][0]["disagreement"] == {}
     with pytest.raises(RunError, match="no scores by"):
-        compare([one], scorer="max(a,b).disagreement", **FAST)
+        compared([one], scorer="max(a,b).disagreement", **FAST)
 
 
 def test_an_unscored_first_answer_does_not_name_the_main_label(tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_the_later_score_of_an_answer_stands(tmp_path: Path) -> None:
 def test_labels_that_collide_are_numbered(tmp_path: Path) -> None:
     labels = ["PT", "PT", "PT (2)", "PT"]
     paths = [build_run(tmp_path / str(i), label, {"judge": [[0.1]]}) for i, label in enumerate(labels)]
-    found = [model["label"] for model in compare(paths, **FAST)["models"]]
+    found = [model["label"] for model in compared(paths, **FAST)["models"]]
     assert found[0] == "PT"
     assert found[2] == "PT (2)"
     assert len(set(found)) == 4
@@ -237,7 +242,7 @@ def test_unfinished_runs_are_compared_where_both_have_answers(tmp_path: Path) ->
     for name in ("generations", "scores"):
         lines = (other / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (other / f"{name}.jsonl").write_text("".join(lines[:2]))
-    result = compare([one, other], **FAST)
+    result = compared([one, other], **FAST)
     assert (comparison(result, "all")["n"], comparison(result, "all")["flow_unscored"]) == (2, 0)
     (warning,) = [warning for warning in result["warnings"] if warning["model"] == "FT"]
     assert warning["code"] == "unscored"
@@ -261,7 +266,7 @@ def test_quality_comes_from_texts_and_stored_numbers(tmp_path: Path) -> None:
             {"generation_id": "p1-0", "prompt_similarity": None},
         ],
     )
-    found = compare([path], **FAST)["models"][0]["quality"]
+    found = compared([path], **FAST)["models"][0]["quality"]
     assert found["empty_fraction"] == 0.25
     assert found["non_latin_fraction"] == 0.25
     assert found["mean_words"] == 5 / 4
@@ -311,7 +316,7 @@ def test_the_share_of_counter_narratives_is_a_plain_loops(tmp_path: Path, thresh
             rest = [record["classes"][name] for name in CLASSES if name != "counter_narrative"]
             found += record["classes"]["counter_narrative"] > max(rest)
         expected.append(found / asked)
-    models = compare(paths, threshold=threshold, n_resamples=100)["models"]
+    models = compared(paths, threshold=threshold, n_resamples=100)["models"]
     assert [model["quality"]["counter_narrative_fraction"] for model in models] == pytest.approx(expected)
     assert all(model["pair_judge"] == judge for model in models)
 
@@ -333,7 +338,7 @@ def test_the_change_of_counter_narratives_is_paired_and_has_an_interval(tmp_path
         paths.append(
             build_run(path, label, {"judge": [[0.1]] * 11}, toxicity=toxicity, quality=records, pair_judge=judge)
         )
-    models = compare(paths)["models"]
+    models = compared(paths)["models"]
     assert "counter_narrative_change" not in models[0]
     change = models[1]["counter_narrative_change"]
     assert (change["from"], change["n"], change["rose"], change["fell"]) == ("PT", 10, 7, 1)
@@ -342,12 +347,12 @@ def test_the_change_of_counter_narratives_is_paired_and_has_an_interval(tmp_path
     assert change["delta_ci95"][0] < 0.6 < change["delta_ci95"][1]
     low, high = models[0]["quality"]["counter_narrative_fraction_ci95"]
     assert low < 0.2 < high
-    (note,) = [note for note in quality_notes(models) if "from PT to FT" in note]
+    (note,) = [note for note in notes_of(models) if "from PT to FT" in note]
     assert "+60.0 percentage points" in note
     assert "p = 0.070; 10 pairs" in note
     # By another judge it is no change of the model.
     Run.open(paths[1]).update(pair_judge={"name": "other", "revision": "xyz", "error": None})
-    assert compare(paths, **FAST)["models"][1]["counter_narrative_change"] is None
+    assert compared(paths, **FAST)["models"][1]["counter_narrative_change"] is None
 
 
 def null_records(hits: list[int], null: list[int | None]) -> list[dict[str, Any]]:
@@ -374,7 +379,7 @@ def test_what_tone_earns_stands_beside_the_share(tmp_path: Path) -> None:
     """By hand: 8 of 10 are called counter-narratives, 6 still are under others' prompts; before, 3 and 2."""
     before = counter_run(tmp_path / "PT", [1] * 3 + [0] * 7 + [1], [1, 0, 0, 1] + [0] * 6 + [1])
     after = counter_run(tmp_path / "FT", [1] * 8 + [0] * 2 + [1], [1] * 6 + [0] * 4 + [1])
-    models = compare([before, after], **FAST)["models"]
+    models = compared([before, after], **FAST)["models"]
     assert [model["quality"]["counter_narrative_fraction"] for model in models] == [0.3, 0.8]
     assert [model["quality"]["counter_narrative_null"] for model in models] == [0.2, 0.6]
     change = models[1]["counter_narrative_change"]
@@ -383,7 +388,7 @@ def test_what_tone_earns_stands_beside_the_share(tmp_path: Path) -> None:
     assert change["delta_over_null"] == pytest.approx(0.1)
     assert change["delta_over_null_ci95"][0] < 0.1 < change["delta_over_null_ci95"][1]
     assert change["p_value_over_null"] > 0.05
-    notes = " ".join(quality_notes(models))
+    notes = " ".join(notes_of(models))
     assert "80.0 % of the answers to toxic prompts are called counter-narratives" in notes
     assert "60.0 % of the same answers still are" in notes
 
@@ -391,7 +396,7 @@ def test_what_tone_earns_stands_beside_the_share(tmp_path: Path) -> None:
 def test_a_run_from_before_the_null_has_none(tmp_path: Path) -> None:
     old = counter_run(tmp_path / "PT", [1, 0, 1], [None] * 3)
     new = counter_run(tmp_path / "FT", [1, 1, 1], [1, 0, 1])
-    models = compare([old, new], **FAST)["models"]
+    models = compared([old, new], **FAST)["models"]
     assert [model["quality"]["counter_narrative_null"] for model in models] == [None, 0.5]
     assert models[1]["counter_narrative_change"]["delta"] == 0.5
     assert models[1]["counter_narrative_change"]["delta_over_null"] is None
@@ -402,7 +407,7 @@ def test_the_share_is_corrected_for_the_judges_errors(tmp_path: Path) -> None:
     """Rogan and Gladen by hand: (0.5 + 0.9 - 1) / (0.8 + 0.9 - 1)."""
     counts = {"positives": 100, "found": 80, "negatives": 300, "called": 30}
     path = counter_run(tmp_path / "PT", [1] * 20 + [0] * 20 + [1], [0] * 41, {"counts": counts})
-    quality = compare([path], **FAST)["models"][0]["quality"]
+    quality = compared([path], **FAST)["models"][0]["quality"]
     assert quality["counter_narrative_fraction"] == 0.5
     assert quality["counter_narrative_corrected"] == pytest.approx(0.4 / 0.7)
     low, high = quality["counter_narrative_corrected_ci95"]
@@ -410,7 +415,7 @@ def test_the_share_is_corrected_for_the_judges_errors(tmp_path: Path) -> None:
     assert high - low > quality["counter_narrative_fraction_ci95"][1] - quality["counter_narrative_fraction_ci95"][0]
     assert quality["counter_narrative_errors_fit"] is True
     guess = counter_run(tmp_path / "g", [1] * 4 + [1], [0] * 5, {"counts": {**counts, "called": 250}})
-    assert compare([guess], **FAST)["models"][0]["quality"]["counter_narrative_corrected"] is None
+    assert compared([guess], **FAST)["models"][0]["quality"]["counter_narrative_corrected"] is None
 
 
 def test_errors_that_do_not_fit_the_run_are_said(tmp_path: Path) -> None:
@@ -418,7 +423,7 @@ def test_errors_that_do_not_fit_the_run_are_said(tmp_path: Path) -> None:
     counts = {"positives": 100, "found": 80, "negatives": 300, "called": 90}
     error = {"counts": counts, "on": "pairs", "n": 400, "accuracy": 0.7, "recall": 0.8, "precision": 0.5}
     path = counter_run(tmp_path / "PT", [0] * 60 + [1], [0] * 61, error)
-    models = compare([path], **FAST)["models"]
+    models = compared([path], **FAST)["models"]
     quality = models[0]["quality"]
     assert quality["counter_narrative_corrected"] == 0
     assert quality["counter_narrative_errors_fit"] is False
@@ -426,11 +431,11 @@ def test_errors_that_do_not_fit_the_run_are_said(tmp_path: Path) -> None:
     assert low == 0
     # Clopper and Pearson's 6 % of none in 60, over the 80 % that are found.
     assert 0.05 < high < 0.12
-    notes = " ".join(quality_notes(models))
+    notes = " ".join(notes_of(models))
     assert "But those errors don’t fit these answers: fewer are called" in notes
     all_called = counter_run(tmp_path / "all", [1] * 60 + [1], [0] * 61, error)
     assert "more are called counter-narratives than the judge finds" in " ".join(
-        quality_notes(compare([all_called], **FAST)["models"])
+        notes_of(compared([all_called], **FAST)["models"])
     )
 
 
@@ -438,16 +443,16 @@ def test_one_prompt_has_a_corrected_share_without_an_interval(tmp_path: Path) ->
     counts = {"positives": 100, "found": 80, "negatives": 300, "called": 30}
     error = {"counts": counts, "on": "pairs", "n": 400, "accuracy": 0.7, "recall": 0.8, "precision": 0.5}
     path = counter_run(tmp_path / "PT", [1, 1], [0, 0], error)
-    models = compare([path], **FAST)["models"]
+    models = compared([path], **FAST)["models"]
     assert models[0]["quality"]["counter_narrative_corrected_ci95"] is None
-    assert "’s share is 100.0 % (one prompt has no interval)." in " ".join(quality_notes(models))
+    assert "’s share is 100.0 % (one prompt has no interval)." in " ".join(notes_of(models))
 
 
 @pytest.mark.parametrize(("after", "warned"), [(6, True), (16, False), (20, False)])
 def test_fewer_counter_narratives_are_a_warning(tmp_path: Path, after: int, warned: bool) -> None:
     before = counter_run(tmp_path / "PT", [1] * 18 + [0] * 12 + [1], [0] * 31)
     now = counter_run(tmp_path / "RL", [1] * after + [0] * (30 - after) + [1], [0] * 31)
-    found = [warning for warning in compare([before, now])["warnings"] if warning["code"] == "counter_narratives_fell"]
+    found = [warning for warning in compared([before, now])["warnings"] if warning["code"] == "counter_narratives_fell"]
     assert len(found) == warned
     if warned:
         assert found[0]["model"] == "RL"
@@ -467,7 +472,7 @@ def test_a_silent_model_has_no_more_counter_narratives(tmp_path: Path) -> None:
         toxicity=[0.9] * 4,
         quality=records,
     )
-    assert compare([path], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] == 0.25
+    assert compared([path], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] == 0.25
     export_answers([path], tmp_path / "rows.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["quality.counter_narrative"] for row in rows] == [True, False, False, False]
@@ -480,18 +485,18 @@ def test_a_run_without_pair_verdicts_compares_and_has_no_share(tmp_path: Path) -
     new = build_run(tmp_path / "new", "FT", scores, toxicity=[0.9, 0.9], quality=[verdict])
     # Of no toxic prompt there is nothing to say either.
     calm = build_run(tmp_path / "calm", "calm", scores, toxicity=[0.1, 0.1], quality=[verdict])
-    models = compare([old, new], **FAST)["models"]
+    models = compared([old, new], **FAST)["models"]
     assert [model["quality"]["counter_narrative_fraction"] for model in models] == [None, 1.0]
     assert models[0]["pair_judge"] is None
-    assert compare([calm], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] is None
+    assert compared([calm], **FAST)["models"][0]["quality"]["counter_narrative_fraction"] is None
 
 
 def test_one_run_alone_is_a_table_without_comparisons(tmp_path: Path) -> None:
-    result = compare([build_run(tmp_path / "run", "PT", {"judge": [[0.1]]})], **FAST)
+    result = compared([build_run(tmp_path / "run", "PT", {"judge": [[0.1]]})], **FAST)
     assert result["comparisons"] == []
     assert len(result["models"]) == 1
     with pytest.raises(RunError, match="nothing to compare"):
-        compare([])
+        compared([])
 
 
 class TestRefused:
@@ -514,60 +519,60 @@ class TestRefused:
         return build_run(tmp_path / "other", "FT", scores, **{**settings, **changes})
 
     def test_the_same_is_fine(self, base: Path, tmp_path: Path) -> None:
-        compare([base, self.other(tmp_path)], **FAST)
+        compared([base, self.other(tmp_path)], **FAST)
 
     def test_a_longer_list(self, base: Path, tmp_path: Path) -> None:
         other = self.other(tmp_path, scores={"judge": [[0.1]] * 3}, toxicity=[0.9, 0.1, 0.1])
         with pytest.raises(RunError, match=r"^prompts_differ: .*'p2'"):
-            compare([base, other])
+            compared([base, other])
         with pytest.raises(RunError, match=r"^prompts_differ: .*'p2'"):
-            compare([other, base])
+            compared([other, base])
 
     def test_other_texts_under_the_same_ids(self, base: Path, tmp_path: Path) -> None:
         other = self.other(tmp_path, prompts=["This is prompt number 0", "Something else"])
         with pytest.raises(RunError, match=r"^prompts_differ: .*'p1'"):
-            compare([base, other])
+            compared([base, other])
 
     @pytest.mark.parametrize(("name", "id"), [("prompts", "p0"), ("generations", "p0-0")])
     def test_an_id_twice(self, base: Path, tmp_path: Path, name: str, id: str) -> None:
         file = base / f"{name}.jsonl"
         file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[0])
         with pytest.raises(RunError, match=f"twice.*'{id}'"):
-            compare([base, self.other(tmp_path)])
+            compared([base, self.other(tmp_path)])
 
     def test_other_toxic_by(self, base: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"'dataset'.*'lexical'.*--toxic-by"):
-            compare([base, self.other(tmp_path, toxic_by="lexical")])
+            compared([base, self.other(tmp_path, toxic_by="lexical")])
 
     @pytest.mark.parametrize("value", [0.12, None])
     def test_other_prompt_toxicity(self, base: Path, tmp_path: Path, value: float | None) -> None:
         with pytest.raises(RunError, match="toxicities of prompt 'p1'"):
-            compare([base, self.other(tmp_path, toxicity=[0.9, value])])
+            compared([base, self.other(tmp_path, toxicity=[0.9, value])])
 
     def test_rounding_of_prompt_toxicity_is_no_difference(self, base: Path, tmp_path: Path) -> None:
-        compare([base, self.other(tmp_path, toxicity=[0.9004, 0.0998])], **FAST)
+        compared([base, self.other(tmp_path, toxicity=[0.9004, 0.0998])], **FAST)
 
     def test_other_weights_behind_one_name(self, base: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"^weights_differ: .*smollm2-135m"):
-            compare([base, self.other(tmp_path, model_hash="b" * 64)])
+            compared([base, self.other(tmp_path, model_hash="b" * 64)])
 
     def test_other_weights_of_another_model_are_fine(self, base: Path, tmp_path: Path) -> None:
-        compare([base, self.other(tmp_path, model="another", model_hash="b" * 64)], **FAST)
+        compared([base, self.other(tmp_path, model="another", model_hash="b" * 64)], **FAST)
 
     def test_no_scorer_in_common(self, base: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"judge.*else.*share no scorer"):
-            compare([base, self.other(tmp_path, scores={"else": [[0.1], [0.2]]})])
+            compared([base, self.other(tmp_path, scores={"else": [[0.1], [0.2]]})])
 
     def test_one_scorer_with_two_main_labels(self, base: Path, tmp_path: Path) -> None:
         other = self.other(tmp_path)
         (other / "scores.jsonl").write_text((other / "scores.jsonl").read_text().replace('"toxic"', '"insult"'))
         with pytest.raises(RunError, match=r"'toxic'.*'insult'"):
-            compare([base, other])
+            compared([base, other])
 
     def test_a_training_run(self, base: Path, tmp_path: Path) -> None:
         Run.start(tmp_path / "train", kind="rlaf", label="RL", settings={})
         with pytest.raises(RunError, match="kind 'rlaf'"):
-            compare([base, tmp_path / "train"])
+            compared([base, tmp_path / "train"])
 
     @pytest.mark.parametrize("value", ["1.5", "-1", "NaN"])
     def test_a_score_outside_of_its_range(self, base: Path, value: str) -> None:
@@ -594,16 +599,16 @@ def test_judges_of_one_name_and_other_weights_are_refused(tmp_path: Path) -> Non
 
     one, two, unknown = judged("PT", "v1"), judged("FT", "v2"), judged("RL", None)
     with pytest.raises(RunError, match=r"'a' is not the same judge in both: v1 in .*, v2 in "):
-        compare([one, two], n_resamples=100)
-    assert compare([one, two], scorer="b", n_resamples=100)["comparisons"]
-    assert compare([one, unknown], n_resamples=100)["comparisons"]
+        compared([one, two], n_resamples=100)
+    assert compared([one, two], scorer="b", n_resamples=100)["comparisons"]
+    assert compared([one, unknown], n_resamples=100)["comparisons"]
 
 
 @pytest.mark.parametrize(("value", "prompts"), [(0.1, 12), (0.9, 12), (0.1, 80)])
 def test_few_prompts_that_are_all_alike_are_no_certainty(tmp_path: Path, value: float, prompts: int) -> None:
     """The interval says how many prompts of the other kind may be unseen: 1 - 0.025 ** (1 / 12) = 0.2646."""
     build_run(tmp_path / "PT", "PT", {"a": [[value, value]] * prompts, "b": [[0.1, 0.9]] * prompts})
-    entry = compare([tmp_path / "PT"], **FAST)["models"][0]["scorers"]["a"]["all"]
+    entry = compared([tmp_path / "PT"], **FAST)["models"][0]["scorers"]["a"]["all"]
     unseen = 1 - 0.025 ** (1 / prompts)
     expected = [0, unseen] if value < 0.5 else [1 - unseen, 1]
     assert entry["toxic_fraction_ci95"] == pytest.approx(expected)

@@ -14,15 +14,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measuring import exported
 from rewardlm.measuring.compare import compare
-from rewardlm.measuring.exported import export_answers
+from rewardlm.measuring.comparison import Comparison
+from rewardlm.measuring.exported import defuse, export_answers, undo_defuse
 from rewardlm.measuring.harness_task import export_task
 from rewardlm.measuring.imported import import_table
-from rewardlm.measuring.spreadsheet import defuse, undo_defuse
 from rewardlm.reporting.paper import as_latex, as_markdown, grids, latex, markdown
 from rewardlm.runs import Run
 from rewardlm.types import Generation, Message, Prompt, Score
@@ -315,14 +315,14 @@ def test_an_export_comes_back_with_the_same_numbers(tmp_path: Path, suffix: str)
         ]
         assert [g.text for g in run.generations()] == ANSWERS
         assert f"5 rows of other runs than {label} are left out" in run.meta["notes"]
-    before = compare([first, second], n_resamples=100)
-    after = compare([tmp_path / "again-PT", tmp_path / "again-RL"], n_resamples=100)
+    before = compared([first, second], n_resamples=100)
+    after = compared([tmp_path / "again-PT", tmp_path / "again-RL"], n_resamples=100)
     for one, two in zip(before["models"], after["models"], strict=True):
         assert one["scorers"] == two["scorers"]
         assert all(one["quality"][name] == two["quality"][name] for name in OF_TEXTS)
     assert before["comparisons"] == after["comparisons"]
     # And a run may be held against the export of another.
-    assert compare([first, tmp_path / "again-RL"], n_resamples=100)["comparisons"] == before["comparisons"]
+    assert compared([first, tmp_path / "again-RL"], n_resamples=100)["comparisons"] == before["comparisons"]
     with pytest.raises(DataError, match="holds the runs PT, RL: --label must be one of them"):
         import_table(out, tmp_path / "no", label="FT")
 
@@ -370,15 +370,16 @@ def test_exports_that_were_changed_by_hand(tmp_path: Path, change: dict[str, str
 # ------------------------------------------------------------------------------------------------------ tables
 
 
-def compared(tmp_path: Path) -> dict[str, Any]:
+def two_models(tmp_path: Path) -> Comparison:
     first = example(tmp_path / "a", "P&T_1|x")
     second = example(tmp_path / "b", "RL\n{50%}", shift=0.4)
     return compare([first, second], n_resamples=100)
 
 
 def test_the_tables_say_what_compare_says(tmp_path: Path) -> None:
-    result = compared(tmp_path)
-    toxicity, change, quality = grids(result)
+    found = two_models(tmp_path)
+    result = found.to_dict()
+    toxicity, change, quality = grids(found)
     # Two models by two judges; the further label of ``one`` would bury them.
     assert [row[:2] for row in toxicity.rows] == [
         ["P&T_1|x", "one"], ["P&T_1|x", "two"], ["RL\n{50%}", "one"], ["RL\n{50%}", "two"],
@@ -403,7 +404,7 @@ def unescaped(text: str, letter: str) -> int:
 
 
 def test_latex_has_whole_rows_and_balanced_groups(tmp_path: Path) -> None:
-    text = as_latex(compared(tmp_path))
+    text = as_latex(two_models(tmp_path))
     assert r"P\&T\_1\textbar{}x" in text
     assert r"RL \{50\%\}" in text
     for environment in ("table", "tabular"):
@@ -483,7 +484,7 @@ def test_markdown_rows_keep_their_cells(cells: list[str]) -> None:
 
 def test_markdown_by_hand(tmp_path: Path) -> None:
     assert markdown("a|b\nc\\d*e* <script> & [x](y)") == r"a\|b<br>c\\d\*e\* &lt;script&gt; &amp; \[x\](y)"
-    text = as_markdown(compared(tmp_path))
+    text = as_markdown(two_models(tmp_path))
     assert r"| P&amp;T\_1\|x | one | 0.500 \[" in text
     assert r"RL<br>\{50%\}" in text
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
@@ -562,7 +563,7 @@ def test_what_lm_eval_logs_of_it_is_held_against_the_run(tmp_path: Path) -> None
     mapping = {"scores.s": "toxicity"}
     import_table(tmp_path / "samples.jsonl", tmp_path / "LM", label="LM", mapping=mapping)
     with pytest.raises(RunError, match=r"'toxic' in .* and 'toxicity'"):
-        compare([run, tmp_path / "LM"])  # the judges differ; prompts, ids and the rule of toxicity do not
+        compared([run, tmp_path / "LM"])  # the judges differ; prompts, ids and the rule of toxicity do not
     assert Run.open(tmp_path / "LM").meta["toxic_by"] == "starter"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measured_runs import compared
 
 from rewardlm.errors import ConfigError, DataError, RewardLMError
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run
 
@@ -77,7 +77,7 @@ def test_realtoxicityprompts_of_lm_eval(tmp_path: Path) -> None:
     assert "'score' is left out: it is perspective_api_toxicity_score cut at 0.5" in notes
     assert "1 scores by perspective_api_toxicity_score are exactly 0" in notes
     assert run.meta["settings"]["format"] == "lm-eval"
-    (model,) = compare([tmp_path / "run"], n_resamples=100)["models"]
+    (model,) = compared([tmp_path / "run"], n_resamples=100)["models"]
     assert model["scorers"]["perspective_api_toxicity_score"]["all"]["toxic_fraction"] == 1 / 3
     assert model["scorers"]["perspective_api_toxicity_score"]["challenging"]["toxic_fraction"] == 1.0
 
@@ -86,7 +86,7 @@ def test_two_files_of_a_task_compare(tmp_path: Path) -> None:
     other = [{**row, "perspective_api_toxicity_score": 0.2} for row in RTP]
     import_table(write(tmp_path / "a.jsonl", RTP), tmp_path / "PT", label="PT")
     import_table(write(tmp_path / "b.jsonl", list(reversed(other))), tmp_path / "RL", label="RL")
-    found = compare([tmp_path / "PT", tmp_path / "RL"], n_resamples=100)["comparisons"]
+    found = compared([tmp_path / "PT", tmp_path / "RL"], n_resamples=100)["comparisons"]
     (change,) = [entry for entry in found if entry["split"] == "all"]
     assert (change["n"], change["better"], change["worse"]) == (3, 1, 0)
     assert change["delta"] == pytest.approx(-1 / 3)
@@ -303,7 +303,7 @@ def test_a_report_of_garak(tmp_path: Path) -> None:
     assert "1 of 4 attempts were not completed" in notes
     assert "1 of 3 completed attempts with an empty prompt" in notes
     assert "'mitigation.MitigationBypass' is left out: it looks for something else" in notes
-    (model,) = compare([tmp_path / "run"], n_resamples=100)["models"]
+    (model,) = compared([tmp_path / "run"], n_resamples=100)["models"]
     entry = model["scorers"][TOXIC]["all"]
     assert (entry["n"], entry["scored"], entry["toxic_fraction"]) == (6, 5, 2 / 5)
     assert entry["expected_max_toxicity"] == pytest.approx((0.9 + 0.75) / 2)
@@ -326,7 +326,7 @@ def test_two_reports_compare_although_their_uuids_differ(tmp_path: Path) -> None
     import_table(write(tmp_path / "a.report.jsonl", report_new()), tmp_path / "PT", label="PT")
     other = [{**row, "uuid": f"other-{row['uuid']}"} if "uuid" in row else row for row in report_new()]
     import_table(write(tmp_path / "b.report.jsonl", other), tmp_path / "RL", label="RL")
-    found = compare([tmp_path / "PT", tmp_path / "RL"], n_resamples=100)["comparisons"]
+    found = compared([tmp_path / "PT", tmp_path / "RL"], n_resamples=100)["comparisons"]
     assert next(entry for entry in found if entry["split"] == "all")["n"] == 5
 
 

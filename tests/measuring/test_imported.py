@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import ConfigError, DataError, RunError
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run, prompts_hash
 
@@ -68,7 +67,7 @@ def test_a_table_of_2023(tmp_path: Path) -> None:
 
 def test_the_figures_of_2023_by_hand(tmp_path: Path) -> None:
     import_table(write_csv(tmp_path / "pt.csv", ROWS_2023), tmp_path / "run", label="PT")
-    (model,) = compare([tmp_path / "run"], n_resamples=100)["models"]
+    (model,) = compared([tmp_path / "run"], n_resamples=100)["models"]
     perspective, classifier = (model["scorers"][name]["all"] for name in ("perspective", "classifier"))
     assert (perspective["n"], perspective["scored"]) == (10, 7)
     assert perspective["toxic_fraction"] == 3 / 7
@@ -89,7 +88,7 @@ def test_minus_one_is_not_taken_for_silence_where_there_is_an_answer(tmp_path: P
         write_csv(tmp_path / "t.csv", rows, ["prompt", "response", "scores.x"]), tmp_path / "run", label="A"
     )
     assert [score.reason for score in run.scores()] == ["scored -1 though there is an answer", "empty response", None]
-    messages = [w["message"] for w in compare([run.path], n_resamples=50)["warnings"] if w["code"] == "unscored"]
+    messages = [w["message"] for w in compared([run.path], n_resamples=50)["warnings"] if w["code"] == "unscored"]
     assert "1 scored -1 though there is an answer" in messages[0]
 
 
@@ -227,7 +226,7 @@ def test_two_tables_of_five_thousand_rows_are_fast(tmp_path: Path) -> None:
             for i in range(5000)
         ]
         import_table(write_csv(tmp_path / f"{label}.csv", rows), tmp_path / label, label=label)
-    compare([tmp_path / "PT", tmp_path / "RL"])
+    compared([tmp_path / "PT", tmp_path / "RL"])
     assert time.process_time() - start < 20
 
 
@@ -294,7 +293,7 @@ def test_rows_of_one_id_are_answers_to_one_prompt(tmp_path: Path) -> None:
     assert [prompt.id for prompt in run.prompts()] == [f"q{i}" for i in range(12)]
     assert run.meta["samples"] == 4
     assert run.meta["notes"] == []
-    theirs, ours = (compare([path], n_resamples=300)["models"][0] for path in (measured, tmp_path / "run"))
+    theirs, ours = (compared([path], n_resamples=300)["models"][0] for path in (measured, tmp_path / "run"))
     assert ours["scorers"] == theirs["scorers"]
     assert ours["scorers"]["x"]["all"]["expected_max_toxicity"] == pytest.approx(sum(map(max, grid)) / 12)
     alone = import_table(table, tmp_path / "rows", label="PT")
@@ -317,15 +316,6 @@ def test_ids_that_are_none(tmp_path: Path, row: list[str], match: str) -> None:
         import_table(table, tmp_path / "run", label="PT", mapping={"prompt_id": "question"})
 
 
-def test_an_import_of_an_older_version_goes_on(tmp_path: Path) -> None:
-    """It has no format in its settings: that is no other setting."""
-    table = write_csv(tmp_path / "t.csv", ROWS_2023)
-    run = import_table(table, tmp_path / "run", label="PT")
-    settings = {name: value for name, value in run.meta["settings"].items() if name != "format"}
-    run.update(settings=settings, status="running")
-    assert import_table(table, tmp_path / "run", label="PT").finished
-
-
 @pytest.mark.slow
 def test_two_long_tables_by_two_judges_are_compared_in_twenty_seconds(tmp_path: Path) -> None:
     """Texts of 20 to 60 words and continuous scores, every number of compare with its 10,000 resamples."""
@@ -341,6 +331,6 @@ def test_two_long_tables_by_two_judges_are_compared_in_twenty_seconds(tmp_path: 
         ]
         columns = ["prompt", "response", "prompt_toxicity", "scores.one", "scores.two"]
         import_table(write_csv(tmp_path / f"{label}.csv", rows, columns), tmp_path / label, label=label)
-    result = compare([tmp_path / "PT", tmp_path / "RL"])
+    result = compared([tmp_path / "PT", tmp_path / "RL"])
     assert time.process_time() - start < 20
     assert len(result["comparisons"]) == 10

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from measured_runs import compared
 
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings, RlafSettings
 from rewardlm.data.split import is_held_out
 from rewardlm.interpreting.sample import choose_scorer
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
-from rewardlm.measuring.compare import compare, load_measured
+from rewardlm.measuring.judging import score_run
+from rewardlm.measuring.measured import load_measured
 from rewardlm.measuring.meter import measure
-from rewardlm.measuring.scoring import score_run
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
 from rewardlm.reporting.headline import findings, sentences
 from rewardlm.runs import Run
-from rewardlm.training import rlaf
+from rewardlm.training.rlaf_run import start_run
 
 PROMPTS = [f"The neighbours at number {number} are" for number in range(8)]
 
@@ -66,7 +67,7 @@ def runs(judges: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
     """The base, and what a training by the pupil made of it; then the judges are gone."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    training = rlaf._start(
+    training = start_run(
         RlafSettings(model="tiny", prompts=str(folder / "prompts.txt"), reward=[judges["pupil"]]), folder / "RL-train"
     )
     policy = load_policy(ModelSettings(model="tiny", dtype="float32", device="cpu"))
@@ -87,7 +88,7 @@ def runs(judges: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def warned(runs: dict[str, Path]) -> dict[tuple[str, str, str], str]:
-    found = compare(list(runs.values()), n_resamples=50)["warnings"]
+    found = compared(list(runs.values()), n_resamples=50)["warnings"]
     return {(w["code"], w["model"], Path(w.get("scorer", "")).name): w["message"] for w in found}
 
 
@@ -121,7 +122,7 @@ def test_the_independent_judge_speaks_first_and_chooses_for_interpretation(
     measured = [load_measured(path) for path in runs.values()]
     assert measured[1].judges[0] == judges["teacher"]
     assert choose_scorer(measured, None) == judges["stranger"]
-    result = compare(list(runs.values()), n_resamples=50)
+    result = compared(list(runs.values()), n_resamples=50)
     rewards = {run.label: run.rewards for run in measured}
     (paragraph,) = sentences(findings(result, rewards), measured[1].judges)
     said = "".join(text for text, _ in paragraph)

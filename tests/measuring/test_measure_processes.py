@@ -65,13 +65,13 @@ def test_one_process_killed_ends_the_command_and_the_same_command_goes_on(folder
     (folder / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1' and os.environ.get('KILL_RANK_1'):\n"
-        "    import rewardlm.measuring.windows as windows\n"
-        "    judge = windows.judged_window\n"
+        "    import rewardlm.measuring.engines as engines\n"
+        "    judge = engines.judged_window\n"
         "    def judged_window(settings, engine, scorers, prompts, start):\n"
         "        if start >= 512:\n"
         "            os.kill(os.getpid(), 9)\n"
         "        return judge(settings, engine, scorers, prompts, start)\n"
-        "    windows.judged_window = judged_window\n"
+        "    engines.judged_window = judged_window\n"
     )
     arguments = [*MEASURE, "--out", "killed"]
     done = run(launcher("torchrun"), arguments, folder, KILL_RANK_1="1")

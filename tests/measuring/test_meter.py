@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from measured_runs import compared
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings
 from rewardlm.errors import ConfigError, RunError, ScorerError
 from rewardlm.measuring import meter
-from rewardlm.measuring.compare import compare
-from rewardlm.measuring.scoring import cut_short, score_run
+from rewardlm.measuring.judging import cut_short, score_run
 from rewardlm.measuring.similarity import load_embedder
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
@@ -138,18 +138,17 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(judges: Any,
 
 
 def test_a_primary_outcome_is_spelt_out_before_the_first_answer_and_stays(judges: Any, tmp_path: Path) -> None:
-    """The settings hold what was asked for, so that a run of an older version can go on."""
+    """The settings hold what was asked for alone."""
     asked = {"split": "all"}
     run = meter.measure(settings_of(primary=asked), tmp_path / "run")
     first = settings_of().scorer[0]
     assert run.meta["primary"] == {"scorer": first, "split": "all", "metric": "toxic_fraction"}
     assert run.meta["settings"]["primary"] == {"scorer": None, "split": "all", "metric": None}
-    older = Run.open(tmp_path / "run")
-    del older.meta["primary"]
-    older.update(status="running")
+    stored = run.meta["primary"] | {"scorer": "another"}
+    run.update(status="running", primary=stored)
     cut_lines(tmp_path / "run" / "generations.jsonl", 2)
     cut_lines(tmp_path / "run" / "scores.jsonl", 0)
-    assert "primary" not in meter.measure(settings_of(primary=asked), tmp_path / "run").meta
+    assert meter.measure(settings_of(primary=asked), tmp_path / "run").meta["primary"] == stored
     assert "primary" not in meter.measure(settings_of(), tmp_path / "silent").meta
 
 
@@ -319,7 +318,7 @@ def test_the_rewards_of_a_checkpoint_are_its_trainings_and_of_a_lone_adapter_nob
     assert known.meta["rewards"] == ["lexical"]
     unknown = meter.measure(settings_of(adapter=lone), tmp_path / "unknown")
     assert unknown.meta["rewards"] is None
-    assert "judge_is_reward" not in {w["code"] for w in compare([unknown.path], n_resamples=50)["warnings"]}
+    assert "judge_is_reward" not in {w["code"] for w in compared([unknown.path], n_resamples=50)["warnings"]}
 
 
 def test_an_adapter_that_was_trained_again_is_not_taken_for_the_old_one(judges: Any, tmp_path: Path) -> None:
@@ -377,23 +376,6 @@ def test_a_pair_judge_that_is_none_is_told_before_anything_is_sampled(judges: An
     with pytest.raises(ScorerError, match="is no pair judge"):
         meter.measure(settings_of(counter_narrative=str(tmp_path)), tmp_path / "run")
     assert not judges.asked
-
-
-@pytest.mark.slow
-def test_a_run_that_is_older_than_the_pair_judge_goes_on(judges: Any, tmp_path: Path) -> None:
-    run = meter.measure(settings_of(counter_narrative=None), tmp_path / "run")
-    old = {key: value for key, value in run.meta["settings"].items() if key != "counter_narrative"}
-    run.update(settings=old)
-    before = (run.path / "run.json").read_bytes()
-    # Finished, it stays as it is; unfinished, it gets what it lacks.
-    meter.measure(settings_of(counter_narrative="starter_pairs"), run.path)
-    assert (run.path / "run.json").read_bytes() == before
-    run.update(status="running")
-    cut_lines(run.path / "generations.jsonl", 5)
-    run = meter.measure(settings_of(counter_narrative="starter_pairs"), run.path)
-    assert [record["classes"] is not None for record in run.read("quality")] == [
-        bool(answer.text.strip()) for answer in run.generations()
-    ]
 
 
 def test_prompts_that_are_too_long_are_cut_and_counted_also_after_a_stop(judges: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every number of METRICS.md against a plain double loop, a hand-computed value, a property or scipy."""
+"""Every number of docs/measuring.md against a plain double loop, a hand-computed value, a property or scipy."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from rewardlm.measuring import metrics
+from rewardlm.stats import mcnemar, unseen_share
 
 NAN = math.nan
 CELLS = st.one_of(st.just(NAN), st.floats(0, 1), st.sampled_from([0.0, 0.33, 0.5, 0.66, 1.0]))
@@ -124,7 +125,7 @@ def binomial_tail(better: int, worse: int) -> float:
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 1), (10, 2), (7, 7), (3, 12)])
 def test_mcnemar_against_the_binomial(better: int, worse: int) -> None:
-    assert metrics.mcnemar(better, worse) == pytest.approx(binomial_tail(better, worse))
+    assert mcnemar(better, worse) == pytest.approx(binomial_tail(better, worse))
 
 
 def test_paired_difference_with_one_sample_is_mcnemar() -> None:
@@ -254,7 +255,7 @@ def test_samples_of_a_prompt_stay_together() -> None:
 def test_what_nobody_saw_is_bounded_exactly(n: int) -> None:
     from scipy.stats import binomtest
 
-    assert metrics.unseen_share(n) == pytest.approx(binomtest(0, n).proportion_ci(0.95, method="exact").high)
+    assert unseen_share(n) == pytest.approx(binomtest(0, n).proportion_ci(0.95, method="exact").high)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 3, 5])

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 from rich.console import Console
 
 from rewardlm.config import ExperimentSettings, InterpretSettings, MeasureSettings, validate
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.experiment import _with_primary
-from rewardlm.measuring.compare import SPLITS, compare
+from rewardlm.measuring.comparison import SPLITS, Comparison, CounterNarrativeChange, ModelSummary
 from rewardlm.measuring.primary import adjust_models, spelt_out
 from rewardlm.reporting import headline
 from rewardlm.reporting.tables import print_comparison
@@ -46,7 +46,7 @@ def runs(
 
 @pytest.mark.parametrize(("toxic", "split"), [(True, "toxic_prompts"), (False, "all")])
 def test_by_rule_it_is_the_judge_that_was_no_reward_on_toxic_prompts(tmp_path: Path, toxic: bool, split: str) -> None:
-    result = compare(runs(tmp_path, toxic=toxic), **FAST)
+    result = compared(runs(tmp_path, toxic=toxic), **FAST)
     assert result["primary"] == {"scorer": "b", "split": split, "metric": "toxic_fraction"}
     assert result["primary_fixed"]["when"] == "afterwards"
     assert "after measuring" in result["primary_fixed"]["sentence"]
@@ -55,13 +55,13 @@ def test_by_rule_it_is_the_judge_that_was_no_reward_on_toxic_prompts(tmp_path: P
 def test_what_the_runs_recorded_counts(tmp_path: Path) -> None:
     recorded = {"scorer": "a", "split": "all", "metric": "mean"}
     paths = runs(tmp_path, primary=[recorded, recorded])
-    result = compare(paths, **FAST)
+    result = compared(paths, **FAST)
     assert (result["primary"], result["primary_fixed"]["when"]) == (recorded, "before")
-    other = compare(paths, primary={"scorer": "b", "split": None, "metric": None}, **FAST)
+    other = compared(paths, primary={"scorer": "b", "split": None, "metric": None}, **FAST)
     assert other["primary"]["scorer"] == "b"
     assert other["primary_fixed"]["when"] == "differs"
     assert "scorer a, split all, metric mean" in other["primary_fixed"]["sentence"]
-    alone = compare(paths, scorer="b", **FAST)
+    alone = compared(paths, scorer="b", **FAST)
     assert (alone["primary"]["scorer"], alone["primary_fixed"]["when"]) == ("b", "differs")
 
 
@@ -77,7 +77,7 @@ def test_what_was_left_to_the_rule_can_t_be_chosen_afterwards(tmp_path: Path) ->
         {"scorer": "a"},
     ]
     for one in asked:
-        chosen = compare(paths, primary=one, n_resamples=0)
+        chosen = compared(paths, primary=one, n_resamples=0)
         when = "before" if one in ({}, fixed) else "differs"
         assert (chosen["primary"], chosen["primary_fixed"]["when"]) == ({**fixed, **one}, when)
 
@@ -87,20 +87,20 @@ def test_a_run_spells_out_what_was_asked_for_when_it_starts(tmp_path: Path) -> N
     paths = runs(tmp_path)
     for path in paths:
         Run.open(path).update(primary=wanted)
-    assert compare(paths, **FAST)["primary_fixed"]["when"] == "before"
-    assert compare(paths, primary={"scorer": "a"}, **FAST)["primary_fixed"]["when"] == "differs"
+    assert compared(paths, **FAST)["primary_fixed"]["when"] == "before"
+    assert compared(paths, primary={"scorer": "a"}, **FAST)["primary_fixed"]["when"] == "differs"
     assert spelt_out({"scorer": "b", "split": None}, ["a", "b"], []) == wanted
     assert spelt_out({"split": "all"}, ["a", "b"], ["a"]) == {**wanted, "split": "all"}
 
 
 def test_runs_that_recorded_different_ones_fixed_none(tmp_path: Path) -> None:
-    result = compare(runs(tmp_path, primary=[{"scorer": "a"}, None]), **FAST)
+    result = compared(runs(tmp_path, primary=[{"scorer": "a"}, None]), **FAST)
     assert (result["primary"]["scorer"], result["primary_fixed"]["when"]) == ("b", "differs")
 
 
 def test_a_judge_that_nobody_asked_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"primary.scorer 'c' doesn't judge every run: expected one of a, b"):
-        compare(runs(tmp_path), primary={"scorer": "c"}, **FAST)
+        compared(runs(tmp_path), primary={"scorer": "c"}, **FAST)
     with pytest.raises(ConfigError, match="is none of the judges"):
         validate(MeasureSettings, {"model": "tiny", "scorer": ["lexical"], "primary": {"scorer": "starter"}})
 
@@ -108,7 +108,7 @@ def test_a_judge_that_nobody_asked_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"])
 def test_all_but_the_primary_are_corrected_together(tmp_path: Path, metric: str) -> None:
     """Holm's by a loop, over judges and splits; the further label b.hate is a family of its own."""
-    result = compare(runs(tmp_path), primary={"metric": metric}, **FAST)
+    result = compared(runs(tmp_path), primary={"metric": metric}, **FAST)
     prefix = "" if metric == "toxic_fraction" else f"{metric}_"
     for further in (False, True):
         family = []
@@ -149,7 +149,7 @@ def test_nothing_in_a_small_comparison_is_nan_and_intervals_go_with_p(tmp_path: 
     paths = [
         build_run(tmp_path / x, x, {"a": [[float(s)] for s in rng.integers(0, 2, n)]}, toxicity=[0.9] * n) for x in "PQ"
     ]
-    result = compare(paths, **FAST)
+    result = compared(paths, **FAST)
     json.dumps(result, allow_nan=False)
     for entry in result["comparisons"]:
         for of in ("", "mean_", "expected_max_toxicity_", "toxicity_probability_"):
@@ -165,7 +165,7 @@ def test_both_bounds_of_the_unscored_and_equal_samples(tmp_path: Path) -> None:
     before = [[0.9, 0.1]] * 20
     after = [[0.9, None], [0.1, None]] * 10
     paths = [build_run(tmp_path / "PT", "PT", {"a": before}), build_run(tmp_path / "RL", "RL", {"a": after})]
-    result = compare(paths, **FAST)
+    result = compared(paths, **FAST)
     one, two = (model["scorers"]["a"]["all"] for model in result["models"])
     assert (two["toxic_fraction_of_all"], two["toxic_fraction"], two["toxic_fraction_worst"]) == (0.25, 0.5, 0.75)
     # Of all that each has .9 and .5; of one answer a prompt both have .5.
@@ -191,7 +191,7 @@ def test_emt_and_tp_of_a_table_are_of_the_same_prompts(tmp_path: Path, worst: in
     """The second model answers as the first does; its answers to the worst prompts can't be scored, or few can."""
     before = [[0.95 if i < worst else 0.1] * 4 for i in range(20)]
     after = [scored if i < worst else [0.1] * 4 for i in range(20)]
-    result = compare(built(tmp_path, before, after), **FAST)
+    result = compared(built(tmp_path, before, after), **FAST)
     equal = [model["scorers"]["a"]["all"]["equal_samples"] for model in result["models"]]
     assert equal[0] == equal[1]
     assert (equal[0]["samples"], equal[0]["prompts"], equal[0]["left_out"]) == (4, 20 - worst, worst)
@@ -205,7 +205,7 @@ def test_questions_that_a_server_refused_are_within_the_bounds(tmp_path: Path) -
     """Half of 60 answers were toxic, and 21 of these questions were refused: they may hide 21 toxic answers."""
     before = [[0.9 if i < 30 else 0.1] for i in range(60)]
     after: list[Any] = [[0.1] if i < 9 or i >= 30 else [] for i in range(60)]
-    result = compare(built(tmp_path, before, after, unanswered={"content filter": 21}), **FAST)
+    result = compared(built(tmp_path, before, after, unanswered={"content filter": 21}), **FAST)
     share, change = result["models"][1]["scorers"]["a"]["all"], all_of(result)
     assert (share["n"], share["unanswered"], share["toxic_fraction_of_all"]) == (39, 21, 0)
     assert share["toxic_fraction_worst"] == pytest.approx(21 / 60)
@@ -217,13 +217,13 @@ def test_questions_that_a_server_refused_are_within_the_bounds(tmp_path: Path) -
     for run in built(tmp_path / "less", before, after):
         last = Run.open(run)
     assert "unanswered" not in last.meta
-    assert all_of(compare([tmp_path / "less" / "PT", last.path], **FAST))["flow_unscored"] == 0
+    assert all_of(compared([tmp_path / "less" / "PT", last.path], **FAST))["flow_unscored"] == 0
 
 
 def test_the_shares_of_a_sentence_are_of_its_pairs_and_the_audit_says_what_others_would(tmp_path: Path) -> None:
     before = [[0.9 if i < 12 else 0.1 if i < 20 else None] for i in range(40)]
     after = [[0.1 if i < 20 else 0.9] for i in range(40)]
-    result = compare(built(tmp_path, before, after), **FAST)
+    result = compared(built(tmp_path, before, after), **FAST)
     change = all_of(result)
     assert (change["before"], change["after"]) == (0.6, 0)
     assert change["delta"] == pytest.approx(change["after"] - change["before"])
@@ -239,7 +239,7 @@ def test_of_emt_prompts_are_counted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     before, after = (rng.random((30, 4)) * scale for scale in (1, 0.4))
     wanted = {"metric": "expected_max_toxicity", "split": "all"}
-    result = compare(built(tmp_path, before.tolist(), after.tolist()), primary=wanted, **FAST)
+    result = compared(built(tmp_path, before.tolist(), after.tolist()), primary=wanted, **FAST)
     found = [one for one in headline.findings(result, {}, wanted["metric"]) if one.primary]
     said = "".join(text for text, _ in headline.sentences([*found, *headline.findings(result, {})], ["a"])[0])
     assert "30 prompts)" in said
@@ -248,9 +248,9 @@ def test_of_emt_prompts_are_counted(tmp_path: Path) -> None:
 
 def test_to_look_at_one_judge_does_not_make_p_smaller(tmp_path: Path) -> None:
     paths = runs(tmp_path)
-    whole = {(entry["scorer"], entry["split"]): entry for entry in compare(paths, **FAST)["comparisons"]}
+    whole = {(entry["scorer"], entry["split"]): entry for entry in compared(paths, **FAST)["comparisons"]}
     for scorer in ("a", "b", "b.hate"):
-        alone = compare(paths, scorer=scorer, **FAST)["comparisons"]
+        alone = compared(paths, scorer=scorer, **FAST)["comparisons"]
         assert {entry["scorer"] for entry in alone} == {scorer}
         for entry in alone:
             for of in ("", "mean_", "expected_max_toxicity_", "toxicity_probability_", "delta_worst_"):
@@ -259,15 +259,13 @@ def test_to_look_at_one_judge_does_not_make_p_smaller(tmp_path: Path) -> None:
 
 def test_what_no_judge_of_toxicity_says_is_corrected_over_models() -> None:
     p_values = [0.02, 0.03, 0.5]
-    models: list[dict[str, Any]] = [{"label": "PT"}]
+    models = [ModelSummary.model_construct(label="PT")]
     for p in p_values:
-        models.append(
-            {"counter_narrative_change": {"p_value": p, "p_value_over_null": p / 2}, "truncated_change": None}
-        )
-    adjust_models(models)
-    changes = [model["counter_narrative_change"] for model in models[1:]]
-    assert [change["p_adjusted"] for change in changes] == pytest.approx([0.06, 0.06, 0.5])
-    assert [change["p_adjusted_over_null"] for change in changes] == pytest.approx([0.03, 0.03, 0.25])
+        change = CounterNarrativeChange.model_construct(p_value=p, p_value_over_null=p / 2)
+        models.append(ModelSummary.model_construct(label="RL", counter_narrative_change=change))
+    changes = [model.counter_narrative_change for model in adjust_models(models)[1:]]
+    assert [change.p_adjusted for change in changes if change] == pytest.approx([0.06, 0.06, 0.5])
+    assert [change.p_adjusted_over_null for change in changes if change] == pytest.approx([0.03, 0.03, 0.25])
 
 
 def test_a_setting_that_takes_one_judge_takes_its_name_as_it_is() -> None:
@@ -283,7 +281,7 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     scores[1][rng.random((40, 3)) < 0.05] = np.nan
     whole = [[[None if np.isnan(s) else float(s) for s in row] for row in grid] for grid in scores]
     paths = [build_run(tmp_path / label, label, {"a": grid}) for label, grid in zip(("PT", "RL"), whole, strict=True)]
-    result = compare(paths, **FAST)
+    result = compared(paths, **FAST)
     text = printed(result)
     assert "Primary outcome: the toxic share of all answers by a. It was chosen after measuring" in text
     assert "adj." in text
@@ -295,10 +293,10 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     assert max(map(len, text.splitlines())) <= 100
     for number, (one, two) in enumerate((([[0.9]], [[0.1]]), ([[0.9]], [[None]]), ([[0.2], [0.9]], [[None], [0.1]]))):
         small = [build_run(tmp_path / f"{x}{number}", x, {"a": grid}) for x, grid in (("PT", one), ("RL", two))]
-        assert "Change of the toxic share from PT to RL" in printed(compare(small, **FAST))
+        assert "Change of the toxic share from PT to RL" in printed(compared(small, **FAST))
 
 
 def printed(result: dict[str, Any]) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
-    print_comparison(result, console)
+    print_comparison(Comparison.model_validate(result), console)
     return console.export_text()

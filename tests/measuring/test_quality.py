@@ -1,8 +1,12 @@
 """The text rules on texts that must and must not match, and the counts against hand-made ones."""
 
+from pathlib import Path
+
 import pytest
+from measured_runs import build_run, compared
 
 from rewardlm.measuring import quality
+from rewardlm.measuring.measured import load_measured
 
 
 @pytest.mark.parametrize(
@@ -39,9 +43,15 @@ def test_other_script_is_relative_to_the_prompt() -> None:
     assert not quality.in_other_script("Hello", "")
 
 
-def test_non_latin_fraction() -> None:
-    assert quality.non_latin_fraction(["hello", "你好", "", "สวัสดี"]) == 0.5
-    assert quality.non_latin_fraction([]) is None
+def quality_of(tmp_path: Path, texts: list[str], prompts: list[str] | None = None) -> dict[str, float | None]:
+    """As ``compare`` prints it, of one answer a prompt."""
+    scores = {"judge": [[0.1]] * len(texts)}
+    path = build_run(tmp_path / "run", "PT", scores, texts=[[text] for text in texts], prompts=prompts)
+    return compared([path], n_resamples=100)["models"][0]["quality"]
+
+
+def test_non_latin_fraction(tmp_path: Path) -> None:
+    assert quality_of(tmp_path, ["hello", "你好", "", "สวัสดี"])["non_latin_fraction"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -135,23 +145,24 @@ def test_no_refusals(text: str) -> None:
     assert not quality.is_refusal(text)
 
 
-def test_comparable() -> None:
-    prompt = "What do you think of them?"
-    assert quality.comparable(prompt, "They are people like us.")
-    assert not quality.comparable(prompt, " \n")
-    assert not quality.comparable(prompt, "他们和我们一样")
-    assert quality.comparable("你怎么看他们", "他们和我们一样")
-    assert not quality.comparable(prompt, "no no no no no no no")
-    assert not quality.comparable(prompt, "I can't assist with that.")
+def test_comparable(tmp_path: Path) -> None:
+    answers = {
+        "They are people like us.": True,
+        " \n": False,
+        "他们和我们一样": False,
+        "no no no no no no no": False,
+        "I can't assist with that.": False,
+    }
+    prompts = ["What do you think of them?"] * len(answers) + ["你怎么看他们"]
+    texts = [*answers, "他们和我们一样"]
+    build_run(tmp_path / "run", "PT", {"judge": [[0.1]] * 6}, texts=[[text] for text in texts], prompts=prompts)
+    assert load_measured(tmp_path / "run").quality.comparable.tolist() == [*answers.values(), True]
 
 
-def test_shares_and_words() -> None:
-    texts = ["one two three", "", "I can't assist with that.", "so so so so so so"]
-    assert quality.empty_fraction(texts) == 0.25
-    assert quality.refusal_fraction(texts) == 0.25
-    assert quality.repetition(texts) == 0.25
-    assert quality.mean_words(texts) == (3 + 0 + 5 + 6) / 4
-    assert quality.mean_words([]) is None
+def test_shares_and_words(tmp_path: Path) -> None:
+    found = quality_of(tmp_path, ["one two three", "", "I can't assist with that.", "so so so so so so"])
+    assert [found[name] for name in ("empty_fraction", "refusal_fraction", "repetition")] == [0.25] * 3
+    assert found["mean_words"] == (3 + 0 + 5 + 6) / 4
 
 
 def test_distinct_by_hand() -> None:

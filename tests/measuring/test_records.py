@@ -11,8 +11,8 @@ import pytest
 from measured_runs import build_run
 
 from rewardlm.measuring import quality
-from rewardlm.measuring.closer import sample_of
-from rewardlm.measuring.compare import load_measured
+from rewardlm.measuring.measured import load_measured
+from rewardlm.measuring.model_quality import sample_of
 from rewardlm.measuring.records import Positions
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import RunError
-from rewardlm.measuring.compare import compare
+from rewardlm.measuring.comparison import METRICS, Change, Excess
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, flow
-from rewardlm.measuring.primary import METRICS, adjust
+from rewardlm.measuring.primary import adjust
 from rewardlm.measuring.redraw import second_draw
-from rewardlm.measuring.statistics import holm
+from rewardlm.stats import holm
 
 NAN = float("nan")
 MIDDLES = np.array([0.1, 0.5, 0.9])
@@ -68,7 +68,7 @@ def test_a_second_draw_by_a_loop(more: int) -> None:
             cell = found.excess[a][b]
             assert cell is not None
             difference = table[a][b] / sum(table[a]) - shares[a, b]
-            assert cell["delta"] == pytest.approx(difference, abs=1e-9)
+            assert cell.delta == pytest.approx(difference, abs=1e-9)
 
 
 def test_by_hand() -> None:
@@ -83,8 +83,8 @@ def test_by_hand() -> None:
     assert found.excess[1] == [None] * 3
     cell = found.excess[2][0]
     assert cell is not None
-    assert cell["delta"] == pytest.approx(1 - 2 / 3)
-    assert (cell["ci95"], cell["p_value"], cell["prompts"]) == (None, None, 2)
+    assert cell.delta == pytest.approx(1 - 2 / 3)
+    assert (cell.ci95, cell.p_value, cell.prompts) == (None, None, 2)
 
 
 def test_one_answer_a_prompt_has_no_second_draw() -> None:
@@ -107,7 +107,7 @@ def test_only_draws_that_may_stand_in_do() -> None:
     assert found.flow[2] == [0, 1, 0]
 
 
-def excess(before: np.ndarray, after: np.ndarray, seed: int, again: np.ndarray | None = None) -> dict[str, Any] | None:
+def excess(before: np.ndarray, after: np.ndarray, seed: int, again: np.ndarray | None = None) -> Excess | None:
     """Of high → low."""
     found = second_draw(before, after, again=again, n_resamples=300, seed=seed)
     return None if found is None else found.excess[2][0]
@@ -127,10 +127,10 @@ def test_the_same_model_twice_is_claimed_to_move_nothing(prompts: int, k: int) -
         table, _ = flow(before, after)
         if sum(table[2]):
             moved.append(table[2][0] / sum(table[2]))
-        if cell is None or cell["ci95"] is None:
+        if cell is None or cell.ci95 is None:
             continue
-        low, high = cell["ci95"]
-        assert (low > 0 or high < 0) == (cell["p_value"] < 0.05)
+        low, high = cell.ci95
+        assert (low > 0 or high < 0) == (cell.p_value < 0.05)
         claimed += low > 0 or high < 0
     assert np.mean(moved) > 0.35
     # 0.05 and three standard errors of 300 trials.
@@ -147,7 +147,7 @@ def test_a_planted_effect_is_found_and_its_interval_covers_it() -> None:
         tuned = chances @ np.array([[1, 0, 0], [0, 1, 0], [0.8, 0, 0.2]])
         cell = excess(draws(chances, 4, rng), draws(tuned, 4, rng), trial)
         assert cell is not None
-        low, high = cell["ci95"]
+        low, high = cell.ci95
         truth = (chances[:, 2] * (tuned[:, 0] - chances[:, 0])).sum() / chances[:, 2].sum()
         found += low > 0
         covered += low <= truth <= high
@@ -164,14 +164,14 @@ def test_where_nothing_moved_the_interval_holds_what_may_have_gone_unseen(prompt
     assert found is not None
     cell = found.excess[2][0]
     assert cell is not None
-    low, high = cell["ci95"]
-    assert (low, cell["p_value"]) == (-high, 1)
+    low, high = cell.ci95
+    assert (low, cell.p_value) == (-high, 1)
     assert (1 - high) ** prompts == pytest.approx(0.025)
     # All fell: no width either, but for the prompts that weren't seen.
     fell = second_draw(still, np.full(still.shape, 0.1), n_resamples=resamples)
     assert fell is not None
     assert fell.excess[2][0] is not None
-    low, high = fell.excess[2][0]["ci95"]
+    low, high = fell.excess[2][0].ci95
     assert 0 < low < high == 1
 
 
@@ -189,15 +189,14 @@ def test_flows_of_several_models_and_judges_are_corrected_together(tmp_path: Pat
             for other in seen[1:]:
                 found = second_draw(seen[0], other, n_resamples=0)
                 assert found is not None
-                entries.append({"scorer": str(len(entries) // 2), "split": "all", "flow_excess": found.excess})
-        for entry in entries:
-            entry |= {f"{of}p_value": None for of in (*METRICS.values(), "delta_worst_")}
-        adjust(entries, None)
-        cells = [entry["flow_excess"][2][0] for entry in entries]
-        expected = holm([cell["p_value"] for cell in cells])
-        assert [cell["p_adjusted"] for cell in cells] == expected
-        claimed += min(cell["p_adjusted"] for cell in cells) < 0.05
-        uncorrected += min(cell["p_value"] for cell in cells) < 0.05
+                unasked = {f"{of}p_value": None for of in (*METRICS.values(), "delta_worst_")}
+                judge = str(len(entries) // 2)
+                entries.append(Change.model_construct(scorer=judge, split="all", flow_excess=found.excess, **unasked))
+        cells = [entry.flow_excess[2][0] for entry in adjust(entries, None)]
+        expected = holm([cell.p_value for cell in cells])
+        assert [cell.p_adjusted for cell in cells] == expected
+        claimed += min(cell.p_adjusted for cell in cells) < 0.05
+        uncorrected += min(cell.p_value for cell in cells) < 0.05
     assert uncorrected / trials > 0.12
     assert claimed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
 
@@ -212,10 +211,10 @@ def test_runs_that_share_random_numbers_are_found_out(tmp_path: Path) -> None:
     two = [[one[i][j] if alike[i, j] else f"e f g h {i} {j}" for j in range(k)] for i in range(n)]
     scores = {"judge": np.full((n, k), 0.1).tolist()}
     paths = [build_run(tmp_path / x, x, scores, texts=t) for x, t in (("PT", one), ("RL", two))]
-    assert high_to_low(compare(paths, n_resamples=100))["common_draws"] == pytest.approx(alike.mean())
+    assert high_to_low(compared(paths, n_resamples=100))["common_draws"] == pytest.approx(alike.mean())
     always = [["I can't help with that"] * k] * n
     same = [build_run(tmp_path / f"{x}2", x, scores, texts=always) for x in ("PT", "RL")]
-    assert high_to_low(compare(same, n_resamples=100))["common_draws"] == pytest.approx(0)
+    assert high_to_low(compared(same, n_resamples=100))["common_draws"] == pytest.approx(0)
 
 
 def test_many_prompts_take_students_t_and_agree_with_the_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +243,7 @@ def test_compare_has_it_beside_every_flow(tmp_path: Path) -> None:
         build_run(tmp_path / name, name, {"judge": grid.tolist()})
         for name, grid in zip(("PT", "FT"), scores, strict=True)
     ]
-    result = compare(runs, n_resamples=200)
+    result = compared(runs, n_resamples=200)
     for entry in result["comparisons"]:
         if entry["n"] == 0:
             assert entry["flow_redraw"] is None
@@ -265,15 +264,15 @@ def test_a_run_of_one_answer_a_prompt_takes_a_second_run(tmp_path: Path) -> None
         build_run(tmp_path / str(number), label, {"judge": grid.tolist()}, model="tiny")
         for number, (label, grid) in enumerate(zip(("PT", "FT", "PT"), grids, strict=True))
     ]
-    alone = high_to_low(compare(paths[:2], n_resamples=200))
+    alone = high_to_low(compared(paths[:2], n_resamples=200))
     assert (alone["flow_redraw"], alone["flow_excess"]) == (None, None)
-    result = compare(paths[:2], redraw=paths[2], n_resamples=200)
+    result = compared(paths[:2], redraw=paths[2], n_resamples=200)
     assert np.array(high_to_low(result)["flow_redraw"]) == pytest.approx(by_a_loop(*grids))
     # It is no model of the table.
     assert [model["label"] for model in result["models"]] == ["PT", "FT"]
     assert result["settings"]["redraw"] == "PT (2)"
     for key in ("models", "warnings"):
-        assert result[key] == compare(paths[:2], n_resamples=200)[key]
+        assert result[key] == compared(paths[:2], n_resamples=200)[key]
 
 
 def test_what_is_no_second_draw_is_refused(tmp_path: Path) -> None:
@@ -281,19 +280,19 @@ def test_what_is_no_second_draw_is_refused(tmp_path: Path) -> None:
     first = build_run(tmp_path / "a", "PT", scores, model="tiny")
     other = build_run(tmp_path / "b", "FT", scores, model="tiny", adapter_hash="f" * 64)
     with pytest.raises(RunError, match=r"no second draw .* adapter_hash"):
-        compare([first, other], redraw=other)
+        compared([first, other], redraw=other)
     with pytest.raises(RunError, match="same seed"):
-        compare([first, other], redraw=first)
+        compared([first, other], redraw=first)
     strangers = build_run(tmp_path / "c", "PT", scores, model="tiny", prompts=["One", "Two"])
     with pytest.raises(RunError, match="prompts_differ"):
-        compare([first, other], redraw=strangers)
+        compared([first, other], redraw=strangers)
     from rewardlm.runs import Run
 
     for path, seed in ((first, 3), (strangers, 3)):
         run = Run.open(path)
         run.update(settings={**run.meta["settings"], "seed": seed})
     with pytest.raises(RunError, match=r"same seed as .* \(3\)"):
-        compare([first, other], redraw=strangers)
+        compared([first, other], redraw=strangers)
     run.update(settings={**run.meta["settings"], "seed": 4, "max_new_tokens": 5})
     with pytest.raises(RunError, match="max_new_tokens differ"):
-        compare([first, other], redraw=strangers)
+        compared([first, other], redraw=strangers)

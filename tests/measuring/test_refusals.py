@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.judges.pair_data import own_exchanges, own_texts
 from rewardlm.measuring import refusals
-from rewardlm.measuring.refusal_words import probability, terms
+from rewardlm.measuring.refusal_classifier import probability, terms
 from rewardlm.measuring.refusals import ERRORS, is_refusal, ruling_on
 
 SOURCE = Path(refusals.__file__).parent

@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+from measured_runs import compared
 
 from rewardlm.config import MeasureSettings, build
 from rewardlm.errors import ConfigError, ScorerError, ServiceError
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.meter import measure
 from rewardlm.runs import Run
 
@@ -244,7 +244,7 @@ def test_what_is_refused_for_good_is_asked_once_and_said(chat: Chat, tmp_path: P
     assert len(chat.asked) == 30
     assert run.meta["unanswered"] == {"HTTP 400: context is too long": 2}
     assert len(run.generations()) == 28
-    found = compare([tmp_path / "run"], n_resamples=100)
+    found = compared([tmp_path / "run"], n_resamples=100)
     messages = [warning["message"] for warning in found["warnings"] if warning["code"] == "unscored"]
     assert any("no answer to 2 of 30 questions" in message and "context is too long" in message for message in messages)
 
@@ -378,7 +378,7 @@ def test_a_real_server_is_measured(tmp_path: Path) -> None:
         assert len(answers) == 6
         assert all(answer.text.strip() and 1 <= answer.n_tokens <= 8 for answer in answers)
         assert len({answer.text for answer in answers}) > 1
-        found = compare([tmp_path / "run"], n_resamples=100)
+        found = compared([tmp_path / "run"], n_resamples=100)
         assert found["models"][0]["scorers"]["lexical"]["all"]["scored"] == 6
         assert found["models"][0]["quality"]["prompt_similarity"] is not None
         assert found["models"][0]["quality"]["perplexity"] is None

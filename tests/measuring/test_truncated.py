@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_runs import build_run
+from measured_runs import build_run, compared
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.compare import compare
 from rewardlm.measuring.exported import export_answers
 from rewardlm.measuring.imported import import_table
 from rewardlm.runs import Run
@@ -31,11 +30,11 @@ def run_with(path: Path, label: str, cut: list[bool | None], **more: Any) -> Pat
 
 
 def quality(*paths: Path) -> list[float | None]:
-    return [model["quality"]["truncated_fraction"] for model in compare(list(paths), n_resamples=200)["models"]]
+    return [model["quality"]["truncated_fraction"] for model in compared(list(paths), n_resamples=200)["models"]]
 
 
 def truncated_warnings(*paths: Path) -> list[tuple[str, str]]:
-    found = compare(list(paths), n_resamples=2000)["warnings"]
+    found = compared(list(paths), n_resamples=2000)["warnings"]
     return [(warning["model"], warning["message"]) for warning in found if warning["code"] == "truncated"]
 
 
@@ -111,16 +110,6 @@ def test_an_imported_table_that_does_not_say_has_no_ends(tmp_path: Path) -> None
     run = import_table(table(tmp_path / "t.csv", rows(other=[1, 2, 3])), tmp_path / "run", label="PT")
     assert [generation.finish for generation in run.generations()] == [None] * 3
     assert quality(run.path) == [None]
-
-
-def test_imports_of_older_versions_said_stop_where_nothing_was_known(tmp_path: Path) -> None:
-    run = import_table(table(tmp_path / "t.csv", rows(other=[1, 2, 3])), tmp_path / "run", label="PT")
-    file = run.path / "generations.jsonl"
-    file.write_text(file.read_text().replace('"finish": null', '"finish": "stop"'))
-    assert quality(run.path) == [None]
-    export_answers([run.path], tmp_path / "out.jsonl")
-    exported = (tmp_path / "out.jsonl").read_text().splitlines()
-    assert [json.loads(line)["finish"] for line in exported] == [None] * 3
 
 
 @pytest.mark.parametrize(("column", "mapping"), [("finish", {}), ("finish_reason", {}), ("why", {"finish": "why"})])

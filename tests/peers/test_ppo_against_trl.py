@@ -44,8 +44,8 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import hidden_rows, score_rows
 from rewardlm.models.lora import adapter_parameters, add_lora, load_adapter, reference, save_adapter
 from rewardlm.training.advantages import Feedback, gae, ppo, token_rewards
-from rewardlm.training.learner import KlController, Learner, update
-from rewardlm.training.objectives import kl_k1, real, value_loss, whiten
+from rewardlm.training.learner import Batch, KlController, Learner, update
+from rewardlm.training.objectives import kl_k1, masked, value_loss, whiten
 from rewardlm.training.rollouts import Rollouts
 from rewardlm.training.value import ValueHead
 
@@ -325,7 +325,7 @@ def our_update(
         max_grad_norm=1e9,
     )
     learner = Learner(policy, head, optimizer, KlController(settings.kl))
-    losses = update(learner, settings, step.rollouts, advantages, returns, step=0)
+    losses = update(learner, settings, Batch(step.rollouts, advantages, returns), step=0)
     return losses, {name: parameter.grad for name, parameter in adapter.items()}
 
 
@@ -374,7 +374,7 @@ def test_trl_gives_the_score_of_an_answer_that_ended_one_position_later(folder):
     held, rollouts = step.held, step.rollouts
     # TRL's recursion is ours over one position more, where it puts the score; the rest is whitened as ours is.
     longer = ~held["padding_mask_p1"]
-    shaped = token_rewards(rollouts.rewards, real(feedback(step).kl, step.mask), longer, KL_COEF)
+    shaped = token_rewards(rollouts.rewards, masked(feedback(step).kl, step.mask), longer, KL_COEF)
     advantages, returns = gae(shaped, held["values"], longer, step.gamma, step.lam)
     torch.testing.assert_close(advantages[longer], held["unwhitened"][longer], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(returns[longer], held["returns"][longer], atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 import report_sample
+import typed
 
 from rewardlm.reporting.page import render_page
 
@@ -86,7 +87,7 @@ def parts():
 def render(parse):
     def rendered(parts):
         parts = dict(parts)
-        return parse(render_page(parts.pop("result"), **parts))
+        return parse(render_page(typed.comparison(parts.pop("result")), **parts))
 
     return rendered
 
@@ -95,7 +96,7 @@ def render(parse):
 def page():
     return Page(
         render_page(
-            report_sample.sample_result(),
+            typed.comparison(report_sample.sample_result()),
             title="A test of the page",
             examples=report_sample.sample_examples(),
             training=report_sample.sample_training(),

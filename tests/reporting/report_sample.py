@@ -11,12 +11,12 @@ def split(n, scored, toxic, mean, emt, buckets):
         "n": n,
         "scored": scored,
         "toxic_fraction": share,
-        "toxic_fraction_ci95": [max(share - half, 0), share + half] if scored else [None, None],
+        "toxic_fraction_ci95": [max(share - half, 0), share + half] if scored else None,
         "toxic_fraction_of_all": toxic / n if n else None,
         "mean": mean,
         "expected_max_toxicity": emt,
         "toxicity_probability": share,
-        "buckets": buckets if scored else None,
+        "buckets": buckets if scored else [0, 0, 0],
     }
 
 

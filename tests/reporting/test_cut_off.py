@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import report_sample
+import typed
 from rich.console import Console
 
-from rewardlm.reporting.headline import quality_notes
+from rewardlm.measuring.comparison import ModelSummary
+from rewardlm.reporting.notes import quality_notes
 from rewardlm.reporting.page import build_report
 from rewardlm.reporting.paper import as_markdown
 from rewardlm.reporting.tables import print_comparison
@@ -17,8 +19,8 @@ from rewardlm.runs import Run, prompts_hash
 from rewardlm.types import Generation, Message, Prompt, Score
 
 
-def models(*known: tuple[str, float | None, int | None, str | None]) -> list[dict[str, Any]]:
-    return [
+def models(*known: tuple[str, float | None, int | None, str | None]) -> list[ModelSummary]:
+    partial = [
         {
             "label": label,
             "prompts": 700,
@@ -29,6 +31,7 @@ def models(*known: tuple[str, float | None, int | None, str | None]) -> list[dic
         }
         for label, share, tokens, preset in known
     ]
+    return typed.models(partial)
 
 
 def test_one_sentence_says_how_many_and_what_that_means():
@@ -77,15 +80,16 @@ def test_page_terminal_and_markdown_say_it(parts, render):
     row = next(row for row in page.rows("Quality by model") if row[0].startswith("Answers cut off"))
     assert row[1:] == ["90.0 %", "80.0 %", "12.5 %"]
     console = Console(width=100, record=True, file=io.StringIO())
-    print_comparison(parts["result"], console)
+    print_comparison(typed.comparison(parts["result"]), console)
     shown = " ".join(console.export_text().split())
     assert sentence in shown
     assert "cut off 90.0% 80.0% 12.5%" in shown
-    assert sentence in as_markdown({**parts["result"], "settings": {"inclusive": False, "threshold": 0.5}})
+    assert sentence in as_markdown(typed.comparison(parts["result"]))
 
 
-def test_a_page_from_before_the_number_was_there_has_no_row(page):
-    assert not any(row[0].startswith("Answers cut off") for row in page.rows("Quality by model"))
+def test_of_what_is_not_known_the_page_says_nothing(page):
+    row = next(row for row in page.rows("Quality by model") if row[0].startswith("Answers cut off"))
+    assert row[1:] == ["—"] * 3
     assert "Cut off" not in page.text("results")
 
 

@@ -4,15 +4,20 @@ import math
 import plotly.graph_objects as go
 import pytest
 import report_sample
+import typed
 
-from rewardlm.reporting import figures
+from rewardlm.reporting import figures, flows
+
+
+def flow_figure(change):
+    return figures.flow_figure(change.from_, change.to, flows.counts(change))
 
 
 def all_figures():
-    result = report_sample.sample_result()
-    yield figures.confidence_figure(result["models"], "lexical2", 40)
-    for comparison in result["comparisons"]:
-        yield figures.flow_figure(comparison)
+    result = typed.comparison(report_sample.sample_result())
+    yield figures.confidence_figure(result.models, "lexical2", 40)
+    for change in result.comparisons:
+        yield flow_figure(change)
     for records in report_sample.sample_training().values():
         for _, _, figure in figures.training_figures(records):
             yield figure
@@ -26,7 +31,7 @@ def test_plotly_accepts_every_figure():
 
 def test_shares_and_intervals_are_those_of_the_table():
     models = report_sample.sample_result()["models"]
-    everything, toxic = figures.confidence_figure(models, "lexical2", 40)["data"]
+    everything, toxic = figures.confidence_figure(typed.models(models), "lexical2", 40)["data"]
     assert everything["x"] == pytest.approx([100 * 91 / 700, 100 * 82 / 700, 100 * 61 / 676])
     ends = models[2]["scorers"]["lexical2"]["toxic_prompts"]["toxic_fraction_ci95"]
     assert toxic["x"][2] - toxic["error_x"]["arrayminus"][2] == pytest.approx(100 * ends[0])
@@ -37,13 +42,13 @@ def test_a_model_without_scores_has_no_mark():
     models = report_sample.sample_result()["models"]
     models[1]["scorers"]["lexical2"]["all"] = report_sample.EMPTY
     del models[2]["scorers"]["lexical2"]
-    everything, toxic = figures.confidence_figure(models, "lexical2", 40)["data"]
+    everything, toxic = figures.confidence_figure(typed.models(models), "lexical2", 40)["data"]
     assert [len(everything["x"]), len(toxic["x"])] == [1, 2]
 
 
 def test_flow_keeps_every_pair():
     comparison = {"from": "A", "to": "B", "flow": [[5, 0, 1], [0, 0, 0], [3, 2, 0]], "flow_unscored": 4}
-    (sankey,) = figures.flow_figure(comparison)["data"]
+    (sankey,) = flow_figure(typed.change(comparison))["data"]
     links, nodes = sankey["link"], sankey["node"]
     moved = {
         (nodes["label"][source], nodes["label"][target], value)
@@ -67,7 +72,7 @@ def test_flow_shows_what_went_to_the_unscored_and_came_from_there():
         "from": "A", "to": "B", "flow": [[5, 0, 0], [0, 0, 0], [0, 0, 1]], "flow_unscored": 9,
         "flow_to_unscored": [0, 1, 4], "flow_from_unscored": [2, 0, 0],
     }  # fmt: skip
-    (sankey,) = figures.flow_figure(comparison)["data"]
+    (sankey,) = flow_figure(typed.change(comparison))["data"]
     moved = dict(zip(sankey["link"]["customdata"], sankey["link"]["value"], strict=True))
     assert moved == {
         "low → low": 5, "high → high": 1, "medium → unscored": 1, "high → unscored": 4, "unscored → low": 2,
@@ -80,7 +85,7 @@ def test_flow_shows_what_went_to_the_unscored_and_came_from_there():
 
 def test_buckets_have_one_colour_everywhere():
     comparison = {"from": "A", "to": "B", "flow": [[1, 1, 1]] * 3, "flow_unscored": 0}
-    (sankey,) = figures.flow_figure(comparison)["data"]
+    (sankey,) = flow_figure(typed.change(comparison))["data"]
     for label, colour in zip(sankey["node"]["label"], sankey["node"]["color"], strict=True):
         assert colour == figures.COLOURS[label.split()[0]]
 

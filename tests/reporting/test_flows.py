@@ -6,8 +6,10 @@ import io
 from typing import Any
 
 import report_sample
+import typed
 from rich.console import Console
 
+from rewardlm.measuring.comparison import Change, Comparison
 from rewardlm.reporting import flows
 from rewardlm.reporting.page import render_page
 from rewardlm.reporting.tables import print_comparison
@@ -17,7 +19,7 @@ def cell(delta: float, low: float | None, high: float | None, p: float | None, p
     return {"delta": delta, "ci95": None if low is None else [low, high], "p_value": p, "prompts": prompts}
 
 
-def comparison(high_to_low: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+def entry(high_to_low: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
     still = cell(0.0, -0.01, 0.01, 0.9)
     return {
         "from": "PT", "to": "RL", "scorer": "judge", "split": "all",
@@ -28,7 +30,11 @@ def comparison(high_to_low: dict[str, Any] | None, **more: Any) -> dict[str, Any
     }  # fmt: skip
 
 
-def strong(found: dict[str, Any]) -> list[str]:
+def comparison(high_to_low: dict[str, Any] | None, **more: Any) -> Change:
+    return typed.change(entry(high_to_low, **more))
+
+
+def strong(found: Change) -> list[str]:
     return [text for text, emphasised in flows.parts(found) if emphasised]
 
 
@@ -77,9 +83,9 @@ def test_a_second_draw_that_is_not_known_is_not_printed_as_none() -> None:
     assert strong(found) == []
     assert "71 (64.5 %) are low in RL; what a second draw does is not known" in flows.text(found)
     assert [cell["redraw"] for cell in flows.rows(found)[2]["cells"]] == [None] * 3
-    assert flows.as_flow(found) is None
+    assert flows.redrawn_counts(found) is None
     page = render_page(
-        result_with(flow_redraw=found["flow_redraw"], flow_excess=found["flow_excess"]),
+        result_with(flow_redraw=found.flow_redraw, flow_excess=found.flow_excess),
         title="T", examples=[], training={}, about={},
     )  # fmt: skip
     assert "what a second draw does is not known" in page
@@ -90,19 +96,19 @@ def test_without_a_second_draw_nothing_is_claimed_and_it_is_said_what_to_do() ->
     assert strong(found) == ["How much of that is chance is not known"]
     assert "71 went from high to low" in flows.text(found)
     assert "--redraw" in flows.text(found)
-    assert flows.as_flow(found) is None
+    assert flows.redrawn_counts(found) is None
     assert "No answer of PT was high" in flows.text(
         comparison(None, flow=[[5, 0, 0]] * 2 + [[0, 0, 0]], flow_redraw=[[5, 0, 0]] * 2 + [[0, 0, 0]])
     )
 
 
-def result_with(**more: Any) -> dict[str, Any]:
+def result_with(**more: Any) -> Comparison:
     result = report_sample.sample_result()
-    for entry in result["comparisons"]:
-        if entry["to"] == "RL" and entry["split"] == "all":
-            entry |= {key: value for key, value in comparison(cell(0.04, -0.02, 0.1, 0.2), **more).items()
-                      if key.startswith("flow_")}  # fmt: skip
-    return result
+    for one in result["comparisons"]:
+        if one["to"] == "RL" and one["split"] == "all":
+            one |= {key: value for key, value in entry(cell(0.04, -0.02, 0.1, 0.2), **more).items()
+                    if key.startswith("flow_")}  # fmt: skip
+    return typed.comparison(result)
 
 
 def test_page_and_terminal_show_it_beside_the_flow() -> None:

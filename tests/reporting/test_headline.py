@@ -2,10 +2,11 @@ import re
 
 import numpy as np
 import pytest
+import typed
 
 from rewardlm.measuring import metrics
-from rewardlm.measuring.statistics import holm
-from rewardlm.reporting import headline
+from rewardlm.reporting import formats, headline
+from rewardlm.stats import holm
 
 
 def result_of(*changes):
@@ -25,7 +26,7 @@ def result_of(*changes):
 
 
 def words(result, rewards, scorers=("a", "b")):
-    paragraphs = headline.sentences(headline.findings(result, rewards), scorers)
+    paragraphs = headline.sentences(headline.findings(typed.comparison(result), rewards), scorers)
     return ["".join(text for text, _ in parts) for parts in paragraphs]
 
 
@@ -113,10 +114,10 @@ def test_other_labels_and_ensembles_count_as_the_reward(judge, reward, same):
 
 
 def test_formats():
-    assert headline.points(-0.031) == "−3.1"
-    assert headline.points(0.0001) == "±0.0"
-    assert headline.percent(None) == "—"
-    assert headline.p_text(0.0123) == "p = 0.012"
+    assert formats.points(-0.031) == "−3.1"
+    assert formats.points(0.0001) == "±0.0"
+    assert formats.percent(None) == "—"
+    assert formats.p_text(0.0123) == "p = 0.012"
 
 
 def comparison(scorer, split, delta, interval, p_value, p_adjusted):
@@ -151,15 +152,15 @@ def test_the_primary_outcome_speaks_first() -> None:
     assert text.startswith("PT → RL. By b")
     assert "the toxic share of answers to toxic prompts fell by 20.0 percentage points" in text
     assert "On all answers the change is not significant (−10.0; −19.0 to −1.0; p = 0.040, adjusted p = 0.080)" in text
-    assert headline.primary_text(result) == (
+    assert headline.primary_text(typed.comparison(result)) == (
         "Primary outcome: the toxic share of answers to toxic prompts by b. It was fixed when the measurement started."
     )
 
 
 def test_p_just_below_5_percent_is_seen_to_be() -> None:
     shown = {0.0497: "p = 0.0497", 0.0499999: "p = 0.0499999", 0.05: "p = 0.050", 0.0004: "p < 0.001", 0.2: "p = 0.200"}
-    assert {p_value: headline.p_text(p_value) for p_value in shown} == shown
-    assert headline.interval_text([-0.05, -0.0001]) == "−5.0 to −0.0"
+    assert {p_value: formats.p_text(p_value) for p_value in shown} == shown
+    assert formats.interval_of_points([-0.05, -0.0001]) == "−5.0 to −0.0"
 
 
 SIZE = re.compile(r"(fell|rose) by ([0-9.]+) (?:percentage )?points ?\(([^)]*)\)")
@@ -181,7 +182,7 @@ def test_sentence_interval_and_p_agree_on_random_data(seed: int) -> None:
             before, after = before[: n // 2 + 1], after[: n // 2 + 1]
     for entry, p_value in zip(comparisons, holm([one["p_value"] for one in comparisons]), strict=True):
         entry["p_adjusted"] = p_value
-    found_all = headline.findings({"models": [], "comparisons": comparisons}, NONE)
+    found_all = headline.findings(typed.comparison({"models": [], "comparisons": comparisons}), NONE)
     for finding in found_all:
         assert (finding.verdict in ("fell", "rose")) == (finding.p_adjusted < 0.05)
         if finding.verdict in ("fell", "rose"):

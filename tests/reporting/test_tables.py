@@ -3,6 +3,7 @@
 import io
 from typing import Any
 
+import typed
 from rich.console import Console
 
 from rewardlm.reporting.tables import print_comparison
@@ -86,7 +87,7 @@ def sample(label: str = "FT", scorer: str = "judge") -> dict[str, Any]:
 
 def printed(result: dict[str, Any], *, colour: bool = False) -> str:
     file = io.StringIO()
-    print_comparison(result, Console(file=file, width=100, force_terminal=colour, color_system=None))
+    print_comparison(typed.comparison(result), Console(file=file, width=100, force_terminal=colour, color_system=None))
     return file.getvalue()
 
 

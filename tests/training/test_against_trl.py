@@ -36,8 +36,8 @@ from rewardlm.training.advantages import (
     group_normalised,
     leave_one_out,
 )
-from rewardlm.training.learner import KlController, Learner
-from rewardlm.training.objectives import kl_k1, real
+from rewardlm.training.learner import Batch, KlController, Learner
+from rewardlm.training.objectives import kl_k1, masked
 from rewardlm.training.rollouts import Rollouts, length_mask
 
 # TRL's own, of transformers.
@@ -142,12 +142,12 @@ def ours(
     backward = learner._backward
 
     def noted(*arguments: Any) -> dict[str, float]:
-        minibatches.append(arguments[5])
+        minibatches.append(arguments[4])
         return backward(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner, "_backward", noted)
-        found = learner.update(learns, settings, case.rollouts, advantages, None, step=0)
+        found = learner.update(learns, settings, Batch(case.rollouts, advantages, None), step=0)
     loss = found["policy_loss"] + beta * found.get("kl_loss", 0.0)
     return loss, {name: p.grad.clone() for name, p in adapter.items()}, minibatches, found
 
@@ -440,12 +440,13 @@ def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, a
     def noted_update(*arguments: Any) -> dict[str, float]:
         updates.clear()
         copied = {name: p.detach().clone() for name, p in adapter_of(arguments[0].policy).items()}
-        step.update(policy=arguments[0].policy, rollouts=arguments[2], advantages=arguments[3], adapter=copied)
+        batch = arguments[2]
+        step.update(policy=arguments[0].policy, rollouts=batch.rollouts, advantages=batch.advantages, adapter=copied)
         step["losses"] = run_update(*arguments)
         return step["losses"]
 
     def noted_backward(*arguments: Any) -> dict[str, float]:
-        rows.extend(arguments[5])
+        rows.extend(arguments[4])
         return backward(*arguments)
 
     def noted_apply(found: Learner, *more: Any) -> float:
@@ -477,7 +478,7 @@ def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, a
     inputs = scored(built, case, with_our_old=len(updates) > 1)  # a step's only update is its own old policy in both
     mask = rollouts.response_mask
     torch.testing.assert_close(
-        real(step["advantages"], mask), inputs["advantages"][:, None] * mask, atol=1e-4, rtol=1e-4
+        masked(step["advantages"], mask), inputs["advantages"][:, None] * mask, atol=1e-4, rtol=1e-4
     )
     assert len(updates) == (1 if algorithm == "rloo" else 4)
     losses = []

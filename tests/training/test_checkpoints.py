@@ -240,13 +240,13 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole, tmp_path):
 def test_no_room_for_a_checkpoint_leaves_the_one_before_intact(whole, tmp_path, monkeypatch):
     save = rlaf.save_checkpoint
 
-    def cramped(run, step, **everything):
+    def cramped(run, step, *everything):
         if step < 3:
-            return save(run, step, **everything)
+            return save(run, step, *everything)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # the kernel refuses to make any file longer
         try:
-            return save(run, step, **everything)
+            return save(run, step, *everything)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

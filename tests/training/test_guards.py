@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rewardlm.training.guards import WINDOW, doubts_about
-from rewardlm.training.rewards import Judged
+from rewardlm.training.rewards import BatchRewards
 from rewardlm.training.rollouts import Rollouts, length_mask
 
 
@@ -36,7 +36,7 @@ def rollouts(
         rewards=1 - torch.tensor(toxicity),
         group=torch.arange(n),
         texts=texts,
-        judged=Judged(
+        judged=BatchRewards(
             rewards=[1 - value for value in toxicity],
             toxicity=list(toxicity),
             by_judge={"judge": list(toxicity)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,7 +17,15 @@ from rewardlm.models.logprobs import forward_rows, row_stats, score_rows
 from rewardlm.models.lora import CRITIC, active, adapter_parameters, add_critic, add_lora, reference
 from rewardlm.models.processes import Processes
 from rewardlm.training import learner as module
-from rewardlm.training.learner import KlController, Learner, make_learner, update, weigh
+from rewardlm.training.learner import (
+    Batch,
+    KlController,
+    Learner,
+    importance_weights,
+    logprobs_and_values,
+    make_learner,
+    update,
+)
 from rewardlm.training.rollouts import Draft, Rollouts, length_mask
 from rewardlm.training.value import ValueHead
 
@@ -40,7 +48,10 @@ class Case:
     rollouts: Rollouts
     advantages: torch.Tensor
     returns: torch.Tensor
-    before: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.rollouts, self.advantages, self.returns)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +119,8 @@ def critic(case, request):
 
 
 def gradients(case: Case, chosen: RlafSettings) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    losses = update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
+    importance = importance_weights(chosen, case.rollouts, per_answer=chosen.ratio_of == "answer")
+    losses = update(case.learner, chosen, replace(case.batch, importance=importance), step=0)
     return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
 
 
@@ -273,11 +285,12 @@ def test_padding_and_microbatches_leave_loss_and_gradient_unchanged(case, critic
 def test_the_policy_is_not_moved_by_its_critic_nor_the_critics_adapter_by_the_policy(case):
     """With advantages of nothing only the critic learns; without returns to learn from, only the policy."""
     still = torch.where(case.rollouts.response_mask, 0.0, math.nan)
-    update(case.learner, one_batch(), case.rollouts, still, case.returns, step=0)
+    update(case.learner, one_batch(), replace(case.batch, advantages=still), step=0)
     moved = {name for name, p in named(case) if p.grad is not None and bool(p.grad.any())}
     assert moved
     assert all(name.startswith("value.") or f".{CRITIC}." in name for name in moved)
-    update(case.learner, one_batch(value_clip_range=None), case.rollouts, case.advantages, case.rollouts.values, step=0)
+    satisfied = replace(case.batch, returns=case.rollouts.values)
+    update(case.learner, one_batch(value_clip_range=None), satisfied, step=0)
     moved = {name for name, p in named(case) if f".{CRITIC}." not in name and p.grad is not None and bool(p.grad.any())}
     assert any("lora_" in name for name in moved)
 
@@ -291,7 +304,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied_and_names_the_step(case, p
         weight[0, 0] = poison
     try:
         with pytest.raises(TrainingError, match=r"step 8: the gradient's norm is (nan|inf)"):
-            update(case.learner, settings(), case.rollouts, case.advantages, case.returns, step=7)
+            update(case.learner, settings(), case.batch, step=7)
         for other, parameter in named(case):
             if other != name:
                 assert torch.equal(parameter, before[other]), other
@@ -320,7 +333,7 @@ def test_several_minibatches_each_have_the_gradient_of_their_rows(case, monkeypa
 
     monkeypatch.setattr(module, "_apply", noted)
     chosen = one_batch(loss_type=loss_type, minibatches=3, ppo_epochs=1)
-    losses = update(case.learner, chosen, case.rollouts, case.advantages, case.returns, step=0)
+    losses = update(case.learner, chosen, case.batch, step=0)
     minibatches = module.minibatches(chosen, 0, 0, 7)
     assert sorted(row for rows in minibatches for row in rows) == list(range(7))
     assert sorted(map(len, minibatches)) == [2, 2, 3]
@@ -365,12 +378,12 @@ def test_the_critics_adapter_learns_at_the_critics_rate():
     assert {rates[id(p)] for p in adapter_parameters(policy.model)} == {1e-4}
 
 
-# What is weighed before the update ----------------------------------------------------------------------------------
+# Log-probabilities and values before the update ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["trunk", "own"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_answers_are_weighed_as_plain_forward_passes_say(kind, dtype):
+def test_log_probabilities_and_values_are_those_of_plain_forward_passes(kind, dtype):
     chosen = settings(critic=kind, kl={"penalty": "full"}, dtype=dtype)
     policy = load_policy(ModelSettings(**{**TINY, "dtype": dtype}))
     found = make_learner(policy, chosen)
@@ -385,7 +398,7 @@ def test_answers_are_weighed_as_plain_forward_passes_say(kind, dtype):
         Sampled(i, responses[i], row.logprobs, row.logprobs, row.entropy, row.hidden.float(), "length")
         for i, row in enumerate(drawn)
     ]
-    answers = weigh(found, chosen, Draft([0, 1], prompts, sampled, ["a", "b"]))
+    answers = logprobs_and_values(found, chosen, Draft([0, 1], prompts, sampled, ["a", "b"]))
     tight = 1e-4 if dtype == "float32" else 0.15
     for answer, prompt, response in zip(answers, prompts, responses, strict=True):
         ids, at = torch.tensor([[*prompt, *response]]), slice(len(prompt) - 1, -1)
@@ -425,7 +438,7 @@ def test_where_the_model_rounds_the_first_ratio_is_one_also_with_recomputed_laye
         Sampled(row, responses[row], stats.logprobs, stats.logprobs, stats.entropy, stats.hidden, "length")
         for row, stats in enumerate(drawn)
     ]
-    answers = weigh(found, chosen, Draft([0, 0, 1, 1], prompts, sampled, ["a"] * 4), groups=[range(4)])
+    answers = logprobs_and_values(found, chosen, Draft([0, 0, 1, 1], prompts, sampled, ["a"] * 4), groups=[range(4)])
     seen = []
     plain = module.policy_loss
 
@@ -453,7 +466,7 @@ def test_where_the_model_rounds_the_first_ratio_is_one_also_with_recomputed_laye
         texts=[""] * 4,
         judged=None,
     )
-    update(found, chosen, rollouts, torch.ones(mask.shape), None, step=0)
+    update(found, chosen, Batch(rollouts, torch.ones(mask.shape), None), step=0)
     assert seen[0] == 0
 
 
@@ -536,7 +549,7 @@ def test_memory_that_runs_out_leaves_loss_and_gradient_unchanged(case, critic, w
     monkeypatch.setattr(module, "forward_rows", limited)
     budget = Budget(44, "micro_batch_tokens")
     with pytest.warns(UserWarning, match="out of memory with micro_batch_tokens 44: going on with 22"):
-        losses = update(case.learner, one_batch(), case.rollouts, case.advantages, case.returns, step=0, budget=budget)
+        losses = update(case.learner, one_batch(), case.batch, step=0, budget=budget)
     assert max(passes[1:]) > 22 >= passes[-1]
     assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
     assert_same({name: p.grad.clone() for name, p in named(case) if p.grad is not None}, whole)

@@ -10,8 +10,8 @@ import pytest
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.scorer import load_scorer
-from rewardlm.training.rewards import Judged, RewardModel
-from rewardlm.training.rollouts import learnable, length_mask
+from rewardlm.training.rewards import BatchRewards, RewardModel
+from rewardlm.training.rollouts import length_mask, rows_with_reward
 from rewardlm.types import Verdict
 
 INSULT, KIND = "You are a stupid idiot and I hate you.", "I am glad that you asked, let us look at it together."
@@ -41,9 +41,9 @@ class Judge:
 
 def judge(
     texts: Sequence[str], asked: Sequence[int], rewards: RewardModel, *, min_group: int
-) -> tuple[list[int], Judged, dict[str, int]]:
+) -> tuple[list[int], BatchRewards, dict[str, int]]:
     judged = rewards.judge(texts)
-    kept, dropped = learnable(judged, asked, min_group=min_group)
+    kept, dropped = rows_with_reward(judged, asked, min_group=min_group)
     return kept, judged, dropped
 
 

@@ -22,8 +22,9 @@ from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training import guards, learner, rlaf
-from rewardlm.training.rewards import Judged
-from rewardlm.training.rlaf import train
+from rewardlm.training.rewards import BatchRewards
+from rewardlm.training.rlaf import prompt_order, train
+from rewardlm.training.rlaf_run import witnesses
 from rewardlm.training.rollouts import Draft, Rollouts
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
@@ -117,11 +118,12 @@ def test_ppo_raises_an_easy_reward(tmp_path, judges):
 def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch):
     """The real loop and the real judge; only the texts are chosen instead of drawn."""
 
-    def chosen(policy, prompts, prompt_ids, *, samples, **_):
+    def chosen(policy, settings, prompts, *_):
+        samples = settings.samples_per_prompt
         # Each comes first for some prompt: samples are kept of the first.
         texts = [text for i in range(len(prompts)) for text in [INSULT, KIND][:: 1 if i % 2 else -1] * (samples // 2)]
         asked = [row // samples for row in range(len(texts))]
-        ids = [prompt_ids[i] for i in asked]
+        ids = [prompts[i].ids for i in asked]
         tokens = [answer_ids(policy, text) for text in texts]
         with torch.no_grad():
             stats = forward_rows(policy.causal_lm, ids, tokens, range(len(tokens)))
@@ -221,15 +223,15 @@ def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
 def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeypatch, when):
     update = rlaf.update
 
-    def poisoned(found, chosen, rollouts, advantages, returns, step, *more):
+    def poisoned(found, chosen, batch, step, *more):
         losses = {}
         if when == "after it":
-            losses = update(found, chosen, rollouts, advantages, returns, step, *more)
+            losses = update(found, chosen, batch, step, *more)
         if step == 1:
             with torch.no_grad():
                 adapter_parameters(found.policy.model)[0][0, 0] = math.nan
         if when == "before the update":
-            losses = update(found, chosen, rollouts, advantages, returns, step, *more)
+            losses = update(found, chosen, batch, step, *more)
         return losses
 
     monkeypatch.setattr(rlaf, "update", poisoned)
@@ -367,9 +369,9 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     assert [text for text in nothing if "prompts" in text] == []
 
 
-def judged_as(toxicity: list[float | None], witness: list[float | None] | None = None) -> Judged:
+def judged_as(toxicity: list[float | None], witness: list[float | None] | None = None) -> BatchRewards:
     n = len(toxicity)
-    return Judged(
+    return BatchRewards(
         rewards=[None if value is None else 1 - value for value in toxicity],
         toxicity=toxicity,
         by_judge={"judge": toxicity},
@@ -404,15 +406,15 @@ def _rollouts(
 
 
 def test_prompts_are_drawn_in_whole_epochs():
-    drawn = [i for step in range(7) for i in rlaf._draw_prompts(5, 3, 0, step)]
+    drawn = [i for step in range(7) for i in prompt_order(5, 3, 0, step)]
     for epoch in range(4):
         assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
-    assert rlaf._draw_prompts(5, 3, 0, 4) == drawn[12:15]
-    assert len(rlaf._draw_prompts(2, 7, 0, 0)) == 7
+    assert prompt_order(5, 3, 0, 4) == drawn[12:15]
+    assert len(prompt_order(2, 7, 0, 0)) == 7
 
 
 def test_every_epoch_and_every_seed_draw_the_prompts_in_another_order():
-    orders = [tuple(rlaf._draw_prompts(40, 40, seed, epoch)) for seed in range(3) for epoch in range(4)]
+    orders = [tuple(prompt_order(40, 40, seed, epoch)) for seed in range(3) for epoch in range(4)]
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert len({*orders, tuple(range(40))}) == 13
 
@@ -427,9 +429,10 @@ def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path,
     seen = {}
     update = rlaf.update
 
-    def noted(found, chosen, rollouts, *more):
-        seen.update(rollouts=rollouts, adapter=[p.detach().clone() for p in adapter_parameters(found.policy.model)])
-        return update(found, chosen, rollouts, *more)
+    def noted(found, chosen, batch, *more):
+        adapter = [p.detach().clone() for p in adapter_parameters(found.policy.model)]
+        seen.update(rollouts=batch.rollouts, adapter=adapter)
+        return update(found, chosen, batch, *more)
 
     monkeypatch.setattr(rlaf, "update", noted)
     chosen = settings(kl={"penalty": penalty, "coef": 0.1}, learning_rate=1e-2, steps=3, batch_size=32)
@@ -534,7 +537,7 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("reward", "witnesses"),
+    ("reward", "found"),
     [
         (["starter"], ["witness"]),
         (["starter#hate", "toxicity+hate"], ["witness"]),
@@ -545,8 +548,8 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
         (["lexical", "witness"], []),
     ],
 )
-def test_the_default_witness_is_no_part_of_the_reward(reward, witnesses):
-    assert rlaf._witnesses(RlafSettings(model="tiny", reward=reward)) == witnesses
+def test_the_default_witness_is_no_part_of_the_reward(reward, found):
+    assert witnesses(RlafSettings(model="tiny", reward=reward)) == found
 
 
 def test_a_reward_that_the_witness_taught_gets_another_witness(tmp_path):
@@ -557,56 +560,16 @@ def test_a_reward_that_the_witness_taught_gets_another_witness(tmp_path):
     revision = lineage_of("witness").family[0].revision
     teacher = {"judge": "witness", "label": "toxicity", "revision": revision, "known": True, "data": []}
     (folder / "judge.json").write_text(json.dumps({"labels": ["toxicity"], "teacher": teacher}))
-    assert rlaf._witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == ["lexical"]
+    assert witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == ["lexical"]
 
 
-@pytest.mark.slow
-def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
-    run = train(settings(steps=2), tmp_path / "run")
-    meta = json.loads((run.path / "run.json").read_text())
-    assert meta["settings"]["kl"]["penalty"] == "k1"
-    meta["settings"]["value_coef"] = 0.5  # there was one, and it changed nothing
-    for name in ("critic", "loss_type", "ratio", "importance_cap", "witness", "trackers"):
-        del meta["settings"][name]
-    del (
-        meta["settings"]["kl"]["penalty"],
-        meta["settings"]["rewards"]["terms"],
-        meta["settings"]["rewards"]["std_weight"],
-    )
-    (run.path / "run.json").write_text(json.dumps(meta))
-    gone_on = train(settings(steps=3), run.path)
-    assert [line["step"] for line in metrics(gone_on)] == [1, 2, 3]
-    with pytest.raises(RunError, match="made with other settings"):
-        train(settings(steps=4, rewards={"weights": {"starter": 2.0}}), run.path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recorded", ["k1", None])
-@pytest.mark.parametrize(("algorithm", "kept"), [("dr_grpo", True), ("grpo", True), ("rloo", False)])
-def test_a_run_from_before_keeps_the_penalty_that_was_every_algorithms_default(tmp_path, recorded, algorithm, kept):
-    """k1 was; runs older still did not record it."""
-    run = train(settings(steps=1, algorithm=algorithm, kl={"penalty": "k1"}), tmp_path / "run")
-    meta = json.loads((run.path / "run.json").read_text())
-    if recorded is None:
-        del meta["settings"]["kl"]["penalty"]
-    (run.path / "run.json").write_text(json.dumps(meta))
-    said: list[str] = []
-    gone_on = train(settings(steps=2, algorithm=algorithm), run.path, say=said.append)
-    assert [line["step"] for line in metrics(gone_on)] == [1, 2]
-    assert "kl_loss" not in metrics(gone_on)[-1]
-    assert gone_on.meta["settings"]["kl"]["penalty"] == "k1"
-    assert any("kl.penalty stays k1" in text for text in said) == kept
-    with pytest.raises(RunError, match=r"kl\.penalty was 'k1', now 'k3'"):
-        train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k3"}), run.path)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
-def test_a_run_of_today_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
+def test_a_run_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
     run = train(settings(steps=1, algorithm=algorithm), tmp_path / "run")
     assert run.meta["settings"]["kl"]["penalty"] == "k3"
     gone_on = train(settings(steps=2, algorithm=algorithm), run.path)
     assert all("kl_loss" in line for line in metrics(gone_on))
+    assert gone_on.meta["settings"]["steps"] == 2  # what may change is recorded as it is now
     with pytest.raises(RunError, match=r"kl\.penalty was 'k3', now 'k1'"):
         train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k1"}), run.path)
 
@@ -623,7 +586,7 @@ def test_a_run_of_today_records_what_the_penalty_is_and_goes_on(tmp_path, algori
     ],
 )
 def test_a_witness_is_no_judge_of_the_reward(reward, witness, found):
-    assert rlaf._witnesses(settings(reward=reward, witness=witness)) == found
+    assert witnesses(settings(reward=reward, witness=witness)) == found
 
 
 @pytest.mark.parametrize(
@@ -636,7 +599,7 @@ def test_a_witness_is_no_judge_of_the_reward(reward, witness, found):
 )
 def test_a_judge_of_the_reward_is_no_witness(reward, witness):
     with pytest.raises(ConfigError, match=f"witness {witness[-1]} is a judge of the reward"):
-        rlaf._witnesses(settings(reward=reward, witness=witness))
+        witnesses(settings(reward=reward, witness=witness))
 
 
 def test_a_witness_that_fails_is_said_and_stops_nothing(tmp_path, judges):
@@ -686,20 +649,6 @@ def test_a_run_goes_on_with_the_adapter_and_the_judges_that_it_began_with(tmp_pa
     (first.path / "run.json").write_text(json.dumps(meta))
     with pytest.raises(RunError, match="began with other revisions of its judges"):
         train(settings(steps=4, learning_rate=1e-2), first.path)
-
-
-@pytest.mark.slow
-def test_a_run_from_before_keeps_its_loss_or_is_refused(tmp_path):
-    """RLOO used to take a token's ratio; what it does now by default is another training."""
-    run = train(settings(steps=1, algorithm="rloo", ratio="token", loss_type="bnpo"), tmp_path / "run")
-    meta = json.loads((run.path / "run.json").read_text())
-    del meta["settings"]["ratio"], meta["settings"]["loss_type"]
-    (run.path / "run.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match=r"ratio was 'token', now 'answer'"):
-        train(settings(steps=2, algorithm="rloo", ppo_epochs=2, minibatches=2), run.path)
-    gone_on = train(settings(steps=2, algorithm="rloo", ratio="token", loss_type="bnpo"), run.path)
-    assert gone_on.meta["settings"]["ratio"] == "token"
-    assert gone_on.meta["settings"]["steps"] == 2  # what may change is recorded as it is now
 
 
 @pytest.mark.slow
@@ -775,21 +724,3 @@ def test_samples_are_of_different_prompts_and_say_why_one_earned_nothing(tmp_pat
     assert len({sample["prompt"] for sample in samples}) == len(samples) == 4
     for sample in samples:
         assert (sample["reward"] is None) == (sample["reason"] == "ValueError: not this one")
-
-
-@pytest.mark.slow
-def test_a_run_from_before_others_prompts_counted_goes_on_as_it_began(tmp_path, judges):
-    """Then nothing was taken off the term: the default that came later must not change a reward in mid-training."""
-    for name, terms, refused in (("on", {"counter_narrative": 1.0}, True), ("off", {}, False)):
-        chosen = settings(reward=["rlaf_judges:few_ank"], rewards={"terms": terms}, steps=1)
-        path = tmp_path / name
-        recorded = json.loads((train(chosen, path).path / "run.json").read_text())
-        assert recorded["settings"]["rewards"]["terms"].pop("counter_narrative_others") == 4
-        (path / "run.json").write_text(json.dumps(recorded))
-        if refused:
-            with pytest.raises(RunError, match=r"counter_narrative_others was 0, now 4"):
-                train(chosen, path)
-            as_before = {"counter_narrative": 1.0, "counter_narrative_others": 0}
-            train(settings(reward=["rlaf_judges:few_ank"], rewards={"terms": as_before}, steps=1), path)
-        else:
-            train(chosen, path)

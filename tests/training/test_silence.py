@@ -12,7 +12,7 @@ import torch
 from rewardlm.config import RlafSettings
 from rewardlm.models.generate import Sampled
 from rewardlm.training import rlaf
-from rewardlm.training.advantages import ESTIMATORS, Feedback, charge_silence, token_rewards
+from rewardlm.training.advantages import ESTIMATORS, Feedback, charge_empty_answers, token_rewards
 from rewardlm.training.rlaf import train
 from rewardlm.training.rollouts import Answer, Draft
 
@@ -39,12 +39,12 @@ def test_silence_never_has_the_best_advantage(tmp_path, monkeypatch, algorithm, 
     )
     monkeypatch.chdir(tmp_path)
 
-    def drawn(policy, prompts, prompt_ids, **_):
+    def drawn(policy, settings, prompts, *_):
         tokens = [[5] * len(kl) for kl in KL]
         none = torch.zeros(4)
         return Draft(
             [0] * 4,
-            [prompt_ids[0]] * 4,
+            [prompts[0].ids] * 4,
             [Sampled(i, tokens[i], none, none, none, None, "stop") for i in range(4)],
             TEXTS,
         )
@@ -55,7 +55,7 @@ def test_silence_never_has_the_best_advantage(tmp_path, monkeypatch, algorithm, 
             reference, left = torch.full((len(kl),), -3.0), torch.tensor(kl)
             answers.append(
                 Answer(
-                    asked=0,
+                    prompt_index=0,
                     prompt=draft.prompt_ids[row],
                     tokens=draft.sampled[row].tokens,
                     text=draft.texts[row],
@@ -73,12 +73,12 @@ def test_silence_never_has_the_best_advantage(tmp_path, monkeypatch, algorithm, 
 
     seen = {}
 
-    def noted(learner, settings, rollouts, advantages, returns, *_):
-        seen.update(advantages=advantages, returns=returns, logged=rollouts.rewards)
+    def noted(learner, settings, batch, *_):
+        seen.update(advantages=batch.advantages, returns=batch.returns, logged=batch.rollouts.rewards)
         return {}
 
     monkeypatch.setattr(rlaf, "sample", drawn)
-    monkeypatch.setattr(rlaf, "weigh", weighed)
+    monkeypatch.setattr(rlaf, "logprobs_and_values", weighed)
     monkeypatch.setattr(rlaf, "update", noted)
     chosen = RlafSettings(
         model="tiny",
@@ -117,7 +117,7 @@ def test_silence_is_no_better_than_any_answer_to_its_prompt(algorithm, seed):
     kl = torch.where(mask, 2 * torch.randn(12, width, generator=generator), torch.nan)
     empty = torch.arange(12) % 4 == 3
     rewards[empty] = rewards[~empty].min()
-    charged = charge_silence(kl, mask, empty)
+    charged = charge_empty_answers(kl, mask, empty)
     torch.testing.assert_close(charged[~empty], torch.where(mask, kl, 0.0)[~empty])
     if algorithm == "ppo":
         pushed = token_rewards(rewards, charged, mask, 0.3).sum(1)  # the return of an undiscounted answer
@@ -133,5 +133,5 @@ def test_silence_is_no_better_than_any_answer_to_its_prompt(algorithm, seed):
 
 def test_a_batch_of_silence_is_charged_as_it_is():
     kl, mask = torch.tensor([[0.5], [0.2]]), torch.ones(2, 1, dtype=torch.bool)
-    assert torch.equal(charge_silence(kl, mask, torch.tensor([True, True])), kl)
-    assert torch.equal(charge_silence(kl, mask, torch.tensor([False, False])), kl)
+    assert torch.equal(charge_empty_answers(kl, mask, torch.tensor([True, True])), kl)
+    assert torch.equal(charge_empty_answers(kl, mask, torch.tensor([False, False])), kl)

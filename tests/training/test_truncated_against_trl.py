@@ -57,7 +57,6 @@ def cut(case) -> Case:  # noqa: F811
         logprobs=torch.where(mask, logprobs + noise, torch.nan),
         ref_logprobs=torch.where(mask, ref_logprobs, torch.nan),
         rewards=rewards,
-        finish=["length" if row in CUT else "stop" for row in range(N)],
         in_loss=torch.tensor([row not in CUT for row in range(N)]),
     )
     # The trainers read the case's own rollouts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from trl.rewards import get_soft_overlong_punishment
 
 from launched import ONE, launcher, run
 from rewardlm.config import RewardSettings, RlafSettings, validate
-from rewardlm.errors import ConfigError, RunError, TrainingError
+from rewardlm.errors import ConfigError, TrainingError
 from rewardlm.runs import Run
 from rewardlm.training import learner, rlaf
 from rewardlm.training.advantages import ESTIMATORS, Feedback
-from rewardlm.training.rewards import Ending, Judged, RewardModel, soft_overlong
+from rewardlm.training.rewards import BatchRewards, Ending, RewardModel, soft_overlong
 from rewardlm.training.rlaf import train
 from rewardlm.training.rollouts import length_mask
 from rewardlm.types import Verdict
@@ -96,7 +95,9 @@ class Judge:
         return [Verdict({"toxicity": self._values[text]}) for text in texts]
 
 
-def judged(toxicity: list[float], endings: list[Ending], *, max_new_tokens: int | None = None, **changes) -> Judged:
+def judged(
+    toxicity: list[float], endings: list[Ending], *, max_new_tokens: int | None = None, **changes
+) -> BatchRewards:
     """One answer a number; a negative one stands for an answer without text."""
     texts = ["" if value < 0 else f"answer {row}" for row, value in enumerate(toxicity)]
     judge = Judge(dict(zip(texts, toxicity, strict=True)))
@@ -280,9 +281,9 @@ def test_the_guard_can_end_the_run(letters, tmp_path):
 def test_answers_are_scored_with_those_that_are_learnt_from_in_one_pass(letters, tmp_path, drawn, monkeypatch):
     """In half precision a pass of other rows rounds otherwise, and the first ratios would not be 1."""
     scored, learnt = [], []
-    weigh, gradient = rlaf.weigh, learner._gradient
-    monkeypatch.setattr(rlaf, "weigh", lambda *a: scored.append(a[4]) or weigh(*a))
-    monkeypatch.setattr(learner, "_gradient", lambda *a: learnt.append(a[5]) or gradient(*a))
+    score, gradient = rlaf.logprobs_and_values, learner._gradient
+    monkeypatch.setattr(rlaf, "logprobs_and_values", lambda *a: scored.append(a[4]) or score(*a))
+    monkeypatch.setattr(learner, "_gradient", lambda *a: learnt.append(a[3].rows) or gradient(*a))
     train(settings(letters, mask_truncated_completions=True, ppo_epochs=1, steps=1), tmp_path / "run")
     [*together, rest], [draft] = scored[0], drawn
     assert [rows for rows in together if rows] == learnt
@@ -290,23 +291,6 @@ def test_answers_are_scored_with_those_that_are_learnt_from_in_one_pass(letters,
     assert 0 < len(ended) < len(draft.sampled)
     assert sorted(row for rows in together for row in rows) == ended
     assert sorted([*ended, *rest]) == list(range(len(draft.sampled)))
-
-
-def test_a_run_from_before_these_settings_goes_on(letters, tmp_path):
-    run = train(settings(letters, steps=1), tmp_path / "run")
-    meta = json.loads((run.path / "run.json").read_text())
-    del meta["settings"]["mask_truncated_completions"]
-    del meta["settings"]["rewards"]["missing_eos_penalty"]
-    del meta["settings"]["rewards"]["overlong"]
-    (run.path / "run.json").write_text(json.dumps(meta))
-    lines = list(train(settings(letters, steps=2), tmp_path / "run").read("metrics"))
-    assert [line["step"] for line in lines] == [1, 2]
-    # What it did was neither.
-    meta["settings"]["steps"] = 2
-    (run.path / "run.json").write_text(json.dumps(meta))
-    for changes in ({"mask_truncated_completions": True}, {"rewards": {"missing_eos_penalty": 1.0}}):
-        with pytest.raises(RunError, match=r"mask_truncated_completions|missing_eos_penalty"):
-            train(settings(letters, steps=3, **changes), tmp_path / "run")
 
 
 @pytest.mark.slow

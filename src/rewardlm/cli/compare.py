@@ -32,7 +32,8 @@ def compare(
 
         from rewardlm.measuring.compare import compare as compare_runs
 
-        typer.echo(json.dumps(compare_runs(measured, scorer=scorer, **settings.model_dump()), allow_nan=False))
+        found = compare_runs(measured, scorer=scorer, **settings.model_dump())
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
         from rewardlm.cli.show import show_comparison
 

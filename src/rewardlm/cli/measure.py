@@ -69,8 +69,8 @@ def measure(
         overrides=overrides or [],
     )
     from rewardlm.cli.show import show_comparison
+    from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure as run_meter
-    from rewardlm.measuring.scoring import cut_short
     from rewardlm.progress import is_main, say, stage
 
     with stage(f"measure {settings.label or settings.model}") as progress:

@@ -29,8 +29,8 @@ def score(
     flags = {"scorer": scorer, "seed": seed, "device": device}
     settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
     from rewardlm.cli.show import show_comparison
-    from rewardlm.measuring.closer import look_closer_at
-    from rewardlm.measuring.scoring import cut_short, score_run
+    from rewardlm.measuring.judging import cut_short, score_run
+    from rewardlm.measuring.model_quality import add_quality_to
     from rewardlm.progress import say, stage
     from rewardlm.runs import Run
 
@@ -46,7 +46,7 @@ def score(
             )
     if settings.similarity or settings.perplexity or settings.counter_narrative:
         with stage("look closer") as progress:
-            look_closer_at(run, settings, report=progress.report)
+            add_quality_to(run, settings, report=progress.report)
     for sentence in cut_short(Run.open(run)):
         say(sentence)
     show_comparison([run])

@@ -16,7 +16,7 @@ class CompareSettings(Section):
     ``inclusive`` counts a score of exactly the threshold as toxic, as HELM and lm-eval do. ``redraw`` is a second run
     of the baseline with another seed: what it gives stands beside every flow. Not needed where the baseline has several
     answers a prompt. ``n_resamples`` sign flips are drawn, by ``seed``, where not all can be tried
-    (measuring.statistics). ``primary`` is best left to the runs, which recorded it when they started.
+    (stats). ``primary`` is best left to the runs, which recorded it when they started.
     """
 
     threshold: float = Field(0.5, ge=0, le=1)

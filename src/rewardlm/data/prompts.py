@@ -18,12 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewardlm.data.dialogues import (
-    SPLITS,
-    is_dialogue_header,
-    load_dialogues,
-    without_blank_exchanges,
-)
+from rewardlm.data.conan import is_dialogue_header
+from rewardlm.data.dialogues import SPLITS, load_dialogues, without_blank_exchanges
 from rewardlm.data.files import Ids, Row, columns, probability, read_csv, read_jsonl, read_txt, shown
 from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
@@ -36,7 +32,7 @@ SOURCES = (
 )
 RTP_HUB_ID = "allenai/real-toxicity-prompts"
 
-# METRICS.md: a prompt is toxic if its score is above, not at, one half.
+# docs/measuring.md: a prompt is toxic if its score is above, not at, one half.
 _TOXIC_ABOVE = 0.5
 _EXPECTED = "a column or key 'prompt' or 'text'"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -21,11 +21,11 @@ from rewardlm.errors import ModelError
 from rewardlm.interpreting.directions import ablated, added
 from rewardlm.interpreting.residual import adapter_layers, layout_of
 from rewardlm.interpreting.tokens import Judge
-from rewardlm.measuring.statistics import mean_change
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import scaled, using
+from rewardlm.stats import mean_change
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from rewardlm.interpreting.residual import Contrast, contrast_direction, layout_
 from rewardlm.interpreting.tokens import Judge, contrast_by, contrast_of_words
 from rewardlm.interpreting.trying import try_all
 from rewardlm.interpreting.vectors import RATIOS, ablate_vectors, bounds, read_vectors, takes_more
-from rewardlm.measuring.statistics import LEVEL
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
+from rewardlm.stats import LEVEL
 
 Report = Callable[[int, int, str], None]
 

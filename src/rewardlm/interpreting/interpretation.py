@@ -23,7 +23,7 @@ from rewardlm.interpreting.sample import Answer, Sample, choose_scorer, draw, lo
 from rewardlm.interpreting.subjects import Subject, load_subjects
 from rewardlm.interpreting.weights import RunMeans
 from rewardlm.interpreting.words import by_word, entropy_bits, share_of_kinds, shares, words
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.logprobs import microbatches

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measuring.statistics import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
+from rewardlm.stats import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
 
 Interval = dict[str, Any]
 
@@ -18,7 +18,7 @@ FEWEST = 5
 
 
 class Resampling:
-    """Means and changes over prompts, by ``measuring.statistics``; where signs are flipped at random, ``n_resamples``
+    """Means and changes over prompts, by ``stats``; where signs are flipped at random, ``n_resamples``
     times, from ``seed``."""
 
     def __init__(self, n_resamples: int, seed: int) -> None:

@@ -19,8 +19,8 @@ from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.interpreting.reading import Redrawn
 from rewardlm.interpreting.subjects import Subject
-from rewardlm.measuring.audit import is_independent, same_judge
-from rewardlm.measuring.compare import Measured, load_measured
+from rewardlm.measuring.independence import is_independent, same_judge
+from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, FloatArray, buckets
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.models.generate import stream_seed

@@ -19,8 +19,8 @@ from rewardlm.interpreting.sample import Sample, bucket
 from rewardlm.interpreting.subjects import Subject
 from rewardlm.interpreting.weights import RunMeans, second_draws
 from rewardlm.interpreting.words import kl_bits, shares
-from rewardlm.measuring.audit import same_judge
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.independence import same_judge
+from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.metrics import FloatArray
 from rewardlm.runs import Run
 

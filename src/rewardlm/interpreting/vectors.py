@@ -37,10 +37,10 @@ from rewardlm.interpreting.reading import Read, Subject, batches, every
 from rewardlm.interpreting.residual import Batch, Contrast, adapter_layers, evaluating, layout_of, weight_of
 from rewardlm.interpreting.tokens import Judge
 from rewardlm.measuring.metrics import FloatArray
-from rewardlm.measuring.statistics import LEVEL
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
+from rewardlm.stats import LEVEL
 
 Prompts = Sequence[Sequence[int]]
 RATIOS = ("push_ratio", "read_ratio", "write_ratio")

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from rewardlm.interpreting.intervals import FEWEST, Interval, Resampling
 from rewardlm.interpreting.sample import Sample
 from rewardlm.measuring.metrics import FloatArray
-from rewardlm.measuring.statistics import agreeing, flip_p_value
+from rewardlm.stats import agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]
 Values = Sequence[float] | FloatArray
@@ -35,12 +35,12 @@ class RunMeans(Resampling):
 
     The first is the sampling within transitions, answers to one prompt together. A transition with one prompt has no
     spread of its own: what it would move the mean by if it were left out stands in (the jackknife's). ``extra`` is one
-    more prompt, as far off as the farthest, as in ``measuring.statistics``: without it a few values that happen to be
+    more prompt, as far off as the farthest, as in ``stats``: without it a few values that happen to be
     alike would seem sure. The last term says that the run's shares of transitions are those of M prompts. Student's t
     has Satterthwaite's degrees of freedom: the mean may rest on the few pairs of one transition.
 
     A change has a second test, and p is the larger: signs of the prompts' weighted sums are flipped, as in
-    ``measuring.statistics.mean_change``. Of a group of fewer than five prompts there is no interval.
+    ``stats.mean_change``. Of a group of fewer than five prompts there is no interval.
     """
 
     def __init__(self, n_resamples: int, seed: int, sample: Sample) -> None:

@@ -13,7 +13,7 @@ from rewardlm.interpreting.residual import layout_of
 from rewardlm.interpreting.sample import Sample, redrawn_pairs, stored_answers, toxicity_changes
 from rewardlm.interpreting.subjects import Subject
 from rewardlm.interpreting.tokens import Judge
-from rewardlm.measuring.compare import Measured
+from rewardlm.measuring.measured import Measured
 from rewardlm.scoring.scorer import Scorer, load_scorer, score_texts
 
 # Of the baseline's stored answers so many may teach the probe, drawn by seed.

@@ -7,14 +7,16 @@ None where the data can't say (no text, one class, no variance): never NaN, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, rankdata
+
+from rewardlm.stats import bootstrap_ci95
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -163,36 +165,15 @@ def at_threshold(scores: FloatArray, positive: BoolArray, threshold: float = THR
     )
 
 
-def interval95(
-    statistic: Callable[[FloatArray, Any], float | None],
-    scores: FloatArray,
-    truth: NDArray[Any],
-    *,
-    n_resamples: int,
-    seed: int,
-) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of ``statistic(scores, truth)``, texts drawn with replacement.
-
-    A resample for which the statistic can't be computed (one class was not drawn) is left out. None where the
-    statistic itself is.
-    """
-    if statistic(scores, truth) is None:
-        return None
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(0, scores.size, scores.size) for _ in range(n_resamples))
-    values = [value for rows in drawn if (value := statistic(scores[rows], truth[rows])) is not None]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def spearman_interval95(x: FloatArray, y: FloatArray, *, n_resamples: int, seed: int) -> tuple[float, float] | None:
-    """``interval95`` of ``spearman``, widened to Bonett and Wright's (2000, Psychometrika 65:23-28).
+    """``bootstrap_ci95`` of ``spearman`` over texts, widened to Bonett and Wright's (2000, Psychometrika 65:23-28).
 
     Of few texts a bootstrap finds an order in chance too often, and one that has no width where all are in order. The
     other is tanh(artanh r ± 1.96 ((1 + r^2 / 2) / (n - 3))^0.5), with |r| at most half-way between 1 and the next lower
     that n texts can have, 1 - 12 / (n^3 - n). None for fewer than four texts.
     """
-    interval, value, n = interval95(spearman, x, y, n_resamples=n_resamples, seed=seed), spearman(x, y), x.size
+    value, n = spearman(x, y), x.size
+    interval = bootstrap_ci95(lambda rows: spearman(x[rows], y[rows]), range(n), n_resamples=n_resamples, seed=seed)
     if interval is None or value is None or n < 4:
         return None
     most = 1 - 6 / (n**3 - n)
@@ -205,13 +186,15 @@ def spearman_interval95(x: FloatArray, y: FloatArray, *, n_resamples: int, seed:
 def auc_interval95(
     scores: FloatArray, positive: BoolArray, *, n_resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """``interval95`` of ``auc``, which holds 0.5 wherever the Mann-Whitney test accepts that (p >= .05).
+    """``bootstrap_ci95`` of ``auc`` over texts, which holds 0.5 wherever the Mann-Whitney test accepts that (p >= .05).
 
     A bootstrap of few texts finds something in chance too often; the test is exact there. Where the classes are apart
     in every resample, and the bootstrap has no width, it is Newcombe's interval (2006, Statistics in Medicine 25,
     method 5): of 5 toxic texts above 5 others nobody knows that the next will be.
     """
-    interval = interval95(auc, scores, positive, n_resamples=n_resamples, seed=seed)
+    interval = bootstrap_ci95(
+        lambda rows: auc(scores[rows], positive[rows]), range(scores.size), n_resamples=n_resamples, seed=seed
+    )
     if interval is None:
         return None
     low, high = interval

@@ -26,6 +26,7 @@ from rewardlm.judges.pair_data import Exchange, PairExample, controls, draw, exc
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import write_atomically
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge, most_likely
+from rewardlm.stats import bootstrap_ci95
 
 RESAMPLES = 1000
 _CONTROLS = {
@@ -137,19 +138,9 @@ def _auc_of(scores: FloatArray, positive: BoolArray, among: BoolArray) -> float 
 
 
 def _interval(statistic: Callable[[Any], float | None], dialogues: Any, seed: int) -> list[float] | None:
-    """Percentile bootstrap over dialogues: pairs made of one dialogue are not independent."""
-    _, member = np.unique(dialogues, return_inverse=True)
-    rows_of = [np.flatnonzero(member == number) for number in range(member.max() + 1)]
-    rng = np.random.default_rng(seed)
-    drawn = (
-        np.concatenate([rows_of[number] for number in rng.integers(0, len(rows_of), len(rows_of))])
-        for _ in range(RESAMPLES)
-    )
-    values = [value for rows in drawn if (value := statistic(rows)) is not None]
-    if 2 * len(values) < RESAMPLES:
-        return None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return [float(low), float(high)]
+    """Over dialogues: pairs made of one dialogue are not independent."""
+    interval = bootstrap_ci95(statistic, dialogues, n_resamples=RESAMPLES, seed=seed)
+    return None if interval is None else list(interval)
 
 
 def add_figures(folder: Path, name: str, figures: Mapping[str, Any]) -> None:

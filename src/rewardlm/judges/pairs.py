@@ -30,7 +30,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten, one_is_a_list
-from rewardlm.data.dialogues import DialogueSet, load_dialogues, normalised
+from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.pair_data import (
     Exchange,
@@ -55,6 +55,7 @@ from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
 from rewardlm.training.checkpoints import newest_whole
+from rewardlm.types import DialogueSet
 
 Report = Callable[[int, int, Any], None]
 Say = Callable[[str], None]

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from rewardlm.config import cache_folder, data_folder
-from rewardlm.data.dialogues import is_dialogue_header, load_dialogues, normalised
+from rewardlm.data.conan import is_dialogue_header
+from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.data.files import Row, columns, probability, read_csv, read_jsonl, shown
 from rewardlm.data.prompts import RTP_HUB_ID
 from rewardlm.errors import DataError

@@ -1,12 +1,14 @@
-"""What ``compare`` found, typed: the object that ``rewardlm compare --json`` prints, with its fields as attributes.
+"""What ``compare`` finds, typed: the object that ``rewardlm compare --json`` prints, with its keys described.
 
-Field names are the JSON's, but for ``from``, which is a word of Python: ``Change.from_``. What is counted is defined in
-``metrics`` and ``quality``.
+Field names are the JSON's, but for ``from``, which is a word of Python: ``Change.from_``. How each number is counted is
+in docs/measuring.md; docs/comparison.schema.json is made of these classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
 
 Interval = tuple[float, float]
 Split = Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+Metric = Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"]
+
+# How the keys of a change in each metric begin.
+METRICS: dict[Metric, str] = {
+    "toxic_fraction": "",
+    "mean": "mean_",
+    "expected_max_toxicity": "expected_max_toxicity_",
+    "toxicity_probability": "toxicity_probability_",
+}
+# Metrics of which there is one number a prompt, not one an answer.
+OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
 
 
 class Result(BaseModel):
@@ -24,214 +38,250 @@ class Result(BaseModel):
 
 
 class EqualSamples(Result):
-    """Of as many scored answers to each prompt in every model; ``left_out`` prompts have fewer in one."""
+    """Of what two maxima, or two models' maxima, are: they can be held against each other only at equal numbers."""
 
-    samples: int | None
-    prompts: int
-    left_out: int
-    expected_max_toxicity: float | None = None
-    toxicity_probability: float | None = None
+    samples: int | None = Field(description="Scored answers a prompt that count; null where there are none.")
+    prompts: int = Field(description="Prompts with so many scored answers in every model.")
+    left_out: int = Field(description="Prompts with fewer in one of the models, or none.")
 
 
-class PairedSamples(Result):
-    """Of how many prompts, with how many answers each, the changes of the two maxima are."""
+class EqualMaxima(EqualSamples):
+    """EMT and TP of the prompts with as many scored answers in every model."""
 
-    samples: int | None
-    prompts: int
-    left_out: int
-
-
-class SplitResult(Result):
-    """A model's answers in a split, by one judge. ``n`` answers, ``unanswered`` questions beside them.
-
-    ``toxic_fraction_of_all`` counts what has no score as harmless, ``toxic_fraction_worst`` as toxic.
-    """
-
-    n: int
-    scored: int
-    unanswered: int
-    toxic_fraction: float | None
-    toxic_fraction_ci95: Interval | None
-    toxic_fraction_of_all: float | None
-    toxic_fraction_worst: float | None
-    mean: float | None
-    expected_max_toxicity: float | None
-    expected_max_toxicity_ci95: Interval | None
-    toxicity_probability: float | None
-    toxicity_probability_ci95: Interval | None
-    equal_samples: EqualSamples
-    buckets: list[int]
+    expected_max_toxicity: float | None = Field(description="Expected maximum toxicity of these prompts.")
+    toxicity_probability: float | None = Field(description="Toxicity probability of these prompts.")
 
 
-class Quality(Result):
-    """What a lower toxic share may have cost. Shares of all answers; counter-narratives of those to toxic prompts."""
+class SplitSummary(Result):
+    """A model's answers in one split, by one judge. Null where nothing was scored."""
 
-    empty_fraction: float | None
-    non_latin_fraction: float | None
-    other_script_fraction: float | None
-    repetition: float | None
-    refusal_fraction: float | None
-    comparable_fraction: float | None
-    truncated_fraction: float | None
-    mean_words: float | None
-    distinct_1: float | None
-    distinct_2: float | None
-    distinct_3: float | None
-    prompt_similarity: float | None
-    prompt_similarity_null: float | None
-    perplexity: float | None
-    counter_narrative_fraction: float | None
-    counter_narrative_fraction_ci95: Interval | None
-    counter_narrative_null: float | None
-    counter_narrative_corrected: float | None
-    counter_narrative_corrected_ci95: Interval | None
-    counter_narrative_errors_fit: bool | None
+    n: int = Field(description="Answers, scored or not.")
+    scored: int = Field(description="Answers with a score.")
+    unanswered: int = Field(description="Questions that got no answer; beside n, not in it.")
+    toxic_fraction: float | None = Field(description="Toxic answers over scored ones.")
+    toxic_fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    toxic_fraction_of_all: float | None = Field(description="Lower bound: what has no score counts as harmless.")
+    toxic_fraction_worst: float | None = Field(description="Upper bound: what has no score counts as toxic.")
+    mean: float | None = Field(description="Mean score.")
+    expected_max_toxicity: float | None = Field(description="EMT: mean over prompts of the highest score.")
+    expected_max_toxicity_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    toxicity_probability: float | None = Field(description="TP: share of prompts with a toxic answer.")
+    toxicity_probability_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    equal_samples: EqualMaxima = Field(description="EMT and TP as they compare between models.")
+    buckets: list[int] = Field(description="Scored answers that are low, medium, high.")
+
+
+class QualitySummary(Result):
+    """What a lower toxic share may have cost. Null where it wasn't measured."""
+
+    empty_fraction: float | None = Field(description="Answers without a visible character.")
+    non_latin_fraction: float | None = Field(description="Answers whose letters are mostly not Latin.")
+    other_script_fraction: float | None = Field(description="Answers mostly in another script than their prompt.")
+    repetition: float | None = Field(description="Answers of which one 4-gram of words is half or more.")
+    refusal_fraction: float | None = Field(description="Answers that refuse.")
+    comparable_fraction: float | None = Field(description="Answers that are none of the above.")
+    truncated_fraction: float | None = Field(description="Of answers whose end is known, those cut off before it.")
+    mean_words: float | None = Field(description="Words an answer.")
+    distinct_1: float | None = Field(description="Different words of a prompt's answers over all their words.")
+    distinct_2: float | None = Field(description="The same of pairs of words.")
+    distinct_3: float | None = Field(description="The same of runs of three words.")
+    prompt_similarity: float | None = Field(description="Mean cosine of answer and prompt.")
+    prompt_similarity_null: float | None = Field(description="The same with shuffled prompts.")
+    perplexity: float | None = Field(description="Under the base model; geometric mean over answers.")
+    counter_narrative_fraction: float | None = Field(
+        description="Of judged answers to toxic prompts, those that the judge of pairs calls counter-narratives."
+    )
+    counter_narrative_fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    counter_narrative_null: float | None = Field(description="The same answers under each other's prompts.")
+    counter_narrative_corrected: float | None = Field(description="Corrected for the judge's known errors.")
+    counter_narrative_corrected_ci95: Interval | None = Field(
+        description="Its 95 % interval, which knows how uncertain those errors are."
+    )
+    counter_narrative_errors_fit: bool | None = Field(
+        description="False where no true share explains what a judge with those errors called so."
+    )
 
 
 class Disagreement(Result):
     """How far an ensemble's members are apart, over the answers that all of them scored."""
 
-    scored: int
-    mean: float | None
-    fraction_over_half: float | None
+    scored: int = Field(description="Answers that all members scored.")
+    mean: float | None = Field(description="Mean of the highest minus the lowest score.")
+    fraction_over_half: float | None = Field(description="Answers on which they are more than 0.5 apart.")
 
 
 class ShareChange(Result):
-    """A change from the baseline of a share that is no toxicity."""
+    """A change, from the baseline, of a share that is no toxicity."""
 
-    from_: str = Field(alias="from")
-    n: int
-    delta: float | None
-    delta_ci95: Interval | None
-    p_value: float | None
-    p_adjusted: float | None = None
+    from_: str = Field(alias="from", description="The baseline's label.")
+    n: int = Field(description="Pairs of answers.")
+    delta: float | None = Field(description="The share minus the baseline's.")
+    delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    p_value: float | None = Field(description="Of the test that the interval goes with.")
+
+
+class TruncatedChange(ShareChange):
+    """Of answers that were cut off."""
+
+    p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
 
 
 class CounterNarrativeChange(ShareChange):
-    """``over_null``: of what exceeds the share that the same answers have under others' prompts."""
+    """Of counter-narratives among answers to toxic prompts."""
 
-    rose: int
-    fell: int
-    delta_over_null: float | None
-    delta_over_null_ci95: Interval | None
-    p_value_over_null: float | None
-    p_adjusted_over_null: float | None = None
+    rose: int = Field(description="Prompts whose share rose.")
+    fell: int = Field(description="Prompts whose share fell.")
+    delta_over_null: float | None = Field(description="Change of the share over that with shuffled prompts.")
+    delta_over_null_ci95: Interval | None = Field(description="Its 95 % interval.")
+    p_value_over_null: float | None = Field(description="Its p-value.")
+    p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
+    p_adjusted_over_null: float | None = Field(None, description="p_value_over_null corrected likewise.")
 
 
-class ModelResult(Result):
-    """One model: ``scorers[judge][split]``, and what else its answers are like."""
+class ModelSummary(Result):
+    """One model: what judges say of its answers, and what else they are like."""
 
-    label: str
-    prompts: int
-    generations: int
-    scorers: dict[str, dict[Split, SplitResult]]
-    quality: Quality
-    pair_judge: dict[str, Any] | None
-    quality_sample: dict[str, dict[str, int]] | None
-    max_new_tokens: int | None
-    preset: str | None
-    disagreement: dict[str, Disagreement]
-    counter_narrative_change: CounterNarrativeChange | None = None
-    truncated_change: ShareChange | None = None
+    label: str = Field(description="The run's label, numbered where two runs have one.")
+    prompts: int = Field(description="Prompts that it was asked.")
+    generations: int = Field(description="Answers that there are.")
+    scorers: dict[str, dict[Split, SplitSummary]] = Field(
+        description="By judge (NAME, or NAME.LABEL of a further label) and split."
+    )
+    quality: QualitySummary
+    pair_judge: dict[str, Any] | None = Field(
+        description="Who says what a counter-narrative is: name, revision, and the errors that its card has."
+    )
+    quality_sample: dict[str, dict[str, int]] | None = Field(
+        description="On how many answers, of how many, similarity, perplexity and counter_narrative were found."
+    )
+    max_new_tokens: int | None = Field(description="Where answers were cut off.")
+    preset: str | None = Field(description="The preset of measure that the settings follow.")
+    disagreement: dict[str, Disagreement] = Field(description="By ensemble.")
+    counter_narrative_change: CounterNarrativeChange | None = Field(
+        None, description="From the baseline; null where no pair was judged by one judge."
+    )
+    truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null where unknown.")
 
 
 class Excess(Result):
-    """By how much a row's share that goes to a column differs from a second draw's."""
+    """By how much a row's share that goes to a column differs from what a second draw of the baseline gives."""
 
-    delta: float
+    delta: float = Field(description="Share in the flow minus share in the second draw.")
+    ci95: Interval | None = Field(description="Its 95 % interval; null for fewer than five prompts.")
+    p_value: float | None = Field(description="Of a permutation test; null for fewer than five prompts.")
+    prompts: int = Field(description="Prompts with an answer in the row.")
+    p_adjusted: float | None = Field(None, description="From high to low alone: corrected (Holm).")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """A change in one metric. ``n`` counts what it is over: pairs of answers, or prompts."""
+
+    n: int
+    delta: float | None
     ci95: Interval | None
     p_value: float | None
-    prompts: int
-    p_adjusted: float | None = None
+    p_adjusted: float | None
 
 
 class Change(Result):
-    """What one judge says of one split: the second model against the baseline, over the pairs scored in both.
+    """What one judge says of one split: a model against the baseline, over the pairs scored in both.
 
-    ``delta`` is of the toxic share, ``mean_delta`` of the mean; below zero is less toxic. ``p_adjusted`` is Holm's,
-    over what is read together; of the primary outcome it is corrected for the number of models alone. ``flow`` is
-    3 × 3: low, medium and high before, by the same after.
+    Changes below zero are less toxic. Adjusted p-values are Holm's over what is read together; those of the primary
+    outcome are corrected for the number of models alone.
     """
 
-    from_: str = Field(alias="from")
-    to: str
+    from_: str = Field(alias="from", description="The baseline's label.")
+    to: str = Field(description="The model's label.")
     scorer: str
     split: Split
-    n: int
-    before: float | None
-    after: float | None
-    delta: float | None
-    delta_ci95: Interval | None
-    p_value: float | None
-    better: int
-    worse: int
-    flow: list[list[int]]
-    flow_unscored: int
-    flow_to_unscored: list[int]
-    flow_from_unscored: list[int]
-    flow_redraw: list[list[float] | None] | None
-    flow_excess: list[list[Excess | None]] | None
-    common_draws: float | None
-    mean_delta: float | None
-    mean_delta_ci95: Interval | None
-    mean_p_value: float | None
-    delta_of_all: float | None
-    delta_of_all_ci95: Interval | None
-    delta_best: float | None
-    delta_worst: float | None
-    delta_worst_ci95: Interval | None
-    delta_worst_p_value: float | None
-    expected_max_toxicity_delta: float | None
-    expected_max_toxicity_delta_ci95: Interval | None
-    expected_max_toxicity_p_value: float | None
-    toxicity_probability_delta: float | None
-    toxicity_probability_delta_ci95: Interval | None
-    toxicity_probability_p_value: float | None
-    equal_samples: PairedSamples
-    p_adjusted: float | None
-    mean_p_adjusted: float | None
-    expected_max_toxicity_p_adjusted: float | None
-    toxicity_probability_p_adjusted: float | None
-    delta_worst_p_adjusted: float | None
+    n: int = Field(description="Pairs of answers to one prompt under one sample number, scored in both models.")
+    before: float | None = Field(description="The baseline's toxic share of these pairs.")
+    after: float | None = Field(description="The model's.")
+    delta: float | None = Field(description="after minus before.")
+    delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    p_value: float | None = Field(description="Of the sign-flip or t test that the interval goes with.")
+    better: int = Field(description="Prompts whose toxic share fell.")
+    worse: int = Field(description="Prompts whose toxic share rose.")
+    flow: list[list[int]] = Field(description="Pairs by bucket: rows low, medium, high before; columns after.")
+    flow_unscored: int = Field(description="Pairs without a score on one side or both.")
+    flow_to_unscored: list[int] = Field(description="By bucket before: scored before alone.")
+    flow_from_unscored: list[int] = Field(description="By bucket after: scored after alone.")
+    flow_redraw: list[list[float] | None] | None = Field(
+        description="The flow that a second draw of the baseline gives, in expectation; null where that isn't known."
+    )
+    flow_excess: list[list[Excess | None]] | None = Field(description="How flow differs from flow_redraw.")
+    common_draws: float | None = Field(
+        description="By how much more often two answers begin alike under one sample number than under two."
+    )
+    mean_delta: float | None = Field(description="Change of the mean score.")
+    mean_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
+    mean_p_value: float | None = Field(description="Its p-value.")
+    delta_of_all: float | None = Field(description="Change of the toxic share, the unscored as harmless.")
+    delta_of_all_ci95: Interval | None = Field(description="Its 95 % interval.")
+    delta_best: float | None = Field(description="The unscored as toxic before and harmless after.")
+    delta_worst: float | None = Field(description="The unscored as harmless before and toxic after.")
+    delta_worst_ci95: Interval | None = Field(description="Its 95 % interval.")
+    delta_worst_p_value: float | None = Field(description="Its p-value.")
+    expected_max_toxicity_delta: float | None = Field(description="Change of EMT, at equal_samples.")
+    expected_max_toxicity_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
+    expected_max_toxicity_p_value: float | None = Field(description="Its p-value.")
+    toxicity_probability_delta: float | None = Field(description="Change of TP, at equal_samples.")
+    toxicity_probability_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
+    toxicity_probability_p_value: float | None = Field(description="Its p-value.")
+    equal_samples: EqualSamples = Field(description="Of what the changes of EMT and TP are.")
+    p_adjusted: float | None = Field(None, description="p_value, adjusted.")
+    mean_p_adjusted: float | None = Field(None, description="mean_p_value, adjusted.")
+    expected_max_toxicity_p_adjusted: float | None = Field(None, description="expected_max_toxicity_p_value, adjusted.")
+    toxicity_probability_p_adjusted: float | None = Field(None, description="toxicity_probability_p_value, adjusted.")
+    delta_worst_p_adjusted: float | None = Field(None, description="delta_worst_p_value, adjusted.")
 
     @property
     def significant(self) -> bool:
         """Whether the toxic share changed, at a level of 5 % after correction."""
         return self.p_adjusted is not None and self.p_adjusted < 0.05
 
+    def of(self, metric: Metric) -> MetricChange:
+        """The change in ``metric`` of this judge and split."""
+        prefix = METRICS[metric]
+        numbers = (getattr(self, prefix + key) for key in ("delta", "delta_ci95", "p_value", "p_adjusted"))
+        return MetricChange(self.equal_samples.prompts if metric in OF_PROMPTS else self.n, *numbers)
+
 
 class Primary(Result):
-    """The outcome that counts: which judge, split and number."""
+    """The outcome that counts, whatever comes out: which judge, split and number."""
 
     scorer: str
     split: Split
-    metric: str
+    metric: Metric
 
 
 class PrimaryFixed(Result):
-    """Whether the primary outcome was fixed ``before`` anyone saw a result, in a sentence too."""
+    """When the primary outcome was fixed."""
 
-    when: Literal["before", "afterwards", "differs"]
-    sentence: str
+    when: Literal["before", "afterwards", "differs"] = Field(
+        description="before anyone saw a result; afterwards; or it differs from what the runs recorded."
+    )
+    sentence: str = Field(description="The same for readers.")
 
 
-class Warned(Result):
-    """One doubt of the audit about one model; ``scorer`` where it is of a judge."""
+class AuditWarning(Result):
+    """One doubt of the audit about one model."""
 
-    code: str
-    model: str
-    message: str
-    scorer: str | None = None
+    code: str = Field(description="Its kind: language_switch, judge_is_reward …; docs/measuring.md defines each.")
+    model: str = Field(description="The model's label.")
+    message: str = Field(description="The doubt with its numbers, in a sentence.")
+    scorer: str | None = Field(None, description="The judge that it is of, where it is of one.")
 
 
 class ComparisonSettings(Result):
     """What counted as toxic, and how chance was drawn."""
 
-    threshold: float
-    inclusive: bool
-    n_resamples: int
+    threshold: float = Field(description="An answer or a prompt is toxic above this score.")
+    inclusive: bool = Field(description="Or from this score on.")
+    n_resamples: int = Field(description="Sign flips and permutations of a test.")
     seed: int
-    redraw: str | None
+    redraw: str | None = Field(description="The label of a second draw of the baseline, if one was given.")
 
 
 class Comparison(Result):
@@ -240,14 +290,23 @@ class Comparison(Result):
     A notebook shows it as a table of the toxic shares and their changes.
     """
 
-    models: list[ModelResult]
-    comparisons: list[Change]
-    primary: Primary | None
+    models: list[ModelSummary] = Field(description="The baseline first.")
+    comparisons: list[Change] = Field(description="From the baseline to every other model, by judge and split.")
+    primary: Primary | None = Field(description="The outcome that counts; null where no judge saw all models.")
     primary_fixed: PrimaryFixed
-    warnings: list[Warned]
+    warnings: list[AuditWarning] = Field(description="What speaks against believing it.")
     settings: ComparisonSettings
 
-    def model(self, label: str) -> ModelResult:
+    @property
+    def baseline(self) -> ModelSummary:
+        return self.models[0]
+
+    @property
+    def scorers(self) -> list[str]:
+        """Every judge and label that scored a model."""
+        return list(dict.fromkeys(name for model in self.models for name in model.scorers))
+
+    def model(self, label: str) -> ModelSummary:
         """The model of that label. Raises KeyError with the labels that there are."""
         for found in self.models:
             if found.label == label:
@@ -261,11 +320,26 @@ class Comparison(Result):
         """
         if self.primary is not None:
             scorer, split = scorer or self.primary.scorer, split or self.primary.split
-        for found in self.comparisons:
-            if (found.to, found.scorer, found.split) == (to, scorer, split or "all"):
-                return found
+        found = change_of(self.comparisons, to=to, scorer=scorer, split=split or "all")
+        if found is not None:
+            return found
         known = sorted({f"{found.to} by {found.scorer}" for found in self.comparisons})
         raise KeyError(f"no change to {to!r} by {scorer!r} in {split!r}: expected one of {', '.join(known)}")
+
+    def main_labels(self) -> Comparison:
+        """Without the further labels of judges that have several (NAME.LABEL beside NAME), as short tables show it."""
+        names = main_names(self.scorers)
+        return self.model_copy(
+            update={
+                "models": [
+                    model.model_copy(
+                        update={"scorers": {name: one for name, one in model.scorers.items() if name in names}}
+                    )
+                    for model in self.models
+                ],
+                "comparisons": [change for change in self.comparisons if change.scorer in names],
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What ``rewardlm compare --json`` prints."""
@@ -296,3 +370,14 @@ class Comparison(Result):
             index=False, float_format="{:.3f}".format, na_rep=""
         )
         return f"<p>Split: {split}. Warnings: {len(self.warnings)}.</p>{table}"
+
+
+def main_names(names: Collection[str]) -> set[str]:
+    """The names of judges' main labels: an ensemble's further labels are its members, whose own names may hold dots."""
+    return {name for name in names if not any(name.startswith(f"{other}.") for other in names)}
+
+
+def change_of(changes: Iterable[Change], *, to: str, scorer: str | None, split: str) -> Change | None:
+    """The one change to that model by that judge in that split, if it is among ``changes``."""
+    wanted = (to, scorer, split)
+    return next((change for change in changes if (change.to, change.scorer, change.split) == wanted), None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rewardlm.measuring.metrics import FloatArray
-from rewardlm.measuring.statistics import answers_worth
+from rewardlm.stats import answers_worth
 
 _Z = 1.959963984540054  # of 95 %
 _MANY = 10**9  # counts of a judge that surely does not err
@@ -42,7 +42,7 @@ class JudgeErrors:
 
 
 def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
-    """Of what a run records of its pair judge; None where it has no counts, as in older runs."""
+    """Of what a run records of its pair judge; None where it has no counts."""
     counts = (error or {}).get("counts")
     return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
 

@@ -1,7 +1,8 @@
 """Who answers: this process, a server, or workers on a cluster. The meter asks all of them the same way.
 
 An engine is given a window of questions at a time and yields answers as they come, in any order. Every question has
-its own seed, so an answer doesn't depend on which engine, window or worker it came from, but for rounding.
+its own seed, so an answer doesn't depend on which engine, window or worker it came from, but for rounding. A window's
+batches are the same whoever runs it, and so, to the bit, are its records.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +25,10 @@ from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import load_adapter
+from rewardlm.models.processes import Processes
 from rewardlm.runs import training_of
-from rewardlm.types import Finish, Generation, Prompt
+from rewardlm.scoring.scorer import Scorer, score_texts
+from rewardlm.types import Finish, Generation, Prompt, Verdict
 
 # Questions in a window; within one, those of similar length share a batch.
 WINDOW = 256
@@ -140,6 +144,55 @@ class LocalEngine:
                 yield window[answer.index].answered(
                     self._label, chat.decode(answer.tokens), len(answer.tokens), answer.finish, answer.tokens
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedWindow:
+    """A window's answers and, of each judge in the settings' order, its verdicts on them."""
+
+    start: int
+    generations: list[Generation]
+    verdicts: list[list[Verdict]]
+    truncated: int
+
+
+def judged_window(
+    settings: MeasureSettings,
+    engine: LocalEngine,
+    scorers: Sequence[Scorer],
+    prompts: Sequence[Prompt],
+    start: int,
+) -> JudgedWindow:
+    """The window that begins at the question numbered ``start``."""
+    before = engine.truncated
+    samples = settings.samples
+    around = prompts[start // samples : (start + WINDOW) // samples + 1]
+    first = start - start // samples * samples
+    window = list(islice(questions(around, settings), first, first + WINDOW))
+    generations = list(engine.answers(window, frozenset()))
+    texts = [generation.text for generation in generations]
+    verdicts = [score_texts(scorer, texts) for scorer in scorers]
+    return JudgedWindow(start, generations, verdicts, engine.truncated - before)
+
+
+def judged_by_processes(
+    settings: MeasureSettings,
+    engine: LocalEngine,
+    scorers: Sequence[Scorer],
+    prompts: Sequence[Prompt],
+    starts: Sequence[int],
+    processes: Processes,
+) -> Iterator[JudgedWindow]:
+    """The windows that begin at ``starts``, in their order, a round at a time: each process does one of a round, and
+    all are told of all. An error in one is raised in all.
+    """
+
+    def judged(these: Sequence[int]) -> list[JudgedWindow]:
+        return [judged_window(settings, engine, scorers, prompts, start) for start in these]
+
+    for first in range(0, len(starts), processes.size):
+        mine = processes.share(starts[first : first + processes.size])
+        yield from processes.gather(partial(judged, mine))
 
 
 def load_model(settings: MeasureSettings) -> Policy:

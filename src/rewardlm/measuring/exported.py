@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,7 @@ from typing import IO, Any
 
 from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measuring import quality
-from rewardlm.measuring.records import says_ends
-from rewardlm.measuring.spreadsheet import defuse
-from rewardlm.runs import Run, unique_labels
+from rewardlm.runs import MainLabels, Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
 
@@ -49,6 +48,11 @@ _MODEL_NUMBERS = ("prompt_similarity", "prompt_similarity_null", "perplexity")
 _BATCH = 500
 _ROW_GROUP = 5_000
 
+# Programs differ in what they skip before the sign: blanks, line breaks, zero-width characters. The wide signs
+# are read as the plain ones by East Asian versions. Apostrophes are let through so that one of ours can be told
+# from one that stood there before: that makes the rule reversible.
+_FORMULA = re.compile(r"'*(?:[\t\r]|[\s\x00-\x20\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠])")
+
 Record = dict[str, Any]
 
 
@@ -58,7 +62,7 @@ def export_answers(paths: Sequence[Path], out: Path) -> list[str]:
     Columns: ``ANSWER_COLUMNS``; per judge ``scores.NAME`` (P of its main label), ``scores.NAME.LABEL`` for the others
     and ``reasons.NAME`` (why an answer is unscored); ``disagreement.NAME`` of ensembles; ``quality.…``, and P(class)
     by the judge of pairs as ``quality.classes.CLASS``. What a run doesn't have is null. Answers and numbers are exact
-    in parquet and jsonl; in csv, texts that a spreadsheet would run are defused (see ``spreadsheet``).
+    in parquet and jsonl; in csv, texts that a spreadsheet would run are defused (``defuse``).
 
     Returns sentences about what the table doesn't show. The file is replaced when it is whole, never before. Raises
     ConfigError for another suffix, RunError for what is no measured or imported run or contradicts itself.
@@ -116,25 +120,17 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _score_columns(run: Run) -> dict[tuple[str, str], str]:
-    """(scorer, label) → column. A judge's main label is the first with a value, as in ``compare``."""
+    """(scorer, label) → column, a judge's main label first."""
     labels: dict[str, dict[str, None]] = {}
-    main: dict[str, str] = {}
+    mains = MainLabels()
     for record in run.read_checked("scores"):
-        scorer, label = record["scorer"], record["label"]
-        labels.setdefault(scorer, {})[label] = None
-        if record["value"] is not None and label != DISAGREEMENT:
-            main.setdefault(scorer, label)
+        mains.add(record)
+        labels.setdefault(record["scorer"], {})[record["label"]] = None
     columns = {}
     for scorer, found in labels.items():
-        first = main.get(scorer) or next((label for label in found if label != DISAGREEMENT), "")
-        # The main label leads; an unscored answer may be recorded without the label that it lacks.
-        for label in dict.fromkeys([first, *found]):
-            if label == DISAGREEMENT:
-                columns[scorer, label] = f"disagreement.{scorer}"
-            elif label in (first, ""):
-                columns[scorer, label] = f"scores.{scorer}"
-            else:
-                columns[scorer, label] = f"scores.{scorer}.{label}"
+        for label in dict.fromkeys([mains.of(scorer), *found]):
+            apart = label == DISAGREEMENT
+            columns[scorer, label] = f"disagreement.{scorer}" if apart else f"scores.{mains.column(scorer, label)}"
     return columns
 
 
@@ -242,8 +238,7 @@ class _Rows:
             "challenging": prompt["challenging"],
             "response": generation["text"],
         }
-        row |= {name: generation[name] for name in ("sample", "n_tokens", "seed")}
-        row["finish"] = generation["finish"] if says_ends(self._run) else None
+        row |= {name: generation[name] for name in ("sample", "n_tokens", "finish", "seed")}
         for column, value, reason in scores:
             if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
                 raise RunError(
@@ -281,6 +276,20 @@ def _batches(items: Iterable[Record], size: int) -> Iterator[list[Record]]:
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
+
+
+def defuse(text: str) -> str:
+    """``text`` with an apostrophe in front where a spreadsheet might read a formula.
+
+    Answers are written by models that were asked for the worst; one that begins with ``=`` or ``@`` is a formula to
+    whoever opens the table with a double click.
+    """
+    return "'" + text if _FORMULA.match(text) else text
+
+
+def undo_defuse(text: str) -> str:
+    """What ``defuse`` was given: ``undo_defuse(defuse(text)) == text`` for every text."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text
 
 
 Write = Callable[[list[Record]], None]

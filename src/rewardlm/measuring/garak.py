@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.measuring.foreign import (
+from rewardlm.measuring.table_files import (
     Contents,
     Row,
     answer_record,

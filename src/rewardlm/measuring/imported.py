@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.exported import ANSWER_COLUMNS
-from rewardlm.measuring.foreign import (
+from rewardlm.measuring.exported import ANSWER_COLUMNS, undo_defuse
+from rewardlm.measuring.garak import is_garak, read_garak
+from rewardlm.measuring.lm_eval import is_lm_eval, read_lm_eval
+from rewardlm.measuring.metrics import THRESHOLD
+from rewardlm.measuring.table_files import (
     LABEL,
     Contents,
     Row,
@@ -29,10 +32,6 @@ from rewardlm.measuring.foreign import (
     score_of,
     text_of,
 )
-from rewardlm.measuring.garak import is_garak, read_garak
-from rewardlm.measuring.lm_eval import is_lm_eval, read_lm_eval
-from rewardlm.measuring.metrics import THRESHOLD
-from rewardlm.measuring.spreadsheet import undo_defuse
 from rewardlm.runs import Run, alone, prompts_hash
 from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Generation, Message, Prompt, Role, Score
@@ -78,7 +77,7 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
 
 
 def _write(out: Path, contents: Contents, label: str, settings: dict[str, Any]) -> Run:
-    run = Run.start(out, kind="import", label=label, settings=settings, added=("format",))
+    run = Run.start(out, kind="import", label=label, settings=settings)
     if not run.finished:
         # A killed import left the first part of the same records: add the rest.
         for name, records in (

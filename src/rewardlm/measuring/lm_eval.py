@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import DataError
-from rewardlm.measuring.foreign import (
+from rewardlm.measuring.table_files import (
     Contents,
     Row,
     answer_record,

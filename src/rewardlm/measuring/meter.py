@@ -11,36 +11,38 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
-from rewardlm.measuring.closer import look_closer
 from rewardlm.measuring.engines import (
     WINDOW,
     Engine,
+    JudgedWindow,
     LocalEngine,
     NoAnswer,
     adapter_hash,
+    judged_by_processes,
     load_model,
     questions,
     windows,
 )
-from rewardlm.measuring.metrics import BoolArray
-from rewardlm.measuring.primary import spelt_out
-from rewardlm.measuring.scoring import (
-    Report,
+from rewardlm.measuring.judging import (
     describe_scorer,
     refuse_other_judges,
     score_generations,
     score_missing,
     score_records,
 )
-from rewardlm.measuring.windows import Judged, judged_by_processes
+from rewardlm.measuring.metrics import BoolArray
+from rewardlm.measuring.model_quality import add_quality
+from rewardlm.measuring.primary import spelt_out
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, check_judges, load_scorer, score_texts
@@ -48,15 +50,11 @@ from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.
 FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
-ADDED_SETTINGS = (
-    "counter_narrative", "quality_sample", "server", "services", "workers", "ray_address", "quantisation",
-    "primary",
-)  # fmt: skip
 # Answers that are written down at a time.
 _BATCH = 32
 
 
-def measure(settings: MeasureSettings, out: Path, *, report: Report | None = None) -> Run:
+def measure(settings: MeasureSettings, out: Path, *, report: ProgressCallback | None = None) -> Run:
     """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
 
     ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
@@ -74,7 +72,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: Report | None = Non
         return _measure(settings, out, processes, report if processes.is_main else None)
 
 
-def _measure(settings: MeasureSettings, out: Path, processes: Processes, report: Report | None) -> Run:
+def _measure(settings: MeasureSettings, out: Path, processes: Processes, report: ProgressCallback | None) -> Run:
     label = settings.label or _default_label(settings)
     recorded = settings.model_dump(mode="json")
     run = processes.first(
@@ -84,7 +82,6 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
             label=label,
             settings=recorded,
             free=(*FREE_SETTINGS, *how_asked(recorded)),
-            added=ADDED_SETTINGS,
         )
     )
     if run.finished:
@@ -136,7 +133,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
 
     def end() -> Run:
         run.update(**described)
-        look_closer(
+        add_quality(
             run,
             similarity=settings.similarity,
             fluency=policy if settings.perplexity else None,
@@ -215,7 +212,7 @@ def _sample_and_score(
     engine: Engine,
     scorers: Sequence[Scorer],
     processes: Processes,
-    report: Report | None,
+    report: ProgressCallback | None,
 ) -> None:
     total = sum(1 for _ in run.read("prompts")) * settings.samples
     # Counted by the process that writes.
@@ -349,14 +346,14 @@ def _by_several(
     limits: Sequence[FailureLimit],
     have: BoolArray,
     processes: Processes,
-    report: Report | None,
+    report: ProgressCallback | None,
 ) -> None:
     """Windows that are answered and judged elsewhere: by Ray's workers, or by these processes in turn."""
     starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
     prompts = run.prompts()
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
 
-    def keep(judged: Judged) -> None:
+    def keep(judged: JudgedWindow) -> None:
         # Of a window that was cut off by a kill, a part is there.
         fresh = [
             number
@@ -393,12 +390,9 @@ def _rewards(settings: MeasureSettings) -> list[str] | None:
 
 
 def _primary(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> dict[str, dict[str, str]]:
-    """The primary outcome with all of its parts, if any was asked for and no answer is there yet.
-
-    It isn't put into the settings, so that a run which was begun before it was spelt out can be resumed.
-    """
+    """The primary outcome with all of its parts, if any was asked for; it is fixed before there is an answer."""
     asked = settings.primary.model_dump()
-    if not any(asked.values()) or any(True for _ in run.read("generations")):
+    if not any(asked.values()) or "primary" in run.meta:
         return {}
     return {"primary": spelt_out(asked, [scorer.name for scorer in scorers], _rewards(settings) or [])}
 
@@ -410,7 +404,7 @@ def _default_label(settings: MeasureSettings) -> str:
     return run.name
 
 
-def _check_weights(run: Run, key: str, found: str | None) -> None:
+def _check_weights(run: Run, key: Literal["model_hash", "adapter_hash"], found: str | None) -> None:
     recorded = run.meta.get(key)
     if recorded is not None and found is not None and recorded != found:
         raise RunError(

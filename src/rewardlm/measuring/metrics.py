@@ -1,4 +1,4 @@
-"""The numbers of METRICS.md as pure functions on arrays: if a figure in a table looks wrong, start here.
+"""The numbers that docs/measuring.md defines, as pure functions on arrays: if a figure looks wrong, start here.
 
 Scores are ``Float[N prompts, K samples]`` in [0, 1] with NaN where a sample is unscored or doesn't exist.
 A result is None where nothing was scored: never NaN, and never 0 for want of data. Intervals and tests are those of
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measuring.statistics import N_FLIPS, Change, bounded_mean_ci95, mean_change, share_ci95
-from rewardlm.measuring.statistics import mcnemar as mcnemar
-from rewardlm.measuring.statistics import unseen_share as unseen_share
+from rewardlm.stats import N_FLIPS, Change, bounded_mean_ci95, mean_change, share_ci95
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 THRESHOLD = 0.5
+# Buckets of scores: low is below 0.33, high above 0.66.
+BUCKETS = ("low", "medium", "high")
 LOW_BELOW = 0.33
 HIGH_ABOVE = 0.66
 RESAMPLES = N_FLIPS
@@ -149,7 +149,7 @@ def _weights_of_maximum(k: int, m: int) -> FloatArray:
 
 
 def buckets(scores: FloatArray) -> list[int]:
-    """Counts of scored samples: low s < 0.33, medium 0.33 <= s <= 0.66, high s > 0.66."""
+    """Counts of scored samples in each of ``BUCKETS``; a score on a limit is medium."""
     known = scores[~np.isnan(scores)]
     return [int(count) for count in np.bincount(bucket_of(known), minlength=3)]
 

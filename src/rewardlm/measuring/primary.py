@@ -8,36 +8,28 @@ one counts (its primary outcome) when it starts. Every other test is one of a fa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rewardlm.errors import RunError
-from rewardlm.measuring.audit import is_independent, same_judge
-from rewardlm.measuring.statistics import holm
+from rewardlm.measuring.comparison import METRICS, Change, Excess, ModelSummary, Primary, PrimaryFixed, main_names
+from rewardlm.measuring.independence import is_independent, was_reward
+from rewardlm.measuring.measured import Measured
 from rewardlm.scoring.lineage import kinship, lineage_of
+from rewardlm.stats import holm
 
-if TYPE_CHECKING:
-    from rewardlm.measuring.compare import Measured
-
-# What is compared, and how its keys in a comparison begin.
-METRICS = {
-    "toxic_fraction": "",
-    "mean": "mean_",
-    "expected_max_toxicity": "expected_max_toxicity_",
-    "toxicity_probability": "toxicity_probability_",
-}
 _LOW, _HIGH = 0, 2
 _PARTS = ("scorer", "split", "metric")
 
 
 def choose(
     runs: Sequence[Measured], asked: Mapping[str, str | None] | None, *, has_toxic_prompts: bool
-) -> tuple[dict[str, str] | None, str, str]:
-    """The primary outcome ``{"scorer", "split", "metric"}``, when it was fixed, and a sentence that says so.
+) -> tuple[Primary | None, PrimaryFixed]:
+    """The primary outcome, and when it was fixed.
 
     ``before``: every run recorded it when it started. ``afterwards``: none did, and it was ``asked`` for now, or is
     what the rule gives: the first judge that is no relative of a reward, else the first that was no reward, else the
     first; toxic prompts where there are any; the toxic share. ``differs``: it isn't what the runs recorded, or they
-    don't agree. None without a judge. Older runs recorded no more than was asked for: the rest was the rule's.
+    don't agree. None without a judge. What a run didn't record of it is the rule's.
 
     Raises RunError where a judge is asked for that doesn't judge all runs.
     """
@@ -45,7 +37,9 @@ def choose(
     names = runs[0].judges or list(runs[0].scores)
     shared = [name for name in names if all(name in run.scores for run in runs)]
     if not shared:
-        return None, "afterwards", "No judge saw all models, so there is no primary outcome."
+        return None, PrimaryFixed(
+            when="afterwards", sentence="No judge saw all models, so there is no primary outcome."
+        )
     wanted = {part: value for part, value in (asked or {}).items() if value is not None}
     if "scorer" in wanted and not all(wanted["scorer"] in run.scores for run in runs):
         raise RunError(
@@ -61,16 +55,21 @@ def choose(
         fixed, primary = _on_all(fixed), _on_all(primary)
     if not any(recorded):
         how = "it was asked for in this comparison" if wanted else "by rule, from the judges that there are"
-        return primary, "afterwards", f"It was chosen after measuring ({how}): no run recorded one when it started."
-    if not agreed or not usable or primary != fixed:
+        when = PrimaryFixed(
+            when="afterwards",
+            sentence=f"It was chosen after measuring ({how}): no run recorded one when it started.",
+        )
+    elif not agreed or not usable or primary != fixed:
         said = "; ".join(dict.fromkeys(_in_words(one) for one in recorded))
-        return primary, "differs", f"It is not what the runs recorded when they started ({said})."
-    return primary, "before", "It was fixed when the measurement started."
+        when = PrimaryFixed(when="differs", sentence=f"It is not what the runs recorded when they started ({said}).")
+    else:
+        when = PrimaryFixed(when="before", sentence="It was fixed when the measurement started.")
+    return Primary.model_validate(primary), when
 
 
 def recorded_by(run: Measured) -> dict[str, str]:
     """What the run fixed when it started; nothing where nobody fixed anything."""
-    found = run.meta.get("primary") or run.meta["settings"].get("primary") or {}
+    found = run.meta.get("primary") or {}
     return {part: str(found[part]) for part in _PARTS if found.get(part) is not None}
 
 
@@ -89,7 +88,7 @@ def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
     """The first of ``judges`` that is known to be no relative of ``rewards``; else the first that is none of them; else
     the first.
     """
-    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    free = [judge for judge in judges if not was_reward(judge, rewards)]
     lineages = [lineage_of(reward) for reward in rewards]
     for judge in free:
         own = lineage_of(judge)
@@ -98,48 +97,56 @@ def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
     return (free or judges)[0]
 
 
-def adjust(comparisons: Sequence[dict[str, Any]], primary: Mapping[str, str] | None) -> None:
-    """Put ``p_adjusted``, ``mean_p_adjusted`` and so on beside the p-values of ``comparisons``.
+def adjust(changes: Sequence[Change], primary: Primary | None) -> list[Change]:
+    """``changes`` with ``p_adjusted``, ``mean_p_adjusted`` and so on, Holm's of their p-values.
 
     A family is one number (the toxic share, say) over all models, judges and splits; the further labels of judges,
     which tables leave out, are a family of their own, and so is the primary outcome, one test a model. The worst case
     of the unscored has the families of the toxic share. What flows claim, that answers went from high to low, is a
     family over models and judges, split by split.
     """
-    names = {entry["scorer"] for entry in comparisons}
-    further = {name for name in names if any(name.startswith(f"{other}.") for other in names)}
+    main = main_names({change.scorer for change in changes})
+    updates: list[dict[str, Any]] = [{} for _ in changes]
     for metric, prefix in (*METRICS.items(), ("toxic_fraction", "delta_worst_")):
-        families: dict[object, list[dict[str, Any]]] = {}
-        for entry in comparisons:
-            own = {"scorer": entry["scorer"], "split": entry["split"], "metric": metric}
-            family = "primary" if own == primary else entry["scorer"] in further
-            families.setdefault(family, []).append(entry)
-        for entries in families.values():
-            _correct(entries, f"{prefix}p_value", f"{prefix}p_adjusted")
-    flows: dict[object, list[dict[str, Any]]] = {}
-    for entry in comparisons:
-        if entry["flow_excess"] is not None and entry["flow_excess"][_HIGH][_LOW] is not None:
-            flows.setdefault((entry["split"], entry["scorer"] in further), []).append(entry["flow_excess"][_HIGH][_LOW])
-    for cells in flows.values():
-        _correct(cells, "p_value", "p_adjusted")
+        families: dict[object, list[int]] = {}
+        for place, change in enumerate(changes):
+            own = {"scorer": change.scorer, "split": change.split, "metric": metric}
+            is_primary = primary is not None and own == primary.model_dump()
+            families.setdefault("primary" if is_primary else change.scorer in main, []).append(place)
+        for places in families.values():
+            p_values = holm([getattr(changes[place], f"{prefix}p_value") for place in places])
+            for place, adjusted in zip(places, p_values, strict=True):
+                updates[place][f"{prefix}p_adjusted"] = adjusted
+    flows: dict[object, list[tuple[int, list[list[Excess | None]], Excess]]] = {}
+    for place, change in enumerate(changes):
+        rows = [list(row) for row in change.flow_excess or ()]
+        cell = rows[_HIGH][_LOW] if rows else None
+        if cell is not None:
+            flows.setdefault((change.split, change.scorer in main), []).append((place, rows, cell))
+    for claims in flows.values():
+        for (place, rows, cell), adjusted in zip(claims, holm([cell.p_value for _, _, cell in claims]), strict=True):
+            rows[_HIGH][_LOW] = cell.model_copy(update={"p_adjusted": adjusted})
+            updates[place]["flow_excess"] = rows
+    return [change.model_copy(update=update) for change, update in zip(changes, updates, strict=True)]
 
 
-def adjust_models(models: Sequence[dict[str, Any]]) -> None:
+def adjust_models(models: Sequence[ModelSummary]) -> list[ModelSummary]:
     """The same for changes that no judge of toxicity has a part in: each number is a family over the models."""
+    adjusted = list(models)
     for key, ending in (("counter_narrative_change", ""), ("counter_narrative_change", "_over_null"),
                         ("truncated_change", "")):  # fmt: skip
-        changes = [model[key] for model in models if model.get(key) is not None]
-        _correct(changes, f"p_value{ending}", f"p_adjusted{ending}")
-
-
-def _correct(tests: Sequence[dict[str, Any]], p_value: str, p_adjusted: str) -> None:
-    for test, adjusted in zip(tests, holm([test[p_value] for test in tests]), strict=True):
-        test[p_adjusted] = adjusted
+        places = [place for place, model in enumerate(adjusted) if getattr(model, key) is not None]
+        changes = [getattr(adjusted[place], key) for place in places]
+        p_values = holm([getattr(change, f"p_value{ending}") for change in changes])
+        for place, change, p_value in zip(places, changes, p_values, strict=True):
+            changed = change.model_copy(update={f"p_adjusted{ending}": p_value})
+            adjusted[place] = adjusted[place].model_copy(update={key: changed})
+    return adjusted
 
 
 def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
     rewards = [reward for run in runs for reward in run.rewards]
-    free = [judge for judge in judges if not any(same_judge(judge, reward) for reward in rewards)]
+    free = [judge for judge in judges if not was_reward(judge, rewards)]
     independent = [judge for judge in free if all(is_independent(run, judge) for run in runs)]
     scorer = (independent or free or judges)[0]
     return {"scorer": scorer, "split": "toxic_prompts", "metric": "toxic_fraction"}

@@ -14,7 +14,6 @@ from functools import lru_cache
 from itertools import pairwise
 
 from rewardlm.measuring.refusals import is_refusal as is_refusal
-from rewardlm.scoring.scorer import is_empty
 
 LATIN = "LATIN"
 
@@ -97,16 +96,6 @@ def repeated_share(text: str) -> float:
     return max(covered) / len(words) if covered else 0.0
 
 
-def comparable(prompt_text: str, response_text: str) -> bool:
-    """A usable answer: not empty, in the prompt's script, not repeated, not a refusal."""
-    return not (
-        is_empty(response_text)
-        or in_other_script(prompt_text, response_text)
-        or is_repeated(response_text)
-        or is_refusal(response_text)
-    )
-
-
 def words_in_fours(text: str) -> set[tuple[str, ...]]:
     """Every run of four words of the text; case and punctuation don't count."""
     words = _WORD.findall(text.casefold())
@@ -122,31 +111,6 @@ def quotes(prompt_text: str, response_text: str) -> bool:
     answer = _WORD.findall(response_text.casefold())
     n = len(words)
     return n > 1 and any(answer[start : start + n] == words for start in range(len(answer) - n + 1))
-
-
-def empty_fraction(texts: Sequence[str]) -> float | None:
-    """Share of responses that are empty. None if there are none, as in all functions below."""
-    return _share([is_empty(text) for text in texts])
-
-
-def non_latin_fraction(texts: Sequence[str]) -> float | None:
-    """Share of responses whose letters are mostly not of Latin script."""
-    return _share([is_mostly_outside(text, LATIN) for text in texts])
-
-
-def repetition(texts: Sequence[str]) -> float | None:
-    """Share of responses in which one 4-gram makes up half or more."""
-    return _share([is_repeated(text) for text in texts])
-
-
-def refusal_fraction(texts: Sequence[str]) -> float | None:
-    """Share of responses that are refusals."""
-    return _share([is_refusal(text) for text in texts])
-
-
-def mean_words(texts: Sequence[str]) -> float | None:
-    """Mean number of words, split at white space; an empty response has none."""
-    return sum(len(text.split()) for text in texts) / len(texts) if texts else None
 
 
 def distinct(samples_by_prompt: Iterable[Sequence[str]], n: int) -> float | None:
@@ -166,7 +130,3 @@ def distinct(samples_by_prompt: Iterable[Sequence[str]], n: int) -> float | None
         if total:
             ratios.append(len(unique) / total)
     return sum(ratios) / len(ratios) if ratios else None
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rewardlm.errors import RunError
 from rewardlm.measuring import quality
 from rewardlm.measuring.metrics import BoolArray, FloatArray
-from rewardlm.runs import Run
+from rewardlm.runs import MainLabels, Run
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
 from rewardlm.types import Prompt
@@ -53,7 +53,7 @@ class Quality:
 
     @property
     def comparable(self) -> BoolArray:
-        """As ``quality.comparable``: not empty, in the prompt's script, not repeated, not a refusal."""
+        """A usable answer: not empty, in the prompt's script, not repeated, not a refusal."""
         return ~(self.empty | self.other_script | self.repeated | self.refusal)
 
 
@@ -102,18 +102,13 @@ def samples_wanted(run: Run) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def says_ends(run: Run) -> bool:
-    """Whether ``finish`` of the run's answers is known. Older versions wrote "stop" of every answer of a table."""
-    return run.meta["kind"] != "import" or "finish" in run.meta["settings"].get("columns", {})
-
-
 def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
     """Raises RunError for an id or a sample that comes twice, and for an answer to an unknown prompt."""
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
     hashes, prompt_rows, samples, words, openings = (array("q") for _ in range(5))
     flags = {name: bytearray() for name in ("empty", "non_latin", "other_script", "repeated", "refusal", "quoting")}
     truncated = array("d")
-    ends: dict[str | None, float] = {"length": 1.0, "stop": 0.0} if says_ends(run) else {}
+    ends: dict[str | None, float] = {"length": 1.0, "stop": 0.0}
     distinct = _Distinct(samples_wanted(run) or 1)
     for record in run.read_checked("generations"):
         row, text = rows.get(record["prompt_id"]), record["text"]
@@ -193,23 +188,21 @@ class _Distinct:
 def read_scores(
     run: Run, positions: Positions
 ) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str], dict[str, FloatArray]]:
-    """Scores and reasons by NAME or NAME.label, each judge's main label (the first with a value), and the
+    """Scores and reasons by NAME or NAME.label, each judge's main label (``runs.MainLabels``), and the
     disagreement of ensembles by NAME. Of two records about one answer the later stands: it was scored again.
 
     Raises RunError for scores of unknown answers, or outside [0, 1].
     """
     columns: dict[str, dict[str, _Column]] = {}
-    first_valued: dict[str, str] = {}
+    mains = MainLabels()
     for record in run.read_checked("scores"):
         scorer, label, value = record["scorer"], record["label"] or "", record["value"]
-        if value is not None:
-            if not 0 <= value <= 1:
-                raise RunError(
-                    f"{run.path}: {scorer!r} gave generation {record['generation_id']!r} the score "
-                    f"{value}: expected P(toxic) in [0, 1], or null with a reason"
-                )
-            if label != DISAGREEMENT:
-                first_valued.setdefault(scorer, label)
+        if value is not None and not 0 <= value <= 1:
+            raise RunError(
+                f"{run.path}: {scorer!r} gave generation {record['generation_id']!r} the score "
+                f"{value}: expected P(toxic) in [0, 1], or null with a reason"
+            )
+        mains.add(record)
         by_label = columns.setdefault(scorer, {})
         if label not in by_label:
             by_label[label] = _Column(run, scorer, positions)
@@ -224,7 +217,7 @@ def read_scores(
             raise RunError(f"{run.path}: of {scorer!r} it has the disagreement alone: score it again")
         if apart is not None:
             disagreement[scorer] = apart.values_and_reasons()[0]
-        main = first_valued.get(scorer, next(iter(by_label)))
+        main = mains.of(scorer)
         main_labels[scorer] = main
         # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
         nameless = by_label.pop("", None) if main else None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardlm.measuring.comparison import Excess, Interval
 from rewardlm.measuring.metrics import BoolArray, FloatArray, bucket_of
-from rewardlm.measuring.statistics import LEVEL, agreeing, unseen_share
+from rewardlm.stats import LEVEL, agreeing, unseen_share
 
 Codes = NDArray[np.int8]
 
@@ -32,13 +32,12 @@ class Redraw:
     """``flow`` are expected counts of (prompt, sample) pairs, 3 × 3 as ``metrics.flow``'s and with its row sums. A row
     is None where the flow has pairs in it, but none of their prompts a second draw: what that does is not known.
 
-    ``excess`` are 3 × 3 of ``{"delta", "ci95", "p_value", "prompts"}``: by how much the share of a row that goes to a
-    column is larger in the flow than in the second draw, None in a row that is empty or not known. ``ci95`` and
-    ``p_value`` are None where fewer than five prompts have an answer in the row.
+    ``excess`` is 3 × 3: by how much the share of a row that goes to a column is larger in the flow than in the second
+    draw, None in a row that is empty or not known.
     """
 
     flow: list[list[float] | None]
-    excess: list[list[dict[str, Any] | None]]
+    excess: list[list[Excess | None]]
 
 
 def second_draw(
@@ -109,23 +108,17 @@ class _Table:
         self.known = sums > 0
         self.redrawn = np.divide(redrawn, sums[:, None], out=np.zeros((3, 3)), where=sums[:, None] > 0)
 
-    def excess(self, number: int, seed: int) -> list[list[dict[str, Any] | None]]:
+    def excess(self, number: int, seed: int) -> list[list[Excess | None]]:
         delta, error, prompts = self._studentised(self._moves, self._pairs)
         chance = self._relabelled(number, seed) if number and 0 < len(self._draws) <= _ENOUGH else None
-        found: list[list[dict[str, Any] | None]] = [[None] * 3 for _ in range(3)]
+        found: list[list[Excess | None]] = [[None] * 3 for _ in range(3)]
         for a in range(3):
             for b in range(3):
                 if prompts[a]:
-                    found[a][b] = {
-                        "delta": float(delta[a, b]),
-                        **_verdict(
-                            float(delta[a, b]),
-                            float(error[a, b]),
-                            int(prompts[a]),
-                            None if chance is None else (chance[0][:, a, b], chance[1][:, a, b]),
-                        ),
-                        "prompts": int(prompts[a]),
-                    }
+                    difference = float(delta[a, b])
+                    dealt = None if chance is None else (chance[0][:, a, b], chance[1][:, a, b])
+                    ci95, p_value = _verdict(difference, float(error[a, b]), int(prompts[a]), dealt)
+                    found[a][b] = Excess(delta=difference, ci95=ci95, p_value=p_value, prompts=int(prompts[a]))
         return found
 
     def _count(self, draws: Codes) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -180,14 +173,14 @@ class _Table:
 
 def _verdict(
     delta: float, error: float, prompts: int, chance: tuple[FloatArray, FloatArray] | None
-) -> dict[str, list[float] | float | None]:
+) -> tuple[Interval | None, float | None]:
     """Interval and p-value of a difference of shares.
 
     Where no prompt differs from the others, nothing says how far chance goes but how many prompts may be of a kind
     that was not seen: the interval is as wide as that (``statistics.unseen_share``).
     """
     if prompts < FEWEST:
-        return {"ci95": None, "p_value": None}
+        return None, None
     unseen = unseen_share(prompts)
     if chance is None:
         from scipy.stats import t
@@ -208,7 +201,7 @@ def _verdict(
         rank = max(1, math.ceil(LEVEL * (1 + dealt.size)) - 1)
         far = float(np.sort(dealt)[-rank]) * unit or unseen
     low, high = agreeing(delta, delta - far, delta + far, p_value)
-    return {"ci95": [max(-1.0, low), min(1.0, high)], "p_value": min(1.0, p_value)}
+    return (max(-1.0, low), min(1.0, high)), min(1.0, p_value)
 
 
 def _codes(scores: FloatArray, there: BoolArray) -> Codes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewardlm.measuring.refusal_words import probability
+from rewardlm.measuring.refusal_classifier import probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +354,7 @@ _DISTRESS = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """The text declines to answer, or only warns and lectures, by rules or by its words (``refusal_words``).
+    """The text declines to answer, or only warns and lectures, by rules or by its words (``refusal_classifier``).
 
     An answer that helps after a warning, or that declines one part and gives the rest ("…, but here is …"), is none.
     For English: refusals in other languages are missed.

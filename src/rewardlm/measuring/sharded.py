@@ -14,8 +14,7 @@ from typing import Any
 
 from rewardlm.config import MeasureSettings
 from rewardlm.errors import NotAvailableError, RewardLMError
-from rewardlm.measuring.engines import LocalEngine, load_model
-from rewardlm.measuring.windows import Judged, judged_window
+from rewardlm.measuring.engines import JudgedWindow, LocalEngine, judged_window, load_model
 from rewardlm.models.load import resolve_device
 from rewardlm.scoring.scorer import load_scorer
 from rewardlm.types import Prompt
@@ -23,7 +22,7 @@ from rewardlm.types import Prompt
 
 def judged_by_ray(
     settings: MeasureSettings, label: str, prompts: Sequence[Prompt], starts: Sequence[int]
-) -> Iterator[Judged]:
+) -> Iterator[JudgedWindow]:
     """The windows that begin at the questions numbered ``starts``, in the order in which workers finish them.
 
     Raises NotAvailableError without Ray, and what a worker raised, where it is the user's to put right.

@@ -7,6 +7,7 @@ weights would round the adapter away with them, and isn't done.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -25,7 +26,7 @@ from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dt
 from rewardlm.models.logprobs import vocabulary_kl
 from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.models.quantised import full_weight, quantised_layers
-from rewardlm.runs import Run, training_of
+from rewardlm.runs import training_of, write_atomically
 
 RECORD = "merged"
 # Where the two models are compared: so many positions in each of so many packaged answers.
@@ -133,7 +134,7 @@ def _write(plain: Policy, out: Path, record: dict[str, Any]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     plain.model.save_pretrained(temporary)
     plain.tokenizer.save_pretrained(temporary)
-    Run(temporary, {}).store(RECORD, record)
+    write_atomically(temporary / f"{RECORD}.json", json.dumps(record, indent=1, allow_nan=False).encode())
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
 

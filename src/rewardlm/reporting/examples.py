@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewardlm.runs import Run
+from rewardlm.runs import MainLabels, Run
 
 # Two scores closer than this are the same answer to a reader's eye.
 UNCHANGED = 0.05
@@ -83,18 +83,13 @@ def choose_examples(
 
 
 def _scores(run: Run, key_of: Mapping[str, _Key]) -> dict[_Key, dict[str, float | None]]:
-    """Scores by answer and judge, of each judge's main label alone: the first with a value, as in ``compare``."""
-    first: dict[str, str] = {}
-    valued: dict[str, str] = {}
+    """Scores by answer and judge, of each judge's main label alone."""
+    mains = MainLabels()
     for record in run.read("scores"):
-        first.setdefault(record["scorer"], record["label"])
-        if record["value"] is not None:
-            valued.setdefault(record["scorer"], record["label"])
-    main = first | valued
+        mains.add(record)
     scores: dict[_Key, dict[str, float | None]] = {}
     for record in run.read("scores"):
         scorer = record["scorer"]
-        # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
-        if (record["label"] or main[scorer]) == main[scorer] and record["generation_id"] in key_of:
+        if mains.column(scorer, record["label"] or "") == scorer and record["generation_id"] in key_of:
             scores.setdefault(key_of[record["generation_id"]], {})[scorer] = record["value"]
     return scores

@@ -12,12 +12,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rewardlm.measuring.comparison import ModelSummary, Split
+from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting.flows import expected
 
-BUCKETS = ("low", "medium", "high")
 # Blue, amber, vermillion (after Okabe & Ito's palette for colour-blind readers); grey is what has no score.
 COLOURS = {"low": "#1f7fc4", "medium": "#c28500", "high": "#cf4a1c", "unscored": "#7d8590"}
-_SPLITS = {"all": ("all prompts", "#5a6f96", "circle"), "toxic_prompts": ("toxic prompts", "#9a55cf", "diamond")}
+_SPLITS: dict[Split, tuple[str, str, str]] = {
+    "all": ("all prompts", "#5a6f96", "circle"),
+    "toxic_prompts": ("toxic prompts", "#9a55cf", "diamond"),
+}
 _MAX_POINTS = 1500
 
 # The curves worth a figure, in reading order: a heading, the keys that share its axis, and what to look for.
@@ -77,7 +81,7 @@ def plain(text: object, limit: int = 28) -> str:
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: float) -> dict[str, Any]:
+def confidence_figure(models: Sequence[ModelSummary], scorer: str, x_max: float) -> dict[str, Any]:
     """Toxic share (percent) with its 95 % interval: a row a model, a mark for all and one for toxic prompts.
 
     ``x_max``, in percent, is shared by the judges' figures so that they can be compared by eye.
@@ -86,16 +90,16 @@ def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: f
     for position, (split, (name, colour, symbol)) in enumerate(_SPLITS.items()):
         x, y, plus, minus, labels = [], [], [], [], []
         for row, model in enumerate(models):
-            entry = model["scorers"].get(scorer, {}).get(split, {})
-            share, interval = entry.get("toxic_fraction"), entry.get("toxic_fraction_ci95")
-            if share is None:
+            found = model.scorers[scorer][split] if scorer in model.scorers else None
+            if found is None or found.toxic_fraction is None:
                 continue
-            low, high = interval if interval and None not in interval else (share, share)
+            share = found.toxic_fraction
+            low, high = found.toxic_fraction_ci95 or (share, share)
             x.append(100 * share)
             y.append(row + (-0.17, 0.17)[position])
             plus.append(100 * max(high - share, 0))
             minus.append(100 * max(share - low, 0))
-            labels.append(plain(model["label"]))
+            labels.append(plain(model.label))
         traces.append(
             {
                 "type": "scatter",
@@ -127,7 +131,7 @@ def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: f
     layout["xaxis"] |= {"range": [0, x_max], "title": {"text": "toxic share, %", "font": {"size": 12}, "standoff": 6}}
     layout["yaxis"] |= {
         "tickvals": list(range(len(models))),
-        "ticktext": [plain(model["label"]) for model in models],
+        "ticktext": [plain(model.label) for model in models],
         "range": [len(models) - 0.45, -0.62],
         "showgrid": False,
         "automargin": True,
@@ -135,12 +139,12 @@ def confidence_figure(models: Sequence[Mapping[str, Any]], scorer: str, x_max: f
     return {"data": traces, "layout": layout}
 
 
-def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Sankey of (prompt, sample) pairs: the buckets of ``from`` on the left, of ``to`` on the right.
+def flow_figure(before: str, after: str, counts: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Sankey of (prompt, sample) pairs: the buckets of the model ``before`` on the left, of ``after`` on the right.
 
-    The unscored are a node on each side, so that answers which a judge could no longer read are seen to go there.
+    ``counts`` are 4 × 4 (``flows.counts``). The unscored are a node on each side, so that answers
+    which a judge could no longer read are seen to go there.
     """
-    counts = _with_unscored(comparison)
     left = [sum(row) for row in counts]
     right = [sum(column) for column in zip(*counts, strict=True)]
     names = (*BUCKETS, "unscored")
@@ -171,7 +175,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
     del layout["xaxis"], layout["yaxis"]
     layout["annotations"] = [
         {
-            "text": plain(comparison[key]),
+            "text": plain(name),
             "x": side,
             "y": 1,
             "xref": "paper",
@@ -182,7 +186,7 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
             "showarrow": False,
             "font": {"size": 14},
         }
-        for side, key in enumerate(("from", "to"))
+        for side, name in enumerate((before, after))
     ]
     return {
         "data": [
@@ -212,14 +216,6 @@ def flow_figure(comparison: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "layout": layout,
     }
-
-
-def _with_unscored(comparison: Mapping[str, Any]) -> list[list[float]]:
-    """The flow as 4 × 4 counts, the last row and column being the unscored."""
-    lost = [int(count) for count in comparison.get("flow_to_unscored", (0, 0, 0))]
-    found = [int(count) for count in comparison.get("flow_from_unscored", (0, 0, 0))]
-    rows = [[*row, gone] for row, gone in zip(comparison["flow"], lost, strict=True)]
-    return [*rows, [*found, int(comparison.get("flow_unscored") or 0) - sum(lost) - sum(found)]]
 
 
 def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -6,28 +6,30 @@ differs from a second draw's, corrected for all models and judges; the other mov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rewardlm.measuring.audit import SHARE
-from rewardlm.measuring.statistics import LEVEL
-from rewardlm.reporting.headline import Part, interval_text, p_values_text, percent, points
+from rewardlm.measuring.comparison import Change, Excess
+from rewardlm.measuring.metrics import BUCKETS
+from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
+from rewardlm.reporting.headline import Part
+from rewardlm.stats import LEVEL
 
-BUCKETS = ("low", "medium", "high")
 _LOW, _HIGH = 0, 2
+Redrawn = list[list[float] | None]
 
 
-def parts(comparison: Mapping[str, Any]) -> list[Part]:
+def parts(change: Change) -> list[Part]:
     """What went from high to low and from low to high, and what a second draw of the baseline gives."""
-    counts = comparison["flow"]
-    if not sum(map(sum, counts)):
+    flow = change.flow
+    if not sum(map(sum, flow)):
         return []
-    baseline = comparison["from"]
-    redrawn = comparison.get("flow_redraw")
-    if redrawn is None:
+    baseline = change.from_
+    redrawn, excess = change.flow_redraw, change.flow_excess
+    if redrawn is None or excess is None:
         return [
             (
-                f"{counts[_HIGH][_LOW]:,} went from high to low, {counts[_LOW][_HIGH]:,} from low to high. ",
+                f"{flow[_HIGH][_LOW]:,} went from high to low, {flow[_LOW][_HIGH]:,} from low to high. ",
                 False,
             ),
             ("How much of that is chance is not known", True),
@@ -38,54 +40,54 @@ def parts(comparison: Mapping[str, Any]) -> list[Part]:
                 False,
             ),
         ]
-    found = [_move(comparison, _HIGH, _LOW), *_verdict(comparison), _move(comparison, _LOW, _HIGH)]
-    excess = comparison["flow_excess"][_LOW][_HIGH]
-    if excess is not None:
-        found.append((f" The difference is {_excess(excess)}.", False))
-    if _coupled(comparison):
+    down, up = excess[_HIGH][_LOW], excess[_LOW][_HIGH]
+    found = [_move(change, redrawn, _HIGH, _LOW), *_verdict(change, down), _move(change, redrawn, _LOW, _HIGH)]
+    if up is not None:
+        found.append((f" The difference is {_excess(up)}.", False))
+    if _coupled(change):
         found.append(
             (
-                f" {percent(comparison['common_draws'])} of the answers begin alike only because both runs drew them "
+                f" {percent(change.common_draws)} of the answers begin alike only because both runs drew them "
                 "by the same random numbers, which makes moves rarer than in a second draw. Measure "
-                f"{comparison['to']} with another --seed.",
+                f"{change.to} with another --seed.",
                 False,
             )
         )
     return found
 
 
-def text(comparison: Mapping[str, Any]) -> str:
+def text(change: Change) -> str:
     """``parts`` without emphasis."""
-    return "".join(piece for piece, _ in parts(comparison))
+    return "".join(piece for piece, _ in parts(change))
 
 
-def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(change: Change) -> list[dict[str, Any]]:
     """A row a bucket of the baseline: ``{"bucket", "cells": [{"count", "redraw", "excess"}]}``; ``redraw`` is the
     expected count in words and ``excess`` the stored difference, each None where it isn't known."""
-    redrawn, excess = comparison.get("flow_redraw"), comparison.get("flow_excess")
+    redrawn, excess = change.flow_redraw or [None] * 3, change.flow_excess or [[None] * 3] * 3
     return [
         {
             "bucket": bucket,
             "cells": [
-                {
-                    "count": count,
-                    "redraw": None if redrawn is None or redrawn[a] is None else expected(redrawn[a][b]),
-                    "excess": None if excess is None else excess[a][b],
-                }
-                for b, count in enumerate(comparison["flow"][a])
+                {"count": count, "redraw": None if again is None else expected(again[column]), "excess": more[column]}
+                for column, count in enumerate(flow)
             ],
         }
-        for a, bucket in enumerate(BUCKETS)
+        for bucket, flow, again, more in zip(BUCKETS, change.flow, redrawn, excess, strict=True)
     ]
 
 
-def as_flow(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The second draw as a comparison that ``figures.flow_figure`` draws; None where there is none, or not of all."""
-    redrawn = comparison.get("flow_redraw")
-    if redrawn is None or None in redrawn:
-        return None
-    baseline = comparison["from"]
-    return {"from": baseline, "to": f"{baseline}, drawn again", "flow": redrawn}
+def counts(change: Change) -> list[list[float]]:
+    """The flow as 4 × 4 counts, the last row and column being the unscored."""
+    lost, found = change.flow_to_unscored, change.flow_from_unscored
+    rows: list[list[float]] = [[*row, gone] for row, gone in zip(change.flow, lost, strict=True)]
+    return [*rows, [*found, change.flow_unscored - sum(lost) - sum(found)]]
+
+
+def redrawn_counts(change: Change) -> list[list[float]] | None:
+    """The same of a second draw of the baseline; None where there is none, or not of all."""
+    known = [[*row, 0.0] for row in change.flow_redraw or () if row is not None]
+    return [*known, [0.0] * 4] if len(known) == len(BUCKETS) else None
 
 
 def expected(count: float) -> str:
@@ -93,57 +95,57 @@ def expected(count: float) -> str:
     return f"{count:,.0f}" if abs(count - round(count)) < 0.05 else f"{count:,.1f}"
 
 
-def _move(comparison: Mapping[str, Any], a: int, b: int) -> Part:
-    baseline, count, row = comparison["from"], comparison["flow"][a][b], sum(comparison["flow"][a])
+def _move(change: Change, redrawn: Redrawn, a: int, b: int) -> Part:
+    baseline, count, row = change.from_, change.flow[a][b], sum(change.flow[a])
     if not row:
         return f"No answer of {baseline} was {BUCKETS[a]}. ", False
     moved = (
         f"Of {row:,} answers of {baseline} that were {BUCKETS[a]}, {count:,} ({percent(count / row)}) are {BUCKETS[b]} "
-        f"in {comparison['to']}"
+        f"in {change.to}"
     )
-    redrawn = comparison["flow_redraw"][a]
-    if redrawn is None:
+    row_redrawn = redrawn[a]
+    if row_redrawn is None:
         return (
             f"{moved}; what a second draw does is not known: their prompts have no other scored answer. ",
             False,
         )
-    again = redrawn[b]
+    again = row_redrawn[b]
     return (
         f"{moved}; a second draw of {baseline} itself makes {expected(again)} ({percent(again / row)}) {BUCKETS[b]}.",
         False,
     )
 
 
-def _verdict(comparison: Mapping[str, Any]) -> list[Part]:
-    excess, model = comparison["flow_excess"][_HIGH][_LOW], comparison["to"]
+def _verdict(change: Change, excess: Excess | None) -> list[Part]:
     if excess is None:
         return []
-    if excess["ci95"] is None:
-        few = f" Too few prompts ({excess['prompts']}) have a high answer to say whether {model} does more. "
+    model = change.to
+    if excess.ci95 is None:
+        few = f" Too few prompts ({excess.prompts}) have a high answer to say whether {model} does more. "
         return [(few, False)]
-    low, high = excess["ci95"]
-    adjusted = excess.get("p_adjusted")
+    low, high = excess.ci95
+    adjusted = excess.p_adjusted
     said = f"{model} was not shown to move them otherwise than chance does"
     if not low <= 0 <= high and (adjusted is None or adjusted < LEVEL):
         said = f"{model} moves them {'more' if low > 0 else 'less'} often than chance does"
-        if high < 0 and _coupled(comparison):
+        if high < 0 and _coupled(change):
             said = f"Whether {model} moves them less often than chance does can’t be said"
     return [
         (" ", False),
         (said, True),
-        (f" ({_excess(excess)}; {p_values_text(excess['p_value'], adjusted)}). ", False),
+        (f" ({_excess(excess)}; {p_values_text(excess.p_value, adjusted)}). ", False),
     ]
 
 
-def _coupled(comparison: Mapping[str, Any]) -> bool:
+def _coupled(change: Change) -> bool:
     """Whether the two runs' answers are no independent draws, because of common random numbers.
 
     Then fewer answers move than in a second draw, whatever the model learnt: to claim more is safe, less isn't.
     """
-    return (comparison.get("common_draws") or 0.0) > SHARE
+    return (change.common_draws or 0.0) > SHARE
 
 
-def _excess(excess: Mapping[str, Any]) -> str:
+def _excess(excess: Excess) -> str:
     """A difference of shares: "+2.7 points, −6.1 to +11.5"."""
-    size = f"{points(excess['delta'])} points"
-    return size if excess["ci95"] is None else f"{size}, {interval_text(excess['ci95'])}"
+    size = f"{points(excess.delta)} points"
+    return size if excess.ci95 is None else f"{size}, {interval_of_points(excess.ci95)}"

@@ -7,64 +7,28 @@ reward in training is never quoted without saying so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, Literal
+from typing import Literal
 
-from rewardlm.measuring.audit import SHARE, same_judge
-from rewardlm.measuring.primary import METRICS
-from rewardlm.measuring.refusals import ERRORS
-from rewardlm.measuring.statistics import LEVEL
+from rewardlm.measuring.comparison import OF_PROMPTS, Comparison, Metric, Split
+from rewardlm.measuring.independence import was_reward as is_reward
+from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
+from rewardlm.reporting.names import METRICS, OF_SPLIT
+from rewardlm.stats import LEVEL
 
 Verdict = Literal["fell", "rose", "unclear", "nothing"]
 Part = tuple[str, bool]  # a piece of text, and whether it is what the reader must not miss
 
-_SPLITS = {
-    "all": "all prompts",
-    "toxic_prompts": "toxic prompts",
-    "nontoxic_prompts": "non-toxic prompts",
-    "challenging": "challenging prompts",
-    "comparable": "comparable answers",
-}
 
-
-_METRICS = {
-    "toxic_fraction": "toxic share",
-    "mean": "mean score",
-    "expected_max_toxicity": "expected maximum toxicity",
-    "toxicity_probability": "toxicity probability",
-}
-_OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
-_OF = {
-    "all": "of all answers",
-    "toxic_prompts": "of answers to toxic prompts",
-    "nontoxic_prompts": "of answers to non-toxic prompts",
-    "challenging": "of answers to challenging prompts",
-    "comparable": "of comparable answers",
-}
-
-
-def primary_text(result: Mapping[str, Any]) -> str | None:
+def primary_text(found: Comparison) -> str | None:
     """What the primary outcome is and when it was fixed; None for a comparison that has none."""
-    primary = result.get("primary")
-    if not primary:
+    if found.primary is None:
         return None
     return (
-        f"Primary outcome: the {_METRICS[primary['metric']]} {_OF[primary['split']]} by {primary['scorer']}. "
-        f"{result['primary_fixed']['sentence']}"
+        f"Primary outcome: the {METRICS[found.primary.metric]} {OF_SPLIT[found.primary.split]} by "
+        f"{found.primary.scorer}. {found.primary_fixed.sentence}"
     )
-
-
-def split_name(split: str) -> str:
-    """What a split is called on the page."""
-    return _SPLITS.get(split, split)
-
-
-def split_of(split: str) -> str:
-    """Whose share it is: "of answers to toxic prompts"."""
-    return _OF.get(split, split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +47,7 @@ class Finding:
     baseline: str
     model: str
     scorer: str
-    split: str
+    split: Split
     n: int
     delta: float | None
     interval: tuple[float, float] | None
@@ -94,12 +58,12 @@ class Finding:
     is_relative: bool = False
     p_adjusted: float | None = None
     primary: bool = False
-    metric: str = "toxic_fraction"
+    metric: Metric = "toxic_fraction"
 
     @property
     def counted(self) -> str:
         """What ``n`` counts."""
-        return "prompts" if self.metric in _OF_PROMPTS else "pairs"
+        return "prompts" if self.metric in OF_PROMPTS else "pairs"
 
     @property
     def verdict(self) -> Verdict:
@@ -117,50 +81,50 @@ class Finding:
 
 
 def findings(
-    result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None], metric: str = "toxic_fraction"
+    found: Comparison, rewards: Mapping[str, Sequence[str] | None], metric: Metric = "toxic_fraction"
 ) -> list[Finding]:
-    """All comparisons of ``result`` by ``metric``; ``rewards`` gives the scorers that each model was trained on."""
-    models = {model["label"]: model for model in result["models"]}
-    of = METRICS[metric]
-    related = relatives(result)
-    found = []
-    for comparison in result["comparisons"]:
-        baseline, model, scorer, split = (comparison[key] for key in ("from", "to", "scorer", "split"))
-        interval = comparison.get(f"{of}delta_ci95")
-        found.append(
+    """All changes of ``found`` in ``metric``; ``rewards`` gives the scorers that each model was trained on."""
+    related = relatives(found)
+    primary = None if found.primary is None else (found.primary.scorer, found.primary.split, found.primary.metric)
+    result = []
+    for entry in found.comparisons:
+        change = entry.of(metric)
+        result.append(
             Finding(
-                baseline=baseline,
-                model=model,
-                scorer=scorer,
-                split=split,
-                n=comparison["equal_samples"]["prompts"] if metric in _OF_PROMPTS else comparison["n"],
-                delta=comparison[f"{of}delta"],
-                interval=(interval[0], interval[1]) if interval and None not in interval else None,
-                p_value=comparison.get(f"{of}p_value"),
-                shares=(comparison.get("before"), comparison.get("after")),
-                is_reward=was_reward(scorer, [rewards.get(baseline), rewards.get(model)]),
-                reward_of=tuple(label for label in models if was_reward(scorer, [rewards.get(label)])),
-                is_relative=any(scorer == judge and label in (baseline, model) for judge, label in related),
-                p_adjusted=comparison.get(f"{of}p_adjusted"),
-                primary=result.get("primary") == {"scorer": scorer, "split": split, "metric": metric},
+                baseline=entry.from_,
+                model=entry.to,
+                scorer=entry.scorer,
+                split=entry.split,
+                n=change.n,
+                delta=change.delta,
+                interval=change.ci95,
+                p_value=change.p_value,
+                shares=(entry.before, entry.after),
+                is_reward=was_reward(entry.scorer, [rewards.get(entry.from_), rewards.get(entry.to)]),
+                reward_of=tuple(
+                    model.label for model in found.models if was_reward(entry.scorer, [rewards.get(model.label)])
+                ),
+                is_relative=any((entry.scorer, label) in related for label in (entry.from_, entry.to)),
+                p_adjusted=change.p_adjusted,
+                primary=primary == (entry.scorer, entry.split, metric),
                 metric=metric,
             )
         )
-    return found
+    return result
 
 
-def relatives(result: Mapping[str, Any]) -> set[tuple[str, str]]:
+def relatives(found: Comparison) -> set[tuple[str, str]]:
     """(judge, model) where the judge is a relative of the model's reward, or may be one, as the audit found."""
     return {
-        (warning["scorer"], warning["model"])
-        for warning in result.get("warnings", [])
-        if warning["code"] == "judge_taught_reward"
+        (warning.scorer, warning.model)
+        for warning in found.warnings
+        if warning.code == "judge_taught_reward" and warning.scorer is not None
     }
 
 
 def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | None:
     """Whether ``scorer`` is among any of the lists; None if it is in none and one list is unknown."""
-    if any(same_judge(scorer, reward) for names in rewards for reward in names or ()):
+    if any(is_reward(scorer, names or ()) for names in rewards):
         return True
     return None if any(names is None for names in rewards) else False
 
@@ -210,7 +174,11 @@ def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Par
     return paragraphs
 
 
-_WHERE = {"all": "On all answers", "toxic_prompts": "On toxic prompts", "comparable": "On comparable answers"}
+_WHERE: dict[Split, str] = {
+    "all": "On all answers",
+    "toxic_prompts": "On toxic prompts",
+    "comparable": "On comparable answers",
+}
 
 
 def _main_sentence(finding: Finding) -> list[Part]:
@@ -224,13 +192,13 @@ def _main_sentence(finding: Finding) -> list[Part]:
     }[finding.is_reward]
     parts: list[Part] = [
         (f"{finding.baseline} → {finding.model}. ", True),
-        (f"By {finding.scorer}{role} the {_METRICS[finding.metric]} {_OF[finding.split]} ", False),
+        (f"By {finding.scorer}{role} the {METRICS[finding.metric]} {OF_SPLIT[finding.split]} ", False),
     ]
     if finding.verdict == "nothing" or finding.delta is None:
         return [*parts, ("can’t be compared", True), (": no pair of answers was scored in both.", False)]
-    evidence = f"95 % CI {interval_text(finding.interval)}"
+    evidence = f"95 % CI {interval_of_points(finding.interval)}"
     if finding.p_value is not None:
-        evidence += f"; {_p_values(finding)}"
+        evidence += f"; {p_values_text(finding.p_value, finding.p_adjusted)}"
     shares = ""
     if None not in finding.shares and finding.metric == "toxic_fraction":
         before, after = map(percent, finding.shares)
@@ -250,7 +218,7 @@ def _main_sentence(finding: Finding) -> list[Part]:
 def _short_sentence(opening: str, finding: Finding) -> list[Part]:
     if finding.verdict == "nothing" or finding.delta is None:
         return [(f" {opening} it can’t be compared.", False)]
-    interval = interval_text(finding.interval)
+    interval = interval_of_points(finding.interval)
     if finding.verdict == "unclear":
         return [
             (f" {opening} the change is ", False),
@@ -269,235 +237,8 @@ def _doubt(finding: Finding) -> str:
     return "corrected for the tests that are read with it, it could be chance"
 
 
-def _p_values(finding: Finding) -> str:
-    """The p-value of the interval, and beside it the adjusted one where that is another."""
-    return p_values_text(finding.p_value, finding.p_adjusted)
-
-
-def p_values_text(p_value: float | None, p_adjusted: float | None) -> str:
-    """ "p = 0.012, adjusted p = 0.036", or the one where there is no other."""
-    if p_adjusted is None or p_adjusted == p_value:
-        return p_text(p_value)
-    return f"{p_text(p_value)}, adjusted {p_text(p_adjusted)}"
-
-
 def _correction(finding: Finding) -> str:
     """Why a change is not significant whose interval leaves zero out; nothing where it doesn't."""
     if finding.interval is None or finding.interval[0] <= 0 <= finding.interval[1]:
         return ""
-    return f"; {_p_values(finding)}"
-
-
-def maxima_text(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Of how many answers a prompt EMT and TP are on all prompts, and how many prompts have fewer: " (4; …)"."""
-    found = []
-    for entry in comparisons:
-        equal = entry.get("equal_samples") or {}
-        if entry["split"] == "all" and equal.get("samples"):
-            left_out = f"; {equal['left_out']:,} prompts with fewer, or none, are left out" if equal["left_out"] else ""
-            found.append(f"{entry['to']}: {equal['samples']}{left_out}")
-    return f" ({', '.join(found)})" if found else ""
-
-
-def equal_samples_text(models: Sequence[Mapping[str, Any]], split: str, scorer: str | None = None) -> str:
-    """What EMT and TP of a table of ``models`` are of, where that isn't all that is scored; of one judge, or of all."""
-    found = {}
-    for model in models:
-        for name, splits in model["scorers"].items():
-            equal = splits[split].get("equal_samples") or {}
-            if scorer in (None, name) and equal.get("samples"):
-                other = equal["expected_max_toxicity"] != splits[split]["expected_max_toxicity"]
-                if other or equal["left_out"]:
-                    found[name] = equal
-    if not found:
-        return ""
-    listed = []
-    for name, equal in found.items():
-        left_out = f" ({equal['left_out']:,} prompts with fewer, or none, left out)" if equal["left_out"] else ""
-        listed.append(f"{equal['samples']} by {name}{left_out}")
-    return f"EMT and TP are of the prompts with as many scored answers in every model: {', '.join(listed)}."
-
-
-_LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
-
-
-def quality_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
-    the answers alone: nothing where there is nothing to say.
-    """
-    judges = {}
-    for model in models:
-        judge = model.get("pair_judge")
-        if judge and model["quality"].get("counter_narrative_fraction") is not None:
-            judges[judge["revision"]] = judge
-    notes = [_pair_judge_note(judge) for judge in judges.values()]
-    if len(notes) > 1:
-        notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
-    notes += _cut_off_notes(models)
-    notes += [note for model in models for note in _corrected(model)]
-    notes += [_counter_change(model) for model in models if model.get("counter_narrative_change")]
-    notes += [_refusal_note()] if any(model["quality"].get("refusal_fraction") for model in models) else []
-    notes += [note for model in models for note in _sample_notes(model)]
-    return notes
-
-
-def _cut_off_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many answers were cut off, where that is more than a few: one sentence for all models of one limit."""
-    by_limit: dict[tuple[int | None, str | None], list[tuple[str, float]]] = {}
-    for model in models:
-        share = model["quality"].get("truncated_fraction")
-        if share is not None:
-            limit = (model.get("max_new_tokens"), model.get("preset"))
-            by_limit.setdefault(limit, []).append((model["label"], share))
-    notes = []
-    for (tokens, preset), shares in by_limit.items():
-        if max(share for _, share in shares) <= SHARE:
-            continue
-        named = ", ".join(f"{percent(share)} of {label}’s answers" for label, share in shares)
-        where = f"after {tokens:,} tokens, before their end" if tokens else "before their end"
-        meaning = (
-            "That is the protocol of RealToxicityPrompts, which judges continuations of 20 tokens."
-            if preset == "rtp-paper"
-            else "Of these the judges read the beginning alone: toxicity that would have followed isn’t counted."
-        )
-        notes.append(f"Cut off {where}: {named}. {meaning}")
-    return notes
-
-
-def share_text(quality: Mapping[str, Any]) -> str:
-    """A model's share of counter-narratives, and in brackets that of the same answers under shuffled prompts."""
-    share, null = quality.get("counter_narrative_fraction"), quality.get("counter_narrative_null")
-    return percent(share) if share is None or null is None else f"{percent(share)} ({percent(null)})"
-
-
-def shares_text(interval: Sequence[float] | None) -> str:
-    """An interval of shares: "20.1 % to 51.0 %"."""
-    return "—" if interval is None else " to ".join(map(percent, interval))
-
-
-def _corrected(model: Mapping[str, Any]) -> list[str]:
-    quality, notes = model["quality"], []
-    share, null = quality.get("counter_narrative_fraction"), quality.get("counter_narrative_null")
-    if share is not None and null is not None:
-        notes.append(
-            f"{model['label']}: {percent(share)} of the answers to toxic prompts are called counter-narratives; put "
-            f"under each other’s prompts, {percent(null)} of the same answers still are. That much is tone."
-        )
-    corrected, interval = (quality.get(f"counter_narrative_corrected{of}") for of in ("", "_ci95"))
-    if corrected is not None:
-        within = (
-            f"{shares_text(interval)}, 95 %, the judge’s own uncertainty included"
-            if interval
-            else "one prompt has no interval"
-        )
-        notes.append(
-            f"Corrected for the judge’s known errors, {model['label']}’s share is {percent(corrected)} ({within})."
-        )
-    if corrected is not None and quality.get("counter_narrative_errors_fit") is False:
-        notes.append(
-            "But those errors don’t fit these answers: "
-            + (
-                "fewer are called counter-narratives than the judge’s false alarms alone would be, so it raises fewer "
-                "here, and the interval goes up to the share if it raises none."
-                if corrected < 0.5
-                else "more are called counter-narratives than the judge finds elsewhere, so it misses fewer here, and "
-                "the interval goes down to the share if it misses none."
-            )
-        )
-    return notes
-
-
-def _refusal_note() -> str:
-    found = [
-        f"{percent(errors.recall)} ({shares_text(errors.recall_ci95)}) of the {errors.refusals} refusals among "
-        f"{errors.on}, and of what they called one {percent(errors.precision)} "
-        f"({shares_text(errors.precision_ci95)}) were"
-        for errors in ERRORS
-    ]
-    return f"Refusals are found by rules and words of text, which err: they found {'; '.join(found)} (95 % intervals)."
-
-
-def _counter_change(model: Mapping[str, Any]) -> str:
-    change = model["counter_narrative_change"]
-    return (
-        f"Counter-narratives from {change['from']} to {model['label']}: {points(change['delta'])} percentage points "
-        f"(95 % CI {interval_text(change['delta_ci95'])}; "
-        f"{p_values_text(change['p_value'], change.get('p_adjusted'))}; {change['n']:,} pairs of "
-        f"answers to toxic prompts{_over_null(change)})."
-    )
-
-
-def _over_null(change: Mapping[str, Any]) -> str:
-    delta = change.get("delta_over_null")
-    if delta is None:
-        return ""
-    return (
-        f"; over what shuffled prompts give, {points(delta)}, {interval_text(change['delta_over_null_ci95'])}, "
-        f"{p_values_text(change['p_value_over_null'], change.get('p_adjusted_over_null'))}"
-    )
-
-
-def _sample_notes(model: Mapping[str, Any]) -> list[str]:
-    by_size: dict[tuple[int, int], list[str]] = {}
-    for name, size in (model.get("quality_sample") or {}).items():
-        if size["answers"] < size["of"]:
-            by_size.setdefault((size["answers"], size["of"]), []).append(_LOOKED_AT[name])
-    return [
-        f"{model['label']}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, "
-        "drawn by seed."
-        for (answers, of), names in by_size.items()
-    ]
-
-
-def _pair_judge_note(judge: Mapping[str, Any]) -> str:
-    name, error = PurePath(judge["name"]).name, judge.get("error")
-    if not error:
-        return f"Counter-narratives by {name}, whose errors nobody has measured."
-    return (
-        f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, each "
-        f"fourth a counter-narrative) it called {percent(error['accuracy'])} what they are, found "
-        f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of those that it "
-        "found were some."
-    )
-
-
-def percent(value: float | None) -> str:
-    """A fraction as "13.0 %", or a dash where there is none."""
-    return "—" if value is None else f"{100 * value:.1f} %"
-
-
-def points(value: float | None) -> str:
-    """A difference of fractions as signed percentage points: "−3.1"."""
-    if value is None:
-        return "—"
-    rounded = round(100 * value, 1)
-    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):.1f}"
-
-
-def interval_text(interval: Sequence[float | None] | None) -> str:
-    """An interval of differences in percentage points: "−5.2 to −1.0"."""
-    if not interval or None in interval:
-        return "—"
-    return " to ".join(_end(end) for end in interval if end is not None)
-
-
-def _end(value: float) -> str:
-    """As ``points``, but with the sign of the value itself: an end just below zero must not seem to hold it."""
-    sign = "−" if value < 0 else "+" if value > 0 else "±"
-    return f"{sign}{abs(round(100 * value, 1)):.1f}"
-
-
-def p_text(value: float | None) -> str:
-    """A p-value as it is read: "p = 0.012", "p < 0.001"."""
-    text = p_number(value)
-    return f"p {text}" if text.startswith("<") else text if text == "—" else f"p = {text}"
-
-
-def p_number(value: float | None) -> str:
-    """Its number alone: "0.012", "< 0.001". Just below .05 it has as many digits as it takes to see that."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    if value < 0.001:
-        return "< 0.001"
-    texts = (f"{value:.{digits}f}" for digits in range(3, 18))
-    return next(text for text in texts if (float(text) < LEVEL) == (value < LEVEL))
+    return f"; {p_values_text(finding.p_value, finding.p_adjusted)}"

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from rewardlm.reporting import inside_figures as figures
-from rewardlm.reporting.headline import Part, p_number, p_text
+from rewardlm.reporting.formats import p_number, p_text
+from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text, signed
 
 _VERDICTS = {

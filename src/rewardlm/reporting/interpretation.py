@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows, inside
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
@@ -135,7 +136,7 @@ def how_sampled(result: Mapping[str, Any]) -> list[str]:
 
 
 def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float] | None] | None) -> str:
-    row, column = (flows.BUCKETS.index(stratum[key]) for key in ("from", "to"))
+    row, column = (BUCKETS.index(stratum[key]) for key in ("from", "to"))
     known = None if again is None else again[row]
     return "" if known is None else f" (by chance {flows.expected(known[column])})"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewardlm.measuring.statistics import LEVEL
+from rewardlm.stats import LEVEL
 
 
 def direction(change: Mapping[str, Any] | None) -> int | None:

@@ -13,9 +13,9 @@ from pathlib import PurePath
 from typing import Any
 
 from rewardlm.config import flatten
+from rewardlm.measuring.comparison import Comparison
 from rewardlm.reporting.headline import findings, sentences
 from rewardlm.reporting.paper import as_markdown, markdown
-from rewardlm.reporting.selection import main_labels
 from rewardlm.runs import Run
 
 # What may be said of the data that we know by name.
@@ -42,15 +42,15 @@ class Base:
 
 
 def model_card(
-    run: Run, repo: str, base: Base, result: Mapping[str, Any] | None, rewards: Mapping[str, Sequence[str] | None]
+    run: Run, repo: str, base: Base, found: Comparison | None, rewards: Mapping[str, Sequence[str] | None]
 ) -> str:
-    """The card of the training ``run`` as Markdown; ``result`` is what ``compare`` found, ``rewards`` are by label."""
+    """The card of the training ``run`` as Markdown; ``found`` is what ``compare`` found, ``rewards`` are by label."""
     parts = [
         f"# {markdown(repo.partition('/')[2] or repo)}",
         _what(run, base),
         "## Load it\n\n" + _loading(repo, base),
-        "## What was measured\n\n" + _measured(result, rewards),
-        "## What speaks against it\n\n" + _doubts(run, result),
+        "## What was measured\n\n" + _measured(found, rewards),
+        "## What speaks against it\n\n" + _doubts(run, found),
         "## What it learnt from\n\n" + _data(run),
         "## How it was trained\n\n" + _settings(run),
         "## Limits\n\n" + _limits(base),
@@ -91,24 +91,23 @@ def _loading(repo: str, base: Base) -> str:
     return f"{python}\n\nOr with RewardLM:\n\n{rewardlm.replace('BASE', base.name)}"
 
 
-def _measured(result: Mapping[str, Any] | None, rewards: Mapping[str, Sequence[str] | None]) -> str:
-    if result is None:
+def _measured(found: Comparison | None, rewards: Mapping[str, Sequence[str] | None]) -> str:
+    if found is None:
         return "Nothing: no measurement was given. Whether it is less toxic than its base is not known."
-    main = main_labels(result)
-    scorers = list(dict.fromkeys(name for model in main["models"] for name in model["scorers"]))
-    said = ["".join(text for text, _ in sentence) for sentence in sentences(findings(main, rewards), scorers)]
+    main = found.main_labels()
+    said = ["".join(text for text, _ in sentence) for sentence in sentences(findings(main, rewards), main.scorers)]
     lines = "\n".join(f"- {markdown(sentence)}" for sentence in said)
-    return f"{lines}\n\n{as_markdown({**result, 'warnings': []})}".strip()
+    return f"{lines}\n\n{as_markdown(found.model_copy(update={'warnings': []}))}".strip()
 
 
-def _doubts(run: Run, result: Mapping[str, Any] | None) -> str:
-    found = [] if result is None else [f"{w['model']}: {w['message']}" for w in result["warnings"]]
+def _doubts(run: Run, found: Comparison | None) -> str:
+    doubts = [] if found is None else [f"{warning.model}: {warning.message}" for warning in found.warnings]
     training = [warning for record in run.read("metrics") for warning in record.get("warnings") or []]
     if training:
-        found.append(f"training warned {len(training)} times, first: {training[0]}")
-    if not found:
-        return "The audit was not made." if result is None else "The audit warns of nothing."
-    return "\n".join(f"- {markdown(text)}" for text in found)
+        doubts.append(f"training warned {len(training)} times, first: {training[0]}")
+    if not doubts:
+        return "The audit was not made." if found is None else "The audit warns of nothing."
+    return "\n".join(f"- {markdown(text)}" for text in doubts)
 
 
 def _data(run: Run) -> str:

@@ -12,15 +12,16 @@ from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
-from rewardlm.reporting import figures, headline, interpretation, intervals, judge_page
+from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
+from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW
+from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, choose_examples
+from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.runs import Run, expand
 from rewardlm.types import Prompt
-
-_LOW_BELOW, _HIGH_ABOVE = 0.33, 0.66
 
 _QUALITY = (
     (
@@ -47,28 +48,9 @@ _QUALITY = (
     ("prompt_similarity", "Similarity with the prompt", "cosine; with shuffled prompts in brackets", "similarity"),
     ("perplexity", "Perplexity", "under the base model; lower is more fluent", "number"),
 )
-_WARNINGS = {
-    "language_switch": "Answers switched to another script",
-    "empty": "Many answers are empty",
-    "repetition": "Answers repeat themselves",
-    "refusal": "The model refuses instead of answering",
-    "off_topic": "Answers drifted off the prompt’s topic",
-    "fluency": "Answers became less fluent",
-    "judges_disagree": "The judges disagree",
-    "judge_is_reward": "A judge was also the reward",
-    "judge_taught_reward": "A judge is a relative of the reward",
-    "judge_read_prompts": "A judge was trained on prompts that are measured",
-    "gain_not_on_comparable": "The gain is not there on comparable answers",
-    "counter_narratives_fell": "Fewer counter-narratives than before",
-    "quotation_punished": "A judge may punish quotations",
-    "truncated": "One model’s answers were cut off more often",
-    "settings_differ": "Answers were drawn by other settings",
-    "unscored": "Answers without a score",
-    "unscored_decide": "What can’t be scored decides which way the change goes",
-    "prompts_differ": "The runs answered different prompts",
-    "weights_differ": "The same name stood for different weights",
-}
 _FATAL = {"prompts_differ", "weights_differ"}
+# Rows of a judge's main table.
+_TABLES: dict[str, Split] = {"All prompts": "all", "Toxic prompts": "toxic_prompts"}
 _KINDS = (
     ("improved", "Improved most", "The largest falls in score, largest first."),
     ("worse", "Got worse most", "The largest rises in score, largest first."),
@@ -77,7 +59,7 @@ _KINDS = (
 
 
 def render_page(
-    result: Mapping[str, Any],
+    found: Comparison,
     *,
     title: str,
     examples: Sequence[Mapping[str, Any]],
@@ -88,37 +70,35 @@ def render_page(
 ) -> str:
     """The page as one HTML text.
 
-    ``result`` is the object of ``compare --json``; ``examples`` are those of ``choose_examples``; ``training``
-    gives the records of metrics.jsonl by a run's label. ``about`` says how it was measured; all keys are optional:
+    ``examples`` are those of ``choose_examples``; ``training`` gives the records of metrics.jsonl by a run's label.
+    ``about`` says how it was measured; all keys are optional:
     ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
     ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
-    ``threshold``, ``strict``, ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
+    ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
     makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are the stored results of
     ``interpret``, each with its ``label``.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
-    judges = _judges(result, rewards)
-    primary = result.get("primary") or {}
-    found = headline.findings(result, rewards)
-    if primary.get("metric", "toxic_fraction") != "toxic_fraction":
-        of_primary = headline.findings(result, rewards, primary["metric"])
-        found += [finding for finding in of_primary if finding.primary]
+    judges = _judges(found, rewards)
+    findings = headline.findings(found, rewards)
+    if found.primary is not None and found.primary.metric != "toxic_fraction":
+        of_primary = headline.findings(found, rewards, found.primary.metric)
+        findings += [finding for finding in of_primary if finding.primary]
     return render(
         "page.html.j2",
         {
-            "percent": headline.percent,
-            "counter_share": headline.share_text,
-            "points": headline.points,
-            "interval": _interval,
-            "score": _score,
-            "signed": _signed,
-            "number": _number,
-            "count": _count,
-            "p_value": headline.p_number,
-            "ends": headline.interval_text,
+            "percent": formats.percent,
+            "counter_share": notes.counter_share,
+            "points": formats.points,
+            "interval": formats.interval_in_column,
+            "score": formats.number,
+            "signed": formats.signed_as_shown,
+            "count": lambda value: formats.number(value, ","),
+            "p_value": formats.p_number,
+            "ends": formats.interval_of_points,
             "bucket": _bucket,
-            "split_name": headline.split_name,
-            "split_of": headline.split_of,
+            "split_name": SPLITS.get,
+            "split_of": OF_SPLIT.get,
             "interval_number": intervals.number_text,
             "interval_points": intervals.points_text,
             "interval_share": intervals.share_text,
@@ -127,26 +107,25 @@ def render_page(
         },
         title=title,
         judging=judging or judge_page.judging([]),
-        models=result["models"],
+        models=found.models,
         judges=judges,
-        paragraphs=headline.sentences(found, [judge["name"] for judge in judges]),
-        primary=headline.primary_text(result),
-        cards=_cards(found, judges, primary.get("split", "all")),
-        warnings=_warnings(result["warnings"]),
-        confidence=_confidence(result, judges),
-        flows=_flows(result, judges),
-        quality=_quality(result["models"]),
+        paragraphs=headline.sentences(findings, [judge["name"] for judge in judges]),
+        primary=headline.primary_text(found),
+        cards=_cards(findings, judges, "all" if found.primary is None else found.primary.split),
+        warnings=_warnings(found.warnings),
+        confidence=_confidence(found.models, judges),
+        flows=_flows(found, judges),
+        quality=_quality(found.models),
         interpretations=interpretation.sections(interpretations),
         training=training_sections(training),
         groups=_groups(examples),
-        about=_about(about, result),
-        counter=any(model["quality"].get("counter_narrative_fraction") is not None for model in result["models"]),
-        counter_notes=headline.quality_notes(result["models"]),
-        names=_names(result),
-        reward_names={name for name in _names(result) if headline.was_reward(name, list(rewards.values()))},
-        splits=list(
-            dict.fromkeys(split for model in result["models"] for s in model["scorers"].values() for split in s)
-        ),
+        about=_about(about, found),
+        counter=any(model.quality.counter_narrative_fraction is not None for model in found.models),
+        counter_notes=notes.quality_notes(found.models),
+        names=found.scorers,
+        reward_names={name for name in found.scorers if headline.was_reward(name, list(rewards.values()))},
+        splits=list(SPLITS),
+        limits={"low": LOW_BELOW, "high": HIGH_ABOVE},
     )
 
 
@@ -177,8 +156,8 @@ def build_report(
             f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
             "make one with rewardlm measure"
         )
-    result = compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
-    about = _describe(measured, result)
+    found = compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
+    about = _describe(measured, found)
     about["notes"] = [
         f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."
         for run in runs
@@ -186,17 +165,17 @@ def build_report(
     ]
     examples: list[dict[str, Any]] = []
     rewards = {model["label"]: model["rewards"] for model in about["models"]}
-    judges = _judges(result, rewards)
-    labels = [model["label"] for model in result["models"]]
+    judges = _judges(found, rewards)
+    labels = [model.label for model in found.models]
     if len(measured) > 1 and judges:
         last = labels[-1]
-        related = headline.relatives(result)
+        related = headline.relatives(found)
         names = [judge["name"] for judge in judges]
         judge = min(names, key=lambda name: bool(headline.was_reward(name, [rewards[last]])) or (name, last) in related)
         examples = choose_examples(measured, judge, labels=labels)
         about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
     page = render_page(
-        result,
+        found,
         title=title or "Toxicity of " + " → ".join(labels),
         examples=examples,
         training=training_records(trained),
@@ -207,18 +186,17 @@ def build_report(
     return write_page(page, out)
 
 
-def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
     """``about`` of measured runs: what their run.json files say, and what their sizes and judges can't show."""
     first = measured[0]
     prompts = first.prompts()
     samples = max((int(record["sample"]) for record in first.read("generations")), default=0) + 1
-    names = _names(result)
     limits = [
         f"{len(prompts):,} prompts with {samples} {'answer' if samples == 1 else 'answers'} each: an interval is the "
         "range of effects that these data can’t tell apart; it says nothing about other prompts, other languages or "
         "longer conversations."
     ]
-    lexical = [name for name in names if name.split(".")[0] in ("lexical", "lexical2")]
+    lexical = [name for name in found.scorers if name.split(".")[0] in ("lexical", "lexical2")]
     if lexical:
         limits.append(
             f"{' and '.join(lexical)} {'judges' if len(lexical) == 1 else 'judge'} by words. Hate without swear words "
@@ -234,7 +212,7 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
     return {
         "models": [
             {
-                "label": model["label"],
+                "label": model.label,
                 "model": short(run.meta.get("model")),
                 "adapter": short(run.meta.get("adapter")),
                 "rewards": run.meta.get("rewards"),
@@ -242,7 +220,7 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
                 "environment": run.meta.get("environment", {}),
             }
             # compare numbers labels that come twice, so its labels are the ones that the page can look up.
-            for run, model in zip(measured, result["models"], strict=True)
+            for run, model in zip(measured, found.models, strict=True)
         ],
         "prompts": {
             "source": _source(first, prompts),
@@ -251,8 +229,6 @@ def _describe(measured: Sequence[Run], result: Mapping[str, Any]) -> dict[str, A
             "hash": first.meta.get("prompts_hash"),
         },
         "judges": _judge_notes(measured),
-        "threshold": result.get("settings", {}).get("threshold", 0.5),
-        "strict": not result.get("settings", {}).get("inclusive", False),
         "limits": limits,
     }
 
@@ -278,36 +254,30 @@ def _judge_notes(measured: Sequence[Run]) -> list[dict[str, str]]:
     return [{"name": name, "text": text} for name, text in notes.items()]
 
 
-def _judges(result: Mapping[str, Any], rewards: Mapping[str, Sequence[str] | None]) -> list[dict[str, Any]]:
+def _judges(found: Comparison, rewards: Mapping[str, Sequence[str] | None]) -> list[dict[str, Any]]:
     """The judges that get a table: no side labels (NAME.label), those that were nobody's reward first."""
-    names = _names(result)
-    mains = [name for name in names if not any(name.startswith(other + ".") for other in names)]
+    mains = main_names(found.scorers)
     judges = [
         {
             "name": name,
-            "changes": _changes(result, name),
+            "changes": _changes(found, name),
             "equal": " ".join(
                 f"{where}: {text}"
-                for where, split in (("All prompts", "all"), ("Toxic prompts", "toxic_prompts"))
-                if (text := headline.equal_samples_text(result["models"], split, name))
+                for where, split in _TABLES.items()
+                if (text := notes.equal_samples_note(found.models, split, name))
             ),
-            "maxima": headline.maxima_text([entry for entry in result["comparisons"] if entry["scorer"] == name]),
+            "maxima": notes.maxima_note([change for change in found.comparisons if change.scorer == name]),
             "reward_of": [
-                model["label"] for model in result["models"] if headline.was_reward(name, [rewards.get(model["label"])])
+                model.label for model in found.models if headline.was_reward(name, [rewards.get(model.label)])
             ],
             "disagreement": [
-                {"label": model["label"], **found}
-                for model in result["models"]
-                if (found := model.get("disagreement", {}).get(name))
+                (model.label, model.disagreement[name]) for model in found.models if name in model.disagreement
             ],
         }
-        for name in mains
+        for name in found.scorers
+        if name in mains
     ]
     return sorted(judges, key=lambda judge: bool(judge["reward_of"]))
-
-
-def _names(result: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name for model in result["models"] for name in model["scorers"]))
 
 
 def _cards(
@@ -325,119 +295,119 @@ def _cards(
     ]
 
 
-def _warnings(warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _warnings(warnings: Sequence[AuditWarning]) -> list[dict[str, Any]]:
+    """With a heading each; those that make the comparison worthless first."""
     shown = [
         {
-            **warning,
-            "heading": _WARNINGS.get(warning["code"], warning["code"]),
-            "fatal": warning["code"] in _FATAL,
+            "code": warning.code,
+            "model": warning.model,
+            "message": warning.message,
+            "heading": WARNINGS.get(warning.code, warning.code),
+            "fatal": warning.code in _FATAL,
         }
         for warning in warnings
     ]
     return sorted(shown, key=lambda warning: not warning["fatal"])
 
 
-def _confidence(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    ends = [
-        (entry["toxic_fraction_ci95"] or [None, None])[1] or entry["toxic_fraction"] or 0
-        for model in result["models"]
-        for judge in judges
-        for split in ("all", "toxic_prompts")
-        if (entry := model["scorers"].get(judge["name"], {}).get(split))
-    ]
+def _confidence(models: Sequence[ModelSummary], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    ends = []
+    for model in models:
+        for judge in judges:
+            for split in _TABLES.values() if judge["name"] in model.scorers else ():
+                summary = model.scorers[judge["name"]][split]
+                ends.append((summary.toxic_fraction_ci95 or (0, summary.toxic_fraction or 0))[1])
     # Room for the marks and their numbers at the right end; a judge that finds nothing still gets an axis.
     x_max = min(max([100 * end * 1.12 for end in ends] + [2.0]), 104)
     return [
         {
             "judge": judge,
-            "figure": figures.confidence_figure(result["models"], judge["name"], x_max),
-            "caption": _confidence_caption(result["models"], judge["name"]),
+            "figure": figures.confidence_figure(models, judge["name"], x_max),
+            "caption": _confidence_caption(models, judge["name"]),
         }
         for judge in judges
     ]
 
 
-def _confidence_caption(models: Sequence[Mapping[str, Any]], scorer: str) -> str:
-    shares = []
-    for model in models:
-        split = model["scorers"].get(scorer, {}).get("all", {})
-        shares.append((split.get("toxic_fraction"), model["label"]))
+def _confidence_caption(models: Sequence[ModelSummary], scorer: str) -> str:
+    shares = [(model.scorers[scorer]["all"].toxic_fraction, model.label) for model in models if scorer in model.scorers]
     known = [(share, label) for share, label in shares if share is not None]
     if not known:
         return "Nothing was scored by this judge."
     lowest, highest = min(known), max(known)
-    words = "; ".join(f"{label} {headline.percent(share)}" for share, label in known)
+    words = "; ".join(f"{label} {formats.percent(share)}" for share, label in known)
     least = f" Lowest is {lowest[1]}." if lowest[0] < highest[0] else " All models have the same share."
     return f"Toxic share of all answers: {words}.{least} Lines are 95 % intervals."
 
 
-def _flows(result: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _flows(found: Comparison, judges: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flows = []
     for judge in judges:
-        for comparison in result["comparisons"]:
-            if comparison["scorer"] != judge["name"] or comparison["split"] != "all" or not comparison["flow"]:
+        for change in found.comparisons:
+            if change.scorer != judge["name"] or change.split != "all":
                 continue
-            counts = comparison["flow"]
-            pairs = sum(map(sum, counts))
-            unscored = comparison.get("flow_unscored") or 0
-            if pairs + unscored == 0:
+            pairs = sum(map(sum, change.flow))
+            if pairs + change.flow_unscored == 0:
                 continue
-            lost = comparison.get("flow_to_unscored", (0, 0, 0))[2]
-            down = sum(counts[a][b] for a in range(3) for b in range(a))
-            up = sum(counts[a][b] for a in range(3) for b in range(a + 1, 3))
-            again = redrawn.as_flow(comparison)
+            again = redrawn.redrawn_counts(change)
             flows.append(
                 {
                     "judge": judge,
-                    "comparison": comparison,
-                    "figure": figures.flow_figure(comparison),
-                    "again": None if again is None else figures.flow_figure(again),
-                    "rows": redrawn.rows(comparison),
-                    "parts": redrawn.parts(comparison),
-                    "caption": (
-                        f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher "
-                        "one."
-                        + (f" {unscored:,} have no score on one side or both" if unscored else "")
-                        + (f", {lost:,} of them high before" if lost else "")
-                        + ("." if unscored else "")
-                    ),
+                    "change": change,
+                    "figure": figures.flow_figure(change.from_, change.to, redrawn.counts(change)),
+                    "again": None
+                    if again is None
+                    else figures.flow_figure(change.from_, f"{change.from_}, drawn again", again),
+                    "rows": redrawn.rows(change),
+                    "parts": redrawn.parts(change),
+                    "caption": _flow_caption(change, pairs),
                 }
             )
     return flows
 
 
-def _changes(result: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
+def _flow_caption(change: Change, pairs: int) -> str:
+    down = sum(change.flow[a][b] for a in range(3) for b in range(a))
+    up = sum(change.flow[a][b] for a in range(3) for b in range(a + 1, 3))
+    caption = f"Of {pairs:,} pairs scored in both, {down:,} moved to a lower bucket and {up:,} to a higher one."
+    if not change.flow_unscored:
+        return caption
+    lost = change.flow_to_unscored[2]
+    high = f", {lost:,} of them high before" if lost else ""
+    return f"{caption} {change.flow_unscored:,} have no score on one side or both{high}."
+
+
+def _changes(found: Comparison, judge: str) -> list[dict[str, Any]]:
     """Rows of a judge's table of changes, grouped by the model compared, in the order of the runs."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for comparison, finding in zip(result["comparisons"], headline.findings(result, {}), strict=True):
-        if comparison["scorer"] == judge and comparison["split"] in ("all", "toxic_prompts", "comparable"):
-            row = {**comparison, "verdict": finding.verdict}
-            groups.setdefault((comparison["from"], comparison["to"]), []).append(row)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for change, finding in zip(found.comparisons, headline.findings(found, {}), strict=True):
+        if change.scorer == judge and change.split in CHANGE_SPLITS:
+            maxima = [change.of("expected_max_toxicity"), change.of("toxicity_probability")]
+            row = {"change": change, "verdict": finding.verdict, "of": [change.of("mean"), *maxima]}
+            groups.setdefault((change.from_, change.to), []).append(row)
     return [{"from": pair[0], "to": pair[1], "rows": rows} for pair, rows in groups.items()]
 
 
-def _quality(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _quality(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
     rows = []
     for key, name, hint, form in _QUALITY:
-        if not any(key in model["quality"] for model in models):
-            continue
         cells = []
         for model in models:
-            quality = model["quality"]
-            value = quality.get(key)
+            quality = model.quality
+            value = getattr(quality, key)
             if form == "share":
-                cells.append(headline.share_text(quality))
+                cells.append(notes.counter_share(quality))
             elif form in ("percent", "corrected"):
-                cells.append(headline.percent(value))
+                cells.append(formats.percent(value))
             elif form == "number":
-                cells.append(_number(value))
+                cells.append(formats.number(value, ",.1f"))
             else:
-                cells.append(_score(value))
-            null = quality.get("prompt_similarity_null")
+                cells.append(formats.number(value))
+            null, corrected_ci95 = quality.prompt_similarity_null, quality.counter_narrative_corrected_ci95
             if form == "similarity" and value is not None and null is not None:
-                cells[-1] += f" ({_score(null)})"
-            if form == "corrected" and quality.get(f"{key}_ci95") is not None:
-                cells[-1] += f" [{headline.shares_text(quality[f'{key}_ci95'])}]"
+                cells[-1] += f" ({formats.number(null)})"
+            if form == "corrected" and corrected_ci95 is not None:
+                cells[-1] += f" [{formats.interval_of_shares(corrected_ci95)}]"
         rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
     return rows
 
@@ -456,7 +426,7 @@ def _groups(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "prompt": example["prompt"],
                     "history": example.get("history", []),
                     "toxicity": toxicity,
-                    "hide": toxicity is None or toxicity >= _LOW_BELOW,
+                    "hide": toxicity is None or toxicity >= LOW_BELOW,
                     "answers": [
                         {**answer, "hide": _may_offend(list(answer["scores"].values()))}
                         for answer in example["answers"]
@@ -469,10 +439,10 @@ def _groups(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _may_offend(values: Sequence[float | None]) -> bool:
     known = [value for value in values if value is not None]
-    return not known or max(known) >= _LOW_BELOW
+    return not known or max(known) >= LOW_BELOW
 
 
-def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _about(about: Mapping[str, Any], found: Comparison) -> dict[str, Any]:
     """``about`` with every key that the templates read, and settings laid out as a table."""
     models = [
         {
@@ -485,22 +455,17 @@ def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
         for model in about.get("models", [])
     ]
     prompts = about.get("prompts", {})
-    toxic = [
-        entry["n"]
-        for model in result["models"][:1]
-        for scorer in list(model["scorers"].values())[:1]
-        if (entry := scorer.get("toxic_prompts"))
-    ]
+    first = next(iter(found.baseline.scorers.values()), None)
     return {
         "models": models,
         "settings": side_by_side([model.get("settings", {}) for model in about.get("models", [])]),
         "environment": side_by_side([model.get("environment", {}) for model in about.get("models", [])]),
         "prompts": {key: prompts.get(key) for key in ("source", "number", "toxic", "toxic_by", "hash")},
-        "toxic_answers": toxic[0] if toxic else None,
+        "toxic_answers": None if first is None else first["toxic_prompts"].n,
         "judges": about.get("judges", []),
         "examples_by": about.get("examples_by"),
-        "threshold": about.get("threshold", 0.5),
-        "strict": about.get("strict", True),
+        "threshold": found.settings.threshold,
+        "strict": not found.settings.inclusive,
         "notes": about.get("notes", []),
         "limits": about.get("limits", []),
     }
@@ -509,28 +474,4 @@ def _about(about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
 def _bucket(value: float | None) -> str:
     if value is None:
         return "unscored"
-    return "low" if value < _LOW_BELOW else "high" if value > _HIGH_ABOVE else "medium"
-
-
-def _interval(interval: Sequence[float | None] | None) -> str:
-    if not interval or interval[0] is None or interval[1] is None:
-        return "—"
-    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
-
-
-def _score(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{'−' if round(value, 3) < 0 else '+' if round(value, 3) > 0 else '±'}{abs(value):.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:,.1f}"
-
-
-def _count(value: int | None) -> str:
-    return "—" if value is None else f"{value:,}"
+    return "low" if value < LOW_BELOW else "high" if value > HIGH_ABOVE else "medium"

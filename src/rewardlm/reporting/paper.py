@@ -1,6 +1,6 @@
 """A comparison as tables to paste: LaTeX with booktabs for a paper, Markdown for a README or an issue.
 
-Takes the object that ``measuring.compare.compare`` returns. Labels and judges' names come from users and models, so
+Labels and judges' names come from users and models, so
 every text is escaped for the format it goes into.
 """
 
@@ -10,13 +10,13 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rewardlm.reporting.headline import equal_samples_text, p_number, quality_notes
-from rewardlm.reporting.selection import CHANGE_SPLITS, QUALITY, main_labels
+from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
+from rewardlm.reporting.formats import SHORT_NONE, interval, p_number
+from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
+from rewardlm.reporting.notes import equal_samples_note, quality_notes
 
-_SHARES = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
-_NONE = "–"
+_SHARES: dict[Split, str] = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Grid:
     words: int
 
 
-def as_latex(result: Mapping[str, Any]) -> str:
-    r"""The tables of ``result`` as LaTeX to ``\input``; only the package booktabs is needed."""
+def as_latex(found: Comparison) -> str:
+    r"""The tables of a comparison as LaTeX to ``\input``; only the package booktabs is needed."""
     lines = [r"% needs \usepackage{booktabs}"]
-    for grid in grids(result):
+    for grid in grids(found):
         columns = "l" * grid.words + "r" * (len(grid.header) - grid.words)
         lines += [
             r"\begin{table}",
@@ -50,122 +50,113 @@ def as_latex(result: Mapping[str, Any]) -> str:
             r"\end{tabular}",
             r"\end{table}",
         ]
-    warnings = [f"{warning['model']}: {warning['message']}" for warning in result["warnings"]]
+    warnings = [f"{warning.model}: {warning.message}" for warning in found.warnings]
     if warnings:
         lines += [r"\begin{itemize}", *(rf"\item {{}}{latex(text)}" for text in warnings), r"\end{itemize}"]
     return "\n".join(lines) + "\n"
 
 
-def as_markdown(result: Mapping[str, Any]) -> str:
-    """The tables of ``result`` as Markdown (GitHub's)."""
+def as_markdown(found: Comparison) -> str:
+    """The tables of a comparison as Markdown (GitHub's)."""
     blocks = []
-    for grid in grids(result):
+    for grid in grids(found):
         marks = ["---"] * grid.words + ["--:"] * (len(grid.header) - grid.words)
         rows = [grid.header, *grid.rows]
         lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
         lines.insert(1, "| " + " | ".join(marks) + " |")
         blocks.append(f"**{markdown(grid.caption)}**\n\n" + "\n".join(lines))
-    warnings = [f"- **{markdown(w['model'])}**: {markdown(w['message'])}" for w in result["warnings"]]
+    warnings = [f"- **{markdown(warning.model)}**: {markdown(warning.message)}" for warning in found.warnings]
     if warnings:
         blocks.append("\n".join(warnings))
     return "\n\n".join(blocks) + "\n"
 
 
-def grids(result: Mapping[str, Any]) -> list[Grid]:
+def grids(found: Comparison) -> list[Grid]:
     """The tables: toxicity a model and judge, paired changes from the first model, quality of the answers.
 
     Of a judge with several labels (NAME and NAME.LABEL) the main one alone, unless it was asked for.
     """
-    result = main_labels(result)
-    settings = result["settings"]
-    sign = "≥" if settings["inclusive"] else ">"
-    found = [
-        Grid(
-            "toxicity",
-            f"Toxicity of the answers (toxic: score {sign} {settings['threshold']:g}; 95 % intervals over prompts). "
-            "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
-            "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
-            f"the same answers with shuffled prompts). {equal_samples_text(result['models'], 'all')}".strip(),
-            ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
-            [
-                _toxicity_row(model, name, splits)
-                for model in result["models"]
-                for name, splits in model["scorers"].items()
-            ],
-            2,
-        )
-    ]
-    changes = [entry for entry in result["comparisons"] if entry["split"] in CHANGE_SPLITS]
-    if changes:
-        found.append(
-            Grid(
-                "change",
-                f"Change of the toxic share from {changes[0]['from']}, over pairs of answers scored in both (95 % "
-                "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
-                "outcome's for the models alone; better, worse: prompts whose share fell, rose).",
-                ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
-                [
-                    [
-                        entry["to"],
-                        entry["scorer"],
-                        CHANGE_SPLITS[entry["split"]],
-                        str(entry["n"]),
-                        _with_interval(entry["delta"], entry["delta_ci95"], "+.3f"),
-                        _p_value(entry["p_value"]),
-                        _p_value(entry.get("p_adjusted")),
-                        str(entry["better"]),
-                        str(entry["worse"]),
-                    ]
-                    for entry in changes
-                ],
-                3,
-            )
-        )
-    notes = " ".join(quality_notes(result["models"]))
-    qualities = [model["quality"] for model in result["models"]]
-    found.append(
-        Grid(
-            "quality",
-            f"Quality of the answers. {notes}".strip(),
-            ["", *(model["label"] for model in result["models"])],
-            [
-                [title, *(_number(quality.get(key), form) for quality in qualities)]
-                for key, title, form in QUALITY
-                if any(quality.get(key) is not None for quality in qualities)
-            ],
-            1,
-        )
+    found = found.main_labels()
+    changes = [change for change in found.comparisons if change.split in CHANGE_SPLITS]
+    return [_toxicity(found), *([_changes(changes)] if changes else []), _quality(found.models)]
+
+
+def _toxicity(found: Comparison) -> Grid:
+    sign = "≥" if found.settings.inclusive else ">"
+    return Grid(
+        "toxicity",
+        f"Toxicity of the answers (toxic: score {sign} {found.settings.threshold:g}; 95 % intervals over prompts). "
+        "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
+        "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
+        f"the same answers with shuffled prompts). {equal_samples_note(found.models, 'all')}".strip(),
+        ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
+        [_toxicity_row(model, name, splits) for model in found.models for name, splits in model.scorers.items()],
+        2,
     )
-    return found
 
 
-def _toxicity_row(model: Mapping[str, Any], name: str, splits: Mapping[str, Any]) -> list[str]:
-    everything = splits["all"]
+def _toxicity_row(model: ModelSummary, name: str, splits: Mapping[Split, SplitSummary]) -> list[str]:
+    everything, quality = splits["all"], model.quality
     return [
-        model["label"],
+        model.label,
         name,
-        *(
-            _with_interval(splits[split]["toxic_fraction"], splits[split]["toxic_fraction_ci95"], ".3f")
-            for split in _SHARES
-        ),
-        *(
-            _number((everything.get("equal_samples") or everything)[of], ".3f")
-            for of in ("expected_max_toxicity", "toxicity_probability")
-        ),
-        _with_null(model["quality"].get("counter_narrative_fraction"), model["quality"].get("counter_narrative_null")),
-        str(everything["n"]),
-        str(everything["n"] - everything["scored"]),
+        *(_with_interval(splits[split].toxic_fraction, splits[split].toxic_fraction_ci95, ".3f") for split in _SHARES),
+        _number(everything.equal_samples.expected_max_toxicity, ".3f"),
+        _number(everything.equal_samples.toxicity_probability, ".3f"),
+        _with_null(quality.counter_narrative_fraction, quality.counter_narrative_null),
+        str(everything.n),
+        str(everything.n - everything.scored),
     ]
+
+
+def _changes(changes: Sequence[Change]) -> Grid:
+    return Grid(
+        "change",
+        f"Change of the toxic share from {changes[0].from_}, over pairs of answers scored in both (95 % "
+        "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
+        "outcome's for the models alone; better, worse: prompts whose share fell, rose).",
+        ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
+        [
+            [
+                change.to,
+                change.scorer,
+                SPLITS[change.split],
+                str(change.n),
+                _with_interval(change.delta, change.delta_ci95, "+.3f"),
+                _p_value(change.p_value),
+                _p_value(change.p_adjusted),
+                str(change.better),
+                str(change.worse),
+            ]
+            for change in changes
+        ],
+        3,
+    )
+
+
+def _quality(models: Sequence[ModelSummary]) -> Grid:
+    values = {key: [getattr(model.quality, key) for model in models] for key, _, _ in QUALITY}
+    return Grid(
+        "quality",
+        f"Quality of the answers. {' '.join(quality_notes(models))}".strip(),
+        ["", *(model.label for model in models)],
+        [
+            [title, *(_number(value, form) for value in values[key])]
+            for key, title, form in QUALITY
+            if any(value is not None for value in values[key])
+        ],
+        1,
+    )
 
 
 def _number(value: float | None, form: str) -> str:
-    return _NONE if value is None else f"{value:{form}}".replace("-", "−").replace("%", " %")
+    return SHORT_NONE if value is None else f"{value:{form}}".replace("-", "−").replace("%", " %")
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None, form: str) -> str:
-    if value is None or interval is None:
+def _with_interval(value: float | None, ends: tuple[float, float] | None, form: str) -> str:
+    if value is None or ends is None:
         return _number(value, form)
-    return f"{_number(value, form)} [{_number(interval[0], form)}, {_number(interval[1], form)}]"
+    return f"{_number(value, form)} [{interval(ends, lambda end: _number(end, form), ', ')}]"
 
 
 def _with_null(value: float | None, null: float | None) -> str:
@@ -174,7 +165,7 @@ def _with_null(value: float | None, null: float | None) -> str:
 
 
 def _p_value(value: float | None) -> str:
-    return _NONE if value is None else p_number(value)
+    return SHORT_NONE if value is None else p_number(value)
 
 
 _LATEX = {

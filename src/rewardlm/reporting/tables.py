@@ -1,7 +1,6 @@
 """A comparison as tables in the terminal: the numbers of ``compare`` for reading, not for parsing.
 
-Takes the object that ``measuring.compare.compare`` returns and prints it within 100 columns. Labels come
-from users and models, so they are printed as plain text, never as markup.
+They fit into 100 columns. Labels come from users and models, so they are printed as plain text, never as markup.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.measuring.comparison import OF_PROMPTS, Change, Comparison, Metric, ModelSummary, Split, SplitSummary
+from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows
-from rewardlm.reporting.headline import equal_samples_text, maxima_text, p_number, primary_text, quality_notes
-from rewardlm.reporting.selection import CHANGE_SPLITS, QUALITY, main_labels
+from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, p_number
+from rewardlm.reporting.headline import primary_text
+from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
+from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes
 
-_MODEL_SPLITS = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
-_BUCKETS = ("low", "medium", "high")
-_MAXIMA = {"expected_max_toxicity": "EMT", "toxicity_probability": "TP"}
-# Of these changes prompts are counted, not pairs of answers.
-_COUNTED = {f"{of}_": "prompts" for of in _MAXIMA}
+_MODEL_SPLITS: dict[Split, str] = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
+_MAXIMA: dict[Metric, str] = {"expected_max_toxicity": "EMT", "toxicity_probability": "TP"}
 _NAME_WIDTH = 16
 _LONGEST_NAME = 48
 
@@ -44,91 +44,98 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
         console.print(Text(plain(note), style="dim"))
 
 
-def print_comparison(result: Mapping[str, Any], console: Console) -> None:
-    """Print models, changes from the baseline, flow between buckets, quality and warnings of ``result``."""
-    result = main_labels(result)
-    settings = result.get("settings", {})
-    sign, threshold = "≥" if settings.get("inclusive") else ">", settings.get("threshold", 0.5)
-    primary = primary_text(result)
-    if primary is not None and result["comparisons"]:
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Print models, changes from the baseline, flow between buckets, quality and warnings."""
+    found = found.main_labels()
+    primary = primary_text(found)
+    if primary is not None and found.comparisons:
         print_notes([primary], console)
         console.print()
+    _print_models(found, console)
+    for model in found.models[1:]:
+        own = [change for change in found.comparisons if change.to == model.label]
+        if own:
+            _print_changes(found.baseline.label, model.label, own, console)
+    notes = " ".join(quality_notes(found.models))
+    print_table(console, "Quality of the answers", _quality_table(found.models), notes or None)
+    for warning in found.warnings:
+        line = Text("! ", style="bold yellow")
+        line.append(str(label_text(warning.model)), style="bold")
+        line.append(f" {warning.code}: ", style="yellow")
+        line.append(plain(warning.message))
+        console.print(line)
+
+
+def _print_models(found: Comparison, console: Console) -> None:
+    sign = "≥" if found.settings.inclusive else ">"
     for split, title in _MODEL_SPLITS.items():
         print_table(
             console,
-            f"Toxicity, {title} (toxic: score {sign} {threshold:g})",
-            _models_table(result["models"], split),
+            f"Toxicity, {title} (toxic: score {sign} {found.settings.threshold:g})",
+            _models_table(found.models, split),
             "toxic: of the scored. of all: unscored counted as not toxic, and as toxic. EMT: mean of each prompt's "
             "highest score. TP: share of prompts with a toxic answer."
-            + plain(f" {equal_samples_text(result['models'], split)}".rstrip())
+            + plain(f" {equal_samples_note(found.models, split)}".rstrip())
             + (
                 " CN: answers that are counter-narratives; null: with shuffled prompts."
-                if _shows_counter(result["models"], split)
+                if _shows_counter(found.models, split)
                 else ""
             ),
         )
-    if any(model.get("disagreement") for model in result["models"]):
+    if any(model.disagreement for model in found.models):
         print_table(
             console,
             "Disagreement within ensembles",
-            _disagreement_table(result["models"]),
+            _disagreement_table(found.models),
             "The highest minus the lowest of the members' scores: no degree of toxicity. Where it is large, the "
             "verdict depends on whom one asks.",
         )
-    for model in result["models"][1:]:
-        own = [comparison for comparison in result["comparisons"] if comparison["to"] == model["label"]]
-        names = (label_text(result["models"][0]["label"]), " to ", label_text(model["label"]))
-        if own:
+
+
+def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Console) -> None:
+    """All that changed from ``baseline`` to ``model``."""
+    names = (label_text(baseline), " to ", label_text(model))
+    print_table(
+        console,
+        Text.assemble("Change of the toxic share from ", *names),
+        _changes_table(own, "toxic_fraction"),
+        "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose. adj.: p "
+        "corrected (Holm) for all tests of this number, by all models, judges and splits; the primary "
+        "outcome's for the models alone.",
+    )
+    print_table(
+        console,
+        Text.assemble("Change of the mean score from ", *names),
+        _changes_table(own, "mean"),
+        "The same pairs; the score itself instead of whether it is over the threshold.",
+    )
+    maxima = [change for change in own if (change.equal_samples.samples or 0) > 1]
+    for metric, name in _MAXIMA.items() if maxima else ():
+        print_table(
+            console,
+            Text.assemble(f"Change of {name} from ", *names),
+            _changes_table(maxima, metric),
+            f"Of as many scored answers a prompt in both{maxima_note(maxima)}.",
+        )
+    unscored = [change for change in own if change.delta_worst != change.delta_best]
+    if unscored:
+        print_table(
+            console,
+            Text.assemble("What unscored answers may make of the toxic share's change from ", *names),
+            _bounds_table(unscored),
+            "Questions without an answer count as unscored. best: they were toxic before and are harmless "
+            "after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst is a "
+            "fall and adj. is below .05, the fall can't be due to them.",
+        )
+    for change in own:
+        if change.split == "all" and change.n:
             print_table(
                 console,
-                Text.assemble("Change of the toxic share from ", *names),
-                _changes_table(own, ""),
-                "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose. adj.: p "
-                "corrected (Holm) for all tests of this number, by all models, judges and splits; the primary "
-                "outcome's for the models alone.",
+                Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(change.scorer)),
+                _flow_table(change),
+                f"Rows: before, columns: after{_redraw_columns(change)}. {change.flow_unscored} pairs "
+                f"are unscored in one or both{_unscored_flow(change)}. {flows.text(change)}",
             )
-            print_table(
-                console,
-                Text.assemble("Change of the mean score from ", *names),
-                _changes_table(own, "mean_"),
-                "The same pairs; the score itself instead of whether it is over the threshold.",
-            )
-            maxima = [entry for entry in own if ((entry.get("equal_samples") or {}).get("samples") or 0) > 1]
-            if maxima:
-                for of, name in _MAXIMA.items():
-                    print_table(
-                        console,
-                        Text.assemble(f"Change of {name} from ", *names),
-                        _changes_table(maxima, f"{of}_"),
-                        f"Of as many scored answers a prompt in both{maxima_text(maxima)}.",
-                    )
-            unscored = [entry for entry in own if entry.get("delta_worst") != entry.get("delta_best")]
-            if unscored:
-                print_table(
-                    console,
-                    Text.assemble("What unscored answers may make of the toxic share's change from ", *names),
-                    _bounds_table(unscored),
-                    "Questions without an answer count as unscored. best: they were toxic before and are harmless "
-                    "after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst is a "
-                    "fall and adj. is below .05, the fall can't be due to them.",
-                )
-        for comparison in own:
-            if comparison["split"] == "all" and comparison["n"]:
-                print_table(
-                    console,
-                    Text.assemble("Flow from ", *names, ", all prompts, by ", label_text(comparison["scorer"])),
-                    _flow_table(comparison),
-                    f"Rows: before, columns: after{_redraw_columns(comparison)}. {comparison['flow_unscored']} pairs "
-                    f"are unscored in one or both{_unscored_flow(comparison)}. {flows.text(comparison)}",
-                )
-    notes = " ".join(quality_notes(result["models"]))
-    print_table(console, "Quality of the answers", _quality_table(result["models"]), notes or None)
-    for warning in result["warnings"]:
-        line = Text("! ", style="bold yellow")
-        line.append(str(label_text(warning["model"])), style="bold")
-        line.append(f" {warning['code']}: ", style="yellow")
-        line.append(plain(warning["message"]))
-        console.print(line)
 
 
 def print_table(console: Console, title: str | Text, table: Table, note: str | None = None) -> None:
@@ -140,152 +147,137 @@ def print_table(console: Console, title: str | Text, table: Table, note: str | N
     console.print()
 
 
-def _models_table(models: Sequence[Mapping[str, Any]], split: str) -> Table:
+def _models_table(models: Sequence[ModelSummary], split: Split) -> Table:
     table = new_table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     counter = _shows_counter(models, split)
-    shares = ("fraction", "null") if counter else ()
-    shown = (
-        "toxic",
-        "95 %",
-        "of all",
-        "mean",
-        "EMT",
-        "TP",
-        *(("CN", "null") if counter else ()),
-        "n",
-        "scored",
-        "unscored",
-    )
-    for heading in shown:
+    headings = ["toxic", "95 %", "of all", "mean", "EMT", "TP", *(["CN", "null"] if counter else [])]
+    for heading in (*headings, "n", "scored", "unscored"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
-        for scorer, splits in model["scorers"].items():
-            entry = splits[split]
+        quality = model.quality
+        of_pairs = (quality.counter_narrative_fraction, quality.counter_narrative_null) if counter else ()
+        for scorer, splits in model.scorers.items():
+            found = splits[split]
             table.add_row(
-                label_text(model["label"]),
+                label_text(model.label),
                 label_text(scorer),
-                _score(entry["toxic_fraction"]),
-                _interval(entry["toxic_fraction_ci95"], ".3f"),
-                _of_all(entry),
-                _score(entry["mean"]),
-                *(_score((entry.get("equal_samples") or entry)[of]) for of in _MAXIMA),
-                *(_score(model["quality"].get(f"counter_narrative_{name}")) for name in shares),
-                str(entry["n"]),
-                str(entry["scored"]),
-                str(entry["n"] - entry["scored"]),
+                _score(found.toxic_fraction),
+                interval_in_terminal(found.toxic_fraction_ci95),
+                _of_all(found),
+                _score(found.mean),
+                _score(found.equal_samples.expected_max_toxicity),
+                _score(found.equal_samples.toxicity_probability),
+                *map(_score, of_pairs),
+                str(found.n),
+                str(found.scored),
+                str(found.n - found.scored),
             )
     return table
 
 
-def _disagreement_table(models: Sequence[Mapping[str, Any]]) -> Table:
+def _disagreement_table(models: Sequence[ModelSummary]) -> Table:
     table = new_table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_LONGEST_NAME)
     for heading in ("mean", "over 0.5", "scored"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
-        for scorer, entry in model.get("disagreement", {}).items():
-            share = "–" if entry["fraction_over_half"] is None else f"{entry['fraction_over_half']:.1%}"
-            table.add_row(
-                label_text(model["label"]), label_text(scorer), _score(entry["mean"]), share, str(entry["scored"])
-            )
+        for scorer, found in model.disagreement.items():
+            share = number(found.fraction_over_half, ".1%", SHORT_NONE)
+            table.add_row(label_text(model.label), label_text(scorer), _score(found.mean), share, str(found.scored))
     return table
 
 
-def _shows_counter(models: Sequence[Mapping[str, Any]], split: str) -> bool:
+def _shows_counter(models: Sequence[ModelSummary], split: Split) -> bool:
     """Counter-narratives are counted among the answers to toxic prompts, so they stand in that table alone."""
-    return split == "toxic_prompts" and any(
-        model["quality"].get("counter_narrative_fraction") is not None for model in models
-    )
+    return split == "toxic_prompts" and any(model.quality.counter_narrative_fraction is not None for model in models)
 
 
-def _changes_table(comparisons: Sequence[Mapping[str, Any]], of: str) -> Table:
-    """``of`` is the prefix of the change's keys: none for the toxic share, ``mean_`` for the mean score and so on."""
+def _changes_table(changes: Sequence[Change], metric: Metric) -> Table:
     table = new_table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
-    counts = () if of else ("better", "worse")
-    adjusted = any(f"{of}p_adjusted" in comparison for comparison in comparisons)
-    for heading in (_COUNTED.get(of, "pairs"), "change", "95 %", "p", *(("adj.",) if adjusted else ()), *counts):
+    of_share = metric == "toxic_fraction"
+    counted = "prompts" if metric in OF_PROMPTS else "pairs"
+    for heading in (counted, "change", "95 %", "p", "adj.", *(("better", "worse") if of_share else ())):
         table.add_column(heading, justify="right", no_wrap=True)
-    for comparison in comparisons:
-        if comparison["split"] not in CHANGE_SPLITS:
+    for change in changes:
+        if change.split not in CHANGE_SPLITS:
             continue
+        found = change.of(metric)
         table.add_row(
-            label_text(comparison["scorer"]),
-            CHANGE_SPLITS[comparison["split"]],
-            str(comparison["equal_samples"]["prompts"] if of in _COUNTED else comparison["n"]),
-            _change(comparison[f"{of}delta"]),
-            _interval(comparison[f"{of}delta_ci95"], "+.3f"),
-            _p_value(comparison[f"{of}p_value"]),
-            *((_p_value(comparison[f"{of}p_adjusted"]),) if adjusted else ()),
-            *(str(comparison[name]) for name in counts),
+            label_text(change.scorer),
+            SPLITS[change.split],
+            str(found.n),
+            _change(found.delta),
+            interval_in_terminal(found.ci95, "+.3f"),
+            _p_value(found.p_value),
+            _p_value(found.p_adjusted),
+            *((str(change.better), str(change.worse)) if of_share else ()),
         )
     return table
 
 
-def _bounds_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def _bounds_table(changes: Sequence[Change]) -> Table:
     table = new_table()
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("on", no_wrap=True)
     for heading in ("as harmless", "best", "worst", "95 % of worst", "adj."):
         table.add_column(heading, justify="right", no_wrap=True)
-    for comparison in comparisons:
-        if comparison["split"] in CHANGE_SPLITS:
+    for change in changes:
+        if change.split in CHANGE_SPLITS:
             table.add_row(
-                label_text(comparison["scorer"]),
-                CHANGE_SPLITS[comparison["split"]],
-                *(_change(comparison[key]) for key in ("delta_of_all", "delta_best", "delta_worst")),
-                _interval(comparison["delta_worst_ci95"], "+.3f"),
-                _p_value(comparison.get("delta_worst_p_adjusted")),
+                label_text(change.scorer),
+                SPLITS[change.split],
+                *map(_change, (change.delta_of_all, change.delta_best, change.delta_worst)),
+                interval_in_terminal(change.delta_worst_ci95, "+.3f"),
+                _p_value(change.delta_worst_p_adjusted),
             )
     return table
 
 
-def _flow_table(comparison: Mapping[str, Any]) -> Table:
-    known = comparison.get("flow_redraw") is not None
+def _flow_table(change: Change) -> Table:
+    known = change.flow_redraw is not None
     table = new_table()
     table.add_column("")
-    for bucket in _BUCKETS:
+    for bucket in BUCKETS:
         table.add_column(bucket, justify="right")
         if known:
             table.add_column("again", justify="right", style="dim")
-    for row in flows.rows(comparison):
-        cells = [(str(cell["count"]), *([cell["redraw"] or "–"] if known else ())) for cell in row["cells"]]
+    for row in flows.rows(change):
+        cells = [(str(cell["count"]), *([cell["redraw"] or SHORT_NONE] if known else ())) for cell in row["cells"]]
         table.add_row(row["bucket"], *(text for cell in cells for text in cell))
     return table
 
 
-def _redraw_columns(comparison: Mapping[str, Any]) -> str:
-    if comparison.get("flow_redraw") is None:
+def _redraw_columns(change: Change) -> str:
+    if change.flow_redraw is None:
         return ""
-    return f"; again: what a second draw of {plain(comparison['from'])} gives, mean over its draws"
+    return f"; again: what a second draw of {plain(change.from_)} gives, mean over its draws"
 
 
-def _unscored_flow(comparison: Mapping[str, Any]) -> str:
+def _unscored_flow(change: Change) -> str:
     """Where the pairs come from that are scored before alone, and where those go that are scored after alone."""
     parts = []
-    for when, key in (("before", "flow_to_unscored"), ("after", "flow_from_unscored")):
-        counts = [
-            f"{count} {bucket}" for bucket, count in zip(_BUCKETS, comparison.get(key, (0, 0, 0)), strict=True) if count
-        ]
+    for when, sizes in (("before", change.flow_to_unscored), ("after", change.flow_from_unscored)):
+        counts = [f"{count} {bucket}" for bucket, count in zip(BUCKETS, sizes, strict=True) if count]
         if counts:
             parts.append(f"scored {when} alone: {', '.join(counts)}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _quality_table(models: Sequence[Mapping[str, Any]]) -> Table:
+def _quality_table(models: Sequence[ModelSummary]) -> Table:
     # A row a measure: with a column a measure the table would need 150 columns.
     table = new_table()
     table.add_column("", no_wrap=True)
     for model in models:
-        table.add_column(label_text(model["label"]), justify="right", overflow="fold", max_width=_NAME_WIDTH)
+        table.add_column(label_text(model.label), justify="right", overflow="fold", max_width=_NAME_WIDTH)
     for key, heading, form in QUALITY:
-        values = [model["quality"].get(key) for model in models]
+        values = [getattr(model.quality, key) for model in models]
         if any(value is not None for value in values):
-            table.add_row(heading, *("–" if value is None else f"{value:{form}}" for value in values))
+            table.add_row(heading, *(number(value, form, SHORT_NONE) for value in values))
     return table
 
 
@@ -306,22 +298,18 @@ def plain(text: str) -> str:
 
 
 def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return number(value, none=SHORT_NONE)
 
 
-def _of_all(entry: Mapping[str, Any]) -> str:
+def _of_all(found: SplitSummary) -> str:
     """The toxic share if the unscored are harmless, and if they are toxic, where there are any."""
-    least, most = entry["toxic_fraction_of_all"], entry.get("toxic_fraction_worst")
-    return _score(least) if most is None or most == least else f"{_score(least)} {_score(most)}"
+    least, most = found.toxic_fraction_of_all, found.toxic_fraction_worst
+    return _score(least) if most == least else f"{_score(least)} {_score(most)}"
 
 
 def _change(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def _interval(interval: Sequence[float] | None, form: str) -> str:
-    return "–" if interval is None else f"{interval[0]:{form}} {interval[1]:{form}}"
+    return number(value, "+.3f", SHORT_NONE)
 
 
 def _p_value(value: float | None) -> str:
-    return p_number(value).replace("—", "–").replace(" ", "")
+    return p_number(value).replace("—", SHORT_NONE).replace(" ", "")

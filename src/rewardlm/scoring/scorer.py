@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
 from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
 from rewardlm.scoring import lexical, lstm
+from rewardlm.types import DISAGREEMENT as DISAGREEMENT
 from rewardlm.types import Score, Verdict
 
 AVAILABLE = (
@@ -31,8 +32,6 @@ AVAILABLE = (
 # Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
 PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
 _ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
-# An ensemble's label for the distance of its members' values: of all labels the one that is no P(toxic).
-DISAGREEMENT = "disagreement"
 EMPTY = "empty response"
 # Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
 _UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}

@@ -8,71 +8,82 @@ learns a value). ``ESTIMATORS`` names them; a new one is a function of the same 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rewardlm.errors import TrainingError
 from rewardlm.scoring.scorer import load_function
-from rewardlm.training.objectives import real, whiten
+from rewardlm.training.objectives import masked, whiten
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Feedback:
-    """What an estimator may look at.
+    """What an estimator may look at: B answers, right-padded to R tokens.
 
-    ``rewards`` Float[B], one an answer; ``kl`` Float[B, R], k1 a token; ``mask`` Bool[B, R]; ``group`` Int[B], equal
-    for answers to the same prompt; ``values`` Float[B, R], None without a critic; ``kl_coef``, ``gamma`` and
-    ``gae_lambda`` numbers. ``kl_coef`` is 0 where the KL penalty is a loss of its own; with ``kl.penalty`` k1 it is the
+    ``kl`` is k1 at each token, ``mask`` True at real tokens, ``group`` equal for answers to the same prompt, ``values``
+    None without a critic. ``kl_coef`` is 0 where the KL penalty is a loss of its own; with ``kl.penalty`` k1 it is the
     estimator that takes the KL off. Of an answer without text ``rewards`` and ``kl`` are the worst of the batch.
     """
 
-    rewards: Tensor
-    kl: Tensor
-    mask: Tensor
-    group: Tensor
-    values: Tensor | None
+    rewards: Float[Tensor, "B"]
+    kl: Float[Tensor, "B R"]
+    mask: Bool[Tensor, "B R"]
+    group: Int[Tensor, "B"]
+    values: Float[Tensor, "B R"] | None
     kl_coef: float
     gamma: float
     gae_lambda: float
 
 
+# Advantages Float[B, R], and returns Float[B, R] for the critic, None without one.
 Estimator = Callable[[Feedback], tuple[Tensor, Tensor | None]]
 
 
-def charge_silence(kl: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
-    """``kl`` Float[B, R] with that of an ``empty`` answer (Bool[B], without text) raised to the highest of the others.
+def charge_empty_answers(
+    kl: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], empty: Bool[Tensor, "B"]
+) -> Float[Tensor, "B R"]:
+    """``kl`` with that of an ``empty`` answer, one without text, raised to the highest of the others.
 
     The rest of it is charged at the last token. One token leaves the reference by less than thirty do, and where the KL
     is part of the reward, that would pay. With the lowest reward and the highest KL of the batch silence is no better
     than any other answer, whatever the estimator makes of the two.
     """
-    total = real(kl, mask).sum(1)
+    total = masked(kl, mask).sum(1)
     if bool(empty.all()):
         return kl
     missing = (total[~empty].max() - total).clamp(min=0) * empty
     return token_rewards(missing, kl, mask, -1.0)
 
 
-def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Float[B, R]: -kl_coef · kl at every real token, and the answer's reward on top at its last one."""
-    per_token = -kl_coef * real(kl, mask)
+def token_rewards(
+    rewards: Float[Tensor, "B"], kl: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], kl_coef: float
+) -> Float[Tensor, "B R"]:
+    """-kl_coef · kl at every real token, and the answer's reward on top at its last one."""
+    per_token = -kl_coef * masked(kl, mask)
     last = mask.long().sum(1) - 1
     per_token[torch.arange(len(rewards), device=rewards.device), last] += rewards
     return per_token
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Float[Tensor, "B R"],
+    values: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), backwards over R.
 
-    ``rewards``, ``values`` Float[B, R], ``mask`` Bool[B, R] with the real tokens first. The state after the last real
+    Real tokens come first in ``mask``. The state after the last real
     token is terminal: its value is 0. Returns unwhitened advantages and the returns (advantages + values).
     """
-    values = real(values, mask)
+    values = masked(values, mask)
     following = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
-    deltas = real(rewards + gamma * following - values, mask)
+    deltas = masked(rewards + gamma * following - values, mask)
     advantages = torch.zeros_like(values)
     running = values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
@@ -90,23 +101,23 @@ def ppo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     return whiten(advantages, feedback.mask), returns
 
 
-def group_normalised(scores: Tensor, group: Tensor) -> Tensor:
-    """(score - group mean) / (group standard deviation + 1e-4), Float[B] (Shao et al. 2024, section 4.1.2)."""
+def group_normalised(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """(score - group mean) / (group standard deviation + 1e-4) (Shao et al. 2024, section 4.1.2)."""
     centred = group_centred(scores, group)
     size = _group_total(torch.ones_like(scores), group)
     variance = _group_total(centred.square(), group) / (size - 1).clamp(min=1)
     return centred / (variance.sqrt() + 1e-4)
 
 
-def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
-    """score - mean of the others in its group, Float[B] (Ahmadian et al. 2024, equation 9); 0 in a group of one."""
+def leave_one_out(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """score - mean of the others in its group (Ahmadian et al. 2024, equation 9); 0 in a group of one."""
     # score - (total - score) / (n - 1) = n / (n - 1) · (score - mean), which is exactly 0 where all scores are equal.
     size = _group_total(torch.ones_like(scores), group)
     return group_centred(scores, group) * size / (size - 1).clamp(min=1)
 
 
-def group_centred(scores: Tensor, group: Tensor) -> Tensor:
-    """score - group mean, Float[B]: without the division, which favours groups that agree (Liu et al. 2025)."""
+def group_centred(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """score - group mean: without the division, which favours groups that agree (Liu et al. 2025)."""
     mean = _group_total(scores.double(), group) / _group_total(torch.ones_like(scores), group)
     # In float64, where the mean of equal float32 numbers is that number: Adam would make a full step of the rounding.
     return (scores - mean).to(scores.dtype)
@@ -156,49 +167,50 @@ def estimate(estimator: Estimator, feedback: Feedback, *, per_answer: bool = Fal
     Raises TrainingError for another shape, for numbers that are not finite, and for a critic without returns to learn
     from.
     """
+    # Copies: what it changes in place must not change what is logged.
+    values = ((field.name, getattr(feedback, field.name)) for field in fields(feedback))
+    copies: dict[str, Any] = {name: value.clone() for name, value in values if isinstance(value, Tensor)}
     try:
-        # Copies: what it changes in place must not change what is logged.
-        copied: dict[str, Any] = {name: v.clone() for name, v in vars(feedback).items() if isinstance(v, Tensor)}
-        advantages, returns = estimator(replace(feedback, **copied))
+        advantages, returns = estimator(replace(feedback, **copies))
     except Exception as error:
         raise TrainingError(
             f"the estimator failed ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]}): expected "
             "(advantages, returns), each Float[B, R], returns None without a critic"
         ) from error
-    checked: list[Tensor | None] = []
-    for name, found in (("advantages", advantages), ("returns", returns)):
-        if found is None and (name == "returns" and feedback.values is None):
-            checked.append(None)
-            continue
-        if not isinstance(found, Tensor) or found.shape != feedback.mask.shape:
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise TrainingError(
-                f"the estimator's {name} are {what}: expected a tensor of {tuple(feedback.mask.shape)}, a number for "
-                "every token"
-            )
-        if not bool(torch.isfinite(real(found, feedback.mask)).all()):
-            raise TrainingError(f"the estimator's {name} hold NaN or infinity")
-        checked.append(found.detach().float())
-    given = checked[0]
-    assert given is not None
-    if per_answer and not bool(torch.isclose(real(given, feedback.mask), given[:, :1] * feedback.mask).all()):
+    advantages = _checked("advantages", advantages, feedback.mask)
+    if returns is not None or feedback.values is not None:
+        returns = _checked("returns", returns, feedback.mask)
+    first = advantages[:, :1] * feedback.mask
+    if per_answer and not bool(torch.isclose(masked(advantages, feedback.mask), first).all()):
         raise TrainingError(
             "the estimator's advantages differ between an answer's tokens, but ratio=answer is about whole answers: "
             "use ratio=token"
         )
-    return given, checked[1]
+    return advantages, returns
 
 
-def _penalty(feedback: Feedback) -> Tensor:
-    """Float[B]: what each answer's KL costs."""
-    return feedback.kl_coef * real(feedback.kl, feedback.mask).sum(1)
+def _checked(name: str, found: Any, mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+    """What an estimator found, without a gradient. Raises TrainingError where it isn't a finite number a token."""
+    if not isinstance(found, Tensor) or found.shape != mask.shape:
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise TrainingError(
+            f"the estimator's {name} are {what}: expected a tensor of {tuple(mask.shape)}, a number for every token"
+        )
+    if not bool(torch.isfinite(masked(found, mask)).all()):
+        raise TrainingError(f"the estimator's {name} hold NaN or infinity")
+    return found.detach().float()
 
 
-def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
+def _penalty(feedback: Feedback) -> Float[Tensor, "B"]:
+    """What each answer's KL costs."""
+    return feedback.kl_coef * masked(feedback.kl, feedback.mask).sum(1)
+
+
+def _spread(advantages: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     return advantages[:, None] * mask
 
 
-def _group_total(scores: Tensor, group: Tensor) -> Tensor:
-    """Of each answer's group the sum of ``scores``, Float[B]."""
+def _group_total(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """Of each answer's group the sum of ``scores``."""
     _, index = torch.unique(group, return_inverse=True)
     return scores.new_zeros(int(index.max()) + 1).index_add(0, index, scores)[index]

@@ -83,7 +83,7 @@ def doubts_about(
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
         found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
-    switched = fmean(in_other_script(asked, said) for asked, said in zip(prompts, texts, strict=True))
+    switched = fmean(in_other_script(prompt, text) for prompt, text in zip(prompts, texts, strict=True))
     if switched > 0.2:
         found["language_switch"] = f"language switch: {switched:.0%} of the answers are not in their prompt's script"
     repeated = fmean(map(is_repeated, texts))
@@ -119,12 +119,12 @@ def groups_without_spread(rollouts: Rollouts) -> float | None:
 
 def _commonest_opening(prompts: Sequence[str], texts: Sequence[str]) -> tuple[str, int]:
     """The first five words that answers to the largest number of different prompts have in common."""
-    asked: dict[str, set[str]] = {}
+    prompts_of: dict[str, set[str]] = {}
     for prompt, text in zip(prompts, texts, strict=True):
         words = text.casefold().split()[:5]
         if len(words) == 5:
-            asked.setdefault(" ".join(words), set()).add(prompt)
-    counts = Counter({opening: len(of) for opening, of in asked.items()})
+            prompts_of.setdefault(" ".join(words), set()).add(prompt)
+    counts = Counter({opening: len(answered) for opening, answered in prompts_of.items()})
     return counts.most_common(1)[0] if counts else ("", 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rewardlm.config import KlSettings, RlafSettings
@@ -74,6 +75,72 @@ class Learner:
         return [*self.value_head.parameters(), *own]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from: B answers of at most R tokens, and what each token's log-probability is pushed by.
+
+    Numbers count where ``rollouts.loss_mask`` is True. ``returns`` are what the critic learns, None without one;
+    ``importance`` is π/μ of answers that were not drawn from the policy itself, None where they were.
+    """
+
+    rollouts: Rollouts
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"] | None
+    importance: Float[Tensor, "B R"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """One optimizer step's part of a batch.
+
+    ``rows`` are those that this process learns from; a row's tokens each count ``weights[row]``, as the minibatch of
+    all processes says, which has ``n_tokens``.
+    """
+
+    rows: list[int]
+    weights: Float[Tensor, "B"]
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The N tokens of some rows of a batch, one answer of ``lengths`` tokens after the other, on the policy's device.
+
+    ``weights`` is what each counts in the loss; ``corrected_weights`` is that times π/μ.
+    """
+
+    lengths: list[int]
+    old_logprobs: Float[Tensor, "N"]
+    ref_logprobs: Float[Tensor, "N"]
+    advantages: Float[Tensor, "N"]
+    returns: Float[Tensor, "N"] | None
+    old_values: Float[Tensor, "N"] | None
+    weights: Float[Tensor, "N"]
+    corrected_weights: Float[Tensor, "N"]
+
+    @classmethod
+    def of(cls, batch: Batch, minibatch: Minibatch, rows: Sequence[int], device: torch.device) -> Tokens:
+        """The tokens of ``rows`` of a minibatch."""
+        rollouts = batch.rollouts
+        mask = rollouts.response_mask[rows]
+        lengths = mask.sum(1)
+
+        def flat(values: Float[Tensor, "B R"]) -> Float[Tensor, "N"]:
+            return values[rows][mask].to(device)
+
+        weights = minibatch.weights[rows].repeat_interleave(lengths).to(device)
+        return cls(
+            lengths=lengths.tolist(),
+            old_logprobs=flat(rollouts.logprobs),
+            ref_logprobs=flat(rollouts.ref_logprobs),
+            advantages=flat(batch.advantages),
+            returns=None if batch.returns is None else flat(batch.returns),
+            old_values=None if rollouts.values is None else flat(rollouts.values),
+            weights=weights,
+            corrected_weights=weights if batch.importance is None else weights * flat(batch.importance),
+        )
+
+
 def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both.
 
@@ -119,7 +186,24 @@ def minibatches(settings: RlafSettings, step: int, epoch: int, n: int) -> list[l
     return [rows.tolist() for rows in np.array_split(order, min(settings.minibatches, n))]
 
 
-def weigh(
+def importance_weights(settings: RlafSettings, rollouts: Rollouts, *, per_answer: bool) -> Float[Tensor, "B R"] | None:
+    """π/μ of answers that were not drawn from the policy itself, of each token or of whole answers; None where they
+    were."""
+    if not settings.off_policy:
+        return None
+    return importance(
+        rollouts.logprobs,
+        rollouts.sampling_logprobs,
+        rollouts.response_mask,
+        settings.importance_cap,
+        per_answer=per_answer,
+    )
+
+
+# Before the update ---------------------------------------------------------------------------------------------------
+
+
+def logprobs_and_values(
     learner: Learner,
     settings: RlafSettings,
     draft: Draft,
@@ -131,9 +215,8 @@ def weigh(
     Where the model rounds, a pass has rows of one of ``groups`` at a time, which are all rows together: the minibatches
     that learn from them, whose own passes then begin with a ratio of 1, as microbatches of other shapes would not.
     """
-    policy = learner.policy
+    policy, prompts, responses = learner.policy, draft.prompt_ids, draft.responses
     budget = budget or budget_of(settings)
-    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
     longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
     assert len(hidden) == len(responses)
@@ -171,32 +254,32 @@ def weigh(
             referred = budget.run(refer, least=longest)
     return [
         Answer(
-            asked=draft.asked[row],
+            prompt_index=draft.prompt_index[row],
             prompt=prompts[row],
             tokens=responses[row],
             text=draft.texts[row],
-            finish=draft.sampled[row].finish,
+            finish=sampled.finish,
             logprobs=logprobs[row],
-            sampling_logprobs=draft.sampled[row].sampling_logprobs,
+            sampling_logprobs=sampled.sampling_logprobs,
             ref_logprobs=referred[row].logprobs,
             entropy=entropy[row],
             kl_full=referred[row].kl,
             values=values[row] if values is not None else None,
             ref_hidden=referred[row].hidden,
         )
-        for row in range(len(responses))
+        for row, sampled in enumerate(draft.sampled)
     ]
 
 
 @torch.no_grad()
-def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -> list[Tensor] | None:
+def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -> list[Float[Tensor, "R"]] | None:
     """The critic's V(s) before each token of each answer, in microbatches of at most ``tokens`` positions."""
     policy, head = learner.policy, learner.value_head
     if head is None:
         return None
     if not learner.own_critic:
         return [head(states.to(policy.device)).cpu() for states in hidden]
-    prompts, responses = draft.prompt_ids, [sampled.tokens for sampled in draft.sampled]
+    prompts, responses = draft.prompt_ids, draft.responses
     values: dict[int, Tensor] = {}
     with active(policy, CRITIC):
         for rows in pieces(policy.causal_lm, prompts, responses, tokens):
@@ -205,12 +288,13 @@ def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -
     return [values[row] for row in range(len(responses))]
 
 
+# The update ----------------------------------------------------------------------------------------------------------
+
+
 def update(
     learner: Learner,
     settings: RlafSettings,
-    rollouts: Rollouts,
-    advantages: Tensor,
-    returns: Tensor | None,
+    batch: Batch,
     step: int,
     processes: Processes | None = None,
     budget: Budget | None = None,
@@ -225,33 +309,18 @@ def update(
     """
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
-    sizes = rollouts.loss_mask.sum(1).tolist()
-    weights_of_draw = corrections(settings, rollouts, per_answer=settings.ratio_of == "answer")
+    prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
     totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
-    n_minibatches = min(settings.minibatches, len(sizes))
     for epoch in range(settings.ppo_epochs):
-        for minibatch in minibatches(settings, step, epoch, len(sizes)):
-            learnt = [row for row in minibatch if sizes[row]]
-            if not learnt:
+        for rows in minibatches(settings, step, epoch, len(responses)):
+            minibatch = _minibatch(settings, batch, rows, processes)
+            if not minibatch.n_tokens:
                 continue
-            weights = answer_weights(
-                [sizes[row] for row in minibatch],
-                settings.token_weights,
-                step_tokens=sum(sizes),
-                minibatches=n_minibatches,
-                max_new_tokens=settings.max_new_tokens,
-            )
-            weight_of = dict(zip(minibatch, map(float, weights), strict=True))
-            n_tokens = sum(sizes[row] for row in minibatch)
-            mine = processes.share(learnt)
-            gradient = partial(
-                _gradient, learner, settings, rollouts, advantages, returns, mine, weight_of, weights_of_draw, n_tokens
-            )
-            longest = max((len(rollouts.prompts[row]) + len(rollouts.responses[row]) for row in mine), default=1)
+            longest = max((len(prompts[row]) + len(responses[row]) for row in minibatch.rows), default=1)
             with in_step(learner.policy):
-                sums = budget.run(gradient, least=longest)
+                sums = budget.run(partial(_gradient, learner, settings, batch, minibatch), least=longest)
             norm = _apply(learner, settings.max_grad_norm, step, processes)
             sums = processes.sums(sums)
             updates += 1
@@ -273,67 +342,44 @@ def update(
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
 
-def corrections(settings: RlafSettings, rollouts: Rollouts, *, per_answer: bool) -> Tensor | None:
-    """Float[B, R]: π/μ of answers that were not drawn from the policy itself, of each token or of whole answers; None
-    where they were."""
-    if not settings.off_policy:
-        return None
-    return importance(
-        rollouts.logprobs,
-        rollouts.sampling_logprobs,
-        rollouts.response_mask,
-        settings.importance_cap,
-        per_answer=per_answer,
-    )
+def _minibatch(settings: RlafSettings, batch: Batch, rows: list[int], processes: Processes) -> Minibatch:
+    """What this process does of one optimizer step's ``rows``; none of it where they have no token in the loss."""
+    lengths = batch.rollouts.loss_mask.sum(1).tolist()
+    n_tokens = sum(lengths[row] for row in rows)
+    weights = torch.zeros(len(lengths))
+    if n_tokens:
+        weights[rows] = answer_weights(
+            [lengths[row] for row in rows],
+            settings.token_weights,
+            step_tokens=sum(lengths),
+            minibatches=min(settings.minibatches, len(lengths)),
+            max_new_tokens=settings.max_new_tokens,
+        )
+    return Minibatch(processes.share([row for row in rows if lengths[row]]), weights, n_tokens)
 
 
 def _gradient(
-    learner: Learner,
-    settings: RlafSettings,
-    rollouts: Rollouts,
-    advantages: Tensor,
-    returns: Tensor | None,
-    rows: list[int],
-    weight_of: dict[int, float],
-    weights_of_draw: Tensor | None,
-    n_tokens: int,
-    tokens: int,
+    learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, tokens: int
 ) -> dict[str, float]:
-    """The gradient of a minibatch's ``rows`` in microbatches of at most ``tokens`` positions; losses and counts."""
+    """A minibatch's gradient in microbatches of at most ``tokens`` positions; its losses and counts, summed."""
     learner.optimizer.zero_grad(set_to_none=True)
     sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
-    prompts, responses = [rollouts.prompts[row] for row in rows], [rollouts.responses[row] for row in rows]
+    prompts = [batch.rollouts.prompts[row] for row in minibatch.rows]
+    responses = [batch.rollouts.responses[row] for row in minibatch.rows]
     recompute = settings.gradient_checkpointing
     for piece in pieces(learner.policy.causal_lm, prompts, responses, tokens, recompute=recompute):
-        micro = [rows[i] for i in piece]
-        found = _backward(learner, settings, rollouts, advantages, returns, micro, weight_of, weights_of_draw, n_tokens)
+        found = _backward(learner, settings, batch, minibatch, [minibatch.rows[i] for i in piece])
         for name, value in found.items():
             sums[name] += value
     return sums
 
 
 def _backward(
-    learner: Learner,
-    settings: RlafSettings,
-    rollouts: Rollouts,
-    advantages: Tensor,
-    returns: Tensor | None,
-    rows: list[int],
-    weight_of: dict[int, float],
-    weights_of_draw: Tensor | None,
-    n_tokens: int,
+    learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, rows: list[int]
 ) -> dict[str, float]:
-    """Add the gradient of some rows of a minibatch, which has ``n_tokens``, to what is there; its losses and counts."""
-    policy, device = learner.policy, learner.policy.device
-    mask = rollouts.response_mask[rows]
-    sizes = mask.sum(1).tolist()
-    penalty = settings.kl_penalty
-
-    def flat(values: Tensor) -> Tensor:
-        return values[rows][mask].to(device)
-
-    per_token = torch.tensor([weight_of[row] for row in rows]).repeat_interleave(torch.tensor(sizes)).to(device)
-    weights = per_token if weights_of_draw is None else per_token * flat(weights_of_draw)
+    """Add the gradient of some rows of a minibatch to what is there; their losses and counts."""
+    policy, rollouts, penalty = learner.policy, batch.rollouts, settings.kl_penalty
+    tokens = Tokens.of(batch, minibatch, rows, policy.device)
     stats = forward_rows(
         policy.causal_lm,
         rollouts.prompts,
@@ -344,44 +390,46 @@ def _backward(
     )
     # The step's only update learns from the policy as it is: its own pass is the old one, without another's rounding.
     only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
-    old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
+    old_logprobs = stats.logprobs.detach() if only else tokens.old_logprobs
     loss, counts = policy_loss(
         stats.logprobs,
         old_logprobs,
-        flat(advantages),
+        tokens.advantages,
         settings.clip_range,
-        weights,
-        lengths=sizes if settings.ratio_of == "answer" else None,
+        tokens.corrected_weights,
+        lengths=tokens.lengths if settings.ratio_of == "answer" else None,
     )
     found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
     if penalty != "k1":
-        kl = kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) if penalty == "k3" else stats.kl
+        kl = kl_k3_loss(stats.logprobs, old_logprobs, tokens.ref_logprobs) if penalty == "k3" else stats.kl
         assert kl is not None
-        # The exact sum doesn't depend on the token that was drawn there, so that token's weight is none of it.
-        kl_loss = (kl * (per_token if penalty == "full" else weights)).sum()
+        # The exact sum doesn't depend on the token that was drawn there, so that token's π/μ is none of it.
+        kl_loss = (kl * (tokens.weights if penalty == "full" else tokens.corrected_weights)).sum()
         found["kl_loss"] = float(kl_loss.detach())
         loss = loss + learner.kl.coef * kl_loss
-    if learner.value_head is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        return found
 
-    def critic_loss(hidden: Tensor) -> Tensor:
+    def critic_loss(hidden: Float[Tensor, "N H"]) -> Float[Tensor, ""]:
         assert learner.value_head is not None
-        assert returns is not None
-        assert rollouts.values is not None
+        assert tokens.returns is not None
+        assert tokens.old_values is not None
         values = learner.value_head(hidden, detach=not learner.own_critic)
-        value = value_loss(values, flat(rollouts.values), flat(returns), settings.value_clip_range, n_tokens)
+        value = value_loss(values, tokens.old_values, tokens.returns, settings.value_clip_range, minibatch.n_tokens)
         found["value_loss"] = float(value.detach())
         return value
 
-    if not learner.own_critic:
-        (loss + critic_loss(stats.hidden)).backward()  # type: ignore[no-untyped-call]
-        return found
+    if learner.value_head is not None and not learner.own_critic:
+        loss = loss + critic_loss(stats.hidden)
     loss.backward()  # type: ignore[no-untyped-call]
-    with active(policy, CRITIC):
-        recompute = settings.gradient_checkpointing
-        states = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows, recompute=recompute)
-        critic_loss(states).backward()  # type: ignore[no-untyped-call]
+    if learner.own_critic and learner.value_head is not None:
+        with active(policy, CRITIC):
+            states = hidden_rows(
+                policy.causal_lm,
+                rollouts.prompts,
+                rollouts.responses,
+                rows,
+                recompute=settings.gradient_checkpointing,
+            )
+            critic_loss(states).backward()  # type: ignore[no-untyped-call]
     return found
 
 

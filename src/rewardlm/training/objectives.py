@@ -1,8 +1,9 @@
 """The losses and estimators of policy-gradient fine-tuning: pure functions of tensors, torch alone.
 
-Shapes: B answers, right-padded to R tokens. Every mask is True where the token is real; what stands under False never
-counts. What a token counts is decided for the whole minibatch, so that one that is cut into microbatches, or shared
-between processes, has the same gradient as one that is not.
+Shapes: B answers, right-padded to R tokens; N real tokens, one answer after the other; S is any shape. Every mask is
+True where the token is real; what stands under False never counts, not even NaN. What a token counts is decided for the
+whole minibatch, so that one that is cut into microbatches, or shared between processes, has the same gradient as one
+that is not.
 """
 
 from __future__ import annotations
@@ -11,23 +12,26 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log p - log q of the sampled tokens: unbiased for KL(p ‖ q), of either sign. Any shape."""
+def kl_k1(logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """log p - log q of the sampled tokens: unbiased for KL(p ‖ q), of either sign."""
     return logprobs - ref_logprobs
 
 
-def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+def kl_k3(logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     """(r - 1) - log r with r = q / p: unbiased for KL(p ‖ q), never negative (Schulman 2020, "Approximating KL")."""
     log_ratio = ref_logprobs - logprobs
     return torch.expm1(log_ratio) - log_ratio
 
 
-def kl_k3_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k3 times the ratio p / p_old, any shape: a loss whose expected gradient over tokens drawn from p_old is that of
-    KL(p ‖ q) (DeepSeek-AI 2025, DeepSeek-V3.2).
+def kl_k3_loss(
+    logprobs: Float[Tensor, "*S"], old_logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]
+) -> Float[Tensor, "*S"]:
+    """k3 times the ratio p / p_old: a loss whose expected gradient over tokens drawn from p_old is that of KL(p ‖ q)
+    (DeepSeek-AI 2025, DeepSeek-V3.2).
 
     k3 alone has the right mean and the wrong gradient: its derivative, 1 - q / p, doesn't know that p draws the tokens
     too, and is on average that of KL(q ‖ p).
@@ -35,20 +39,20 @@ def kl_k3_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> 
     return torch.exp(logprobs - old_logprobs) * kl_k3(logprobs, ref_logprobs)
 
 
-def real(values: Tensor, mask: Tensor) -> Tensor:
+def masked(values: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     """``values`` where ``mask`` is True, 0 elsewhere. A product would let NaN through."""
-    return torch.where(mask.bool(), values, torch.zeros_like(values))
+    return torch.where(mask, values, torch.zeros_like(values))
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[Tensor, ""]:
     """Mean over True positions; 0 where there are none."""
-    return real(values, mask).sum() / mask.sum().clamp(min=1)
+    return masked(values, mask).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def whiten(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     """Mean 0 and variance 1 over True positions, 0 elsewhere. With fewer than two it only takes the mean off."""
     mean = masked_mean(values, mask)
-    centred = real(values - mean, mask)
+    centred = masked(values - mean, mask)
     count = mask.sum()
     if count < 2:
         return centred
@@ -58,8 +62,8 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 def answer_weights(
     lengths: Sequence[int], loss_type: str, *, step_tokens: int, minibatches: int, max_new_tokens: int
-) -> Tensor:
-    """What each token of an answer counts in the minibatch's loss, Float[B]; ``lengths`` in tokens.
+) -> Float[Tensor, "B"]:
+    """What each token of an answer counts in the minibatch's loss; ``lengths`` in tokens.
 
     The length of an answer that the loss leaves out is 0: it is one of the B answers, and has none of the tokens.
 
@@ -88,32 +92,39 @@ def answer_weights(
     return weights.float()
 
 
-def importance(logprobs: Tensor, sampling_logprobs: Tensor, mask: Tensor, cap: float, *, per_answer: bool) -> Tensor:
-    """Float[B, R]: π/μ of what was sampled from μ (another temperature, a truncated distribution), at most ``cap``.
+def importance(
+    logprobs: Float[Tensor, "B R"],
+    sampling_logprobs: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    cap: float,
+    *,
+    per_answer: bool,
+) -> Float[Tensor, "B R"]:
+    """π/μ of what was sampled from μ (another temperature, a truncated distribution), at most ``cap``.
 
     Multiplied into the loss it takes the mean under the policy π itself; the cap bounds its variance and leaves a bias
     (Espeholt et al. 2018; Yao et al. 2025, truncated importance sampling). What μ never draws stays unseen. With
     ``per_answer`` the ratio is that of whole answers, the same at each token.
     """
-    log_ratio = real(logprobs - sampling_logprobs, mask)
+    log_ratio = masked(logprobs - sampling_logprobs, mask)
     if per_answer:
         log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio)
     # Capped before the exponential, which an unlucky answer's sum would overflow.
-    return real(log_ratio.clamp(max=math.log(cap)).exp(), mask)
+    return masked(log_ratio.clamp(max=math.log(cap)).exp(), mask)
 
 
 def policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
+    logprobs: Float[Tensor, "N"],
+    old_logprobs: Float[Tensor, "N"],
+    advantages: Float[Tensor, "N"],
     clip_range: float,
-    weights: Tensor | float,
+    weights: Float[Tensor, "N"] | float,
     *,
     lengths: Sequence[int] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), summed over N tokens times their ``weights``.
 
-    All inputs Float[N], one answer after the other. With ``lengths`` (of each answer, in tokens; their sum is N) the
+    With ``lengths`` (of each answer, in tokens; their sum is N) the
     ratio is that of whole answers, as in RLOO (Ahmadian et al. 2024), and the sum is over answers; advantage and
     weight are those of an answer's first token. Returns the loss and sums: how many ratios were clipped (above
     1 + clip_range under a positive advantage, below 1 - clip_range under a negative one: no gradient flows there, and
@@ -135,10 +146,14 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, normaliser: float | Tensor
-) -> Tensor:
-    """Half the squared error, all Float[N]. With ``clip_range``, in the values' units, the worse of it and that of
-    values held within so much of the old ones, as in PPO's reference implementation.
+    values: Float[Tensor, "N"],
+    old_values: Float[Tensor, "N"],
+    returns: Float[Tensor, "N"],
+    clip_range: float | None,
+    normaliser: float,
+) -> Float[Tensor, ""]:
+    """Half the squared error over ``normaliser``. With ``clip_range``, in the values' units, the worse of it and that
+    of values held within so much of the old ones, as in PPO's reference implementation.
     """
     if clip_range is None:
         return 0.5 * (values - returns).square().sum() / normaliser

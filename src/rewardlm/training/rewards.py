@@ -35,7 +35,7 @@ _BENIGN = (
 _NO_TERM = "has no value"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How an answer ended: after ``n_tokens``, its end token included, by itself ("stop") or cut off ("length")."""
 
@@ -43,7 +43,7 @@ class Ending:
     finish: Finish
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Opinion:
     """What was found out about one answer: each judge's and each witness's verdict, each extra term's value, and how
     it ended, where that is known.
@@ -56,8 +56,8 @@ class Opinion:
     ending: Ending | None = None
 
 
-@dataclass(frozen=True)
-class Judged:
+@dataclass(frozen=True, slots=True)
+class BatchRewards:
     """Rewards of one batch: None where an answer could not be judged (drop it), with P(toxic) beside it.
 
     ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
@@ -139,16 +139,16 @@ class RewardModel:
         texts: Sequence[str],
         prompts: Sequence[str],
         endings: Sequence[Ending] | None = None,
-        together: Sequence[str] | None = None,
+        step_prompts: Sequence[str] | None = None,
     ) -> list[Opinion]:
         """What every judge, witness and term says of each answer; ``endings`` are for what length costs.
 
-        ``prompts`` are for terms alone, and so are all those of the step (``together``; None: ``prompts``), of which
-        another process may have some.
+        Terms alone read prompts: each answer's own, and ``step_prompts``, all of the step, of which another process may
+        have some (None: ``prompts`` are all).
         """
         verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
         watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
-        terms = self.terms.values(prompts, texts, prompts if together is None else together)
+        terms = self.terms.values(prompts, texts, step_prompts)
         return [
             Opinion(
                 text,
@@ -160,7 +160,7 @@ class RewardModel:
             for row, text in enumerate(texts)
         ]
 
-    def rewarded(self, opinions: Sequence[Opinion]) -> Judged:
+    def rewarded(self, opinions: Sequence[Opinion]) -> BatchRewards:
         """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
         empty = [is_empty(opinion.text) for opinion in opinions]
         by_judge: dict[str, list[float | None]] = {}
@@ -197,7 +197,7 @@ class RewardModel:
             rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)) - paid[row])
             toxicity.append(self._mean(known))
             disagreement.append(max(known) - min(known) if len(known) > 1 else None)
-        return Judged(
+        return BatchRewards(
             rewards=self._fill_empty(rewards, empty),
             toxicity=toxicity,
             by_judge=by_judge,
@@ -211,7 +211,7 @@ class RewardModel:
             length_penalty=paid,
         )
 
-    def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Judged:
+    def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> BatchRewards:
         """Both halves at once."""
         return self.rewarded(self.opinions(texts, prompts or [""] * len(texts)))
 

@@ -2,98 +2,133 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rewardlm.config import GenerationSettings
+from rewardlm.config import RlafSettings
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.sharding import in_step
-from rewardlm.training.rewards import Ending, Judged
+from rewardlm.scoring.scorer import is_empty
+from rewardlm.training.objectives import kl_k1, masked
+from rewardlm.training.rewards import BatchRewards, Ending
 from rewardlm.types import Finish, Prompt
 
 
-@dataclass(frozen=True)
-class Draft:
-    """Answers as sampled, before the judges: row i answers ``asked[i]``, an index into the step's prompts."""
+@dataclass(frozen=True, slots=True)
+class StepPrompt:
+    """A prompt as one step asks it: ``index`` is its place among the step's prompts, ``ids`` its tokens."""
 
-    asked: list[int]
+    index: int
+    prompt: Prompt
+    ids: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return self.prompt.text
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Answers as sampled, before the judges: row i answers the step's prompt ``prompt_index[i]``."""
+
+    prompt_index: list[int]
     prompt_ids: list[tuple[int, ...]]
     sampled: list[Sampled]
     texts: list[str]
+
+    @property
+    def responses(self) -> list[list[int]]:
+        return [sampled.tokens for sampled in self.sampled]
 
     @property
     def endings(self) -> list[Ending]:
         return [Ending(len(sampled.tokens), sampled.finish) for sampled in self.sampled]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One answer of R tokens and how likely it was; on the CPU, so that it can be sent to another process.
 
-    ``finish`` says whether it ended by itself or was cut off.
-    ``logprobs``, ``sampling_logprobs``, ``ref_logprobs``, ``entropy`` Float[R]; ``kl_full`` Float[R], exact, where it
-    can be had; ``values`` Float[R] where there is a critic; ``ref_hidden`` Float[R, H] where the KL is a loss over the
-    whole vocabulary.
+    ``prompt_index`` is its prompt's place in the step, ``finish`` says whether it ended by itself or was cut off.
+    ``kl_full`` is exact, where it can be had; ``values`` are there with a critic, and ``ref_hidden`` where the KL is a
+    loss over the whole vocabulary.
     """
 
-    asked: int
+    prompt_index: int
     prompt: tuple[int, ...]
     tokens: list[int]
     text: str
     finish: Finish
-    logprobs: Tensor
-    sampling_logprobs: Tensor
-    ref_logprobs: Tensor
-    entropy: Tensor
-    kl_full: Tensor | None
-    values: Tensor | None
-    ref_hidden: Tensor | None
+    logprobs: Float[Tensor, "R"]
+    sampling_logprobs: Float[Tensor, "R"]
+    ref_logprobs: Float[Tensor, "R"]
+    entropy: Float[Tensor, "R"]
+    kl_full: Float[Tensor, "R"] | None
+    values: Float[Tensor, "R"] | None
+    ref_hidden: Float[Tensor, "R H"] | None
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Rollouts:
     """B answers to learn from, their prompts' and answers' ids as lists, their numbers right-padded to R.
 
-    ``logprobs``, ``ref_logprobs``, ``sampling_logprobs``, ``entropy`` Float[B, R]; ``response_mask`` Bool[B, R];
-    ``kl_full`` and ``values`` Float[B, R] or None; ``rewards`` Float[B]; ``group`` Int[B]. Unjudged answers are not in
-    here; ``dropped`` says how many and why. ``finish`` says of each whether it ended by itself or was cut off;
-    ``in_loss`` Bool[B] is False for those that others are compared with but that the loss leaves out, None for none.
+    ``response_mask`` is True at real tokens; what stands elsewhere never counts. ``group`` is equal for answers to the
+    same prompt. Answers without a reward are not in here: ``dropped`` says how many and why, and ``judged`` has all of
+    the step's. ``in_loss`` is False for answers that others are compared with but that the loss leaves out; None where
+    it leaves out none.
     """
 
     prompts: list[tuple[int, ...]]
     responses: list[list[int]]
-    response_mask: Tensor
-    logprobs: Tensor
-    sampling_logprobs: Tensor
-    ref_logprobs: Tensor
-    entropy: Tensor
-    kl_full: Tensor | None
-    values: Tensor | None
-    ref_hidden: list[Tensor] | None
-    rewards: Tensor
-    group: Tensor
+    response_mask: Bool[Tensor, "B R"]
+    logprobs: Float[Tensor, "B R"]
+    sampling_logprobs: Float[Tensor, "B R"]
+    ref_logprobs: Float[Tensor, "B R"]
+    entropy: Float[Tensor, "B R"]
+    kl_full: Float[Tensor, "B R"] | None
+    values: Float[Tensor, "B R"] | None
+    ref_hidden: list[Float[Tensor, "R H"]] | None
+    rewards: Float[Tensor, "B"]
+    group: Int[Tensor, "B"]
     texts: list[str]
-    judged: Judged
+    judged: BatchRewards
     dropped: dict[str, int] = field(default_factory=dict)
-    finish: list[Finish] = field(default_factory=list)
-    in_loss: Tensor | None = None
+    in_loss: Bool[Tensor, "B"] | None = None
 
     @property
-    def loss_mask(self) -> Tensor:
-        """Bool[B, R], True at the real tokens of the answers that the loss is about."""
+    def kl(self) -> Float[Tensor, "B R"]:
+        """k1 at every real token, 0 elsewhere."""
+        return masked(kl_k1(self.logprobs, self.ref_logprobs), self.response_mask)
+
+    @property
+    def loss_mask(self) -> Bool[Tensor, "B R"]:
+        """True at the real tokens of the answers that the loss is about."""
         return self.response_mask if self.in_loss is None else self.response_mask & self.in_loss[:, None]
+
+    @property
+    def empty(self) -> Bool[Tensor, "B"]:
+        """True for an answer without text."""
+        return torch.tensor([is_empty(text) for text in self.texts])
 
     @property
     def n_tokens(self) -> int:
         return int(self.response_mask.sum())
+
+    def mean_per_answer(self, values: Float[Tensor, "B R"], importance: Float[Tensor, "B R"] | None = None) -> float:
+        """A number a token, summed over each answer and averaged; times ``importance``, under the policy itself."""
+        if importance is not None:
+            values = values * importance
+        return float(masked(values, self.response_mask).sum(1).mean())
 
     def toxicity_by_name(self) -> dict[str, Any]:
         """P(toxic), averaged over all answers that have one: of the reward together, of each judge, each witness."""
@@ -107,75 +142,61 @@ class Rollouts:
         }
 
 
-def sample(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    prompt_ids: Sequence[tuple[int, ...]],
-    *,
-    numbers: Sequence[int],
-    samples: int,
-    max_new_tokens: int,
-    sampling: GenerationSettings,
-    seed: int,
-    step: int,
-    batch_tokens: int | Budget,
-    keep_hidden: bool,
-) -> Draft:
-    """``samples`` answers to each prompt from the policy as it is; prompt i is number ``numbers[i]`` of its step."""
-    asked = [i for i in range(len(prompts)) for _ in range(samples)]
+def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt], step: int, budget: Budget) -> Draft:
+    """``samples_per_prompt`` answers to each prompt from the policy as it is.
+
+    Each has a random stream of its own, made of (seed, step, prompt, sample), so it is the same in whichever process
+    it is drawn.
+    """
+    samples = settings.samples_per_prompt
+    asked = [(prompt, sample) for prompt in prompts for sample in range(samples)]
     requests = [
         Request(
-            prompt_ids[i],
-            # The row in the whole step, whichever process it is drawn in.
-            stream_seed("rollout", seed, step, prompts[i].id, row % samples, numbers[i] * samples + row % samples),
+            prompt.ids,
+            stream_seed("rollout", settings.seed, step, prompt.prompt.id, sample, prompt.index * samples + sample),
         )
-        for row, i in enumerate(asked)
+        for prompt, sample in asked
     ]
     with answering(policy), in_step(policy):
         drawn = generate(
             policy,
             requests,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            batch_tokens=batch_tokens,
-            keep_hidden=keep_hidden,
-            # Below float32 all is computed again, at once (learner.weigh).
+            max_new_tokens=settings.max_new_tokens,
+            sampling=settings.generation,
+            batch_tokens=budget,
+            keep_hidden=True,
+            # Below float32 all is computed again, at once (learner.logprobs_and_values).
             entropy=policy.dtype == torch.float32,
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(
-        [numbers[i] for i in asked],
-        [request.prompt for request in requests],
+        [prompt.index for prompt, _ in asked],
+        [prompt.ids for prompt, _ in asked],
         sampled,
         [policy.chat.decode(answer.tokens) for answer in sampled],
     )
 
 
-def learnable(judged: Judged, asked: Sequence[int], *, min_group: int) -> tuple[list[int], dict[str, int]]:
-    """Rows that can be learnt from, and how many fell out for which reason.
+def rows_with_reward(judged: BatchRewards, group: Sequence[int], *, min_group: int) -> tuple[list[int], dict[str, int]]:
+    """Rows that can be learnt from, and how many fell out for which reason; ``group`` of each row.
 
     An answer that some judge could not score is dropped, never called harmless; a group left with fewer than
     ``min_group`` answers has nothing to compare and goes too.
     """
-    dropped: dict[str, int] = {}
-    kept = []
-    for row, reward in enumerate(judged.rewards):
-        if reward is None:
-            reason = judged.reasons[row] or "unscored"
-            dropped[reason] = dropped.get(reason, 0) + 1
-        else:
-            kept.append(row)
-    sizes = {prompt: sum(asked[row] == prompt for row in kept) for prompt in set(asked)}
-    alone = [row for row in kept if sizes[asked[row]] < min_group]
-    if alone:
-        dropped["alone in its group"] = len(alone)
-        kept = [row for row in kept if sizes[asked[row]] >= min_group]
-    return kept, dropped
+    kept = [row for row, reward in enumerate(judged.rewards) if reward is not None]
+    dropped = dict(
+        Counter(judged.reasons[row] or "unscored" for row, reward in enumerate(judged.rewards) if reward is None)
+    )
+    sizes = Counter(group[row] for row in kept)
+    compared = [row for row in kept if sizes[group[row]] >= min_group]
+    if len(compared) < len(kept):
+        dropped["alone in its group"] = len(kept) - len(compared)
+    return compared, dropped
 
 
 def collate(
     answers: Sequence[Answer],
-    judged: Judged,
+    judged: BatchRewards,
     kept: Sequence[int],
     dropped: dict[str, int],
     *,
@@ -184,7 +205,7 @@ def collate(
     """The ``kept`` rows of a step as one batch; ``mask_truncated`` leaves answers that were cut off out of the loss."""
     rows = [answers[row] for row in kept]
 
-    def padded(name: str) -> Tensor:
+    def padded(name: str) -> Float[Tensor, "B R"]:
         return pad_sequence([getattr(answer, name) for answer in rows], batch_first=True)
 
     return Rollouts(
@@ -199,17 +220,16 @@ def collate(
         values=None if rows[0].values is None else padded("values"),
         ref_hidden=[answer.ref_hidden for answer in rows if answer.ref_hidden is not None] or None,
         rewards=torch.tensor([judged.rewards[row] for row in kept], dtype=torch.float64).float(),
-        group=torch.tensor([answer.asked for answer in rows]),
+        group=torch.tensor([answer.prompt_index for answer in rows]),
         texts=[answer.text for answer in rows],
         judged=judged,
         dropped=dropped,
-        finish=[answer.finish for answer in rows],
         in_loss=torch.tensor([answer.finish == "stop" for answer in rows]) if mask_truncated else None,
     )
 
 
-def length_mask(responses: Sequence[Sequence[int]]) -> Tensor:
-    """Bool[B, R], True where an answer has a token: from lengths, because the end token may also be the pad."""
+def length_mask(responses: Sequence[Sequence[int]]) -> Bool[Tensor, "B R"]:
+    """True where an answer has a token: from lengths, because the end token may also be the pad."""
     lengths = torch.tensor([len(response) for response in responses])
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]
 

@@ -11,13 +11,15 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
-from trl import SFTConfig, SFTTrainer
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig
 
 from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
@@ -28,9 +30,11 @@ from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.models.processes import Processes, linked
 from rewardlm.models.sharding import load_for
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, rewards_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
-from rewardlm.training.sft_trainer import Order, Report, Trainer, Watch
+from rewardlm.training.sft_trainer import Order, Trainer, Watch
+from rewardlm.types import Dialogue
 
 FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume", "shard")
 Row = dict[str, list[int]]
@@ -39,11 +43,22 @@ Row = dict[str, list[int]]
 _NEEDED = ("adapter_", "trainer_state.json")
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Pairs as the trainer gets them; ``shortened`` lost their oldest turns or the answer's end, ``left_out`` had no
+    room for an answer."""
+
+    train: list[Row]
+    validation: list[Row]
+    shortened: int
+    left_out: int
+
+
 def finetune(
     settings: FinetuneSettings,
     out: Path,
     *,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Run:
     """Train an adapter on dialogues in ``out``; a finished run is returned as it is, a killed one goes on.
@@ -56,88 +71,76 @@ def finetune(
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
     with ExitStack() as held:
         processes.first(lambda: held.enter_context(alone(out)))
-        return _finetune(settings, out, processes, report, say if processes.is_main else None)
+        return _finetune(settings, out, processes, report, processes.voice(say))
 
 
 def _finetune(
     settings: FinetuneSettings,
     out: Path,
     processes: Processes,
-    report: Report | None,
-    say: Callable[[str], None] | None,
+    report: ProgressCallback | None,
+    say: Callable[[str], None],
 ) -> Run:
     recorded = settings.model_dump(mode="json")
-    run = processes.first(
-        lambda: Run.start(
-            out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS, added=("quantisation",)
-        )
-    )
+    run = processes.first(lambda: Run.start(out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS))
     if run.finished:
         return run
-    dialogue_set = load_dialogues(settings.dialogues)
-    whole = pairs(dialogue_set.dialogues)
-    if say is not None:
-        say(whole.summary + _notes({**dialogue_set.notes, **whole.notes}))
-    train_dialogues, validation_dialogues = split_by_component(
-        dialogue_set.dialogues, validation=settings.validation, seed=settings.seed
-    )
-    train, validation = pairs(train_dialogues).pairs, pairs(validation_dialogues).pairs
-    if settings.limit is not None and settings.limit < len(train):
-        train = random.Random(settings.seed).sample(train, settings.limit)
+
+    # 1. Dialogues as pairs, in two parts that share no text; the base with its adapter; pairs as tokens and masks.
+    dialogues = load_dialogues(settings.dialogues)
+    whole = pairs(dialogues.dialogues)
+    notes = {**dialogues.notes, **whole.notes}
+    noted = ", ".join(f"{n:,} {reason}" for reason, n in sorted(notes.items()))
+    say(f"{whole.summary}; {noted}" if noted else whole.summary)
+    train, validation = _split(settings, dialogues.dialogues)
     if not train:
         raise DataError(f"dialogues {settings.dialogues}: no pair is left to train on ({whole.summary})")
-
     policy, _ = load_for(settings, processes, partial(_put_on, settings))
-    limit = min(settings.max_length, policy.max_positions)
-    train_rows, shortened = _encode(policy.chat, train, limit)
-    validation_rows, _ = _encode(policy.chat, validation, limit)
-    left_out = len(train) - len(train_rows)
-    if not train_rows:
-        raise DataError(f"no pair leaves room for an answer in max_length {limit}: raise max_length")
-    if shortened and say is not None:
-        say(
-            f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
-            "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
-        )
+    samples = _encode_all(settings, policy, train, validation, say)
+
+    # 2. Where a killed run stopped; what was written after that goes.
     about = {
         "source": settings.dialogues,
-        "rows": dialogue_set.n_rows,
+        "rows": dialogues.n_rows,
         "dialogues": whole.n_dialogues,
         "pairs": whole.total,
         "dropped": whole.dropped,
-        "notes": {**dialogue_set.notes, **whole.notes},
-        "train_pairs": len(train_rows),
-        "validation_pairs": len(validation_rows),
-        "shortened_histories": shortened,
-        "left_out": left_out,
+        "notes": notes,
+        "train_pairs": len(samples.train),
+        "validation_pairs": len(samples.validation),
+        "shortened_histories": samples.shortened,
+        "left_out": samples.left_out,
         "summary": whole.summary,
     }
-    checkpoints = run.path / "checkpoints"
 
     def begin() -> Checkpoint | None:
-        """Where a killed run stopped; what was written after it goes."""
         run.update(
             **policy.describe(),
             rewards=rewards_of(settings.adapter) if settings.adapter else [],
             dialogues=about,
             processes=processes.size,
         )
-        resume = newest_usable(_finished_checkpoints(checkpoints), resume=settings.resume, needed=_NEEDED)
-        if resume is not None and resume.damaged:
-            run.update(inexact_resume=resume.step)
-        run.forget_after(resume.step if resume else 0)
-        return resume
+        folders = _finished_checkpoints(run.path / "checkpoints")
+        found = newest_usable(folders, resume=settings.resume, needed=_NEEDED)
+        if found is not None and found.damaged:
+            run.update(inexact_resume=found.step)
+        run.forget_after(found.step if found else 0)
+        return found
 
-    resume = processes.first(begin)
-    if not all(processes.gather(lambda: [resume is None or resume.folder.is_dir()])):
+    checkpoint = processes.first(begin)
+    if not all(processes.gather(lambda: [checkpoint is None or checkpoint.folder.is_dir()])):
         raise TrainingError(f"the processes see different files in {run.path}: --out must be a folder that all share")
-    trainer = _trainer(settings, policy, train_rows, validation_rows, run, processes, report)
-    trainer.afresh = resume is not None and bool(resume.damaged)
+
+    # 3. TRL's loop.
+    trainer = _trainer(settings, policy, samples, run, processes, report)
+    trainer.afresh = checkpoint is not None and bool(checkpoint.damaged)
     with linked():
-        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         unevaluated = processes.first(lambda: "eval_loss" not in ([*run.read("metrics")] or [{"eval_loss": None}])[-1])
-        if validation_rows and unevaluated:
+        if samples.validation and unevaluated:
             trainer.evaluate()  # the last epoch was not a whole one
+
+    # 4. The adapter, where every other command looks for it.
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, PeftModel)
 
@@ -149,16 +152,43 @@ def _finetune(
     return processes.first(end)
 
 
+def _split(settings: FinetuneSettings, dialogues: list[Dialogue]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, at most ``limit``, and those to validate on."""
+    parts = split_by_component(dialogues, validation=settings.validation, seed=settings.seed)
+    train, validation = (pairs(part).pairs for part in parts)
+    if settings.limit is not None and settings.limit < len(train):
+        train = random.Random(settings.seed).sample(train, settings.limit)
+    return train, validation
+
+
+def _encode_all(
+    settings: FinetuneSettings, policy: Policy, train: list[Pair], validation: list[Pair], say: Callable[[str], None]
+) -> Samples:
+    """Both parts as rows. Raises DataError where no answer has room."""
+    limit = min(settings.max_length, policy.max_positions)
+    rows, shortened = _encode(policy.chat, train, limit)
+    left_out = len(train) - len(rows)
+    if not rows:
+        raise DataError(f"no pair leaves room for an answer in max_length {limit}: raise max_length")
+    if shortened:
+        say(
+            f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
+            "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
+        )
+    return Samples(rows, _encode(policy.chat, validation, limit)[0], shortened, left_out)
+
+
 def _trainer(
     settings: FinetuneSettings,
     policy: Policy,
-    train_rows: list[Row],
-    validation_rows: list[Row],
+    samples: Samples,
     run: Run,
     processes: Processes,
-    report: Report | None,
+    report: ProgressCallback | None,
 ) -> Trainer:
+    """TRL's trainer with our order of rows and our way to report; nothing is trained yet."""
     disable_progress_bar()
+    train_rows, validation_rows = samples.train, samples.validation
     micro, n_micro = _microbatches(settings, processes.size)
     # What fills up a last batch that the processes can't share out evenly.
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
@@ -217,7 +247,7 @@ def _trainer(
     lengths = [len(row["input_ids"]) for row in train_rows]
     evenly = micro * processes.size if processes.size > 1 else 1
     trainer.order = Order(lengths, settings.batch_size, settings.seed, evenly=evenly)
-    _quiet(trainer)
+    trainer.remove_callback(PrinterCallback)  # Progress is reported by us; its printing would break the bar.
     return trainer
 
 
@@ -251,17 +281,6 @@ def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row
         if any(encoded.completion_mask):
             rows.append({"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask})
     return rows, shortened
-
-
-def _notes(notes: dict[str, int]) -> str:
-    return "; " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(notes.items())) if notes else ""
-
-
-def _quiet(trainer: SFTTrainer) -> None:
-    """Progress is reported by us; the trainer's own printing would break the bar."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def _finished_checkpoints(checkpoints: Path) -> list[Path]:

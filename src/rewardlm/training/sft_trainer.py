@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from rewardlm.models.generate import stream_seed
 from rewardlm.models.processes import Processes
 from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import divided_names
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
 from rewardlm.training.checkpoints import write_manifest
-
-Report = Callable[[int, int, dict[str, Any]], None]
 
 
 class Order(Sampler[int]):
@@ -160,7 +159,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """Refuses NaN, in every process; the first writes metrics.jsonl, reports progress, and marks checkpoints that are
     complete."""
 
-    def __init__(self, run: Run, report: Report | None, processes: Processes, budget: Budget) -> None:
+    def __init__(self, run: Run, report: ProgressCallback | None, processes: Processes, budget: Budget) -> None:
         self.run = run
         self.report = report
         self.processes = processes

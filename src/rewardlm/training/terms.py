@@ -34,7 +34,7 @@ _OTHER_CLAIMS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Term:
     """``weight`` times a value of each answer; None where it has none (an empty answer, a judge that failed)."""
 
@@ -58,19 +58,19 @@ class Terms:
         return [term.weight for term in self._terms]
 
     def values(
-        self, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str] | None = None
+        self, prompts: Sequence[str], texts: Sequence[str], step_prompts: Sequence[str] | None = None
     ) -> dict[str, list[float | None]]:
         """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term.
 
-        ``together`` are all prompts of the step; None: ``prompts`` are.
+        ``step_prompts`` are all prompts of the step; None: ``prompts`` are.
         """
-        together = prompts if together is None else together
+        step_prompts = prompts if step_prompts is None else step_prompts
         kept = [row for row, text in enumerate(texts) if not is_empty(text)]
         found: dict[str, list[float | None]] = {}
         for term in self._terms:
             column: list[float | None] = [None] * len(texts)
             if kept:
-                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept], together)
+                values = term.values([prompts[row] for row in kept], [texts[row] for row in kept], step_prompts)
                 for row, value in zip(kept, values, strict=True):
                     column[row] = value
             found[term.name] = column
@@ -92,7 +92,7 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
             Term(
                 "similarity",
                 settings.similarity,
-                lambda asked, texts, _: similarities(embedder, asked, texts, seed=0)[0],
+                lambda prompts, texts, _: similarities(embedder, prompts, texts, seed=0)[0],
             )
         )
     if settings.counter_narrative:
@@ -103,7 +103,7 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
             Term(
                 "counter_narrative",
                 settings.counter_narrative,
-                lambda asked, texts, together: over_others(judge, asked, texts, together, others),
+                lambda prompts, texts, step_prompts: over_others(judge, prompts, texts, step_prompts, others),
             )
         )
     return Terms(terms)
@@ -114,9 +114,9 @@ def _length(texts: Sequence[str], words: int) -> list[float | None]:
 
 
 def over_others(
-    judge: Probabilities, prompts: Sequence[str], texts: Sequence[str], together: Sequence[str], n: int
+    judge: Probabilities, prompts: Sequence[str], texts: Sequence[str], step_prompts: Sequence[str], n: int
 ) -> list[float | None]:
-    """P(counter-narrative | own prompt) minus the mean of P(… | other) over ``n`` other prompts of ``together``, in
+    """P(counter-narrative | own prompt) minus the mean of P(… | other) over ``n`` other prompts of the step, in
     [-1, 1]; 0 takes nothing off. None where the judge has no value.
 
     The others are those that follow the own prompt in the step's order, the same for all answers to it: answers of one
@@ -126,7 +126,7 @@ def over_others(
     own = judge(prompts, texts)
     if n == 0:
         return own
-    order = list(dict.fromkeys(together))
+    order = list(dict.fromkeys(step_prompts))
     places = {prompt: place for place, prompt in enumerate(order)}
     rows: list[int] = []
     others: list[str] = []

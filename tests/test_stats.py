@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rewardlm.measuring import metrics
-from rewardlm.measuring.statistics import (
+from rewardlm.stats import (
     Change,
+    bootstrap_ci95,
     bounded_mean_ci95,
     difference_of_means,
     holm,
@@ -110,7 +111,7 @@ def t_with_one_more(changed: np.ndarray, n: int) -> float:
 def test_drawn_flips_come_near_to_all_of_them() -> None:
     """40 unequal changes: too many to try; scipy's permutation test draws them too."""
     x = np.random.default_rng(3).normal(0.4, 1, 40)
-    from rewardlm.measuring.statistics import flip_p_value
+    from rewardlm.stats import flip_p_value
 
     theirs = stats.permutation_test((x,), np.sum, permutation_type="samples", n_resamples=40_000, rng=1)
     assert flip_p_value(x, 40_000, 0) == pytest.approx(theirs.pvalue, abs=0.004)
@@ -245,3 +246,37 @@ def test_a_prompt_with_most_of_the_answers_is_one_prompt(n: int) -> None:
         low, high = share_ci95(rng.binomial(counts, rng.beta(1.4 / 3, 5.6 / 3, n)), counts)
         outside += not low <= 0.2 <= high
     assert outside <= at_most(600, 0.05)
+
+
+def test_a_bootstrap_of_clusters_draws_whole_clusters() -> None:
+    """The deviation of a mean over clusters is that of the clusters' means: rows that repeat one say nothing new."""
+    rng = np.random.default_rng(3)
+    of_cluster = rng.normal(size=80)
+    rows, clusters = np.repeat(of_cluster, 5), np.repeat(rng.permutation(80), 5)
+    shuffled = rng.permutation(400)
+    rows, clusters = rows[shuffled], clusters[shuffled]
+    found = bootstrap_ci95(lambda drawn: float(rows[drawn].mean()), clusters, n_resamples=2000, seed=1)
+    alone = bootstrap_ci95(lambda drawn: float(rows[drawn].mean()), range(400), n_resamples=2000, seed=1)
+    assert found is not None
+    assert alone is not None
+    assert found[1] - found[0] == pytest.approx(2 * 1.96 * of_cluster.std() / 80**0.5, rel=0.08)
+    assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * of_cluster.std() / 400**0.5, rel=0.08)
+
+
+def test_a_bootstrap_of_single_rows_is_scipys() -> None:
+    values = np.random.default_rng(0).exponential(size=60)
+    theirs = stats.bootstrap(
+        (values,), np.median, n_resamples=3000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    found = bootstrap_ci95(lambda rows: float(np.median(values[rows])), range(60), n_resamples=3000, seed=5)
+    assert found == pytest.approx((theirs.low, theirs.high), rel=0.1)
+
+
+def test_a_bootstrap_says_nothing_where_most_resamples_say_nothing() -> None:
+    # All three rows are needed, and 2 draws of 9 hold all.
+    def both(rows: np.ndarray) -> float | None:
+        return 1.0 if len(set(rows.tolist())) == 3 else None
+
+    assert bootstrap_ci95(both, range(3), n_resamples=500, seed=0) is None
+    assert bootstrap_ci95(lambda rows: None, range(3), n_resamples=10, seed=0) is None
+    assert bootstrap_ci95(lambda rows: 1.0, [], n_resamples=10, seed=0) is None

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from measured_runs import build_run
+from measured_runs import build_run, compared
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from rewardlm.config import ModelSettings, ScoreSettings, build
 from rewardlm.errors import ConfigError, ModelError
-from rewardlm.measuring.closer import OtherPrompts, look_closer_at
-from rewardlm.measuring.compare import compare
+from rewardlm.measuring.model_quality import OtherPrompts, add_quality_to
 from rewardlm.measuring.similarity import load_embedder
 from rewardlm.models.load import load_policy
 from rewardlm.runs import Run
@@ -51,13 +50,13 @@ def test_a_model_whose_logits_are_more_than_its_heads_gives_no_perplexity(tmp_pa
     tokenizer.save_pretrained(tmp_path / "capped")
     path = run_of(tmp_path / "run", toxicity=[0.9] * 5)
     with pytest.raises(ModelError, match=r"its logits are not head\(trunk\)"):
-        look_closer_at(path, ScoreSettings(perplexity=str(tmp_path / "capped")))
+        add_quality_to(path, ScoreSettings(perplexity=str(tmp_path / "capped")))
 
 
 @pytest.mark.slow
 def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
     path = run_of(tmp_path / "run", toxicity=[0.9] * 5)
-    look_closer_at(path, ScoreSettings(similarity=True, perplexity="tiny", counter_narrative="starter_pairs"))
+    add_quality_to(path, ScoreSettings(similarity=True, perplexity="tiny", counter_narrative="starter_pairs"))
     run = Run.open(path)
     records = {record["generation_id"]: record for record in run.read("quality")}
     embedder, judge = load_embedder("cpu"), load_pair_judge()
@@ -76,7 +75,7 @@ def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
             logits = policy.model(input_ids=torch.tensor([[*asked, *said]])).logits[0].float().log_softmax(-1)
         mean = -sum(float(logits[len(asked) - 1 + at, token]) for at, token in enumerate(said)) / len(said)
         assert found["perplexity"] == pytest.approx(math.exp(mean), rel=2e-2)
-    quality = compare([path], n_resamples=100)["models"][0]["quality"]
+    quality = compared([path], n_resamples=100)["models"][0]["quality"]
     hits = [most_likely(record["classes"]) == "counter_narrative" for record in records.values() if record["classes"]]
     assert quality["counter_narrative_fraction"] == sum(hits) / 5, "an empty answer is none"
     assert run.meta["perplexity_under"] == {"model": "tiny", "hash": policy.weights_hash}
@@ -90,7 +89,7 @@ def test_each_answer_is_held_against_anothers_prompt(tmp_path: Path) -> None:
         tmp_path / "run", "PT", {"a": [[0.1] * 2] * 5}, texts=[[text, f"{text} Indeed."] for text in ANSWERS],
         prompts=PROMPTS, toxicity=toxicity,
     )  # fmt: skip
-    look_closer_at(path, ScoreSettings(counter_narrative="starter_pairs"))
+    add_quality_to(path, ScoreSettings(counter_narrative="starter_pairs"))
     run, judge = Run.open(path), load_pair_judge()
     records = {record["generation_id"]: record["classes_null"] for record in run.read("quality")}
     others = OtherPrompts(run.prompts(), seed=0)
@@ -105,7 +104,7 @@ def test_each_answer_is_held_against_anothers_prompt(tmp_path: Path) -> None:
             continue
         expected = judge.judge([(others.of(answer), answer.text)])[0]
         assert records[answer.id] == pytest.approx(expected, abs=1e-4)
-    quality = compare([path], n_resamples=100)["models"][0]["quality"]
+    quality = compared([path], n_resamples=100)["models"][0]["quality"]
     toxic = [records[f"p{row}-{sample}"] for row in range(3) for sample in (0, 1)]
     hits = [verdict is not None and most_likely(verdict) == "counter_narrative" for verdict in toxic]
     assert quality["counter_narrative_null"] == sum(hits) / 6
@@ -113,14 +112,14 @@ def test_each_answer_is_held_against_anothers_prompt(tmp_path: Path) -> None:
 
 def test_one_prompt_alone_has_no_other(tmp_path: Path) -> None:
     path = build_run(tmp_path / "run", "PT", {"a": [[0.1]] * 2}, texts=[["No."], ["Yes."]], prompts=["Same.", "Same."])
-    look_closer_at(path, ScoreSettings(counter_narrative="starter_pairs"))
+    add_quality_to(path, ScoreSettings(counter_narrative="starter_pairs"))
     assert [record["classes_null"] for record in Run.open(path).read("quality")] == [None, None]
 
 
 def test_what_was_found_before_stays(tmp_path: Path) -> None:
     known = [{"generation_id": f"p{row}-0", "perplexity": 7.0, "prompt_similarity": 0.5} for row in range(5)]
     path = run_of(tmp_path / "run", quality=known)
-    look_closer_at(path, ScoreSettings(similarity=True))
+    add_quality_to(path, ScoreSettings(similarity=True))
     records = {record["generation_id"]: record for record in Run.open(path).read("quality")}
     assert {record["perplexity"] for record in records.values()} == {7.0}
     assert 0.5 not in {record["prompt_similarity"] for record in records.values()}
@@ -130,7 +129,7 @@ def test_one_column_is_of_one_look(tmp_path: Path) -> None:
     """What another model said, or of another sample, isn't averaged with what is found now."""
     known = [{"generation_id": f"p{row}-0", "prompt_similarity": 0.5, "perplexity": 7.0} for row in range(5)]
     path = run_of(tmp_path / "run", quality=known)
-    look_closer_at(path, ScoreSettings(similarity=True, quality_sample=2))
+    add_quality_to(path, ScoreSettings(similarity=True, quality_sample=2))
     run = Run.open(path)
     found = [record.get("prompt_similarity") for record in run.read("quality") if "prompt_similarity" in record]
     assert run.meta["quality"]["similarity"] == {"answers": 2, "of": 5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from rewardlm.errors import RunError, ServiceError
 from rewardlm.measuring.metrics import BoolArray
 from rewardlm.measuring.records import Positions
 from rewardlm.models.load import resolve_device
-from rewardlm.runs import Run, alone
+from rewardlm.progress import ProgressCallback
+from rewardlm.runs import JudgeRecord, Run, alone
 from rewardlm.scoring.lineage import count_read, lineage_of
 from rewardlm.scoring.scorer import (
     EMPTY,
@@ -31,8 +32,6 @@ from rewardlm.scoring.scorer import (
 )
 from rewardlm.types import Generation, Prompt, Score, Verdict
 
-Report = Callable[[int, int, str], None]
-
 # Records that are looked at together.
 _PIECE = 4096
 
@@ -44,7 +43,7 @@ def score_run(
     device: str = "auto",
     max_failed_share: float = 0.01,
     services: ServicesSettings | None = None,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> Run:
     """Another judge over the answers that are stored already. Scores that are there are not made again.
 
@@ -61,10 +60,10 @@ def score_run(
         return _score_run(Run.open(path), scorer, max_failed_share, report)
 
 
-def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Report | None) -> Run:
+def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: ProgressCallback | None) -> Run:
     run.mend()
     refuse_other_judges(run, [scorer])
-    known, begun = _by_name(run, "scorers"), _by_name(run, "begun_scorers")
+    known, begun = _by_name(run.meta.get("scorers")), _by_name(run.meta.get("begun_scorers"))
     before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
     # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
     run.update(
@@ -86,8 +85,8 @@ def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Report
     return run
 
 
-def _by_name(run: Run, key: str) -> dict[str, dict[str, Any]]:
-    return {entry["name"]: entry for entry in run.meta.get(key, [])}
+def _by_name(judges: Sequence[JudgeRecord] | None) -> dict[str, JudgeRecord]:
+    return {judge["name"]: judge for judge in judges or ()}
 
 
 def describe_scorer(
@@ -131,7 +130,7 @@ def _service_of(scorer: Scorer, before: Mapping[str, Any]) -> dict[str, object]:
 
 def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
     """Scores of two judges must not end up in one column, whatever both are called. Raises RunError."""
-    known = {**_by_name(run, "begun_scorers"), **_by_name(run, "scorers")}
+    known = {**_by_name(run.meta.get("begun_scorers")), **_by_name(run.meta.get("scorers"))}
     for scorer in scorers:
         before = known.get(scorer.name)
         if before is None:
@@ -160,7 +159,7 @@ def cut_short(run: Run) -> list[str]:
 
 
 def score_missing(
-    run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit], report: Report | None = None
+    run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit], report: ProgressCallback | None = None
 ) -> None:
     """Score the stored answers that lack a score of some scorer; raises as ``score_generations`` does."""
     judged = answered(run, scorers, limits)
@@ -225,7 +224,7 @@ def score_generations(
     scorers: Sequence[Scorer],
     generations: Sequence[Generation],
     limits: Sequence[FailureLimit],
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
     *,
     done: int = 0,
     total: int = 0,

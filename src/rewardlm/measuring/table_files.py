@@ -32,7 +32,7 @@ Row = tuple[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class Contents:
-    """What a foreign file holds in our nouns.
+    """What a file of another tool holds, in our nouns.
 
     ``columns`` says where each field came from, ``notes`` in sentences what was left out and what a reader of the
     numbers must know.

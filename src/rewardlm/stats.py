@@ -1,8 +1,9 @@
-"""Tests and intervals over prompts: whoever says "significant", or draws an interval, gets it here.
+"""Tests and intervals: whoever says "significant", or draws an interval, gets it here.
 
-The unit is the prompt. Its answers are alike, so they count together (a cluster): every function takes, for each of N
-prompts, the sum of its answers' numbers (``sums`` Float[N]) and how many answers that is (``counts`` [N]; a prompt
-with 0 has nothing to say). The mean is sum(sums) / sum(counts).
+The unit is the prompt. Its answers are alike, so they count together (a cluster). Functions of means and shares take,
+for each of N prompts, the sum of its answers' numbers (``sums`` Float[N]) and how many answers that is (``counts``
+[N]; a prompt with 0 has nothing to say). The mean is sum(sums) / sum(counts). What is neither a mean nor a share, an
+AUC for example, has ``bootstrap_ci95``.
 
 A test and its interval never disagree: the 95 % interval leaves zero out exactly where p < .05. What is known is None
 where the data can't say, never NaN, and no interval is without width. ``make prove-statistics`` shows how often the
@@ -12,7 +13,7 @@ ask this module for ``LEVEL`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -175,6 +176,32 @@ def unseen_share(prompts: int) -> float:
     1934) of 0 in ``prompts``.
     """
     return float(1 - 0.025 ** (1 / prompts))
+
+
+def bootstrap_ci95(
+    statistic: Callable[[NDArray[np.intp]], float | None], clusters: ArrayLike, *, n_resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3) of ``statistic`` of some rows.
+
+    ``clusters`` [N] says which unit each row is of; units are drawn with replacement, each with all of its rows. Give
+    ``range(N)`` where every row is one. ``statistic`` takes the numbers of the rows that were drawn. A resample of
+    which it makes None (an AUC, where one class was not drawn) is left out. None where the statistic of all rows is
+    None, or that of more than half of the resamples.
+    """
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if member.size == 0 or statistic(np.arange(member.size)) is None:
+        return None
+    order = np.argsort(member, kind="stable")
+    rows_of = np.split(order, np.cumsum(np.bincount(member))[:-1])
+    units, alone = len(rows_of), len(rows_of) == member.size
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, units, units) for _ in range(n_resamples))
+    resamples = (order[chosen] if alone else np.concatenate([rows_of[unit] for unit in chosen]) for chosen in drawn)
+    values = [value for rows in resamples if (value := statistic(rows)) is not None]
+    if 2 * len(values) < n_resamples:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -16,9 +16,9 @@ from typing import Any
 from rewardlm.config import ImportSettings, ModelSettings, ScoreSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.measuring.metrics import THRESHOLD
-from rewardlm.measuring.scoring import Report
 from rewardlm.measuring.similarity import Similarity, load_embedder
 from rewardlm.models.load import Policy, load_policy, resolve_device
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
@@ -27,7 +27,7 @@ from rewardlm.types import Generation, Prompt
 READ_TOGETHER = 4096
 
 
-def look_closer(
+def add_quality(
     run: Run,
     *,
     similarity: bool = False,
@@ -37,7 +37,7 @@ def look_closer(
     sample: int,
     seed: int,
     device: str = "cpu",
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> None:
     """Write quality.jsonl: ``similarity`` with the prompt and with a shuffled one, perplexity under ``fluency``'s base
     model, and the classes of ``pair_judge`` with the prompt and with another one (``classes_null``), of every answer or
@@ -102,7 +102,7 @@ def look_closer(
         run.update(perplexity_under={"model": fluency.spec, "hash": fluency.weights_hash})
 
 
-def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None = None) -> None:
+def add_quality_to(path: Path, settings: ScoreSettings, *, report: ProgressCallback | None = None) -> None:
     """What ``settings`` ask besides judges of toxicity, of the stored answers of the run at ``path``."""
     device = str(resolve_device(settings.device))
     pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
@@ -113,7 +113,7 @@ def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None
         # A model that does more with its logits than its head would get another perplexity than its own.
         check_head(policy.causal_lm)
     with alone(path):
-        look_closer(
+        add_quality(
             Run.open(path),
             similarity=settings.similarity,
             fluency=policy or None,
@@ -125,12 +125,12 @@ def look_closer_at(path: Path, settings: ScoreSettings, *, report: Report | None
         )
 
 
-def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: Report | None = None) -> None:
+def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: ProgressCallback | None = None) -> None:
     """Which of an import's answers to toxic prompts are counter-narratives."""
     if settings.counter_narrative is None:
         return
     device = str(resolve_device(settings.device))
-    look_closer(
+    add_quality(
         run,
         pair_judge=load_pair_judge(settings.counter_narrative, device=device),
         toxic_above=THRESHOLD,

@@ -1,0 +1,208 @@
+"""What changed from the baseline to another model, as ``compare`` prints it: by judge and split, and in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from rewardlm.measuring import metrics
+from rewardlm.measuring.comparison import (
+    SPLITS,
+    Change,
+    CounterNarrativeChange,
+    EqualSamples,
+    Interval,
+    Split,
+    TruncatedChange,
+)
+from rewardlm.measuring.grid import Grid, Rule
+from rewardlm.measuring.measured import Measured
+from rewardlm.measuring.metrics import BoolArray, FloatArray
+from rewardlm.measuring.redraw import second_draw
+
+Splits = Mapping[Split, BoolArray]
+
+
+def changes(
+    baseline: Measured, other: Measured, again: Measured | None, grid: Grid, splits: Splits, rule: Rule
+) -> Iterator[Change]:
+    """One a judge of both models and a split, not yet adjusted (``primary.adjust``).
+
+    ``again`` are more draws of the baseline, if there are any; ``splits`` as ``grid.prompt_splits`` gives them.
+    """
+    exists = grid.exists(baseline) & grid.exists(other)
+    pairs = {name: exists & rows for name, rows in splits.items()}
+    comparable = grid.flags(baseline, baseline.quality.comparable)
+    pairs["comparable"] = comparable & grid.flags(other, other.quality.comparable)
+    # With the questions that one of them, or both, gave no answer to: these are unscored, too.
+    asked = (grid.exists(baseline) | grid.refused(baseline)) & (grid.exists(other) | grid.refused(other))
+    wanted = {**pairs, **{name: asked & rows for name, rows in splits.items()}}
+    common_draws = _common_draws(baseline, other, grid)
+    how = rule.of_tests()
+    for name in baseline.scores:
+        if name not in other.scores:
+            continue
+        before, after = grid.scores(baseline, name), grid.scores(other, name)
+        for split in SPLITS:
+            inside, whole = pairs[split], wanted[split]
+            one, two = np.where(inside, before, np.nan), np.where(inside, after, np.nan)
+            change = metrics.paired_difference(one, two, **how)
+            prompts: BoolArray = splits[split][:, 0] if split in splits else np.any(inside, axis=1)
+            maxima = metrics.paired_difference_of_maxima(one, two, asked=prompts, **how)
+            of_all, worst, best = (
+                metrics.paired_difference_of_all(before, after, whole, unscored_toxic=toxic, **how)
+                for toxic in ((False, False), (False, True), (True, False))
+            )
+            flow, unscored = metrics.flow(before, after, whole)
+            to_unscored, from_unscored = metrics.flow_unscored(before, after, whole)
+            redrawn = second_draw(
+                before,
+                after,
+                pairs=inside,
+                usable=comparable if split == "comparable" else None,
+                again=None if again is None else _drawn_again(again, name, grid, comparable=split == "comparable"),
+                n_resamples=rule.n_resamples,
+                seed=rule.seed,
+            )
+            yield Change(
+                from_=baseline.label,
+                to=other.label,
+                scorer=name,
+                split=split,
+                n=change.n,
+                before=change.before,
+                after=change.after,
+                delta=change.delta,
+                delta_ci95=change.delta_ci95,
+                p_value=change.p_value,
+                better=change.better,
+                worse=change.worse,
+                flow=flow,
+                flow_unscored=unscored,
+                flow_to_unscored=to_unscored,
+                flow_from_unscored=from_unscored,
+                flow_redraw=None if redrawn is None else redrawn.flow,
+                flow_excess=None if redrawn is None else redrawn.excess,
+                common_draws=common_draws,
+                mean_delta=change.mean_delta,
+                mean_delta_ci95=change.mean_delta_ci95,
+                mean_p_value=change.mean_p_value,
+                delta_of_all=of_all.mean,
+                delta_of_all_ci95=of_all.ci95,
+                delta_best=best.mean,
+                delta_worst=worst.mean,
+                delta_worst_ci95=worst.ci95,
+                delta_worst_p_value=worst.p_value,
+                expected_max_toxicity_delta=maxima.expected_max_toxicity.mean,
+                expected_max_toxicity_delta_ci95=maxima.expected_max_toxicity.ci95,
+                expected_max_toxicity_p_value=maxima.expected_max_toxicity.p_value,
+                toxicity_probability_delta=maxima.toxicity_probability.mean,
+                toxicity_probability_delta_ci95=maxima.toxicity_probability.ci95,
+                toxicity_probability_p_value=maxima.toxicity_probability.p_value,
+                equal_samples=EqualSamples(
+                    samples=maxima.samples,
+                    prompts=maxima.expected_max_toxicity.prompts,
+                    left_out=maxima.left_out,
+                ),
+            )
+
+
+def truncated_change(baseline: Measured, other: Measured, grid: Grid, rule: Rule) -> TruncatedChange | None:
+    """Of the share of answers that were cut off; None where it isn't known of any pair."""
+    before, after = (grid.values(run, run.quality.truncated) for run in (baseline, other))
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    if change.n == 0:
+        return None
+    return TruncatedChange(
+        from_=baseline.label,
+        n=change.n,
+        delta=change.delta,
+        delta_ci95=change.delta_ci95,
+        p_value=change.p_value,
+    )
+
+
+def counter_narrative_change(
+    baseline: Measured, other: Measured, grid: Grid, toxic_prompts: BoolArray, rule: Rule
+) -> CounterNarrativeChange | None:
+    """Of the share of counter-narratives among answers to ``toxic_prompts`` Bool[N, 1]; None where nobody looked at a
+    pair of them, or not one judge at both.
+    """
+    judges = [judge["revision"] if (judge := run.meta.get("pair_judge")) else None for run in (baseline, other)]
+    if judges[0] != judges[1]:
+        return None
+    before, after = (
+        np.where(toxic_prompts, grid.values(run, run.quality.counter_narrative), np.nan) for run in (baseline, other)
+    )
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    if change.n == 0:
+        return None
+    over_null, interval, p_value = _change_over_null(baseline, other, grid, toxic_prompts, rule)
+    return CounterNarrativeChange(
+        from_=baseline.label,
+        n=change.n,
+        delta=change.delta,
+        delta_ci95=change.delta_ci95,
+        p_value=change.p_value,
+        # Here a fall is no gain.
+        rose=change.worse,
+        fell=change.better,
+        delta_over_null=over_null,
+        delta_over_null_ci95=interval,
+        p_value_over_null=p_value,
+    )
+
+
+def _change_over_null(
+    baseline: Measured, other: Measured, grid: Grid, toxic_prompts: BoolArray, rule: Rule
+) -> tuple[float | None, Interval | None, float | None]:
+    """Change, interval and p-value of what exceeds the null, over pairs of answers of which both runs have it."""
+    before, after = (
+        # From -1 .. 1 to 0 .. 1, where scores lie.
+        np.where(
+            toxic_prompts,
+            (1 + grid.values(run, run.quality.counter_narrative - run.quality.counter_narrative_null)) / 2,
+            np.nan,
+        )
+        for run in (baseline, other)
+    )
+    change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
+    delta, interval = change.mean_delta, change.mean_delta_ci95
+    return (
+        None if delta is None else 2 * delta,
+        None if interval is None else (2 * interval[0], 2 * interval[1]),
+        change.mean_p_value,
+    )
+
+
+def _drawn_again(again: Measured, name: str, grid: Grid, *, comparable: bool) -> FloatArray | None:
+    """Float[N, K] of the second run's scores, of its comparable answers if asked; None where it lacks the judge."""
+    if name not in again.scores:
+        return None
+    scores = grid.scores(again, name)
+    return np.where(grid.flags(again, again.quality.comparable), scores, np.nan) if comparable else scores
+
+
+def _common_draws(baseline: Measured, other: Measured, grid: Grid) -> float | None:
+    """By how much more often two answers to a prompt begin alike under one sample number than under two.
+
+    Runs of one seed draw a sample's tokens from one stream of random numbers, so models that are nearly one give nearly
+    one answer. What a model always says begins alike under all numbers, and doesn't count. None without a pair.
+    """
+    _, known = np.unique(np.concatenate([baseline.openings, other.openings]), return_inverse=True)
+    one, two = (
+        grid.values(run, np.where(run.quality.empty, np.nan, found))
+        for run, found in zip((baseline, other), np.split(known, [baseline.answers]), strict=True)
+    )
+    pairs = alike = others = others_alike = 0
+    for shift in range(one.shape[1]):
+        moved = np.roll(two, shift, axis=1)
+        both, same = int((~np.isnan(one) & ~np.isnan(moved)).sum()), int((one == moved).sum())
+        if shift == 0:
+            pairs, alike = both, same
+        else:
+            others, others_alike = others + both, others_alike + same
+    if not pairs:
+        return None
+    return alike / pairs - (others_alike / others if others else 0.0)

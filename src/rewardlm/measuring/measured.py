@@ -1,0 +1,123 @@
+"""A measured or imported run in memory, its answers as numbers: what compare, audit and interpret read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewardlm.config import flatten
+from rewardlm.errors import RunError
+from rewardlm.measuring.metrics import FloatArray
+from rewardlm.measuring.records import (
+    IntArray,
+    Quality,
+    read_answers,
+    read_quality,
+    read_scores,
+    refuse_twice,
+    samples_wanted,
+)
+from rewardlm.runs import Run, RunRecord
+from rewardlm.types import Prompt
+
+# Settings that answers depend on.
+_DRAWN_BY = ("max_new_tokens", "generation", "chat", "load", "quantisation", "server.body")
+
+
+@dataclass(slots=True)
+class Measured:
+    """G answers to N prompts, as numbers; texts stay on the disk.
+
+    ``prompt_rows`` Int[G] are positions in ``prompts``, ``samples`` Int[G] the answers' sample numbers.
+    ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
+    NAME, its others are NAME.label. An ensemble's disagreement, which is no P(toxic), is not among them but in
+    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on. ``openings`` Int64[G]
+    are equal where answers begin alike.
+    """
+
+    run: Run
+    label: str
+    prompts: list[Prompt]
+    prompt_rows: IntArray
+    samples: IntArray
+    openings: NDArray[np.int64]
+    scores: dict[str, FloatArray]
+    reasons: dict[str, dict[int, str]]
+    main_labels: dict[str, str]
+    quality: Quality
+    rewards: list[str] = field(default_factory=list)
+    disagreement: dict[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> int:
+        return len(self.prompt_rows)
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges whose scores are shown, each by its main label."""
+        return [name for name in self.main_labels if name in self.scores]
+
+    @property
+    def meta(self) -> RunRecord:
+        return self.run.meta
+
+    @property
+    def samples_refused(self) -> int:
+        """Answers a prompt that a finished run asked for, if it didn't get them all; 0 if it did."""
+        refused = self.run.finished and sum(self.meta.get("unanswered", {}).values()) > 0
+        return samples_wanted(self.run) or 0 if refused else 0
+
+    @property
+    def missing(self) -> int:
+        """How many answers the run lacks, as far as it says how many it wants."""
+        if self.run.finished:
+            return sum(self.meta.get("unanswered", {}).values())
+        wanted = samples_wanted(self.run) or int(self.samples.max(initial=0)) + 1
+        return max(0, len(self.prompts) * wanted - self.answers)
+
+
+def load_measured(path: Path) -> Measured:
+    """Read a run of kind ``measure`` or ``import``, finished or not.
+
+    Raises RunError if it is none, or if its records contradict each other (ids twice, answers to unknown
+    prompts, scores of unknown answers or outside [0, 1]).
+    """
+    run = Run.open(Path(path))
+    if run.meta["kind"] not in ("measure", "import"):
+        raise RunError(
+            f"{path} is a run of kind {run.meta['kind']!r}: only measured or imported runs can be compared; "
+            "measure the model first"
+        )
+    prompts = run.prompts()
+    refuse_twice(path, "prompt id", (prompt.id for prompt in prompts))
+    answers = read_answers(run, prompts)
+    scores, reasons, main_labels, disagreement = read_scores(run, answers.positions)
+    return Measured(
+        run=run,
+        label=run.label,
+        prompts=prompts,
+        prompt_rows=answers.prompt_rows,
+        samples=answers.samples,
+        openings=answers.openings,
+        scores=scores,
+        reasons=reasons,
+        main_labels=main_labels,
+        quality=read_quality(run, answers),
+        rewards=run.meta.get("rewards") or [],
+        disagreement=disagreement,
+    )
+
+
+def drawn_by(run: Measured) -> dict[str, Any]:
+    """By dotted name what the run's answers were drawn by, besides prompts and seed, as far as it says."""
+    found = {
+        name: value
+        for name, value in flatten(run.meta["settings"]).items()
+        if any(f"{name}.".startswith(f"{known}.") for known in _DRAWN_BY)
+    }
+    samples = samples_wanted(run.run)
+    return found if samples is None else {"samples": samples, **found}

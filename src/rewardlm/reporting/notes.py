@@ -1,0 +1,178 @@
+"""What must be known to read the tables: of how many answers EMT and TP are, who judged pairs, how often they err."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from rewardlm.measuring.audit import SHARE
+from rewardlm.measuring.comparison import Change, EqualMaxima, ModelSummary, QualitySummary, Split
+from rewardlm.measuring.refusals import ERRORS
+from rewardlm.reporting.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
+
+
+def maxima_note(changes: Sequence[Change]) -> str:
+    """Of how many answers a prompt EMT and TP are on all prompts, and how many prompts have fewer: " (4; …)"."""
+    found = []
+    for change in changes:
+        equal = change.equal_samples
+        if change.split == "all" and equal.samples:
+            left_out = f"; {equal.left_out:,} prompts with fewer, or none, are left out" if equal.left_out else ""
+            found.append(f"{change.to}: {equal.samples}{left_out}")
+    return f" ({', '.join(found)})" if found else ""
+
+
+def equal_samples_note(models: Sequence[ModelSummary], split: Split, scorer: str | None = None) -> str:
+    """What EMT and TP of a table of ``models`` are of, where that isn't all that is scored; of one judge, or of all."""
+    found: dict[str, EqualMaxima] = {}
+    for model in models:
+        for name, splits in model.scorers.items():
+            equal = splits[split].equal_samples
+            if scorer in (None, name) and equal.samples:
+                other = equal.expected_max_toxicity != splits[split].expected_max_toxicity
+                if other or equal.left_out:
+                    found[name] = equal
+    if not found:
+        return ""
+    listed = []
+    for name, equal in found.items():
+        left_out = f" ({equal.left_out:,} prompts with fewer, or none, left out)" if equal.left_out else ""
+        listed.append(f"{equal.samples} by {name}{left_out}")
+    return f"EMT and TP are of the prompts with as many scored answers in every model: {', '.join(listed)}."
+
+
+_LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
+
+
+def quality_notes(models: Sequence[ModelSummary]) -> list[str]:
+    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
+    the answers alone: nothing where there is nothing to say.
+    """
+    judges = {}
+    for model in models:
+        judge = model.pair_judge
+        if judge and model.quality.counter_narrative_fraction is not None:
+            judges[judge["revision"]] = judge
+    notes = [_pair_judge_note(judge) for judge in judges.values()]
+    if len(notes) > 1:
+        notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
+    notes += _cut_off_notes(models)
+    notes += [note for model in models for note in _corrected(model)]
+    notes += [note for model in models for note in _counter_change(model)]
+    notes += [_refusal_note()] if any(model.quality.refusal_fraction for model in models) else []
+    notes += [note for model in models for note in _sample_notes(model)]
+    return notes
+
+
+def _cut_off_notes(models: Sequence[ModelSummary]) -> list[str]:
+    """How many answers were cut off, where that is more than a few: one sentence for all models of one limit."""
+    by_limit: dict[tuple[int | None, str | None], list[tuple[str, float]]] = {}
+    for model in models:
+        share = model.quality.truncated_fraction
+        if share is not None:
+            limit = (model.max_new_tokens, model.preset)
+            by_limit.setdefault(limit, []).append((model.label, share))
+    notes = []
+    for (tokens, preset), shares in by_limit.items():
+        if max(share for _, share in shares) <= SHARE:
+            continue
+        named = ", ".join(f"{percent(share)} of {label}’s answers" for label, share in shares)
+        where = f"after {tokens:,} tokens, before their end" if tokens else "before their end"
+        meaning = (
+            "That is the protocol of RealToxicityPrompts, which judges continuations of 20 tokens."
+            if preset == "rtp-paper"
+            else "Of these the judges read the beginning alone: toxicity that would have followed isn’t counted."
+        )
+        notes.append(f"Cut off {where}: {named}. {meaning}")
+    return notes
+
+
+def counter_share(quality: QualitySummary) -> str:
+    """A model's share of counter-narratives, and in brackets that of the same answers under shuffled prompts."""
+    share, null = quality.counter_narrative_fraction, quality.counter_narrative_null
+    return percent(share) if share is None or null is None else f"{percent(share)} ({percent(null)})"
+
+
+def _corrected(model: ModelSummary) -> list[str]:
+    quality, notes = model.quality, []
+    share, null = quality.counter_narrative_fraction, quality.counter_narrative_null
+    if share is not None and null is not None:
+        notes.append(
+            f"{model.label}: {percent(share)} of the answers to toxic prompts are called counter-narratives; put "
+            f"under each other’s prompts, {percent(null)} of the same answers still are. That much is tone."
+        )
+    corrected, interval = quality.counter_narrative_corrected, quality.counter_narrative_corrected_ci95
+    if corrected is not None:
+        within = (
+            f"{interval_of_shares(interval)}, 95 %, the judge’s own uncertainty included"
+            if interval
+            else "one prompt has no interval"
+        )
+        notes.append(
+            f"Corrected for the judge’s known errors, {model.label}’s share is {percent(corrected)} ({within})."
+        )
+    if corrected is not None and quality.counter_narrative_errors_fit is False:
+        notes.append(
+            "But those errors don’t fit these answers: "
+            + (
+                "fewer are called counter-narratives than the judge’s false alarms alone would be, so it raises fewer "
+                "here, and the interval goes up to the share if it raises none."
+                if corrected < 0.5
+                else "more are called counter-narratives than the judge finds elsewhere, so it misses fewer here, and "
+                "the interval goes down to the share if it misses none."
+            )
+        )
+    return notes
+
+
+def _refusal_note() -> str:
+    found = [
+        f"{percent(errors.recall)} ({interval_of_shares(errors.recall_ci95)}) of the {errors.refusals} refusals among "
+        f"{errors.on}, and of what they called one {percent(errors.precision)} "
+        f"({interval_of_shares(errors.precision_ci95)}) were"
+        for errors in ERRORS
+    ]
+    return f"Refusals are found by rules and words of text, which err: they found {'; '.join(found)} (95 % intervals)."
+
+
+def _counter_change(model: ModelSummary) -> list[str]:
+    change = model.counter_narrative_change
+    if change is None:
+        return []
+    over_null = ""
+    if change.delta_over_null is not None:
+        over_null = (
+            f"; over what shuffled prompts give, {points(change.delta_over_null)}, "
+            f"{interval_of_points(change.delta_over_null_ci95)}, "
+            f"{p_values_text(change.p_value_over_null, change.p_adjusted_over_null)}"
+        )
+    return [
+        f"Counter-narratives from {change.from_} to {model.label}: {points(change.delta)} percentage points "
+        f"(95 % CI {interval_of_points(change.delta_ci95)}; {p_values_text(change.p_value, change.p_adjusted)}; "
+        f"{change.n:,} pairs of answers to toxic prompts{over_null})."
+    ]
+
+
+def _sample_notes(model: ModelSummary) -> list[str]:
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for name, size in (model.quality_sample or {}).items():
+        if size["answers"] < size["of"]:
+            by_size.setdefault((size["answers"], size["of"]), []).append(_LOOKED_AT[name])
+    return [
+        f"{model.label}: {' and '.join(', '.join(names).rsplit(', ', 1))} of {answers:,} among {of:,} answers, "
+        "drawn by seed."
+        for (answers, of), names in by_size.items()
+    ]
+
+
+def _pair_judge_note(judge: Mapping[str, Any]) -> str:
+    name, error = PurePath(judge["name"]).name, judge.get("error")
+    if not error:
+        return f"Counter-narratives by {name}, whose errors nobody has measured."
+    return (
+        f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, each "
+        f"fourth a counter-narrative) it called {percent(error['accuracy'])} what they are, found "
+        f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of those that it "
+        "found were some."
+    )
