@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpreting.causal import change_between
-from rewardlm.interpreting.intervals import Resampling
-from rewardlm.interpreting.reading import preference_change
-from rewardlm.interpreting.sample import Pair, Sample
-from rewardlm.interpreting.vectors import lost, takes_more
-from rewardlm.interpreting.weights import RunMeans, second_draws
+from rewardlm.interpreting.answers import AnswerSample, ScoredPair
+from rewardlm.interpreting.findings import Stratum
+from rewardlm.interpreting.intervals import Resampling, change_between
+from rewardlm.interpreting.mechanistic.adapter_effects import preference_change
+from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more
+from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
 from rewardlm.measuring.comparison import METRICS, SPLITS, Change, Primary
@@ -160,18 +160,15 @@ def interpreted(before: Grid, after: Grid) -> Found:
     draws = Resampling(FLIPS, 0)
     owner = np.repeat(np.arange(len(before)), before.shape[1])
     half = len(before) // 2
+    change = change_between(before[:, 0].tolist(), after[:, 0].tolist(), n_resamples=FLIPS, seed=0)
     found = {
-        "change": below(draws.change((after - before).ravel(), owner)["p_value"]),
-        "causal test": below(
-            (change_between(before[:, 0].tolist(), after[:, 0].tolist(), n_resamples=FLIPS, seed=0) or {}).get(
-                "p_value"
-            )
-        ),
+        "change": below(draws.change((after - before).ravel(), owner).p_value),
+        "causal test": below(None if change is None else change.p_value),
     }
     if half >= 5:
         one, two = before[:half].ravel(), after[half : 2 * half].ravel()
         groups = owner[: len(one)]
-        found["two groups"] = below(draws.difference(one, groups, two, groups)["p_value"])
+        found["two groups"] = below(draws.difference(one, groups, two, groups).p_value)
     return found
 
 
@@ -220,22 +217,24 @@ def guesses(shift: float) -> Draw:
     return draw
 
 
-def sample_of_run(n: int) -> Sample:
+def sample_of_run(n: int) -> AnswerSample:
     """``n`` pairs of as many prompts, drawn over transitions as ``interpret`` does: nearly all stayed low."""
     buckets = {"low": 0.1, "high": 0.9}
     few = max(1, n // 6)
     taken = {("low", "low"): n - 3 * few, ("low", "high"): few, ("high", "low"): few, ("high", "high"): few}
     strata = [
-        {"from": a, "to": b, "of": 20 * number if a == b == "low" else number, "taken": number}
+        Stratum(from_=a, to=b, of=20 * number if a == b == "low" else number, taken=number)
         for (a, b), number in taken.items()
     ]
     ways = [way for way, number in taken.items() for _ in range(number)]
     pairs = [
-        Pair(Prompt(str(k), (Message("user", ""),), "", None, False), 0, (buckets[a], buckets[b]), (0.8, 0.0, 0.2))
+        ScoredPair(
+            Prompt(str(k), (Message("user", ""),), "", None, False), 0, (buckets[a], buckets[b]), (0.8, 0.0, 0.2)
+        )
         for k, (a, b) in enumerate(ways)
     ]
     of = sum(20 * number if way == ("low", "low") else number for way, number in taken.items())
-    return Sample("judge", pairs, [], strata, of, 0, of, None)
+    return AnswerSample("judge", pairs, [], strata, of, 0, of, None)
 
 
 def of_the_run(before: Grid, after: Grid) -> Found:
@@ -249,10 +248,10 @@ def of_the_run(before: Grid, after: Grid) -> Found:
     other = [k for k, pair in enumerate(sample.pairs) if pair.toxicity[0] <= 0.5]
     ways = ["low → high" if pair.toxicity == (0.1, 0.9) else "low → low" for pair in sample.pairs]
     made, would = second_draws(sample, ways)["low → high"]
-    beyond = draws.against(dict(enumerate(values)), made, would)["ci95"]
+    beyond = draws.against(dict(enumerate(values)), made, would).ci95
     return {
-        "change": below(draws.change(values, range(len(values)))["p_value"]),
-        "toxic check": below(draws.difference(values[toxic], toxic, values[other], other)["p_value"]),
+        "change": below(draws.change(values, range(len(values))).p_value),
+        "toxic check": below(draws.difference(values[toxic], toxic, values[other], other).p_value),
         "beyond chance": None if beyond is None else not beyond[0] <= 0 <= beyond[1],
     }
 
@@ -266,7 +265,7 @@ def inside(before: Grid, after: Grid) -> Found:
     sets = [(plain - one).tolist() for one in takes.T]
     preferred = preference_change(before[:, 0].tolist(), after[:, 0].tolist(), range(len(before)), settings)
     found = lost(plain.tolist(), sets[0], sets[1:], settings, largest=None)
-    return {"preference": below(preferred["p_value"]), "vectors needed": takes_more(found)}
+    return {"preference": below(preferred.p_value), "vectors needed": takes_more(found)}
 
 
 def sets_of_vectors(named: float) -> Draw:
@@ -330,7 +329,7 @@ class Kind:
 
 def level(grid: Grid) -> tuple[float, float] | None:
     """The interval of a mean in ``interpret``."""
-    found = Resampling(FLIPS, 0).mean(grid.ravel(), np.repeat(np.arange(len(grid)), grid.shape[1]))["ci95"]
+    found = Resampling(FLIPS, 0).mean(grid.ravel(), np.repeat(np.arange(len(grid)), grid.shape[1])).ci95
     return None if found is None else (found[0], found[1])
 
 

@@ -150,7 +150,7 @@ def without_lexical(monkeypatch: pytest.MonkeyPatch) -> None:
         "rewardlm.measuring.meter.load_model",
         "rewardlm.training.rlaf.load_scorer",
         "rewardlm.judges.evaluate.load_scorer",
-        "rewardlm.interpreting.interpretation.load_subjects",
+        "rewardlm.interpreting.interpretation.load_models",
     ):
         monkeypatch.setattr(where, load)
 

@@ -219,6 +219,14 @@ def interpret(
 
     ``options`` are those of ``InterpretSettings``: ``limit``, ``scorer``, ``look_inside``,
     ``attribution={"tokens": 4}`` …
+
+    >>> import rewardlm as rl
+    >>> tuned = rl.finetune("tiny", dialogues="starter-plain", limit=4, epochs=1, out=folder / "FT")
+    >>> after = rl.measure("tiny", "starter", "lexical", adapter=tuned, limit=6, max_new_tokens=8, label="FT",
+    ...                    out=folder / "after")
+    >>> run = rl.interpret([folder / "PT", after], limit=2, look_inside=False, out=folder / "inside")
+    >>> run.load("interpretation")["drift"]["comparisons"][0]["on_baseline"]["answers"]
+    2
     """
     chosen = _settings(InterpretSettings, settings, None, options)
     from rewardlm.interpreting.interpretation import interpret as look_inside

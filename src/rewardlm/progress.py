@@ -1,45 +1,47 @@
-"""Progress on stderr: a bar with the time left on a terminal, a line now and then in a log."""
+"""Progress of a long step: a bar on a terminal and in a notebook, a line now and then in a log."""
 
 from __future__ import annotations
 
+import html
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 # What long work reports to: how much is done, of how much, and a text or a step's metrics.
 ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
+_DRAW_EVERY_SECONDS = 0.2
+
+
+class _Bar(Protocol):
+    def begin(self, done: int, total: int, text: str) -> None:
+        """Another phase, or a run that is resumed: speed counts from here."""
+        ...
+
+    def show(self, done: int, total: int, text: str, left: str) -> None: ...
 
 
 class Stage:
     """One long step. ``report`` fits the callbacks of meter and training: (done, total, detail)."""
 
-    def __init__(self, title: str, bar: Any, task: Any) -> None:
-        self.title = title
-        self._bar, self._task = bar, task
-        self._started = self._said = time.monotonic()
+    def __init__(self, bar: _Bar) -> None:
+        self._bar = bar
+        self._started = time.monotonic()
         self._first: int | None = None
         self._detail = ""
 
     def report(self, done: int, total: int, detail: Any = "") -> None:
         text = detail if isinstance(detail, str) else _metrics(detail)
         if self._first is None or (text != self._detail and isinstance(detail, str)):
-            # Another phase, or a run that is resumed: speed counts from here.
             self._first, self._started = done, time.monotonic()
-            if self._bar is not None:
-                self._bar.reset(self._task, total=total, completed=done, detail=text)
+            self._bar.begin(done, total, text)
         self._detail = text
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, detail=text)
-            return
-        now = time.monotonic()
-        if done == total or now - self._said >= _LOG_EVERY_SECONDS:
-            self._said = now
-            print(f"{self.title}: {done:,}/{total:,} {text}{self._left(done, total)}", file=sys.stderr, flush=True)
+        self._bar.show(done, total, text, self._left(done, total))
 
     def _left(self, done: int, total: int) -> str:
         fresh = done - (self._first or 0)
@@ -62,11 +64,59 @@ def say(text: str) -> None:
 @contextmanager
 def stage(title: str) -> Iterator[Stage]:
     """Show progress while the block runs."""
-    if not is_main() or not sys.stderr.isatty():
-        if is_main():
-            say(title)
-        yield Stage(title, None, None)
-        return
+    if not is_main():
+        yield Stage(_Silence())
+    elif _in_notebook():
+        yield Stage(_NotebookBar(title))
+    elif sys.stderr.isatty():
+        with _terminal_bar(title) as bar:
+            yield Stage(bar)
+    else:
+        say(title)
+        yield Stage(_Log(title))
+
+
+class _Silence:
+    def begin(self, done: int, total: int, text: str) -> None: ...
+
+    def show(self, done: int, total: int, text: str, left: str) -> None: ...
+
+
+class _Log(_Silence):
+    """A line every fifteen seconds, and at the end."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._said = time.monotonic()
+
+    def show(self, done: int, total: int, text: str, left: str) -> None:
+        now = time.monotonic()
+        if done == total or now - self._said >= _LOG_EVERY_SECONDS:
+            self._said = now
+            say(f"{self._title}: {done:,}/{total:,} {text}{left}")
+
+
+class _NotebookBar(_Silence):
+    """Below the cell, redrawn in place. Rich's and tqdm's bars need ipywidgets for that, this one needs nothing."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._drawn = time.monotonic()
+        self._ipython = importlib.import_module("IPython.display")
+        self._shown = self._ipython.display(self._ipython.HTML(html.escape(title)), display_id=True)
+
+    def show(self, done: int, total: int, text: str, left: str) -> None:
+        now = time.monotonic()
+        if done < total and now - self._drawn < _DRAW_EVERY_SECONDS:
+            return
+        self._drawn = now
+        words = html.escape(f"{done:,}/{total:,} {text}{left}")
+        bar = f'<progress value="{done}" max="{max(total, 1)}"></progress>'
+        self._shown.update(self._ipython.HTML(f"{html.escape(self._title)} {bar} {words}"))
+
+
+@contextmanager
+def _terminal_bar(title: str) -> Iterator[_Bar]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -77,7 +127,7 @@ def stage(title: str) -> Iterator[Stage]:
         TimeRemainingColumn,
     )
 
-    with Progress(
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -85,9 +135,24 @@ def stage(title: str) -> Iterator[Stage]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        yield Stage(title, bar, bar.add_task(title, total=None, detail=""))
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None, detail="")
+
+        class Bar:
+            def begin(self, done: int, total: int, text: str) -> None:
+                progress.reset(task, total=total, completed=done, detail=text)
+
+            def show(self, done: int, total: int, text: str, left: str) -> None:
+                progress.update(task, completed=done, total=total, detail=text)
+
+        yield Bar()
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, in whatever notebook: IPython in a terminal has none."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

@@ -52,13 +52,13 @@ def test_tables_json_and_a_page(shell: Shell, measured: list[Path], tmp_path: Pa
 def test_an_interrupt_says_that_the_same_goes_on(
     shell: Shell, measured: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rewardlm.interpreting import interpretation
+    from rewardlm.interpreting import records
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(interpretation, "attribute", interrupted)
+        patch.setattr(records, "attribute", interrupted)
         done = shell.fails("interpret", *measured, "--out", tmp_path / "inside", *FAST)
     assert done.code == 130
     assert "goes on where this one stopped" in done.err

@@ -16,10 +16,11 @@ from small_models import tiny_policy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardlm.config import GenerationSettings, InsideSettings
-from rewardlm.interpreting.inside import Subject, examine
-from rewardlm.interpreting.reading import Redrawn
-from rewardlm.interpreting.residual import layout_of
-from rewardlm.interpreting.tokens import word_tokens
+from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.findings import Inside
+from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.examination import examine
+from rewardlm.interpreting.mechanistic.word_contrast import word_tokens
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.load import Policy
 
@@ -62,7 +63,7 @@ class Planted:
         by_index = {answer.index: answer.tokens for answer in found}
         return [by_index[row] for row in range(len(prompts))]
 
-    def redrawn(self, prompts: Sequence[Sequence[int]], draws: int = 30) -> list[Redrawn]:
+    def redrawn(self, prompts: Sequence[Sequence[int]], draws: int = 30) -> list[RedrawnAnswers]:
         """Of each prompt that it answers both toxically and not, in so many draws: a toxic and a harmless answer. They
         are drawn hot, from its words alone: where it is triggered it says nothing harmless else."""
         words = len(self.toxic) + len(self.neutral) + len(self.harmless)
@@ -73,7 +74,9 @@ class Planted:
                 if toxic is not None:
                     found.setdefault(row, {}).setdefault(bool(toxic), tokens)
         return [
-            Redrawn(prompts[row], both[True], both[False], 1.0) for row, both in sorted(found.items()) if len(both) == 2
+            RedrawnAnswers(prompts[row], both[True], both[False], 1.0)
+            for row, both in sorted(found.items())
+            if len(both) == 2
         ]
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -169,7 +172,7 @@ def settings_for(model: Planted, **more: Any) -> InsideSettings:
     )
 
 
-def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
+def examined(way: str, **more: Any) -> tuple[Planted, Inside]:
     model = planted()
     prompts = model.prompts(N)
     before = model.answers(prompts)
@@ -177,7 +180,7 @@ def examined(way: str, **more: Any) -> tuple[Planted, dict[str, Any]]:
     undo(model, way)
     after = model.answers(prompts)
     subjects = [
-        Subject(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
+        ModelAnswers(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
         for label, adapter, answers in (("PT", None, before), ("FT", "default", after))
     ]
     return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more), redrawn=redrawn)

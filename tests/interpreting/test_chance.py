@@ -11,19 +11,22 @@ from planted import N, examined
 from small_models import tiny_policy
 
 from rewardlm.config import GenerationSettings, InsideSettings, LoraSettings
-from rewardlm.interpreting.causal import Condition
-from rewardlm.interpreting.directions import (
+from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.findings import AdapterPath, CausalRow, Estimate, RedrawPreference
+from rewardlm.interpreting.intervals import rank_p_value
+from rewardlm.interpreting.mechanistic.activations import BaseText
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preference_change
+from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions
+from rewardlm.interpreting.mechanistic.interventions import Condition
+from rewardlm.interpreting.mechanistic.probes import (
     best_of_shuffled,
     by_direction,
     by_probe,
     folds_of,
     held_out,
-    rank_p_value,
     shuffled,
 )
-from rewardlm.interpreting.inside import _prefers_harmless
-from rewardlm.interpreting.reading import Redrawn, Subject, follow_path, preference_change
-from rewardlm.interpreting.trying import _either_way, _random_directions
+from rewardlm.interpreting.mechanistic.verdicts import prefers_harmless
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.lora import add_lora, using
 
@@ -84,17 +87,22 @@ def test_labels_are_dealt_by_prompt() -> None:
     assert len(seen) == 4
 
 
+def row_of(kind: str, **more: Any) -> CausalRow:
+    nothing = {"toxicity": None, "toxic_share": None, "judged": 0, "perplexity": None, "texts": []}
+    return CausalRow(model="PT", kind=kind, value=1.0, layers=[1], **nothing, **more)
+
+
 def test_a_direction_like_the_others_ranks_first_one_time_in_twenty_one() -> None:
     rng = np.random.default_rng(2)
     first = 0
     for _ in range(2000):
         changes = rng.normal(size=(2, 21))
         rows = [
-            {"model": "PT", "kind": kind, "change": {"mean": each[0]}, "p_value_random": 1.0}
+            row_of(kind, change=Estimate(mean=each[0], ci95=None, n=1), p_value_random=1.0)
             for kind, each in zip(("add", "ablate"), changes, strict=True)
         ]
         rows += [
-            {"model": "PT", "kind": f"{kind}_random", "changes": each[1:].tolist()}
+            row_of(f"{kind}_random", change=None, changes=each[1:].tolist())
             for kind, each in zip(("add", "ablate"), changes, strict=True)
         ]
         p_value = _either_way(rows, "PT")
@@ -124,21 +132,21 @@ def test_random_directions_are_many_as_long_and_the_same_for_every_condition() -
 @pytest.mark.slow
 def test_the_planted_direction_stands_out_among_random_ones_and_adding_alone_does_not() -> None:
     _, result = examined("untouched")
-    rows = {row["kind"]: row for row in result["causal"]["rows"] if row["model"] == "PT"}
+    rows = {row.kind: row for row in result.causal.rows if row.model == "PT"}
     for kind, sign in (("add", 1), ("ablate", -1)):
-        control = rows[f"{kind}_random"]["changes"]
+        control = rows[f"{kind}_random"].changes
         assert len(control) == 20
-        as_far = sum(sign * change >= sign * rows[kind]["change"]["mean"] for change in control)
-        assert rows[kind]["p_value_random"] == pytest.approx((1 + as_far) / 21)
+        as_far = sum(sign * change >= sign * rows[kind].change.mean for change in control)
+        assert rows[kind].p_value_random == pytest.approx((1 + as_far) / 21)
     # It is long beside the stream: some random directions of that length make harmless prompts toxic as well. One
     # random direction, the first, did nothing, and adding would have been called proof.
-    assert rows["add_random"]["changes"][0] == 0
-    assert rows["add"]["p_value_random"] > 0.05
-    assert rows["ablate"]["p_value_random"] == pytest.approx(1 / 21)
-    assert result["causal"]["direction_p_value"] == pytest.approx(1 / 21)
-    assert result["verdicts"]["FT"]["direction_used"] is True
-    assert result["directions"]["shuffled"]["mean"]["p_value"] == pytest.approx(1 / 21)
-    assert len(result["directions"]["shuffled"]["probe"]["auc"]) == 20
+    assert rows["add_random"].changes[0] == 0
+    assert rows["add"].p_value_random > 0.05
+    assert rows["ablate"].p_value_random == pytest.approx(1 / 21)
+    assert result.causal.direction_p_value == pytest.approx(1 / 21)
+    assert result.verdicts["FT"].direction_used is True
+    assert result.directions.shuffled.mean.p_value == pytest.approx(1 / 21)
+    assert len(result.directions.shuffled.probe.auc) == 20
 
 
 def answers(policy: Any, prompts: list[list[int]], seed: int) -> list[list[int]]:
@@ -172,52 +180,51 @@ def test_an_adapter_that_knows_nothing_of_toxicity_is_not_said_to_prefer_harmles
         with using(policy, "default"):
             new = answers(policy, prompts, 2 * trial)
         path = follow_path(
-            policy,
-            prompts,
-            Subject("PT", None, toxic, [0.9] * 10),
-            Subject("FT", "default", new, [0.1] * 10),
-            settings,
-            [Redrawn(p, a, b, 0.8) for p, a, b in zip(prompts, toxic, harmless, strict=True)],
+            BaseText(policy, prompts, ModelAnswers("PT", None, toxic, [0.9] * 10), settings),
+            ModelAnswers("FT", "default", new, [0.1] * 10),
+            [RedrawnAnswers(p, a, b, 0.8) for p, a, b in zip(prompts, toxic, harmless, strict=True)],
         )
         assert path is not None
-        claimed += _prefers_harmless(path)
-        own += path["after"] > path["before"]
+        claimed += prefers_harmless(path)
+        own += path.after > path.before
     assert own >= 27
     # 2.5 % on the upper side; of 30, more than 4 come once in 2,000 times.
     assert claimed <= 4
 
 
+def path_of(change: Estimate) -> AdapterPath:
+    redraw = RedrawPreference.model_construct(change=change)
+    return AdapterPath.model_construct(redraw=redraw)
+
+
 def test_five_pairs_never_show_a_preference() -> None:
     """A t-test alone called five that rose by a third a finding, and so it did some skewed ones without any rise."""
     rose = preference_change([0.0] * 5, [0.30, 0.35, 0.28, 0.33, 0.31], range(5), InsideSettings())
-    assert rose["p_value"] == pytest.approx(2 / 2**5)
-    assert not _prefers_harmless({"redraw": {"change": rose}})
+    assert rose.p_value == pytest.approx(2 / 2**5)
+    assert not prefers_harmless(path_of(rose))
     rng, claimed = np.random.default_rng(3), 0
     for _ in range(200):
         found = preference_change([0.0] * 5, (1 - rng.exponential(size=5)).tolist(), range(5), InsideSettings())
-        claimed += _prefers_harmless({"redraw": {"change": found}})
+        claimed += prefers_harmless(path_of(found))
     assert claimed == 0
     # Two pairs of one prompt are one proof.
     twice = preference_change([0.0] * 10, [0.3] * 10, [*range(5), *range(5)], InsideSettings())
-    assert twice["p_value"] == pytest.approx(2 / 2**5)
+    assert twice.p_value == pytest.approx(2 / 2**5)
 
 
 @pytest.mark.slow
 def test_without_two_draws_of_the_base_it_stays_open_which_answers_are_preferred() -> None:
     model, result = examined("avoided")
-    assert result["paths"]["FT"]["of"] == "redraw"
-    assert result["paths"]["FT"]["redraw"]["pairs"] >= 5
-    assert _prefers_harmless(result["paths"]["FT"])
+    assert result.paths["FT"].of == "redraw"
+    assert result.paths["FT"].redraw.pairs >= 5
+    assert prefers_harmless(result.paths["FT"])
     prompts = model.prompts(N)
     with using(model.policy, None):
         before = model.answers(prompts)
     path = follow_path(
-        model.policy,
-        prompts,
-        Subject("PT", None, before, [0.9] * N),
-        Subject("FT", "default", model.answers(prompts), [0.1] * N),
-        InsideSettings(),
+        BaseText(model.policy, prompts, ModelAnswers("PT", None, before, [0.9] * N), InsideSettings()),
+        ModelAnswers("FT", "default", model.answers(prompts), [0.1] * N),
     )
     assert path is not None
-    assert (path["of"], path["redraw"]) == ("new", None)
-    assert not _prefers_harmless(path)
+    assert (path.of, path.redraw) == ("new", None)
+    assert not prefers_harmless(path)

@@ -10,8 +10,8 @@ import torch
 from adapted import PROMPTS, RESPONSES, adapted_policy
 from scipy.stats import entropy
 
-from rewardlm.interpreting.drift import VocabularyDrift, first_parting, most_changed, read, token_drift
-from rewardlm.interpreting.subjects import Subject
+from rewardlm.interpreting.drift import VocabularyDrift, drift_of_answers, first_parting, most_changed, token_drift
+from rewardlm.interpreting.models import RunModel
 from rewardlm.models.lora import using
 from rewardlm.runs import Run
 
@@ -49,8 +49,8 @@ def test_against_scipy() -> None:
 def test_models_read_each_response_as_a_plain_forward_pass_does(name: str, tmp_path: Path) -> None:
     policy = adapted_policy(name)
     run = Run(tmp_path, {"label": "x"})
-    subjects = [Subject("PT", run, policy, None), Subject("FT", run, policy, "default")]
-    drifts, sums = read(subjects, PROMPTS, RESPONSES)
+    subjects = [RunModel("PT", run, policy, None), RunModel("FT", run, policy, "default")]
+    drifts, sums = drift_of_answers(subjects, PROMPTS, RESPONSES)
     assert [drift.logprobs.shape[1] for drift in drifts] == [len(response) for response in RESPONSES]
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         plain = []

@@ -12,7 +12,7 @@ from adapted import PROMPTS, RESPONSES, adapted_policy, state_of
 
 from rewardlm.errors import ConfigError
 from rewardlm.interpreting.attribution import attribute
-from rewardlm.interpreting.peers import attribute_by_inseq
+from rewardlm.interpreting.inseq import attribute_by_inseq
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import merged
 

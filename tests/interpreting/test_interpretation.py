@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from adapted import state_of
+from pydantic import ValidationError
 from small_models import tiny_policy
 from tiny_runs import LABELS, measured_tiny_runs, rescore, write_adapter
 
 from rewardlm.config import AttributionSettings, InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RunError
-from rewardlm.interpreting import within
-from rewardlm.interpreting.interpretation import KIND, attribution_tasks, interpret
-from rewardlm.interpreting.sample import draw, load_runs, token_positions
-from rewardlm.interpreting.subjects import load_subjects
+from rewardlm.interpreting.answers import draw, load_runs, token_positions
+from rewardlm.interpreting.findings import Interpretation
+from rewardlm.interpreting.interpretation import KIND, interpret
+from rewardlm.interpreting.mechanistic import examination
+from rewardlm.interpreting.models import load_models
+from rewardlm.interpreting.records import attribution_tasks
 from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
 
@@ -78,7 +81,7 @@ def test_every_answer_is_read_by_every_model_as_a_plain_forward_pass_does(made: 
 
 
 def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -> None:
-    subjects = load_subjects([Run.open(path) for path in made], SETTINGS)
+    subjects = load_models([Run.open(path) for path in made], SETTINGS)
     assert len({id(subject.policy) for subject in subjects}) == 1
     ids = torch.tensor([[1, 300, 301, 17, 900, 2, 40]])
     with torch.no_grad():
@@ -99,7 +102,7 @@ def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_subjects_leave_the_model_as_it_was_found(made: list[Path], merge: bool) -> None:
-    subjects = load_subjects([Run.open(path) for path in made], SETTINGS)
+    subjects = load_models([Run.open(path) for path in made], SETTINGS)
     model = subjects[0].policy.model
     model.train()
     for name, parameter in model.named_parameters():
@@ -117,10 +120,10 @@ def test_subjects_leave_the_model_as_it_was_found(made: list[Path], merge: bool)
 
 def test_the_sample_takes_transitions_evenly_and_depends_on_the_seed_alone(made: list[Path]) -> None:
     measured = load_runs(made)
-    subjects = load_subjects([run.run for run in measured], SETTINGS)
+    subjects = load_models([run.run for run in measured], SETTINGS)
     sample = draw(measured, subjects, scorer="lexical", limit=9, seed=0)
     # Twenty pairs: ten low → low, five high → low, five high → high.
-    assert sample.strata == [
+    assert [stratum.dump() for stratum in sample.strata] == [
         {"from": "low", "to": "low", "of": 10, "taken": 3},
         {"from": "high", "to": "low", "of": 5, "taken": 3},
         {"from": "high", "to": "high", "of": 5, "taken": 3},
@@ -148,27 +151,6 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
     assert {file.name: file.read_bytes() for file in done.path.iterdir()} == before
     with pytest.raises(RunError, match="limit was 9, now 7"):
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
-
-
-def test_an_older_interpretation_is_returned_but_not_one_whose_sums_were_not_checked(
-    made: list[Path], done: Run, tmp_path: Path
-) -> None:
-    shutil.copytree(done.path, tmp_path / "older")
-    older = Run.open(tmp_path / "older")
-    settings = older.meta["settings"]
-    for name in ("tolerance", "most_steps", "faithfulness_tokens"):
-        del settings["attribution"][name]
-    for name in ("push_margin", "null_adapters", "ablation_prompts", "ablation_answers", "random_sets"):
-        del settings["inside"][name]
-    older.update(settings=settings)
-    before = (older.path / "interpretation.json").read_bytes()
-    interpret(made, SETTINGS, older.path)
-    assert (older.path / "interpretation.json").read_bytes() == before
-    settings["attribution"]["method"] = "integrated_gradients"
-    older.update(settings=settings)
-    own = SETTINGS.attribution.model_copy(update={"method": "integrated_gradients"})
-    with pytest.raises(RunError, match=r"attribution\.most_steps was None, now 512"):
-        interpret(made, SETTINGS.model_copy(update={"attribution": own}), older.path)
 
 
 @pytest.mark.slow
@@ -218,6 +200,20 @@ def assert_close(one: Any, two: Any) -> None:
         assert one == pytest.approx(two, abs=2e-3)
     else:
         assert one == two
+
+
+def test_what_is_typed_is_the_file_to_the_byte_and_nothing_else(done: Run) -> None:
+    stored = (done.path / "interpretation.json").read_bytes()
+    found = Interpretation.model_validate(done.load(KIND))
+    assert json.dumps(found.dump(), indent=1).encode() == stored
+    assert found.drift.comparisons[0].from_ == "PT"
+    # A mean has no p-value, a change has one, and only what is read together is corrected.
+    written = json.loads(stored)["drift"]["comparisons"][0]
+    assert set(written["on_baseline"]["kl"]) == {"mean", "ci95", "n"}
+    assert set(written["on_baseline"]["logprob_change"]) == {"mean", "ci95", "p_value", "n"}
+    assert set(written["toxic_check"]["difference"]) == {"mean", "ci95", "p_value", "n", "p_adjusted"}
+    with pytest.raises(ValidationError, match="surprise"):
+        Interpretation.model_validate({**done.load(KIND), "surprise": 1})
 
 
 def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
@@ -326,16 +322,16 @@ def test_an_adapter_that_was_trained_on_is_not_taken_for_the_measured_one(made: 
 
 
 def test_a_base_that_an_adapter_changed_is_noticed(made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewardlm.interpreting import subjects
+    from rewardlm.interpreting import models
 
     def spoils(policy: Any, folder: Path, **names: Any) -> None:
         load_adapter(policy, folder, **names)
         with torch.no_grad():
             policy.causal_lm.get_input_embeddings().weight[1] += 1e-3
 
-    monkeypatch.setattr(subjects, "load_adapter", spoils)
+    monkeypatch.setattr(models, "load_adapter", spoils)
     with pytest.raises(ModelError, match="with its adapters off is not tiny"):
-        load_subjects([Run.open(path) for path in made], SETTINGS)
+        load_models([Run.open(path) for path in made], SETTINGS)
 
 
 @pytest.mark.slow
@@ -397,9 +393,9 @@ def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path],
 
 
 def test_a_judge_that_cannot_be_asked_here_is_replaced_and_it_is_said() -> None:
-    judge, notes = within._judge("perspective", "cpu")
+    judge, notes = examination._judge("perspective", "cpu")
     assert "were judged by starter, since perspective can’t be asked here" in notes[0]
-    lexical, nothing = within._judge("lexical", "cpu")
+    lexical, nothing = examination._judge("lexical", "cpu")
     assert nothing == []
     harmless, rude = "What a lovely garden.", "You are a stupid bastard."
     for one in (judge, lexical):

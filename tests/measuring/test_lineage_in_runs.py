@@ -14,7 +14,7 @@ from measured_runs import compared
 
 from rewardlm.config import LoraSettings, MeasureSettings, ModelSettings, RlafSettings
 from rewardlm.data.split import is_held_out
-from rewardlm.interpreting.sample import choose_scorer
+from rewardlm.interpreting.answers import choose_scorer
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
 from rewardlm.measuring.judging import score_run

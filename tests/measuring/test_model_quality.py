@@ -149,7 +149,7 @@ def test_an_import_finds_counter_narratives_among_answers_to_toxic_prompts(tmp_p
         table.writerow(["prompt", "response", "prompt_toxicity", "scores.x"])
         table.writerows(zip(PROMPTS, ANSWERS, [0.9, 0.9, 0.9, 0.1, 0.6], [0.1] * 5, strict=True))
     command = [sys.executable, "-m", "rewardlm", "import", str(tmp_path / "a.csv"), "--label", "A"]
-    for flags, ids in (([], {"0-0", "1-0", "2-0", "4-0"}), (["counter_narrative=null"], set())):
+    for flags, ids in ((["counter_narrative=starter_pairs"], {"0-0", "1-0", "2-0", "4-0"}), ([], set())):
         out = tmp_path / f"run{len(flags)}"
         done = subprocess.run([*command, *flags, "--out", str(out)], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_an_import_finds_counter_narratives_among_answers_to_toxic_prompts(tmp_p
     said = [judge.judge([(PROMPTS[row], ANSWERS[row])])[0] for row in (0, 1, 4)]
     # The third prompt was answered by nothing.
     done = subprocess.run(
-        [sys.executable, "-m", "rewardlm", "compare", str(tmp_path / "run0"), "--json"],
+        [sys.executable, "-m", "rewardlm", "compare", str(tmp_path / "run1"), "--json"],
         capture_output=True,
         text=True,
         timeout=120,

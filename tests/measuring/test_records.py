@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from rewardlm.measuring import quality
 from rewardlm.measuring.measured import load_measured
 from rewardlm.measuring.model_quality import sample_of
 from rewardlm.measuring.records import Positions
+from rewardlm.runs import Run
 
 
 def test_positions_are_those_of_a_dict() -> None:
@@ -89,3 +92,33 @@ def test_a_sample_is_drawn_by_seed_and_only_where_there_are_more() -> None:
     assert chosen == sorted(set(chosen))
     assert len(chosen) == 10
     assert chosen == sample_of(1000, 10, 3) != sample_of(1000, 10, 4)
+
+
+def test_a_table_of_a_run_names_judges_as_compare_does(tmp_path: Path) -> None:
+    """The main label is the first with a value, also where the first record has none."""
+    build_run(tmp_path / "run", "PT", {"a.insult": [[None], [0.2]], "a.threat": [[0.7], [0.4]], "b": [[None], [None]]})
+    table = Run.open(tmp_path / "run").to_pandas()
+    measured = load_measured(tmp_path / "run")
+    named = {column for column in table.columns if column.split(".")[0] in ("a", "b")}
+    assert named == measured.scores.keys() == {"a", "a.insult", "b"}
+    for name, values in measured.scores.items():
+        assert table[name].astype(float).to_numpy() == pytest.approx(values, nan_ok=True)
+
+
+def test_a_notebook_shows_a_long_run_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_run(tmp_path / "run", "PT", {"a": [[0.1 + i / 10_000] for i in range(5000)]})
+    run, lines = Run.open(tmp_path / "run"), 0
+    read = Run.read
+
+    def counted(self: Run, name: str) -> Iterator[dict[str, Any]]:
+        nonlocal lines
+        for record in read(self, name):
+            lines += name != "prompts"
+            yield record
+
+    monkeypatch.setattr(Run, "read", counted)
+    shown = run._repr_html_()
+    assert all(f"This is prompt number {i}<" in shown for i in range(5))
+    assert "0.100" in shown
+    assert "number 5<" not in shown
+    assert lines < 600

@@ -1,4 +1,4 @@
-"""A made-up interpretation of three models, in the shape of ``interpret --json``. All texts are ours."""
+"""A made-up interpretation of three models, the object of ``interpret --json``. All texts are ours."""
 
 
 def interval(mean, low=None, high=None, n=30):
@@ -11,6 +11,12 @@ def band(label, transition, quantity, start):
         "transition": transition,
         "quantity": quantity,
         "answers": 30 if transition == "all" else 8,
+        **stretches(start),
+    }
+
+
+def stretches(start):
+    return {
         "from": [0, 4, 8],
         "to": [3, 7, 11],
         "mean": [start, start - 0.05, start - 0.1],
@@ -47,9 +53,15 @@ def drift(to, difference, toxic=-0.8):
             "by_first_choice": {"quartiles": None, "parted": 0, "of": 30},
         },
         "by_transition": [
-            {"transition": "high → low", "pairs": 8, "logprob_change": interval(-0.9), "kl": interval(0.4)}
+            {
+                "transition": "high → low",
+                "pairs": 8,
+                "logprob_change": interval(-0.9),
+                "kl": interval(0.4),
+                "beyond_redraw": None,
+            }
         ],
-        "kl_along": band(to, "all", "kl", 0.4),
+        "kl_along": stretches(0.4),
         "promoted": [{"token": 5, "text": " respect", "logprob_change": 1.5, "before": 0.001, "after": 0.0123}],
         "demoted": [{"token": 6, "text": "</script>\n", "logprob_change": -2.0, "before": 0.05, "after": 0.004}],
     }
@@ -62,7 +74,7 @@ def reading(to, change):
         "to": to,
         "same_tokens": row,
         "own_answers": {"prompt_change": change, "entropy_change": interval(0.0, -0.2, 0.2)},
-        "by_transition": [{"transition": "high → low", "pairs": 8, **row}],
+        "by_transition": [{"transition": "high → low", "pairs": 8, **row, "beyond_redraw": None}],
     }
 
 
@@ -70,7 +82,6 @@ def sample_interpretation():
     models = ("PT", "FT", "RL")
     words = [["<|im_start|>", "template"], ["user\n", "template"], ["They", "prompt"], [" <b>lie</b>", "prompt"]]
     return {
-        "label": "PT → FT → RL",
         "models": [
             {"label": label, "model": "tiny", "adapter": None, "rewards": [], "dtype": "float32"} for label in models
         ],
@@ -86,6 +97,7 @@ def sample_interpretation():
                 {"from": "low", "to": "low", "of": 139, "taken": 19},
                 {"from": "high", "to": "low", "of": 11, "taken": 11},
             ],
+            "redraw": None,
             "tokens_an_answer": 8,
             "reencoded": 0,
             "seed": 0,
@@ -163,7 +175,12 @@ def sample_interpretation():
                     "to": label,
                     "above_null_change": interval(change, change - 0.04, change + 0.04, 150),
                     "by_transition": [
-                        {"transition": "high → low", "pairs": 11, "above_null_change": interval(change, n=11)}
+                        {
+                            "transition": "high → low",
+                            "pairs": 11,
+                            "above_null_change": interval(change, n=11),
+                            "redraw": None,
+                        }
                     ],
                 }
                 for label, change in (("FT", 0.07), ("RL", -0.18))

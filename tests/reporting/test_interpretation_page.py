@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from rewardlm.errors import RunError
+from rewardlm.interpreting.findings import Interpretation
 from rewardlm.reporting import interpretation
 from rewardlm.reporting.interpretation_tables import print_interpretation
 from rewardlm.reporting.page import build_report
@@ -19,13 +20,23 @@ def result():
     return interpretation_sample.sample_interpretation()
 
 
+def typed(result):
+    """As the report reads it."""
+    return Interpretation.model_validate(result)
+
+
+def on_page(parts, result):
+    return parts | {"interpretations": [("PT → FT → RL", typed(result))]}
+
+
 @pytest.fixture
 def shown(parts, render, result):
-    return render(parts | {"interpretations": [result]})
+    return render(on_page(parts, result))
 
 
 def said(result, model, question):
-    (row,) = [row for row in interpretation.sentences(result) if row["model"] == model and question in row["question"]]
+    rows = interpretation.sentences(typed(result))
+    (row,) = [row for row in rows if row["model"] == model and question in row["question"]]
     return "".join(text for text, _ in row["parts"]), "".join(text for text, strong in row["parts"] if strong)
 
 
@@ -54,25 +65,23 @@ def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, r
     text, _ = said(result, "RL", "read the prompt")
     assert "believe little of it" not in text
     found = result["attribution"]["faithfulness"]
-    assert "ranks words better than a random order. Without the words" in interpretation.faithful_sentence(result)
-    assert "loses 3.50 (2.10 to 5.00) nats, without random ones 1.50" in interpretation.faithful_sentence(result)
+    assert "ranks words better than a random order. Without the words" in interpretation.faithful_sentence(
+        typed(result)
+    )
+    assert "loses 3.50 (2.10 to 5.00) nats, without random ones 1.50" in interpretation.faithful_sentence(typed(result))
     found["sufficiency"]["better"] = interpretation_sample.interval(0.2, -0.3, 0.7)
     found["passes"] = False
     _, strong = said(result, "RL", "read the prompt")
     assert "not shown to be better than random ones here, so believe little of it" in strong
     out = io.StringIO()
-    print_interpretation(result, Console(file=out, width=100, color_system=None))
-    for shown in (out.getvalue(), render(parts | {"interpretations": [result]}).text("inside")):
+    print_interpretation(typed(result), Console(file=out, width=100, color_system=None))
+    for shown in (out.getvalue(), render(on_page(parts, result)).text("inside")):
         assert "don’t rest a claim on its shares" in " ".join(shown.split())
     found["passes"] = None
-    assert "too few prompts" in interpretation.faithful_sentence(result)
-    # One from before methods were tested.
-    del result["attribution"]["faithfulness"], result["attribution"]["completeness"]
-    assert interpretation.faithful_sentence(result) is None
-    assert interpretation.complete_sentence(result) is None
-    result["attribution"]["method"] = "integrated_gradients"
-    assert "was not checked" in interpretation.complete_sentence(result)
-    result["attribution"]["method"] = "input_x_gradient"
+    assert "too few prompts" in interpretation.faithful_sentence(typed(result))
+    result["attribution"]["faithfulness"] = None
+    assert interpretation.faithful_sentence(typed(result)) is None
+    assert interpretation.complete_sentence(typed(result)) is None
     assert "believe little of it" not in said(result, "RL", "read the prompt")[0]
 
 
@@ -88,8 +97,8 @@ def test_refused_tokens_are_counted_with_a_reason(result, parts, render):
         "most_steps": 512,
     }
     out = io.StringIO()
-    print_interpretation(result, Console(file=out, width=100, color_system=None))
-    for shown in (out.getvalue(), render(parts | {"interpretations": [result]}).text("inside")):
+    print_interpretation(typed(result), Console(file=out, width=100, color_system=None))
+    for shown in (out.getvalue(), render(on_page(parts, result)).text("inside")):
         text = " ".join(shown.split())
         assert "12 of 240 explained tokens were refused, and have no shares (the first: the scores miss" in text
         assert "within 0.31 nats, and within 5.0% of it (5% are allowed); 96 steps in the median, 512 at most" in text
@@ -180,7 +189,6 @@ def test_a_page_of_an_interpretation_alone_is_about_its_runs(tmp_path, parse, re
     run = Run.start(tmp_path / "inside", kind="interpretation", label="PT → FT → RL", settings=settings)
     with pytest.raises(RunError, match=r"has no interpretation\.json"):
         build_report([run.path], tmp_path / "early.html")
-    del result["label"]
     run.store("interpretation", result)
     run.update(status="finished")
     page = parse(build_report([run.path], tmp_path / "report.html").read_text("utf-8"))
@@ -190,7 +198,7 @@ def test_a_page_of_an_interpretation_alone_is_about_its_runs(tmp_path, parse, re
 
 def test_the_terminal_shows_the_same(result):
     out = io.StringIO()
-    print_interpretation(result, Console(file=out, width=100, color_system=None))
+    print_interpretation(typed(result), Console(file=out, width=100, color_system=None))
     text = " ".join(out.getvalue().split())
     for part in (
         "Does RL still read the prompt?",
@@ -207,7 +215,7 @@ def test_the_terminal_shows_the_same(result):
 
 
 def test_transitions_stand_beside_what_chance_gives(parts, render, result):
-    said = " ".join(interpretation.how_sampled(result))
+    said = " ".join(interpretation.how_sampled(typed(result)))
     assert "how many of these transitions are chance is not known" in said
     assert "Read no transition as a finding" in said
     result["sample"]["redraw"] = [[120.5, 0, 18.5], [0, 0, 0], [9.25, 0, 1.75]]
@@ -217,15 +225,15 @@ def test_transitions_stand_beside_what_chance_gives(parts, render, result):
                 name: {"mean": 0.0123, "ci95": [-0.0456, 0.0789], "n": 8}
                 for name in ("prompt_change", "entropy_change", "kl_bits")
             }
-    said = " ".join(interpretation.how_sampled(result))
+    said = " ".join(interpretation.how_sampled(typed(result)))
     assert "low → low 19 of 139 (by chance 120.5); high → low 11 of 11 (by chance 9.2)" in said
     assert "so they speak of the run" in said
     file = io.StringIO()
-    print_interpretation(result, Console(file=file, width=100))
+    print_interpretation(typed(result), Console(file=file, width=100))
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     assert "beyond chance" in text
-    rows = render(parts | {"interpretations": [result]}).rows("Change from PT on the same tokens")
+    rows = render(on_page(parts, result)).rows("Change from PT on the same tokens")
     assert [row[1:] for row in rows if row[0] == "beyond chance"] == [
         ["+1.2 points (−4.6 to +7.9)", "+0.01 (−0.05 to +0.08)", "+0.01 (−0.05 to +0.08)", ""]
     ] * 2

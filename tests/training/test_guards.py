@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -95,8 +97,7 @@ def test_a_negative_kl_beyond_noise():
     ],
 )
 def test_what_a_reward_that_differs_between_prompts_alone_teaches(compares, coef, said):
-    found = rollouts(CALM, toxicity=[0.25, 0.25, 0.5, 0.5])
-    found.group = torch.tensor([0, 0, 1, 1])
+    found = replace(rollouts(CALM, toxicity=[0.25, 0.25, 0.5, 0.5]), group=torch.tensor([0, 0, 1, 1]))
     doubts = doubts_about(found, 0.3, ASKED, [], compares_answers=compares, kl_coef=coef)
     assert doubts == {"constant_reward": f"constant reward: within every group all answers got the same{said}"}
 
@@ -188,8 +189,7 @@ def test_answers_that_are_nearly_all_cut_off():
             "raise --max-new-tokens"
         )
     }
-    masked = with_ends([True] * 9 + [False])
-    masked.in_loss = torch.tensor([False] * 9 + [True])
+    masked = replace(with_ends([True] * 9 + [False]), in_loss=torch.tensor([False] * 9 + [True]))
     [doubt] = doubts_about(masked, 0.3, asked, []).values()
     assert "the loss leaves them out, and 1 answers are left to learn from" in doubt
 

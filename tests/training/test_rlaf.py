@@ -563,6 +563,7 @@ def test_a_reward_that_the_witness_taught_gets_another_witness(tmp_path):
     assert witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == ["lexical"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
 def test_a_run_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
     run = train(settings(steps=1, algorithm=algorithm), tmp_path / "run")

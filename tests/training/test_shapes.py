@@ -171,8 +171,6 @@ def test_what_a_step_hands_on_has_the_shapes_of_its_fields(tmp_path, monkeypatch
     noted(rlaf, "estimate", result=False)
     noted(rlaf, "update", result=False)
     noted(learner, "_gradient", result=False)
-    of = learner.Tokens.of
-    monkeypatch.setattr(learner.Tokens, "of", lambda *a: seen.setdefault("Tokens", []).append(of(*a)) or of(*a))
     settings = {"model": "tiny", "device": "cpu", "dtype": "float32", "reward": ["lexical"], "witness": []}
     sizes = {"batch_size": 8, "max_new_tokens": 6, "steps": 1, "generation": {"min_new_tokens": 1}}
     rlaf.train(RlafSettings(**{**settings, **sizes, **changes}), tmp_path / "run")
@@ -180,7 +178,7 @@ def test_what_a_step_hands_on_has_the_shapes_of_its_fields(tmp_path, monkeypatch
     seen["Rollouts"] = [batch.rollouts for batch in seen["Batch"]]
     kept = len(seen["Rollouts"][0].texts)
     assert len(seen["Answer"]) == 8 >= kept
-    for name in ("Answer", "Feedback", "Batch", "Rollouts", "Minibatch", "Tokens"):
+    for name in ("Answer", "Feedback", "Batch", "Rollouts", "Minibatch"):
         for record in seen[name]:
             assert_fields_fit(record, type(record))
     broken = replace(seen["Batch"][0], advantages=torch.zeros(kept))

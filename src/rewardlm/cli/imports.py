@@ -48,9 +48,8 @@ def import_(
     if not run.meta["scorers"]:
         typer.echo(f"note: the file has no scores: add some with rewardlm score {out} --scorer NAME", err=True)
     if settings.counter_narrative is not None and lacks_pairs(run):
-        from rewardlm.measuring.model_quality import (
-            judge_toxic_pairs,  # takes seconds, and many tables have no toxic prompt
-        )
+        # Takes seconds, and many tables have no toxic prompt.
+        from rewardlm.measuring.model_quality import judge_toxic_pairs
 
         with stage("counter-narratives") as progress:
             judge_toxic_pairs(run, settings, report=progress.report)

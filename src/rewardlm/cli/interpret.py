@@ -65,7 +65,8 @@ def interpret(
         typer.echo(json.dumps(run.load(KIND), allow_nan=False))
     else:
         from rewardlm.cli.show import console
+        from rewardlm.reporting.interpretation import load as load_found
         from rewardlm.reporting.interpretation_tables import print_interpretation
 
-        print_interpretation(run.load(KIND), console())
+        print_interpretation(load_found(run), console())
         typer.echo(f"\nFor the page: rewardlm report {' '.join(map(str, [*folders, out]))} --out report.html")

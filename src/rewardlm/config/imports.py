@@ -15,13 +15,13 @@ class ImportSettings(Section):
 
     ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id``, ``finish`` and
     ``scores.NAME``; see ``import_table``.
-    Answers to toxic prompts are shown to the judge of pairs ``counter_narrative`` (none: ``counter_narrative=null``),
-    ``quality_sample`` of them, drawn by ``seed``, where there are more.
+    With ``counter_narrative=starter_pairs``, or another judge of pairs, it is asked which answers to toxic prompts are
+    counter-narratives: of ``quality_sample`` of them, drawn by ``seed``, where there are more.
     """
 
     label: str
     map: Annotated[dict[str, str], BY_NAME] = {}
-    counter_narrative: str | None = "starter_pairs"
+    counter_narrative: str | None = None
     quality_sample: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"

@@ -12,7 +12,7 @@ from rewardlm.config.section import Section
 
 
 class InsideSettings(Section):
-    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpreting.inside.
+    """How ``rewardlm interpret`` looks inside: how much is read, and what is tried. See interpreting.mechanistic.
 
     ``toxic_words`` and ``neutral_words`` are the two sides whose logits are compared; without them, the
     ``token_words`` words of the vocabulary that a word judge finds most toxic, each with a harmless one as rare.

@@ -1,1 +1,11 @@
-"""What changed inside a tuned model: what it reads, what it writes, and which directions carry toxicity."""
+"""What training changed inside a model: measured runs in, an interpretation out.
+
+The flow, each line a file that says how:
+
+    interpretation              all of it, from top to bottom; findings is the result, typed
+    answers, models             a sample of stored answers, and each run's base with its adapter
+    records                     what every answer gave, appended as it came: drift, attribution, faithfulness
+    drift_summary, attribution_summary, similarity
+                                records to estimates, weighted back to the run (stratified, intervals)
+    mechanistic/                the residual stream, directions, value vectors, and what answers say under interventions
+"""

@@ -1,7 +1,7 @@
 """What one model thinks of another's words: log-probability, entropy, rank and the exact divergence, token by token.
 
 M models read the same N tokens. The divergence is over the whole vocabulary, KL(a ‖ b) = Σ_v a(v) · ln(a(v) / b(v)) in
-nats, not an estimate from the token that was drawn. Functions take and give arrays; ``read`` is what runs models.
+nats, not an estimate from the token that was drawn. Functions take and give arrays; ``drift_of_answers`` runs models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewardlm.interpreting.subjects import Subject
+from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.models.logprobs import body_and_head, hidden_rows
 
@@ -74,8 +74,8 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
     )
 
 
-def read(
-    subjects: Sequence[Subject], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+def drift_of_answers(
+    subjects: Sequence[RunModel], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> tuple[list[TokenDrift], list[VocabularyDrift]]:
     """Every subject reads every response after its prompt: what is found, response by response, on the CPU."""
     # Switching a subject on costs more than a few rows of the vocabulary do in memory.

@@ -1,17 +1,15 @@
-"""Means with 95 % intervals, over answers and along them. The unit is the prompt, with all that it gave."""
+"""Means and changes with 95 % intervals over prompts, corrected p-values, and ranks among random draws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewardlm.interpreting.findings import Band, Estimate
 from rewardlm.stats import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
-
-Interval = dict[str, Any]
 
 # Fewer prompts than this say too little to speak of significance.
 FEWEST = 5
@@ -24,18 +22,18 @@ class Resampling:
     def __init__(self, n_resamples: int, seed: int) -> None:
         self.n_resamples, self.seed = n_resamples, seed
 
-    def mean(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
-        """``{"mean", "ci95", "n"}`` of ``values`` [n], NaN left out; ``clusters`` [n] says which prompt each is of.
+    def mean(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Estimate:
+        """Of ``values`` [n], NaN left out; ``clusters`` [n] says which prompt each is of.
 
         ``mean`` is None where there is nothing, ``ci95`` where there are fewer than five prompts.
         """
         sums, counts = _by_prompt(values, clusters)
         if not len(sums):
-            return {"mean": None, "ci95": None, "n": 0}
+            return Estimate(mean=None, ci95=None, n=0)
         interval = mean_ci95(sums, counts) if len(sums) >= FEWEST else None
-        return {"mean": float(sums.sum() / counts.sum()), "ci95": _pair(interval), "n": int(counts.sum())}
+        return Estimate(mean=float(sums.sum() / counts.sum()), ci95=interval, n=int(counts.sum()))
 
-    def change(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Interval:
+    def change(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Estimate:
         """The same of changes, with ``p_value``: is their mean zero? The interval leaves zero out exactly where not."""
         sums, counts = _by_prompt(values, clusters)
         found = mean_change(sums, counts, n_flips=self.n_resamples, seed=self.seed)
@@ -47,7 +45,7 @@ class Resampling:
         clusters: Sequence[int] | NDArray[np.intp],
         others: Sequence[float] | FloatArray,
         other_clusters: Sequence[int] | NDArray[np.intp],
-    ) -> Interval:
+    ) -> Estimate:
         """The mean of ``values`` minus that of ``others``, two groups of different prompts, with ``p_value``."""
         one, two = _by_prompt(values, clusters), _by_prompt(others, other_clusters)
         return _of_change(difference_of_means(*one, *two), int(min(one[1].sum(), two[1].sum())))
@@ -58,37 +56,35 @@ class Resampling:
         positions: Sequence[int] | NDArray[np.intp],
         clusters: Sequence[int] | NDArray[np.intp],
         edges: Sequence[int],
-    ) -> dict[str, list[Any]]:
-        """Means of ``values`` by stretch of ``positions``, from one edge to the next (excluded), each with its band.
-
-        ``{"from", "to", "mean", "low", "high", "n"}``, lists with one entry a stretch that has any value.
-        """
+    ) -> Band:
+        """Means of ``values`` by stretch of ``positions``, from one edge to the next (excluded), where it has any."""
         values, positions, clusters = np.asarray(values, float), np.asarray(positions), np.asarray(clusters)
-        band: dict[str, list[Any]] = {key: [] for key in ("from", "to", "mean", "low", "high", "n")}
+        rows: list[tuple[int, int, float, float | None, float | None, int]] = []
         for start, end in pairwise(edges):
             here = (positions >= start) & (positions < end)
             found = self.mean(values[here], clusters[here])
-            if found["n"]:
-                low, high = found["ci95"] or (None, None)
-                for key, value in zip(band, (start, end - 1, found["mean"], low, high, found["n"]), strict=True):
-                    band[key].append(value)
-        return band
+            if found.mean is not None:
+                low, high = found.ci95 or (None, None)
+                rows.append((start, end - 1, found.mean, low, high, found.n))
+        names = ("from_", "to", "mean", "low", "high", "n")
+        return Band(**{name: [row[column] for row in rows] for column, name in enumerate(names)})
 
 
-def adjust(family: Sequence[Interval]) -> None:
-    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm); what has none is left alone."""
-    changes = [one for one in family if "p_value" in one]
-    for one, p_value in zip(changes, holm([one["p_value"] for one in changes]), strict=True):
-        one["p_adjusted"] = p_value
+def adjust(family: Sequence[Estimate]) -> None:
+    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm); a mean, which has none, is left
+    alone."""
+    changes = [one for one in family if "p_value" in one.model_fields_set]
+    for one, p_value in zip(changes, holm([one.p_value for one in changes]), strict=True):
+        one.p_adjusted = p_value
 
 
-def shown(change: Mapping[str, Any] | None, sign: int) -> bool:
+def shown(change: Estimate | None, sign: int) -> bool:
     """Whether the change was shown to be a rise (``sign`` 1) or a fall (-1): its interval leaves zero out on that
     side, and its p-value is below .05 when corrected for what is read with it, where it was."""
-    if change is None or change["ci95"] is None or change["n"] < FEWEST:
+    if change is None or change.ci95 is None or change.n < FEWEST:
         return False
-    p_value = change.get("p_adjusted")
-    return bool(min(sign * end for end in change["ci95"]) > 0 and (p_value is None or p_value < LEVEL))
+    p_value = change.p_adjusted
+    return min(sign * end for end in change.ci95) > 0 and (p_value is None or p_value < LEVEL)
 
 
 def stretches(longest: int, number: int = 8) -> list[int]:
@@ -107,16 +103,42 @@ def _by_prompt(
     return np.asarray(np.bincount(owner, array[known]), np.float64), np.bincount(owner)
 
 
-def _of_change(found: Change, n: int) -> Interval:
+def _of_change(found: Change, n: int) -> Estimate:
     """With no word on significance where there are fewer than five prompts."""
     enough = found.prompts >= FEWEST
-    return {
-        "mean": found.mean,
-        "ci95": _pair(found.ci95) if enough else None,
-        "p_value": found.p_value if enough else None,
-        "n": n,
-    }
+    return Estimate(
+        mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=n
+    )
 
 
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+def change_between(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    *,
+    n_resamples: int,
+    seed: int,
+    largest: float | None = 1.0,
+) -> Estimate | None:
+    """Mean change over answers that both have a value of. ``largest`` is by how much a value can change at most: 1 for
+    scores, None where nothing bounds it.
+
+    The interval leaves zero out exactly where p < .05 (``stats.mean_change``); None where there is one answer.
+    """
+    pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return None
+    found = mean_change(pairs, largest=largest, n_flips=n_resamples, seed=seed)
+    return Estimate(mean=found.mean, ci95=found.ci95, p_value=found.p_value, n=found.prompts)
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Of what is known among ``values``; NaN where nothing is."""
+    array = np.asarray(list(values), float)
+    array = array[~np.isnan(array)]
+    return float(array.mean()) if array.size else float("nan")
+
+
+def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:
+    """How often chance goes as far as what was observed, which counts as one (Phipson & Smyth 2010): at least 1/21 of
+    20."""
+    return float((1 + sum(value >= observed for value in by_chance)) / (1 + len(by_chance)))

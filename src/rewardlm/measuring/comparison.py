@@ -34,7 +34,8 @@ OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
 class Result(BaseModel):
     """Results don't change, and a key that nobody described is an error of ours."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # Its classes are built when one is first used, which a command that compares nothing does without.
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class EqualSamples(Result):

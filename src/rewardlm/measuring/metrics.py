@@ -324,3 +324,8 @@ def paired_difference_of_all(
 def bucket_of(known: FloatArray) -> NDArray[np.intp]:
     """0 low, 1 medium, 2 high, of scores without NaN."""
     return (known >= LOW_BELOW).astype(np.intp) + (known > HIGH_ABOVE)
+
+
+def bucket_name(score: float) -> str:
+    """low, medium or high."""
+    return BUCKETS[int(bucket_of(np.array(score)))]

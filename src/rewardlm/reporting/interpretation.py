@@ -6,12 +6,22 @@ can't be said for want of data says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm.interpreting.findings import (
+    AttributionComparison,
+    DriftComparison,
+    Estimate,
+    FaithfulnessFacts,
+    Interpretation,
+    SampleFacts,
+    SimilarityComparison,
+    Stratum,
+)
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import flows, inside
+from rewardlm.reporting import flows, mechanistic
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text, plain_text, points_text, share_text
@@ -26,9 +36,9 @@ METHODS = {
 }
 
 
-def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The stored results of interpretations, each with its ``label``."""
-    return [{"label": run.label, **run.load(KIND)} for run in runs]
+def load(run: Run) -> Interpretation:
+    """What an interpretation found. Raises RunError where it isn't finished."""
+    return Interpretation.model_validate(run.load(KIND))
 
 
 def looked_into(runs: Sequence[Run]) -> list[Path]:
@@ -43,151 +53,141 @@ def visible(text: str) -> str:
     return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→") or "∅"
 
 
-def sections(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What interpretation.html.j2 shows of each."""
+def sections(results: Sequence[tuple[str, Interpretation]]) -> list[dict[str, Any]]:
+    """What interpretation.html.j2 shows of each interpretation, which come with their labels."""
     return [
         {
-            "label": result["label"],
+            "label": label,
             "result": result,
-            "models": [model["label"] for model in result["models"]],
+            "models": [model.label for model in result.models],
             "how": how_sampled(result),
             "sentences": sentences(result),
             "method": method_name(result),
             "tested": [said for said in (faithful_sentence(result), complete_sentence(result)) if said],
             "figures": _figures(result),
             "example_shades": _shades(result),
-            "inside": inside.section(result["inside"], result["inside_notes"]),
+            "inside": mechanistic.section(result.inside, result.inside_notes),
         }
-        for result in results
+        for label, result in results
     ]
 
 
-def faithful_sentence(result: Mapping[str, Any]) -> str | None:
+def faithful_sentence(result: Interpretation) -> str | None:
     """Whether the attribution's method passed its test, with the numbers; None where it was not tested."""
-    found = result["attribution"].get("faithfulness")
+    found = result.attribution.faithfulness
     if found is None:
         return None
     verdict = {
         True: "ranks words better than a random order",
         False: "was not shown to rank words better than a random order: don’t rest a claim on its shares",
         None: "was tested on too few prompts to say whether it ranks words better than a random order",
-    }[found["passes"]]
-    without, alone = found["comprehensiveness"], found["sufficiency"]
+    }[found.passes]
+    without, alone = found.comprehensiveness, found.sufficiency
     return (
-        f"On {found['tokens']} tokens {method_name(result)} {verdict}. Without the words that it ranks highest a token "
-        f"loses {plain_text(without['method'])} nats, without random ones {plain_text(without['random'])} "
-        f"(comprehensiveness, better by {number_text(without['better'])}). With these words alone it loses "
-        f"{plain_text(alone['method'])}, with random ones alone {plain_text(alone['random'])} (sufficiency, better by "
-        f"{number_text(alone['better'])})."
+        f"On {found.tokens} tokens {method_name(result)} {verdict}. Without the words that it ranks highest a token "
+        f"loses {plain_text(without.method)} nats, without random ones {plain_text(without.random)} "
+        f"(comprehensiveness, better by {number_text(without.better)}). With these words alone it loses "
+        f"{plain_text(alone.method)}, with random ones alone {plain_text(alone.random)} (sufficiency, better by "
+        f"{number_text(alone.better)})."
     )
 
 
-def complete_sentence(result: Mapping[str, Any]) -> str | None:
+def complete_sentence(result: Interpretation) -> str | None:
     """How well scores add up, and how many tokens were refused; None where the method promises no sum."""
-    found = result["attribution"].get("completeness")
-    if found is None and result["attribution"]["method"] == "integrated_gradients":
-        return (
-            "Whether these scores add up was not checked when this was interpreted, and on some models they miss by "
-            "more than they are: interpret again into another --out."
-        )
+    found = result.attribution.completeness
     if found is None:
         return None
-    kept = found["tokens"] - found["refused"]
-    text = f"{found['refused']:,} of {found['tokens']:,} explained tokens were refused, and have no shares"
-    if found["refused"]:
-        text += f" (the first: {found['reasons'][0]})"
-    if kept and found["largest_share"] is not None:
+    kept = found.tokens - found.refused
+    text = f"{found.refused:,} of {found.tokens:,} explained tokens were refused, and have no shares"
+    if found.refused:
+        text += f" (the first: {found.reasons[0]})"
+    if kept and found.largest_share is not None:
         text += (
-            f". The scores of the others add up to what they must within {found['largest_gap']:.2g} nats, and within "
-            f"{found['largest_share']:.1%} of it ({found['tolerance']:.0%} are allowed); {found['steps']:.0f} steps "
-            f"in the median, {found['most_steps']} at most"
+            f". The scores of the others add up to what they must within {found.largest_gap:.2g} nats, and within "
+            f"{found.largest_share:.1%} of it ({found.tolerance:.0%} are allowed); {found.steps:.0f} steps "
+            f"in the median, {found.most_steps} at most"
         )
     return f"{text}."
 
 
-def method_name(result: Mapping[str, Any]) -> str:
+def method_name(result: Interpretation) -> str:
     """What the attribution's method is called."""
-    method: str = result["attribution"]["method"]
-    return METHODS.get(method, method)
+    return METHODS.get(result.attribution.method, result.attribution.method)
 
 
-def how_sampled(result: Mapping[str, Any]) -> list[str]:
+def how_sampled(result: Interpretation) -> list[str]:
     """How answers and tokens were chosen, and what else a reader must know, in sentences."""
-    sample = result["sample"]
-    again = sample.get("redraw")
+    sample = result.sample
+    again = sample.redraw
     strata = "; ".join(
-        f"{stratum['from']} → {stratum['to']} {stratum['taken']:,} of {stratum['of']:,}{_again(stratum, again)}"
-        for stratum in sample["strata"]
-        if stratum["taken"]
+        f"{stratum.from_} → {stratum.to} {stratum.taken:,} of {stratum.of:,}{_again(stratum, again)}"
+        for stratum in sample.strata
+        if stratum.taken
     )
     found = [
-        f"{sample['pairs']:,} of {sample['of']:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
-        f"how toxicity went from {sample['from']} to {sample['to']} by {sample['scorer']}: {strata}.",
+        f"{sample.pairs:,} of {sample.of:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
+        f"how toxicity went from {sample.from_} to {sample.to} by {sample.scorer}: {strata}.",
         _chance(sample),
         "Means over all of them weight each pair by how many of the run’s it stands for, so they speak of the run. "
         "What is inside is read of these pairs as they are.",
-        f"Of each answer {sample['tokens_an_answer']} tokens are explained, one from each of as many equal stretches.",
+        f"Of each answer {sample.tokens_an_answer} tokens are explained, one from each of as many equal stretches.",
     ]
-    if sample["reward_of"]:
-        found.append(f"{sample['scorer']} was the reward of {', '.join(sample['reward_of'])}.")
-    if sample["unscored"]:
-        found.append(f"{sample['unscored']:,} pairs that are not scored in every run were left out.")
-    return [*found, *result["notes"]]
+    if sample.reward_of:
+        found.append(f"{sample.scorer} was the reward of {', '.join(sample.reward_of)}.")
+    if sample.unscored:
+        found.append(f"{sample.unscored:,} pairs that are not scored in every run were left out.")
+    return [*found, *result.notes]
 
 
-def _again(stratum: Mapping[str, Any], again: Sequence[Sequence[float] | None] | None) -> str:
-    row, column = (BUCKETS.index(stratum[key]) for key in ("from", "to"))
+def _again(stratum: Stratum, again: Sequence[Sequence[float] | None] | None) -> str:
+    row, column = BUCKETS.index(stratum.from_), BUCKETS.index(stratum.to)
     known = None if again is None else again[row]
     return "" if known is None else f" (by chance {flows.expected(known[column])})"
 
 
-def _chance(sample: Mapping[str, Any]) -> str:
+def _chance(sample: SampleFacts) -> str:
     """What a transition says, or doesn't."""
-    if sample.get("redraw") is None:
+    if sample.redraw is None:
         return (
-            f"{sample['from']} answered each prompt once, so how many of these transitions are chance is not known: "
+            f"{sample.from_} answered each prompt once, so how many of these transitions are chance is not known: "
             "most answers that are toxic once are not in a second draw of the same model. Read no transition as a "
             "finding."
         )
     return (
-        f"“By chance” is how many of the run’s pairs a second draw of {sample['from']} itself sends the same way: only "
-        f"what differs from that is {sample['to']}’s doing."
+        f"“By chance” is how many of the run’s pairs a second draw of {sample.from_} itself sends the same way: only "
+        f"what differs from that is {sample.to}’s doing."
     )
 
 
-def sentences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def sentences(result: Interpretation) -> list[dict[str, Any]]:
     """A row a question and model: ``{"question", "model", "parts"}``, the parts as in headlines."""
     rows = []
-    similar = {entry["to"]: entry for entry in (result["similarity"] or {}).get("comparisons", [])}
-    above = {entry["label"]: entry["above_null"] for entry in (result["similarity"] or {}).get("models", [])}
-    for drift, reading in zip(result["drift"]["comparisons"], result["attribution"]["comparisons"], strict=True):
-        model = drift["to"]
+    similar = {entry.to: entry for entry in (result.similarity.comparisons if result.similarity else ())}
+    above = {entry.label: entry.above_null for entry in (result.similarity.models if result.similarity else ())}
+    for drift, reading in zip(result.drift.comparisons, result.attribution.comparisons, strict=True):
+        model = drift.to
         rows.append(
             {
                 "question": f"Does {model} still read the prompt?",
                 "model": model,
-                "parts": _reads(
-                    model, reading, above.get(model), similar.get(model), result["attribution"].get("faithfulness")
-                ),
+                "parts": _reads(model, reading, above.get(model), similar.get(model), result.attribution.faithfulness),
             }
         )
+        rows.append({"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)})
         rows.append(
-            {"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)},
-        )
-        rows.append(
-            {"question": f"Where does {model} part from {drift['from']}?", "model": model, "parts": _parts_where(drift)}
+            {"question": f"Where does {model} part from {drift.from_}?", "model": model, "parts": _parts_where(drift)}
         )
     return rows
 
 
 def _reads(
     model: str,
-    reading: Mapping[str, Any],
-    above: Mapping[str, Any] | None,
-    similar: Mapping[str, Any] | None,
-    faithful: Mapping[str, Any] | None,
+    reading: AttributionComparison,
+    above: Estimate | None,
+    similar: SimilarityComparison | None,
+    faithful: FaithfulnessFacts | None,
 ) -> list[Part]:
-    change = reading["same_tokens"]["prompt_change"]
+    change = reading.same_tokens.prompt_change
     way = direction(change)
     if way is None:
         parts: list[Part] = [("Too few answers to say how much it rests on the prompt’s words. ", False)]
@@ -198,11 +198,11 @@ def _reads(
             0: "it was not shown to rest more on the prompt’s words, nor less",
         }[way]
         parts = [
-            (f"On {reading['from']}’s own answers ", False),
+            (f"On {reading.from_}’s own answers ", False),
             (verdict, True),
             (f" ({points_text(change)} of all attribution). ", False),
         ]
-        if faithful is not None and not faithful["passes"]:
+        if faithful is not None and not faithful.passes:
             parts.append(
                 (
                     "The method’s shares were not shown to be better than random ones here, so believe little of it. ",
@@ -222,19 +222,17 @@ def _reads(
     parts.append((f": similarity above the shuffled null {number_text(above)}", False))
     if similar is not None:
         moved = {1: ", more than", -1: ", less than", 0: ", not measurably another than", None: ", held against"}
-        change = similar["above_null_change"]
-        parts.append(
-            (f"{moved[direction(change)]} {similar['from']}’s ({number_text(change)})", direction(change) == -1)
-        )
+        change = similar.above_null_change
+        parts.append((f"{moved[direction(change)]} {similar.from_}’s ({number_text(change)})", direction(change) == -1))
     parts.append((".", False))
     return parts
 
 
-def _unlearned(drift: Mapping[str, Any]) -> list[Part]:
-    check, source = drift["toxic_check"], drift["from"]
-    toxic, other, difference = check["toxic"], check["other"], check["difference"]
-    if not toxic["n"] or not other["n"]:
-        kind = "toxic" if not toxic["n"] else "other"
+def _unlearned(drift: DriftComparison) -> list[Part]:
+    check, source = drift.toxic_check, drift.from_
+    toxic, other, difference = check.toxic, check.other, check.difference
+    if not toxic.n or not other.n:
+        kind = "toxic" if not toxic.n else "other"
         return [(f"{source} has no {kind} answers in the sample, so the check can’t be made.", False)]
     verdict = {
         -1: f"{source}’s toxic answers lost more than its others: the change is one of toxic text above all",
@@ -244,25 +242,25 @@ def _unlearned(drift: Mapping[str, Any]) -> list[Part]:
         None: "too few answers to compare toxic ones with others",
     }[direction(difference)]
     return [
-        (f"A token of a toxic answer changed by {number_text(toxic)} nats (n = {toxic['n']}), of another by ", False),
-        (f"{number_text(other)} (n = {other['n']}); the difference is {number_text(difference)}: ", False),
+        (f"A token of a toxic answer changed by {number_text(toxic)} nats (n = {toxic.n}), of another by ", False),
+        (f"{number_text(other)} (n = {other.n}); the difference is {number_text(difference)}: ", False),
         (verdict, True),
         (".", False),
     ]
 
 
-def _parts_where(drift: Mapping[str, Any]) -> list[Part]:
-    parting = drift["parting"]
-    by_kl, by_choice = parting["by_kl"], parting["by_first_choice"]
-    kl, same = drift["on_baseline"]["kl"], drift["on_baseline"]["same_first_choice"]
+def _parts_where(drift: DriftComparison) -> list[Part]:
+    parting = drift.parting
+    by_kl, by_choice = parting.by_kl, parting.by_first_choice
+    kl, same = drift.on_baseline.kl, drift.on_baseline.same_first_choice
     where = "never in this sample"
-    if by_kl["quartiles"]:
-        where = f"at token {by_kl['quartiles'][1] + 1:.0f} (median of the {by_kl['parted']} of {by_kl['of']} that part)"
+    if by_kl.quartiles:
+        where = f"at token {by_kl.quartiles[1] + 1:.0f} (median of the {by_kl.parted} of {by_kl.of} that part)"
     choice = "never"
-    if by_choice["quartiles"]:
-        choice = f"at token {by_choice['quartiles'][1] + 1:.0f} ({by_choice['parted']} of {by_choice['of']})"
+    if by_choice.quartiles:
+        choice = f"at token {by_choice.quartiles[1] + 1:.0f} ({by_choice.parted} of {by_choice.of})"
     return [
-        (f"The divergence first exceeds {parting['threshold_kl']:g} nats ", False),
+        (f"The divergence first exceeds {parting.threshold_kl:g} nats ", False),
         (where, True),
         (
             f"; the first choice first differs {choice}. Over all tokens the divergence is {plain_text(kl)} nats and ",
@@ -272,38 +270,36 @@ def _parts_where(drift: Mapping[str, Any]) -> list[Part]:
     ]
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    bands = result["attribution"]["bands"]
-    last = result["models"][-1]["label"]
+def _figures(result: Interpretation) -> dict[str, Any]:
+    bands = result.attribution.bands
+    last = result.models[-1].label
 
-    def over(quantity: str) -> list[tuple[str, Mapping[str, Any]]]:
-        return [(band["label"], band) for band in bands if band["quantity"] == quantity and band["transition"] == "all"]
+    def over(quantity: str) -> list[tuple[str, figures.AnyBand]]:
+        return [(band.label, band) for band in bands if band.quantity == quantity and band.transition == "all"]
 
-    def by_transition(quantity: str) -> list[tuple[str, Mapping[str, Any]]]:
+    def by_transition(quantity: str) -> list[tuple[str, figures.AnyBand]]:
         return [
-            (f"{band['transition']} ({band['answers']})", band)
+            (f"{band.transition} ({band.answers})", band)
             for band in bands
-            if band["quantity"] == quantity and band["transition"] != "all" and band["label"] == last
+            if band.quantity == quantity and band.transition != "all" and band.label == last
         ]
 
     return {
-        "check": figures.check_figure(result["drift"]["comparisons"]),
-        "kl": figures.band_figure(
-            [(entry["to"], entry["kl_along"]) for entry in result["drift"]["comparisons"]], "nats", scale=1
-        ),
+        "check": figures.check_figure(result.drift.comparisons),
+        "kl": figures.band_figure([(entry.to, entry.kl_along) for entry in result.drift.comparisons], "nats", scale=1),
         "prompt": figures.band_figure(over("prompt"), "share of attribution, %", scale=100),
         "entropy": figures.band_figure(over("entropy_bits"), "bits", scale=1),
         "prompt_by_transition": figures.band_figure(by_transition("prompt"), "share of attribution, %", scale=100),
         "entropy_by_transition": figures.band_figure(by_transition("entropy_bits"), "bits", scale=1),
         "last": last,
-        "similarity": figures.similarity_figure(result["similarity"]["models"]) if result["similarity"] else None,
+        "similarity": figures.similarity_figure(result.similarity.models) if result.similarity else None,
     }
 
 
-def _shades(result: Mapping[str, Any]) -> list[list[list[int]]]:
+def _shades(result: Interpretation) -> list[list[list[int]]]:
     """Of each example, each model and each word, how dark it is: 0 to 9, the darkest word of the example being 9."""
     shades = []
-    for example in result["attribution"]["examples"]:
-        most = max((share for model in example["models"] for share in model["shares"]), default=0) or 1
-        shades.append([[round(9 * share / most) for share in model["shares"]] for model in example["models"]])
+    for example in result.attribution.examples:
+        most = max((share for model in example.models for share in model.shares), default=0) or 1
+        shades.append([[round(9 * share / most) for share in model.shares] for model in example.models])
     return shades

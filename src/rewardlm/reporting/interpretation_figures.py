@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from rewardlm.interpreting.findings import AttributionBand, Band, DriftComparison, Estimate, ModelSimilarity
 from rewardlm.reporting.figures import base_layout, plain, translucent
 
 # Blue, violet, orange, green, red: told apart on light and dark pages, and by colour-blind readers.
 COLOURS = ("#1f7fc4", "#9a55cf", "#c28500", "#2f7d6b", "#cf4a1c", "#7d8590", "#5a6f96", "#a33b5c", "#b5651d")
 
 
-def band_figure(bands: Sequence[tuple[str, Mapping[str, Any]]], unit: str, *, scale: float) -> dict[str, Any]:
+AnyBand = Band | AttributionBand
+
+
+def band_figure(bands: Sequence[tuple[str, AnyBand]], unit: str, *, scale: float) -> dict[str, Any]:
     """Means along the answer, a line with its 95 % band for each of (name, band); values are times ``scale``."""
     traces: list[dict[str, Any]] = []
     for number, (name, band) in enumerate(bands):
         colour = COLOURS[number % len(COLOURS)]
         # Tokens are counted from 1 for readers.
-        x = [(start + end) / 2 + 1 for start, end in zip(band["from"], band["to"], strict=True)]
-        known = [place for place, low in enumerate(band["low"]) if low is not None]
+        x = [(start + end) / 2 + 1 for start, end in zip(band.from_, band.to, strict=True)]
+        known = [
+            (at, low, high)
+            for at, low, high in zip(x, band.low, band.high, strict=True)
+            if low is not None and high is not None
+        ]
         if known:
-            edge = [*known, *reversed(known)]
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "lines",
-                    "x": [x[place] for place in edge],
-                    "y": [scale * band["high"][place] for place in known]
-                    + [scale * band["low"][place] for place in reversed(known)],
+                    "x": [at for at, _, _ in known] + [at for at, _, _ in reversed(known)],
+                    "y": [scale * high for _, _, high in known] + [scale * low for _, low, _ in reversed(known)],
                     "fill": "toself",
                     "fillcolor": translucent(colour, 0.16),
                     "line": {"width": 0},
@@ -43,51 +49,61 @@ def band_figure(bands: Sequence[tuple[str, Mapping[str, Any]]], unit: str, *, sc
                 "name": plain(name),
                 "legendgroup": f"{number}",
                 "x": x,
-                "y": [scale * mean for mean in band["mean"]],
+                "y": [scale * mean for mean in band.mean],
                 "line": {"color": colour, "width": 2},
                 "marker": {"size": 6},
                 "customdata": [
                     f"tokens {start + 1}–{end + 1}, n = {n}"
-                    for start, end, n in zip(band["from"], band["to"], band["n"], strict=True)
+                    for start, end, n in zip(band.from_, band.to, band.n, strict=True)
                 ],
                 "hovertemplate": plain(name) + ", %{customdata}: %{y:.3g}<extra></extra>",
             }
         )
-    layout = base_layout(height=290)
-    layout["margin"] = {"l": 12, "r": 12, "t": 34, "b": 46}
+    return {"data": traces, "layout": curve_layout("token of the answer", unit, rangemode="tozero")}
+
+
+def curve_layout(along: str, unit: str, **yaxis: Any) -> dict[str, Any]:
+    """The layout of lines or bars with their legend above; ``along`` names the x axis, ``unit`` the y axis."""
+    layout = _legend_layout(290, right=12)
+    layout["xaxis"] |= {"title": _title(along)}
+    layout["yaxis"] |= {"automargin": True, "nticks": 6, **yaxis, "title": _title(unit)}
+    return layout
+
+
+def _legend_layout(height: int, right: int) -> dict[str, Any]:
+    layout = base_layout(height)
+    layout["margin"] = {"l": 12, "r": right, "t": 34, "b": 46}
     layout["showlegend"] = True
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    layout["xaxis"] |= {"title": {"text": "token of the answer", "font": {"size": 12}, "standoff": 6}}
-    layout["yaxis"] |= {
-        "automargin": True,
-        "nticks": 6,
-        "rangemode": "tozero",
-        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
-    }
-    return {"data": traces, "layout": layout}
+    return layout
 
 
-def check_figure(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "font": {"size": 12}, "standoff": 6}
+
+
+def check_figure(comparisons: Sequence[DriftComparison]) -> dict[str, Any]:
     """Change of log-probability, nats a token, of the baseline's toxic answers and of its others: a row a model."""
-    series = (("toxic", "toxic answers", "#cf4a1c", "diamond"), ("other", "other answers", "#5a6f96", "circle"))
-    rows = [(entry["to"], entry["toxic_check"]) for entry in comparisons]
+    series = (("toxic answers", "#cf4a1c", "diamond"), ("other answers", "#5a6f96", "circle"))
+    rows = [(entry.to, (entry.toxic_check.toxic, entry.toxic_check.other)) for entry in comparisons]
     return _interval_figure(rows, series, "change of log-probability, nats a token")
 
 
-def similarity_figure(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def similarity_figure(models: Sequence[ModelSimilarity]) -> dict[str, Any]:
     """Cosine of answers with their own prompts and with shuffled ones: a row a model."""
-    series = (("own", "own prompt", "#1f7fc4", "circle"), ("null", "shuffled prompt", "#7d8590", "diamond"))
-    return _interval_figure([(model["label"], model) for model in models], series, "cosine similarity")
+    series = (("own prompt", "#1f7fc4", "circle"), ("shuffled prompt", "#7d8590", "diamond"))
+    return _interval_figure([(model.label, (model.own, model.null)) for model in models], series, "cosine similarity")
 
 
 def _interval_figure(
-    rows: Sequence[tuple[str, Mapping[str, Any]]], series: Sequence[tuple[str, str, str, str]], unit: str
+    rows: Sequence[tuple[str, tuple[Estimate, Estimate]]], series: Sequence[tuple[str, str, str]], unit: str
 ) -> dict[str, Any]:
     traces = []
-    for position, (key, name, colour, symbol) in enumerate(series):
-        places = [row for row, (_, entry) in enumerate(rows) if entry[key]["mean"] is not None]
-        means = [rows[row][1][key]["mean"] for row in places]
-        ends = [rows[row][1][key]["ci95"] or (mean, mean) for row, mean in zip(places, means, strict=True)]
+    for position, (name, colour, symbol) in enumerate(series):
+        known = [(row, pair[position].mean, pair[position].ci95) for row, (_, pair) in enumerate(rows)]
+        places = [row for row, mean, _ in known if mean is not None]
+        means = [mean for _, mean, _ in known if mean is not None]
+        ends = [interval or (mean, mean) for _, mean, interval in known if mean is not None]
         traces.append(
             {
                 "type": "scatter",
@@ -109,16 +125,8 @@ def _interval_figure(
                 "hovertemplate": "%{customdata}, " + name + ": %{x:.3f}<extra></extra>",
             }
         )
-    layout = base_layout(height=110 + 60 * len(rows))
-    layout["margin"] = {"l": 12, "r": 16, "t": 34, "b": 46}
-    layout["showlegend"] = True
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    layout["xaxis"] |= {
-        "title": {"text": unit, "font": {"size": 12}, "standoff": 6},
-        "zeroline": True,
-        "zerolinecolor": "#9aa3af",
-        "rangemode": "tozero",
-    }
+    layout = _legend_layout(110 + 60 * len(rows), right=16)
+    layout["xaxis"] |= {"title": _title(unit), "zeroline": True, "zerolinecolor": "#9aa3af", "rangemode": "tozero"}
     layout["yaxis"] |= {
         "tickvals": list(range(len(rows))),
         "ticktext": [plain(label) for label, _ in rows],

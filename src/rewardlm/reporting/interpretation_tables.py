@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.interpreting.findings import AttributionChange, AttributionTransition, Interpretation
 from rewardlm.reporting import interpretation
-from rewardlm.reporting.inside_tables import print_inside
 from rewardlm.reporting.interpretation import visible
 from rewardlm.reporting.intervals import number_text, plain_text, points_text, share_text
+from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 8
 
 
-def print_interpretation(result: Mapping[str, Any], console: Console) -> None:
+def print_interpretation(result: Interpretation, console: Console) -> None:
     """Print what ``interpret --json`` gives, within 100 columns."""
     print_sentences(interpretation.sentences(result), console)
     print_notes(interpretation.how_sampled(result), console)
@@ -26,23 +26,22 @@ def print_interpretation(result: Mapping[str, Any], console: Console) -> None:
     _drift(result, console)
     _attribution(result, console)
     _similarity(result, console)
-    print_inside(result["inside"], result["inside_notes"], console)
+    print_inside(result.inside, result.inside_notes, console)
 
 
-def _drift(result: Mapping[str, Any], console: Console) -> None:
+def _drift(result: Interpretation, console: Console) -> None:
     table = new_table()
     _add_columns(table, ("to", "answers of"), ("log-prob", "divergence", "same choice", "rank"))
-    for entry in result["drift"]["comparisons"]:
-        for name, of in (("on_baseline", entry["from"]), ("on_own", entry["to"])):
-            found = entry[name]
-            rank = found["rank"]
+    for entry in result.drift.comparisons:
+        for found, of in ((entry.on_baseline, entry.from_), (entry.on_own, entry.to)):
+            rank = found.rank
             table.add_row(
-                label_text(entry["to"]),
+                label_text(entry.to),
                 label_text(of),
-                number_text(found["logprob_change"]),
-                plain_text(found["kl"]),
-                share_text(found["same_first_choice"]),
-                "–" if rank["before"] is None else f"{rank['before']:.0f} → {rank['after']:.0f}",
+                number_text(found.logprob_change),
+                plain_text(found.kl),
+                share_text(found.same_first_choice),
+                "–" if rank.before is None else f"{rank.before:.0f} → {rank.after:.0f}",
             )
     print_table(
         console,
@@ -53,49 +52,47 @@ def _drift(result: Mapping[str, Any], console: Console) -> None:
     )
     table = new_table()
     _add_columns(table, ("to", ""), ())
-    for entry in result["drift"]["comparisons"]:
-        for name in ("promoted", "demoted"):
+    for entry in result.drift.comparisons:
+        for name, tokens in (("promoted", entry.promoted), ("demoted", entry.demoted)):
             shown = "  ".join(
-                f"{plain(visible(token['text']))} {100 * token['before']:.1f}→{100 * token['after']:.1f}"
-                for token in entry[name][:_SHOWN_TOKENS]
+                f"{plain(visible(token.text))} {100 * token.before:.1f}→{100 * token.after:.1f}"
+                for token in tokens[:_SHOWN_TOKENS]
             )
-            table.add_row(label_text(entry["to"]), Text(f"{name}: {shown}"))
+            table.add_row(label_text(entry.to), Text(f"{name}: {shown}"))
     print_table(console, "Tokens whose probability changed most, %", table)
 
 
-def _attribution(result: Mapping[str, Any], console: Console) -> None:
-    found = result["attribution"]
+def _attribution(result: Interpretation, console: Console) -> None:
+    found = result.attribution
     table = new_table()
     _add_columns(table, ("model",), ("prompt", "template", "answer so far", "entropy, bits"))
-    for model in found["models"]:
+    for model in found.models:
         table.add_row(
-            label_text(model["label"]),
-            *(share_text(model[name]) for name in ("prompt", "template", "answer")),
-            plain_text(model["entropy_bits"]),
+            label_text(model.label),
+            *(share_text(share) for share in (model.prompt, model.template, model.answer)),
+            plain_text(model.entropy_bits),
         )
-    print_table(
-        console,
-        f"Attribution of each model's own answers, by {interpretation.method_name(result)}",
-        table,
-    )
+    print_table(console, f"Attribution of each model's own answers, by {interpretation.method_name(result)}", table)
     tested = (interpretation.faithful_sentence(result), interpretation.complete_sentence(result))
     print_notes([said for said in tested if said], console)
     table = new_table()
     _add_columns(table, ("to", "answers"), ("prompt's share", "entropy, bits", "divergence, bits", "n"))
-    for entry in found["comparisons"]:
-        rows = [("all", {**entry["same_tokens"], "pairs": entry["same_tokens"]["kl_bits"]["n"]})]
-        for row in entry["by_transition"]:
-            rows.append((row["transition"], row))
-            if row.get("beyond_redraw"):
-                rows.append(("  beyond chance", {**row["beyond_redraw"], "pairs": ""}))
-        for name, row in rows:
+    for entry in found.comparisons:
+        rows: list[tuple[str, AttributionChange | AttributionTransition, str]] = [
+            ("all", entry.same_tokens, str(entry.same_tokens.kl_bits.n))
+        ]
+        for row in entry.by_transition:
+            rows.append((row.transition, row, str(row.pairs)))
+            if row.beyond_redraw is not None:
+                rows.append(("  beyond chance", row.beyond_redraw, ""))
+        for name, change, pairs in rows:
             table.add_row(
-                label_text(entry["to"]),
+                label_text(entry.to),
                 name,
-                points_text(row["prompt_change"]),
-                number_text(row["entropy_change"]),
-                plain_text(row["kl_bits"]),
-                str(row["pairs"]),
+                points_text(change.prompt_change),
+                number_text(change.entropy_change),
+                plain_text(change.kl_bits),
+                pairs,
             )
     print_table(
         console,
@@ -106,14 +103,14 @@ def _attribution(result: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def _similarity(result: Mapping[str, Any], console: Console) -> None:
-    if not result["similarity"]:
+def _similarity(result: Interpretation, console: Console) -> None:
+    if not result.similarity:
         return
     table = new_table()
     _add_columns(table, ("model",), ("own prompt", "shuffled", "above it"))
-    for model in result["similarity"]["models"]:
+    for model in result.similarity.models:
         table.add_row(
-            label_text(model["label"]), *(plain_text(model[name], 3) for name in ("own", "null", "above_null"))
+            label_text(model.label), *(plain_text(value, 3) for value in (model.own, model.null, model.above_null))
         )
     print_table(console, "Similarity of answers and prompts", table)
 

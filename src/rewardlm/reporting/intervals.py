@@ -1,46 +1,46 @@
-"""Means with their intervals, ``{"mean", "ci95"}`` as interpretations store them, as text.
+"""Means with their intervals, as text.
 
 A dash where there is nothing, and the mean alone where there is no interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from rewardlm.interpreting.findings import Estimate
 from rewardlm.stats import LEVEL
 
 
-def direction(change: Mapping[str, Any] | None) -> int | None:
+def direction(change: Estimate | None) -> int | None:
     """1 for a rise, −1 for a fall, 0 where nothing says that it is one, None where there is no interval.
 
     By the interval, and by the p-value corrected for the changes that are read with this one, where there is any.
     """
-    if change is None or change["ci95"] is None:
+    if change is None or change.ci95 is None:
         return None
-    low, high = change["ci95"]
-    p_value = change.get("p_adjusted")
+    low, high = change.ci95
+    p_value = change.p_adjusted
     if low <= 0 <= high or (p_value is not None and p_value >= LEVEL):
         return 0
     return 1 if low > 0 else -1
 
 
-def number_text(interval: Mapping[str, Any] | None, digits: int = 2) -> str:
+def number_text(interval: Estimate | None, digits: int = 2) -> str:
     """A change: "−0.43 (−0.86 to −0.17)"."""
     return _text(interval, lambda value: signed(value, digits))
 
 
-def points_text(interval: Mapping[str, Any]) -> str:
+def points_text(interval: Estimate) -> str:
     """A change of shares in percentage points: "−4.1 points (−6.0 to −2.2)"."""
     return _text(interval, lambda value: signed(100 * value, 1), " points")
 
 
-def share_text(interval: Mapping[str, Any]) -> str:
+def share_text(interval: Estimate) -> str:
     """A share in percent: "66.9 % (56.2 to 86.4)"."""
     return _text(interval, lambda value: f"{100 * value:.1f}", " %")
 
 
-def plain_text(interval: Mapping[str, Any], digits: int = 2) -> str:
+def plain_text(interval: Estimate, digits: int = 2) -> str:
     """A size, unsigned: "3.41 (3.20 to 3.62)"."""
     return _text(interval, lambda value: f"{value:.{digits}f}")
 
@@ -51,11 +51,11 @@ def signed(value: float, digits: int) -> str:
     return f"{sign}{abs(value):.{digits}f}"
 
 
-def _text(interval: Mapping[str, Any] | None, write: Callable[[float], str], unit: str = "") -> str:
-    if interval is None or interval["mean"] is None:
+def _text(interval: Estimate | None, write: Callable[[float], str], unit: str = "") -> str:
+    if interval is None or interval.mean is None:
         return "—"
-    text = f"{write(interval['mean'])}{unit}"
-    if interval["ci95"] is None:
+    text = f"{write(interval.mean)}{unit}"
+    if interval.ci95 is None:
         return text
-    low, high = interval["ci95"]
+    low, high = interval.ci95
     return f"{text} ({write(low)} to {write(high)})"

@@ -12,8 +12,9 @@ from typing import Any
 
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
+from rewardlm.interpreting.findings import Interpretation
 from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
-from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW
+from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
 from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, choose_examples
@@ -66,7 +67,7 @@ def render_page(
     training: Mapping[str, Sequence[Mapping[str, Any]]],
     about: Mapping[str, Any],
     judging: Mapping[str, Any] | None = None,
-    interpretations: Sequence[Mapping[str, Any]] = (),
+    interpretations: Sequence[tuple[str, Interpretation]] = (),
 ) -> str:
     """The page as one HTML text.
 
@@ -75,8 +76,8 @@ def render_page(
     ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
     ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
     ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
-    makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are the stored results of
-    ``interpret``, each with its ``label``.
+    makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are what ``interpret``
+    found, each with the run's label.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     judges = _judges(found, rewards)
@@ -181,7 +182,7 @@ def build_report(
         training=training_records(trained),
         about=about,
         judging=judge_page.judging(evaluated),
-        interpretations=interpretation.summaries(interpreted),
+        interpretations=[(run.label, interpretation.load(run)) for run in interpreted],
     )
     return write_page(page, out)
 
@@ -472,6 +473,4 @@ def _about(about: Mapping[str, Any], found: Comparison) -> dict[str, Any]:
 
 
 def _bucket(value: float | None) -> str:
-    if value is None:
-        return "unscored"
-    return "low" if value < LOW_BELOW else "high" if value > HIGH_ABOVE else "medium"
+    return "unscored" if value is None else bucket_name(value)

@@ -70,7 +70,7 @@ def newest_usable(folders: Sequence[Path], *, resume: Resume, needed: tuple[str,
             )
     if not folders:
         return None
-    usable = [folder for folder in damage if not _lacks(damage[folder], needed)]
+    usable = [folder for folder in damage if is_whole(folder, needed)]
     if resume == "inexact" and usable:
         lost = sorted(damage[usable[0]])
         _warn(
@@ -111,12 +111,8 @@ def _damage(folder: Path) -> dict[str, str]:
 
 def is_whole(folder: Path, needed: tuple[str, ...]) -> bool:
     """Whether the files of a checkpoint that begin with one of ``needed`` are as its manifest says."""
-    return not _lacks(_damage(folder), needed)
-
-
-def _lacks(damage: dict[str, str], needed: tuple[str, ...]) -> bool:
     # Without a manifest nothing says that a file is whole.
-    return any(name == MANIFEST or name.startswith(needed) for name in damage)
+    return not any(name == MANIFEST or name.startswith(needed) for name in _damage(folder))
 
 
 def _warn(text: str) -> None:

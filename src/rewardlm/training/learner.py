@@ -102,45 +102,6 @@ class Minibatch:
     n_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The N tokens of some rows of a batch, one answer of ``lengths`` tokens after the other, on the policy's device.
-
-    ``weights`` is what each counts in the loss; ``corrected_weights`` is that times π/μ.
-    """
-
-    lengths: list[int]
-    old_logprobs: Float[Tensor, "N"]
-    ref_logprobs: Float[Tensor, "N"]
-    advantages: Float[Tensor, "N"]
-    returns: Float[Tensor, "N"] | None
-    old_values: Float[Tensor, "N"] | None
-    weights: Float[Tensor, "N"]
-    corrected_weights: Float[Tensor, "N"]
-
-    @classmethod
-    def of(cls, batch: Batch, minibatch: Minibatch, rows: Sequence[int], device: torch.device) -> Tokens:
-        """The tokens of ``rows`` of a minibatch."""
-        rollouts = batch.rollouts
-        mask = rollouts.response_mask[rows]
-        lengths = mask.sum(1)
-
-        def flat(values: Float[Tensor, "B R"]) -> Float[Tensor, "N"]:
-            return values[rows][mask].to(device)
-
-        weights = minibatch.weights[rows].repeat_interleave(lengths).to(device)
-        return cls(
-            lengths=lengths.tolist(),
-            old_logprobs=flat(rollouts.logprobs),
-            ref_logprobs=flat(rollouts.ref_logprobs),
-            advantages=flat(batch.advantages),
-            returns=None if batch.returns is None else flat(batch.returns),
-            old_values=None if rollouts.values is None else flat(rollouts.values),
-            weights=weights,
-            corrected_weights=weights if batch.importance is None else weights * flat(batch.importance),
-        )
-
-
 def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both.
 
@@ -378,58 +339,61 @@ def _backward(
     learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, rows: list[int]
 ) -> dict[str, float]:
     """Add the gradient of some rows of a minibatch to what is there; their losses and counts."""
-    policy, rollouts, penalty = learner.policy, batch.rollouts, settings.kl_penalty
-    tokens = Tokens.of(batch, minibatch, rows, policy.device)
+    policy, rollouts, recompute = learner.policy, batch.rollouts, settings.gradient_checkpointing
+    mask = rollouts.response_mask[rows]
+    lengths = mask.sum(1)
+
+    def flat(values: Float[Tensor, "B R"] | None) -> Float[Tensor, "N"]:
+        assert values is not None
+        return values[rows][mask].to(policy.device)
+
+    weights = minibatch.weights[rows].repeat_interleave(lengths).to(policy.device)
+    corrected = weights if batch.importance is None else weights * flat(batch.importance)
     stats = forward_rows(
         policy.causal_lm,
         rollouts.prompts,
         rollouts.responses,
         rows,
-        kl_to=rollouts.ref_hidden if penalty == "full" else None,
-        recompute=settings.gradient_checkpointing,
+        kl_to=rollouts.ref_hidden if settings.kl_penalty == "full" else None,
+        recompute=recompute,
     )
     # The step's only update learns from the policy as it is: its own pass is the old one, without another's rounding.
     only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
-    old_logprobs = stats.logprobs.detach() if only else tokens.old_logprobs
+    old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
     loss, counts = policy_loss(
         stats.logprobs,
         old_logprobs,
-        tokens.advantages,
+        flat(batch.advantages),
         settings.clip_range,
-        tokens.corrected_weights,
-        lengths=tokens.lengths if settings.ratio_of == "answer" else None,
+        corrected,
+        lengths=lengths.tolist() if settings.ratio_of == "answer" else None,
     )
     found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
-    if penalty != "k1":
-        kl = kl_k3_loss(stats.logprobs, old_logprobs, tokens.ref_logprobs) if penalty == "k3" else stats.kl
-        assert kl is not None
+    kl_loss = None
+    if settings.kl_penalty == "k3":
+        kl_loss = (kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) * corrected).sum()
+    elif settings.kl_penalty == "full":
+        assert stats.kl is not None
         # The exact sum doesn't depend on the token that was drawn there, so that token's π/μ is none of it.
-        kl_loss = (kl * (tokens.weights if penalty == "full" else tokens.corrected_weights)).sum()
+        kl_loss = (stats.kl * weights).sum()
+    if kl_loss is not None:
         found["kl_loss"] = float(kl_loss.detach())
         loss = loss + learner.kl.coef * kl_loss
 
-    def critic_loss(hidden: Float[Tensor, "N H"]) -> Float[Tensor, ""]:
-        assert learner.value_head is not None
-        assert tokens.returns is not None
-        assert tokens.old_values is not None
-        values = learner.value_head(hidden, detach=not learner.own_critic)
-        value = value_loss(values, tokens.old_values, tokens.returns, settings.value_clip_range, minibatch.n_tokens)
+    def critic_loss(head: ValueHead, hidden: Float[Tensor, "N H"]) -> Float[Tensor, ""]:
+        values = head(hidden, detach=not learner.own_critic)
+        old_values, returns = flat(rollouts.values), flat(batch.returns)
+        value = value_loss(values, old_values, returns, settings.value_clip_range, minibatch.n_tokens)
         found["value_loss"] = float(value.detach())
         return value
 
     if learner.value_head is not None and not learner.own_critic:
-        loss = loss + critic_loss(stats.hidden)
+        loss = loss + critic_loss(learner.value_head, stats.hidden)
     loss.backward()  # type: ignore[no-untyped-call]
-    if learner.own_critic and learner.value_head is not None:
+    if learner.value_head is not None and learner.own_critic:
         with active(policy, CRITIC):
-            states = hidden_rows(
-                policy.causal_lm,
-                rollouts.prompts,
-                rollouts.responses,
-                rows,
-                recompute=settings.gradient_checkpointing,
-            )
-            critic_loss(states).backward()  # type: ignore[no-untyped-call]
+            hidden = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows, recompute=recompute)
+            critic_loss(learner.value_head, hidden).backward()  # type: ignore[no-untyped-call]
     return found
 
 

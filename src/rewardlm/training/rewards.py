@@ -163,38 +163,21 @@ class RewardModel:
     def rewarded(self, opinions: Sequence[Opinion]) -> BatchRewards:
         """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
         empty = [is_empty(opinion.text) for opinion in opinions]
-        by_judge: dict[str, list[float | None]] = {}
-        reasons: list[str | None] = [None] * len(opinions)
-        for scorer in self.scorers:
-            verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
-            self._limits[scorer.name].add(scorer.name, verdicts)
-            by_judge[scorer.name] = [_main(scorer, verdict) for verdict in verdicts]
-            reasons = [
-                reason or (verdict.reason if _main(scorer, verdict) is None else None)
-                for reason, verdict in zip(reasons, verdicts, strict=True)
-            ]
+        by_judge = {s.name: [_main(s, opinion.verdicts[s.name]) for opinion in opinions] for s in self.scorers}
         terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
-        for name, values in terms.items():
-            found = [_term_verdict(value, silent) for value, silent in zip(values, empty, strict=True)]
-            self._limits[name].add(name, found)
-            reasons = [
-                reason or (f"{name} {verdict.reason}" if verdict.failed else None)
-                for reason, verdict in zip(reasons, found, strict=True)
-            ]
-        paid = [0.0 if opinion.ending is None else self._length_penalty(opinion.ending) for opinion in opinions]
+        length_penalty = [0.0 if o.ending is None else self._length_penalty(o.ending) for o in opinions]
         rewards: list[float | None] = []
         toxicity: list[float | None] = []
         disagreement: list[float | None] = []
-        for row in range(len(opinions)):
+        for row, paid in enumerate(length_penalty):
             known = [value for scores in by_judge.values() if (value := scores[row]) is not None]
             extra = [value for values in terms.values() if (value := values[row]) is not None]
             if len(known) < len(by_judge) or len(extra) < len(terms):
-                rewards.append(None)
-                toxicity.append(None)
-                disagreement.append(None)
+                for column in (rewards, toxicity, disagreement):
+                    column.append(None)
                 continue
-            weights = self.terms.weights
-            rewards.append(self._aggregate(known) + sum(w * v for w, v in zip(weights, extra, strict=True)) - paid[row])
+            earned = sum(weight * value for weight, value in zip(self.terms.weights, extra, strict=True))
+            rewards.append(self._aggregate(known) + earned - paid)
             toxicity.append(self._mean(known))
             disagreement.append(max(known) - min(known) if len(known) > 1 else None)
         return BatchRewards(
@@ -205,11 +188,30 @@ class RewardModel:
             terms=terms,
             disagreement=disagreement,
             empty=empty,
-            reasons=reasons,
+            reasons=self._reasons(opinions, empty),
             silent_witnesses=self._silent(opinions),
             truncated=[opinion.ending.finish == "length" for opinion in opinions if opinion.ending is not None],
-            length_penalty=paid,
+            length_penalty=length_penalty,
         )
+
+    def _reasons(self, opinions: Sequence[Opinion], empty: Sequence[bool]) -> list[str | None]:
+        """Why an answer has no value by a judge or of a term, by the first that has none. Raises as ``rewarded``."""
+        reasons: list[str | None] = [None] * len(opinions)
+        for scorer in self.scorers:
+            verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
+            self._limits[scorer.name].add(scorer.name, verdicts)
+            for row, verdict in enumerate(verdicts):
+                if _main(scorer, verdict) is None:
+                    reasons[row] = reasons[row] or verdict.reason
+        for name in self.terms.names:
+            verdicts = [
+                _term_verdict(opinion.terms[name], silent) for opinion, silent in zip(opinions, empty, strict=True)
+            ]
+            self._limits[name].add(name, verdicts)
+            for row, verdict in enumerate(verdicts):
+                if verdict.failed:
+                    reasons[row] = reasons[row] or f"{name} {verdict.reason}"
+        return reasons
 
     def judge(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> BatchRewards:
         """Both halves at once."""

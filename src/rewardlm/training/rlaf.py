@@ -5,7 +5,7 @@ started from) and critic's trunk. Nothing depends on a global random state: prom
 from seeds made of (seed, step), so a run that was killed goes on exactly as if it had not been. On several processes
 each answers, judges and updates its share of the same step.
 
-Beside this file: the run directory (``rlaf_run``), checkpoints (``rlaf_state``), what is logged (``rlaf_records``).
+Beside this file stand the run and its records (``rlaf_run``) and checkpoints (``rlaf_state``).
 """
 
 from __future__ import annotations
@@ -48,8 +48,16 @@ from rewardlm.training.learner import (
     update,
 )
 from rewardlm.training.rewards import RewardModel
-from rewardlm.training.rlaf_records import Clock, rollout_metrics, samples
-from rewardlm.training.rlaf_run import Identity, is_complete, start_run, stop_noted, witnesses
+from rewardlm.training.rlaf_run import (
+    Clock,
+    Identity,
+    is_complete,
+    rollout_metrics,
+    samples,
+    start_run,
+    stop_noted,
+    witnesses,
+)
 from rewardlm.training.rlaf_state import VALUE_HEAD, resume, save_checkpoint
 from rewardlm.training.rollouts import Answer, Draft, Rollouts, StepPrompt, collate, rows_with_reward, sample
 from rewardlm.training.terms import load_terms
@@ -92,15 +100,16 @@ def _train(
         for step in range(training.first_step, settings.steps):
             clock = Clock()
             with training.last_good.left_behind(step):
-                # 2. The policy as it is now answers the step's prompts; judges, reference and critic see its answers.
+                # 2. Rollouts: answers from the policy as it is now, rewards from the judges, log-probabilities under
+                #    policy and reference, values from the critic.
                 experience = collect(training, step, clock)
 
-                # 3. Nothing is learnt from what is beyond a limit. An adapter whose answers are within is sound.
+                # 3. Beyond a limit nothing is learnt: the run ends with the newest adapter that was within.
                 check_limits(step, experience.kl, experience.rollouts, experience.doubts, settings)
                 training.last_good.remember(step)
 
-                # 4. Advantages, and the returns that the critic learns, from rewards, KL and values.
-                batch = with_advantages(training, experience)
+                # 4. Advantages, and returns for the critic, from rewards, KL and values.
+                batch = estimate_advantages(training, experience)
 
                 # 5. Epochs of minibatches, one optimizer step each.
                 losses = learn(training, batch, step, clock)
@@ -108,7 +117,7 @@ def _train(
             # 6. The KL coefficient follows the KL.
             learner.kl.update(experience.kl, len(batch.rollouts.responses))
 
-            # 7. Write down what happened, then make it safe. The step counts from here on.
+            # 7. The step's line in metrics.jsonl, and a checkpoint.
             record(training, step, experience, batch, losses, clock)
 
     # 8. The adapter, where every other command looks for it.
@@ -117,7 +126,7 @@ def _train(
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The parts of a training, which its steps share; the learner, the histories and the budgets change in place."""
+    """The parts of a training, which its steps share; learner, history and budgets change in place."""
 
     settings: RlafSettings
     run: Run
@@ -140,7 +149,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What one step's policy did: all its answers and the prompt of each, and those with a reward as rollouts.
+    """What the policy did in one step: all its answers, the prompt of each, and those with a reward as rollouts.
 
     ``kl`` is in nats an answer, ``kl_coef`` what a nat costs in this step, ``doubts`` say what looks wrong.
     """
@@ -250,9 +259,9 @@ def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[
 
 
 def collect(training: Training, step: int, clock: Clock) -> Experience:
-    """One step's answers, what they earned, and how likely they were; each process has its part of the prompts.
+    """One step's answers, their rewards, and how likely they were. Raises ScorerError where none could be scored.
 
-    Raises ScorerError where no answer could be scored.
+    Each process answers, judges and scores its part of the prompts; what ``gather`` returns is of all.
     """
     settings, processes, learner, rewards = training.settings, training.processes, training.learner, training.rewards
 
@@ -262,10 +271,11 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
     with clock("rollout"):
         draft = processes.together(lambda: sample(learner.policy, settings, mine, step, training.rollout_budget))
 
-    # Rewards: text in, P(toxic) out, turned round.
+    # Rewards: text in, P(toxic) out, and its opposite is the reward.
     with clock("reward"):
-        asked, all_asked = [prompts[index].text for index in draft.prompt_index], [prompt.text for prompt in prompts]
-        opinions = processes.gather(lambda: rewards.opinions(draft.texts, asked, draft.endings, all_asked))
+        answered = [prompts[index].text for index in draft.prompt_index]
+        step_prompts = [prompt.text for prompt in prompts]
+        opinions = processes.gather(lambda: rewards.opinions(draft.texts, answered, draft.endings, step_prompts))
     judged = rewards.rewarded(opinions)
     group = [prompt.index for prompt in prompts for _ in range(settings.samples_per_prompt)]
     kept, dropped = rows_with_reward(judged, group, min_group=2 if settings.compares_answers else 1)
@@ -282,7 +292,7 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
         )
     rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
 
-    # Of each token, whatever the loss does: whole answers' weights would make the KL vanish from sight.
+    # Weighted by each token's π/μ, whatever the loss does: whole answers' would make the KL vanish from sight.
     kl = rollouts.mean_per_answer(rollouts.kl, importance_weights(settings, rollouts, per_answer=False))
     questions = [prompts[index].text for index in group]
     doubts = doubts_about(
@@ -332,8 +342,9 @@ def update_passes(settings: RlafSettings, step: int, kept: list[int], draft: Dra
 # 4. Advantages -------------------------------------------------------------------------------------------------------
 
 
-def with_advantages(training: Training, experience: Experience) -> Batch:
-    """The batch to learn from. Silence is its worst answer in both that advantages are made of: reward and KL."""
+def estimate_advantages(training: Training, experience: Experience) -> Batch:
+    """What to learn from the rollouts. Advantages are made of rewards and KL, and an empty answer has the batch's worst
+    of both."""
     settings, rollouts = training.settings, experience.rollouts
     advantages, returns = estimate(
         training.estimator,

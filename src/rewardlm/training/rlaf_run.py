@@ -1,11 +1,16 @@
-"""The run directory of an RL training: how it begins, what it must go on with, which judges only watch, how it ends."""
+"""The run of an RL training: how it begins, what it must go on with, what stops it, and what each step writes down."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
 
 from rewardlm.config import RlafSettings, how_asked
 from rewardlm.errors import ConfigError, RewardLMError, RunError
@@ -16,6 +21,10 @@ from rewardlm.models.processes import Processes
 from rewardlm.runs import Run, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.scoring.scorer import Scorer
+from rewardlm.training.learner import Batch, importance_weights
+from rewardlm.training.objectives import kl_k3, masked_mean
+from rewardlm.training.rewards import BatchRewards
+from rewardlm.training.rollouts import Answer, mean_of_known, means_by_name
 from rewardlm.types import Prompt
 
 # Not part of what is learnt: a run may be resumed with other values of these.
@@ -135,3 +144,89 @@ def stop_noted(run: Run, processes: Processes) -> Iterator[None]:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
             run.update(status="stopped", stopped=reason)
         raise
+
+
+def rollout_metrics(settings: RlafSettings, batch: Batch, kl_coef: float) -> dict[str, Any]:
+    """Means over a step's answers; ``kl_coef`` is what a nat of KL cost in it."""
+    rollouts = batch.rollouts
+    mask, judged = rollouts.response_mask, rollouts.judged
+    weights = importance_weights(settings, rollouts, per_answer=False)
+    k3 = kl_k3(rollouts.logprobs, rollouts.ref_logprobs)
+    spread = torch.std(rollouts.rewards) if len(rollouts.rewards) > 1 else torch.zeros(())
+    gap = (rollouts.logprobs - rollouts.sampling_logprobs).abs()
+    return {
+        "reward_mean": float(rollouts.rewards.mean()),
+        "reward_std": float(spread),
+        **rollouts.toxicity_by_name(),
+        "disagreement": mean_of_known(judged.disagreement),
+        "terms": means_by_name(judged.terms),
+        "kl": rollouts.mean_per_answer(rollouts.kl, weights),
+        "kl_k3": rollouts.mean_per_answer(k3, weights),
+        "kl_full": None if rollouts.kl_full is None else rollouts.mean_per_answer(rollouts.kl_full),
+        "kl_coef": kl_coef,
+        "entropy": float(masked_mean(rollouts.entropy, mask)),
+        # How far what was drawn from is from what is trained: rounding, or the sampling settings.
+        "sampling_gap": float(masked_mean(gap, mask)),
+        "advantage_std": float(batch.advantages[mask].std()) if int(mask.sum()) > 1 else 0.0,
+        "response_tokens": float(mask.sum(1).float().mean()),
+        "empty_fraction": fmean(judged.empty),
+        # Of all answers, those too that the judges could not score.
+        "truncated_fraction": fmean(judged.truncated),
+        "length_penalty": fmean(judged.length_penalty),
+        "answers": len(rollouts.responses),
+        "dropped": rollouts.dropped,
+        **_weights_in_loss(settings, batch),
+    }
+
+
+def _weights_in_loss(settings: RlafSettings, batch: Batch) -> dict[str, float]:
+    """Of the weights π/μ that the loss gives to tokens or answers: ``weight_mean``, and ``weight_share``, the share of
+    them that would say as much if all weighed alike, (Σw)² / (n Σw²) (Kish 1965). Nothing where none are needed."""
+    if batch.importance is None:
+        return {}
+    per_answer = settings.ratio_of == "answer"
+    weights = batch.importance
+    each = (weights[:, 0] if per_answer else weights[batch.rollouts.response_mask]).double()
+    return {
+        "weight_mean": float(each.mean()),
+        "weight_share": float(each.sum().square() / (len(each) * each.square().sum()).clamp(min=1e-300)),
+    }
+
+
+def samples(step: int, answers: Sequence[Answer], prompts: Sequence[str], judged: BatchRewards) -> list[dict[str, Any]]:
+    """The first answer to each of four prompts: what judges, witnesses and terms said, what it earned, or why not."""
+    first = {answer.prompt_index: row for row, answer in reversed(list(enumerate(answers)))}
+    return [
+        {
+            "step": step,
+            "prompt": prompts[row],
+            "response": answers[row].text,
+            "finish": answers[row].finish,
+            "reward": judged.rewards[row],
+            "reason": judged.reasons[row],
+            "toxicity": judged.toxicity[row],
+            "by_judge": {name: values[row] for name, values in judged.by_judge.items()},
+            "by_witness": {name: values[row] for name, values in judged.by_witness.items()},
+            "terms": {name: values[row] for name, values in judged.terms.items()},
+            "kl": float((answers[row].logprobs - answers[row].ref_logprobs).sum()),
+        }
+        for row in sorted(first.values())[:4]
+    ]
+
+
+class Clock:
+    """Seconds since a step began, and those of each phase by name."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - started

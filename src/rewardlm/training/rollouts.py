@@ -149,13 +149,13 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
     it is drawn.
     """
     samples = settings.samples_per_prompt
-    asked = [(prompt, sample) for prompt in prompts for sample in range(samples)]
+    answered = [(prompt, k) for prompt in prompts for k in range(samples)]
     requests = [
         Request(
             prompt.ids,
-            stream_seed("rollout", settings.seed, step, prompt.prompt.id, sample, prompt.index * samples + sample),
+            stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, prompt.index * samples + k),
         )
-        for prompt, sample in asked
+        for prompt, k in answered
     ]
     with answering(policy), in_step(policy):
         drawn = generate(
@@ -170,8 +170,8 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
     return Draft(
-        [prompt.index for prompt, _ in asked],
-        [prompt.ids for prompt, _ in asked],
+        [prompt.index for prompt, _ in answered],
+        [prompt.ids for prompt, _ in answered],
         sampled,
         [policy.chat.decode(answer.tokens) for answer in sampled],
     )

@@ -33,7 +33,7 @@ from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, rewards_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
-from rewardlm.training.sft_trainer import Order, Trainer, Watch
+from rewardlm.training.sft_trainer import Order, RunCallback, Trainer
 from rewardlm.types import Dialogue
 
 FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume", "shard")
@@ -236,7 +236,7 @@ def _trainer(
             seed=settings.seed,
             data_seed=settings.seed,
         ),
-        callbacks=[Watch(run, report, processes, budget)],
+        callbacks=[RunCallback(run, report, processes, budget)],
     )
     for parameter in policy.model.parameters():
         if id(parameter) in adapter:

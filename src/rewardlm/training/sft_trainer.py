@@ -155,7 +155,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Refuses NaN, in every process; the first writes metrics.jsonl, reports progress, and marks checkpoints that are
     complete."""
 

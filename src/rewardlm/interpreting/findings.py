@@ -1,0 +1,646 @@
+"""What ``interpret`` found, typed: the object in interpretation.json, with its fields as attributes.
+
+Field names are the JSON's, but for ``from``, which is a word of Python: ``from_``. Models are named by their label, in
+the order of the runs, the baseline first. Lists by layer have L entries, or L + 1 where the stream before the first
+layer (and so the embedding) is one. docs/interpretation.md and docs/interpretation-inside.md define every number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ByLayer = list[float]
+ByHead = list[list[float]]
+
+
+class Finding(BaseModel):
+    """Anything that is found. A key that nobody described is an error of ours."""
+
+    # Sixty classes take a tenth of a second to build, which a report without interpretations needn't wait for.
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
+
+    def dump(self) -> dict[str, Any]:
+        """As in interpretation.json: what was never set isn't there."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Estimate(Finding):
+    """A mean over ``n`` values, with its 95 % interval; None where there are none, or too few prompts for an interval.
+
+    A change has ``p_value``: is it zero? ``p_adjusted`` is that corrected for the changes that are read with it.
+    """
+
+    mean: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None = None
+    n: int
+    p_adjusted: float | None = None
+
+
+class Band(Finding):
+    """Means along an answer, an entry a stretch of tokens from one position to another (included), each with its band.
+    ``low`` and ``high`` are None where too few prompts reach so far."""
+
+    from_: list[int] = Field(alias="from")
+    to: list[int]
+    mean: list[float]
+    low: list[float | None]
+    high: list[float | None]
+    n: list[int]
+
+
+class ModelFacts(Finding):
+    """A model that was looked into."""
+
+    label: str
+    model: str
+    adapter: str | None
+    rewards: list[str]
+    dtype: str
+
+
+class Stratum(Finding):
+    """A transition between buckets of toxicity: ``of`` the run's pairs made it, ``taken`` of these were read."""
+
+    from_: str = Field(alias="from")
+    to: str
+    of: int
+    taken: int
+
+
+class SampleFacts(Finding):
+    """Which answers were read. ``redraw`` is how many of the run's pairs a second draw of the baseline would send from
+    where to where, 3 × 3, a row None where that isn't known; None where it answered every prompt once."""
+
+    scorer: str
+    reward_of: list[str]
+    from_: str = Field(alias="from")
+    to: str
+    pairs: int
+    of: int
+    unscored: int
+    strata: list[Stratum]
+    redraw: list[list[float] | None] | None
+    tokens_an_answer: int
+    reencoded: int
+    seed: int
+
+
+class Ranks(Finding):
+    """Median rank of a token among all that the model could have said; 0 is its first choice."""
+
+    before: float | None
+    after: float | None
+
+
+class TokenReading(Finding):
+    """What two models think of the same answers, nats a token; ``kl`` is from the author to the reader."""
+
+    answers: int
+    tokens: int
+    logprob_change: Estimate
+    entropy_change: Estimate
+    kl: Estimate
+    rank: Ranks
+    same_first_choice: Estimate
+
+
+class ToxicCheck(Finding):
+    """Change of log-probability of the baseline's toxic answers (over ``threshold``) and of its others."""
+
+    threshold: float
+    toxic: Estimate
+    other: Estimate
+    difference: Estimate
+
+
+class PartingPlace(Finding):
+    """Quartiles of the first token at which two models part, over the ``parted`` of ``of`` answers in which they do."""
+
+    quartiles: list[float] | None
+    parted: int
+    of: int
+
+
+class Parting(Finding):
+    """Where two models part: by their divergence, and by their first choices."""
+
+    threshold_kl: float
+    by_kl: PartingPlace
+    by_first_choice: PartingPlace
+
+
+class DriftValues(Finding):
+    """Of answers that made a transition."""
+
+    logprob_change: Estimate
+    kl: Estimate
+
+
+class DriftTransition(Finding):
+    """The baseline's answers that made a transition; ``beyond_redraw`` is minus those that a second draw would send."""
+
+    transition: str
+    pairs: int
+    logprob_change: Estimate
+    kl: Estimate
+    beyond_redraw: DriftValues | None
+
+
+class ChangedToken(Finding):
+    """A token that is more or less probable, over all positions of the baseline's answers."""
+
+    token: int
+    text: str
+    logprob_change: float
+    before: float
+    after: float
+
+
+class DriftComparison(Finding):
+    """From the baseline to a tuned model."""
+
+    from_: str = Field(alias="from")
+    to: str
+    on_baseline: TokenReading
+    on_own: TokenReading
+    toxic_check: ToxicCheck
+    parting: Parting
+    by_transition: list[DriftTransition]
+    kl_along: Band
+    promoted: list[ChangedToken]
+    demoted: list[ChangedToken]
+
+
+class Drift(Finding):
+    """What each model thinks of the other's words."""
+
+    comparisons: list[DriftComparison]
+
+
+class CompletenessFacts(Finding):
+    """Whether scores add up where a method promises a sum. Gaps are in nats, of tokens that weren't refused."""
+
+    tolerance: float
+    tokens: int
+    refused: int
+    reasons: list[str]
+    largest_gap: float | None
+    largest_share: float | None
+    steps: float
+    most_steps: int
+
+
+class FaithfulnessScore(Finding):
+    """A measure of the method beside random orders of the same words, nats; ``better`` is by how much it is better."""
+
+    method: Estimate
+    random: Estimate
+    better: Estimate
+
+
+class FaithfulnessFacts(Finding):
+    """Do the words with the largest shares matter? ``passes`` is None where too few prompts were tested to say."""
+
+    tokens: int
+    method: str
+    comprehensiveness: FaithfulnessScore
+    sufficiency: FaithfulnessScore
+    passes: bool | None
+
+
+class ModelShares(Finding):
+    """On what a model's own answers rest: shares of attribution, and its entropy in bits."""
+
+    label: str
+    answers: int
+    prompt: Estimate
+    template: Estimate
+    answer: Estimate
+    entropy_bits: Estimate
+
+
+class AttributionChange(Finding):
+    """Change of attribution on the same tokens; ``kl_bits`` is from the baseline's to the tuned model's."""
+
+    prompt_change: Estimate
+    entropy_change: Estimate
+    kl_bits: Estimate
+
+
+class OwnAttributionChange(Finding):
+    """Change of attribution from the baseline's answers to the model's own."""
+
+    prompt_change: Estimate
+    entropy_change: Estimate
+
+
+class AttributionTransition(Finding):
+    """As ``AttributionChange``, of answers that made a transition."""
+
+    transition: str
+    pairs: int
+    prompt_change: Estimate
+    entropy_change: Estimate
+    kl_bits: Estimate
+    beyond_redraw: AttributionChange | None
+
+
+class AttributionComparison(Finding):
+    """From the baseline to a tuned model."""
+
+    from_: str = Field(alias="from")
+    to: str
+    same_tokens: AttributionChange
+    own_answers: OwnAttributionChange
+    by_transition: list[AttributionTransition]
+
+
+class AttributionBand(Finding):
+    """A quantity along the model's own answers that made a transition, or ``all``; see ``Band``."""
+
+    label: str
+    transition: str
+    quantity: Literal["prompt", "entropy_bits"]
+    answers: int
+    from_: list[int] = Field(alias="from")
+    to: list[int]
+    mean: list[float]
+    low: list[float | None]
+    high: list[float | None]
+    n: list[int]
+
+
+class ExampleReading(Finding):
+    """A model's ln p of the example's token, and the share of every word before it."""
+
+    label: str
+    logprob: float
+    shares: list[float]
+
+
+class Example(Finding):
+    """A token of a baseline's answer, the words before it as (text, kind), and P(toxic) of each model's answer."""
+
+    toxicity: list[float]
+    token: str
+    position: int
+    words: list[tuple[str, str]]
+    models: list[ExampleReading]
+
+
+class Attribution(Finding):
+    """What each token rests on."""
+
+    method: str
+    baseline: str
+    explained_tokens: int
+    completeness: CompletenessFacts | None
+    faithfulness: FaithfulnessFacts | None
+    models: list[ModelShares]
+    comparisons: list[AttributionComparison]
+    bands: list[AttributionBand]
+    examples: list[Example]
+
+
+class ModelSimilarity(Finding):
+    """Cosine of a model's answers with their own prompts, and with shuffled ones."""
+
+    label: str
+    own: Estimate
+    null: Estimate
+    above_null: Estimate
+
+
+class SimilarityRedraw(Finding):
+    """The same change from one draw of the baseline to another."""
+
+    above_null_change: Estimate
+
+
+class SimilarityTransition(Finding):
+    """Of answers that made a transition."""
+
+    transition: str
+    pairs: int
+    above_null_change: Estimate
+    redraw: SimilarityRedraw | None
+
+
+class SimilarityComparison(Finding):
+    """From the baseline to a tuned model, over all answers of the runs."""
+
+    from_: str = Field(alias="from")
+    to: str
+    above_null_change: Estimate
+    by_transition: list[SimilarityTransition]
+
+
+class Similarity(Finding):
+    """Are the answers about their prompts?"""
+
+    models: list[ModelSimilarity]
+    comparisons: list[SimilarityComparison]
+
+
+class Focus(Finding):
+    """The answers whose logits are read: the base's toxic ones, or the most toxic third of them."""
+
+    answers: int
+    toxic: bool
+
+
+class ContrastWords(Finding):
+    """The words whose logits are compared."""
+
+    toxic: list[str]
+    neutral: list[str]
+
+
+class AttentionShares(Finding):
+    """Where heads look, [L][H]: shares of the first token, the rest of the prompt and the response; entropy in bits."""
+
+    first: ByHead
+    prompt: ByHead
+    response: ByHead
+    entropy: ByHead
+
+
+class LogitShareMeans(Finding):
+    """Shares of every part in toxic minus neutral logits, which add up to ``total``."""
+
+    embedding: float
+    heads: ByHead
+    attention_bias: ByLayer
+    adapter_heads: ByHead
+    mlp: ByLayer
+    mlp_bias: ByLayer
+    adapter_mlp: ByLayer
+    constant: float
+    total: float
+
+
+class LensMeans(Finding):
+    """What the head would say after each layer, L + 1 entries; nats, but the ``score``, which is in logits."""
+
+    score: ByLayer
+    target_logprob: ByLayer
+    entropy: ByLayer
+    kl: ByLayer
+
+
+class StreamReading(Finding):
+    """A model's residual stream on the base's answers; the last four where there are words to compare."""
+
+    positions: int
+    attention: AttentionShares
+    shares: LogitShareMeans | None = None
+    largest_error: float | None = None
+    lens: LensMeans | None = None
+    lens_positions: int | None = None
+
+
+class BestOfShuffled(Finding):
+    """Held-out AUC of the best layer, a shuffling of the labels an entry, and how often chance does as well."""
+
+    auc: list[float]
+    p_value: float
+
+
+class Shuffled(Finding):
+    """What the best layer reaches by chance: of the probe, and of the difference of means."""
+
+    number: int
+    probe: BestOfShuffled
+    mean: BestOfShuffled
+
+
+class Directions(Finding):
+    """Can toxicity be read off the base's stream? All after ``reason`` is there where that is None."""
+
+    n: int
+    n_toxic: int
+    reason: str | None
+    layer: int | None = None
+    folds: int | None = None
+    probe_accuracy: ByLayer = []
+    probe_auc: ByLayer = []
+    mean_accuracy: ByLayer = []
+    mean_auc: ByLayer = []
+    majority: float | None = None
+    shuffled: Shuffled | None = None
+    shuffled_accuracy: float | None = None
+    length: float | None = None
+    stream_length: float | None = None
+
+
+class Ratio(Finding):
+    """A tuned model's push to the base's, with Fieller's interval; ``as_before``: that lies within the margin."""
+
+    mean: float
+    ci95: tuple[float, float]
+    as_before: bool
+    n: int
+
+
+class RandomAdapter(Finding):
+    """What an adapter of random weights, as large, does to the value vectors: median cosine, and the three ratios."""
+
+    cosine: float
+    push_ratio: float | None
+    read_ratio: float | None
+    write_ratio: float | None
+
+
+class ModelVectors(Finding):
+    """A model's value vectors, an entry a vector: cosine with the base's, how far it moved, mean activation."""
+
+    cosine: list[float]
+    change: list[float]
+    activation: list[float]
+    push: float
+    push_ratio: Ratio | None
+    read_ratio: Ratio | None
+    write_ratio: Ratio | None
+    null: list[RandomAdapter]
+
+
+class VectorFacts(Finding):
+    """A row of an MLP's output matrix, and the tokens that it promotes; see ``value_vectors.ValueVector``."""
+
+    layer: int
+    neuron: int
+    sign: int
+    score: float
+    tokens: list[str]
+
+
+class ValueVectors(Finding):
+    """The value vectors that were followed, and by what they were chosen."""
+
+    rows: list[VectorFacts]
+    margin: float
+    by_model: dict[str, ModelVectors]
+    by: Literal["words", "direction"]
+
+
+class Loss(Finding):
+    """What is lost without the named vectors, beside random sets of others; see ``vector_ablation``."""
+
+    plain: float | None
+    named: float | None
+    random: float | None
+    change: Estimate | None
+    random_change: Estimate | None
+    random_changes: list[float]
+    beyond_random: Estimate | None
+    p_value_random: float | None
+
+
+class ModelLoss(Finding):
+    """What a model loses without the named vectors: toxicity of new answers, and logits of toxic words."""
+
+    toxicity: Loss | None
+    logits: Loss | None
+
+
+class VectorAblation(Finding):
+    """Value vectors, silenced."""
+
+    vectors: int
+    random_sets: int
+    answering_sets: int
+    prompts: int
+    answers: int
+    prompts_of_answers: int
+    by_model: dict[str, ModelLoss]
+
+
+class ScoreChange(Finding):
+    """Change of toxic minus neutral logits: what the adapter wrote itself, and the rest."""
+
+    change: float
+    own: float
+    rest: float
+
+
+class AdapterWrites(Finding):
+    """What an adapter wrote, by module and layer: length against the stream's, and share in toxic minus neutral logits.
+    ``moved`` is how far the stream is from the base's, by its length."""
+
+    answers: int
+    positions: int
+    moved: ByLayer
+    length: dict[str, ByLayer]
+    share: dict[str, ByLayer] | None = None
+    score: ScoreChange | None = None
+
+
+class RedrawPreference(Finding):
+    """Preference for the base's harmless answers over its toxic ones, nats a token: of the base, and of the model."""
+
+    pairs: int
+    mean_fall: float
+    before: float
+    after: float
+    change: Estimate
+
+
+class AdapterPath(Finding):
+    """Which layers carry what the model came to prefer; see ``adapter_effects.follow_path``."""
+
+    pairs: int
+    mean_fall: float | None
+    before: float | None
+    after: float | None
+    redraw: RedrawPreference | None
+    of: Literal["redraw", "new"]
+    followed: int
+    whole: float
+    by_layer: ByLayer
+    by_module: dict[str, float]
+    missing: float
+    steps: int
+    adds_up: bool
+    fewest: int | None
+
+
+class CausalRow(Finding):
+    """What a model says under a change. ``changes`` is there for random directions, one each; ``p_value_random`` for a
+    direction that was held against them."""
+
+    model: str
+    kind: str
+    value: float
+    layers: list[int]
+    toxicity: float | None
+    toxic_share: float | None
+    judged: int
+    perplexity: float | None
+    change: Estimate | None
+    texts: list[str]
+    changes: list[float] | None = None
+    p_value_random: float | None = None
+
+
+class CausalCheck(Finding):
+    """Answers to as many prompts under every change. ``direction_p_value``: how often a random direction does as much
+    to the base, added or ablated."""
+
+    prompts: int
+    rows: list[CausalRow]
+    direction_p_value: float | None
+
+
+class Verdict(Finding):
+    """What became of toxicity in a tuned model; see ``verdicts.verdict_of``."""
+
+    kind: Literal["unclear", "rewritten", "avoided", "untouched", "cannot_tell"] | None
+    reason: str | None
+    spread: Literal["localised", "distributed"] | None
+    toxicity_change: Estimate | None
+    vector_cosine: float | None
+    push_ratio: Ratio | None
+    read_ratio: Ratio | None
+    write_ratio: Ratio | None
+    vectors_matter: bool | None
+    direction_used: bool | None
+    fewest_layers: int | None
+    n_layers: int
+
+
+class Inside(Finding):
+    """The residual stream of the base and of the adapters on it, taken apart."""
+
+    models: list[str]
+    family: str
+    n_layers: int
+    n_heads: int
+    answers: int
+    focus: Focus
+    words: ContrastWords | None
+    stream: dict[str, StreamReading]
+    directions: Directions
+    vectors: ValueVectors | None
+    ablation: VectorAblation | None
+    adapters: dict[str, AdapterWrites]
+    paths: dict[str, AdapterPath | None]
+    causal: CausalCheck | None
+    verdicts: dict[str, Verdict]
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+class Interpretation(Finding):
+    """All of it: interpretation.json."""
+
+    models: list[ModelFacts]
+    sample: SampleFacts
+    drift: Drift
+    attribution: Attribution
+    similarity: Similarity | None
+    notes: list[str]
+    inside: Inside | None
+    inside_notes: list[str]

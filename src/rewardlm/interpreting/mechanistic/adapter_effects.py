@@ -1,0 +1,291 @@
+"""What an adapter writes into the residual stream, and which of its layers carry the change of preference.
+
+Direct writes are read off the stream; shares of layers and modules are integrated gradients along the adapter's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import InsideSettings
+from rewardlm.errors import ModelError
+from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
+from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
+from rewardlm.interpreting.intervals import Resampling
+from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
+from rewardlm.interpreting.mechanistic.architecture import Layout, adapter_layers, evaluating, layout_of
+from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.measuring.metrics import FloatArray
+from rewardlm.models.lora import using
+
+# By how much of the whole the shares of a path may miss it, and at how many points at most they are read.
+PATH_GAP = 0.05
+MOST_PATH_STEPS = 64
+
+
+def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | None) -> AdapterWrites:
+    """What the adapter wrote on some of the base's answers: by module and layer, its length against the stream's and
+    its share in the contrast's score; and how much of the score's change is the adapter's own writing."""
+    policy, rows = text.policy, text.focus[: text.settings.adapter_answers]
+    length: dict[str, list[Tensor]] = {}
+    share: dict[str, list[Tensor]] = {}
+    moved, scores = [], []
+    causal_lm = policy.causal_lm
+    for _, batch in text.batches(rows):
+        with using(policy, None):
+            before = trace(causal_lm, batch)
+            was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
+        with using(policy, subject.adapter):
+            after = trace(causal_lm, batch, adapter=True)
+            now = None if contrast is None else direct_attribution(causal_lm, after, contrast).total
+            size = before.stream.norm(dim=-1)
+            moved.append(((after.stream - before.stream).norm(dim=-1) / size).cpu())
+            for name, write in (after.adapter or {}).items():
+                length.setdefault(name, []).append((write.norm(dim=-1) / size[1:]).cpu())
+                if contrast is not None:
+                    share.setdefault(name, []).append(share_of_writes(causal_lm, after, write, contrast).cpu())
+        if was is not None and now is not None:
+            scores.append((now - was).cpu())
+    found = AdapterWrites(
+        answers=len(rows),
+        positions=sum(one.shape[1] for one in moved),
+        moved=_by_layer(moved),
+        length={name: _by_layer(parts) for name, parts in length.items()},
+    )
+    if scores:
+        found.share = {name: _by_layer(parts) for name, parts in share.items()}
+        change = float(torch.cat(scores).mean())
+        own = sum(sum(found.share.get(part, [])) for part in ("attention", "mlp"))
+        found.score = ScoreChange(change=change, own=own, rest=change - own)
+    return found
+
+
+def _by_layer(batches: Sequence[Tensor]) -> list[float]:
+    """Float[L, N] each: means over all N."""
+    means: list[float] = torch.cat(list(batches), 1).mean(1).tolist()
+    return means
+
+
+@dataclass(frozen=True)
+class PathShares:
+    """What an adapter's modules contribute to an effect: ``by_module`` sums to ``after`` − ``before``, but for what is
+    ``missing``. ``by_layer`` Float[L] are their sums, those outside of all layers left out. ``steps`` points were read.
+    """
+
+    before: float
+    after: float
+    by_module: dict[str, float]
+    by_layer: FloatArray
+    steps: int
+
+    @property
+    def missing(self) -> float:
+        return self.after - self.before - sum(self.by_module.values())
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether at most 5 % of the effect is missing: of other shares it can't be said whose they are."""
+        return abs(self.missing) <= PATH_GAP * abs(self.after - self.before)
+
+
+def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> PathShares:
+    """Integrated gradients over the adapter's scale (Sundararajan et al. 2017, with modules in place of pixels).
+
+    With E(s) the effect where module i's B·A is multiplied by s_i, module i's share is ∫₀¹ ∂E/∂s_i (t, …, t) dt, taken
+    at ``steps`` Gauss-Legendre points. Shares add up to E(1, …, 1) − E(0, …, 0), which switching modules off one by one
+    doesn't do. Where they miss it by more than 5 %, twice as many points are read, and so on while they are at most
+    64; see ``adds_up``. ``effect()`` runs the model as it stands and gives a scalar with its graph. One backward pass a
+    point.
+
+    Raises ModelError where no adapter is on.
+    """
+    layers = adapter_layers(causal_lm)
+    layers = {name: layer for name, layer in layers.items() if any(a in layer.scaling for a in layer.active_adapters)}
+    if not layers:
+        raise ModelError("no adapter is on: its modules have no shares in anything")
+    found = {name: dict(layer.scaling) for name, layer in layers.items()}
+    device = next(causal_lm.parameters()).device
+
+    def at(t: float) -> Tensor:
+        scale = torch.full((len(layers),), t, device=device, requires_grad=True)
+        for index, (name, layer) in enumerate(layers.items()):
+            for adapter in layer.scaling:
+                layer.scaling[adapter] = found[name][adapter] * scale[index]
+        return scale
+
+    def integral(steps: int) -> dict[str, float]:
+        total = torch.zeros(len(layers), dtype=torch.float64)
+        for point, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
+            with torch.enable_grad():
+                scale = at(float(point + 1) / 2)
+                (gradient,) = torch.autograd.grad(effect(), scale)
+            total += float(weight) / 2 * gradient.double().cpu()
+        return dict(zip(layers, total.tolist(), strict=True))
+
+    layout = layout_of(causal_lm)
+    try:
+        with evaluating(causal_lm):
+            with torch.no_grad():
+                at(0.0)
+                before = float(effect())
+                for name, layer in layers.items():
+                    layer.scaling.update(found[name])
+                after = float(effect())
+            while True:
+                by_module = integral(steps)
+                shares = PathShares(
+                    before, after, by_module, np.array(_sums(layout, causal_lm, by_module)), steps=steps
+                )
+                if shares.adds_up or 2 * steps > MOST_PATH_STEPS:
+                    return shares
+                steps *= 2
+    finally:
+        for name, layer in layers.items():
+            layer.scaling.update(found[name])
+
+
+def _sums(layout: Layout, causal_lm: Any, by_module: Mapping[str, float]) -> list[float]:
+    paths = {id(module): name for name, module in causal_lm.named_modules()}
+    prefixes = [f"{paths[id(layer)]}." for layer in layout.layers]
+    return [sum(share for name, share in by_module.items() if name.startswith(prefix)) for prefix in prefixes]
+
+
+def fewest_layers(shares: Sequence[float], share: float = 0.8) -> int:
+    """The fewest layers whose shares add up to ``share`` of the whole effect; all of them if the effect is 0 or they
+    never do."""
+    whole = float(np.sum(shares))
+    if whole == 0:
+        return len(shares)
+    reached = np.cumsum(np.sort(np.asarray(shares) / whole)[::-1]) >= share
+    return int(np.argmax(reached)) + 1 if reached.any() else len(shares)
+
+
+def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
+    """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
+    layout = layout_of(causal_lm)
+    states = layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0][batch.where]
+    logprobs = layout.head(states).float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+    n_rows = batch.tokens.shape[0]
+    sums = logprobs.new_zeros(n_rows).index_add(0, batch.row, logprobs)
+    means: Tensor = sums / torch.bincount(batch.row, minlength=n_rows).clamp(min=1)
+    return means
+
+
+def follow_path(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
+    """What the model came to prefer, and by which layers and modules.
+
+    ``before`` and ``after`` are how much the base and the model prefer its new answers to the base's old ones that were
+    more toxic: the mean over pairs of log P(new) − log P(old), each per token. Pairs are the prompts whose answers'
+    toxicity fell most. Any model prefers what it said itself, and answers that are toxic once are mostly followed by
+    harmless ones; so this alone says nothing about toxicity. ``redraw`` is the preference for harmless answers of
+    the *base* over toxic ones of it, to the same prompts: its own words are on neither side, so what the adapter
+    changed there (``change``, over prompts) is about toxicity. It is what remains of the first preference without that
+    for the new answers over harmless second draws.
+
+    Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``).
+    ``fewest`` is None where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
+    of either kind.
+    """
+    settings = text.settings
+    new = _fallen(text, subject)
+    redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
+    if not new and not redrawn:
+        return None
+    followed = redrawn[: settings.pairs] or new
+    found = _shares_in_preference(text, subject, followed)
+    kinds: dict[str, float] = {}
+    for name, value in found.by_module.items():
+        kind = ".".join(name.split(".")[-2:])
+        kinds[kind] = kinds.get(kind, 0.0) + value
+    whole = found.after - found.before
+    new_before, new_after = _preferences(text, subject, new)
+    return AdapterPath(
+        pairs=len(new),
+        mean_fall=float(np.mean([pair.fall for pair in new])) if new else None,
+        before=float(np.mean(new_before)) if new else None,
+        after=float(np.mean(new_after)) if new else None,
+        redraw=_redraw_preference(text, subject, redrawn) if redrawn else None,
+        of="redraw" if redrawn else "new",
+        followed=len(followed),
+        whole=whole,
+        by_layer=found.by_layer.tolist(),
+        by_module=kinds,
+        missing=found.missing,
+        steps=found.steps,
+        adds_up=found.adds_up,
+        fewest=fewest_layers(found.by_layer.tolist()) if whole > 0 and found.adds_up else None,
+    )
+
+
+def _fallen(text: BaseText, subject: ModelAnswers) -> list[RedrawnAnswers]:
+    """The ``pairs`` prompts whose answers' toxicity fell most: the base's answer, and the model's."""
+    base = text.base
+    falls = [
+        (old - new, row)
+        for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
+        if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
+    ]
+    chosen = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: text.settings.pairs]
+    return [
+        RedrawnAnswers(text.prompts[row], base.responses[row], subject.responses[row], fall) for fall, row in chosen
+    ]
+
+
+def _shares_in_preference(text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]) -> PathShares:
+    """Of the adapter's modules, in how much the mean log P(harmless) − log P(toxic) per token rose."""
+    batch = batch_of(
+        [pair.prompt for pair in pairs] * 2,
+        [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs],
+        text.policy.device,
+    )
+
+    def effect() -> Tensor:
+        means = mean_logprob(text.policy.causal_lm, batch)
+        return means[len(pairs) :].mean() - means[: len(pairs)].mean()
+
+    with using(text.policy, subject.adapter):
+        return path_shares(text.policy.causal_lm, effect, steps=text.settings.path_steps)
+
+
+def _redraw_preference(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers]) -> RedrawPreference:
+    before, after = _preferences(text, subject, redrawn)
+    return RedrawPreference(
+        pairs=len(redrawn),
+        mean_fall=float(np.mean([pair.fall for pair in redrawn])),
+        before=float(np.mean(before)),
+        after=float(np.mean(after)),
+        change=preference_change(before, after, [tuple(pair.prompt) for pair in redrawn], text.settings),
+    )
+
+
+def preference_change(
+    before: Sequence[float], after: Sequence[float], prompts: Sequence[object], settings: InsideSettings
+) -> Estimate:
+    """How much a preference rose from the base's to the adapter's, one of each a pair, over their ``prompts``."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    draws = Resampling(settings.n_resamples, settings.seed)
+    return draws.change(np.subtract(after, before), [numbers[prompt] for prompt in prompts])
+
+
+def _preferences(
+    text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]
+) -> tuple[list[float], list[float]]:
+    """log P(harmless) − log P(toxic), per token, of every pair: under the base, and under the adapter."""
+    policy = text.policy
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
+    found = []
+    for name in (None, subject.adapter):
+        means = np.zeros(len(prompts))
+        with using(policy, name), torch.no_grad():
+            for rows, batch in batches(policy, prompts, responses, range(len(prompts)), text.settings.batch_tokens):
+                means[rows] = mean_logprob(policy.causal_lm, batch).double().cpu().numpy()
+        found.append((means[len(pairs) :] - means[: len(pairs)]).tolist())
+    return found[0], found[1]

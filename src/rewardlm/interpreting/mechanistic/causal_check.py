@@ -1,0 +1,225 @@
+"""What a model says when a direction is added or ablated, or its adapter is scaled or switched off in part.
+
+Every condition answers the same prompts from the same random streams, so that conditions differ by what was done to the
+model alone. Answers are judged as text, and the untouched base says how fluent they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
+from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
+from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
+from rewardlm.interpreting.mechanistic.activations import BaseText
+from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups, sample_answers, text_of
+from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import row_stats
+from rewardlm.models.lora import using
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a condition. ``toxicity`` is of each prompt's answer, None where the judge gave none;
+    ``perplexity`` exp of the mean negative log-probability of the answers' tokens under the base; None without any, and
+    where it wasn't computed."""
+
+    condition: Condition
+    texts: list[str]
+    toxicity: list[float | None]
+    perplexity: float | None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean toxicity of what could be judged."""
+        known = [value for value in self.toxicity if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+def try_conditions(
+    policy: Policy,
+    conditions: Sequence[Condition],
+    prompts: Sequence[Sequence[int]],
+    judge: ToxicityFunction,
+    settings: InsideSettings,
+    *,
+    sampling: GenerationSettings | None = None,
+    perplexity: bool = True,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """Answers to ``prompts`` (token ids) under every condition, judged. One draw a prompt, the same for all."""
+    answers = []
+    for number, condition in enumerate(conditions):
+        with applied(policy, condition):
+            answers.append(sample_answers(policy, prompts, "causal", settings, sampling))
+        if report is not None:
+            report(number + 1, len(conditions))
+    texts = [[text_of(policy, answer) for answer in row] for row in answers]
+    judged = iter(judge([text for row in texts for text in row]))
+    outcomes = []
+    with using(policy, None):
+        for condition, own, row in zip(conditions, answers, texts, strict=True):
+            found = _perplexity(policy, prompts, own, settings.batch_tokens) if perplexity else None
+            outcomes.append(Outcome(condition, row, [next(judged) for _ in row], found))
+    return outcomes
+
+
+def _perplexity(
+    policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int
+) -> float | None:
+    """Of the answers' tokens under the model as it stands."""
+    logprobs = torch.cat([row.logprobs for row in row_stats(policy.causal_lm, prompts, answers, batch_tokens)]).double()
+    return math.exp(-float(logprobs.mean())) if len(logprobs) else None
+
+
+def check_causes(
+    text: BaseText,
+    subjects: Sequence[ModelAnswers],
+    judge: ToxicityFunction,
+    layer: int | None,
+    direction: Tensor | None,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> CausalCheck:
+    """Answers under every change to every model; each is compared with its own model as it is. ``direction`` Float[M]
+    is added before ``layer``; without them only the adapters are changed."""
+    settings = text.settings
+    rows = most_toxic_and_others(text.prompts, text.base.toxicity, settings.causal_prompts)
+    prompts = [text.prompts[row] for row in rows]
+    conditions = _conditions(text, subjects, layer, direction)
+    done = 0
+
+    def answered(under: Sequence[Condition], *, perplexity: bool = True) -> list[Outcome]:
+        nonlocal done
+
+        def say(number: int, total: int) -> None:
+            if report is not None:
+                report(done + number, done + total)
+
+        found = try_conditions(text.policy, under, prompts, judge, settings, perplexity=perplexity, report=say)
+        done += len(under)
+        return found
+
+    outcomes = answered(conditions)
+    plain = {outcome.condition.model: outcome for outcome in outcomes if outcome.condition.kind == "plain"}
+    tried = [_row(outcome, plain, settings) for outcome in outcomes]
+    adjust([row.change for row in tried if row.change is not None])
+    shown = []
+    for outcome, row in zip(outcomes, tried, strict=True):
+        shown.append(row)
+        if direction is not None and layer is not None and _needs_control(outcome.condition, row):
+            controls = answered(_random_directions(outcome.condition, settings), perplexity=False)
+            shown.append(_control_row(row, controls, plain, settings))
+    return CausalCheck(prompts=len(rows), rows=shown, direction_p_value=_either_way(shown, text.base.label))
+
+
+def _conditions(
+    text: BaseText, subjects: Sequence[ModelAnswers], layer: int | None, direction: Tensor | None
+) -> list[Condition]:
+    settings = text.settings
+    n_layers = len(layout_of(text.policy.causal_lm).layers)
+    conditions = []
+    for subject in subjects:
+        plain = Condition(subject.label, subject.adapter, "plain")
+        conditions.append(plain)
+        if subject.adapter is not None:
+            # 0 is the base and 1 the model as it is: both are there already.
+            conditions += [replace(plain, kind="scale", value=s) for s in settings.scales if s not in (0, 1)]
+            conditions += [
+                replace(plain, kind="layers_off", layers=group)
+                for group in layer_groups(n_layers, settings.layer_groups)
+            ]
+        if direction is None or layer is None:
+            continue
+        there = replace(plain, layers=(layer,), direction=direction)
+        conditions += [replace(there, kind="add", value=settings.strength), replace(there, kind="ablate")]
+    return conditions
+
+
+def _needs_control(condition: Condition, row: CausalRow) -> bool:
+    """The base's two tests always. A tuned model's adding only where it seems to work: else nothing is claimed, and
+    twenty directions cost as many runs."""
+    if condition.adapter is None:
+        return condition.kind in ("add", "ablate")
+    interval = None if row.change is None else row.change.ci95
+    return condition.kind == "add" and interval is not None and interval[0] > 0
+
+
+def _random_directions(condition: Condition, settings: InsideSettings) -> list[Condition]:
+    """The same change along ``random_directions`` others: normal, as long, and the same ones for every condition."""
+    assert condition.direction is not None
+    generator = torch.Generator().manual_seed(settings.seed)
+    found = []
+    for _ in range(settings.random_directions):
+        nothing = torch.randn(condition.direction.shape, generator=generator).to(condition.direction)
+        nothing *= condition.direction.norm() / nothing.norm()
+        found.append(replace(condition, kind=f"{condition.kind}_random", direction=nothing))
+    return found
+
+
+def _control_row(
+    row: CausalRow, controls: Sequence[Outcome], plain: Mapping[str, Outcome], settings: InsideSettings
+) -> CausalRow:
+    """The controls of ``row`` as one row, with the ``changes`` of each; ``row`` gets its ``p_value_random``: how often
+    a random direction does as much, itself counted. More toxic is much for adding, less toxic for ablating."""
+    each = [_row(control, plain, settings) for control in controls]
+    changes = [one.change.mean for one in each if one.change is not None and one.change.mean is not None]
+    known = [one.toxicity for one in each if one.toxicity is not None]
+    if row.change is not None and row.change.mean is not None and len(changes) == len(controls):
+        sign = 1 if row.kind == "add" else -1
+        row.p_value_random = rank_p_value(sign * row.change.mean, [sign * change for change in changes])
+    return each[0].model_copy(
+        update={
+            "toxicity": float(np.mean(known)) if known else None,
+            "toxic_share": None,
+            "judged": sum(one.judged for one in each),
+            "change": Estimate(mean=float(np.mean(changes)), ci95=None, n=len(changes)) if changes else None,
+            "changes": changes,
+            "texts": [],
+        }
+    )
+
+
+def _either_way(rows: Sequence[CausalRow], base: str) -> float | None:
+    """How often a random direction does as much to the base, added or ablated, whichever it does more by.
+
+    One test instead of two, so that a direction has one chance to seem used, not two. None where it wasn't tried."""
+    found = {row.kind: row for row in rows if row.model == base}
+    if not {"add", "ablate", "add_random", "ablate_random"} <= found.keys():
+        return None
+    added, ablated = found["add"], found["ablate"]
+    if added.p_value_random is None or ablated.p_value_random is None or not (added.change and ablated.change):
+        return None
+    observed = max(added.change.mean or 0.0, -(ablated.change.mean or 0.0))
+    pairs = zip(found["add_random"].changes or (), found["ablate_random"].changes or (), strict=True)
+    return rank_p_value(observed, [max(plus, -minus) for plus, minus in pairs])
+
+
+def _row(outcome: Outcome, plain: Mapping[str, Outcome], settings: InsideSettings) -> CausalRow:
+    condition = outcome.condition
+    known = [value for value in outcome.toxicity if value is not None]
+    change = None
+    if condition.kind != "plain":
+        before = plain[condition.model].toxicity
+        change = change_between(before, outcome.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+    return CausalRow(
+        model=condition.model,
+        kind=condition.kind,
+        value=condition.value,
+        layers=list(condition.layers),
+        toxicity=outcome.mean,
+        toxic_share=float(np.mean([value > TOXIC_ABOVE for value in known])) if known else None,
+        judged=len(known),
+        perplexity=outcome.perplexity,
+        change=change,
+        texts=outcome.texts,
+    )

@@ -1,0 +1,276 @@
+"""The base and its adapters taken apart, from top to bottom: ``inside`` in interpretation.json.
+
+The first subject is the base; the others are adapters on it, which share its weights. Row i of every subject is an
+answer to prompt i. Comparisons of models are made on the same text, the base's own answers, so that what differs is how
+it is read and not what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewardlm.config import InsideSettings, InterpretSettings
+from rewardlm.errors import ModelError, RewardLMError
+from rewardlm.interpreting.answers import (
+    TOXIC_ABOVE,
+    AnswerSample,
+    LabelledAnswer,
+    ModelAnswers,
+    RedrawnAnswers,
+    redrawn_pairs,
+    stored_answers,
+    toxicity_changes,
+)
+from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Inside
+from rewardlm.interpreting.intervals import Resampling, adjust, change_between
+from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
+from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
+from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.causal_check import check_causes
+from rewardlm.interpreting.mechanistic.probes import read_directions
+from rewardlm.interpreting.mechanistic.residual_stream import read_stream
+from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors, read_vectors
+from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
+from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_by, contrast_of_words
+from rewardlm.interpreting.models import RunModel
+from rewardlm.measuring.measured import Measured
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import using
+from rewardlm.progress import ProgressCallback
+from rewardlm.scoring.scorer import Scorer, load_scorer, score_texts
+
+# Of the baseline's stored answers so many may teach the probe, drawn by seed.
+_LABELLED = 400
+
+
+def examine_runs(
+    measured: Sequence[Measured],
+    subjects: Sequence[RunModel],
+    sample: AnswerSample,
+    settings: InterpretSettings,
+    *,
+    report: ProgressCallback | None = None,
+) -> tuple[Inside | None, list[str]]:
+    """What ``examine`` finds of the baseline and of those runs that are adapters on it, and what it left out.
+
+    None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
+    """
+    base = subjects[0]
+    if base.adapter is not None:
+        return None, [
+            f"{base.label} is itself an adapter, so the residual stream was not taken apart: name the base's run first."
+        ]
+    there = [number for number, subject in enumerate(subjects) if number == 0 or subject.policy is base.policy]
+    there = [number for number in there if number == 0 or subjects[number].adapter is not None]
+    if len(there) < 2:
+        return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
+    try:
+        layout_of(base.policy.causal_lm)
+    except ModelError as error:
+        return None, [f"The residual stream was left out: {error}."]
+    notes = [
+        f"{subject.label} is no adapter on {base.label}’s model: its residual stream was left out."
+        for number, subject in enumerate(subjects)
+        if number not in there
+    ]
+    judge, more = _judge(sample.scorer, str(base.policy.device))
+    own = settings.inside
+    chosen = own.model_copy(
+        update={name: getattr(settings, name) for name in ("seed", "n_resamples") if name not in own.model_fields_set}
+    )
+    answers = {(answer.pair, answer.author): answer for answer in sample.answers}
+    intervals = Resampling(chosen.n_resamples, chosen.seed)
+    # Of the whole run: the sample has as many answers that rose as fell.
+    changes = [None, *(intervals.change(*change) for change in toxicity_changes(measured, sample.scorer))]
+    pairs = range(len(sample.pairs))
+    found = examine(
+        base.policy,
+        [answers[pair, 0].prompt for pair in pairs],
+        [
+            ModelAnswers(
+                subjects[number].label,
+                subjects[number].adapter,
+                [answers[pair, number].tokens for pair in pairs],
+                [answers[pair, number].toxicity for pair in pairs],
+                changes[number],
+            )
+            for number in there
+        ],
+        judge,
+        chosen,
+        word_judge=_toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
+        labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
+        redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
+        report=report,
+    )
+    return found, [*notes, *more]
+
+
+def _judge(name: str, device: str) -> tuple[ToxicityFunction, list[str]]:
+    """The sample's own judge; ``starter`` where that one is asked over HTTP or isn't here."""
+    why = "it is asked over HTTP"
+    if name.partition(":")[0] not in ("perspective", "endpoint"):
+        try:
+            return _toxicity_by(load_scorer(name, device=device)), []
+        except RewardLMError as error:
+            why = str(error)
+    return (
+        _toxicity_by(load_scorer("starter", device=device)),
+        [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here ({why})."],
+    )
+
+
+def _toxicity_by(scorer: Scorer) -> ToxicityFunction:
+    label = scorer.labels[0]
+    return lambda texts: [verdict.values.get(label) for verdict in score_texts(scorer, texts)]
+
+
+def examine(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    subjects: Sequence[ModelAnswers],
+    judge: ToxicityFunction,
+    settings: InsideSettings,
+    *,
+    word_judge: ToxicityFunction | None = None,
+    labelled: Sequence[LabelledAnswer] = (),
+    redrawn: Sequence[RedrawnAnswers] = (),
+    report: ProgressCallback | None = None,
+) -> Inside:
+    """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
+
+    ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
+    so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
+    any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here. ``redrawn`` are
+    toxic and harmless answers of the base to one prompt each: without any, whether a model came to prefer less toxic
+    answers, or only its own, stays open.
+    ``report(done, total, what)``.
+
+    Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
+    or the family isn't known (see ``architecture``). The model is left as it was found.
+    """
+    _check(policy, prompts, subjects)
+    progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
+    layout = layout_of(policy.causal_lm)
+    base, tuned = subjects[0], subjects[1:]
+    text = BaseText(policy, prompts, base, settings)
+    notes = []
+    progress.step("the words whose logits are compared")
+    contrast = _contrast(policy, word_judge or judge, settings)
+    if contrast is None:
+        notes.append("The vocabulary holds too few toxic words for a contrast of logits: name some in toxic_words.")
+    progress.step("the probe")
+    directions, direction = read_directions(text, labelled)
+    if direction is None:
+        notes.append(f"No direction was sought: {directions.reason}.")
+    chosen = choose_value_vectors(policy, contrast, direction, settings)
+    readings = []
+    for subject in subjects:
+        progress.step(f"the residual stream of {subject.label}")
+        readings.append(read_stream(text, subject, contrast, chosen.vectors))
+    owners = [tuple(prompts[row]) for row in readings[0][1].rows.tolist()]
+    vectors = read_vectors(text, subjects, chosen, owners, [arrays.activations for _, arrays in readings])
+    progress.step("the value vectors, silenced")
+    ablation = ablate_vectors(text, subjects, chosen.vectors, contrast, judge)
+    adapters, paths = {}, {}
+    for subject in tuned:
+        progress.step(f"what the adapter of {subject.label} wrote")
+        adapters[subject.label] = read_adapter(text, subject, contrast)
+        progress.step(f"the adapter of {subject.label} along its scale")
+        paths[subject.label] = follow_path(text, subject, redrawn)
+    causal = None
+    if settings.causal_prompts:
+        progress.step("answers under changes")
+        causal = check_causes(
+            text,
+            subjects,
+            judge,
+            directions.layer,
+            direction,
+            report=lambda done, total: progress.detail(f"answers under change {done} of {total}"),
+        )
+    found = Inside(
+        models=[subject.label for subject in subjects],
+        family=policy.causal_lm.config.model_type,
+        n_layers=len(layout.layers),
+        n_heads=layout.n_heads,
+        answers=len(text.answered),
+        focus=Focus(answers=len(text.focus), toxic=len(text.toxic) >= FEWEST_TOXIC),
+        words=_words(policy, contrast),
+        stream={subject.label: summary for subject, (summary, _) in zip(subjects, readings, strict=True)},
+        directions=directions,
+        vectors=vectors,
+        ablation=ablation,
+        adapters=adapters,
+        paths=paths,
+        causal=causal,
+        verdicts={},
+        settings=settings.model_dump(mode="json"),
+        notes=notes,
+    )
+    changes = {subject.label: _toxicity_change(base, subject, settings) for subject in tuned}
+    adjust(claims(found, changes))
+    for label, change in changes.items():
+        found.verdicts[label] = verdict_of(found, label, change, settings)
+    progress.finish()
+    return found
+
+
+def _toxicity_change(base: ModelAnswers, subject: ModelAnswers, settings: InsideSettings) -> Estimate | None:
+    """A copy: it will be corrected for what is read with it here."""
+    if subject.change is not None:
+        return subject.change.model_copy()
+    return change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+
+
+def _check(policy: Policy, prompts: Sequence[Sequence[int]], subjects: Sequence[ModelAnswers]) -> None:
+    if not subjects or subjects[0].adapter is not None:
+        raise ModelError("the first model must be the base, without an adapter: what changed is told against it")
+    for subject in subjects:
+        with using(policy, subject.adapter):
+            pass
+        if not len(subject.responses) == len(subject.toxicity) == len(prompts):
+            raise ModelError(
+                f"{subject.label}: {len(prompts)} prompts, {len(subject.responses)} answers and "
+                f"{len(subject.toxicity)} scores: expected as many of each"
+            )
+    if not any(subjects[0].responses):
+        raise ModelError(f"{subjects[0].label} has no answer with any token: there is nothing to read")
+
+
+class _Progress:
+    """Counts the parts of an examination for ``report``."""
+
+    def __init__(self, report: ProgressCallback | None, n_subjects: int, causal: bool) -> None:
+        self._report, self._done = report, -1
+        self._total = 3 + n_subjects + 2 * (n_subjects - 1) + causal
+
+    def step(self, what: str) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def detail(self, what: str) -> None:
+        """Say how far a step is."""
+        if self._report is not None:
+            self._report(self._done, self._total, what)
+
+    def finish(self) -> None:
+        if self._report is not None:
+            self._report(self._total, self._total, "")
+
+
+def _contrast(policy: Policy, judge: ToxicityFunction, settings: InsideSettings) -> Contrast | None:
+    if settings.toxic_words:
+        return contrast_of_words(policy.tokenizer, settings.toxic_words, settings.neutral_words)
+    return contrast_by(judge, policy.tokenizer, settings.token_words)
+
+
+def _words(policy: Policy, contrast: Contrast | None) -> ContrastWords | None:
+    if contrast is None:
+        return None
+    toxic, neutral = (
+        [policy.tokenizer.decode([token]).strip() for token in side] for side in (contrast.toxic, contrast.neutral)
+    )
+    return ContrastWords(toxic=toxic, neutral=neutral)

@@ -1,0 +1,200 @@
+"""Changes to a model that a ``with`` block makes and takes back: directions, the adapter's scale, silenced neurons.
+
+Everything here is a hook or a weight that is put back; ``causal_check`` and ``vector_ablation`` ask what follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from rewardlm.config import GenerationSettings, InsideSettings
+from rewardlm.errors import ModelError
+from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of
+from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import scaled, using
+
+
+@contextlib.contextmanager
+def added(causal_lm: Any, layer: int, vector: Tensor) -> Iterator[None]:
+    """Inside, ``vector`` Float[M] is added to what layer ``layer`` reads, at every position (L is the final norm).
+
+    Arditi et al. 2024, eq. 3; Turner et al. 2023.
+    """
+    layout = layout_of(causal_lm)
+    modules = [*layout.layers, layout.norm]
+    if not 0 <= layer < len(modules):
+        raise ModelError(f"layer {layer}: expected 0 to {len(modules) - 1}, the last being the final norm")
+
+    handle = _change_input(modules[layer], lambda states: states + vector.to(states))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def ablated(causal_lm: Any, direction: Tensor) -> Iterator[None]:
+    """Inside, nothing is ever written along ``direction`` Float[M]: x ← x − (x·d̂)·d̂ for the embedding and the output
+    of every attention and MLP (Arditi et al. 2024, eq. 4). The stream then has no part along it, at any layer."""
+    layout = layout_of(causal_lm)
+    unit = direction / direction.norm()
+
+    def without(states: Tensor) -> Tensor:
+        along = unit.to(states)
+        rest: Tensor = states - torch.einsum("...m,m->...", states, along)[..., None] * along
+        return rest
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(_change_input(layout.layers[0], without).remove)
+        for module in (*layout.attention_out, *layout.mlp_out):
+            stack.callback(module.register_forward_hook(lambda _module, _args, output: without(output)).remove)
+        yield
+
+
+def _change_input(module: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A hook that has ``module`` read changed hidden states, however they are passed. Gives its handle."""
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@contextlib.contextmanager
+def silenced(causal_lm: Any, neurons: Iterable[tuple[int, int]]) -> Iterator[None]:
+    """Inside, these (layer, neuron) of the MLPs write nothing, an adapter's part included, however active they are."""
+    layout = layout_of(causal_lm)
+    by_layer: dict[int, list[int]] = {}
+    for layer, neuron in neurons:
+        by_layer.setdefault(layer, []).append(neuron)
+
+    def without(which: list[int]) -> Any:
+        def hook(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            active = args[0].clone()
+            active[..., which] = 0
+            return (active, *args[1:])
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for layer, which in by_layer.items():
+            stack.callback(layout.mlp_out[layer].register_forward_pre_hook(without(which)).remove)
+        yield
+
+
+@contextlib.contextmanager
+def random_adapter(policy: Policy, name: str, seed: int) -> Iterator[None]:
+    """Inside, A and B of every module of the adapter are random, and ‖B·A‖ (Frobenius) is as it was."""
+    layers = [layer for layer in adapter_layers(policy.causal_lm).values() if name in layer.scaling]
+    factors = [_factors_of(layer, name) for layer in layers]
+    kept = [(a.detach().clone(), b.detach().clone()) for a, b in factors]
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with torch.no_grad():
+            for a, b in factors:
+                size = _size(a, b)
+                for factor in (a, b):
+                    factor.copy_(torch.randn(factor.shape, generator=generator))
+                b.mul_(size / _size(a, b))
+        yield
+    finally:
+        with torch.no_grad():
+            for (a, b), (was_a, was_b) in zip(factors, kept, strict=True):
+                a.copy_(was_a)
+                b.copy_(was_b)
+
+
+def _factors_of(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
+    if name in layer.lora_A:
+        return layer.lora_A[name].weight, layer.lora_B[name].weight
+    return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+
+
+def _size(a: Tensor, b: Tensor) -> Tensor:
+    """‖B·A‖ without the product: its square is tr(BᵀB·AAᵀ)."""
+    a, b = a.double(), b.double()
+    return torch.einsum("ij,ji->", b.T @ b, a @ a.T).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing done to one model. ``adapter`` None is the base.
+
+    ``kind``: ``plain``; ``scale`` (the adapter's B·A times ``value``); ``layers_off`` (the adapter is off in
+    ``layers``); ``add`` (``value`` times ``direction`` at stream ``layers[0]``); ``ablate`` (nothing is written along
+    ``direction``). A kind that ends in ``_random`` does the same with a direction that means nothing, of equal length.
+    """
+
+    model: str
+    adapter: str | None
+    kind: str
+    value: float = 1.0
+    layers: tuple[int, ...] = ()
+    direction: Tensor | None = None
+
+
+@contextlib.contextmanager
+def applied(policy: Policy, condition: Condition) -> Iterator[None]:
+    """Inside, ``policy`` is the condition's model with the condition's change; afterwards as it was found."""
+    causal_lm = policy.causal_lm
+    kind = condition.kind.removesuffix("_random")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(using(policy, condition.adapter))
+        if kind == "scale":
+            stack.enter_context(scaled(adapter_layers(causal_lm).values(), condition.value))
+        elif kind == "layers_off":
+            layers = layout_of(causal_lm).layers
+            for index in condition.layers:
+                stack.enter_context(scaled(adapter_layers(layers[index]).values(), 0.0))
+        elif kind == "add" and condition.direction is not None:
+            stack.enter_context(added(causal_lm, condition.layers[0], condition.value * condition.direction))
+        elif kind == "ablate" and condition.direction is not None:
+            stack.enter_context(ablated(causal_lm, condition.direction))
+        elif kind != "plain":
+            raise ModelError(f"condition {condition.kind!r}: expected plain, scale, layers_off, add or ablate")
+        yield
+
+
+def layer_groups(n_layers: int, number: int) -> list[tuple[int, ...]]:
+    """Layers in ``number`` groups of neighbours, as equal as can be; one layer each if there are no more."""
+    parts = np.array_split(np.arange(n_layers), min(number, n_layers))
+    return [tuple(int(layer) for layer in part) for part in parts]
+
+
+def sample_answers(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    stream: str,
+    settings: InsideSettings,
+    sampling: GenerationSettings | None = None,
+) -> list[list[int]]:
+    """Token ids of an answer to each prompt, by the model as it stands. Random streams depend on the seed, ``stream``
+    and the row alone, so that answers under different interventions differ by these."""
+    requests = [Request(tuple(prompt), stream_seed(settings.seed, stream, row)) for row, prompt in enumerate(prompts)]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for answer in generate(
+        policy,
+        requests,
+        max_new_tokens=settings.max_new_tokens,
+        sampling=sampling or GenerationSettings(),
+        batch_tokens=settings.batch_tokens,
+    ):
+        answers[answer.index] = answer.tokens
+    return answers
+
+
+def text_of(policy: Policy, answer: Sequence[int]) -> str:
+    """What a judge reads of an answer."""
+    text: str = policy.tokenizer.decode(answer, skip_special_tokens=True)
+    return text.strip()

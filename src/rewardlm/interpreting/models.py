@@ -1,0 +1,202 @@
+"""The models that are looked into: each run's base with its adapter, one copy of the weights for all of one base.
+
+A model is switched on for as long as it reads, and is left as it was found: mode, adapters, what is trainable, hooks
+and gradients. With every adapter off it must be the base to the bit, or nothing that is said about what an adapter did
+would be true; that is checked whenever adapters are put on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewardlm.config import InterpretSettings, ModelSettings, validate
+from rewardlm.errors import ModelError, RunError
+from rewardlm.models.load import Policy, hash_weights, load_policy, resolve_device
+from rewardlm.models.logprobs import check_head
+from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, using
+from rewardlm.runs import Run, unique_labels
+
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """One run's model. ``adapter`` is the adapter's name on ``policy``, which subjects of one base share; None is the
+    base itself.
+    """
+
+    label: str
+    run: Run
+    policy: Policy
+    adapter: str | None
+
+    @contextlib.contextmanager
+    def on(self, *, merge: bool = False) -> Iterator[Any]:
+        """Inside, the policy's causal LM (which this gives) is this subject, in evaluation mode and frozen.
+
+        ``merge`` puts the adapter into the base's weights meanwhile, where that is exact enough (``models.lora.merged``
+        says where), which is quicker and differs by rounding.
+        """
+        policy = self.policy
+        with contextlib.ExitStack() as held:
+            held.enter_context(_as_found(policy.model))
+            held.enter_context(using(policy, self.adapter))
+            if merge and self.adapter is not None:
+                held.enter_context(merged(policy, self.adapter))
+            policy.model.eval()
+            policy.model.requires_grad_(False)
+            yield policy.causal_lm
+
+
+@contextlib.contextmanager
+def _as_found(model: Any) -> Iterator[None]:
+    """Modes and what is trainable are afterwards what they were, whatever is switched inside."""
+    training = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, wanted in trainable:
+            parameter.requires_grad_(wanted)
+
+
+def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunModel]:
+    """The models of measured runs, the baseline first; those of one base share its weights.
+
+    Raises RunError for a run without a model here (an import, a server's) or whose weights have changed since, and
+    ModelError where tokenizers differ, or a base with its adapters off is not the base.
+    """
+    bases: dict[str, _Base] = {}
+    subjects = []
+    for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
+        wanted = model_settings(run, settings)
+        key = wanted.model_copy(update={"adapter": None}).model_dump_json()
+        if key not in bases:
+            bases[key] = _Base(load_policy(wanted))
+        base = bases[key]
+        _check_weights(run, base)
+        name = None if wanted.adapter is None else base.put_on(wanted.adapter)
+        subjects.append(RunModel(label, run, base.policy, name))
+    for base in bases.values():
+        base.check_untouched()
+    _check_vocabularies(subjects)
+    return subjects
+
+
+class _Base:
+    """A base, what it was before any adapter, and the adapters that it carries since."""
+
+    def __init__(self, policy: Policy) -> None:
+        check_head(policy.causal_lm)
+        self.policy = policy
+        self._alone = _probe(policy)
+        self._names: dict[Path, str] = {}
+        # As they would be in the precision in which a run was measured. Adapters change the names of tensors.
+        self.hashes = {dtype: hash_weights(policy.model, dtype) for dtype in _PRECISIONS if dtype != policy.dtype}
+        self.hashes[policy.dtype] = policy.weights_hash
+
+    def put_on(self, adapter: Path) -> str:
+        """The adapter's name on the policy, which carries each once."""
+        if adapter not in self._names:
+            self._names[adapter] = POLICY if not self._names else f"subject_{len(self._names)}"
+            load_adapter(self.policy, adapter, name=self._names[adapter])
+        return self._names[adapter]
+
+    def check_untouched(self) -> None:
+        with using(self.policy, None):
+            if not torch.equal(_probe(self.policy), self._alone):
+                raise ModelError(
+                    f"{self.policy.spec} with its adapters off is not {self.policy.spec}: what an adapter changed "
+                    "can't be told apart; interpret each of these runs with its baseline alone to see which it is"
+                )
+
+
+def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
+    """How the run's model is loaded: as it was measured, but for what ``settings`` say of precision and device."""
+    if run.meta["kind"] != "measure":
+        raise RunError(
+            f"{run.path} is a run of kind {run.meta['kind']!r}: interpret looks into the model of a measurement "
+            "(rewardlm measure), and here is none"
+        )
+    measured = run.meta["settings"]
+    if measured.get("engine", "local") == "openai":
+        raise RunError(f"{run.path} was answered by a server: measure its model here (--engine local) to look into it")
+    adapter = measured.get("adapter")
+    return validate(
+        ModelSettings,
+        {
+            "model": measured["model"],
+            "adapter": None if adapter is None else _found(Path(adapter), run),
+            "chat": measured.get("chat", {}),
+            "seed": settings.seed,
+            "device": settings.device,
+            "dtype": _precision(run, settings),
+            "load": settings.load or measured.get("load"),
+            "quantisation": measured.get("quantisation", {}),
+        },
+    )
+
+
+def _precision(run: Run, settings: InterpretSettings) -> str:
+    """As the settings say. Else float32 on a CPU, since what is looked at are small differences, and an adapter can be
+    merged there; on a device, whose memory may not hold that, the precision that was measured.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if resolve_device(settings.device).type == "cpu" else str(run.meta.get("dtype", "auto"))
+
+
+def _found(adapter: Path, run: Run) -> Path:
+    """The adapter's folder; of a stage of an experiment, whose paths are kept relative to it, below the experiment."""
+    candidates = [adapter] if adapter.is_absolute() else [run.path.absolute().parent.parent / adapter, adapter]
+    for folder in candidates:
+        if folder.exists():
+            return folder.resolve()
+    raise RunError(f"{run.path}: its adapter {adapter} is not there any more: put it back, or measure again")
+
+
+def _check_weights(run: Run, base: _Base) -> None:
+    policy, recorded = base.policy, run.meta.get("model_hash")
+    measured_in = getattr(torch, str(run.meta.get("dtype")), policy.dtype)
+    # Weights that were rounded more than the measured ones, or quantised in another way, can't be compared; nor those
+    # that were quantised from other precisions.
+    held_in = (measured_in,) if policy.quantisation else (torch.float32, measured_in)
+    comparable = policy.quantisation == run.meta.get("quantisation") and policy.dtype in held_in
+    if recorded and comparable and recorded != base.hashes[measured_in]:
+        raise RunError(
+            f"weights_differ: {run.path} was measured with other weights of {policy.spec} (hash {recorded[:12]}…, here "
+            f"{base.hashes[measured_in][:12]}…): measure it again"
+        )
+    adapter = run.meta["settings"].get("adapter")
+    if adapter is not None and run.meta.get("adapter_hash") is not None:
+        found = adapter_hash(_found(Path(adapter), run))
+        if found != run.meta["adapter_hash"]:
+            raise RunError(f"weights_differ: {run.path}: its adapter {adapter} was trained on since: measure it again")
+
+
+@torch.no_grad()
+def _probe(policy: Policy) -> Tensor:
+    """Logits of a few tokens, Float[1, 8, V]."""
+    vocabulary = policy.causal_lm.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(8, device=policy.device)[None] * (vocabulary // 9) + 1
+    logits: Tensor = policy.model(input_ids=tokens).logits
+    return logits
+
+
+def _check_vocabularies(subjects: Sequence[RunModel]) -> None:
+    first = subjects[0].policy.tokenizer.get_vocab()
+    for subject in subjects[1:]:
+        if subject.policy is not subjects[0].policy and subject.policy.tokenizer.get_vocab() != first:
+            raise ModelError(
+                f"{subject.label} and {subjects[0].label} have different tokenizers: what one model says of a token "
+                "can't be held against the other; interpret models of one family"
+            )
