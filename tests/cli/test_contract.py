@@ -71,7 +71,12 @@ def test_version(shell: Shell) -> None:
         (["measure", "tiny", "--out", "o", "--engine", "cloud"], 2, "engine"),
         (["measure", "tiny", "--out", "o", "--engine", "openai"], 2, "--url"),
         (["measure", "tiny", "--out", "o", "--url", "http://127.0.0.1:1/v1"], 2, "--engine openai"),
-        (["measure", "tiny", "--out", "o", "--engine", "openai", "--url", "http://127.0.0.1:1/v1"], 1, "--url"),
+        pytest.param(
+            ["measure", "tiny", "--out", "o", "--engine", "openai", "--url", "http://127.0.0.1:1/v1"],
+            1,
+            "--url",
+            marks=pytest.mark.slow,  # it tries again for a while
+        ),
         (["measure", "tiny", "--out", "o", "--preset", "huge"], 2, "rtp-paper, chat, quick"),
         (["measure", "tiny", "--out", "o", "sampels=2"], 2, "did you mean 'samples'"),
         (["measure", "tiny", "--out", "o", "generation.top_q=2"], 2, "did you mean 'generation.top_p'"),
