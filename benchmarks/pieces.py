@@ -1,4 +1,4 @@
-"""The pieces that the engine is made of, each beside what it took the place of: ``python benchmarks/pieces.py``.
+"""The pieces that the fast path is made of, each beside what it took the place of: ``python benchmarks/pieces.py``.
 
 CPU milliseconds of one thread at SmolLM2-135M's sizes, the shorter of several rounds that go to and fro.
 """
@@ -14,8 +14,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from rewardlm.fastpath.operators import packed, packed_linear
+from rewardlm.fastpath.tree import Layout, attention, tree_of
 from rewardlm.models.sampling import Distribution, in_cache
-from rewardlm.models.tree import Layout, attention, tree_of
 
 HIDDEN, INNER, VOCABULARY, HEADS, KV_HEADS, SIZE = 576, 1536, 49152, 9, 3, 64
 DTYPES = (torch.float32, torch.bfloat16)
@@ -86,11 +87,10 @@ def products(dtype: torch.dtype, rows: int) -> Pair:
     """As many as SmolLM2 has in a decoding step, each of other weights, which are read from memory."""
     x = torch.randn(rows, HIDDEN).to(dtype)
     plain = [torch.randn(INNER, HIDDEN).to(dtype) for _ in range(120)]
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in plain]
-    multiply = torch.ops.mkldnn._linear_pointwise
+    laid_out = [packed(weight) for weight in plain]
     return (
         lambda: [linear(x, weight) for weight in plain],
-        lambda: [multiply(x, weight, None, "none", [], "") for weight in packed],
+        lambda: [packed_linear(x, weight, None) for weight in laid_out],
     )
 
 

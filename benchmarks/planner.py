@@ -107,10 +107,10 @@ def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool, dr
 
     tokens = texts["pair_tokens"] if command == "finetune" else texts["prompt_tokens"] + NEW
     # What all prompts begin with is no part of a batch's positions, but is in every row's cache.
-    asked = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
+    slots = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
     rows = min(value if command == "finetune" else max(1, value // tokens), texts["n"])
     lora = LoraSettings(dropout=dropout)
-    return Work(tokens, NEW, asked=asked, rows=rows, recompute=recompute, answers=texts["n"], lora=lora)
+    return Work(tokens, NEW, slots=slots, rows=rows, recompute=recompute, answers=texts["n"], lora=lora)
 
 
 def peak_of(command: str, model: str, precision: str, extra: list[str], texts: dict[str, Any], folder: Path) -> float:

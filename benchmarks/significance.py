@@ -31,7 +31,7 @@ from rewardlm.interpreting.answers import AnswerSample, ScoredPair
 from rewardlm.interpreting.findings import Stratum
 from rewardlm.interpreting.intervals import Resampling, change_between
 from rewardlm.interpreting.mechanistic.adapter_effects import preference_change
-from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more
+from rewardlm.interpreting.mechanistic.vector_ablation import ablation_effect, takes_more
 from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
@@ -264,7 +264,7 @@ def inside(before: Grid, after: Grid) -> Found:
     plain, takes = before[:, 0], after[:, 1:]
     sets = [(plain - one).tolist() for one in takes.T]
     preferred = preference_change(before[:, 0].tolist(), after[:, 0].tolist(), range(len(before)), settings)
-    found = lost(plain.tolist(), sets[0], sets[1:], settings, largest=None)
+    found = ablation_effect(plain.tolist(), sets[0], sets[1:], settings, largest=None)
     return {"preference": below(preferred.p_value), "vectors needed": takes_more(found)}
 
 

@@ -24,7 +24,8 @@ ROWS = [
     {"experiment", "planner", "publish"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
-    {"runs", "services", "packaged", "progress"},
+    {"fastpath"},
+    {"runs", "services", "packaged", "progress", "trunk"},
     {"config"},
     {"types", "errors", "stats"},
 ]
@@ -122,6 +123,30 @@ def test_judges_load_no_policy_and_objectives_import_torch_alone() -> None:
     allowed = {"__future__", "torch", "jaxtyping", "dataclasses", "typing", "collections", "collections.abc", "math"}
     names = {name for name, _, _ in imported(ROOT / "training" / "objectives.py")}
     assert names <= allowed, names - allowed
+
+
+def test_the_fast_path_has_one_door() -> None:
+    """So that the package can be deleted: only its own tests, and what times its pieces, see what is inside."""
+    door = next(
+        {f"rewardlm.fastpath.{name}" for name in ast.literal_eval(node.value)}
+        for node in ast.parse((ROOT / "fastpath" / "__init__.py").read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    tests = Path(__file__).parent
+    inside = [ROOT / "fastpath", tests / "fastpath"]
+    others = [*FILES, *tests.rglob("*.py"), *(tests.parent / "benchmarks").glob("*.py")]
+    others += (tests.parent / "examples").rglob("*.py")
+    for file in others:
+        if file.name == "pieces.py" or any(folder in file.parents for folder in inside):
+            continue
+        wrong = []
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                wrong += [alias.name for alias in node.names if alias.name.startswith("rewardlm.fastpath.")]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rewardlm.fastpath"):
+                names = {f"rewardlm.fastpath.{alias.name}" for alias in node.names} - door
+                wrong += [f"{node.module}: {names}"] if node.module != "rewardlm.fastpath" or names else []
+        assert not wrong, f"{file} reaches past rewardlm.fastpath: {wrong}"
 
 
 @pytest.mark.parametrize("part", ["reporting", "cli"])

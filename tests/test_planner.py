@@ -31,7 +31,7 @@ def test_a_peak_is_reading_the_weights_or_the_work_whichever_is_more():
 @pytest.mark.slow
 def test_reading_costs_the_files_size_where_it_is_converted():
     same, half = planners("smollm2-135m", ["float32", "bfloat16"], CPU, PROCESS)
-    work = Work(64, 8, asked=1, rows=1)
+    work = Work(64, 8, slots=1, rows=1)
     # The package's copy is stored in float32.
     assert same.need("measure", work).loading == 0
     assert half.need("measure", work).loading == pytest.approx(same.weights, rel=1e-3)
@@ -47,7 +47,7 @@ def test_the_largest_that_fits_does_and_half_as_much_again_does_not(tiny, comman
         rows = tiny.largest(command, work, capacity)
 
         def total(rows: int) -> int:
-            more = replace(work, asked=rows) if command == "measure" else replace(work, rows=rows)
+            more = replace(work, slots=rows) if command == "measure" else replace(work, rows=rows)
             return tiny.need(command, more).total
 
         assert rows == 0 or total(rows) <= capacity
@@ -66,7 +66,7 @@ def test_what_fits_nowhere_is_said_and_what_fits_smaller_is_advised(tiny):
 
 
 def test_training_needs_more_than_measuring_and_an_adapter_with_more_rank_more(tiny):
-    work = Work(64, 16, asked=8, rows=8)
+    work = Work(64, 16, slots=8, rows=8)
     measure, finetune = (tiny.need(command, work).total for command in ("measure", "finetune"))
     assert finetune > measure
     larger = replace(work, lora=LoraSettings(r=64))

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from rewardlm import fastpath
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
 from rewardlm.measuring.model_quality import READ_TOGETHER
 from rewardlm.models import memory
-from rewardlm.models.llama import lays_out
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
 
@@ -30,15 +30,15 @@ _MANY = 512  # rows, of which what grows with them is nearly all
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked: rows of ``tokens`` (prompt and answer), ``new`` of them the answer's.
+    """What a command is to do: rows of ``tokens`` (prompt and answer), ``new`` of them the answer's.
 
-    ``asked`` rows of ``answers`` are answered side by side, and ``rows`` make a microbatch of training; ``recompute``
+    ``slots`` rows of ``answers`` are generated side by side, and ``rows`` make a microbatch of training; ``recompute``
     is gradient checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
     """
 
     tokens: int
     new: int
-    asked: int
+    slots: int
     rows: int
     answers: int = 1_000_000
     recompute: bool = False
@@ -82,26 +82,26 @@ class Traces:
             self._adapted[key] = memory.adapted(self.spec, self.dtype, lora, self.load)
         return self._adapted[key]
 
-    def answering(self, work: Work) -> int:
-        return self._once(memory.answering_bytes, self.bare, work.asked, work.tokens - work.new, work.new)
+    def generating(self, work: Work) -> int:
+        return self._once(memory.generating_bytes, self.bare, work.slots, work.tokens - work.new, work.new)
 
-    def weighing(self, work: Work, *, compared: bool) -> int:
-        return self._once(memory.weighing_bytes, self.bare, work.rows, work.tokens, work.new, compared=compared)
+    def scoring(self, work: Work, *, compared: bool) -> int:
+        return self._once(memory.scoring_bytes, self.bare, work.rows, work.tokens, work.new, compared=compared)
 
-    def learning(self, work: Work) -> int:
+    def updating(self, work: Work) -> int:
         with_adapter = self.adapted(work.lora)
         how = {"recompute": work.recompute}
-        return self._once(memory.learning_bytes, with_adapter, work.rows, work.tokens, work.new, **how)
+        return self._once(memory.updating_bytes, with_adapter, work.rows, work.tokens, work.new, **how)
 
-    def imitating(self, work: Work, *, kernels: bool) -> int:
+    def finetuning(self, work: Work, *, kernels: bool) -> int:
         with_adapter = self.adapted(work.lora)
         how = {"recompute": work.recompute, "kernels": kernels}
-        return self._once(memory.imitating_bytes, with_adapter, work.rows, work.tokens, **how)
+        return self._once(memory.finetuning_bytes, with_adapter, work.rows, work.tokens, **how)
 
-    def _once(self, trace: Callable[..., int], of: memory.Skeleton, *asked: int, **how: bool) -> int:
-        key = (trace, id(of), asked, *how.items())
+    def _once(self, trace: Callable[..., int], of: memory.Skeleton, *sizes: int, **how: bool) -> int:
+        key = (trace, id(of), sizes, *how.items())
         if key not in self._known:
-            self._known[key] = trace(of, *asked, **how)
+            self._known[key] = trace(of, *sizes, **how)
         return self._known[key]
 
 
@@ -126,15 +126,15 @@ class Planner:
         if command == "measure":
             # For their perplexity the answers are read again, without the adapter.
             read = replace(work, rows=max(1, min(work.answers, READ_TOGETHER // work.tokens)))
-            most = max(traces.answering(work) + self._merged(work), traces.weighing(read, compared=False))
+            most = max(traces.generating(work) + self._merged(work), traces.scoring(read, compared=False))
         else:
             # Its weights, and Adam's two moments; the gradient is a part of the work.
             adapter = 3 * memory.adapter_bytes(traces.adapted(work.lora))
         if command == "finetune":
-            most = traces.imitating(work, kernels=self.device.type == "cuda")
+            most = traces.finetuning(work, kernels=self.device.type == "cuda")
         if command == "rlaf":
-            answering = traces.answering(work) + self._merged(replace(work, merging=True))
-            most = max(answering, traces.weighing(work, compared=True), traces.learning(work))
+            generating = traces.generating(work) + self._merged(replace(work, merging=True))
+            most = max(generating, traces.scoring(work, compared=True), traces.updating(work))
         return Need(self.process[command], self.weights, self._loading(), adapter, most)
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
@@ -144,13 +144,13 @@ class Planner:
         """
 
         def total(rows: int) -> int:
-            more = replace(work, asked=rows) if command == "measure" else replace(work, rows=rows)
+            more = replace(work, slots=rows) if command == "measure" else replace(work, rows=rows)
             return self.need(command, more).total
 
         if total(1) > capacity:
             return 0
         low, high = 1, _MANY
-        usual = work.asked if command == "measure" else work.rows
+        usual = work.slots if command == "measure" else work.rows
         if usual < _MANY:
             low, high = (usual, _MANY) if total(usual) <= capacity else (1, usual)
         if total(high) <= capacity:
@@ -171,7 +171,8 @@ class Planner:
             return 0
         # Without an adapter nothing is merged, but what decodes without its modules takes its copy all the same.
         model = self.traces.adapted(work.lora)
-        return memory.copied_bytes(model) if work.merging or lays_out(body_and_head(model.causal_lm)[0]) else 0
+        copies = work.merging or fastpath.copies_weights(body_and_head(model.causal_lm)[0])
+        return memory.copied_bytes(model) if copies else 0
 
     def _loading(self) -> int:
         """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""
@@ -216,7 +217,7 @@ def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity:
     for command in COMMANDS:
         for recompute in (False,) if command == "measure" else (False, True):
             work = replace(default_work(command, tokens, new), recompute=recompute, lora=lora)
-            rows = work.asked if command == "measure" else work.rows
+            rows = work.slots if command == "measure" else work.rows
             setting, value = setting_of(command, rows, tokens)
             _, largest = setting_of(command, planner.largest(command, work, capacity), tokens)
             yield Line(planner.precision, command, recompute, planner.need(command, work), setting, value, largest)
@@ -224,37 +225,37 @@ def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity:
 
 def advice(found: Sequence[Line]) -> dict[Command, str]:
     """The first of ``found`` that fits each command; where none does at its default, the first that fits smaller."""
-    said: dict[Command, str] = {}
+    advised: dict[Command, str] = {}
     for command in COMMANDS:
         mine = [line for line in found if line.command == command]
         best = next((line for line in mine if line.fits), None) or next((line for line in mine if line.largest), None)
         if best is None:
-            said[command] = "does not fit, whatever the setting"
+            advised[command] = "does not fit, whatever the setting"
             continue
         words = [f"--load {best.precision}" if best.precision in QUANTISED else f"--dtype {best.precision}"]
         words += [] if best.fits else [f"{best.setting}={best.largest}"]
         words += ["gradient_checkpointing=true"] if best.recompute else []
-        said[command] = " ".join(words)
-    return said
+        advised[command] = " ".join(words)
+    return advised
 
 
 def default_work(command: Command, tokens: int, new: int) -> Work:
     """The work of a command's default settings; its rows have ``tokens``, ``new`` of them the answer's."""
     measuring, finetuning, rl = MeasureSettings(model=""), FinetuneSettings(model=""), RlafSettings(model="")
     if command == "measure":
-        return Work(tokens, new, asked=max(1, measuring.batch_tokens // tokens), rows=1)
+        return Work(tokens, new, slots=max(1, measuring.batch_tokens // tokens), rows=1)
     if command == "finetune":
-        return Work(tokens, new, asked=1, rows=finetuning.batch_size)
+        return Work(tokens, new, slots=1, rows=finetuning.batch_size)
     return Work(
         tokens,
         new,
-        asked=max(1, min(rl.batch_size, max(4096, rl.micro_batch_tokens) // tokens)),
+        slots=max(1, min(rl.batch_size, max(4096, rl.micro_batch_tokens) // tokens)),
         rows=max(1, rl.micro_batch_tokens // tokens),
     )
 
 
 def setting_of(command: Command, rows: int, tokens: int) -> tuple[str, int]:
-    """The setting that ``rows`` are asked for by, and its value."""
+    """The setting that decides over ``rows``, and its value for them."""
     if command == "finetune":
         return "micro_batch_size", rows
     return ("batch_tokens" if command == "measure" else "micro_batch_tokens"), rows * tokens
@@ -270,7 +271,7 @@ def capacity_of(device: torch.device) -> int:
 def process_bytes(
     device: torch.device, judges: Sequence[str] = ("starter", "witness", "lexical")
 ) -> dict[Command, int]:
-    """What a process takes before it has a model, measured on this one: libraries, and judges where they are asked.
+    """What a process takes before it has a model, measured on this one: libraries, and judges where they score.
 
     On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.
     """
@@ -281,7 +282,7 @@ def process_bytes(
     from rewardlm.scoring.scorer import is_here, load_scorer
 
     libraries = _resident()
-    # They stay loaded until they have been weighed, and have judged, which takes memory of its own.
+    # They stay loaded until they have been measured, and have scored texts, which takes memory of its own.
     kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges if is_here(name)]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)

@@ -9,7 +9,7 @@ from on_paper import seconds as step_seconds
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rewardlm.models.fused import fuse
+from rewardlm.fastpath import fuse
 
 SMALL = Architecture(layers=3, hidden=256, inner=896, kv=64, vocabulary=64)
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import Inside
-from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.word_contrast import word_tokens
 from rewardlm.models.generate import Request, generate
@@ -142,7 +142,7 @@ def undo(model: Planted, way: str) -> None:
     policy = model.policy
     config = LoraConfig(r=1, lora_alpha=1, target_modules=["gate_proj", "up_proj", "down_proj"])
     policy.model = get_peft_model(policy.model, config)
-    first, second = (mlp for mlp in layout_of(policy.causal_lm).mlp)
+    first, second = (mlp for mlp in architecture_of(policy.causal_lm).mlp)
     with torch.no_grad():
         for parameter_name, parameter in policy.model.named_parameters():
             if "lora_" in parameter_name:

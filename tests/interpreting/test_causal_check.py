@@ -18,8 +18,6 @@ from rewardlm.interpreting.mechanistic.interventions import Condition, layer_gro
 from rewardlm.interpreting.mechanistic.word_contrast import contrast_by, contrast_of_words, word_tokens
 from rewardlm.models.load import Policy, chat_format
 
-GREEDY = GenerationSettings(temperature=0)
-
 
 def judge(texts: Sequence[str]) -> list[float | None]:
     return [None if not text else (sum(map(ord, text)) % 100) / 100 for text in texts]

@@ -10,7 +10,7 @@ from adapted import FAMILIES, PROMPTS, RESPONSES, adapted_policy, state_of
 
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of, weight_of
+from rewardlm.interpreting.mechanistic.architecture import adapter_layers, architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.interventions import ablated, added, random_adapter, silenced
 from rewardlm.interpreting.mechanistic.value_vectors import (
     ValueVector,
@@ -93,7 +93,7 @@ def test_silenced_is_a_weight_of_zeros(name: str) -> None:
             found = model(input_ids=ids).logits
         plain = model(input_ids=ids).logits
         for vector in VECTORS:
-            module = layout_of(model).mlp_out[vector.layer]
+            module = architecture_of(model).mlp_out[vector.layer]
             # A view of the weights, transposed where they are stored so.
             weight_of(module)[vector.neuron].zero_()
         by_hand = model(input_ids=ids).logits

@@ -13,7 +13,7 @@ from small_models import CONFIGS, random_policy
 from rewardlm.config import LoraSettings, ModelSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, Trace, batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import layout_of, weight_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, logit_lens, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.load import Policy, load_policy
@@ -86,11 +86,11 @@ def test_the_stream_is_transformers_own(family: str) -> None:
 
 def values_of(policy: Policy, name: str, layer: int, batch: ResponseBatch) -> torch.Tensor:
     """Each query head's values Float[B, T, H, D], cut out of the family's own projection, in its own order."""
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     module = {
-        "tiny": lambda: layout.attention[layer].v_proj,
-        "gpt2": lambda: layout.attention[layer].c_attn,
-    }.get(name, lambda: layout.attention[layer].query_key_value)()
+        "tiny": lambda: arch.attention[layer].v_proj,
+        "gpt2": lambda: arch.attention[layer].c_attn,
+    }.get(name, lambda: arch.attention[layer].query_key_value)()
     caught: list[torch.Tensor] = []
     handle = module.register_forward_hook(lambda _module, _args, output: caught.append(output))
     with torch.no_grad():
@@ -119,10 +119,10 @@ def test_a_heads_write_is_its_attention_times_its_values_through_its_slice(famil
     batch = batch_of(PROMPTS, RESPONSES, policy.device)
     found = trace(policy.causal_lm, batch, patterns=True)
     assert found.patterns is not None
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     for layer in range(2):
         values = values_of(policy, family, layer, batch)
-        w_o = weight_of(layout.attention_out[layer])
+        w_o = weight_of(arch.attention_out[layer])
         d = w_o.shape[0] // 4
         for n, (row, _) in enumerate(batch.where.nonzero().tolist()):
             for h in range(4):
@@ -165,10 +165,10 @@ def test_what_an_adapter_wrote_through_an_output_matrix_is_the_merged_weights_ch
     batch = batch_of(PROMPTS, RESPONSES, policy.device)
     found = trace(policy.causal_lm, batch, adapter=True)
     assert found.adapter is not None
-    layout = layout_of(policy.causal_lm)
-    before = [weight_of(module).clone() for module in (*layout.attention_out, *layout.mlp_out)]
+    arch = architecture_of(policy.causal_lm)
+    before = [weight_of(module).clone() for module in (*arch.attention_out, *arch.mlp_out)]
     policy.model.merge_adapter()
-    after = [weight_of(module) for module in (*layout.attention_out, *layout.mlp_out)]
+    after = [weight_of(module) for module in (*arch.attention_out, *arch.mlp_out)]
     ends = ("o_proj", "out_proj", "c_proj", "dense", "down_proj", "4h_to_h", "fc2")
     outs = [name for name in found.adapter if name.endswith(ends)]
     assert len(outs) == 2
@@ -188,8 +188,8 @@ def test_what_an_adapter_wrote_through_the_first_attention_is_what_whole_runs_di
     batch = batch_of(PROMPTS, RESPONSES, policy.device)
     found = trace(policy.causal_lm, batch, adapter=True)
     assert found.adapter is not None
-    first = layout_of(policy.causal_lm).layers[0]
-    attention = layout_of(policy.causal_lm).attention[0]
+    first = architecture_of(policy.causal_lm).layers[0]
+    attention = architecture_of(policy.causal_lm).attention[0]
     path = next(name for name, module in first.named_children() if module is attention)
     modules = {name: module for name, module in attention.named_modules() if hasattr(module, "lora_B")}
     for name, module in modules.items():
@@ -213,7 +213,7 @@ def test_what_an_adapter_wrote_through_a_gated_mlp_is_its_formula_without_it() -
     batch = batch_of(PROMPTS, RESPONSES, policy.device)
     found = trace(policy.causal_lm, batch, adapter=True)
     assert found.adapter is not None
-    for index, layer in enumerate(layout_of(policy.causal_lm).layers):
+    for index, layer in enumerate(architecture_of(policy.causal_lm).layers):
         mlp = layer.mlp
         with torch.no_grad():
             x = layer.post_attention_layernorm(found.stream[index] + found.attention_writes[index])
@@ -238,7 +238,7 @@ def test_shares_of_writes_are_shares_of_their_parts() -> None:
     shares = direct_attribution(policy.causal_lm, found, CONTRAST)
     mlp = share_of_writes(policy.causal_lm, found, found.mlp_writes, CONTRAST)
     assert torch.allclose(mlp, shares.mlp + shares.mlp_bias + shares.adapter_mlp, atol=1e-4)
-    for layer, module in enumerate(layout_of(policy.causal_lm).attention_out):
+    for layer, module in enumerate(architecture_of(policy.causal_lm).attention_out):
         w_o = weight_of(module).unflatten(0, (4, -1))
         for h in range(4):
             write = found.head_inputs[layer, :, h] @ w_o[h]
@@ -258,9 +258,9 @@ def test_the_lens_ends_in_the_models_own_distribution(family: str) -> None:
     assert torch.allclose(lens.target_logprob[-1], distribution.log_prob(batch.targets), atol=1e-4)
     assert torch.allclose(lens.entropy[-1], distribution.entropy(), atol=1e-4)
     assert torch.allclose(lens.kl[-1], torch.zeros(len(batch.row)), atol=1e-6)
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     with torch.no_grad():
-        middle = torch.distributions.Categorical(logits=layout.head(layout.norm(found.stream[1])))
+        middle = torch.distributions.Categorical(logits=arch.head(arch.norm(found.stream[1])))
     assert torch.allclose(lens.kl[1], torch.distributions.kl_divergence(distribution, middle), atol=1e-4)
 
 
@@ -332,10 +332,10 @@ class Quantised(torch.nn.Module):
 
 def test_quantised_weights_are_what_they_do() -> None:
     policy = random_policy("gpt_neox")
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     for layer in range(2):
-        layout.attention[layer].dense = Quantised(layout.attention_out[layer])
-        layout.mlp[layer].dense_4h_to_h = Quantised(layout.mlp_out[layer])
+        arch.attention[layer].dense = Quantised(arch.attention_out[layer])
+        arch.mlp[layer].dense_4h_to_h = Quantised(arch.mlp_out[layer])
     batch = batch_of(PROMPTS, RESPONSES, policy.device)
     found: Trace = trace(policy.causal_lm, batch)
     shares = direct_attribution(policy.causal_lm, found, CONTRAST)

@@ -17,7 +17,7 @@ from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import Estimate, Inside, RandomAdapter, Ratio
 from rewardlm.interpreting.mechanistic import verdicts
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import layout_of, weight_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import (
@@ -29,7 +29,7 @@ from rewardlm.interpreting.mechanistic.value_vectors import (
     value_vectors,
     vector_rows,
 )
-from rewardlm.interpreting.mechanistic.vector_ablation import lost, takes_more, vectors_like
+from rewardlm.interpreting.mechanistic.vector_ablation import ablation_effect, takes_more, vectors_like
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
@@ -41,36 +41,36 @@ MARGIN = InsideSettings().push_margin
 @pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox", "falcon_multi_query"])
 def test_value_vectors_by_a_loop(family: str) -> None:
     policy = adapted_policy(family)
-    layout = layout_of(policy.causal_lm)
-    direction = torch.randn(weight_of(layout.mlp_out[0]).shape[1], generator=torch.Generator().manual_seed(2))
+    arch = architecture_of(policy.causal_lm)
+    direction = torch.randn(weight_of(arch.mlp_out[0]).shape[1], generator=torch.Generator().manual_seed(2))
     gated = family == "tiny"
     scored = []
     for layer in range(2):
-        for neuron, row in enumerate(weight_of(layout.mlp_out[layer])):
+        for neuron, row in enumerate(weight_of(arch.mlp_out[layer])):
             cosine = float(torch.dot(row, direction) / row.norm() / direction.norm())
             scored.append((abs(cosine) if gated else cosine, layer, neuron, -1 if gated and cosine < 0 else 1))
     scored.sort(reverse=True)
     found = value_vectors(policy.causal_lm, direction, number=5, n_tokens=3)
     assert [(v.layer, v.neuron, v.sign) for v in found] == [entry[1:] for entry in scored[:5]]
     assert [v.score for v in found] == pytest.approx([entry[0] for entry in scored[:5]], abs=1e-5)
-    gain = layout.norm.weight
+    gain = arch.norm.weight
     for vector in found:
-        row = vector.sign * weight_of(layout.mlp_out[vector.layer])[vector.neuron]
+        row = vector.sign * weight_of(arch.mlp_out[vector.layer])[vector.neuron]
         read = gain * (row if gated else row - row.mean())
-        logits = layout.head.weight @ read
+        logits = arch.head.weight @ read
         assert list(vector.tokens) == logits.argsort(descending=True)[:3].tolist()
 
 
 @pytest.mark.parametrize("family", ["tiny", "gpt2", "gpt_neox"])
 def test_vectors_that_promote_words_by_all_their_logits(family: str) -> None:
     policy = adapted_policy(family)
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     contrast = Contrast((3, 5, 700), (100, 200))
     gated = family == "tiny"
     scored = []
     for layer in range(2):
-        for neuron, row in enumerate(weight_of(layout.mlp_out[layer])):
-            logits = layout.head.weight @ (layout.norm.weight * (row if gated else row - row.mean()))
+        for neuron, row in enumerate(weight_of(arch.mlp_out[layer])):
+            logits = arch.head.weight @ (arch.norm.weight * (row if gated else row - row.mean()))
             score = float((logits[[3, 5, 700]].mean() - logits[[100, 200]].mean()) / logits.std(unbiased=False))
             scored.append((abs(score) if gated else score, layer, neuron, -1 if gated and score < 0 else 1))
     scored.sort(reverse=True)
@@ -87,11 +87,11 @@ def test_vectors_that_promote_words_by_all_their_logits(family: str) -> None:
 @pytest.mark.parametrize("family", ["tiny", "gpt2"])
 def test_an_adapters_part_of_a_value_vector_is_what_merging_adds(family: str) -> None:
     policy = adapted_policy(family)
-    layout = layout_of(policy.causal_lm)
-    vectors = value_vectors(policy.causal_lm, torch.ones(weight_of(layout.mlp_out[0]).shape[1]), number=4)
+    arch = architecture_of(policy.causal_lm)
+    vectors = value_vectors(policy.causal_lm, torch.ones(weight_of(arch.mlp_out[0]).shape[1]), number=4)
     found = vector_rows(policy.causal_lm, vectors)
     policy.model.merge_adapter()
-    expected = [v.sign * weight_of(layout.mlp_out[v.layer])[v.neuron] for v in vectors]
+    expected = [v.sign * weight_of(arch.mlp_out[v.layer])[v.neuron] for v in vectors]
     assert torch.allclose(found, torch.stack(expected), atol=1e-5)
 
 
@@ -230,7 +230,9 @@ def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> N
     for _ in range(trials):
         plain = rng.normal(size=12)
         sets = [plain + effect + noise * rng.normal(size=12) for effect in rng.normal(size=21)]
-        found = lost(plain.tolist(), sets[0].tolist(), [one.tolist() for one in sets[1:]], settings, largest=None)
+        found = ablation_effect(
+            plain.tolist(), sets[0].tolist(), [one.tolist() for one in sets[1:]], settings, largest=None
+        )
         assert found.p_value_random == pytest.approx(
             (1 + sum((one - plain).mean() <= (sets[0] - plain).mean() for one in sets[1:])) / 21
         )
@@ -239,7 +241,7 @@ def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> N
 
 
 def test_two_random_sets_have_no_rank() -> None:
-    found = lost([1.0] * 8, [0.0, 0.1] * 4, [[1.0] * 8, [0.9] * 8], InsideSettings(n_resamples=200))
+    found = ablation_effect([1.0] * 8, [0.0, 0.1] * 4, [[1.0] * 8, [0.9] * 8], InsideSettings(n_resamples=200))
     assert found.p_value_random is None
     assert found.random_changes == pytest.approx([0, -0.1])
     assert found.beyond_random.ci95[1] < 0
@@ -350,12 +352,12 @@ def test_other_vectors_are_of_the_same_layers_and_about_as_long() -> None:
     assert vectors_like(model, named, 3, seed=1) != sets
     for others in sets:
         for one, other in zip(named, others, strict=True):
-            lengths = weight_of(layout_of(model).mlp_out[one.layer]).norm(dim=1)
+            lengths = weight_of(architecture_of(model).mlp_out[one.layer]).norm(dim=1)
             nearer = (lengths - lengths[one.neuron]).abs() < (lengths[other.neuron] - lengths[one.neuron]).abs()
             # The twentieth that is nearest, or the three nearest, those left out that are named or taken already.
             assert int(nearer.sum()) <= max(3, len(lengths) // 20) + 4 * len(named)
     # A layer that hasn't as many others gives fewer sets, not sets of fewer.
-    width = len(weight_of(layout_of(model).mlp_out[0]))
+    width = len(weight_of(architecture_of(model).mlp_out[0]))
     assert len(vectors_like(model, named[:1], 2 * width, seed=0)) == width - 1
 
 

@@ -293,9 +293,6 @@ def test_a_model_with_another_cache_is_sampled_by_transformers_with_the_same_num
 @pytest.mark.slow
 def test_answers_of_any_length_make_room_for_those_that_wait(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ends, few slots, room for a few steps at a time, and looks that come late: all as one row at a time."""
-    from rewardlm.models import generate as module
-    from rewardlm.models import slots
-
     requests = requests_of(tiny, QUESTIONS * 6)
     alone = answers(tiny, requests, 40, GenerationSettings(), batch_tokens=1)
     common = [token for token, n in Counter(t for a in alone for t in a.tokens).most_common(30) if n]
@@ -304,7 +301,7 @@ def test_answers_of_any_length_make_room_for_those_that_wait(tiny: Policy, monke
         wanted = answers(tiny, requests, 40, GenerationSettings(), batch_tokens=1)
         lengths = {len(answer.tokens) for answer in wanted}
         assert len(lengths) > 5
-        monkeypatch.setattr(slots, "_ROOM", 5)
+        monkeypatch.setattr("rewardlm.fastpath.slots._ROOM", 5)
         for look in (1, 3, 50):
             monkeypatch.setitem(module._LOOK, "cpu", look)
             for batch_tokens in (250, 900, 10**6):
@@ -376,7 +373,7 @@ def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch,
         monkeypatch.setattr(module, "keeps_keys_and_values", lambda config: False)
         monkeypatch.setattr(module.warnings, "warn", lambda *_, **__: None)
     wanted = answers(tiny, requests, 12, GREEDY, batch_tokens=10**6)
-    record, asked = module._Decoder._record, []
+    record, asked = module._Answers.record, []
 
     def limited(self, logits, hidden):
         asked.append(len(logits))
@@ -384,7 +381,7 @@ def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch,
             torch.empty(2**58, dtype=torch.uint8)
         return record(self, logits, hidden)
 
-    monkeypatch.setattr(module._Decoder, "_record", limited)
+    monkeypatch.setattr(module._Answers, "record", limited)
     budget = Budget(1000, "batch_tokens")
     found = answers(tiny, requests, 12, GREEDY, batch_tokens=budget)
     assert max(asked) > 4

@@ -19,7 +19,6 @@ from rewardlm.models.lora import (
     CRITIC,
     POLICY,
     REFERENCE,
-    active,
     adapter_parameters,
     add_critic,
     add_lora,
@@ -158,14 +157,14 @@ def test_a_critics_adapter_stands_beside_the_policys(
     mine, critics = adapter_parameters(adapted.model), adapter_parameters(adapted.model, CRITIC)
     assert len(mine) == len(critics) > 0
     assert not {id(p) for p in mine} & {id(p) for p in critics}
-    with active(adapted, CRITIC):
+    with using(adapted, CRITIC):
         assert torch.equal(logits(adapted), base_logits)  # its B is zero
     with torch.no_grad():
         for parameter in critics:
             parameter.add_(0.1)
-    with active(adapted, CRITIC):
+    with using(adapted, CRITIC):
         assert not torch.allclose(logits(adapted), base_logits, atol=1e-3)
-    with pytest.raises(ZeroDivisionError), active(adapted, CRITIC):
+    with pytest.raises(ZeroDivisionError), using(adapted, CRITIC):
         raise ZeroDivisionError
     assert state_of(adapted) == before
     assert torch.equal(logits(adapted), own)
@@ -182,7 +181,7 @@ def test_a_critics_adapter_stands_beside_the_policys(
     torch.testing.assert_close(logits(alone), own)
     other = tiny_policy()
     load_adapter(other, tmp_path / CRITIC)
-    with active(adapted, CRITIC):
+    with using(adapted, CRITIC):
         torch.testing.assert_close(logits(other), logits(adapted))
 
 
@@ -356,3 +355,21 @@ def test_one_of_several_adapters_is_used_and_what_was_on_is_on_again(
         pass
     with pytest.raises(ModelError, match="none at all"), using(tiny_policy(), "other"):
         pass
+
+
+def test_what_an_adapter_saves_besides_its_matrices_is_off_with_it() -> None:
+    policy = tiny_policy()
+    tokens = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        base = policy.model(input_ids=tokens).logits
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
+        policy.model = get_peft_model(policy.model, config)
+        for name, parameter in policy.model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(2)
+        trained = policy.model(input_ids=tokens).logits
+        assert float((trained - base).abs().max()) > 1
+        for off in (using(policy, None), reference(policy)):
+            with off:
+                assert torch.equal(policy.model(input_ids=tokens).logits, base)
+            assert torch.equal(policy.model(input_ids=tokens).logits, trained)

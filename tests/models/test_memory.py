@@ -13,8 +13,9 @@ from transformers import DynamicCache
 from rewardlm.config import GenerationSettings, LoraSettings
 from rewardlm.models import memory
 from rewardlm.models.generate import Request, generate
-from rewardlm.models.logprobs import forward_rows, row_stats, trunk_states
+from rewardlm.models.logprobs import forward_rows, row_stats
 from rewardlm.models.lora import adapter_parameters, add_lora
+from rewardlm.trunk import trunk_states
 
 ROWS, WIDTH, ANSWER = 12, 96, 24
 NAMES = ["tiny", "gpt2", "gpt_neox", "falcon_multi_query", "qwen2", "gemma", "opt"]
@@ -101,7 +102,7 @@ def test_a_microbatch_of_rl_allocates_what_was_traced(configured, name, recomput
         stats.logprobs.sum().backward()
 
     adapted = memory.adapted(name, torch.float32, LoraSettings())
-    traced = memory.learning_bytes(adapted, ROWS, WIDTH, ANSWER, recompute=recompute)
+    traced = memory.updating_bytes(adapted, ROWS, WIDTH, ANSWER, recompute=recompute)
     assert traced == pytest.approx(allocated(learn), rel=0.15)
     assert all(parameter.grad is None for parameter in adapted.model.parameters())
 
@@ -114,20 +115,22 @@ def test_weighing_answers_allocates_what_was_traced(configured, name):
     for compared in (False, True):
         given = others if compared else None
         real = allocated(lambda given=given: row_stats(policy.causal_lm, prompts, answers, 10**6, kl_from=given))
-        traced = memory.weighing_bytes(bare, ROWS, WIDTH, ANSWER, compared=compared)
+        traced = memory.scoring_bytes(bare, ROWS, WIDTH, ANSWER, compared=compared)
         assert traced == pytest.approx(real, rel=0.15), compared
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fastpath", ["1", "0"])
 @pytest.mark.parametrize("name", NAMES)
-def test_answering_allocates_what_was_traced(configured, name):
+def test_answering_allocates_what_was_traced(configured, name, fastpath, monkeypatch):
+    monkeypatch.setenv("REWARDLM_FASTPATH", fastpath)
     policy, bare = random_policy(name), memory.skeleton(name, torch.float32)
     requests = [Request(prompt, row) for row, prompt in enumerate(rows_of()[0])]
 
     def answer() -> None:
         list(generate(policy, requests, max_new_tokens=ANSWER, sampling=GenerationSettings(), batch_tokens=10**6))
 
-    traced = memory.answering_bytes(bare, ROWS, WIDTH - ANSWER, ANSWER)
+    traced = memory.generating_bytes(bare, ROWS, WIDTH - ANSWER, ANSWER)
     assert traced == pytest.approx(allocated(answer), rel=0.15)
 
 
@@ -151,7 +154,7 @@ def test_what_fine_tuning_drops_out_is_kept_too():
 
     def traced(dropout: float) -> int:
         adapted = memory.adapted("tiny", torch.float32, LoraSettings(dropout=dropout))
-        return memory.imitating_bytes(adapted, ROWS, tokens.shape[1], recompute=False, kernels=False)
+        return memory.finetuning_bytes(adapted, ROWS, tokens.shape[1], recompute=False, kernels=False)
 
     more = imitated(0.1) - imitated(0.0)
     assert more > 0.2 * imitated(0.0)
@@ -168,7 +171,7 @@ def test_quantised_layers_allocate_what_was_traced(load, recompute):
     prompts, answers = rows_of()
     weighed = allocated(lambda: row_stats(policy.causal_lm, prompts, answers, 10**6))
     bare = memory.skeleton("tiny", torch.float32, load)
-    assert memory.weighing_bytes(bare, ROWS, WIDTH, ANSWER, compared=False) == pytest.approx(weighed, rel=0.15)
+    assert memory.scoring_bytes(bare, ROWS, WIDTH, ANSWER, compared=False) == pytest.approx(weighed, rel=0.15)
     add_lora(policy, LoraSettings(), seed=0)
 
     def learn() -> None:
@@ -176,7 +179,7 @@ def test_quantised_layers_allocate_what_was_traced(load, recompute):
         forward_rows(policy.causal_lm, prompts, answers, range(ROWS), recompute=recompute).logprobs.sum().backward()
 
     learnt = allocated(learn)
-    traced = memory.learning_bytes(
+    traced = memory.updating_bytes(
         memory.adapted("tiny", torch.float32, LoraSettings(), load), ROWS, WIDTH, ANSWER, recompute=recompute
     )
     assert traced == pytest.approx(learnt, rel=0.15)
@@ -185,8 +188,8 @@ def test_quantised_layers_allocate_what_was_traced(load, recompute):
 def test_recomputing_and_fewer_rows_take_less():
     adapted = memory.adapted("tiny", torch.float32, LoraSettings())
     for trace in (
-        lambda rows, recompute: memory.learning_bytes(adapted, rows, 400, 100, recompute=recompute),
-        lambda rows, recompute: memory.imitating_bytes(adapted, rows, 400, recompute=recompute, kernels=True),
+        lambda rows, recompute: memory.updating_bytes(adapted, rows, 400, 100, recompute=recompute),
+        lambda rows, recompute: memory.finetuning_bytes(adapted, rows, 400, recompute=recompute, kernels=True),
     ):
         assert trace(8, True) < trace(8, False)
         assert trace(4, False) < trace(8, False) < 2.1 * trace(4, False)

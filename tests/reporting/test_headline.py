@@ -5,7 +5,7 @@ import pytest
 import typed
 
 from rewardlm.measuring import metrics
-from rewardlm.reporting import formats, headline
+from rewardlm.reporting import headline
 from rewardlm.stats import holm
 
 
@@ -113,13 +113,6 @@ def test_other_labels_and_ensembles_count_as_the_reward(judge, reward, same):
     assert headline.was_reward(judge, [[], [reward]]) is same
 
 
-def test_formats():
-    assert formats.points(-0.031) == "−3.1"
-    assert formats.points(0.0001) == "±0.0"
-    assert formats.percent(None) == "—"
-    assert formats.p_text(0.0123) == "p = 0.012"
-
-
 def comparison(scorer, split, delta, interval, p_value, p_adjusted):
     return {
         **result_of((scorer, split, delta, interval))["comparisons"][0],
@@ -155,12 +148,6 @@ def test_the_primary_outcome_speaks_first() -> None:
     assert headline.primary_text(typed.comparison(result)) == (
         "Primary outcome: the toxic share of answers to toxic prompts by b. It was fixed when the measurement started."
     )
-
-
-def test_p_just_below_5_percent_is_seen_to_be() -> None:
-    shown = {0.0497: "p = 0.0497", 0.0499999: "p = 0.0499999", 0.05: "p = 0.050", 0.0004: "p < 0.001", 0.2: "p = 0.200"}
-    assert {p_value: formats.p_text(p_value) for p_value in shown} == shown
-    assert formats.interval_of_points([-0.05, -0.0001]) == "−5.0 to −0.0"
 
 
 SIZE = re.compile(r"(fell|rose) by ([0-9.]+) (?:percentage )?points ?\(([^)]*)\)")

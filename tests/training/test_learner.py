@@ -14,7 +14,7 @@ from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Sampled
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import forward_rows, row_stats, score_rows
-from rewardlm.models.lora import CRITIC, active, adapter_parameters, add_critic, add_lora, reference
+from rewardlm.models.lora import CRITIC, adapter_parameters, add_critic, add_lora, reference, using
 from rewardlm.models.processes import Processes
 from rewardlm.training import learner as module
 from rewardlm.training.learner import (
@@ -206,7 +206,7 @@ def sum_of_products(logprobs: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 def critic_term(case: Case, chosen: RlafSettings, ids: torch.Tensor, at: int, row: int, t: int) -> torch.Tensor:
     found = case.learner
     if found.own_critic:
-        with active(found.policy, CRITIC):
+        with using(found.policy, CRITIC):
             state = found.policy.causal_lm(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, at]
     else:
         with torch.no_grad():
@@ -406,7 +406,7 @@ def test_log_probabilities_and_values_are_those_of_plain_forward_passes(kind, dt
             own = model(input_ids=ids).logits[0, at].float().log_softmax(-1)
             with reference(policy):
                 ref = model(input_ids=ids).logits[0, at].float().log_softmax(-1)
-            with active(policy, CRITIC if kind == "own" else "default"):
+            with using(policy, CRITIC if kind == "own" else "default"):
                 states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, at].float()
         wanted = own[range(len(response)), response]
         torch.testing.assert_close(answer.logprobs, wanted, atol=tight, rtol=0)

@@ -264,7 +264,7 @@ class _Path:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Segment:
     """A part of a path: ``integral`` Float[K, L], and ``gap`` Float[K], by how much its sum misses what ln p changed
     from ``start`` to ``end``, where it is ``before`` and ``after`` Float[K]."""
 
@@ -306,7 +306,7 @@ def _complete(path: _Path, steps: int, tolerance: float, most_steps: int) -> Att
     spent, reached = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
     left = list(range(n))
     stretches = [
-        _Stretch(start, end, values[k], values[k + 1], path.integral(start, end, points, left))
+        _Segment(start, end, values[k], values[k + 1], path.integral(start, end, points, left))
         for k, (start, end) in enumerate(pairwise(edges))
         if left
     ]
@@ -327,8 +327,8 @@ def _complete(path: _Path, steps: int, tolerance: float, most_steps: int) -> Att
         middle = (worst.start + worst.end) / 2
         between = path.values([middle])[0]
         stretches += [
-            _Stretch(worst.start, middle, worst.before, between, path.integral(worst.start, middle, points, left)),
-            _Stretch(middle, worst.end, between, worst.after, path.integral(middle, worst.end, points, left)),
+            _Segment(worst.start, middle, worst.before, between, path.integral(worst.start, middle, points, left)),
+            _Segment(middle, worst.end, between, worst.after, path.integral(middle, worst.end, points, left)),
         ]
         taken += 2 * points
     before = torch.arange(path.length)[None] < torch.tensor(path.ends, dtype=torch.long)[:, None]

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.measuring.metrics import FloatArray
-from rewardlm.models.logprobs import body_and_head, microbatches, trunk_states
+from rewardlm.models.logprobs import body_and_head, microbatches
+from rewardlm.trunk import trunk_states
 
 # The shares k of what is taken out or left.
 SHARES = (0.1, 0.2, 0.5)

@@ -15,8 +15,8 @@ ByLayer = list[float]
 ByHead = list[list[float]]
 
 
-class Finding(BaseModel):
-    """Anything that is found. A key that nobody described is an error of ours."""
+class Stored(BaseModel):
+    """Anything that an interpretation stores as JSON. A key that nobody described is an error of ours."""
 
     # Sixty classes take a tenth of a second to build, which a report without interpretations needn't wait for.
     model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
@@ -26,7 +26,7 @@ class Finding(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
-class Estimate(Finding):
+class Estimate(Stored):
     """A mean over ``n`` values, with its 95 % interval; None where there are none, or too few prompts for an interval.
 
     A change has ``p_value``: is it zero? ``p_adjusted`` is that corrected for the changes that are read with it.
@@ -39,7 +39,7 @@ class Estimate(Finding):
     p_adjusted: float | None = None
 
 
-class Band(Finding):
+class Band(Stored):
     """Means along an answer, an entry a stretch of tokens from one position to another (included), each with its band.
     ``low`` and ``high`` are None where too few prompts reach so far."""
 
@@ -51,7 +51,7 @@ class Band(Finding):
     n: list[int]
 
 
-class ModelFacts(Finding):
+class ModelFacts(Stored):
     """A model that was looked into."""
 
     label: str
@@ -61,7 +61,7 @@ class ModelFacts(Finding):
     dtype: str
 
 
-class Stratum(Finding):
+class Stratum(Stored):
     """A transition between buckets of toxicity: ``of`` the run's pairs made it, ``taken`` of these were read."""
 
     from_: str = Field(alias="from")
@@ -70,7 +70,7 @@ class Stratum(Finding):
     taken: int
 
 
-class SampleFacts(Finding):
+class SampleFacts(Stored):
     """Which answers were read. ``redraw`` is how many of the run's pairs a second draw of the baseline would send from
     where to where, 3 × 3, a row None where that isn't known; None where it answered every prompt once."""
 
@@ -88,14 +88,14 @@ class SampleFacts(Finding):
     seed: int
 
 
-class Ranks(Finding):
+class Ranks(Stored):
     """Median rank of a token among all that the model could have said; 0 is its first choice."""
 
     before: float | None
     after: float | None
 
 
-class TokenReading(Finding):
+class TokenReading(Stored):
     """What two models think of the same answers, nats a token; ``kl`` is from the author to the reader."""
 
     answers: int
@@ -107,7 +107,7 @@ class TokenReading(Finding):
     same_first_choice: Estimate
 
 
-class ToxicCheck(Finding):
+class ToxicCheck(Stored):
     """Change of log-probability of the baseline's toxic answers (over ``threshold``) and of its others."""
 
     threshold: float
@@ -116,7 +116,7 @@ class ToxicCheck(Finding):
     difference: Estimate
 
 
-class PartingPlace(Finding):
+class PartingPlace(Stored):
     """Quartiles of the first token at which two models part, over the ``parted`` of ``of`` answers in which they do."""
 
     quartiles: list[float] | None
@@ -124,7 +124,7 @@ class PartingPlace(Finding):
     of: int
 
 
-class Parting(Finding):
+class Parting(Stored):
     """Where two models part: by their divergence, and by their first choices."""
 
     threshold_kl: float
@@ -132,14 +132,14 @@ class Parting(Finding):
     by_first_choice: PartingPlace
 
 
-class DriftValues(Finding):
+class DriftValues(Stored):
     """Of answers that made a transition."""
 
     logprob_change: Estimate
     kl: Estimate
 
 
-class DriftTransition(Finding):
+class DriftTransition(Stored):
     """The baseline's answers that made a transition; ``beyond_redraw`` is minus those that a second draw would send."""
 
     transition: str
@@ -149,7 +149,7 @@ class DriftTransition(Finding):
     beyond_redraw: DriftValues | None
 
 
-class ChangedToken(Finding):
+class ChangedToken(Stored):
     """A token that is more or less probable, over all positions of the baseline's answers."""
 
     token: int
@@ -159,7 +159,7 @@ class ChangedToken(Finding):
     after: float
 
 
-class DriftComparison(Finding):
+class DriftComparison(Stored):
     """From the baseline to a tuned model."""
 
     from_: str = Field(alias="from")
@@ -174,13 +174,13 @@ class DriftComparison(Finding):
     demoted: list[ChangedToken]
 
 
-class Drift(Finding):
+class Drift(Stored):
     """What each model thinks of the other's words."""
 
     comparisons: list[DriftComparison]
 
 
-class CompletenessFacts(Finding):
+class CompletenessFacts(Stored):
     """Whether scores add up where a method promises a sum. Gaps are in nats, of tokens that weren't refused."""
 
     tolerance: float
@@ -193,7 +193,7 @@ class CompletenessFacts(Finding):
     most_steps: int
 
 
-class FaithfulnessScore(Finding):
+class FaithfulnessScore(Stored):
     """A measure of the method beside random orders of the same words, nats; ``better`` is by how much it is better."""
 
     method: Estimate
@@ -201,7 +201,7 @@ class FaithfulnessScore(Finding):
     better: Estimate
 
 
-class FaithfulnessFacts(Finding):
+class FaithfulnessFacts(Stored):
     """Do the words with the largest shares matter? ``passes`` is None where too few prompts were tested to say."""
 
     tokens: int
@@ -211,7 +211,7 @@ class FaithfulnessFacts(Finding):
     passes: bool | None
 
 
-class ModelShares(Finding):
+class ModelShares(Stored):
     """On what a model's own answers rest: shares of attribution, and its entropy in bits."""
 
     label: str
@@ -222,7 +222,7 @@ class ModelShares(Finding):
     entropy_bits: Estimate
 
 
-class AttributionChange(Finding):
+class AttributionChange(Stored):
     """Change of attribution on the same tokens; ``kl_bits`` is from the baseline's to the tuned model's."""
 
     prompt_change: Estimate
@@ -230,14 +230,14 @@ class AttributionChange(Finding):
     kl_bits: Estimate
 
 
-class OwnAttributionChange(Finding):
+class OwnAttributionChange(Stored):
     """Change of attribution from the baseline's answers to the model's own."""
 
     prompt_change: Estimate
     entropy_change: Estimate
 
 
-class AttributionTransition(Finding):
+class AttributionTransition(Stored):
     """As ``AttributionChange``, of answers that made a transition."""
 
     transition: str
@@ -248,7 +248,7 @@ class AttributionTransition(Finding):
     beyond_redraw: AttributionChange | None
 
 
-class AttributionComparison(Finding):
+class AttributionComparison(Stored):
     """From the baseline to a tuned model."""
 
     from_: str = Field(alias="from")
@@ -258,7 +258,7 @@ class AttributionComparison(Finding):
     by_transition: list[AttributionTransition]
 
 
-class AttributionBand(Finding):
+class AttributionBand(Stored):
     """A quantity along the model's own answers that made a transition, or ``all``; see ``Band``."""
 
     label: str
@@ -273,7 +273,7 @@ class AttributionBand(Finding):
     n: list[int]
 
 
-class ExampleReading(Finding):
+class ExampleReading(Stored):
     """A model's ln p of the example's token, and the share of every word before it."""
 
     label: str
@@ -281,7 +281,7 @@ class ExampleReading(Finding):
     shares: list[float]
 
 
-class Example(Finding):
+class Example(Stored):
     """A token of a baseline's answer, the words before it as (text, kind), and P(toxic) of each model's answer."""
 
     toxicity: list[float]
@@ -291,7 +291,7 @@ class Example(Finding):
     models: list[ExampleReading]
 
 
-class Attribution(Finding):
+class Attribution(Stored):
     """What each token rests on."""
 
     method: str
@@ -305,7 +305,7 @@ class Attribution(Finding):
     examples: list[Example]
 
 
-class ModelSimilarity(Finding):
+class ModelSimilarity(Stored):
     """Cosine of a model's answers with their own prompts, and with shuffled ones."""
 
     label: str
@@ -314,13 +314,13 @@ class ModelSimilarity(Finding):
     above_null: Estimate
 
 
-class SimilarityRedraw(Finding):
+class SimilarityRedraw(Stored):
     """The same change from one draw of the baseline to another."""
 
     above_null_change: Estimate
 
 
-class SimilarityTransition(Finding):
+class SimilarityTransition(Stored):
     """Of answers that made a transition."""
 
     transition: str
@@ -329,7 +329,7 @@ class SimilarityTransition(Finding):
     redraw: SimilarityRedraw | None
 
 
-class SimilarityComparison(Finding):
+class SimilarityComparison(Stored):
     """From the baseline to a tuned model, over all answers of the runs."""
 
     from_: str = Field(alias="from")
@@ -338,28 +338,28 @@ class SimilarityComparison(Finding):
     by_transition: list[SimilarityTransition]
 
 
-class Similarity(Finding):
+class SimilarityFacts(Stored):
     """Are the answers about their prompts?"""
 
     models: list[ModelSimilarity]
     comparisons: list[SimilarityComparison]
 
 
-class Focus(Finding):
+class Focus(Stored):
     """The answers whose logits are read: the base's toxic ones, or the most toxic third of them."""
 
     answers: int
     toxic: bool
 
 
-class ContrastWords(Finding):
+class ContrastWords(Stored):
     """The words whose logits are compared."""
 
     toxic: list[str]
     neutral: list[str]
 
 
-class AttentionShares(Finding):
+class AttentionShares(Stored):
     """Where heads look, [L][H]: shares of the first token, the rest of the prompt and the response; entropy in bits."""
 
     first: ByHead
@@ -368,7 +368,7 @@ class AttentionShares(Finding):
     entropy: ByHead
 
 
-class LogitShareMeans(Finding):
+class LogitShareMeans(Stored):
     """Shares of every part in toxic minus neutral logits, which add up to ``total``."""
 
     embedding: float
@@ -382,7 +382,7 @@ class LogitShareMeans(Finding):
     total: float
 
 
-class LensMeans(Finding):
+class LensMeans(Stored):
     """What the head would say after each layer, L + 1 entries; nats, but the ``score``, which is in logits."""
 
     score: ByLayer
@@ -391,7 +391,7 @@ class LensMeans(Finding):
     kl: ByLayer
 
 
-class StreamReading(Finding):
+class StreamReading(Stored):
     """A model's residual stream on the base's answers; the last four where there are words to compare."""
 
     positions: int
@@ -402,14 +402,14 @@ class StreamReading(Finding):
     lens_positions: int | None = None
 
 
-class BestOfShuffled(Finding):
+class BestOfShuffled(Stored):
     """Held-out AUC of the best layer, a shuffling of the labels an entry, and how often chance does as well."""
 
     auc: list[float]
     p_value: float
 
 
-class Shuffled(Finding):
+class Shuffled(Stored):
     """What the best layer reaches by chance: of the probe, and of the difference of means."""
 
     number: int
@@ -417,7 +417,7 @@ class Shuffled(Finding):
     mean: BestOfShuffled
 
 
-class Directions(Finding):
+class Directions(Stored):
     """Can toxicity be read off the base's stream? All after ``reason`` is there where that is None."""
 
     n: int
@@ -436,7 +436,7 @@ class Directions(Finding):
     stream_length: float | None = None
 
 
-class Ratio(Finding):
+class Ratio(Stored):
     """A tuned model's push to the base's, with Fieller's interval; ``as_before``: that lies within the margin."""
 
     mean: float
@@ -445,7 +445,7 @@ class Ratio(Finding):
     n: int
 
 
-class RandomAdapter(Finding):
+class RandomAdapter(Stored):
     """What an adapter of random weights, as large, does to the value vectors: median cosine, and the three ratios."""
 
     cosine: float
@@ -454,7 +454,7 @@ class RandomAdapter(Finding):
     write_ratio: float | None
 
 
-class ModelVectors(Finding):
+class ModelVectors(Stored):
     """A model's value vectors, an entry a vector: cosine with the base's, how far it moved, mean activation."""
 
     cosine: list[float]
@@ -467,7 +467,7 @@ class ModelVectors(Finding):
     null: list[RandomAdapter]
 
 
-class VectorFacts(Finding):
+class VectorFacts(Stored):
     """A row of an MLP's output matrix, and the tokens that it promotes; see ``value_vectors.ValueVector``."""
 
     layer: int
@@ -477,7 +477,7 @@ class VectorFacts(Finding):
     tokens: list[str]
 
 
-class ValueVectors(Finding):
+class ValueVectors(Stored):
     """The value vectors that were followed, and by what they were chosen."""
 
     rows: list[VectorFacts]
@@ -486,7 +486,7 @@ class ValueVectors(Finding):
     by: Literal["words", "direction"]
 
 
-class Loss(Finding):
+class AblationEffect(Stored):
     """What is lost without the named vectors, beside random sets of others; see ``vector_ablation``."""
 
     plain: float | None
@@ -499,14 +499,14 @@ class Loss(Finding):
     p_value_random: float | None
 
 
-class ModelLoss(Finding):
+class ModelAblation(Stored):
     """What a model loses without the named vectors: toxicity of new answers, and logits of toxic words."""
 
-    toxicity: Loss | None
-    logits: Loss | None
+    toxicity: AblationEffect | None
+    logits: AblationEffect | None
 
 
-class VectorAblation(Finding):
+class VectorAblation(Stored):
     """Value vectors, silenced."""
 
     vectors: int
@@ -515,10 +515,10 @@ class VectorAblation(Finding):
     prompts: int
     answers: int
     prompts_of_answers: int
-    by_model: dict[str, ModelLoss]
+    by_model: dict[str, ModelAblation]
 
 
-class ScoreChange(Finding):
+class ScoreChange(Stored):
     """Change of toxic minus neutral logits: what the adapter wrote itself, and the rest."""
 
     change: float
@@ -526,7 +526,7 @@ class ScoreChange(Finding):
     rest: float
 
 
-class AdapterWrites(Finding):
+class AdapterWrites(Stored):
     """What an adapter wrote, by module and layer: length against the stream's, and share in toxic minus neutral logits.
     ``moved`` is how far the stream is from the base's, by its length."""
 
@@ -538,7 +538,7 @@ class AdapterWrites(Finding):
     score: ScoreChange | None = None
 
 
-class RedrawPreference(Finding):
+class RedrawPreference(Stored):
     """Preference for the base's harmless answers over its toxic ones, nats a token: of the base, and of the model."""
 
     pairs: int
@@ -548,7 +548,7 @@ class RedrawPreference(Finding):
     change: Estimate
 
 
-class AdapterPath(Finding):
+class AdapterPath(Stored):
     """Which layers carry what the model came to prefer; see ``adapter_effects.follow_path``."""
 
     pairs: int
@@ -567,7 +567,7 @@ class AdapterPath(Finding):
     fewest: int | None
 
 
-class CausalRow(Finding):
+class CausalRow(Stored):
     """What a model says under a change. ``changes`` is there for random directions, one each; ``p_value_random`` for a
     direction that was held against them."""
 
@@ -585,7 +585,7 @@ class CausalRow(Finding):
     p_value_random: float | None = None
 
 
-class CausalCheck(Finding):
+class CausalCheck(Stored):
     """Answers to as many prompts under every change. ``direction_p_value``: how often a random direction does as much
     to the base, added or ablated."""
 
@@ -594,7 +594,7 @@ class CausalCheck(Finding):
     direction_p_value: float | None
 
 
-class Verdict(Finding):
+class AdapterVerdict(Stored):
     """What became of toxicity in a tuned model; see ``verdicts.verdict_of``."""
 
     kind: Literal["unclear", "rewritten", "avoided", "untouched", "cannot_tell"] | None
@@ -611,7 +611,7 @@ class Verdict(Finding):
     n_layers: int
 
 
-class Inside(Finding):
+class Inside(Stored):
     """The residual stream of the base and of the adapters on it, taken apart."""
 
     models: list[str]
@@ -628,19 +628,19 @@ class Inside(Finding):
     adapters: dict[str, AdapterWrites]
     paths: dict[str, AdapterPath | None]
     causal: CausalCheck | None
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, AdapterVerdict]
     settings: dict[str, Any]
     notes: list[str]
 
 
-class Interpretation(Finding):
+class Interpretation(Stored):
     """All of it: interpretation.json."""
 
     models: list[ModelFacts]
     sample: SampleFacts
     drift: Drift
     attribution: Attribution
-    similarity: Similarity | None
+    similarity: SimilarityFacts | None
     notes: list[str]
     inside: Inside | None
     inside_notes: list[str]

@@ -17,7 +17,7 @@ from rewardlm.interpreting.answers import AnswerSample, SampledAnswer, token_pos
 from rewardlm.interpreting.attribution import Attributed, attribute
 from rewardlm.interpreting.drift import TokenDrift, VocabularyDrift, drift_of_answers
 from rewardlm.interpreting.faithfulness import Explained, faithfulness
-from rewardlm.interpreting.findings import Finding
+from rewardlm.interpreting.findings import Stored
 from rewardlm.interpreting.inseq import attribute_by_inseq
 from rewardlm.interpreting.intervals import mean_of_known
 from rewardlm.interpreting.models import RunModel
@@ -34,7 +34,7 @@ _VOCABULARY = "vocabulary.safetensors"
 _FEWEST_WORDS = 4
 
 
-class DriftRecord(Finding):
+class DriftRecord(Stored):
     """An answer of R tokens under M models: ``logprobs`` and ``entropy`` [M][R] in nats, ``rank`` and ``choice``
     [M][R], ``kl`` [M][M][R], from the first model to the second."""
 
@@ -53,7 +53,7 @@ class DriftRecord(Finding):
         return mean_of_known(np.subtract(values[model], values[0]))
 
 
-class CompletenessRecord(Finding):
+class CompletenessRecord(Stored):
     """Of K explained tokens what their scores must add up to, by how much they don't, and why they were refused."""
 
     difference: list[float]
@@ -63,7 +63,7 @@ class CompletenessRecord(Finding):
     refused: list[str | None]
 
 
-class AttributionRecord(Finding):
+class AttributionRecord(Stored):
     """K tokens of an answer, explained by one ``reader``: shares of the kinds of words before them, and ``scores`` [K],
     an entry a word. A token that was refused has None everywhere: its sum would be another one's."""
 
@@ -83,7 +83,7 @@ class AttributionRecord(Finding):
     completeness: CompletenessRecord | None
 
 
-class FaithfulnessRecord(Finding):
+class FaithfulnessRecord(Stored):
     """A token on which the method was tested; see ``faithfulness.Faithfulness``."""
 
     reader: int

@@ -10,8 +10,8 @@ import numpy as np
 from rewardlm.interpreting.answers import AnswerSample, bucket
 from rewardlm.interpreting.findings import (
     ModelSimilarity,
-    Similarity,
     SimilarityComparison,
+    SimilarityFacts,
     SimilarityRedraw,
     SimilarityTransition,
 )
@@ -20,7 +20,7 @@ from rewardlm.interpreting.stratified import by_transition
 from rewardlm.measuring.measured import Measured
 
 
-def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> Similarity | None:
+def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> SimilarityFacts | None:
     """Cosine of prompt and answer against that with a shuffled prompt, over all answers that runs have it of."""
     if any(np.isnan(one.quality.prompt_similarity).all() for one in measured):
         return None
@@ -71,7 +71,7 @@ def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resamp
                 ],
             )
         )
-    return Similarity(models=models, comparisons=comparisons)
+    return SimilarityFacts(models=models, comparisons=comparisons)
 
 
 def _similarity_again(

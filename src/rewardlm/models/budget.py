@@ -1,4 +1,4 @@
-"""How much is run side by side, and what happens when memory runs out: the same again in smaller pieces, and said.
+"""How much is run side by side, and what happens when memory runs out: a warning, and the same again in smaller pieces.
 
 Losses are sums with a normaliser that the pieces don't change, and answers have random streams of their own, so that
 smaller pieces give the same result but for rounding.

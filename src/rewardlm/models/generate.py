@@ -20,18 +20,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from rewardlm import fastpath
 from rewardlm.config import GenerationSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.attention import one_token, takes_whole_store
 from rewardlm.models.budget import Budget, free_cached, ran_out
-from rewardlm.models.lean import predicting_states
-from rewardlm.models.llama import Steps, lays_out
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import body_and_head, shared_prefix, trunk_states
+from rewardlm.models.logprobs import body_and_head, shared_prefix
 from rewardlm.models.lora import merged
 from rewardlm.models.sampling import Sampler
-from rewardlm.models.slots import Slots
-from rewardlm.models.tree import has_window, keeps_keys_and_values, runs_trees, tree_of
+from rewardlm.trunk import has_window, keeps_keys_and_values, trunk_states
 from rewardlm.types import Finish
 
 # How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
@@ -111,12 +108,10 @@ def groups(
     return result
 
 
-@contextlib.contextmanager
-def answering(policy: Policy) -> Iterator[None]:
+def answering(policy: Policy) -> contextlib.AbstractContextManager[None]:
     """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
     body, _ = body_and_head(policy.causal_lm)
-    with contextlib.nullcontext() if lays_out(body) else merged(policy):
-        yield
+    return contextlib.nullcontext() if fastpath.copies_weights(body) else merged(policy)
 
 
 @torch.inference_mode()
@@ -139,11 +134,11 @@ def generate(
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
     leaves the entropies 0, which saves time.
 
-    Where memory runs out, ``batch_tokens`` is halved and what has not been answered yet is asked again; who asks many
-    times gives a Budget, which stays halved.
+    Where memory runs out, ``batch_tokens`` is halved and unanswered requests are run again. A Budget stays halved for
+    the next call.
 
-    A model whose cache is not keys and values alone (Mamba, RecurrentGemma) is asked through transformers' own
-    ``generate``, with a warning: the same answers and numbers, more slowly.
+    A model that caches more than keys and values (Mamba, RecurrentGemma) is sampled by transformers' own ``generate``,
+    with a warning: the same answers, more slowly. So is every model while the fast path is shut.
     """
     limit = policy.max_positions
     for request in requests:
@@ -159,11 +154,10 @@ def generate(
             "transformers' generate, which is slower",
             stacklevel=2,
         )
-    decoder = _Decoder if standard else _ByTransformers
+    own = standard and fastpath.is_open()
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens, "batch_tokens")
-    body, head = body_and_head(policy.causal_lm)
-    own = lays_out(body)
-    steps: Steps | None = None
+    call = _Call(policy, requests, max_new_tokens, sampling, keep_hidden, entropy)
+    steps: fastpath.Steps | None = None
     done: set[int] = set()
     while len(done) < len(requests):
         size = budget.size
@@ -171,9 +165,9 @@ def generate(
             if not all(index in known for index in group.indices):
                 try:
                     if own and steps is None:
-                        steps = Steps(body, head)
-                    asked = decoder(policy, requests, group, max_new_tokens, sampling, keep_hidden, entropy, steps)
-                    for answer in asked.answers():
+                        steps = fastpath.decoder(*body_and_head(policy.causal_lm))
+                    batch = _ByTransformers(call, group) if steps is None else _Decoder(call, group, steps)
+                    for answer in batch.answers():
                         done.add(answer.index)
                         yield answer
                 except (RuntimeError, MemoryError) as error:
@@ -187,36 +181,34 @@ def generate(
             done.update(group.indices)
 
 
-class _Decoder:
-    """One group's answers. A slot holds the group's row ``who``; what is drawn is stored by row, on the device."""
+@dataclass(frozen=True)
+class _Call:
+    """What ``generate`` was called with."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        requests: Sequence[Request],
-        group: Group,
-        max_new_tokens: int,
-        sampling: GenerationSettings,
-        keep_hidden: bool,
-        entropy: bool,
-        steps: Steps | None,
-    ) -> None:
-        self.policy, self.requests, self.group = policy, requests, group
-        self.max_new_tokens, self.keep_hidden = max_new_tokens, keep_hidden
-        self.body, self.head = body_and_head(policy.causal_lm)
-        self.steps = steps
-        device = self.device = policy.device
+    policy: Policy
+    requests: Sequence[Request]
+    max_new_tokens: int
+    sampling: GenerationSettings
+    keep_hidden: bool
+    entropy: bool
+
+
+class _Answers:
+    """One group's answers, by row of the group, on the device; ``who`` are the rows that are drawn for now."""
+
+    def __init__(self, call: _Call, group: Group) -> None:
+        self.policy, self.requests, self.group = call.policy, call.requests, group
+        self.max_new_tokens, self.keep_hidden = call.max_new_tokens, call.keep_hidden
+        self.body, self.head = body_and_head(self.policy.causal_lm)
+        device = self.device = self.policy.device
         rows = len(group.indices)
-        # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
-        self.shared = 0 if has_window(policy.causal_lm.config) else group.shared
-        self.uniforms = torch.from_numpy(
-            np.stack([np.random.default_rng(requests[i].seed).random(max_new_tokens) for i in group.indices])
-        ).to(device)
-        self.end_ids = torch.tensor(sorted(policy.end_ids), dtype=torch.long, device=device)
-        self.sampler = Sampler(sampling, self.end_ids, entropy=entropy)
-        self.look_every = _LOOK.get(device.type, _LOOK_ELSEWHERE)
-        self.tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
-        self.numbers = torch.zeros(3, rows, max_new_tokens, device=device)  # logprobs, sampling_logprobs, entropy
+        uniforms = [np.random.default_rng(self.requests[i].seed).random(self.max_new_tokens) for i in group.indices]
+        self.uniforms = torch.from_numpy(np.stack(uniforms)).to(device)
+        self.end_ids = torch.tensor(sorted(self.policy.end_ids), dtype=torch.long, device=device)
+        self.sampler = Sampler(call.sampling, self.end_ids, entropy=call.entropy)
+        self.tokens = torch.zeros(rows, self.max_new_tokens, dtype=torch.long, device=device)
+        # logprobs, sampling_logprobs and entropy
+        self.statistics = torch.zeros(3, rows, self.max_new_tokens, device=device)
         self.states: Tensor | None = None
         # Of each slot: its row, how many tokens that has, and whether its answer has ended.
         self.who: list[int] = []
@@ -224,49 +216,8 @@ class _Decoder:
         self.ended: list[bool] = []
         self.looked_at = [0] * rows
 
-    def answers(self) -> Iterator[Sampled]:
-        whole = self.steps is not None or takes_whole_store(self.body, self.device)
-        n_layers = self.policy.causal_lm.config.get_text_config().num_hidden_layers
-        self.slots = Slots(n_layers, self.device, whole=whole)
-        self.prefix = self._run_prefix()
-        waiting = deque(range(len(self.group.indices)))
-        hidden = self._admit(waiting, None)
-        step = 0
-        while True:
-            chosen = self._draw(hidden)
-            step += 1
-            if step % self.look_every == 0 or self.max_new_tokens in self.ages:
-                yield from self._look()
-            live = [slot for slot, ended in enumerate(self.ended) if not ended]
-            if not live:
-                if not waiting:
-                    return
-                hidden = self._admit(waiting, None)
-                continue
-            refill = bool(waiting) and (self.group.slots - len(live)) * _FREE >= self.group.slots
-            ended = len(self.who) - len(live)
-            if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
-                chosen = chosen[torch.tensor(live, device=self.device)]
-                self._rebuild(live)
-            hidden = self._advance(chosen)
-            if refill:
-                hidden = self._admit(waiting, hidden)
-
-    def _advance(self, tokens: Tensor) -> Tensor:
-        """One more token Int[B] in every slot: the states that the next ones follow from, Float[B, H]."""
-        if self.steps is not None:
-            return self.steps.states(tokens, self.slots)
-        mask, positions = self.slots.advance()
-        with one_token(self.body, self.slots.whole):
-            return trunk_states(self.body, tokens[:, None], mask, positions, self.slots.cache)[:, -1]
-
-    def _draw(self, hidden: Tensor) -> Tensor:
-        """The next token of every slot, Int[B]."""
-        logits = self.head(hidden) if self.steps is None else self.steps.logits(hidden)
-        return self._record(logits, hidden)
-
-    def _record(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """The next token of every slot, Int[B], stored with its numbers."""
+    def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """The next token of every slot, Int[B], stored with its statistics."""
         who = torch.tensor(self.who, device=self.device)
         # A row that ended since the last look draws on; what it draws is cut off.
         ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)
@@ -279,7 +230,7 @@ class _Decoder:
             ]
         found = self.sampler.draw(logits, self.uniforms[who, ages], self.ages, so_far)
         self.tokens[who, ages] = found.tokens
-        self.numbers[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
+        self.statistics[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
         if self.keep_hidden:
             if self.states is None:
                 shape = (*self.tokens.shape, hidden.shape[-1])
@@ -293,7 +244,7 @@ class _Decoder:
         who = torch.tensor(self.who, device=self.device)
         tokens = self.tokens[who]
         ends = torch.isin(tokens, self.end_ids).tolist()
-        broken = (~torch.isfinite(self.numbers[:, who]).all(0)).tolist()
+        broken = (~torch.isfinite(self.statistics[:, who]).all(0)).tolist()
         drawn = tokens.tolist()
         for slot, row in enumerate(self.who):
             if self.ended[slot]:
@@ -322,9 +273,45 @@ class _Decoder:
         return any(stop in text for stop in stops)
 
     def _sampled(self, row: int, tokens: list[int], finish: Finish) -> Sampled:
-        logprobs, sampling_logprobs, entropy = self.numbers[:, row, : len(tokens)].cpu().clone()
+        logprobs, sampling_logprobs, entropy = self.statistics[:, row, : len(tokens)].cpu().clone()
         hidden = None if self.states is None else self.states[row, : len(tokens)].cpu().clone()
         return Sampled(self.group.indices[row], tokens, logprobs, sampling_logprobs, entropy, hidden, finish)
+
+
+class _Decoder(_Answers):
+    """The same with our own cache: a slot holds one row, and the next one when that has ended."""
+
+    def __init__(self, call: _Call, group: Group, steps: fastpath.Steps) -> None:
+        super().__init__(call, group)
+        self.steps, self.slots = steps, steps.slots()
+        # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
+        self.shared = 0 if has_window(self.policy.causal_lm.config) else group.shared
+        self.look_every = _LOOK.get(self.device.type, _LOOK_ELSEWHERE)
+
+    def answers(self) -> Iterator[Sampled]:
+        self.prefix = self._run_prefix()
+        waiting = deque(range(len(self.group.indices)))
+        hidden = self._admit(waiting, None)
+        step = 0
+        while True:
+            chosen = self.record(self.steps.logits(hidden), hidden)
+            step += 1
+            if step % self.look_every == 0 or self.max_new_tokens in self.ages:
+                yield from self._look()
+            live = [slot for slot, ended in enumerate(self.ended) if not ended]
+            if not live:
+                if not waiting:
+                    return
+                hidden = self._admit(waiting, None)
+                continue
+            refill = bool(waiting) and (self.group.slots - len(live)) * _FREE >= self.group.slots
+            ended = len(self.who) - len(live)
+            if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
+                chosen = chosen[torch.tensor(live, device=self.device)]
+                self._rebuild(live)
+            hidden = self.steps.states(chosen, self.slots)
+            if refill:
+                hidden = self._admit(waiting, hidden)
 
     def _rebuild(self, keep: list[int], new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
         self.who, self.ages = [self.who[slot] for slot in keep], [self.ages[slot] for slot in keep]
@@ -367,25 +354,12 @@ class _Decoder:
         unique = list(dict.fromkeys(prompts))
         where = {prompt: row for row, prompt in enumerate(unique)}
         index = torch.tensor([where[prompt] for prompt in prompts], device=self.device)
-        run = self._run_tree if runs_trees(self.body) else self._run_padded
-        return *run(unique), index
-
-    def _run_tree(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        if not fastpath.runs_trees(self.body):
+            return *self._run_padded(unique), index
         cache = DynamicCache()
         for number, (keys, values) in enumerate(self.prefix):
             cache.update(keys, values, number)
-        tree = tree_of(prompts, [[0]] * len(prompts), self.shared, self.device, held=True)
-        hidden = predicting_states(self.body, tree, cache)
-        # A prompt's keys as a row of its own, with its padding on the left.
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)[:, None]
-        column = torch.arange(tree.keys.shape[1], device=self.device)[None] - (tree.keys.shape[1] - lengths)
-        places = tree.keys.gather(1, column.clamp(min=0))
-        for layer in cache.layers:
-            layer.keys, layer.values = (
-                layer.keys[0][:, places].transpose(0, 1),
-                layer.values[0][:, places].transpose(0, 1),
-            )
-        return cache, (column >= 0).long(), hidden
+        return cache, *fastpath.prefill(self.body, unique, cache, self.shared), index
 
     def _run_padded(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
         cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
@@ -402,7 +376,7 @@ class _Decoder:
         return cache, mask, hidden
 
 
-class _ByTransformers(_Decoder):
+class _ByTransformers(_Answers):
     """The same through transformers' ``generate``, for prompts of one length at a time: a state that is carried along
     would carry padding too."""
 
@@ -440,13 +414,13 @@ class _ByTransformers(_Decoder):
 
 
 class _Chosen(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the token that the decoder draws as the only one possible."""
+    """Leaves the token that we draw as the only one possible."""
 
-    def __init__(self, decoder: _Decoder, seen: list[Tensor]) -> None:
-        self._decoder, self._seen = decoder, seen
+    def __init__(self, batch: _Answers, seen: list[Tensor]) -> None:
+        self._batch, self._seen = batch, seen
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self._decoder._record(scores.float(), self._seen.pop())
+        chosen = self._batch.record(scores.float(), self._seen.pop())
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 

@@ -8,13 +8,13 @@ only.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
@@ -22,40 +22,40 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rewardlm import fastpath
 from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
-from rewardlm.models.lean import predicting_states
 from rewardlm.models.sampling import Distribution, in_cache
-from rewardlm.models.tree import Tree, cache_argument, keeps_keys_and_values, runs_trees, tree_of
+from rewardlm.trunk import keeps_keys_and_values, trunk_states
 
 
 @dataclass
 class TokenStats:
-    """Of N response tokens, row after row: ``logprobs`` Float[N], ``entropy`` Float[N], ``hidden`` Float[N, H].
+    """Of N response tokens, row after row; ``hidden`` is the state that each was predicted from.
 
-    ``kl`` Float[N]: the exact divergence of the next-token distributions, where others were given to compare with.
+    ``kl``: the exact divergence of the next-token distributions, where others were given to compare with.
     """
 
-    logprobs: Tensor
-    entropy: Tensor
-    hidden: Tensor
-    kl: Tensor | None = None
+    logprobs: Float[Tensor, "N"]
+    entropy: Float[Tensor, "N"]
+    hidden: Float[Tensor, "N H"]
+    kl: Float[Tensor, "N"] | None = None
 
 
 @dataclass
 class Packed:
-    """B sequences that begin with the same ``prefix`` Int[S], their rests right-padded to T.
+    """B sequences that begin with the same ``prefix``, their rests right-padded to T.
 
-    ``tokens`` Int[B, T], ``mask`` Bool[B, T] (real tokens), ``response_mask`` Bool[B, T]. Masks are made from lengths,
-    never from ``tokens != pad``: SmolLM2 pads with its end token. ``tree`` is the same without padding, for models that
-    can run it; None where every row must be whole.
+    Masks are made from lengths, never from ``tokens != pad``: SmolLM2 pads with its end token. ``mask`` is True where
+    there is no padding. ``tree`` is the same without padding, for models that can run it; None where every row must be
+    whole.
     """
 
-    prefix: Tensor
-    tokens: Tensor
-    mask: Tensor
-    response_mask: Tensor
-    tree: Tree | None
+    prefix: Int[Tensor, "S"]
+    tokens: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
+    tree: fastpath.Tree | None
 
 
 def pack(
@@ -78,7 +78,7 @@ def pack(
         tokens.to(device),
         mask.to(device),
         (mask & (position >= starts)).to(device),
-        tree_of(prompts, responses, shared, device) if share else None,
+        fastpath.tree_of(prompts, responses, shared, device) if share else None,
     )
 
 
@@ -96,24 +96,6 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
             break
         shared += 1
     return min(shared, min(map(len, prompts)) - 1)
-
-
-def trunk_states(body: Any, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """The trunk's last states for ``tokens``, Float[B, T, H], after what ``cache`` holds, which grows by them.
-
-    ``cache`` None: nothing comes before them, and nothing is kept.
-    """
-    known = inspect.signature(body.forward).parameters
-    arguments = {
-        "input_ids": tokens,
-        "attention_mask": attention_mask,
-        cache_argument(body): cache,
-        "use_cache": cache is not None,
-    }
-    if "position_ids" in known:  # ALiBi models (Bloom) have no positions; their biases come from the mask.
-        arguments["position_ids"] = positions
-    states: Tensor = body(**arguments)[0]
-    return states
 
 
 def body_and_head(causal_lm: Any) -> tuple[Any, Any]:
@@ -147,8 +129,8 @@ def token_stats(
     packed: Packed,
     *,
     chunk: int = 128,
-    kl_to: Tensor | None = None,
-    kl_from: Tensor | None = None,
+    kl_to: Float[Tensor, "N H"] | None = None,
+    kl_from: Float[Tensor, "N H"] | None = None,
     recompute: bool = False,
 ) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
@@ -158,7 +140,7 @@ def token_stats(
     with the chunk's probabilities still there. Only where a divergence or the head itself has a gradient are a chunk's
     logits computed again in the backward pass. Temperature is 1.
 
-    Given another model's states of the same tokens, Float[N, H], ``kl`` is a divergence over the vocabulary:
+    Given another model's states of the same tokens, ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
     ``recompute`` as in ``response_states``.
     """
@@ -190,15 +172,15 @@ def token_stats(
     return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
 
 
-def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Tensor:
-    """The trunk's last state that each response token is predicted from, Float[N, H].
+def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Float[Tensor, "N H"]:
+    """The trunk's last state that each response token is predicted from.
 
     ``recompute`` (gradient checkpointing) keeps what goes into each layer for the backward pass, and runs the layer
     again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
     """
     body, _ = body_and_head(causal_lm)
-    if packed.tree is not None and runs_trees(body):
-        return predicting_states(body, packed.tree)
+    if packed.tree is not None and fastpath.runs_trees(body):
+        return fastpath.predicting_states(body, packed.tree)
     n_rows, width = packed.tokens.shape
     n_shared = len(packed.prefix)
     if recompute:
@@ -223,8 +205,8 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
 def recomputed(body: Any, **how: Any) -> Iterator[None]:
     """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does; ``how`` is checkpoint's.
 
-    By our own hand, because transformers' switch wants the layers in training mode, and RL has dropout off. Raises
-    ModelError for a model that has no such layers.
+    transformers' own switch wants the layers in training mode, and RL has dropout off. Raises ModelError for a model
+    that has no such layers.
     """
     layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -238,10 +220,10 @@ def recomputed(body: Any, **how: Any) -> Iterator[None]:
             del layer.forward
 
 
-def predicting_mask(response_mask: Tensor) -> Tensor:
-    """Bool[B, T], True where a position's state speaks about a token of the response: those tokens' mask, one earlier.
+def predicting_mask(response_mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True where a position's state speaks about a token of the response: those tokens' mask, one earlier.
 
-    The first column of ``response_mask`` Bool[B, T] has nothing before it, and is taken to be a prompt's.
+    The first column of ``response_mask`` has nothing before it, and is taken to be a prompt's.
     """
     mask = torch.zeros_like(response_mask)
     mask[:, :-1] = response_mask[:, 1:]  # THE shift
@@ -274,7 +256,7 @@ def pieces(
     which needs whole rows), lengths decide.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    if not prompts or recompute or not runs_trees(body_and_head(causal_lm)[0]):
+    if not prompts or recompute or not fastpath.runs_trees(body_and_head(causal_lm)[0]):
         return microbatches(lengths, budget)
     shared = shared_prefix(prompts)
     found: list[list[int]] = []
@@ -297,13 +279,13 @@ def forward_rows(
     responses: Sequence[Sequence[int]],
     rows: Sequence[int],
     *,
-    kl_to: Sequence[Tensor] | None = None,
-    kl_from: Sequence[Tensor] | None = None,
+    kl_to: Sequence[Float[Tensor, "R H"]] | None = None,
+    kl_from: Sequence[Float[Tensor, "R H"]] | None = None,
     recompute: bool = False,
 ) -> TokenStats:
     """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
 
-    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, Float[R, H] each; ``recompute`` as there.
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, a tensor each; ``recompute`` as there.
     """
     device = next(causal_lm.parameters()).device
 
@@ -321,8 +303,8 @@ def hidden_rows(
     rows: Sequence[int],
     *,
     recompute: bool = False,
-) -> Tensor:
-    """``hidden`` of ``forward_rows`` alone, Float[N, H]: the head is not run."""
+) -> Float[Tensor, "N H"]:
+    """``hidden`` of ``forward_rows`` alone: the head is not run."""
     packed = _packed(causal_lm, prompts, responses, rows, recompute)
     return response_states(causal_lm, packed, recompute=recompute)
 
@@ -337,7 +319,7 @@ def _packed(
     # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
     # A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
-    alone = not divided or runs_trees(body_and_head(causal_lm)[0])
+    alone = not divided or fastpath.runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
     if device.type == "cpu":
         # Between two microbatches little is held.
@@ -348,12 +330,12 @@ def _packed(
 
 @dataclass
 class RowStats:
-    """Of one answer of R tokens, on the CPU: as TokenStats, ``hidden`` Float[R, H] only where it was asked for."""
+    """Of one answer of R tokens, on the CPU: as TokenStats, ``hidden`` only where it was to be kept."""
 
-    logprobs: Tensor
-    entropy: Tensor
-    hidden: Tensor | None
-    kl: Tensor | None
+    logprobs: Float[Tensor, "R"]
+    entropy: Float[Tensor, "R"]
+    hidden: Float[Tensor, "R H"] | None
+    kl: Float[Tensor, "R"] | None
 
 
 @torch.no_grad()
@@ -363,7 +345,7 @@ def row_stats(
     responses: Sequence[Sequence[int]],
     budget: int,
     *,
-    kl_from: Sequence[Tensor] | None = None,
+    kl_from: Sequence[Float[Tensor, "R H"]] | None = None,
     keep_hidden: bool = False,
     groups: Sequence[Sequence[int]] | None = None,
     recompute: bool = False,
@@ -398,8 +380,8 @@ def row_stats(
 
 def score_rows(
     causal_lm: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies Float[B, R] of all rows under the model as it stands, on the CPU."""
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """Log-probabilities and entropies of all rows under the model as it stands, on the CPU."""
     stats = row_stats(causal_lm, prompts, responses, budget)
     return (
         pad_sequence([row.logprobs for row in stats], batch_first=True),
@@ -407,8 +389,8 @@ def score_rows(
     )
 
 
-def vocabulary_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """KL(p ‖ q) of next-token distributions, exactly: logits Float[N, V] twice → Float[N], in nats."""
+def vocabulary_kl(logits: Float[Tensor, "N V"], other_logits: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
+    """KL(p ‖ q) of next-token distributions, exactly, in nats."""
     logprobs, other_logprobs = logits.log_softmax(-1), other_logits.log_softmax(-1)
     return (logprobs.exp() * (logprobs - other_logprobs)).sum(-1)
 
@@ -418,19 +400,23 @@ def _is_frozen_linear(head: Any) -> bool:
 
 
 def frozen_head_stats(
-    head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probabilities, entropies and, where ``kl_from`` is there, KL(other ‖ this), Float[N] each, by a head without
-    a gradient. Only the first carry one, and where they do there is no KL.
+    head: Any,
+    hidden: Float[Tensor, "N H"],
+    targets: Int[Tensor, "N"],
+    chunk: int,
+    kl_from: Float[Tensor, "N H"] | None = None,
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"], Float[Tensor, "N"] | None]:
+    """Log-probabilities, entropies and, where ``kl_from`` is there, KL(other ‖ this), by a head without a gradient.
+    Only the first carry one, and where they do there is no KL.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
         found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
         return found[0], found[1], None
-    return _watched_head_stats(head, hidden, targets, chunk, kl_from)
+    return _head_stats_without_gradient(head, hidden, targets, chunk, kl_from)
 
 
 @torch.no_grad()
-def _watched_head_stats(
+def _head_stats_without_gradient(
     head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     logprobs, entropy, kl = hidden.new_empty(3, len(hidden), dtype=torch.float32)
@@ -438,13 +424,11 @@ def _watched_head_stats(
         piece = slice(start, start + chunk)
         logits = head(hidden[piece])
         others = None if kl_from is None else head(kl_from[piece].to(hidden.dtype))
-        found = logprobs[piece], entropy[piece], kl[piece], targets[piece]
         for rows in in_cache(logits):
-            own = Distribution(logits[rows].float())
-            of_rows, entropy_of_rows, kl_of_rows, told = (numbers[rows] for numbers in found)
-            of_rows[:], entropy_of_rows[:] = own.logprobs(told), own.entropy()
+            own, at = Distribution(logits[rows].float()), slice(start + rows.start, start + rows.stop)
+            logprobs[at], entropy[at] = own.logprobs(targets[at]), own.entropy()
             if others is not None:
-                kl_of_rows[:] = Distribution(others[rows].float()).kl(own)
+                kl[at] = Distribution(others[rows].float()).kl(own)
     return logprobs, entropy, None if kl_from is None else kl
 
 
@@ -465,14 +449,12 @@ class _FrozenHeadStats(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             piece = slice(start, start + chunk)
             logits = torch.nn.functional.linear(hidden[piece], weight, bias)
-            found = logprobs[piece], entropy[piece], targets[piece]
             shares = logprobs.new_empty(len(logits), 1)
             for rows in in_cache(logits):
-                over_vocabulary = Distribution(logits[rows].float())
-                of_rows, entropy_of_rows, told = (numbers[rows] for numbers in found)
-                of_rows[:], entropy_of_rows[:] = over_vocabulary.logprobs(told), over_vocabulary.entropy()
+                own, at = Distribution(logits[rows].float()), slice(start + rows.start, start + rows.stop)
+                logprobs[at], entropy[at] = own.logprobs(targets[at]), own.entropy()
                 # In the place of the logits, which are not needed any more.
-                logits[rows], shares[rows] = over_vocabulary.others(told)
+                logits[rows], shares[rows] = own.others(targets[at])
             slopes[piece] = (weight[targets[piece]].float() - logits @ weight).mul_(shares)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropy)

@@ -21,12 +21,13 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
+from rewardlm import fastpath
 from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
-from rewardlm.models.fused import fuse
 from rewardlm.models.load import Policy
 
 POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
@@ -63,7 +64,7 @@ def _add_fresh(policy: Policy, name: str, settings: LoraSettings, seed: int) -> 
                 policy.model = get_peft_model(policy.model, config, adapter_name=name, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"lora.targets {settings.targets!r}: {' '.join(str(error).split())[:200]}") from error
-    fuse(policy.model)
+    fastpath.fuse(policy.model)
 
 
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name: str = POLICY) -> None:
@@ -98,7 +99,7 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
             f"{len(unexpected)} don't belong ({(missing + unexpected)[0]}, …)"
         )
     policy.model.eval()
-    fuse(policy.model)
+    fastpath.fuse(policy.model)
     if name == POLICY:
         policy.adapter = str(folder)
 
@@ -122,27 +123,9 @@ def replace_adapter(model: Any, folder: Path) -> None:
 @contextlib.contextmanager
 def reference(policy: Policy) -> Iterator[None]:
     """Inside, the model is the frozen reference: the base, or the adapter that RL started from."""
-    model = policy.model
-    if not isinstance(model, PeftModel):
+    adapters = getattr(policy.model, "peft_config", {})
+    with using(policy, REFERENCE if REFERENCE in adapters else None):
         yield
-    elif REFERENCE in model.peft_config:
-        with active(policy, REFERENCE):
-            yield
-    else:
-        with _trainable_as_found(model), model.disable_adapter():
-            yield
-
-
-@contextlib.contextmanager
-def active(policy: Policy, name: str) -> Iterator[None]:
-    """Inside, the adapter ``name`` is on instead of the policy's."""
-    model = policy.model
-    with _trainable_as_found(model):
-        try:
-            model.set_adapter(name)
-            yield
-        finally:
-            model.set_adapter(POLICY)
 
 
 @contextlib.contextmanager
@@ -159,9 +142,10 @@ def using(policy: Policy, name: str | None) -> Iterator[None]:
         return
     if name is not None and name not in model.peft_config:
         raise ModelError(f"{policy.spec} has no adapter {name!r}: it has {', '.join(model.peft_config)}")
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # What an adapter saves besides its matrices (a norm, an embedding) is switched as they are.
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-    before = model.active_adapter
+    before, of_tuner = model.active_adapter, model.base_model.active_adapter
     with _trainable_as_found(model):
         try:
             for layer in layers:
@@ -170,7 +154,7 @@ def using(policy: Policy, name: str | None) -> Iterator[None]:
                 model.set_adapter(name)
             yield
         finally:
-            model.active_adapter = before
+            model.active_adapter, model.base_model.active_adapter = before, of_tuner
             for layer, adapters, disabled in found:
                 layer.set_adapter(adapters)
                 layer.enable_adapters(not disabled)

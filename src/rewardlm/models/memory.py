@@ -1,9 +1,9 @@
 """What a model takes in memory, from its configuration alone: no weights are read and nothing is computed.
 
 The model's own code runs on PyTorch's meta device, whose tensors have shapes and no contents, and the bytes that would
-be alive at each moment are added up. So what is said holds for every architecture that transformers knows, and for the
-way in which this package runs it; there is no formula that could be forgotten when either changes. Kernels' own scratch
-space, allocators' rounding and the process itself are not seen here.
+be alive at each moment are added up. So the figures hold for every architecture that transformers knows, and for the
+way in which this package runs it; there is no formula to keep up to date. Kernels' own scratch space, allocators'
+rounding and the process itself are not counted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, Conv1D, DynamicCache
 
+from rewardlm import fastpath
 from rewardlm.config import GenerationSettings, LoraSettings
-from rewardlm.models.lean import predicting_states
-from rewardlm.models.llama import lays_out
 from rewardlm.models.load import configuration
-from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed, trunk_states
+from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed
 from rewardlm.models.lora import add_lora
 from rewardlm.models.sampling import Sampler
-from rewardlm.models.slots import Slots
-from rewardlm.models.tree import Tree, runs_trees, tree_of
+from rewardlm.trunk import trunk_states
 
 META = torch.device("meta")
 # NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
@@ -49,13 +47,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
         # What was there before is known, and counts nothing.
-        for tensor in before:
-            self._alive[tensor.untyped_storage()._cdata] = 0
+        self._before = [tensor.untyped_storage() for tensor in before]
+        self._alive.update((id(storage), 0) for storage in self._before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
-            return False
         found = func(*args, **(kwargs or {}))
         for tensor in tree_iter(found):
             if isinstance(tensor, Tensor) and tensor.device == META:
@@ -63,7 +58,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def _note(self, storage: Any) -> None:
-        key = storage._cdata
+        key = id(storage)  # A storage is one object for as long as it lives.
         if key in self._alive:
             return
         self._alive[key] = size = storage.nbytes()
@@ -79,6 +74,9 @@ class _FusedAttention(TorchFunctionMode):
     """Attention as its fused kernels keep it: on the meta device PyTorch would spell it out, scores and all."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].device == META:
+            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
+            return False
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         more = kwargs or {}
@@ -184,22 +182,16 @@ def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings, load: str | N
     return Skeleton(policy.model.to(META), dtype, bare.stored)
 
 
-def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> int:
+def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> float:
     """All parameters and buffers but an adapter's; ``load`` 8bit or 4bit as bitsandbytes quantises.
 
     It takes linear layers, and leaves the language-model head (and the embeddings that it is tied to), embeddings,
     norms and biases as they are.
     """
-    total = sum(t.numel() * t.element_size() for n, t in _unique(causal_lm) if "lora_" not in n)
-    return (
-        total
-        if load is None
-        else total
-        - sum(
-            module.weight.numel() * module.weight.element_size() - _quantised(module, load)
-            for module in quantisable(causal_lm)
-        )
-    )
+    total = sum(tensor.nbytes for name, tensor in _unique(causal_lm) if "lora_" not in name)
+    if load is None:
+        return total
+    return float(total - sum(module.weight.nbytes - _quantised(module, load) for module in quantisable(causal_lm)))
 
 
 def quantisable(causal_lm: Any) -> list[Any]:
@@ -213,10 +205,10 @@ def quantisable(causal_lm: Any) -> list[Any]:
 
 
 def _quantised(module: Any, load: str) -> float:
-    numbers = int(module.weight.numel())
+    size = int(module.weight.numel())
     rows = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
     # 8 bit: a float32 a row besides.
-    return numbers * _FOUR_BIT if load == "4bit" else numbers + 4 * rows
+    return size * _FOUR_BIT if load == "4bit" else size + 4 * rows
 
 
 def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -229,7 +221,7 @@ def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def adapter_bytes(adapted: Skeleton) -> int:
     """The adapter's weights; its gradient and Adam's two moments are as large each."""
-    return sum(p.numel() * p.element_size() for n, p in adapted.model.named_parameters() if "lora_" in n)
+    return sum(parameter.nbytes for name, parameter in adapted.model.named_parameters() if "lora_" in name)
 
 
 def copied_bytes(adapted: Skeleton) -> int:
@@ -237,12 +229,12 @@ def copied_bytes(adapted: Skeleton) -> int:
     without its modules; else what lora.merged keeps in float32, copies of the adapted weights and one layer's change.
     """
     body, head = body_and_head(adapted.causal_lm)
-    if lays_out(body):
+    if fastpath.copies_weights(body):
         return int(head.weight.nbytes + sum(module.weight.nbytes for module in quantisable(adapted.causal_lm)))
     if adapted.dtype != torch.float32:
         return 0
-    layers = [m.get_base_layer() for m in adapted.model.modules() if isinstance(m, LoraLayer)]
-    sizes = [layer.weight.numel() * layer.weight.element_size() for layer in layers]
+    layers = [module for module in adapted.model.modules() if isinstance(module, LoraLayer)]
+    sizes = [layer.get_base_layer().weight.nbytes for layer in layers]
     return int(sum(sizes) + 2 * max(sizes))
 
 
@@ -259,37 +251,45 @@ def cache_bytes(bare: Skeleton, positions: int = 64) -> int | None:
 
 
 @torch.no_grad()
-def answering_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
+def generating_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
     """The most while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, the first token's draw.
 
-    Later steps hold less: the prompts' own cache is gone by then.
+    Later steps hold less: the prompts' own cache is gone by then. With transformers' cache, while the fast path is
+    shut, the last step holds most.
     """
     with bare.traced() as live:
         lm = bare.causal_lm
         cache = DynamicCache()
-        body = body_and_head(lm)[0]
-        if runs_trees(body):
-            tree = _tree(rows, prompt + 1, 1, held=True)
-            hidden = predicting_states(body, tree, cache)
-            for layer in cache.layers:
-                layer.keys, layer.values = (
-                    layer.keys[0][:, tree.keys].transpose(0, 1),
-                    layer.values[0][:, tree.keys].transpose(0, 1),
-                )
+        body, head = body_and_head(lm)
+        if fastpath.runs_trees(body):
+            _, hidden = fastpath.prefill(body, [[row] * prompt for row in range(rows)], cache, 0)
         else:
             hidden = _states(lm, rows, prompt, cache)[:, -1]
-        slots = Slots(lm.config.get_text_config().num_hidden_layers, META)
-        index = torch.arange(rows, device=META)
-        slots.rebuild([], new, (cache, torch.ones(rows, prompt, dtype=torch.long, device=META), index))
-        del cache
-        logits = body_and_head(lm)[1](hidden).float()
+        if fastpath.is_open():
+            slots = fastpath.Slots(lm.config.get_text_config().num_hidden_layers, META)
+            prompts_mask = torch.ones(rows, prompt, dtype=torch.long, device=META)
+            slots.rebuild([], new, (cache, prompts_mask, torch.arange(rows, device=META)))
+            del cache, prompts_mask
+        else:
+            hidden = _last_step(body, cache, rows, prompt + new - 1)
+        logits = head(hidden).float()
         uniforms = torch.zeros(rows, dtype=torch.float64, device=META)
-        Sampler(GenerationSettings(), index[:1]).draw(logits, uniforms, [0] * rows, [])
+        Sampler(GenerationSettings(), _zeros(1)).draw(logits, uniforms, [0] * rows, [])
     return live.peak
 
 
+def _last_step(body: Any, cache: DynamicCache, rows: int, positions: int) -> Tensor:
+    """States after one more token a row, the last of ``positions``; transformers' cache copies itself for each."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name)
+            setattr(layer, name, kept.new_empty(*kept.shape[:2], positions - 1, kept.shape[3]))
+    tokens = _zeros(rows, 1)
+    return trunk_states(body, tokens, torch.ones_like(_zeros(rows, positions)), tokens, cache)[:, -1]
+
+
 @torch.no_grad()
-def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
+def scoring_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
     """The most while the log-probabilities of answers are found; ``compared``: with the exact KL to other states."""
     with bare.traced() as live:
         lm = bare.causal_lm
@@ -300,7 +300,7 @@ def weighing_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compar
     return live.peak
 
 
-def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
+def updating_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
     """The most while a microbatch of RL goes forwards and backwards, its gradient included."""
     with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
@@ -315,7 +315,7 @@ def learning_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, rec
     return live.peak
 
 
-def imitating_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
+def finetuning_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
     """The most while a microbatch of fine-tuning does; ``kernels``: TRL's head runs in Triton's, as on CUDA."""
     adapted.model.train()  # with what it drops out
     with _as_it_was(adapted), adapted.traced() as live:
@@ -356,14 +356,10 @@ class _TrlHead(torch.autograd.Function):
 def _response_states(causal_lm: Any, rows: int, width: int, answer: int) -> Tensor:
     """As logprobs.response_states, of rows that have nothing in common."""
     body, _ = body_and_head(causal_lm)
-    if runs_trees(body):
-        return predicting_states(body, _tree(rows, width, answer))
+    if fastpath.runs_trees(body):
+        prompts = [[row] * (width - answer) for row in range(rows)]
+        return fastpath.predicting_states(body, fastpath.tree_of(prompts, [[0] * answer] * rows, 0, META))
     return _of_answers(_states(causal_lm, rows, width, DynamicCache(config=causal_lm.config)), answer)
-
-
-def _tree(rows: int, width: int, answer: int, *, held: bool = False) -> Tree:
-    prompts = [[row] * (width - answer) for row in range(rows)]
-    return tree_of(prompts, [[0] * answer] * rows, 0, META, held=held)
 
 
 def _states(causal_lm: Any, rows: int, width: int, cache: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""One command on several processes (torchrun, accelerate launch): who does which share, and what is put together.
+"""One command on several processes (torchrun, accelerate launch): who does which share, and how results are gathered.
 
 Every process has the same settings and comes to the same decisions; answers, judging and gradients are shared out.
 What each one found is gathered, so that all of them see the same, errors among them: a process that stopped alone
@@ -109,17 +109,15 @@ class Processes:
         [found] = self.gather(lambda: [find()] if self.is_main else [])
         return found
 
-    def together(self, find: Callable[[], T]) -> T:
-        """What ``find`` returns here: work that stays where it is done. An error in one process is raised in all."""
-        if self.size == 1:
-            return find()
+    def each(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns in this process, of all that call it. An error in one of them is raised in all."""
         here: list[T] = []
 
-        def alone() -> list[None]:
+        def keep() -> list[None]:
             here.append(find())
             return []
 
-        self.gather(alone)
+        self.gather(keep)
         return here[0]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> int:

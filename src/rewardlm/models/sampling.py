@@ -1,4 +1,4 @@
-"""One token from a row's logits: drawn by the row's own number in [0, 1), with the numbers that training wants of it.
+"""One token from a row's logits: drawn by the row's own number in [0, 1), with its log-probabilities and entropy.
 
 The vocabulary is walked through as few times as can be: it is as wide as all of a small model's layers together.
 """
@@ -90,7 +90,7 @@ class Sampler:
 def in_cache(logits: Tensor) -> list[slice]:
     """Rows of ``logits`` Float[B, V] that are looked at together: on a CPU few, walks through them being many."""
     rows = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+    return [slice(start, min(start + rows, len(logits))) for start in range(0, len(logits), rows)]
 
 
 class Distribution:

@@ -61,7 +61,7 @@ def load_for(settings: TrainingSettings, processes: Processes, put_on: Callable[
         _divide(policy)
 
     for turn in range(_local("WORLD_SIZE")):
-        processes.together(load if turn == _local("RANK") else _pass)
+        processes.each(load if turn == _local("RANK") else lambda: None)
     _first_pass(loaded[0][0])
     return loaded[0]
 
@@ -74,7 +74,7 @@ def divided_names(model: nn.Module) -> list[str]:
 @contextmanager
 def in_step(policy: Policy) -> Iterator[None]:
     """Inside, a machine's processes may make different numbers of passes through a divided model, each forwards alone
-    or forwards and then backwards: who leaves first runs along on a token of no account until all have left.
+    or forwards and then backwards. A process that leaves early keeps stepping on a padding token until all have left.
 
     Nothing happens where the model isn't divided. After an error that is no RewardLMError the processes are out of
     step, and the launcher has to end them.
@@ -150,7 +150,3 @@ def _first_pass(policy: Policy) -> None:
 def _local(what: str) -> int:
     """RANK or WORLD_SIZE among this machine's processes, as the launcher set them."""
     return int(os.environ.get(f"LOCAL_{what}", {"RANK": "0", "WORLD_SIZE": "1"}[what]))
-
-
-def _pass() -> None:
-    """Another process's turn."""

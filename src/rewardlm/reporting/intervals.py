@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rewardlm.interpreting.findings import Estimate
+from rewardlm.reporting.formats import NONE, interval, signed
 from rewardlm.stats import LEVEL
 
 
@@ -25,37 +26,28 @@ def direction(change: Estimate | None) -> int | None:
     return 1 if low > 0 else -1
 
 
-def number_text(interval: Estimate | None, digits: int = 2) -> str:
+def number_text(found: Estimate | None, digits: int = 2) -> str:
     """A change: "−0.43 (−0.86 to −0.17)"."""
-    return _text(interval, lambda value: signed(value, digits))
+    return _text(found, lambda value: signed(value, digits))
 
 
-def points_text(interval: Estimate) -> str:
+def points_text(found: Estimate) -> str:
     """A change of shares in percentage points: "−4.1 points (−6.0 to −2.2)"."""
-    return _text(interval, lambda value: signed(100 * value, 1), " points")
+    return _text(found, lambda value: signed(100 * value, 1), " points")
 
 
-def share_text(interval: Estimate) -> str:
+def share_text(found: Estimate) -> str:
     """A share in percent: "66.9 % (56.2 to 86.4)"."""
-    return _text(interval, lambda value: f"{100 * value:.1f}", " %")
+    return _text(found, lambda value: f"{100 * value:.1f}", " %")
 
 
-def plain_text(interval: Estimate, digits: int = 2) -> str:
+def plain_text(found: Estimate, digits: int = 2) -> str:
     """A size, unsigned: "3.41 (3.20 to 3.62)"."""
-    return _text(interval, lambda value: f"{value:.{digits}f}")
+    return _text(found, lambda value: f"{value:.{digits}f}")
 
 
-def signed(value: float, digits: int) -> str:
-    """With the sign of the value itself: an interval that ends just below zero must not seem to hold it."""
-    sign = "−" if value < 0 else "+" if value > 0 else "±"
-    return f"{sign}{abs(value):.{digits}f}"
-
-
-def _text(interval: Estimate | None, write: Callable[[float], str], unit: str = "") -> str:
-    if interval is None or interval.mean is None:
-        return "—"
-    text = f"{write(interval.mean)}{unit}"
-    if interval.ci95 is None:
-        return text
-    low, high = interval.ci95
-    return f"{text} ({write(low)} to {write(high)})"
+def _text(found: Estimate | None, write: Callable[[float], str], unit: str = "") -> str:
+    if found is None or found.mean is None:
+        return NONE
+    ends = interval(found.ci95, write, none="")
+    return f"{write(found.mean)}{unit}" + (f" ({ends})" if ends else "")

@@ -12,19 +12,19 @@ from typing import Any
 
 from rewardlm.interpreting.findings import (
     AdapterPath,
+    AdapterVerdict,
     CausalRow,
     Inside,
-    ModelLoss,
+    ModelAblation,
     Ratio,
     Shuffled,
     ValueVectors,
     VectorAblation,
-    Verdict,
 )
 from rewardlm.reporting import mechanistic_figures as figures
-from rewardlm.reporting.formats import p_number, p_text
+from rewardlm.reporting.formats import p_number, p_text, signed
 from rewardlm.reporting.headline import Part
-from rewardlm.reporting.intervals import direction, number_text, signed
+from rewardlm.reporting.intervals import direction, number_text
 
 _VERDICTS = {
     "unclear": "nothing to explain: toxicity was not shown to fall",
@@ -197,7 +197,7 @@ def what_was_done(row: CausalRow) -> str:
     return form.format(value=row.value, first=layers[0], last=layers[-1], number=len(row.changes or ()))
 
 
-def _unlearned(found: Inside, label: str, verdict: Verdict) -> list[Part]:
+def _unlearned(found: Inside, label: str, verdict: AdapterVerdict) -> list[Part]:
     if found.vectors is None or verdict.kind is None or verdict.vector_cosine is None:
         return [("There are no toxic value vectors to follow, so nothing can be said of them.", False)]
     said = _VERDICTS[verdict.kind].format(reason=verdict.reason)
@@ -226,7 +226,7 @@ def _unlearned(found: Inside, label: str, verdict: Verdict) -> list[Part]:
     return parts
 
 
-def _pushed(vectors: ValueVectors, label: str, verdict: Verdict) -> str:
+def _pushed(vectors: ValueVectors, label: str, verdict: AdapterVerdict) -> str:
     """How far the value vectors still push, with what that is held against, as the end of a sentence."""
     push, read, write = verdict.push_ratio, verdict.read_ratio, verdict.write_ratio
     if push is None or read is None or write is None:
@@ -247,7 +247,7 @@ def _times(ratio: Ratio) -> str:
     return f"{ratio.mean:.2f} times ({low:.2f} to {high:.2f})"
 
 
-def _without_vectors(silenced: VectorAblation, lost: ModelLoss) -> list[Part]:
+def _without_vectors(silenced: VectorAblation, lost: ModelAblation) -> list[Part]:
     parts: list[Part] = []
     on = f"on {silenced.answers} answers to {silenced.prompts_of_answers} prompts"
     measured = (
@@ -275,7 +275,7 @@ def _without_vectors(silenced: VectorAblation, lost: ModelLoss) -> list[Part]:
     return parts
 
 
-def _where(found: Inside, label: str, verdict: Verdict) -> list[Part]:
+def _where(found: Inside, label: str, verdict: AdapterVerdict) -> list[Part]:
     path, written = found.paths[label], found.adapters[label]
     parts = _preference(found, label, path, verdict)
     last = written.moved[-1]
@@ -293,7 +293,7 @@ def _where(found: Inside, label: str, verdict: Verdict) -> list[Part]:
     return parts
 
 
-def _preference(found: Inside, label: str, path: AdapterPath | None, verdict: Verdict) -> list[Part]:
+def _preference(found: Inside, label: str, path: AdapterPath | None, verdict: AdapterVerdict) -> list[Part]:
     """Whether it came to prefer less toxic answers, and which layers carry that."""
     base = found.models[0]
     if path is None:

@@ -22,7 +22,6 @@ from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stat
 from rewardlm.models.lora import (
     CRITIC,
     REFERENCE,
-    active,
     adapter_parameters,
     add_critic,
     add_lora,
@@ -30,6 +29,7 @@ from rewardlm.models.lora import (
     is_of_adapter,
     load_adapter,
     reference,
+    using,
 )
 from rewardlm.models.processes import Processes
 from rewardlm.models.sharding import in_step
@@ -242,7 +242,7 @@ def _values(learner: Learner, draft: Draft, hidden: list[Tensor], tokens: int) -
         return [head(states.to(policy.device)).cpu() for states in hidden]
     prompts, responses = draft.prompt_ids, draft.responses
     values: dict[int, Tensor] = {}
-    with active(policy, CRITIC):
+    with using(policy, CRITIC):
         for rows in pieces(policy.causal_lm, prompts, responses, tokens):
             found = head(hidden_rows(policy.causal_lm, prompts, responses, rows)).cpu()
             values.update(zip(rows, found.split_with_sizes([len(responses[row]) for row in rows]), strict=True))
@@ -391,7 +391,7 @@ def _backward(
         loss = loss + critic_loss(learner.value_head, stats.hidden)
     loss.backward()  # type: ignore[no-untyped-call]
     if learner.value_head is not None and learner.own_critic:
-        with active(policy, CRITIC):
+        with using(policy, CRITIC):
             hidden = hidden_rows(policy.causal_lm, rollouts.prompts, rollouts.responses, rows, recompute=recompute)
             critic_loss(learner.value_head, hidden).backward()  # type: ignore[no-untyped-call]
     return found

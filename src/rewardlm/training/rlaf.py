@@ -269,7 +269,7 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
     prompts = draw_prompts(training, step)
     mine = [prompts[index] for index in processes.span(len(prompts))]
     with clock("rollout"):
-        draft = processes.together(lambda: sample(learner.policy, settings, mine, step, training.rollout_budget))
+        draft = processes.each(lambda: sample(learner.policy, settings, mine, step, training.rollout_budget))
 
     # Rewards: text in, P(toxic) out, and its opposite is the reward.
     with clock("reward"):

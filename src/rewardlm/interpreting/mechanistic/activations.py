@@ -29,12 +29,12 @@ from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers
 from rewardlm.interpreting.mechanistic.architecture import (
-    Layout,
+    Architecture,
     adapter_is_on,
     adapter_layers,
     adapter_weight,
+    architecture_of,
     evaluating,
-    layout_of,
     plain_attention,
 )
 from rewardlm.models.load import Policy
@@ -106,8 +106,8 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
 
     Raises ModelError for a family that is not known here.
     """
-    layout = layout_of(causal_lm)
-    where, n_heads = batch.where, layout.n_heads
+    arch = architecture_of(causal_lm)
+    where, n_heads = batch.where, arch.n_heads
     kept: dict[str, list[Tensor]] = {
         name: [] for name in ("stream", "z", "neurons", "attention", "mlp", "final", "patterns")
     }
@@ -143,17 +143,17 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
         def hooked(handle: Any) -> None:
             stack.callback(handle.remove)
 
-        for index, layer in enumerate(layout.layers):
+        for index, layer in enumerate(arch.layers):
             hooked(layer.register_forward_pre_hook(sees("stream"), with_kwargs=True))
-            hooked(layout.attention_out[index].register_forward_hook(read_and_wrote("z", "attention")))
-            hooked(layout.mlp_out[index].register_forward_hook(read_and_wrote("neurons", "mlp")))
+            hooked(arch.attention_out[index].register_forward_hook(read_and_wrote("z", "attention")))
+            hooked(arch.mlp_out[index].register_forward_hook(read_and_wrote("neurons", "mlp")))
             if patterns:
-                hooked(layout.attention[index].register_forward_hook(attends))
+                hooked(arch.attention[index].register_forward_hook(attends))
             if adapter:
-                for module in (layout.attention[index], layout.mlp[index]):
+                for module in (arch.attention[index], arch.mlp[index]):
                     hooked(module.register_forward_pre_hook(called, with_kwargs=True))
-        hooked(layout.norm.register_forward_pre_hook(sees("stream"), with_kwargs=True))
-        keep("final", layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0])
+        hooked(arch.norm.register_forward_pre_hook(sees("stream"), with_kwargs=True))
+        keep("final", arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0])
     z = torch.stack(kept["z"])
     found = Trace(
         stream=torch.stack(kept["stream"]),
@@ -168,18 +168,18 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
     if not adapter:
         return found
     with evaluating(causal_lm):
-        return replace(found, adapter=_adapter_writes(layout, found, where, calls))
+        return replace(found, adapter=_adapter_writes(arch, found, where, calls))
 
 
 def _adapter_writes(
-    layout: Layout, found: Trace, where: Tensor, calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
+    arch: Architecture, found: Trace, where: Tensor, calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
 ) -> dict[str, Tensor]:
     """See ``trace``: the adapter's writes by module, Float[L, N, M]; a layer without that module wrote nothing."""
     writes: dict[str, list[Tensor]] = {}
     nothing = torch.zeros_like(found.attention_writes[0])
 
     def add(name: str, index: int, write: Tensor) -> None:
-        rows = writes.setdefault(name, [nothing] * len(layout.layers))
+        rows = writes.setdefault(name, [nothing] * len(arch.layers))
         rows[index] = write
 
     def without(module: Any, out: Any, switched_off: Iterable[LoraLayer]) -> Tensor:
@@ -195,12 +195,12 @@ def _adapter_writes(
         return wrote[0]
 
     parts = (
-        ("attention", layout.attention, layout.attention_out, found.attention_writes, found.head_inputs.flatten(-2)),
-        ("mlp", layout.mlp, layout.mlp_out, found.mlp_writes, found.neurons),
+        ("attention", arch.attention, arch.attention_out, found.attention_writes, found.head_inputs.flatten(-2)),
+        ("mlp", arch.mlp, arch.mlp_out, found.mlp_writes, found.neurons),
     )
     for part, sublayers, outs, whole, reads in parts:
         for index, (sublayer, out) in enumerate(zip(sublayers, outs, strict=True)):
-            others = [] if part == "attention" else [*adapter_layers(layout.attention[index]).values()]
+            others = [] if part == "attention" else [*adapter_layers(arch.attention[index]).values()]
             own = {
                 name: layer
                 for name, layer in adapter_layers(sublayer).items()
@@ -208,7 +208,7 @@ def _adapter_writes(
             }
             if not own:
                 continue
-            path = next(name for name, module in layout.layers[index].named_modules() if module is sublayer)
+            path = next(name for name, module in arch.layers[index].named_modules() if module is sublayer)
             for name, layer in own.items():
                 if layer is out:
                     write = torch.einsum("ni,im->nm", reads[index], adapter_weight(layer))

@@ -19,7 +19,7 @@ from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
 from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
-from rewardlm.interpreting.mechanistic.architecture import Layout, adapter_layers, evaluating, layout_of
+from rewardlm.interpreting.mechanistic.architecture import Architecture, adapter_layers, architecture_of, evaluating
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.measuring.metrics import FloatArray
@@ -129,7 +129,7 @@ def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> 
             total += float(weight) / 2 * gradient.double().cpu()
         return dict(zip(layers, total.tolist(), strict=True))
 
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     try:
         with evaluating(causal_lm):
             with torch.no_grad():
@@ -140,9 +140,7 @@ def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> 
                 after = float(effect())
             while True:
                 by_module = integral(steps)
-                shares = PathShares(
-                    before, after, by_module, np.array(_sums(layout, causal_lm, by_module)), steps=steps
-                )
+                shares = PathShares(before, after, by_module, np.array(_sums(arch, causal_lm, by_module)), steps=steps)
                 if shares.adds_up or 2 * steps > MOST_PATH_STEPS:
                     return shares
                 steps *= 2
@@ -151,9 +149,9 @@ def path_shares(causal_lm: Any, effect: Callable[[], Tensor], *, steps: int) -> 
             layer.scaling.update(found[name])
 
 
-def _sums(layout: Layout, causal_lm: Any, by_module: Mapping[str, float]) -> list[float]:
+def _sums(arch: Architecture, causal_lm: Any, by_module: Mapping[str, float]) -> list[float]:
     paths = {id(module): name for name, module in causal_lm.named_modules()}
-    prefixes = [f"{paths[id(layer)]}." for layer in layout.layers]
+    prefixes = [f"{paths[id(layer)]}." for layer in arch.layers]
     return [sum(share for name, share in by_module.items() if name.startswith(prefix)) for prefix in prefixes]
 
 
@@ -169,9 +167,9 @@ def fewest_layers(shares: Sequence[float], share: float = 0.8) -> int:
 
 def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
     """The mean log-probability (nats) of each row's response tokens, Float[B], with its graph."""
-    layout = layout_of(causal_lm)
-    states = layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0][batch.where]
-    logprobs = layout.head(states).float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+    arch = architecture_of(causal_lm)
+    states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0][batch.where]
+    logprobs = arch.head(states).float().log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
     n_rows = batch.tokens.shape[0]
     sums = logprobs.new_zeros(n_rows).index_add(0, batch.row, logprobs)
     means: Tensor = sums / torch.bincount(batch.row, minlength=n_rows).clamp(min=1)

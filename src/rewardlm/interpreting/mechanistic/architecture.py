@@ -1,7 +1,7 @@
 """The parts of a transformer by what they do, whatever its family calls them, and their weights with an adapter's.
 
-``layout_of`` is the one place that knows how families name layers, norms and output matrices. The rest reads a part's
-weight, bias or LoRA factors, and switches a model to evaluation or to attention whose weights can be seen.
+``architecture_of`` is the one place that knows how families name layers, norms and output matrices. The rest reads a
+part's weight, bias or LoRA factors, and switches a model to evaluation or to attention whose weights can be seen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class Architecture:
     """A model's parts by what they do, whatever its family calls them. ``attention_out[l]`` is W_O of layer l,
     ``mlp_out[l]`` is W_D; a part with an adapter on it is PEFT's layer around it."""
 
@@ -64,7 +64,7 @@ class Layout:
     n_heads: int
 
 
-def layout_of(causal_lm: Any) -> Layout:
+def architecture_of(causal_lm: Any) -> Architecture:
     """The parts of a transformers model (inside of PEFT's wrapper). Raises ModelError for a family not known here, and
     for one that norms its stream after each write (OPT-350m)."""
     kind = causal_lm.config.model_type
@@ -84,7 +84,7 @@ def layout_of(causal_lm: Any) -> Layout:
             f"the residual stream of this {kind!r} model can't be taken apart: it has no final norm, so writes are "
             "normed one after another and don't add up"
         ) from None
-    return Layout(
+    return Architecture(
         body=body,
         head=head,
         norm=norm,

@@ -19,7 +19,7 @@ from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_
 from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
 from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText
-from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups, sample_answers, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
 from rewardlm.models.load import Policy
@@ -126,7 +126,7 @@ def _conditions(
     text: BaseText, subjects: Sequence[ModelAnswers], layer: int | None, direction: Tensor | None
 ) -> list[Condition]:
     settings = text.settings
-    n_layers = len(layout_of(text.policy.causal_lm).layers)
+    n_layers = len(architecture_of(text.policy.causal_lm).layers)
     conditions = []
     for subject in subjects:
         plain = Condition(subject.label, subject.adapter, "plain")

@@ -25,7 +25,7 @@ from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Insid
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
-from rewardlm.interpreting.mechanistic.architecture import layout_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
 from rewardlm.interpreting.mechanistic.residual_stream import read_stream
@@ -66,7 +66,7 @@ def examine_runs(
     if len(there) < 2:
         return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
     try:
-        layout_of(base.policy.causal_lm)
+        architecture_of(base.policy.causal_lm)
     except ModelError as error:
         return None, [f"The residual stream was left out: {error}."]
     notes = [
@@ -152,7 +152,7 @@ def examine(
     """
     _check(policy, prompts, subjects)
     progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
-    layout = layout_of(policy.causal_lm)
+    arch = architecture_of(policy.causal_lm)
     base, tuned = subjects[0], subjects[1:]
     text = BaseText(policy, prompts, base, settings)
     notes = []
@@ -193,8 +193,8 @@ def examine(
     found = Inside(
         models=[subject.label for subject in subjects],
         family=policy.causal_lm.config.model_type,
-        n_layers=len(layout.layers),
-        n_heads=layout.n_heads,
+        n_layers=len(arch.layers),
+        n_heads=arch.n_heads,
         answers=len(text.answered),
         focus=Focus(answers=len(text.focus), toxic=len(text.toxic) >= FEWEST_TOXIC),
         words=_words(policy, contrast),

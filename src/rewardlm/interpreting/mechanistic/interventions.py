@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.mechanistic.architecture import adapter_layers, layout_of
+from rewardlm.interpreting.mechanistic.architecture import adapter_layers, architecture_of
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using
@@ -29,8 +29,8 @@ def added(causal_lm: Any, layer: int, vector: Tensor) -> Iterator[None]:
 
     Arditi et al. 2024, eq. 3; Turner et al. 2023.
     """
-    layout = layout_of(causal_lm)
-    modules = [*layout.layers, layout.norm]
+    arch = architecture_of(causal_lm)
+    modules = [*arch.layers, arch.norm]
     if not 0 <= layer < len(modules):
         raise ModelError(f"layer {layer}: expected 0 to {len(modules) - 1}, the last being the final norm")
 
@@ -45,7 +45,7 @@ def added(causal_lm: Any, layer: int, vector: Tensor) -> Iterator[None]:
 def ablated(causal_lm: Any, direction: Tensor) -> Iterator[None]:
     """Inside, nothing is ever written along ``direction`` Float[M]: x ← x − (x·d̂)·d̂ for the embedding and the output
     of every attention and MLP (Arditi et al. 2024, eq. 4). The stream then has no part along it, at any layer."""
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     unit = direction / direction.norm()
 
     def without(states: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def ablated(causal_lm: Any, direction: Tensor) -> Iterator[None]:
         return rest
 
     with contextlib.ExitStack() as stack:
-        stack.callback(_change_input(layout.layers[0], without).remove)
-        for module in (*layout.attention_out, *layout.mlp_out):
+        stack.callback(_change_input(arch.layers[0], without).remove)
+        for module in (*arch.attention_out, *arch.mlp_out):
             stack.callback(module.register_forward_hook(lambda _module, _args, output: without(output)).remove)
         yield
 
@@ -74,7 +74,7 @@ def _change_input(module: Any, change: Callable[[Tensor], Tensor]) -> Any:
 @contextlib.contextmanager
 def silenced(causal_lm: Any, neurons: Iterable[tuple[int, int]]) -> Iterator[None]:
     """Inside, these (layer, neuron) of the MLPs write nothing, an adapter's part included, however active they are."""
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     by_layer: dict[int, list[int]] = {}
     for layer, neuron in neurons:
         by_layer.setdefault(layer, []).append(neuron)
@@ -89,7 +89,7 @@ def silenced(causal_lm: Any, neurons: Iterable[tuple[int, int]]) -> Iterator[Non
 
     with contextlib.ExitStack() as stack:
         for layer, which in by_layer.items():
-            stack.callback(layout.mlp_out[layer].register_forward_pre_hook(without(which)).remove)
+            stack.callback(arch.mlp_out[layer].register_forward_pre_hook(without(which)).remove)
         yield
 
 
@@ -154,7 +154,7 @@ def applied(policy: Policy, condition: Condition) -> Iterator[None]:
         if kind == "scale":
             stack.enter_context(scaled(adapter_layers(causal_lm).values(), condition.value))
         elif kind == "layers_off":
-            layers = layout_of(causal_lm).layers
+            layers = architecture_of(causal_lm).layers
             for index in condition.layers:
                 stack.enter_context(scaled(adapter_layers(layers[index]).values(), 0.0))
         elif kind == "add" and condition.direction is not None:

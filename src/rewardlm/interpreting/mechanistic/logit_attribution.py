@@ -16,9 +16,9 @@ from rewardlm.interpreting.mechanistic.activations import Trace
 from rewardlm.interpreting.mechanistic.architecture import (
     adapter_factors,
     adapter_reads,
+    architecture_of,
     bias_of,
     centres,
-    layout_of,
     norm_scale,
     norm_shift,
     split_heads,
@@ -63,19 +63,17 @@ def direct_attribution(causal_lm: Any, found: Trace, contrast: Contrast) -> Logi
     subtracts the stream's (LayerNorm does, RMSNorm doesn't). A head's share is then einsum("n h d, h d -> n h",
     z, W_O u) / σ, so no write needs to be formed. Direct effects alone: what a part makes later parts do is theirs.
     """
-    layout = layout_of(causal_lm)
-    w, bias = _contrast_row(layout.head, contrast)
-    u, shift = through_norm(layout.norm, w), norm_shift(layout.norm) @ w
-    per_scale = 1 / norm_scale(layout.norm, found.stream[-1])
+    arch = architecture_of(causal_lm)
+    w, bias = _contrast_row(arch.head, contrast)
+    u, shift = through_norm(arch.norm, w), norm_shift(arch.norm) @ w
+    per_scale = 1 / norm_scale(arch.norm, found.stream[-1])
     heads, adapter_heads, attention_bias = [], [], []
     mlp, mlp_bias, adapter_mlp = [], [], []
     for z, neurons, attention_out, mlp_out in zip(
-        found.head_inputs, found.neurons, layout.attention_out, layout.mlp_out, strict=True
+        found.head_inputs, found.neurons, arch.attention_out, arch.mlp_out, strict=True
     ):
-        heads.append(torch.einsum("nhd,hd->nh", z, split_heads(weight_of(attention_out) @ u, layout.n_heads)))
-        adapter_heads.append(
-            torch.einsum("nhd,hd->nh", z, split_heads(adapter_reads(attention_out, u), layout.n_heads))
-        )
+        heads.append(torch.einsum("nhd,hd->nh", z, split_heads(weight_of(attention_out) @ u, arch.n_heads)))
+        adapter_heads.append(torch.einsum("nhd,hd->nh", z, split_heads(adapter_reads(attention_out, u), arch.n_heads)))
         attention_bias.append(per_scale.new_full(per_scale.shape, float(bias_of(attention_out, u) @ u)))
         mlp.append(torch.einsum("nf,f->n", neurons, weight_of(mlp_out) @ u))
         adapter_mlp.append(torch.einsum("nf,f->n", neurons, adapter_reads(mlp_out, u)))
@@ -97,25 +95,25 @@ def direct_attribution(causal_lm: Any, found: Trace, contrast: Contrast) -> Logi
 @torch.no_grad()
 def share_of_writes(causal_lm: Any, found: Trace, writes: Tensor, contrast: Contrast) -> Tensor:
     """Direct share in the contrast's score of any writes Float[..., N, M], at the trace's own scales: Float[..., N]."""
-    layout = layout_of(causal_lm)
-    u = through_norm(layout.norm, _contrast_row(layout.head, contrast)[0])
-    return writes @ u / norm_scale(layout.norm, found.stream[-1])
+    arch = architecture_of(causal_lm)
+    u = through_norm(arch.norm, _contrast_row(arch.head, contrast)[0])
+    return writes @ u / norm_scale(arch.norm, found.stream[-1])
 
 
 @torch.no_grad()
 def contrast_direction(causal_lm: Any, contrast: Contrast) -> Tensor:
     """u of ``direct_attribution``, Float[M]: a write v changes the contrast's score by v·u over the norm's scale."""
-    layout = layout_of(causal_lm)
-    return through_norm(layout.norm, _contrast_row(layout.head, contrast)[0])
+    arch = architecture_of(causal_lm)
+    return through_norm(arch.norm, _contrast_row(arch.head, contrast)[0])
 
 
 @torch.no_grad()
 def vocabulary_covariance(causal_lm: Any) -> Tensor:
     """C Float[M, M], with which v·C·v is the variance over the vocabulary of the logits that a write v adds, times the
     norm's scale squared."""
-    layout = layout_of(causal_lm)
-    rows = weight_of(layout.head).T * layout.norm.weight.float()
-    if centres(layout.norm):
+    arch = architecture_of(causal_lm)
+    rows = weight_of(arch.head).T * arch.norm.weight.float()
+    if centres(arch.norm):
         rows = rows - rows.mean(1, keepdim=True)
     rows = rows - rows.mean(0)
     return torch.einsum("vm,vn->mn", rows, rows) / len(rows)
@@ -141,12 +139,12 @@ def logit_lens(causal_lm: Any, stream: Tensor, targets: Tensor, contrast: Contra
 
     Unlike direct attribution, each layer is normed by its own scale.
     """
-    layout = layout_of(causal_lm)
-    weight_type = next(layout.norm.parameters()).dtype
+    arch = architecture_of(causal_lm)
+    weight_type = next(arch.norm.parameters()).dtype
     rows: dict[str, list[Tensor]] = {"score": [], "target_logprob": [], "entropy": [], "kl": []}
-    last = layout.head(layout.norm(stream[-1].to(weight_type))).float().log_softmax(-1)
+    last = arch.head(arch.norm(stream[-1].to(weight_type))).float().log_softmax(-1)
     for states in stream:
-        logits = layout.head(layout.norm(states.to(weight_type))).float()
+        logits = arch.head(arch.norm(states.to(weight_type))).float()
         logprobs = logits.log_softmax(-1)
         rows["score"].append(contrast.of(logits))
         rows["target_logprob"].append(logprobs.gather(-1, targets[:, None]).squeeze(-1))

@@ -36,10 +36,10 @@ from rewardlm.interpreting.findings import ModelVectors, RandomAdapter, Ratio, V
 from rewardlm.interpreting.intervals import FEWEST
 from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch
 from rewardlm.interpreting.mechanistic.architecture import (
-    Layout,
+    Architecture,
     adapter_row,
+    architecture_of,
     evaluating,
-    layout_of,
     normed_direction,
     weight_of,
 )
@@ -75,10 +75,10 @@ def value_vectors(
     vocabulary's covariance (see ``logit_attribution``) that is by how many standard deviations, over the vocabulary, v
     lifts the toxic words above the neutral ones. Tokens are the highest of W_U·(gain ⊙ v), the norm's scale left out.
     """
-    layout = layout_of(causal_lm)
-    gated = has_gate(layout)
+    arch = architecture_of(causal_lm)
+    gated = has_gate(arch)
     found: list[tuple[float, int, int, int]] = []
-    for layer, module in enumerate(layout.mlp_out):
+    for layer, module in enumerate(arch.mlp_out):
         rows = weight_of(module)
         if covariance is None:
             size = rows.norm(dim=1) * towards.norm()
@@ -88,27 +88,27 @@ def value_vectors(
         best = (scores.abs() if gated else scores).topk(min(number, len(scores))).indices
         for neuron, score in zip(best.tolist(), scores[best].tolist(), strict=True):
             found.append((abs(score), layer, neuron, -1) if gated and score < 0 else (score, layer, neuron, 1))
-    w_u = weight_of(layout.head)
+    w_u = weight_of(arch.head)
     vectors = []
     for score, layer, neuron, sign in sorted(found, reverse=True)[:number]:
-        row = sign * weight_of(layout.mlp_out[layer])[neuron]
-        tokens = (normed_direction(layout.norm, row) @ w_u).topk(n_tokens).indices
+        row = sign * weight_of(arch.mlp_out[layer])[neuron]
+        tokens = (normed_direction(arch.norm, row) @ w_u).topk(n_tokens).indices
         vectors.append(ValueVector(layer, neuron, sign, score, tuple(tokens.tolist())))
     return vectors
 
 
-def has_gate(layout: Layout) -> bool:
+def has_gate(arch: Architecture) -> bool:
     """Whether the MLPs multiply by a gate, so that their activations have both signs alike."""
-    return hasattr(layout.mlp[0], "gate_proj")
+    return hasattr(arch.mlp[0], "gate_proj")
 
 
 @torch.no_grad()
 def vector_rows(causal_lm: Any, vectors: Sequence[ValueVector]) -> Tensor:
     """The value vectors as the model stands, the active adapter's part included and signed: Float[len(vectors), M]."""
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     rows = []
     for vector in vectors:
-        module = layout.mlp_out[vector.layer]
+        module = arch.mlp_out[vector.layer]
         rows.append(vector.sign * (weight_of(module)[vector.neuron] + adapter_row(module, vector.neuron)))
     return torch.stack(rows)
 
@@ -289,7 +289,7 @@ def _null(
 @torch.no_grad()
 def activations_at(causal_lm: Any, batch: ResponseBatch, vectors: Sequence[ValueVector]) -> Tensor:
     """Signed activations of ``vectors`` at ``batch.where``, Float[N, K]: ``trace``'s, without all the rest."""
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     found: dict[int, Tensor] = {}
 
     def keep(index: int) -> Any:
@@ -301,6 +301,6 @@ def activations_at(causal_lm: Any, batch: ResponseBatch, vectors: Sequence[Value
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(causal_lm))
         for layer in {vector.layer for vector in vectors}:
-            stack.callback(layout.mlp_out[layer].register_forward_pre_hook(keep(layer)).remove)
-        layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
+            stack.callback(arch.mlp_out[layer].register_forward_pre_hook(keep(layer)).remove)
+        arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
     return torch.stack([vector.sign * found[vector.layer][:, vector.neuron] for vector in vectors], -1)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
-from rewardlm.interpreting.findings import Estimate, Loss, ModelLoss, VectorAblation
+from rewardlm.interpreting.findings import AblationEffect, Estimate, ModelAblation, VectorAblation
 from rewardlm.interpreting.intervals import change_between, rank_p_value, shown
 from rewardlm.interpreting.mechanistic.activations import BaseText
-from rewardlm.interpreting.mechanistic.architecture import evaluating, layout_of, weight_of
+from rewardlm.interpreting.mechanistic.architecture import architecture_of, evaluating, weight_of
 from rewardlm.interpreting.mechanistic.interventions import sample_answers, silenced, text_of
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, means_by_prompt
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction
@@ -36,12 +36,12 @@ def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], number: int, se
 
     Fewer sets where a layer hasn't as many others.
     """
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     rng = np.random.default_rng(seed)
     taken = {(vector.layer, vector.neuron) for vector in vectors}
     by_vector: list[list[ValueVector]] = []
     for vector in vectors:
-        lengths = weight_of(layout.mlp_out[vector.layer]).norm(dim=1)
+        lengths = weight_of(arch.mlp_out[vector.layer]).norm(dim=1)
         near = (lengths - lengths[vector.neuron]).abs().argsort(stable=True).tolist()
         free = [neuron for neuron in near if (vector.layer, neuron) not in taken]
         pool = free[: max(number, len(near) // 20)]
@@ -89,13 +89,13 @@ def ablate_vectors(
 
     by_toxicity = _Measure(toxicity, _ANSWERING_SETS if contrast is not None else len(sets), 1.0) if answering else None
     by_logits = None if contrast is None else _Measure(logits, len(sets), None)
-    by_model: dict[str, ModelLoss] = {}
-    base: ModelLoss | None = None
+    by_model: dict[str, ModelAblation] = {}
+    base: ModelAblation | None = None
     for subject in subjects:
         with using(policy, subject.adapter):
-            by_model[subject.label] = ModelLoss(
-                toxicity=_loss(text, vectors, sets, by_toxicity, None if base is None else base.toxicity),
-                logits=_loss(text, vectors, sets, by_logits, None if base is None else base.logits),
+            by_model[subject.label] = ModelAblation(
+                toxicity=_effect(text, vectors, sets, by_toxicity, None if base is None else base.toxicity),
+                logits=_effect(text, vectors, sets, by_logits, None if base is None else base.logits),
             )
         base = base or by_model[subject.label]
     return VectorAblation(
@@ -119,13 +119,13 @@ class _Measure:
     largest: float | None
 
 
-def _loss(
+def _effect(
     text: BaseText,
     vectors: Sequence[ValueVector],
     sets: Sequence[Sequence[ValueVector]],
     measure: _Measure | None,
-    of_base: Loss | None,
-) -> Loss | None:
+    of_base: AblationEffect | None,
+) -> AblationEffect | None:
     """Of the model as it stands; ``of_base`` is None for the base itself."""
     if measure is None:
         return None
@@ -142,10 +142,10 @@ def _loss(
             plain, named, n_resamples=settings.n_resamples, seed=settings.seed, largest=measure.largest
         )
         tried = tried if takes_more(of_base) and shown(change, -1) else _ANSWERING_SETS
-    return lost(plain, named, [without(one) for one in sets[:tried]], settings, largest=measure.largest)
+    return ablation_effect(plain, named, [without(one) for one in sets[:tried]], settings, largest=measure.largest)
 
 
-def takes_more(found: Loss) -> bool:
+def takes_more(found: AblationEffect) -> bool:
     """Whether the named vectors were shown to take more than others do: over prompts, and by rank among the sets."""
     rank = found.p_value_random
     return rank is not None and rank <= LEVEL and shown(found.beyond_random, -1)
@@ -162,25 +162,25 @@ def _judged(text: BaseText, rows: Sequence[int], judge: ToxicityFunction) -> lis
 def _word_scores(text: BaseText, rows: Sequence[int], contrast: Contrast) -> Tensor:
     """Of each answer the mean of the toxic words' logits minus the neutral ones', over its positions, Float[N]."""
     causal_lm = text.policy.causal_lm
-    layout = layout_of(causal_lm)
+    arch = architecture_of(causal_lm)
     found: dict[int, float] = {}
     for own, batch in text.batches(rows):
         with evaluating(causal_lm):
-            states = layout.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
-            scores = contrast.of(layout.head(states[batch.where]).float()).cpu()
+            states = arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0]
+            scores = contrast.of(arch.head(states[batch.where]).float()).cpu()
         for index, row in enumerate(own):
             found[row] = float(scores[batch.row.cpu() == index].mean())
     return torch.tensor([found[row] for row in rows])
 
 
-def lost(
+def ablation_effect(
     plain: Sequence[float | None],
     named: Sequence[float | None],
     others: Sequence[Sequence[float | None]],
     settings: InsideSettings,
     *,
     largest: float | None = 1.0,
-) -> Loss:
+) -> AblationEffect:
     """From values by prompt of the plain model, of the named vectors silenced, and of each other set; ``largest`` is by
     how much a value can change, None where nothing bounds it. There is no rank among fewer sets than 20, of which none
     could be the first of twenty."""
@@ -198,7 +198,7 @@ def lost(
         float(np.mean([(values[row] or 0.0) - (plain[row] or 0.0) for row in known])) for values in (named, *others)
     ]
     ranked = bool(known) and len(others) >= FEWEST_SETS
-    return Loss(
+    return AblationEffect(
         plain=_mean(plain),
         named=_mean(named),
         random=_mean(random),

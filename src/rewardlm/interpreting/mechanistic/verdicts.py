@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from rewardlm.config import InsideSettings
-from rewardlm.interpreting.findings import AdapterPath, Estimate, Inside, ModelVectors, Ratio, Verdict
+from rewardlm.interpreting.findings import AdapterPath, AdapterVerdict, Estimate, Inside, ModelVectors, Ratio
 from rewardlm.interpreting.intervals import FEWEST, shown
 from rewardlm.interpreting.mechanistic.value_vectors import bounds
 from rewardlm.interpreting.mechanistic.vector_ablation import takes_more
@@ -30,7 +30,7 @@ def claims(found: Inside, changes: Mapping[str, Estimate | None]) -> list[Estima
     return [one for one in (*changes.values(), *paths, *beyond) if one is not None]
 
 
-def verdict_of(found: Inside, label: str, change: Estimate | None, settings: InsideSettings) -> Verdict:
+def verdict_of(found: Inside, label: str, change: Estimate | None, settings: InsideSettings) -> AdapterVerdict:
     """The numbers that say what kind of change it was, and the kind they amount to; see ``value_vectors``.
 
     ``spread``: ``localised`` if at most a quarter of the layers carries 80 % of the preference for the base's harmless
@@ -50,7 +50,7 @@ def verdict_of(found: Inside, label: str, change: Estimate | None, settings: Ins
     reason = None
     if own is not None:
         kind, reason = _kind(own, settings.push_margin, matter) if shown(change, -1) else ("unclear", None)
-    return Verdict(
+    return AdapterVerdict(
         kind=kind,
         reason=reason,
         spread=spread,

@@ -7,9 +7,8 @@ import torch
 from small_models import CONFIGS, random_policy
 from transformers import DynamicCache
 
-from rewardlm.models.lean import predicting_states
+from rewardlm.fastpath import Tree, predicting_states, runs_trees, tree_of
 from rewardlm.models.logprobs import body_and_head, pieces, shared_prefix
-from rewardlm.models.tree import Tree, runs_trees, tree_of
 
 CPU = torch.device("cpu")
 PROMPTS = [[7, 8, 9, 20], [7, 8, 9, 30, 31], [7, 8, 9, 20], [7, 8, 9, 40], [7, 8, 9, 20]]

@@ -7,10 +7,8 @@ works for every model of transformers that looks its attention up by name.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, DynamicCache, DynamicLayer
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rewardlm.models.agreement import agrees
+from rewardlm.fastpath.agreement import agrees
+from rewardlm.fastpath.operators import softmax_backward
+from rewardlm.trunk import (
+    attending,
+    cache_argument,
+    has_window,
+    keeps_keys_and_values,
+    looks_attention_up,
+    takes_positions,
+)
 
 _NAME = "rewardlm_tree"
 # Up to so many keys a row: plain products keep every weight of the attention, which grows by the square of the length.
@@ -121,9 +127,8 @@ def runs_trees(body: Any) -> bool:
     """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name; tried once."""
     config = body.config.get_text_config()
     suited = (
-        bool(getattr(body, "_supports_attention_backend", False))
-        and body.config._attn_implementation == "sdpa"
-        and "position_ids" in inspect.signature(body.forward).parameters
+        looks_attention_up(body)
+        and takes_positions(body)
         and not getattr(config, "alibi", False)
         and not has_window(config)
         and keeps_keys_and_values(body.config)
@@ -140,26 +145,12 @@ def runs_trees(body: Any) -> bool:
 def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
     """The states of the last three tokens of ``rows`` Int[B, T], Float[B, 3, H], by ``run``, which gives those that a
     tree's response tokens are predicted from. The prompts are all but the last two tokens."""
-    prompts, said = rows[:, :-2].tolist(), rows[:, -2:].tolist()
+    prompts, answers = rows[:, :-2].tolist(), rows[:, -2:].tolist()
     shared = next(place for place, column in enumerate(zip(*prompts, strict=True)) if len({*column}) > 1)
     # From an answer's last token nothing follows, so there is one more.
-    tree = tree_of(prompts, [[*answer, 0] for answer in said], shared, rows.device)
+    tree = tree_of(prompts, [[*answer, 0] for answer in answers], shared, rows.device)
     states = run(tree)
     return states.view(len(rows), 3, states.shape[-1])
-
-
-def has_window(config: Any) -> bool:
-    """Whether some layers see only so many positions back."""
-    text = config.get_text_config()
-    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
-
-
-def keeps_keys_and_values(config: Any) -> bool:
-    """Whether all layers keep keys and values of what they have read, and nothing else.
-
-    A state that is carried along (Mamba's, a short convolution's) can't be cut, repeated or padded as these can.
-    """
-    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
@@ -170,14 +161,14 @@ def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
     arguments: dict[str, Any] = {"use_cache": cache is not None}
     if cache is not None:
         arguments[cache_argument(body)] = cache
-    with _attending(body, tree):
-        states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], **arguments)[0]
+    token = _seen.set(_Seen(tree))
+    try:
+        # No mask is made for a name that masks don't know.
+        with attending(body, _NAME):
+            states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], **arguments)[0]
+    finally:
+        _seen.reset(token)
     return states[0]
-
-
-def cache_argument(body: Any) -> str:
-    """What ``body`` calls its cache: renamed in transformers 5.24; the old name is what older versions know."""
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 @dataclass
@@ -189,19 +180,6 @@ class _Seen:
 
 
 _seen: ContextVar[_Seen] = ContextVar(_NAME)
-
-
-@contextlib.contextmanager
-def _attending(body: Any, tree: Tree) -> Iterator[None]:
-    before = body.config._attn_implementation
-    token = _seen.set(_Seen(tree))
-    # No mask is made for a name that masks don't know.
-    body.config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        body.config._attn_implementation = before
-        _seen.reset(token)
 
 
 def _attend(
@@ -306,7 +284,7 @@ class _TreeAttention(torch.autograd.Function):
         of_output = of_output.index_copy_(0, layout.places, gradient.reshape(-1, size)).view(len(weights), -1, size)
         for_value = _summed(torch.bmm(weights.transpose(1, 2), of_output), value, layout)
         of_weights = torch.bmm(of_output, values.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scale)
+        of_scores = softmax_backward(of_weights, weights).mul_(scale)
         for_query = torch.bmm(of_scores, keys).view(-1, query.shape[-1]).index_select(0, layout.places).view_as(query)
         for_key = _summed(torch.bmm(of_scores.transpose(1, 2), queries), key, layout)
         return for_query, for_key, for_value, None, None

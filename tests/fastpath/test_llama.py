@@ -7,14 +7,13 @@ import torch
 from small_models import VOCABULARY, adapted, random_policy, tiny_policy, trainable_parameters
 from transformers import DynamicCache
 
-from rewardlm.models import lean
-from rewardlm.models.lean import predicting_states
-from rewardlm.models.llama import Steps, is_plain_llama
+from rewardlm.fastpath import lean, predicting_states
+from rewardlm.fastpath.llama import Steps, is_plain_llama
+from rewardlm.fastpath.slots import Slots
+from rewardlm.fastpath.tree import tree_of, tree_states
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
-from rewardlm.models.lora import REFERENCE, active, merged, reference
-from rewardlm.models.slots import Slots
-from rewardlm.models.tree import tree_of, tree_states
+from rewardlm.models.lora import REFERENCE, merged, reference, using
 
 CPU = torch.device("cpu")
 PROMPTS = [[7, 8, 9, 20], [7, 8, 9, 30, 31], [7, 8, 9, 20], [7, 8, 9, *range(40, 70)]]
@@ -48,7 +47,7 @@ def test_steps_are_the_modules_forward(name: str, how: str) -> None:
             for module in policy.model.modules():
                 if isinstance(module, torch.nn.Linear) and module.bias is not None:
                     module.bias.copy_(torch.linspace(-1, 1, len(module.bias)))
-    context = {"on": active(policy, "default"), "off": reference(policy), "merged": merged(policy)}[how]
+    context = {"on": using(policy, "default"), "off": reference(policy), "merged": merged(policy)}[how]
     with torch.no_grad(), context:
         wanted = policy.causal_lm(input_ids=TOKENS).logits
         got = by_steps(policy, TOKENS)
@@ -96,7 +95,7 @@ def test_a_trunk_without_modules_has_their_values_and_gradients(
     assert lean.is_lean(body)
     theirs = tree_states(body, tree).index_select(0, tree.predicting)
     if long:  # Rows that the general kernel is left to.
-        monkeypatch.setattr("rewardlm.models.tree._SHORT", 4)
+        monkeypatch.setattr("rewardlm.fastpath.tree._SHORT", 4)
     ours = predicting_states(body, tree)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))

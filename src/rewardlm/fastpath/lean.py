@@ -12,23 +12,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, silu
 
-from rewardlm.models.agreement import agrees
-from rewardlm.models.fused import map_of
-from rewardlm.models.llama import is_plain_llama, signed
-from rewardlm.models.tree import Layout, Tree, attention, last_states, tree_states
-
-
-def predicting_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
-    """The last states that ``tree``'s response tokens are predicted from, Float[R, H], of any model that runs trees.
-
-    They come after the prefix that ``cache`` holds, which grows by all N tokens.
-    """
-    if is_lean(body):
-        return _states(body, tree, cache)
-    return tree_states(body, tree, cache).index_select(0, tree.predicting)
+from rewardlm.fastpath.agreement import agrees
+from rewardlm.fastpath.fused import Maps, Parts, map_of, maps_backward, maps_forward
+from rewardlm.fastpath.llama import is_plain_llama, signed
+from rewardlm.fastpath.operators import silu_backward
+from rewardlm.fastpath.tree import Layout, Tree, attention, last_states
 
 
 def is_lean(body: Any) -> bool:
@@ -40,13 +32,14 @@ def is_lean(body: Any) -> bool:
     return agrees(
         body,
         "a pass without modules",
-        partial(last_states, partial(_states, body, cache=None)),
+        partial(last_states, partial(states, body, cache=None)),
         adapters=True,
         instead="it is run through its modules, which is slower",
     )
 
 
-def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
+def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
+    """The last states that ``tree``'s answer tokens are predicted from, after what ``cache`` holds, which grows."""
     x = embedding(tree.tokens, body.embed_tokens.weight)
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
     sin = signed(sin)
@@ -54,16 +47,16 @@ def _states(body: Any, tree: Tree, cache: Any) -> Tensor:
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
         mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj])
-        query, key, value = (states.view(len(x), -1, own.head_dim) for states in mixed)
+        query, key, value = (part.view(len(x), -1, own.head_dim) for part in mixed)
         query, key = _Turn.apply(query, cos, sin), _Turn.apply(key, cos, sin)  # type: ignore[no-untyped-call]
         if cache is not None:
             found = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], number)
-            key, value = (states[0].transpose(0, 1) for states in found)
+            key, value = (part[0].transpose(0, 1) for part in found)
         attended = attention(query, key, value, layout, own.scaling).flatten(1)
         if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
         scalings, weights = _weights([own.o_proj])
-        x = x + _Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
+        x = x + Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
         gate, up = _normed_maps(x, layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
         scalings, weights = _weights([mlp.down_proj])
         x = x + _GatedMap.apply(gate, up, scalings, *weights)  # type: ignore[no-untyped-call]
@@ -86,33 +79,15 @@ def _weights(modules: Sequence[nn.Module]) -> tuple[list[float], list[Tensor | N
     return [one.scaling for one in maps], weights
 
 
-class _Maps(torch.autograd.Function):
-    """W·x + b + s·B·A·x of several (W, b, A, B); W and b have no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scalings: list[float], *weights: Tensor | None) -> tuple[Tensor, ...]:
-        outputs, inner = _forward(x, _Parts(scalings, weights))
-        ctx.save_for_backward(x, inner, *weights)
-        ctx.scalings = scalings
-        return outputs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, *weights = ctx.saved_tensors
-        for_x, for_weights = _backward(x, inner, gradients, _Parts(ctx.scalings, weights), ctx.needs_input_grad[0])
-        return for_x, None, *for_weights
-
-
 class _NormedMaps(torch.autograd.Function):
-    """The same of w·x / rms(x), which is computed again in the backward pass instead of being kept."""
+    """``Maps`` of w·x / rms(x), which is computed again in the backward pass instead of being kept."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, norm: Tensor, eps: float, scalings: list[float], *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
         inverse = _inverse_rms(x, eps)
-        outputs, inner = _forward(_normed(x, inverse, norm), _Parts(scalings, weights))
+        outputs, inner = maps_forward(_normed(x, inverse, norm), Parts(scalings, weights))
         ctx.save_for_backward(x, norm, inverse, inner, *weights)
         ctx.scalings = scalings
         return outputs
@@ -121,19 +96,19 @@ class _NormedMaps(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, inverse, inner, *weights = ctx.saved_tensors
-        parts = _Parts(ctx.scalings, weights)
-        needed = ctx.needs_input_grad[0]
-        for_normed, for_weights = _backward(_normed(x, inverse, norm), inner, gradients, parts, needed)
+        parts = Parts(ctx.scalings, weights)
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        for_normed, for_weights = maps_backward(_normed(x, inverse, norm), inner, gradients, parts, needed)
         for_x = None if for_normed is None else _through_norm(for_normed, x, inverse, norm)
         return for_x, None, None, None, *for_weights
 
 
 class _GatedMap(torch.autograd.Function):
-    """The same of silu(gate)·up, one map; gate and up are kept, their product is not."""
+    """``Maps`` of silu(gate)·up, one map; gate and up are kept, their product is not."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, scalings: list[float], *weights: Tensor | None) -> Tensor:
-        outputs, inner = _forward(silu(gate).mul_(up), _Parts(scalings, weights))
+        outputs, inner = maps_forward(silu(gate).mul_(up), Parts(scalings, weights))
         ctx.save_for_backward(gate, up, inner, *weights)
         ctx.scalings = scalings
         return outputs[0]
@@ -143,9 +118,10 @@ class _GatedMap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, inner, *weights = ctx.saved_tensors
         opened = silu(gate)
-        for_gated, for_weights = _backward(opened * up, inner, [gradient], _Parts(ctx.scalings, weights), True)
+        parts, needed = Parts(ctx.scalings, weights), (True, *ctx.needs_input_grad[3:])
+        for_gated, for_weights = maps_backward(opened * up, inner, [gradient], parts, needed)
         assert for_gated is not None
-        for_gate = torch.ops.aten.silu_backward(for_gated * up, gate)
+        for_gate = silu_backward(for_gated * up, gate)
         return for_gate, opened.mul_(for_gated), None, *for_weights
 
 
@@ -163,59 +139,6 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, norm, inverse = ctx.saved_tensors
         return _through_norm(gradient, x, inverse, norm), None, None
-
-
-class _Parts:
-    """(W, b) of several maps, and of those with an adapter their number, A, B and s."""
-
-    def __init__(self, scalings: Sequence[float], weights: Sequence[Tensor | None]) -> None:
-        self.n_weights = len(weights)
-        self.bases: list[tuple[Any, Any]] = []
-        self.adapters: list[tuple[int, Tensor, Tensor, float]] = []
-        for number, scaling in enumerate(scalings):
-            weight, bias, down, up = weights[4 * number : 4 * number + 4]
-            self.bases.append((weight, bias))
-            if down is not None and up is not None:
-                self.adapters.append((number, down, up, scaling))
-        self.ranks = [len(down) for _, down, _, _ in self.adapters]
-
-    def downs(self, dtype: torch.dtype) -> Tensor:
-        """All A, one below the other: Float[Σ r, in]."""
-        return torch.cat([down for _, down, _, _ in self.adapters]).to(dtype)
-
-
-def _forward(x: Tensor, parts: _Parts) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Every map of ``x``, and A·x of all adapters, Float[N, Σ r]."""
-    outputs = tuple(linear(x, weight, bias) for weight, bias in parts.bases)
-    if not parts.adapters:
-        return outputs, None
-    inner = linear(x, parts.downs(x.dtype))
-    for (number, _, up, scaling), own in zip(parts.adapters, torch.split(inner, parts.ranks, 1), strict=True):
-        outputs[number].addmm_(own, up.to(x.dtype).t(), alpha=scaling)
-    return outputs, inner
-
-
-def _backward(
-    x: Tensor, inner: Tensor | None, gradients: Sequence[Tensor], parts: _Parts, needed: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of ``x``, where ``needed``, and of all weights, in their order."""
-    for_weights: list[Tensor | None] = [None] * parts.n_weights
-    through = for_x = None
-    if inner is not None:
-        owns = torch.split(inner, parts.ranks, 1)
-        backs = [(gradients[number] @ up.to(x.dtype)).mul_(scaling) for number, _, up, scaling in parts.adapters]
-        through = torch.cat(backs, 1)
-        for_downs = torch.split(through.t() @ x, parts.ranks)
-        for (number, down, up, scaling), own, for_down in zip(parts.adapters, owns, for_downs, strict=True):
-            for_weights[4 * number + 2] = for_down.to(down.dtype)
-            for_weights[4 * number + 3] = (gradients[number].t() @ own).to(up.dtype).mul_(scaling)
-    if needed:
-        for_x = gradients[0] @ parts.bases[0][0]
-        for gradient, (weight, _) in zip(gradients[1:], parts.bases[1:], strict=True):
-            for_x.addmm_(gradient, weight)
-        if through is not None:
-            for_x.addmm_(through, parts.downs(x.dtype))
-    return for_x, for_weights
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
-from rewardlm.models.agreement import agrees, say
-from rewardlm.models.fused import FusedLinear, Map, map_of
-from rewardlm.models.slots import Slots
-from rewardlm.models.tree import cache_argument, has_window
+from rewardlm.fastpath import operators
+from rewardlm.fastpath.agreement import agrees, warn_once
+from rewardlm.fastpath.fused import FusedLinear, Map, map_of
+from rewardlm.fastpath.slots import Slots
+from rewardlm.trunk import cache_argument, has_window
 
 # Models whose layers differ in sizes and biases alone, and the modules that they are made of.
 _FAMILY: dict[type, set[type]] = {
@@ -39,7 +41,6 @@ _FAMILY: dict[type, set[type]] = {
     }
     for name, of in (("Llama", llama), ("Mistral", mistral), ("Qwen2", qwen2))
 }
-_PACKED = (torch.float32, torch.bfloat16)
 # Bytes: with larger models memory is scarcer than time, and products take longer than the calls between them.
 _LARGEST_COPY = 4 << 30
 
@@ -55,14 +56,14 @@ def is_plain_llama(body: Any) -> bool:
         return False
     if has_window(body.config) or (body.training and body.config.attention_dropout):
         return False
-    if any(module._forward_hooks or module._forward_pre_hooks for module in body.modules()):
+    if any(map(operators.is_hooked, body.modules())):
         return False
     foreign = next(_foreign(body, _FAMILY[type(body)]), None)
     if foreign is None:
         return True
     name, module = foreign
     if _is_lasting_adapter(module):
-        say(
+        warn_once(
             body,
             f"the adapter on {name} ({type(module).__name__}) is more than a plain LoRA of a linear map: "
             f"{type(body).__name__} is run through its modules, which is slower",
@@ -113,9 +114,9 @@ def _stepped(body: Any, rows: Tensor) -> Tensor:
     before = rows[:, :-2]
     cache = DynamicCache()
     body(input_ids=before, use_cache=True, **{cache_argument(body): cache})
-    slots = Slots(len(cache.layers), rows.device, whole=True)
-    slots.rebuild([], 2, (cache, torch.ones_like(before), torch.arange(len(rows))))
     steps = Steps(body, nn.Identity())
+    slots = steps.slots()
+    slots.rebuild([], 2, (cache, torch.ones_like(before), torch.arange(len(rows))))
     return torch.stack([steps.states(tokens, slots) for tokens in rows[:, -2:].t()], 1)
 
 
@@ -146,11 +147,15 @@ class Steps:
             )
             for layer in body.layers
         ]
-        own = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+        own = type(head) is nn.Linear and not operators.is_hooked(head)
         self._logits = _Product([head]) if own else head
 
-    def states(self, tokens: Tensor, slots: Slots) -> Tensor:
-        """The trunk's last states, Float[B, H], for one more token a row, Int[B]; ``slots`` grow by it."""
+    def slots(self) -> Slots:
+        """A store without rows."""
+        return Slots(len(self._layers), self._body.device, whole=True)
+
+    def states(self, tokens: Int[Tensor, "B"], slots: Slots) -> Float[Tensor, "B H"]:
+        """The trunk's last states for one more token a row; ``slots`` grow by it."""
         mask, positions = slots.advance()
         x = embedding(tokens, self._body.embed_tokens.weight)
         cos, sin = self._body.rotary_emb(x, positions)
@@ -165,8 +170,8 @@ class Steps:
             x = x + layer.down(silu(gate).mul_(up))
         return rms_norm(x, x.shape[-1:], self._body.norm.weight, self._eps)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Float[B, H] → Float[B, V]."""
+    def logits(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
+        """What the head makes of ``states``."""
         found: Tensor = self._logits(states)
         return found
 
@@ -203,14 +208,12 @@ class _Product:
             else:
                 # A sum in half precision would round an early, small adapter away.
                 self._down, self._up = down.to(weight.dtype), up.t().to(weight.dtype).contiguous()
-        self._packed = _packed(weight)
-        self._weight = weight if self._packed is None else None
+        self._packs = operators.packs(weight.dtype)
+        self._weight = operators.packed(weight) if self._packs else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._weight is not None:
-            result = linear(x, self._weight, self._bias)
-        else:
-            result = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        multiply = operators.packed_linear if self._packs else linear
+        result = multiply(x, self._weight, self._bias)
         if self._down is None or self._up is None:
             return result
         return result.addmm_(linear(x, self._down), self._up)
@@ -234,13 +237,3 @@ def _side_by_side(maps: Sequence[Map]) -> Tensor:
         *(torch.zeros(one.base.out_features, 0) if one.up is None else one.up * one.scaling for one in maps)
     )
     return found
-
-
-def _packed(weight: Tensor) -> Tensor | None:
-    """``weight`` as oneDNN would lay it out anew for every product; None where it can't be had."""
-    if not torch._C._has_mkldnn or weight.dtype not in _PACKED:
-        return None
-    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return packed

@@ -18,8 +18,7 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
-from rewardlm.models.fused import FusedLinear, map_of
-from rewardlm.models.quantised import quantised_layers
+from rewardlm.fastpath.fused import FusedLinear, map_of
 
 # How far two ways of computing the same may be apart, as a share of the states' size (L2). A layer rounds some ten
 # times, and such errors add up like a random walk: √(10·30 layers) · 2⁻⁹ is 0.03 in bfloat16. SmolLM2's 30 layers with
@@ -31,7 +30,7 @@ _TOLERANCE_OF_WIDER, _TOLERANCE_OF_QUANTISED = 1e-4, 0.15
 _STIR = 0.1
 
 _tried: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
-_said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def agrees(body: Any, way: str, ours: Callable[[Tensor], Tensor], *, adapters: bool, instead: str) -> bool:
@@ -53,7 +52,7 @@ def agrees(body: Any, way: str, ours: Callable[[Tensor], Tensor], *, adapters: b
         difference, tolerance = _difference(body, ours, adapters), _tolerance(body)
         known[key] = difference <= tolerance
         if not known[key]:
-            say(
+            warn_once(
                 body,
                 f"{type(body).__name__}: {way} differs from the model's own forward pass by {difference:.2g} of the "
                 f"states' size (rounding explains {tolerance:.2g} in {str(body.dtype).removeprefix('torch.')}): "
@@ -63,14 +62,17 @@ def agrees(body: Any, way: str, ours: Callable[[Tensor], Tensor], *, adapters: b
 
 
 def _tolerance(body: Any) -> float:
-    return _TOLERANCE_OF_QUANTISED if quantised_layers(body) else _TOLERANCE.get(body.dtype, _TOLERANCE_OF_WIDER)
+    # Only quantised weights are integers.
+    if not all(parameter.is_floating_point() for parameter in body.parameters()):
+        return _TOLERANCE_OF_QUANTISED
+    return _TOLERANCE.get(body.dtype, _TOLERANCE_OF_WIDER)
 
 
-def say(body: nn.Module, sentence: str) -> None:
+def warn_once(body: nn.Module, sentence: str) -> None:
     """Warn of something about ``body``, once."""
-    said = _said.setdefault(body, set())
-    if sentence not in said:
-        said.add(sentence)
+    warned = _warned.setdefault(body, set())
+    if sentence not in warned:
+        warned.add(sentence)
         warnings.warn(sentence, stacklevel=4)
 
 

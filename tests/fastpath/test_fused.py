@@ -10,9 +10,9 @@ from peft.tuners.lora import Linear
 from small_models import adapted, random_policy, tiny_policy, trainable_parameters
 
 from rewardlm.config import LoraSettings
-from rewardlm.models.fused import FusedLinear, fuse
+from rewardlm.fastpath.fused import FusedLinear, fuse
 from rewardlm.models.load import Policy
-from rewardlm.models.lora import CRITIC, active, add_critic, add_lora, merged, reference
+from rewardlm.models.lora import CRITIC, add_critic, add_lora, merged, reference, using
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 
@@ -82,7 +82,7 @@ def test_off_other_and_merged_adapters_are_pefts_own(monkeypatch: pytest.MonkeyP
     def all_three() -> list[torch.Tensor]:
         found = []
         with torch.no_grad():
-            for how in (reference(policy), active(policy, CRITIC), merged(policy)):
+            for how in (reference(policy), using(policy, CRITIC), merged(policy)):
                 with how:
                     found.append(policy.causal_lm(input_ids=TOKENS).logits)
         return found

@@ -1,17 +1,25 @@
-"""The cache that answers are decoded in: one row a slot, all rows ending at one column, so that a token is one write.
+"""The cache that answers are decoded in, one row a slot, and decoding steps by a model's own modules with it.
 
-Memory is taken once for many steps. Rows that have ended are taken out and new prompts put in together, in one copy
-(``rebuild``); between a row's prompt and column 0 stands padding, which the mask knows.
+All rows end at one column, so that a token is one write. Memory is taken once for many steps. Rows that have ended are
+taken out and new prompts put in together, in one copy (``rebuild``). Between a row's prompt and column 0 stands
+padding, which the mask leaves out.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, DynamicLayer
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from rewardlm.trunk import attending, looks_attention_up, trunk_states
+
+_NAME = "rewardlm_slots"
 # Columns that a rebuild adds at most: an answer of this length is decoded without another copy.
 _ROOM = 32
 
@@ -123,3 +131,61 @@ class Slots:
         self._mask, self.lengths = mask, lengths
         self.cursor, self.capacity = cursor, capacity
         self._spans = [self._spans[row] for row in keep] + [new_span] * (n_rows - first)
+
+
+class ModuleSteps:
+    """Decoding steps through the modules of ``body``, of any architecture on any device."""
+
+    def __init__(self, body: Any, head: Any) -> None:
+        self._body, self._head = body, head
+        # On a CPU torch's attention goes row by row: there two products over the slots' whole store take its place.
+        self._whole = body.device.type == "cpu" and looks_attention_up(body)
+
+    def slots(self) -> Slots:
+        """A store without rows."""
+        return Slots(self._body.config.get_text_config().num_hidden_layers, self._body.device, whole=self._whole)
+
+    def states(self, tokens: Int[Tensor, "B"], slots: Slots) -> Float[Tensor, "B H"]:
+        """The trunk's last states for one more token a row; ``slots`` grow by it."""
+        mask, positions = slots.advance()
+        with attending(self._body, _NAME) if self._whole else contextlib.nullcontext():
+            return trunk_states(self._body, tokens[:, None], mask, positions, slots.cache)[:, -1]
+
+    def logits(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
+        """What the head makes of ``states``."""
+        found: Tensor = self._head(states)
+        return found
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """``query`` Float[B, heads, 1, D], ``key`` and ``value`` Float[B, kv heads, C, D] → Float[B, 1, heads, D].
+
+    The store is multiplied as it lies in memory, unfilled columns masked: its filled part alone would be copied first,
+    which takes three times as long in half precision.
+    """
+    special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    if special or query.shape[2] != 1 or attention_mask is None or attention_mask.dtype != torch.bool:
+        general: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+        return general
+    rows, heads, _, width = query.shape
+    # The heads that share keys and values stand in the place of query positions.
+    grouped = query.reshape(rows, key.shape[1], -1, width)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).mul_(width**-0.5 if scaling is None else scaling)
+    if attention_mask.shape[1] != 1:
+        attention_mask = attention_mask.reshape(rows, key.shape[1], -1, attention_mask.shape[-1])
+    weights = scores.masked_fill_(~attention_mask, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value).reshape(rows, 1, heads, -1), None
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

@@ -29,24 +29,23 @@ from transformers import (
 
 from rewardlm.config import ChatSettings, GenerationSettings, LoraSettings
 from rewardlm.errors import ModelError
-from rewardlm.models import agreement, lean, llama, tree
-from rewardlm.models.fused import FusedLinear, fuse
+from rewardlm.fastpath import agreement, lean, llama, runs_trees, tree
+from rewardlm.fastpath.fused import FusedLinear, fuse
+from rewardlm.fastpath.lean import is_lean
+from rewardlm.fastpath.llama import is_plain_llama, lays_out
 from rewardlm.models.generate import Request, generate
-from rewardlm.models.lean import is_lean
-from rewardlm.models.llama import is_plain_llama, lays_out
 from rewardlm.models.load import Policy, chat_format
 from rewardlm.models.logprobs import body_and_head, forward_rows, row_stats
 from rewardlm.models.lora import (
     CRITIC,
     REFERENCE,
-    active,
     adapter_parameters,
     add_critic,
     add_lora,
     load_adapter,
     save_adapter,
+    using,
 )
-from rewardlm.models.tree import runs_trees
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -283,7 +282,7 @@ def test_a_pass_that_leaves_a_fresh_adapter_out_is_found_and_not_used(
     # The answer is this model's; another is tried anew, and each adapter by itself.
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        with active(policy, CRITIC):
+        with using(policy, CRITIC):
             assert asked[way](body)
         assert not asked[way](body)
         assert asked[way](body_and_head(fresh(dtype).causal_lm)[0])
@@ -383,7 +382,7 @@ def test_every_kind_of_lora_is_loaded_as_it_was_saved(adapter: str, by: str, tmp
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
         if adapter != "bias_all":  # PEFT has one such adapter at a time.
             load_adapter(loaded, tmp_path, name=REFERENCE)
-            with active(loaded, REFERENCE):
+            with using(loaded, REFERENCE):
                 torch.testing.assert_close(loaded.model(input_ids=tokens).logits, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -1,0 +1,75 @@
+"""The transformer under a causal LM's head: one pass through it, and what differs from one of transformers' to another.
+
+Private names of transformers stand here and nowhere else in ``models`` and ``fastpath``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+
+def trunk_states(
+    body: Any, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B S"], positions: Int[Tensor, "B T"], cache: Any
+) -> Float[Tensor, "B T H"]:
+    """The trunk's last states for ``tokens``, after what ``cache`` holds, which grows by them; S counts both.
+
+    ``cache`` None: nothing comes before them, and nothing is kept.
+    """
+    arguments = {
+        "input_ids": tokens,
+        "attention_mask": attention_mask,
+        cache_argument(body): cache,
+        "use_cache": cache is not None,
+    }
+    if takes_positions(body):  # ALiBi models (Bloom) have none; their biases come from the mask.
+        arguments["position_ids"] = positions
+    states: Tensor = body(**arguments)[0]
+    return states
+
+
+def takes_positions(body: Any) -> bool:
+    """Whether a pass through ``body`` can be told its tokens' positions."""
+    return "position_ids" in inspect.signature(body.forward).parameters
+
+
+def cache_argument(body: Any) -> str:
+    """What ``body`` calls its cache: renamed in transformers 5.24; the old name is what older versions know."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
+
+
+def has_window(config: Any) -> bool:
+    """Whether some layers see only so many positions back."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+
+
+def keeps_keys_and_values(config: Any) -> bool:
+    """Whether all layers cache keys and values of what they have read, and nothing else.
+
+    A state that is carried along (Mamba's, a short convolution's) can't be cut, repeated or padded as these can.
+    """
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def looks_attention_up(body: Any) -> bool:
+    """Whether ``body`` looks its attention up by name, so that another can be put in the place of torch's kernel."""
+    return bool(getattr(body, "_supports_attention_backend", False)) and body.config._attn_implementation == "sdpa"
+
+
+@contextlib.contextmanager
+def attending(body: Any, name: str) -> Iterator[None]:
+    """Inside, ``body`` attends by the function that is registered with transformers as ``name``."""
+    before = body.config._attn_implementation
+    body.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        body.config._attn_implementation = before
