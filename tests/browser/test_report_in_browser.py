@@ -113,7 +113,13 @@ def hostile(tmp_path_factory):
     training = {payload: [{"step": 1, "kl": 0.5, "warnings": [payload]}] for payload in PAYLOADS}
     path = tmp_path_factory.mktemp("hostile") / "report.html"
     path.write_text(
-        render_page(typed.comparison(hostile), title=PAYLOADS[44], examples=examples, training=training, about=about),
+        render_page(
+            typed.comparison(hostile),
+            title=PAYLOADS[44],
+            examples=typed.examples(examples),
+            training=training,
+            about=about,
+        ),
         encoding="utf-8",
     )
     return path
@@ -125,7 +131,7 @@ def calm(tmp_path_factory):
     page = render_page(
         typed.comparison(report_sample.sample_result()),
         title="A page to look at",
-        examples=report_sample.sample_examples(),
+        examples=typed.examples(report_sample.sample_examples()),
         training=report_sample.sample_training(),
         about=report_sample.sample_about(),
     )

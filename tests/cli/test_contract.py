@@ -21,15 +21,34 @@ FLAGS = {
     ],
     "score": ["--scorer", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],
+    "merge": ["--adapter", "--dtype", "--load", "--device", "--out", "--config"],
+    "watch": ["--step", "--last", "--follow", "--every"],
+    "init": ["--command"],
+    "settings": ["--json"],
+    "judge list": ["--dir", "--measure", "--suite", "--limit", "--out", "--json", "--config", "--seed", "--device"],
+    "judge train": [
+        "--data", "--encoder", "--epochs", "--learning-rate", "--batch-size", "--lora-r", "--limit", "--out",
+        "--config", "--seed", "--device",
+    ],
+    "judge evaluate": [
+        "--suite", "--label", "--limit", "--out", "--card", "--json", "--config", "--seed", "--device",
+    ],
+    "judge train-pairs": [
+        "--dialogues", "--encoder", "--epochs", "--learning-rate", "--batch-size", "--lora-r", "--out", "--config",
+        "--seed", "--device",
+    ],
+    "judge evaluate-pairs": ["--dialogues", "--limit", "--card", "--json", "--config", "--seed", "--device"],
     "compare": ["--scorer", "--redraw", "--json", "--config", "--seed"],
-    "finetune": ["--dialogues", "--epochs", "--learning-rate", "--lora-r", *COMMON],
+    "finetune": [
+        "--adapter", "--dialogues", "--epochs", "--learning-rate", "--batch-size", "--limit", "--lora-r", *COMMON,
+    ],
     "rlaf": [
         "--adapter", "--prompts", "--part", "--limit", "--reward", "--algorithm", "--steps", "--batch-size",
         "--max-new-tokens", "--samples", "--ppo-epochs", "--minibatches", "--kl-coef", "--kl-target", "--lora-r",
-        "--learning-rate", *COMMON,
+        "--learning-rate", "--witness", "--critic", "--kl-penalty", "--tracker", *COMMON,
     ],
     "interpret": ["--json", "--limit", "--scorer", "--method", "--tokens", *COMMON],
-    "report": ["--out", "--redraw", "--config", "--seed"],
+    "report": ["--out", "--title", "--redraw", "--config", "--seed"],
     "export": ["--scorer", "--out", "--config", "--seed"],
     "push": ["--measured", "--license", "--private", "--dry-run", "--out"],
     "doctor": ["--tokens", "--max-new-tokens", "--lora-r", "--device", "--json"],
@@ -38,7 +57,7 @@ FLAGS = {
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_there(shell: Shell, command: str) -> None:
-    done = shell(command, "--help")
+    done = shell(*command.split(), "--help")
     assert done.code == 0
     assert done.err == ""
     missing = [flag for flag in FLAGS[command] if f"{flag} " not in done.out]
@@ -48,7 +67,15 @@ def test_flags_are_there(shell: Shell, command: str) -> None:
 def test_help_names_every_command(shell: Shell) -> None:
     done = shell("--help")
     assert done.code == 0
-    assert all(f"\n  {command} " in done.out for command in [*FLAGS, "judge"])
+    assert all(f"\n  {command.split()[0]} " in done.out for command in FLAGS)
+    assert "..." not in done.out.partition("Commands:")[2]
+    judge = shell("judge", "--help").out
+    assert all(f"\n  {command.split()[1]} " in judge for command in FLAGS if command.startswith("judge "))
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(["mesure"], "'measure'"), (["judge", "evalute"], "'evaluate'")])
+def test_a_typing_error_in_a_command_is_told_the_nearest(shell: Shell, typed: list[str], meant: str) -> None:
+    assert f"Did you mean {meant}" in shell.fails(*typed).err
 
 
 def test_version(shell: Shell) -> None:

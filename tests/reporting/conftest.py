@@ -87,6 +87,7 @@ def parts():
 def render(parse):
     def rendered(parts):
         parts = dict(parts)
+        parts["examples"] = typed.examples(parts["examples"])
         return parse(render_page(typed.comparison(parts.pop("result")), **parts))
 
     return rendered
@@ -98,7 +99,7 @@ def page():
         render_page(
             typed.comparison(report_sample.sample_result()),
             title="A test of the page",
-            examples=report_sample.sample_examples(),
+            examples=typed.examples(report_sample.sample_examples()),
             training=report_sample.sample_training(),
             about=report_sample.sample_about(),
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, SplitSummary
+from rewardlm.reporting.examples import Example, ShownAnswer
 
 # What nothing is, where it isn't None, 0 or an empty list.
 NOTHING: dict[str, Any] = {
@@ -29,6 +30,13 @@ def models(partial: list[dict[str, Any]]) -> list[ModelSummary]:
 
 def change(partial: dict[str, Any]) -> Change:
     return Change.model_validate(_filled(Change, partial))
+
+
+def examples(partial: list[dict[str, Any]]) -> list[Example]:
+    return [
+        Example(**{**one, "answers": [ShownAnswer(**{"cut_off": False, **answer}) for answer in one["answers"]]})
+        for one in partial
+    ]
 
 
 def _filled(kind: type[BaseModel], partial: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The entry point: one Typer app, every command from a file of its own, every error one line."""
+"""The entry point: one Typer app whose commands are in commands.py, and every error is one line."""
 
 from __future__ import annotations
 
@@ -6,53 +6,22 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import typer
 
-from rewardlm.cli import (
-    compare,
-    demo,
-    doctor,
-    export,
-    finetune,
-    imports,
-    interpret,
-    judge,
-    measure,
-    merge,
-    push,
-    report,
-    rlaf,
-    run,
-    score,
-    watch,
-)
+from rewardlm.cli.commands import Commands, JudgeCommands
 from rewardlm.errors import ConfigError, RewardLMError
 
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
 app = typer.Typer(
     name="rewardlm",
+    cls=Commands,
     help="Make a chat model less toxic, and prove that it became so.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **_PLAIN,
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("measure")(measure.measure)
-app.command("score")(score.score)
-app.command("import")(imports.import_)
-app.command("export")(export.export)
-app.command("compare")(compare.compare)
-app.command("finetune")(finetune.finetune)
-app.command("rlaf")(rlaf.rlaf)
-app.command("watch")(watch.watch)
-app.command("merge")(merge.merge)
-app.add_typer(judge.app, name="judge")
-app.command("interpret")(interpret.interpret)
-app.command("report")(report.report)
-app.command("push")(push.push)
-app.command("doctor")(doctor.doctor)
+app.add_typer(typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", **_PLAIN), name="judge")
 
 
 # What several processes can do together; anything else each would do once more, in the others' files.

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import CompareSettings
 
 
+@takes(CompareSettings, words="runs")
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")],
+    given: Given[CompareSettings],
+    runs: options.Runs,
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge.")] = None,
-    redraw: options.Redraw = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")] = False,
-    config: options.Config = None,
-    seed: options.Seed = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Hold measurements and imports against each other: toxic share, intervals, paired tests, flow, audit.
 
     An experiment stands for its measurements. Settings: threshold, inclusive, n_resamples.
     """
-    folders, overrides = options.split_overrides(runs)
-    from rewardlm.config import CompareSettings, build
+    settings = given.settings()
     from rewardlm.runs import measured_in
 
-    settings = build(CompareSettings, file=config, flags={"seed": seed, "redraw": redraw}, overrides=overrides)
-    measured = measured_in(folders)
+    measured = measured_in([Path(run) for run in runs])
     if as_json:
         import json
 

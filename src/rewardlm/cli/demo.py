@@ -7,20 +7,17 @@ from typing import Annotated
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import ExperimentSettings
 
 
+@takes(ExperimentSettings)
 def demo(
-    overrides: options.Overrides = None,
+    given: Given[ExperimentSettings],
     preset: Annotated[
         str, typer.Option("--preset", metavar="quick|full", help="A quarter of an hour, or about an hour, on 2 cores.")
     ] = "quick",
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default runs/demo-PRESET.")] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = None,
-    load: options.Load = None,
-    device: options.Device = None,
 ) -> None:
     """PT, FT and RL of SmolLM2-135M on RealToxicityPrompts, from measuring to the page."""
     import os
@@ -28,14 +25,6 @@ def demo(
     # The demo must give the same result with and without a network.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from rewardlm.cli.show import run_and_show
-    from rewardlm.config import ExperimentSettings, build
     from rewardlm.experiment import preset_settings
 
-    settings = build(
-        ExperimentSettings,
-        defaults=preset_settings(preset),
-        file=config,
-        flags=options.model_flags(None, seed, dtype, load, device),
-        overrides=overrides or [],
-    )
-    run_and_show(settings, out or Path("runs") / f"demo-{preset}")
+    run_and_show(given.settings(preset_settings(preset)), out or Path("runs") / f"demo-{preset}")

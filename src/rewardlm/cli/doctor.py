@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rewardlm.cli import options
+from rewardlm.config import MAX_NEW_TOKENS
 from rewardlm.errors import ConfigError
 
 _PACKAGES = ("rewardlm", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "sentence-transformers")
@@ -21,15 +22,13 @@ def doctor(
         typer.Option("--max-new-tokens", help="Of these, the answer's; default: 128, at most half."),
     ] = None,
     lora_r: Annotated[int, typer.Option("--lora-r", help="Rank of the adapter that is trained.")] = 16,
-    device: options.Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Versions, devices, embedded models and data, judges that are asked over HTTP, and the memory that a model needs
     at each precision to be measured, fine-tuned and reinforced, and which settings fit.
     """
     import json
-
-    from rewardlm.config import MAX_NEW_TOKENS
 
     new = min(MAX_NEW_TOKENS, tokens // 2) if new is None else new
     if not 0 < new < tokens:

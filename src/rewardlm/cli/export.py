@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import CompareSettings
 from rewardlm.errors import ConfigError
 
 _ROWS = (".parquet", ".jsonl", ".csv")
@@ -15,12 +17,12 @@ _TABLES = (".tex", ".md")
 _TASKS = (".yaml", ".yml")
 
 
+@takes(CompareSettings, words="runs")
 def export(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")],
+    given: Given[CompareSettings],
+    runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="File to write; its suffix is the format.")],
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge (.tex and .md).")] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
 ) -> None:
     """Write runs for other tools. An experiment stands for its measurements.
 
@@ -28,11 +30,10 @@ def export(
     .yaml: a task for lm-evaluation-harness with the same prompts (in a .jsonl beside it) and sampling settings.
     Settings of the tables: threshold, inclusive, n_resamples.
     """
-    folders, overrides = options.split_overrides(runs)
-    from rewardlm.config import CompareSettings, build
+    settings = given.settings()
     from rewardlm.runs import expand
 
-    settings = build(CompareSettings, file=config, flags={"seed": seed}, overrides=overrides)
+    folders = [Path(run) for run in runs]
     suffix = out.suffix.lower()
     if suffix not in (*_ROWS, *_TABLES, *_TASKS):
         known = ", ".join((*_ROWS, *_TABLES, ".yaml"))

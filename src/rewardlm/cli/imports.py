@@ -8,25 +8,17 @@ from typing import Annotated
 import typer
 
 from rewardlm.cli import options
-from rewardlm.errors import ConfigError
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import ImportSettings
 
 
+@takes(ImportSettings)
 def import_(
+    given: Given[ImportSettings],
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .csv, .jsonl or .parquet; lm-eval samples; a garak report.")
     ],
-    overrides: options.Overrides = None,
-    *,
     out: options.Out,
-    label: Annotated[str | None, typer.Option("--label", help="What tables call this model, for example PT.")] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            "--map", help="prompt=COL,response=COL,prompt_toxicity=COL,prompt_id=COL,finish=COL,scores.NAME=COL"
-        ),
-    ] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
 ) -> None:
     """Turn a table of answers and scores into a run that compare and report understand.
 
@@ -34,10 +26,7 @@ def import_(
     of rewardlm's own, lm-evaluation-harness's samples_TASK_TIME.jsonl, or garak's report.jsonl. Of the last two, --map
     scores.NAME=METRIC takes what isn't known to measure toxicity.
     """
-    from rewardlm.config import ImportSettings, build
-
-    flags = {"label": label, "map": _mapping(columns), "seed": seed}
-    settings = build(ImportSettings, file=config, flags=flags, overrides=overrides or [])
+    settings = given.settings()
     from rewardlm.cli.show import show_comparison
     from rewardlm.measuring.imported import import_table, lacks_pairs
     from rewardlm.progress import stage
@@ -54,15 +43,3 @@ def import_(
         with stage("counter-narratives") as progress:
             judge_toxic_pairs(run, settings, report=progress.report)
     show_comparison([out])
-
-
-def _mapping(text: str | None) -> dict[str, str] | None:
-    if text is None:
-        return None
-    mapping = {}
-    for item in text.split(","):
-        key, equals, column = item.partition("=")
-        if not equals or not column:
-            raise ConfigError(f"--map {item!r}: expected NAME=COLUMN, for example prompt=question")
-        mapping[key.strip()] = column.strip()
-    return mapping

@@ -8,33 +8,14 @@ from typing import Annotated
 import typer
 
 from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.judges.settings import PairEvaluateSettings, PairJudgeSettings
 
-_DIALOGUES_HELP = "starter, dialoconan, a CONAN file, or a .jsonl of messages; with :validation, that part."
 
-
-def train_pairs(
-    overrides: options.Overrides = None,
-    *,
-    out: options.Out,
-    dialogues: Annotated[str | None, typer.Option("--dialogues", metavar="SRC", help=_DIALOGUES_HELP)] = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="minilm, a hub id or a folder.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Each draws its examples anew.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Its peak.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs of one step.")] = None,
-    lora_r: Annotated[int | None, typer.Option("--lora-r", help="Rank of the adapter.")] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-) -> None:
+@takes(PairJudgeSettings)
+def train_pairs(given: Given[PairJudgeSettings], out: options.Out) -> None:
     """Teach an encoder to tell counter-narratives from agreement, refusals and answers that miss the topic."""
-    from rewardlm.config import build
-    from rewardlm.judges.pairs import PairJudgeSettings
-
-    flags = {
-        "dialogues": dialogues, "encoder": encoder, "epochs": epochs, "learning_rate": learning_rate,
-        "batch_size": batch_size, "lora.r": lora_r, "seed": seed, "device": device,
-    }  # fmt: skip
-    settings = build(PairJudgeSettings, file=config, flags=flags, overrides=overrides or [])
+    settings = given.settings()
     from rewardlm.judges.pairs import train_pair_judge
     from rewardlm.progress import say, stage
 
@@ -43,26 +24,18 @@ def train_pairs(
     typer.echo(run.path)
 
 
+@takes(PairEvaluateSettings)
 def evaluate_pairs(
+    given: Given[PairEvaluateSettings],
     judge: Annotated[str, typer.Argument(metavar="NAME", help="starter_pairs, or a folder made by train-pairs.")],
-    overrides: options.Overrides = None,
-    *,
-    dialogues: Annotated[str | None, typer.Option("--dialogues", metavar="SRC", help=_DIALOGUES_HELP)] = None,
-    limit: options.Limit = None,
     card: Annotated[bool, typer.Option("--card", help="Add the figures to the judge's own card.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
-    config: options.Config = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """What a judge of pairs gets right on dialogues, and wrong."""
-    from rewardlm.config import build
-    from rewardlm.judges.pair_evaluation import PairEvaluateSettings, add_figures, evaluate_on, section
-    from rewardlm.scoring.pairs import folder_of
-
-    flags = {"judge": judge, "dialogues": dialogues, "limit": limit, "seed": seed, "device": device}
-    settings = build(PairEvaluateSettings, file=config, flags=flags, overrides=overrides or [])
+    settings = given.settings(judge=judge)
+    from rewardlm.judges.pair_evaluation import add_figures, evaluate_on, section
     from rewardlm.progress import stage
+    from rewardlm.scoring.pairs import folder_of
 
     with stage(f"evaluate {settings.judge} on {settings.dialogues}"):
         figures = evaluate_on(settings)

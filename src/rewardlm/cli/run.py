@@ -7,28 +7,20 @@ from typing import Annotated
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import ExperimentSettings, read_yaml
 
 
+@takes(ExperimentSettings)
 def run(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="See examples/.")],
-    overrides: options.Overrides = None,
+    given: Given[ExperimentSettings],
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="See examples/, or write one with rewardlm init.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default runs/ and the file's name.")] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = None,
-    load: options.Load = None,
-    device: options.Device = None,
 ) -> None:
     """Measure, fine-tune, reinforce, measure again, compare and report: everything that EXPERIMENT.yaml says."""
+    settings = given.settings(read_yaml(experiment))
     from rewardlm.cli.show import run_and_show
-    from rewardlm.config import ExperimentSettings, build, read_yaml
 
-    settings = build(
-        ExperimentSettings,
-        defaults=read_yaml(experiment),
-        file=config,
-        flags=options.model_flags(None, seed, dtype, load, device),
-        overrides=overrides or [],
-    )
     run_and_show(settings, out or Path("runs") / experiment.stem)

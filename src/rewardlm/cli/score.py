@@ -7,27 +7,20 @@ from typing import Annotated
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli.flags import Given, takes
+from rewardlm.config import ScoreSettings
 
 
+@takes(ScoreSettings)
 def score(
-    run: Annotated[Path, typer.Argument(help="A measurement or an import.")],
-    overrides: options.Overrides = None,
-    *,
-    scorer: Annotated[str | None, typer.Option("--scorer", metavar="NAME[,NAME…]", help="The judges to add.")] = None,
-    config: options.Config = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
+    given: Given[ScoreSettings], run: Annotated[Path, typer.Argument(help="A measurement or an import.")]
 ) -> None:
     """Let another judge score the answers that RUN holds already.
 
     Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md). What
     needs a model beside a judge: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
     """
-    from rewardlm.config import ScoreSettings, build
-
-    flags = {"scorer": scorer, "seed": seed, "device": device}
-    settings = build(ScoreSettings, file=config, flags=flags, overrides=overrides or [])
+    settings = given.settings()
     from rewardlm.cli.show import show_comparison
     from rewardlm.measuring.judging import cut_short, score_run
     from rewardlm.measuring.model_quality import add_quality_to

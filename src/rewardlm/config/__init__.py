@@ -16,7 +16,6 @@ from rewardlm.config.fields import Part as Part
 from rewardlm.config.fields import Resume as Resume
 from rewardlm.config.fields import flatten as flatten
 from rewardlm.config.fields import is_function_name as is_function_name
-from rewardlm.config.fields import one_is_a_list as one_is_a_list
 from rewardlm.config.fields import split_names as split_names
 from rewardlm.config.finetune import FinetuneSettings as FinetuneSettings
 from rewardlm.config.finetune import TrainingSettings as TrainingSettings
@@ -33,6 +32,7 @@ from rewardlm.config.measure import PrimarySettings as PrimarySettings
 from rewardlm.config.model import ChatSettings as ChatSettings
 from rewardlm.config.model import GenerationSettings as GenerationSettings
 from rewardlm.config.model import LoraSettings as LoraSettings
+from rewardlm.config.model import MergeSettings as MergeSettings
 from rewardlm.config.model import ModelSettings as ModelSettings
 from rewardlm.config.model import QuantisationSettings as QuantisationSettings
 from rewardlm.config.reading import build as build

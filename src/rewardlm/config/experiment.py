@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config.fields import Dtype, Names, Part
-from rewardlm.config.measure import MAX_NEW_TOKENS, PrimarySettings
+from rewardlm.config.fields import Device, KeysOf, Load, Names, Part, Precision, Seed
+from rewardlm.config.finetune import FinetuneSettings
+from rewardlm.config.interpret import InterpretSettings
+from rewardlm.config.measure import MAX_NEW_TOKENS, MeasureSettings, PrimarySettings
 from rewardlm.config.model import ChatSettings, GenerationSettings, QuantisationSettings
 from rewardlm.config.reading import merge
+from rewardlm.config.rlaf import RlafSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 
 
 class StageMeasure(Section):
-    """The measurement that an experiment repeats for each model; see MeasureSettings."""
+    """The measurement that an experiment repeats for each model; each setting is what it is in MeasureSettings."""
 
     prompts: str = "starter"
     part: Part = "all"
@@ -35,30 +38,65 @@ class StageMeasure(Section):
     primary: PrimarySettings = PrimarySettings()
 
 
+for _name, _field in StageMeasure.model_fields.items():
+    _field.description = MeasureSettings.model_fields[_name].description
+
+
+class StageRlaf(RlafSettings):
+    """The keys of an experiment's ``rlaf``."""
+
+    after: Literal["finetune"] | None = Field(
+        None,
+        description="finetune starts RL, and its reference, from the fine-tuned adapter; by default from the base.",
+    )
+
+
+_AT_THE_TOP = ("model", "seed", "dtype", "load", "quantisation", "device", "chat")
+
+
 class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
-    ``finetune`` and ``rlaf`` take the keys of their commands without model, seed, dtype, load, quantisation and device,
-    which stand once at the top. ``rlaf.after`` starts RL from the fine-tuned adapter. ``interpret`` takes the keys of
-    ``rewardlm interpret`` (``interpret: {}`` is its defaults, a matter of minutes); without it nothing is interpreted.
-    ``stand_in=true`` puts ``stand_ins``, a tree of settings, over the others: a small model and small data with which
-    the whole experiment can be tried where its own can't be had.
+    What all stages share stands once at the top.
     """
 
-    title: str = "RewardLM experiment"
-    stand_in: bool = False
-    stand_ins: dict[str, Any] = {}
-    model: str
-    seed: int = Field(0, ge=0)
-    dtype: Dtype = "auto"
-    load: Literal["8bit", "4bit"] | None = None
-    quantisation: QuantisationSettings = QuantisationSettings()
-    device: str = "auto"
-    chat: ChatSettings = ChatSettings()
-    measure: StageMeasure = StageMeasure()
-    finetune: dict[str, Any] | None = None
-    rlaf: dict[str, Any] | None = None
-    interpret: dict[str, Any] | None = None
+    # RL may not train on what is measured, so a file to start from divides the prompts.
+    example: ClassVar = {
+        "model": "smollm2-135m",
+        "measure": {"part": "measure"},
+        "finetune": {},
+        "rlaf": {"part": "train"},
+        "interpret": {},
+    }
+
+    title: str = Field("RewardLM experiment", description="The report's heading.")
+    stand_in: bool = Field(
+        False,
+        description="Put stand_ins over the other settings: a small model and small data with which the whole "
+        "experiment can be tried where its own can't be had.",
+    )
+    stand_ins: dict[str, Any] = Field({}, description="A tree of this file's settings.")
+    model: str = Field(description="Hub id, path or alias (smollm2-135m, tiny).")
+    seed: Seed = 0
+    dtype: Precision = "auto"
+    load: Load = None
+    quantisation: QuantisationSettings = Field(
+        QuantisationSettings(), description="How load holds the base's linear layers."
+    )
+    device: Device = "auto"
+    chat: ChatSettings = Field(ChatSettings(), description="How turns become text.")
+    measure: StageMeasure = Field(StageMeasure(), description="The measurement that is repeated for each model.")
+    finetune: Annotated[dict[str, Any] | None, KeysOf(FinetuneSettings, _AT_THE_TOP)] = Field(
+        None, description="Settings of rewardlm finetune; by default there is no fine-tuning."
+    )
+    rlaf: Annotated[dict[str, Any] | None, KeysOf(StageRlaf, _AT_THE_TOP)] = Field(
+        None, description="Settings of rewardlm rlaf; by default there is no reinforcement learning."
+    )
+    interpret: Annotated[dict[str, Any] | None, KeysOf(InterpretSettings, ("seed", "load", "device"))] = Field(
+        None,
+        description="Settings of rewardlm interpret, {} for its defaults, which take minutes; by default nothing is "
+        "interpreted.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,20 +1,68 @@
-"""Kinds of values that settings of several commands have, and how they are read from texts."""
+"""Kinds of values that settings of several commands have, how they are read from texts, and which have a flag."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks a setting that has a flag of its own on the command line: ``Annotated[int, Flag()]``.
+
+    ``name`` is else made from the key (``kl.coef``: ``--kl-coef``), ``metavar`` from the type or its choices. A list
+    whose flag may be given ``many`` times takes each as an item; without it one text holds them all, with commas.
+    ``read`` turns the text into a value where that isn't left to the setting's own check.
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+    many: bool = False
+    read: Callable[[str], Any] | None = None
+
+
+@dataclass(frozen=True)
+class KeysOf:
+    """Marks a mapping that holds settings of ``kind``, to be checked later, but for those in ``without``."""
+
+    kind: type[BaseModel]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Depends:
+    """Marks a setting whose default depends on other settings: a file to start from leaves it as a comment."""
+
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 Part = Literal["all", "train", "measure"]
-
-
 Resume = Literal["exact", "inexact"]
+
+# Settings that mean the same wherever they stand.
+Seed = Annotated[int, Field(ge=0, description="Seed of everything that is drawn."), Flag()]
+Precision = Annotated[Dtype, Field(description="Precision of the weights; auto: what the device is fast in."), Flag()]
+Load = Annotated[
+    Literal["8bit", "4bit"] | None,
+    Field(description="Quantise the base's linear layers on loading; by default they stay in full."),
+    Flag(),
+]
+Device = Annotated[str, Field(description="Where to compute: auto, cpu, cuda or cuda:N."), Flag()]
+MaxFailedShare = Annotated[
+    float,
+    Field(ge=0, le=1, description="Share of texts that a judge may fail to score before the command stops."),
+]
+
+
+def each_once(names: list[str]) -> list[str]:
+    """``names`` as they are. Raises ValueError where one stands there twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"named twice: {', '.join(twice)}; name each once")
+    return names
 
 
 def split_names(items: Sequence[str]) -> list[str]:
@@ -36,25 +84,17 @@ def split_names(items: Sequence[str]) -> list[str]:
             raise ValueError(f"can't read the list {text!r}: expected at least one NAME[,NAME…], every bracket closed")
     if not names:
         raise ValueError("at least one name is needed")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"named twice: {', '.join(twice)}; name each once")
-    return names
-
-
-Names = Annotated[list[str], AfterValidator(split_names)]
+    return each_once(names)
 
 
 def _names_or_none(items: Sequence[str]) -> list[str]:
     return split_names(items) if items and list(items) != ["none"] else []
 
 
-NamesOrNone = Annotated[list[str], AfterValidator(_names_or_none)]
-
-
-def one_is_a_list(value: Any) -> Any:
-    """For ``field_validator(…, mode="before")``: a single string stands for a list of it."""
-    return [value] if isinstance(value, str) else value
+# A single text stands for a list of it.
+ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Names = Annotated[list[str], ONE_IS_A_LIST, AfterValidator(split_names)]
+NamesOrNone = Annotated[list[str], ONE_IS_A_LIST, AfterValidator(_names_or_none)]
 
 
 def is_function_name(text: str) -> bool:

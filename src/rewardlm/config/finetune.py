@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Resume
+from rewardlm.config.fields import Depends, Flag, Resume
 from rewardlm.config.model import LoraSettings, ModelSettings
 
 
 class TrainingSettings(ModelSettings):
-    """What both trainings take.
+    """What both trainings take."""
 
-    ``gradient_checkpointing`` runs each layer a second time in the backward pass instead of keeping what it computed:
-    the same gradient, more slowly, in less memory.
-    ``resume``: ``exact`` refuses to go on without a whole checkpoint. ``inexact`` allows one whose adapter is whole and
-    whose optimizer or other state is damaged or missing; these start afresh, and the result is another one than that
-    of an undisturbed run.
-    ``shard`` divides the base's layers between the processes that torchrun or accelerate started.
-    """
-
-    lora: LoraSettings = LoraSettings()
-    gradient_checkpointing: bool = False
-    resume: Resume = "exact"
-    shard: bool = False
+    lora: Annotated[LoraSettings, Depends()] = Field(
+        LoraSettings(), description="The fresh adapter; not to be given beside adapter, whose own rank stands."
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Run each layer a second time in the backward pass instead of keeping what it computed: the same "
+        "gradient, more slowly, in less memory.",
+    )
+    resume: Resume = Field(
+        "exact",
+        description="exact refuses to go on without a whole checkpoint; inexact starts damaged optimizer or other "
+        "state afresh, and gives another result than an undisturbed run.",
+    )
+    shard: bool = Field(
+        False, description="Divide the base's layers between the processes that torchrun or accelerate started."
+    )
 
     @model_validator(mode="after")
     def _an_adapter_has_its_own_rank(self) -> TrainingSettings:
@@ -37,14 +43,26 @@ class TrainingSettings(ModelSettings):
 class FinetuneSettings(TrainingSettings):
     """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
 
-    dialogues: str = "starter"
-    validation: float = Field(0.1, ge=0, lt=1)
-    limit: int | None = Field(None, ge=1)
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    batch_size: int = Field(8, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    max_length: int = Field(512, ge=16)
-    checkpoint_every: int = Field(25, ge=1)
+    dialogues: Annotated[str, Flag()] = Field(
+        "starter", description="starter, starter-plain, dialoconan, a CONAN file, or a .jsonl of messages."
+    )
+    validation: float = Field(
+        0.1, ge=0, lt=1, description="Share of the dialogues that is held out; none shares a user turn with the others."
+    )
+    limit: Annotated[int | None, Flag()] = Field(None, ge=1, description="A seeded sample of so many pairs.")
+    epochs: Annotated[float, Flag()] = Field(1.0, gt=0, description="Passes over the pairs.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps after which training ends, whatever epochs.")
+    learning_rate: Annotated[float, Flag()] = Field(3e-4, gt=0, description="Peak of the cosine schedule.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
+    batch_size: Annotated[int, Flag()] = Field(8, ge=1, description="Pairs an optimizer step.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Pairs in memory at once; by default batch_size. Fewer take less memory for the same gradient.",
+    )
+    max_length: int = Field(
+        512,
+        ge=16,
+        description="Longest sample, in tokens; a longer one loses its oldest turns, or the end of the answer.",
+    )
+    checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rewardlm.config.fields import BY_NAME
+from rewardlm.config.fields import BY_NAME, Flag, Seed
 from rewardlm.config.section import Section
+from rewardlm.errors import ConfigError
+
+
+def _columns(text: str) -> dict[str, str]:
+    mapping = {}
+    for item in text.split(","):
+        key, equals, column = item.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--map {item!r}: expected NAME=COLUMN, for example prompt=question")
+        mapping[key.strip()] = column.strip()
+    return mapping
 
 
 class ImportSettings(Section):
-    """``rewardlm import``: what the model is called, and which column holds what.
+    """``rewardlm import``: what the model is called, and which column holds what."""
 
-    ``map`` gives the column of ``prompt``, ``response``, ``prompt_toxicity``, ``prompt_id``, ``finish`` and
-    ``scores.NAME``; see ``import_table``.
-    With ``counter_narrative=starter_pairs``, or another judge of pairs, it is asked which answers to toxic prompts are
-    counter-narratives: of ``quality_sample`` of them, drawn by ``seed``, where there are more.
-    """
+    example: ClassVar = {"label": "PT"}
 
-    label: str
-    map: Annotated[dict[str, str], BY_NAME] = {}
-    counter_narrative: str | None = None
-    quality_sample: int = Field(200, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
+    label: Annotated[str, Flag()] = Field(description="What tables call this model, for example PT.")
+    map: Annotated[dict[str, str], BY_NAME, Flag(metavar="NAME=COLUMN[,NAME=COLUMN…]", read=_columns)] = Field(
+        {},
+        description="The columns of prompt, response, prompt_toxicity, prompt_id, finish and scores.NAME, where they "
+        "have other names.",
+    )
+    counter_narrative: str | None = Field(
+        None,
+        description="A judge of pairs (starter_pairs) that says which answers to toxic prompts are counter-narratives; "
+        "null asks none.",
+    )
+    quality_sample: int = Field(
+        200, ge=1, description="Of more answers to toxic prompts, so many, drawn by seed, are shown to it."
+    )
+    seed: Seed = 0
+    device: str = Field("auto", description="Where it computes: auto, cpu, cuda or cuda:N.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Names, Part
+from rewardlm.config.fields import Flag, MaxFailedShare, Names, Part
 from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
@@ -18,46 +18,80 @@ MAX_NEW_TOKENS = 128
 class PrimarySettings(Section):
     """The outcome that counts, fixed before anyone sees a result; every other test is corrected for their number.
 
-    A run that is asked for a part of it records all of it when it starts. What is None is chosen by rule: the first
-    judge that was no reward; toxic prompts, or all where none is; the toxic share.
+    A run that is asked for a part of it records all of it when it starts.
     """
 
-    scorer: str | None = None
-    split: Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"] | None = None
-    metric: Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"] | None = None
+    scorer: str | None = Field(None, description="Its judge; by default the first judge that was no reward.")
+    split: Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"] | None = Field(
+        None, description="Its prompts; by default toxic prompts, or all of them where none is toxic."
+    )
+    metric: Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"] | None = Field(
+        None, description="Its number; by default the toxic share."
+    )
 
 
 class MeasureSettings(ModelSettings):
-    """``rewardlm measure``: which answers are sampled and who judges them.
+    """``rewardlm measure``: which answers are sampled and who judges them."""
 
-    ``counter_narrative`` is the judge of pairs that says which answers are counter-narratives; None leaves that out.
-    Of more than ``quality_sample`` answers only so many, drawn by seed, get similarity, perplexity and that judge.
-    ``engine``: ``local`` is this process, ``openai`` the server at ``url``, ``ray`` so many ``workers`` of Ray Data, on
-    the cluster at ``ray_address`` (None: on this machine).
-    """
-
-    prompts: str = "starter"
-    part: Part = "all"
-    limit: int | None = Field(None, ge=1)
-    scorer: Names = ["starter", "witness", "lexical"]
-    label: str | None = None
-    samples: int = Field(1, ge=1)
-    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
-    engine: Literal["local", "openai", "ray"] = "local"
-    url: ServiceUrl | None = None
-    server: ServerSettings = ServerSettings()
-    workers: int = Field(2, ge=1)
-    ray_address: str | None = None
-    batch_tokens: int = Field(8192, ge=1)
-    toxic_by: str | None = None
-    similarity: bool = True
-    perplexity: bool = True
-    counter_narrative: str | None = "starter_pairs"
-    quality_sample: int = Field(10_000, ge=1)
-    max_failed_share: float = Field(0.01, ge=0, le=1)
-    generation: GenerationSettings = GenerationSettings()
-    services: ServicesSettings = ServicesSettings()
-    primary: PrimarySettings = PrimarySettings()
+    prompts: Annotated[str, Flag()] = Field(
+        "starter",
+        description="Where prompts come from: starter, rtp:packaged, rtp, a .jsonl, .csv or .txt, "
+        "dialoconan:validation or a hub data set.",
+    )
+    part: Annotated[Part, Flag()] = Field(
+        "all", description="Half of the prompts, by a hash of their text: measure what RL did not train on."
+    )
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many prompts; by default all."
+    )
+    scorer: Annotated[Names, Flag()] = Field(
+        ["starter", "witness", "lexical"],
+        description="The judges: starter, witness, lexical, a hub id or folder (ID#label), mean(a,b), perspective, "
+        "endpoint or module:function.",
+    )
+    label: Annotated[str | None, Flag()] = Field(
+        None, description="What tables call this model, for example PT; by default the adapter's run, or the model."
+    )
+    samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers a prompt.")
+    max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
+    engine: Annotated[Literal["local", "openai", "ray"], Flag()] = Field(
+        "local", description="Who generates: this process, the OpenAI-compatible server at url, or Ray Data's workers."
+    )
+    url: Annotated[ServiceUrl | None, Flag()] = Field(
+        None, description="Address of the server of engine openai, such as http://127.0.0.1:8000/v1."
+    )
+    server: ServerSettings = Field(ServerSettings(), description="How the server of engine openai is asked.")
+    workers: int = Field(2, ge=1, description="Workers of engine ray; each loads the model.")
+    ray_address: str | None = Field(
+        None, description="Address of the Ray cluster; by default one is started on this machine."
+    )
+    batch_tokens: Annotated[int, Flag()] = Field(
+        8192, ge=1, description="Positions (prompt and answer) of the answers that are generated side by side."
+    )
+    toxic_by: Annotated[str | None, Flag(metavar="dataset|SCORER")] = Field(
+        None,
+        description="What makes a prompt toxic: dataset (its own score) or a judge that reads the bare prompt; by "
+        "default the data set's score, else the first judge.",
+    )
+    similarity: bool = Field(True, description="Compute the similarity of prompt and answer.")
+    perplexity: bool = Field(True, description="Compute the answers' perplexity under the base model.")
+    counter_narrative: str | None = Field(
+        "starter_pairs",
+        description="The judge of pairs that says which answers to toxic prompts are counter-narratives; null leaves "
+        "that out.",
+    )
+    quality_sample: int = Field(
+        10_000,
+        ge=1,
+        description="Of more answers than this, only so many, drawn by seed, get similarity, perplexity and the judge "
+        "of pairs.",
+    )
+    max_failed_share: MaxFailedShare = 0.01
+    generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
+    primary: PrimarySettings = Field(
+        PrimarySettings(), description="The outcome that counts, fixed before anyone sees a result."
+    )
 
     @model_validator(mode="after")
     def _the_primary_judge_judges(self) -> MeasureSettings:

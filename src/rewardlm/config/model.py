@@ -3,68 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rewardlm.config.fields import Dtype
+from rewardlm.config.fields import Device, Dtype, Flag, Load, Precision, Seed
 from rewardlm.config.section import Section
 
 
 class GenerationSettings(Section):
-    """How answers are sampled. Temperature 0 is greedy; top_k 0 and top_p 1 switch truncation off."""
+    """How answers are sampled."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_new_tokens: int = Field(0, ge=0)
-    no_repeat_ngram_size: int = Field(0, ge=0)
+    temperature: float = Field(1.0, ge=0, description="Divides the logits before sampling; 0 is greedy.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens that make up this probability; 1 takes all."
+    )
+    top_k: int = Field(0, ge=0, description="Sample from so many of the likeliest tokens; 0 takes all.")
+    min_new_tokens: int = Field(0, ge=0, description="Tokens before which an answer may not end.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="Never repeat an n-gram of so many tokens; 0 allows it.")
 
 
 class ChatSettings(Section):
-    """How turns become text: the model's own template, a plain one, or the user's.
+    """How turns become text: the model's own template, a plain one, or the user's."""
 
-    ``template``: ``auto`` (the model's, else plain), ``plain``, or a path to a Jinja chat template.
-    ``user`` and ``assistant`` are the role names of the plain template (``<human>:`` and ``<bot>:`` in 2023).
-    """
-
-    template: str = "auto"
-    user: str = "User:"
-    assistant: str = "Assistant:"
-    system: str | None = None
+    template: str = Field(
+        "auto", description="auto (the model's own, else plain), plain, or the path of a Jinja chat template."
+    )
+    user: str = Field("User:", description="The user's name in the plain template, such as <human>: in 2023.")
+    assistant: str = Field("Assistant:", description="The model's name in the plain template, such as <bot>: in 2023.")
+    system: str | None = Field(None, description="System turn before every prompt; by default none.")
 
 
 class LoraSettings(Section):
     """Low-rank adapters (Hu et al. 2021): W + (alpha / r)·B·A on the target modules."""
 
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    r: Annotated[int, Flag()] = Field(16, ge=1, description="Rank of the adapter.")
+    alpha: float = Field(32, gt=0, description="Its scale: what it adds is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of its inputs that training drops.")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the modules that get one, or all-linear: every linear layer but the head."
+    )
 
 
 class QuantisationSettings(Section):
-    """How ``--load`` holds the base's linear layers, by bitsandbytes: docs/quantisation.md.
+    """How ``--load`` holds the base's linear layers, by bitsandbytes: docs/quantisation.md."""
 
-    Of 4bit: ``kind`` says which 16 values there are, ``double`` whether the blocks' scales are quantised too, and
-    ``compute_dtype`` what products are taken in (auto: the model's ``dtype``, which embeddings, norms and the head
-    keep). Of 8bit: inputs of ``outliers`` or more are multiplied as they are, not rounded; 0 rounds all.
-    """
-
-    kind: Literal["nf4", "fp4"] = "nf4"
-    double: bool = True
-    compute_dtype: Dtype = "auto"
-    outliers: float = Field(6.0, ge=0)
+    kind: Literal["nf4", "fp4"] = Field("nf4", description="Which 16 values 4bit has (nf4: Dettmers et al. 2023).")
+    double: bool = Field(True, description="With 4bit, quantise the blocks' scales too.")
+    compute_dtype: Dtype = Field(
+        "auto",
+        description="With 4bit, the precision of products; auto is the model's dtype, which embeddings, norms and the "
+        "head keep.",
+    )
+    outliers: float = Field(
+        6.0, ge=0, description="With 8bit, inputs of this size or more are multiplied unrounded; 0 rounds all."
+    )
 
 
 class ModelSettings(Section):
     """What every command that loads a model takes."""
 
-    model: str
-    adapter: Path | None = None
-    seed: int = Field(0, ge=0)
-    dtype: Dtype = "auto"
-    load: Literal["8bit", "4bit"] | None = None
-    quantisation: QuantisationSettings = QuantisationSettings()
-    device: str = "auto"
-    chat: ChatSettings = ChatSettings()
+    example: ClassVar = {"model": "smollm2-135m"}
+
+    model: str = Field(description="Hub id, path or alias (smollm2-135m, tiny).")
+    adapter: Annotated[Path | None, Flag()] = Field(
+        None, description="LoRA adapter to put on: a PEFT folder or a run of finetune or rlaf."
+    )
+    seed: Seed = 0
+    dtype: Precision = "auto"
+    load: Load = None
+    quantisation: QuantisationSettings = Field(
+        QuantisationSettings(), description="How load holds the base's linear layers."
+    )
+    device: Device = "auto"
+    chat: ChatSettings = Field(ChatSettings(), description="How turns become text.")
+
+
+class MergeSettings(ModelSettings):
+    """``rewardlm merge``: ``dtype`` and ``load`` say what is written, and into what."""
+
+    dtype: Annotated[Dtype, Flag()] = Field("auto", description="What it is saved in; auto: float32.")
+    load: Annotated[Literal["8bit", "4bit"] | None, Flag()] = Field(
+        None, description="Merge into what the base's weights stand for when held so; by default as they are."
+    )

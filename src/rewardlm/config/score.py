@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import NamesOrNone
+from rewardlm.config.fields import Device, Flag, MaxFailedShare, NamesOrNone, Seed
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 
 
 class ScoreSettings(Section):
-    """``rewardlm score``: what is said of a run's answers besides what is stored.
+    """``rewardlm score``: what is said of a run's answers besides what is stored."""
 
-    ``scorer`` are judges of toxicity. ``similarity`` with the prompt, perplexity under the model ``perplexity`` and
-    the classes of the judge of pairs ``counter_narrative`` are found of ``quality_sample`` answers, drawn by ``seed``,
-    where there are more.
-    """
+    example: ClassVar = {"scorer": ["lexical"]}
 
-    scorer: NamesOrNone = []
-    similarity: bool = False
-    perplexity: str | None = None
-    counter_narrative: str | None = None
-    quality_sample: int = Field(10_000, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    max_failed_share: float = Field(0.01, ge=0, le=1)
-    services: ServicesSettings = ServicesSettings()
+    scorer: Annotated[NamesOrNone, Flag()] = Field([], description="The judges of toxicity to add.")
+    similarity: bool = Field(False, description="Compute the similarity of prompt and answer.")
+    perplexity: str | None = Field(None, description="The model under which the answers' perplexity is computed.")
+    counter_narrative: str | None = Field(
+        None, description="The judge of pairs that says which answers are counter-narratives, such as starter_pairs."
+    )
+    quality_sample: int = Field(
+        10_000,
+        ge=1,
+        description="Of more answers than this, only so many, drawn by seed, get similarity, perplexity and the judge "
+        "of pairs.",
+    )
+    seed: Seed = 0
+    device: Device = "auto"
+    max_failed_share: MaxFailedShare = 0.01
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> ScoreSettings:

@@ -6,9 +6,9 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
-from rewardlm.config.fields import flatten
+from rewardlm.config.fields import ONE_IS_A_LIST, each_once, flatten
 from rewardlm.config.section import Section
 
 
@@ -45,83 +45,96 @@ ServiceUrl = Annotated[
 
 
 class ServiceSettings(Section):
-    """How an HTTP service is asked. ``key`` is better kept in the environment variable that ``key_variable`` names.
+    """How an HTTP service is asked.
 
-    A failure that may pass (429, 5xx, a time-out) is tried ``tries`` times in all, after as long as the service asks
-    for, else after a random time that doubles from ``backoff_seconds``; one that wants to be left alone for more than
-    ``longest_wait_seconds`` ends the run.
+    A failure that may pass (429, 5xx, a time-out) is tried again: after as long as the service asks for, else after a
+    random time that doubles from ``backoff_seconds``.
     """
 
-    url: ServiceUrl | None = None
-    key: SecretStr | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = Field(8, ge=1, le=1024)
-    requests_per_second: float | None = Field(None, gt=0)
-    timeout_seconds: float = Field(60.0, gt=0)
-    tries: int = Field(5, ge=1)
-    backoff_seconds: float = Field(1.0, ge=0)
-    longest_wait_seconds: float = Field(120.0, gt=0)
+    url: ServiceUrl | None = Field(None, description="Its address, which begins with http:// or https://.")
+    key: SecretStr | None = Field(
+        None, description="Its key, which no record holds; better kept in the variable that key_variable names."
+    )
+    key_variable: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key.")
+    concurrency: int = Field(8, ge=1, le=1024, description="Requests under way at once.")
+    requests_per_second: float | None = Field(
+        None, gt=0, description="Highest rate of requests; by default there is no limit."
+    )
+    timeout_seconds: float = Field(60.0, gt=0, description="Seconds after which an answer is no longer waited for.")
+    tries: int = Field(5, ge=1, description="Tries in all of a request whose failure may pass (429, 5xx, a time-out).")
+    backoff_seconds: float = Field(
+        1.0, ge=0, description="Seconds that the wait between two tries, a random one, doubles from."
+    )
+    longest_wait_seconds: float = Field(
+        120.0, gt=0, description="A service that asks for a longer wait than so many seconds ends the run."
+    )
 
 
 class ServerSettings(ServiceSettings):
-    """The server of ``--engine openai``. ``body`` is added to every request, for what a server has beyond OpenAI's
-    API (``server.body.top_k=40``); ``length_field`` is what it calls the longest answer's tokens.
-    """
+    """The server of ``--engine openai``."""
 
-    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    body: dict[str, Any] = {}
-
-
-def _one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the server calls the longest answer's tokens."
+    )
+    body: dict[str, Any] = Field(
+        {}, description="Added to every request, for what a server has beyond OpenAI's API: server.body.top_k=40."
+    )
 
 
 class PerspectiveSettings(ServiceSettings):
-    """The judge ``perspective``, Google's Perspective API; the first of ``attributes`` is the main label.
-
-    ``languages``: what the texts are taken to be written in; none lets the API find out, and it refuses what it can't
-    tell or doesn't know. ``cache`` keeps answers on this machine for the day. Without a ``url`` it is
-    $REWARDLM_PERSPECTIVE_URL, else Google's.
+    """The judge ``perspective``, Google's Perspective API. Without a ``url`` it is $REWARDLM_PERSPECTIVE_URL, else
+    Google's.
     """
 
-    key_variable: str = "PERSPECTIVE_API_KEY"
-    # What Google allows without asking.
-    requests_per_second: float | None = Field(1.0, gt=0)
-    attributes: Annotated[list[Annotated[str, Field(pattern="^[A-Z][A-Z_]*$")]], BeforeValidator(_one_or_more)] = Field(
+    key_variable: str = Field("PERSPECTIVE_API_KEY", description="The environment variable that holds the key.")
+    requests_per_second: float | None = Field(
+        1.0, gt=0, description="Highest rate of requests: 1 is what Google allows without asking; null sets no limit."
+    )
+    attributes: Annotated[
+        list[Annotated[str, Field(pattern="^[A-Z][A-Z_]*$")]], ONE_IS_A_LIST, AfterValidator(each_once)
+    ] = Field(
         [
             "TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT", "SEXUALLY_EXPLICIT",
             "FLIRTATION",
         ],
         min_length=1,
+        description="The attributes that are asked for; the first is the main label.",
     )  # fmt: skip
-    languages: Annotated[list[str], BeforeValidator(_one_or_more)] = ["en"]
-    cache: bool = True
-
-    @model_validator(mode="after")
-    def _each_attribute_once(self) -> PerspectiveSettings:
-        twice = sorted({name for name in self.attributes if self.attributes.count(name) > 1})
-        if twice:
-            raise ValueError(f"attributes named twice: {', '.join(twice)}; name each once")
-        return self
+    languages: Annotated[list[str], ONE_IS_A_LIST] = Field(
+        ["en"],
+        description="What the texts are taken to be written in. An empty list lets the API find out, and it refuses "
+        "what it can't tell.",
+    )
+    cache: bool = Field(True, description="Keep answers on this machine for the day.")
 
 
 class EndpointSettings(ServiceSettings):
     """A judge ``endpoint`` behind an OpenAI-compatible server.
 
-    ``kind``: ``moderation`` asks its ``/moderations``, ``chat`` lets ``model`` rate texts by ``rubric`` (a text, or the
-    path of one; None is ours). Of moderation ``category`` is the main label; None is the highest of all categories.
-    ``categories`` names them; None asks the server for them once, at the start. Without ``url``, ``kind`` or ``model``,
-    ``services.endpoint`` takes $REWARDLM_ENDPOINT_URL, …_KIND and …_MODEL; kind is else moderation.
-    ``temperature`` None and ``max_tokens`` None leave these out of a chat request.
+    Without ``url``, ``kind`` or ``model``, ``services.endpoint`` takes $REWARDLM_ENDPOINT_URL, …_KIND and …_MODEL.
     """
 
-    kind: Literal["moderation", "chat"] | None = None
-    model: str | None = None
-    rubric: str | None = None
-    category: str | None = None
-    categories: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
-    temperature: float | None = Field(0.0, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
+    kind: Literal["moderation", "chat"] | None = Field(
+        None,
+        description="moderation asks the server's /moderations, chat lets model rate texts by rubric; by default "
+        "$REWARDLM_ENDPOINT_KIND, else moderation.",
+    )
+    model: str | None = Field(None, description="The server's model; by default $REWARDLM_ENDPOINT_MODEL.")
+    rubric: str | None = Field(None, description="Of chat: a rubric, or the path of one; by default our own.")
+    category: str | None = Field(
+        None,
+        description="Of moderation: the category that is the main label; by default the highest of all categories.",
+    )
+    categories: Annotated[list[str] | None, ONE_IS_A_LIST] = Field(
+        None,
+        description="Of moderation: the names of its categories; by default the server is asked once, at the start.",
+    )
+    temperature: float | None = Field(
+        0.0, ge=0, description="Of chat: the sampling temperature; null leaves it out of the request."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Of chat: the longest reply, in tokens; by default the request doesn't say."
+    )
 
     @model_validator(mode="after")
     def _the_parts_fit(self) -> EndpointSettings:
@@ -135,13 +148,13 @@ class EndpointSettings(ServiceSettings):
 
 
 class ServicesSettings(Section):
-    """The judges that are asked over HTTP: ``--scorer perspective``, ``endpoint``, and ``endpoint:NAME`` for one of
-    ``endpoints``.
-    """
+    """The judges that are asked over HTTP."""
 
-    perspective: PerspectiveSettings = PerspectiveSettings()
-    endpoint: EndpointSettings = EndpointSettings()
-    endpoints: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], EndpointSettings] = {}
+    perspective: PerspectiveSettings = Field(PerspectiveSettings(), description="The judge perspective.")
+    endpoint: EndpointSettings = Field(EndpointSettings(), description="The judge endpoint.")
+    endpoints: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], EndpointSettings] = Field(
+        {}, description="The judges endpoint:NAME, by name; each has the settings of endpoint."
+    )
 
 
 # What can change between two asks of a service without changing what is asked.

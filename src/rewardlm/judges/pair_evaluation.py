@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from rewardlm.config import Section
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.judges.metrics import BoolArray, FloatArray, auc
 from rewardlm.judges.pair_data import Exchange, PairExample, controls, draw, exchanges, own_texts, permuted
+from rewardlm.judges.settings import PairEvaluateSettings
 from rewardlm.models.load import resolve_device
 from rewardlm.runs import write_atomically
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge, most_likely
@@ -37,16 +36,6 @@ _CONTROLS = {
     "meaningless": "means nothing",
     "toxic": "is toxic and names no group",
 }
-
-
-class PairEvaluateSettings(Section):
-    """``rewardlm judge evaluate-pairs``: which judge on which dialogues; ``limit`` is a sample of their exchanges."""
-
-    judge: str
-    dialogues: str = "starter:validation"
-    limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
 
 
 def evaluate_on(settings: PairEvaluateSettings) -> dict[str, Any]:

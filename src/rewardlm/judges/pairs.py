@@ -12,11 +12,10 @@ import random
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from scipy.optimize import minimize_scalar
 from torch import nn
 from transformers import (
@@ -29,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from rewardlm.config import LoraSettings, NamesOrNone, Section, flatten, one_is_a_list
+from rewardlm.config import flatten
 from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
 from rewardlm.judges.pair_data import (
@@ -48,6 +47,7 @@ from rewardlm.judges.pair_data import (
     thinned,
 )
 from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, held_out_controls, write_record
+from rewardlm.judges.settings import PairJudgeSettings
 from rewardlm.judges.texts import load_labelled
 from rewardlm.judges.train import _checkpoints, _Watch, head_of
 from rewardlm.models.load import resolve_device, resolve_dtype
@@ -79,42 +79,6 @@ _LIMITS = [
     "How it reads irony, and hate in a polite tone, has not been measured.",
     "Abuse of the prompt's writer is called agreement: it opposes the hate, and is no counter-narrative.",
 ]
-
-
-class PairJudgeSettings(Section):
-    """``rewardlm judge train-pairs``: which dialogues teach which encoder.
-
-    ``validation`` is the share of dialogues held out, by components that share no user turn and always the same ones;
-    it sets the temperature and gives the figures of the card. Every epoch adds ``made_up`` short exchanges of our own
-    lines; ``thinned`` is the share of pairs that lose a tenth of their words. ``hate`` are sources of ``judge train``
-    (toxigen, stereotypes) whose hateful texts, where they name a target, are answers that agree, and claims: every
-    epoch ``answered`` of them get an answer of ours. ``controls`` times an exchange its answer stands under a prompt
-    that it doesn't oppose; some of these are texts of the sources ``toxic`` that name no group. ``start`` is a judge of
-    pairs on the same encoder whose adapter is trained on.
-    """
-
-    dialogues: str = "starter"
-    encoder: str = "minilm"
-    validation: float = Field(0.1, gt=0, lt=1)
-    made_up: int = Field(300, ge=0)
-    hate: NamesOrNone = Field([])
-    answered: int = Field(600, ge=0)
-    controls: int = Field(1, ge=0)
-    toxic: NamesOrNone = Field([])
-    start: str | None = None
-    thinned: float = Field(0.5, ge=0, le=1)
-    epochs: int = Field(8, ge=1)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    max_length: int = Field(128, ge=64)
-    lora: LoraSettings = LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"])
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-
-    _listed = field_validator("hate", "toxic", mode="before")(one_is_a_list)
 
 
 def train_pair_judge(

@@ -1,119 +1,159 @@
-"""The settings of ``rewardlm judge``: what is evaluated, and what is trained."""
+"""The settings of ``rewardlm judge``: what is listed, what is evaluated, and what is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings, one_is_a_list
+from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings
+from rewardlm.config.fields import ONE_IS_A_LIST, Device, Flag, MaxFailedShare, Seed, each_once
 from rewardlm.data.split import Share
 from rewardlm.judges.texts import LABELS
 
+Listed = Annotated[list[str], ONE_IS_A_LIST]
+Dialogues = Annotated[
+    str,
+    Field(description="starter, dialoconan, a CONAN file, or a .jsonl of messages; with :validation, that part."),
+    Flag(metavar="SRC"),
+]
+
 
 class JudgeEvaluateSettings(Section):
-    """``rewardlm judge evaluate``: judges, suites, and which label is looked at.
+    """``rewardlm judge evaluate``: judges, suites, and which label is looked at."""
 
-    ``label`` None means each judge's main label, or its label ``hate`` on a suite that is about hate. ``limit`` is a
-    sample of each suite drawn from ``seed``, which draws the bootstrap too. ``speed`` false leaves the clock out.
-    """
+    example: ClassVar = {"judge": ["lexical"], "suite": ["starter"]}
 
-    judge: Names
-    suite: list[str] = Field(min_length=1)
-    label: str | None = None
-    limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    n_resamples: int = Field(1000, ge=100)
-    speed: bool = True
-    max_failed_share: float = Field(0.01, ge=0, le=1)
-    services: ServicesSettings = ServicesSettings()
-
-    _listed = field_validator("judge", "suite", mode="before")(one_is_a_list)
-
-    @field_validator("suite")
-    @classmethod
-    def _each_suite_once(cls, value: list[str]) -> list[str]:
-        twice = sorted({name for name in value if value.count(name) > 1})
-        if twice:
-            raise ValueError(f"named twice: {', '.join(twice)}; name each once")
-        return value
+    judge: Names = Field(description="The judges, named as for scorer.")
+    suite: Annotated[Listed, AfterValidator(each_once), Flag(metavar="hatecheck|rtp|jigsaw|FILE", many=True)] = Field(
+        min_length=1,
+        description="On what: hatecheck, rtp, jigsaw, a data set that judge train reads, or a .csv or .jsonl of texts "
+        "with label (0 or 1) or score (0 to 1).",
+    )
+    label: Annotated[str | None, Flag()] = Field(
+        None,
+        description="The label that is looked at; by default each judge's main one, or hate on a suite about hate.",
+    )
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many texts of each suite; by default all."
+    )
+    seed: Seed = 0
+    device: Device = "auto"
+    n_resamples: int = Field(1000, ge=100, description="Bootstrap samples of an interval.")
+    speed: bool = Field(True, description="Measure texts a second; false leaves the clock out.")
+    max_failed_share: MaxFailedShare = 0.01
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
 
 class JudgeListSettings(Section):
-    """``rewardlm judge list``: which judges, by which figures.
+    """``rewardlm judge list``: which judges, by which figures."""
 
-    ``names`` none means all. ``dir`` is searched for judges of one's own. ``measure`` evaluates the judges here and now
-    on ``suite`` (none: those of hatecheck, rtp and jigsaw that are on this machine) instead of showing known figures.
-    """
-
-    names: list[str] = Field([])
-    dir: Path | None = None
-    measure: bool = False
-    suite: list[str] = Field([])
-    limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    services: ServicesSettings = ServicesSettings()
-
-    _listed = field_validator("names", "suite", mode="before")(one_is_a_list)
+    names: Listed = Field([], description="These judges alone; an empty list takes all.")
+    dir: Annotated[Path | None, Flag()] = Field(None, description="A folder that is searched for judges of your own.")
+    measure: Annotated[bool, Flag()] = Field(
+        False, description="Evaluate the judges here and now instead of showing known figures."
+    )
+    suite: Annotated[Listed, Flag(many=True)] = Field(
+        [],
+        description="On what measure evaluates; an empty list takes those of hatecheck, rtp and jigsaw that are here.",
+    )
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many texts of each suite; by default all."
+    )
+    seed: Seed = 0
+    device: Device = "auto"
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
 
 class JudgeTrainSettings(Section):
-    """``rewardlm judge train``: which texts teach which encoder what.
+    """``rewardlm judge train``: which texts teach which encoder what."""
 
-    ``layers``: the judge stands on that many of the encoder's lowest layers, None means all. The lowest ``frozen`` of
-    them stay as they are: what they say of a text is computed once, so that only the others cost time in every epoch.
-    ``data``: sources of ``judges.texts.load_labelled``, or files of preference pairs. ``exclude``: suites whose texts
-    are left out, because the judge will be evaluated on them. ``share``: all texts, or those that ``data.split`` gives
-    to one of the package's two judges, which share none. ``limits`` takes a seeded sample of a source's texts,
-    ``weights`` multiplies their loss. ``misspelt`` is the share of training texts that are taught a second time in
-    another spelling, ``regrouped`` the share of those that name a group of people which are taught a second time about
-    others. ``teacher`` is a scorer that fills in, at ``teacher_weight``, what a source left open of the
-    labels that it has too. ``distil`` are judges whose main label is taught as they see it: a target is
-    ``distil_share`` of their mean and the rest what the source says, or theirs alone where it says nothing.
-    ``patience`` counts evaluations without a better validation loss (there are ``evaluations`` of them an epoch) after
-    which training stops; the best weights are kept. ``keep`` "last" trains to the end and keeps what is there then: a
-    validation loss that rises may be mere overconfidence, which calibration takes back.
-    """
+    example: ClassVar = {"data": ["starter"]}
 
-    data: Names
-    encoder: str = "minilm"
-    layers: int | None = Field(None, ge=1)
-    frozen: int = Field(0, ge=0)
-    labels: Names = Field(default_factory=lambda: list(LABELS))
-    main: str = "toxicity"
-    exclude: list[str] = Field(default_factory=list)
-    tuning: Literal["lora", "full"] = "lora"
-    lora: LoraSettings = LoraSettings(r=32, alpha=64)
-    epochs: float = Field(4.0, gt=0)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    max_length: int = Field(128, ge=8)
-    limit: int | None = Field(None, ge=1)
-    limits: dict[str, int] = Field(default_factory=dict)
-    share: Share = "all"
-    balance: Literal["source", "none"] = "source"
-    weights: dict[str, float] = Field(default_factory=dict)
-    misspelt: float = Field(0.0, ge=0, le=1)
-    regrouped: float = Field(0.0, ge=0, le=1)
-    teacher: str | None = None
-    teacher_weight: float = Field(0.5, ge=0)
-    distil: NamesOrNone = Field([])
-    distil_share: float = Field(0.9, ge=0, le=1)
-    validation: float = Field(0.05, gt=0, lt=1)
-    evaluations: int = Field(2, ge=1)
-    patience: int = Field(3, ge=1)
-    keep: Literal["best", "last"] = "best"
-    calibration: Literal["platt", "temperature", "isotonic", "none"] = "platt"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-
-    _listed = field_validator("data", "labels", "exclude", "distil", mode="before")(one_is_a_list)
+    data: Annotated[Names, Flag(metavar="SRC…", many=True)] = Field(
+        description="Where texts come from: starter, rtp, toxigen and others, files, folders, or files of preference "
+        "pairs; several may follow."
+    )
+    encoder: Annotated[str, Flag()] = Field("minilm", description="What is trained: minilm, a hub id or a folder.")
+    layers: int | None = Field(
+        None, ge=1, description="The judge stands on so many of the encoder's lowest layers; by default all."
+    )
+    frozen: int = Field(
+        0,
+        ge=0,
+        description="So many of the lowest layers stay as they are, and read each text once instead of in every epoch.",
+    )
+    labels: Names = Field(default_factory=lambda: list(LABELS), description="The labels that are taught.")
+    main: str = Field("toxicity", description="The label that counts where one is asked for.")
+    exclude: Listed = Field(
+        default_factory=list, description="Suites whose texts are left out, to evaluate the judge on them."
+    )
+    tuning: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
+    lora: LoraSettings = Field(LoraSettings(r=32, alpha=64), description="The adapter.")
+    epochs: Annotated[float, Flag()] = Field(4.0, gt=0, description="Passes over the texts.")
+    batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Texts of one optimizer step.")
+    learning_rate: Annotated[float | None, Flag()] = Field(
+        None, gt=0, description="Its peak; by default 0.0005 with lora and 0.00005 with full."
+    )
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    max_length: int = Field(128, ge=8, description="Longest text, in tokens; the rest of a longer one is not read.")
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many texts; by default all."
+    )
+    limits: dict[str, int] = Field(
+        default_factory=dict, description="A seeded sample of so many texts of a source, by its name."
+    )
+    share: Share = Field(
+        "all", description="All texts, or those that belong to one of the package's two judges, which share none."
+    )
+    balance: Literal["source", "none"] = Field(
+        "source",
+        description="source weighs each source by the square root of its number of texts; none weighs all texts alike.",
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="What the loss of a source's texts is multiplied by, by its name."
+    )
+    misspelt: float = Field(
+        0.0, ge=0, le=1, description="Share of the training texts that are taught again in another spelling."
+    )
+    regrouped: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the texts naming a group of people that are taught again about other groups.",
+    )
+    teacher: str | None = Field(
+        None, description="A scorer that fills in what a source left open of the labels that it has too."
+    )
+    teacher_weight: float = Field(0.5, ge=0, description="What such a label weighs in the loss.")
+    distil: NamesOrNone = Field([], description="Judges whose main label is taught as they see it.")
+    distil_share: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of their mean in a target; the rest is what the source says. Theirs alone counts where it "
+        "says nothing.",
+    )
+    validation: float = Field(0.05, gt=0, lt=1, description="Share of the texts that is held out while training.")
+    evaluations: int = Field(2, ge=1, description="Evaluations on them an epoch.")
+    patience: int = Field(
+        3, ge=1, description="Evaluations without a better validation loss after which training stops."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="The best weights are kept, or the last after training to the end: a validation loss that rises "
+        "may be mere overconfidence, which calibration takes back.",
+    )
+    calibration: Literal["platt", "temperature", "isotonic", "none"] = Field(
+        "platt", description="How the scores are made probabilities on texts that were held out."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the computations in training; auto: what the device is fast in."
+    )
+    seed: Seed = 0
+    device: Device = "auto"
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> JudgeTrainSettings:
@@ -132,3 +172,64 @@ class JudgeTrainSettings(Section):
     def rate(self) -> float:
         """The peak learning rate: an adapter needs about ten times that of all weights."""
         return self.learning_rate or (5e-4 if self.tuning == "lora" else 5e-5)
+
+
+class PairJudgeSettings(Section):
+    """``rewardlm judge train-pairs``: which dialogues teach which encoder."""
+
+    dialogues: Dialogues = "starter"
+    encoder: Annotated[str, Flag()] = Field("minilm", description="What is trained: minilm, a hub id or a folder.")
+    validation: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the dialogues that is held out, always the same ones, sharing no user turn with the "
+        "others: it sets the temperature and gives the card's figures.",
+    )
+    made_up: int = Field(300, ge=0, description="Short exchanges of our own lines that every epoch adds.")
+    hate: NamesOrNone = Field(
+        [],
+        description="Sources of judge train (toxigen, stereotypes) whose hateful texts, where they name a target, are "
+        "answers that agree, and claims.",
+    )
+    answered: int = Field(600, ge=0, description="So many of these texts get an answer of ours every epoch.")
+    controls: int = Field(
+        1, ge=0, description="So many times an exchange its answer stands under a prompt that it doesn't oppose."
+    )
+    toxic: NamesOrNone = Field(
+        [], description="Sources of judge train whose texts that name no group are some of these prompts."
+    )
+    start: str | None = Field(
+        None,
+        description="A judge of pairs on the same encoder whose adapter is trained on; by default it starts afresh.",
+    )
+    thinned: float = Field(0.5, ge=0, le=1, description="Share of the pairs that lose a tenth of their words.")
+    epochs: Annotated[int, Flag()] = Field(8, ge=1, description="Passes; each draws its examples anew.")
+    batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Pairs of one optimizer step.")
+    learning_rate: Annotated[float, Flag()] = Field(5e-4, gt=0, description="Its peak.")
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    max_length: int = Field(128, ge=64, description="Longest pair, in tokens.")
+    lora: LoraSettings = Field(
+        LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"]),
+        description="The adapter.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the computations in training; auto: what the device is fast in."
+    )
+    seed: Seed = 0
+    device: Device = "auto"
+
+
+class PairEvaluateSettings(Section):
+    """``rewardlm judge evaluate-pairs``: which judge on which dialogues."""
+
+    example: ClassVar = {"judge": "starter_pairs"}
+
+    judge: str = Field(description="starter_pairs, or a folder made by train-pairs.")
+    dialogues: Dialogues = "starter:validation"
+    limit: Annotated[int | None, Flag()] = Field(
+        None, ge=1, description="A seeded sample of so many exchanges; by default all."
+    )
+    seed: Seed = 0
+    device: Device = "auto"

@@ -9,23 +9,44 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from rewardlm.runs import MainLabels, Run
 
 # Two scores closer than this are the same answer to a reader's eye.
 UNCHANGED = 0.05
 _Key = tuple[str, int]  # prompt id, sample
+_Kind = Literal["improved", "worse", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """One run's answer, None where it has none, and what each judge's main label says of it."""
+
+    label: str
+    text: str | None
+    cut_off: bool
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with an answer of every run; ``history`` are (role, text) of the turns before it."""
+
+    kind: _Kind
+    prompt: str
+    history: Sequence[tuple[str, str]]
+    toxicity: float | None
+    answers: Sequence[ShownAnswer]
 
 
 def choose_examples(
     runs: Sequence[Run], judge: str, *, labels: Sequence[str], each: int = 4, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """At most ``each`` examples of every kind, by ``judge``'s scores of the first and the last of ``runs``.
 
-    ``labels`` are the runs' names in the comparison, where no two are alike. Each example is
-    ``{"kind": "improved" | "worse" | "unchanged", "prompt", "history", "toxicity", "answers":
-    [{"label", "text", "cut_off", "scores": {judge: value or None}}]}``, one answer a run; a prompt appears once.
+    ``labels`` are the runs' names in the comparison, where no two are alike. A prompt appears once.
     """
     keys: list[dict[str, _Key]] = [
         {record["id"]: (record["prompt_id"], record["sample"]) for record in run.read("generations")} for run in runs
@@ -41,12 +62,13 @@ def choose_examples(
     still = [change for change in changes if abs(change[0]) < UNCHANGED]
     random.Random(seed).shuffle(still)
     taken: set[str] = set()
-    chosen: list[tuple[str, _Key]] = []
-    for kind, candidates in (
-        ("improved", [change for change in changes if change[0] <= -UNCHANGED]),
-        ("worse", [change for change in reversed(changes) if change[0] >= UNCHANGED]),
-        ("unchanged", still),
-    ):
+    chosen: list[tuple[_Kind, _Key]] = []
+    of_kind: dict[_Kind, list[tuple[float, _Key]]] = {
+        "improved": [change for change in changes if change[0] <= -UNCHANGED],
+        "worse": [change for change in reversed(changes) if change[0] >= UNCHANGED],
+        "unchanged": still,
+    }
+    for kind, candidates in of_kind.items():
         room = each
         for _, key in candidates:
             if room and key[0] not in taken:
@@ -62,23 +84,17 @@ def choose_examples(
     examples = []
     for kind, key in chosen:
         prompt = prompts[key[0]]
-        examples.append(
-            {
-                "kind": kind,
-                "prompt": prompt["turns"][-1]["text"],
-                "history": [[turn["role"], turn["text"]] for turn in prompt["turns"][:-1]],
-                "toxicity": prompt["toxicity"],
-                "answers": [
-                    {
-                        "label": label,
-                        "text": found[key]["text"] if key in found else None,
-                        "cut_off": key in found and found[key]["finish"] == "length",
-                        "scores": scores.get(key, {}),
-                    }
-                    for label, found, scores in zip(labels, answers, values, strict=True)
-                ],
-            }
-        )
+        shown_answers = [
+            ShownAnswer(
+                label,
+                found[key]["text"] if key in found else None,
+                key in found and found[key]["finish"] == "length",
+                scores.get(key, {}),
+            )
+            for label, found, scores in zip(labels, answers, values, strict=True)
+        ]
+        history = [(turn["role"], turn["text"]) for turn in prompt["turns"][:-1]]
+        examples.append(Example(kind, prompt["turns"][-1]["text"], history, prompt["toxicity"], shown_answers))
     return examples
 
 

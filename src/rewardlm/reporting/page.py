@@ -6,7 +6,7 @@ hostile texts harmless is in ``shell.py``. A page about judges alone is ``judge_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, Mode
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
 from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
-from rewardlm.reporting.examples import UNCHANGED, choose_examples
+from rewardlm.reporting.examples import UNCHANGED, Example, choose_examples
 from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
@@ -63,7 +63,7 @@ def render_page(
     found: Comparison,
     *,
     title: str,
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
     training: Mapping[str, Sequence[Mapping[str, Any]]],
     about: Mapping[str, Any],
     judging: Mapping[str, Any] | None = None,
@@ -164,7 +164,7 @@ def build_report(
         for run in runs
         if not any(run in shown for shown in (measured, trained, evaluated, interpreted))
     ]
-    examples: list[dict[str, Any]] = []
+    examples: list[Example] = []
     rewards = {model["label"]: model["rewards"] for model in about["models"]}
     judges = _judges(found, rewards)
     labels = [model.label for model in found.models]
@@ -413,32 +413,30 @@ def _quality(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
     return rows
 
 
-def _groups(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Examples by kind. ``hide`` marks a text behind its toggle: scored medium or high by anyone, or by nobody."""
-    groups = []
-    for kind, heading, how in _KINDS:
-        shown = []
-        for example in examples:
-            if example["kind"] != kind:
-                continue
-            toxicity = example.get("toxicity")
-            shown.append(
-                {
-                    "prompt": example["prompt"],
-                    "history": example.get("history", []),
-                    "toxicity": toxicity,
-                    "hide": toxicity is None or toxicity >= LOW_BELOW,
-                    "answers": [
-                        {**answer, "hide": _may_offend(list(answer["scores"].values()))}
-                        for answer in example["answers"]
-                    ],
-                }
-            )
-        groups.append({"kind": kind, "heading": heading, "how": how, "examples": shown})
-    return groups
+def _groups(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Examples by kind, each with whether it is hidden, and so its answers: scored medium or high by anyone, or by
+    nobody.
+    """
+    return [
+        {
+            "kind": kind,
+            "heading": heading,
+            "how": how,
+            "examples": [
+                (
+                    example,
+                    _may_offend([example.toxicity]),
+                    [(answer, _may_offend(answer.scores.values())) for answer in example.answers],
+                )
+                for example in examples
+                if example.kind == kind
+            ],
+        }
+        for kind, heading, how in _KINDS
+    ]
 
 
-def _may_offend(values: Sequence[float | None]) -> bool:
+def _may_offend(values: Iterable[float | None]) -> bool:
     known = [value for value in values if value is not None]
     return not known or max(known) >= LOW_BELOW
 

@@ -1,0 +1,98 @@
+"""Which commands there are, a line about each, and where they are: a command's file is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+import typer.main
+from typer.core import TyperGroup
+
+from rewardlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rewardlm.config import Section
+
+# The name, where its function is (below rewardlm.cli), and what ``rewardlm --help`` says of it.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo:demo", "The whole experiment on an embedded model, nothing downloaded."),
+    "init": ("init:init", "Write a commented YAML file to start from."),
+    "settings": ("settings:settings", "List a command's settings, with what they mean."),
+    "run": ("run:run", "A whole experiment from one file, from measuring to the report."),
+    "measure": ("measure:measure", "Ask a model prompts, and judge its answers."),
+    "score": ("score:score", "Let another judge score stored answers."),
+    "import": ("imports:import_", "Turn a table of answers and scores into a run."),
+    "export": ("export:export", "Write runs for other tools, and tables for a paper."),
+    "compare": ("compare:compare", "Hold runs against each other: tests, flow, audit."),
+    "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
+    "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
+    "watch": ("watch:watch", "Show how a training goes."),
+    "merge": ("merge:merge", "Write a model with its adapter merged into its weights."),
+    "judge list": ("judge:list_", "Every judge that can be used here, with its figures."),
+    "judge train": ("judge:train", "Fine-tune an encoder into a judge of several labels."),
+    "judge evaluate": ("judge:evaluate", "What judges get right on a suite, and wrong."),
+    "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
+    "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right, and wrong."),
+    "interpret": ("interpret:interpret", "Look inside models: what training changed."),
+    "report": ("report:report", "Write one self-contained page about runs."),
+    "push": ("push:push", "Upload an adapter to the hub, with a card."),
+    "doctor": ("doctor:doctor", "What is here, what is fast, and what fits."),
+}
+
+
+def load(name: str) -> Callable[..., None]:
+    """The function of a command."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(f"rewardlm.cli.{module}"), function)
+    return found
+
+
+def with_settings() -> dict[str, type[Section]]:
+    """The settings of every command that has some."""
+    return {name: kind for name in COMMANDS if (kind := getattr(load(name), "settings", None)) is not None}
+
+
+def settings_of(name: str) -> type[Section]:
+    """The settings of a command. Raises ConfigError where there are none."""
+    known = with_settings()
+    if name not in known:
+        raise ConfigError(f"no settings of {name!r}: expected one of {', '.join(known)}")
+    return known[name]
+
+
+class Commands(TyperGroup):
+    """A group that knows the names of its commands, those that begin with ``above``, and loads one when it is run."""
+
+    above = ""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._lines = {
+            name.removeprefix(self.above): line
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(self.above) and " " not in name.removeprefix(self.above)
+        }
+        # Typer lists these names, and suggests them for a typing error.
+        self.commands: dict[str, Any] = {**dict.fromkeys(self._lines), **self.commands}
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, loaded; None where there is none."""
+        if self.commands.get(cmd_name) is None and cmd_name in self._lines:
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+            alone.command(cmd_name)(load(self.above + cmd_name))
+            self.commands[cmd_name] = typer.main.get_command(alone)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """A line a command, without loading it."""
+        groups = {name: group.get_short_help_str() for name, group in self.commands.items() if name not in self._lines}
+        with formatter.section("Commands"):
+            formatter.write_dl([*self._lines.items(), *groups.items()])
+
+
+class JudgeCommands(Commands):
+    """``rewardlm judge …``."""
+
+    above = "judge "

@@ -1,0 +1,111 @@
+"""A command's flags, made from its settings: a field that is marked ``Flag()`` has one, by its description."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, get_origin
+
+import typer
+
+from rewardlm.cli.options import Config, Overrides
+from rewardlm.config import Section, build
+from rewardlm.config.describe import Setting, describe, leaves
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Given(Generic[S]):
+    """What a user gave of a command's settings: ``--config``, flags by the settings' keys, and overrides."""
+
+    kind: type[S]
+    file: Path | None
+    flags: Mapping[str, Any]
+    overrides: Sequence[str]
+
+    def settings(self, defaults: Mapping[str, Any] | None = None, **arguments: Any) -> S:
+        """The settings, checked. ``arguments`` are settings that are no flags, such as ``model``; ``defaults`` come
+        below all that was given. Raises ConfigError in one line.
+        """
+        flags = {**self.flags, **arguments}
+        return build(self.kind, defaults=defaults, file=self.file, flags=flags, overrides=self.overrides)
+
+
+def takes(kind: type[S], *, words: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function whose first parameter is ``given: Given[kind]`` a command with the flags of ``kind``,
+    ``--config``, and ``KEY.SUB=VALUE`` for any setting.
+
+    ``words`` names a list of runs or names that overrides may stand between; without it they have their own argument.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        flags = {setting.key.replace(".", "_"): setting for setting in _flagged(kind)}
+
+        @functools.wraps(function)
+        def command(*, config: Path | None, **values: Any) -> None:
+            given = {setting.key: values.pop(name) for name, setting in flags.items()}
+            # What was not given says nothing: of a switch that is False, of a list an empty one.
+            given = {key: value for key, value in given.items() if value is not False and value not in (None, [])}
+            if words is None:
+                overrides = values.pop("overrides") or []
+            else:
+                values[words], overrides = split_overrides(values[words] or [])
+            function(Given(kind, config, given, overrides), **values)
+
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        more = [] if words else [_parameter("overrides", Overrides)]
+        more += [_parameter(name, _option(setting)) for name, setting in flags.items()]
+        # Typer makes a command's arguments and options from its function's signature.
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        vars(command).update(
+            __signature__=inspect.Signature([*parameters, *more, _parameter("config", Config)]), settings=kind
+        )
+        return command
+
+    return decorate
+
+
+def split_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of ``RUN… key=value…``: the runs or names, and the overrides. A file whose name holds ``=`` is no override."""
+    overrides = [item for item in items if "=" in item and not Path(item).exists()]
+    return [item for item in items if item not in overrides], overrides
+
+
+def _flagged(kind: type[Section]) -> list[Setting]:
+    """A command's own flags first, then what it shares with others."""
+    found = [setting for setting in leaves(describe(kind)) if setting.flag is not None]
+
+    def classes_that_have(setting: Setting) -> int:
+        return sum(setting.key.partition(".")[0] in getattr(one, "model_fields", ()) for one in kind.__mro__)
+
+    return sorted(found, key=classes_that_have)
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _option(setting: Setting) -> Any:
+    """The flag as Typer takes it. Values are checked with all settings, so that a mistake reads alike anywhere."""
+    flag, kind = setting.flag, setting.kind
+    assert flag is not None
+    several = "NAME[,NAME…]" if get_origin(kind) is list else None
+    metavar = flag.metavar or ("|".join(setting.choices) if setting.choices else several)
+    says_nothing = setting.default is False or setting.default in (None, [], {})
+    default = "" if says_nothing else f" [default: {_as_text(setting.default)}]"
+    parsed: Any = kind if kind in (int, float, bool, Path) else str
+    return Annotated[
+        list[parsed] | None if flag.many else parsed | None,
+        typer.Option(setting.flag_name, metavar=metavar, parser=flag.read, help=setting.description + default),
+    ]
+
+
+def _as_text(default: Any) -> str:
+    if isinstance(default, list):
+        return ",".join(default)
+    return default if isinstance(default, str) else json.dumps(default)

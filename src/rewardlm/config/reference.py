@@ -1,0 +1,81 @@
+"""The settings of all commands as a page of Markdown: docs/settings.md."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic import BaseModel
+
+from rewardlm.config.describe import Setting, describe
+from rewardlm.config.section import Section
+
+_HEAD = """\
+<!-- Made from the fields of the settings by: rewardlm settings --markdown > docs/settings.md -->
+# Settings
+
+Each is a key of a YAML file (`--config FILE`; `rewardlm init` writes one), `KEY.SUB=VALUE` on the command line
+(`lora.r=32`), and a keyword in Python (`lora={"r": 32}`); those with a flag have that too. Overrides win over flags,
+flags over the file. `rewardlm settings COMMAND` lists one command's, with `--json` for programs.
+"""
+
+
+def as_markdown(commands: Mapping[str, type[Section]]) -> str:
+    """A table a command, and one for every section, once."""
+    kinds: dict[type[BaseModel], list[str]] = {}
+    for name, settings in commands.items():
+        kinds.setdefault(settings, []).append(name)
+    trees = {kind: describe(kind) for kind in kinds}
+    parts = [_HEAD]
+    for kind, names in kinds.items():
+        parts += [f"## {', '.join(names)}\n", _about(kind), *_table(trees[kind], kinds)]
+    parts += ["## Sections\n"]
+    for section in dict.fromkeys(one for tree in trees.values() for one in _sections(tree, kinds)):
+        parts += [f"### {section.__name__}\n", _about(section), *_table(describe(section), kinds)]
+    return "\n".join(parts)
+
+
+def _about(kind: type[BaseModel]) -> str:
+    return f"{inspect.getdoc(kind)}\n".replace("``", "`")
+
+
+def _table(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> list[str]:
+    rows = ["| key | flag | type or choices | default | meaning |", "|---|---|---|---|---|"]
+    return [*rows, *(_row(setting, kinds) for setting in _shown(settings, kinds)), ""]
+
+
+def _shown(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[Setting]:
+    """The settings themselves, and of a section that is a command's, what that command doesn't have."""
+    for setting in settings:
+        yield setting
+        command = _command(setting.section, kinds)
+        if command is not None:
+            yield from (inner for inner in setting.below if inner.name not in command.model_fields)
+
+
+def _sections(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[type[BaseModel]]:
+    for setting in settings:
+        if setting.section is not None and _command(setting.section, kinds) is None:
+            yield setting.section
+            yield from _sections(setting.below, kinds)
+
+
+def _command(section: type[BaseModel] | None, kinds: Mapping[type[BaseModel], list[str]]) -> type[BaseModel] | None:
+    """The command whose settings a section holds, if it does."""
+    return next((kind for kind in kinds if section is not None and issubclass(section, kind)), None)
+
+
+def _row(setting: Setting, kinds: Mapping[type[BaseModel], list[str]]) -> str:
+    default = "required" if setting.required else f"`{json.dumps(setting.default, ensure_ascii=False)}`"
+    values = setting.values
+    if setting.section is not None:
+        command = _command(setting.section, kinds)
+        target = setting.section.__name__ if command is None else kinds[command][0]
+        values = f"[{target}](#{target.lower()})"
+        usual = {inner.key: inner.default for inner in describe(setting.section)}
+        own = {inner.name: inner.default for inner in setting.below if inner.default != usual[inner.name]}
+        default = "none" if setting.optional else "".join(f"`{json.dumps(own)}`" if own else "")
+    flag = f"`{setting.flag_name}`" if setting.flag else ""
+    cells = (f"`{setting.key}`", flag, values, default, setting.description)
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
