@@ -214,6 +214,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(code) & (HEAVY - {"pydantic"} - light)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

@@ -179,6 +179,7 @@ def at_most(n: int, rate: float) -> int:
     return int(stats.binom.ppf(0.9999, n, rate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("n", [5, 10, 57])
 def test_of_two_equal_models_at_most_6_percent_differ(n: int, samples: int) -> None:

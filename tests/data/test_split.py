@@ -59,6 +59,7 @@ def test_other_words_are_another_text() -> None:
     assert len({wording(text) for text in ("you fool", "you fools", "fool you", "yo u fool", "!", "?")}) == 6
 
 
+@pytest.mark.slow
 def test_judges_with_a_share_read_nothing_of_each_other(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All data sets in both: what trains, what stops and what calibrates, down to near duplicates."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
@@ -73,6 +74,7 @@ def test_judges_with_a_share_read_nothing_of_each_other(shared_data: Path, monke
     assert len(read["witness"]) > 12_000
 
 
+@pytest.mark.slow
 def test_no_judge_reads_a_prompt_that_is_measured(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor the continuation of one, whatever its share."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))

@@ -80,6 +80,7 @@ def test_all_judges_are_looked_at_before_one_reads(functions: list[str]) -> None
         load_judges([functions[0], "./nowhere"], LABELS, "cpu")
 
 
+@pytest.mark.slow
 def test_a_distilled_judge_says_whose_it_is_and_what_they_read(data: Path, tmp_path: Path) -> None:
     """A file that only the first judge read is known of the second, which was taught by it."""
     first = train_judge(small(data, labels=["hate"], main="hate"), tmp_path / "first").path
@@ -120,6 +121,7 @@ def test_pairs_alone_have_no_text_to_teach_with(functions: list[str], tmp_path: 
     assert not Run.open(tmp_path / "judge").finished
 
 
+@pytest.mark.slow
 def test_a_judges_folder_is_named_without_its_path(data: Path, tmp_path: Path) -> None:
     folder = train_judge(small(data), tmp_path / "mine").path
     found = [recorded(judge) for judge in load_judges([str(folder), f"{folder}#hate"], LABELS, "cpu")]

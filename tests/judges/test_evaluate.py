@@ -265,6 +265,7 @@ def test_the_words_of_the_speed_test_are_one_token_each() -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_was_returned_and_no_texts(own: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = evaluate(settings(own, judge="lexical,lexical2"), out)
@@ -396,6 +397,7 @@ def test_a_judge_is_told_on_that_was_trained_on_the_file(own: Path, tmp_path: Pa
 # ---- the packaged judges on the real files --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lexical_is_near_perspective_and_at_chance_on_hatecheck(
     monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
@@ -420,6 +422,7 @@ def test_lexical_is_near_perspective_and_at_chance_on_hatecheck(
     assert worst[0] == "gay people", "the list holds that word"
 
 
+@pytest.mark.slow
 def test_another_label_is_held_against_perspectives_score_of_the_same_name(
     monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
@@ -435,6 +438,7 @@ def test_another_label_is_held_against_perspectives_score_of_the_same_name(
     assert found["spearman"] == pytest.approx(spearmanr(values, targets).statistic, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_all_numbers_of_hatecheck_against_scikit_learn(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
     from rewardlm.scoring.lexical import LexicalScorer
 

@@ -99,6 +99,7 @@ def test_what_is_called_usable_can_be_loaded_and_what_is_gone_is_not(
     assert judge["needs"].startswith("pip install ")
 
 
+@pytest.mark.slow
 def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
     figures = packaged_figures()
     assert set(figures) == {"lexical", "lexical2", "starter", "witness", "toxicity+hate"}
@@ -132,6 +133,7 @@ def test_the_shipped_judges_are_as_good_as_said() -> None:
     assert all(found["rtp"]["n"] > 1_700 for found in figures.values())
 
 
+@pytest.mark.slow
 def test_shipped_figures_come_out_again(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
     again = measure_figures(["lexical"], JudgeListSettings(suite=["hatecheck", "rtp"]))["lexical"]["figures"]

@@ -294,6 +294,7 @@ def test_a_text_of_two_sources_has_both_labels(tmp_path: Path) -> None:
     assert all(text.labels == {"toxicity": 0.25, "hate": 1.0} for text in [*corpus.train, *corpus.validation])
 
 
+@pytest.mark.slow
 def test_real_data_sets_are_read(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as the folder's README states them, less what can't be used."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))

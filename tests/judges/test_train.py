@@ -94,6 +94,7 @@ def test_balance_keeps_the_mean_weight_and_evens_sources_out() -> None:
     assert 900 * weights["large"] / (100 * weights["small"]) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_small_training_separates_what_it_was_taught(data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     out = tmp_path / "judge"
@@ -124,6 +125,7 @@ def record_texts(data: Path) -> int:
     return len(corpus.train) + len(corpus.validation)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_small_and_repeatable(data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     runs = [
@@ -185,6 +187,7 @@ def test_a_teacher_of_other_things_is_refused(tmp_path: Path, monkeypatch: pytes
         load_teacher(wanted, "cpu")
 
 
+@pytest.mark.slow
 def test_preference_pairs_alone_teach_a_judge(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     path = tmp_path / "pairs.jsonl"
@@ -225,6 +228,7 @@ def test_too_little_data_is_said(tmp_path: Path) -> None:
         train_judge(settings(path), tmp_path / "judge")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     """Stopped by an error in the middle, then started again: the weights are those of an uninterrupted run."""
     torch.set_num_threads(1)
@@ -247,6 +251,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Pat
     assert whole.meta["steps"] == Run.open(tmp_path / "stopped").meta["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_weights_are_kept_or_the_last(tmp_path: Path, keep: str) -> None:
     """Labels drawn by lot can only be learnt by heart: the validation loss rises after the first weights."""

@@ -109,6 +109,7 @@ def _training_script() -> ModuleType:
     return training
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_what_the_texts_train() -> None:
     """make judge-refusals again."""
     training = _training_script()

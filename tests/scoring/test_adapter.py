@@ -84,6 +84,7 @@ def test_an_adapter_on_minilm_equals_peft(minilm_judge: Path) -> None:
     assert scorer.revision == f"{hashlib.sha256(weights).hexdigest()}@{MINILM_REVISION}"
 
 
+@pytest.mark.slow
 @needs_minilm
 def test_half_precision_moves_probabilities_little_and_alone_as_in_company(minilm_judge: Path) -> None:
     base = locate_encoder("minilm")[0]

@@ -77,6 +77,7 @@ def test_members_must_be_two_and_distinct():
             Ensemble(members)
 
 
+@pytest.mark.slow
 def test_by_name():
     if importlib.util.find_spec("tox_block") is None:
         pytest.skip("tox_block is not installed (pip install --no-deps tox_block==0.1.2)")

@@ -316,6 +316,7 @@ def _write(folder: str, number: int) -> None:
         cache.put(f"{number}-{row}", Verdict({"toxicity": row / 25}))
 
 
+@pytest.mark.slow
 def test_processes_share_one_cache(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(str(tmp_path), number)) for number in range(2)]

@@ -26,7 +26,7 @@ from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import Suite, load_suite
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
-from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.record import Speed
 from rewardlm.scoring.scorer import (
     FailureLimit,
@@ -69,6 +69,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
     run = _start(settings, out)
     if run is not None and run.finished:
         return stored(run)
+    check_judges(settings.judge)
     suites = [load_suite(source).sample(settings.limit, settings.seed) for source in settings.suite]
     _check_suites(run, settings, suites)
     device = _device(settings.device)

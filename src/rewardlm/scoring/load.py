@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
 from rewardlm.errors import NotAvailableError, ScorerError
+from rewardlm.scoring import lexical, lstm
 from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
 from rewardlm.scoring.function import FunctionScorer
 from rewardlm.scoring.record import SHIPPED, judge_folder
@@ -23,6 +24,7 @@ AVAILABLE = (
     "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
     "max(a,b)"
 )
+_ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 
 
 def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> Scorer:
@@ -41,14 +43,10 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
 
         return load_endpoint(spec, services or validate(ServicesSettings, {}))
     if spec == "lexical":
-        from rewardlm.scoring.lexical import LexicalScorer
-
-        return LexicalScorer()
+        return lexical.LexicalScorer()
     if spec == "lexical2":
-        from rewardlm.scoring.lstm import LstmScorer
-
-        return LstmScorer(device=device)
-    if ensemble := re.fullmatch(r"(mean|max)\((.*)\)", PRESETS.get(spec, spec), re.DOTALL):
+        return lstm.LstmScorer(device=device)
+    if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
         how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
         members = _members(_names(ensemble[2]), device, services)
         return Ensemble(members, how, name=spec if spec in PRESETS else None)
@@ -62,6 +60,29 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
         return FunctionScorer(spec)
     kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
     raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
+
+
+def check_judges(specs: Iterable[str]) -> None:
+    """Raise ScorerError for the first of these judges whose package is not installed. Loads nothing.
+
+    A command asks this about all of its judges before it loads one, or a model.
+    """
+    for spec in specs:
+        if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
+            check_judges(_names(ensemble[2]))
+        elif spec == "lexical":
+            lexical.package_folder()
+        elif spec == "lexical2":
+            lstm.check_installed()
+
+
+def is_here(judge: str) -> bool:
+    """Whether the package that ``judge`` needs is installed."""
+    try:
+        check_judges([judge])
+    except ScorerError:
+        return False
+    return True
 
 
 def _names(specs: str) -> list[str]:

@@ -100,7 +100,7 @@ def examine_runs(
         ],
         judge,
         chosen,
-        word_judge=_toxicity_by(load_scorer("lexical")),
+        word_judge=_toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
         report=report,
