@@ -12,7 +12,7 @@ from planted import examined
 from rich.console import Console
 
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
-from rewardlm.reporting import interpretation, intervals, mechanistic, page
+from rewardlm.reporting import formats, interpretation, intervals, mechanistic
 from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
 from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render
@@ -39,7 +39,7 @@ def said(found: dict[str, Any]) -> dict[str, str]:
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return render(
         "mechanistic.html.j2",
-        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": page._score},
+        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": formats.number},
         inside=mechanistic.section(typed(found), notes),
     )
 
