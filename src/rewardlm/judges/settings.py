@@ -90,11 +90,14 @@ class JudgeTrainSettings(Section):
         default_factory=list, description="Suites whose texts are left out, to evaluate the judge on them."
     )
     tuning: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
-    lora: LoraSettings = Field(LoraSettings(r=32, alpha=64), description="The adapter.")
+    lora: LoraSettings = Field(
+        LoraSettings(r=32, alpha=64),
+        description="The adapter. Where you set a part of it, the rest is as in LoraSettings.",
+    )
     epochs: Annotated[float, Flag()] = Field(4.0, gt=0, description="Passes over the texts.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Texts of one optimizer step.")
     learning_rate: Annotated[float | None, Flag()] = Field(
-        None, gt=0, description="Its peak; by default 0.0005 with lora and 0.00005 with full."
+        None, gt=0, description="Peak of the learning rate; by default 0.0005 with lora and 0.00005 with full."
     )
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
@@ -206,13 +209,13 @@ class PairJudgeSettings(Section):
     thinned: float = Field(0.5, ge=0, le=1, description="Share of the pairs that lose a tenth of their words.")
     epochs: Annotated[int, Flag()] = Field(8, ge=1, description="Passes; each draws its examples anew.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Pairs of one optimizer step.")
-    learning_rate: Annotated[float, Flag()] = Field(5e-4, gt=0, description="Its peak.")
+    learning_rate: Annotated[float, Flag()] = Field(5e-4, gt=0, description="Peak of the learning rate.")
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     max_length: int = Field(128, ge=64, description="Longest pair, in tokens.")
     lora: LoraSettings = Field(
         LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"]),
-        description="The adapter.",
+        description="The adapter. Where you set a part of it, the rest is as in LoraSettings.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the computations in training; auto: what the device is fast in."
