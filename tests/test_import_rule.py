@@ -31,10 +31,10 @@ ROWS = [
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
-# What is looked into are measured runs, and the page shows what was found, which needs no torch either.
+# What is looked into are measured runs, and the page shows what was found, there and of judges, without torch.
 BESIDE = {
     ("models", "data"), ("types", "errors"), ("reporting", "measuring"), ("judges", "training"),
-    ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"),
+    ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"), ("reporting", "judges"),
 }  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
@@ -214,6 +214,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(code) & (HEAVY - {"pydantic"} - light)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

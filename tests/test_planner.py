@@ -28,6 +28,7 @@ def test_a_peak_is_reading_the_weights_or_the_work_whichever_is_more():
     assert Need(process=1, weights=10, loading=20, adapter=5, work=50).total == 1 + 10 + 55
 
 
+@pytest.mark.slow
 def test_reading_costs_the_files_size_where_it_is_converted():
     same, half = planners("smollm2-135m", ["float32", "bfloat16"], CPU, PROCESS)
     work = Work(64, 8, slots=1, rows=1)
@@ -37,6 +38,7 @@ def test_reading_costs_the_files_size_where_it_is_converted():
     assert half.weights == pytest.approx(same.weights / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_largest_that_fits_does_and_half_as_much_again_does_not(tiny, command):
     work = default_work(command, 64, 16)
@@ -52,6 +54,7 @@ def test_the_largest_that_fits_does_and_half_as_much_again_does_not(tiny, comman
         assert total(rows * 3 // 2 + 2) > capacity
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_said_and_what_fits_smaller_is_advised(tiny):
     def found(capacity: int) -> dict[str, str]:
         return advice(list(lines(tiny, 64, 16, LoraSettings(), capacity)))
@@ -70,6 +73,7 @@ def test_training_needs_more_than_measuring_and_an_adapter_with_more_rank_more(t
     assert tiny.need("rlaf", larger).adapter == 4 * tiny.need("rlaf", work).adapter
 
 
+@pytest.mark.slow
 def test_doctor_says_it_as_json():
     done = subprocess.run(
         [sys.executable, "-m", "rewardlm", "doctor", "tiny", "--tokens", "64", "--device", "cpu", "--json"],

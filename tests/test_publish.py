@@ -152,6 +152,7 @@ def test_measurements_and_unfinished_trainings_are_refused(home, tmp_path):
         prepare(run, "me/detox", tmp_path / "push")
 
 
+@pytest.mark.slow
 def test_the_upload_is_one_commit_of_the_folder_and_the_key_is_sent_and_not_kept(training, home, tmp_path):
     with FakeHub() as hub:
         done = push(training.path, "me/detox", "--private", "--out", tmp_path / "push", hub=hub)
@@ -168,6 +169,7 @@ def test_the_upload_is_one_commit_of_the_folder_and_the_key_is_sent_and_not_kept
         assert not file.is_file() or CANARY.encode() not in file.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "said"), [(401, "does not know the key"), (403, "may not write"), (500, "500")])
 def test_a_hub_that_refuses_is_one_line_without_the_key(training, tmp_path, status, said):
     with FakeHub(status=status) as hub:
@@ -180,6 +182,7 @@ def test_a_hub_that_refuses_is_one_line_without_the_key(training, tmp_path, stat
     assert (tmp_path / "push" / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_asks_nobody(training, tmp_path):
     with FakeHub() as hub:
         done = push(training.path, "me/detox", "--dry-run", "--out", tmp_path / "push", hub=hub)
@@ -188,6 +191,7 @@ def test_a_dry_run_asks_nobody(training, tmp_path):
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_so(training, tmp_path):
     done = push(training.path, "me/detox", "--out", tmp_path / "push", HF_HUB_OFFLINE="1")
     assert done.returncode == 1

@@ -328,6 +328,7 @@ def test_a_place_where_nothing_was_begun_is_left_as_it_was(tmp_path: Path) -> No
         start(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_process_that_a_large_one_started_reports_its_own_peak():
     """Linux lets the resource usage of a program begin at what its parent held."""
     ask = "from rewardlm.runs import peak_rss_mb; a = peak_rss_mb(); b = bytearray(200 << 20); print(a, peak_rss_mb())"

@@ -15,6 +15,7 @@ from rewardlm.stats import (
     bootstrap_ci95,
     bounded_mean_ci95,
     difference_of_means,
+    flip_p_value,
     holm,
     mean_change,
     mean_ci95,
@@ -111,10 +112,12 @@ def t_with_one_more(changed: np.ndarray, n: int) -> float:
 def test_drawn_flips_come_near_to_all_of_them() -> None:
     """40 unequal changes: too many to try; scipy's permutation test draws them too."""
     x = np.random.default_rng(3).normal(0.4, 1, 40)
-    from rewardlm.stats import flip_p_value
-
     theirs = stats.permutation_test((x,), np.sum, permutation_type="samples", n_resamples=40_000, rng=1)
     assert flip_p_value(x, 40_000, 0) == pytest.approx(theirs.pvalue, abs=0.004)
+
+
+def test_where_nothing_changed_every_flip_is_as_large() -> None:
+    assert flip_p_value(np.zeros(6), 1_000, 0) == 1
 
 
 def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
@@ -179,6 +182,7 @@ def at_most(n: int, rate: float) -> int:
     return int(stats.binom.ppf(0.9999, n, rate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("n", [5, 10, 57])
 def test_of_two_equal_models_at_most_6_percent_differ(n: int, samples: int) -> None:

@@ -84,7 +84,7 @@ def load_judge(name: str, *, device: str = "auto") -> Scorer:
     'toxicity'
     """
     from rewardlm.models.load import resolve_device
-    from rewardlm.scoring.scorer import load_scorer
+    from rewardlm.scoring.load import load_scorer
 
     return load_scorer(name, device=str(resolve_device(device)))
 

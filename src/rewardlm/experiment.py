@@ -33,6 +33,7 @@ from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.runs import Run, write_atomically
+from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
@@ -104,6 +105,7 @@ def run_experiment(
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
     recorded = settings.model_dump(mode="json")
+    check_judges(_judges(measured["PT"], rlaf, interpreting))
 
     # Torch is imported only from here on: a wrong setting is told at once.
     from rewardlm.measuring.judging import cut_short
@@ -216,6 +218,16 @@ def _interpret_settings(settings: ExperimentSettings) -> InterpretSettings | Non
     # Its precision is its own: see InterpretSettings.
     common = {key: value for key, value in settings.common().items() if key in ("seed", "load", "device")}
     return validate(InterpretSettings, {**common, **settings.interpret})
+
+
+def _judges(measuring: MeasureSettings, rlaf: RlafSettings | None, interpreting: InterpretSettings | None) -> list[str]:
+    """All judges that the stages name, so that a package that is missing is noticed before the first stage."""
+    judges = [*measuring.scorer]
+    if rlaf is not None:
+        judges += [*rlaf.reward, *(rlaf.witness or [])]
+    if interpreting is not None and interpreting.word_judge:
+        judges.append(interpreting.word_judge)
+    return judges
 
 
 def _trained(out: Path, label: str) -> bool:

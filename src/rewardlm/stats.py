@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 LEVEL = 0.05
 N_FLIPS = 10_000
@@ -296,9 +297,11 @@ def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[
 def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
     """Share of ways to flip the signs of ``changes`` [N] that make their sum as large, in size, as it is.
 
-    0, which decides nothing, where there are too many to try and enough for the t-test.
+    1 where nothing changed. 0, which decides nothing, where there are too many to try and enough for the t-test.
     """
     changed = changes[changes != 0]
+    if not len(changed):
+        return 1.0
     sizes = np.abs(changed)
     m = len(changed)
     observed = abs(float(changed.sum())) * (1 - 1e-12)

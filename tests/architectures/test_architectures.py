@@ -36,6 +36,8 @@ from rewardlm.runs import Run
 from rewardlm.training.rlaf import train
 from rewardlm.training.sft import finetune
 
+pytestmark = pytest.mark.slow
+
 _NEOX = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 # The linear maps of a layer, as the family's own code calls them: where an adapter belongs.
 TARGETS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,30 @@ def test_tables_have_a_cell_for_each_heading(part):
     lines = markdown(["a", "b"], [["1", "2"]]).splitlines()
     assert lines == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
     assert markdown(["a"], []) == ""
+
+
+def test_the_page_is_written_from_all_parts_only(part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "performance.md"
+    page.write_text(f"{bench.BEGIN}\nold\n{bench.END}\n")
+    monkeypatch.setattr(bench, "PAGE", page)
+    names = [f"{what}/{dtype}" for what in bench.PARTS for dtype in ("float32", "bfloat16")]
+    known = {
+        "parts": {name: {"date": "2026-01-01", **part} for name in names},
+        "alone": {},
+        "machine": {"cpu": "a CPU", "threads": 1, "cores": 2, "clock": "CPU", "load": 3.0},
+    }
+    file = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--page", "--out", str(file)])
+    with pytest.raises(SystemExit, match=r"lacks ppo/float32, .*meter8/bfloat16: run make bench"):
+        bench.main()
+    file.write_text(json.dumps({**known, "parts": {name: known["parts"][name] for name in names[1:]}}))
+    with pytest.raises(SystemExit, match=r"lacks ppo/float32: run"):
+        bench.main()
+    assert "old" in page.read_text()
+    file.write_text(json.dumps(known))
+    bench.main()
+    assert "old" not in page.read_text()
+    assert page.read_text().count("| ppo | float32 | 2 |") == len(names)
 
 
 def test_the_page_keeps_what_stands_around_the_tables(part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import significance
 from scipy import stats
 
@@ -28,6 +29,7 @@ def test_the_bar_allows_for_chance() -> None:
     assert significance.over_the_bar(100, 1000)
 
 
+@pytest.mark.slow
 def test_every_family_keeps_its_level_and_has_power() -> None:
     """At 57 prompts, with few repetitions, through the functions that the commands call."""
     for name, ask, nulls in significance.FAMILIES:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from work import Job, Told, environment
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROMPTS = 4
 

@@ -6,7 +6,7 @@ import typed
 
 from rewardlm.reporting.page import render_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 RUN = "window.xss=(window.xss||0)+1;alert(1)"
 PAYLOADS = [

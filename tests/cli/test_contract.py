@@ -98,7 +98,12 @@ def test_version(shell: Shell) -> None:
         (["measure", "tiny", "--out", "o", "--engine", "cloud"], 2, "engine"),
         (["measure", "tiny", "--out", "o", "--engine", "openai"], 2, "--url"),
         (["measure", "tiny", "--out", "o", "--url", "http://127.0.0.1:1/v1"], 2, "--engine openai"),
-        (["measure", "tiny", "--out", "o", "--engine", "openai", "--url", "http://127.0.0.1:1/v1"], 1, "--url"),
+        pytest.param(
+            ["measure", "tiny", "--out", "o", "--engine", "openai", "--url", "http://127.0.0.1:1/v1"],
+            1,
+            "--url",
+            marks=pytest.mark.slow,  # it tries again for a while
+        ),
         (["measure", "tiny", "--out", "o", "--preset", "huge"], 2, "rtp-paper, chat, quick"),
         (["measure", "tiny", "--out", "o", "sampels=2"], 2, "did you mean 'samples'"),
         (["measure", "tiny", "--out", "o", "generation.top_q=2"], 2, "did you mean 'generation.top_p'"),
@@ -211,6 +216,7 @@ def test_a_label_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["label.yaml", "runs", "t.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["../../x", "x" * 300, "a/../b", "a\nb/c"])
 def test_a_model_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: Path, model: str) -> None:
     shell.fails("measure", model, "--limit", 2, "--out", tmp_path / "runs" / "o")

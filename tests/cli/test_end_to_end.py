@@ -97,6 +97,7 @@ def test_a_merged_model_answers_as_its_adapter_does(shell: Shell, tmp_path: Path
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_overrides_and_files_reach_the_run(shell: Shell, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("samples: 2\ngeneration: {temperature: 0, top_k: 5}\n")
@@ -250,6 +251,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert len(run.scores()) == len(run.generations()) == 3
 
 
+@pytest.mark.slow
 def test_import_then_compare(shell: Shell, tmp_path: Path) -> None:
     for label, score in (("PT", 0.9), ("RL", 0.1)):
         rows = "".join(f"question {i},answer {i},{score},{0.7 if i % 2 else 0.2}\n" for i in range(10))
@@ -276,6 +278,7 @@ def test_import_then_compare(shell: Shell, tmp_path: Path) -> None:
     assert whole["flow"][2][0] == 10
 
 
+@pytest.mark.slow
 def test_light_commands_load_no_torch(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for arguments in (["compare", *map(str, runs)], ["report", *map(str, runs), "--out", str(tmp_path / "r.html")]):
         code = (
@@ -304,6 +307,7 @@ interpret:
 """
 
 
+@pytest.mark.slow
 def test_a_whole_experiment_and_again(shell: Shell, tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(EXPERIMENT)
@@ -421,6 +425,7 @@ def test_prompts_of_the_hub_are_compared_before_rl_starts(
     assert not (tmp_path / "o" / "train").exists()
 
 
+@pytest.mark.slow
 def test_dialogues_that_hold_measured_prompts_are_warned_of(shell: Shell, tmp_path: Path) -> None:
     dialogues = tmp_path / "d.jsonl"
     turns = [("All of them lie.", "Do they?"), ("They do.", "Who told you?"), ("My uncle.", "Ask another.")]
@@ -443,6 +448,7 @@ def test_dialogues_that_hold_measured_prompts_are_warned_of(shell: Shell, tmp_pa
     assert "stand in the dialogues" not in shell("run", file, "--out", tmp_path / "o").err, "it is trained already"
 
 
+@pytest.mark.slow
 def test_what_is_cut_is_said_by_every_stage(shell: Shell, tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
     long.write_text("word " * 2000 + "\nshort\n")

@@ -72,6 +72,7 @@ def test_more_are_results_and_confusion(shell: Shell, suite: Path) -> None:
     assert all(r["texts_per_second"] is None for r in found["results"])
 
 
+@pytest.mark.slow
 def test_tables_hold_the_numbers_and_no_markup(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "[red]own[bold].csv"
     path.write_text("text,label,functionality,group\nyou idiot,1,\x1b[31minsult,women\nhello,0,greeting,women\n")
@@ -183,6 +184,7 @@ def test_list_measures_on_request(shell: Shell, suite: Path, tmp_path: Path) -> 
     assert json.loads(file.read_text())["judges"]["lexical"]["figures"] == shown
 
 
+@pytest.mark.slow
 def test_help_is_quick() -> None:
     def seconds(*arguments: str) -> float:
         """CPU seconds: the clock's are also other processes'."""

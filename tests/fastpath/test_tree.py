@@ -67,6 +67,7 @@ def test_after_a_prefix_that_a_cache_holds_it_is_the_same(name: str) -> None:
     assert cache.get_seq_length() == 3 + len(tree.tokens)
 
 
+@pytest.mark.slow
 def test_models_that_look_elsewhere_for_what_sees_what_are_not_run_so() -> None:
     assert {name for name in CONFIGS if runs_trees(body_and_head(random_policy(name).causal_lm)[0])} | {"tiny"} == set(
         TREES

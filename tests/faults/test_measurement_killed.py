@@ -20,6 +20,8 @@ from rewardlm.errors import RunError
 from rewardlm.measuring.compare import compare
 from rewardlm.runs import Run, alone
 
+pytestmark = pytest.mark.slow
+
 JUDGE = '''
 """Counts what it was asked in a file, so that several processes can be added up, and is slow enough to be killed."""
 import time

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 7
 COMMON = (
     "rlaf tiny --prompts starter --batch-size 8 --max-new-tokens 6 --learning-rate 0.01 --lora-r 4 --device cpu "

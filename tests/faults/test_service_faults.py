@@ -154,6 +154,7 @@ def test_every_fault_is_a_null_and_the_run_goes_on(
     assert set(service.texts) <= {"Good morning."}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["perspective", "chat"])
 def test_a_server_that_ends_half_way(
     home: Path, service: FakeService, scorer: str, capsys: pytest.CaptureFixture[str]
@@ -284,6 +285,7 @@ def test_half_a_line_that_a_kill_left_is_cut_off(home: Path, service: FakeServic
     assert len(values(run)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_kill_and_go_on(home: Path, service: FakeService) -> None:
     service.answer = lambda asked: Reply(well(asked).body, after=0.02)
@@ -304,6 +306,7 @@ def test_kill_and_go_on(home: Path, service: FakeService) -> None:
     assert len(service.asked) - 200 <= 32
 
 
+@pytest.mark.slow
 def test_an_interrupt_does_not_wait_for_a_silent_server(home: Path, service: FakeService) -> None:
     service.answer = lambda asked: well(asked) if len(service.asked) <= 10 else Reply("", after=20)
     run = stored(home, [f"answer {i}" for i in range(40)])
@@ -320,6 +323,7 @@ def test_an_interrupt_does_not_wait_for_a_silent_server(home: Path, service: Fak
     assert len(values(run)) == 10
 
 
+@pytest.mark.slow
 def test_the_key_is_in_nothing_that_is_written_or_printed(
     home: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +404,7 @@ def test_doctor_says_which_services_are_set_up_and_answer(
     assert service.asked == []
 
 
+@pytest.mark.slow
 def test_a_judge_over_http_as_reward(
     home: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

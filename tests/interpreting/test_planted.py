@@ -28,6 +28,7 @@ def rows_of(result: Inside, model: str, kind: str) -> list[CausalRow]:
     return [row for row in result.causal.rows if row.model == model and row.kind == kind]
 
 
+@pytest.mark.slow
 def test_the_model_is_toxic_where_it_is_triggered_and_adapters_undo_it(
     case: tuple[str, Planted, Inside],
 ) -> None:
@@ -42,6 +43,7 @@ def test_the_model_is_toxic_where_it_is_triggered_and_adapters_undo_it(
     assert sum(value or 0 for value in tuned) <= N // 4
 
 
+@pytest.mark.slow
 def test_the_direction_and_its_value_vector_are_found(case: tuple[str, Planted, Inside]) -> None:
     _, model, result = case
     found = result.directions
@@ -54,6 +56,7 @@ def test_the_direction_and_its_value_vector_are_found(case: tuple[str, Planted, 
     assert {token.strip() for token in vector.tokens[:4]} == set(model.toxic.values())
 
 
+@pytest.mark.slow
 def test_the_direction_finds_the_same_value_vector() -> None:
     model, result = examined("untouched", vectors_by="direction")
     (vector,) = result.vectors.rows
@@ -65,6 +68,7 @@ def test_the_direction_finds_the_same_value_vector() -> None:
     assert {token.strip() for token in vector.tokens[:4]} == set(model.toxic.values())
 
 
+@pytest.mark.slow
 def test_ablating_it_undoes_it_and_a_random_one_does_not(case: tuple[str, Planted, Inside]) -> None:
     _, _, result = case
     (plain,), (ablated,) = rows_of(result, "PT", "plain"), rows_of(result, "PT", "ablate")
@@ -75,6 +79,7 @@ def test_ablating_it_undoes_it_and_a_random_one_does_not(case: tuple[str, Plante
     assert ablated.change.ci95[1] < 0
 
 
+@pytest.mark.slow
 def test_adding_it_makes_harmless_prompts_toxic(case: tuple[str, Planted, Inside]) -> None:
     _, _, result = case
     (plain,), (added,) = rows_of(result, "PT", "plain"), rows_of(result, "PT", "add")
@@ -83,6 +88,7 @@ def test_adding_it_makes_harmless_prompts_toxic(case: tuple[str, Planted, Inside
     assert control.toxicity <= plain.toxicity + 0.15
 
 
+@pytest.mark.slow
 def test_the_verdict_is_what_was_done(case: tuple[str, Planted, Inside]) -> None:
     way, _, result = case
     verdict = result.verdicts["FT"]
@@ -98,6 +104,7 @@ def test_the_verdict_is_what_was_done(case: tuple[str, Planted, Inside]) -> None
     assert (own.push_ratio.mean < 0.5) == (way != "untouched")
 
 
+@pytest.mark.slow
 def test_switching_the_adapter_off_where_it_works_brings_toxicity_back(
     case: tuple[str, Planted, Inside],
 ) -> None:
@@ -110,6 +117,7 @@ def test_switching_the_adapter_off_where_it_works_brings_toxicity_back(
     assert off[works] == rows_of(result, "PT", "plain")[0].toxicity
 
 
+@pytest.mark.slow
 def test_the_words_are_promoted_by_the_neuron_and_the_adapters_own_hand_is_told(
     case: tuple[str, Planted, Inside],
 ) -> None:
@@ -135,6 +143,7 @@ def test_the_words_are_promoted_by_the_neuron_and_the_adapters_own_hand_is_told(
     assert all(abs(share) < 1e-5 for name in idle for share in written.share[name])
 
 
+@pytest.mark.slow
 def test_the_result_is_json_and_the_same_again(case: tuple[str, Planted, Inside]) -> None:
     way, _, result = case
     written = json.dumps(result.dump(), allow_nan=False)
@@ -143,6 +152,7 @@ def test_the_result_is_json_and_the_same_again(case: tuple[str, Planted, Inside]
         assert json.dumps(examined(way)[1].dump(), allow_nan=False) == written
 
 
+@pytest.mark.slow
 def test_everything_is_left_as_it_was() -> None:
     model = planted()
     prompts = model.prompts(N)

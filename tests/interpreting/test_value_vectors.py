@@ -121,6 +121,7 @@ def test_a_ratios_interval_ends_where_a_paired_t_test_begins_to_reject(seed: int
         assert stats.ttest_1samp(after - end * before, 0).pvalue == pytest.approx(0.05, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_and_equivalence_keep_their_level_at_ten_prompts() -> None:
     held, equivalent = 0, {0.8: 0, 1.25: 0, 1.0: 0}
     for seed in range(2000):
@@ -219,6 +220,7 @@ def test_vectors_that_the_base_does_not_need_are_no_bypass(bypassed: Inside) -> 
         assert kind_of(found)[0] == "untouched"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.25, 1.0])
 def test_one_more_random_set_is_needed_one_time_in_twenty_one(noise: float) -> None:
     """What silencing a set does differs from set to set, by as much as between prompts or by four times as much. Held
@@ -306,6 +308,7 @@ def test_silencing_the_planted_vector_undoes_it_and_others_do_not(bypassed: Insi
     assert tuned.logits.change.ci95[0] > 0
 
 
+@pytest.mark.slow
 def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing() -> None:
     model = planted()
     prompts = model.prompts(N)

@@ -8,7 +8,8 @@ import torch
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from rewardlm.judges.calibrate import ISOTONIC_MINIMUM, MINIMUM, SOURCE_MINIMUM, Calibration, fit, fold, weigh
+from rewardlm.judges.calibrate import ISOTONIC_MINIMUM, MINIMUM, SOURCE_MINIMUM, fit, fold, text_weights
+from rewardlm.scoring.record import Calibration
 
 
 @pytest.fixture
@@ -162,13 +163,13 @@ def test_sources_count_alike_and_those_that_tell_nothing_do_not_count(draw: np.r
     sources = [name for name, size in sizes.items() for _ in range(size)]
     targets = np.concatenate([draw.permutation(np.arange(size) % 2) for size in sizes.values()]).astype(float)
     targets[[name == "only hate" for name in sources]] = 1.0
-    evenly, by_text = (weigh(sources, targets, evenly=choice) for choice in (True, False))
+    evenly, by_text = (text_weights(sources, targets, evenly=choice) for choice in (True, False))
     total = {name: evenly[[source == name for source in sources]].sum() for name in sizes}
     assert total == pytest.approx({"tweets": 1.0, "posts": 1.0, "only hate": 0.0, "few": 0.0})
     assert set(by_text[: 5 * SOURCE_MINIMUM]) == {1.0}
     assert not by_text[5 * SOURCE_MINIMUM :].any()
     # A judge of one small source is calibrated by it all the same.
-    assert weigh(["few"] * 3, np.asarray([0.0, 1.0, 0.3]), evenly=True) == pytest.approx([1 / 3] * 3)
+    assert text_weights(["few"] * 3, np.asarray([0.0, 1.0, 0.3]), evenly=True) == pytest.approx([1 / 3] * 3)
 
 
 def test_a_source_of_one_class_does_not_make_a_judge_surer(draw: np.random.Generator) -> None:
@@ -177,7 +178,7 @@ def test_a_source_of_one_class_does_not_make_a_judge_surer(draw: np.random.Gener
     labels = (draw.random(4000) < expit(logits / 2)).astype(float)
     hate = np.full(2000, 6.0)
     both, truth = np.concatenate([logits, hate]), np.concatenate([labels, np.ones(2000)])
-    weights = weigh(["people"] * 4000 + ["stereotypes"] * 2000, truth, evenly=True)
+    weights = text_weights(["people"] * 4000 + ["stereotypes"] * 2000, truth, evenly=True)
     found = fit("temperature", both, truth, weights)
     assert found is not None
     assert found.scale == pytest.approx(0.5, rel=0.06)

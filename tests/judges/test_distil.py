@@ -11,9 +11,9 @@ import pytest
 
 from rewardlm.config import build
 from rewardlm.errors import DataError, RunError, ScorerError
-from rewardlm.judges.distil import distil, load_judges, records
-from rewardlm.judges.evaluate import _training_files
+from rewardlm.judges.results import training_files
 from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.teachers import distil, load_judges, recorded
 from rewardlm.judges.texts import LABELS, LabelledText
 from rewardlm.judges.train import train_judge
 from rewardlm.runs import Run
@@ -80,6 +80,7 @@ def test_all_judges_are_looked_at_before_one_reads(functions: list[str]) -> None
         load_judges([functions[0], "./nowhere"], LABELS, "cpu")
 
 
+@pytest.mark.slow
 def test_a_distilled_judge_says_whose_it_is_and_what_they_read(data: Path, tmp_path: Path) -> None:
     """A file that only the first judge read is known of the second, which was taught by it."""
     first = train_judge(small(data, labels=["hate"], main="hate"), tmp_path / "first").path
@@ -88,8 +89,8 @@ def test_a_distilled_judge_says_whose_it_is_and_what_they_read(data: Path, tmp_p
     wanted = small(other, distil=[str(first)])
     second = train_judge(wanted, tmp_path / "second").path
 
-    (sha256,) = _training_files(str(first))
-    assert sha256 in _training_files(str(second))
+    (sha256,) = training_files(str(first))
+    assert sha256 in training_files(str(second))
     record = json.loads((second / "judge.json").read_text())
     (judge,) = record["distilled"]
     assert (judge["judge"], judge["label"], [source["sha256"] for source in judge["data"]]) == (
@@ -120,8 +121,9 @@ def test_pairs_alone_have_no_text_to_teach_with(functions: list[str], tmp_path: 
     assert not Run.open(tmp_path / "judge").finished
 
 
+@pytest.mark.slow
 def test_a_judges_folder_is_named_without_its_path(data: Path, tmp_path: Path) -> None:
     folder = train_judge(small(data), tmp_path / "mine").path
-    found = records(load_judges([str(folder), f"{folder}#hate"], LABELS, "cpu"))
-    assert [judge["judge"] for judge in found] == ["mine", "mine#hate"]
-    assert [judge["label"] for judge in found] == ["toxicity", "hate"]
+    found = [recorded(judge) for judge in load_judges([str(folder), f"{folder}#hate"], LABELS, "cpu")]
+    assert [judge.judge for judge in found] == ["mine", "mine#hate"]
+    assert [judge.label for judge in found] == ["toxicity", "hate"]

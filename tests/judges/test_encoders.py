@@ -26,7 +26,8 @@ from transformers import (
 from rewardlm.config import ModelSettings
 from rewardlm.errors import ModelError, TrainingError
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.train import head_of, train_judge
+from rewardlm.judges.train import train_judge
+from rewardlm.judges.trainer import head_of
 from rewardlm.models.load import load_policy
 from rewardlm.scoring.classifier import ClassifierScorer
 
@@ -80,6 +81,7 @@ def encoder(family: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_an_adapter_on_any_encoder_learns_and_loads_elsewhere(family: str, data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
@@ -127,11 +129,13 @@ def assert_learns(base: str, data: Path, out: Path, **more: object) -> None:
     assert kind < 0.5 < rude
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "labels"), [("roberta", 3), ("roberta", 1), ("distilbert", 3), ("gpt2", 1)])
 def test_a_classifier_of_other_labels_is_an_encoder_too(family: str, labels: int, data: Path, tmp_path: Path) -> None:
     assert_learns(classifier(family, labels, tmp_path / "encoder"), data, tmp_path / "judge")
 
 
+@pytest.mark.slow
 def test_a_decoder_without_a_padding_token_finds_its_last_words(data: Path, tmp_path: Path) -> None:
     base = encoder("gpt2", tmp_path / "encoder")
     for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
@@ -155,11 +159,13 @@ def test_targets_that_are_no_layers_are_named(data: Path, tmp_path: Path) -> Non
         train_judge(settings, tmp_path / "judge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["roberta", "llama"])
 def test_all_weights_can_be_trained_too(family: str, data: Path, tmp_path: Path) -> None:
     assert_learns(encoder(family, tmp_path / "encoder"), data, tmp_path / "judge", tuning="full", learning_rate=2e-3)
 
 
+@pytest.mark.slow
 def test_a_judge_of_one_label_is_asked_for_that(data: Path, tmp_path: Path) -> None:
     lines = data.read_text().replace("text,toxicity,hate", "text,hate,toxicity")
     (tmp_path / "hate.csv").write_text(lines)

@@ -15,19 +15,13 @@ from sklearn.metrics import roc_auc_score
 from fake_service import FakeService, Reply, chatted
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges import evaluate as module
-from rewardlm.judges.evaluate import (
-    choose_label,
-    compare_judges,
-    evaluate,
-    evaluate_judge,
-    measure_speed,
-    stored,
-)
+from rewardlm.judges.evaluate import choose_label, evaluate, measure_speed, score_suite, stored
 from rewardlm.judges.metrics import FloatArray
+from rewardlm.judges.results import compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER, HATE_TURN, Suite, SuiteText, load_suite
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.load import load_scorer
 from rewardlm.types import Verdict
 
 
@@ -51,6 +45,13 @@ def suite_of(rows: Sequence[tuple[str, float]], label: str = "toxicity", **more:
     return Suite("made up", (label,), tuple(SuiteText(text, {label: target}) for text, target in rows), {}, "0", **more)
 
 
+def evaluated(judge: Any, suite: Suite, label: str | None = None) -> Any:
+    """What ``evaluate`` says of one judge on one suite, without the clock."""
+    chosen = choose_label(judge, suite, label)
+    verdicts = score_suite(judge, suite, chosen)
+    return measure_judge(judge, suite, chosen, verdicts, seed=0, n_resamples=1000, speed=None)
+
+
 def settings(*suites: object, judge: str = "lexical", **more: Any) -> JudgeEvaluateSettings:
     return JudgeEvaluateSettings(
         judge=[judge], suite=[str(suite) for suite in suites], **{"speed": False, "n_resamples": 100, **more}
@@ -69,7 +70,7 @@ def own(tmp_path: Path) -> Path:
 def test_unscored_texts_are_left_out_and_counted() -> None:
     rows = [("a", 1.0), ("b", 0.0), ("c", 1.0), (" ", 1.0), ("d", 0.0)]
     judge = Told({"a": 0.9, "b": 0.2, "c": Verdict(reason="not in English"), "d": 0.95})
-    found = evaluate_judge(judge, suite_of(rows), speed=False)
+    found = evaluated(judge, suite_of(rows))
     assert (found["n"], found["scored"], found["positives"]) == (5, 3, 1)
     assert found["unscored"] == {"declined": 1, "empty": 1}
     # Of the scored: .9 (toxic) above .2 and below .95.
@@ -80,14 +81,14 @@ def test_unscored_texts_are_left_out_and_counted() -> None:
 def test_a_judge_that_fails_too_often_is_an_error_and_a_rare_failure_is_counted() -> None:
     rows = [(f"t{i}", float(i % 2)) for i in range(300)]
     values: dict[str, Any] = {text: 0.3 + 0.4 * target for text, target in rows}
-    found = evaluate_judge(Told(values | {"t7": math.nan}), suite_of(rows), speed=False)
+    found = evaluated(Told(values | {"t7": math.nan}), suite_of(rows))
     assert (found["scored"], found["unscored"]) == (299, {"failed": 1})
     with pytest.raises(ScorerError, match="could not be scored"):
-        evaluate_judge(Told(values | {f"t{i}": math.nan for i in range(9)}), suite_of(rows), speed=False)
+        evaluated(Told(values | {f"t{i}": math.nan for i in range(9)}), suite_of(rows))
 
 
 def test_everything_is_null_where_nothing_was_scored() -> None:
-    found = evaluate_judge(Told({}), suite_of([("", 1.0), (" ", 0.0)]), speed=False)
+    found = evaluated(Told({}), suite_of([("", 1.0), (" ", 0.0)]))
     for key in ("auc", "auc_ci95", "average_precision", "spearman", "spearman_ci95", "pearson", "ece", "brier"):
         assert found[key] is None, key
     for key in ("accuracy", "f1", "by_functionality", "by_target", "bias", "counter_speech", "roc", "texts_per_second"):
@@ -96,7 +97,7 @@ def test_everything_is_null_where_nothing_was_scored() -> None:
 
 
 def test_one_class_has_no_auc_but_a_calibration_error() -> None:
-    found = evaluate_judge(Told({"a": 0.2, "b": 0.4}), suite_of([("a", 0.0), ("b", 0.0)]), speed=False)
+    found = evaluated(Told({"a": 0.2, "b": 0.4}), suite_of([("a", 0.0), ("b", 0.0)]))
     assert found["auc"] is None
     assert found["ece"] == pytest.approx(0.3)
     assert found["false_positive_rate"] == 0
@@ -104,7 +105,7 @@ def test_one_class_has_no_auc_but_a_calibration_error() -> None:
 
 def test_soft_targets_are_held_against_as_they_are() -> None:
     rows = [("a", 0.1), ("b", 0.4), ("c", 0.6), ("d", 0.9)]
-    found = evaluate_judge(Told({"a": 0.2, "b": 0.3, "c": 0.5, "d": 0.8}), suite_of(rows), speed=False)
+    found = evaluated(Told({"a": 0.2, "b": 0.3, "c": 0.5, "d": 0.8}), suite_of(rows))
     assert found["kind"] == "scores"
     assert found["spearman"] == pytest.approx(1)
     assert found["ece"] == pytest.approx(0.1)
@@ -123,7 +124,7 @@ def test_labels_are_chosen_by_what_the_suite_is_about() -> None:
     assert choose_label(Told({}, ("toxicity", "hate"), name="dir#toxicity"), hate, None) == "toxicity"
     with pytest.raises(ScorerError, match=r"told has the labels toxicity, hate, not 'threat'"):
         choose_label(both, hate, "threat")
-    found = evaluate_judge(both, hate, speed=False)
+    found = evaluated(both, hate)
     assert (found["label"], found["target"]) == ("hate", "hate")
 
 
@@ -135,10 +136,10 @@ def test_texts_that_nobody_judged_for_this_label_do_not_count() -> None:
     )
     suite = Suite("s", ("toxicity", "threat"), texts, {"repeated": 2}, "0")
     judge = Told({"a": 0.9, "b": 0.2, "c": 0.1}, ("toxicity", "threat"))
-    found = evaluate_judge(judge, suite, label="threat", speed=False)
+    found = evaluated(judge, suite, label="threat")
     assert (found["n"], found["target"]) == (2, "threat")
     assert found["dropped"] == {"repeated": 2, "no threat": 1}
-    assert evaluate_judge(judge, suite, speed=False)["n"] == 2
+    assert evaluated(judge, suite)["n"] == 2
 
 
 def test_by_functionality_and_by_target() -> None:
@@ -151,7 +152,7 @@ def test_by_functionality_and_by_target() -> None:
     ]
     texts = tuple(SuiteText(t, {"hate": y}, kind, (group,) if group else ()) for t, y, kind, group, _ in rows)
     suite = Suite("hatecheck", ("hate",), texts, {}, "0", says_groups=True)
-    found = evaluate_judge(Told({t: s for t, *_, s in rows}), suite, speed=False)
+    found = evaluated(Told({t: s for t, *_, s in rows}), suite)
     slurs = found["by_functionality"]["slur_h"]
     assert (slurs["gold"], slurs["n"], slurs["accuracy"]) == ("hateful", 2, 0.5)
     # .9 beats .4 .8 .1; .3 beats .1 alone: 4 of 6.
@@ -176,7 +177,7 @@ def test_by_functionality_and_by_target() -> None:
 def test_a_kind_with_both_classes_has_its_own_auc(tmp_path: Path) -> None:
     path = tmp_path / "k.csv"
     path.write_text("text,label,functionality\na,1,mixed\nb,0,mixed\nc,1,one\n")
-    found = evaluate_judge(Told({"a": 0.6, "b": 0.5, "c": 0.1}), load_suite(str(path)), speed=False)
+    found = evaluated(Told({"a": 0.6, "b": 0.5, "c": 0.1}), load_suite(str(path)))
     assert found["by_functionality"]["mixed"]["gold"] == "both"
     assert found["by_functionality"]["mixed"]["auc"] == 1
     assert found["by_functionality"]["one"]["gold"] == "positive"
@@ -189,7 +190,7 @@ def test_bias_by_words_against_its_definition() -> None:
     for i in range(400):
         about, toxic = i % 4 == 0, i % 3 == 0
         rows.append((f"{'a woman' if about else 'a person'} {i}", float(toxic), about, round(float(rng.random()), 2)))
-    found = evaluate_judge(Told({t: s for t, _, _, s in rows}), suite_of([(t, y) for t, y, _, _ in rows]), speed=False)
+    found = evaluated(Told({t: s for t, _, _, s in rows}), suite_of([(t, y) for t, y, _, _ in rows]))
     bias = found["bias"]
     assert bias["groups_by"] == "words"
     women = bias["groups"]["women"]
@@ -211,7 +212,7 @@ def test_dialogues_give_counter_speech() -> None:
         SuiteText("d", {"hate": 0.0}, COUNTER, ("WOMEN",)),
     )
     suite = Suite("d", ("hate",), texts, {}, "0", says_groups=True)
-    found = evaluate_judge(Told({"h": 0.7, "c": 0.6, "d": 0.1}), suite, speed=False)
+    found = evaluated(Told({"h": 0.7, "c": 0.6, "d": 0.1}), suite)
     assert found["counter_speech"]["false_positive_rate"] == 0.5
     assert found["counter_speech"]["auc_against_hate"] == found["auc"] == 1
 
@@ -264,6 +265,7 @@ def test_the_words_of_the_speed_test_are_one_token_each() -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_was_returned_and_no_texts(own: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     found = evaluate(settings(own, judge="lexical,lexical2"), out)
@@ -385,16 +387,17 @@ def test_a_judge_is_told_on_that_was_trained_on_the_file(own: Path, tmp_path: Pa
     folder = tmp_path / "judge"
     folder.mkdir()
     suite = load_suite(str(own))
-    (folder / "judge.json").write_text(json.dumps({"data": [{"sha256": suite.sha256}]}))
+    (folder / "judge.json").write_text(json.dumps({"labels": ["toxicity"], "data": [{"sha256": suite.sha256}]}))
     judge = Told({text.text: 0.5 for text in suite.texts}, name=f"{folder}#toxicity")
-    assert evaluate_judge(judge, suite, speed=False)["trained_on_this_file"]
+    assert evaluated(judge, suite)["trained_on_this_file"]
     judge.name = "told"
-    assert not evaluate_judge(judge, suite, speed=False)["trained_on_this_file"]
+    assert not evaluated(judge, suite)["trained_on_this_file"]
 
 
 # ---- the packaged judges on the real files --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lexical_is_near_perspective_and_at_chance_on_hatecheck(
     monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
@@ -419,6 +422,7 @@ def test_lexical_is_near_perspective_and_at_chance_on_hatecheck(
     assert worst[0] == "gay people", "the list holds that word"
 
 
+@pytest.mark.slow
 def test_another_label_is_held_against_perspectives_score_of_the_same_name(
     monkeypatch: pytest.MonkeyPatch, shared_data: Path
 ) -> None:
@@ -434,13 +438,14 @@ def test_another_label_is_held_against_perspectives_score_of_the_same_name(
     assert found["spearman"] == pytest.approx(spearmanr(values, targets).statistic, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_all_numbers_of_hatecheck_against_scikit_learn(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
     from rewardlm.scoring.lexical import LexicalScorer
 
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
     suite = load_suite("hatecheck").sample(800, seed=3)
     judge = LexicalScorer()
-    found = evaluate_judge(judge, suite, speed=False)
+    found = evaluated(judge, suite)
     scores = np.array([judge.score([text.text])[0].values["toxicity"] for text in suite.texts])
     gold = np.array([text.targets["hate"] for text in suite.texts])
     assert found["auc"] == pytest.approx(roc_auc_score(gold, scores))

@@ -117,6 +117,7 @@ def wanted(data: Path, base: str, **more: object) -> JudgeTrainSettings:
     return JudgeTrainSettings(data=[str(data)], encoder=base, **{**usual, **more})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "tuning"), [("llama", "lora"), ("mpnet", "full"), ("mpnet", "lora"), ("roberta", "full")]
 )
@@ -142,6 +143,7 @@ def test_a_judge_learns_on_frozen_layers_and_leaves_them_alone(
     assert not [name for name in changed if "embed" in name or any(name.startswith(f"{one}.") for one in lower)]
 
 
+@pytest.mark.slow
 def test_a_judge_on_the_lowest_layers_loads_by_its_record(data: Path, tmp_path: Path) -> None:
     """With transformers and peft, an encoder that was cut to as many layers gives the same."""
     torch.set_num_threads(1)
@@ -163,24 +165,25 @@ def test_a_judge_on_the_lowest_layers_loads_by_its_record(data: Path, tmp_path: 
     assert "(its lowest 3 layers)" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_training_on_frozen_layers_goes_on_as_if_nothing_had_happened(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rewardlm.judges import train as module
+    from rewardlm.judges.trainer import Watch
 
     torch.set_num_threads(1)
     base = encoder("llama", tmp_path / "encoder")
     settings = wanted(data, base, frozen=2, epochs=2)
     whole = train_judge(settings, tmp_path / "whole").path
 
-    save = module._Watch.on_save
+    save = Watch.on_save
 
     def killed(self: object, args: object, state: object, control: object, **kwargs: object) -> None:
         save(self, args, state, control, **kwargs)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Watch, "on_save", killed)
+        patch.setattr(Watch, "on_save", killed)
         with pytest.raises(KeyboardInterrupt):
             train_judge(settings, tmp_path / "again")
     again = train_judge(settings, tmp_path / "again").path

@@ -162,6 +162,7 @@ def test_resamples_of_one_class_are_left_out() -> None:
     assert bootstrap_of_auc(scores, positive, n_resamples=200, seed=0) == (1.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 20])
 def test_a_judge_that_guesses_is_seldom_called_better_than_chance(n: int) -> None:
     """The bootstrap alone leaves 0.5 out of the AUC's interval in 20 % of cases at 10 texts."""

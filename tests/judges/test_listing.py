@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from fake_service import FakeService
-from rewardlm.errors import ConfigError, DataError
+from rewardlm.errors import ConfigError, DataError, ScorerError
 from rewardlm.judges import listing
-from rewardlm.judges.listing import add_to_card, at_chance, card_folder, list_judges, measure_figures, packaged_figures
+from rewardlm.judges.card import add_to_card, card_folder
+from rewardlm.judges.listing import at_chance, list_judges, measure_figures, packaged_figures
+from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeListSettings
-from rewardlm.scoring.scorer import load_scorer
-from rewardlm.scoring.trained import starter_folder
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.record import shipped_folder
 
 RECORD = {
     "kind": "text",
@@ -97,6 +99,7 @@ def test_what_is_called_usable_can_be_loaded_and_what_is_gone_is_not(
     assert judge["needs"].startswith("pip install ")
 
 
+@pytest.mark.slow
 def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
     figures = packaged_figures()
     assert set(figures) == {"lexical", "lexical2", "starter", "witness", "toxicity+hate"}
@@ -112,7 +115,7 @@ def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
 
 @pytest.mark.parametrize("name", ["starter", "witness"])
 def test_a_shipped_card_is_of_the_shipped_weights(name: str) -> None:
-    folder = starter_folder(name)
+    folder = shipped_folder(name)
     assert folder is not None
     metrics = json.loads((folder / "judge.json").read_text())["metrics"]
     assert {"hatecheck", "rtp", "jigsaw"} <= set(metrics)
@@ -130,6 +133,7 @@ def test_the_shipped_judges_are_as_good_as_said() -> None:
     assert all(found["rtp"]["n"] > 1_700 for found in figures.values())
 
 
+@pytest.mark.slow
 def test_shipped_figures_come_out_again(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))
     again = measure_figures(["lexical"], JudgeListSettings(suite=["hatecheck", "rtp"]))["lexical"]["figures"]
@@ -154,10 +158,10 @@ def test_the_lexical_judges_are_at_chance_on_hatecheck_and_not_on_rtp() -> None:
 
 def test_at_chance_by_the_auc_its_interval_and_kind_of_test() -> None:
     figures = {
-        "low": {"auc": 0.58, "auc_ci95": [0.56, 0.6]},
-        "wide": {"auc": 0.75, "auc_ci95": [0.4, 0.95]},
+        "low": {"auc": 0.58, "auc_ci95": [0.56, 0.6], "functionalities": {}},
+        "wide": {"auc": 0.75, "auc_ci95": [0.4, 0.95], "functionalities": {}},
         "good": {"auc": 0.75, "auc_ci95": [0.7, 0.8], "functionalities": {"a": 0.9, "b": 0.2, "c": None}},
-        "one class": {"auc": None, "auc_ci95": None},
+        "one class": {"auc": None, "auc_ci95": None, "functionalities": {}},
     }
     assert at_chance(figures) == [
         {"suite": "low", "functionality": None, "auc": 0.58},
@@ -194,10 +198,10 @@ def test_mistakes(tmp_path: Path, judge: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="is no folder"):
         list_judges(JudgeListSettings(dir=tmp_path / "none"))
     (judge / "judge.json").write_text("{")
-    with pytest.raises(DataError, match=r"judge\.json is damaged"):
+    with pytest.raises(ScorerError, match=r"judge\.json is damaged"):
         list_judges(JudgeListSettings(dir=judge))
     (judge / "judge.json").write_text("[1]")
-    with pytest.raises(DataError, match="lacks labels or encoder"):
+    with pytest.raises(ScorerError, match=r"judge\.json holds a list: expected an object"):
         list_judges(JudgeListSettings(dir=judge))
     monkeypatch.delenv("REWARDLM_DATA", raising=False)
     with pytest.raises(DataError, match="no suite to measure on"):
@@ -236,8 +240,8 @@ def test_a_card_gets_figures_and_keeps_what_it_had(judge: Path, own: Path) -> No
     from rewardlm.judges.settings import JudgeEvaluateSettings
 
     found = evaluate(JudgeEvaluateSettings(judge=["lexical"], suite=[str(own)], speed=False, n_resamples=100))
-    (judge / "judge.json").write_text(json.dumps(RECORD | {"metrics": {"rtp": listing.summary(found["results"][0])}}))
-    add_to_card(judge, found["results"])
+    (judge / "judge.json").write_text(json.dumps(RECORD | {"metrics": {"rtp": figures_of(found["results"][0])}}))
+    add_to_card(judge, {"own": figures_of(found["results"][0])})
     record = json.loads((judge / "judge.json").read_text())
     assert set(record["metrics"]) == {"rtp", "own"}
     assert {key: record[key] for key in RECORD} == RECORD

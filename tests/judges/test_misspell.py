@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardlm.judges.misspell import misspell
+from rewardlm.judges.augment import misspell
 from rewardlm.judges.texts import emoji_as_words
 
 

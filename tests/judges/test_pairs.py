@@ -30,7 +30,7 @@ from rewardlm.judges.pair_data import (
     target_of,
 )
 from rewardlm.judges.pair_evaluation import PairEvaluateSettings, evaluate_on, evaluate_pairs, held_out_controls
-from rewardlm.judges.pairs import PairJudgeSettings, _epoch, command, fit_temperature, train_pair_judge
+from rewardlm.judges.pairs import PairJudgeSettings, _command, _epoch, fit_temperature, train_pair_judge
 from rewardlm.judges.texts import load_labelled
 from rewardlm.scoring.pairs import PAIR_LABELS, load_pair_judge
 from rewardlm.types import Dialogue, Message
@@ -355,6 +355,7 @@ def trained(encoder, tmp_path_factory):
     return train_pair_judge(settings_of(encoder), tmp_path_factory.mktemp("runs") / "judge")
 
 
+@pytest.mark.slow
 def test_training_leaves_a_judge_with_its_card(trained, encoder, starter):
     assert trained.finished
     record = json.loads((trained.path / "judge.json").read_text())
@@ -375,6 +376,7 @@ def test_training_leaves_a_judge_with_its_card(trained, encoder, starter):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
+@pytest.mark.slow
 def test_the_temperature_is_in_the_head(trained):
     judge = load_pair_judge(str(trained.path))
     _, held_out = split_exchanges(load_dialogues("starter").dialogues, validation=0.2)
@@ -385,6 +387,7 @@ def test_the_temperature_is_in_the_head(trained):
     assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_again_does_nothing_and_other_settings_are_refused(trained, encoder):
     before = (trained.path / "adapter_model.safetensors").stat().st_mtime_ns
     train_pair_judge(settings_of(encoder), trained.path)
@@ -393,6 +396,7 @@ def test_the_same_again_does_nothing_and_other_settings_are_refused(trained, enc
         train_pair_judge(settings_of(encoder, seed=1), trained.path)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_last_epoch(trained, encoder, tmp_path):
     class Killed(Exception):
         pass
@@ -416,6 +420,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(trained, encoder, tmp_pat
     assert again["metrics"]["starter, held out"]["confusion"] == whole["metrics"]["starter, held out"]["confusion"]
 
 
+@pytest.mark.slow
 def test_a_judge_may_start_from_another(trained, encoder, tmp_path):
     """Without a step to speak of, it says what the other says; on another encoder, or of another shape, it can't."""
     barely = {"epochs": 1, "learning_rate": 1e-12, "made_up": 0, "controls": 0, "warmup_ratio": 0.0}
@@ -452,13 +457,14 @@ def test_dialogues_that_leave_nothing_to_hold_out_are_refused(encoder, tmp_path)
 
 def test_the_command_in_the_card_gives_the_same_settings():
     chosen = PairJudgeSettings(dialogues="a.csv", epochs=3, lora={**PairJudgeSettings().lora.model_dump(), "r": 4})
-    words = command(chosen).split()
+    words = _command(chosen).split()
     assert words[:3] == ["rewardlm", "judge", "train-pairs"]
     tree = dict(word.split("=") for word in words[3:] if "=" in word)
     assert tree == {"dialogues": "a.csv", "epochs": "3", "lora.r": "4"}
-    assert command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"
+    assert _command(PairJudgeSettings()) == "rewardlm judge train-pairs --out DIR"
 
 
+@pytest.mark.slow
 def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
     file = tmp_path / "posts.csv"
     hateful = [f"Women of village {number} are lazy" for number in range(80)]
@@ -482,6 +488,7 @@ def test_a_judge_that_reads_published_hate_says_so(encoder, tmp_path):
         train_pair_judge(settings_of(encoder, hate=str(file)), tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_the_shipped_judge_needs_the_prompt():
     """On dialogues that it never read: permuted answers, and those to harmless prompts, are seldom called so."""
     chosen = PairEvaluateSettings(judge="starter_pairs", dialogues="starter-plain", limit=150, device="cpu")

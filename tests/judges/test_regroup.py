@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardlm.judges.regroup import _GROUPS, regroup
+from rewardlm.judges.augment import _GROUPS, regroup, regrouped
+from rewardlm.judges.corpus import load_corpus
 from rewardlm.judges.settings import JudgeTrainSettings
-from rewardlm.judges.train import _regrouped, load_corpus
 
 _NAMED = [names[0] for names in _GROUPS.values()]
 
@@ -97,12 +97,12 @@ def test_a_share_of_the_training_texts_is_taught_about_others(tmp_path: Path) ->
     corpus = load_corpus(settings)
     texts = {text.text for text in corpus.train}
     about_muslims = {text for text in texts if text.startswith("muslims like ")} - {"muslims like bread"}
-    found = _regrouped(settings, corpus)
+    found = regrouped(corpus.train, corpus.unseen, 1.0, 0)
     # Those about tea could only become texts that are excluded, those about bread only texts that there are.
     assert {text.text.split(" like ")[1] for text in found} == {t.split(" like ")[1] for t in about_muslims} - {"tea"}
     assert not {text.text for text in found} & texts
     assert {(text.labels["hate"], text.source) for text in found} == {(0.0, "data")}
-    assert found == _regrouped(settings, corpus)
-    half = _regrouped(settings.model_copy(update={"regrouped": 0.5}), corpus)
+    assert found == regrouped(corpus.train, corpus.unseen, 1.0, 0)
+    half = regrouped(corpus.train, corpus.unseen, 0.5, 0)
     assert len(half) == round(len(found) / 2)
-    assert _regrouped(settings.model_copy(update={"regrouped": 0.0}), corpus) == []
+    assert regrouped(corpus.train, corpus.unseen, 0.0, 0) == []

@@ -12,10 +12,10 @@ import pytest
 from rewardlm.data.dialogues import OURS, load_dialogues, normalised
 from rewardlm.data.split import is_held_out
 from rewardlm.errors import DataError
+from rewardlm.judges.corpus import load_corpus
 from rewardlm.judges.pair_data import own_pairs
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import LABELS, load_labelled
-from rewardlm.judges.train import load_corpus
 
 RTP_ROW = {
     "prompt": {"text": "He is such a", "toxicity": 0.25, "insult": 0.5, "flirtation": 0.1},
@@ -294,6 +294,7 @@ def test_a_text_of_two_sources_has_both_labels(tmp_path: Path) -> None:
     assert all(text.labels == {"toxicity": 0.25, "hate": 1.0} for text in [*corpus.train, *corpus.validation])
 
 
+@pytest.mark.slow
 def test_real_data_sets_are_read(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as the folder's README states them, less what can't be used."""
     monkeypatch.setenv("REWARDLM_DATA", str(shared_data))

@@ -15,19 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardlm.errors import DataError, ModelError
+from rewardlm.judges.corpus import balance, load_corpus
 from rewardlm.judges.preferences import is_preference_file, load_preferences
 from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.judges.teachers import fill, load_teacher
 from rewardlm.judges.texts import LabelledText
-from rewardlm.judges.train import (
-    _load_teacher,
-    _rows,
-    _teach,
-    balance,
-    load_corpus,
-    masked_loss,
-    preference_loss,
-    train_judge,
-)  # fmt: skip
+from rewardlm.judges.train import _rows, masked_loss, preference_loss, train_judge
 from rewardlm.runs import Run
 from rewardlm.scoring.encoder import locate_encoder
 
@@ -101,6 +94,7 @@ def test_balance_keeps_the_mean_weight_and_evens_sources_out() -> None:
     assert 900 * weights["large"] / (100 * weights["small"]) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_small_training_separates_what_it_was_taught(data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     out = tmp_path / "judge"
@@ -131,6 +125,7 @@ def record_texts(data: Path) -> int:
     return len(corpus.train) + len(corpus.validation)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_small_and_repeatable(data: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     runs = [
@@ -148,13 +143,19 @@ def test_an_adapter_is_small_and_repeatable(data: Path, tmp_path: Path) -> None:
     assert (runs[0].path / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
+def taught(wanted: JudgeTrainSettings, texts: list[LabelledText]) -> dict[str, dict[str, float]]:
+    teacher = load_teacher(wanted, "cpu")
+    assert teacher is not None
+    return fill(teacher, texts, wanted.labels, None)
+
+
 def test_the_teacher_fills_what_is_open_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "length_judge.py").write_text("def toxicity(texts):\n    return [len(t) / 100 for t in texts]\n")
     monkeypatch.chdir(tmp_path)
     texts = [LabelledText("four", {"hate": 1.0}, "a", False), LabelledText("seven 7", {"toxicity": 0.5}, "a", False)]
     wanted = JudgeTrainSettings(data=["starter"], teacher="length_judge:toxicity", teacher_weight=0.25)
     tokenizer = AutoTokenizer.from_pretrained(locate_encoder("minilm")[0])
-    rows = _rows(tokenizer, texts, wanted, _teach(wanted, _load_teacher(wanted), texts, None))
+    rows = _rows(tokenizer, texts, wanted, taught(wanted, texts))
     toxicity, hate = (wanted.labels.index(label) for label in ("toxicity", "hate"))
     assert rows[0].targets[toxicity] == pytest.approx(0.04)
     assert rows[0].weights[toxicity] == pytest.approx(0.25)
@@ -172,9 +173,7 @@ def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch
     wanted = JudgeTrainSettings(data=[source], teacher="flat_judge:toxicity")
     texts = load_corpus(wanted).train
     tokenizer = AutoTokenizer.from_pretrained(locate_encoder("minilm")[0])
-    targets = np.stack(
-        [row.targets for row in _rows(tokenizer, texts, wanted, _teach(wanted, _load_teacher(wanted), texts, None))]
-    )
+    targets = np.stack([row.targets for row in _rows(tokenizer, texts, wanted, taught(wanted, texts))])
     hate = wanted.labels.index("hate")
     assert set(targets[:, hate]) == {0.0, 1.0}
     assert np.isnan(np.delete(targets, hate, axis=1)).all()
@@ -185,9 +184,10 @@ def test_a_teacher_of_other_things_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     wanted = JudgeTrainSettings(data=["starter"], teacher="length_judge:toxicity", labels=["hate"], main="hate")
     with pytest.raises(DataError, match="expected some of hate"):
-        _load_teacher(wanted)
+        load_teacher(wanted, "cpu")
 
 
+@pytest.mark.slow
 def test_preference_pairs_alone_teach_a_judge(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     path = tmp_path / "pairs.jsonl"
@@ -228,6 +228,7 @@ def test_too_little_data_is_said(tmp_path: Path) -> None:
         train_judge(settings(path), tmp_path / "judge")
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     """Stopped by an error in the middle, then started again: the weights are those of an uninterrupted run."""
     torch.set_num_threads(1)
@@ -250,6 +251,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data: Path, tmp_path: Pat
     assert whole.meta["steps"] == Run.open(tmp_path / "stopped").meta["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_weights_are_kept_or_the_last(tmp_path: Path, keep: str) -> None:
     """Labels drawn by lot can only be learnt by heart: the validation loss rises after the first weights."""

@@ -13,6 +13,7 @@ from scipy import stats
 from rewardlm.measuring.correction import JudgeErrors, corrected_share, effective_size, errors_fit, judge_errors
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, 1), st.floats(0.55, 1), st.floats(0.55, 1))
 def test_the_estimate_undoes_what_the_errors_did(truth: float, sensitivity: float, specificity: float) -> None:

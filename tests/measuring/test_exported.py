@@ -165,6 +165,7 @@ def test_harmless_texts_stay_as_they_are(text: str) -> None:
     assert defuse("word " + text) == "word " + text
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0")), min_size=1, max_size=4))
 def test_a_written_csv_reads_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("csv")

@@ -413,6 +413,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
+@pytest.mark.slow
 def test_whatever_is_wrong_with_a_file_is_one_line_or_a_sound_run(tmp_path: Path) -> None:
     """Values of valid files are replaced by others: an error of ours, or records that agree with each other."""
     rng = random.Random(0)

@@ -217,6 +217,7 @@ def test_a_byte_order_mark_and_long_cells(tmp_path: Path) -> None:
     assert csv.field_size_limit() == before
 
 
+@pytest.mark.slow
 def test_two_tables_of_five_thousand_rows_are_fast(tmp_path: Path) -> None:
     start = time.process_time()
     for label, share in (("PT", 0.2), ("RL", 0.1)):
@@ -315,6 +316,7 @@ def test_ids_that_are_none(tmp_path: Path, row: list[str], match: str) -> None:
         import_table(table, tmp_path / "run", label="PT", mapping={"prompt_id": "question"})
 
 
+@pytest.mark.slow
 def test_two_long_tables_by_two_judges_are_compared_in_twenty_seconds(tmp_path: Path) -> None:
     """Texts of 20 to 60 words and continuous scores, every number of compare with its 10,000 resamples."""
     rng = random.Random(0)

@@ -93,6 +93,7 @@ def warned(runs: dict[str, Path]) -> dict[tuple[str, str, str], str]:
     return {(w["code"], w["model"], Path(w.get("scorer", "")).name): w["message"] for w in found}
 
 
+@pytest.mark.slow
 def test_a_run_counts_the_prompts_that_each_judge_and_its_teachers_read(runs: dict[str, Path]) -> None:
     counts = {Path(entry["name"]).name: entry["read_prompts"] for entry in Run.open(runs["PT"]).meta["scorers"]}
     assert counts == {"teacher": 3, "stranger": 0, "pupil#toxicity": 3}
@@ -103,6 +104,7 @@ def test_a_run_counts_the_prompts_that_each_judge_and_its_teachers_read(runs: di
         assert ("judge_read_prompts", label, "stranger") not in found
 
 
+@pytest.mark.slow
 def test_a_judge_that_taught_the_reward_is_named(runs: dict[str, Path]) -> None:
     found = warned(runs)
     assert {key for key in found if key[0] in ("judge_taught_reward", "judge_is_reward")} == {
@@ -114,6 +116,7 @@ def test_a_judge_that_taught_the_reward_is_named(runs: dict[str, Path]) -> None:
     assert "trained on" in message
 
 
+@pytest.mark.slow
 def test_the_independent_judge_speaks_first_and_chooses_for_interpretation(
     runs: dict[str, Path], judges: dict[str, str]
 ) -> None:

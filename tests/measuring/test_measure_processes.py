@@ -14,6 +14,8 @@ import pytest
 from launched import ONE, breaks, kill, launcher, run, start
 from rewardlm.runs import Run
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (
     "measure tiny --prompts rtp:packaged --samples 2 --max-new-tokens 8 --scorer lexical --label PT --device cpu "
     "--dtype float32 similarity=false perplexity=false counter_narrative=null"

@@ -164,6 +164,7 @@ def cut_lines(file: Path, keep: int, ragged: bytes = b"") -> None:
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:keep]) + ragged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("generations", "scores"), [(24, 23), (24, 0), (11, 7), (1, 0), (0, 0)])
 def test_a_stopped_run_goes_on_to_the_same_table(judges: Any, tmp_path: Path, generations: int, scores: int) -> None:
     whole = meter.measure(settings_of(), tmp_path / "whole")
@@ -355,6 +356,7 @@ def test_perplexity_is_the_bases_by_a_plain_forward(judges: Any, tmp_path: Path)
         assert quality[id_]["perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_classes_of_answers_are_the_pair_judges(judges: Any, tmp_path: Path) -> None:
     settings = settings_of(counter_narrative="starter_pairs", limit=6)
     run = meter.measure(settings, tmp_path / "run")
@@ -440,6 +442,7 @@ def test_antecedents_reach_the_model(judges: Any, tmp_path: Path) -> None:
     assert all(m.text != "last answer" for m in run.prompts()[-1].turns)
 
 
+@pytest.mark.slow
 def test_of_many_answers_a_stated_sample_is_looked_at_closer(judges: Any, tmp_path: Path) -> None:
     settings = settings_of(quality_sample=7, similarity=True, perplexity=True)
     run = meter.measure(settings, tmp_path / "run")

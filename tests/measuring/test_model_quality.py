@@ -53,6 +53,7 @@ def test_a_model_whose_logits_are_more_than_its_heads_gives_no_perplexity(tmp_pa
         add_quality_to(path, ScoreSettings(perplexity=str(tmp_path / "capped")))
 
 
+@pytest.mark.slow
 def test_each_number_is_what_its_model_says(tmp_path: Path) -> None:
     path = run_of(tmp_path / "run", toxicity=[0.9] * 5)
     add_quality_to(path, ScoreSettings(similarity=True, perplexity="tiny", counter_narrative="starter_pairs"))
@@ -141,6 +142,7 @@ def test_nothing_to_do_is_said() -> None:
         build(ScoreSettings)
 
 
+@pytest.mark.slow
 def test_an_import_finds_counter_narratives_among_answers_to_toxic_prompts(tmp_path: Path) -> None:
     with open(tmp_path / "a.csv", "w", newline="") as file:
         table = csv.writer(file)

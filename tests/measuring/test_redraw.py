@@ -113,6 +113,7 @@ def excess(before: np.ndarray, after: np.ndarray, seed: int, again: np.ndarray |
     return None if found is None else found.excess[2][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompts", "k"), [(10, 4), (40, 4), (57, 2), (57, 1)])
 def test_the_same_model_twice_is_claimed_to_move_nothing(prompts: int, k: int) -> None:
     """The same model answers twice: at most one time in twenty the interval leaves zero out. The naive flow would say
@@ -136,6 +137,7 @@ def test_the_same_model_twice_is_claimed_to_move_nothing(prompts: int, k: int) -
     assert claimed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_planted_effect_is_found_and_its_interval_covers_it() -> None:
     """The other model turns four of five high answers low. A second draw would turn fewer."""
     rng = np.random.default_rng(5)

@@ -24,7 +24,7 @@ from rewardlm.measuring.refusal_classifier import probability, terms
 from rewardlm.measuring.refusals import ERRORS, is_refusal, ruling_on
 
 SOURCE = Path(refusals.__file__).parent
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "refusals.py"
+SCRIPT = Path(__file__).parents[2] / "recipes" / "refusal_words.py"
 BY_RULES = SCRIPT.parent / "refusal_texts" / "by_rules.txt"
 HELD_OUT = Path(__file__).with_name("refusals_held_out.txt")
 
@@ -109,6 +109,7 @@ def _training_script() -> ModuleType:
     return training
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_what_the_texts_train() -> None:
     """make judge-refusals again."""
     training = _training_script()

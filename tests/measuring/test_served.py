@@ -136,6 +136,7 @@ def settings_of(server: Chat, /, **changes: Any) -> MeasureSettings:
     return build(MeasureSettings, flags=tree)
 
 
+@pytest.mark.slow
 def test_every_question_is_asked_once_with_its_own_seed_and_turns(chat: Chat, tmp_path: Path) -> None:
     chat.reply = lambda body, _: (time.sleep(0.02), (200, answer(body), {}))[1]
     settings = settings_of(chat, **{"chat": {"system": "Be kind."}, "server": {"body": {"top_k": 5}}})
@@ -185,6 +186,7 @@ def test_what_passes_is_tried_again_and_costs_nothing(chat: Chat, tmp_path: Path
     assert run.meta["unanswered"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -228,6 +230,7 @@ def test_a_broken_server_ends_the_run_which_goes_on_once_it_is_mended(
     assert len(mended.scores()) == 30
 
 
+@pytest.mark.slow
 def test_what_is_refused_for_good_is_asked_once_and_said(chat: Chat, tmp_path: Path) -> None:
     settings = settings_of(chat, max_failed_share=0.2)
     measure(settings, tmp_path / "whole")
@@ -246,6 +249,7 @@ def test_what_is_refused_for_good_is_asked_once_and_said(chat: Chat, tmp_path: P
     assert any("no answer to 2 of 30 questions" in message and "context is too long" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_what_is_refused_too_often_makes_no_finished_run_however_often_it_is_started(
     chat: Chat, tmp_path: Path
 ) -> None:
@@ -344,6 +348,7 @@ def test_a_wrong_address_is_not_repeated() -> None:
     assert CANARY not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_real_server_is_measured(tmp_path: Path) -> None:
     """``transformers serve`` with the packaged SmolLM2, asked through the command line, stopped and gone on with."""
     from rewardlm.models.load import _locate

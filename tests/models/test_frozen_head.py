@@ -77,6 +77,7 @@ def test_the_gradient_of_the_exact_divergence_is_that_of_float64(p: float, dtype
     assert relative(found, wanted) < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharp", [1.0, 4.0, 8.0, 12.0])
 def test_the_updates_gradient_in_bfloat16_is_as_near_to_float32_as_plain_autograds(sharp: float) -> None:
     """The adapter's gradient of the likeliest next token's log-probability, each of 24 by itself.

@@ -66,6 +66,7 @@ def theirs(policy: Policy, prompt: tuple[int, ...], n: int, **settings: Any) -> 
     return [int(token) for token in out[0, len(prompt) :]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", *CONFIGS])
 def test_greedy_equals_transformers_generate_on_a_mixed_batch(name: str) -> None:
     policy = random_policy(name)
@@ -289,6 +290,7 @@ def test_a_model_with_another_cache_is_sampled_by_transformers_with_the_same_num
     assert not policy.causal_lm.lm_head._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_answers_of_any_length_make_room_for_those_that_wait(tiny: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ends, few slots, room for a few steps at a time, and looks that come late: all as one row at a time."""
     requests = requests_of(tiny, QUESTIONS * 6)

@@ -43,6 +43,7 @@ def plain(causal_lm: Any, prompt: list[int], response: list[int]) -> tuple[torch
     return torch.stack(logprobs), torch.stack(entropies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", *CONFIGS])
 @pytest.mark.parametrize("chunk", [1, 512])
 def test_statistics_equal_a_plain_forward(name: str, chunk: int) -> None:
@@ -57,6 +58,7 @@ def test_statistics_equal_a_plain_forward(name: str, chunk: int) -> None:
     assert stats.hidden.shape[0] == sum(map(len, RESPONSES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", *CONFIGS])
 @pytest.mark.parametrize("chunk", [1, 512])
 def test_gradients_equal_plain_autograd(name: str, chunk: int) -> None:

@@ -88,6 +88,7 @@ def test_an_adapter_takes_what_peft_makes_of_it():
     assert memory.adapter_bytes(memory.adapted("tiny", torch.bfloat16, LoraSettings(r=6))) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_microbatch_of_rl_allocates_what_was_traced(configured, name, recompute):
@@ -118,6 +119,7 @@ def test_weighing_answers_allocates_what_was_traced(configured, name):
         assert traced == pytest.approx(real, rel=0.15), compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fastpath", ["1", "0"])
 @pytest.mark.parametrize("name", NAMES)
 def test_answering_allocates_what_was_traced(configured, name, fastpath, monkeypatch):
@@ -132,6 +134,7 @@ def test_answering_allocates_what_was_traced(configured, name, fastpath, monkeyp
     assert traced == pytest.approx(allocated(answer), rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_fine_tuning_drops_out_is_kept_too():
     prompts, _ = rows_of()
     tokens = torch.tensor(prompts)
@@ -159,6 +162,7 @@ def test_what_fine_tuning_drops_out_is_kept_too():
     assert traced(0.1) - traced(0.0) == pytest.approx(more, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("load", ["8bit", "4bit"])
 def test_quantised_layers_allocate_what_was_traced(load, recompute):

@@ -49,6 +49,7 @@ def merged(out: Path, **settings: Any) -> tuple[dict[str, Any], list[str], list[
     return record, said, [str(w.message) for w in caught if "nats" in str(w.message)]
 
 
+@pytest.mark.slow
 def test_a_plain_models_folder_is_the_model_with_its_adapter(tmp_path: Path) -> None:
     policy = tiny_policy()
     adapter = adapter_on(policy, tmp_path / "adapter")
@@ -71,6 +72,7 @@ def test_a_plain_models_folder_is_the_model_with_its_adapter(tmp_path: Path) -> 
         merged(tmp_path / "none", model="tiny")
 
 
+@pytest.mark.slow
 def test_half_precision_is_rounded_once_after_merging(tmp_path: Path) -> None:
     adapter = adapter_on(tiny_policy(), tmp_path / "adapter")
     merged(tmp_path / "full", model="tiny", adapter=adapter)
@@ -104,6 +106,7 @@ def test_into_what_the_codes_stand_for(name: str, load: str, tmp_path: Path) -> 
     assert float((logits(policy_in_full) - logits(policy)).abs().mean()) > close
 
 
+@pytest.mark.slow
 def test_another_base_than_the_trained_one_is_warned_of_with_a_number(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'rewardlm[quantised]'")
     run = finetune(

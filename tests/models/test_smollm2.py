@@ -43,6 +43,7 @@ def test_the_end_of_a_turn_ends_an_answer(smollm2: Policy) -> None:
     assert sum(i == end for i, m in zip(encoded.input_ids, encoded.completion_mask, strict=True) if m) == 1
 
 
+@pytest.mark.slow
 def test_greedy_equals_transformers_generate(smollm2: Policy) -> None:
     questions = [
         "What is the capital of France?",

@@ -252,6 +252,7 @@ def test_beside_measurements_it_is_a_section_and_beside_a_training_it_has_its_cu
     assert len(figures_of(page)) == 5
 
 
+@pytest.mark.slow
 def test_a_real_evaluation_from_suite_to_page(tmp_path: Path, parse: Any) -> None:
     from rewardlm.judges.evaluate import evaluate
     from rewardlm.judges.settings import JudgeEvaluateSettings

@@ -25,7 +25,8 @@ from transformers import (
 from rewardlm.errors import ScorerError
 from rewardlm.scoring import classifier
 from rewardlm.scoring.classifier import ClassifierScorer, choose_label, split_label
-from rewardlm.scoring.scorer import load_scorer, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import score_texts
 
 WORDS = ["you", "are", "a", "fool", "##ish", "kind", "friend", "hello", "sep", "pad", "[", "]", "!", "."]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

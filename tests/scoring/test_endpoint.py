@@ -13,20 +13,21 @@ import pytest
 from fake_service import Asked, FakeService, Reply, chatted, moderated, text_of
 from rewardlm.config import EndpointSettings, ServicesSettings
 from rewardlm.errors import ConfigError, RewardLMError, ScorerError, ServiceError
-from rewardlm.scoring.endpoint import RUBRIC, ChatJudge, ModerationJudge, load_endpoint, parse_rating
-from rewardlm.scoring.online import OnlineJudge
-from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
+from rewardlm.scoring.endpoint import RUBRIC, ChatScorer, ModerationScorer, load_endpoint, parse_rating
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.online import OnlineScorer
+from rewardlm.scoring.scorer import FailureLimit, score_texts
 from rewardlm.types import Verdict
 
 CANARY = "sk-canary-42"
 
 
-def judge(service: FakeService, **settings: Any) -> OnlineJudge:
+def judge(service: FakeService, **settings: Any) -> OnlineScorer:
     given = {"url": service.url, "key": CANARY, "backoff_seconds": 0.01, "timeout_seconds": 5, **settings}
     return load_endpoint("endpoint", ServicesSettings.model_validate({"endpoint": given}))
 
 
-def chat(service: FakeService, **settings: Any) -> OnlineJudge:
+def chat(service: FakeService, **settings: Any) -> OnlineScorer:
     return judge(service, kind="chat", model="guard", **settings)
 
 
@@ -288,12 +289,12 @@ def test_the_environment_says_what_the_settings_dont(service: FakeService, monke
     monkeypatch.setenv("REWARDLM_ENDPOINT_KIND", "chat")
     monkeypatch.setenv("REWARDLM_ENDPOINT_MODEL", "theirs")
     scorer = load_scorer("endpoint")
-    assert isinstance(scorer, ChatJudge)
+    assert isinstance(scorer, ChatScorer)
     assert score_texts(scorer, ["x"]) == [Verdict({"toxicity": 0.01})]
     assert service.asked[0].body["model"] == "theirs"
     service.answer = moderate
     mine = load_scorer("endpoint", services=ServicesSettings.model_validate({"endpoint": {"kind": "moderation"}}))
-    assert isinstance(mine, ModerationJudge)
+    assert isinstance(mine, ModerationScorer)
     monkeypatch.setenv("REWARDLM_ENDPOINT_KIND", "oracle")
     with pytest.raises(ConfigError, match="'moderation' or 'chat'"):
         load_scorer("endpoint")

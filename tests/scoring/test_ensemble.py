@@ -8,10 +8,11 @@ import pytest
 from small_judges import save_adapter, tiny_encoder
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring import trained
+from rewardlm.scoring import record
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.scoring.ensemble import Ensemble
-from rewardlm.scoring.scorer import FailureLimit, cuts, load_scorer, load_scorers, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import FailureLimit, cuts, score_texts
 from rewardlm.types import Verdict
 
 
@@ -76,6 +77,7 @@ def test_members_must_be_two_and_distinct():
             Ensemble(members)
 
 
+@pytest.mark.slow
 def test_by_name():
     if importlib.util.find_spec("tox_block") is None:
         pytest.skip("tox_block is not installed (pip install --no-deps tox_block==0.1.2)")
@@ -131,13 +133,12 @@ def test_an_ensemble_of_the_same_label_twice_is_none(judge):
 
 
 def test_the_preset_of_toxicity_and_hate(judge, monkeypatch):
-    monkeypatch.setattr(trained, "starter_folder", lambda name: Path(judge))
+    monkeypatch.setattr(record, "shipped_folder", lambda name: Path(judge))
     preset, spelt = load_scorer("toxicity+hate"), load_scorer("max(starter,starter#hate)")
     assert preset.name == "toxicity+hate"
     assert preset.labels == spelt.labels == ("toxicity", "starter", "starter#hate", "disagreement")
     texts = ["you are a fool", "", "hello friend"]
     assert score_texts(preset, texts) == score_texts(spelt, texts)
-    assert load_scorers("toxicity+hate,starter")[0].name == "toxicity+hate"
 
 
 def test_disagreement_of_three_is_between_the_outer_two():

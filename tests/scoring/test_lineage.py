@@ -13,8 +13,8 @@ import pytest
 from rewardlm.config import MeasureSettings, RlafSettings, StageMeasure
 from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
-from rewardlm.scoring.lineage import Lineage, count_read, kinship, lineage_of, members, read_numbers, write_read
-from rewardlm.scoring.trained import judge_folder
+from rewardlm.scoring.lineage import Lineage, count_read, kinship, lineage_of, members, read_hashes, write_hashes
+from rewardlm.scoring.record import judge_folder
 
 
 def planted(
@@ -27,7 +27,7 @@ def planted(
     record |= {"distilled": list(distilled), "teacher": teacher}
     (folder / "judge.json").write_text(json.dumps(record))
     if texts is not None:
-        write_read(folder, texts)
+        write_hashes(folder, texts)
     return folder
 
 
@@ -88,11 +88,11 @@ def test_what_was_read_is_counted_by_normalised_text_through_all_teachers(tmp_pa
     a = planted(tmp_path / "a", ["a text"])
     b = tmp_path / "b"
     planted(b, None, distilled=[entry(a)])
-    numbers = read_numbers(a)
+    numbers = read_hashes(a)
     assert numbers is not None
-    assert write_read(b, ["another", "a text"], [numbers]) == 2
+    assert write_hashes(b, ["another", "a text"], [numbers]) == 2
     wanted = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in ("a text", "another")]
-    stored = read_numbers(b)
+    stored = read_hashes(b)
     assert stored is not None
     assert stored.dtype == np.uint64
     assert stored.tolist() == sorted(wanted)
@@ -160,7 +160,7 @@ def test_witness_shares_no_text_teacher_or_encoder_with_starter() -> None:
     assert kinship(witness, starter) is None
     assert not {one.revision for one in witness.family} & {one.revision for one in starter.family}
     assert not set(witness.encoders) & set(starter.encoders)
-    read = [read_numbers(folder) for lineage in (witness, starter) for folder in lineage.folders]
+    read = [read_hashes(folder) for lineage in (witness, starter) for folder in lineage.folders]
     assert len(np.intersect1d(*read)) == 0  # type: ignore[arg-type]
     assert not {"exchanges", "arguments", "contrasts", "starter"} & set(witness.data)
 

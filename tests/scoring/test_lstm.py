@@ -111,6 +111,7 @@ def test_a_text_of_more_than_a_hundred_known_words_is_cut(scorer):
     assert whole == pytest.approx(last)
 
 
+@pytest.mark.slow
 def test_it_ranks_like_perspective(scorer):
     path = DATA / "realtoxicityprompts" / "prompts.jsonl"
     if not path.exists():

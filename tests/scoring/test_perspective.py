@@ -17,8 +17,9 @@ from fake_service import FakeService, Reply, analysed, google_error, text_of
 from rewardlm.config import PerspectiveSettings, ServicesSettings, cache_folder
 from rewardlm.errors import ConfigError, ServiceError
 from rewardlm.scoring import online, perspective
+from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.perspective import CLOSES, LONGEST_BYTES, PerspectiveScorer
-from rewardlm.scoring.scorer import FailureLimit, load_scorer, score_texts
+from rewardlm.scoring.scorer import FailureLimit, score_texts
 from rewardlm.types import Verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Google closes")
@@ -315,6 +316,7 @@ def _write(folder: str, number: int) -> None:
         cache.put(f"{number}-{row}", Verdict({"toxicity": row / 25}))
 
 
+@pytest.mark.slow
 def test_processes_share_one_cache(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(str(tmp_path), number)) for number in range(2)]

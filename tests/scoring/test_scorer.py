@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import FailureLimit, as_score, is_empty, is_settled, load_scorer, load_scorers, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import FailureLimit, as_score, is_empty, is_settled, score_texts
 from rewardlm.types import Score, Verdict
 
 
@@ -266,20 +267,18 @@ def test_what_is_not_asked_for_again():
     assert not is_settled({"value": None, "reason": "HTTP 500"})
 
 
-def test_lists_of_scorers(tmp_path, monkeypatch):
+def test_the_list_of_an_ensembles_members(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_judge_list.py").write_text("def a(t): return [0.2] * len(t)\ndef b(t): return [0.4] * len(t)\n")
     a, b = "my_judge_list:a", "my_judge_list:b"
-    assert [s.name for s in load_scorers(f"{a}, mean({a},max({a},{b})) ,{b}")] == [
-        a,
-        f"mean({a},max({a},{b}))",
-        b,
-    ]
+    nested = load_scorer(f"mean({a}, max({a},{b}) )")
+    assert nested.name == f"mean({a},max({a},{b}))"
+    assert nested.score(["x"])[0].values["toxicity"] == pytest.approx((0.2 + 0.4) / 2)
     with pytest.raises(ScorerError, match="named twice"):
-        load_scorers(f"{a},{a}")
+        load_scorer(f"mean({a},{a})")
     for broken in ("", "a,,b", f"mean({a},{b}", f"{a},", f"{a}),{b}("):
         with pytest.raises(ScorerError, match=r"can't read the list .*lexical2"):
-            load_scorers(broken)
+            load_scorer(f"mean({broken})")
 
 
 def test_importing_the_door_is_cheap():

@@ -423,6 +423,7 @@ TRLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", TRLS)
 def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, algorithm):
     """The second step of a real training, all of whose settings are the defaults but for how fast it moves."""

@@ -20,6 +20,8 @@ from rewardlm.runs import Run
 from rewardlm.training import rlaf
 from rewardlm.training.rlaf import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 SETTINGS = {
     "model": "tiny",

@@ -77,6 +77,7 @@ def test_fine_tuning(tuned: Run) -> None:
     assert shift(tuned) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_fine_tuning", [False, True])
 @pytest.mark.parametrize("critic", ["trunk", "own"])
 def test_reinforcement(tuned: Run, after_fine_tuning: bool, critic: str, tmp_path: Path) -> None:
@@ -92,6 +93,7 @@ def test_reinforcement(tuned: Run, after_fine_tuning: bool, critic: str, tmp_pat
     assert shift(run) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_embeddings(tmp_path: Path) -> None:
     whole = rl(tmp_path / "whole", steps=2, algorithm="grpo", samples=2, lora=LORA)
     first = rl(tmp_path / "parts", steps=1, algorithm="grpo", samples=2, lora=LORA)

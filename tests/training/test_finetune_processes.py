@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from launched import ONE, breaks, kill, launcher, run, start
 from rewardlm.runs import Run
 
+pytestmark = pytest.mark.slow
+
 # 18 pairs to learn from in batches of 8: the last batch of an epoch has 2, which two microbatches of 4 can't share.
 COMMAND = (
     "finetune tiny --dialogues starter --limit 18 --batch-size 8 --epochs 3 --lora-r 4 --learning-rate 0.01 "

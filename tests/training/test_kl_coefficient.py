@@ -72,6 +72,7 @@ def gradient_norm(out: Path, coef: float, algorithm: str, **changes) -> float:
     return line["grad_norm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
     [
@@ -100,6 +101,7 @@ def test_where_all_rewards_are_equal_the_gradient_is_proportional_to_the_coeffic
     assert each == pytest.approx([each[0]] * len(each), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_ppos_whitening_leaves_the_size_to_the_batch(tmp_path):
     """PPO divides all advantages of a batch by their deviation: where only the KL has any, its size cancels.
 

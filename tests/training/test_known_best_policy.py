@@ -24,6 +24,8 @@ from rewardlm.models.lora import load_adapter
 from rewardlm.training.rlaf import train
 from rewardlm.types import Message
 
+pytestmark = pytest.mark.slow
+
 BETA = 0.25
 BANDIT_BETA = 0.2
 

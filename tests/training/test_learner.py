@@ -238,22 +238,26 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_clip", [None, 0.2])
 def test_the_update_is_that_of_a_plain_forward_pass_row_by_row(case, critic, value_clip):
     assert_as_plain(case, one_batch(value_clip_range=value_clip))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_tokens_count_as_the_loss_type_says(case, loss_type):
     assert_as_plain(case, one_batch(loss_type=loss_type))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["k3", "full"])
 @pytest.mark.parametrize("ratio", ["token", "answer"])
 def test_the_kl_may_be_a_loss_of_its_own(case, penalty, ratio):
     assert_as_plain(case, one_batch(kl={"penalty": penalty}, ratio=ratio))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["k1", "k3", "full"])
 @pytest.mark.parametrize("ratio", ["token", "answer"])
 def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own(case, ratio, penalty):
@@ -265,6 +269,7 @@ def test_what_was_drawn_from_another_distribution_is_weighted_by_the_policys_own
     assert_as_plain(case, one_batch(ratio=ratio, generation={"temperature": 0.7}, kl={"penalty": penalty}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 20, 45])
 @pytest.mark.parametrize(
     "changes", [{}, {"ratio": "answer", "clip_range": 0.01}, {"loss_type": "grpo", "kl": {"penalty": "full"}}]
@@ -315,6 +320,7 @@ def test_an_adapter_that_no_gradient_reaches_is_an_error(case):
         module._apply(case.learner, 1.0, 0, Processes(cpu=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_several_minibatches_each_have_the_gradient_of_their_rows(case, monkeypatch, loss_type):
     """In ``dapo`` a token counts the same in each of a step's minibatches, in ``bnpo`` more in one of short answers."""

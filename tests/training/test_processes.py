@@ -14,6 +14,8 @@ from launched import ONE, breaks, kill, launcher, run, start
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 
+pytestmark = pytest.mark.slow
+
 COMMON = [
     "--prompts",
     "starter",

@@ -60,6 +60,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(str(run.path / "adapter" / "adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", ["4bit", "8bit"])
 def test_fine_tuning_learns_in_float32_through_an_evaluation(load: str, tmp_path: Path) -> None:
     """The evaluation after each epoch is a pass without gradients, between two updates."""
@@ -78,6 +79,7 @@ def test_fine_tuning_learns_in_float32_through_an_evaluation(load: str, tmp_path
         assert bool(tensor.any()), name
 
 
+@pytest.mark.slow
 def test_a_loss_in_4_bits_is_that_of_the_same_weights_in_full(tmp_path: Path) -> None:
     """Fine-tuning on the weights that the codes stand for, in float32, gives the same losses and the same adapter."""
     from rewardlm.models.quantised import full_weight, quantised_layers
@@ -97,6 +99,7 @@ def test_a_loss_in_4_bits_is_that_of_the_same_weights_in_full(tmp_path: Path) ->
         torch.testing.assert_close(weights(ours)[name], tensor, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", ["4bit", "8bit"])
 @pytest.mark.parametrize(
     "how",
@@ -116,6 +119,7 @@ def test_reinforcement_learns(load: str, how: dict[str, Any], tmp_path: Path) ->
     assert all(bool(tensor.any()) for name, tensor in weights(run).items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", ["4bit", "8bit"])
 def test_a_run_that_goes_on_is_one_that_never_stopped(load: str, tmp_path: Path) -> None:
     whole = train(rl(load=load, steps=3), tmp_path / "whole")
@@ -125,6 +129,7 @@ def test_a_run_that_goes_on_is_one_that_never_stopped(load: str, tmp_path: Path)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_quantised_base_starts_rl_and_answers_on_it_as_it_was_trained(tmp_path: Path) -> None:
     run = finetune(sft(tmp_path, load="4bit"), tmp_path / "ft")
     again = train(rl(load="4bit", adapter=run.path / "adapter", steps=1), tmp_path / "rl")
@@ -144,6 +149,7 @@ def test_the_adapter_of_a_quantised_base_starts_rl_and_answers_on_it_as_it_was_t
     assert float(torch.cat(losses).mean()) < lines[-1]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_measuring_an_adapter_on_another_base_is_warned_of(tmp_path: Path) -> None:
     run = finetune(sft(tmp_path, load="4bit", max_steps=1), tmp_path / "ft")
     common = {**TINY, "adapter": run.path, "limit": 2, "max_new_tokens": 2, "scorer": ["lexical"]}
@@ -162,6 +168,7 @@ def test_compute_in_half_precision_learns_too(tmp_path: Path) -> None:
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_runs_that_are_older_than_the_settings_of_quantisation_go_on(tmp_path: Path) -> None:
     started = {"ft": (finetune, sft(tmp_path, max_steps=1)), "rl": (train, rl(steps=1))}
     for name, (command, settings) in started.items():
@@ -185,6 +192,7 @@ def test_a_cut_gradient_ends_fine_tuning_after_the_evaluation_that_cut_it(
     assert [line["step"] for line in Run.open(tmp_path / "run").read("metrics")] == [1]
 
 
+@pytest.mark.slow
 @needs_the_trap
 def test_a_cut_gradient_ends_reinforcement_before_the_first_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import pytest
 
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.load import load_scorer
 from rewardlm.training.rewards import BatchRewards, RewardModel
 from rewardlm.training.rollouts import length_mask, rows_with_reward
 from rewardlm.types import Verdict

@@ -66,6 +66,7 @@ def metrics(run: Run) -> list[dict]:
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
     run = train(settings(algorithm=algorithm, learning_rate=1e-2), tmp_path / "run")
@@ -85,11 +86,13 @@ def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
     assert (run.path / "checkpoints" / "step-000002" / "value_head.safetensors").exists() == (algorithm == "ppo")
 
 
+@pytest.mark.slow
 def test_one_answer_of_one_token_trains_with_finite_numbers(tmp_path):
     run = train(settings(batch_size=1, minibatches=1, max_new_tokens=1, limit=1, steps=2), tmp_path / "run")
     assert [line["response_tokens"] for line in metrics(run)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_ppo_raises_an_easy_reward(tmp_path, judges):
     """The share of four characters in answers of two tokens; random answers have a fifth of them."""
     run = train(
@@ -111,6 +114,7 @@ def test_ppo_raises_an_easy_reward(tmp_path, judges):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.08
 
 
+@pytest.mark.slow
 def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch):
     """The real loop and the real judge; only the texts are chosen instead of drawn."""
 
@@ -162,6 +166,7 @@ def test_a_flipped_reward_is_refused_before_step_one(tmp_path, judges):
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_answers_that_a_judge_fails_on_are_dropped_and_counted(tmp_path, judges):
     run = train(
         settings(
@@ -180,6 +185,7 @@ def test_answers_that_a_judge_fails_on_are_dropped_and_counted(tmp_path, judges)
     assert any(line["reward"] is None for line in run.read("samples"))
 
 
+@pytest.mark.slow
 def test_too_many_failures_end_the_run_and_leave_no_adapter(tmp_path, judges):
     with pytest.raises(ScorerError, match=r"could not be scored"):
         train(settings(reward=["rlaf_judges:broken"], batch_size=32), tmp_path / "run")
@@ -200,6 +206,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
     # Step 1 measures KL 0 and updates far too strongly; step 2 sees it. The good adapter is the one before step 1's
     # update, whose B is zero, and not the newest checkpoint's.
@@ -211,6 +218,7 @@ def test_a_runaway_kl_stops_and_keeps_the_adapter_from_before_it(tmp_path):
     assert [line["step"] for line in Run.open(tmp_path / "run").read("metrics")] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the update", "after it"])
 def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeypatch, when):
     update = rlaf.update
@@ -237,6 +245,7 @@ def test_a_broken_weight_stops_and_keeps_the_last_good_adapter(tmp_path, monkeyp
     assert same(adapter(tmp_path / "run"), adapter(tmp_path / "run" / "checkpoints" / "step-000001"))
 
 
+@pytest.mark.slow
 def test_warnings_name_what_went_wrong(tmp_path):
     run = train(settings(steps=1), tmp_path / "run")
     rollouts = _rollouts(["Привет, как дела", "Спасибо", "Hello there"], rewards=[0.5, 0.5, 0.5], kl=-2.0, entropy=0.01)
@@ -270,6 +279,7 @@ def bored(tmp_path, monkeypatch):
     return "rlaf_bored:judge"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [[], ["entropy_collapse", "negative_kl"]])
 def test_a_warning_that_is_not_named_stops_nothing(tmp_path, bored, named):
     chosen = settings(reward=[bored], steps=4, limit=8, stop_on=named)
@@ -280,6 +290,7 @@ def test_a_warning_that_is_not_named_stops_nothing(tmp_path, bored, named):
     assert [bool(texts) for texts in warned] == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_a_warning_that_is_named_stops_the_run_and_keeps_the_last_good_adapter(tmp_path, bored):
     chosen = settings(reward=[bored], steps=4, limit=8, stop_on=["constant_reward"])
     with pytest.raises(TrainingError, match=r"step 3: constant reward: all 8 answers got 0.500, and stop_on") as caught:
@@ -289,6 +300,7 @@ def test_a_warning_that_is_named_stops_the_run_and_keeps_the_last_good_adapter(t
     assert [line["step"] for line in Run.open(tmp_path / "run").read("metrics")] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [2, 1])
 def test_a_limit_hit_in_the_first_step_after_a_resume_leaves_the_last_good_adapter(tmp_path, monkeypatch, checkpoints):
     """What is good is the adapter that has answered within the limits: not the checkpoint's, whose turn it is now."""
@@ -324,6 +336,7 @@ def test_a_limit_hit_in_the_first_step_after_a_resume_leaves_the_last_good_adapt
     assert same(adapter(train(chosen, tmp_path / "run").path), adapter(whole.path))
 
 
+@pytest.mark.slow
 def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     """Two of three prompts too long for max_prompt_tokens, and a judge that reads five letters."""
     file = tmp_path / "p.jsonl"
@@ -409,6 +422,7 @@ def test_every_epoch_and_every_seed_draw_the_prompts_in_another_order():
 # What a user may choose ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["k1", "k3", "full"])
 def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path, penalty, monkeypatch):
     """The last step's, against plain forward passes of the model that answered and of the base, token by token."""
@@ -453,6 +467,7 @@ def test_all_three_views_of_the_kl_are_logged_whichever_is_the_penalty(tmp_path,
         assert abs(fmean(gaps)) < 4 * stdev(gaps) / math.sqrt(len(gaps))
 
 
+@pytest.mark.slow
 def test_a_kl_loss_holds_the_policy_back(tmp_path):
     moved = {}
     for coef in (0.0, 50.0):
@@ -461,6 +476,7 @@ def test_a_kl_loss_holds_the_policy_back(tmp_path):
     assert moved[50.0] < 0.5 * moved[0.0]
 
 
+@pytest.mark.slow
 def test_other_sampling_settings_are_said_and_corrected(tmp_path):
     said: list[str] = []
     chosen = settings(generation={"temperature": 0.5, "top_p": 0.9}, steps=2)
@@ -474,6 +490,7 @@ def test_other_sampling_settings_are_said_and_corrected(tmp_path):
     assert lines[0]["sampling_gap"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_estimator_of_ones_own_trains_with_a_critic_or_without(tmp_path, monkeypatch):
     (tmp_path / "rlaf_estimators.py").write_text(
         "from rewardlm.training.objectives import whiten\n"
@@ -493,6 +510,7 @@ def test_an_estimator_of_ones_own_trains_with_a_critic_or_without(tmp_path, monk
         train(settings(algorithm="rlaf_estimators:baseline"), tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_path, judges):
     terms = {"length": 0.5, "script": 1.0, "counter_narrative": 2.0}
     chosen = settings(
@@ -545,6 +563,7 @@ def test_a_reward_that_the_witness_taught_gets_another_witness(tmp_path):
     assert witnesses(RlafSettings(model="tiny", reward=[str(folder)])) == ["lexical"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
 def test_a_run_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
     run = train(settings(steps=1, algorithm=algorithm), tmp_path / "run")
@@ -596,6 +615,7 @@ def test_a_witness_that_fails_is_said_and_stops_nothing(tmp_path, judges):
     assert metrics(run)[0]["toxicity_by_witness"] == {}
 
 
+@pytest.mark.slow
 def test_what_stopped_a_run_is_written_down_and_taken_back_when_it_goes_on(tmp_path):
     chosen = settings(learning_rate=0.05, steps=3, algorithm="rloo", kl=KlSettings(max=0.5))
     with pytest.raises(TrainingError, match="other settings need another --out, and --adapter goes on from there"):
@@ -614,6 +634,7 @@ def test_what_stopped_a_run_is_written_down_and_taken_back_when_it_goes_on(tmp_p
     assert (gone_on.meta["status"], gone_on.meta["stopped"]) == ("finished", None)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_adapter_and_the_judges_that_it_began_with(tmp_path):
     first = train(settings(steps=1, learning_rate=1e-2), tmp_path / "first")
     chosen = settings(steps=1, adapter=first.path, learning_rate=1e-2)
@@ -631,6 +652,7 @@ def test_a_run_goes_on_with_the_adapter_and_the_judges_that_it_began_with(tmp_pa
         train(settings(steps=4, learning_rate=1e-2), first.path)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_tied_head_is_sampled_as_it_is_trained(tmp_path):
     """Merged into a matrix that embeds tokens too, it would answer as another model than the one that learns."""
     chosen = settings(lora={"r": 4, "targets": ["q_proj", "lm_head"]}, learning_rate=2e-2, steps=3)
@@ -639,6 +661,7 @@ def test_an_adapter_on_a_tied_head_is_sampled_as_it_is_trained(tmp_path):
         assert line["kl_full"] is None  # two heads
 
 
+@pytest.mark.slow
 def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tmp_path, monkeypatch):
     (tmp_path / "rlaf_by_prompt.py").write_text(
         "def judge(texts):\n"
@@ -657,6 +680,7 @@ def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tm
     assert all(not bool(tensor.any()) for name, tensor in adapter(run.path).items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_in_half_precision_answers_are_scored_in_the_passes_that_learn_from_them(tmp_path, judges, monkeypatch):
     """What else is in a pass decides how it is rounded, and an answer's ratio multiplies its tokens' rounding."""
     passes: dict[bool, list] = {False: [], True: []}
@@ -684,6 +708,7 @@ def test_in_half_precision_answers_are_scored_in_the_passes_that_learn_from_them
     assert sum(map(len, passes[False][len(learnt) : half])) == 32 - line["answers"]
 
 
+@pytest.mark.slow
 def test_dropout_is_left_out_and_that_is_said(tmp_path):
     said: list[str] = []
     line = metrics(train(settings(lora={"dropout": 0.5}, steps=1), tmp_path / "run", say=said.append))[0]
@@ -691,6 +716,7 @@ def test_dropout_is_left_out_and_that_is_said(tmp_path):
     assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_are_of_different_prompts_and_say_why_one_earned_nothing(tmp_path, judges):
     chosen = settings(
         reward=["rlaf_judges:fussy"], algorithm="grpo", batch_size=16, steps=1, rewards={"max_failed_share": 1.0}

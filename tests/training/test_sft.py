@@ -126,6 +126,7 @@ def test_microbatches_change_memory_and_not_the_result(trained, tmp_path):
     assert [line["loss"] for line in lines(run)] == pytest.approx([line["loss"] for line in lines(trained)], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_loss_is_the_cross_entropy_of_the_held_out_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.CONVERSATIONS", CONVERSATIONS[:2])
     run = finetune(settings(tmp_path, validation=0.5, epochs=2), tmp_path / "run")
@@ -215,6 +216,7 @@ def test_with_every_checkpoint_damaged_the_run_is_refused(trained, tmp_path, nam
     assert not (copy.path / "adapter").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "truncated"])
 def test_an_inexact_resume_goes_on_with_the_adapter_and_the_schedule(tmp_path, how):
     """Four steps, of which two are done: the adapter is the checkpoint's, the schedule goes on, the moments are new."""
@@ -249,6 +251,7 @@ def test_an_inexact_resume_goes_on_with_the_adapter_and_the_schedule(tmp_path, h
     assert not same(adapter(run.path / "adapter"), adapter(whole.path / "adapter"))
 
 
+@pytest.mark.slow
 def test_pairs_that_are_too_long_are_said(tmp_path):
     tokenizer = load_policy(ModelSettings(**TINY)).tokenizer
     whole = [len(rows(turns, tokenizer)[0]) for turns in PAIRS]
@@ -312,6 +315,7 @@ def test_too_long_a_dialogue_loses_its_oldest_exchanges_and_never_its_system_tur
 # Reinforcement learning after fine-tuning ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, tmp_path, monkeypatch):
     before = adapter(trained.path / "adapter")
     learners = []
@@ -356,6 +360,7 @@ def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, 
     assert not same(adapter(run.path / "adapter"), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", [4, 2])
 def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, trained, monkeypatch, micro):
     """The allocator refuses batches of more than a row, with the gradient of earlier microbatches already there."""
@@ -383,6 +388,7 @@ def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, traine
         assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_recomputed_layers_train_the_same_adapter(tmp_path, trained):
     run = finetune(
         settings(tmp_path, max_steps=3, checkpoint_every=1, epochs=3, gradient_checkpointing=True), tmp_path / "run"

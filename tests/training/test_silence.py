@@ -22,6 +22,7 @@ TEXTS = [*REWARDS, ""]
 KL = [[1.0] * 4, [1.0] * 4, [1.0] * 4, [1.5]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "penalty"),
     [(name, penalty) for name in ("ppo", "grpo", "dr_grpo", "rloo") for penalty in (None, "k1", "k3")],

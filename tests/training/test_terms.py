@@ -81,6 +81,7 @@ ASKED = [
 ]
 
 
+@pytest.mark.slow
 def test_what_an_answer_earns_under_other_prompts_is_taken_off():
     """Against a plain loop: the judge asked one pair at a time, the next ``n`` prompts of the step in turn."""
     judge = load_pair_judge()
@@ -101,6 +102,7 @@ def test_what_an_answer_earns_under_other_prompts_is_taken_off():
             assert -1 <= value <= 1
 
 
+@pytest.mark.slow
 def test_tone_alone_earns_nothing_by_default():
     """A kind answer that fits every prompt gets the same from all of them, so over the step it earns zero."""
     kind = ["Hatred has never made anything better. Everyone deserves to be treated with dignity."] * len(ASKED)
@@ -112,6 +114,7 @@ def test_tone_alone_earns_nothing_by_default():
     assert abs(sum(usual) / len(usual)) < 0.1
 
 
+@pytest.mark.slow
 def test_the_others_are_of_the_whole_step_whoever_asks():
     """A process that has a part of the step's answers gives them what one that has all of them gives."""
     terms = load_terms(TermSettings(counter_narrative=1))

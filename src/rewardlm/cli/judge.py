@@ -77,8 +77,9 @@ def evaluate(
 ) -> None:
     """What judges get right on a suite, and wrong: ranking, calibration, bias by group, counter-speech, speed."""
     settings = given.settings(judge=judges or None)
+    from rewardlm.judges.card import add_to_card, card_folder
     from rewardlm.judges.evaluate import evaluate as run_evaluation
-    from rewardlm.judges.listing import add_to_card, card_folder
+    from rewardlm.judges.results import figures_of
     from rewardlm.progress import say, stage
 
     cards = {name: card_folder(name) for name in settings.judge} if card else {}
@@ -88,7 +89,9 @@ def evaluate(
         if result["trained_on_this_file"]:
             say(f"{result['judge']} was trained on the file of suite {result['suite']}: its figures there flatter it")
     for name, folder in cards.items():
-        add_to_card(folder, [result for result in found["results"] if result["judge"] == name])
+        mine = [result for result in found["results"] if result["judge"] == name]
+        speed = next((result["speed"] for result in mine if result["speed"]), None)
+        add_to_card(folder, {result["suite"]: figures_of(result) for result in mine}, speed)
     if as_json:
         _print_json(found if len(found["results"]) != 1 else found["results"][0])
     else:

@@ -33,7 +33,8 @@ def evaluate_pairs(
 ) -> None:
     """What a judge of pairs gets right on dialogues, and wrong."""
     settings = given.settings(judge=judge)
-    from rewardlm.judges.pair_evaluation import add_figures, evaluate_on, section
+    from rewardlm.judges.card import add_to_card, pair_section
+    from rewardlm.judges.pair_evaluation import evaluate_on
     from rewardlm.progress import stage
     from rewardlm.scoring.pairs import folder_of
 
@@ -41,10 +42,10 @@ def evaluate_pairs(
         figures = evaluate_on(settings)
     name = Path(settings.dialogues).name
     if card:
-        add_figures(folder_of(settings.judge), name, figures)
+        add_to_card(folder_of(settings.judge), {name: figures})
     if as_json:
         import json
 
         typer.echo(json.dumps({"judge": settings.judge, "dialogues": settings.dialogues, **figures}, allow_nan=False))
     else:
-        typer.echo("\n".join(section(name, figures)))
+        typer.echo("\n".join(pair_section(name, figures)))

@@ -163,3 +163,8 @@ class InterpretSettings(Section):
     )
     look_inside: bool = Field(True, description="Read the residual stream and its directions too.")
     inside: InsideSettings = Field(InsideSettings(), description="How the residual stream is read, and what is tried.")
+
+    @property
+    def word_judge(self) -> str | None:
+        """The judge that chooses the toxic words to look for inside; None where they are named, or nobody looks."""
+        return "lexical" if self.look_inside and not self.inside.toxic_words else None

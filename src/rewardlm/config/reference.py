@@ -31,8 +31,11 @@ def as_markdown(commands: Mapping[str, type[Section]]) -> str:
     for kind, names in kinds.items():
         parts += [f"## {', '.join(names)}\n", _about(kind), *_table(trees[kind], kinds)]
     parts += ["## Sections\n"]
-    for section in dict.fromkeys(one for tree in trees.values() for one in _sections(tree, kinds)):
-        parts += [f"### {section.__name__}\n", _about(section), *_table(describe(section), kinds)]
+    first: dict[type[BaseModel], Setting] = {}
+    for section, setting in (found for tree in trees.values() for found in _sections(tree, kinds)):
+        first.setdefault(section, setting)
+    for section, setting in first.items():
+        parts += [f"### {section.__name__}\n", _about(section), *_table(setting.below, kinds, f"{setting.key}.")]
     return "\n".join(parts)
 
 
@@ -40,9 +43,9 @@ def _about(kind: type[BaseModel]) -> str:
     return f"{inspect.getdoc(kind)}\n".replace("``", "`")
 
 
-def _table(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> list[str]:
+def _table(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]], prefix: str = "") -> list[str]:
     rows = ["| key | flag | type or choices | default | meaning |", "|---|---|---|---|---|"]
-    return [*rows, *(_row(setting, kinds) for setting in _shown(settings, kinds)), ""]
+    return [*rows, *(_row(setting, kinds, prefix) for setting in _shown(settings, kinds)), ""]
 
 
 def _shown(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[Setting]:
@@ -54,10 +57,12 @@ def _shown(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str
             yield from (inner for inner in setting.below if inner.name not in command.model_fields)
 
 
-def _sections(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[type[BaseModel]]:
+def _sections(
+    settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]
+) -> Iterator[tuple[type[BaseModel], Setting]]:
     for setting in settings:
         if setting.section is not None and _command(setting.section, kinds) is None:
-            yield setting.section
+            yield setting.section, setting
             yield from _sections(setting.below, kinds)
 
 
@@ -66,8 +71,8 @@ def _command(section: type[BaseModel] | None, kinds: Mapping[type[BaseModel], li
     return next((kind for kind in kinds if section is not None and issubclass(section, kind)), None)
 
 
-def _row(setting: Setting, kinds: Mapping[type[BaseModel], list[str]]) -> str:
-    default = "required" if setting.required else f"`{json.dumps(setting.default, ensure_ascii=False)}`"
+def _row(setting: Setting, kinds: Mapping[type[BaseModel], list[str]], prefix: str) -> str:
+    default = "required" if setting.field.is_required() else f"`{json.dumps(setting.default, ensure_ascii=False)}`"
     values = setting.values
     if setting.section is not None:
         command = _command(setting.section, kinds)
@@ -75,7 +80,7 @@ def _row(setting: Setting, kinds: Mapping[type[BaseModel], list[str]]) -> str:
         values = f"[{target}](#{target.lower()})"
         usual = {inner.key: inner.default for inner in describe(setting.section)}
         own = {inner.name: inner.default for inner in setting.below if inner.default != usual[inner.name]}
-        default = "none" if setting.optional else "".join(f"`{json.dumps(own)}`" if own else "")
+        default = "none" if setting.optional else f"`{json.dumps(own)}`" if own else ""
     flag = f"`{setting.flag_name}`" if setting.flag else ""
-    cells = (f"`{setting.key}`", flag, values, default, setting.description)
+    cells = (f"`{setting.key.removeprefix(prefix)}`", flag, values, default, setting.description.replace("<", r"\<"))
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

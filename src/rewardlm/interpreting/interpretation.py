@@ -35,6 +35,7 @@ from rewardlm.measuring.independence import same_judge
 from rewardlm.measuring.measured import Measured
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
+from rewardlm.scoring.load import check_judges
 
 KIND = "interpretation"
 # May differ when an interpretation goes on.
@@ -67,6 +68,8 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     run = Run.start(out, kind=KIND, label=label, settings=recorded, free=_FREE)
     if run.finished:
         return run
+    if settings.word_judge:
+        check_judges([settings.word_judge])
     subjects = load_models([one.run for one in measured], settings)
     for one, subject in zip(measured, subjects, strict=True):
         one.label = subject.label

@@ -1,1 +1,1 @@
-"""Judges of one's own: trained, calibrated, evaluated, and the one that the project ships."""
+"""Makes judges and finds out what they are worth: trains, calibrates, evaluates, lists; and the weights that ship."""

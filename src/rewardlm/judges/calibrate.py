@@ -9,13 +9,15 @@ Platt scaling, which others still have, and our own scorer applies it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+
+from rewardlm.scoring.record import Calibration
 
 Floats = NDArray[np.floating[Any]]
 
@@ -27,18 +29,7 @@ SOURCE_MINIMUM = 100
 ISOTONIC_MINIMUM = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Of one label: logit ← ``scale``·logit + ``shift``; isotonic, P ← interpolation of (``x``, ``y``) after it."""
-
-    kind: str
-    scale: float = 1.0
-    shift: float = 0.0
-    x: tuple[float, ...] = ()
-    y: tuple[float, ...] = ()
-
-
-def weigh(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
+def text_weights(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
     """Float[N]: what each text counts when a label is calibrated; 0 where it tells nothing.
 
     A source of one class (only hate, say) would teach that being sure is always right, and one of few texts counts

@@ -1,180 +1,206 @@
-"""A trained judge on disk: a standard classifier or adapter, ``judge.json`` for our scorer, and a card for people."""
+"""The card of a judge that was trained here: README.md, made of ``judge.json``, and figures that are added to both."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rewardlm.data.dialogues import normalised
-from rewardlm.judges.calibrate import Calibration
-from rewardlm.judges.settings import JudgeTrainSettings
+from rewardlm.errors import ConfigError
 from rewardlm.runs import write_atomically
-from rewardlm.scoring.encoder import public_name
-from rewardlm.scoring.lineage import READ, read_numbers, teachers_of, write_read
-from rewardlm.scoring.trained import judge_folder
+from rewardlm.scoring.lineage import READ
+from rewardlm.scoring.record import (
+    Counted,
+    JudgeRecord,
+    PairFigures,
+    Speed,
+    TextFigures,
+    add_figures,
+    judge_folder,
+    read_record,
+    write_record,
+)
 
-RECORD = "judge.json"
+# What stands on a card of the controls, whose kinds are those of ``pair_data``: the prompt under which an answer is.
+_CONTROLS = {
+    "permuted": "is another dialogue's, of any target",
+    "other target": "is hate of another target",
+    "other claim": "makes another claim about the same target, without a common word",
+    "harmless": "claims nothing against anybody",
+    "meaningless": "means nothing",
+    "toxic": "is toxic and names no group",
+}
 
 
-def save_judge(
-    folder: Path,
-    *,
-    model: Any,
-    tokenizer: Any,
-    settings: JudgeTrainSettings,
-    revision: str | None,
-    calibration: Mapping[str, Calibration],
-    sources: Sequence[Mapping[str, Any]],
-    distilled: Sequence[Mapping[str, Any]],
-    teacher: Mapping[str, Any] | None,
-    read: Iterable[str],
-) -> None:
-    """Write weights (safetensors), tokenizer, ``judge.json`` and ``README.md`` into ``folder``.
+def card_folder(name: str) -> Path:
+    """The folder of the judge ``name``, which has a card. Raises ConfigError for a judge that was not trained here."""
+    folder = judge_folder(name)
+    if folder is None or read_record(folder) is None:
+        raise ConfigError(f"{name} has no judge.json: only a judge made by judge train has a card to write to")
+    return folder
 
-    An adapter is stored in half precision, a few megabytes: its rounding is far below the noise of its labels.
-    """
-    if settings.tuning == "lora":
-        encoder = public_name(settings.encoder)
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = encoder
-            config.revision = None
-        model.half()
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        model.float()
-    else:
-        # A calibrated judge's classes are its labels: other tools read them from the model's config.
-        model.save_pretrained(str(folder), safe_serialization=True)
-        tokenizer.save_pretrained(str(folder))
-    record = {
-        "kind": "text",
-        "labels": list(settings.labels),
-        "main": settings.main,
-        "problem_type": "multi_label_classification",
-        "encoder": public_name(settings.encoder),
-        "encoder_revision": revision,
-        "encoder_layers": settings.layers,
-        "max_length": settings.max_length,
-        "calibration": {
-            label: dataclasses.asdict(found) for label, found in calibration.items() if found.kind == "isotonic"
-        },
-        "calibrated": {label: found.kind for label, found in calibration.items()},
-        "data": [dict(source) for source in sources],
-        "distilled": [dict(judge) for judge in distilled],
-        "teacher": None if teacher is None else dict(teacher),
-        "share": settings.share,
-        "read": write_read(folder, map(normalised, read), _of_teachers(settings)),
-        "command": command(settings),
-        "seed": settings.seed,
-    }
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+
+def save_record(folder: Path, record: JudgeRecord) -> None:
+    """``judge.json``, and the card made of it."""
+    write_record(folder, record)
     write_card(folder, record)
 
 
-def _of_teachers(settings: JudgeTrainSettings) -> list[NDArray[np.uint64]]:
-    """What the judges that teach this one have read, where they say so."""
-    folders = [judge_folder(name) for name in [*settings.distil, *([settings.teacher] if settings.teacher else [])]]
-    found = [read_numbers(folder) for folder in folders if folder is not None]
-    return [numbers for numbers in found if numbers is not None]
+def add_to_card(
+    folder: Path, figures: Mapping[str, TextFigures] | Mapping[str, PairFigures], speed: Speed | None = None
+) -> None:
+    """Write figures into ``judge.json`` and the card of the judge in ``folder``, beside what they say already."""
+    write_card(folder, add_figures(folder, figures, speed))
 
 
-def command(settings: JudgeTrainSettings) -> str:
-    """The command line that trains this judge again: what differs from the defaults is said."""
-    defaults = JudgeTrainSettings(data=["starter"])
-    parts = ["rewardlm", "judge", "train", "--data", ",".join(settings.data), "--encoder", settings.encoder]
-    mine, theirs = settings.model_dump(mode="json"), defaults.model_dump(mode="json")
-    for key, value in mine.items():
-        if key in ("data", "encoder", "device") or value == theirs[key]:
+def write_card(folder: Path, record: JudgeRecord) -> None:
+    """README.md; figures of evaluations are in it once ``judge evaluate`` has added them."""
+    lines = _pair_card(folder.name, record) if record.kind == "pairs" else _text_card(folder.name, record)
+    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def command(
+    words: Sequence[str], settings: Mapping[str, Any], defaults: Mapping[str, Any], flags: Sequence[str] = ()
+) -> str:
+    """The command line that trains a judge again: ``rewardlm judge WORDS``, and what differs from the defaults.
+
+    ``settings`` and ``defaults`` are by the names that overrides use; those in ``flags`` are written as flags.
+    """
+    more: list[str] = []
+    for key, value in settings.items():
+        if key == "device" or (key in defaults and value == defaults[key]):
             continue
-        if isinstance(value, dict):
-            before = theirs[key]
-            parts += [f"{key}.{sub}={_written(item)}" for sub, item in value.items() if before.get(sub) != item]
-        elif key == "seed":
-            parts += ["--seed", str(value)]
-        else:
-            parts.append(f"{key}={_written(value)}")
-    return shlex.join([*parts, "--out", "DIR"])
+        written = value if isinstance(value, str) else json.dumps(value)
+        more += [f"--{key}", written] if key in flags else [f"{key}={written}"]
+    return shlex.join(["rewardlm", "judge", *words, *more, "--out", "DIR"])
 
 
-def write_card(folder: Path, record: Mapping[str, Any]) -> None:
-    """README.md from ``judge.json``; figures of evaluations are in it once ``judge evaluate`` has added them."""
+def _text_card(name: str, record: JudgeRecord) -> list[str]:
+    lowest = "" if record.encoder_layers is None else f" (its lowest {record.encoder_layers} layers)"
+    calibrated = ", ".join(f"{label} {kind}" for label, kind in record.calibrated.items()) or "none"
     lines = [
-        "---",
-        f"base_model: {record['encoder']}",
-        "pipeline_tag: text-classification",
-        "language: en",
-        "---",
-        f"# {folder.name}: a judge of toxicity",
-        "",
-        f"Labels: {', '.join(record['labels'])}; the main one is {record['main']}. Each output is P(label) "
-        f"by a sigmoid. Texts longer than {record['max_length']} tokens are cut at the end.",
-        "",
-        "## How it was made",
-        "```",
-        record["command"],
-        "```",
-        f"Encoder {record['encoder']}{_lowest(record)}, seed {record['seed']}. Calibration: "
-        f"{', '.join(f'{label} {kind}' for label, kind in record['calibrated'].items()) or 'none'}.",
-        "",
+        *_head(f"{name}: a judge of toxicity", record),
+        f"Labels: {', '.join(record.labels)}; the main one is {record.main}. Each output is P(label) "
+        f"by a sigmoid. Texts longer than {record.max_length} tokens are cut at the end.",
+        *_how(record, f"Encoder {record.encoder}{lowest}, seed {record.seed}. Calibration: {calibrated}."),
         "| data | texts | licence | SHA-256 of the file |",
-        "|---|---|---|---|",
-        *(
-            f"| {source['kind']} | {source['texts']:,} | {source['licence'] or 'not stated'} "
-            f"| `{source['sha256'][:16]}…` |"
-            for source in record["data"]
-        ),
+        *_sources(record),
     ]
-    if teachers_of(record):
+    if record.teachers:
         lines += [
             "",
             "| taught by | its label | encoder | revision | its data |",
             "|---|---|---|---|---|",
             *(
-                f"| {judge['judge']} | {judge['label']} | {judge.get('encoder') or 'not stated'} | "
-                f"{_short(judge['revision'])} | {', '.join(s['kind'] for s in judge['data']) or 'not stated'} |"
-                for judge in teachers_of(record)
+                f"| {judge.judge} | {judge.label} | {judge.encoder or 'not stated'} | {_short(judge.revision)} | "
+                f"{', '.join(source.kind for source in judge.data) or 'not stated'} |"
+                for judge in record.teachers
             ),
         ]
-    if record.get("share", "all") != "all":
-        lines += ["", f"Of each data set it reads the share that is {record['share']}'s (data/split.py)."]
-    if record.get("read"):
-        lines += ["", f"It and its teachers read {record['read']:,} different texts; `{READ}` holds their hashes."]
-    metrics = record.get("metrics")
-    if metrics:
+    if record.share not in (None, "all"):
+        lines += ["", f"Of each data set it reads the share that is {record.share}'s (data/split.py)."]
+    if record.read:
+        lines += ["", f"It and its teachers read {record.read:,} different texts; `{READ}` holds their hashes."]
+    if record.figures:
         lines += [
             "",
             "## What it knows, on data that it never trained on",
             "| suite | label | n | AUC | Spearman | calibration error |",
             "|---|---|---|---|---|---|",
             *(
-                f"| {name} | {found['label']} | {found['n']:,} | {_figure(found['auc'])} | "
-                f"{_figure(found['spearman'])} | {_figure(found['ece'])} |"
-                for name, found in metrics.items()
+                f"| {suite} | {found['label']} | {found['n']:,} | {_number(found['auc'])} | "
+                f"{_number(found['spearman'])} | {_number(found['ece'])} |"
+                for suite, found in record.figures.items()
             ),
         ]
-    if record.get("limits"):
-        lines += ["", "## What it does not know", *(f"- {limit}" for limit in record["limits"])]
-    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    if record.limits:
+        lines += ["", "## What it does not know", *(f"- {limit}" for limit in record.limits)]
+    return lines
 
 
-def _lowest(record: Mapping[str, Any]) -> str:
-    layers = record.get("encoder_layers")
-    return "" if layers is None else f" (its lowest {layers} layers)"
+def _pair_card(name: str, record: JudgeRecord) -> list[str]:
+    lines = [
+        *_head(f"{name}: a judge of (prompt, answer) pairs", record),
+        "P(label) by a softmax over counter_narrative (opposes the prompt's claim, on topic), agreement (agrees, goes "
+        "on with the hate, or abuses in turn), refusal and off_topic. Input: `[CLS] prompt [SEP] answer [SEP]`, up to "
+        f"{record.max_length} tokens; the prompt loses its beginning first.",
+        *_how(
+            record,
+            f"Encoder {record.encoder}, seed {record.seed}, LoRA. Temperature {record.temperature:.2f}, set on "
+            "what is held out and folded into the head.",
+        ),
+        "| data | texts | licence | SHA-256 |",
+        *_sources(record),
+    ]
+    for source, found in record.pair_figures.items():
+        lines += ["", *pair_section(source, found)]
+    return [*lines, "", "## Limits", *(f"- {limit}" for limit in record.limits)]
+
+
+def pair_section(source: str, found: PairFigures) -> list[str]:
+    """Figures of a judge of pairs on ``source`` as Markdown, for the card and the terminal."""
+    labels = found["labels"]
+    return [
+        f"## On {source}",
+        f"{found['n']:,} pairs of {found['dialogues']:,} dialogues, as many of each class, none of them trained on.",
+        "",
+        "| figure | value | 95 % |",
+        "|---|---|---|",
+        f"| AUC against hateful turns | {_number(found['auc_hate'])} | {_range(found['auc_hate_ci95'])} |",
+        f"| AUC against the rest | {_number(found['auc'])} | {_range(found['auc_ci95'])} |",
+        *(f"| … against {label} | {_number(value)} | |" for label, value in found["auc_against"].items()),
+        f"| accuracy | {_number(found['accuracy'])} | {_range(found['accuracy_ci95'])} |",
+        f"| macro F1 | {_number(found['macro_f1'])} | |",
+        f"| precision, recall of counter-narratives | {_number(found['precision'])}, {_number(found['recall'])} | |",
+        "",
+        f"| true \\ found | {' | '.join(labels)} |",
+        "|---|" + "---|" * len(labels),
+        *(f"| {label} | {' | '.join(map(str, row))} |" for label, row in zip(labels, found["confusion"], strict=True)),
+        *_control_lines(found["controls"]),
+    ]
+
+
+def _head(title: str, record: JudgeRecord) -> list[str]:
+    about = [f"base_model: {record.encoder}", "pipeline_tag: text-classification", "language: en"]
+    return ["---", *about, "---", f"# {title}", ""]
+
+
+def _how(record: JudgeRecord, sentence: str) -> list[str]:
+    return ["", "## How it was made", "```", record.command, "```", sentence, ""]
+
+
+def _sources(record: JudgeRecord) -> list[str]:
+    """The rows of the table of data, without its head."""
+    rows = [
+        f"| {one.kind} | {one.texts or 0:,} | {one.licence or 'not stated'} | `{(one.sha256 or '')[:16]}…` |"
+        for one in record.data
+    ]
+    return ["|---|---|---|---|", *rows]
+
+
+def _control_lines(found: Mapping[str, Counted]) -> list[str]:
+    if not found:
+        return []
+    return [
+        "",
+        "| its answers under a prompt that … | pairs | called counter-narratives |",
+        "|---|---|---|",
+        *(
+            f"| {_CONTROLS.get(kind, kind)} | {counted['n']:,} | {counted['called'] / counted['n']:.3f} |"
+            for kind, counted in sorted(found.items())
+        ),
+    ]
 
 
 def _short(revision: str | None) -> str:
     return f"`{revision[:16]}…`" if revision else "not stated"
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.3f}"
 
 
-def _written(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list | bool) or value is None else str(value)
+def _range(interval: Sequence[float] | None) -> str:
+    return "—" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -1,79 +1,48 @@
-"""``judge evaluate``: what a judge gets right, on whom it is unfair, how fast it is, and where two judges disagree.
+"""``judge evaluate``: every judge over every suite, writing scores down as they come, and how fast each judge is.
 
-``evaluate`` runs every judge over every suite, writing scores down as they come; ``evaluate_judge`` is one of these
-without a directory; ``measure_judge`` turns scores into numbers. All scoring goes through the one checked door, so a
-text that could not be scored is counted and left out, never taken for harmless.
+What is said of the scores is in ``results``. All scoring goes through the one checked door, so a text that could not
+be scored is counted and left out, never taken for harmless.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
-from rewardlm.judges.metrics import (
-    BINS,
-    POWER,
-    THRESHOLD,
-    BoolArray,
-    FloatArray,
-    at_threshold,
-    auc,
-    auc_interval95,
-    average_precision,
-    bias_aucs,
-    brier,
-    confusion,
-    expected_calibration_error,
-    is_at_chance,
-    pearson,
-    power_mean,
-    reliability,
-    roc,
-    spearman,
-    spearman_interval95,
-)
+from rewardlm.judges.metrics import FloatArray
+from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult, compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
-from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in, load_suite
+from rewardlm.judges.suites import Suite, load_suite
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
-from rewardlm.scoring.lineage import teachers_of
+from rewardlm.scoring.load import check_judges, load_scorer
+from rewardlm.scoring.record import Speed
 from rewardlm.scoring.scorer import (
-    EMPTY,
     FailureLimit,
     Scorer,
     as_score,
-    cuts,
     is_online,
     is_settled,
-    load_scorer,
     piece_of,
     score_texts,
 )
-from rewardlm.scoring.trained import judge_folder
 from rewardlm.types import Verdict
-
-Report = Callable[[int, int, str], None]
 
 KIND = "judge-evaluation"
 
 # Not part of what is evaluated: a run may be resumed with other values of these.
 FREE_SETTINGS = ("device", "max_failed_share", "speed")
-# A group needs so many texts of each class for its bias AUCs to say anything.
-SMALLEST_GROUP = 10
 _SPEED_TEXTS = 512
 _SPEED_SECONDS = 2.0
 # Every tokenizer of English has these as one token each, so a text of 20 of them has 20 tokens and the special ones.
@@ -84,9 +53,9 @@ _WORDS = (
 
 
 def evaluate(
-    settings: JudgeEvaluateSettings, out: Path | None = None, *, report: Report | None = None
-) -> dict[str, Any]:
-    """Every judge on every suite: {"results": [...], "confusion": [...]}; see ``measure_judge``, ``compare_judges``.
+    settings: JudgeEvaluateSettings, out: Path | None = None, *, report: ProgressCallback | None = None
+) -> Evaluation:
+    """Every judge on every suite.
 
     With ``out``, a run holds it all: a finished one is read, a killed one goes on. Raises DataError for a suite,
     ScorerError for a judge that can't be used, has no such label or fails on more than ``max_failed_share`` of a suite,
@@ -96,15 +65,16 @@ def evaluate(
         return _evaluate(settings, out, report)
 
 
-def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Report | None) -> dict[str, Any]:
+def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: ProgressCallback | None) -> Evaluation:
     run = _start(settings, out)
     if run is not None and run.finished:
         return stored(run)
+    check_judges(settings.judge)
     suites = [load_suite(source).sample(settings.limit, settings.seed) for source in settings.suite]
     _check_suites(run, settings, suites)
     device = _device(settings.device)
-    known = {(r["judge"], r["suite"]): r for r in run.read("results")} if run is not None else {}
-    results = []
+    known = {(r["judge"], r["suite"]): r for r in _results(run)} if run is not None else {}
+    results: list[JudgeResult] = []
     scores: dict[str, dict[str, tuple[str, FloatArray]]] = {suite.name: {} for suite in suites}
     for name in settings.judge:
         scorer = load_scorer(name, device=device, services=settings.services)
@@ -112,7 +82,9 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Report 
         speed = None
         for suite in suites:
             label = choose_label(scorer, suite, settings.label)
-            verdicts = _score(scorer, suite, label, run, settings.max_failed_share, report)
+            verdicts = score_suite(
+                scorer, suite, label, max_failed_share=settings.max_failed_share, run=run, report=report
+            )
             values = np.array([verdict.values.get(label, np.nan) for verdict in verdicts], dtype=np.float64)
             scores[suite.name][scorer.name] = label, values
             result = known.get((scorer.name, suite.name))
@@ -137,26 +109,13 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Report 
     return {"results": results, "confusion": tables}
 
 
-def stored(run: Run) -> dict[str, Any]:
+def stored(run: Run) -> Evaluation:
     """What ``evaluate`` returned when it made this run."""
-    return {"results": list(run.read("results")), "confusion": run.meta.get("confusion", [])}
+    return {"results": _results(run), "confusion": cast(list[Disagreement], run.meta.get("confusion", []))}
 
 
-def evaluate_judge(
-    scorer: Scorer,
-    suite: Suite,
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    n_resamples: int = 1000,
-    speed: bool = True,
-    max_failed_share: float = 0.01,
-) -> dict[str, Any]:
-    """One judge on one suite, nothing written down; see ``measure_judge``. Raises ScorerError as ``evaluate`` does."""
-    chosen = choose_label(scorer, suite, label)
-    verdicts = _score(scorer, suite, chosen, None, max_failed_share, None)
-    clock = measure_speed(scorer, seed=seed) if speed and not is_online(scorer) else None
-    return measure_judge(scorer, suite, chosen, verdicts, seed=seed, n_resamples=n_resamples, speed=clock)
+def _results(run: Run) -> list[JudgeResult]:
+    return [cast(JudgeResult, record) for record in run.read("results")]
 
 
 def choose_label(scorer: Scorer, suite: Suite, wanted: str | None) -> str:
@@ -172,91 +131,7 @@ def choose_label(scorer: Scorer, suite: Suite, wanted: str | None) -> str:
     return scorer.labels[0]
 
 
-def measure_judge(
-    scorer: Scorer,
-    suite: Suite,
-    label: str,
-    verdicts: Sequence[Verdict],
-    *,
-    seed: int,
-    n_resamples: int,
-    speed: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Everything that is said of a judge on a suite, JSON-able, None where it doesn't apply.
-
-    ``n`` texts have a target of ``target``, the suite's label that ``label`` is held against; ``scored`` of them count,
-    and ``cut`` of these the judge read in part, because they are long. A soft target above 0.5 is a positive.
-    ``by_functionality`` and ``by_target`` are there where the suite says what its texts test and whom they are about;
-    ``bias`` holds the AUCs of Borkan et al. 2019 by group, found by words where the suite doesn't say;
-    ``counter_speech`` is the share of texts opposing hate that are called hate.
-    """
-    target = suite.target_of(label)
-    targets = suite.targets(target)
-    judged = ~np.isnan(targets)
-    scores = np.array([verdict.values.get(label, np.nan) for verdict in verdicts], dtype=np.float64)
-    kept = judged & ~np.isnan(scores)
-    s, t = scores[kept], targets[kept]
-    positive = t > THRESHOLD
-    texts = [text for text, keep in zip(suite.texts, kept, strict=True) if keep]
-    kinds = np.array([text.functionality or "" for text in texts], dtype=np.str_)
-    groups = [text.groups if suite.says_groups else groups_in(text.text) for text in texts]
-    resampled = {"n_resamples": n_resamples, "seed": seed}
-    result = {
-        "judge": scorer.name,
-        "suite": suite.name,
-        "label": label,
-        "target": target,
-        "kind": "labels" if bool(np.isin(targets[judged], (0, 1)).all()) else "scores",
-        "n": int(judged.sum()),
-        "scored": int(kept.sum()),
-        "unscored": _unscored(verdict for verdict, is_judged in zip(verdicts, judged, strict=True) if is_judged),
-        "cut": sum(cuts(scorer, [text.text for text in texts])),
-        "positives": int(positive.sum()),
-        "dropped": {**suite.dropped, **({f"no {target}": int((~judged).sum())} if not judged.all() else {})},
-        "threshold": THRESHOLD,
-        "auc": (area := auc(s, positive)),
-        "auc_ci95": (interval := auc_interval95(s, positive, **resampled)),
-        "at_chance": is_at_chance(area, interval),
-        "average_precision": average_precision(s, positive),
-        "spearman": spearman(s, t),
-        "spearman_ci95": spearman_interval95(s, t, **resampled),
-        "pearson": pearson(s, t),
-        "ece": expected_calibration_error(s, t),
-        "ece_bins": BINS,
-        "brier": brier(s, t),
-        **asdict(at_threshold(s, positive)),
-        "by_functionality": _by_functionality(s, positive, kinds, suite.about_hate),
-        "by_target": _by_target(s, positive, groups) if suite.says_groups else None,
-        "bias": _bias(s, positive, groups, "suite" if suite.says_groups else "words"),
-        "counter_speech": _counter_speech(s, positive, kinds),
-        "reliability": reliability(s, t),
-        "roc": roc(s, positive),
-        "texts_per_second": speed["texts_per_second"] if speed else None,
-        "speed": speed,
-        "trained_on_this_file": not suite.held_out and suite.sha256 in _training_files(scorer.name),
-        "sha256": suite.sha256,
-        "revision": getattr(scorer, "revision", None),
-    }
-    json.dumps(result, allow_nan=False)  # NaN must be found here, not in somebody's parser
-    return result
-
-
-def compare_judges(
-    suite: Suite, first: tuple[str, str, FloatArray], second: tuple[str, str, FloatArray]
-) -> dict[str, Any]:
-    """The confusion table of two judges (name, label, scores) over the texts that both scored."""
-    targets = suite.targets(suite.target_of(first[1]))
-    kept = ~np.isnan(first[2]) & ~np.isnan(second[2]) & ~np.isnan(targets)
-    return {
-        "suite": suite.name,
-        "judges": [first[0], second[0]],
-        "labels": [first[1], second[1]],
-        "threshold": THRESHOLD,
-        **confusion(first[2][kept], second[2][kept], targets[kept] > THRESHOLD),
-    }
-
-
-def measure_speed(scorer: Scorer, *, seed: int = 0) -> dict[str, Any]:
+def measure_speed(scorer: Scorer, *, seed: int = 0) -> Speed:
     """How fast ``scorer`` is here: distinct texts of 20 common words, one token each, as one batch and one by one.
 
     The batch has 512 texts, fewer for a judge that would take longer than about two seconds over them, and the judge
@@ -295,7 +170,7 @@ def _start(settings: JudgeEvaluateSettings, out: Path | None) -> Run | None:
     label = ", ".join(settings.judge)
     recorded = settings.model_dump(mode="json")
     free = (*FREE_SETTINGS, *how_asked(recorded))
-    return Run.start(out, kind=KIND, label=label, settings=recorded, free=free, added=("services",))
+    return Run.start(out, kind=KIND, label=label, settings=recorded, free=free)
 
 
 def _check_suites(run: Run | None, settings: JudgeEvaluateSettings, suites: Sequence[Suite]) -> None:
@@ -328,8 +203,14 @@ def _device(name: str) -> str:
     return str(resolve_device(name))
 
 
-def _score(
-    scorer: Scorer, suite: Suite, label: str, run: Run | None, max_failed_share: float, report: Report | None
+def score_suite(
+    scorer: Scorer,
+    suite: Suite,
+    label: str,
+    *,
+    max_failed_share: float = 0.01,
+    run: Run | None = None,
+    report: ProgressCallback | None = None,
 ) -> list[Verdict]:
     """One verdict a text; what the run holds already is not asked again, but for scores that failed."""
     ids = [f"{suite.name}#{row}" for row in range(len(suite.texts))]
@@ -365,119 +246,3 @@ def _score(
             report(len(ids) - len(missing) + start + len(rows), len(ids), f"{scorer.name} on {suite.name}")
     limit.close()
     return [known[id_] for id_ in ids]
-
-
-def _unscored(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    reasons: Counter[str] = Counter()
-    for verdict in verdicts:
-        if not verdict.values:
-            reasons["failed" if verdict.failed else "empty" if verdict.reason == EMPTY else "declined"] += 1
-    return dict(reasons)
-
-
-def _by_functionality(
-    scores: FloatArray, positive: BoolArray, kinds: NDArray[np.str_], about_hate: bool
-) -> dict[str, Any] | None:
-    """By kind of test: what it is, its gold label, accuracy at the threshold, and an AUC.
-
-    The AUC is against all texts of the other class; of a kind that has both classes, among its own texts.
-    """
-    names = ("non-hateful", "hateful") if about_hate else ("negative", "positive")
-    found = {}
-    for kind in dict.fromkeys(str(name) for name in kinds if name):
-        inside = kinds == kind
-        golds = np.unique(positive[inside])
-        pooled = inside | (positive != golds[0]) if golds.size == 1 else inside
-        found[kind] = {
-            "what": FUNCTIONALITIES.get(kind) or TURNS.get(kind) or kind,
-            "gold": names[int(golds[0])] if golds.size == 1 else "both",
-            "n": int(inside.sum()),
-            "accuracy": at_threshold(scores[inside], positive[inside]).accuracy,
-            "mean_score": float(scores[inside].mean()),
-            "auc": auc(scores[pooled], positive[pooled]),
-        }
-    return found or None
-
-
-def _by_target(scores: FloatArray, positive: BoolArray, groups: Sequence[tuple[str, ...]]) -> dict[str, Any] | None:
-    """By group that a text is about: accuracy at the threshold, both kinds of error, AUC among its texts."""
-    found = {}
-    for group in dict.fromkeys(name for names in groups for name in names):
-        inside = np.array([group in names for names in groups])
-        rates = at_threshold(scores[inside], positive[inside])
-        found[group] = {
-            "n": int(inside.sum()),
-            "positives": int(positive[inside].sum()),
-            "accuracy": rates.accuracy,
-            "false_positive_rate": rates.false_positive_rate,
-            "false_negative_rate": rates.false_negative_rate,
-            "auc": auc(scores[inside], positive[inside]),
-        }
-    return found or None
-
-
-def _bias(
-    scores: FloatArray, positive: BoolArray, groups: Sequence[tuple[str, ...]], found_by: str
-) -> dict[str, Any] | None:
-    """Subgroup, BPSN and BNSP AUC by group and their power means; groups with few texts of a class are only counted."""
-    by_group, too_small = {}, {}
-    for group in dict.fromkeys(name for names in groups for name in names):
-        inside = np.array([group in names for names in groups])
-        n, hits = int(inside.sum()), int(positive[inside].sum())
-        if min(hits, n - hits) < SMALLEST_GROUP:
-            too_small[group] = {"n": n, "positives": hits}
-        else:
-            by_group[group] = {"n": n, "positives": hits, **bias_aucs(scores, positive, inside)}
-    if not by_group and not too_small:
-        return None
-    return {
-        "groups_by": found_by,
-        "smallest_group": SMALLEST_GROUP,
-        "groups": by_group,
-        "too_small": too_small,
-        "power": POWER,
-        "power_mean": {
-            name: power_mean([value for entry in by_group.values() if (value := entry[name]) is not None])
-            for name in ("subgroup_auc", "bpsn_auc", "bnsp_auc")
-        },
-    }
-
-
-def _counter_speech(scores: FloatArray, positive: BoolArray, kinds: NDArray[np.str_]) -> dict[str, Any] | None:
-    """The share of texts that oppose hate and are called hate, overall and by how they do it; AUC against all hate."""
-    inside = np.isin(kinds, COUNTER_SPEECH)
-    if not inside.any():
-        return None
-    pooled = inside | positive
-    return {
-        "n": int(inside.sum()),
-        "false_positives": int((scores[inside] > THRESHOLD).sum()),
-        "false_positive_rate": float((scores[inside] > THRESHOLD).mean()),
-        "auc_against_hate": auc(scores[pooled], positive[pooled]),
-        "by": {
-            kind: {
-                "what": FUNCTIONALITIES.get(kind) or TURNS[kind],
-                "n": int((kinds == kind).sum()),
-                "false_positive_rate": float((scores[kinds == kind] > THRESHOLD).mean()),
-            }
-            for kind in COUNTER_SPEECH
-            if (kinds == kind).any()
-        },
-    }
-
-
-def training_data(name: str) -> list[dict[str, Any]]:
-    """The sources that a judge of ours, or one that taught it, says it was trained on; none for other judges."""
-    folder = judge_folder(name)
-    if folder is None or not (folder / "judge.json").is_file():
-        return []
-    record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    return _data_of(record)
-
-
-def _data_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*record.get("data", []), *(source for entry in teachers_of(record) for source in _data_of(entry))]
-
-
-def _training_files(name: str) -> set[str]:
-    return {str(source.get("sha256")) for source in training_data(name)}

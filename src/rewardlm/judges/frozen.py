@@ -55,11 +55,7 @@ class FrozenLayers:
             while order:
                 width = len(rows[order[-1]])
                 batch = [order.pop() for _ in range(min(len(order), max(1, _BATCH_TOKENS // width)))]
-                ids = torch.full((len(batch), width), padding)
-                mask = torch.zeros_like(ids)
-                for place, row in enumerate(batch):
-                    ids[place, : len(rows[row])] = torch.tensor(rows[row])
-                    mask[place, : len(rows[row])] = 1
+                ids, mask = pad([rows[row] for row in batch], padding)
                 try:
                     with torch.autocast("cpu", self._precision, enabled=self._precision != torch.float32):
                         self._model(input_ids=ids, attention_mask=mask)
@@ -98,6 +94,17 @@ class FrozenLayers:
         given = args[0] if args else kwargs["hidden_states"]
         states, self._fed = self._fed.to(given.dtype), None
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
+def pad(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Int[B, T] and Int[B, T]: ids, right-padded, and 1 where a token is."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), padding, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    return ids, mask
 
 
 def pad_states(states: Sequence[Tensor], width: int) -> Tensor:

@@ -10,35 +10,30 @@ card. A figure that nobody has measured is absent, not guessed. With REWARDLM_DA
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from rewardlm.config import ServicesSettings, data_folder
 from rewardlm.errors import ConfigError, DataError
-from rewardlm.judges.evaluate import Report, evaluate
+from rewardlm.judges.evaluate import evaluate
 from rewardlm.judges.metrics import is_at_chance
+from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import environment, write_atomically
 from rewardlm.scoring.endpoint import endpoint_address
+from rewardlm.scoring.load import is_here
 from rewardlm.scoring.perspective import CLOSES, has_key
-from rewardlm.scoring.trained import judge_folder
+from rewardlm.scoring.record import Speed, TextFigures, judge_folder, read_record
 
-_KEPT = (
-    "label", "target", "kind", "n", "scored", "auc", "auc_ci95", "average_precision", "spearman", "spearman_ci95",
-    "ece", "brier", "accuracy", "f1", "false_positive_rate", "false_negative_rate", "sha256", "revision",
-)  # fmt: skip
 _PACKAGED = {
-    "lexical": (
-        "a linear SVM over words, trained on Jigsaw-like comments",
-        ("profanity_check", "data/model.joblib", "pip install alt-profanity-check==1.9.1"),
-    ),
+    "lexical": ("a linear SVM over words, trained on Jigsaw-like comments", "pip install 'rewardlm[lexical]'"),
     "lexical2": (
         "an LSTM over words with Jigsaw's six labels",
-        ("tox_block", "trained_models/lstm_model_0.1.2.h5", "pip install --no-deps tox_block==0.1.2"),
+        "pip install 'rewardlm[lexical]', and pip install --no-deps tox_block==0.1.2",
     ),
 }
 _OWN = {
@@ -47,7 +42,6 @@ _OWN = {
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }
 _FOLDERS = {"toxicity+hate": "starter"}
-_A_VERSION = "a version of rewardlm that ships it"
 # Classifiers that are often used as judges; nobody has measured them here.
 _ON_THE_HUB = {
     "facebook/roberta-hate-speech-dynabench-r4-target#hate": "hate, RoBERTa base, adversarial data",
@@ -56,10 +50,38 @@ _ON_THE_HUB = {
 }
 
 
+class Chance(TypedDict):
+    """A suite, or a kind of test within it, that a judge can't tell from its opposite; None: the whole suite."""
+
+    suite: str
+    functionality: str | None
+    auc: float | None
+
+
+class MeasuredJudge(TypedDict):
+    """Figures by suite, and where they were measured; figures.json holds one by the name of each judge."""
+
+    figures: dict[str, TextFigures]
+    speed: Speed | None
+    environment: dict[str, Any]
+
+
+class ListedJudge(TypedDict):
+    """A line of ``judge list``: ``needs`` says how to get a judge that can't be used here."""
+
+    name: str
+    what: str
+    usable: bool
+    needs: str | None
+    figures: dict[str, TextFigures]
+    speed: Speed | None
+    at_chance: list[Chance]
+
+
 def list_judges(
-    settings: JudgeListSettings, *, figures_file: Path | None = None, report: Report | None = None
-) -> list[dict[str, Any]]:
-    """Every judge: name, what, usable, needs (how to get it), figures by suite, speed, at_chance.
+    settings: JudgeListSettings, *, figures_file: Path | None = None, report: ProgressCallback | None = None
+) -> list[ListedJudge]:
+    """Every judge, with the figures that are known of it.
 
     With ``measure`` the figures are made now, for the judges that are named or else usable, and written to
     ``figures_file`` where one is given, beside what it holds of other judges. Raises ConfigError for a name that isn't
@@ -80,14 +102,17 @@ def list_judges(
         if figures_file is not None:
             _write_figures(figures_file, measured)
         for judge in judges:
-            judge |= {key: measured.get(judge["name"], {}).get(key, {}) for key in ("figures", "speed")}
-    return [{**judge, "at_chance": at_chance(judge["figures"])} for judge in judges]
+            found = measured.get(judge["name"])
+            judge["figures"] = found["figures"] if found else {}
+            judge["speed"] = found["speed"] if found else cast(Speed, {})
+            judge["at_chance"] = at_chance(judge["figures"])
+    return judges
 
 
 def measure_figures(
-    names: Sequence[str], settings: JudgeListSettings, *, report: Report | None = None
-) -> dict[str, dict[str, Any]]:
-    """Figures of the judges ``names`` by evaluating them: {name: {"figures": {suite: …}, "speed", "environment"}}."""
+    names: Sequence[str], settings: JudgeListSettings, *, report: ProgressCallback | None = None
+) -> dict[str, MeasuredJudge]:
+    """Figures of the judges ``names``, by evaluating them."""
     folder = data_folder()
     suites = settings.suite or [name for name, file in NAMED.items() if folder and (folder / file).is_file()]
     if not suites:
@@ -108,7 +133,7 @@ def measure_figures(
     machine = {key: value for key, value in environment().items() if key in ("date", "machine", "cpus")}
     return {
         name: {
-            "figures": {r["suite"]: summary(r) for r in done["results"] if r["judge"] == name},
+            "figures": {r["suite"]: figures_of(r) for r in done["results"] if r["judge"] == name},
             "speed": next(r["speed"] for r in done["results"] if r["judge"] == name),
             "environment": machine,
         }
@@ -116,96 +141,63 @@ def measure_figures(
     }
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a result of ``evaluate`` for the list and for a judge's card."""
-    bias, counter = result["bias"], result["counter_speech"]
-    return {
-        **{key: result[key] for key in _KEPT},
-        "bias": bias and bias["power_mean"],
-        "counter_speech_false_positive_rate": counter and counter["false_positive_rate"],
-        "functionalities": {name: entry["auc"] for name, entry in (result["by_functionality"] or {}).items()},
-    }
-
-
-def at_chance(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def at_chance(figures: Mapping[str, TextFigures]) -> list[Chance]:
     """Suites, and kinds of test within them, that the judge can't tell from their opposite.
 
-    [{"suite", "functionality" (None: the whole suite), "auc"}], where the AUC is below 0.6 or, of a whole suite, its
-    95 % interval holds 0.5.
+    There the AUC is below 0.6 or, of a whole suite, its 95 % interval holds 0.5.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Chance] = []
     for suite, entry in figures.items():
-        if is_at_chance(entry.get("auc"), entry.get("auc_ci95")):
+        if is_at_chance(entry["auc"], entry["auc_ci95"]):
             found.append({"suite": suite, "functionality": None, "auc": entry["auc"]})
-        for name, part in (entry.get("functionalities") or {}).items():
+        for name, part in entry["functionalities"].items():
             if is_at_chance(part):
                 found.append({"suite": suite, "functionality": name, "auc": part})
     return found
 
 
-def card_folder(name: str) -> Path:
-    """The folder of the judge ``name``, which has a card. Raises ConfigError for a judge that was not trained here."""
-    folder = judge_folder(name)
-    if folder is None or _record(folder) is None:
-        raise ConfigError(f"{name} has no judge.json: only a judge made by judge train has a card to write to")
-    return folder
-
-
-def add_to_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write figures of ``evaluate`` into the card of the judge in ``card_folder``, beside what it says already."""
-    from rewardlm.judges.card import RECORD, write_card
-
-    record = _record(folder) or {}
-    record["metrics"] = {**record.get("metrics", {}), **{r["suite"]: summary(r) for r in results}}
-    record["speed"] = next((r["speed"] for r in results if r["speed"]), record.get("speed"))
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
-    write_card(folder, record)
-
-
-def packaged_figures() -> dict[str, dict[str, Any]]:
-    """The figures that the package brings: {judge: {"figures": {suite: …}, "speed", "environment"}}."""
+def packaged_figures() -> dict[str, MeasuredJudge]:
+    """The figures that the package brings, by judge."""
     file = importlib.resources.files("rewardlm.judges") / "figures.json"
-    judges: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["judges"]
+    judges: dict[str, MeasuredJudge] = json.loads(file.read_text(encoding="utf-8"))["judges"]
     return judges
 
 
-def _shipped() -> list[dict[str, Any]]:
+def _shipped() -> Iterable[ListedJudge]:
     figures = packaged_figures()
-    judges = [
-        _judge(name, what, judge_folder(_FOLDERS.get(name, name)) is not None, _A_VERSION, figures)
-        for name, what in _OWN.items()
-    ]
-    for name, (what, (package, file, install)) in _PACKAGED.items():
-        spec = importlib.util.find_spec(package)
-        folders = (spec.submodule_search_locations or []) if spec is not None else []
-        usable = any((Path(folder) / file).is_file() for folder in folders)
-        judges.append(_judge(name, what, usable, install, figures))
-    return judges
+    for name, what in _OWN.items():
+        yield _judge(
+            name,
+            what,
+            judge_folder(_FOLDERS.get(name, name)) is not None,
+            "a version of rewardlm that ships it",
+            figures.get(name),
+        )
+    for name, (what, install) in _PACKAGED.items():
+        yield _judge(name, what, is_here(name), install, figures.get(name))
 
 
-def _trained(folder: Path | None) -> list[dict[str, Any]]:
+def _trained(folder: Path | None) -> Iterable[ListedJudge]:
     """Judges of texts in ``folder`` and one level below, by their judge.json or a classifier's config.json."""
     if folder is None:
-        return []
+        return
     if not folder.is_dir():
         raise ConfigError(f"--dir {folder} is no folder; expected one that holds judges")
-    judges = []
     for path in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
-        record = _record(path)
-        if record is not None and record.get("kind", "text") == "text":
-            what = f"trained here: {', '.join(record['labels'])} on {record['encoder']}"
-            known = {"figures": record.get("metrics", {}), "speed": record.get("speed")}
-            judges.append(_judge(str(path), what, True, None, {str(path): known}))
+        record = read_record(path)
+        if record is not None and record.kind == "text":
+            what = f"trained here: {', '.join(record.labels)} on {record.encoder or 'an encoder of its own'}"
+            known: MeasuredJudge = {"figures": dict(record.figures), "speed": record.speed, "environment": {}}
+            yield _judge(str(path), what, True, None, known)
         elif record is None and (architectures := _architectures(path)):
-            judges.append(_judge(str(path), f"a {architectures[0]}", True, None, {}))
-    return judges
+            yield _judge(str(path), f"a {architectures[0]}", True, None)
 
 
-def _elsewhere() -> list[dict[str, Any]]:
-    return [_judge(name, what, False, "the hub, on first use", {}) for name, what in _ON_THE_HUB.items()]
+def _elsewhere() -> Iterable[ListedJudge]:
+    return (_judge(name, what, False, "the hub, on first use") for name, what in _ON_THE_HUB.items())
 
 
-def _online(services: ServicesSettings) -> list[dict[str, Any]]:
+def _online(services: ServicesSettings) -> list[ListedJudge]:
     """Judges that are asked over HTTP: usable where the settings or the environment say how."""
     attributes = len(services.perspective.attributes)
     judges = [
@@ -214,47 +206,32 @@ def _online(services: ServicesSettings) -> list[dict[str, Any]]:
             f"Google's Perspective API, {attributes} attributes; it closes on {CLOSES}: starter stays",
             has_key(services.perspective),
             f"a key in {services.perspective.key_variable}",
-            {},
         ),
         _judge(
             "endpoint",
             "an OpenAI-compatible server's moderation, or a chat model with a rubric",
             endpoint_address("endpoint", services) is not None,
             "services.endpoint.url=… or REWARDLM_ENDPOINT_URL",
-            {},
         ),
     ]
     for name in services.endpoints:
         usable = endpoint_address(f"endpoint:{name}", services) is not None
         needs = f"services.endpoints.{name}.url=…"
-        judges.append(_judge(f"endpoint:{name}", "another server of that kind", usable, needs, {}))
+        judges.append(_judge(f"endpoint:{name}", "another server of that kind", usable, needs))
     return judges
 
 
-def _judge(
-    name: str, what: str, usable: bool, needs: str | None, figures: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _judge(name: str, what: str, usable: bool, needs: str | None, known: MeasuredJudge | None = None) -> ListedJudge:
+    figures = dict(known["figures"]) if known else {}
     return {
         "name": name,
         "what": what,
         "usable": usable,
         "needs": None if usable else needs,
-        "figures": dict(figures.get(name, {}).get("figures", {})),
-        "speed": figures.get(name, {}).get("speed"),
+        "figures": figures,
+        "speed": known["speed"] if known else None,
+        "at_chance": at_chance(figures),
     }
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    file = folder / "judge.json"
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); expected one JSON object") from None
-    if not isinstance(record, dict) or not {"labels", "encoder"} <= record.keys():
-        raise DataError(f"{file} lacks labels or encoder: it was not written by rewardlm")
-    return record
 
 
 def _architectures(folder: Path) -> list[str]:
@@ -267,7 +244,7 @@ def _architectures(folder: Path) -> list[str]:
     return [str(name) for name in named or [] if str(name).endswith("ForSequenceClassification")]
 
 
-def _write_figures(file: Path, measured: Mapping[str, Any]) -> None:
+def _write_figures(file: Path, measured: Mapping[str, MeasuredJudge]) -> None:
     known: dict[str, Any] = {}
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8")).get("judges", {})

@@ -7,7 +7,7 @@ None where the data can't say (no text, one class, no variance): never NaN, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -218,7 +218,15 @@ def _newcombe_end(n1: int, n0: int) -> float:
     return float(brentq(distance, 1e-12, 1 - 1e-9))
 
 
-def bias_aucs(scores: FloatArray, positive: BoolArray, subgroup: BoolArray) -> dict[str, float | None]:
+class BiasAucs(TypedDict):
+    """See ``bias_aucs``."""
+
+    subgroup_auc: float | None
+    bpsn_auc: float | None
+    bnsp_auc: float | None
+
+
+def bias_aucs(scores: FloatArray, positive: BoolArray, subgroup: BoolArray) -> BiasAucs:
     """Three AUCs of Borkan et al. 2019 (arXiv 1903.04561, section 3) for the texts that mention an identity.
 
     ``subgroup_auc``: among these texts alone. ``bpsn_auc`` (background positive, subgroup negative): low where harmless
@@ -235,18 +243,40 @@ def bias_aucs(scores: FloatArray, positive: BoolArray, subgroup: BoolArray) -> d
     }
 
 
-def power_mean(values: list[float], power: float = POWER) -> float | None:
-    """(mean of v^p)^(1/p). With p = -5, as in Jigsaw's 2019 competition on this bias, the worst group weighs most."""
-    if not values:
+def power_mean(values: Iterable[float | None], power: float = POWER) -> float | None:
+    """(mean of v^p)^(1/p) of those that are there.
+
+    With p = -5, as in Jigsaw's 2019 competition on this bias, the worst group weighs most.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    if min(values) <= 0:
+    if min(known) <= 0:
         return 0.0  # the limit for p < 0
-    return float(np.mean(np.asarray(values) ** power) ** (1 / power))
+    return float(np.mean(np.asarray(known) ** power) ** (1 / power))
 
 
-def confusion(
-    first: FloatArray, second: FloatArray, positive: BoolArray, threshold: float = THRESHOLD
-) -> Mapping[str, object]:
+class Right(TypedDict):
+    """How many texts both of two judges call right, one alone, and neither."""
+
+    both: int
+    first: int
+    second: int
+    neither: int
+
+
+class Confusion(TypedDict):
+    """See ``confusion``."""
+
+    n: int
+    table: list[list[int]]
+    agreement: float | None
+    kappa: float | None
+    spearman: float | None
+    right: Right
+
+
+def confusion(first: FloatArray, second: FloatArray, positive: BoolArray, threshold: float = THRESHOLD) -> Confusion:
     """Two judges on the same texts, both scored: who calls what positive, and who is right.
 
     ``table`` is [[neither, the second alone], [the first alone, both]]; ``kappa`` is Cohen's (1960): agreement beyond

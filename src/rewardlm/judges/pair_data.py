@@ -158,10 +158,10 @@ def exchanges(dialogues: Sequence[Dialogue]) -> list[Exchange]:
         hate[dialogue.id] = [turn.text for turn in dialogue.turns if turn.role == "user" and turn.text.strip()]
     found: dict[tuple[str, str], Exchange] = {}
     for pair in pairs(dialogues).pairs:
-        asked, said = pair.history[-1].text, pair.answer.text
-        siblings = tuple(text for text in hate[pair.dialogue_id] if text != asked)
-        exchange = Exchange(pair.dialogue_id, targets[pair.dialogue_id], asked, said, siblings)
-        found.setdefault((normalised(asked), normalised(said)), exchange)
+        turn, answer = pair.history[-1].text, pair.answer.text
+        siblings = tuple(text for text in hate[pair.dialogue_id] if text != turn)
+        exchange = Exchange(pair.dialogue_id, targets[pair.dialogue_id], turn, answer, siblings)
+        found.setdefault((normalised(turn), normalised(answer)), exchange)
     return list(found.values())
 
 

@@ -6,10 +6,8 @@ Where its examples come from is in ``pair_data``; what it is worth, in ``pair_ev
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
-import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_callback import PrinterCallback
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, set_seed
 
 from rewardlm.config import flatten
 from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.errors import DataError, ModelError
+from rewardlm.judges import trainer
+from rewardlm.judges.card import add_to_card, command, save_record
 from rewardlm.judges.pair_data import (
     Exchange,
     Hate,
@@ -46,18 +38,18 @@ from rewardlm.judges.pair_data import (
     target_of,
     thinned,
 )
-from rewardlm.judges.pair_evaluation import add_figures, evaluate_pairs, held_out_controls, write_record
+from rewardlm.judges.pair_evaluation import evaluate_pairs, held_out_controls
 from rewardlm.judges.settings import PairJudgeSettings
-from rewardlm.judges.texts import load_labelled
-from rewardlm.judges.train import _checkpoints, _Watch, head_of
-from rewardlm.models.load import resolve_device, resolve_dtype
+from rewardlm.judges.texts import LabelledText, load_labelled
+from rewardlm.judges.trainer import Watch, head_of, save_adapter, with_fresh_head
+from rewardlm.models.load import resolve_device
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
 from rewardlm.scoring.encoder import locate_encoder, public_name
 from rewardlm.scoring.pairs import PAIR_LABELS, encode_pair, folder_of, load_pair_judge
-from rewardlm.training.checkpoints import newest_whole
+from rewardlm.scoring.record import JudgeRecord, Source
 from rewardlm.types import DialogueSet
 
-Report = Callable[[int, int, Any], None]
 Say = Callable[[str], None]
 
 FREE_SETTINGS = ("device",)
@@ -71,18 +63,18 @@ _LICENCES = {
     "multitarget-conan": _RESEARCH_ONLY,
     "conan": _RESEARCH_ONLY,
 }
-_LIMITS = [
+_LIMITS = (
     "English only.",
     "It reads the prompt's last turn and the answer, nothing before them.",
     "It judges by the words of both whether they belong together; it knows no facts, so a false or absurd answer that "
     "speaks up for the group counts as a counter-narrative.",
     "How it reads irony, and hate in a polite tone, has not been measured.",
     "Abuse of the prompt's writer is called agreement: it opposes the hate, and is no counter-narrative.",
-]
+)
 
 
 def train_pair_judge(
-    settings: PairJudgeSettings, out: Path, *, report: Report | None = None, say: Say | None = None
+    settings: PairJudgeSettings, out: Path, *, report: ProgressCallback | None = None, say: Say | None = None
 ) -> Run:
     """Train a pair judge in ``out``; a finished run is returned as it is, a killed one goes on from its last epoch.
 
@@ -94,7 +86,7 @@ def train_pair_judge(
         return _train(settings, out, report, say)
 
 
-def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: Say | None) -> Run:
+def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | None, say: Say | None) -> Run:
     run = Run.start(out, kind="judge", label=out.name, settings=settings.model_dump(mode="json"), free=FREE_SETTINGS)
     if run.finished:
         return run
@@ -123,32 +115,39 @@ def _train(settings: PairJudgeSettings, out: Path, report: Report | None, say: S
     if head_of(model).bias is None:
         raise ModelError(f"{settings.encoder}'s head has no bias, as a decoder's: choose an encoder of BERT's family")
     validation = _rows(tokenizer, unseen, settings)
-    trainer = Trainer(
+    fitting = Trainer(
         model=model,
-        args=_arguments(settings, run, len(epochs[0])),
+        # Every row is an example that was drawn for its epoch, so the trainer passes over all of them once.
+        args=trainer.arguments(
+            run,
+            settings,
+            learning_rate=settings.learning_rate,
+            every=math.ceil(len(epochs[0]) / settings.batch_size),
+            num_train_epochs=1,
+            eval_strategy="steps",
+            train_sampling_strategy="group_by_length",
+        ),
         train_dataset=_rows(tokenizer, [example for epoch in epochs for example in epoch], settings),
         eval_dataset=validation,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[_Watch(run, report)],
+        callbacks=[Watch(run, report)],
     )
-    trainer.remove_callback(PrinterCallback)
-    resume = newest_whole(_checkpoints(run))
-    run.forget_after(int(resume.name.rpartition("-")[2]) if resume else 0)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.fit(fitting, run)
 
-    predicted = trainer.predict(validation)  # in an order of its own, by length
-    model = trainer.accelerator.unwrap_model(trainer.model).to("cpu").float().eval()
+    predicted = fitting.predict(validation)  # in an order of its own, by length
+    model = fitting.accelerator.unwrap_model(fitting.model).to("cpu").float().eval()
     temperature = fit_temperature(predicted.predictions, predicted.label_ids)
     head = head_of(model)
     with torch.no_grad():
         head.weight.div_(temperature)
         head.bias.div_(temperature)
-    sources = [_source(loaded, len(train)), _our_lines(), *hate_sources, *toxic_sources]
-    _save(run, settings, model, revision, temperature, sources, started_from)
+    sources = [_dialogues_source(loaded, len(train)), _our_lines(), *hate_sources, *toxic_sources]
+    _save(settings, out, model, revision, temperature, sources, started_from)
     # Of the judge as it was saved, rounded to half precision.
     judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
-    add_figures(out, f"{Path(settings.dialogues).name}, held out", evaluate_pairs(judge, unseen, tests))
-    run.update(status="finished", steps=trainer.state.global_step)
+    figures = evaluate_pairs(judge, unseen, tests)
+    add_to_card(out, {f"{Path(settings.dialogues).name}, held out": figures})
+    run.update(status="finished", steps=fitting.state.global_step)
     return run
 
 
@@ -183,54 +182,50 @@ def _epoch(
     return [thinned(example, rng) if rng.random() < settings.thinned else example for example in examples]
 
 
-def _published(sources: Sequence[str], known: Collection[str]) -> tuple[Hate, list[dict[str, Any]]]:
-    """Hateful texts of the data sets' training parts by the target that they name, and records of where they are from.
+def _published(sources: Sequence[str], known: Collection[str]) -> tuple[Hate, list[Source]]:
+    """Hateful texts of the data sets' training parts by the target that they name, and where they are from.
 
     None of them is among the normalised texts ``known``. Raises DataError for a source that has none.
     """
+
+    def fits(text: LabelledText) -> bool:
+        return text.labels.get("hate", 0.0) >= 0.5 and target_of(text.text) is not None
+
+    texts, found = _taken(sources, fits, known, "hate: {} has no hateful text that names a group; expected toxigen")
     hate: dict[str, list[str]] = {}
-    records: list[dict[str, Any]] = []
-    for source in sources:
-        before = len(records)
-        for found in load_labelled(source):
-            taken = 0
-            for text in found.training:
-                target = target_of(text.text) if text.labels.get("hate", 0.0) >= 0.5 else None
-                if target is not None and normalised(text.text) not in known:
-                    hate.setdefault(target, []).append(text.text)
-                    taken += 1
-            if taken:
-                licence = found.licence or "not stated"
-                records.append({"source": found.kind, "licence": licence, "sha256": found.sha256, "texts": taken})
-        if len(records) == before:
-            raise DataError(f"hate: {source} has no hateful text that names a group; expected toxigen or the like")
-    return hate, records
+    for text in texts:
+        hate.setdefault(str(target_of(text)), []).append(text)
+    return hate, found
 
 
-def _without_group(sources: Sequence[str], known: Collection[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Toxic texts of the data sets' training parts that name no group, none of them ``known``, and their records.
+def _without_group(sources: Sequence[str], known: Collection[str]) -> tuple[list[str], list[Source]]:
+    """Toxic texts of the data sets' training parts that name no group, none of them ``known``, and where they are from.
 
     Raises DataError for a source that has none.
     """
+
+    def fits(text: LabelledText) -> bool:
+        toxic = text.labels.get("toxicity", 0.0) >= 0.5
+        return toxic and not names_group(text.text) and len(text.text.split()) <= _LONGEST_PROMPT
+
+    return _taken(sources, fits, known, "toxic: {} has no toxic text that names no group; expected toxic_spans")
+
+
+def _taken(
+    sources: Sequence[str], fits: Callable[[LabelledText], bool], known: Collection[str], lacking: str
+) -> tuple[list[str], list[Source]]:
+    """The training texts that fit and aren't ``known``, and how many of which file; ``lacking`` says there are none."""
     texts: list[str] = []
-    records: list[dict[str, Any]] = []
+    records: list[Source] = []
     for source in sources:
         before = len(records)
         for found in load_labelled(source):
-            mine = [
-                text.text
-                for text in found.training
-                if text.labels.get("toxicity", 0.0) >= 0.5
-                and not names_group(text.text)
-                and len(text.text.split()) <= _LONGEST_PROMPT
-                and normalised(text.text) not in known
-            ]
+            mine = [text.text for text in found.training if fits(text) and normalised(text.text) not in known]
             if mine:
                 texts += mine
-                licence = found.licence or "not stated"
-                records.append({"source": found.kind, "licence": licence, "sha256": found.sha256, "texts": len(mine)})
+                records.append(Source(found.kind, found.sha256, found.licence or "not stated", len(mine)))
         if len(records) == before:
-            raise DataError(f"toxic: {source} has no toxic text that names no group; expected toxic_spans or the like")
+            raise DataError(f"{lacking.format(source)} or the like")
     return texts, records
 
 
@@ -268,22 +263,8 @@ def _rows(tokenizer: Any, examples: Sequence[PairExample], settings: PairJudgeSe
 
 def _model(settings: PairJudgeSettings, source: str, revision: str | None) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the head that it would call missing is the one that we train
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision,
-            num_labels=len(PAIR_LABELS),
-            id2label=dict(enumerate(PAIR_LABELS)),
-            label2id={name: number for number, name in enumerate(PAIR_LABELS)},
-            problem_type="single_label_classification",
-            dtype=torch.float32,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
+    model = with_fresh_head(source, revision, PAIR_LABELS, "single_label_classification")
     return get_peft_model(
         model,
         LoraConfig(
@@ -297,97 +278,51 @@ def _model(settings: PairJudgeSettings, source: str, revision: str | None) -> An
     )
 
 
-def _arguments(settings: PairJudgeSettings, run: Run, rows_an_epoch: int) -> TrainingArguments:
-    """Every row is an example that was drawn for its epoch, so the trainer passes over all of them once."""
-    device = resolve_device(settings.device)
-    every = math.ceil(rows_an_epoch / settings.batch_size)
-    return TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
-        num_train_epochs=1,
-        train_sampling_strategy="group_by_length",
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        bf16=resolve_dtype(settings.precision, device) == torch.bfloat16,
-        optim="adamw_torch_fused",
-        use_cpu=device.type == "cpu",
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=settings.seed,
-        data_seed=settings.seed,
-    )
-
-
 def _save(
-    run: Run,
     settings: PairJudgeSettings,
+    out: Path,
     model: Any,
     revision: str | None,
     temperature: float,
-    sources: Sequence[dict[str, Any]],
+    sources: Sequence[Source],
     started_from: str | None,
 ) -> None:
-    """The adapter in half precision, whose rounding is far below the noise of its examples; judge.json and the card."""
-    encoder = public_name(settings.encoder)
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = encoder
-        config.revision = None
-    model.half()
-    model.save_pretrained(str(run.path), safe_serialization=True, save_embedding_layers=False)
-    write_record(
-        run.path,
-        {
-            "kind": "pairs",
-            "labels": list(PAIR_LABELS),
-            "main": PAIR_LABELS[0],
-            "problem_type": "single_label_classification",
-            "encoder": encoder,
-            "encoder_revision": revision,
-            "max_length": settings.max_length,
-            "calibration": {},
-            "temperature": temperature,
-            "data": list(sources),
-            "command": command(settings),
-            **({} if started_from is None else {"started_from": started_from}),
-            "seed": settings.seed,
-            "limits": _LIMITS,
-        },
+    """The adapter, ``judge.json`` and its card."""
+    save_adapter(model, settings.encoder, out)
+    record = JudgeRecord(
+        kind="pairs",
+        labels=PAIR_LABELS,
+        main=PAIR_LABELS[0],
+        problem_type="single_label_classification",
+        encoder=public_name(settings.encoder),
+        encoder_revision=revision,
+        max_length=settings.max_length,
+        temperature=temperature,
+        data=tuple(sources),
+        command=_command(settings),
+        started_from=started_from,
+        seed=settings.seed,
+        limits=_LIMITS,
     )
+    save_record(out, record)
 
 
-def command(settings: PairJudgeSettings) -> str:
-    """The command line that trains this judge again: what differs from the defaults is said."""
-    mine, theirs = flatten(settings.model_dump()), flatten(PairJudgeSettings().model_dump())
-    changed = {key: value for key, value in mine.items() if key not in FREE_SETTINGS and value != theirs[key]}
-    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
-    return shlex.join(["rewardlm", "judge", "train-pairs", *words, "--out", "DIR"])
+def _command(settings: PairJudgeSettings) -> str:
+    return command(["train-pairs"], flatten(settings.model_dump()), flatten(PairJudgeSettings().model_dump()))
 
 
-def _source(loaded: DialogueSet, n_exchanges: int) -> dict[str, Any]:
+def _dialogues_source(loaded: DialogueSet, n_exchanges: int) -> Source:
     texts = [turn.text for dialogue in loaded.dialogues for turn in dialogue.turns]
     licence = _LICENCES.get(loaded.dialogues[0].source, "not stated")
-    return _record(Path(loaded.source).name, licence, texts, 2 * n_exchanges)
+    return Source(Path(loaded.source).name, _sha256_of(texts), licence, 2 * n_exchanges)
 
 
-def _our_lines() -> dict[str, Any]:
+def _our_lines() -> Source:
     lines = own_texts("train")
     texts = [*lines.refusals, *lines.agreements, *lines.retorts, *lines.objections, *lines.chatter, *lines.claims]
     texts += [text for exchange in own_exchanges() for text in (exchange.hate, exchange.counter)]
-    return _record("our own lines", "Apache-2.0, our own", texts, len(texts))
+    return Source("our own lines", _sha256_of(texts), "Apache-2.0, our own", len(texts))
 
 
-def _record(source: str, licence: str, texts: Sequence[str], trained_on: int) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return {"source": source, "licence": licence, "sha256": digest, "texts": trained_on}
+def _sha256_of(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rewardlm.data.files import Row, columns, read_csv, read_jsonl, shown
 from rewardlm.errors import DataError
+from rewardlm.scoring.record import Source
 
 _EXPECTED = "'chosen' (the less toxic text) and 'rejected'"
 
@@ -30,7 +30,7 @@ def is_preference_file(source: str) -> bool:
     return {"chosen", "rejected"} <= next(iter(_read(path))).values.keys()
 
 
-def load_preferences(source: str) -> tuple[list[PreferencePair], dict[str, Any]]:
+def load_preferences(source: str) -> tuple[list[PreferencePair], Source]:
     """The pairs of a csv or jsonl, and what to record of it.
 
     ``chosen`` and ``rejected`` are texts, or lists of messages whose last one counts.
@@ -44,8 +44,7 @@ def load_preferences(source: str) -> tuple[list[PreferencePair], dict[str, Any]]
         if pair.chosen == pair.rejected:
             raise DataError(f"{row.where}: chosen and rejected are the same text; expected two")
         pairs.append(pair)
-    record = {"kind": path.stem, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "licence": None}
-    return pairs, record
+    return pairs, Source(path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), None, 2 * len(pairs))
 
 
 def _read(path: Path) -> Iterator[Row]:

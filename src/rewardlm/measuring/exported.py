@@ -22,7 +22,8 @@ from rewardlm.errors import ConfigError, DataError, RunError
 from rewardlm.measuring import quality
 from rewardlm.runs import MainLabels, Run, unique_labels
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
-from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
+from rewardlm.scoring.scorer import is_empty
+from rewardlm.types import DISAGREEMENT
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 

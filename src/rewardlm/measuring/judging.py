@@ -19,17 +19,8 @@ from rewardlm.models.load import resolve_device
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import JudgeRecord, Run, alone
 from rewardlm.scoring.lineage import count_read, lineage_of
-from rewardlm.scoring.scorer import (
-    EMPTY,
-    FailureLimit,
-    Scorer,
-    as_score,
-    cuts,
-    is_settled,
-    load_scorer,
-    piece_of,
-    score_texts,
-)
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, as_score, cuts, is_settled, piece_of, score_texts
 from rewardlm.types import Generation, Prompt, Score, Verdict
 
 # Records that are looked at together.

@@ -44,8 +44,9 @@ from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage
+from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
-from rewardlm.scoring.scorer import FailureLimit, Scorer, load_scorer, score_texts
+from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.
@@ -87,6 +88,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
         return run
+    check_judges(settings.scorer)
     device = processes.device or str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
     pair_judge = None

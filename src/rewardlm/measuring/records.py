@@ -20,8 +20,8 @@ from rewardlm.measuring import quality
 from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.runs import MainLabels, Run
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
-from rewardlm.scoring.scorer import DISAGREEMENT, is_empty
-from rewardlm.types import Prompt
+from rewardlm.scoring.scorer import is_empty
+from rewardlm.types import DISAGREEMENT, Prompt
 
 IntArray = NDArray[np.intp]
 

@@ -16,7 +16,7 @@ from rewardlm.config import MeasureSettings
 from rewardlm.errors import NotAvailableError, RewardLMError
 from rewardlm.measuring.engines import JudgedWindow, LocalEngine, judged_window, load_model
 from rewardlm.models.load import resolve_device
-from rewardlm.scoring.scorer import load_scorer
+from rewardlm.scoring.load import load_scorer
 from rewardlm.types import Prompt
 
 

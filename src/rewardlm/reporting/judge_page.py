@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rewardlm.errors import RunError
 from rewardlm.reporting.figures import base_layout, plain
@@ -16,10 +16,20 @@ from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.runs import Run
 
+if TYPE_CHECKING:
+    from rewardlm.judges.results import Disagreement, JudgeResult
+
 KIND = "judge-evaluation"
 
+# Keys of a result: those with a number of which more or less is better, and those with parts of the texts.
+Number = Literal[
+    "auc", "average_precision", "spearman", "pearson", "ece", "brier", "accuracy", "f1", "false_positive_rate",
+    "false_negative_rate",
+]  # fmt: skip
+Parts = Literal["by_functionality", "by_target"]
+BiasAuc = Literal["subgroup_auc", "bpsn_auc", "bnsp_auc"]
 _COLOURS = ("#1f7fc4", "#cf4a1c", "#9a55cf", "#c28500", "#2f8f5b", "#5a6f96")
-_NUMBERS = (
+_NUMBERS: tuple[tuple[Number, str, str], ...] = (
     ("auc", "AUC", "0.5 is a coin"),
     ("average_precision", "Average precision", "the share of positives is a coin"),
     ("spearman", "Spearman", "rank correlation with the suite"),
@@ -31,7 +41,15 @@ _NUMBERS = (
     ("false_positive_rate", "False positive rate", "negatives that are called positive"),
     ("false_negative_rate", "False negative rate", "positives that are missed"),
 )
-_BIAS = {"subgroup_auc": "subgroup", "bpsn_auc": "BPSN", "bnsp_auc": "BNSP"}
+_BIAS: dict[BiasAuc, str] = {"subgroup_auc": "subgroup", "bpsn_auc": "BPSN", "bnsp_auc": "BNSP"}
+_PARTS: tuple[tuple[Parts, str, str | None], ...] = (
+    (
+        "by_functionality",
+        "Accuracy at 0.5 by kind of test; below it the AUC against all texts of the other class",
+        "Gold",
+    ),
+    ("by_target", "Accuracy at 0.5 by the group that a text is about; below it the AUC among these texts", None),
+)
 
 
 def build(evaluated: Sequence[Run], trained: Sequence[Run], out: Path, *, title: str | None = None) -> Path:
@@ -66,12 +84,13 @@ def judging(runs: Sequence[Run]) -> dict[str, Any]:
 
     Results of several runs on the same texts stand side by side.
     """
-    suites: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    suites: dict[tuple[str, str, int], list[JudgeResult]] = {}
     confusions = []
     for run in runs:
-        for result in run.read("results"):
+        for record in run.read("results"):
+            result = cast("JudgeResult", record)
             suites.setdefault((result["suite"], result["sha256"], result["n"]), []).append(result)
-        confusions += [_confusion(table) for table in run.meta.get("confusion", [])]
+        confusions += [_confusion(cast("Disagreement", table)) for table in run.meta.get("confusion", [])]
     return {
         "suites": [_suite(number, results) for number, results in enumerate(suites.values(), 1)],
         "confusions": confusions,
@@ -79,7 +98,7 @@ def judging(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _suite(number: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _suite(number: int, results: Sequence[JudgeResult]) -> dict[str, Any]:
     first = results[0]
     names = [short(result["judge"]) or "" for result in results]
     # One judge may be there with two labels.
@@ -88,14 +107,7 @@ def _suite(number: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, result in zip(names, results, strict=True)
     ]
     tables = [_numbers(results, titles)]
-    for key, caption, head in (
-        (
-            "by_functionality",
-            "Accuracy at 0.5 by kind of test; below it the AUC against all texts of the other class",
-            "Gold",
-        ),
-        ("by_target", "Accuracy at 0.5 by the group that a text is about; below it the AUC among these texts", None),
-    ):
+    for key, caption, head in _PARTS:
         if any(result[key] for result in results):
             tables.append(_parts(results, titles, key, caption, head))
     if any(result["bias"] and result["bias"]["groups"] for result in results):
@@ -130,7 +142,7 @@ def _suite(number: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sentences(result: Mapping[str, Any], title: str) -> list[tuple[str, str]]:
+def _sentences(result: JudgeResult, title: str) -> list[tuple[str, str]]:
     """(judge, what is said of it): ranking, calibration, counter-speech, the worst group."""
     said = []
     if result["auc"] is None:
@@ -170,14 +182,14 @@ def _sentences(result: Mapping[str, Any], title: str) -> list[tuple[str, str]]:
     return [(title, sentence) for sentence in said]
 
 
-def _numbers(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[str, Any]:
+def _numbers(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
     rows = [
         {"name": "Label", "hint": "held against", "cells": [(r["label"], r["target"]) for r in results]},
         {"name": "Scored", "hint": "of all", "cells": [(f"{r['scored']:,}", f"{r['n']:,}") for r in results]},
     ]
     for key, name, hint in _NUMBERS:
         if any(result[key] is not None for result in results):
-            cells = [(_score(result[key]), _range(result.get(f"{key}_ci95"))) for result in results]
+            cells = [(_score(result[key]), _range(_interval(result, key))) for result in results]
             rows.append({"name": name, "hint": hint, "cells": cells})
     for kind in dict.fromkeys(k for r in results for k in (r["counter_speech"] or {"by": {}})["by"]):
         parts = [(r["counter_speech"] or {"by": {}})["by"].get(kind) for r in results]
@@ -199,17 +211,18 @@ def _numbers(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dic
 
 
 def _parts(
-    results: Sequence[Mapping[str, Any]], titles: Sequence[str], key: str, caption: str, head: str | None
+    results: Sequence[JudgeResult], titles: Sequence[str], key: Parts, caption: str, head: str | None
 ) -> dict[str, Any]:
     rows = []
     for name in dict.fromkeys(name for result in results for name in result[key] or {}):
         entries = [(result[key] or {}).get(name) for result in results]
         known = next(entry for entry in entries if entry)
+        what = str(known.get("what", name))
         rows.append(
             {
-                "name": known.get("what", name),
-                "hint": name if "what" in known and known["what"] != name else "",
-                "before": [*([known["gold"]] if head else []), f"{known['n']:,}"],
+                "name": what,
+                "hint": name if what != name else "",
+                "before": [*([str(known.get("gold"))] if head else []), f"{known['n']:,}"],
                 "cells": [(_score(e["accuracy"]), f"AUC {_score(e['auc'])}") if e else ("—", "") for e in entries],
             }
         )
@@ -218,7 +231,7 @@ def _parts(
     return {"name": name, "caption": caption, "heads": list(titles), "before": before, "rows": rows}
 
 
-def _bias(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[str, Any]:
+def _bias(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
     """A row a group: subgroup AUC, and BPSN and BNSP below it."""
     rows = []
     groups = [(result["bias"] or {"groups": {}})["groups"] for result in results]
@@ -230,17 +243,14 @@ def _bias(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[s
             for e in (found.get(name) for found in groups)
         ]
         rows.append({"name": name, "hint": "", "cells": cells})
-    means = [(result["bias"] or {"power_mean": {}})["power_mean"] for result in results]
-    rows.append(
-        {
-            "name": "Power mean",
-            "hint": "p = −5",
-            "cells": [
-                (_score(m.get("subgroup_auc")), f"BPSN {_score(m.get('bpsn_auc'))}, BNSP {_score(m.get('bnsp_auc'))}")
-                for m in means
-            ],
-        }
-    )
+    means = [result["bias"]["power_mean"] if result["bias"] else None for result in results]
+    cells = [
+        (_score(m["subgroup_auc"]), f"BPSN {_score(m['bpsn_auc'])}, BNSP {_score(m['bnsp_auc'])}")
+        if m
+        else ("—", "BPSN —, BNSP —")
+        for m in means
+    ]
+    rows.append({"name": "Power mean", "hint": "p = −5", "cells": cells})
     return {
         "name": "Bias by group",
         "caption": "Bias by group: AUC among texts about it (large), BPSN and BNSP (small)",
@@ -250,7 +260,7 @@ def _bias(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[s
     }
 
 
-def _confusion(table: Mapping[str, Any]) -> dict[str, Any]:
+def _confusion(table: Disagreement) -> dict[str, Any]:
     names = [short(name) or "" for name in table["judges"]]
     right = table["right"]
     return {
@@ -270,12 +280,12 @@ def _confusion(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bars(results: Sequence[Mapping[str, Any]], titles: Sequence[str], key: str, heading: str) -> dict[str, Any]:
+def _bars(results: Sequence[JudgeResult], titles: Sequence[str], key: Parts, heading: str) -> dict[str, Any]:
     """Accuracy in percent: a row a kind or group, a bar a judge; with one judge, a colour for each gold label."""
     names = list(dict.fromkeys(name for result in results for name in result[key] or {}))
     entries = [[(result[key] or {}).get(name) for name in names] for result in results]
     labels = [
-        next(e for e in column if e).get("what", name)
+        str(next(e for e in column if e).get("what", name))
         for name, column in zip(names, zip(*entries, strict=True), strict=True)
     ]
     series: list[tuple[str, list[tuple[int, Mapping[str, Any]]]]] = [
@@ -314,14 +324,14 @@ def _bars(results: Sequence[Mapping[str, Any]], titles: Sequence[str], key: str,
     }
     lowest = []
     for title, column in zip(titles, entries, strict=True):
-        accuracy, label = min((entry["accuracy"], label) for entry, label in zip(column, labels, strict=True) if entry)
+        accuracy, label = min((e["accuracy"] or 0.0, label) for e, label in zip(column, labels, strict=True) if e)
         lowest.append(f"{title}: {label}, {100 * accuracy:.1f} %")
     caption = f"Share that is judged right at 0.5. Lowest for {'; for '.join(lowest)}."
     figure = {"data": traces, "layout": layout}
     return {"heading": heading, "caption": caption, "figure": figure, "whole": len(names) > 12}
 
 
-def _roc(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[str, Any]:
+def _roc(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
     traces = [
         _line(title, number, [x for x, _ in result["roc"]], [y for _, y in result["roc"]])
         for number, (result, title) in enumerate(zip(results, titles, strict=True))
@@ -336,7 +346,7 @@ def _roc(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[st
     }
 
 
-def _reliability(results: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> dict[str, Any]:
+def _reliability(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
     traces = []
     for number, (result, title) in enumerate(zip(results, titles, strict=True)):
         bins = result["reliability"]
@@ -381,6 +391,10 @@ def _square(traces: list[dict[str, Any]], x: str, y: str) -> dict[str, Any]:
 def _legend(layout: dict[str, Any], traces: Sequence[Mapping[str, Any]]) -> None:
     layout["showlegend"] = len(traces) > 1
     layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+
+
+def _interval(result: JudgeResult, key: Number) -> Sequence[float] | None:
+    return {"auc": result["auc_ci95"], "spearman": result["spearman_ci95"]}.get(key)
 
 
 def _score(value: float | None) -> str:

@@ -9,15 +9,25 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from rewardlm.judges.listing import ListedJudge
+    from rewardlm.judges.metrics import BiasAucs
+    from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult
+
+Parts = Literal["by_functionality", "by_target"]
 _LONGEST_NAME = 40
-_SHARES = (
+_PARTS: tuple[tuple[Parts, str], ...] = (
+    ("by_functionality", "Accuracy by kind of test, at 0.5; in brackets the AUC against the other class"),
+    ("by_target", "Accuracy by group, at 0.5; in brackets the AUC among its texts"),
+)
+_SHARES: tuple[tuple[Literal["accuracy", "f1", "false_positive_rate", "false_negative_rate"], str], ...] = (
     ("accuracy", "accuracy"),
     ("f1", "F1"),
     ("false_positive_rate", "false positive rate"),
@@ -30,15 +40,12 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=100)
 
 
-def print_evaluation(found: Mapping[str, Any], console: Console) -> None:
-    """Print {"results": …, "confusion": …}: a block a suite with a column a judge, then who disagrees with whom."""
+def print_evaluation(found: Evaluation, console: Console) -> None:
+    """Print a block a suite with a column a judge, then who disagrees with whom."""
     for suite in dict.fromkeys(result["suite"] for result in found["results"]):
         results = [result for result in found["results"] if result["suite"] == suite]
         _print(console, _title(results[0]), _numbers(results))
-        for key, title in (
-            ("by_functionality", "Accuracy by kind of test, at 0.5; in brackets the AUC against the other class"),
-            ("by_target", "Accuracy by group, at 0.5; in brackets the AUC among its texts"),
-        ):
+        for key, title in _PARTS:
             if any(result[key] for result in results):
                 _print(console, title, _parts(results, key))
         if any(result["bias"] and result["bias"]["groups"] for result in results):
@@ -61,7 +68,7 @@ def print_evaluation(found: Mapping[str, Any], console: Console) -> None:
         )
 
 
-def print_judges(judges: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:
     """Print the list of judges, their figures by suite, and what each is at chance on."""
     table = _table()
     table.add_column("judge", overflow="fold", max_width=30)
@@ -109,12 +116,12 @@ def print_judges(judges: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(Text("At chance: AUC below 0.6, or an interval that holds 0.5.", style="dim"))
 
 
-def _title(result: Mapping[str, Any]) -> str:
+def _title(result: JudgeResult) -> str:
     kind = "labels" if result["kind"] == "labels" else "scores, toxic above 0.5"
     return f"{_plain(result['suite'])}: {result['n']:,} texts, {result['positives']:,} positive ({kind})"
 
 
-def _numbers(results: Sequence[Mapping[str, Any]]) -> Table:
+def _numbers(results: Sequence[JudgeResult]) -> Table:
     table = _table()
     table.add_column("")
     for result in results:
@@ -126,24 +133,25 @@ def _numbers(results: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row("unscored", *(_counts(result["unscored"]) for result in results))
     if any(result["cut"] for result in results):
         table.add_row("read in part", *(f"{result['cut']:,}" for result in results))
-    for key, name in (("auc", "AUC"), ("spearman", "Spearman")):
-        table.add_row(name, *(_score(result[key]) for result in results))
-        table.add_row("  95 %", *(_interval(result[f"{key}_ci95"]) for result in results))
+    table.add_row("AUC", *(_score(result["auc"]) for result in results))
+    table.add_row("  95 %", *(_interval(result["auc_ci95"]) for result in results))
+    table.add_row("Spearman", *(_score(result["spearman"]) for result in results))
+    table.add_row("  95 %", *(_interval(result["spearman_ci95"]) for result in results))
     table.add_row("Pearson", *(_score(result["pearson"]) for result in results))
     table.add_row("average precision", *(_score(result["average_precision"]) for result in results))
     table.add_row(f"calibration error ({results[0]['ece_bins']} bins)", *(_score(r["ece"]) for r in results))
     table.add_row("Brier score", *(_score(result["brier"]) for result in results))
     for key, name in _SHARES:
         table.add_row(name, *(_score(result[key]) for result in results))
-    if any(result["counter_speech"] for result in results):
-        table.add_row(
-            "counter-speech called hate",
-            *(_score((result["counter_speech"] or {}).get("false_positive_rate")) for result in results),
-        )
-        for kind in dict.fromkeys(k for result in results for k in (result["counter_speech"] or {}).get("by", {})):
-            parts = [(result["counter_speech"] or {}).get("by", {}).get(kind, {}) for result in results]
+    counters = [result["counter_speech"] for result in results]
+    if any(counters):
+        rates = (counter and counter["false_positive_rate"] for counter in counters)
+        table.add_row("counter-speech called hate", *map(_score, rates))
+        kinds = [counter["by"] if counter else {} for counter in counters]
+        for kind in dict.fromkeys(name for by in kinds for name in by):
+            parts = [by.get(kind) for by in kinds]
             what = next(part["what"] for part in parts if part)
-            table.add_row(f"  {what}", *(_score(part.get("false_positive_rate")) for part in parts))
+            table.add_row(f"  {what}", *(_score(part and part["false_positive_rate"]) for part in parts))
     if any(result["speed"] for result in results):
         table.add_row("texts a second", *(_speed(result["texts_per_second"]) for result in results))
         table.add_row(
@@ -153,7 +161,7 @@ def _numbers(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _parts(results: Sequence[Mapping[str, Any]], key: str) -> Table:
+def _parts(results: Sequence[JudgeResult], key: Parts) -> Table:
     table = _table()
     table.add_column("")
     table.add_column("gold" if key == "by_functionality" else "")
@@ -165,25 +173,29 @@ def _parts(results: Sequence[Mapping[str, Any]], key: str) -> Table:
         entries = [(result[key] or {}).get(name) for result in results]
         first = next(entry for entry in entries if entry)
         cells = [f"{_score(e['accuracy'])} ({_score(e['auc'])})" if e else "–" for e in entries]
-        table.add_row(_name(first.get("what", name)), first.get("gold", ""), f"{first['n']:,}", *cells)
+        table.add_row(_name(str(first.get("what", name))), str(first.get("gold", "")), f"{first['n']:,}", *cells)
     return table
 
 
-def _bias(results: Sequence[Mapping[str, Any]]) -> Table:
+def _bias(results: Sequence[JudgeResult]) -> Table:
     table = _table()
     table.add_column("")
     for result in results:
         table.add_column(_name(result["judge"]), justify="right", overflow="fold")
-    keys = ("subgroup_auc", "bpsn_auc", "bnsp_auc")
-    biases = [result["bias"] or {"groups": {}, "power_mean": {}} for result in results]
-    for group in dict.fromkeys(name for bias in biases for name in bias["groups"]):
-        entries = [bias["groups"].get(group) for bias in biases]
-        table.add_row(_name(group), *("  ".join(_score(e[k]) for k in keys) if e else "–" for e in entries))
-    table.add_row("power mean, p = −5", *("  ".join(_score(b["power_mean"].get(k)) for k in keys) for b in biases))
+    biases = [result["bias"] for result in results]
+    groups = [bias["groups"] if bias else {} for bias in biases]
+    for group in dict.fromkeys(name for found in groups for name in found):
+        table.add_row(_name(group), *(_aucs(found[group]) if group in found else "–" for found in groups))
+    means = (_aucs(bias["power_mean"]) if bias else "–  –  –" for bias in biases)
+    table.add_row("power mean, p = −5", *means)
     return table
 
 
-def _confusion(table: Mapping[str, Any]) -> Table:
+def _aucs(found: BiasAucs) -> str:
+    return "  ".join(_score(found[key]) for key in ("subgroup_auc", "bpsn_auc", "bnsp_auc"))
+
+
+def _confusion(table: Disagreement) -> Table:
     first, second = (_name(name) for name in table["judges"])
     shown = _table()
     shown.add_column("")

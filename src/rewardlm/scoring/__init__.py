@@ -1,1 +1,1 @@
-"""Judges: anything that turns a text into P(toxic)."""
+"""Judges at work: by name to a ``Scorer``, text in, ``Verdict`` out; and who taught whom."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewardlm.errors import ScorerError
+from rewardlm.scoring.adapter import is_adapter, load_adapter
 from rewardlm.scoring.encoder import sha256_of
-from rewardlm.scoring.trained import JudgeRecord, is_adapter, judge_folder, load_adapter, read_record
+from rewardlm.scoring.record import JudgeRecord, judge_folder, read_record
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class ClassifierScorer:
             self._columns = {self._names[main]: main}
         self.labels = tuple(self._columns)
         calibration = record.calibration if record is not None else {}
-        self._calibration = {self._names.index(name): curve for name, curve in calibration.items()}
+        self._calibration = {self._names.index(name): found for name, found in calibration.items()}
         self.max_length = _max_length(self._tokenizer, self._model)
         if record is not None and record.max_length is not None:
             self.max_length = min(self.max_length, record.max_length)
@@ -102,7 +103,7 @@ class ClassifierScorer:
             self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.to(device).eval()
         lower = precision == "bfloat16" or (precision == "auto" and record is not None and _multiplies_in_bf16(device))
-        self.precision = "bfloat16" if lower and _lower(self._model) else "float32"
+        self.precision = "bfloat16" if lower and _use_bf16(self._model) else "float32"
 
     def also(self, label: str | None) -> str:
         """Have verdicts hold ``label`` too, which only a single-label model's lack; returns its exact name.
@@ -123,8 +124,8 @@ class ClassifierScorer:
         probabilities = np.empty((len(rows), len(self._names)))
         for batch, width in self._batches([len(row["input_ids"]) for row in rows]):
             probabilities[batch] = self._forward([rows[i] for i in batch], width)
-        for column, curve in self._calibration.items():
-            probabilities[:, column] = curve(probabilities[:, column])
+        for column, calibration in self._calibration.items():
+            probabilities[:, column] = calibration.curve(probabilities[:, column])
         return [Verdict({name: row[i] for name, i in self._columns.items()}) for row in probabilities.tolist()]
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:
@@ -186,7 +187,7 @@ def _multiplies_in_bf16(device: str) -> bool:
     return device == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def _lower(model: Any) -> bool:
+def _use_bf16(model: Any) -> bool:
     """Let the linear maps of all layers but the last multiply in bf16; False where the model has no such layers.
 
     What flows between them stays fp32 (residual stream, norms, attention, head): with all of the model in bf16, P

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewardlm.config import EndpointSettings, ServicesSettings, validate, without_secrets
 from rewardlm.errors import ConfigError, ScorerError, ServiceError
-from rewardlm.scoring.online import LOCAL_JUDGES, OnlineJudge, as_probability, error_of, verdict_of
+from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, as_probability, error_of, verdict_of
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.types import Verdict
 
@@ -46,7 +46,7 @@ _POLICY = {"content_filter", "content_policy_violation"}
 _TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 
 
-def load_endpoint(spec: str, services: ServicesSettings) -> OnlineJudge:
+def load_endpoint(spec: str, services: ServicesSettings) -> OnlineScorer:
     """The judge ``endpoint``, or ``endpoint:NAME``. Raises ScorerError for an unknown NAME, and as the judges do."""
     name = spec.partition(":")[2]
     settings = _settings_of(name, services)
@@ -61,7 +61,7 @@ def load_endpoint(spec: str, services: ServicesSettings) -> OnlineJudge:
         raise ScorerError(
             f"scorer {spec!r} has no address: give {where}=http://127.0.0.1:8000/v1, for example{variable}"
         )
-    return (ChatJudge if settings.kind == "chat" else ModerationJudge)(spec, settings)
+    return (ChatScorer if settings.kind == "chat" else ModerationScorer)(spec, settings)
 
 
 def endpoint_address(spec: str, services: ServicesSettings) -> str | None:
@@ -70,7 +70,7 @@ def endpoint_address(spec: str, services: ServicesSettings) -> str | None:
     return without_secrets(settings.url.get_secret_value()) if settings is not None and settings.url else None
 
 
-class ModerationJudge(OnlineJudge):
+class ModerationScorer(OnlineScorer):
     """P(category) by ``/moderations``; the main label is ``settings.category``, else ``toxicity``: the highest of all.
 
     Where the settings name no categories, one request at the start asks which there are. Raises ServiceError if that
@@ -129,7 +129,7 @@ class ModerationJudge(OnlineJudge):
         return _refusal(error)
 
 
-class ChatJudge(OnlineJudge):
+class ChatScorer(OnlineScorer):
     """P(toxic) as a chat model rates it by a rubric, at temperature 0: the answer alone, never its prompt."""
 
     labels = ("toxicity",)

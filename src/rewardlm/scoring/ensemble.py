@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rewardlm.config import ServicesSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import DISAGREEMENT, Scorer, cuts, is_online, load_scorer, piece_of, score_texts
-from rewardlm.types import Verdict
+from rewardlm.scoring.scorer import Scorer, cuts, is_online, piece_of, score_texts
+from rewardlm.types import DISAGREEMENT, Verdict
 
 How = Literal["mean", "max"]
+# Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
+PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +85,3 @@ class Ensemble:
         values = [v.values[m.label] for m, v in zip(self.members, verdicts, strict=True)]
         combined = max(values) if self.how == "max" else sum(values) / len(values)
         return Verdict(dict(zip(self.labels, (combined, *values, max(values) - min(values)), strict=True)))
-
-
-def load_ensemble(
-    names: Sequence[str],
-    how: How,
-    *,
-    name: str | None = None,
-    device: str = "cpu",
-    services: ServicesSettings | None = None,
-) -> Ensemble:
-    """The ensemble of the scorers ``names``. Labels of one classifier (``ID``, ``ID#label``) share its one pass."""
-    from rewardlm.scoring.classifier import ClassifierScorer, split_label
-
-    members: list[Member] = []
-    loaded: dict[str, ClassifierScorer] = {}
-    for spec in names:
-        source, label = split_label(spec)
-        if source in loaded:
-            members.append(Member(spec, loaded[source], loaded[source].also(label)))
-            continue
-        scorer = load_scorer(spec, device=device, services=services)
-        if isinstance(scorer, ClassifierScorer):
-            loaded[source] = scorer
-        members.append(Member(scorer.name, scorer, scorer.labels[0]))
-    return Ensemble(members, how, name=name)

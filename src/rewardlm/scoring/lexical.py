@@ -17,6 +17,7 @@ from rewardlm.types import Verdict
 
 _PACKAGE = "alt-profanity-check"
 _VERSION = "1.9.1"
+_INSTALL = "pip install 'rewardlm[lexical]'"
 _FILES = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -42,25 +43,26 @@ class LexicalScorer:
         return [Verdict({"toxicity": float(value)}) for value in self._predict(list(texts))]
 
 
+def package_folder() -> Path:
+    """The installed package's folder, without importing it. Raises ScorerError if it is absent or another version."""
+    spec = importlib.util.find_spec("profanity_check")
+    if spec is None or not spec.submodule_search_locations:
+        raise ScorerError(f"judge 'lexical' needs {_PACKAGE}: {_INSTALL}, or choose other judges")
+    version = importlib.metadata.version(_PACKAGE)
+    if version != _VERSION:
+        raise ScorerError(f"judge 'lexical' needs {_PACKAGE} {_VERSION}, found {version}: {_INSTALL}")
+    return Path(spec.submodule_search_locations[0])
+
+
 def _load() -> Callable[[list[str]], Any]:
     """The package's ``predict_prob``. Importing it unpickles two files, so they are checked first."""
-    install = f"pip install {_PACKAGE}=={_VERSION}"
-    try:
-        version = importlib.metadata.version(_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise ScorerError(f"scorer 'lexical' needs the package {_PACKAGE}: {install}") from None
-    if version != _VERSION:
-        raise ScorerError(f"scorer 'lexical' needs {_PACKAGE} {_VERSION}, found {version}: {install}")
-    spec = importlib.util.find_spec("profanity_check")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if not folders:
-        raise ScorerError(f"scorer 'lexical': {_PACKAGE} is listed but gone: {install} --force-reinstall")
+    folder = package_folder()
     for name, expected in _FILES.items():
-        path = Path(folders[0]) / "data" / name
+        path = folder / "data" / name
         if not path.is_file() or sha256(path.read_bytes()).hexdigest() != expected:
             raise ScorerError(
-                f"scorer 'lexical': {path} is not the file of {_PACKAGE} {_VERSION} (another SHA-256), and "
-                f"a pickle that was changed isn't opened: {install} --force-reinstall"
+                f"judge 'lexical': {path} is not the file of {_PACKAGE} {_VERSION} (another SHA-256), and "
+                f"a pickle that was changed isn't opened: pip install {_PACKAGE}=={_VERSION} --force-reinstall"
             )
     from profanity_check import predict_prob
 

@@ -1,13 +1,12 @@
 """What and whom a judge learnt from, so that a witness can be told from a relative of the reward.
 
-A judge that is trained here records its teachers, theirs, its encoder, its data, and the texts that it read as numbers
-(hashes, from which no text can be read). Runs keep a summary of it, so that the audit never loads a judge.
+A judge that is trained here records its teachers, theirs, its encoder, its data, and hashes of the texts that it read,
+from which no text can be read. Runs keep a summary of it, so that the audit never loads a judge.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardlm.scoring.scorer import PRESETS
-from rewardlm.scoring.trained import RECORD, SHIPPED, judge_folder
+from rewardlm.scoring.ensemble import PRESETS
+from rewardlm.scoring.record import SHIPPED, JudgeRecord, Teacher, all_sources, judge_folder, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,43 +133,39 @@ def count_read(lineage: Lineage, texts: Iterable[str]) -> int | None:
     """
     import numpy as np
 
-    lists = [read_numbers(folder) for folder in lineage.folders]
-    if not lists or any(numbers is None for numbers in lists):
+    lists = [read_hashes(folder) for folder in lineage.folders]
+    known = [hashes for hashes in lists if hashes is not None]
+    if not lists or len(known) < len(lists):
         return None
-    asked = np.asarray(sorted({text_number(text) for text in texts}), np.uint64)
-    return int(np.isin(asked, np.concatenate([numbers for numbers in lists if numbers is not None])).sum())
+    unique = np.asarray(sorted({text_hash(text) for text in texts}), np.uint64)
+    return int(np.isin(unique, np.concatenate(known)).sum())
 
 
-def text_number(text: str) -> int:
-    """The first 64 bits of SHA-256 of a normalised text: equal texts have equal numbers, and no text can be read."""
+def text_hash(text: str) -> int:
+    """The first 64 bits of SHA-256 of a normalised text: equal texts have equal hashes, and no text can be read."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
 
 
-def write_read(folder: Path, texts: Iterable[str], teachers: Sequence[NDArray[np.uint64]] = ()) -> int:
-    """Store the numbers of ``texts``, normalised, and of what the teachers read, sorted, 8 bytes each; how many."""
+def write_hashes(folder: Path, texts: Iterable[str], teachers: Sequence[NDArray[np.uint64]] = ()) -> int:
+    """Store the hashes of ``texts``, normalised, and of what the teachers read, sorted, 8 bytes each; how many."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    own = np.asarray(sorted({text_number(text) for text in texts}), np.uint64)
-    numbers = np.unique(np.concatenate([own, *teachers]))
-    save_file({_KEY: numbers}, str(folder / READ))
-    return len(numbers)
+    own = np.asarray(sorted({text_hash(text) for text in texts}), np.uint64)
+    hashes = np.unique(np.concatenate([own, *teachers]))
+    save_file({_KEY: hashes}, str(folder / READ))
+    return len(hashes)
 
 
-def read_numbers(folder: Path) -> NDArray[np.uint64] | None:
-    """UInt64[N], sorted: the numbers of the texts that the judge in ``folder`` read; None where it has no such list."""
+def read_hashes(folder: Path) -> NDArray[np.uint64] | None:
+    """UInt64[N], sorted: the hashes of the texts that the judge in ``folder`` read; None where it has no such list."""
     from safetensors.numpy import load_file
 
     path = folder / READ
     if not path.is_file():
         return None
-    numbers: NDArray[np.uint64] = load_file(str(path))[_KEY]
-    return numbers
-
-
-def teachers_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entries of ``judge.json`` of those that taught a judge directly."""
-    return [*record.get("distilled", []), *([record["teacher"]] if isinstance(record.get("teacher"), dict) else [])]
+    hashes: NDArray[np.uint64] = load_file(str(path))[_KEY]
+    return hashes
 
 
 def _of_member(name: str) -> Lineage:
@@ -181,33 +176,35 @@ def _of_member(name: str) -> Lineage:
             return Lineage(name, True, (Ancestor(name, None),), (), THIRD_PARTIES[kind])
         # A function may call any judge.
         return Lineage(name, ":" not in name and kind not in SHIPPED, (Ancestor(name, None),))
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
-    family = [Ancestor(name, revision_of(folder)), *_teachers(record, folder.name)]
+    family = [Ancestor(name, _revision_of(folder))]
+    record = read_record(folder)
+    if record is None:
+        return Lineage(name, False, tuple(family), folders=(folder,))
     # No judge of texts teaches one of pairs.
-    known = record.get("kind") == "pairs" or (folder / READ).is_file()
-    known = known and all(entry.get("known", False) for entry in teachers_of(record))
-    encoders, data = _sources(record)
-    return Lineage(name, known, tuple(family), encoders, data, (folder,))
+    known = record.kind == "pairs" or (folder / READ).is_file()
+    return Lineage(
+        name,
+        known and all(teacher.known for teacher in record.teachers),
+        (*family, *_ancestors(record, folder.name)),
+        _once(encoder for encoder in _encoders(record) if encoder),
+        _once(source.kind for source in all_sources(record)),
+        (folder,),
+    )
 
 
-def _teachers(record: Mapping[str, Any], taught: str) -> Iterator[Ancestor]:
-    for entry in teachers_of(record):
-        yield Ancestor(entry["judge"], entry["revision"], taught)
-        yield from _teachers(entry, entry["judge"])
+def _ancestors(judge: JudgeRecord | Teacher, taught: str) -> Iterator[Ancestor]:
+    for teacher in judge.teachers:
+        yield Ancestor(teacher.judge, teacher.revision, taught)
+        yield from _ancestors(teacher, teacher.judge)
 
 
-def _sources(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Encoders and data sets of a judge and of all who taught it."""
-    encoders = [record["encoder"]] if record.get("encoder") else []
-    data = [source["kind"] for source in record.get("data", [])]
-    for entry in teachers_of(record):
-        more = _sources(entry)
-        encoders += more[0]
-        data += more[1]
-    return _once(encoders), _once(data)
+def _encoders(judge: JudgeRecord | Teacher) -> Iterator[str | None]:
+    yield judge.encoder
+    for teacher in judge.teachers:
+        yield from _encoders(teacher)
 
 
-def revision_of(folder: Path) -> str | None:
+def _revision_of(folder: Path) -> str | None:
     """What tells the weights in ``folder`` from others: SHA-256 of them, as ``scoring.classifier`` records it.
 
     Of an adapter its own alone: on which encoder it stands says ``judge.json``.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import importlib.util
 import io
 import pickle
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = "tox_block"
 _VERSION = "0.1.2"
+# Without what it depends on: that is TensorFlow, which nothing here uses.
+_INSTALL = f"pip install --no-deps {_PACKAGE}=={_VERSION}"
 _FILES = {
     "lstm_model_0.1.2.h5": "587d40726f1250341a3661fac099e46582cf34cdd5136eb88a726bf6d62ec24e",
     "encoder_0.1.2.pkl": "f73db76ce4138c0a566cf91a84077ab66db1f5da40d795d2f751b5a157d91ce7",
@@ -71,6 +74,7 @@ class LstmScorer:
     def __init__(self, *, device: str = "cpu") -> None:
         import torch
 
+        check_installed()
         files = package_files()
         self._vocabulary = Vocabulary(read_tokenizer(files["encoder_0.1.2.pkl"]))
         weights = read_weights(files["lstm_model_0.1.2.h5"])
@@ -155,24 +159,30 @@ def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
     return (0.2 * x + 0.5).clamp(0, 1)
 
 
+def check_installed() -> None:
+    """Raise ScorerError if tox_block, or h5py, which reads its weights, is not installed."""
+    if importlib.util.find_spec("h5py") is None:
+        raise ScorerError("judge 'lexical2' needs h5py: pip install 'rewardlm[lexical]', or choose other judges")
+    if importlib.util.find_spec(_PACKAGE) is None:
+        raise ScorerError(f"judge 'lexical2' needs the files of the package {_PACKAGE}: {_INSTALL}")
+
+
 def package_files() -> dict[str, bytes]:
     """Contents of tox_block's two files, by name. Raises ScorerError unless they are the known ones."""
-    # Its dependencies would bring TensorFlow, which nothing here uses.
-    install = f"pip install --no-deps {_PACKAGE}=={_VERSION}"
     try:
         distribution = importlib.metadata.distribution(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ScorerError(f"scorer 'lexical2' needs the files of the package {_PACKAGE}: {install}") from None
+        raise ScorerError(f"judge 'lexical2' needs the files of the package {_PACKAGE}: {_INSTALL}") from None
     if distribution.version != _VERSION:
-        raise ScorerError(f"scorer 'lexical2' needs {_PACKAGE} {_VERSION}, found {distribution.version}: {install}")
+        raise ScorerError(f"judge 'lexical2' needs {_PACKAGE} {_VERSION}, found {distribution.version}: {_INSTALL}")
     contents = {}
     for name, expected in _FILES.items():
         path = Path(str(distribution.locate_file(f"tox_block/trained_models/{name}")))
         data = path.read_bytes() if path.is_file() else b""
         if sha256(data).hexdigest() != expected:
             raise ScorerError(
-                f"scorer 'lexical2': {path} is absent or not the file of {_PACKAGE} {_VERSION} (SHA-256): "
-                f"{install} --force-reinstall"
+                f"judge 'lexical2': {path} is absent or not the file of {_PACKAGE} {_VERSION} (SHA-256): "
+                f"{_INSTALL} --force-reinstall"
             )
         contents[name] = data
     return contents

@@ -16,7 +16,7 @@ from rewardlm.types import Verdict
 LOCAL_JUDGES = "--scorer starter, or a judge of your own by rewardlm judge train"
 
 
-class OnlineJudge:
+class OnlineScorer:
     """The base of ``perspective`` and ``endpoint``, which say how one text is asked.
 
     ``address`` is that of the service, without keys; ``dates`` are the days (UTC) on which this process was answered,

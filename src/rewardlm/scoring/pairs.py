@@ -6,15 +6,14 @@ one prompt and hate to another. ``counter_narrative_fraction`` counts its verdic
 
 from __future__ import annotations
 
-import importlib.resources
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import ScorerError
+from rewardlm.scoring.adapter import load_adapter
+from rewardlm.scoring.record import RECORD, JudgeRecord, PairFigures, read_record, shipped_folder
 from rewardlm.scoring.scorer import is_empty
-from rewardlm.scoring.trained import load_adapter, read_record
 
 COUNTER_NARRATIVE = "counter_narrative"
 PAIR_LABELS = (COUNTER_NARRATIVE, "agreement", "refusal", "off_topic")
@@ -38,16 +37,17 @@ class PairJudge:
     labels = PAIR_LABELS
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Any, record: dict[str, Any], *, revision: str, device: str
+        self, name: str, model: Any, tokenizer: Any, record: JudgeRecord, *, revision: str, device: str
     ) -> None:
         self.name = name
         self.revision = revision
-        self.max_length: int = record["max_length"]
-        self.error = _worst(record.get("metrics", {}))
+        assert record.max_length is not None  # load_pair_judge refuses a judge without one
+        self.max_length = record.max_length
+        self.error = _worst(record.pair_figures)
         self._model = model.to(device).eval()
         self._tokenizer = tokenizer
         self._device = device
-        self._columns = {label: record["labels"].index(label) for label in PAIR_LABELS}
+        self._columns = {label: record.labels.index(label) for label in PAIR_LABELS}
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its pair judge."""
@@ -75,10 +75,17 @@ def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJu
     Raises ScorerError if the folder holds none, or its weights are pickled, damaged or not of its encoder.
     """
     folder = folder_of(spec)
-    record = _record(folder)
-    adapter = read_record(folder)
-    assert adapter is not None  # or _record would have raised
-    _, tokenizer, model, revision = load_adapter(folder, adapter)
+    record = read_record(folder)
+    if record is None:
+        raise ScorerError(
+            f"{folder} is no pair judge (it has no {RECORD}): expected {STARTER_PAIRS}, or a folder made by "
+            "rewardlm judge train-pairs"
+        )
+    if record.kind != "pairs":
+        raise ScorerError(f"{folder} is a judge of kind {record.kind!r}: one of kind 'pairs' is needed here")
+    if set(record.labels) != set(PAIR_LABELS) or record.max_length is None:
+        raise ScorerError(f"{folder / RECORD}: expected max_length and the labels {', '.join(PAIR_LABELS)}")
+    _, tokenizer, model, revision = load_adapter(folder, record)
     return PairJudge(spec, model, tokenizer, record, revision=revision, device=device)
 
 
@@ -100,16 +107,16 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str, max_length: int) -> di
     leave the prompt fewer than 32 tokens loses its end. Special tokens that a text spells out are plain text.
     """
     options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    asked = tokenizer(prompt, **options)["input_ids"]
-    said = tokenizer(answer, **options)["input_ids"]
+    first = tokenizer(prompt, **options)["input_ids"]
+    second = tokenizer(answer, **options)["input_ids"]
     room = max_length - 3
-    said = said[: max(0, room - min(len(asked), _PROMPT_FLOOR))]
-    asked = asked[max(0, len(asked) - (room - len(said))) :]
+    second = second[: max(0, room - min(len(first), _PROMPT_FLOOR))]
+    first = first[max(0, len(first) - (room - len(second))) :]
     separator = tokenizer.sep_token_id
-    ids = [tokenizer.cls_token_id, *asked, separator, *said, separator]
+    ids = [tokenizer.cls_token_id, *first, separator, *second, separator]
     row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if "token_type_ids" in tokenizer.model_input_names:
-        row["token_type_ids"] = [0] * (len(asked) + 2) + [1] * (len(said) + 1)
+        row["token_type_ids"] = [0] * (len(first) + 2) + [1] * (len(second) + 1)
     return row
 
 
@@ -127,53 +134,34 @@ def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
 
 def folder_of(spec: str) -> Path:
     """Where the pair judge ``spec`` lies."""
-    if spec != STARTER_PAIRS:
-        return Path(spec).expanduser()
-    # A folder of data inside the package that trains judges, which scoring must not import.
-    return Path(str(importlib.resources.files("rewardlm"))) / "judges" / STARTER_PAIRS
+    shipped = shipped_folder(spec) if spec == STARTER_PAIRS else None
+    return shipped or Path(spec).expanduser()
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    file = folder / "judge.json"
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ScorerError(
-            f"{folder} is no pair judge (judge.json: {error.strerror}): expected {STARTER_PAIRS}, or a folder made by "
-            "rewardlm judge train-pairs"
-        ) from None
-    except ValueError as error:
-        raise ScorerError(f"{file} is damaged ({error}): expected one JSON object") from None
-    kind = record.get("kind") if isinstance(record, dict) else None
-    if kind != "pairs":
-        raise ScorerError(f"{folder} is a judge of kind {kind!r}: one of kind 'pairs' is needed here")
-    if set(record.get("labels", ())) != set(PAIR_LABELS) or not isinstance(record.get("max_length"), int):
-        raise ScorerError(f"{file}: expected max_length and the labels {', '.join(PAIR_LABELS)}")
-    return record
-
-
-def _worst(metrics: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    measured = {name: found for name, found in metrics.items() if found.get("accuracy") is not None}
-    if not measured:
+def _worst(figures: Mapping[str, PairFigures]) -> dict[str, Any] | None:
+    if not figures:
         return None
-    name = min(measured, key=lambda name: measured[name]["accuracy"])
+    name = min(figures, key=lambda name: figures[name]["accuracy"])
+    worst = figures[name]
     return {
         "on": name,
-        **{key: measured[name].get(key) for key in ("n", "accuracy", "precision", "recall", "auc_hate")},
-        "counts": _counts(measured[name]),
+        "n": worst["n"],
+        "accuracy": worst["accuracy"],
+        "precision": worst["precision"],
+        "recall": worst["recall"],
+        "auc_hate": worst["auc_hate"],
+        "counts": _counts(worst),
     }
 
 
-def _counts(found: dict[str, Any]) -> dict[str, int] | None:
+def _counts(found: PairFigures) -> dict[str, int]:
     """Among the others are the same answers under another dialogue's prompt, where the card has them: a model that is
     kind to everybody gives such answers, and they are what the judge is most often wrong about.
     """
-    if "confusion" not in found:
-        return None
     at = found["labels"].index(COUNTER_NARRATIVE)
     rows = [(sum(row), row[at]) for row in found["confusion"]]
     positives, hits = rows.pop(at)
-    shuffled = found.get("controls", {}).get("permuted", {"n": 0, "called": 0})
+    shuffled = found["controls"].get("permuted", {"n": 0, "called": 0})
     return {
         "positives": positives,
         "found": hits,

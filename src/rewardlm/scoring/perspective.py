@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from rewardlm.config import PerspectiveSettings, cache_folder, validate
 from rewardlm.errors import ServiceError
-from rewardlm.scoring.online import LOCAL_JUDGES, OnlineJudge, error_of, today, verdict_of
+from rewardlm.scoring.online import LOCAL_JUDGES, OnlineScorer, error_of, today, verdict_of
 from rewardlm.scoring.scorer import EMPTY
 from rewardlm.services import Refused, Service, Unanswered
 from rewardlm.types import Verdict
@@ -49,7 +49,7 @@ _OURS = (
 )
 
 
-class PerspectiveScorer(OnlineJudge):
+class PerspectiveScorer(OnlineScorer):
     """P(attribute) by the API at ``settings.url``, $REWARDLM_PERSPECTIVE_URL or Google's; labels in lower case.
 
     A text that the API declines for good (its language, its length) is unscored and no failure. Warns that the API

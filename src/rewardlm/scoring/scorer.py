@@ -1,35 +1,20 @@
-"""Judges by name, and the one checked door through which every text is scored.
+"""What a judge of texts is (``Scorer``), and the one checked door through which every text is scored.
 
-``load_scorer`` turns what a user writes after ``--scorer`` into an object with a ``score`` method;
-``score_texts`` calls it and distrusts it. A judge may raise, lose a text, or answer NaN: then that text
+``score_texts`` distrusts the judge. It may raise, lose a text, or answer NaN: then that text
 is *unscored*, with a reason, never 0 and never "not toxic"; ``FailureLimit`` ends a run in which this
-happens too often. Nothing heavy is imported here until a judge that needs it is loaded.
+happens too often.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import re
-import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
-from rewardlm.errors import NotAvailableError, RewardLMError, ScorerError
-from rewardlm.types import DISAGREEMENT as DISAGREEMENT
+from rewardlm.errors import RewardLMError, ScorerError
 from rewardlm.types import Score, Verdict
 
-AVAILABLE = (
-    "starter, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge "
-    "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
-    "max(a,b)"
-)
-# Ensembles with a name of their own. One judge of rude words and one of hate miss different things.
-PRESETS = {"toxicity+hate": "max(starter,starter#hate)"}
 EMPTY = "empty response"
 # Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
 _UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
@@ -116,10 +101,10 @@ def score_texts(
     Raises ScorerError if ``limit`` is given and exceeded; a RewardLMError of the scorer itself (it says that
     the judge can't be used at all) passes through.
     """
-    asked = list(dict.fromkeys(text for text in texts if not is_empty(text)))
-    answers = dict(zip(asked, _ask(scorer, asked, bounded), strict=True)) if asked else {}
-    silent = Verdict(reason=EMPTY)
-    verdicts = [answers.get(text, silent) for text in texts]
+    unique = list(dict.fromkeys(text for text in texts if not is_empty(text)))
+    found = dict(zip(unique, _ask(scorer, unique, bounded), strict=True)) if unique else {}
+    unscored = Verdict(reason=EMPTY)
+    verdicts = [found.get(text, unscored) for text in texts]
     if limit is not None:
         limit.add(scorer.name, verdicts)
     return verdicts
@@ -158,92 +143,6 @@ def is_settled(score: Mapping[str, Any]) -> bool:
     return score["value"] is not None or score["reason"] == EMPTY or score.get("failed") is False
 
 
-def load_scorers(specs: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> list[Scorer]:
-    """Load a comma-separated list of scorers; commas inside ``mean(…)`` and ``max(…)`` don't separate.
-
-    Raises ScorerError if one is named twice, empty or can't be loaded.
-    """
-    return [load_scorer(name, device=device, services=services) for name in _names(specs)]
-
-
-def _names(specs: str) -> list[str]:
-    try:
-        return split_names([specs])
-    except ValueError as error:
-        raise ScorerError(f"scorers {specs!r}: {error}; there are {AVAILABLE}") from None
-
-
-def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> Scorer:
-    """The judge that ``spec`` names, ready to score on ``device``; ``services`` says how those over HTTP are asked.
-
-    Raises ScorerError if it is unknown, can't be loaded or its label is ambiguous, ServiceError if its service can't be
-    used, and NotAvailableError where this copy of rewardlm doesn't have it.
-    """
-    spec = spec.strip()
-    if spec == "perspective":
-        from rewardlm.scoring.perspective import PerspectiveScorer
-
-        return PerspectiveScorer((services or validate(ServicesSettings, {})).perspective)
-    if spec == "endpoint" or re.fullmatch(r"endpoint:[\w-]+", spec):
-        from rewardlm.scoring.endpoint import load_endpoint
-
-        return load_endpoint(spec, services or validate(ServicesSettings, {}))
-    if spec == "lexical":
-        from rewardlm.scoring.lexical import LexicalScorer
-
-        return LexicalScorer()
-    if spec == "lexical2":
-        from rewardlm.scoring.lstm import LstmScorer
-
-        return LstmScorer(device=device)
-    ensemble = re.fullmatch(r"(mean|max)\((.*)\)", PRESETS.get(spec, spec), re.DOTALL)
-    if ensemble:
-        from rewardlm.scoring.ensemble import load_ensemble
-
-        preset = spec if spec in PRESETS else None
-        how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
-        return load_ensemble(_names(ensemble[2]), how, name=preset, device=device, services=services)
-    if (source := spec.partition("#")[0]) in ("starter", "witness"):
-        from rewardlm.scoring.classifier import ClassifierScorer
-        from rewardlm.scoring.trained import starter_folder
-
-        if starter_folder(source) is None:
-            raise NotAvailableError(f"scorer {spec!r}: this copy of rewardlm ships no judge; it has: {AVAILABLE}")
-        return ClassifierScorer(spec, device=device)
-    if os.path.isdir(spec) or os.path.isdir(spec.rpartition("#")[0]) or _is_hub_id(spec):
-        from rewardlm.scoring.classifier import ClassifierScorer
-
-        return ClassifierScorer(spec, device=device)
-    if is_function_name(spec):
-        return FunctionScorer(spec)
-    kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
-    raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
-
-
-class FunctionScorer:
-    """A user's Python function ``texts -> sequence of floats``, written ``module:function``.
-
-    The module is looked for in the current directory too, as a script there would find it.
-    """
-
-    labels: tuple[str, ...] = ("toxicity",)
-    revision: str | None = None
-
-    def __init__(self, spec: str) -> None:
-        self.name = spec
-        try:
-            self._function = load_function(spec)
-        except ValueError as error:
-            raise ScorerError(f"scorer {spec!r}: {error}") from error
-
-    def score(self, texts: Sequence[str]) -> list[Verdict]:
-        values = self._function(list(texts))
-        if isinstance(values, str | bytes | Mapping):
-            raise TypeError(f"{self.name} returned a {type(values).__name__}: expected a sequence of floats")
-        # What isn't a number is found at the door: there it costs one text, here it would cost the batch.
-        return [Verdict({"toxicity": value}) for value in values]
-
-
 def _ask(scorer: Scorer, texts: list[str], bounded: bool) -> list[Verdict]:
     try:
         verdicts = list(scorer.score(texts))
@@ -254,7 +153,7 @@ def _ask(scorer: Scorer, texts: list[str], bounded: bool) -> list[Verdict]:
     except Exception as error:
         if len(texts) > 1:
             return [_ask(scorer, [text], bounded)[0] for text in texts]
-        return [Verdict(reason=_describe(error), failed=True)]
+        return [Verdict(reason=in_one_line(error), failed=True)]
     return [_check(verdict, scorer.labels[0], bounded) for verdict in verdicts]
 
 
@@ -282,44 +181,6 @@ def _check(verdict: object, main: str, bounded: bool) -> Verdict:
     return Verdict(values, reason=verdict.reason, failed=verdict.failed)
 
 
-def _describe(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """One line, short enough for a record: the type and the message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
-
-
-def _is_hub_id(spec: str) -> bool:
-    """Owner and name: without an owner a mistyped ``lexcial`` would be looked up on the hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(#.+)?", spec) is not None
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """What ``module:name`` names; the module may lie in the current directory, where a script would find it.
-
-    Raises ValueError, in words for the user, if it can't be imported, isn't there or can't be called.
-    """
-    module_name, _, attribute = spec.partition(":")
-    with _current_directory_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except Exception as error:
-            raise ValueError(f"can't import {module_name} ({_describe(error)})") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module_name} has no {attribute!r}; check the spelling")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"it is a {type(found).__name__}: expected a function")
-    function: Callable[..., Any] = found
-    return function
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    directory = os.getcwd()
-    sys.path.insert(0, directory)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if directory in sys.path:  # unless the module itself took it out
-            sys.path.remove(directory)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rewardlm.errors import TrainingError
-from rewardlm.scoring.scorer import load_function
+from rewardlm.scoring.function import load_function
 from rewardlm.training.objectives import masked, whiten
 
 

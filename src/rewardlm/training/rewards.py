@@ -17,7 +17,8 @@ from typing import Any
 
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, FunctionScorer, Scorer, is_empty, score_texts
+from rewardlm.scoring.function import FunctionScorer
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, is_empty, score_texts
 from rewardlm.training.terms import Terms
 from rewardlm.types import Finish, Verdict
 

@@ -34,7 +34,8 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, peak_rss_mb
-from rewardlm.scoring.scorer import cuts, load_scorer
+from rewardlm.scoring.load import check_judges, load_scorer
+from rewardlm.scoring.scorer import cuts
 from rewardlm.training.advantages import Estimator, Feedback, charge_empty_answers, estimate, load_estimator
 from rewardlm.training.guards import LastGood, check_limits, doubts_about
 from rewardlm.training.learner import (
@@ -223,11 +224,13 @@ def setup(
 
 def load_rewards(settings: RlafSettings, device: str) -> RewardModel:
     """The judges that reward, those that only watch, and the terms."""
+    watching = witnesses(settings)
+    check_judges([*settings.reward, *watching])
     return RewardModel(
         [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
         settings.rewards,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
-        witnesses=[load_scorer(name, device=device, services=settings.services) for name in witnesses(settings)],
+        witnesses=[load_scorer(name, device=device, services=settings.services) for name in watching],
         terms=load_terms(settings.rewards.terms, device=device, services=settings.services),
         max_new_tokens=settings.max_new_tokens,
     )

@@ -15,8 +15,9 @@ from rewardlm.config import ServicesSettings, TermSettings, is_function_name
 from rewardlm.errors import ScorerError
 from rewardlm.measuring.quality import in_other_script, repeated_share
 from rewardlm.measuring.similarity import load_embedder, similarities
+from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
-from rewardlm.scoring.scorer import is_empty, load_scorer, score_texts
+from rewardlm.scoring.scorer import is_empty, score_texts
 
 # Of the answers' prompts, the answers, and all prompts of the step.
 Values = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float | None]]

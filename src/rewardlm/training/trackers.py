@@ -7,13 +7,13 @@ and a tracker that fails does not stop a training.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
 
 from rewardlm.config import flatten
 from rewardlm.errors import NotAvailableError
@@ -22,8 +22,7 @@ from rewardlm.runs import Run
 
 def check_installed(names: Sequence[str]) -> None:
     """Raise NotAvailableError for trackers whose package is not here."""
-    found = {str(getattr(name, "value", name)) for name in filter_trackers(list(names), ".")}
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise NotAvailableError(f"trackers {', '.join(missing)}: not installed; pip install {' '.join(missing)}")
 

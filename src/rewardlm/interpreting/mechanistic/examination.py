@@ -38,7 +38,8 @@ from rewardlm.measuring.measured import Measured
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback
-from rewardlm.scoring.scorer import Scorer, load_scorer, score_texts
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import Scorer, score_texts
 
 # Of the baseline's stored answers so many may teach the probe, drawn by seed.
 _LABELLED = 400
@@ -99,7 +100,7 @@ def examine_runs(
         ],
         judge,
         chosen,
-        word_judge=_toxicity_by(load_scorer("lexical")),
+        word_judge=_toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
         report=report,

@@ -1,7 +1,7 @@
 """Trains the weights of measuring/refusal_classifier.py, and says how often they and the rules are right.
 
     make judge-refusals                      a quarter of a minute
-    python benchmarks/refusals.py --check    the figures alone, of the weights that are there
+    python recipes/refusal_words.py --check    the figures alone, of the weights that are there
     … --instructions CLONE    how often an answer to a harmless instruction is called a refusal, of each of the models
         whose completions lie in a clone of https://github.com/andyrdt/refusal_direction (Arditi et al. 2024)
 

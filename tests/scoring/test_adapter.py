@@ -18,11 +18,12 @@ from small_judges import LABELS, needs_minilm, save_adapter, save_full, tiny_enc
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardlm.errors import NotAvailableError, ScorerError
-from rewardlm.scoring import classifier, trained
+from rewardlm.scoring import classifier, record
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.scoring.encoder import MINILM, MINILM_REVISION, locate_encoder
-from rewardlm.scoring.scorer import cuts, load_scorer, score_texts
-from rewardlm.scoring.trained import Isotonic, read_record
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.record import Calibration, read_record
+from rewardlm.scoring.scorer import cuts, score_texts
 
 SENTENCES = [
     "You are a kind friend.",
@@ -83,6 +84,7 @@ def test_an_adapter_on_minilm_equals_peft(minilm_judge: Path) -> None:
     assert scorer.revision == f"{hashlib.sha256(weights).hexdigest()}@{MINILM_REVISION}"
 
 
+@pytest.mark.slow
 @needs_minilm
 def test_half_precision_moves_probabilities_little_and_alone_as_in_company(minilm_judge: Path) -> None:
     base = locate_encoder("minilm")[0]
@@ -178,8 +180,8 @@ def test_isotonic_calibration_is_applied_to_its_label_alone(tmp_path: Path, enco
 
 
 def test_interpolation_keeps_order_and_nan() -> None:
-    curve = Isotonic((0.2, 0.5), (0.1, 0.7))
-    found = curve(torch.tensor([0.0, 0.2, 0.35, 0.5, 1.0, math.nan]).double().numpy())
+    curve = Calibration("isotonic", x=(0.2, 0.5), y=(0.1, 0.7))
+    found = curve.curve(torch.tensor([0.0, 0.2, 0.35, 0.5, 1.0, math.nan]).double().numpy())
     assert found[:5].tolist() == pytest.approx([0.1, 0.1, 0.4, 0.7, 0.7])
     assert math.isnan(found[5])
 
@@ -346,7 +348,7 @@ def test_a_whole_classifier_uses_its_record(tmp_path: Path) -> None:
 
 
 def test_the_shipped_judge_by_name(judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "starter_folder", lambda name: judge)
+    monkeypatch.setattr(record, "shipped_folder", lambda name: judge)
     starter, hate = load_scorer("starter"), load_scorer("starter#hate")
     assert (starter.name, starter.labels) == ("starter", ("toxicity", "insult", "hate"))
     assert (hate.name, hate.labels[0]) == ("starter#hate", "hate")
@@ -358,7 +360,7 @@ def test_the_shipped_judge_by_name(judge: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["starter", "starter#hate", "toxicity+hate", "mean(lexical,starter)"])
 def test_a_copy_without_a_judge_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "starter_folder", lambda name: None)
+    monkeypatch.setattr(record, "shipped_folder", lambda name: None)
     with pytest.raises(NotAvailableError, match="ships no judge"):
         load_scorer(name)
 

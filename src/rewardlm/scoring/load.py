@@ -1,0 +1,115 @@
+"""Judges by name: what a user writes after ``--scorer``, as an object with a ``score`` method.
+
+A new judge of this package is a class in a file of its own, and a line in ``load_scorer``. Nothing heavy is imported
+until a judge that needs it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
+from rewardlm.errors import NotAvailableError, ScorerError
+from rewardlm.scoring import lexical, lstm
+from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
+from rewardlm.scoring.function import FunctionScorer
+from rewardlm.scoring.record import SHIPPED, judge_folder
+from rewardlm.scoring.scorer import Scorer
+
+AVAILABLE = (
+    "starter, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge "
+    "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
+    "max(a,b)"
+)
+_ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
+
+
+def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> Scorer:
+    """The judge that ``spec`` names, ready to score on ``device``; ``services`` says how those over HTTP are asked.
+
+    Raises ScorerError if it is unknown, can't be loaded or its label is ambiguous, ServiceError if its service can't be
+    used, and NotAvailableError where this copy of rewardlm doesn't have it.
+    """
+    spec = spec.strip()
+    if spec == "perspective":
+        from rewardlm.scoring.perspective import PerspectiveScorer
+
+        return PerspectiveScorer((services or validate(ServicesSettings, {})).perspective)
+    if spec == "endpoint" or re.fullmatch(r"endpoint:[\w-]+", spec):
+        from rewardlm.scoring.endpoint import load_endpoint
+
+        return load_endpoint(spec, services or validate(ServicesSettings, {}))
+    if spec == "lexical":
+        return lexical.LexicalScorer()
+    if spec == "lexical2":
+        return lstm.LstmScorer(device=device)
+    if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
+        how: Literal["mean", "max"] = "mean" if ensemble[1] == "mean" else "max"
+        members = _members(_names(ensemble[2]), device, services)
+        return Ensemble(members, how, name=spec if spec in PRESETS else None)
+    if (source := spec.partition("#")[0]) in SHIPPED and judge_folder(source) is None:
+        raise NotAvailableError(f"scorer {spec!r}: this copy of rewardlm ships no judge; it has: {AVAILABLE}")
+    if source in SHIPPED or os.path.isdir(spec) or os.path.isdir(spec.rpartition("#")[0]) or _is_hub_id(spec):
+        from rewardlm.scoring.classifier import ClassifierScorer
+
+        return ClassifierScorer(spec, device=device)
+    if is_function_name(spec):
+        return FunctionScorer(spec)
+    kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
+    raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
+
+
+def check_judges(specs: Iterable[str]) -> None:
+    """Raise ScorerError for the first of these judges whose package is not installed. Loads nothing.
+
+    A command asks this about all of its judges before it loads one, or a model.
+    """
+    for spec in specs:
+        if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
+            check_judges(_names(ensemble[2]))
+        elif spec == "lexical":
+            lexical.package_folder()
+        elif spec == "lexical2":
+            lstm.check_installed()
+
+
+def is_here(judge: str) -> bool:
+    """Whether the package that ``judge`` needs is installed."""
+    try:
+        check_judges([judge])
+    except ScorerError:
+        return False
+    return True
+
+
+def _names(specs: str) -> list[str]:
+    try:
+        return split_names([specs])
+    except ValueError as error:
+        raise ScorerError(f"scorers {specs!r}: {error}; there are {AVAILABLE}") from None
+
+
+def _members(names: Sequence[str], device: str, services: ServicesSettings | None) -> list[Member]:
+    """The members of an ensemble. Labels of one classifier (``ID``, ``ID#label``) share its one pass."""
+    from rewardlm.scoring.classifier import ClassifierScorer, split_label
+
+    members: list[Member] = []
+    loaded: dict[str, ClassifierScorer] = {}
+    for spec in names:
+        source, label = split_label(spec)
+        if source in loaded:
+            members.append(Member(spec, loaded[source], loaded[source].also(label)))
+            continue
+        scorer = load_scorer(spec, device=device, services=services)
+        if isinstance(scorer, ClassifierScorer):
+            loaded[source] = scorer
+        members.append(Member(scorer.name, scorer, scorer.labels[0]))
+    return members
+
+
+def _is_hub_id(spec: str) -> bool:
+    """Owner and name: without an owner a mistyped ``lexcial`` would be looked up on the hub."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(#.+)?", spec) is not None
