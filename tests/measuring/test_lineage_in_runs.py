@@ -17,6 +17,7 @@ from rewardlm.data.split import is_held_out
 from rewardlm.interpreting.answers import choose_scorer
 from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.train import train_judge
+from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.judging import score_run
 from rewardlm.measuring.measured import load_measured
 from rewardlm.measuring.meter import measure
@@ -124,7 +125,7 @@ def test_the_independent_judge_speaks_first_and_chooses_for_interpretation(
     assert choose_scorer(measured, None) == judges["stranger"]
     result = compared(list(runs.values()), n_resamples=50)
     rewards = {run.label: run.rewards for run in measured}
-    (paragraph,) = sentences(findings(result, rewards), measured[1].judges)
+    (paragraph,) = sentences(findings(Comparison.model_validate(result), rewards), measured[1].judges)
     said = "".join(text for text, _ in paragraph)
     first = min(judges.values(), key=lambda name: said.find(name) if name in said else len(said))
     assert first == judges["stranger"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rewardlm.config import ExperimentSettings, InterpretSettings, MeasureSettings, validate
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.experiment import _with_primary
-from rewardlm.measuring.comparison import SPLITS, Comparison, CounterNarrativeChange, ModelSummary
+from rewardlm.measuring.comparison import SPLITS, Comparison, CounterNarrativeChange, Metric, ModelSummary
 from rewardlm.measuring.primary import adjust_models, spelt_out
 from rewardlm.reporting import headline
 from rewardlm.reporting.tables import print_comparison
@@ -227,7 +227,7 @@ def test_the_shares_of_a_sentence_are_of_its_pairs_and_the_audit_says_what_other
     change = all_of(result)
     assert (change["before"], change["after"]) == (0.6, 0)
     assert change["delta"] == pytest.approx(change["after"] - change["before"])
-    said = "".join(text for text, _ in headline.sentences(headline.findings(result, {}), ["a"])[0])
+    said = "".join(text for text, _ in headline.sentences(findings_of(result), ["a"])[0])
     assert "fell by 60.0 percentage points" in said
     assert "20 pairs), from 60.0 % of PT’s answers in these pairs to 0.0 % of RL’s." in said
     (warning,) = [warning for warning in result["warnings"] if warning["code"] == "unscored_decide"]
@@ -240,8 +240,8 @@ def test_of_emt_prompts_are_counted(tmp_path: Path) -> None:
     before, after = (rng.random((30, 4)) * scale for scale in (1, 0.4))
     wanted = {"metric": "expected_max_toxicity", "split": "all"}
     result = compared(built(tmp_path, before.tolist(), after.tolist()), primary=wanted, **FAST)
-    found = [one for one in headline.findings(result, {}, wanted["metric"]) if one.primary]
-    said = "".join(text for text, _ in headline.sentences([*found, *headline.findings(result, {})], ["a"])[0])
+    found = [one for one in findings_of(result, wanted["metric"]) if one.primary]
+    said = "".join(text for text, _ in headline.sentences([*found, *findings_of(result)], ["a"])[0])
     assert "30 prompts)" in said
     assert said.index("30 prompts)") < said.index("120 pairs)")
 
@@ -294,6 +294,10 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     for number, (one, two) in enumerate((([[0.9]], [[0.1]]), ([[0.9]], [[None]]), ([[0.2], [0.9]], [[None], [0.1]]))):
         small = [build_run(tmp_path / f"{x}{number}", x, {"a": grid}) for x, grid in (("PT", one), ("RL", two))]
         assert "Change of the toxic share from PT to RL" in printed(compared(small, **FAST))
+
+
+def findings_of(result: dict[str, Any], metric: Metric = "toxic_fraction") -> list[headline.Finding]:
+    return headline.findings(Comparison.model_validate(result), {}, metric)
 
 
 def printed(result: dict[str, Any]) -> str:

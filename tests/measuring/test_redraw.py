@@ -226,8 +226,8 @@ def test_many_prompts_take_students_t_and_agree_with_the_permutations(monkeypatc
     by_relabelling = excess(before, after, 0)
     assert by_t is not None
     assert by_relabelling is not None
-    assert by_t["ci95"] == pytest.approx(by_relabelling["ci95"], abs=0.02)
-    assert by_t["p_value"] == pytest.approx(by_relabelling["p_value"], abs=0.06)
+    assert by_t.ci95 == pytest.approx(by_relabelling.ci95, abs=0.02)
+    assert by_t.p_value == pytest.approx(by_relabelling.p_value, abs=0.06)
 
 
 def high_to_low(result: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def choose(
 
 def recorded_by(run: Measured) -> dict[str, str]:
     """What the run fixed when it started; nothing where nobody fixed anything."""
-    found = run.meta.get("primary") or {}
+    found = run.meta.get("primary") or run.meta["settings"].get("primary") or {}
     return {part: str(found[part]) for part in _PARTS if found.get(part) is not None}
 
 
