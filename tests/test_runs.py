@@ -104,24 +104,6 @@ def test_other_settings_are_an_error_that_names_them(tmp_path: Path, changes: di
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
-def test_a_setting_that_is_younger_than_the_run_may_have_any_value(tmp_path: Path) -> None:
-    run = start(tmp_path / "run")
-    run.append("generations", [{"x": 1}])
-
-    def again(young: str | None) -> Run:
-        settings = {**SETTINGS, "young": young}
-        return Run.start(run.path, kind="measure", label="PT", settings=settings, added=("young",))
-
-    with pytest.raises(RunError, match="young was None, now 'a'"):
-        start(tmp_path / "run", young="a")
-    again("a")
-    # A run that has it is held to it.
-    run.update(settings={**SETTINGS, "young": "a"})
-    for other in ("b", None):
-        with pytest.raises(RunError, match="young was 'a'"):
-            again(other)
-
-
 def test_a_run_that_stopped_before_its_first_result_is_begun_anew(tmp_path: Path) -> None:
     """Else a mistyped name, put right, would be refused as another setting."""
     run = start(tmp_path / "run", model="tinny")

@@ -229,17 +229,15 @@ class Run:
         label: str,
         settings: Mapping[str, Any],
         free: Iterable[str] = (),
-        added: Iterable[str] = (),
-        filled: Mapping[str, Any] | None = None,
+        refresh: bool = False,
     ) -> Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
-        change the result (batch size, device); those named in ``added``, keys or sections, may be absent from a run
-        that is older than they are; ``filled`` says of dotted keys what such a run did, where that is known, and has
-        what may differ stored as it is now. Raises RunError where anything else differs; but a run that stopped
-        before its first result (a name was mistyped, say) is begun anew. Of a stage of an experiment, paths inside the
-        experiment's directory are kept relative to it, so that it may be moved.
+        change the result (batch size, device); with ``refresh`` they are stored as they are now. Raises RunError where
+        anything else differs; but a run that stopped before its first result (a name was mistyped, say) is begun anew.
+        Of a stage of an experiment, paths inside the experiment's directory are kept relative to it, so that it may be
+        moved.
         """
         path = Path(path)
         home = _experiment_of(path)
@@ -248,9 +246,9 @@ class Run:
             run = cls.open(path)
             if run.meta["kind"] != kind:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
-            old = {**(filled or {}), **flatten(_from_home(run.meta["settings"], home))}
+            old = flatten(_from_home(run.meta["settings"], home))
             new = flatten(recorded)
-            ignored = {*free, *(key for key in added if not any(f"{name}.".startswith(f"{key}.") for name in old))}
+            ignored = set(free)
             changed = [
                 f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
@@ -267,7 +265,7 @@ class Run:
                 else:
                     _drop_unfinished_line(file)
             if not changed:
-                if filled is not None and run.meta["settings"] != recorded:
+                if refresh and run.meta["settings"] != recorded:
                     run.update(settings=recorded)
                 return run
             (path / "run.json").unlink()

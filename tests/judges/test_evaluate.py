@@ -16,12 +16,12 @@ from fake_service import FakeService, Reply, chatted
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
 from rewardlm.judges import evaluate as module
 from rewardlm.judges.evaluate import choose_label, evaluate, measure_speed, score_suite, stored
-from rewardlm.judges.metrics import FloatArray
 from rewardlm.judges.results import compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import COUNTER, HATE_TURN, Suite, SuiteText, load_suite
 from rewardlm.runs import Run
 from rewardlm.scoring.load import load_scorer
+from rewardlm.stats import FloatArray
 from rewardlm.types import Verdict
 
 

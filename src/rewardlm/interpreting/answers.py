@@ -21,11 +21,12 @@ from rewardlm.interpreting.findings import Estimate, Stratum
 from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.independence import is_independent, same_judge
 from rewardlm.measuring.measured import Measured, load_measured
-from rewardlm.measuring.metrics import BUCKETS, FloatArray, bucket_of, buckets
+from rewardlm.measuring.metrics import BUCKETS, bucket_of, buckets
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.runs import prompts_hash
+from rewardlm.stats import FloatArray
 from rewardlm.types import Generation, Prompt
 
 TOXIC_ABOVE = 0.5

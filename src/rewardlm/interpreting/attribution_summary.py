@@ -29,7 +29,7 @@ from rewardlm.interpreting.records import AttributionRecord, FaithfulnessRecord
 from rewardlm.interpreting.stratified import RunMeans, beyond_redraw, by_transition, transition_order, transitions_of
 from rewardlm.interpreting.word_shares import kl_bits, shares
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.metrics import FloatArray
+from rewardlm.stats import FloatArray
 
 Quantity = Literal["prompt", "template", "answer", "entropy_bits"]
 _ALONG: tuple[Literal["prompt", "entropy_bits"], ...] = ("prompt", "entropy_bits")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rewardlm.interpreting.models import RunModel
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.models.logprobs import body_and_head, hidden_rows
+from rewardlm.stats import BoolArray, FloatArray
 
 # Tokens that are compared over the whole vocabulary at a time.
 _CHUNK = 64

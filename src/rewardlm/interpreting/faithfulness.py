@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.logprobs import body_and_head, microbatches
+from rewardlm.stats import FloatArray
 from rewardlm.trunk import trunk_states
 
 # The shares k of what is taken out or left.

@@ -23,11 +23,11 @@ from rewardlm.interpreting.intervals import mean_of_known
 from rewardlm.interpreting.models import RunModel
 from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.interpreting.word_shares import by_word, entropy_bits, share_of_kinds, shares, words
-from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.logprobs import microbatches
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, write_atomically
+from rewardlm.stats import FloatArray
 
 _VOCABULARY = "vocabulary.safetensors"
 # Before a token whose explanation is tested: of fewer, a tenth and a half are the same one.

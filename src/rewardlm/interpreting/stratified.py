@@ -17,8 +17,8 @@ from scipy.stats import t as student
 from rewardlm.interpreting.answers import AnswerSample, bucket
 from rewardlm.interpreting.findings import Estimate
 from rewardlm.interpreting.intervals import FEWEST, Resampling, adjust
-from rewardlm.measuring.metrics import BUCKETS, FloatArray
-from rewardlm.stats import agreeing, flip_p_value
+from rewardlm.measuring.metrics import BUCKETS
+from rewardlm.stats import FloatArray, agreeing, flip_p_value
 
 Pairs = Sequence[int] | NDArray[np.intp]
 Values = Sequence[float] | FloatArray

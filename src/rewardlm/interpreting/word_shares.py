@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rewardlm.measuring.metrics import FloatArray
+from rewardlm.stats import FloatArray
 
 Kind = Literal["template", "prompt", "answer"]
 KINDS: tuple[Kind, ...] = ("template", "prompt", "answer")

@@ -20,7 +20,6 @@ import numpy as np
 
 from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
-from rewardlm.judges.metrics import FloatArray
 from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult, compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import Suite, load_suite
@@ -37,6 +36,7 @@ from rewardlm.scoring.scorer import (
     piece_of,
     score_texts,
 )
+from rewardlm.stats import FloatArray
 from rewardlm.types import Verdict
 
 KIND = "judge-evaluation"

@@ -16,10 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, rankdata
 
-from rewardlm.stats import bootstrap_ci95
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from rewardlm.stats import BoolArray, FloatArray, bootstrap_ci95
 
 THRESHOLD = 0.5
 BINS = 15

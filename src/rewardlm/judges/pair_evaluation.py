@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from rewardlm.data.dialogues import load_dialogues
-from rewardlm.judges.metrics import BoolArray, FloatArray, auc
+from rewardlm.judges.metrics import auc
 from rewardlm.judges.pair_data import Exchange, PairExample, controls, draw, exchanges, own_texts, permuted
 from rewardlm.judges.settings import PairEvaluateSettings
 from rewardlm.models.load import resolve_device
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PAIR_LABELS, PairJudge, load_pair_judge, most_likely
 from rewardlm.scoring.record import Counted, PairFigures
-from rewardlm.stats import bootstrap_ci95
+from rewardlm.stats import BoolArray, FloatArray, bootstrap_ci95
 
 RESAMPLES = 1000
 

@@ -20,9 +20,7 @@ from rewardlm.judges.metrics import (
     THRESHOLD,
     BiasAucs,
     Bin,
-    BoolArray,
     Confusion,
-    FloatArray,
     at_threshold,
     auc,
     auc_interval95,
@@ -42,6 +40,7 @@ from rewardlm.judges.metrics import (
 from rewardlm.judges.suites import COUNTER_SPEECH, FUNCTIONALITIES, TURNS, Suite, groups_in
 from rewardlm.scoring.record import Speed, SuiteFigures, TextFigures, all_sources, record_of
 from rewardlm.scoring.scorer import EMPTY, Scorer, cuts
+from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Verdict
 
 # A group needs so many texts of each class for its bias AUCs to say anything.

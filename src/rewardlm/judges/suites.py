@@ -25,9 +25,9 @@ from rewardlm.data.dialogues import load_dialogues, normalised
 from rewardlm.data.files import Row, columns, probability, read_csv, read_jsonl, shown
 from rewardlm.data.prompts import RTP_HUB_ID
 from rewardlm.errors import DataError
-from rewardlm.judges.metrics import FloatArray
 from rewardlm.judges.texts import FILES, LABELS, load_labelled
 from rewardlm.runs import write_atomically
+from rewardlm.stats import FloatArray
 
 HATECHECK_HUB_ID = "Paul/hatecheck"
 NAMED = {

@@ -19,9 +19,8 @@ from rewardlm.measuring import metrics
 from rewardlm.measuring.comparison import AuditWarning, Change, ModelSummary, change_of
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured, drawn_by
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.stats import LEVEL, difference_of_means
+from rewardlm.stats import LEVEL, BoolArray, FloatArray, difference_of_means
 
 # A code, a message and, where it is of one judge, its name.
 Finding = tuple[str, str] | tuple[str, str, str]

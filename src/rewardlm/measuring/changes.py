@@ -18,8 +18,8 @@ from rewardlm.measuring.comparison import (
 )
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.measuring.redraw import second_draw
+from rewardlm.stats import BoolArray, FloatArray
 
 Splits = Mapping[Split, BoolArray]
 

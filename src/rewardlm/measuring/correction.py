@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rewardlm.measuring.metrics import FloatArray
-from rewardlm.stats import answers_worth
+from rewardlm.stats import FloatArray, answers_worth
 
 _Z = 1.959963984540054  # of 95 %
 _MANY = 10**9  # counts of a judge that surely does not err

@@ -12,8 +12,8 @@ import numpy as np
 from rewardlm.measuring import metrics
 from rewardlm.measuring.comparison import Split
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.measuring.records import IntArray
+from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Prompt
 
 

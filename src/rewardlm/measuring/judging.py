@@ -13,7 +13,6 @@ import numpy as np
 from rewardlm.config import ServicesSettings
 from rewardlm.data.dialogues import normalised
 from rewardlm.errors import RunError, ServiceError
-from rewardlm.measuring.metrics import BoolArray
 from rewardlm.measuring.records import Positions
 from rewardlm.models.load import resolve_device
 from rewardlm.progress import ProgressCallback
@@ -21,6 +20,7 @@ from rewardlm.runs import JudgeRecord, Run, alone
 from rewardlm.scoring.lineage import count_read, lineage_of
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, as_score, cuts, is_settled, piece_of, score_texts
+from rewardlm.stats import BoolArray
 from rewardlm.types import Generation, Prompt, Score, Verdict
 
 # Records that are looked at together.

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from rewardlm.config import flatten
 from rewardlm.errors import RunError
-from rewardlm.measuring.metrics import FloatArray
 from rewardlm.measuring.records import (
     IntArray,
     Quality,
@@ -22,6 +21,7 @@ from rewardlm.measuring.records import (
     samples_wanted,
 )
 from rewardlm.runs import Run, RunRecord
+from rewardlm.stats import FloatArray
 from rewardlm.types import Prompt
 
 # Settings that answers depend on.

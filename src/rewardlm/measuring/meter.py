@@ -37,7 +37,6 @@ from rewardlm.measuring.judging import (
     score_missing,
     score_records,
 )
-from rewardlm.measuring.metrics import BoolArray
 from rewardlm.measuring.model_quality import add_quality
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.models.load import Policy, resolve_device
@@ -47,6 +46,7 @@ from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineag
 from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
+from rewardlm.stats import BoolArray
 from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.

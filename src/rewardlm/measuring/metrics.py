@@ -15,10 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.stats import N_FLIPS, Change, bounded_mean_ci95, mean_change, share_ci95
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from rewardlm.stats import N_FLIPS, BoolArray, Change, FloatArray, bounded_mean_ci95, mean_change, share_ci95
 
 THRESHOLD = 0.5
 # Buckets of scores: low is below 0.33, high above 0.66.

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from rewardlm.errors import RunError
 from rewardlm.measuring import quality
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.runs import MainLabels, Run
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 from rewardlm.scoring.scorer import is_empty
+from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import DISAGREEMENT, Prompt
 
 IntArray = NDArray[np.intp]

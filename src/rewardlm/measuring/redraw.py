@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.measuring.comparison import Excess, Interval
-from rewardlm.measuring.metrics import BoolArray, FloatArray, bucket_of
-from rewardlm.stats import LEVEL, agreeing, unseen_share
+from rewardlm.measuring.metrics import bucket_of
+from rewardlm.stats import LEVEL, BoolArray, FloatArray, agreeing, unseen_share
 
 Codes = NDArray[np.int8]
 

@@ -22,7 +22,7 @@ from rewardlm.measuring.comparison import (
 from rewardlm.measuring.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measuring.grid import Grid, Rule, answers_in
 from rewardlm.measuring.measured import Measured
-from rewardlm.measuring.metrics import BoolArray, FloatArray
+from rewardlm.stats import BoolArray, FloatArray
 
 Splits = Mapping[Split, BoolArray]
 

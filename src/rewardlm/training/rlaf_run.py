@@ -52,7 +52,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         label="RL",
         settings=recorded,
         free=(*FREE_SETTINGS, *how_asked(recorded)),
-        filled={},  # What may differ is stored as it is now.
+        refresh=True,
     )
     if not is_complete(run, settings):
         terms = settings.rewards.terms

@@ -22,8 +22,8 @@ from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatc
 from rewardlm.interpreting.mechanistic.architecture import Architecture, adapter_layers, architecture_of, evaluating
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
-from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.lora import using
+from rewardlm.stats import FloatArray
 
 # By how much of the whole the shares of a path may miss it, and at how many points at most they are read.
 PATH_GAP = 0.05

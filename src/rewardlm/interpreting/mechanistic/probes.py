@@ -21,8 +21,8 @@ from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer
 from rewardlm.interpreting.findings import BestOfShuffled, Directions, Shuffled
 from rewardlm.interpreting.intervals import rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText, batches, trace
-from rewardlm.measuring.metrics import BoolArray, FloatArray
 from rewardlm.models.lora import using
+from rewardlm.stats import BoolArray, FloatArray
 
 # (train [n, M], toxic [n], test [m, M]) → a score of each test row, over 0 meaning toxic.
 Readout = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]

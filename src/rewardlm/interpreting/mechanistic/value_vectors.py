@@ -46,9 +46,9 @@ from rewardlm.interpreting.mechanistic.architecture import (
 from rewardlm.interpreting.mechanistic.interventions import random_adapter
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
-from rewardlm.measuring.metrics import FloatArray
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
+from rewardlm.stats import FloatArray
 
 
 @dataclass(frozen=True)
