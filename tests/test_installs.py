@@ -31,9 +31,9 @@ SOURCE = Path(rewardlm.__file__).parent
 ROOT = SOURCE.parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FILES = sorted(SOURCE.rglob("*.py"))
-# Modules of packages that only an extra brings. tokenizers comes with transformers, markupsafe with jinja2.
+# Modules of packages that only an extra brings. Some come with others.
 OF_EXTRAS = {"profanity_check", "h5py", "gguf", "bitsandbytes", "ray", "inseq", "tensorboard", "trackio", "wandb"}
-WITH_OTHERS = {"tokenizers": "transformers", "markupsafe": "jinja2"}
+WITH_OTHERS = {"tokenizers": "transformers", "markupsafe": "jinja2", "pydantic_core": "pydantic"}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
@@ -21,7 +22,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from rewardlm.config import FinetuneSettings
+from rewardlm.config import FinetuneSettings, Resume
 from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
@@ -98,36 +99,26 @@ def _finetune(
     policy, _ = load_for(settings, processes, partial(_put_on, settings))
     samples = _encode_all(settings, policy, train, validation, say)
 
-    # 2. Where a killed run stopped; what was written after that goes.
-    about = {
-        "source": settings.dialogues,
-        "rows": dialogues.n_rows,
-        "dialogues": whole.n_dialogues,
-        "pairs": whole.total,
-        "dropped": whole.dropped,
-        "notes": notes,
-        "train_pairs": len(samples.train),
-        "validation_pairs": len(samples.validation),
-        "shortened_histories": samples.shortened,
-        "left_out": samples.left_out,
-        "summary": whole.summary,
+    # 2. Where a killed run stopped.
+    described = {
+        **policy.describe(),
+        "rewards": rewards_of(settings.adapter) if settings.adapter else [],
+        "dialogues": {
+            "source": settings.dialogues,
+            "rows": dialogues.n_rows,
+            "dialogues": whole.n_dialogues,
+            "pairs": whole.total,
+            "dropped": whole.dropped,
+            "notes": notes,
+            "train_pairs": len(samples.train),
+            "validation_pairs": len(samples.validation),
+            "shortened_histories": samples.shortened,
+            "left_out": samples.left_out,
+            "summary": whole.summary,
+        },
+        "processes": processes.size,
     }
-
-    def begin() -> Checkpoint | None:
-        run.update(
-            **policy.describe(),
-            rewards=rewards_of(settings.adapter) if settings.adapter else [],
-            dialogues=about,
-            processes=processes.size,
-        )
-        folders = _finished_checkpoints(run.path / "checkpoints")
-        found = newest_usable(folders, resume=settings.resume, needed=_NEEDED)
-        if found is not None and found.damaged:
-            run.update(inexact_resume=found.step)
-        run.forget_after(found.step if found else 0)
-        return found
-
-    checkpoint = processes.first(begin)
+    checkpoint = processes.first(lambda: _resume(run, settings.resume, described))
     if not all(processes.gather(lambda: [checkpoint is None or checkpoint.folder.is_dir()])):
         raise TrainingError(f"the processes see different files in {run.path}: --out must be a folder that all share")
 
@@ -281,6 +272,16 @@ def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row
         if any(encoded.completion_mask):
             rows.append({"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask})
     return rows, shortened
+
+
+def _resume(run: Run, how: Resume, described: dict[str, Any]) -> Checkpoint | None:
+    """Record what is trained on what, and find where a killed run stopped; what it logged after that goes."""
+    run.update(**described)
+    found = newest_usable(_finished_checkpoints(run.path / "checkpoints"), resume=how, needed=_NEEDED)
+    if found is not None and found.damaged:
+        run.update(inexact_resume=found.step)
+    run.forget_after(found.step if found else 0)
+    return found
 
 
 def _finished_checkpoints(checkpoints: Path) -> list[Path]:
