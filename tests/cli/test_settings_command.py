@@ -50,10 +50,6 @@ SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
 }
 
 
-# Sections whose default is replaced as a whole: a part that is given stands beside the class' own defaults.
-REPLACED = [("judge train", "lora"), ("judge train-pairs", "lora")]
-
-
 class Caught(Exception):
     """Ends a command once its settings are made."""
 
@@ -133,8 +129,6 @@ def test_a_flag_reaches_its_setting_and_no_other(
         assert at(after, key) == value, (flag, at(after, key))
         assert at(before, key) != value, flag
         section, _, name = key.rpartition(".")
-        if (command, section) in REPLACED:
-            continue
         # All else is as it was.
         inner = (at(after, section) if section else after).model_copy(update={name: at(before, key)})
         assert (after.model_copy(update={section: inner}) if section else inner) == before, flag
@@ -168,9 +162,7 @@ def test_settings_lists_keys_and_defaults_that_the_command_takes(shell: Shell, c
     stages = ("finetune", "rlaf", "interpret") if kind is ExperimentSettings else ()
     for setting in found:
         key, default = setting["key"], setting["default"]
-        if (command, key.rpartition(".")[0]) in REPLACED:
-            assert at(usual, key) == default
-        elif setting["required"]:
+        if setting["required"]:
             assert kind.example.keys() >= {key}
             with pytest.raises(ConfigError, match=f"'{key}' is missing"):
                 build(kind, defaults={name: value for name, value in kind.example.items() if name != key})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
     """Base of all settings: unknown keys are errors, values don't change after checking.
+
+    A part of a section is put over the default of the field that holds the section: where that is
+    ``LoraSettings(r=32, alpha=64)``, ``lora.r=4`` leaves alpha at 64.
 
     Every field has a description, which ``--help``, ``rewardlm settings``, ``rewardlm init`` and docs/settings.md show.
     ``example`` has values for what a file to start from can't leave at its default: required settings above all.
@@ -18,3 +22,17 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
     example: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_over_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: _over_default(cls, name, value) for name, value in data.items()}
+
+
+def _over_default(kind: type[BaseModel], name: str, value: Any) -> Any:
+    default = kind.model_fields[name].default if name in kind.model_fields else None
+    if not isinstance(default, Section) or not isinstance(value, Mapping):
+        return value
+    return {**{key: getattr(default, key) for key in default.model_fields_set}, **value}
