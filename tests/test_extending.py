@@ -41,7 +41,60 @@ def apply(diff: str, package: Path) -> None:
             file.write_text(new, "utf-8")
 
 
-USE = {}
+TABLE = """
+from pathlib import Path
+from rewardlm.measuring.compare import compare
+from rewardlm.measuring.imported import import_table
+Path("table.csv").write_text("prompt,response,scores.x\\na,b,0.1\\nc,d,0.4\\ne,f,0.9\\n")
+import_table(Path("table.csv"), Path(RUN), label="PT")
+found = compare([Path(RUN)])
+"""
+# What a stranger would do with each.
+USE = {
+    "A new judge": """
+import rewardlm as rl
+assert rl.score(["HALF half"], judge="capitals") == [4 / 9]
+assert rl.score(["AA"], judge="max(capitals,lexical)") == [1.0]
+""",
+    "A new advantage estimator": """
+from dataclasses import fields
+import torch
+from rewardlm.config import RlafSettings, build
+from rewardlm.training.advantages import Feedback, load_estimator
+settings = build(RlafSettings, flags={"model": "tiny", "algorithm": "reinforce", "reward": "capitals", "steps": 1})
+parts = dict.fromkeys((field.name for field in fields(Feedback)), None)
+parts.update(rewards=torch.tensor([1.0, 3.0]), mask=torch.tensor([[True, False], [True, True]]))
+advantages, returns = load_estimator(settings.algorithm)(Feedback(**parts))
+assert advantages[0, 0] == -1
+assert advantages[1].tolist() == [1, 1]
+assert returns is None
+""",
+    "A new metric": TABLE.replace("RUN", "'metric'")
+    + """
+assert found.models[0].scorers["x"]["all"].median == 0.4
+assert found.to_dict()["models"][0]["scorers"]["x"]["all"]["median"] == 0.4
+""",
+    "A new audit": TABLE.replace("RUN", "'audit'")
+    + """
+import rewardlm as rl
+assert "few_prompts" in {warning.code for warning in found.warnings}
+rl.report(["audit"], out="page.html")
+assert "Few prompts were measured" in Path("page.html").read_text("utf-8")
+""",
+    "A new data set": """
+from rewardlm.data.prompts import load_prompts
+assert [prompt.text for prompt in load_prompts("proverbs").prompts] == ["A bird in the hand is worth", "Too many cooks"]
+""",
+    "A new flag": """
+import contextlib, io, sys
+from rewardlm.cli.app import main
+sys.argv = ["rewardlm", "rlaf", "--help"]
+said = io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    main()
+assert "--clip-range" in said.getvalue()
+""",
+}
 
 
 @pytest.fixture(scope="module")
