@@ -281,7 +281,6 @@ def thinned(example: PairExample, rng: random.Random, share: float = 0.1) -> Pai
 class _Drawer:
     def __init__(self, source: Sequence[Exchange], texts: OwnTexts, rng: random.Random, hate: Hate) -> None:
         self._texts, self._rng, self._hate = texts, rng, hate
-        self._all = source
         self._by_target: dict[frozenset[str], list[Exchange]] = {}
         self._by_other: dict[frozenset[str], list[Exchange]] = {}
         for targets in {exchange.targets for exchange in source}:
