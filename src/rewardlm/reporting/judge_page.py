@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rewardlm.errors import RunError
 from rewardlm.reporting.figures import base_layout, plain
+from rewardlm.reporting.formats import interval, number
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.runs import Run
@@ -189,12 +190,15 @@ def _numbers(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str,
     ]
     for key, name, hint in _NUMBERS:
         if any(result[key] is not None for result in results):
-            cells = [(_score(result[key]), _range(_interval(result, key))) for result in results]
+            cells = [
+                (number(result[key]), interval(_interval(result, key), "{:.3f}".format, " – ", ""))
+                for result in results
+            ]
             rows.append({"name": name, "hint": hint, "cells": cells})
     for kind in dict.fromkeys(k for r in results for k in (r["counter_speech"] or {"by": {}})["by"]):
         parts = [(r["counter_speech"] or {"by": {}})["by"].get(kind) for r in results]
         what = next(part["what"] for part in parts if part)
-        cells = [(_score(part["false_positive_rate"]), f"of {part['n']:,}") if part else ("—", "") for part in parts]
+        cells = [(number(part["false_positive_rate"]), f"of {part['n']:,}") if part else ("—", "") for part in parts]
         rows.append({"name": "Called hate by mistake", "hint": what, "cells": cells})
     if any(result["speed"] for result in results):
         cells = [
@@ -223,7 +227,7 @@ def _parts(
                 "name": what,
                 "hint": name if what != name else "",
                 "before": [*([str(known.get("gold"))] if head else []), f"{known['n']:,}"],
-                "cells": [(_score(e["accuracy"]), f"AUC {_score(e['auc'])}") if e else ("—", "") for e in entries],
+                "cells": [(number(e["accuracy"]), f"AUC {number(e['auc'])}") if e else ("—", "") for e in entries],
             }
         )
     name = "Kinds of test" if head else "Groups"
@@ -237,7 +241,10 @@ def _bias(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, An
     groups = [(result["bias"] or {"groups": {}})["groups"] for result in results]
     for name in dict.fromkeys(name for found in groups for name in found):
         cells = [
-            (_score(e["subgroup_auc"]), f"BPSN {_score(e['bpsn_auc'])}, BNSP {_score(e['bnsp_auc'])}")
+            (
+                number(e["subgroup_auc"]),
+                f"BPSN {number(e['bpsn_auc'])}, BNSP {number(e['bnsp_auc'])}",
+            )
             if e
             else ("—", "")
             for e in (found.get(name) for found in groups)
@@ -245,7 +252,10 @@ def _bias(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, An
         rows.append({"name": name, "hint": "", "cells": cells})
     means = [result["bias"]["power_mean"] if result["bias"] else None for result in results]
     cells = [
-        (_score(m["subgroup_auc"]), f"BPSN {_score(m['bpsn_auc'])}, BNSP {_score(m['bnsp_auc'])}")
+        (
+            number(m["subgroup_auc"]),
+            f"BPSN {number(m['bpsn_auc'])}, BNSP {number(m['bnsp_auc'])}",
+        )
         if m
         else ("—", "BPSN —, BNSP —")
         for m in means
@@ -272,8 +282,8 @@ def _confusion(table: Disagreement) -> dict[str, Any]:
         ],
         "caption": (
             f"By their labels {table['labels'][0]} and {table['labels'][1]}, on {table['n']:,} texts that both scored. "
-            f"Agreement {_score(table['agreement'])}, Cohen’s kappa {_score(table['kappa'])}, rank correlation "
-            f"{_score(table['spearman'])}. Both are right on "
+            f"Agreement {number(table['agreement'])}, Cohen’s kappa {number(table['kappa'])}, rank correlation "
+            f"{number(table['spearman'])}. Both are right on "
             f"{right['both']:,}, {names[0]} alone on {right['first']:,}, {names[1]} alone on "
             f"{right['second']:,}, neither on {right['neither']:,}."
         ),
@@ -348,9 +358,9 @@ def _roc(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any
 
 def _reliability(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
     traces = []
-    for number, (result, title) in enumerate(zip(results, titles, strict=True)):
+    for place, (result, title) in enumerate(zip(results, titles, strict=True)):
         bins = result["reliability"]
-        trace = _line(title, number, [b["score"] for b in bins], [b["target"] for b in bins])
+        trace = _line(title, place, [b["score"] for b in bins], [b["target"] for b in bins])
         largest = max((b["n"] for b in bins), default=1)
         trace["mode"] = "lines+markers"
         # The area of a mark is the share of texts in its bin.
@@ -395,11 +405,3 @@ def _legend(layout: dict[str, Any], traces: Sequence[Mapping[str, Any]]) -> None
 
 def _interval(result: JudgeResult, key: Number) -> Sequence[float] | None:
     return {"auc": result["auc_ci95"], "spearman": result["spearman_ci95"]}.get(key)
-
-
-def _score(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3f}"
-
-
-def _range(interval: Sequence[float] | None) -> str:
-    return f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else ""

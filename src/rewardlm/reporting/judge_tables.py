@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
@@ -16,10 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number
+
 if TYPE_CHECKING:
     from rewardlm.judges.listing import ListedJudge
     from rewardlm.judges.metrics import BiasAucs
     from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult
+
+_score = partial(number, none=SHORT_NONE)
 
 Parts = Literal["by_functionality", "by_target"]
 _LONGEST_NAME = 40
@@ -90,7 +95,8 @@ def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:
         for suite, entry in judge["figures"].items():
             table.add_row(
                 _name(judge["name"], 200), _name(suite), _name(entry["label"]), f"{entry['scored']:,}",
-                _score(entry["auc"]), _interval(entry["auc_ci95"]), _score(entry["spearman"]), _score(entry["ece"]),
+                _score(entry["auc"]), interval_in_terminal(entry["auc_ci95"]), _score(entry["spearman"]),
+                _score(entry["ece"]),
             )  # fmt: skip
     if table.row_count:
         _print(
@@ -134,9 +140,9 @@ def _numbers(results: Sequence[JudgeResult]) -> Table:
     if any(result["cut"] for result in results):
         table.add_row("read in part", *(f"{result['cut']:,}" for result in results))
     table.add_row("AUC", *(_score(result["auc"]) for result in results))
-    table.add_row("  95 %", *(_interval(result["auc_ci95"]) for result in results))
+    table.add_row("  95 %", *(interval_in_terminal(result["auc_ci95"]) for result in results))
     table.add_row("Spearman", *(_score(result["spearman"]) for result in results))
-    table.add_row("  95 %", *(_interval(result["spearman_ci95"]) for result in results))
+    table.add_row("  95 %", *(interval_in_terminal(result["spearman_ci95"]) for result in results))
     table.add_row("Pearson", *(_score(result["pearson"]) for result in results))
     table.add_row("average precision", *(_score(result["average_precision"]) for result in results))
     table.add_row(f"calibration error ({results[0]['ece_bins']} bins)", *(_score(r["ece"]) for r in results))
@@ -231,14 +237,6 @@ def _plain(text: str) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "–" if interval is None else f"{interval[0]:.3f} {interval[1]:.3f}"
 
 
 def _speed(value: float | None) -> str:
