@@ -25,7 +25,7 @@ from rewardlm.errors import RewardLMError, ScorerError
 from rewardlm.experiment import run_experiment
 from rewardlm.judges.listing import list_judges
 from rewardlm.judges.settings import JudgeListSettings
-from rewardlm.scoring import scorer
+from rewardlm.scoring import load
 
 SOURCE = Path(rewardlm.__file__).parent
 ROOT = SOURCE.parents[1]
@@ -218,13 +218,13 @@ def test_a_judge_that_is_missing_is_listed_with_what_it_needs(monkeypatch: pytes
         monkeypatch.setitem(sys.modules, module, None)
     listed = {judge["name"]: judge for judge in list_judges(JudgeListSettings())}
     for name in ("lexical", "lexical2"):
-        assert not scorer.is_here(name)
+        assert not load.is_here(name)
         assert not listed[name]["usable"]
         assert listed[name]["needs"].startswith("pip install 'rewardlm[lexical]'")
     assert listed["starter"]["usable"]
-    assert scorer.is_here("starter")
+    assert load.is_here("starter")
     with pytest.raises(RewardLMError, match="lexical2"):
-        scorer.check_judges(["starter", "lexical2"])
+        load.check_judges(["starter", "lexical2"])
 
 
 OWN_JUDGE = """

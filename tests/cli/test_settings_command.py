@@ -279,6 +279,7 @@ def test_an_experiment_to_start_from_has_every_stage_at_its_defaults(shell: Shel
     assert chosen.adapter == out / "train" / "FT" / "adapter"
 
 
+@pytest.mark.slow
 def test_an_experiment_to_start_from_runs(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shell("init").out == "experiment.yaml\n"

@@ -168,19 +168,6 @@ def test_compute_in_half_precision_learns_too(tmp_path: Path) -> None:
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
-@pytest.mark.slow
-def test_runs_that_are_older_than_the_settings_of_quantisation_go_on(tmp_path: Path) -> None:
-    started = {"ft": (finetune, sft(tmp_path, max_steps=1)), "rl": (train, rl(steps=1))}
-    for name, (command, settings) in started.items():
-        run = command(settings, tmp_path / name)
-        older = {key: value for key, value in run.meta["settings"].items() if key != "quantisation"}
-        run.update(settings=older)
-        before = weights(run)
-        again = command(settings, tmp_path / name)
-        assert again.finished
-        assert all(torch.equal(tensor, before[key]) for key, tensor in weights(again).items())
-
-
 @needs_the_trap
 def test_a_cut_gradient_ends_fine_tuning_after_the_evaluation_that_cut_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
