@@ -152,7 +152,7 @@ test-peers: setup build/trl-1.12
 build/trl-%:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
 
-CODE := src tests benchmarks .ci
+CODE := src tests benchmarks examples recipes .ci
 lint: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)

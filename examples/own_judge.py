@@ -1,6 +1,6 @@
 """A judge of one's own: any function of texts measures, trains, and rewards other libraries' trainers.
 
-    python examples/own_judge.py [MODEL [FOLDER]]
+python examples/own_judge.py [MODEL [FOLDER]]
 """
 
 # %% The judge is the function "shouting" in shouting.py, beside this file.
