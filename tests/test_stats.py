@@ -11,7 +11,7 @@ from scipy import stats
 
 from rewardlm.measuring import metrics
 from rewardlm.stats import (
-    Change,
+    MeanChange,
     bootstrap_ci95,
     bounded_mean_ci95,
     difference_of_means,
@@ -26,7 +26,7 @@ from rewardlm.stats import (
 VALUES = st.one_of(st.sampled_from([-1.0, -0.25, 0.0, 0.0, 0.0, 0.25, 1.0]), st.floats(-1, 1))
 
 
-def agrees(found: Change) -> bool:
+def agrees(found: MeanChange) -> bool:
     """The interval leaves zero out exactly where p < .05; it has a width and holds the estimate; nothing is NaN."""
     assert found.p_value is not None
     assert 0 <= found.p_value <= 1
@@ -76,9 +76,9 @@ def test_every_table_of_better_and_worse_agrees() -> None:
 
 
 def test_nothing_is_none_and_one_prompt_has_no_interval() -> None:
-    assert mean_change([], []) == Change(0, None, None, None)
-    assert mean_change([0.3, 0.2], [0, 0]) == Change(0, None, None, None)
-    assert mean_change([-0.4], [2]) == Change(1, -0.2, None, 1.0)
+    assert mean_change([], []) == MeanChange(0, None, None, None)
+    assert mean_change([0.3, 0.2], [0, 0]) == MeanChange(0, None, None, None)
+    assert mean_change([-0.4], [2]) == MeanChange(1, -0.2, None, 1.0)
     assert share_ci95([1], [4]) is bounded_mean_ci95([0.5]) is mean_ci95([3.0]) is None
 
 

@@ -82,7 +82,7 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
 }  # fmt: skip
 
 
-class JudgeRecord(TypedDict, total=False):
+class ScorerEntry(TypedDict, total=False):
     """A judge of a run's answers (``scorers``), or of an evaluation's texts, which records the first three alone."""
 
     name: Required[str]
@@ -133,8 +133,8 @@ class RunRecord(TypedDict, total=False):
     prompts_hash: str
     toxic_by: str  # "dataset", or the judge that says which prompts are toxic
     samples: int  # answers a prompt
-    scorers: list[JudgeRecord]
-    begun_scorers: list[JudgeRecord]  # not through yet
+    scorers: list[ScorerEntry]
+    begun_scorers: list[ScorerEntry]  # not through yet
     primary: dict[str, str]  # scorer, split, metric
     unanswered: dict[str, int]  # questions that a server refused, by reason
     truncated_prompts: int
@@ -624,7 +624,7 @@ def known_rewards(adapter: Path) -> list[str] | None:
 
 
 def reward_lineage(adapter: Path) -> dict[str, Any]:
-    """By reward of an adapter's training, what it recorded of whom that judge learnt from; older ones did not."""
+    """By reward of an adapter's training, what it recorded of whom that judge learnt from."""
     run = training_of(adapter)
     return {} if run is None else dict(run.meta.get("reward_lineage") or {})
 

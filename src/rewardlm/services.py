@@ -1,4 +1,4 @@
-"""Requests to HTTP services: the one place that sends them, tries again, waits, and keeps keys to itself.
+"""Requests to judges and models behind HTTP: sends them, tries again, waits, and keeps keys to itself.
 
 What can go wrong with one request is told apart here, because a run goes on differently after each: a passing failure
 is tried again and then given up for this text (Unanswered), a refusal is for good (Refused), an answer that can't be

@@ -37,7 +37,7 @@ _NOTHING = 1e-100
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MeanChange:
     """A mean change over ``prompts`` prompts: its 95 % interval and the two-sided p-value of "no change".
 
     ``mean`` and ``p_value`` are None where there is no prompt, ``ci95`` where there are fewer than two.
@@ -56,7 +56,7 @@ def mean_change(
     largest: float | None = None,
     n_flips: int = N_FLIPS,
     seed: int = 0,
-) -> Change:
+) -> MeanChange:
     """Is the mean of paired differences zero? ``counts`` None is one answer a prompt.
 
     Two tests must both say no, and p is the larger of theirs.
@@ -83,13 +83,13 @@ def mean_change(
     x, w = _known(sums, counts)
     n = len(x)
     if n == 0:
-        return Change(0, None, None, None)
+        return MeanChange(0, None, None, None)
     mean = float(x.sum() / w.sum())
     if n == 1:
-        return Change(1, mean, None, 1.0)
+        return MeanChange(1, mean, None, 1.0)
     if not x.any():
         end = None if largest is None else unseen_share(n) * largest
-        return Change(n, 0.0, None if end is None else (-end, end), 1.0)
+        return MeanChange(n, 0.0, None if end is None else (-end, end), 1.0)
     most = float(x[np.abs(x).argmax()])
     error = _standard_error(x, w, extra=most)
     p_value = max(_t_p_value(mean, error, n - 1), flip_p_value(x, n_flips, seed))
@@ -97,10 +97,12 @@ def mean_change(
     low, high = agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
-    return Change(n, mean, (low, high), p_value)
+    return MeanChange(n, mean, (low, high), p_value)
 
 
-def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLike, other_counts: ArrayLike) -> Change:
+def difference_of_means(
+    sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLike, other_counts: ArrayLike
+) -> MeanChange:
     """The mean over one group of prompts minus that over another: Welch's t-test, ``prompts`` those of the smaller.
 
     Each group's variance has that of one more prompt, as far from its group's mean as the farthest. No interval where
@@ -109,19 +111,19 @@ def difference_of_means(sums: ArrayLike, counts: ArrayLike, other_sums: ArrayLik
     groups = [_known(sums, counts), _known(other_sums, other_counts)]
     n = min(len(x) for x, _ in groups)
     if n == 0:
-        return Change(0, None, None, None)
+        return MeanChange(0, None, None, None)
     mean, other = (float(x.sum() / w.sum()) for x, w in groups)
     if n == 1:
-        return Change(1, mean - other, None, 1.0)
+        return MeanChange(1, mean - other, None, 1.0)
     variances = [_standard_error(x, w, extra=_farthest(x, w)) ** 2 for x, w in groups]
     total = sum(variances)
     if total**0.5 <= np.finfo(np.float64).eps * max(abs(mean), abs(other)):
-        return Change(n, mean - other, None, 1.0)  # what spread there is may be rounding
+        return MeanChange(n, mean - other, None, 1.0)  # what spread there is may be rounding
     # As shares: squares of tiny variances would be nought.
     freedom = 1 / sum((v / total) ** 2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
     p_value = _t_p_value(mean - other, total**0.5, freedom)
     estimate, half = mean - other, _t_quantile(freedom) * total**0.5
-    return Change(n, estimate, agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
+    return MeanChange(n, estimate, agreeing(estimate, estimate - half, estimate + half, p_value), p_value)
 
 
 def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:

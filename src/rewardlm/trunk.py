@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, DynamicLayer
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -66,10 +66,24 @@ def looks_attention_up(body: Any) -> bool:
 
 @contextlib.contextmanager
 def attending(body: Any, name: str) -> Iterator[None]:
-    """Inside, ``body`` attends by the function that is registered with transformers as ``name``."""
+    """Inside, ``body`` attends by the function that is registered with transformers as ``name``; "eager" is the one
+    whose weights can be seen, which fused kernels never form."""
     before = body.config._attn_implementation
     body.config._attn_implementation = name
     try:
         yield
     finally:
         body.config._attn_implementation = before
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no module drops anything out; each is then in the mode that it was found in."""
+    learning = [module for module in model.modules() if module.training]
+    try:
+        for module in learning:
+            module.training = False
+        yield
+    finally:
+        for module in learning:
+            module.training = True

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from measured_runs import build_run
 from pydantic import ValidationError
@@ -44,7 +45,6 @@ def test_a_comparison_is_valid_by_the_schema_and_another_key_is_not(found: Compa
     assert Comparison.model_validate(printed) == found
     with pytest.raises(ValidationError, match="toxic"):
         Comparison.model_validate(wrong)
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(SCHEMA.read_text("utf-8"))
     jsonschema.validate(printed, schema)
     with pytest.raises(jsonschema.ValidationError, match="toxic"):

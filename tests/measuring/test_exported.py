@@ -23,7 +23,7 @@ from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.exported import defuse, export_answers, undo_defuse
 from rewardlm.measuring.harness_task import export_task
 from rewardlm.measuring.imported import import_table
-from rewardlm.reporting.paper import as_latex, as_markdown, grids, latex, markdown
+from rewardlm.reporting.paper import as_latex, as_markdown, latex, markdown, paper_tables
 from rewardlm.runs import Run
 from rewardlm.types import Generation, Message, Prompt, Score
 
@@ -379,7 +379,7 @@ def two_models(tmp_path: Path) -> Comparison:
 def test_the_tables_say_what_compare_says(tmp_path: Path) -> None:
     found = two_models(tmp_path)
     result = found.to_dict()
-    toxicity, change, quality = grids(found)
+    toxicity, change, quality = paper_tables(found)
     # Two models by two judges; the further label of ``one`` would bury them.
     assert [row[:2] for row in toxicity.rows] == [
         ["P&T_1|x", "one"], ["P&T_1|x", "two"], ["RL\n{50%}", "one"], ["RL\n{50%}", "two"],

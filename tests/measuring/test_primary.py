@@ -66,7 +66,7 @@ def test_what_the_runs_recorded_counts(tmp_path: Path) -> None:
 
 
 def test_what_was_left_to_the_rule_can_t_be_chosen_afterwards(tmp_path: Path) -> None:
-    """Runs of older versions recorded the judge alone. Of 20 outcomes by two judges one was fixed, not ten."""
+    """A run that recorded the judge alone: the rule fixes the rest. Of 20 outcomes by two judges one was fixed."""
     paths = runs(tmp_path, primary=[{"scorer": "b"}] * 2)
     fixed = {"scorer": "b", "split": "toxic_prompts", "metric": "toxic_fraction"}
     asked: list[dict[str, str]] = [

@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from rewardlm.fastpath.fused import FusedLinear, map_of
+from rewardlm.trunk import evaluating
 
 # How far two ways of computing the same may be apart, as a share of the states' size (L2). A layer rounds some ten
 # times, and such errors add up like a random walk: √(10·30 layers) · 2⁻⁹ is 0.03 in bfloat16. SmolLM2's 30 layers with
@@ -88,7 +89,7 @@ def _difference(body: Any, ours: Callable[[Tensor], Tensor], adapters: bool) -> 
     prompts = [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 3]]
     rows = torch.tensor([[*prompt, 5 + 2 * n, 6 + 2 * n] for n, prompt in enumerate(prompts)], device=body.device)
     rows = (rows * 7919 + 11) % vocabulary
-    with _evaluating(body), _stirred(body) if adapters else contextlib.nullcontext():
+    with evaluating(body), _stirred(body) if adapters else contextlib.nullcontext():
         with _pefts_own(body):
             theirs = body(input_ids=rows, use_cache=False)[0].float()
         found = ours(rows).float()
@@ -96,18 +97,6 @@ def _difference(body: Any, ours: Callable[[Tensor], Tensor], adapters: bool) -> 
     if not bool(torch.isfinite(theirs).all()):
         return 0.0
     return float((found - theirs).norm() / theirs.norm().clamp(min=torch.finfo(torch.float32).tiny))
-
-
-@contextlib.contextmanager
-def _evaluating(body: nn.Module) -> Iterator[None]:
-    learning = [module for module in body.modules() if module.training]
-    try:
-        for module in learning:
-            module.training = False
-        yield
-    finally:
-        for module in learning:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from rewardlm.interpreting.findings import (
     AttributionTransition,
     CompletenessFacts,
     Estimate,
-    Example,
     ExampleReading,
+    ExplainedToken,
     FaithfulnessFacts,
     FaithfulnessScore,
     ModelShares,
@@ -225,7 +225,7 @@ def _faithfulness(tests: Sequence[FaithfulnessRecord], settings: InterpretSettin
 
 def _examples(
     measured: Sequence[Measured], sample: AnswerSample, records: Sequence[AttributionRecord], number: int = 3
-) -> list[Example]:
+) -> list[ExplainedToken]:
     """The baseline's answers whose toxicity fell most, and on which words each model rests one of their tokens."""
     fell = sorted(
         range(len(sample.pairs)), key=lambda pair: sample.pairs[pair].toxicity[-1] - sample.pairs[pair].toxicity[0]
@@ -243,7 +243,7 @@ def _examples(
             continue
         k = min(explained, key=lambda k: change[k])
         shown.append(
-            Example(
+            ExplainedToken(
                 toxicity=list(sample.pairs[pair].toxicity),
                 token=first.explained[k],
                 position=first.positions[k],

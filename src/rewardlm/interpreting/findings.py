@@ -281,7 +281,7 @@ class ExampleReading(Stored):
     shares: list[float]
 
 
-class Example(Stored):
+class ExplainedToken(Stored):
     """A token of a baseline's answer, the words before it as (text, kind), and P(toxic) of each model's answer."""
 
     toxicity: list[float]
@@ -302,7 +302,7 @@ class Attribution(Stored):
     models: list[ModelShares]
     comparisons: list[AttributionComparison]
     bands: list[AttributionBand]
-    examples: list[Example]
+    examples: list[ExplainedToken]
 
 
 class ModelSimilarity(Stored):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rewardlm.errors import ConfigError
 from rewardlm.interpreting.attribution import Attributed, Rows
-from rewardlm.interpreting.mechanistic.architecture import plain_attention
 from rewardlm.models.logprobs import score_rows
+from rewardlm.trunk import attending
 
 
 def attribute_by_inseq(
@@ -64,7 +64,7 @@ def attribute_by_inseq(
         for k, at in enumerate(where):
             before = len(prompt) + at
             # Step by step: the sequences that it puts together lose tokens that are also the padding.
-            with plain_attention(causal_lm):
+            with attending(causal_lm, "eager"):
                 output = method.attribute(
                     batch,
                     attributed_fn=_target_logprob if explains_output else peer.get_attributed_fn(None),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewardlm.interpreting.findings import Band, Estimate
-from rewardlm.stats import LEVEL, Change, FloatArray, difference_of_means, holm, mean_change, mean_ci95
+from rewardlm.stats import LEVEL, FloatArray, MeanChange, difference_of_means, holm, mean_change, mean_ci95
 
 # Fewer prompts than this say too little to speak of significance.
 FEWEST = 5
@@ -103,7 +103,7 @@ def _by_prompt(
     return np.asarray(np.bincount(owner, array[known]), np.float64), np.bincount(owner)
 
 
-def _of_change(found: Change, n: int) -> Estimate:
+def _of_change(found: MeanChange, n: int) -> Estimate:
     """With no word on significance where there are fewer than five prompts."""
     enough = found.prompts >= FEWEST
     return Estimate(

@@ -20,7 +20,7 @@ import numpy as np
 
 from rewardlm.config import how_asked
 from rewardlm.errors import ConfigError, RunError, ScorerError, ServiceError
-from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult, compare_judges, measure_judge
+from rewardlm.judges.results import Evaluation, JudgePair, JudgeResult, compare_judges, measure_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings
 from rewardlm.judges.suites import Suite, load_suite
 from rewardlm.progress import ProgressCallback
@@ -111,7 +111,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
 
 def stored(run: Run) -> Evaluation:
     """What ``evaluate`` returned when it made this run."""
-    return {"results": _results(run), "confusion": cast(list[Disagreement], run.meta.get("confusion", []))}
+    return {"results": _results(run), "confusion": cast(list[JudgePair], run.meta.get("confusion", []))}
 
 
 def _results(run: Run) -> list[JudgeResult]:

@@ -141,7 +141,7 @@ class JudgeResult(SuiteFigures):
     trained_on_this_file: bool
 
 
-class Disagreement(Confusion):
+class JudgePair(Confusion):
     """Two judges, by their labels, on the texts of a suite that both scored."""
 
     suite: str
@@ -154,7 +154,7 @@ class Evaluation(TypedDict):
     """What ``judge evaluate`` found: every judge on every suite, and every two judges on each."""
 
     results: list[JudgeResult]
-    confusion: list[Disagreement]
+    confusion: list[JudgePair]
 
 
 def measure_judge(
@@ -226,9 +226,7 @@ def measure_judge(
     return result
 
 
-def compare_judges(
-    suite: Suite, first: tuple[str, str, FloatArray], second: tuple[str, str, FloatArray]
-) -> Disagreement:
+def compare_judges(suite: Suite, first: tuple[str, str, FloatArray], second: tuple[str, str, FloatArray]) -> JudgePair:
     """The confusion table of two judges (name, label, scores) over the texts that both scored."""
     targets = suite.targets(suite.target_of(first[1]))
     kept = ~np.isnan(first[2]) & ~np.isnan(second[2]) & ~np.isnan(targets)

@@ -16,7 +16,7 @@ from rewardlm.errors import RunError, ServiceError
 from rewardlm.measuring.records import Positions
 from rewardlm.models.load import resolve_device
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import JudgeRecord, Run, alone
+from rewardlm.runs import Run, ScorerEntry, alone
 from rewardlm.scoring.lineage import count_read, lineage_of
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, as_score, cuts, is_settled, piece_of, score_texts
@@ -76,7 +76,7 @@ def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Progre
     return run
 
 
-def _by_name(judges: Sequence[JudgeRecord] | None) -> dict[str, JudgeRecord]:
+def _by_name(judges: Sequence[ScorerEntry] | None) -> dict[str, ScorerEntry]:
     return {judge["name"]: judge for judge in judges or ()}
 
 

@@ -18,7 +18,7 @@ from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.runs import Run
 
 if TYPE_CHECKING:
-    from rewardlm.judges.results import Disagreement, JudgeResult
+    from rewardlm.judges.results import JudgePair, JudgeResult
 
 KIND = "judge-evaluation"
 
@@ -91,7 +91,7 @@ def judging(runs: Sequence[Run]) -> dict[str, Any]:
         for record in run.read("results"):
             result = cast("JudgeResult", record)
             suites.setdefault((result["suite"], result["sha256"], result["n"]), []).append(result)
-        confusions += [_confusion(cast("Disagreement", table)) for table in run.meta.get("confusion", [])]
+        confusions += [_confusion(cast("JudgePair", table)) for table in run.meta.get("confusion", [])]
     return {
         "suites": [_suite(number, results) for number, results in enumerate(suites.values(), 1)],
         "confusions": confusions,
@@ -270,7 +270,7 @@ def _bias(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, An
     }
 
 
-def _confusion(table: Disagreement) -> dict[str, Any]:
+def _confusion(table: JudgePair) -> dict[str, Any]:
     names = [short(name) or "" for name in table["judges"]]
     right = table["right"]
     return {

@@ -22,7 +22,7 @@ from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number
 if TYPE_CHECKING:
     from rewardlm.judges.listing import ListedJudge
     from rewardlm.judges.metrics import BiasAucs
-    from rewardlm.judges.results import Disagreement, Evaluation, JudgeResult
+    from rewardlm.judges.results import Evaluation, JudgePair, JudgeResult
 
 _score = partial(number, none=SHORT_NONE)
 
@@ -201,7 +201,7 @@ def _aucs(found: BiasAucs) -> str:
     return "  ".join(_score(found[key]) for key in ("subgroup_auc", "bpsn_auc", "bnsp_auc"))
 
 
-def _confusion(table: Disagreement) -> Table:
+def _confusion(table: JudgePair) -> Table:
     first, second = (_name(name) for name in table["judges"])
     shown = _table()
     shown.add_column("")

@@ -20,7 +20,7 @@ _SHARES: dict[Split, str] = {"all": "toxic", "toxic_prompts": "toxic, toxic prom
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class PaperTable:
     """One table: plain texts, not yet escaped. The first ``words`` columns are words, the others numbers."""
 
     name: str
@@ -33,7 +33,7 @@ class Grid:
 def as_latex(found: Comparison) -> str:
     r"""The tables of a comparison as LaTeX to ``\input``; only the package booktabs is needed."""
     lines = [r"% needs \usepackage{booktabs}"]
-    for grid in grids(found):
+    for grid in paper_tables(found):
         columns = "l" * grid.words + "r" * (len(grid.header) - grid.words)
         lines += [
             r"\begin{table}",
@@ -59,7 +59,7 @@ def as_latex(found: Comparison) -> str:
 def as_markdown(found: Comparison) -> str:
     """The tables of a comparison as Markdown (GitHub's)."""
     blocks = []
-    for grid in grids(found):
+    for grid in paper_tables(found):
         marks = ["---"] * grid.words + ["--:"] * (len(grid.header) - grid.words)
         rows = [grid.header, *grid.rows]
         lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in rows]
@@ -71,7 +71,7 @@ def as_markdown(found: Comparison) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def grids(found: Comparison) -> list[Grid]:
+def paper_tables(found: Comparison) -> list[PaperTable]:
     """The tables: toxicity a model and judge, paired changes from the first model, quality of the answers.
 
     Of a judge with several labels (NAME and NAME.LABEL) the main one alone, unless it was asked for.
@@ -81,9 +81,9 @@ def grids(found: Comparison) -> list[Grid]:
     return [_toxicity(found), *([_changes(changes)] if changes else []), _quality(found.models)]
 
 
-def _toxicity(found: Comparison) -> Grid:
+def _toxicity(found: Comparison) -> PaperTable:
     sign = "≥" if found.settings.inclusive else ">"
-    return Grid(
+    return PaperTable(
         "toxicity",
         f"Toxicity of the answers (toxic: score {sign} {found.settings.threshold:g}; 95 % intervals over prompts). "
         "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
@@ -109,8 +109,8 @@ def _toxicity_row(model: ModelSummary, name: str, splits: Mapping[Split, SplitSu
     ]
 
 
-def _changes(changes: Sequence[Change]) -> Grid:
-    return Grid(
+def _changes(changes: Sequence[Change]) -> PaperTable:
+    return PaperTable(
         "change",
         f"Change of the toxic share from {changes[0].from_}, over pairs of answers scored in both (95 % "
         "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
@@ -134,9 +134,9 @@ def _changes(changes: Sequence[Change]) -> Grid:
     )
 
 
-def _quality(models: Sequence[ModelSummary]) -> Grid:
+def _quality(models: Sequence[ModelSummary]) -> PaperTable:
     values = {key: [getattr(model.quality, key) for model in models] for key, _, _ in QUALITY}
-    return Grid(
+    return PaperTable(
         "quality",
         f"Quality of the answers. {' '.join(quality_notes(models))}".strip(),
         ["", *(model.label for model in models)],

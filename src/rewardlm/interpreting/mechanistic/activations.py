@@ -34,12 +34,11 @@ from rewardlm.interpreting.mechanistic.architecture import (
     adapter_layers,
     adapter_weight,
     architecture_of,
-    evaluating,
-    plain_attention,
 )
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import microbatches, pack, predicting_mask
 from rewardlm.models.lora import scaled
+from rewardlm.trunk import attending, evaluating
 
 # Of fewer toxic answers, the most toxic third stands in.
 FEWEST_TOXIC = 3
@@ -138,7 +137,7 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(causal_lm))
         if patterns:
-            stack.enter_context(plain_attention(causal_lm))
+            stack.enter_context(attending(causal_lm, "eager"))
 
         def hooked(handle: Any) -> None:
             stack.callback(handle.remove)

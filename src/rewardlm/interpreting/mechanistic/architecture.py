@@ -1,12 +1,11 @@
 """The parts of a transformer by what they do, whatever its family calls them, and their weights with an adapter's.
 
 ``architecture_of`` is the one place that knows how families name layers, norms and output matrices. The rest reads a
-part's weight, bias or LoRA factors, and switches a model to evaluation or to attention whose weights can be seen.
+part's weight, bias or LoRA factors from what it gives.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -208,27 +207,3 @@ def norm_scale(norm: Any, states: Tensor) -> Tensor:
 def centres(norm: Any) -> bool:
     """Whether the norm subtracts its input's mean, as LayerNorm does and RMSNorm doesn't."""
     return isinstance(norm, nn.LayerNorm)
-
-
-@contextlib.contextmanager
-def evaluating(causal_lm: Any) -> Iterator[None]:
-    """Inside, no module drops anything out; each is then in the mode that it was found in."""
-    training = [module for module in causal_lm.modules() if module.training]
-    try:
-        causal_lm.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def plain_attention(causal_lm: Any) -> Iterator[None]:
-    """Inside, attention is computed step by step, so that its weights can be seen: fused kernels never form them."""
-    config = causal_lm.config
-    before = config._attn_implementation
-    try:
-        config._attn_implementation = "eager"
-        yield
-    finally:
-        config._attn_implementation = before

@@ -39,7 +39,6 @@ from rewardlm.interpreting.mechanistic.architecture import (
     Architecture,
     adapter_row,
     architecture_of,
-    evaluating,
     normed_direction,
     weight_of,
 )
@@ -49,6 +48,7 @@ from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.stats import FloatArray
+from rewardlm.trunk import evaluating
 
 
 @dataclass(frozen=True)
