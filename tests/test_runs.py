@@ -104,6 +104,10 @@ def test_other_settings_are_an_error_that_names_them(tmp_path: Path, changes: di
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+def test_a_run_says_which_it_is(tmp_path: Path) -> None:
+    assert repr(start(tmp_path / "run")) == f"Run('{tmp_path / 'run'}', measure, 'PT', running)"
+
+
 def test_a_run_that_stopped_before_its_first_result_is_begun_anew(tmp_path: Path) -> None:
     """Else a mistyped name, put right, would be refused as another setting."""
     run = start(tmp_path / "run", model="tinny")

@@ -448,6 +448,9 @@ class Run:
         answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
         return _as_table(prompts, answers, self.read("scores"))
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.meta['kind']}, {self.label!r}, {self.meta['status']})"
+
     def _repr_html_(self) -> str:
         """The first rows, read from the beginnings of its files, which may be long."""
         from html import escape

@@ -114,6 +114,8 @@ def test_version(shell: Shell) -> None:
         (["measure", "tiny", "--out", "o", "--device", "toaster"], 1, "toaster"),
         (["measure", "tiny", "--out", "o", "--load", "3bit"], 2, "load"),
         (["measure", "tiny", "--out", "o", "--scorer", "nonsense"], 1, "unknown scorer 'nonsense'"),
+        (["doctor", "tiny", "--lora-r", "0"], 2, "--lora-r': Input should be greater"),
+        (["settings"], 2, "no command is named: expected one of demo, run, measure"),
         (["measure", "tiny", "--out", "o", "--scorer", "lexical,lexical"], 2, "named twice"),
         (["measure", "tiny", "--out", "o", "--scorer", ""], 2, "at least one"),
         (["measure", "tiny", "--out", "o", "--scorer", "perspective"], 1, "PERSPECTIVE_API_KEY"),

@@ -293,6 +293,12 @@ def test_an_experiment_to_start_from_runs(shell: Shell, tmp_path: Path, monkeypa
     assert [model["label"] for model in result["models"]] == ["PT", "FT", "RL"]
 
 
+def test_init_makes_the_folder_and_says_that_the_model_is_named(shell: Shell, tmp_path: Path) -> None:
+    done = shell("init", str(tmp_path / "new" / "x.yaml"), "--command", "rlaf")
+    assert done.code == 0
+    assert f"next: rewardlm rlaf MODEL --config {tmp_path / 'new' / 'x.yaml'}" in done.err
+
+
 def test_init_overwrites_nothing(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiment.yaml").write_text("model: mine\n")

@@ -58,7 +58,8 @@ def settings_of(name: str) -> type[Section]:
     """The settings of a command. Raises ConfigError where there are none."""
     known = with_settings()
     if name not in known:
-        raise ConfigError(f"no settings of {name!r}: expected one of {', '.join(known)}")
+        problem = f"no settings of {name!r}" if name else "no command is named"
+        raise ConfigError(f"{problem}: expected one of {', '.join(known)}")
     return known[name]
 
 

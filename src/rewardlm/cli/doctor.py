@@ -21,7 +21,7 @@ def doctor(
         int | None,
         typer.Option("--max-new-tokens", help="Of these, the answer's; default: 128, at most half."),
     ] = None,
-    lora_r: Annotated[int, typer.Option("--lora-r", help="Rank of the adapter that is trained.")] = 16,
+    lora_r: Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter that is trained.")] = 16,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -24,8 +24,11 @@ def init(
 
     kind = settings_of(command)
     path = file or Path("experiment.yaml" if command == "run" else f"{command.replace(' ', '-')}.yaml")
-    how = f"rewardlm run {path}" if command == "run" else f"rewardlm {command} --config {path} …"
+    # Where a model is needed, it is named on the command line, and wins over the file's.
+    model = " MODEL" if "model" in kind.model_fields and "model" in kind.example else ""
+    how = f"rewardlm run {path}" if command == "run" else f"rewardlm {command}{model} --config {path} …"
     heading = f"# {how}\n# Every setting, with what it means and what it may be. Delete what you don't change.\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "x", encoding="utf-8") as opened:
             opened.write(heading + commented_yaml(kind))
