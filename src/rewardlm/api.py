@@ -152,7 +152,7 @@ def finetune(
 
     >>> import rewardlm as rl
     >>> run = rl.finetune("tiny", dialogues="starter-plain", limit=4, epochs=1, out=folder / "FT")
-    >>> (run.path / "adapter" / "adapter_config.json").exists()
+    >>> (run.adapter / "adapter_config.json").exists()
     True
     """
     chosen = _settings(FinetuneSettings, settings, model, options)

@@ -46,7 +46,7 @@ def prepare(
         raise ConfigError(f"{repo!r}: expected OWNER/NAME")
     if run.meta["kind"] not in ("finetune", "rlaf"):
         raise RunError(f"{run.path} is a run of kind {run.meta['kind']!r}: give a training (finetune or rlaf)")
-    adapter = run.path / "adapter"
+    adapter = run.adapter
     if not run.finished or not (adapter / "adapter_model.safetensors").exists():
         raise RunError(f"{run.path} is not finished: give its command again first")
     base = _base(run)

@@ -448,6 +448,11 @@ class Run:
         answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
         return _as_table(prompts, answers, self.read("scores"))
 
+    @property
+    def adapter(self) -> Path:
+        """Where a training leaves its adapter."""
+        return self.path / "adapter"
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.meta['kind']}, {self.label!r}, {self.meta['status']})"
 

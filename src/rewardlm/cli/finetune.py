@@ -19,4 +19,4 @@ def finetune(given: Given[FinetuneSettings], model: options.Model, out: options.
     with stage(f"finetune {settings.model}") as progress:
         run = run_finetune(settings, out, report=progress.report, say=say)
     if is_main():
-        typer.echo(run.path / "adapter")
+        typer.echo(run.adapter)

@@ -19,4 +19,4 @@ def rlaf(given: Given[RlafSettings], model: options.Model, out: options.Out) -> 
     with stage(f"rlaf {settings.algorithm} {settings.model}") as progress:
         run = train(settings, out, report=progress.report, say=say)
     if is_main():
-        typer.echo(run.path / "adapter")
+        typer.echo(run.adapter)

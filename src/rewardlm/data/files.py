@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -183,6 +183,22 @@ def read_json(path: Path, expected: str) -> Any:
     if not text.strip():
         raise DataError(f"{path} is empty; expected {expected}")
     return _parse_json(text, str(path), expected, cut_off=False)
+
+
+def hub_rows(dataset: str, split: str, complaint: Callable[[str], str]) -> Iterator[Row]:
+    """Rows of a hub data set's split. Raises DataError if it can't be had, offline or otherwise: ``complaint`` of the
+    reason, which says how to do without.
+    """
+    import datasets  # only here: it takes a second to import and most sources don't need it
+    import httpx
+
+    try:
+        rows = datasets.load_dataset(dataset, split=split)
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(complaint(f"{type(error).__name__}: {shown(message)}")) from None
+    for number, values in enumerate(rows, 1):
+        yield Row(f"{dataset}:{split}, row {number}", number, dict(values))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rewardlm.data.conan import is_dialogue_header
 from rewardlm.data.dialogues import SPLITS, load_dialogues, without_blank_exchanges
-from rewardlm.data.files import Ids, Row, columns, probability, read_csv, read_jsonl, read_txt, shown
+from rewardlm.data.files import Ids, Row, columns, hub_rows, probability, read_csv, read_jsonl, read_txt, shown
 from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Dialogue, Message, Prompt
@@ -297,21 +297,14 @@ def _last_prompt(dialogue: Dialogue) -> Prompt | None:
 
 
 def _hub_rows(name: str, split: str) -> Iterator[Row]:
-    """Rows of a hub data set's split. Raises DataError if it can't be had, offline or otherwise."""
-    import datasets  # only here: it takes a second to import and most sources don't need it
-    import httpx
-
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        reason = shown(" ".join(str(error).split()) or type(error).__name__)
-        raise DataError(
-            f"hub data set {name!r}, split {split!r}, can't be loaded ({type(error).__name__}: {reason}), and "
-            "no file is named so; expected a reachable hub and an existing data set: download it and pass the path, "
-            "or use rtp:packaged or starter"
-        ) from None
-    for number, values in enumerate(rows, 1):
-        yield Row(f"{name}:{split}, row {number}", number, dict(values))
+    return hub_rows(
+        name,
+        split,
+        lambda reason: (
+            f"hub data set {name!r}, split {split!r}, can't be loaded ({reason}), and no file is named so; expected a "
+            "reachable hub and an existing data set: download it and pass the path, or use rtp:packaged or starter"
+        ),
+    )
 
 
 def _one_turn(text: str) -> tuple[Message, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 from rewardlm.config import cache_folder, data_folder
 from rewardlm.data.conan import is_dialogue_header
 from rewardlm.data.dialogues import load_dialogues, normalised
-from rewardlm.data.files import Row, columns, probability, read_csv, read_jsonl, shown
+from rewardlm.data.files import Row, columns, hub_rows, probability, read_csv, read_jsonl, shown
 from rewardlm.data.prompts import RTP_HUB_ID
 from rewardlm.errors import DataError
 from rewardlm.judges.texts import FILES, LABELS, load_labelled
@@ -210,19 +210,16 @@ def _named(name: str) -> Suite:
 
 
 def _hub_rows(dataset: str, split: str, name: str) -> list[Row]:
-    """Rows of a hub data set. Raises DataError that says how to do without the hub."""
-    import datasets  # only here: it takes a second to import, and files don't need it
-    import httpx
-
-    try:
-        rows = datasets.load_dataset(dataset, split=split)
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        reason = shown(" ".join(str(error).split()) or type(error).__name__)
-        raise DataError(
-            f"suite {name!r}: {dataset} can't be had from the hub ({type(error).__name__}: {reason}); set "
-            f"REWARDLM_DATA to the folder with {NAMED[name]}, or pass that file's path"
-        ) from None
-    return [Row(f"{dataset}:{split}, row {number}", number, dict(values)) for number, values in enumerate(rows, 1)]
+    return list(
+        hub_rows(
+            dataset,
+            split,
+            lambda reason: (
+                f"suite {name!r}: {dataset} can't be had from the hub ({reason}); set REWARDLM_DATA to the folder with "
+                f"{NAMED[name]}, or pass that file's path"
+            ),
+        )
+    )
 
 
 def _file(path: Path) -> Suite:

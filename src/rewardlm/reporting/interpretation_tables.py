@@ -10,10 +10,11 @@ from rich.text import Text
 
 from rewardlm.interpreting.findings import AttributionChange, AttributionTransition, Interpretation
 from rewardlm.reporting import interpretation
+from rewardlm.reporting.formats import plain
 from rewardlm.reporting.interpretation import visible
 from rewardlm.reporting.intervals import number_text, plain_text, points_text, share_text
 from rewardlm.reporting.mechanistic_tables import print_inside
-from rewardlm.reporting.tables import label_text, new_table, plain, print_notes, print_sentences, print_table
+from rewardlm.reporting.tables import label_text, new_table, print_notes, print_sentences, print_table
 
 _SHOWN_TOKENS = 8
 

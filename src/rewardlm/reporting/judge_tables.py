@@ -7,7 +7,6 @@ so they are printed as plain text, never as markup.
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number
+from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, plain
 
 if TYPE_CHECKING:
     from rewardlm.judges.listing import ListedJudge
@@ -61,10 +60,10 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
                 "BPSN low: harmless texts about the group score like toxic ones about others. BNSP low: the reverse.",
             )
     for table in found["confusion"]:
-        names = [_plain(f"{judge} ({label})") for judge, label in zip(table["judges"], table["labels"], strict=True)]
+        names = [plain(f"{judge} ({label})") for judge, label in zip(table["judges"], table["labels"], strict=True)]
         _print(
             console,
-            f"{_plain(table['suite'])}: where {names[0]} and {names[1]} agree",
+            f"{plain(table['suite'])}: where {names[0]} and {names[1]} agree",
             _confusion(table),
             f"{table['n']:,} texts; agreement {_score(table['agreement'])}, kappa {_score(table['kappa'])}, rank "
             f"correlation {_score(table['spearman'])}. Right: both {table['right']['both']:,}, the first alone "
@@ -109,11 +108,11 @@ def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:
         found = judge["at_chance"]
         if not judge["figures"]:
             continue
-        line = Text.assemble((_plain(judge["name"]), "bold"), " is at chance on ")
+        line = Text.assemble((plain(judge["name"]), "bold"), " is at chance on ")
         wholes = [
-            f"{_plain(entry['suite'])} as a whole ({entry['auc']:.2f})" for entry in found if not entry["functionality"]
+            f"{plain(entry['suite'])} as a whole ({entry['auc']:.2f})" for entry in found if not entry["functionality"]
         ]
-        parts = [f"{_plain(entry['functionality'])} {entry['auc']:.2f}" for entry in found if entry["functionality"]]
+        parts = [f"{plain(entry['functionality'])} {entry['auc']:.2f}" for entry in found if entry["functionality"]]
         listed = "; ".join([*wholes, *([f"{len(parts)} kinds of test: {', '.join(parts)}"] if parts else [])])
         line.append(listed or "nothing that was measured")
         if judge["speed"]:
@@ -124,7 +123,7 @@ def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:
 
 def _title(result: JudgeResult) -> str:
     kind = "labels" if result["kind"] == "labels" else "scores, toxic above 0.5"
-    return f"{_plain(result['suite'])}: {result['n']:,} texts, {result['positives']:,} positive ({kind})"
+    return f"{plain(result['suite'])}: {result['n']:,} texts, {result['positives']:,} positive ({kind})"
 
 
 def _numbers(results: Sequence[JudgeResult]) -> Table:
@@ -226,13 +225,8 @@ def _table() -> Table:
 
 
 def _name(name: str, longest: int = _LONGEST_NAME) -> Text:
-    plain = _plain(name)
-    return Text(plain if len(plain) <= longest else plain[: longest - 1] + "…")
-
-
-def _plain(text: str) -> str:
-    """Without control characters: a name must not move the cursor or colour the terminal."""
-    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
+    shown = plain(name)
+    return Text(shown if len(shown) <= longest else shown[: longest - 1] + "…")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -5,7 +5,6 @@ They fit into 100 columns. Labels come from users and models, so they are printe
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.text import Text
 from rewardlm.measuring.comparison import OF_PROMPTS, Change, Comparison, Metric, ModelSummary, Split, SplitSummary
 from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows
-from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, p_number
+from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, p_number, plain
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes
@@ -290,11 +289,6 @@ def label_text(name: str) -> Text:
     """A label as plain text on one line, cut where it is very long."""
     shown = plain(name)
     return Text(shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…")
-
-
-def plain(text: str) -> str:
-    """Without control characters: a label must not move the cursor or colour the terminal."""
-    return "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
 
 
 def _score(value: float | None) -> str:

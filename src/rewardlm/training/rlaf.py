@@ -200,7 +200,7 @@ def setup(
             dropped_prompts=prompt_set.dropped,
             processes=processes.size,
         )
-    last_good = LastGood(policy.model, run.path / "adapter", processes)
+    last_good = LastGood(policy.model, run.adapter, processes)
     checkpoint = resume(run, settings.resume, learner, rewards, last_good, processes)
     return Training(
         settings=settings,
@@ -421,7 +421,7 @@ def finish(training: Training, say: Callable[[str], None]) -> Run:
     """Write the adapter, say what judges could not read, and close the run."""
     run, rewards = training.run, training.rewards
     if training.processes.is_main:
-        replace_adapter(training.learner.policy.model, run.path / "adapter")
+        replace_adapter(training.learner.policy.model, run.adapter)
         cut = {
             scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in training.history)
             for scorer in rewards.scorers

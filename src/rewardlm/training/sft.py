@@ -136,7 +136,7 @@ def _finetune(
     assert isinstance(model, PeftModel)
 
     def end() -> Run:
-        save_adapter(model, run.path / "adapter")
+        save_adapter(model, run.adapter)
         run.update(status="finished", steps=trainer.state.global_step, **_losses(run))
         return run
 
