@@ -56,11 +56,11 @@ def with_settings() -> dict[str, type[Section]]:
 
 def settings_of(name: str) -> type[Section]:
     """The settings of a command. Raises ConfigError where there are none."""
-    known = with_settings()
-    if name not in known:
+    kind: type[Section] | None = getattr(load(name), "settings", None) if name in COMMANDS else None
+    if kind is None:
         problem = f"no settings of {name!r}" if name else "no command is named"
-        raise ConfigError(f"{problem}: expected one of {', '.join(known)}")
-    return known[name]
+        raise ConfigError(f"{problem}: expected one of {', '.join(with_settings())}")
+    return kind
 
 
 class Commands(TyperGroup):
