@@ -154,7 +154,7 @@ def test_words_of_models_stay_words(shown):
     # The darkest word has the largest share; half of it is half as dark.
     assert shades[:4] == ["shade-2 of-template", "shade-0 of-template", "shade-4 of-prompt", "shade-9 of-prompt"]
     veils = [a for tag, a in shown.tags if tag == "details" and "veil" in str(a.get("class"))]
-    assert any("more" in str(a["class"]) for a in veils)
+    assert any("fold" in str(a["class"]) for a in veils)
 
 
 def test_figures_hold_the_bands(shown):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,10 @@ from rewardlm.runs import write_atomically
 
 # What HTML can't hold: control characters, and surrogates, which UTF-8 can't write.
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
+
+# Jinja escapes quotes and angle brackets in values.
+_SECTION = re.compile(r"<section\b[^>]*>|</section>")
+_ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 
 
 def render(template: str, filters: Mapping[str, Callable[..., object]], **values: Any) -> str:
@@ -56,6 +61,7 @@ def render(template: str, filters: Mapping[str, Callable[..., object]], **values
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         figure=figure,
+        contents=_contents,
         drawn=drawn,
         raw=Markup,
         **values,
@@ -89,6 +95,30 @@ def short(value: object) -> str | None:
         return None
     text = str(value)
     return "…/" + "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
+
+
+def _contents(page: str) -> list[dict[str, Any]]:
+    """The list of contents of a rendered ``page``: its sections that have a ``data-toc``, and how deep each lies.
+
+    Texts are escaped before, so that none of them can look like a tag.
+    """
+    entries, depth = [], 0
+    for tag in _SECTION.finditer(page):
+        if tag[0].startswith("</"):
+            depth -= 1
+            continue
+        attributes = {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(tag[0])}
+        if "id" in attributes and "data-toc" in attributes:
+            entries.append(
+                {
+                    "id": attributes["id"],
+                    "title": attributes["data-toc"],
+                    "count": attributes.get("data-toc-count"),
+                    "depth": depth,
+                }
+            )
+        depth += 1
+    return entries
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-// Draws the figures from the data blocks at the end of the page, and works the button that shows hidden texts.
+// Draws the figures from the data blocks at the end of the page, keeps the list of contents, and unfolds what is asked for.
 (function () {
   "use strict";
   var config = {
@@ -8,29 +8,89 @@
     modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"],
     toImageButtonOptions: { format: "svg" }
   };
-  var canvases = Array.prototype.slice.call(document.querySelectorAll("[data-figure]"));
-  canvases.forEach(function (canvas) {
-    var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
-    Plotly.newPlot(canvas, spec.data, spec.layout, config);
+  function all(selector, root) { return Array.prototype.slice.call((root || document).querySelectorAll(selector)); }
+
+  // A figure in a closed fold has no width: it is drawn when the fold opens.
+  var drawn = [];
+  function draw(root) {
+    all("[data-figure]", root).forEach(function (canvas) {
+      if (drawn.indexOf(canvas) >= 0 || canvas.closest("details:not([open])")) return;
+      var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
+      Plotly.newPlot(canvas, spec.data, spec.layout, config);
+      drawn.push(canvas);
+    });
+  }
+  draw();
+  // The event of an opened fold doesn't bubble, so it is caught on its way down.
+  document.addEventListener("toggle", function (event) { if (event.target.open) draw(event.target); }, true);
+
+  // A link to something inside a fold opens the fold. What follows "?" or "&" in the address is a part's own state.
+  function unfold() {
+    var target = document.getElementById(decodeURIComponent(location.hash.slice(1).split(/[?&]/)[0]));
+    if (!target) return;
+    for (var one = target; one; one = one.parentElement) {
+      if (one.tagName === "DETAILS" && !one.classList.contains("veil")) one.open = true;
+    }
+    if (target.tagName === "DETAILS" || target.closest("details")) { draw(); target.scrollIntoView(); }
+  }
+  window.addEventListener("hashchange", unfold);
+  document.addEventListener("click", function (event) {
+    var link = event.target.closest && event.target.closest("a[href^='#']");
+    if (link && link.getAttribute("href") === location.hash) unfold();
   });
 
-  // Paper is narrower than most windows, and a drawn figure doesn't shrink by itself.
+  // On paper everything is unfolded but what may offend, and figures are as wide as the paper: a drawn figure doesn't
+  // shrink by itself.
+  var opened = [];
   function resize(width) {
-    canvases.forEach(function (canvas) {
+    drawn.forEach(function (canvas) {
       Plotly.relayout(canvas, width ? { width: width, autosize: false } : { width: null, autosize: true });
     });
   }
-  window.addEventListener("beforeprint", function () { resize(620); });
-  window.addEventListener("afterprint", function () { resize(null); });
+  window.addEventListener("beforeprint", function () {
+    opened = all("details.fold:not([open]):not(.veil)");
+    opened.forEach(function (fold) { fold.open = true; });
+    draw();
+    resize(620);
+  });
+  window.addEventListener("afterprint", function () {
+    resize(null);
+    opened.forEach(function (fold) { fold.open = false; });
+  });
 
+  // One switch for all texts that may offend. Scripts that show texts of their own hear of it.
   var button = document.getElementById("unveil");
-  if (button) {
+  document.documentElement.dataset.veils = "hidden";
+  if (button && (document.querySelector("details.veil") || document.querySelector("[data-veils]:not(html)"))) {
     button.hidden = false;
     button.addEventListener("click", function () {
-      var show = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", String(show));
-      button.textContent = show ? "Hide them again" : "Show all texts";
-      document.querySelectorAll("#examples details.veil").forEach(function (veil) { veil.open = show; });
+      var show = button.getAttribute("aria-checked") !== "true";
+      button.setAttribute("aria-checked", String(show));
+      document.documentElement.dataset.veils = show ? "shown" : "hidden";
+      all("details.veil").forEach(function (veil) { veil.open = show; });
+      document.dispatchEvent(new CustomEvent("veils", { detail: { show: show } }));
     });
   }
+
+  // The list of contents is open beside the text, and folded above it on a narrow screen.
+  var list = document.querySelector(".contents-list");
+  var wide = window.matchMedia("(min-width: 68rem)");
+  function arrange() { list.open = wide.matches; }
+  arrange();
+  wide.addEventListener("change", arrange);
+  list.addEventListener("click", function (event) { if (event.target.closest("a") && !wide.matches) list.open = false; });
+  var links = all("a", list);
+  function mark() {
+    var here = null;
+    links.forEach(function (link) {
+      var section = document.getElementById(link.getAttribute("href").slice(1));
+      if (section.getBoundingClientRect().top < 120) here = link;
+    });
+    links.forEach(function (link) {
+      if (link === here) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    });
+  }
+  window.addEventListener("scroll", mark, { passive: true });
+  mark();
+  unfold();
 })();
