@@ -236,6 +236,15 @@ def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatA
     return found
 
 
+def highest_scores(runs: Sequence[Measured]) -> list[FloatArray]:
+    """Float[N prompts, K samples] of every run: the highest score that any of its judges gave, NaN where none did."""
+    found = []
+    for run in runs:
+        grids = [_grids([run], name)[0] for name in run.judges]
+        found.append(np.fmax.reduce(grids))
+    return found
+
+
 def token_positions(answer: SampledAnswer, tokens: int, seed: int) -> list[int]:
     """Positions in the answer, ascending: one drawn from each of ``tokens`` equal stretches, or all where it has fewer.
 

@@ -382,13 +382,23 @@ class LogitShareMeans(Stored):
     total: float
 
 
+class LayerInterval(Stored):
+    """The ends of 95 % intervals over prompts, an entry a layer."""
+
+    low: ByLayer
+    high: ByLayer
+
+
 class LensMeans(Stored):
-    """What the head would say after each layer, L + 1 entries; nats, but the ``score``, which is in logits."""
+    """What the head would say after each layer, L + 1 entries; nats, but the ``score``, which is in logits.
+
+    ``score_ci95`` is None where there are too few prompts, and in interpretations that are older than it."""
 
     score: ByLayer
     target_logprob: ByLayer
     entropy: ByLayer
     kl: ByLayer
+    score_ci95: LayerInterval | None = None
 
 
 class StreamReading(Stored):
@@ -633,8 +643,50 @@ class Inside(Stored):
     notes: list[str]
 
 
+class ShownReading(Stored):
+    """What the explained tokens of an answer rest on, by one model. ``shares`` [K] has a list a token: the share of
+    every word before it. None is a token that was refused."""
+
+    reader: str
+    shares: list[list[float] | None]
+
+
+class ShownAnswer(Stored):
+    """A model's answer of R tokens, for the page to colour.
+
+    ``highest`` is the highest score that any judge of the run gave it, None where nobody scored it. ``tokens`` [R] are
+    the pieces of its text. ``logprobs`` [M][R] are nats and ``first_choices`` [M][R] texts, by model. ``kl`` [M][R] is
+    the divergence from the author's next-token distribution to each model's, nats. ``words`` [W] are (text, kind) of
+    the prompt and the answer. The K explained tokens stand at ``positions`` and lie in the words ``at_words``.
+    """
+
+    label: str
+    highest: float | None
+    tokens: list[str]
+    logprobs: list[list[float]]
+    first_choices: list[list[str]]
+    kl: list[list[float]]
+    words: list[tuple[str, str]]
+    positions: list[int]
+    at_words: list[int]
+    readings: list[ShownReading]
+
+
+class ShownExample(Stored):
+    """A prompt and every model's answer to it, and by which rule it was ``chosen``; see ``shown_answers``.
+
+    ``drift`` is the mean divergence over the baseline's answer, from the baseline to the last model, nats a token."""
+
+    chosen: Literal["usual", "moved", "fell", "rose"]
+    prompt: str
+    prompt_toxicity: float | None
+    drift: float
+    toxicity: list[float]
+    answers: list[ShownAnswer]
+
+
 class Interpretation(Stored):
-    """All of it: interpretation.json."""
+    """All of it: interpretation.json. ``shown`` is empty in those that were made before answers were kept for it."""
 
     models: list[ModelFacts]
     sample: SampleFacts
@@ -644,3 +696,4 @@ class Interpretation(Stored):
     notes: list[str]
     inside: Inside | None
     inside_notes: list[str]
+    shown: list[ShownExample] = []

@@ -29,6 +29,7 @@ from rewardlm.interpreting.records import (
     record_drift,
     record_faithfulness,
 )
+from rewardlm.interpreting.shown_answers import shown_examples
 from rewardlm.interpreting.similarity import similarity
 from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.measuring.independence import same_judge
@@ -138,6 +139,7 @@ def _summarise(
         notes=_notes(measured, sample, settings),
         inside=inside,
         inside_notes=inside_notes,
+        shown=shown_examples(measured, sample, drifts, attributions, tokenizer),
     )
     # The changes that the sentences about the models rest on, which are read together.
     family = [entry.toxic_check.difference for entry in found.drift.comparisons]

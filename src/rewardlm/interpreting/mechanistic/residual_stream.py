@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, evenly_spread
-from rewardlm.interpreting.findings import AttentionShares, LensMeans, LogitShareMeans, StreamReading
+from rewardlm.interpreting.findings import AttentionShares, LayerInterval, LensMeans, LogitShareMeans, StreamReading
+from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.mechanistic.activations import BaseText, trace
 from rewardlm.interpreting.mechanistic.logit_attribution import LogitShares, direct_attribution, logit_lens
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, activations_of
@@ -34,6 +36,7 @@ def read_stream(
     shares: list[dict[str, Tensor]] = []
     attended: list[dict[str, Tensor]] = []
     lenses: list[dict[str, Tensor]] = []
+    lens_rows: list[int] = []
     activations: list[Tensor] = []
     positions: list[Tensor] = []
     causal_lm = text.policy.causal_lm
@@ -52,6 +55,7 @@ def read_stream(
                 shares.append(_on_cpu(direct_attribution(causal_lm, found, contrast)))
                 chosen = [i for i in range(len(batch.row)) if seen + i in keep]
                 if chosen:
+                    lens_rows += [rows[int(batch.row[i])] for i in chosen]
                     lenses.append(
                         _on_cpu(logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast))
                     )
@@ -62,7 +66,9 @@ def read_stream(
         joined = {name: torch.cat([one[name] for one in shares], -2 if "heads" in name else -1) for name in shares[0]}
         summary.shares = _share_means(joined, torch.isin(whose, torch.tensor(text.focus)))
         summary.largest_error = float((LogitShares(**joined).summed() - joined["total"]).abs().max())
-        summary.lens = LensMeans(**_means(lenses))
+        scores = torch.cat([one["score"] for one in lenses], 1)
+        owners = [tuple(text.prompts[row]) for row in lens_rows]
+        summary.lens = LensMeans(**_means(lenses), score_ci95=_intervals(scores, owners, text.settings))
         summary.lens_positions = len(keep)
     return summary, StreamArrays(torch.cat(activations) if vectors else torch.zeros(len(whose), 0), whose)
 
@@ -84,6 +90,18 @@ def _on_cpu(found: object) -> dict[str, Tensor]:
 def _means(batches: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
     """By name, over the positions of all batches, which are dimension 1."""
     return {name: torch.cat([one[name] for one in batches], 1).mean(1).tolist() for name in batches[0]}
+
+
+def _intervals(scores: Tensor, prompts: Sequence[object], settings: InsideSettings) -> LayerInterval | None:
+    """Of the means over positions of scores Float[L + 1, N], whose ``prompts`` [N] are drawn and not the positions."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    owners = [numbers[prompt] for prompt in prompts]
+    draws = Resampling(settings.n_resamples, settings.seed)
+    ends = [draws.mean(row, owners).ci95 for row in scores.double().numpy()]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
+        return None
+    return LayerInterval(low=[low for low, _ in known], high=[high for _, high in known])
 
 
 def _attended(patterns: Tensor, starts: Tensor) -> dict[str, Tensor]:
