@@ -8,12 +8,20 @@ import json
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from planted import examined
 from rich.console import Console
 
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
 from rewardlm.reporting import formats, interpretation, intervals, mechanistic
-from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
+from rewardlm.reporting.mechanistic_figures import (
+    edges,
+    lens_figure,
+    pushed_figure,
+    scale_figure,
+    shares_figure,
+    wrote_figure,
+)
 from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render
 
@@ -37,11 +45,11 @@ def said(found: dict[str, Any]) -> dict[str, str]:
 
 
 def shown(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
-    return render(
-        "mechanistic.html.j2",
-        {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": formats.number},
-        inside=mechanistic.section(typed(found), notes),
-    )
+    filters = {"visible": interpretation.visible, "interval_number": intervals.number_text, "score": formats.number}
+    inside = mechanistic.section(typed(found), notes)
+    pages = [render(name, filters, inside=inside, part="inside") for name in ("layers.html.j2", "mechanistic.html.j2")]
+    asked = "" if found is None else " ".join(said(found).values())
+    return "".join(pages) + str(escape(asked))
 
 
 def printed(found: dict[str, Any] | None, notes: tuple[str, ...] = ()) -> str:
@@ -164,13 +172,44 @@ def test_figures_hold_the_stored_numbers(results: dict[str, dict[str, Any]]) -> 
         parts = [s["mlp"][layer] + s["mlp_bias"][layer] + s["adapter_mlp"][layer] for s in (before, after)]
         assert heat["z"][layer][4] == pytest.approx(parts[1] - parts[0])
     assert heat["z"][1][4] < -1
-    (wrote,) = wrote_figure(read.adapters["FT"])["data"]
-    column = wrote["x"].index("down_proj")
-    assert wrote["z"][1][column] == pytest.approx(100 * found["adapters"]["FT"]["length"]["mlp.down_proj"][1])
+    own = found["adapters"]["FT"]
+    most, far = edges([read.adapters["FT"]])
+    (wrote,) = wrote_figure(read.adapters["FT"], most)["data"]
+    row = wrote["y"].index("down_proj")
+    assert wrote["z"][row][1] == pytest.approx(100 * own["length"]["mlp.down_proj"][1])
+    assert wrote["zmax"] == pytest.approx(max(map(max, wrote["z"])))
+    pushed = pushed_figure(read.adapters["FT"], far)
+    assert pushed is not None
+    heat = pushed["data"][0]
+    assert heat["z"][row] == pytest.approx(own["share"]["mlp.down_proj"])
+    assert heat["zmax"] == -heat["zmin"] == pytest.approx(max(abs(value) for row in heat["z"] for value in row))
     (line,) = scale_figure(read)["data"]
     assert line["x"] == [0.0, 1.0]
     plain = {row["model"]: row["toxicity"] for row in found["causal"]["rows"] if row["kind"] == "plain"}
     assert line["y"] == [plain["PT"], plain["FT"]]
+
+
+@pytest.mark.slow
+def test_intervals_are_drawn_where_they_are_known(results: dict[str, dict[str, Any]]) -> None:
+    found = copy.deepcopy(results["untouched"])
+    written, lens = found["adapters"]["FT"], found["stream"]["FT"]["lens"]
+    n_layers = len(written["share"]["mlp.down_proj"])
+    written["share_ci95"] = {"mlp.down_proj": {"low": [-1.0] * n_layers, "high": [1.0, *[-0.5] * (n_layers - 1)]}}
+    lens["score_ci95"] = {"low": [value - 1 for value in lens["score"]], "high": [value + 2 for value in lens["score"]]}
+    found["stream"]["PT"]["lens"]["score_ci95"] = None
+    read = Inside.model_validate(found)
+    figure = pushed_figure(read.adapters["FT"], 1.0)
+    assert figure is not None
+    _, dots = figure["data"]
+    assert (dots["x"], dots["y"]) == ([0], ["down_proj"])
+    band, *lines = lens_figure(read)["data"]
+    assert band["y"] == [value + 2 for value in lens["score"]] + [value - 1 for value in lens["score"]][::-1]
+    assert [line["name"] for line in lines] == ["PT", "FT"]
+    assert band["legendgroup"] == lines[1]["legendgroup"]
+    assert "Intervals are not known here" in shown(found)
+    found["stream"]["PT"]["lens"]["score_ci95"] = lens["score_ci95"]
+    assert "Bands: 95 % intervals over prompts" in shown(found)
+    assert "A dot: the 95 % interval holds zero" in shown(found)
 
 
 @pytest.mark.slow
@@ -185,7 +224,8 @@ def test_hostile_names_and_tokens_stay_text(results: dict[str, dict[str, Any]]) 
     section = mechanistic.section(typed(found))
     assert section is not None
     figures = section["figures"]
-    figures["shares"], figures["wrote"] = ([spec for _, spec in figures[name]] for name in ("shares", "wrote"))
+    figures["shares"] = [spec for _, spec in figures["shares"]]
+    figures["maps"] = [specs for _, *specs in figures["maps"]]
     assert HOSTILE not in json.dumps(figures)
     found["notes"] = ["\x1b[31mred"]
     found["vectors"]["rows"][0]["tokens"][0] = "\x1b[2J"

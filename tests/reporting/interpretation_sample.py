@@ -78,6 +78,42 @@ def reading(to, change):
     }
 
 
+def shown_answer(label, highest, tokens, kl):
+    """An answer to "They <b>lie</b>" whose second and third token are explained."""
+    words = [["<|im_start|>", "template"], ["user\n", "template"], ["They", "prompt"], [" <b>lie</b>", "prompt"]]
+    shares = [[0.1, 0.05, 0.25, 0.15, 0.45], [0.004, 0.0, 0.3, 0.196, 0.25, 0.25]]
+    readers = ("PT", "FT", "RL") if label == "PT" else (label,)
+    return {
+        "label": label,
+        "highest": highest,
+        "tokens": tokens,
+        # ln 0.25, 0.5 and 0.00001.
+        "logprobs": [[-1.386294] * len(tokens), [-0.693147] * len(tokens), [-11.512925] * len(tokens)],
+        "first_choices": [[" base"] * len(tokens), [" tuned"] * len(tokens), [" fools"] * len(tokens)],
+        "kl": kl,
+        "words": [*words, *([token, "answer"] for token in tokens)],
+        "positions": [1, 2],
+        "at_words": [5, 6],
+        "readings": [{"reader": reader, "shares": shares} for reader in readers],
+    }
+
+
+def shown_example(chosen, prompt, highest):
+    nothing, far = [0.0] * 4, [0.05, 0.3, 2.5, 4.0]
+    return {
+        "chosen": chosen,
+        "prompt": prompt,
+        "prompt_toxicity": 0.1,
+        "drift": 1.7125,
+        "toxicity": [0.1, 0.2, 0.05],
+        "answers": [
+            shown_answer("PT", highest, ["All", " of", " us", "\n"], [nothing, [0.2] * 4, far]),
+            shown_answer("FT", 0.2, ["No", " one", " does", "."], [[0.7] * 4, nothing, nothing]),
+            shown_answer("RL", 0.05, ["I", " help", " you", "."], [[1.5] * 4, nothing, nothing]),
+        ],
+    }
+
+
 def sample_interpretation():
     models = ("PT", "FT", "RL")
     words = [["<|im_start|>", "template"], ["user\n", "template"], ["They", "prompt"], [" <b>lie</b>", "prompt"]]
@@ -189,4 +225,8 @@ def sample_interpretation():
         "notes": ["A note of the interpretation."],
         "inside": None,
         "inside_notes": [],
+        "shown": [
+            shown_example("usual", "They <b>lie</b>", 0.1),
+            shown_example("fell", "You are all idiots", 0.9),
+        ],
     }

@@ -148,13 +148,77 @@ def test_the_page_shows_the_numbers(shown):
 
 def test_words_of_models_stay_words(shown):
     assert shown.rows("Demoted from PT to FT")[1][0] == "</script>⏎"
-    assert " <b>lie</b>" in shown.texts["inside"]
+    assert "They <b>lie</b>" in shown.texts["inside"]
     assert not [tag for tag, _ in shown.tags if tag == "b" and "lie" in str(tag)]
-    shades = [attributes["class"] for tag, attributes in shown.tags if "shade-" in str(attributes.get("class"))]
-    # The darkest word has the largest share; half of it is half as dark.
-    assert shades[:4] == ["shade-2 of-template", "shade-0 of-template", "shade-4 of-prompt", "shade-9 of-prompt"]
-    veils = [a for tag, a in shown.tags if tag == "details" and "veil" in str(a.get("class"))]
-    assert any("fold" in str(a["class"]) for a in veils)
+
+
+def buttons(page, key):
+    return [attributes for tag, attributes in page.tags if tag == "span" and key in attributes]
+
+
+def test_words_have_the_colour_of_their_drift(shown):
+    # PT's answer as RL sees it: 0.05, 0.3, 2.5 and 4 nats, on a scale that begins at 0.1, 0.25, 0.5, 1, 2 and 4.
+    notes = [
+        one for one in buttons(shown, "data-note") if "RL 0.00" in one["data-note"] or "RL under" in one["data-note"]
+    ]
+    assert [one["class"] for one in notes[:4]] == ["d0", "d2", "d5", "d6"]
+    assert notes[1]["data-note"] == "“of”: drift 0.30 nats. Its probability: PT 25 %, RL under 0.01 %."
+    assert notes[1]["data-first"] == "First choice here: PT “base”, RL “fools”."
+    # One word of an answer is in the order of the tab key.
+    assert [one["tabindex"] for one in notes[:4]] == ["0", "-1", "-1", "-1"]
+    assert "mean drift 1.71" in shown.text("inside")
+
+
+def test_a_word_says_what_it_rests_on(shown):
+    rows = [attributes for tag, attributes in shown.tags if "data-shares" in attributes]
+    # PT's answer by PT and by the tuned model, the tuned model's own: for each of two models and of two examples.
+    assert len(rows) == 3 * 2 * 2
+    assert json.loads(rows[0]["data-shares"]) == [[100, 50, 250, 150, 450], [4, 0, 300, 196, 250, 250]]
+    note = json.loads(rows[0]["data-notes"])[1]
+    assert note.startswith("“us” rests on “They” 30 %, “All” 25 %, “of” 25 %, “<b>lie</b>” 20 %. ")
+    assert note.endswith("In all: the prompt’s words 50 %, the template 0 %, the answer so far 50 %.")
+    explained = buttons(shown, "data-explained")
+    assert len(explained) == 2 * len(rows)
+    # The second rests on the prompt most, so it is the one that is shown first.
+    assert [one["aria-pressed"] for one in explained[:2]] == ["false", "true"]
+    words = [a for tag, a in shown.tags if tag == "span" and str(a.get("class")).startswith("of-")][:8]
+    assert [word["class"].split()[1] for word in words] == ["a0", "a0", "a5", "a4", "a5", "a5", "a0", "a0"]
+
+
+def test_what_may_offend_is_behind_the_switch(shown, result, parts, render):
+    veiled = [a for tag, a in shown.tags if tag == "details" and a.get("class") == "veil"]
+    # Two panels of the example in which a judge saw toxicity, and the promoted and demoted tokens.
+    assert shown.texts["inside"].count("Show this prompt and its answers") == 2
+    assert len(veiled) >= 3
+    # Nobody scored it: it may offend as well.
+    result["shown"][0]["answers"][2]["highest"] = None
+    assert render(on_page(parts, result)).texts["inside"].count("Show this prompt and its answers") == 4
+
+
+def test_an_interpretation_without_answers_says_what_to_do(result, parts, render):
+    del result["shown"]
+    text = render(on_page(parts, result)).text("inside")
+    assert "Run rewardlm interpret into a new folder" in text
+    assert "Drift in numbers" in text
+
+
+def verdict(result, model):
+    (row,) = [row for row in interpretation.sections([("x", typed(result))])[0]["verdicts"] if row["model"] == model]
+    return row["text"]
+
+
+def test_the_verdict_claims_no_more_than_the_numbers(result):
+    text = verdict(result, "FT")
+    assert text.startswith("reading PT’s answers, it agrees with PT on the likeliest next token 71 % of the time.")
+    assert "the change is aimed at toxic text" in text
+    assert text.endswith("Its answers are about their prompts.")
+    text = verdict(result, "RL")
+    assert "toxic ones were not shown to lose more than others" in text
+    assert "were not shown to be about their own prompts more than about others" in text
+    result["drift"]["comparisons"][0]["toxic_check"]["toxic"] = interpretation_sample.interval(None, n=0)
+    assert "PT gave no toxic answers to compare with" in verdict(result, "FT")
+    result["similarity"] = None
+    assert "prompts" not in verdict(result, "RL")
 
 
 def test_figures_hold_the_bands(shown):

@@ -538,7 +538,8 @@ class ScoreChange(Stored):
 
 class AdapterWrites(Stored):
     """What an adapter wrote, by module and layer: length against the stream's, and share in toxic minus neutral logits.
-    ``moved`` is how far the stream is from the base's, by its length."""
+    ``moved`` is how far the stream is from the base's, by its length. ``share_ci95`` are the intervals of the shares:
+    None where there are too few prompts, and in interpretations that are older than it."""
 
     answers: int
     positions: int
@@ -546,6 +547,7 @@ class AdapterWrites(Stored):
     length: dict[str, ByLayer]
     share: dict[str, ByLayer] | None = None
     score: ScoreChange | None = None
+    share_ci95: dict[str, LayerInterval] | None = None
 
 
 class RedrawPreference(Stored):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.interpreting.findings import Band, Estimate
+from rewardlm.interpreting.findings import Band, Estimate, LayerInterval
 from rewardlm.stats import LEVEL, FloatArray, MeanChange, difference_of_means, holm, mean_change, mean_ci95
 
 # Fewer prompts than this say too little to speak of significance.
@@ -68,6 +68,17 @@ class Resampling:
                 rows.append((start, end - 1, found.mean, low, high, found.n))
         names = ("from_", "to", "mean", "low", "high", "n")
         return Band(**{name: [row[column] for row in rows] for column, name in enumerate(names)})
+
+    def by_layer(self, values: FloatArray, prompts: Sequence[object]) -> LayerInterval | None:
+        """Intervals of the means over positions, Float[L, N]. What is drawn are the ``prompts`` [N] and not the
+        positions. None where there are fewer than five prompts."""
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        owners = [numbers[prompt] for prompt in prompts]
+        ends = [self.mean(row, owners).ci95 for row in values]
+        known = [end for end in ends if end is not None]
+        if len(known) < len(ends):
+            return None
+        return LayerInterval(low=[low for low, _ in known], high=[high for _, high in known])
 
 
 def adjust(family: Sequence[Estimate]) -> None:

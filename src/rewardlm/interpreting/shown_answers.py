@@ -67,9 +67,7 @@ def shown_examples(
             drift=round(moved[pair], 4),
             toxicity=list(sample.pairs[pair].toxicity),
             answers=[
-                _answer(
-                    answer, labels, score(pair, answer.author), drift_of[answer.id], readings[answer.id], tokenizer
-                )
+                _answer(answer, labels, score(pair, answer.author), drift_of[answer.id], readings[answer.id], tokenizer)
                 for answer in answers[pair]
             ],
         )
@@ -118,9 +116,7 @@ def _answer(
         kl=[[round(value, 4) for value in drift.kl[answer.author][model]] for model in models],
         words=[(word.text, word.kind) for word in groups],
         positions=positions,
-        at_words=[
-            next(number for number, word in enumerate(groups) if word.start <= at < word.end) for at in places
-        ],
+        at_words=[next(number for number, word in enumerate(groups) if word.start <= at < word.end) for at in places],
         readings=[
             ShownReading(
                 reader=labels[record.reader],

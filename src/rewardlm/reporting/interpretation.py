@@ -21,9 +21,10 @@ from rewardlm.interpreting.findings import (
     Stratum,
 )
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import flows, mechanistic
+from rewardlm.reporting import coloured_answers, flows, mechanistic
 from rewardlm.reporting import interpretation_figures as figures
 from rewardlm.reporting.headline import Part
+from rewardlm.reporting.inside_verdict import verdicts
 from rewardlm.reporting.intervals import direction, number_text, plain_text, points_text, share_text
 from rewardlm.runs import Run
 
@@ -61,11 +62,13 @@ def sections(results: Sequence[tuple[str, Interpretation]]) -> list[dict[str, An
             "result": result,
             "models": [model.label for model in result.models],
             "how": how_sampled(result),
+            "coloured": coloured_answers.coloured(result),
+            "scales": coloured_answers.scales(),
+            "verdicts": verdicts(result),
             "sentences": sentences(result),
             "method": method_name(result),
             "tested": [said for said in (faithful_sentence(result), complete_sentence(result)) if said],
             "figures": _figures(result),
-            "example_shades": _shades(result),
             "inside": mechanistic.section(result.inside, result.inside_notes),
         }
         for label, result in results
@@ -294,12 +297,3 @@ def _figures(result: Interpretation) -> dict[str, Any]:
         "last": last,
         "similarity": figures.similarity_figure(result.similarity.models) if result.similarity else None,
     }
-
-
-def _shades(result: Interpretation) -> list[list[list[int]]]:
-    """Of each example, each model and each word, how dark it is: 0 to 9, the darkest word of the example being 9."""
-    shades = []
-    for example in result.attribution.examples:
-        most = max((share for model in example.models for share in model.shares), default=0) or 1
-        shades.append([[round(9 * share / most) for share in model.shares] for model in example.models])
-    return shades

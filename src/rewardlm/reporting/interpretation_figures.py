@@ -28,20 +28,8 @@ def band_figure(bands: Sequence[tuple[str, AnyBand]], unit: str, *, scale: float
             if low is not None and high is not None
         ]
         if known:
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": [at for at, _, _ in known] + [at for at, _, _ in reversed(known)],
-                    "y": [scale * high for _, _, high in known] + [scale * low for _, low, _ in reversed(known)],
-                    "fill": "toself",
-                    "fillcolor": translucent(colour, 0.16),
-                    "line": {"width": 0},
-                    "hoverinfo": "skip",
-                    "showlegend": False,
-                    "legendgroup": f"{number}",
-                }
-            )
+            at, low, high = zip(*known, strict=True)
+            traces.append(band_trace(at, [scale * one for one in low], [scale * one for one in high], number))
         traces.append(
             {
                 "type": "scatter",
@@ -60,6 +48,22 @@ def band_figure(bands: Sequence[tuple[str, AnyBand]], unit: str, *, scale: float
             }
         )
     return {"data": traces, "layout": curve_layout("token of the answer", unit, rangemode="tozero")}
+
+
+def band_trace(x: Sequence[float], low: Sequence[float], high: Sequence[float], number: int) -> dict[str, Any]:
+    """The area between ``low`` and ``high``, in the colour of the ``number``-th line and hidden with it."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [*x, *reversed(x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": translucent(COLOURS[number % len(COLOURS)], 0.16),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": f"{number}",
+    }
 
 
 def curve_layout(along: str, unit: str, **yaxis: Any) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def section(found: Inside | None, notes: Sequence[str] = ()) -> dict[str, Any] |
     if found is None:
         return {"found": None, "notes": list(notes)} if notes else None
     tuned = found.models[1:]
+    most, far = figures.edges([found.adapters[label] for label in tuned])
     return {
         "found": found,
         "notes": [*notes, *found.notes],
@@ -72,8 +73,18 @@ def section(found: Inside | None, notes: Sequence[str] = ()) -> dict[str, Any] |
                 for label in tuned
                 if (before := found.stream[found.models[0]].shares) and (after := found.stream[label].shares)
             ],
-            "wrote": [(label, figures.wrote_figure(found.adapters[label])) for label in tuned],
+            "maps": [
+                (
+                    label,
+                    figures.wrote_figure(written, most),
+                    figures.pushed_figure(written, far),
+                    bool(written.share_ci95),
+                )
+                for label in tuned
+                for written in (found.adapters[label],)
+            ],
         },
+        "lens_known": all(one.lens is None or one.lens.score_ci95 is not None for one in found.stream.values()),
     }
 
 

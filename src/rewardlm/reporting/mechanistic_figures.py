@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Directions, Inside, LogitShareMeans
 from rewardlm.reporting.figures import base_layout, plain
-from rewardlm.reporting.interpretation_figures import COLOURS, curve_layout
+from rewardlm.reporting.interpretation_figures import COLOURS, band_trace, curve_layout
 
 # Blue is away from toxic, vermillion towards it; the middle lets the page's own colour through.
 _DIVERGING = [[0, "#1f7fc4"], [0.5, "rgba(125,133,144,0.08)"], [1, "#cf4a1c"]]
@@ -15,12 +15,19 @@ _RISING = [[0, "rgba(125,133,144,0.08)"], [1, "#9a55cf"]]
 
 
 def lens_figure(found: Inside) -> dict[str, Any]:
-    """Toxic minus neutral logit by layer, a line a model."""
-    return _lines(
-        [(label, one.lens.score) for label, one in found.stream.items() if one.lens is not None],
-        "toxic − neutral logit",
-        "layers that were run",
-    )
+    """Toxic minus neutral logit by layer, a line a model, with its 95 % band where one is known."""
+    lenses = [(label, one.lens) for label, one in found.stream.items() if one.lens is not None]
+    figure = _lines([(label, lens.score) for label, lens in lenses], "toxic − neutral logit", "layers that were run")
+    bands = [
+        band_trace(list(range(len(ends.low))), ends.low, ends.high, number)
+        for number, (_, lens) in enumerate(lenses)
+        if (ends := lens.score_ci95) is not None
+    ]
+    for number, line in enumerate(figure["data"]):
+        line["legendgroup"] = f"{number}"
+    # Bands lie below the lines.
+    figure["data"] = bands + figure["data"]
+    return figure
 
 
 def probe_figure(directions: Directions) -> dict[str, Any]:
@@ -151,16 +158,111 @@ def shares_figure(before: LogitShareMeans, after: LogitShareMeans) -> dict[str, 
     return _heat(table, columns, "layer", _DIVERGING, (-edge, edge), "%{x}, layer %{y}: %{z:+.3f}")
 
 
-def wrote_figure(written: AdapterWrites) -> dict[str, Any]:
-    """Length of what the adapter wrote by layer and module, % of the stream's: layers × modules."""
+def wrote_figure(written: AdapterWrites, edge: float) -> dict[str, Any]:
+    """Length of what the adapter wrote, % of the stream's: modules × layers. ``edge`` is the end of the colours, a
+    share."""
+    names, columns = _modules(written)
+    table = [[100 * value for value in written.length[name]] for name in names]
+    edge = 100 * edge
+    return _map(table, columns, _RISING, (0, edge), "%{y}, layer %{x}: %{z:.2f} % of the stream")
+
+
+def pushed_figure(written: AdapterWrites, edge: float) -> dict[str, Any] | None:
+    """How far the adapter's writes push the toxic words' logits, up (red) or down (blue): modules × layers. None where
+    there are no words to read logits of.
+
+    A cell whose 95 % interval holds zero has a dot, where intervals are known.
+    """
+    if written.share is None:
+        return None
+    names, columns = _modules(written)
+    table = [written.share[name] for name in names]
+    texts, dots = [], []
+    for name, row, column in zip(names, table, columns, strict=True):
+        ends = (written.share_ci95 or {}).get(name)
+        known = [] if ends is None else list(zip(ends.low, ends.high, strict=True))
+        texts.append([f" ({low:+.3f} to {high:+.3f})" for low, high in known] or [""] * len(row))
+        dots += [(layer, column) for layer, (low, high) in enumerate(known) if low <= 0 <= high]
+    figure = _map(table, columns, _DIVERGING, (-edge, edge), "%{y}, layer %{x}: %{z:+.3f}%{text}")
+    figure["data"][0]["text"] = texts
+    if dots:
+        figure["data"].append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [layer for layer, _ in dots],
+                "y": [column for _, column in dots],
+                "marker": {"size": 3, "color": "#7d8590"},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+        )
+    return figure
+
+
+def edges(written: Sequence[AdapterWrites]) -> tuple[float, float]:
+    """The largest length and the largest push of all these adapters: their figures share one scale."""
+    found = []
+    for by_module in ([one.length for one in written], [one.share or {} for one in written]):
+        values = [abs(value) for one in by_module for name in one if "." in name for value in one[name]]
+        found.append(max(values, default=0.0) or 1.0)
+    return found[0], found[1]
+
+
+def _modules(written: AdapterWrites) -> tuple[list[str], list[str]]:
+    """Names of the adapter's modules, and how the figure writes them."""
     names = [name for name in written.length if "." in name]
-    table = [[100 * written.length[name][layer] for name in names] for layer in range(len(written.moved) - 1)]
-    edge = max((value for row in table for value in row), default=0) or 1
-    columns = [plain(name.rpartition(".")[2]) for name in names]
+    short = [plain(name.rpartition(".")[2]) for name in names]
     # GPT-2 calls two modules c_proj.
-    if len(set(columns)) < len(columns):
-        columns = [plain(name) for name in names]
-    return _heat(table, columns, "layer", _RISING, (0, edge), "%{x}, layer %{y}: %{z:.2f} % of the stream")
+    return names, short if len(set(short)) == len(short) else [plain(name) for name in names]
+
+
+def _map(
+    table: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    scale: Sequence[Sequence[Any]],
+    edges: tuple[float, float],
+    hover: str,
+) -> dict[str, Any]:
+    """Modules from top to bottom, layers from left to right."""
+    n_layers = len(table[0]) if table else 0
+    layout = base_layout(height=100 + 20 * len(rows))
+    layout["margin"] = {"l": 12, "r": 12, "t": 8, "b": 88}
+    layout["xaxis"] |= {
+        "showgrid": False,
+        "automargin": True,
+        "tick0": 0,
+        "dtick": max(1, round(n_layers / 8)),
+        "title": {"text": "layer", "font": {"size": 12}, "standoff": 4},
+    }
+    layout["yaxis"] |= {"showgrid": False, "automargin": True, "type": "category", "autorange": "reversed"}
+    heat = {
+        "type": "heatmap",
+        "x": list(range(n_layers)),
+        "y": list(rows),
+        "z": [list(row) for row in table],
+        "zmin": edges[0],
+        "zmax": edges[1],
+        "colorscale": [list(step) for step in scale],
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 8,
+            "len": 0.6,
+            "x": 0.5,
+            "xanchor": "center",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "ypad": 2,
+            "outlinewidth": 0,
+            "nticks": 4,
+            "tickfont": {"size": 11},
+        },
+        "hovertemplate": hover + "<extra></extra>",
+    }
+    return {"data": [heat], "layout": layout}
 
 
 def _lines(series: Sequence[tuple[str, Sequence[float]]], unit: str, along: str) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
-from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
+from rewardlm.reporting import (
+    coloured_answers,
+    figures,
+    formats,
+    headline,
+    interpretation,
+    intervals,
+    judge_page,
+    notes,
+)
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, Example, choose_examples
 from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS
@@ -105,6 +114,7 @@ def render_page(
             "interval_share": intervals.share_text,
             "interval_plain": intervals.plain_text,
             "visible": interpretation.visible,
+            "shown_token": coloured_answers.shown_token,
         },
         title=title,
         judging=judging or judge_page.judging([]),

@@ -46,7 +46,7 @@ def render(template: str, filters: Mapping[str, Callable[..., object]], **values
         drawn.append((name, data))
         return name
 
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js")]
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js"), _asset("inside.js")]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rewardlm.reporting", "templates"),
         autoescape=True,
@@ -57,7 +57,7 @@ def render(template: str, filters: Mapping[str, Callable[..., object]], **values
     )
     environment.filters.update(filters)
     return environment.get_template(template).render(
-        css=Markup(_asset("page.css")),
+        css=Markup(_asset("page.css") + _asset("inside.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         figure=figure,

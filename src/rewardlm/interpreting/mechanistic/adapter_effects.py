@@ -38,8 +38,10 @@ def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | Non
     length: dict[str, list[Tensor]] = {}
     share: dict[str, list[Tensor]] = {}
     moved, scores = [], []
+    prompts: list[tuple[int, ...]] = []
     causal_lm = policy.causal_lm
-    for _, batch in text.batches(rows):
+    for whose, batch in text.batches(rows):
+        prompts += [tuple(text.prompts[whose[row]]) for row in batch.row.tolist()]
         with using(policy, None):
             before = trace(causal_lm, batch)
             was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
@@ -62,6 +64,10 @@ def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | Non
     )
     if scores:
         found.share = {name: _by_layer(parts) for name, parts in share.items()}
+        draws = Resampling(text.settings.n_resamples, text.settings.seed)
+        ends = {name: draws.by_layer(torch.cat(parts, 1).double().numpy(), prompts) for name, parts in share.items()}
+        known = {name: end for name, end in ends.items() if end is not None}
+        found.share_ci95 = known or None
         change = float(torch.cat(scores).mean())
         own = sum(sum(found.share.get(part, [])) for part in ("attention", "mlp"))
         found.score = ScoreChange(change=change, own=own, rest=change - own)

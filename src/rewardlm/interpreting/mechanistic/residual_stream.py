@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, evenly_spread
-from rewardlm.interpreting.findings import AttentionShares, LayerInterval, LensMeans, LogitShareMeans, StreamReading
+from rewardlm.interpreting.findings import AttentionShares, LensMeans, LogitShareMeans, StreamReading
 from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.mechanistic.activations import BaseText, trace
 from rewardlm.interpreting.mechanistic.logit_attribution import LogitShares, direct_attribution, logit_lens
@@ -68,7 +67,8 @@ def read_stream(
         summary.largest_error = float((LogitShares(**joined).summed() - joined["total"]).abs().max())
         scores = torch.cat([one["score"] for one in lenses], 1)
         owners = [tuple(text.prompts[row]) for row in lens_rows]
-        summary.lens = LensMeans(**_means(lenses), score_ci95=_intervals(scores, owners, text.settings))
+        draws = Resampling(text.settings.n_resamples, text.settings.seed)
+        summary.lens = LensMeans(**_means(lenses), score_ci95=draws.by_layer(scores.double().numpy(), owners))
         summary.lens_positions = len(keep)
     return summary, StreamArrays(torch.cat(activations) if vectors else torch.zeros(len(whose), 0), whose)
 
@@ -90,18 +90,6 @@ def _on_cpu(found: object) -> dict[str, Tensor]:
 def _means(batches: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
     """By name, over the positions of all batches, which are dimension 1."""
     return {name: torch.cat([one[name] for one in batches], 1).mean(1).tolist() for name in batches[0]}
-
-
-def _intervals(scores: Tensor, prompts: Sequence[object], settings: InsideSettings) -> LayerInterval | None:
-    """Of the means over positions of scores Float[L + 1, N], whose ``prompts`` [N] are drawn and not the positions."""
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    owners = [numbers[prompt] for prompt in prompts]
-    draws = Resampling(settings.n_resamples, settings.seed)
-    ends = [draws.mean(row, owners).ci95 for row in scores.double().numpy()]
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends):
-        return None
-    return LayerInterval(low=[low for low, _ in known], high=[high for _, high in known])
 
 
 def _attended(patterns: Tensor, starts: Tensor) -> dict[str, Tensor]:
