@@ -9,6 +9,7 @@ import pytest
 
 from rewardlm.interpreting.findings import Estimate
 from rewardlm.interpreting.intervals import Resampling, adjust, stretches
+from rewardlm.stats import mean_ci95
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -67,6 +68,25 @@ def test_a_family_is_corrected_and_levels_are_none_of_it() -> None:
     adjust([one, level, none, another])
     assert (one.p_adjusted, none.p_adjusted, another.p_adjusted) == (pytest.approx(0.02), None, pytest.approx(0.04))
     assert level.dump() == {"mean": 3.0, "ci95": None, "n": 9}
+
+
+def test_intervals_by_layer_are_those_of_the_prompts() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 24))
+    prompts = [("a", "b", "c", "d", "e", "f")[n % 6] for n in range(24)]
+    draws = Resampling(200, 0)
+    found = draws.by_layer(values, prompts)
+    assert found is not None
+    for layer in range(3):
+        # A prompt's positions are one observation: the same as of the prompts' means, which are of four each.
+        means = [float(np.mean(values[layer, n::6])) for n in range(6)]
+        assert (found.low[layer], found.high[layer]) == pytest.approx(mean_ci95(means))
+    values[1] = 0.0
+    again = draws.by_layer(values, prompts)
+    assert again is not None
+    assert (again.low[1], again.high[1]) == (None, None)
+    assert again.low[2] == found.low[2]
+    assert draws.by_layer(values, [prompt if prompt < "e" else "a" for prompt in prompts]) is None
 
 
 def test_bands_along_the_answer() -> None:

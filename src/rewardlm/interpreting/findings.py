@@ -383,10 +383,11 @@ class LogitShareMeans(Stored):
 
 
 class LayerInterval(Stored):
-    """The ends of 95 % intervals over prompts, an entry a layer."""
+    """The ends of 95 % intervals over prompts, an entry a layer. None where all prompts have the same value: nothing
+    says how far others may be."""
 
-    low: ByLayer
-    high: ByLayer
+    low: list[float | None]
+    high: list[float | None]
 
 
 class LensMeans(Stored):

@@ -74,11 +74,10 @@ class Resampling:
         positions. None where there are fewer than five prompts."""
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         owners = [numbers[prompt] for prompt in prompts]
-        ends = [self.mean(row, owners).ci95 for row in values]
-        known = [end for end in ends if end is not None]
-        if len(known) < len(ends):
+        if len(numbers) < FEWEST:
             return None
-        return LayerInterval(low=[low for low, _ in known], high=[high for _, high in known])
+        ends = [self.mean(row, owners).ci95 or (None, None) for row in values]
+        return LayerInterval(low=[low for low, _ in ends], high=[high for _, high in ends])
 
 
 def adjust(family: Sequence[Estimate]) -> None:

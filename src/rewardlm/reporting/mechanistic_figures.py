@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
-from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Directions, Inside, LogitShareMeans
+from rewardlm.interpreting.findings import (
+    AdapterPath,
+    AdapterWrites,
+    Directions,
+    Inside,
+    LayerInterval,
+    LogitShareMeans,
+)
 from rewardlm.reporting.figures import base_layout, plain
 from rewardlm.reporting.interpretation_figures import COLOURS, band_trace, curve_layout
 
@@ -19,9 +26,9 @@ def lens_figure(found: Inside) -> dict[str, Any]:
     lenses = [(label, one.lens) for label, one in found.stream.items() if one.lens is not None]
     figure = _lines([(label, lens.score) for label, lens in lenses], "toxic − neutral logit", "layers that were run")
     bands = [
-        band_trace(list(range(len(ends.low))), ends.low, ends.high, number)
+        band_trace(list(known), [low for low, _ in known.values()], [high for _, high in known.values()], number)
         for number, (_, lens) in enumerate(lenses)
-        if (ends := lens.score_ci95) is not None
+        if (known := _ends(lens.score_ci95))
     ]
     for number, line in enumerate(figure["data"]):
         line["legendgroup"] = f"{number}"
@@ -179,10 +186,9 @@ def pushed_figure(written: AdapterWrites, edge: float) -> dict[str, Any] | None:
     table = [written.share[name] for name in names]
     texts, dots = [], []
     for name, row, column in zip(names, table, columns, strict=True):
-        ends = (written.share_ci95 or {}).get(name)
-        known = [] if ends is None else list(zip(ends.low, ends.high, strict=True))
-        texts.append([f" ({low:+.3f} to {high:+.3f})" for low, high in known] or [""] * len(row))
-        dots += [(layer, column) for layer, (low, high) in enumerate(known) if low <= 0 <= high]
+        known = _ends((written.share_ci95 or {}).get(name))
+        texts.append([f" ({known[n][0]:+.3f} to {known[n][1]:+.3f})" if n in known else "" for n in range(len(row))])
+        dots += [(layer, column) for layer, (low, high) in known.items() if low <= 0 <= high]
     figure = _map(table, columns, _DIVERGING, (-edge, edge), "%{y}, layer %{x}: %{z:+.3f}%{text}")
     figure["data"][0]["text"] = texts
     if dots:
@@ -207,6 +213,12 @@ def edges(written: Sequence[AdapterWrites]) -> tuple[float, float]:
         values = [abs(value) for one in by_module for name in one if "." in name for value in one[name]]
         found.append(max(values, default=0.0) or 1.0)
     return found[0], found[1]
+
+
+def _ends(found: LayerInterval | None) -> dict[int, tuple[float, float]]:
+    """The intervals that are known, by layer."""
+    both = [] if found is None else zip(found.low, found.high, strict=True)
+    return {n: (low, high) for n, (low, high) in enumerate(both) if low is not None and high is not None}
 
 
 def _modules(written: AdapterWrites) -> tuple[list[str], list[str]]:
