@@ -179,8 +179,8 @@ def examined(way: str, **more: Any) -> tuple[Planted, Inside]:
     redrawn = model.redrawn(prompts[: N // 2])
     undo(model, way)
     after = model.answers(prompts)
-    subjects = [
+    models = [
         ModelAnswers(label, adapter, answers, model.judge([model.text(tokens) for tokens in answers]))
         for label, adapter, answers in (("PT", None, before), ("FT", "default", after))
     ]
-    return model, examine(model.policy, prompts, subjects, model.judge, settings_for(model, **more), redrawn=redrawn)
+    return model, examine(model.policy, prompts, models, model.judge, settings_for(model, **more), redrawn=redrawn)

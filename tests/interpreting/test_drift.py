@@ -49,8 +49,8 @@ def test_against_scipy() -> None:
 def test_models_read_each_response_as_a_plain_forward_pass_does(name: str, tmp_path: Path) -> None:
     policy = adapted_policy(name)
     run = Run(tmp_path, {"label": "x"})
-    subjects = [RunModel("PT", run, policy, None), RunModel("FT", run, policy, "default")]
-    drifts, sums = drift_of_answers(subjects, PROMPTS, RESPONSES)
+    run_models = [RunModel("PT", run, policy, None), RunModel("FT", run, policy, "default")]
+    drifts, sums = drift_of_answers(run_models, PROMPTS, RESPONSES)
     assert [drift.logprobs.shape[1] for drift in drifts] == [len(response) for response in RESPONSES]
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         plain = []

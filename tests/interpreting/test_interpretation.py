@@ -81,19 +81,19 @@ def test_every_answer_is_read_by_every_model_as_a_plain_forward_pass_does(made: 
 
 
 def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -> None:
-    subjects = load_models([Run.open(path) for path in made], SETTINGS)
-    assert len({id(subject.policy) for subject in subjects}) == 1
+    run_models = load_models([Run.open(path) for path in made], SETTINGS)
+    assert len({id(run_model.policy) for run_model in run_models}) == 1
     ids = torch.tensor([[1, 300, 301, 17, 900, 2, 40]])
     with torch.no_grad():
         alone = tiny_policy().model(input_ids=ids).logits
-        with subjects[0].on() as model:
+        with run_models[0].on() as model:
             assert torch.equal(model(input_ids=ids).logits, alone)
-        for subject, path in zip(subjects[1:], made[1:], strict=True):
+        for run_model, path in zip(run_models[1:], made[1:], strict=True):
             single = tiny_policy()
             load_adapter(single, Path(Run.open(path).meta["settings"]["adapter"]))
-            with subject.on() as model:
+            with run_model.on() as model:
                 found = model(input_ids=ids).logits
-            with subject.on(merge=True) as model:
+            with run_model.on(merge=True) as model:
                 merged = model(input_ids=ids).logits
             assert torch.equal(found, single.model(input_ids=ids).logits)
             assert not torch.allclose(found, alone, atol=1e-2)
@@ -101,38 +101,38 @@ def test_with_adapters_on_it_the_base_is_the_base_to_the_bit(made: list[Path]) -
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_subjects_leave_the_model_as_it_was_found(made: list[Path], merge: bool) -> None:
-    subjects = load_models([Run.open(path) for path in made], SETTINGS)
-    model = subjects[0].policy.model
+def test_run_models_leave_the_model_as_it_was_found(made: list[Path], merge: bool) -> None:
+    run_models = load_models([Run.open(path) for path in made], SETTINGS)
+    model = run_models[0].policy.model
     model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0" in name)
     before = copy.deepcopy(state_of(model))
-    for subject in subjects:
-        with subject.on(merge=merge):
+    for run_model in run_models:
+        with run_model.on(merge=merge):
             assert not any(module.training for module in model.modules())
             assert not any(parameter.requires_grad for parameter in model.parameters())
         assert state_of(model) == before
-    with pytest.raises(RuntimeError, match="inside"), subjects[1].on(merge=merge):
+    with pytest.raises(RuntimeError, match="inside"), run_models[1].on(merge=merge):
         raise RuntimeError("inside")
     assert state_of(model) == before
 
 
 def test_the_sample_takes_transitions_evenly_and_depends_on_the_seed_alone(made: list[Path]) -> None:
     measured = load_runs(made)
-    subjects = load_models([run.run for run in measured], SETTINGS)
-    sample = draw(measured, subjects, scorer="lexical", limit=9, seed=0)
+    run_models = load_models([run.run for run in measured], SETTINGS)
+    sample = draw(measured, run_models, scorer="lexical", limit=9, seed=0)
     # Twenty pairs: ten low → low, five high → low, five high → high.
     assert [stratum.dump() for stratum in sample.strata] == [
         {"from": "low", "to": "low", "of": 10, "taken": 3},
         {"from": "high", "to": "low", "of": 5, "taken": 3},
         {"from": "high", "to": "high", "of": 5, "taken": 3},
     ]
-    again = draw(measured, subjects, scorer="lexical", limit=9, seed=0)
-    other = draw(measured, subjects, scorer="lexical", limit=9, seed=1)
+    again = draw(measured, run_models, scorer="lexical", limit=9, seed=0)
+    other = draw(measured, run_models, scorer="lexical", limit=9, seed=1)
     assert again == sample
     assert [answer.id for answer in other.answers] != [answer.id for answer in sample.answers]
-    everything = draw(measured, subjects, scorer="lexical", limit=99, seed=0)
+    everything = draw(measured, run_models, scorer="lexical", limit=99, seed=0)
     assert len(everything.pairs) == 20
     assert len({answer.id for answer in everything.answers}) == 60
     for answer in everything.answers:
@@ -270,20 +270,23 @@ def test_the_summarys_means_are_those_of_its_records(done: Run) -> None:
 
 
 @pytest.mark.slow
-def test_texts_without_ids_are_encoded_again_and_it_is_said(runs: list[Path], tmp_path: Path) -> None:
+def test_answers_without_ids_are_refused_in_one_line(runs: list[Path], tmp_path: Path) -> None:
     path = runs[1]
     records = [json.loads(line) for line in (path / "generations.jsonl").read_text().splitlines()]
     for record in records:
         del record["tokens"]
     Run.open(path).replace("generations", records)
-    run = interpret(runs, SETTINGS, tmp_path / "out")
-    notes = run.load(KIND)["notes"]
-    assert any("No token ids are stored of FT" in note for note in notes)
-    tokenizer = tiny_policy().tokenizer
-    texts = {f"FT:{record['id']}": record["text"] for record in records}
-    for record in run.read("drift"):
-        if record["author"] == 1:
-            assert record["tokens"] == tokenizer(texts[record["id"]], add_special_tokens=False)["input_ids"]
+    with pytest.raises(RunError, match=r"answer '.*' has no token ids: measure its model again"):
+        interpret(runs, SETTINGS, tmp_path / "out")
+
+
+def test_an_interpretation_with_the_old_key_is_still_read(done: Run) -> None:
+    stored = done.load(KIND)
+    assert "reencoded" not in stored["sample"]
+    older = copy.deepcopy(stored)
+    older["sample"]["reencoded"] = 0
+    del older["shown"]
+    assert Interpretation.model_validate(older).dump() | {"shown": stored["shown"]} == stored
 
 
 def test_what_does_not_fit_is_refused_in_one_line(runs: list[Path], tmp_path: Path) -> None:
@@ -296,7 +299,7 @@ def test_what_does_not_fit_is_refused_in_one_line(runs: list[Path], tmp_path: Pa
         interpret(runs, SETTINGS, tmp_path / "c")
     imported = Run.open(runs[1])
     imported.update(kind="import")
-    with pytest.raises(RunError, match=r"kind 'import'.*here is none"):
+    with pytest.raises(RunError, match=r"kind 'import'.*expected a measurement"):
         interpret(runs, SETTINGS, tmp_path / "d")
     imported.update(kind="measure", settings={**imported.meta["settings"], "engine": "openai"})
     with pytest.raises(RunError, match="answered by a server"):
@@ -314,10 +317,10 @@ def test_an_adapter_that_was_trained_on_is_not_taken_for_the_measured_one(made: 
     run = Run.open(tmp_path / "FT")
     write_adapter(tmp_path / "other", seed=9)
     run.update(settings={**run.meta["settings"], "adapter": str(tmp_path / "other")})
-    with pytest.raises(RunError, match="trained on since"):
+    with pytest.raises(RunError, match="trained further since"):
         interpret([tmp_path / "PT", tmp_path / "FT"], SETTINGS, tmp_path / "out")
     run.update(settings={**run.meta["settings"], "adapter": str(tmp_path / "gone")})
-    with pytest.raises(RunError, match="not there any more"):
+    with pytest.raises(RunError, match="is gone: put it back"):
         interpret([tmp_path / "PT", tmp_path / "FT"], SETTINGS, tmp_path / "out")
 
 
@@ -388,7 +391,7 @@ def test_the_inside_is_examined_where_the_baseline_is_the_base(made: list[Path],
     assert changes["RL"]["ci95"][0] < changes["RL"]["mean"] < changes["RL"]["ci95"][1]
     other_way = interpret([made[1], made[0]], settings, tmp_path / "other").load(KIND)
     assert other_way["inside"] is None
-    assert "FT is itself an adapter" in other_way["inside_notes"][0]
+    assert "FT has an adapter itself" in other_way["inside_notes"][0]
     assert other_way["drift"]["comparisons"][0]["from"] == "FT"
 
 

@@ -163,13 +163,13 @@ def test_everything_is_left_as_it_was() -> None:
             parameter.requires_grad_(True)
             parameter.grad = torch.ones_like(parameter)
     scores = model.judge([model.text(tokens) for tokens in answers])
-    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
+    models = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
     before = state_of(model.policy.model)
     said: list[tuple[int, int, str]] = []
     examine(
         model.policy,
         prompts,
-        subjects,
+        models,
         model.judge,
         settings_for(model),
         report=lambda done, total, what: said.append((done, total, what)),
@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_said() -> None:
     assert "too few toxic words" in result.notes[0]
     assert result.vectors is None
     assert result.causal is None
-    for subjects, message in (
+    for models, message in (
         ([], "must be the base"),
         ([ModelAnswers("FT", "default", answers, scores)], "must be the base"),
         (
@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_said() -> None:
         ([ModelAnswers("PT", None, [[]] * 6, scores)], "nothing to read"),
     ):
         with pytest.raises(ModelError, match=message):
-            examine(model.policy, prompts, subjects, model.judge, settings)
+            examine(model.policy, prompts, models, model.judge, settings)
 
 
 def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
@@ -217,7 +217,7 @@ def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
     model = planted()
     prompts = [*model.prompts(24), *model.prompts(24)[:10]]
     answers = model.answers(prompts)
-    subject = ModelAnswers("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
+    answered = ModelAnswers("PT", None, answers, model.judge([model.text(tokens) for tokens in answers]))
     settings = settings_for(model).model_copy(update={"causal_prompts": InsideSettings().causal_prompts})
-    found = check_causes(BaseText(model.policy, prompts, subject, settings), [subject], model.judge, None, None)
+    found = check_causes(BaseText(model.policy, prompts, answered, settings), [answered], model.judge, None, None)
     assert found.prompts == 24

@@ -258,8 +258,8 @@ def test_a_prompt_is_asked_once_and_answers_to_it_count_together() -> None:
     answers = model.answers(few)
     scores = model.judge([model.text(tokens) for tokens in answers])
     undo(model, "avoided")
-    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
-    result = examine(model.policy, few, subjects, model.judge, settings_for(model, ablation_answers=12))
+    models = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
+    result = examine(model.policy, few, models, model.judge, settings_for(model, ablation_answers=12))
     found = result.ablation
     assert (found.prompts, found.answers, found.prompts_of_answers) == (3, 12, 3)
     for own in (found.by_model["PT"].toxicity, found.by_model["PT"].logits):
@@ -319,8 +319,8 @@ def test_a_model_held_against_itself_pushes_as_before_and_has_unlearned_nothing(
             if "lora_B" in name:
                 parameter.zero_()
     scores = model.judge([model.text(tokens) for tokens in answers])
-    subjects = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
-    result = examine(model.policy, prompts, subjects, model.judge, settings_for(model, ablation_prompts=0))
+    models = [ModelAnswers("PT", None, answers, scores), ModelAnswers("FT", "default", answers, scores)]
+    result = examine(model.policy, prompts, models, model.judge, settings_for(model, ablation_prompts=0))
     own = result.vectors.by_model["FT"]
     for ratio in (own.push_ratio, own.read_ratio, own.write_ratio):
         assert ratio.ci95 == pytest.approx([1, 1], abs=1e-5)

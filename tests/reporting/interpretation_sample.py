@@ -135,7 +135,6 @@ def sample_interpretation():
             ],
             "redraw": None,
             "tokens_an_answer": 8,
-            "reencoded": 0,
             "seed": 0,
         },
         "drift": {

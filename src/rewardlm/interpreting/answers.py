@@ -1,7 +1,7 @@
 """Which answers are read: a seeded sample, stratified by how toxicity went from the baseline to the last.
 
-Reading costs a backward pass a token, so only a sample is read. Most answers go from low to low; drawn plainly they
-would be all that one sees. So each transition between buckets (low to low, high to low …) gives as many pairs as the
+Reading costs a backward pass a token, so only a sample is read. Most answers go from low to low, and a plain sample
+would show little else. So each transition between buckets (low to low, high to low …) gives as many pairs as the
 others, as far as it has them. ``stratified`` weights them back to the run.
 """
 
@@ -24,7 +24,6 @@ from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.metrics import BUCKETS, bucket_of, buckets
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.models.generate import stream_seed
-from rewardlm.models.load import Policy
 from rewardlm.runs import prompts_hash
 from rewardlm.stats import FloatArray
 from rewardlm.types import Generation, Prompt
@@ -37,7 +36,7 @@ LabelledAnswer = tuple[Sequence[int], Sequence[int], float]
 @dataclass(frozen=True)
 class RedrawnAnswers:
     """Two answers to one ``prompt``, a toxic and a harmless one, as token ids; ``fall`` is how much less toxic the
-    second is. Both are the base's, but where a tuned model's new answer is held against the base's old one."""
+    second is. Both are the base's, except where a tuned model's new answer is compared with the base's old one."""
 
     prompt: Sequence[int]
     toxic: Sequence[int]
@@ -49,8 +48,8 @@ class RedrawnAnswers:
 class ModelAnswers:
     """A model and its answers: ``adapter`` is the name of a PEFT adapter on the policy, None the base.
 
-    ``responses`` are token ids, ``toxicity`` P(toxic) of each by the run's judge, None where unscored. ``change`` is
-    how that went from the base's, where more answers are known than these; None: over these.
+    ``responses`` are token ids. ``toxicity`` is P(toxic) of each by the run's judge, None where unscored. ``change`` is
+    the change of toxicity from the base over more answers than these, where it is known.
     """
 
     label: str
@@ -64,7 +63,7 @@ class ModelAnswers:
 class SampledAnswer:
     """One stored answer. ``author`` is the position of the model that gave it, ``pair`` that of its (prompt, sample).
 
-    ``prompt`` and ``tokens`` are ids; ``reencoded`` where the run has no ids and the text was encoded again.
+    ``prompt`` and ``tokens`` are ids.
     """
 
     id: str
@@ -75,7 +74,6 @@ class SampledAnswer:
     text: str
     turns: tuple[str, ...]
     toxicity: float
-    reencoded: bool
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,10 @@ def load_runs(paths: Sequence[Path]) -> list[Measured]:
 
 
 def choose_scorer(runs: Sequence[Measured], scorer: str | None) -> str:
-    """The judge by which answers are toxic: ``scorer``, else the first that all runs have and that is no relative of a
-    reward, else one that was no reward, else the first that all have. Raises RunError where a run lacks it.
+    """The judge that says which answers are toxic: ``scorer`` if it is named. Else the first that all runs have and
+    that is no relative of a reward, else one that was no reward, else the first that all have.
+
+    Raises RunError where a run lacks it.
     """
     shared = [name for name in runs[0].judges if all(name in run.scores for run in runs)]
     if scorer is not None:
@@ -152,7 +152,9 @@ def choose_scorer(runs: Sequence[Measured], scorer: str | None) -> str:
     return (independent or free or shared)[0]
 
 
-def draw(runs: Sequence[Measured], subjects: Sequence[RunModel], *, scorer: str, limit: int, seed: int) -> AnswerSample:
+def draw(
+    runs: Sequence[Measured], run_models: Sequence[RunModel], *, scorer: str, limit: int, seed: int
+) -> AnswerSample:
     """At most ``limit`` pairs, evenly over the transitions from the first run to the last, and their answers."""
     grids = _grids(runs, scorer)
     everywhere = np.logical_and.reduce([~np.isnan(grid) for grid in grids])
@@ -185,7 +187,7 @@ def draw(runs: Sequence[Measured], subjects: Sequence[RunModel], *, scorer: str,
     return AnswerSample(
         scorer=scorer,
         pairs=pairs,
-        answers=_answers(runs, subjects, pairs),
+        answers=_answers(runs, run_models, pairs),
         strata=[
             Stratum(from_=way[0], to=way[1], of=len(cells), taken=sum(cell in taken for cell in cells))
             for way, cells in ((way, by_transition[way]) for way in ways)
@@ -206,8 +208,8 @@ def _other_draws(scores: FloatArray, sample: int) -> tuple[float, float, float] 
 
 
 def most_toxic_and_others(prompts: Sequence[Sequence[int]], toxicity: Sequence[float | None], number: int) -> list[int]:
-    """Rows of ``number`` different prompts: half of them those with the most toxic answers, the rest evenly spread over
-    the others. A prompt that stands there several times is taken once: its answers would not be several proofs."""
+    """Rows of ``number`` different prompts: half of them have the most toxic answers, the rest are evenly spread over
+    the others. A prompt that comes several times is taken once: its answers are not independent evidence."""
     first: dict[tuple[int, ...], int] = {}
     for row in sorted(range(len(prompts)), key=lambda row: (-(toxicity[row] or 0.0), row)):
         first.setdefault(tuple(prompts[row]), row)
@@ -225,7 +227,7 @@ def toxicity_changes(runs: Sequence[Measured], scorer: str) -> list[tuple[FloatA
     """Of each run after the first, how toxicity changed from the first over all pairs that both were scored on,
     Float[N], and the pairs' prompts, Int[N].
 
-    A sample that is drawn evenly over transitions has about as many that rose as fell, whatever the run did.
+    This is over the run, since a sample drawn evenly over transitions has about as many that rose as fell.
     """
     first, *others = _grids(runs, scorer)
     found = []
@@ -259,18 +261,18 @@ def token_positions(answer: SampledAnswer, tokens: int, seed: int) -> list[int]:
 
 
 def stored_answers(
-    run: Measured, subject: RunModel, scorer: str, *, limit: int, seed: int
+    run: Measured, run_model: RunModel, scorer: str, *, limit: int, seed: int
 ) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
     """At most ``limit`` scored answers of a run, drawn by seed: ids of prompt and answer, and P(toxic)."""
     scores = run.scores[scorer]
     scored = np.flatnonzero(~np.isnan(scores))
     rng = np.random.default_rng(stream_seed("interpret stored", seed))
     taken = {*rng.permutation(scored)[:limit].tolist()}
-    room = _room(run, subject)
+    room = _room(run, run_model)
     return [
         (
-            tuple(truncate_history(subject.policy.chat, run.prompts[run.prompt_rows[place]].turns, room)[0]),
-            _ids(record, subject.policy),
+            tuple(truncate_history(run_model.policy.chat, run.prompts[run.prompt_rows[place]].turns, room)[0]),
+            _ids(record),
             float(scores[place]),
         )
         for place, record in enumerate(run.run.each_generation())
@@ -278,7 +280,7 @@ def stored_answers(
     ]
 
 
-def redrawn_pairs(run: Measured, subject: RunModel, scorer: str, *, limit: int, above: float) -> list[RedrawnAnswers]:
+def redrawn_pairs(run: Measured, run_model: RunModel, scorer: str, *, limit: int, above: float) -> list[RedrawnAnswers]:
     """At most ``limit`` prompts that the run answered both toxically (over ``above``) and not, those whose answers are
     furthest apart first: its most and its least toxic answer. Empty where every prompt has one answer."""
     (grid,) = _grids([run], scorer)
@@ -292,11 +294,11 @@ def redrawn_pairs(run: Measured, subject: RunModel, scorer: str, *, limit: int, 
     for record in run.run.each_generation():
         row = names.get(record.prompt_id)
         if row is not None and record.sample in ends[row]:
-            found[row, record.sample] = _ids(record, subject.policy)
-    room = _room(run, subject)
+            found[row, record.sample] = _ids(record)
+    room = _room(run, run_model)
     return [
         RedrawnAnswers(
-            tuple(truncate_history(subject.policy.chat, run.prompts[row].turns, room)[0]),
+            tuple(truncate_history(run_model.policy.chat, run.prompts[row].turns, room)[0]),
             found[row, ends[row][0]],
             found[row, ends[row][1]],
             falls[row],
@@ -305,9 +307,9 @@ def redrawn_pairs(run: Measured, subject: RunModel, scorer: str, *, limit: int, 
     ]
 
 
-def _room(run: Measured, subject: RunModel) -> int:
+def _room(run: Measured, run_model: RunModel) -> int:
     """How many tokens a prompt could have when it was measured."""
-    return subject.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
+    return run_model.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
 
 
 def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
@@ -322,32 +324,32 @@ def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
 
 
 def _answers(
-    runs: Sequence[Measured], subjects: Sequence[RunModel], pairs: Sequence[ScoredPair]
+    runs: Sequence[Measured], run_models: Sequence[RunModel], pairs: Sequence[ScoredPair]
 ) -> list[SampledAnswer]:
     wanted = {(pair.prompt.id, pair.sample): number for number, pair in enumerate(pairs)}
     found: dict[tuple[int, int], SampledAnswer] = {}
-    for author, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
-        room = _room(run, subject)
+    for author, (run, run_model) in enumerate(zip(runs, run_models, strict=True)):
+        room = _room(run, run_model)
         for record in run.run.each_generation():
             number = wanted.get((record.prompt_id, record.sample))
             if number is not None:
                 pair = pairs[number]
-                prompt, _ = truncate_history(subject.policy.chat, pair.prompt.turns, room)
+                prompt, _ = truncate_history(run_model.policy.chat, pair.prompt.turns, room)
                 found[number, author] = SampledAnswer(
-                    id=f"{subject.label}:{record.id}",
+                    id=f"{run_model.label}:{record.id}",
                     author=author,
                     pair=number,
                     prompt=tuple(prompt),
-                    tokens=_ids(record, subject.policy),
+                    tokens=_ids(record),
                     text=record.text,
                     turns=tuple(turn.text for turn in pair.prompt.turns),
                     toxicity=pair.toxicity[author],
-                    reencoded=record.tokens is None,
                 )
     return [found[number, author] for number in range(len(pairs)) for author in range(len(runs))]
 
 
-def _ids(record: Generation, policy: Policy) -> tuple[int, ...]:
-    if record.tokens is not None:
-        return record.tokens
-    return tuple(policy.tokenizer(record.text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+def _ids(record: Generation) -> tuple[int, ...]:
+    """The answer's token ids as they were sampled. Every model that was measured here has stored them."""
+    if record.tokens is None:
+        raise RunError(f"answer {record.id!r} has no token ids: measure its model again, here and not by a server")
+    return record.tokens

@@ -1,15 +1,15 @@
-"""On which tokens does a token rest? Attribution by our own hook on the embeddings, so that any adapter may stay on.
+"""On which earlier tokens does a token rest? A hook on the embeddings answers, so any adapter may stay on.
 
-What is explained is always ln p(token | what stands before it), and the scores are signed and in nats:
+What is explained is always ln p(token | what stands before it). Scores are signed, in nats:
 
 * ``input_x_gradient``: x_i · ∂ ln p / ∂x_i (Shrikumar et al. 2016), x_i the embedding of token i;
 * ``integrated_gradients``: (x_i − b_i) · ∫ ∂ ln p / ∂x_i along the straight line from a baseline b to x (Sundararajan
-  et al. 2017); their sum must be ln p(x) − ln p(b) (completeness), so the integral is refined until it nearly is, and
-  a token that doesn't get there has no scores;
+  et al. 2017). Their sum must be ln p(x) − ln p(b) (completeness). The integral is refined until it nearly is; a token
+  that doesn't get there has no scores;
 * ``occlusion``: what ln p loses where x_i is replaced by the baseline's (Zeiler & Fergus 2014).
 
-A backward pass explains one token of every answer in the batch at once, since rows don't see each other. Only inputs
-get gradients, so weights may be frozen, merged or quantised.
+Rows don't see each other, so one backward pass explains one token of every answer in the batch. Only inputs get
+gradients, so weights may be frozen, merged or quantised.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rewardlm.models.logprobs import Packed, body_and_head, microbatches, pack, 
 
 @dataclass(frozen=True)
 class Completeness:
-    """Of K explained tokens, in nats, whether their scores add up to what they must.
+    """Whether the scores of K explained tokens add up to what they must. All in nats.
 
     ``difference`` Float[K] is ln p(x) − ln p(baseline); ``gap`` Float[K] the scores' sum minus that. ``bound`` Float[K]
     adds up the gaps of the path's stretches without their signs, so that gaps of opposite signs don't hide each other;
@@ -53,7 +53,7 @@ class Completeness:
             f"the path's stretches miss their sums by {float(self.bound[k]):.3g} nats together (the scores by "
             f"{float(self.gap[k]):.3g}) after {int(self.steps[k])} steps, where the difference from the baseline is "
             f"{float(self.difference[k]):.3g}: expected {self.tolerance:.0%} of it at most; raise "
-            "attribution.most_steps, or take another method"
+            "attribution.most_steps, or choose another method"
         )
 
 
@@ -152,7 +152,7 @@ class _Batch:
 
 @contextlib.contextmanager
 def embeddings_changed(causal_lm: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, ``change`` of the token embeddings Float[B, L, H] is what the model goes on with."""
+    """Within the block, the model reads ``change`` of its token embeddings Float[B, L, H]."""
     module = causal_lm.get_input_embeddings()
     handle = module.register_forward_hook(lambda _module, _arguments, output: change(output))
     try:
@@ -182,7 +182,10 @@ def _gradients_along(
     with torch.enable_grad(), embeddings_changed(batch.causal_lm, change):
         states = response_states(batch.causal_lm, batch.packed)
     if leaf is None or way is None:
-        raise ModelError(f"{type(batch.causal_lm).__name__} has run without its token embeddings: not supported")
+        raise ModelError(
+            f"{type(batch.causal_lm).__name__} ran without its token embeddings, which attribution "
+            "needs: this model is not supported"
+        )
     # The head first, for all tokens at once: each log-probability depends on one state alone.
     chosen = states.detach()[batch.places]
     logprobs, slopes = [], []
@@ -338,7 +341,7 @@ def _complete(path: _Path, steps: int, tolerance: float, most_steps: int) -> Att
 
 @torch.no_grad()
 def _occlusion(batch: _Batch, *, baseline: int | None, budget: int, **_: Any) -> list[Attributed]:
-    """One forward pass a token of the input: since a token sees what is before it, each serves all explained tokens."""
+    """One forward pass for each input token. It serves all explained tokens, since each sees only what is before it."""
     nothing = _baseline(batch.causal_lm, baseline)
     whole = batch.logprobs(response_states(batch.causal_lm, batch.packed))
     scores = whole.new_zeros(len(batch.rows), batch.packed.tokens.shape[1])

@@ -123,7 +123,7 @@ def _comparison(
         return draws.change(list(values.values()), list(values))
 
     def change_of_tokens(name: Quantity) -> dict[int, float]:
-        # Token by token: where one model's was refused, the other's must not count alone.
+        # Token by token: if one model's was refused, the other's must not count alone.
         return {
             pair: mean_of_known(np.subtract(_values(after, name), _values(before, name)))
             for pair, (before, after) in same.items()
@@ -187,7 +187,7 @@ def _completeness(records: Sequence[AttributionRecord], settings: InterpretSetti
         refused=len(refused),
         reasons=refused[:3],
         largest_gap=max((abs(gap) for _, gap, _ in kept), default=None),
-        # Of a difference of 0 there is no share; such a token is kept only where it is reached exactly.
+        # A difference of 0 has no share; such a token is kept only if it is reached exactly.
         largest_share=max((bound / abs(difference) for difference, _, bound in kept if difference), default=None),
         steps=float(np.median(steps)),
         most_steps=max(steps),

@@ -1,7 +1,8 @@
-"""What one model thinks of another's words: log-probability, entropy, rank and the exact divergence, token by token.
+"""How likely one model finds another's words: log-probability, entropy, rank and exact divergence, token by token.
 
 M models read the same N tokens. The divergence is over the whole vocabulary, KL(a ‖ b) = Σ_v a(v) · ln(a(v) / b(v)) in
-nats, not an estimate from the token that was drawn. Functions take and give arrays; ``drift_of_answers`` runs models.
+nats, and not an estimate from the token that was drawn. Functions take and give arrays; ``drift_of_answers`` runs
+models.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
 
 
 def drift_of_answers(
-    subjects: Sequence[RunModel], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    run_models: Sequence[RunModel], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> tuple[list[TokenDrift], list[VocabularyDrift]]:
-    """Every subject reads every response after its prompt: what is found, response by response, on the CPU."""
-    # Switching a subject on costs more than a few rows of the vocabulary do in memory.
+    """Every model reads every response after its prompt: what is found, response by response, on the CPU."""
+    # Switching a model on costs more than a few rows of the vocabulary do in memory.
     whole = []
-    for subject in subjects:
-        with subject.on() as model, torch.no_grad():
+    for run_model in run_models:
+        with run_model.on() as model, torch.no_grad():
             states = hidden_rows(model, prompts, responses, range(len(prompts)))
             whole.append(_logprobs(body_and_head(model)[1], states))
     targets = torch.tensor([token for response in responses for token in response])
@@ -128,8 +129,8 @@ def most_changed(
 ) -> tuple[list[TokenChange], list[TokenChange]]:
     """The ``k`` tokens promoted most and the ``k`` demoted most from model ``before`` to ``after``, over all positions.
 
-    In the order of their mean change of *probability*: the mean change of log-probability, which stands beside it, is
-    largest for tokens that nobody would say in either case.
+    They are in the order of their mean change of *probability*. The mean change of log-probability stands beside it,
+    but is largest for tokens that neither model would say.
     """
     change = (sums.logprobs[after] - sums.logprobs[before]) / sums.n
     old, new = sums.probabilities[before] / sums.n, sums.probabilities[after] / sums.n

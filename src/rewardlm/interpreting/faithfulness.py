@@ -1,14 +1,14 @@
-"""Do the words with the largest shares matter to the model? Reading without them, and with them alone.
+"""Do the words with the largest shares matter to the model? It reads without them, and with them alone.
 
-ERASER's two measures (DeYoung et al. 2020), of ln p in place of p, since answers' tokens are often unlikely. With x
-what stands before an explained token, and r_k the share k of x that a method ranks highest,
+These are ERASER's two measures (DeYoung et al. 2020), of ln p in place of p: the tokens of answers are often unlikely.
+Let x be what stands before an explained token, and r_k the share k of x that a method ranks highest:
 
     comprehensiveness = mean over k of  ln p(token | x) − ln p(token | x without r_k)      large: r_k was needed
     sufficiency       = mean over k of  ln p(token | x) − ln p(token | r_k alone)          small: r_k was enough
 
-A method is held against random orders of the same words: shares that say nothing remove as much by chance. What is
-taken out leaves the sequence and the others keep their positions, so no method's own baseline is favoured. The word
-right before the explained token always stays, in every order, since the prediction is read from it.
+A method is compared with random orders of the same words, since any words that are taken out cost something. What is
+taken out leaves the sequence, and the others keep their positions, so no method's own baseline is favoured. The word
+right before the explained token always stays: the prediction is read from it.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def faithfulness(causal_lm: Any, explained: Explained, *, budget: int) -> Faithf
     for order in (ranked, *(rng.permutation(movable).tolist() for _ in range(ORDERS))):
         for share in SHARES:
             top = _first_words(explained, order, share)
-            # What belongs to no word that can move stays in either case.
+            # What belongs to none of these words always stays.
             others = {place for number in movable for place in range(*explained.words[number])} - top
             rows += [[place for place in rows[0] if place not in taken] for taken in (top, others)]
     logprobs = _read(causal_lm, explained, rows, budget)
-    # Order by order and share by share: without the words, and with them alone.
+    # For each order and share: without the words, then with them alone.
     drops = (logprobs[0] - logprobs[1:]).view(1 + ORDERS, len(SHARES), 2).mean(1)
     return Faithfulness(*(float(value) for value in (*drops[0], *drops[1:].mean(0))))
 

@@ -16,7 +16,7 @@ ByHead = list[list[float]]
 
 
 class Stored(BaseModel):
-    """Anything that an interpretation stores as JSON. A key that nobody described is an error of ours."""
+    """Anything that an interpretation stores as JSON. Keys that are not described here are refused."""
 
     # Sixty classes take a tenth of a second to build, which a report without interpretations needn't wait for.
     model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
@@ -84,7 +84,8 @@ class SampleFacts(Stored):
     strata: list[Stratum]
     redraw: list[list[float] | None] | None
     tokens_an_answer: int
-    reencoded: int
+    # Older interpretations have it, always 0. It is read and not written.
+    reencoded: int = Field(default=0, exclude=True)
     seed: int
 
 
@@ -96,7 +97,7 @@ class Ranks(Stored):
 
 
 class TokenReading(Stored):
-    """What two models think of the same answers, nats a token; ``kl`` is from the author to the reader."""
+    """How likely two models find the same answers, nats a token; ``kl`` is from the author to the reader."""
 
     answers: int
     tokens: int
@@ -175,7 +176,7 @@ class DriftComparison(Stored):
 
 
 class Drift(Stored):
-    """What each model thinks of the other's words."""
+    """How likely each model finds the other's words."""
 
     comparisons: list[DriftComparison]
 

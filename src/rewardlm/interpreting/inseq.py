@@ -1,7 +1,7 @@
-"""Attribution by the methods of the package inseq (Sarti et al. 2023), for those that we don't have ourselves.
+"""Attribution by methods of the package inseq (Sarti et al. 2023) that RewardLM doesn't have itself.
 
-inseq takes no adapters, so it is given the model inside PEFT's wrapper, merged where ``RunModel.on`` merges. Its inputs
-are our token ids: it would encode texts anew. It explains one answer at a time, every token up to the last one asked.
+inseq knows no adapters. It gets the model inside PEFT's wrapper, merged where ``RunModel.on`` merges, and our token
+ids, since it would encode texts again. It explains one answer at a time, every token up to the last one asked for.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def attribute_by_inseq(
 ) -> list[Attributed]:
     """As ``attribution.attribute``, by inseq's method ``name``; ``settings`` are that method's own.
 
-    Scores are of ln p(token) where a method explains an output, summed over the embedding's dimensions; those of what
-    has none (attention) are as inseq gives them, averaged over layers and heads. Raises ConfigError without inseq and
-    for a name that it doesn't know.
+    A method that explains an output explains ln p(token), and its scores are summed over the embedding's dimensions.
+    Methods that explain none (attention) give what inseq gives, averaged over layers and heads. Raises ConfigError
+    without inseq, and for a name that it doesn't know.
     """
     if importlib.util.find_spec("inseq") is None:
         raise ConfigError(
-            f"attribution.method inseq:{name} needs the package inseq: pip install --no-deps inseq captum, and what "
-            "they ask for; or take input_x_gradient, integrated_gradients or occlusion"
+            f"attribution.method inseq:{name} needs the package inseq: pip install --no-deps inseq captum and "
+            "what they import (docs/interpretation.md), or choose input_x_gradient, integrated_gradients or occlusion"
         )
     import inseq
     from inseq.data.batch import Batch, BatchEmbedding, BatchEncoding, DecoderOnlyBatch

@@ -1,7 +1,7 @@
-"""Measured runs in, an interpretation out, from top to bottom: records of single answers, then what they amount to.
+"""Measured runs in, an interpretation out, from top to bottom: records of single answers, then their summaries.
 
-``records`` reads every answer and appends what it finds, so that an interrupted interpretation goes on. The summaries
-are made from these at the end; ``findings`` is the shape of interpretation.json, which is all that the report needs.
+``records`` reads every answer and appends what it finds, so an interrupted interpretation can go on. The summaries are
+made from the records at the end. ``findings`` is the shape of interpretation.json, which is all that the report needs.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _FREE = ("device", "batch_tokens")
 def interpret(
     paths: Sequence[Path], settings: InterpretSettings, out: Path, *, report: ProgressCallback | None = None
 ) -> Run:
-    """Look into the models of measured runs, the baseline first; a finished interpretation is returned as it is.
+    """Look into the models of measured runs, the baseline first. A finished interpretation is returned as it is.
 
-    Raises RunError for runs that don't fit (other prompts, no judge in common, no model) or where another command
-    writes ``out``, and ModelError where models can't be loaded or held against each other.
+    Raises RunError for runs that don't fit (other prompts, no judge in common, no model) or if another command writes
+    to ``out``, and ModelError if models can't be loaded or compared.
     """
     with alone(out):
         return _interpret(paths, settings, out, report)
@@ -57,7 +57,7 @@ def interpret(
 
 def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, report: ProgressCallback | None) -> Run:
     if len(paths) < 2:
-        raise RunError("interpret holds models against a baseline: name at least two measured runs, the baseline first")
+        raise RunError("interpret compares models with a baseline: name at least two measured runs, the baseline first")
     measured = load_runs(paths)
     scorer = choose_scorer(measured, settings.scorer)
     recorded = {
@@ -71,19 +71,19 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
         return run
     if settings.word_judge:
         check_judges([settings.word_judge])
-    subjects = load_models([one.run for one in measured], settings)
-    for one, subject in zip(measured, subjects, strict=True):
-        one.label = subject.label
+    run_models = load_models([one.run for one in measured], settings)
+    for one, run_model in zip(measured, run_models, strict=True):
+        one.label = run_model.label
     weights = [[one.run.meta.get("model_hash"), one.run.meta.get("adapter_hash")] for one in measured]
     if run.meta.get("weights", weights) != weights:
-        raise RunError(f"{run.path} was begun with other weights of these runs' models: choose another --out")
+        raise RunError(f"{run.path} was started with other weights of these models: choose another --out")
     run.update(weights=weights, adapter_off_is_base=True)
-    sample = draw(measured, subjects, scorer=scorer, limit=settings.limit, seed=settings.seed)
-    sums = record_drift(run, subjects, sample, settings, report)
-    record_attribution(run, subjects, sample, settings, report)
-    record_faithfulness(run, subjects, sample, settings, report)
-    inside, inside_notes = _inside(measured, subjects, sample, settings, report)
-    found = _summarise(run, measured, subjects, sample, sums, settings, inside, inside_notes)
+    sample = draw(measured, run_models, scorer=scorer, limit=settings.limit, seed=settings.seed)
+    sums = record_drift(run, run_models, sample, settings, report)
+    record_attribution(run, run_models, sample, settings, report)
+    record_faithfulness(run, run_models, sample, settings, report)
+    inside, inside_notes = _inside(measured, run_models, sample, settings, report)
+    found = _summarise(run, measured, run_models, sample, sums, settings, inside, inside_notes)
     run.store(KIND, found.dump())
     run.update(status="finished")
     return run
@@ -91,20 +91,20 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
 
 def _inside(
     measured: Sequence[Measured],
-    subjects: Sequence[RunModel],
+    run_models: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     report: ProgressCallback | None,
 ) -> tuple[Inside | None, list[str]]:
     if not settings.look_inside:
-        return None, ["The residual stream was not asked for (look_inside=false)."]
-    return examine_runs(measured, subjects, sample, settings, report=report)
+        return None, ["The residual stream was left out, as you asked (look_inside=false)."]
+    return examine_runs(measured, run_models, sample, settings, report=report)
 
 
 def _summarise(
     run: Run,
     measured: Sequence[Measured],
-    subjects: Sequence[RunModel],
+    run_models: Sequence[RunModel],
     sample: AnswerSample,
     sums: VocabularyDrift,
     settings: InterpretSettings,
@@ -115,23 +115,23 @@ def _summarise(
     drifts = [DriftRecord.model_validate(record) for record in run.read("drift")]
     attributions = [AttributionRecord.model_validate(record) for record in run.read("attributions")]
     tests = [FaithfulnessRecord.model_validate(record) for record in run.read("faithfulness")]
-    tokenizer = subjects[0].policy.tokenizer
+    tokenizer = run_models[0].policy.tokenizer
     found = Interpretation(
         models=[
             ModelFacts(
-                label=subject.label,
-                model=subject.policy.spec,
+                label=run_model.label,
+                model=run_model.policy.spec,
                 adapter=one.run.meta.get("adapter"),
                 rewards=one.rewards,
-                dtype=str(subject.policy.dtype).removeprefix("torch."),
+                dtype=str(run_model.policy.dtype).removeprefix("torch."),
             )
-            for one, subject in zip(measured, subjects, strict=True)
+            for one, run_model in zip(measured, run_models, strict=True)
         ],
         sample=_sample(measured, sample, settings),
         drift=Drift(
             comparisons=[
                 drift_comparison(model, measured, sample, drifts, sums, tokenizer, settings, draws)
-                for model in range(1, len(subjects))
+                for model in range(1, len(run_models))
             ]
         ),
         attribution=attribution_summary(measured, sample, attributions, tests, settings, draws),
@@ -163,25 +163,18 @@ def _sample(measured: Sequence[Measured], sample: AnswerSample, settings: Interp
         strata=sample.strata,
         redraw=sample.redraw,
         tokens_an_answer=settings.attribution.tokens,
-        reencoded=sum(answer.reencoded for answer in sample.answers),
         seed=settings.seed,
     )
 
 
 def _notes(measured: Sequence[Measured], sample: AnswerSample, settings: InterpretSettings) -> list[str]:
     notes = []
-    labels = list(dict.fromkeys(measured[answer.author].label for answer in sample.answers if answer.reencoded))
-    if labels:
-        notes.append(
-            f"No token ids are stored of {', '.join(labels)} (measured before ids were kept): the texts were encoded "
-            "again, which may cut words otherwise than they were written, and leaves out the end token."
-        )
     without = [one.label for one in measured if np.isnan(one.quality.prompt_similarity).all()]
     if without:
         notes.append(
-            f"Similarity with the prompt was not measured of {', '.join(without)}: rewardlm score RUN similarity=true, "
-            "then interpret into another --out."
+            f"Similarity with the prompt was not measured for {', '.join(without)}: run rewardlm score RUN "
+            "similarity=true, then interpret into another --out."
         )
     if len(sample.pairs) < min(settings.limit, sample.of):
-        notes.append(f"{len(sample.pairs)} of the {settings.limit} pairs asked for were there.")
+        notes.append(f"You asked for {settings.limit} pairs, and there were {len(sample.pairs)}.")
     return notes

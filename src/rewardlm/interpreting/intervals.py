@@ -34,7 +34,7 @@ class Resampling:
         return Estimate(mean=float(sums.sum() / counts.sum()), ci95=interval, n=int(counts.sum()))
 
     def change(self, values: Sequence[float] | FloatArray, clusters: Sequence[int] | NDArray[np.intp]) -> Estimate:
-        """The same of changes, with ``p_value``: is their mean zero? The interval leaves zero out exactly where not."""
+        """The same for changes, with ``p_value``: is their mean zero? The interval excludes zero exactly if p < .05."""
         sums, counts = _by_prompt(values, clusters)
         found = mean_change(sums, counts, n_flips=self.n_resamples, seed=self.seed)
         return _of_change(found, int(counts.sum()))
@@ -81,16 +81,15 @@ class Resampling:
 
 
 def adjust(family: Sequence[Estimate]) -> None:
-    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm); a mean, which has none, is left
-    alone."""
+    """Put ``p_adjusted`` beside the p-values of changes that are read together (Holm). Means have none, and stay."""
     changes = [one for one in family if "p_value" in one.model_fields_set]
     for one, p_value in zip(changes, holm([one.p_value for one in changes]), strict=True):
         one.p_adjusted = p_value
 
 
 def shown(change: Estimate | None, sign: int) -> bool:
-    """Whether the change was shown to be a rise (``sign`` 1) or a fall (-1): its interval leaves zero out on that
-    side, and its p-value is below .05 when corrected for what is read with it, where it was."""
+    """Whether the change was shown to be a rise (``sign`` 1) or a fall (-1): its interval lies on that side of zero,
+    and its p-value is below .05, corrected where it has a correction."""
     if change is None or change.ci95 is None or change.n < FEWEST:
         return False
     p_value = change.p_adjusted
@@ -114,7 +113,7 @@ def _by_prompt(
 
 
 def _of_change(found: MeanChange, n: int) -> Estimate:
-    """With no word on significance where there are fewer than five prompts."""
+    """Without interval and p-value where there are fewer than five prompts."""
     enough = found.prompts >= FEWEST
     return Estimate(
         mean=found.mean, ci95=found.ci95 if enough else None, p_value=found.p_value if enough else None, n=n
@@ -132,7 +131,7 @@ def change_between(
     """Mean change over answers that both have a value of. ``largest`` is by how much a value can change at most: 1 for
     scores, None where nothing bounds it.
 
-    The interval leaves zero out exactly where p < .05 (``stats.mean_change``); None where there is one answer.
+    The interval excludes zero exactly if p < .05 (``stats.mean_change``). None where no answer has both.
     """
     pairs = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     if not pairs:
@@ -149,6 +148,6 @@ def mean_of_known(values: Iterable[float]) -> float:
 
 
 def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:
-    """How often chance goes as far as what was observed, which counts as one (Phipson & Smyth 2010): at least 1/21 of
-    20."""
+    """How often chance goes as far as what was observed. The observation counts as one draw (Phipson & Smyth 2010), so
+    of 20 draws it is 1/21 at least."""
     return float((1 + sum(value >= observed for value in by_chance)) / (1 + len(by_chance)))

@@ -1,8 +1,8 @@
-"""The models that are looked into: each run's base with its adapter, one copy of the weights for all of one base.
+"""The models that are looked into: each run's base with its adapter. Runs of one base share one copy of its weights.
 
-A model is switched on for as long as it reads, and is left as it was found: mode, adapters, what is trainable, hooks
-and gradients. With every adapter off it must be the base to the bit, or nothing that is said about what an adapter did
-would be true; that is checked whenever adapters are put on.
+A model is switched on while it reads, and is left as it was found: mode, adapters, what is trainable, hooks and
+gradients. With every adapter off it must be the base to the bit, or nothing said about an adapter would be true. That
+is checked whenever adapters are put on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class RunModel:
-    """One run's model. ``adapter`` is the adapter's name on ``policy``, which subjects of one base share; None is the
+    """One run's model. ``adapter`` is the adapter's name on ``policy``, which the runs of one base share; None is the
     base itself.
     """
 
@@ -39,7 +39,7 @@ class RunModel:
 
     @contextlib.contextmanager
     def on(self, *, merge: bool = False) -> Iterator[Any]:
-        """Inside, the policy's causal LM (which this gives) is this subject, in evaluation mode and frozen.
+        """Inside, the policy's causal LM (which this gives) is this model, in evaluation mode and frozen.
 
         ``merge`` puts the adapter into the base's weights meanwhile, where that is exact enough (``models.lora.merged``
         says where), which is quicker and differs by rounding.
@@ -57,7 +57,7 @@ class RunModel:
 
 @contextlib.contextmanager
 def _as_found(model: Any) -> Iterator[None]:
-    """Modes and what is trainable are afterwards what they were, whatever is switched inside."""
+    """Restores modes and what is trainable, whatever the block switches."""
     training = [(module, module.training) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -76,7 +76,7 @@ def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunMod
     ModelError where tokenizers differ, or a base with its adapters off is not the base.
     """
     bases: dict[str, _Base] = {}
-    subjects = []
+    run_models = []
     for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
         wanted = model_settings(run, settings)
         key = wanted.model_copy(update={"adapter": None}).model_dump_json()
@@ -85,11 +85,11 @@ def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunMod
         base = bases[key]
         _check_weights(run, base)
         name = None if wanted.adapter is None else base.put_on(wanted.adapter)
-        subjects.append(RunModel(label, run, base.policy, name))
+        run_models.append(RunModel(label, run, base.policy, name))
     for base in bases.values():
         base.check_untouched()
-    _check_vocabularies(subjects)
-    return subjects
+    _check_vocabularies(run_models)
+    return run_models
 
 
 class _Base:
@@ -100,14 +100,14 @@ class _Base:
         self.policy = policy
         self._alone = _probe(policy)
         self._names: dict[Path, str] = {}
-        # As they would be in the precision in which a run was measured. Adapters change the names of tensors.
+        # Hashes in every precision in which a run may have been measured; adapters change the names of tensors later.
         self.hashes = {dtype: hash_weights(policy.model, dtype) for dtype in _PRECISIONS if dtype != policy.dtype}
         self.hashes[policy.dtype] = policy.weights_hash
 
     def put_on(self, adapter: Path) -> str:
         """The adapter's name on the policy, which carries each once."""
         if adapter not in self._names:
-            self._names[adapter] = POLICY if not self._names else f"subject_{len(self._names)}"
+            self._names[adapter] = POLICY if not self._names else f"run_model_{len(self._names)}"
             load_adapter(self.policy, adapter, name=self._names[adapter])
         return self._names[adapter]
 
@@ -115,8 +115,8 @@ class _Base:
         with using(self.policy, None):
             if not torch.equal(_probe(self.policy), self._alone):
                 raise ModelError(
-                    f"{self.policy.spec} with its adapters off is not {self.policy.spec}: what an adapter changed "
-                    "can't be told apart; interpret each of these runs with its baseline alone to see which it is"
+                    f"{self.policy.spec} with its adapters off is not {self.policy.spec}, so what an adapter "
+                    "changed can't be told: interpret each of these runs with its baseline alone to see which one it is"
                 )
 
 
@@ -124,8 +124,8 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
     """How the run's model is loaded: as it was measured, but for what ``settings`` say of precision and device."""
     if run.meta["kind"] != "measure":
         raise RunError(
-            f"{run.path} is a run of kind {run.meta['kind']!r}: interpret looks into the model of a measurement "
-            "(rewardlm measure), and here is none"
+            f"{run.path} is a run of kind {run.meta['kind']!r}: expected a measurement, whose model can be "
+            "looked into; make one with rewardlm measure"
         )
     measured = run.meta["settings"]
     if measured.get("engine", "local") == "openai":
@@ -161,14 +161,14 @@ def _found(adapter: Path, run: Run) -> Path:
     for folder in candidates:
         if folder.exists():
             return folder.resolve()
-    raise RunError(f"{run.path}: its adapter {adapter} is not there any more: put it back, or measure again")
+    raise RunError(f"{run.path}: its adapter {adapter} is gone: put it back, or measure again")
 
 
 def _check_weights(run: Run, base: _Base) -> None:
     policy, recorded = base.policy, run.meta.get("model_hash")
     measured_in = getattr(torch, str(run.meta.get("dtype")), policy.dtype)
-    # Weights that were rounded more than the measured ones, or quantised in another way, can't be compared; nor those
-    # that were quantised from other precisions.
+    # Weights can't be compared if they were rounded more than the measured ones, quantised in another way, or quantised
+    # from another precision.
     held_in = (measured_in,) if policy.quantisation else (torch.float32, measured_in)
     comparable = policy.quantisation == run.meta.get("quantisation") and policy.dtype in held_in
     if recorded and comparable and recorded != base.hashes[measured_in]:
@@ -180,7 +180,9 @@ def _check_weights(run: Run, base: _Base) -> None:
     if adapter is not None and run.meta.get("adapter_hash") is not None:
         found = adapter_hash(_found(Path(adapter), run))
         if found != run.meta["adapter_hash"]:
-            raise RunError(f"weights_differ: {run.path}: its adapter {adapter} was trained on since: measure it again")
+            raise RunError(
+                f"weights_differ: {run.path}: its adapter {adapter} was trained further since then: measure it again"
+            )
 
 
 @torch.no_grad()
@@ -192,11 +194,11 @@ def _probe(policy: Policy) -> Tensor:
     return logits
 
 
-def _check_vocabularies(subjects: Sequence[RunModel]) -> None:
-    first = subjects[0].policy.tokenizer.get_vocab()
-    for subject in subjects[1:]:
-        if subject.policy is not subjects[0].policy and subject.policy.tokenizer.get_vocab() != first:
+def _check_vocabularies(run_models: Sequence[RunModel]) -> None:
+    first = run_models[0].policy.tokenizer.get_vocab()
+    for run_model in run_models[1:]:
+        if run_model.policy is not run_models[0].policy and run_model.policy.tokenizer.get_vocab() != first:
             raise ModelError(
-                f"{subject.label} and {subjects[0].label} have different tokenizers: what one model says of a token "
-                "can't be held against the other; interpret models of one family"
+                f"{run_model.label} and {run_models[0].label} have different tokenizers, so their tokens can't be "
+                "compared: interpret models of one family"
             )

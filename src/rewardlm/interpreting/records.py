@@ -1,6 +1,6 @@
 """What is read of single answers, appended as it comes: drift.jsonl, attributions.jsonl, faithfulness.jsonl.
 
-A reading that was interrupted goes on: what is in these files isn't read again.
+After an interruption, answers that are in these files are not read again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rewardlm.runs import Run, write_atomically
 from rewardlm.stats import FloatArray
 
 _VOCABULARY = "vocabulary.safetensors"
-# Before a token whose explanation is tested: of fewer, a tenth and a half are the same one.
+# Words before a token whose explanation is tested. Of fewer, a tenth and a half are the same word.
 _FEWEST_WORDS = 4
 
 
@@ -54,7 +54,7 @@ class DriftRecord(Stored):
 
 
 class CompletenessRecord(Stored):
-    """Of K explained tokens what their scores must add up to, by how much they don't, and why they were refused."""
+    """What the scores of K explained tokens must add up to, by how much they miss it, and why tokens were refused."""
 
     difference: list[float]
     gap: list[float]
@@ -65,7 +65,7 @@ class CompletenessRecord(Stored):
 
 class AttributionRecord(Stored):
     """K tokens of an answer, explained by one ``reader``: shares of the kinds of words before them, and ``scores`` [K],
-    an entry a word. A token that was refused has None everywhere: its sum would be another one's."""
+    an entry a word. A refused token has None everywhere: its scores don't add up to what they explain."""
 
     id: str
     author: int
@@ -98,18 +98,18 @@ class FaithfulnessRecord(Stored):
 
 def record_drift(
     run: Run,
-    subjects: Sequence[RunModel],
+    run_models: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     report: ProgressCallback | None,
 ) -> VocabularyDrift:
-    """Every model reads every answer; the sums over the vocabulary are of the baseline's answers alone, each as often
-    as it stands for one of the run.
+    """Every model reads every answer. The sums over the vocabulary are of the baseline's answers alone, and each answer
+    counts for as many of the run's as it stands for.
 
-    These sums are kept in a file of their own, with the number of records that they hold: a record that was written
-    after them is read again.
+    These sums have a file of their own, which says how many records they hold. Answers whose records were written after
+    it are read again.
     """
-    models, size = len(subjects), subjects[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
+    models, size = len(run_models), run_models[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
     nothing = torch.zeros(models, size, dtype=torch.float64)
     sums, count = VocabularyDrift(nothing, nothing, 0), 0
     weights = RunMeans(settings.n_resamples, settings.seed, sample).weights
@@ -127,7 +127,7 @@ def record_drift(
     for rows in microbatches(lengths, settings.batch_tokens):
         batch = [answers[row] for row in rows]
         found, vocabulary = drift_of_answers(
-            subjects, [answer.prompt for answer in batch], [answer.tokens for answer in batch]
+            run_models, [answer.prompt for answer in batch], [answer.tokens for answer in batch]
         )
         for answer, one in zip(batch, vocabulary, strict=True):
             if answer.author == 0:
@@ -171,13 +171,13 @@ def attribution_tasks(models: int, sample: AnswerSample) -> list[tuple[int, Samp
 
 def record_attribution(
     run: Run,
-    subjects: Sequence[RunModel],
+    run_models: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     report: ProgressCallback | None,
 ) -> None:
     """Explain tokens of every answer by the models that read it; see ``attribution_tasks``."""
-    tasks = attribution_tasks(len(subjects), sample)
+    tasks = attribution_tasks(len(run_models), sample)
     known = {(record["reader"], record["id"]) for record in run.read("attributions")}
     done = len(known)
 
@@ -187,16 +187,16 @@ def record_attribution(
         if report is not None:
             report(done, len(tasks), f"attribution: answers by {settings.attribution.method}")
 
-    for reader, subject in enumerate(subjects):
+    for reader, run_model in enumerate(run_models):
         answers = [answer for who, answer in tasks if who == reader and (reader, answer.id) not in known]
         if answers:
-            _explain(run, reader, subject, answers, settings, count)
+            _explain(run, reader, run_model, answers, settings, count)
 
 
 def _explain(
     run: Run,
     reader: int,
-    subject: RunModel,
+    run_model: RunModel,
     answers: Sequence[SampledAnswer],
     settings: InterpretSettings,
     count: Callable[[int], None],
@@ -206,15 +206,15 @@ def _explain(
 
     def write(rows: Sequence[int], found: Sequence[Attributed]) -> None:
         records = [
-            _attribution_record(reader, subject, answers[row], positions[row], one)
+            _attribution_record(reader, run_model, answers[row], positions[row], one)
             for row, one in zip(rows, found, strict=True)
         ]
         run.append("attributions", [record.dump() for record in records])
         count(len(rows))
 
     prompts, responses = [answer.prompt for answer in answers], [answer.tokens for answer in answers]
-    tokenizer = subject.policy.tokenizer
-    with subject.on(merge=True) as model:
+    tokenizer = run_model.policy.tokenizer
+    with run_model.on(merge=True) as model:
         if own.method.startswith("inseq:"):
             attribute_by_inseq(model, tokenizer, prompts, responses, positions, own.method[6:], report=write)
             return
@@ -235,7 +235,7 @@ def _explain(
 
 def record_faithfulness(
     run: Run,
-    subjects: Sequence[RunModel],
+    run_models: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     report: ProgressCallback | None,
@@ -245,11 +245,11 @@ def record_faithfulness(
     known = {(record["reader"], record["id"]) for record in run.read("faithfulness")}
     done = len(known)
     chosen = _to_test([AttributionRecord.model_validate(record) for record in run.read("attributions")], settings)
-    for reader, subject in enumerate(subjects):
+    for reader, run_model in enumerate(run_models):
         mine = [(record, k) for record, k in chosen if record.reader == reader and (reader, record.id) not in known]
-        with subject.on(merge=True) as model:
+        with run_model.on(merge=True) as model:
             for record, k in mine:
-                one = _explained(subject, answers[record.id], record, k, settings)
+                one = _explained(run_model, answers[record.id], record, k, settings)
                 found = faithfulness(model, one, budget=settings.batch_tokens)
                 measures = {name: float(f"{value:.6g}") for name, value in vars(found).items()}
                 tested = FaithfulnessRecord(
@@ -277,12 +277,12 @@ def _to_test(records: Sequence[AttributionRecord], settings: InterpretSettings) 
 
 
 def _explained(
-    subject: RunModel, answer: SampledAnswer, record: AttributionRecord, k: int, settings: InterpretSettings
+    run_model: RunModel, answer: SampledAnswer, record: AttributionRecord, k: int, settings: InterpretSettings
 ) -> Explained:
     """The record's k-th token as ``faithfulness`` takes it, with the words that the page shows shares of."""
     end = len(answer.prompt) + record.positions[k]
     scores = record.scores[k] or []
-    groups = words(subject.policy.tokenizer, answer.prompt, answer.tokens, answer.turns)[: len(scores)]
+    groups = words(run_model.policy.tokenizer, answer.prompt, answer.tokens, answer.turns)[: len(scores)]
     return Explained(
         context=(*answer.prompt, *answer.tokens)[:end],
         token=answer.tokens[record.positions[k]],
@@ -293,9 +293,9 @@ def _explained(
 
 
 def _attribution_record(
-    reader: int, subject: RunModel, answer: SampledAnswer, positions: Sequence[int], found: Attributed
+    reader: int, run_model: RunModel, answer: SampledAnswer, positions: Sequence[int], found: Attributed
 ) -> AttributionRecord:
-    tokenizer = subject.policy.tokenizer
+    tokenizer = run_model.policy.tokenizer
     groups = words(tokenizer, answer.prompt, answer.tokens, answer.turns)
     scores = by_word(found.scores.double().numpy(), groups)
     distribution = shares(scores)
@@ -331,7 +331,7 @@ def _completeness(found: Attributed) -> CompletenessRecord | None:
 
 
 def _rounded(values: FloatArray) -> Any:
-    """As lists, to six significant digits: what is beyond is noise, and doubles the file."""
+    """As lists, to six significant digits. More would be noise, and would double the file."""
     return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
 
 

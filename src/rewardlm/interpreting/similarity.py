@@ -1,4 +1,4 @@
-"""Are answers about their prompts? Stored similarities against those with shuffled prompts, by model and transition."""
+"""Are answers about their prompts? Stored similarities, compared with shuffled prompts, by model and transition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewardlm.measuring.measured import Measured
 
 
 def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resampling) -> SimilarityFacts | None:
-    """Cosine of prompt and answer against that with a shuffled prompt, over all answers that runs have it of."""
+    """Cosine of prompt and answer, minus that with a shuffled prompt, over all answers that have it."""
     if any(np.isnan(one.quality.prompt_similarity).all() for one in measured):
         return None
     width = max(int(one.samples.max(initial=0)) for one in measured) + 1
@@ -77,7 +77,7 @@ def similarity(measured: Sequence[Measured], sample: AnswerSample, draws: Resamp
 def _similarity_again(
     cells: Mapping[int, tuple[float, float, float]], width: int
 ) -> dict[str, tuple[list[float], list[int]]]:
-    """By transition from a draw of the baseline to another of the same prompt: changes above the null, and prompts.
+    """The same change from one draw of the baseline to another of the same prompt, by transition: changes and prompts.
 
     ``cells`` are (own, null, toxicity) by prompt · width + sample.
     """

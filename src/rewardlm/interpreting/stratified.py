@@ -1,8 +1,8 @@
 """A sample that was drawn evenly over transitions, weighted back to the run that it is from.
 
-A transition that few pairs made gives as many pairs to the sample as one that nearly all made. So a plain mean over the
-sample says nothing about the run. Here each pair counts for as many of the run's pairs as it stands for: w = of / taken
-of its transition (Horvitz & Thompson 1952, over the sum of weights: Hájek 1971).
+A rare transition gives as many pairs to the sample as one that nearly all pairs made. So a plain mean over the sample
+says nothing about the run. Here each pair counts for as many of the run's pairs as it stands for: w = of / taken of its
+transition (Horvitz & Thompson 1952; over the sum of weights: Hájek 1971).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class RunMeans(Resampling):
     """Means over the run, from values of the sample's pairs. Where ``Resampling`` takes a prompt's number, this takes
     the pair's.
 
-    Where all pairs at hand stand for as many, weights would change nothing and the interval is ``Resampling``'s own.
-    Else it is linearised (double sampling for stratification, Cochran 1977, 12.2): with e the influence of a pair on
-    the mean, m_h prompts in transition h, N pairs in the run of which a share W_h made it, and M prompts in the run,
+    If all pairs at hand stand for equally many, weights change nothing and the interval is ``Resampling``'s own. Else
+    the interval is linearised (double sampling for stratification, Cochran 1977, 12.2). Let e be the influence of a
+    pair on the mean. Transition h has m_h prompts and a share W_h of the run's pairs; the run has M prompts:
 
         V = Σ_prompts (Σ_h √(m_h / (m_h − 1)) (e_h,prompt − mean e_h))² + extra² + Σ_h (Σ e_h)² / W_h / M
 
-    The first is the sampling within transitions, answers to one prompt together. A transition with one prompt has no
-    spread of its own: what it would move the mean by if it were left out stands in (the jackknife's). ``extra`` is one
-    more prompt, as far off as the farthest, as in ``stats``: without it a few values that happen to be
-    alike would seem sure. The last term says that the run's shares of transitions are those of M prompts. Student's t
-    has Satterthwaite's degrees of freedom: the mean may rest on the few pairs of one transition.
+    The first term is the sampling within transitions; a prompt's answers stay together. A transition with one prompt
+    has no spread of its own, so the jackknife stands in: how far the mean moves if that prompt is left out. ``extra``
+    is one more prompt, as far off as the farthest, as in ``stats``. Without it a few values that happen to be alike
+    would seem certain. The last term is there because the run's shares of transitions come from M prompts. Student's t
+    has Satterthwaite's degrees of freedom, since the mean may rest on the few pairs of one transition.
 
-    A change has a second test, and p is the larger: signs of the prompts' weighted sums are flipped, as in
-    ``stats.mean_change``. Of a group of fewer than five prompts there is no interval.
+    A change has a second test, which flips the signs of the prompts' weighted sums as ``stats.mean_change`` does. p is
+    the larger of the two. Fewer than five prompts give no interval.
     """
 
     def __init__(self, n_resamples: int, seed: int, sample: AnswerSample) -> None:
@@ -142,7 +142,7 @@ class RunMeans(Resampling):
             totals, share, part = (np.bincount(owner, each[here]) for each in (influence, of.share, of.share_of_mean))
             m = int((share > 0).sum())
             # One prompt alone: the mean of the others is 1 / (1 - its share) times as far as the mean of all.
-            # Of nothing but that prompt there is no mean of the others, and no interval.
+            # With that prompt alone there is no mean of the others, and no interval.
             scale = 1 / max(1 - share.max(), 1e-9) if m == 1 else (m / (m - 1)) ** 0.5
             apart = scale * (totals if m == 1 else totals - totals.mean())
             by_prompt[prompts] += apart
@@ -171,7 +171,7 @@ class RunMeans(Resampling):
         between = float((totals[self._shares > 0] ** 2 / self._shares[self._shares > 0]).sum()) / self._prompts_of_run
         variance = float((by_prompt**2).sum()) + sum(group.extra**2 for group in groups) + between
         if variance <= 0:
-            # Without any spread nothing says how far the run's mean may be: no interval, rather than one without width.
+            # Without any spread nothing says how far off the run's mean may be: so no interval, not one without width.
             return nothing
         parts = np.concatenate([*(group.parts for group in groups), [[between, max(1, self._prompts_of_run - 1)]]])
         shares = parts[:, 0] / parts[:, 0].sum()

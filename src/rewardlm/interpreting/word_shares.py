@@ -1,7 +1,7 @@
 """Tokens become words, and attribution scores of words become shares, entropies and divergences.
 
-What precedes an explained token falls into three kinds: the template's own tokens (the same in every prompt), the
-prompt's words, and the answer so far. A word is what stands between blanks, a control token is a word of its own.
+What stands before an explained token is of three kinds: the template's own tokens (the same in every prompt), the
+prompt's words, and the answer so far. A word is what stands between blanks. A control token is a word of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Word:
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the decoded text. Of a letter that is spread over tokens, all is the last one's."""
+    """What each token adds to the decoded text. A letter that is spread over tokens goes to the last of them."""
     found, so_far = [], ""
     for end in range(1, len(ids) + 1):
         text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -44,8 +44,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 def words(tokenizer: Any, prompt: Sequence[int], response: Sequence[int], turns: Sequence[str]) -> list[Word]:
     """The words of prompt and response; ``turns`` are the texts that were put into the template.
 
-    Of a prompt whose texts can't be found in what it decodes to (a tokenizer that changes letters), every token counts
-    as the prompt's.
+    If the turns can't be found in the decoded prompt (the tokenizer changes letters), every token counts as the
+    prompt's.
     """
     control = {*tokenizer.all_special_ids}
     found = pieces(tokenizer, prompt)

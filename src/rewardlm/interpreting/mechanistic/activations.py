@@ -1,8 +1,8 @@
 """One forward pass with hooks: the residual stream, what heads, MLPs and the adapter wrote, and attention.
 
 A transformer's layers only ever add to a stream of vectors, so the stream before the final norm is a sum of writes
-(Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"). With z what the attention's output matrix
-reads and m what the MLP's reads,
+(Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"). Let z be what the attention's output matrix
+reads, and m what the MLP's output matrix reads:
 
     stream[n, :] = embedding[n, :]
                  + Σ_l Σ_h einsum("n d, d m -> n m", z[l, n, h], W_O[l, h]) + b_O[l]      every head, and the bias
@@ -128,7 +128,7 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
     def attends(module: Any, args: Any, output: tuple[Tensor, Tensor | None]) -> None:
         weights = output[1]
         if weights is None:
-            raise ModelError(f"{type(module).__name__} gives no attention weights: ask without patterns")
+            raise ModelError(f"{type(module).__name__} gives no attention weights: trace it without patterns")
         keep("patterns", weights.transpose(1, 2))
 
     def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -247,8 +247,8 @@ def batches(
 
 @dataclass(frozen=True)
 class BaseText:
-    """The text that all models read, so that they differ by how they read it: the base's own answers, row i to prompt
-    i, as token ids."""
+    """The text that all models read: the base's own answers, row i to prompt i, as token ids. Models then differ only
+    by how they read it."""
 
     policy: Policy
     prompts: Sequence[Sequence[int]]

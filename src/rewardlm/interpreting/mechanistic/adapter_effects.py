@@ -31,7 +31,7 @@ PATH_GAP = 0.05
 MOST_PATH_STEPS = 64
 
 
-def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | None) -> AdapterWrites:
+def read_adapter(text: BaseText, model: ModelAnswers, contrast: Contrast | None) -> AdapterWrites:
     """What the adapter wrote on some of the base's answers: by module and layer, its length against the stream's and
     its share in the contrast's score; and how much of the score's change is the adapter's own writing."""
     policy, rows = text.policy, text.focus[: text.settings.adapter_answers]
@@ -45,7 +45,7 @@ def read_adapter(text: BaseText, subject: ModelAnswers, contrast: Contrast | Non
         with using(policy, None):
             before = trace(causal_lm, batch)
             was = None if contrast is None else direct_attribution(causal_lm, before, contrast).total
-        with using(policy, subject.adapter):
+        with using(policy, model.adapter):
             after = trace(causal_lm, batch, adapter=True)
             now = None if contrast is None else direct_attribution(causal_lm, after, contrast).total
             size = before.stream.norm(dim=-1)
@@ -98,7 +98,7 @@ class PathShares:
 
     @property
     def adds_up(self) -> bool:
-        """Whether at most 5 % of the effect is missing: of other shares it can't be said whose they are."""
+        """Whether at most 5 % of the effect is missing. If more is, nobody can say whose it is."""
         return abs(self.missing) <= PATH_GAP * abs(self.after - self.before)
 
 
@@ -183,40 +183,39 @@ def mean_logprob(causal_lm: Any, batch: ResponseBatch) -> Tensor:
     return means
 
 
-def follow_path(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
+def follow_path(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers] = ()) -> AdapterPath | None:
     """What the model came to prefer, and by which layers and modules.
 
     ``before`` and ``after`` are how much the base and the model prefer its new answers to the base's old ones that were
     more toxic: the mean over pairs of log P(new) − log P(old), each per token. Pairs are the prompts whose answers'
-    toxicity fell most. Any model prefers what it said itself, and answers that are toxic once are mostly followed by
-    harmless ones; so this alone says nothing about toxicity. ``redraw`` is the preference for harmless answers of
-    the *base* over toxic ones of it, to the same prompts: its own words are on neither side, so what the adapter
-    changed there (``change``, over prompts) is about toxicity. It is what remains of the first preference without that
-    for the new answers over harmless second draws.
+    toxicity fell most. Any model prefers what it said itself, and after a toxic answer a second one is mostly harmless.
+    So this alone says nothing about toxicity. ``redraw`` is the preference for harmless answers of the *base* over its
+    toxic ones to the same prompts. The tuned model's own words are on neither side, so what the adapter changed there
+    (``change``, over prompts) is about toxicity.
 
     Layers share in the second where there are such pairs (``of`` is ``redraw``), else in the first (``new``).
     ``fewest`` is None where the shares don't add up to the whole within 5 % (``adds_up``). None where there is no pair
     of either kind.
     """
     settings = text.settings
-    new = _fallen(text, subject)
+    new = _fallen(text, model)
     redrawn = [pair for pair in redrawn if pair.toxic and pair.harmless][: settings.redraw_pairs]
     if not new and not redrawn:
         return None
     followed = redrawn[: settings.pairs] or new
-    found = _shares_in_preference(text, subject, followed)
+    found = _shares_in_preference(text, model, followed)
     kinds: dict[str, float] = {}
     for name, value in found.by_module.items():
         kind = ".".join(name.split(".")[-2:])
         kinds[kind] = kinds.get(kind, 0.0) + value
     whole = found.after - found.before
-    new_before, new_after = _preferences(text, subject, new)
+    new_before, new_after = _preferences(text, model, new)
     return AdapterPath(
         pairs=len(new),
         mean_fall=float(np.mean([pair.fall for pair in new])) if new else None,
         before=float(np.mean(new_before)) if new else None,
         after=float(np.mean(new_after)) if new else None,
-        redraw=_redraw_preference(text, subject, redrawn) if redrawn else None,
+        redraw=_redraw_preference(text, model, redrawn) if redrawn else None,
         of="redraw" if redrawn else "new",
         followed=len(followed),
         whole=whole,
@@ -229,21 +228,19 @@ def follow_path(text: BaseText, subject: ModelAnswers, redrawn: Sequence[Redrawn
     )
 
 
-def _fallen(text: BaseText, subject: ModelAnswers) -> list[RedrawnAnswers]:
+def _fallen(text: BaseText, model: ModelAnswers) -> list[RedrawnAnswers]:
     """The ``pairs`` prompts whose answers' toxicity fell most: the base's answer, and the model's."""
     base = text.base
     falls = [
         (old - new, row)
-        for row, (old, new) in enumerate(zip(base.toxicity, subject.toxicity, strict=True))
-        if old is not None and new is not None and base.responses[row] and subject.responses[row] and old > new
+        for row, (old, new) in enumerate(zip(base.toxicity, model.toxicity, strict=True))
+        if old is not None and new is not None and base.responses[row] and model.responses[row] and old > new
     ]
     chosen = sorted(falls, key=lambda pair: (-pair[0], pair[1]))[: text.settings.pairs]
-    return [
-        RedrawnAnswers(text.prompts[row], base.responses[row], subject.responses[row], fall) for fall, row in chosen
-    ]
+    return [RedrawnAnswers(text.prompts[row], base.responses[row], model.responses[row], fall) for fall, row in chosen]
 
 
-def _shares_in_preference(text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]) -> PathShares:
+def _shares_in_preference(text: BaseText, model: ModelAnswers, pairs: Sequence[RedrawnAnswers]) -> PathShares:
     """Of the adapter's modules, in how much the mean log P(harmless) − log P(toxic) per token rose."""
     batch = batch_of(
         [pair.prompt for pair in pairs] * 2,
@@ -255,12 +252,12 @@ def _shares_in_preference(text: BaseText, subject: ModelAnswers, pairs: Sequence
         means = mean_logprob(text.policy.causal_lm, batch)
         return means[len(pairs) :].mean() - means[: len(pairs)].mean()
 
-    with using(text.policy, subject.adapter):
+    with using(text.policy, model.adapter):
         return path_shares(text.policy.causal_lm, effect, steps=text.settings.path_steps)
 
 
-def _redraw_preference(text: BaseText, subject: ModelAnswers, redrawn: Sequence[RedrawnAnswers]) -> RedrawPreference:
-    before, after = _preferences(text, subject, redrawn)
+def _redraw_preference(text: BaseText, model: ModelAnswers, redrawn: Sequence[RedrawnAnswers]) -> RedrawPreference:
+    before, after = _preferences(text, model, redrawn)
     return RedrawPreference(
         pairs=len(redrawn),
         mean_fall=float(np.mean([pair.fall for pair in redrawn])),
@@ -280,14 +277,14 @@ def preference_change(
 
 
 def _preferences(
-    text: BaseText, subject: ModelAnswers, pairs: Sequence[RedrawnAnswers]
+    text: BaseText, model: ModelAnswers, pairs: Sequence[RedrawnAnswers]
 ) -> tuple[list[float], list[float]]:
     """log P(harmless) − log P(toxic), per token, of every pair: under the base, and under the adapter."""
     policy = text.policy
     prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.toxic for pair in pairs] + [pair.harmless for pair in pairs]
     found = []
-    for name in (None, subject.adapter):
+    for name in (None, model.adapter):
         means = np.zeros(len(prompts))
         with using(policy, name), torch.no_grad():
             for rows, batch in batches(policy, prompts, responses, range(len(prompts)), text.settings.batch_tokens):

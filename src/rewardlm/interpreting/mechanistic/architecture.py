@@ -1,4 +1,4 @@
-"""The parts of a transformer by what they do, whatever its family calls them, and their weights with an adapter's.
+"""The parts of a transformer by what they do, and their weights, with an adapter's. Families name them differently.
 
 ``architecture_of`` is the one place that knows how families name layers, norms and output matrices. The rest reads a
 part's weight, bias or LoRA factors from what it gives.

@@ -1,7 +1,7 @@
 """What a model says when a direction is added or ablated, or its adapter is scaled or switched off in part.
 
-Every condition answers the same prompts from the same random streams, so that conditions differ by what was done to the
-model alone. Answers are judged as text, and the untouched base says how fluent they are.
+Every condition answers the same prompts from the same random streams, so conditions differ only by what was done to the
+model. Answers are judged as text, and the untouched base says how fluent they are.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _perplexity(
 
 def check_causes(
     text: BaseText,
-    subjects: Sequence[ModelAnswers],
+    models: Sequence[ModelAnswers],
     judge: ToxicityFunction,
     layer: int | None,
     direction: Tensor | None,
@@ -95,7 +95,7 @@ def check_causes(
     settings = text.settings
     rows = most_toxic_and_others(text.prompts, text.base.toxicity, settings.causal_prompts)
     prompts = [text.prompts[row] for row in rows]
-    conditions = _conditions(text, subjects, layer, direction)
+    conditions = _conditions(text, models, layer, direction)
     done = 0
 
     def answered(under: Sequence[Condition], *, perplexity: bool = True) -> list[Outcome]:
@@ -123,15 +123,15 @@ def check_causes(
 
 
 def _conditions(
-    text: BaseText, subjects: Sequence[ModelAnswers], layer: int | None, direction: Tensor | None
+    text: BaseText, models: Sequence[ModelAnswers], layer: int | None, direction: Tensor | None
 ) -> list[Condition]:
     settings = text.settings
     n_layers = len(architecture_of(text.policy.causal_lm).layers)
     conditions = []
-    for subject in subjects:
-        plain = Condition(subject.label, subject.adapter, "plain")
+    for model in models:
+        plain = Condition(model.label, model.adapter, "plain")
         conditions.append(plain)
-        if subject.adapter is not None:
+        if model.adapter is not None:
             # 0 is the base and 1 the model as it is: both are there already.
             conditions += [replace(plain, kind="scale", value=s) for s in settings.scales if s not in (0, 1)]
             conditions += [
@@ -146,8 +146,8 @@ def _conditions(
 
 
 def _needs_control(condition: Condition, row: CausalRow) -> bool:
-    """The base's two tests always. A tuned model's adding only where it seems to work: else nothing is claimed, and
-    twenty directions cost as many runs."""
+    """The base's two tests always need it. On a tuned model adding needs it only where it seems to work: else nothing
+    is claimed, and twenty directions cost twenty runs."""
     if condition.adapter is None:
         return condition.kind in ("add", "ablate")
     interval = None if row.change is None else row.change.ci95
@@ -170,7 +170,8 @@ def _control_row(
     row: CausalRow, controls: Sequence[Outcome], plain: Mapping[str, Outcome], settings: InsideSettings
 ) -> CausalRow:
     """The controls of ``row`` as one row, with the ``changes`` of each; ``row`` gets its ``p_value_random``: how often
-    a random direction does as much, itself counted. More toxic is much for adding, less toxic for ablating."""
+    a random direction does as much, the real one counted. For adding, "much" is more toxic; for ablating, less
+    toxic."""
     each = [_row(control, plain, settings) for control in controls]
     changes = [one.change.mean for one in each if one.change is not None and one.change.mean is not None]
     known = [one.toxicity for one in each if one.toxicity is not None]
@@ -192,7 +193,7 @@ def _control_row(
 def _either_way(rows: Sequence[CausalRow], base: str) -> float | None:
     """How often a random direction does as much to the base, added or ablated, whichever it does more by.
 
-    One test instead of two, so that a direction has one chance to seem used, not two. None where it wasn't tried."""
+    It is one test in place of two, so that a direction has one chance to seem used. None where it wasn't tried."""
     found = {row.kind: row for row in rows if row.model == base}
     if not {"add", "ablate", "add_random", "ablate_random"} <= found.keys():
         return None

@@ -1,8 +1,8 @@
 """The base and its adapters taken apart, from top to bottom: ``inside`` in interpretation.json.
 
-The first subject is the base; the others are adapters on it, which share its weights. Row i of every subject is an
-answer to prompt i. Comparisons of models are made on the same text, the base's own answers, so that what differs is how
-it is read and not what was read.
+The first model is the base; the others are adapters on it, which share its weights. Row i of every model is an
+answer to prompt i. Models are compared on the same text, the base's own answers, so that what differs is how it
+is read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LABELLED = 400
 
 def examine_runs(
     measured: Sequence[Measured],
-    subjects: Sequence[RunModel],
+    models: Sequence[RunModel],
     sample: AnswerSample,
     settings: InterpretSettings,
     *,
@@ -57,13 +57,13 @@ def examine_runs(
 
     None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
     """
-    base = subjects[0]
+    base = models[0]
     if base.adapter is not None:
         return None, [
-            f"{base.label} is itself an adapter, so the residual stream was not taken apart: name the base's run first."
+            f"{base.label} has an adapter itself, so the residual stream was left out: name the base's run first."
         ]
-    there = [number for number, subject in enumerate(subjects) if number == 0 or subject.policy is base.policy]
-    there = [number for number in there if number == 0 or subjects[number].adapter is not None]
+    there = [number for number, model in enumerate(models) if number == 0 or model.policy is base.policy]
+    there = [number for number in there if number == 0 or models[number].adapter is not None]
     if len(there) < 2:
         return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
     try:
@@ -71,8 +71,8 @@ def examine_runs(
     except ModelError as error:
         return None, [f"The residual stream was left out: {error}."]
     notes = [
-        f"{subject.label} is no adapter on {base.label}’s model: its residual stream was left out."
-        for number, subject in enumerate(subjects)
+        f"{model.label} is no adapter on {base.label}’s model: its residual stream was left out."
+        for number, model in enumerate(models)
         if number not in there
     ]
     judge, more = _judge(sample.scorer, str(base.policy.device))
@@ -90,8 +90,8 @@ def examine_runs(
         [answers[pair, 0].prompt for pair in pairs],
         [
             ModelAnswers(
-                subjects[number].label,
-                subjects[number].adapter,
+                models[number].label,
+                models[number].adapter,
                 [answers[pair, number].tokens for pair in pairs],
                 [answers[pair, number].toxicity for pair in pairs],
                 changes[number],
@@ -118,7 +118,7 @@ def _judge(name: str, device: str) -> tuple[ToxicityFunction, list[str]]:
             why = str(error)
     return (
         _toxicity_by(load_scorer("starter", device=device)),
-        [f"New answers, under changes of the model, were judged by starter, since {name} can’t be asked here ({why})."],
+        [f"Answers under changes of the model were judged by starter, since {name} can’t be asked here ({why})."],
     )
 
 
@@ -130,7 +130,7 @@ def _toxicity_by(scorer: Scorer) -> ToxicityFunction:
 def examine(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
-    subjects: Sequence[ModelAnswers],
+    models: Sequence[ModelAnswers],
     judge: ToxicityFunction,
     settings: InsideSettings,
     *,
@@ -139,7 +139,7 @@ def examine(
     redrawn: Sequence[RedrawnAnswers] = (),
     report: ProgressCallback | None = None,
 ) -> Inside:
-    """Take ``subjects`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
+    """Take ``models`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
 
     ``word_judge`` chooses the toxic words where the settings name none; it is asked about tens of thousands of words,
     so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
@@ -148,13 +148,13 @@ def examine(
     answers, or only its own, stays open.
     ``report(done, total, what)``.
 
-    Raises ModelError if the first subject isn't the base, an adapter is missing, rows don't fit, nothing can be read,
+    Raises ModelError if the first model isn't the base, an adapter is missing, rows don't fit, nothing can be read,
     or the family isn't known (see ``architecture``). The model is left as it was found.
     """
-    _check(policy, prompts, subjects)
-    progress = _Progress(report, len(subjects), bool(settings.causal_prompts))
+    _check(policy, prompts, models)
+    progress = _Progress(report, len(models), bool(settings.causal_prompts))
     arch = architecture_of(policy.causal_lm)
-    base, tuned = subjects[0], subjects[1:]
+    base, tuned = models[0], models[1:]
     text = BaseText(policy, prompts, base, settings)
     notes = []
     progress.step("the words whose logits are compared")
@@ -164,42 +164,42 @@ def examine(
     progress.step("the probe")
     directions, direction = read_directions(text, labelled)
     if direction is None:
-        notes.append(f"No direction was sought: {directions.reason}.")
+        notes.append(f"No direction of toxicity was looked for: {directions.reason}.")
     chosen = choose_value_vectors(policy, contrast, direction, settings)
     readings = []
-    for subject in subjects:
-        progress.step(f"the residual stream of {subject.label}")
-        readings.append(read_stream(text, subject, contrast, chosen.vectors))
+    for model in models:
+        progress.step(f"the residual stream of {model.label}")
+        readings.append(read_stream(text, model, contrast, chosen.vectors))
     owners = [tuple(prompts[row]) for row in readings[0][1].rows.tolist()]
-    vectors = read_vectors(text, subjects, chosen, owners, [arrays.activations for _, arrays in readings])
+    vectors = read_vectors(text, models, chosen, owners, [arrays.activations for _, arrays in readings])
     progress.step("the value vectors, silenced")
-    ablation = ablate_vectors(text, subjects, chosen.vectors, contrast, judge)
+    ablation = ablate_vectors(text, models, chosen.vectors, contrast, judge)
     adapters, paths = {}, {}
-    for subject in tuned:
-        progress.step(f"what the adapter of {subject.label} wrote")
-        adapters[subject.label] = read_adapter(text, subject, contrast)
-        progress.step(f"the adapter of {subject.label} along its scale")
-        paths[subject.label] = follow_path(text, subject, redrawn)
+    for model in tuned:
+        progress.step(f"what the adapter of {model.label} wrote")
+        adapters[model.label] = read_adapter(text, model, contrast)
+        progress.step(f"the adapter of {model.label} along its scale")
+        paths[model.label] = follow_path(text, model, redrawn)
     causal = None
     if settings.causal_prompts:
         progress.step("answers under changes")
         causal = check_causes(
             text,
-            subjects,
+            models,
             judge,
             directions.layer,
             direction,
             report=lambda done, total: progress.detail(f"answers under change {done} of {total}"),
         )
     found = Inside(
-        models=[subject.label for subject in subjects],
+        models=[model.label for model in models],
         family=policy.causal_lm.config.model_type,
         n_layers=len(arch.layers),
         n_heads=arch.n_heads,
         answers=len(text.answered),
         focus=Focus(answers=len(text.focus), toxic=len(text.toxic) >= FEWEST_TOXIC),
         words=_words(policy, contrast),
-        stream={subject.label: summary for subject, (summary, _) in zip(subjects, readings, strict=True)},
+        stream={model.label: summary for model, (summary, _) in zip(models, readings, strict=True)},
         directions=directions,
         vectors=vectors,
         ablation=ablation,
@@ -210,7 +210,7 @@ def examine(
         settings=settings.model_dump(mode="json"),
         notes=notes,
     )
-    changes = {subject.label: _toxicity_change(base, subject, settings) for subject in tuned}
+    changes = {model.label: _toxicity_change(base, model, settings) for model in tuned}
     adjust(claims(found, changes))
     for label, change in changes.items():
         found.verdicts[label] = verdict_of(found, label, change, settings)
@@ -218,34 +218,34 @@ def examine(
     return found
 
 
-def _toxicity_change(base: ModelAnswers, subject: ModelAnswers, settings: InsideSettings) -> Estimate | None:
+def _toxicity_change(base: ModelAnswers, model: ModelAnswers, settings: InsideSettings) -> Estimate | None:
     """A copy: it will be corrected for what is read with it here."""
-    if subject.change is not None:
-        return subject.change.model_copy()
-    return change_between(base.toxicity, subject.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
+    if model.change is not None:
+        return model.change.model_copy()
+    return change_between(base.toxicity, model.toxicity, n_resamples=settings.n_resamples, seed=settings.seed)
 
 
-def _check(policy: Policy, prompts: Sequence[Sequence[int]], subjects: Sequence[ModelAnswers]) -> None:
-    if not subjects or subjects[0].adapter is not None:
-        raise ModelError("the first model must be the base, without an adapter: what changed is told against it")
-    for subject in subjects:
-        with using(policy, subject.adapter):
+def _check(policy: Policy, prompts: Sequence[Sequence[int]], models: Sequence[ModelAnswers]) -> None:
+    if not models or models[0].adapter is not None:
+        raise ModelError("the first model must be the base, without an adapter: the others are compared with it")
+    for model in models:
+        with using(policy, model.adapter):
             pass
-        if not len(subject.responses) == len(subject.toxicity) == len(prompts):
+        if not len(model.responses) == len(model.toxicity) == len(prompts):
             raise ModelError(
-                f"{subject.label}: {len(prompts)} prompts, {len(subject.responses)} answers and "
-                f"{len(subject.toxicity)} scores: expected as many of each"
+                f"{model.label}: {len(prompts)} prompts, {len(model.responses)} answers and "
+                f"{len(model.toxicity)} scores: expected as many of each"
             )
-    if not any(subjects[0].responses):
-        raise ModelError(f"{subjects[0].label} has no answer with any token: there is nothing to read")
+    if not any(models[0].responses):
+        raise ModelError(f"{models[0].label} has only empty answers: there is nothing to read")
 
 
 class _Progress:
     """Counts the parts of an examination for ``report``."""
 
-    def __init__(self, report: ProgressCallback | None, n_subjects: int, causal: bool) -> None:
+    def __init__(self, report: ProgressCallback | None, n_models: int, causal: bool) -> None:
         self._report, self._done = report, -1
-        self._total = 3 + n_subjects + 2 * (n_subjects - 1) + causal
+        self._total = 3 + n_models + 2 * (n_models - 1) + causal
 
     def step(self, what: str) -> None:
         self._done += 1

@@ -1,6 +1,6 @@
-"""Changes to a model that a ``with`` block makes and takes back: directions, the adapter's scale, silenced neurons.
+"""Changes to a model that hold inside a ``with`` block: directions, the adapter's scale, silenced neurons.
 
-Everything here is a hook or a weight that is put back; ``causal_check`` and ``vector_ablation`` ask what follows.
+Each is a hook or a weight that is put back. ``causal_check`` and ``vector_ablation`` ask what they lead to.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def direct_attribution(causal_lm: Any, found: Trace, contrast: Contrast) -> Logi
     With w = mean_toxic W_U[t] - mean_neutral W_U[t], g and s the final norm's gain and shift, and σ(n) the scale that
     it had at position n, the score is (Σ parts)·u / σ(n) + s·w + bias, where u = g ⊙ w, less its mean if the norm
     subtracts the stream's (LayerNorm does, RMSNorm doesn't). A head's share is then einsum("n h d, h d -> n h",
-    z, W_O u) / σ, so no write needs to be formed. Direct effects alone: what a part makes later parts do is theirs.
+    z, W_O u) / σ, so no write needs to be formed. Only direct effects count: what a part makes later parts do is
+    counted as theirs.
     """
     arch = architecture_of(causal_lm)
     w, bias = _contrast_row(arch.head, contrast)

@@ -1,7 +1,7 @@
 """Can toxicity be read off the residual stream? Linear probes and the toxic direction, layer by layer, against chance.
 
-A probe that reads toxicity shows that it is there (Alain & Bengio 2016), not that the model uses it; that is what
-``causal_check`` asks. Arrays in, arrays out; ``read_directions`` runs the model.
+A probe that reads toxicity shows that it is there (Alain & Bengio 2016), and not that the model uses it:
+``causal_check`` asks that. Functions take and give arrays; ``read_directions`` runs the model.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def mean_difference(x: FloatArray, toxic: BoolArray) -> FloatArray:
 def toxic_direction(x: FloatArray, toxic: BoolArray) -> FloatArray:
     """The difference of means without its part along the harmless rows' mean, x Float[n, M] → Float[M].
 
-    A stream has a large part that every token shares, in a few dimensions (Sun et al. 2024). Where the two means differ
-    along it, they differ in length, and to take that away would take from a model what it needs for any text.
+    A stream has a large part that all tokens share, in a few dimensions (Sun et al. 2024). Along it the two means
+    differ only in length, and ablating it would take from the model what it needs for any text.
     """
     common = x[~toxic].mean(0)
     common /= max(float(np.linalg.norm(common)), 1e-12)
@@ -149,9 +149,8 @@ def by_direction(train: FloatArray, toxic: BoolArray, test: FloatArray) -> Float
 
 
 def shuffled(toxic: BoolArray, groups: Sequence[object], rng: np.random.Generator) -> BoolArray:
-    """Labels dealt again between the groups (answers to one prompt), each group's staying together: a prompt's answers
-    are alike, so labels dealt row by row would make chance look smaller than it is. Groups swap with such of their
-    size."""
+    """Labels shuffled between groups (answers to one prompt) of equal size; a group's labels stay together. A prompt's
+    answers are alike, so labels shuffled row by row would make chance look smaller than it is."""
     by_size: dict[int, list[list[int]]] = {}
     for rows in _rows_by_group(groups):
         by_size.setdefault(len(rows), []).append(rows)
@@ -174,9 +173,9 @@ def best_of_shuffled(
 ) -> list[HeldOut]:
     """What the best layer reaches where labels mean nothing, ``number`` times, by a ``score`` as ``held_out`` takes it.
 
-    ``layers`` Float[L, n, M]. With each shuffling all is done as with the true labels: folds anew, every layer tried,
-    and of all layers the best AUC and the best accuracy kept. So the best of the true layers is held against the best
-    of chance's, and choosing it is no finding.
+    ``layers`` Float[L, n, M]. Each shuffling is treated as the true labels are: new folds, every layer tried, and the
+    best AUC and the best accuracy of all layers kept. So the best true layer is compared with the best by chance, and
+    choosing the best is no finding.
     """
     rng = np.random.default_rng(seed)
     found = []
@@ -191,8 +190,8 @@ def best_of_shuffled(
 def read_directions(text: BaseText, labelled: Sequence[LabelledAnswer]) -> tuple[Directions, Tensor | None]:
     """Probe and toxic direction on every layer of the base's stream, averaged over each response's positions.
 
-    Learnt from the base's answers and what is ``labelled``. A tuned model's harmless answers to what makes the base
-    toxic would teach the opposite: there the base's stream says what it would have answered itself.
+    They are learnt from the base's answers and from what is ``labelled``. A tuned model's harmless answers would teach
+    the opposite: on them the base's stream says what the base would have answered.
 
     The direction Float[M], not normed, is that of the layer where it tells held-out answers apart best (see
     ``toxic_direction``). None, with the reason, where either class has fewer answers than there are folds.

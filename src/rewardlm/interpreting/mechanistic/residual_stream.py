@@ -29,9 +29,9 @@ class StreamArrays:
 
 
 def read_stream(
-    text: BaseText, subject: ModelAnswers, contrast: Contrast | None, vectors: Sequence[ValueVector]
+    text: BaseText, model: ModelAnswers, contrast: Contrast | None, vectors: Sequence[ValueVector]
 ) -> tuple[StreamReading, StreamArrays]:
-    """Lens, direct attribution and attention of ``subject`` on the base's answers."""
+    """Lens, direct attribution and attention of ``model`` on the base's answers."""
     shares: list[dict[str, Tensor]] = []
     attended: list[dict[str, Tensor]] = []
     lenses: list[dict[str, Tensor]] = []
@@ -41,7 +41,7 @@ def read_stream(
     causal_lm = text.policy.causal_lm
     keep = evenly_spread(sum(len(text.base.responses[row]) for row in text.answered), text.settings.lens_positions)
     seen = 0
-    with using(text.policy, subject.adapter):
+    with using(text.policy, model.adapter):
         for rows, batch in text.batches(text.answered):
             found = trace(causal_lm, batch, patterns=True)
             if found.patterns is not None:

@@ -2,8 +2,8 @@
 
 An MLP writes a sum of its output matrix's rows, each times a neuron's activation (Geva et al. 2022). Lee et al. 2024
 ("A Mechanistic Understanding of Alignment Algorithms") found that DPO leaves GPT-2's toxic value vectors in place and
-sets them off less. With a the activations, v the vectors and u what they were chosen by, and a prime for the tuned
-model, all on the same text, three ratios tell such stories apart:
+sets them off less. Three ratios tell such stories apart. Let a be the activations, v the vectors and u what they were
+chosen by, with a prime for the tuned model, all on the same text:
 
     push ratio     Σ a'·(v'·u) / Σ a·(v·u)
     read ratio     Σ a'·(v·u)  / Σ a·(v·u)
@@ -14,7 +14,7 @@ model, all on the same text, three ratios tell such stories apart:
     bypassed, because something after them answers   push as before, though toxicity fell
     intact                                           push as before, and toxicity too
 
-"As before" is a claim of its own, and an interval that merely holds 1 doesn't bear it out: it must lie within a margin.
+"As before" is a claim of its own. An interval that merely holds 1 doesn't show it: it must lie within a margin.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def bounds(margin: float) -> tuple[float, float]:
 
 def read_vectors(
     text: BaseText,
-    subjects: Sequence[ModelAnswers],
+    models: Sequence[ModelAnswers],
     chosen: ChosenVectors,
     owners: Sequence[object],
     activations: Sequence[Tensor],
@@ -197,16 +197,16 @@ def read_vectors(
         bare = vector_rows(policy.causal_lm, vectors)
     pushing = _Pushing(owners, activations[0], bare, chosen.towards, text.settings.push_margin)
     by_model = {}
-    for subject, own in zip(subjects, activations, strict=True):
-        with using(policy, subject.adapter):
+    for model, own in zip(models, activations, strict=True):
+        with using(policy, model.adapter):
             rows = vector_rows(policy.causal_lm, vectors)
-        by_model[subject.label] = ModelVectors(
+        by_model[model.label] = ModelVectors(
             cosine=_cosine(bare, rows),
             change=((rows - bare).norm(dim=1) / bare.norm(dim=1)).tolist(),
             activation=own.mean(0).tolist(),
             push=pushing.push(own, rows),
             **pushing.ratios(own, rows),
-            null=_null(text, subject, vectors, pushing),
+            null=_null(text, model, vectors, pushing),
         )
     return ValueVectors(
         rows=[
@@ -268,15 +268,15 @@ def means_by_prompt(values: Tensor, owners: Sequence[object]) -> FloatArray:
 
 
 def _null(
-    text: BaseText, subject: ModelAnswers, vectors: Sequence[ValueVector], pushing: _Pushing
+    text: BaseText, model: ModelAnswers, vectors: Sequence[ValueVector], pushing: _Pushing
 ) -> list[RandomAdapter]:
     """Of each random adapter the median cosine of the vectors with the base's, and its ratios."""
     policy, settings = text.policy, text.settings
-    if subject.adapter is None:
+    if model.adapter is None:
         return []
     found = []
     for number in range(settings.null_adapters):
-        with using(policy, subject.adapter), random_adapter(policy, subject.adapter, settings.seed + number):
+        with using(policy, model.adapter), random_adapter(policy, model.adapter, settings.seed + number):
             rows = vector_rows(policy.causal_lm, vectors)
             active = torch.cat(
                 [activations_at(policy.causal_lm, batch, vectors).cpu() for _, batch in text.batches(text.answered)]

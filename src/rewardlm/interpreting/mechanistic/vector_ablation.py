@@ -1,4 +1,4 @@
-"""What is lost when the named value vectors are silenced, held against random sets of others as long."""
+"""What is lost when the named value vectors are silenced, compared with random sets of others as long."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _ANSWERING_SETS = 2
 
 @torch.no_grad()
 def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], number: int, seed: int) -> list[list[ValueVector]]:
-    """``number`` sets of as many other value vectors, no vector in two of them: each of its layer, drawn from the
-    twentieth whose lengths are nearest to its own (from the ``number`` nearest, where these are more).
+    """``number`` sets of as many other value vectors, no vector in two of them. Each is drawn from the same layer,
+    among the twentieth whose lengths are nearest (the ``number`` nearest, if these are more).
 
-    Fewer sets where a layer hasn't as many others.
+    There are fewer sets if a layer has too few other vectors.
     """
     arch = architecture_of(causal_lm)
     rng = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def vectors_like(causal_lm: Any, vectors: Sequence[ValueVector], number: int, se
 
 def ablate_vectors(
     text: BaseText,
-    subjects: Sequence[ModelAnswers],
+    models: Sequence[ModelAnswers],
     vectors: Sequence[ValueVector],
     contrast: Contrast | None,
     judge: ToxicityFunction,
@@ -65,18 +65,18 @@ def ablate_vectors(
     new answers to ``ablation_prompts`` different prompts (half of them those whose base's answers are most toxic),
     from the same random streams, and ``logits``, toxic minus neutral words', on the base's answers, means by prompt.
 
-    Two questions stand between the named ones and a finding. ``beyond_random``: is what they take more than the mean
-    of the other sets, over prompts? ``p_value_random``: how many of ``random_sets`` other sets take as much, the named
-    one itself counted? A few sets say nothing about chance, so the rank is that of the logits, which are cheap to read;
-    toxicity has it only where there are no words to read logits of. A tuned model's sets are all tried only where the
-    base passes and silencing the named ones takes anything from it: else nothing is claimed.
+    A finding needs two answers. ``beyond_random``: do they take more than the mean of the other sets, over prompts?
+    ``p_value_random``: how many of ``random_sets`` other sets take as much, the named set counted? A few sets say
+    nothing about chance, so the rank is that of the logits, which are cheap to read. Toxicity has a rank only where
+    there are no words to read logits of. On a tuned model all sets are tried only where the base passes and the model
+    loses something by silencing the named ones: else nothing is claimed.
     """
     if not vectors:
         return None
     policy, settings = text.policy, text.settings
     sets = vectors_like(policy.causal_lm, vectors, settings.random_sets, settings.seed)
     answering = most_toxic_and_others(text.prompts, text.base.toxicity, settings.ablation_prompts)
-    # The toxic ones first, and others besides: of three answers no interval says anything.
+    # The toxic ones first, then others: three answers alone give no useful interval.
     focus = set(text.focus)
     read = [*text.focus, *(row for row in text.answered if row not in focus)][: settings.ablation_answers]
     owners = [tuple(text.prompts[row]) for row in read]
@@ -92,13 +92,13 @@ def ablate_vectors(
     by_logits = None if contrast is None else _Measure(logits, len(sets), None)
     by_model: dict[str, ModelAblation] = {}
     base: ModelAblation | None = None
-    for subject in subjects:
-        with using(policy, subject.adapter):
-            by_model[subject.label] = ModelAblation(
+    for model in models:
+        with using(policy, model.adapter):
+            by_model[model.label] = ModelAblation(
                 toxicity=_effect(text, vectors, sets, by_toxicity, None if base is None else base.toxicity),
                 logits=_effect(text, vectors, sets, by_logits, None if base is None else base.logits),
             )
-        base = base or by_model[subject.label]
+        base = base or by_model[model.label]
     return VectorAblation(
         vectors=len(vectors),
         random_sets=len(sets),

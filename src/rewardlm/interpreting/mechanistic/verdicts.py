@@ -1,4 +1,4 @@
-"""What the numbers amount to: was toxicity unlearned or bypassed, is the change localised, and what can't be told."""
+"""What the numbers amount to: was toxicity unlearned or bypassed, where does the change sit, and what can't be told."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _kind(own: ModelVectors, margin: float, matter: bool | None) -> tuple[Kind, 
     if matter is False:
         return "cannot_tell", (
             "silencing these vectors in the base was not shown to take more from the toxic words than silencing others "
-            "as long"
+            "of the same length"
         )
     if float(np.median(own.cosine)) < _TURNED_BELOW:
         if _less(write, [one.write_ratio for one in own.null]):
@@ -105,7 +105,7 @@ def _kind(own: ModelVectors, margin: float, matter: bool | None) -> tuple[Kind, 
     if read.ci95[1] < 1:
         return "cannot_tell", "adapters of random weights as large make these vectors push as little"
     return "cannot_tell", (
-        f"the interval of their push holds 1, so that less is not shown, and is not {within}, so that as before is not"
+        f"the interval of their push holds 1, so a fall is not shown, and it is not {within}, so “as before” is not"
     )
 
 
