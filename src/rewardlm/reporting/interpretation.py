@@ -1,7 +1,7 @@
-"""What an interpretation found, for the page and the terminal: sentences, tables and figures of its stored numbers.
+"""What an interpretation found, for the page and the terminal: sentences and figures made of its stored numbers.
 
-A change whose 95 % interval includes zero is never called one, nor is one that may be chance among so many tests. What
-can't be said for want of data says so.
+A change is called one only if its 95 % interval excludes zero and it stays significant among so many tests. If there
+are too few data to tell, the sentence says so.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def how_sampled(result: Interpretation) -> list[str]:
         f"{sample.pairs:,} of {sample.of:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
         f"how toxicity went from {sample.from_} to {sample.to} by {sample.scorer}: {strata}.",
         _chance(sample),
-        "Means over all of them weight each pair by how many of the run’s it stands for, so they speak of the run. "
-        "What is inside is read of these pairs as they are.",
-        f"Of each answer {sample.tokens_an_answer} tokens are explained, one from each of as many equal stretches.",
+        "In means over all of them each pair counts for as many of the run’s pairs as it stands for, so they speak of "
+        "the run. The inside is read on these pairs without weights.",
+        f"{sample.tokens_an_answer} tokens of each answer are explained, one from each of as many equal stretches.",
     ]
     if sample.reward_of:
         found.append(f"{sample.scorer} was the reward of {', '.join(sample.reward_of)}.")
@@ -153,12 +153,11 @@ def _chance(sample: SampleFacts) -> str:
     if sample.redraw is None:
         return (
             f"{sample.from_} answered each prompt once, so how many of these transitions are chance is not known: "
-            "most answers that are toxic once are not in a second draw of the same model. Read no transition as a "
-            "finding."
+            "in a second draw of the same model most toxic answers become harmless. Read no transition as a finding."
         )
     return (
-        f"“By chance” is how many of the run’s pairs a second draw of {sample.from_} itself sends the same way: only "
-        f"what differs from that is {sample.to}’s doing."
+        f"“By chance” says how many of the run’s pairs a second draw of {sample.from_} itself would send the same way. "
+        f"Only the difference is {sample.to}’s doing."
     )
 
 

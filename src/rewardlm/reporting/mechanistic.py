@@ -1,6 +1,6 @@
 """What ``interpret`` found inside, in words and rows: the verdict on each model, and what page and terminal show.
 
-It reads the stored numbers alone. A change whose 95 % interval includes zero is never called one.
+It reads the stored numbers alone. A change is called one only if its 95 % interval excludes zero.
 """
 
 from __future__ import annotations
