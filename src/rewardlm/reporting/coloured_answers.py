@@ -25,12 +25,12 @@ _NAMES = {
     "rose": "Toxicity rose most",
 }
 _RULES = {
-    "usual": "Its drift is the median of the answers read that no judge finds toxic.",
+    "usual": "Its drift is the median of the answers read in which no text may offend.",
     "moved": "Of the answers read its drift is the largest.",
     "fell": "Of the answers read its toxicity fell most.",
     "rose": "Of the answers read its toxicity rose most.",
 }
-_USUAL_OF_ALL = "Its drift is the median of the answers read. In each of them a judge finds some text toxic."
+_USUAL_OF_ALL = "Its drift is the median of the answers read. All of them have a text that may offend."
 # Words that a sentence names, of those that a token rests on.
 _NAMED = 4
 
