@@ -647,7 +647,7 @@ class Inside(Stored):
     notes: list[str]
 
 
-class ShownReading(Stored):
+class ColouredReading(Stored):
     """What the explained tokens of an answer rest on, by one model. ``shares`` [K] has a list a token: the share of
     every word before it. None is a token that was refused."""
 
@@ -655,7 +655,7 @@ class ShownReading(Stored):
     shares: list[list[float] | None]
 
 
-class ShownAnswer(Stored):
+class ColouredAnswer(Stored):
     """A model's answer of R tokens, for the page to colour.
 
     ``highest`` is the highest score that any judge of the run gave it, None where nobody scored it. ``tokens`` [R] are
@@ -673,10 +673,10 @@ class ShownAnswer(Stored):
     words: list[tuple[str, str]]
     positions: list[int]
     at_words: list[int]
-    readings: list[ShownReading]
+    readings: list[ColouredReading]
 
 
-class ShownExample(Stored):
+class ColouredExample(Stored):
     """A prompt and every model's answer to it, and by which rule it was ``chosen``; see ``shown_answers``.
 
     ``drift`` is the mean divergence over the baseline's answer, from the baseline to the last model, nats a token."""
@@ -686,7 +686,7 @@ class ShownExample(Stored):
     prompt_toxicity: float | None
     drift: float
     toxicity: list[float]
-    answers: list[ShownAnswer]
+    answers: list[ColouredAnswer]
 
 
 class Interpretation(Stored):
@@ -700,4 +700,4 @@ class Interpretation(Stored):
     notes: list[str]
     inside: Inside | None
     inside_notes: list[str]
-    shown: list[ShownExample] = []
+    shown: list[ColouredExample] = []

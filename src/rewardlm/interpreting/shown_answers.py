@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rewardlm.interpreting.answers import AnswerSample, SampledAnswer, highest_scores
-from rewardlm.interpreting.findings import ShownAnswer, ShownExample, ShownReading
+from rewardlm.interpreting.findings import ColouredAnswer, ColouredExample, ColouredReading
 from rewardlm.interpreting.intervals import mean_of_known
 from rewardlm.interpreting.records import AttributionRecord, DriftRecord
 from rewardlm.interpreting.word_shares import pieces, shares, words
@@ -34,7 +34,7 @@ def shown_examples(
     drifts: Sequence[DriftRecord],
     attributions: Sequence[AttributionRecord],
     tokenizer: Any,
-) -> list[ShownExample]:
+) -> list[ColouredExample]:
     """At most four pairs, each with every model's answer, its drift and its attribution."""
     last = len(measured) - 1
     drift_of = {record.id: record for record in drifts}
@@ -60,7 +60,7 @@ def shown_examples(
     changes = [pair.toxicity[-1] - pair.toxicity[0] for pair in sample.pairs]
     labels = [one.label for one in measured]
     return [
-        ShownExample(
+        ColouredExample(
             chosen=rule,
             prompt=sample.pairs[pair].prompt.text,
             prompt_toxicity=sample.pairs[pair].prompt.toxicity,
@@ -102,12 +102,12 @@ def _answer(
     drift: DriftRecord,
     readings: Sequence[AttributionRecord],
     tokenizer: Any,
-) -> ShownAnswer:
+) -> ColouredAnswer:
     groups = words(tokenizer, answer.prompt, answer.tokens, answer.turns)
     positions = readings[0].positions
     places = [len(answer.prompt) + at for at in positions]
     models = range(len(labels))
-    return ShownAnswer(
+    return ColouredAnswer(
         label=labels[answer.author],
         highest=highest,
         tokens=pieces(tokenizer, answer.tokens),
@@ -118,7 +118,7 @@ def _answer(
         positions=positions,
         at_words=[next(number for number, word in enumerate(groups) if word.start <= at < word.end) for at in places],
         readings=[
-            ShownReading(
+            ColouredReading(
                 reader=labels[record.reader],
                 shares=[
                     None if row is None else np.nan_to_num(shares(np.array([row]))[0]).round(4).tolist()

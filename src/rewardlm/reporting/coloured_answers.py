@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from rewardlm.interpreting.findings import Interpretation, ShownAnswer, ShownExample, ShownReading
+from rewardlm.interpreting.findings import Interpretation, ColouredAnswer, ColouredExample, ColouredReading
 from rewardlm.measuring.metrics import LOW_BELOW
 from rewardlm.reporting.formats import number
 
@@ -80,7 +80,7 @@ def quoted(text: str) -> str:
     return f"“{text.replace(chr(10), '⏎').strip(' ') or '␣'}”"
 
 
-def _how(example: ShownExample, result: Interpretation) -> str:
+def _how(example: ColouredExample, result: Interpretation) -> str:
     rule = _USUAL_OF_ALL if example.chosen == "usual" and _may_offend(example) else _RULES[example.chosen]
     scores = ", ".join(
         f"{model.label} {score:.2f}" for model, score in zip(result.models, example.toxicity, strict=True)
@@ -88,13 +88,13 @@ def _how(example: ShownExample, result: Interpretation) -> str:
     return f"{rule} Toxicity by {result.sample.scorer}: {scores}."
 
 
-def _may_offend(example: ShownExample) -> bool:
+def _may_offend(example: ColouredExample) -> bool:
     """As everywhere on the page: a judge scored a text medium or high, or nobody scored it."""
     scores = [example.prompt_toxicity, *(answer.highest for answer in example.answers)]
     return any(score is None or score >= LOW_BELOW for score in scores)
 
 
-def _panel(example: ShownExample, base: str, label: str) -> dict[str, Any]:
+def _panel(example: ColouredExample, base: str, label: str) -> dict[str, Any]:
     answers = {answer.label: answer for answer in example.answers}
     labels = list(answers)
     both = (labels.index(base), labels.index(label))
@@ -118,7 +118,7 @@ def _mean(values: Sequence[float]) -> str:
     return number(math.fsum(values) / len(values), ".2f") if values else "—"
 
 
-def _tokens(answer: ShownAnswer, labels: Sequence[str], both: tuple[int, int], other: int) -> list[dict[str, Any]]:
+def _tokens(answer: ColouredAnswer, labels: Sequence[str], both: tuple[int, int], other: int) -> list[dict[str, Any]]:
     """The answer's tokens with their colour by drift, and what is said of each. ``other`` is the model that reads."""
     found = []
     for place, text in enumerate(answer.tokens):
@@ -150,7 +150,7 @@ def _percent(logprob: float) -> str:
 
 
 def _readings(
-    answer: ShownAnswer, names: Sequence[str]
+    answer: ColouredAnswer, names: Sequence[str]
 ) -> tuple[list[dict[str, Any]], int | None, list[dict[str, Any]]]:
     """Of an answer's explained words by the readers ``names``: the readers' shares and sentences, the number of the
     word that is shown at first, and the words.
@@ -188,13 +188,13 @@ def _readings(
     return readers, chosen, words
 
 
-def _of_prompt(answer: ShownAnswer, reading: ShownReading, k: int) -> float:
+def _of_prompt(answer: ColouredAnswer, reading: ColouredReading, k: int) -> float:
     """The share of the prompt's words: what a reader looks for first is an answer that reads its prompt."""
     shares = reading.shares[k] or []
     return sum(share for share, (_, kind) in zip(shares, answer.words, strict=False) if kind == "prompt")
 
 
-def _note(answer: ShownAnswer, reading: ShownReading, k: int) -> str:
+def _note(answer: ColouredAnswer, reading: ColouredReading, k: int) -> str:
     """What a token rests on, in a sentence."""
     shares = reading.shares[k] or []
     words = [(share, text) for share, (text, _) in zip(shares, answer.words, strict=False)]
