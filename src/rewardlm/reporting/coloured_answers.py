@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from rewardlm.interpreting.findings import Interpretation, ColouredAnswer, ColouredExample, ColouredReading
+from rewardlm.interpreting.findings import ColouredAnswer, ColouredExample, ColouredReading, Interpretation
 from rewardlm.measuring.metrics import LOW_BELOW
 from rewardlm.reporting.formats import number
 
