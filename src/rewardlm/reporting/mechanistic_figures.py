@@ -243,6 +243,8 @@ def _map(
     layout["xaxis"] |= {
         "showgrid": False,
         "automargin": True,
+        # Marks would widen it.
+        "range": [-0.5, n_layers - 0.5],
         "tick0": 0,
         "dtick": max(1, round(n_layers / 8)),
         "title": {"text": "layer", "font": {"size": 12}, "standoff": 4},
