@@ -96,14 +96,23 @@ def in_browser(page_file: Path) -> dict[str, float]:
         found["all letters ready, s"] = time.perf_counter() - begun
         timing = "performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
         found["loaded, s"] = page.evaluate(timing)
-        found["painted, s"] = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000")
+        found["painted, s"] = page.evaluate(
+            "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1000"
+        )
         letters = [page.evaluate(TIMED, ["explorer-q", QUERY[:n], "input"]) for n in range(1, len(QUERY) + 1)]
         letters += [page.evaluate(TIMED, ["explorer-q", "nowhere to be found"[:n], "input"]) for n in range(1, 20)]
         found["a letter, median, ms"] = statistics.median(letters)
         found["a letter, slowest, ms"] = max(letters)
         page.evaluate(TIMED, ["explorer-q", "", "input"])
         choices = [("bucket", "high"), ("change", "fell"), ("split", "toxic_prompts"), ("split", "comparable")]
-        choices += [("bucket", ""), ("change", ""), ("split", ""), ("judge", JUDGES[-1]), ("kind", "refusal"), ("kind", "")]
+        choices += [
+            ("bucket", ""),
+            ("change", ""),
+            ("split", ""),
+            ("judge", JUDGES[-1]),
+            ("kind", "refusal"),
+            ("kind", ""),
+        ]
         taken = [page.evaluate(TIMED, [f"explorer-{name}", value, "change"]) for name, value in choices]
         found["a filter, slowest, ms"] = max(taken)
         orders = ["score-down", "change-up", "similarity-down", "length-down", "prompt"]
@@ -113,6 +122,7 @@ def in_browser(page_file: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print a line a number."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=5000)
     parser.add_argument("--models", type=int, default=3)

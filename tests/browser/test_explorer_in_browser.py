@@ -5,11 +5,12 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import explorer_sample
 import interpretation_sample
 import pytest
-from explorer_sample import HOSTILE, PROMPTS, cells, measured, prompt
+from explorer_sample import HOSTILE, cells, measured, prompt
 
 from rewardlm.reporting.page import build_report
 
@@ -92,6 +93,23 @@ class Explorer:
         return self.page.evaluate("(document.activeElement.closest('.ex-row') || {dataset: {}}).dataset.row")
 
 
+@pytest.fixture(scope="module")
+def opened(small, browser):
+    """The small page, opened once for tests that only choose and look."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+    page = context.new_page()
+    page.goto(small.as_uri())
+    yield Explorer(SimpleNamespace(page=page, url=small.as_uri()))
+    context.close()
+
+
+@pytest.fixture
+def cleared(opened):
+    opened.page.evaluate("location.hash = '#explorer'")
+    opened.page.wait_for_function("document.getElementById('explorer-count').textContent.startsWith('12 of 12')")
+    return opened
+
+
 @pytest.fixture
 def explore(visit):
     return lambda path, hash_="", **options: Explorer(visit(path, **options), hash_)
@@ -120,8 +138,8 @@ def test_everything_is_there_at_first(small, explore):
         (".*", []),
     ],
 )
-def test_search(small, explore, query, hits):
-    one = explore(small)
+def test_search(cleared, query, hits):
+    one = cleared
     one.search(query)
     assert one.hits == hits
     assert one.count == f"{len(hits)} of 12 answers; {len({row for row, _ in hits})} prompt" + (
@@ -136,9 +154,10 @@ def test_search_looks_where_it_is_told(small, explore):
     assert one.hits == [[3, "PT"]]
     one.choose(in_="prompts")
     assert one.hits == [[3, "PT"], [3, "FT"], [3, "RL"]]
-    assert one.page.locator("#explorer-list mark").count() == 0  # hidden texts show nothing of what was found
+    # Hidden texts show nothing of what was found.
+    assert one.page.locator("#explorer-list mark").count() == 0
     one.page.click("#explorer-veils")
-    assert set(text.lower() for text in one.page.locator("#explorer-list mark").all_inner_texts()) == {"nobody"}
+    assert {text.lower() for text in one.page.locator("#explorer-list mark").all_inner_texts()} == {"nobody"}
 
 
 @pytest.mark.parametrize(
@@ -167,8 +186,8 @@ def test_search_looks_where_it_is_told(small, explore):
         ({"kind": "words"}, [[1, "RL"]]),
     ],
 )
-def test_filters(small, explore, choices, hits):
-    one = explore(small)
+def test_filters(cleared, choices, hits):
+    one = cleared
     one.choose(**choices)
     assert one.hits == hits
 
@@ -188,8 +207,8 @@ def test_filters(small, explore, choices, hits):
         ({"sort": "prompt"}, ["1", "2", "3", "4"]),
     ],
 )
-def test_order(small, explore, choices, rows):
-    one = explore(small)
+def test_order(cleared, choices, rows):
+    one = cleared
     one.choose(**choices)
     assert one.rows == rows
 
@@ -273,7 +292,9 @@ def test_the_link_is_copied(small, explore):
     one = explore(small, "#explorer?model=RL")
     one.seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
     one.page.click("#explorer-link")
-    one.page.wait_for_function("document.getElementById('explorer-said').textContent || !document.getElementById('explorer-address').hidden")
+    one.page.wait_for_function(
+        "document.getElementById('explorer-said').textContent || !document.getElementById('explorer-address').hidden"
+    )
     if one.page.is_visible("#explorer-address"):
         copied = one.page.input_value("#explorer-address")
     else:
@@ -415,7 +436,9 @@ def test_hostile_texts_neither_run_nor_break_the_page(tmp_path, explore):
         for n, label in enumerate([HOSTILE[0], HOSTILE[3], HOSTILE[8]])
     ]
     everything = ".".join(str(n) for n in range(len(HOSTILE)))
-    one = explore(build_report([run.path for run in runs], tmp_path / "report.html"), f"#explorer?open={everything}", width=375)
+    one = explore(
+        build_report([run.path for run in runs], tmp_path / "report.html"), f"#explorer?open={everything}", width=375
+    )
     one.page.click("#explorer-veils")
     for query in ("<script>", "(", "[", "\\", "\U0001f600", '"', "-", "\u202e"):
         one.search(query)
@@ -451,7 +474,9 @@ def test_axe_finds_nothing(small, explore, width, scheme):
 
 def test_on_a_phone_models_stack_and_on_paper_only_open_rows_stay(small, explore):
     one = explore(small, "#explorer?open=1", width=375)
-    left = one.page.eval_on_selector_all("#explorer-row-1 .ex-answer", "f => f.map(e => e.getBoundingClientRect().left)")
+    left = one.page.eval_on_selector_all(
+        "#explorer-row-1 .ex-answer", "f => f.map(e => e.getBoundingClientRect().left)"
+    )
     assert len(left) == 3
     assert len(set(left)) == 1
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 375
@@ -474,7 +499,7 @@ def test_data_that_cannot_be_unpacked_is_said(small, tmp_path, explore, browser,
 
 def test_five_thousand_prompts_of_three_models_stay_fast(tmp_path):
     """The bars are 15 MB, 2 s and 0.1 s; times are given three times as long here, where other tests run beside."""
-    import explorer as benchmark
+    import explorer as benchmark  # of benchmarks/
 
     paths = benchmark.made_up_runs(tmp_path, prompts=5000, models=3, tokens=128)
     out = build_report(paths, tmp_path / "report.html")

@@ -100,7 +100,8 @@ def sample_runs(folder):
         measured(
             folder / "rl", "RL", RL, prompts=PROMPTS, rewards=["lexical"], finish="length",
             scores={
-                "witness": cells(0.2, 0.81, "the judge reads English alone", 0.04), "lexical": cells(0.1, 0.2, 0.0, 0.0),
+                "witness": cells(0.2, 0.81, "the judge reads English alone", 0.04),
+                "lexical": cells(0.1, 0.2, 0.0, 0.0),
             },
         ),
     ]  # fmt: skip

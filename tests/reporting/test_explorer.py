@@ -180,7 +180,7 @@ def test_words_have_the_drift_of_their_tokens_and_their_mean_share(sample, inter
     # Shares 1/4, 1/2, 1/4 and 0, 3/4, 0, 1/4: of each word the mean over the tokens after it.
     assert found.context[1] == ("neighbour", "prompt")
     assert found.shares == [0.125, 0.625, 0.125, 0.25]
-    assert data.notes == ()or data.notes == []
+    assert data.notes == () or data.notes == []
 
 
 def test_an_older_interpretation_says_what_it_lacks(sample, tmp_path):
@@ -211,8 +211,6 @@ def test_the_report_has_the_explorer_and_its_policy_allows_no_other_script(sampl
 
 
 def test_a_page_without_answers_has_no_explorer():
-    html = render_page(
-        typed.comparison(report_sample.sample_result()), title="x", examples=[], training={}, about={}
-    )
+    html = render_page(typed.comparison(report_sample.sample_result()), title="x", examples=[], training={}, about={})
     assert 'id="explorer"' not in html
     assert "RewardLMExplorer" not in html

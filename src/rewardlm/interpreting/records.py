@@ -136,7 +136,9 @@ def record_drift(
         for answer, one in zip(batch, vocabulary, strict=True):
             if answer.author == 0:
                 sums = sums + one.times(float(weights[answer.pair]))
-        run.append("drift", [_drift_record(tokenizer, answer, one).dump() for answer, one in zip(batch, found, strict=True)])
+        run.append(
+            "drift", [_drift_record(tokenizer, answer, one).dump() for answer, one in zip(batch, found, strict=True)]
+        )
         done += len(batch)
         stored = {
             "logprobs": sums.logprobs,

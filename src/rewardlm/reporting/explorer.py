@@ -12,8 +12,9 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -234,9 +235,14 @@ def _letters(measured: Sequence[Measured], places: Sequence[IntArray], prompts: 
     """Float[N prompts]: the letters of all answers to a prompt. Texts are looked at and let go: there may be many."""
     letters = np.zeros(prompts)
     for one, of in zip(measured, places, strict=True):
-        lengths = np.fromiter((len(record["text"]) for record in one.run.read("generations")), np.float64, one.answers)
-        np.add.at(letters, of[one.prompt_rows], lengths)
+        lengths = (len(record["text"]) for record in _generations(one))
+        np.add.at(letters, of[one.prompt_rows], np.fromiter(lengths, np.float64, one.answers))
     return letters
+
+
+def _generations(one: Measured) -> Iterator[dict[str, Any]]:
+    """The answers that were there when the run was loaded: one that is going on has more by now."""
+    return islice(one.run.read("generations"), one.answers)
 
 
 def _chosen(prompts: int, letters: FloatArray, most: int, seed: int) -> list[int]:
@@ -254,7 +260,7 @@ def _answers(one: Measured, rows: Sequence[int], number: int) -> tuple[ExplorerA
     shown = [(place, row) for place, row in enumerate(rows) if row >= 0]
     texts: list[str | None] = [None] * number
     ids: dict[str, int] = {}
-    for row, record in zip(rows, one.run.read("generations"), strict=True):
+    for row, record in zip(rows, _generations(one), strict=True):
         if row >= 0:
             texts[row] = record["text"]
             ids[record["id"]] = row

@@ -4,7 +4,7 @@
   "use strict";
   var PAGE = 20, SINGLE_KEYS = true;
   var make = explorer.make, get = function (name) { return document.getElementById("explorer-" + name); };
-  var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = 0;
+  var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = 0, late = 0;
   if (!section) return;
 
   // After the page has been painted: unpacking takes a while.
@@ -97,21 +97,29 @@
   }
   // A new view is an entry of the browser's history; letters that follow each other are one.
   function change(patch, isTyping) {
+    var goesOn = isTyping && performance.now() - typing < 1500;
+    if (!goesOn) settle();
     state = Object.assign({}, state, patch);
-    var goes = isTyping && performance.now() - typing < 1500 ? "replaceState" : "pushState";
     typing = isTyping ? performance.now() : 0;
-    clearTimeout(change.later);
-    if (goes === "pushState") history.pushState(null, "", address(state));
+    clearTimeout(late);
+    late = 0;
     // Browsers refuse hundreds of changes in a few seconds.
-    else change.later = setTimeout(function () { history.replaceState(null, "", address(state)); }, 250);
+    if (goesOn) late = setTimeout(settle, 250);
+    else history.pushState(null, "", address(state));
     say("");
     show();
+  }
+  // What was typed last goes into the address before anything else does.
+  function settle() {
+    if (late) history.replaceState(null, "", address(state));
+    clearTimeout(late);
+    late = 0;
   }
   function restore() {
     if (location.hash && !/^#explorer(\?|$)/.test(location.hash)) return;
     if (address(read()) === address(state)) return;
-    clearTimeout(change.later);
-    typing = 0;
+    clearTimeout(late);
+    late = typing = 0;
     state = read();
     show();
   }
@@ -150,6 +158,7 @@
   }
   function toggle(row) {
     var open = state.open.indexOf(row) >= 0 ? state.open.filter(function (one) { return one !== row; }) : state.open.concat(row);
+    settle();
     state = Object.assign({}, state, { open: open });
     history.pushState(null, "", address(state));
     var made = item(row);
@@ -225,6 +234,7 @@
   function turn(by) {
     change({ page: state.page + by });
     section.querySelector(".ex-bar").scrollIntoView();
+    get("list").querySelector("h3 button").focus({ preventScroll: true });
   }
   function help() { get("help").showModal(); }
 

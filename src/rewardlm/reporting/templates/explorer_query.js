@@ -34,7 +34,8 @@ var RewardLMExplorer = {};
     var index = {
       data: data, models: M, rows: N, cells: cells, prompt: data.rows.prompt,
       exists: new Uint8Array(cells), flags: new Uint16Array(cells), size: new Int32Array(cells), answers: 0,
-      scores: {}, words: new Map(), lower: new Array(cells), promptLower: new Array(data.prompts.text.length),
+      // Without a prototype: a judge may have any name.
+      scores: Object.create(null), words: new Map(), lower: new Array(cells), promptLower: new Array(data.prompts.text.length),
       similarity: floats(cells, models, function (model) { return model.similarity; }),
       challenging: new Set(data.prompts.challenging), samples: new Set(data.rows.sample).size
     };
