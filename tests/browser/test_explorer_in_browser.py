@@ -480,7 +480,11 @@ def test_on_a_phone_models_stack_and_on_paper_only_open_rows_stay(small, explore
     assert len(left) == 3
     assert len(set(left)) == 1
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not one.page.is_visible("#explorer-view")
+    one.choose(bucket="low")
     one.page.emulate_media(media="print")
+    assert "Scores by witness" in one.page.inner_text("#explorer-view")
+    assert "bucket: low" in one.page.inner_text("#explorer-view")
     assert one.page.is_visible("#explorer-count")
     assert one.page.is_visible("#explorer-row-1 h3 button")
     assert not one.page.is_visible("#explorer-row-0")

@@ -137,6 +137,9 @@
     get("count").textContent = n + " of " + all + (index.answers === 1 ? " answer; " : " answers; ") +
       found.prompts.toLocaleString("en") + (found.prompts === 1 ? " prompt" : " prompts");
     get("clear").disabled = !active().length;
+    get("view").textContent = "Scores by " + explorer.visible(state.judge) + ". " + (active().length
+      ? "Shown are answers with " + active().map(function (one) { return one[1]; }).join("; ") + "." : "All answers are shown.") +
+      " On paper stand the rows that are open.";
     // Which of a row's answers fit is news only where not all do.
     get("list").classList.toggle("some", found.answers < index.answers);
     rows();
