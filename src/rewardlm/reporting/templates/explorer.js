@@ -4,7 +4,7 @@
   "use strict";
   var PAGE = 20, SINGLE_KEYS = true;
   var make = explorer.make, get = function (name) { return document.getElementById("explorer-" + name); };
-  var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = 0, late = 0;
+  var section = document.getElementById("explorer"), index, state, found, defaults, filters, typing = -Infinity, late = 0;
   if (!section) return;
 
   // After the page has been painted: unpacking takes a while.
@@ -100,7 +100,7 @@
     var goesOn = isTyping && performance.now() - typing < 1500;
     if (!goesOn) settle();
     state = Object.assign({}, state, patch);
-    typing = isTyping ? performance.now() : 0;
+    typing = isTyping ? performance.now() : -Infinity;
     clearTimeout(late);
     late = 0;
     // Browsers refuse hundreds of changes in a few seconds.
@@ -119,7 +119,8 @@
     if (location.hash && !/^#explorer(\?|$)/.test(location.hash)) return;
     if (address(read()) === address(state)) return;
     clearTimeout(late);
-    late = typing = 0;
+    late = 0;
+    typing = -Infinity;
     state = read();
     show();
   }
@@ -175,7 +176,7 @@
     filters.forEach(function (filter) {
       if (state[filter.key] === defaults[filter.key] || ["sort", "words", "judge"].indexOf(filter.key) >= 0) return;
       if (filter.key === "in" && !state.q.trim()) return;
-      on.push([filter.key, filter.name.toLowerCase() + ": " + filter.select.selectedOptions[0].textContent]);
+      on.push([filter.key, filter.name.charAt(0).toLowerCase() + filter.name.slice(1) + ": " + filter.select.selectedOptions[0].textContent]);
     });
     return on;
   }
