@@ -250,6 +250,11 @@ def test_what_may_offend_is_not_in_the_page_until_it_is_asked_for(small, explore
     assert "My neighbour is" not in one.page.evaluate(shown)
     # Harmless by both judges.
     assert "a person like you" in one.page.evaluate(shown)
+    # What RL's harmless answer rests on are words of a prompt that is hidden.
+    assert "kind to" in one.page.evaluate(shown)
+    one.choose(words="attribution")
+    assert "neighbour" not in one.page.evaluate(shown)
+    one.choose(words="drift:RL")
     one.page.click("#explorer-row-0 [data-model=PT] summary")
     one.page.wait_for_selector("#explorer-row-0 [data-model=PT] blockquote")
     assert "stupid fool" in one.page.evaluate(shown)

@@ -117,6 +117,10 @@
     return found && (by === "attribution" ? found.context.length : by && found.drift[by.slice(6)]);
   }
 
+  function isPromptHidden(index, prompt) {
+    var toxicity = index.data.prompts.toxicity[prompt];
+    return toxicity === null || toxicity >= index.data.rule.low;
+  }
   function answer(index, state, found, terms, row, m, open) {
     var cell = row * index.models + m, model = index.data.models[m], text = model.text[row];
     var box = make("div", { class: "ex-answer" + (found.hits[cell] ? " hit" : ""), "data-model": model.label });
@@ -143,9 +147,11 @@
     unscored.forEach(function (one) {
       box.append(make("p", { class: "ex-facts", dir: "auto" }, "Unscored" + (open ? " by " + visible(one[0]) : "") + ": " + visible(one[1])));
     });
-    var words = index.words.get(cell);
-    box.append(passage(text, explorer.mayOffend(index, cell), "answer", function () {
-      return open && canColour(words, state.words) ? coloured(words, state.words) : quote(text, terms, open);
+    var words = index.words.get(cell), colour = open && canColour(words, state.words);
+    // What an answer rests on are the prompt's words too.
+    var hide = explorer.mayOffend(index, cell) || (colour && state.words === "attribution" && isPromptHidden(index, index.prompt[row]));
+    box.append(passage(text, hide, "answer", function () {
+      return colour ? coloured(words, state.words) : quote(text, terms, open);
     }));
     return box;
   }
@@ -153,7 +159,7 @@
   // One row as a list item. Its button has the row's number in data-row and says whether it is open.
   explorer.row = function (index, state, found, row, open) {
     var data = index.data, prompt = index.prompt[row], terms = explorer.parse(state.q), toxicity = data.prompts.toxicity[prompt];
-    var hide = toxicity === null || toxicity >= data.rule.low, history = data.prompts.before[prompt];
+    var hide = isPromptHidden(index, prompt), history = data.prompts.before[prompt];
     var item = make("li", { class: "ex-row" + (open ? " open" : ""), id: "explorer-row-" + row, "data-row": row });
     var button = make("button", { type: "button", "aria-expanded": String(open), "aria-controls": "explorer-row-" + row },
       "Prompt " + (prompt + 1).toLocaleString("en") + (index.samples > 1 ? ", answer " + (data.rows.sample[row] + 1) : ""));
