@@ -43,6 +43,9 @@
       Object.keys(found.drift).forEach(function (label) { coloured.add("drift:" + label); });
       if (found.context.length) coloured.add("attribution");
     });
+    // The last model's drift first: it is what the page is about.
+    var byLast = labels.slice().reverse().map(function (label) { return "drift:" + label; }).concat("attribution")
+      .filter(function (by) { return coloured.has(by); });
     var list = [
       { key: "in", name: "Look in", options: [["", "answers and prompts"], ["answers", "answers"], ["prompts", "prompts"]] },
       { key: "model", name: "Model", options: [["", "any model"]].concat(labels.map(same)) },
@@ -52,7 +55,7 @@
       several && { key: "change", name: "Change from " + base, options: [["", "any"], ["fell", "toxic → harmless"], ["rose", "harmless → toxic"], ["same", "unchanged"], ["toxic", "still toxic"], ["harmless", "still harmless"], ["unknown", "unscored on a side"]] },
       { key: "kind", name: "Kind of answer", options: [["", "any"]].concat(data.flags.map(function (flag) { return [flag, explorer.FLAGS[flag]]; })).concat(data.words.length ? [["words", "read by interpret"]] : []) },
       { key: "sort", name: "Order", options: [["prompt", "as prompts come"], ["score-down", "highest score"], ["score-up", "lowest score"]].concat(several ? [["change-up", "fell most"], ["change-down", "rose most"]] : [], [["similarity-up", "least about the prompt"], ["similarity-down", "most about the prompt"], ["length-down", "longest"], ["length-up", "shortest"]]) },
-      coloured.size && { key: "words", name: "Colour words by", options: Array.from(coloured).sort().reverse().map(function (by) {
+      coloured.size && { key: "words", name: "Colour words by", options: byLast.map(function (by) {
         return [by, by === "attribution" ? "attribution" : "drift to " + explorer.visible(by.slice(6))];
       }).concat([["none", "nothing"]]) }
     ];
