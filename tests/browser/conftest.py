@@ -42,7 +42,7 @@ class Visit:
         self.context.on("page", lambda page: self.popups.append(page.url))
         self.url = path.as_uri()
         self.page.goto(self.url)
-        self.page.wait_for_function("document.querySelectorAll('.canvas .main-svg').length > 0")
+        self.page.wait_for_selector("html[data-figures=drawn]", state="attached")
         # Plotly may finish drawing in the frame after.
         self.page.wait_for_timeout(500)
 

@@ -36,7 +36,8 @@ _FEWEST_WORDS = 4
 
 class DriftRecord(Stored):
     """An answer of R tokens under M models: ``logprobs`` and ``entropy`` [M][R] in nats, ``rank`` and ``choice``
-    [M][R], ``kl`` [M][M][R], from the first model to the second."""
+    [M][R], ``kl`` [M][M][R], from the first model to the second. ``words`` are the answer's, each with how
+    many of the tokens spell it."""
 
     id: str
     author: int
@@ -47,6 +48,8 @@ class DriftRecord(Stored):
     rank: list[list[int]]
     choice: list[list[int]]
     kl: list[list[list[float]]]
+    # Interpretations that are older than the field have none.
+    words: list[tuple[str, int]] | None = None
 
     def change(self, values: Sequence[Sequence[float]], model: int) -> float:
         """Mean over the answer's tokens, ``model`` minus the baseline; ``values`` are logprobs or entropy."""
@@ -123,6 +126,7 @@ def record_drift(
     known = {record["id"] for record in records[:count]}
     answers = [answer for answer in sample.answers if answer.id not in known]
     lengths = [len(answer.prompt) + len(answer.tokens) for answer in answers]
+    tokenizer = subjects[0].policy.tokenizer
     done = count
     for rows in microbatches(lengths, settings.batch_tokens):
         batch = [answers[row] for row in rows]
@@ -132,7 +136,9 @@ def record_drift(
         for answer, one in zip(batch, vocabulary, strict=True):
             if answer.author == 0:
                 sums = sums + one.times(float(weights[answer.pair]))
-        run.append("drift", [_drift_record(answer, one).dump() for answer, one in zip(batch, found, strict=True)])
+        run.append(
+            "drift", [_drift_record(tokenizer, answer, one).dump() for answer, one in zip(batch, found, strict=True)]
+        )
         done += len(batch)
         stored = {
             "logprobs": sums.logprobs,
@@ -145,7 +151,7 @@ def record_drift(
     return sums
 
 
-def _drift_record(answer: SampledAnswer, found: TokenDrift) -> DriftRecord:
+def _drift_record(tokenizer: Any, answer: SampledAnswer, found: TokenDrift) -> DriftRecord:
     return DriftRecord(
         id=answer.id,
         author=answer.author,
@@ -156,6 +162,7 @@ def _drift_record(answer: SampledAnswer, found: TokenDrift) -> DriftRecord:
         rank=found.rank.tolist(),
         choice=found.choice.tolist(),
         kl=_rounded(found.kl.numpy()),
+        words=[(word.text, word.end - word.start) for word in words(tokenizer, (), answer.tokens, ())],
     )
 
 

@@ -27,6 +27,8 @@ from rewardlm.reporting import (
 )
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, Example, choose_examples
+from rewardlm.reporting.explorer import ASSETS as EXPLORER_ASSETS
+from rewardlm.reporting.explorer import ExplorerData, answers_for_explorer
 from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
@@ -77,6 +79,7 @@ def render_page(
     about: Mapping[str, Any],
     judging: Mapping[str, Any] | None = None,
     interpretations: Sequence[tuple[str, Interpretation]] = (),
+    explorer: ExplorerData | None = None,
 ) -> str:
     """The page as one HTML text.
 
@@ -86,7 +89,7 @@ def render_page(
     ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
     ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
     makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are what ``interpret``
-    found, each with the run's label.
+    found, each with the run's label. ``explorer`` are all answers, to be searched.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     judges = _judges(found, rewards)
@@ -137,6 +140,8 @@ def render_page(
         reward_names={name for name in found.scorers if headline.was_reward(name, list(rewards.values()))},
         splits=list(SPLITS),
         limits={"low": LOW_BELOW, "high": HIGH_ABOVE},
+        explorer=None if explorer is None else explorer.summary(),
+        assets=() if explorer is None else EXPLORER_ASSETS,
     )
 
 
@@ -193,6 +198,13 @@ def build_report(
         about=about,
         judging=judge_page.judging(evaluated),
         interpretations=[(run.label, interpretation.load(run)) for run in interpreted],
+        explorer=answers_for_explorer(
+            measured,
+            interpreted,
+            judge=about.get("examples_by", {}).get("judge"),
+            threshold=found.settings.threshold,
+            inclusive=found.settings.inclusive,
+        ),
     )
     return write_page(page, out)
 

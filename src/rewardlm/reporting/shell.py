@@ -27,8 +27,11 @@ _SECTION = re.compile(r"<section\b[^>]*>|</section>")
 _ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 
 
-def render(template: str, filters: Mapping[str, Callable[..., object]], **values: Any) -> str:
-    """The page of ``template`` (which extends shell.html.j2) as one HTML text.
+def render(
+    template: str, filters: Mapping[str, Callable[..., object]], *, assets: Sequence[str] = (), **values: Any
+) -> str:
+    """The page of ``template`` (which extends shell.html.j2) as one HTML text, with the styles and scripts of
+    ``assets`` (file names among the templates) after those of every page.
 
     Templates call ``figure(spec)`` with plotly's JSON; it gives the id under which the page's script draws it.
     """
@@ -46,7 +49,9 @@ def render(template: str, filters: Mapping[str, Callable[..., object]], **values
         drawn.append((name, data))
         return name
 
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), _asset("page.js"), _asset("inside.js")]
+    more = [name for name in assets if name.endswith(".js")]
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), *map(_asset, ["page.js", "inside.js", *more])]
+    styles = [_asset(name) for name in ["page.css", "inside.css", *assets] if name.endswith(".css")]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rewardlm.reporting", "templates"),
         autoescape=True,
@@ -57,7 +62,7 @@ def render(template: str, filters: Mapping[str, Callable[..., object]], **values
     )
     environment.filters.update(filters)
     return environment.get_template(template).render(
-        css=Markup(_asset("page.css") + _asset("inside.css")),
+        css=Markup("\n".join(styles)),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         figure=figure,

@@ -12,15 +12,24 @@
 
   // A figure in a closed fold has no width: it is drawn when the fold opens.
   var drawn = [];
-  function draw(root) {
-    all("[data-figure]", root).forEach(function (canvas) {
-      if (drawn.indexOf(canvas) >= 0 || canvas.closest("details:not([open])")) return;
-      var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
-      Plotly.newPlot(canvas, spec.data, spec.layout, config);
-      drawn.push(canvas);
+  function waiting(root) {
+    return all("[data-figure]", root).filter(function (canvas) {
+      return drawn.indexOf(canvas) < 0 && !canvas.closest("details:not([open])");
     });
   }
-  draw();
+  function drawOne(canvas) {
+    var spec = JSON.parse(document.getElementById(canvas.dataset.figure).textContent);
+    Plotly.newPlot(canvas, spec.data, spec.layout, config);
+    drawn.push(canvas);
+  }
+  function draw(root) { waiting(root).forEach(drawOne); }
+  // One after the other, from the top: meanwhile the page can be scrolled and searched.
+  (function next() {
+    var canvas = waiting()[0];
+    if (!canvas) { document.documentElement.dataset.figures = "drawn"; return; }
+    drawOne(canvas);
+    setTimeout(next, 0);
+  })();
   // The event of an opened fold doesn't bubble, so it is caught on its way down.
   document.addEventListener("toggle", function (event) { if (event.target.open) draw(event.target); }, true);
 

@@ -1,0 +1,103 @@
+"""What interpretations say of single words of the answers that the explorer shows: drift, and attribution.
+
+Drift of a word is by how much a tuned model makes it likelier than the baseline does, ln p after what stands before it,
+summed over its tokens, in nats. A word's attribution is its share of what a model's own answer rests on, averaged over
+the explained tokens that come after it. Numbers are those of drift.jsonl and attributions.jsonl; nothing is computed
+anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rewardlm.reporting.interpretation import load, looked_into
+from rewardlm.runs import Run
+
+
+@dataclass(slots=True)
+class WordReadings:
+    """Of one answer: ``words`` as the tokens spell them, and ``drift`` an entry a word, by tuned model; ``context`` are
+    the words that the answer rests on, (text, kind) with kinds template, prompt and answer, and ``shares`` theirs."""
+
+    words: list[str] = field(default_factory=list)
+    drift: dict[str, list[float]] = field(default_factory=dict)
+    context: list[tuple[str, str]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def dump(self) -> dict[str, Any]:
+        return {"words": self.words, "drift": self.drift, "context": self.context, "shares": self.shares}
+
+
+def read_words(
+    interpretations: Sequence[Run],
+    runs: Sequence[Run],
+    labels: Sequence[str],
+    ids: Sequence[Mapping[str, int]],
+) -> tuple[dict[tuple[int, int], WordReadings], list[str]]:
+    """Readings by (row, model) of the answers of ``runs``, and sentences about what isn't there.
+
+    ``ids`` gives an answer's row by its id, for each run. Of two readings of one answer the first interpretation's
+    stands. Raises RunError where an interpretation isn't finished.
+    """
+    found: dict[tuple[int, int], WordReadings] = {}
+    notes: list[str] = []
+    numbers = {run.path.resolve(): number for number, run in enumerate(runs)}
+    for interpreted in interpretations:
+        names = [model.label for model in load(interpreted).models]
+        # By position among the interpretation's models, which run of the page it is; None where it isn't there.
+        own = [numbers.get(path.resolve()) for path in looked_into([interpreted])]
+        mine: dict[tuple[int, int], WordReadings] = {}
+
+        def reading(
+            record: Mapping[str, Any],
+            own: Sequence[int | None] = own,
+            names: Sequence[str] = names,
+            mine: dict[tuple[int, int], WordReadings] = mine,
+        ) -> WordReadings | None:
+            model = own[record["author"]]
+            row = None if model is None else ids[model].get(record["id"].removeprefix(f"{names[record['author']]}:"))
+            return None if row is None or model is None else mine.setdefault((row, model), WordReadings())
+
+        spelt = False
+        for record in interpreted.read("drift"):
+            words = record.get("words")
+            answer = reading(record)
+            spelt = spelt or words is not None
+            if words is None or answer is None:
+                continue
+            changes = np.subtract(record["logprobs"], record["logprobs"][0])
+            answer.words = [str(text) for text, _ in words]
+            starts = np.cumsum([0, *(tokens for _, tokens in words)])[:-1]
+            for place, model in enumerate(own):
+                if place > 0 and model is not None and len(starts):
+                    sums = np.add.reduceat(changes[place], starts)
+                    answer.drift[labels[model]] = [round(float(value), 3) for value in sums]
+        if not spelt:
+            notes.append(
+                f"{interpreted.label} was interpreted before tokens were stored with their letters, so words have no "
+                "drift here: interpret again into another --out."
+            )
+        for record in interpreted.read("attributions"):
+            answer = reading(record) if record["author"] == record["reader"] else None
+            if answer is not None and (rows := [row for row in record["scores"] if row is not None]):
+                answer.context = [(str(text), str(kind)) for text, kind in record["words"]]
+                answer.shares = _mean_shares(rows, len(answer.context))
+        for key, answer in mine.items():
+            if answer.words or answer.context:
+                found.setdefault(key, answer)
+    return found, notes
+
+
+def _mean_shares(rows: Sequence[Sequence[float]], words: int) -> list[float]:
+    """Float[words]: a word's mean share over the explained tokens after it; of a row without any score nothing."""
+    total, count = np.zeros(words), np.zeros(words)
+    for row in rows:
+        size = np.abs(row)
+        if size.sum() > 0:
+            total[: len(row)] += size / size.sum()
+            count[: len(row)] += 1
+    return [round(float(value), 4) for value in total / np.maximum(count, 1)]
