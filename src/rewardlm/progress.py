@@ -76,6 +76,16 @@ def stage(title: str) -> Iterator[Stage]:
         yield Stage(_Log(title))
 
 
+@contextmanager
+def log(title: str) -> Iterator[Stage]:
+    """Progress of a step inside of another, whose bar may be there already: a line now and then, wherever it is."""
+    if not is_main():
+        yield Stage(_Silence())
+        return
+    say(title)
+    yield Stage(_Log(title))
+
+
 class _Silence:
     def begin(self, done: int, total: int, text: str) -> None: ...
 

@@ -354,7 +354,9 @@ def _all_turns(row: Row, text_column: str | None, answer_column: str | None, una
             raise DataError(f"{row.where}: no column {name!r}, only {columns(row.values)}; choose one of these")
     key = text_column or column(row.values, (*TURNS, *_QUESTIONS))
     if key is None:
-        raise DataError(f"{row.where}: only {columns(row.values)}; expected {_MESSAGES}, or its name by text_column=NAME")
+        raise DataError(
+            f"{row.where}: only {columns(row.values)}; expected {_MESSAGES}, or its name by text_column=NAME"
+        )
     turns = listed(row, key)
     answer_key = answer_column or column(row.values, _ANSWERS)
     if isinstance(turns, str) and key not in TURNS:

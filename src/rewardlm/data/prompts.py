@@ -76,8 +76,8 @@ def load_prompts(
     distinct); ``rtp[:all|challenging|toxic|nontoxic|toxic_pairs]`` from the hub (pairs: prompt and continuation are
     toxic, as in the 2023 experiments); the path of a .txt, a prompt a line, or of a table (.jsonl, .csv, .tsv,
     .parquet, a .json list), where ``text_column``, else ``prompt``, else ``text`` holds the text, and ``id`` and
-    ``toxicity`` may stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the same
-    suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
+    ``toxicity`` may stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the
+    same suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
     (``dialoconan[:train|validation]``, the path of a CONAN file or of a table whose cells hold a conversation's
     messages), each dialogue with its last answer cut off and its antecedents kept.
 
