@@ -15,6 +15,7 @@ from typing import Any, Protocol
 ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
+_NEW_STEP_SECONDS = 3.0
 _DRAW_EVERY_SECONDS = 0.2
 
 
@@ -93,15 +94,21 @@ class _Silence:
 
 
 class _Log(_Silence):
-    """A line every fifteen seconds, and at the end."""
+    """A line every fifteen seconds, at a new step, and at the end."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._said = time.monotonic()
+        self._phase = False
+
+    def begin(self, done: int, total: int, text: str) -> None:
+        # A step that is reached late is told at once: nobody knows when it will report again.
+        self._phase = time.monotonic() - self._said >= _NEW_STEP_SECONDS
 
     def show(self, done: int, total: int, text: str, left: str) -> None:
         now = time.monotonic()
-        if done == total or now - self._said >= _LOG_EVERY_SECONDS:
+        if done == total or self._phase or now - self._said >= _LOG_EVERY_SECONDS:
+            self._phase = False
             self._said = now
             say(f"{self._title}: {done:,}/{total:,} {text}{left}")
 
