@@ -15,6 +15,7 @@ from rewardlm.config.fields import (
     Names,
     NamesOrNone,
     Part,
+    TextColumn,
     is_function_name,
 )
 from rewardlm.config.finetune import TrainingSettings

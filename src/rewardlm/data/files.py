@@ -167,6 +167,7 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
                 raise DataError(f"{path}, line {start}: column {shown(twice[0])} twice; expected every name once")
             continue
         if len(cells) != len(header):
+            headless(path, header, "prompt")
             raise DataError(
                 f"{path}, line {start}: {len(cells)} cells; expected {len(header)} as in the header "
                 f"({columns(header)}): a cell with {_SEPARATORS[delimiter]} in it needs quotes around it"
