@@ -56,7 +56,7 @@ def converted(path: Path, log: Callable[[str], Any]) -> Path:
     name = f"{path.stem}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "gguf" / name
     if not (folder / "manifest.json").exists():
-        _check(path)
+        _refuse_full_disk(path, _check(path))
         with log(f"converting {path.name}, once, into {folder}") as stage:
             convert(path, folder, {"made_from": made_from}, report=stage.report)
     return folder
@@ -117,8 +117,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path) -> None:
-    """Raise ModelError for what is no whole GGUF file, can't be read here, or would not fit on the disk."""
+def _check(path: Path) -> int:
+    """How many weights the GGUF file holds. Raises ModelError for what is no whole one, or can't be read here."""
     with open(path, "rb") as file:
         if file.read(4) != _MAGIC:
             raise ModelError(f"{path} is named .gguf, but is no GGUF file: expected its first bytes to be 'GGUF'")
@@ -131,12 +131,15 @@ def _check(path: Path) -> None:
     from gguf import GGUFReader
 
     try:
-        size = sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors) * 4
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except Exception as error:  # The reader raises what numpy does.
         raise ModelError(
             f"{path}: a GGUF file that is damaged or cut off ({_one_line(error)}): download it again"
         ) from None
-    cache = cache_folder()
+
+
+def _refuse_full_disk(path: Path, weights: int) -> None:
+    size, cache = weights * 4, cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     if free < size:

@@ -58,6 +58,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_verbose() -> bool:
+    """Whether the user wants to read all that other libraries say, by REWARDLM_VERBOSE=1."""
+    return os.environ.get("REWARDLM_VERBOSE", "") not in ("", "0")
+
+
 def say(text: str) -> None:
     """A sentence for the user, on stderr: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)

@@ -23,7 +23,8 @@ def say(text):
     print("\\n".join("OURS " + line for line in text.split("\\n")), file=sys.stderr, flush=True)
 
 def warn(message, category, filename, *rest, **more):
-    print(("OURS " if "/rewardlm/" in filename else filename) + f"warning: {message}".replace("\\n", " "), file=sys.stderr)
+    whose = "OURS " if "/rewardlm/" in filename else filename + ": "
+    print(whose + " ".join(f"warning: {message}".split()), file=sys.stderr)
 
 progress.say, app._warn = say, warn
 app.main()

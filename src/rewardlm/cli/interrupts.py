@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ def second_one_ends() -> Iterator[None]:
     After the first that stays so: what is left to do is to leave. Where Ctrl-C is ignored (nohup) or handled by
     somebody else, nothing changes.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    theirs = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    if theirs or threading.current_thread() is not threading.main_thread():
         yield
         return
     interrupted = False

@@ -10,6 +10,8 @@ import os
 import sys
 import warnings
 
+from rewardlm.progress import is_verbose
+
 # Read by the libraries when they are imported, so this comes first. What the user has set stays.
 _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",  # else it warns after each fork
@@ -19,16 +21,9 @@ _SETTINGS = {
     "DATASETS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 # Python's loggers of libraries that have no setting for it. bitsandbytes tells which faster kernels aren't installed.
 _LOGGERS = ("bitsandbytes", "sentence_transformers", "absl", "kernels")
-
-
-def is_verbose() -> bool:
-    """Whether the user wants to read all that libraries say."""
-    return os.environ.get("REWARDLM_VERBOSE", "") not in ("", "0")
 
 
 def quieten() -> None:

@@ -37,7 +37,7 @@ from rewardlm.models.quantised import (
     weight_bytes,
 )
 from rewardlm.packaged import SMOLLM2_GGUF, SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
-from rewardlm.progress import log
+from rewardlm.progress import is_verbose, log
 
 ALIASES = ("smollm2-135m", "tiny")
 
@@ -122,8 +122,9 @@ def load_policy(settings: ModelSettings) -> Policy:
 
     Raises ModelError if the name is unknown, the weights are not safetensors, or they don't fit the device.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    if not is_verbose():
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
@@ -368,7 +369,7 @@ def configuration(spec: str) -> Any:
     """A model's configuration, without its weights. Raises ModelError where there is none."""
     if spec == "tiny":
         return _tiny(torch.float32)[0].config
-    if spec and (file := gguf.gguf_file(Path(spec))) is not None:
+    if spec and spec not in ALIASES and (file := gguf.gguf_file(Path(spec))) is not None:
         return gguf.configuration(file)
     source, revision = _locate(spec)
     try:
