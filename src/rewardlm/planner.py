@@ -26,7 +26,7 @@ from rewardlm.models.logprobs import body_and_head
 Command = Literal["measure", "finetune", "rlaf"]
 COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
 QUANTISED = ("8bit", "4bit")
-_MANY = 512  # rows, of which what grows with them is nearly all
+_MANY = 256  # rows, of which what grows with them is nearly all
 
 
 @dataclass(frozen=True)
