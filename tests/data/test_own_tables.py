@@ -89,7 +89,7 @@ def test_latin_1_is_told_with_its_line_and_what_to_do(tmp_path: Path, name: str)
         [["Why are you all so stupid"], ["Second"]],
         [["Why?"], ["Second"]],
         [["1", "Go away and never come back", "0.7"], ["2", "Second", "0.1"]],
-        [["a prompt that ends in a quotation mark, as they do in stories for children and grown-ups", "x"], ["b", "c"]],
+        [["Seventy is no age at which people should give up driving", "x"], ["b", "c"]],
     ],
 )
 @pytest.mark.parametrize("delimiter", [",", ";"])
@@ -99,6 +99,22 @@ def test_a_missing_header_is_noticed(tmp_path: Path, rows: list[list[str]], deli
         load_prompts(source)
     with pytest.raises(DataError, match=r"x\.csv, line 1: .* reads like a text"):
         load_dialogues(source)
+
+
+def test_rows_of_other_lengths_may_mean_that_the_header_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("Why, oh why are you all so stupid\nGo away\n")
+    with pytest.raises(DataError, match=r"line 2: 1 cells; expected 2 .* line 1 reads like a text: is the header line"):
+        load_prompts(str(path))
+    path.write_text("id,prompt\n1,Well, well\n")
+    with pytest.raises(DataError, match=r"line 2: 3 cells; expected 2 .* needs quotes around it$"):
+        load_prompts(str(path))
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    source = table(tmp_path / "x.csv", [["id", "the question as it was asked"], ["1", "a"]])
+    with pytest.raises(DataError, match=r"no column 'question', only 'id, the question as it was asked'; choose one"):
+        load_prompts(source, text_column="question")
 
 
 @pytest.mark.parametrize("name", ["question", "Hate Speech (EN)", "toxic_prompt", "prompt text v2", "質問"])

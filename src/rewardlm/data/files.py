@@ -167,10 +167,11 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
                 raise DataError(f"{path}, line {start}: column {shown(twice[0])} twice; expected every name once")
             continue
         if len(cells) != len(header):
-            headless(path, header, "prompt")
+            no_header = any(map(_reads_like_a_text, header))
             raise DataError(
                 f"{path}, line {start}: {len(cells)} cells; expected {len(header)} as in the header "
                 f"({columns(header)}): a cell with {_SEPARATORS[delimiter]} in it needs quotes around it"
+                + (", and line 1 reads like a text: is the header line missing?" if no_header else "")
             )
         number += 1
         yield Row(f"{path}, line {start}", number, dict(zip(header, cells, strict=True)))

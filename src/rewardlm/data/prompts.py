@@ -188,7 +188,7 @@ def _from_file(path: Path, suffix: str, source: str, text_column: str | None) ->
         if kind in (".csv", ".tsv"):
             if text_column is None and is_dialogue_header(first.values):
                 return _from_dialogues(source)
-            if column(first.values, [text_column] if text_column else [*TURNS, *_TEXTS]) is None:
+            if text_column is None and column(first.values, (*TURNS, *_TEXTS)) is None:
                 headless(path, first.values, "prompt")
         if (key := _turns_key(first, text_column)) is not None:
             return _from_dialogues(source, key)
