@@ -93,10 +93,8 @@ def convert(
         config = quantised.config
         # The weights were dequantised on reading; a config that says otherwise could not be loaded again.
         del config.quantization_config
-        with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict(), assign=True)
-        plain.tie_weights()
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
         plain.generation_config = quantised.generation_config
         plain.save_pretrained(here)
         tokenizer.save_pretrained(here)
