@@ -25,7 +25,7 @@ ROWS = [
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "packaged", "progress", "trunk"},
+    {"runs", "services", "packaged", "gguf", "progress", "trunk"},
     {"config"},
     {"types", "errors", "stats"},
 ]
@@ -33,6 +33,7 @@ ROWS = [
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
 # What is looked into are measured runs, and the page shows what was found, there and of judges, without torch.
 BESIDE = {
+    ("packaged", "gguf"),
     ("models", "data"), ("types", "errors"), ("reporting", "measuring"), ("judges", "training"),
     ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"), ("reporting", "judges"),
 }  # fmt: skip

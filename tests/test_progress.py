@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import time
 import types
 from typing import Any
 
@@ -74,3 +76,48 @@ def test_of_several_processes_the_first_speaks(
         stage.report(2, 2, "answers")
     assert drawn == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_speaks_while_nothing_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "_LOG_EVERY_SECONDS", 0.1)
+    with progress.stage("merge") as stage:
+        time.sleep(0.3)
+        stage.report(1, 5, "reading")
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "merge"
+    assert "merge: working, 0:00 so far" in lines
+    assert "merge: 1/5 reading, 0:00 so far" in lines
+    time.sleep(0.25)
+    assert capsys.readouterr().err == "", "a stage that is over says nothing"
+
+
+def test_short_work_is_not_spoken_of(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    with progress.waiting("compare"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_LOG_EVERY_SECONDS", 0.1)
+    with progress.waiting("compare"):
+        time.sleep(0.25)
+    assert capsys.readouterr().err.startswith("compare: working, 0:00 so far\n")
+
+
+def test_a_step_that_is_reached_late_is_told_at_once(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "_NEW_STEP_SECONDS", 0.05)
+    with progress.stage("merge") as stage:
+        stage.report(0, 5, "loading")
+        time.sleep(0.1)
+        stage.report(1, 5, "merging")
+        stage.report(1, 5, "merging")
+    assert capsys.readouterr().err.splitlines() == ["merge", "merge: 1/5 merging"]
+
+
+def test_in_a_terminal_the_bar_of_short_work_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress.waiting("compare"):
+        pass
+    assert "compare" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[2K"), "the line is wiped"

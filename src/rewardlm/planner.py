@@ -19,13 +19,14 @@ from rewardlm import fastpath
 from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
 from rewardlm.measuring.model_quality import READ_TOGETHER
 from rewardlm.models import memory
+from rewardlm.models.layers import by_layers
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
 
 Command = Literal["measure", "finetune", "rlaf"]
 COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
 QUANTISED = ("8bit", "4bit")
-_MANY = 512  # rows, of which what grows with them is nearly all
+_MANY = 256  # rows, of which what grows with them is nearly all
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Traces:
     def _once(self, trace: Callable[..., int], of: memory.Skeleton, *sizes: int, **how: bool) -> int:
         key = (trace, id(of), sizes, *how.items())
         if key not in self._known:
-            self._known[key] = trace(of, *sizes, **how)
+            self._known[key] = by_layers(trace, of, *sizes, **how)
         return self._known[key]
 
 
@@ -147,12 +148,12 @@ class Planner:
             more = replace(work, slots=rows) if command == "measure" else replace(work, rows=rows)
             return self.need(command, more).total
 
-        if total(1) > capacity:
-            return 0
         low, high = 1, _MANY
         usual = work.slots if command == "measure" else work.rows
         if usual < _MANY:
             low, high = (usual, _MANY) if total(usual) <= capacity else (1, usual)
+        if low == 1 and total(1) > capacity:
+            return 0
         if total(high) <= capacity:
             a_row = (total(high) - total(high // 2)) // (high - high // 2)
             return high + (capacity - total(high)) // max(1, a_row)
@@ -210,6 +211,10 @@ class Line:
     @property
     def fits(self) -> bool:
         return self.largest >= self.value
+
+
+# For each precision: measuring, and both trainings as they are and with gradient checkpointing.
+LINES = 5
 
 
 def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity: int) -> Iterator[Line]:

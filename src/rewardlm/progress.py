@@ -6,6 +6,7 @@ import html
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
+_NEW_STEP_SECONDS = 3.0
 _DRAW_EVERY_SECONDS = 0.2
 
 
@@ -56,6 +58,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_verbose() -> bool:
+    """Whether the user wants to read all that other libraries say, by REWARDLM_VERBOSE=1."""
+    return os.environ.get("REWARDLM_VERBOSE", "") not in ("", "0")
+
+
 def say(text: str) -> None:
     """A sentence for the user, on stderr: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)
@@ -73,7 +80,32 @@ def stage(title: str) -> Iterator[Stage]:
             yield Stage(bar)
     else:
         say(title)
-        yield Stage(_Log(title))
+        with _Log(title) as log:
+            yield Stage(log)
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """For work that is short as a rule and can't say how far it is: nothing is said of it until it takes long."""
+    if not is_main() or _in_notebook():
+        yield
+    elif sys.stderr.isatty():
+        with _terminal_bar(title, stays=False):
+            yield
+    else:
+        with _Log(title):
+            yield
+
+
+@contextmanager
+def log(title: str) -> Iterator[Stage]:
+    """Progress of a step inside of another, whose bar may be there already: a line now and then, wherever it is."""
+    if not is_main():
+        yield Stage(_Silence())
+        return
+    say(title)
+    with _Log(title) as lines:
+        yield Stage(lines)
 
 
 class _Silence:
@@ -83,15 +115,40 @@ class _Silence:
 
 
 class _Log(_Silence):
-    """A line every fifteen seconds, and at the end."""
+    """A line every fifteen seconds, at a new step, and at the end; also while nothing is reported."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._said = time.monotonic()
+        self._started = self._said = time.monotonic()
+        self._phase = False
+        self._last = "working"
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Log:
+        threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _tick(self) -> None:
+        """Say that the work goes on, where it has not said so itself: it may be loading, or in one long step."""
+        while not self._over.wait(max(0.01, self._said + _LOG_EVERY_SECONDS - time.monotonic())):
+            now = time.monotonic()
+            if now - self._said >= _LOG_EVERY_SECONDS:
+                self._said = now
+                seconds = int(now - self._started)
+                say(f"{self._title}: {self._last}, {seconds // 60}:{seconds % 60:02d} so far")
+
+    def begin(self, done: int, total: int, text: str) -> None:
+        # A step that is reached late is told at once: nobody knows when it will report again.
+        self._phase = time.monotonic() - self._said >= _NEW_STEP_SECONDS
 
     def show(self, done: int, total: int, text: str, left: str) -> None:
         now = time.monotonic()
-        if done == total or now - self._said >= _LOG_EVERY_SECONDS:
+        self._last = f"{done:,}/{total:,} {text}"
+        if done == total or self._phase or now - self._said >= _LOG_EVERY_SECONDS:
+            self._phase = False
             self._said = now
             say(f"{self._title}: {done:,}/{total:,} {text}{left}")
 
@@ -116,7 +173,7 @@ class _NotebookBar(_Silence):
 
 
 @contextmanager
-def _terminal_bar(title: str) -> Iterator[_Bar]:
+def _terminal_bar(title: str, *, stays: bool = True) -> Iterator[_Bar]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -136,7 +193,7 @@ def _terminal_bar(title: str) -> Iterator[_Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=not stays) as progress:
         task = progress.add_task(title, total=None, detail="")
 
         class Bar:

@@ -297,7 +297,7 @@ def test_unanswered_dialogues_are_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([], r"x\.json: \[\]; expected the columns text, TARGET"),
+        ([], r"x\.json: \[\]; expected a list of objects with"),
         ({"text": {}}, r"x\.json: 'text'; expected the columns"),
         ({name: {} for name in HEADER}, r"x\.json has no row"),
         ({name: {"a": "b"} for name in HEADER}, r"x\.json: column 'text' is \{'a': 'b'\}; expected"),

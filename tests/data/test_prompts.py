@@ -127,7 +127,7 @@ ERRORS: list[tuple[str, str | Sequence[object], str]] = [
     ("x.csv", "text,id\na,1\n,2\n", "line 3: the prompt ('text') is blank; expected a text"),
     ("x.txt", "a\n\nb\n", "line 2: the prompt ('text') is blank; expected a text"),
     ("x.jsonl", [{"question": "a"}], "line 1: only 'question'; expected a column or key 'prompt' or 'text'"),
-    ("x.csv", "question;text\na;b\n", "line 2: only 'question;text'; expected a column or key 'prompt' or 'text'"),
+    ("x.csv", "question;answer\na;b\n", "line 2: only 'question, answer'; expected a column or key 'prompt' or 'text'"),
     ("x.jsonl", [{"prompt": "a"}, {"id": 1}], "line 2: only 'id'; expected a column or key 'prompt' or 'text'"),
     ("x.jsonl", [{"prompt": 5}], "line 1: 'prompt' is 5; expected a text"),
     ("x.jsonl", [{"prompt": None}], "line 1: 'prompt' is None; expected a text"),

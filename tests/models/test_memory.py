@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from rewardlm.config import GenerationSettings, LoraSettings
 from rewardlm.models import memory
 from rewardlm.models.generate import Request, generate
+from rewardlm.models.layers import by_layers
 from rewardlm.models.logprobs import forward_rows, row_stats
 from rewardlm.models.lora import adapter_parameters, add_lora
 from rewardlm.trunk import trunk_states
@@ -183,6 +184,71 @@ def test_quantised_layers_allocate_what_was_traced(load, recompute):
         memory.adapted("tiny", torch.float32, LoraSettings(), load), ROWS, WIDTH, ANSWER, recompute=recompute
     )
     assert traced == pytest.approx(learnt, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 24])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "falcon_multi_query", "qwen2", "opt", "bloom"])
+def test_a_few_layers_tell_what_all_of_them_take(name, rows, monkeypatch):
+    """A trace of the whole model is the reference, and at the end the model is whole again."""
+    monkeypatch.setattr(memory, "configuration", lambda _: deep(name, 14))
+    bare = memory.skeleton(name, torch.bfloat16)
+    adapted = memory.adapted(name, torch.bfloat16, LoraSettings())
+    weights = memory.weight_bytes(bare.causal_lm)
+    for trace, of, sizes, how in (
+        (memory.generating_bytes, bare, (rows, 60, 30), {}),
+        (memory.scoring_bytes, bare, (rows, 90, 30), {"compared": True}),
+        (memory.updating_bytes, adapted, (rows, 90, 30), {"recompute": False}),
+        (memory.updating_bytes, adapted, (rows, 90, 30), {"recompute": True}),
+        (memory.finetuning_bytes, adapted, (rows, 90), {"recompute": False, "kernels": False}),
+        (memory.finetuning_bytes, adapted, (rows, 90), {"recompute": True, "kernels": False}),
+    ):
+        assert by_layers(trace, of, *sizes, **how) == pytest.approx(trace(of, *sizes, **how), rel=0.02), trace
+    assert memory.weight_bytes(bare.causal_lm) == weights
+    assert bare.causal_lm.config.num_hidden_layers == 14
+
+
+def test_layers_of_several_kinds_are_traced_whole(monkeypatch):
+    whole = []
+    monkeypatch.setattr(memory, "configuration", lambda _: deep("gpt_neo", 6))
+    bare = memory.skeleton("gpt_neo", torch.float32)
+    by_layers(lambda of: whole.append(len(of.causal_lm.transformer.h)) or 0, bare)
+    monkeypatch.setattr(memory, "configuration", lambda _: deep("qwen2", 6))
+    alike = memory.skeleton("qwen2", torch.float32)
+    by_layers(lambda of: whole.append(len(of.causal_lm.model.layers)) or 0, alike)
+    assert whole == [6, 3, 4]
+
+
+def deep(name: str, layers: int) -> Any:
+    """The configuration of that name with more layers."""
+    config = CONFIGS[name]()
+    given = {key: value for key, value in config.to_dict().items() if key not in ("layer_types", "attention_layers")}
+    if name == "gpt_neo":
+        given["attention_types"] = [[["global", "local"], layers // 2]]
+    key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return type(config)(**{**given, key: layers, "vocab_size": VOCABULARY})
+
+
+def test_what_an_operation_gives_is_the_same_when_it_is_known(configured):
+    """The second time shapes come from memory; a trace without any memory of them is the reference."""
+    adapted = memory.adapted("qwen2", torch.bfloat16, LoraSettings())
+    first = memory.updating_bytes(adapted, 3, 40, 10, recompute=True)
+    assert memory.updating_bytes(adapted, 3, 40, 10, recompute=True) == first
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory.SHAPES, "run", lambda func, args, kwargs: func(*args, **kwargs))
+        assert memory.updating_bytes(adapted, 3, 40, 10, recompute=True) == first
+        assert memory.updating_bytes(adapted, 7, 40, 10, recompute=False) > first
+    # No answer for another shape or precision, and none that shares memory with what was given.
+    known = memory.SHAPES
+    args = (torch.empty(4, 6, device="meta"),)
+    for _ in range(2):
+        found = known.run(torch.ops.aten.exp.default, args, {})
+        assert (found.shape, found.dtype) == ((4, 6), torch.float32)
+        assert found is not args[0]
+    half = known.run(torch.ops.aten.exp.default, (torch.empty(4, 6, device="meta", dtype=torch.bfloat16),), {})
+    assert half.dtype == torch.bfloat16
+    viewed = [known.run(torch.ops.aten._unsafe_view.default, (args[0], [24]), {}) for _ in range(2)]
+    assert all(one.untyped_storage()._cdata == args[0].untyped_storage()._cdata for one in viewed)
 
 
 def test_recomputing_and_fewer_rows_take_less():

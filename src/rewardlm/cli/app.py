@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -11,6 +10,8 @@ from typing import Any
 import typer
 
 from rewardlm.cli.commands import Commands, JudgeCommands
+from rewardlm.cli.interrupts import second_one_ends
+from rewardlm.cli.quiet import quieten
 from rewardlm.errors import ConfigError, RewardLMError
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
@@ -52,7 +53,8 @@ def _several() -> bool:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
-    code = _run()
+    with second_one_ends():
+        code = _run()
     if _several():
         from rewardlm.models.processes import leave
 
@@ -62,19 +64,11 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command that was typed."""
-    # Libraries below us print progress bars and advice of their own.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quieten()
     # oneDNN keeps a thousand kernels, one a shape, each with scratch space: hundreds of MB once all lengths have been.
     # What PyTorch keeps above it, for half precision, is as much again.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        # Deprecations inside libraries are ours to follow, not the user's; our own warnings are one line.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
     warnings.showwarning = _warn
     try:
         code = app(standalone_mode=False)

@@ -31,8 +31,10 @@ def compare(
         import json
 
         from rewardlm.measuring.compare import compare as compare_runs
+        from rewardlm.progress import waiting
 
-        found = compare_runs(measured, scorer=scorer, **settings.model_dump())
+        with waiting("compare"):
+            found = compare_runs(measured, scorer=scorer, **settings.model_dump())
         typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
         from rewardlm.cli.show import show_comparison

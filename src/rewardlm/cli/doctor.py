@@ -127,17 +127,26 @@ def _plan(model: str, tokens: int, new: int, lora_r: int, device: str | None) ->
     """What ``model`` needs, by precision and command, and what fits here: JSON-able, in bytes."""
     from rewardlm.config import LoraSettings
     from rewardlm.models.load import parameter_count, resolve_device, resolve_dtype
-    from rewardlm.planner import advice, capacity_of, lines, planners, process_bytes
+    from rewardlm.planner import LINES, advice, capacity_of, lines, planners, process_bytes
+    from rewardlm.progress import stage
 
     where = resolve_device(device or "auto")
-    parameters = parameter_count(model)
-    process = process_bytes(where)
-    capacity = capacity_of(where)
     # What is fast here first: of what fits, the first is recommended.
     fast = str(resolve_dtype("auto", where)).removeprefix("torch.")
     precisions = [*dict.fromkeys((fast, "float32", "bfloat16")), "8bit", "4bit"]
-    by_precision = planners(model, precisions, where, process)
-    found = [line for planner in by_precision for line in lines(planner, tokens, new, LoraSettings(r=lora_r), capacity)]
+    with stage(f"doctor: what {model} needs") as progress:
+        total = LINES * len(precisions)
+        progress.report(0, total, "judges")
+        parameters = parameter_count(model)
+        process = process_bytes(where)
+        capacity = capacity_of(where)
+        by_precision = planners(model, precisions, where, process)
+        found = []
+        progress.report(0, total, "settings")
+        for planner in by_precision:
+            for line in lines(planner, tokens, new, LoraSettings(r=lora_r), capacity):
+                found.append(line)
+                progress.report(len(found), total, "settings")
     return {
         "model": model,
         "parameters": parameters,
@@ -166,35 +175,37 @@ def _plan(model: str, tokens: int, new: int, lora_r: int, device: str | None) ->
 
 
 def _show(console: Any, plan: dict[str, Any]) -> None:
-    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(
-        title=f"{plan['model']}: {plan['parameters'] / 1e6:,.0f} million parameters; rows of {plan['tokens']} tokens, "
-        f"{plan['max_new_tokens']} of them new; {plan['device']} with {_gib(plan['free_bytes'])} GiB free",
-        box=SIMPLE,
+    console.print(
+        f"\n{plan['model']}: {plan['parameters'] / 1e6:,.0f} million parameters. Rows of {plan['tokens']} tokens, "
+        f"{plan['max_new_tokens']} of them new. {plan['device']} with {_gib(plan['free_bytes'])} GiB free.",
+        markup=False,
+        highlight=False,
     )
-    for name in ("GiB of", "weights", "KV, KiB", "", "peak", "fits here up to, about"):
-        table.add_column(name, justify="left" if name in ("GiB of", "") else "right", no_wrap=True)
-    before = None
-    for line in plan["commands"]:
-        precision, need = line["precision"], line["bytes"]
+    # No table is wider than a terminal of 60 columns: what holds for a precision stands over its rows.
+    for precision, weights in plan["weights_bytes"].items():
         cache = plan["kv_cache_bytes_a_position"][precision]
-        kept = "none" if cache is None else f"{cache / 1024:.1f}"
-        start = (precision, _gib(need["weights"]), kept) if precision != before else ("", "", "")
-        before = precision
-        table.add_row(
-            *start,
-            line["command"] + (", recomputing" if line["gradient_checkpointing"] else ""),
-            _gib(need["total"]),
-            f"{line['setting']} {line['largest']:,}" if line["largest"] else "nothing",
-        )
-    console.print(table)
+        kept = "no KV cache" if cache is None else f"KV cache {cache / 1024:.1f} KiB a token"
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("command")
+        table.add_column("peak, GiB", justify="right")
+        table.add_column("fits here up to about")
+        for line in plan["commands"]:
+            if line["precision"] == precision:
+                table.add_row(
+                    line["command"] + (", recomputing" if line["gradient_checkpointing"] else ""),
+                    _gib(line["bytes"]["total"]),
+                    f"{line['setting']} {line['largest']:,}" if line["largest"] else "nothing",
+                )
+        console.print(f"\nIn {precision}: weights {_gib(weights)} GiB, {kept}", markup=False, highlight=False)
+        console.print(table)
+    console.print()
     for command, words in plan["advice"].items():
         console.print(f"{command} here: {words}", markup=False, highlight=False)
     console.print(
-        "Peaks are those of default settings, KV is a token's cache; on a CPU with process and judges. Recomputing is "
-        "gradient_checkpointing=true. docs/memory.md says how they are found, and how far off they are.",
+        "Peaks are those of default settings; on a CPU with process and judges. Recomputing is "
+        "gradient_checkpointing=true. docs/memory.md says how peaks are found, and how far off they are.",
         markup=False,
         highlight=False,
     )

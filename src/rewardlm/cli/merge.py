@@ -21,7 +21,8 @@ def merge(
     """Write MODEL with --adapter merged into its weights, and say how much that changed what it answers."""
     settings = given.settings(model=model)
     from rewardlm.models.merging import merge as run_merge
-    from rewardlm.progress import say
+    from rewardlm.progress import say, stage
 
-    run_merge(settings, out, say=say)
+    with stage(f"merge {settings.adapter} into {settings.model}") as progress:
+        run_merge(settings, out, say=say, report=progress.report)
     typer.echo(out)

@@ -23,6 +23,10 @@ def report(
 
     Settings: threshold, inclusive, n_resamples.
     """
+    settings = given.settings()
+    from rewardlm.progress import waiting
     from rewardlm.reporting.page import build_report
 
-    typer.echo(build_report([Path(run) for run in runs], out, title=title, settings=given.settings()))
+    with waiting("report"):
+        page = build_report([Path(run) for run in runs], out, title=title, settings=settings)
+    typer.echo(page)

@@ -17,10 +17,13 @@ def show_comparison(
     """Compare ``runs`` and print the tables."""
     from rewardlm.config import CompareSettings
     from rewardlm.measuring.compare import compare
+    from rewardlm.progress import waiting
     from rewardlm.reporting.tables import print_comparison
 
     rule = (settings or CompareSettings()).model_dump()
-    print_comparison(compare(runs, scorer=scorer, **rule), console())
+    with waiting("compare"):
+        found = compare(runs, scorer=scorer, **rule)
+    print_comparison(found, console())
 
 
 def run_and_show(settings: ExperimentSettings, out: Path) -> None:

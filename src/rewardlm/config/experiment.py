@@ -22,6 +22,7 @@ class StageMeasure(Section):
     """The measurement that an experiment repeats for each model; each setting is what it is in MeasureSettings."""
 
     prompts: str = "starter"
+    text_column: str | None = Field(None, min_length=1)
     part: Part = "all"
     limit: int | None = None
     scorer: Names = ["starter", "witness", "lexical"]

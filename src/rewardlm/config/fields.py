@@ -51,6 +51,15 @@ Load = Annotated[
     Flag(),
 ]
 Device = Annotated[str, Field(description="Where to compute: auto, cpu, cuda or cuda:N."), Flag()]
+TextColumn = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="The column or key of your table that holds the texts, or whole conversations as lists of "
+        "messages; by default prompt or text, or messages.",
+    ),
+    Flag(),
+]
 MaxFailedShare = Annotated[
     float,
     Field(ge=0, le=1, description="Share of texts that a judge may fail to score before the command stops."),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Depends, Flag, Resume
+from rewardlm.config.fields import Depends, Flag, Resume, TextColumn
 from rewardlm.config.model import LoraSettings, ModelSettings
 
 
@@ -44,7 +44,16 @@ class FinetuneSettings(TrainingSettings):
     """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
 
     dialogues: Annotated[str, Flag()] = Field(
-        "starter", description="starter, starter-plain, dialoconan, a CONAN file, or a .jsonl of messages."
+        "starter",
+        description="starter, starter-plain, dialoconan, a CONAN file, a .jsonl of messages, or a table of prompts and "
+        "answers.",
+    )
+    text_column: TextColumn = None
+    answer_column: Annotated[str | None, Flag()] = Field(
+        None,
+        min_length=1,
+        description="The column or key that holds the answers, in a table with one exchange a row; by default answer, "
+        "response, completion or counter_narrative.",
     )
     validation: float = Field(
         0.1, ge=0, lt=1, description="Share of the dialogues that is held out; none shares a user turn with the others."

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Flag, MaxFailedShare, Names, Part
+from rewardlm.config.fields import Flag, MaxFailedShare, Names, Part, TextColumn
 from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
@@ -38,6 +38,7 @@ class MeasureSettings(ModelSettings):
         description="Where prompts come from: starter, rtp:packaged, rtp, a .jsonl, .csv or .txt, "
         "dialoconan:validation or a hub data set.",
     )
+    text_column: TextColumn = None
     part: Annotated[Part, Flag()] = Field(
         "all", description="Half of the prompts, by a hash of their text: measure what RL did not train on."
     )

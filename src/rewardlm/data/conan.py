@@ -14,6 +14,7 @@ from typing import Literal
 
 from rewardlm.config import cache_folder
 from rewardlm.data.files import Ids, Row, columns, read_csv, read_json, shown
+from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
 from rewardlm.runs import write_atomically
 from rewardlm.types import Dialogue, DialogueSet, Message
@@ -35,6 +36,11 @@ def is_dialogue_header(header: Iterable[str]) -> bool:
     """Whether a csv with these columns is one of the CONAN files."""
     names = set(header)
     return any(names.issuperset(wanted) for wanted in (_DIALOCONAN, _MULTITARGET, _CONAN))
+
+
+def is_table_of_columns(path: Path) -> bool:
+    """Whether a .json is one object, as DIALOCONAN.json is; other data sets are lists."""
+    return next((text for _, text, _ in text_lines(path) if text.strip()), "").lstrip()[:1] != "["
 
 
 def from_csv(path: Path) -> DialogueSet:

@@ -8,16 +8,29 @@ makes one sample of every user turn and its answer, with all antecedent turns.
 from __future__ import annotations
 
 import importlib.resources
+import json
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rewardlm.data import conan
-from rewardlm.data.files import Ids, Row, columns, read_jsonl, shown
+from rewardlm.data.files import (
+    HUB_ID,
+    TABLES,
+    Ids,
+    Row,
+    column,
+    columns,
+    headless,
+    hub_rows,
+    read_jsonl,
+    read_table,
+    shown,
+)
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Dialogue, DialogueSet, Message
 
@@ -28,10 +41,16 @@ SPLITS: tuple[str, ...] = get_args(Split)
 OURS = {"starter": "dialogues.jsonl", "starter-plain": "plain.jsonl"}
 SOURCES = (
     "starter, starter-plain, dialoconan, or the path of DIALOCONAN.csv, DIALOCONAN.json, Multitarget-CONAN.csv, "
-    "CONAN.csv or a .jsonl of messages, each optionally with :train or :validation"
+    "CONAN.csv, a .jsonl of messages or a table of prompts and answers, each optionally with :train or :validation"
 )
 
 _MESSAGES = '"messages": a list of {"role": …, "content": …}'
+# Where a table's dialogues stand, by the column's name: all turns as a list, or the user's text with an answer beside.
+TURNS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("prompt", "text")
+_ANSWERS = ("answer", "response", "completion", "counter_narrative")
+# Turns as ShareGPT names their speakers.
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +94,18 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def load_dialogues(source: str, *, unanswered: bool = False) -> DialogueSet:
+def load_dialogues(
+    source: str, *, unanswered: bool = False, text_column: str | None = None, answer_column: str | None = None
+) -> DialogueSet:
     """Dialogues of ``source``.
 
     ``starter`` and ``starter-plain`` are our own; ``dialoconan`` fetches the publisher's file once into
     ``$REWARDLM_CACHE`` (or ``~/.cache/rewardlm``) and checks its SHA-256; a path leads to DIALOCONAN.csv or .json,
-    Multitarget-CONAN.csv or CONAN.csv (its English rows), told apart by their header, or to a .jsonl of
-    ``messages``. Each may be followed by ``:train`` or ``:validation``, the parts of ``split_by_component``
-    with its defaults.
+    Multitarget-CONAN.csv or CONAN.csv (its English rows), told apart by their header, or to a table (.jsonl, .csv,
+    .tsv, .parquet, a .json list) whose column ``messages`` holds all turns, or whose columns hold a user's text and its
+    answer; ``owner/name`` is such a table of the hub. ``text_column`` and ``answer_column`` name these columns where
+    they are called otherwise. Each may be followed by ``:train`` or ``:validation``, the parts of
+    ``split_by_component`` with its defaults.
 
     In DIALOCONAN a turn's role is its position, because its type label is wrong in places; a turn without a
     partner at the end is left out (the one dialogue of five turns ends with two answers); a dialogue with
@@ -97,24 +120,25 @@ def load_dialogues(source: str, *, unanswered: bool = False) -> DialogueSet:
     Raises DataError, in one line, for a source that is unknown, unreachable or not as described.
     """
     name, split = _split_suffix(source)
+    path = Path(name).expanduser()
+    named = {"text_column": text_column, "answer_column": answer_column}
+    if name in (*OURS, "dialoconan") and (given := next((key for key, value in named.items() if value), None)):
+        raise ConfigError(f"{given} is for tables of your own: {name} has its own columns, leave it out")
     if name in OURS:
         resource = importlib.resources.files("rewardlm.data") / "starter" / OURS[name]
-        with importlib.resources.as_file(resource) as path:
-            loaded = _from_messages(path, name, unanswered)
+        with importlib.resources.as_file(resource) as file:
+            loaded = _from_rows(read_jsonl(file, _MESSAGES), name, unanswered)
     elif name == "dialoconan":
         loaded = conan.from_csv(conan.dialoconan_file())
+    elif path.suffix.lower() in (*TABLES, ".json"):
+        loaded = _from_file(path, unanswered, text_column, answer_column)
+    elif path.exists():
+        raise DataError(f"{path} holds no dialogues that can be read here; expected {SOURCES}")
+    elif HUB_ID.fullmatch(name.partition(":")[0]):
+        dataset, _, part = name.partition(":")
+        loaded = _from_rows(_hub_rows(dataset, part or "train"), dataset, unanswered, text_column, answer_column)
     else:
-        path = Path(name).expanduser()
-        if path.suffix == ".jsonl":
-            loaded = _from_messages(path, path.name, unanswered)
-        elif path.suffix == ".json":
-            loaded = conan.from_json(path)
-        elif path.suffix == ".csv":
-            loaded = conan.from_csv(path)
-        elif path.exists():
-            raise DataError(f"{path} holds no dialogues that can be read here; expected {SOURCES}")
-        else:
-            raise DataError(f"dialogues {shown(source)}: no such file or source; expected {SOURCES}")
+        raise DataError(f"dialogues {shown(source)}: no such file or source; expected {SOURCES}")
     dialogues = loaded.dialogues
     if split is not None:
         train, validation = split_by_component(dialogues)
@@ -257,37 +281,125 @@ def _split_suffix(source: str) -> tuple[str, Split | None]:
             return name, "train"
         if suffix == "validation":
             return name, "validation"
-        known = name in (*OURS, "dialoconan") or Path(name).suffix in (".csv", ".json", ".jsonl")
+        known = name in (*OURS, "dialoconan") or Path(name).suffix.lower() in (*TABLES, ".json")
         if known:
             raise DataError(f"dialogues {shown(source)}: no part {shown(suffix)}; expected :train or :validation")
     return source, None
 
 
-def _from_messages(path: Path, source: str, unanswered: bool) -> DialogueSet:
+def _from_file(path: Path, unanswered: bool, text_column: str | None, answer_column: str | None) -> DialogueSet:
+    """CONAN's own files by their header, and any other table by its columns."""
+    if path.suffix.lower() == ".json" and conan.is_table_of_columns(path):
+        return conan.from_json(path)
+    rows = read_table(path, _MESSAGES)
+    first = next(rows)
+    names = first.values
+    if text_column is None and path.suffix.lower() in (".csv", ".tsv"):
+        if conan.is_dialogue_header(names):
+            return conan.from_csv(path)
+        whole = column(names, TURNS) or (unanswered and column(names, _QUESTIONS))
+        if not whole and not (column(names, _QUESTIONS) and (answer_column or column(names, _ANSWERS))):
+            headless(path, names, "messages or prompt,answer")
+            raise DataError(
+                f"{path}, line 1: columns {columns(names)}; expected those of DIALOCONAN.csv or another CONAN file, "
+                "messages, or prompt and answer: if they are called otherwise, name them by text_column=NAME and "
+                "answer_column=NAME"
+            )
+
+    def all_rows() -> Iterator[Row]:
+        yield first
+        yield from rows
+
+    return _from_rows(all_rows(), path.name, unanswered, text_column, answer_column)
+
+
+def _hub_rows(dataset: str, split: str) -> Iterator[Row]:
+    return hub_rows(
+        dataset,
+        split,
+        lambda reason: (
+            f"hub data set {dataset!r}, split {split!r}, can't be loaded ({reason}), and no file is named so; expected "
+            f"{SOURCES}"
+        ),
+    )
+
+
+def _from_rows(
+    rows: Iterable[Row],
+    source: str,
+    unanswered: bool,
+    text_column: str | None = None,
+    answer_column: str | None = None,
+) -> DialogueSet:
     notes: Counter[str] = Counter()
     ids = Ids()
     dialogues = []
-    for row in read_jsonl(path, _MESSAGES):
+    for row in rows:
         ids.add(row.id, row.where)
         target = row.values.get("target")
         if target is not None and not isinstance(target, str):
             raise DataError(f"{row.where}: target is {shown(target)}; expected a text or nothing")
-        turns = _messages(row, unanswered)
+        turns = _messages(row, _all_turns(row, text_column, answer_column, unanswered), unanswered)
         blank = sum(not turn.text.strip() for turn in turns)
         if blank:
             notes["blank turn"] += blank
-        dialogues.append(Dialogue(row.id, turns, source, target))
+        dialogues.append(Dialogue(row.id, turns, source, target or None))
     return DialogueSet(dialogues, dict(notes), source, len(dialogues))
 
 
-def _messages(row: Row, unanswered: bool) -> tuple[Message, ...]:
-    messages: Any = row.values.get("messages")
+def _all_turns(row: Row, text_column: str | None, answer_column: str | None, unanswered: bool) -> Any:
+    """A row's turns as ``messages`` has them; what is in that place where there are none."""
+    for name in (text_column, answer_column):
+        if name is not None and name not in row.values:
+            raise DataError(f"{row.where}: no column {name!r}, only {columns(row.values)}; choose one of these")
+    key = text_column or column(row.values, (*TURNS, *_QUESTIONS))
+    if key is None:
+        raise DataError(
+            f"{row.where}: only {columns(row.values)}; expected {_MESSAGES}, or its name by text_column=NAME"
+        )
+    turns = listed(row, key)
+    answer_key = answer_column or column(row.values, _ANSWERS)
+    if isinstance(turns, str) and key not in TURNS:
+        turns = [{"role": "user", "content": turns}]
+        if answer_key is None:
+            if not unanswered:
+                raise DataError(
+                    f"{row.where}: only {columns(row.values)}; expected {_MESSAGES}, or an answer beside {key!r}: "
+                    f"a column {', '.join(_ANSWERS)}, or its name by answer_column=NAME"
+                )
+            return turns
+    elif answer_column is None and key != "prompt":
+        return turns  # All turns are there; only a list of a prompt's turns has its answer beside it.
+    if answer_key is None or not isinstance(turns, list):
+        return turns
+    answer = listed(row, answer_key)
+    return turns + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
+
+
+def listed(row: Row, key: str) -> Any:
+    """The value in column ``key``; a csv's text that is a JSON list is that list."""
+    value = row.values[key]
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        if key not in TURNS:
+            return value
+        raise DataError(
+            f"{row.where}: {key!r} is no JSON ({error.msg} at column {error.colno}); expected a list of "
+            f'{{"role": …, "content": …}}'
+        ) from None
+
+
+def _messages(row: Row, messages: Any, unanswered: bool) -> tuple[Message, ...]:
     if not isinstance(messages, list):
-        got = f"messages is {shown(messages)}" if "messages" in row.values else f"only {columns(row.values)}"
-        raise DataError(f"{row.where}: {got}; expected {_MESSAGES}")
+        raise DataError(f"{row.where}: messages is {shown(messages)}; expected {_MESSAGES}")
     turns: list[Message] = []
     for number, message in enumerate(messages, 1):
         where = f"{row.where}, message {number}"
+        if isinstance(message, dict) and message.get("from") in _SPEAKERS and "role" not in message:
+            message = {"role": _SPEAKERS[message["from"]], "content": message.get("value")}
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise DataError(f'{where}: {shown(message)}; expected {{"role": …, "content": a text}}')
         if number == 1 and message.get("role") == "system":

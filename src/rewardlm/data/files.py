@@ -1,7 +1,7 @@
-"""Rows out of jsonl, csv and txt files: a broken file is a one-line error: file, line, what was expected.
+"""Rows out of jsonl, csv, parquet, json and txt files: a broken file is a one-line error: file, line, expectation.
 
-What the rows mean is decided in prompts.py and dialogues.py. Everything is read line by line, so that a
-file larger than memory can be read, and nothing is guessed: a byte that is not UTF-8 or half a JSON object
+What the rows mean is decided in prompts.py and dialogues.py. Everything but a whole JSON file is read piece by piece,
+so that a file larger than memory can be read, and nothing is guessed: a byte that is not UTF-8 or half a JSON object
 is the user's to put right, because a prompt that is silently left out changes what is measured.
 """
 
@@ -10,12 +10,19 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
+
+# Files that hold a table, a row a prompt or dialogue.
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
     as escapes), NaN, a line that is no JSON object, and a last line that was cut off.
     """
     number = 0
-    for line, text, ended in _lines(path):
+    for line, text, ended in text_lines(path):
         if not text.strip():
             continue
         number += 1
@@ -116,14 +123,26 @@ def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
         raise DataError(f"{path} is empty; expected one JSON object a line with {expected}")
 
 
-def read_csv(path: Path, expected: str) -> Iterator[Row]:
-    """A csv with a header line, comma-separated; quoted cells may hold line ends; all values are texts.
+def read_table(path: Path, expected: str) -> Iterator[Row]:
+    """Rows of a file whose suffix is in ``TABLES``, or of a .json that holds a list of objects."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, expected)
+    if suffix == ".parquet":
+        return read_parquet(path, expected)
+    return _json_list(path, expected) if suffix == ".json" else read_jsonl(path, expected)
 
-    A row's line is the one on which it starts. Raises DataError for a missing or empty file, bytes that are
+
+def read_csv(path: Path, expected: str) -> Iterator[Row]:
+    """A csv with a header line; quoted cells may hold line ends; all values are texts.
+
+    Commas separate the cells, or semicolons or tabs if the header line is divided by more of these. A row's line is the
+    one on which it starts. Raises DataError for a missing or empty file, bytes that are
     not UTF-8, NUL, an unclosed quote, a column named twice, a row with more or fewer cells than the header,
     and a header without rows.
     """
-    reader = csv.reader((text + "\n" for _, text, _ in _lines(path)), strict=True)
+    delimiter = _delimiter(path)
+    reader = csv.reader((text + "\n" for _, text, _ in text_lines(path)), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 0
     start = 1
@@ -135,19 +154,24 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
             break
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {start}: {error}; expected comma-separated cells with every quote closed"
+                f"{path}, line {start}: {error}; expected cells separated by {_SEPARATORS[delimiter]} with every quote "
+                'closed, and a quote inside a quoted cell doubled ("")'
             ) from None
         if not cells:
             continue
         if header is None:
             header = [name.strip() for name in cells]
-            twice = sorted({name for name in header if header.count(name) > 1})
+            # Columns without a name are what spreadsheets leave at the right: nobody can ask for them.
+            twice = sorted({name for name in header if name and header.count(name) > 1})
             if twice:
                 raise DataError(f"{path}, line {start}: column {shown(twice[0])} twice; expected every name once")
             continue
         if len(cells) != len(header):
+            no_header = any(map(_reads_like_a_text, header))
             raise DataError(
-                f"{path}, line {start}: {len(cells)} cells; expected {len(header)} as in the header ({columns(header)})"
+                f"{path}, line {start}: {len(cells)} cells; expected {len(header)} as in the header "
+                f"({columns(header)}): a cell with {_SEPARATORS[delimiter]} in it needs quotes around it"
+                + (", and line 1 reads like a text: is the header line missing?" if no_header else "")
             )
         number += 1
         yield Row(f"{path}, line {start}", number, dict(zip(header, cells, strict=True)))
@@ -157,6 +181,73 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
         raise DataError(f"{path} has a header line but no row; expected rows with {expected}")
 
 
+def _delimiter(path: Path) -> str:
+    """What divides the first line that isn't blank into most cells; a comma where others divide it no further."""
+    first = next((text for _, text, _ in text_lines(path) if text.strip()), "")
+    return max(_SEPARATORS, key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
+
+
+def column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The first of ``wanted`` among the columns' names, as it is written, else in other letters (``Prompt``)."""
+    names = list(names)
+    folded = {name.strip().casefold(): name for name in reversed(names)}
+    exact = next((name for name in wanted if name in names), None)
+    return exact or next((folded[name] for name in wanted if name in folded), None)
+
+
+def headless(path: Path, names: Iterable[str], wanted: str) -> None:
+    """Raise DataError if a csv's first line is no header but a row: a text must not be lost for want of one.
+
+    To be asked where no column has a name that is known; ``wanted`` is a header line that would do.
+    """
+    texts = [name for name in names if name and _reads_like_a_text(name)]
+    if texts:
+        raise DataError(
+            f"{path}, line 1: {shown(texts[0])} reads like a text, not like the name of a column; expected a header "
+            f"line: put one above it, such as {wanted}"
+        )
+
+
+def _reads_like_a_text(name: str) -> bool:
+    """Whether a column's name is none, but a sentence or a number: a csv without a header line begins so."""
+    name = name.strip()
+    try:
+        float(name)
+    except ValueError:
+        return len(name) > 40 or len(name.split()) > 3 or name.endswith((".", "!", "?", "…", ",", '"'))
+    return True
+
+
+def read_parquet(path: Path, expected: str) -> Iterator[Row]:
+    """Rows of a parquet file. Raises DataError for a missing, broken or empty one."""
+    import pyarrow.parquet  # only here: it takes time to import, and most sources don't need it
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected the path of a file that exists")
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = shown(" ".join(str(error).split()))
+        raise DataError(f"{path}: no parquet file that can be read ({reason}); expected rows with {expected}") from None
+    if number == 0:
+        raise DataError(f"{path} has no row; expected rows with {expected}")
+
+
+def _json_list(path: Path, expected: str) -> Iterator[Row]:
+    items = read_json(path, f"a list of objects with {expected}")
+    if not isinstance(items, list) or not items:
+        raise DataError(f"{path}: {shown(items)}; expected a list of objects with {expected}")
+    for number, values in enumerate(items, 1):
+        where = f"{path}, item {number}"
+        if not isinstance(values, dict):
+            raise DataError(f"{where}: {shown(values)}; expected an object with {expected}")
+        yield Row(where, number, values)
+
+
 def read_txt(path: Path) -> Iterator[Row]:
     """One text a line, in column ``text``, exactly as it stands; blank lines at the file's end don't count.
 
@@ -164,7 +255,7 @@ def read_txt(path: Path) -> Iterator[Row]:
     """
     number = 0
     blank: list[Row] = []
-    for line, text, _ in _lines(path):
+    for line, text, _ in text_lines(path):
         number += 1
         row = Row(f"{path}, line {line}", number, {"text": text})
         if not text.strip():
@@ -179,7 +270,7 @@ def read_txt(path: Path) -> Iterator[Row]:
 
 def read_json(path: Path, expected: str) -> Any:
     """A whole JSON file. Raises DataError as ``read_jsonl`` does."""
-    text = "\n".join(text for _, text, _ in _lines(path))
+    text = "\n".join(text for _, text, _ in text_lines(path))
     if not text.strip():
         raise DataError(f"{path} is empty; expected {expected}")
     return _parse_json(text, str(path), expected, cut_off=False)
@@ -199,32 +290,6 @@ def hub_rows(dataset: str, split: str, complaint: Callable[[str], str]) -> Itera
         raise DataError(complaint(f"{type(error).__name__}: {shown(message)}")) from None
     for number, values in enumerate(rows, 1):
         yield Row(f"{dataset}:{split}, row {number}", number, dict(values))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """(number, text without its line end, whether it had one). \\n and \\r\\n end a line, U+2028 does not."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (closed by the with below; only opening may fail so)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected the path of a file that exists") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; expected a file") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); expected a readable file") from None
-    except ValueError as error:
-        raise DataError(f"{shown(str(path))} is no file name ({error}); expected the path of a file") from None
-    with file:
-        for number, data in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                # a byte order mark is what spreadsheets put before a UTF-8 csv
-                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{data[error.start]:02x} at column {error.start + 1}"
-                raise DataError(f"{where}: not UTF-8 ({byte}); expected text in UTF-8") from None
-            if "\0" in text:
-                raise DataError(f"{where}: a NUL character; expected plain text in UTF-8")
-            yield number, text.removesuffix("\n").removesuffix("\r"), text.endswith("\n")
 
 
 def _parse_json(text: str, where: str, expected: str, *, cut_off: bool) -> Any:

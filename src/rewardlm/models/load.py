@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from rewardlm import gguf
 from rewardlm.config import ChatSettings, ModelSettings
 from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
@@ -36,6 +37,7 @@ from rewardlm.models.quantised import (
     weight_bytes,
 )
 from rewardlm.packaged import SMOLLM2_GGUF, SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
+from rewardlm.progress import is_verbose, log
 
 ALIASES = ("smollm2-135m", "tiny")
 
@@ -120,8 +122,9 @@ def load_policy(settings: ModelSettings) -> Policy:
 
     Raises ModelError if the name is unknown, the weights are not safetensors, or they don't fit the device.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    if not is_verbose():
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
@@ -143,9 +146,14 @@ def load_policy(settings: ModelSettings) -> Policy:
                     source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
                 )
         except Exception as error:  # Damaged files make the parsers below raise types of their own.
+            if (method := _quantised_by(source, revision)) is not None:
+                raise ModelError(
+                    f"{settings.model} is quantised by {method}, and can't be loaded here: {_one_line(error)}; install "
+                    "what is missing, or take the model in full precision, with --load 4bit if memory is short"
+                ) from error
             raise ModelError(
                 f"can't load the model {settings.model!r}: {_one_line(error)}; expected an alias "
-                f"({', '.join(ALIASES)}), a hub id or a folder with config.json and safetensors"
+                f"({', '.join(ALIASES)}), a hub id, a .gguf, or a folder with config.json and safetensors"
             ) from error
         if loading["missing_keys"]:
             # transformers would draw them at random and go on.
@@ -235,19 +243,33 @@ def _locate(spec: str) -> tuple[str, str | None]:
         folder = smollm2_folder()
         return SMOLLM2_HUB if folder is None else (str(folder), None)
     path = Path(spec)
+    if spec and (file := gguf.gguf_file(path)) is not None:
+        return str(gguf.converted(file, log)), None
     if spec and path.is_dir():
         if not (path / "config.json").exists():
             what = "an adapter (pass it with --adapter)" if (path / "adapter_config.json").exists() else "no model"
             raise ModelError(f"{spec} is {what}: it has no config.json")
         return spec, None
     if spec and path.exists():
-        raise ModelError(f"{spec} is a file: expected a folder with config.json and safetensors")
+        raise ModelError(f"{spec} is a file: expected a .gguf, or a folder with config.json and safetensors")
     if spec.count("/") != 1 or spec.startswith((".", "/")) or any(ord(c) < 33 for c in spec):
         raise ModelError(
             f"unknown model {spec!r}: expected an alias ({', '.join(ALIASES)}), a hub id like owner/name, "
             "or an existing folder"
         )
     return spec, None
+
+
+def _quantised_by(source: str, revision: str | None) -> str | None:
+    """The method, other than bitsandbytes, by which a model's files are quantised, such as awq or gptq."""
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception:  # Whoever asks has an error of its own to tell.
+        return None
+    found = getattr(config, "quantization_config", None)
+    found = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
+    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")) or "")
+    return method if method and method != "bitsandbytes" else None
 
 
 def _refuse_pickles(source: str) -> None:
@@ -347,6 +369,8 @@ def configuration(spec: str) -> Any:
     """A model's configuration, without its weights. Raises ModelError where there is none."""
     if spec == "tiny":
         return _tiny(torch.float32)[0].config
+    if spec and spec not in ALIASES and (file := gguf.gguf_file(Path(spec))) is not None:
+        return gguf.configuration(file)
     source, revision = _locate(spec)
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)

@@ -30,9 +30,9 @@ from rewardlm.models.load import configuration
 from rewardlm.models.logprobs import body_and_head, frozen_head_stats, recomputed
 from rewardlm.models.lora import add_lora
 from rewardlm.models.sampling import Sampler
+from rewardlm.models.shapes import META, SHAPES
 from rewardlm.trunk import trunk_states
 
-META = torch.device("meta")
 # NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
 # again a float32.
 _FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive.update((id(storage), 0) for storage in self._before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        found = SHAPES.run(func, args, kwargs or {})
         for tensor in tree_iter(found):
             if isinstance(tensor, Tensor) and tensor.device == META:
                 self._note(tensor.untyped_storage())

@@ -26,16 +26,20 @@ from rewardlm.models.load import Policy, load_policy, resolve_device, resolve_dt
 from rewardlm.models.logprobs import vocabulary_kl
 from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.models.quantised import full_weight, quantised_layers
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import training_of, write_atomically
 
 RECORD = "merged"
 # Where the two models are compared: so many positions in each of so many packaged answers.
 _ANSWERS, _POSITIONS = 16, 16
+_TOGETHER = 4  # answers in a pass: quantised weights are unpacked at each
 # Nats a token, or a share of most likely tokens, over which the change is warned of rather than said.
 _NOTABLE = 0.01
 
 
-def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+def merge(
+    settings: ModelSettings, out: Path, *, say: Callable[[str], None], report: ProgressCallback | None = None
+) -> dict[str, Any]:
     """Write ``settings.model`` with ``settings.adapter`` merged into the folder ``out``, in ``settings.dtype`` (auto:
     float32), and return its record, which lies beside the weights.
 
@@ -50,16 +54,28 @@ def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> 
         raise ModelError(f"{out} exists and was not written by merge: choose another --out")
     trained_in = _trained_in(settings)
     dtype = resolve_dtype("float32" if settings.dtype == "auto" else settings.dtype, resolve_device(settings.device))
-    original = _with_adapter(settings.model_copy(update=trained_in), settings.adapter)
-    before = logits_of_answers(original)
+    steps = _Steps(report)
+    steps.next("loading the base")
     # Merged in float32 whatever it is saved in: a small product of two matrices is below half precision's rounding.
     plain = load_policy(settings.model_copy(update={"load": None, "dtype": "float32"}))
-    if settings.load is not None:
-        held = original if trained_in["load"] == settings.load else load_policy(settings)
-        _fill(plain, held)
-    load_adapter(plain, settings.adapter)
+    if settings.load is None and trained_in["load"] is None:
+        # The adapter was trained on the very weights that it is merged into: they are read once.
+        load_adapter(plain, settings.adapter)
+        steps.next("reading answers with the adapter")
+        before = logits_of_answers(plain)
+    else:
+        original = _with_adapter(settings.model_copy(update=trained_in), settings.adapter)
+        steps.next("reading answers with the adapter")
+        before = logits_of_answers(original)
+        if settings.load is not None:
+            held = original if trained_in["load"] == settings.load else load_policy(settings)
+            _fill(plain, held)
+        load_adapter(plain, settings.adapter)
+    steps.next("merging")
     plain.model = plain.model.merge_and_unload(safe_merge=True).to(dtype)
+    steps.next("reading answers with merged weights")
     change = change_between(before, logits_of_answers(plain))
+    steps.next("writing")
     record = {
         "model": settings.model,
         "model_source": plain.source,
@@ -70,8 +86,21 @@ def merge(settings: ModelSettings, out: Path, *, say: Callable[[str], None]) -> 
         **change,
     }
     _write(plain, out, record)
+    steps.next("")
     _tell(record, say)
     return record
+
+
+class _Steps:
+    """Tells which of the merge's five steps it is at."""
+
+    def __init__(self, report: ProgressCallback | None) -> None:
+        self._report, self._done = report, 0
+
+    def next(self, text: str) -> None:
+        if self._report is not None:
+            self._report(self._done, 5, text)
+        self._done += 1
 
 
 def _trained_in(settings: ModelSettings) -> dict[str, Any]:
@@ -108,12 +137,22 @@ def _fill(plain: Policy, held: Policy) -> None:
 def logits_of_answers(policy: Policy) -> Tensor:
     """Next-token logits in packaged answers, Float[N, V], on the CPU."""
     policy.model.eval()
+    found = pairs(load_dialogues("starter").dialogues).pairs[:_ANSWERS]
+    encoded = [policy.chat.encode_pair([*pair.history], pair.answer) for pair in found]
     rows = []
-    for pair in pairs(load_dialogues("starter").dialogues).pairs[:_ANSWERS]:
-        encoded = policy.chat.encode_pair([*pair.history], pair.answer)
-        start = encoded.completion_mask.index(1)
-        tokens = torch.tensor([encoded.input_ids[: start + _POSITIONS]], device=policy.device)
-        rows.append(policy.model(input_ids=tokens).logits[0, start:].float().cpu())
+    for at in range(0, len(encoded), _TOGETHER):
+        batch = encoded[at : at + _TOGETHER]
+        starts = [one.completion_mask.index(1) for one in batch]
+        ids = [one.input_ids[: start + _POSITIONS] for one, start in zip(batch, starts, strict=True)]
+        # Padded on the right, where no real token looks.
+        width = max(map(len, ids))
+        tokens = torch.tensor([one + [0] * (width - len(one)) for one in ids], device=policy.device)
+        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids], device=policy.device)
+        logits = policy.model(input_ids=tokens, attention_mask=mask).logits
+        rows += [
+            logits[row, start : len(one)].float().cpu()
+            for row, (start, one) in enumerate(zip(starts, ids, strict=True))
+        ]
     return torch.cat(rows)
 
 

@@ -181,7 +181,13 @@ def setup(
     policy, learner = load_for(settings, processes, lambda policy: make_learner(policy, settings))
     check_head(policy.causal_lm)
     estimator = load_estimator(settings.algorithm)
-    prompt_set = load_prompts(settings.prompts, part=settings.part, limit=settings.limit, seed=settings.seed)
+    prompt_set = load_prompts(
+        settings.prompts,
+        part=settings.part,
+        limit=settings.limit,
+        seed=settings.seed,
+        text_column=settings.text_column,
+    )
     prompts = prompt_set.prompts
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")

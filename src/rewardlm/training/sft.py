@@ -88,7 +88,9 @@ def _finetune(
         return run
 
     # 1. Dialogues as pairs, in two parts that share no text; the base with its adapter; pairs as tokens and masks.
-    dialogues = load_dialogues(settings.dialogues)
+    dialogues = load_dialogues(
+        settings.dialogues, text_column=settings.text_column, answer_column=settings.answer_column
+    )
     whole = pairs(dialogues.dialogues)
     notes = {**dialogues.notes, **whole.notes}
     noted = ", ".join(f"{n:,} {reason}" for reason, n in sorted(notes.items()))

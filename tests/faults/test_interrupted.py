@@ -1,0 +1,91 @@
+"""Ctrl-C in a real process: the first leaves a run that goes on, the second ends at once; neither is a traceback."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rewardlm.runs import Run
+
+# A judge that takes its time; the second holds on to the process when it is interrupted, as libraries may.
+JUDGES = """
+import time
+from pathlib import Path
+
+def slow(texts):
+    Path("judging").write_text("now")
+    time.sleep(0.3 * len(texts))
+    return [0.5] * len(texts)
+
+def clinging(texts):
+    try:
+        return slow(texts * 200)[: len(texts)]
+    except KeyboardInterrupt:
+        Path("interrupted").write_text("now")
+        time.sleep(120)
+        raise
+"""
+
+
+def command(judge: str) -> list[str]:
+    return [
+        sys.executable, "-m", "rewardlm", "measure", "tiny", "--prompts", "starter", "--limit", "8", "--samples", "2",
+        "--max-new-tokens", "3", "--batch-tokens", "512", "--scorer", f"judges:{judge}",
+        "counter_narrative=null", "similarity=false", "perplexity=false", "--out", "run",
+    ]  # fmt: skip
+
+
+def started(judge: str, folder: Path) -> subprocess.Popen[str]:
+    (folder / "judges.py").write_text(JUDGES)
+    # A shell without job control has its background commands ignore SIGINT; a terminal's don't.
+    return subprocess.Popen(
+        command(judge), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait_for(file: Path) -> None:
+    """Until there is something in it."""
+    until = time.monotonic() + 120
+    while not file.exists() or not file.stat().st_size:
+        assert time.monotonic() < until, f"{file.name} does not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    process = started("slow", tmp_path)
+    wait_for(tmp_path / "run" / "generations.jsonl")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == (
+        "error: interrupted: the same command again goes on where this one stopped"
+    )
+    assert "Traceback" not in error
+    done = subprocess.run(command("slow"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    assert run.finished
+    assert len({(one.prompt_id, one.sample) for one in run.each_generation()}) == 16
+
+
+@pytest.mark.slow
+def test_the_second_ends_at_once_and_quietly(tmp_path: Path) -> None:
+    process = started("clinging", tmp_path)
+    wait_for(tmp_path / "judging")
+    process.send_signal(signal.SIGINT)
+    wait_for(tmp_path / "interrupted")
+    before = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - before < 20
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert "KeyboardInterrupt" not in error
+    assert (tmp_path / "run" / "run.json").exists()
