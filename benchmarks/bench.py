@@ -1,6 +1,6 @@
 """RewardLM beside the peers and beside what the machine could do at most: ``make bench``.
 
-    python benchmarks/bench.py [--only ppo,grpo,rloo,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
+    python benchmarks/bench.py [--only ppo,grpo,rloo,sft,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
 Each part: the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the same
 model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in
@@ -34,9 +34,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- made by make bench: begin -->", "<!-- made by make bench: end -->"
-PARTS = ("ppo", "grpo", "rloo", "meter", "meter8")  # beside a peer
+PARTS = ("ppo", "grpo", "rloo", "sft", "meter", "meter8")  # beside a peer
 ALONE = ("help", "memory")
-TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16"}
+TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16", "sft": "trl-1.16"}
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def main() -> None:
         results.write_text(json.dumps(known, indent=1) + "\n")
 
     if jobs:
-        numbers = sorted({str(job.prompts) for job in jobs.values()})
-        command = [sys.executable, HERE / "prepare.py", options.model, folder, *numbers]
+        wanted = sorted({f"rows:{job.prompts}" if job.what == "sft" else str(job.prompts) for job in jobs.values()})
+        command = [sys.executable, HERE / "prepare.py", options.model, folder, *wanted]
         subprocess.run(command, check=True, env=environment(options.threads))
         before = calibrated(options)
     for name, job in jobs.items():
@@ -85,7 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--model", default="smollm2-135m", help="alias, hub id or folder")
     parser.add_argument("--rounds", type=int, help="A B so many times (2; quick 1)")
-    parser.add_argument("--steps", type=int, help="RL steps that count, of ours in a round (3; quick 1)")
+    parser.add_argument("--steps", type=int, help="training steps that count, of ours in a round (3; quick 1)")
     parser.add_argument("--peer-steps", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1, help="RL steps before those, on both sides")
     parser.add_argument("--episodes", type=int, help="answers of an RL step (32; quick 16)")
@@ -93,6 +93,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument(
         "--critic", choices=["full", "head"], default="full", help="what TRL's PPO trains of its critic"
+    )
+    parser.add_argument("--rows", type=int, default=8, help="of a step of fine-tuning")
+    parser.add_argument(
+        "--order",
+        choices=["same", "own"],
+        default="same",
+        help="which rows TRL's fine-tuning has in a batch: the same as ours, of similar length, or as it draws them",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -133,6 +140,7 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         "ppo": (options.episodes, 1),
         "grpo": (options.episodes // 4, 4),
         "rloo": (options.episodes // 4, 4),
+        "sft": (options.rows, 1),
         "meter": (options.answers, 1),
         "meter8": (options.answers // 4, 8),
     }[part]
@@ -149,6 +157,8 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         threads=options.threads,
         cpu_time=options.cpu_time,
         critic=options.critic,
+        order=options.order,
+        **({"epochs": 1, "minibatches": 1} if part == "sft" else {}),
     )
 
 
@@ -157,7 +167,8 @@ def run_part(job: Job, options: argparse.Namespace, before: dict[str, Any]) -> t
 
     The calibration ``before`` is the one after the part before.
     """
-    peer_job = replace(job, side="peer", steps=options.peer_steps)
+    # Fine-tuning's steps are of as many lengths as its batches: both sides have the same ones.
+    peer_job = replace(job, side="peer", steps=job.steps if job.what == "sft" else options.peer_steps)
     first = options.build / TRL[job.what] if job.what in TRL else None
     rounds = []
     for number in range(options.rounds):

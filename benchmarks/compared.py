@@ -29,12 +29,14 @@ RATIO_BARS = {
     ("grpo", "bfloat16"): 0.5,
     ("rloo", "float32"): 0.5,
     ("rloo", "bfloat16"): 0.5,
+    ("sft", "float32"): 0.5,
+    ("sft", "bfloat16"): 0.5,
     ("meter", "float32"): 1 / 1.7,
     ("meter", "bfloat16"): 1 / 2,
     ("meter ×8", "float32"): 1 / 3,
     ("meter ×8", "bfloat16"): 1 / 3,
 }
-MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2}
+MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2, "sft": 1 / 2}
 ETA_BAR = 0.5
 HELP_BAR = 0.4  # seconds
 GROWTH_BAR = 64  # MiB
@@ -66,6 +68,7 @@ def compare(job: Job, rounds: Sequence[tuple[Told, Told]], calibrations: Sequenc
         "samples": job.samples,
         "ours": {"seconds": [told.seconds for told in ours], "peak_mib": memory[0], "versions": ours[0].versions},
         "peer": {"seconds": [told.seconds for told in peer], "peak_mib": memory[1], "versions": peer[0].versions},
+        "losses": {"ours": ours[0].losses, "peer": peer[0].losses},
         "answer_tokens": {"ours": ours[0].answer_tokens, "peer": peer[0].answer_tokens or None},
         "peer_parts": [told.parts for told in peer if told.parts],
         "ratio": median(ratios),
@@ -110,6 +113,8 @@ def limit(job: Job, lengths: dict[str, Any], weights: dict[str, Any], machines: 
     """The least seconds of each phase of a step, or of the meter's run, with these prompts and answers."""
     decoder, machine = Decoder(**weights["policy"]), machines[job.dtype]
     prompts, answers = lengths["prompts"], lengths["answers"]
+    if job.what == "sft":
+        return {"update": update_seconds(decoder, machine, positions_to_weigh(prompts, answers), sum(answers), 1)}
     judging = scorer_seconds(weights["judge"]["weights"], machines[weights["judge"]["dtype"]], lengths["judged"])
     if job.what == "meter":
         windows = [slice(start, start + WINDOW) for start in range(0, len(prompts), WINDOW)]

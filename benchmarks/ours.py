@@ -11,15 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from work import Job, Told, worker
+from work import Job, Told, finetuning, worker
 
 import rewardlm.training.rlaf as rlaf
-from rewardlm.config import GenerationSettings, KlSettings, LoraSettings, MeasureSettings, ModelSettings, RlafSettings
+from rewardlm.config import (
+    GenerationSettings,
+    KlSettings,
+    LoraSettings,
+    MeasureSettings,
+    ModelSettings,
+    RlafSettings,
+)
 from rewardlm.measuring.meter import measure
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.runs import peak_rss_mb
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.training.rollouts import Draft
+from rewardlm.training.sft import finetune
 
 JUDGE = "starter"
 # What an operator's time is counted as, by a part of its name; the first that fits.
@@ -94,6 +102,47 @@ def reinforce(job: Job) -> Told:
             for draft in drafts[job.warmup :]
         ],
         weights={"policy": decoder_of(policies[0]), "judge": judge_of(judge)},
+        profile=look.by_kind() if look is not None else [],
+    )
+
+
+def tune(job: Job) -> Told:
+    """Fine-tuning steps through ``rewardlm.training.sft.finetune``, from the dialogues that prepare.py took rows of."""
+    settings = finetuning(job.model, job.prompts).model_copy(
+        update={
+            "dtype": job.dtype,
+            "max_steps": job.warmup + job.steps,
+            "learning_rate": job.learning_rate,
+            "lora": LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
+        }
+    )
+    look = Look() if job.profile else None
+
+    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
+        if look is not None and step == steps - 1:
+            look.begin()
+        if look is not None and step == steps:
+            look.end()
+
+    run = finetune(settings, fresh(job, "finetune"), report=report)
+    peak = peak_rss_mb()
+    every = list(run.read("metrics"))
+    lines, rows = every[job.warmup :], job.rows()
+    lengths = []
+    for start in range(job.warmup * job.prompts, (job.warmup + job.steps) * job.prompts, job.prompts):
+        batch = rows[start : start + job.prompts]
+        answers = [sum(row["completion_mask"]) for row in batch]
+        prompts = [row["input_ids"][:-n] for row, n in zip(batch, answers, strict=True)]
+        lengths.append({"prompts": prompts, "answers": answers})
+    return Told(
+        seconds=[line["seconds"] for line in lines],
+        peak_mib=peak,
+        updates=len(every) / (job.warmup + job.steps),
+        answer_tokens=sum(sum(step["answers"]) for step in lengths) / len(lengths),
+        versions={"torch": torch.__version__},
+        losses=[line["loss"] for line in lines],
+        lengths=lengths,
+        weights={"policy": decoder_of(policy_of(job))},
         profile=look.by_kind() if look is not None else [],
     )
 
@@ -213,7 +262,13 @@ class Look:
         return [{"kind": kind, "seconds": part, "share": part / self._seconds} for kind, part in spent.items()]
 
 
-SIDES: dict[str, Callable[[Job], Told]] = {"ppo": reinforce, "grpo": reinforce, "rloo": reinforce, "meter": answer}
+SIDES: dict[str, Callable[[Job], Told]] = {
+    "ppo": reinforce,
+    "grpo": reinforce,
+    "rloo": reinforce,
+    "sft": tune,
+    "meter": answer,
+}
 
 if __name__ == "__main__":
     worker(SIDES)

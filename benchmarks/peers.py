@@ -1,6 +1,6 @@
 """One job by a peer, in a process of its own (benchmarks/work.py): ``python peers.py JOB.json TOLD.json``.
 
-PPO is TRL 1.12's, GRPO and RLOO are TRL 1.16's, whichever lies first on PYTHONPATH; the meter is ``generate`` over
+PPO is TRL 1.12's, GRPO, RLOO and SFT are TRL 1.16's, whichever lies first on PYTHONPATH; the meter is ``generate`` over
 left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer leaves a choice it gets
 the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision already.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -162,6 +163,41 @@ def grouped(job: Job) -> Told:
     return told(job, clock, job.updates, updates)
 
 
+def sft(job: Job) -> Told:
+    """TRL's SFTTrainer on the same rows, in the same batches, or with ``order`` "own" as it draws them by default."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = job.rows()[: job.prompts * (job.warmup + job.steps)]
+    losses: list[float] = []
+
+    class Losses(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    clock = Clock()
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype)),
+        args=SFTConfig(
+            **{**common(job), "logging_steps": 1},
+            per_device_train_batch_size=job.prompts,
+            gradient_accumulation_steps=1,
+            max_steps=job.warmup + job.steps,
+            max_length=None,
+            completion_only_loss=True,
+            train_sampling_strategy="sequential" if job.order == "same" else "random",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(job.model),
+        peft_config=lora(job),
+        callbacks=[clock, Losses()],
+    )
+    trainer.create_optimizer()
+    updates = counted(trainer.optimizer)
+    trainer.train()
+    return replace(told(job, clock, 1, updates), losses=losses[job.warmup :])
+
+
 def meter(job: Job) -> Told:
     """Answers in batches of ``batch_rows``, then the judge over all of them."""
     from transformers import pipeline
@@ -261,7 +297,7 @@ def told(job: Job, clock: Clock, a_step: int, updates: list[int]) -> Told:
     )
 
 
-SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "meter": meter}
+SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "sft": sft, "meter": meter}
 
 if __name__ == "__main__":
     logging.set_verbosity_error()

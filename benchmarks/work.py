@@ -18,8 +18,9 @@ from typing import Any
 
 @dataclass
 class Job:
-    """``what``: ppo, grpo, rloo or meter; ``side``: ours or peer. ``prompts`` × ``samples`` answers of at most
-    ``max_new_tokens`` are a step of RL, and all that the meter asks. Of the steps the first ``warmup`` don't count.
+    """``what``: ppo, grpo, rloo, sft or meter; ``side``: ours or peer. ``prompts`` × ``samples`` answers of at most
+    ``max_new_tokens`` are a step of RL, and all that the meter asks; as many rows are a step of fine-tuning. Of the
+    steps the first ``warmup`` don't count.
 
     ``folder`` holds what benchmarks/prepare.py wrote, and takes what the job writes.
     """
@@ -45,6 +46,8 @@ class Job:
     # The peer's meter: answers in a batch.
     batch_rows: int = 32
     critic: str = "full"
+    # The peer's fine-tuning: ours has rows of similar length side by side, and "same" gives it the same batches.
+    order: str = "same"
 
     @property
     def episodes(self) -> int:
@@ -63,6 +66,14 @@ class Job:
     def prompts_file(self) -> Path:
         return Path(self.folder) / f"prompts-{self.prompts}.jsonl"
 
+    @property
+    def rows_file(self) -> Path:
+        return Path(self.folder) / f"rows-{self.prompts}.jsonl"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What fine-tuning learns from, in the order that ours takes it: ``input_ids`` and ``completion_mask``."""
+        return [json.loads(line) for line in self.rows_file.read_text().splitlines()]
+
     def records(self) -> list[dict[str, Any]]:
         """The prompts: ``id``, ``prompt``, and ``ids``, their tokens under the chat template."""
         return [json.loads(line) for line in self.prompts_file.read_text().splitlines()]
@@ -73,18 +84,34 @@ class Told:
     """``seconds`` of each step that counts (the meter's only one), ``peak_mib`` of the whole process, ``updates``
     optimizer steps a step, ``answer_tokens`` a step; ``parts`` says what the seconds went to, by phase.
 
-    ``lengths`` are what the limit is computed from, of our side alone.
+    ``losses`` are fine-tuning's. ``lengths`` are what the limit is computed from, of our side alone.
     """
 
     seconds: list[float]
     peak_mib: float
     updates: float = 0
     answer_tokens: float = 0
+    losses: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     parts: list[dict[str, float]] = field(default_factory=list)
     lengths: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
     profile: list[dict[str, Any]] = field(default_factory=list)
+
+
+def finetuning(model: str, batch_size: int) -> Any:
+    """The settings that decide over the rows of fine-tuning, and over their order."""
+    from rewardlm.config import FinetuneSettings
+
+    return FinetuneSettings(
+        model=model,
+        device="cpu",
+        dialogues="starter-plain",
+        validation=0.0,
+        batch_size=batch_size,
+        epochs=1,
+        checkpoint_every=10_000,
+    )
 
 
 def worker(sides: dict[str, Callable[[Job], Told]]) -> None:

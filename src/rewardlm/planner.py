@@ -22,6 +22,7 @@ from rewardlm.models import memory
 from rewardlm.models.layers import by_layers
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
+from rewardlm.training.sft_pass import POSITIONS, why_plain
 
 Command = Literal["measure", "finetune", "rlaf"]
 COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
@@ -132,7 +133,7 @@ class Planner:
             # Its weights, and Adam's two moments; the gradient is a part of the work.
             adapter = 3 * memory.adapter_bytes(traces.adapted(work.lora))
         if command == "finetune":
-            most = traces.finetuning(work, kernels=self.device.type == "cuda")
+            most = self._finetuning(work)
         if command == "rlaf":
             generating = traces.generating(work) + self._merged(replace(work, merging=True))
             most = max(generating, traces.scoring(work, compared=True), traces.updating(work))
@@ -156,7 +157,8 @@ class Planner:
             return 0
         if total(high) <= capacity:
             a_row = (total(high) - total(high // 2)) // (high - high // 2)
-            return high + (capacity - total(high)) // max(1, a_row)
+            # What is run in pieces of one size takes no more for more rows.
+            return high + (capacity - total(high)) // a_row if a_row > 0 else high
         for attempt in range(6):
             if high - low <= max(1, low // 8):
                 break
@@ -166,6 +168,13 @@ class Planner:
             middle = min(max(middle, low + 1), high - 1)
             low, high = (middle, high) if total(middle) <= capacity else (low, middle)
         return low
+
+    def _finetuning(self, work: Work) -> int:
+        """A microbatch by TRL's own pass, or the largest piece of it by the pass that RL uses."""
+        traces = self.traces
+        if why_plain(traces.adapted(work.lora).model, self.device, recompute=work.recompute) is not None:
+            return traces.finetuning(work, kernels=self.device.type == "cuda")
+        return traces.updating(replace(work, rows=min(work.rows, max(1, POSITIONS // work.tokens))))
 
     def _merged(self, work: Work) -> int:
         if self.traces.load is not None:

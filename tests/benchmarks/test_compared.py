@@ -79,6 +79,17 @@ def test_the_meter_decodes_a_window_at_a_time():
     assert part["memory_bar"] is None
 
 
+def test_fine_tuning_is_one_pass_forwards_and_backwards():
+    job = replace(JOB, what="sft", prompts=2, epochs=1, minibatches=1)
+    lengths = {name: LENGTHS[name] for name in ("prompts", "answers")}
+    ours = Told([100.0], 1.0, updates=1, lengths=[lengths], weights={"policy": WEIGHTS["policy"]})
+    part = compare(job, [(ours, Told([400.0], 4.0, updates=1))], CALIBRATIONS)
+    [whole] = part["phases"]
+    assert whole["limit"] == pytest.approx(UPDATE / 2)
+    assert [bar["met"] for bar in bars(part)] == [True, True, True]  # 0.25 and 0.25 of the peer's, η 0.624
+    assert [bar["bar"] for bar in bars(part)] == ["at most 0.50", "at most 0.50", "at least 0.50"]
+
+
 def test_sides_that_did_other_numbers_of_updates_are_not_compared():
     with pytest.raises(ValueError, match="2 optimizer steps a step, expected 4"):
         compare(JOB, [(told([1.0], 1.0, ours=True), told([1.0], 1.0, updates=2))], CALIBRATIONS)

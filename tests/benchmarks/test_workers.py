@@ -31,7 +31,7 @@ def start(script: str, *arguments: object) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("bench")
-    start("prepare.py", "tiny", made, PROMPTS)
+    start("prepare.py", "tiny", made, PROMPTS, f"rows:{PROMPTS}")
     return made
 
 
@@ -95,3 +95,15 @@ def test_the_peer_makes_as_many_updates_as_asked(folder: Path, what: str):
     assert found.updates == 4
     assert len(found.seconds) == 1
     assert found.versions["trl"].startswith("1.")
+
+
+def test_both_sides_fine_tune_on_the_same_batches(folder: Path):
+    ours, peer = told(folder, "sft", "ours"), told(folder, "sft", "peer")
+    assert ours.updates == peer.updates == 1
+    assert len(ours.seconds) == len(peer.seconds) == 1
+    # After one step of another random adapter, whose B was 0, at a rate of 1e-5.
+    assert ours.losses == pytest.approx(peer.losses, rel=1e-3)
+    batch = [json.loads(line) for line in (folder / f"rows-{PROMPTS}.jsonl").read_text().splitlines()][PROMPTS:]
+    [lengths] = ours.lengths
+    assert lengths["answers"] == [sum(row["completion_mask"]) for row in batch[:PROMPTS]]
+    assert ours.answer_tokens == sum(lengths["answers"])

@@ -80,3 +80,14 @@ def test_without_entropy_the_same_is_drawn_and_what_is_broken_still_shows() -> N
     assert less.tokens.tolist() == whole.tokens.tolist()
     assert torch.isfinite(less.logprobs).tolist() == [True, False, True]
     assert less.entropy.tolist() == [0, 0, 0]
+
+
+def test_the_likeliest_token_is_that_of_argmax_and_so_is_one_that_equals_it() -> None:
+    logits = logits_of(200, 300)
+    tokens = logits.argmax(-1)
+    tokens[::2] = torch.arange(100)
+    wanted = tokens == logits.argmax(-1)
+    assert Distribution(logits).likeliest(tokens).tolist() == wanted.tolist()
+    assert 100 <= int(wanted.sum()) < 200
+    even = torch.tensor([[1.0, 3.0, 3.0]])
+    assert [bool(Distribution(even).likeliest(torch.tensor([token]))) for token in range(3)] == [False, True, True]

@@ -35,7 +35,7 @@ from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, rewards_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
-from rewardlm.training.sft_pass import why_not
+from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Order, RunCallback, Trainer
 from rewardlm.types import Dialogue
 
@@ -248,16 +248,14 @@ def _trainer(
 
 
 def _runs_fast(settings: FinetuneSettings, policy: Policy, processes: Processes, say: Callable[[str], None]) -> bool:
-    """Whether losses are found by sft_pass instead of TRL's own pass; if not, ``say`` why, but for a door that is shut.
+    """Whether losses are found by sft_pass instead of TRL's own pass; ``say`` why not, if that is a loss.
 
-    On a device TRL's kernels are another matter, which nobody has measured here.
+    Who shuts the door knows of it, and on another device TRL's own pass is fast.
     """
-    if not fastpath.is_open() or policy.device.type != "cpu":
-        return False
     reason: str | None = "several processes share each batch"
     if processes.size == 1:
-        reason = why_not(policy.model, recompute=settings.gradient_checkpointing)
-    if reason is not None:
+        reason = why_plain(policy.model, policy.device, recompute=settings.gradient_checkpointing)
+    if reason is not None and fastpath.is_open() and policy.device.type == "cpu":
         say(f"fine-tuning runs the model by TRL's own pass, which is slower: {reason}")
     return reason is None
 

@@ -52,23 +52,27 @@ class Loss:
         )
 
 
-def why_not(model: Any, *, recompute: bool) -> str | None:
-    """Why fine-tuning ``model``, a PEFT model, must leave its loss to TRL's own pass; None where it needn't.
-
-    ``recompute`` is gradient checkpointing, by which a layer's modules run twice.
+def why_plain(model: Any, device: torch.device, *, recompute: bool) -> str | None:
+    """Why fine-tuning ``model``, a PEFT model, on ``device`` must leave its loss to TRL's own pass; None where it
+    needn't. ``recompute`` is gradient checkpointing, by which a layer's modules run twice.
     """
     causal_lm = model.get_base_model()
     name = type(causal_lm).__name__
+    if not fastpath.is_open():
+        return "REWARDLM_FASTPATH has shut the fast path"
+    if device.type != "cpu":
+        return f"TRL has kernels of its own for {device.type}"
     if recompute:
         return "gradient_checkpointing runs a model's own layers again"
     if drops_out(model):
         return f"{name} or its adapter has dropout, which is drawn for each row by itself"
     if not fastpath.runs_trees(body_and_head(causal_lm)[0]):
         return f"the rows of {name} can't run as one sequence"
-    try:
-        check_head(causal_lm)
-    except ModelError as error:
-        return str(error)
+    if causal_lm.device.type != "meta":  # where nothing can be tried
+        try:
+            check_head(causal_lm)
+        except ModelError as error:
+            return str(error)
     return None
 
 
