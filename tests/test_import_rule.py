@@ -27,13 +27,13 @@ ROWS = [
     {"fastpath"},
     {"runs", "services", "packaged", "progress", "trunk"},
     {"config"},
-    {"types", "errors", "stats"},
+    {"types", "errors", "stats", "formats"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
 # What is looked into are measured runs, and the page shows what was found, there and of judges, without torch.
 BESIDE = {
-    ("models", "data"), ("types", "errors"), ("reporting", "measuring"), ("judges", "training"),
+    ("models", "data"), ("types", "errors"), ("formats", "stats"), ("reporting", "measuring"), ("judges", "training"),
     ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"), ("reporting", "judges"),
 }  # fmt: skip
 HEAVY = {

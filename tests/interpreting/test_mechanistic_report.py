@@ -11,8 +11,9 @@ import pytest
 from planted import examined
 from rich.console import Console
 
+from rewardlm import formats
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
-from rewardlm.reporting import formats, interpretation, intervals, mechanistic
+from rewardlm.reporting import interpretation, intervals, mechanistic
 from rewardlm.reporting.mechanistic_figures import scale_figure, shares_figure, wrote_figure
 from rewardlm.reporting.mechanistic_tables import print_inside
 from rewardlm.reporting.shell import render

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rewardlm.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.measuring.comparison import OF_PROMPTS, Comparison, Metric, Split
 from rewardlm.measuring.independence import was_reward as is_reward
-from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.reporting.names import METRICS, OF_SPLIT
 from rewardlm.stats import LEVEL
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from rewardlm.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
 from rewardlm.measuring.audit import SHARE
 from rewardlm.measuring.comparison import Change, EqualMaxima, ModelSummary, QualitySummary, Split
 from rewardlm.measuring.refusals import ERRORS
-from rewardlm.reporting.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
 
 
 def maxima_note(changes: Sequence[Change]) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm import formats
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
-from rewardlm.reporting import figures, formats, headline, interpretation, intervals, judge_page, notes
+from rewardlm.reporting import figures, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.examples import UNCHANGED, Example, choose_examples
 from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS

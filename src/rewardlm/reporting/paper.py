@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rewardlm.formats import SHORT_NONE, interval, p_number
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
-from rewardlm.reporting.formats import SHORT_NONE, interval, p_number
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
 from rewardlm.reporting.notes import equal_samples_note, quality_notes
 

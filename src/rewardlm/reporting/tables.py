@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardlm.formats import SHORT_NONE, interval_in_terminal, number, p_number, plain
 from rewardlm.measuring.comparison import OF_PROMPTS, Change, Comparison, Metric, ModelSummary, Split, SplitSummary
 from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows
-from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, p_number, plain
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes
