@@ -231,8 +231,8 @@ def test_the_shares_of_a_sentence_are_of_its_pairs_and_the_audit_says_what_other
     assert "fell by 60.0 percentage points" in said
     assert "20 pairs), from 60.0 % of PT’s answers in these pairs to 0.0 % of RL’s." in said
     (warning,) = [warning for warning in result["warnings"] if warning["code"] == "unscored_decide"]
-    assert "-0.600" in warning["message"]
-    assert "+0.200" in warning["message"]
+    assert "−60.0 points" in warning["message"]
+    assert "+20.0 points" in warning["message"]
 
 
 def test_of_emt_prompts_are_counted(tmp_path: Path) -> None:
