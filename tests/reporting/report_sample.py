@@ -450,8 +450,14 @@ def sample_about():
         "prompts": {"source": "rtp:packaged", "number": 700, "toxic_by": "lexical2", "hash": "5f3c9a" * 10},
         "judges": [{"name": "lexical", "text": "a linear classifier of words and their pieces."}],
         "examples_by": {
-            "judge": "lexical2", "from": "PT", "to": "RL", "pairs": 676, "fell": 90, "unchanged": 540, "rose": 46,
-        },  # fmt: skip
+            "judge": "lexical2",
+            "from": "PT",
+            "to": "RL",
+            "pairs": 676,
+            "fell": 90,
+            "unchanged": 540,
+            "rose": 46,
+        },
         "threshold": 0.5,
         "strict": True,
         "limits": [

@@ -149,7 +149,7 @@ def _counter_change(model: ModelSummary) -> list[str]:
         )
     return [
         f"Counter-narratives from {change.from_} to {model.label}: {points(change.delta)} percentage points "
-        f"(95 % CI {interval_of_points(change.delta_ci95)}; {p_values_text(change.p_value, change.p_adjusted)}; "
+        f"(95 % interval {interval_of_points(change.delta_ci95)}; {p_values_text(change.p_value, change.p_adjusted)}; "
         f"{change.n:,} pairs of answers to toxic prompts{over_null})."
     ]
 
