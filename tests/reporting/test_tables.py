@@ -179,9 +179,13 @@ def test_long_names_keep_the_tables_narrow() -> None:
 
 
 def test_the_verdict_comes_first() -> None:
-    first, second, *_ = printed(sample()).splitlines()
-    assert first == "The toxic share of all answers is lower with FT, by a judge that may not be"
-    assert second == "independent."
+    text = " ".join(printed(sample()).split())
+    assert text.startswith(
+        "The toxic share of all answers is lower with FT, by a judge that may not be independent. "
+        "The toxic share of all answers fell from PT to FT (−3.1 points, 95 % interval −4.2 to −2.1), by judge (nobody "
+        "recorded whether it was trained on this judge); 4200 pairs of answers".replace("4200", "4,200")
+    )
+    assert text.index("1 warning stands below the tables.") < text.index("Toxicity, all prompts")
 
 
 def test_what_unscored_answers_may_hide_has_a_table() -> None:

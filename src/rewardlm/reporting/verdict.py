@@ -33,7 +33,7 @@ _OF_SHARES: tuple[Metric, ...] = ("toxic_fraction", "toxicity_probability")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ModelVerdict:
     """What came of one model. ``finding`` is what the sentence is about.
 
     ``doubts`` say why not to believe the number, ``costs`` what got worse. ``independent``: the judge was not the
@@ -52,7 +52,7 @@ class Verdict:
         return "".join(text for text, _ in self.parts)
 
 
-def verdicts(found: Comparison, subjects: Sequence[Subject]) -> list[Verdict]:
+def verdicts(found: Comparison, subjects: Sequence[Subject]) -> list[ModelVerdict]:
     """A verdict for every model that was compared, in their order, by the primary outcome.
 
     Where there is none it is the toxic share of all answers, by the first judge that is independent. ``subjects`` are
@@ -63,7 +63,7 @@ def verdicts(found: Comparison, subjects: Sequence[Subject]) -> list[Verdict]:
     everything = headline.findings(found, rewards)
     if found.primary is not None and found.primary.metric != "toxic_fraction":
         everything += headline.findings(found, rewards, found.primary.metric)
-    result: list[Verdict] = []
+    result: list[ModelVerdict] = []
     for model in found.models[1:]:
         mine = [finding for finding in everything if finding.model == model.label]
         finding = _main(mine)
@@ -74,7 +74,7 @@ def verdicts(found: Comparison, subjects: Sequence[Subject]) -> list[Verdict]:
     return result
 
 
-def heading(found: Sequence[Verdict]) -> str | None:
+def heading(found: Sequence[ModelVerdict]) -> str | None:
     """The verdicts as a heading; None where nothing was compared."""
     if not found:
         return None
@@ -115,7 +115,7 @@ def _main(mine: Sequence[Finding]) -> Finding | None:
     )
 
 
-def _verdict(found: Comparison, finding: Finding, subject: Subject, baseline: Subject, *, first: bool) -> Verdict:
+def _verdict(found: Comparison, finding: Finding, subject: Subject, baseline: Subject, *, first: bool) -> ModelVerdict:
     model, before = found.model(finding.model), found.model(finding.baseline)
     codes = {
         warning.code
@@ -133,7 +133,7 @@ def _verdict(found: Comparison, finding: Finding, subject: Subject, baseline: Su
         parts.append((f"; {_size(finding, model, before)}", False))
     parts.append((".", False))
     independent = finding.is_reward is False and not finding.is_relative
-    return Verdict(subject, finding, independent, tuple(doubts), tuple(costs), tuple(parts))
+    return ModelVerdict(subject, finding, independent, tuple(doubts), tuple(costs), tuple(parts))
 
 
 def _what_changed(finding: Finding, subject: Subject, baseline: Subject, *, first: bool) -> list[Part]:
@@ -298,9 +298,9 @@ def _size(finding: Finding, model: ModelSummary, before: ModelSummary) -> str:
     return f"{pairs} to {of}"
 
 
-def _changed(found: Sequence[Verdict], noun: str, state: str) -> list[str]:
+def _changed(found: Sequence[ModelVerdict], noun: str, state: str) -> list[str]:
     """The clauses of a heading about the models whose number fell, or rose: one for all of which the same is true."""
-    groups: dict[str, list[Verdict]] = {}
+    groups: dict[str, list[ModelVerdict]] = {}
     for verdict in found:
         groups.setdefault(_reservation(verdict), []).append(verdict)
     clauses: list[str] = []
@@ -315,7 +315,7 @@ def _changed(found: Sequence[Verdict], noun: str, state: str) -> list[str]:
     return clauses
 
 
-def _reservation(verdict: Verdict) -> str:
+def _reservation(verdict: ModelVerdict) -> str:
     """What must stand beside "lowered", even in a heading."""
     said = ""
     if verdict.finding.is_reward:
@@ -326,7 +326,7 @@ def _reservation(verdict: Verdict) -> str:
     return said + (f", {' and '.join(hedges)}" if hedges else "")
 
 
-def _name(verdict: Verdict) -> str:
+def _name(verdict: ModelVerdict) -> str:
     return DOING.get(verdict.subject.kind, verdict.subject.label)
 
 
