@@ -1,9 +1,11 @@
 import json
 
+import interpretation_sample
 import pytest
 import report_sample
 import typed
 
+from rewardlm.interpreting.findings import Interpretation
 from rewardlm.reporting.examples import KINDS
 from rewardlm.reporting.page import render_page
 
@@ -140,6 +142,23 @@ def calm(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same with what changed inside the models."""
+    path = tmp_path_factory.mktemp("whole") / "report.html"
+    inside = Interpretation.model_validate(interpretation_sample.sample_interpretation())
+    page = render_page(
+        typed.comparison(report_sample.sample_result()),
+        title="A page with all parts",
+        examples=typed.examples(report_sample.sample_examples()),
+        training=report_sample.sample_training(),
+        about=report_sample.sample_about(),
+        interpretations=[("PT → FT → RL", inside)],
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
 def unfold(page):
     """Open everything; figures are drawn in the frame after."""
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
@@ -164,11 +183,12 @@ def test_fifty_payloads_do_nothing(hostile, visit):
     assert page.eval_on_selector_all(f"body :is({strangers})", "found => found.length") == 0
     assert page.eval_on_selector_all("a:not([href^='#']):not(.modebar a):not([data-title])", "f => f.length") == 0
     assert page.evaluate("getComputedStyle(document.body).display") == "block"
-    assert page.title() == " ".join(PAYLOADS[44].split())
+    assert page.title().endswith("· " + " ".join(PAYLOADS[44].split()))
 
 
 def test_payloads_are_read_as_they_were_written(hostile, visit):
     page = visit(hostile).page
+    unfold(page)
     shown = page.eval_on_selector_all(".answer blockquote", "found => found.map(e => e.textContent)")
     assert sorted(shown) == sorted(PAYLOADS)
     labels = page.eval_on_selector_all(".ytick text", "found => found.map(e => e.textContent)")
@@ -180,7 +200,7 @@ def test_every_figure_is_drawn(calm, visit):
     seen = visit(calm)
     page = seen.page
     # What is folded is drawn when it opens.
-    assert page.locator(".canvas .main-svg").count() < page.locator(".canvas").count()
+    assert 0 < page.locator(".canvas.js-plotly-plot").count() < page.locator(".canvas").count()
     unfold(page)
     seen.assert_quiet()
     assert page.locator(".canvas").count() == 14
@@ -294,10 +314,10 @@ def test_every_figure_and_table_has_words_for_it(calm, visit):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (375, "dark")])
-def test_axe_finds_nothing(calm, visit, width, scheme):
+def test_axe_finds_nothing(whole, visit, width, scheme):
     """Everything open, offensive texts shown: no rule of axe-core is broken."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    page = visit(calm, width=width, scheme=scheme).page
+    page = visit(whole, width=width, scheme=scheme).page
     unfold(page)
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()

@@ -163,6 +163,14 @@ def test_several_models_share_a_heading() -> None:
     )
 
 
+def test_many_models_are_counted_in_a_heading() -> None:
+    many = [change(f"M{number}") for number in range(9)]
+    assert said(result(*many))[0].startswith("The toxic share of answers to toxic prompts is lower with 9 models")
+    # Two models of one kind can't be told apart by it.
+    two = result(change("RL"), change("RL2"))
+    assert said(two, PT, RL, Subject("RL2", "rlaf", ["starter"]))[0].startswith("2 models lowered the toxic share")
+
+
 @pytest.mark.parametrize(
     ("n", "words"),
     [(488, "244 prompts × 2 answers"), (480, "480 pairs of answers to 244 prompts"), (1, "1 pair of answers to 244")],

@@ -29,6 +29,8 @@ from rewardlm.stats import LEVEL
 
 # A perplexity that rose by less is "as fluent".
 AS_FLUENT = 0.10
+# So many models are named in a heading.
+_NAMED = 4
 _OF_SHARES: tuple[Metric, ...] = ("toxic_fraction", "toxicity_probability")
 
 
@@ -92,7 +94,7 @@ def heading(found: Sequence[ModelVerdict]) -> str | None:
         return f"No change of {noun} that can be told from chance"
     text = "; ".join(sure)
     if doubtful:
-        text += f"; for {_listed([_name(one) for one in doubtful])} it can’t be told from chance"
+        text += f"; for {_names(doubtful)} it can’t be told from chance"
     return _capital(text)
 
 
@@ -305,7 +307,7 @@ def _changed(found: Sequence[ModelVerdict], noun: str, state: str) -> list[str]:
         groups.setdefault(_reservation(verdict), []).append(verdict)
     clauses: list[str] = []
     for reservation, group in groups.items():
-        names = _listed([_name(verdict) for verdict in group])
+        names = _names(group)
         what = "it" if clauses else noun
         if all(verdict.subject.kind in DOING for verdict in group):
             text = f"{names} {'lowered' if state == 'fell' else 'raised'} {what}"
@@ -326,8 +328,10 @@ def _reservation(verdict: ModelVerdict) -> str:
     return said + (f", {' and '.join(hedges)}" if hedges else "")
 
 
-def _name(verdict: ModelVerdict) -> str:
-    return DOING.get(verdict.subject.kind, verdict.subject.label)
+def _names(found: Sequence[ModelVerdict]) -> str:
+    """What was done to the models, or their labels; of many only how many they are."""
+    names = dict.fromkeys(DOING.get(verdict.subject.kind, verdict.subject.label) for verdict in found)
+    return _listed([*names]) if len(names) == len(found) <= _NAMED else f"{len(found)} models"
 
 
 def _listed(texts: Sequence[str]) -> str:
