@@ -2,7 +2,7 @@
 
 The words follow the numbers and the audit's warnings, and nothing else. A change is "lowered" or "raised" only where
 ``headline`` calls it a fall or a rise; a judge that was the reward is named as such; what got worse is said in the same
-sentence. The page, the terminal and the model card print the same words.
+sentence. The page and the terminal print the same words.
 """
 
 from __future__ import annotations
