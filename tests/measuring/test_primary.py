@@ -289,7 +289,7 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     assert "Of as many scored answers a prompt in both (RL: " in text
     assert "What unscored answers may make of the toxic share's change" in text
     worst = result["models"][1]["scorers"]["a"]["all"]["toxic_fraction_worst"]
-    assert f"{worst:.3f}" in text
+    assert f"{100 * worst:.1f}" in text
     assert max(map(len, text.splitlines())) <= 100
     for number, (one, two) in enumerate((([[0.9]], [[0.1]]), ([[0.9]], [[None]]), ([[0.2], [0.9]], [[None], [0.1]]))):
         small = [build_run(tmp_path / f"{x}{number}", x, {"a": grid}) for x, grid in (("PT", one), ("RL", two))]
