@@ -37,6 +37,8 @@ from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
 from rewardlm.measuring.comparison import METRICS, SPLITS, Change, Primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
+from rewardlm.measuring.disagreement import difference_of_judges
+from rewardlm.measuring.grid import Rule
 from rewardlm.stats import difference_of_means
 from rewardlm.types import Message, Prompt
 
@@ -179,6 +181,32 @@ def audited(before: Grid, after: Grid) -> Found:
     return {"quotation": below(difference_of_means(sums[0], counts[0], sums[1], counts[1]).p_value)}
 
 
+def two_judges(before: Grid, after: Grid) -> Found:
+    """What ``judges_disagree`` tests. The first half of the columns is what one judge sees of the answers, the second
+    half what the other does."""
+    k = before.shape[1] // 2
+    one, two = (before[:, :k], after[:, :k]), (before[:, k:], after[:, k:])
+    return {"judges' changes": below(difference_of_judges(one, two, Rule(0.5, False, FLIPS, 0)).p_value)}
+
+
+def seen_by_two(before: float, after: float, other_after: float, samples: int) -> Draw:
+    """By one judge the toxic share goes to ``after``, by the other to ``other_after``. They see the same answers, and
+    each errs in one of ten on its own."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        own = tendencies(rng, n, before)
+
+        def seen(share: float, other: float) -> Grid:
+            level = rng.random((n, samples))
+            wrong = rng.random((2, n, samples)) < 0.1
+            hits = [level < own * one / before for one in (share, other)]
+            return np.hstack([np.where(hit ^ slip, 0.9, 0.1) for hit, slip in zip(hits, wrong, strict=True)])
+
+        return seen(before, before), seen(after, other_after)
+
+    return draw
+
+
 def read_together(before: Grid, after: Grid) -> Found:
     """Is anything significant in a table of three judges and five splits? The judges see the same answers."""
     entries = []
@@ -290,6 +318,20 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
     ("compare", compared, NULLS),
     ("interpret", interpreted, [null for null in NULLS if null.name.startswith(("share 0.1, 4", "skewed", "another"))]),
     ("audit", audited, [null for null in NULLS if null.name.startswith("share") and "up to" not in null.name]),
+    (
+        "two judges",
+        two_judges,
+        [
+            Null(
+                f"both see 0.3 to {after}, {k}",
+                seen_by_two(0.3, after, after, k),
+                "one alone",
+                seen_by_two(0.3, 0.05, 0.3, k),
+            )
+            for after in (0.3, 0.1)
+            for k in (1, 4)
+        ],
+    ),
     ("read together", read_together, [null for null in NULLS if null.name.startswith("share 0.3")]),
     ("run", of_the_run, [null for null in NULLS if null.name.startswith("skewed")]),
     ("inside", inside, [Null("one more random set", sets_of_vectors(0), "+3", sets_of_vectors(3))]),

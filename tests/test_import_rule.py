@@ -27,13 +27,13 @@ ROWS = [
     {"fastpath"},
     {"runs", "services", "packaged", "gguf", "progress", "trunk"},
     {"config"},
-    {"types", "errors", "stats"},
+    {"types", "errors", "stats", "formats"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.
 # What is looked into are measured runs, and the page shows what was found, there and of judges, without torch.
 BESIDE = {
-    ("packaged", "gguf"),
+    ("packaged", "gguf"), ("formats", "stats"),
     ("models", "data"), ("types", "errors"), ("reporting", "measuring"), ("judges", "training"),
     ("training", "measuring"), ("interpreting", "measuring"), ("reporting", "interpreting"), ("reporting", "judges"),
 }  # fmt: skip

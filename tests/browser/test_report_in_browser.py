@@ -1,9 +1,12 @@
 import json
 
+import interpretation_sample
 import pytest
 import report_sample
 import typed
 
+from rewardlm.interpreting.findings import Interpretation
+from rewardlm.reporting.examples import KINDS
 from rewardlm.reporting.page import render_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -84,7 +87,7 @@ def hostile(tmp_path_factory):
     }
     examples = [
         {
-            "kind": ("improved", "worse", "unchanged")[number % 3],
+            "kind": KINDS[number % len(KINDS)],
             "prompt": payload,
             "history": [[payload, payload]],
             "toxicity": 0.9,
@@ -139,13 +142,35 @@ def calm(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same with what changed inside the models."""
+    path = tmp_path_factory.mktemp("whole") / "report.html"
+    inside = Interpretation.model_validate(interpretation_sample.sample_interpretation())
+    page = render_page(
+        typed.comparison(report_sample.sample_result()),
+        title="A page with all parts",
+        examples=typed.examples(report_sample.sample_examples()),
+        training=report_sample.sample_training(),
+        about=report_sample.sample_about(),
+        interpretations=[("PT → FT → RL", inside)],
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def unfold(page):
+    """Open everything; figures are drawn in the frame after."""
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    page.wait_for_timeout(500)
+
+
 def test_fifty_payloads_do_nothing(hostile, visit):
     assert len(set(PAYLOADS)) == 50
     seen = visit(hostile)
     page = seen.page
     page.click("#unveil")
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
-    page.wait_for_timeout(300)
+    unfold(page)
     for canvas in page.query_selector_all(".canvas")[:4]:
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
@@ -158,11 +183,12 @@ def test_fifty_payloads_do_nothing(hostile, visit):
     assert page.eval_on_selector_all(f"body :is({strangers})", "found => found.length") == 0
     assert page.eval_on_selector_all("a:not([href^='#']):not(.modebar a):not([data-title])", "f => f.length") == 0
     assert page.evaluate("getComputedStyle(document.body).display") == "block"
-    assert page.title() == " ".join(PAYLOADS[44].split())
+    assert page.title().endswith("· " + " ".join(PAYLOADS[44].split()))
 
 
 def test_payloads_are_read_as_they_were_written(hostile, visit):
     page = visit(hostile).page
+    unfold(page)
     shown = page.eval_on_selector_all(".answer blockquote", "found => found.map(e => e.textContent)")
     assert sorted(shown) == sorted(PAYLOADS)
     labels = page.eval_on_selector_all(".ytick text", "found => found.map(e => e.textContent)")
@@ -173,8 +199,14 @@ def test_payloads_are_read_as_they_were_written(hostile, visit):
 def test_every_figure_is_drawn(calm, visit):
     seen = visit(calm)
     page = seen.page
+    # What is folded is drawn when it opens.
+    assert 0 < page.locator(".canvas.js-plotly-plot").count() < page.locator(".canvas").count()
+    unfold(page)
     seen.assert_quiet()
-    assert page.locator(".canvas").count() == 13
+    assert page.locator(".canvas").count() == 14
+    # 2 models × 2 judges, each with its interval.
+    assert page.locator("#summary .points path.point").count() == 4
+    assert page.locator("#summary .errorbar").count() == 4
     for canvas in page.query_selector_all(".canvas"):
         box = canvas.query_selector(".main-svg").bounding_box()
         assert box["width"] > 150
@@ -192,10 +224,10 @@ def test_every_figure_is_drawn(calm, visit):
     assert marks[3] > marks[0]
 
 
-@pytest.mark.parametrize("width", [320, 400, 768, 1400])
+@pytest.mark.parametrize("width", [320, 375, 768, 1100, 1400])
 def test_nothing_sticks_out_sideways(calm, visit, width):
     page = visit(calm, width=width).page
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     edges = page.eval_on_selector_all(
         "section, .plot, .card, .warnings li, .example, .canvas .main-svg",
@@ -206,7 +238,7 @@ def test_nothing_sticks_out_sideways(calm, visit, width):
 
 def test_hostile_lengths_do_not_stick_out_either(hostile, visit):
     page = visit(hostile, width=400).page
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
@@ -214,7 +246,7 @@ def test_hostile_lengths_do_not_stick_out_either(hostile, visit):
 def test_texts_have_contrast(calm, visit, scheme):
     """WCAG AA, 4.5:1, of every text against the nearest background that is painted behind it."""
     page = visit(calm, scheme=scheme).page
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    unfold(page)
     poor = page.evaluate(
         """() => {
           const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -252,7 +284,8 @@ def test_hidden_texts_show_and_hide_again(calm, visit):
     assert not page.get_by_text("you stupid fools").is_visible()
     page.click("#unveil")
     assert page.get_by_text("you stupid fools").is_visible()
-    assert page.get_attribute("#unveil", "aria-pressed") == "true"
+    assert page.get_attribute("#unveil", "aria-checked") == "true"
+    assert page.evaluate("document.documentElement.dataset.veils") == "shown"
     page.click("#unveil")
     assert not page.get_by_text("you stupid fools").is_visible()
 
@@ -260,13 +293,14 @@ def test_hidden_texts_show_and_hide_again(calm, visit):
 def test_printing_fits_the_figures_to_paper_and_back(calm, visit):
     page = visit(calm).page
     widths = "found => found.map(e => e.getBoundingClientRect().width)"
-    before = page.eval_on_selector_all(".canvas .main-svg", widths)
+    shown = ".canvas:not(details:not([open]) *) .main-svg"
+    before = page.eval_on_selector_all(shown, widths)
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.wait_for_timeout(200)
     assert set(page.eval_on_selector_all(".canvas .main-svg", "f => f.map(e => +e.getAttribute('width'))")) == {620}
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     page.wait_for_timeout(500)
-    assert page.eval_on_selector_all(".canvas .main-svg", widths) == before
+    assert page.eval_on_selector_all(shown, widths) == before
 
 
 def test_every_figure_and_table_has_words_for_it(calm, visit):
@@ -277,3 +311,75 @@ def test_every_figure_and_table_has_words_for_it(calm, visit):
     assert page.eval_on_selector_all(".canvas", "f => f.every(e => e.getAttribute('aria-label').length > 15)")
     assert page.eval_on_selector_all("table", "f => f.every(e => e.caption && e.caption.textContent.trim())")
     assert page.eval_on_selector_all("th", "f => f.every(e => e.scope)")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (375, "dark")])
+def test_axe_finds_nothing(whole, visit, width, scheme):
+    """Everything open, offensive texts shown: no rule of axe-core is broken."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = visit(whole, width=width, scheme=scheme).page
+    unfold(page)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_contents_stay_beside_the_page(calm, visit):
+    page = visit(calm).page
+    page.click(".contents a[href='#method']")
+    page.wait_for_timeout(1500)
+    box = page.locator(".contents").bounding_box()
+    assert 0 <= box["y"] < 200
+    assert page.locator("#method").bounding_box()["y"] < 300
+    assert page.get_attribute(".contents a[aria-current]", "href") == "#method"
+
+
+def test_on_a_phone_the_contents_fold(calm, visit):
+    page = visit(calm, width=375).page
+    assert not page.locator(".contents ol").is_visible()
+    page.click(".contents summary")
+    page.click(".contents a[href='#training']")
+    page.wait_for_timeout(1500)
+    assert not page.locator(".contents ol").is_visible()
+    assert page.locator(".contents summary").bounding_box()["y"] < 60
+    # The bar doesn't hide what was asked for.
+    assert 0 < page.locator("#training h2").bounding_box()["y"] < 300
+
+
+def test_a_link_opens_the_fold_that_it_points_into(calm, visit):
+    page = visit(calm).page
+    assert not page.locator("#tables table").first.is_visible()
+    page.evaluate("location.hash = '#tables'")
+    page.wait_for_timeout(1200)
+    assert page.locator("#tables table").first.is_visible()
+    assert page.locator("#flows .main-svg").count() == 0
+    # A part's own state may follow; one that is no target does nothing.
+    page.evaluate("location.hash = '#flows?model=RL'")
+    page.wait_for_timeout(1200)
+    assert page.locator("#flows .main-svg").count() > 0
+    page.evaluate("location.hash = '#nowhere'")
+
+
+def test_a_link_from_elsewhere_opens_it_too(calm, visit, browser):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(calm.as_uri() + "#qualities")
+    page.wait_for_timeout(1000)
+    assert page.locator("#qualities table").is_visible()
+    context.close()
+
+
+def test_paper_has_everything_and_no_controls(calm, visit):
+    """A4 less its margins is 718 pixels wide at 96 dots an inch."""
+    page = visit(calm, width=718).page
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_timeout(500)
+    assert page.locator("details.fold:not([open])").count() == 0
+    assert page.locator("details.veil[open]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    for table in page.query_selector_all("table"):
+        assert table.bounding_box()["x"] + table.bounding_box()["width"] <= 718
+    assert not page.locator(".contents").is_visible()
+    assert page.eval_on_selector_all("button", "found => found.every(e => !e.getClientRects().length)")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.fold[open]").count() == 0

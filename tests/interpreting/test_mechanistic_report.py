@@ -12,8 +12,9 @@ from markupsafe import escape
 from planted import examined
 from rich.console import Console
 
+from rewardlm import formats
 from rewardlm.interpreting.findings import CausalRow, Estimate, Inside, LogitShareMeans
-from rewardlm.reporting import formats, interpretation, intervals, mechanistic
+from rewardlm.reporting import interpretation, intervals, mechanistic
 from rewardlm.reporting.mechanistic_figures import (
     edges,
     lens_figure,

@@ -59,8 +59,8 @@ def test_answers_that_flatter(tmp_path: Path, code: str, text: str, share: int, 
     assert (("RL", code) in found) == warned
     assert ("PT", code) not in found
     if warned:
-        assert "8.0%" in found["RL", code]
-        assert "PT: 0.0%" in found["RL", code]
+        assert found["RL", code].startswith("8.0 % of the answers")
+        assert "(PT: 0.0 %)" in found["RL", code]
 
 
 @pytest.mark.parametrize(("words", "warned"), [(7, False), (6, True)])
@@ -113,7 +113,7 @@ def test_fluency(tmp_path: Path, after: float, warned: bool) -> None:
     )
     assert (("RL", "fluency") in found) == warned
     if warned:
-        assert "from 10.0 (PT) to 15.2, by 52%" in found["RL", "fluency"]
+        assert "from 10.0 (PT) to 15.2, by 52 %" in found["RL", "fluency"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_fluency(tmp_path: Path, after: float, warned: bool) -> None:
         ({"generation": {"temperature": 0.2, "top_p": 1.0}}, "generation.temperature 0.2 (there 1.0)"),
         ({"chat": {"system": "Be kind. " * 20}}, "chat.system 'Be kind. Be kind. Be kind. Be kind. Be… (there None)"),
         ({"load": "4bit"}, "load '4bit' (there None)"),
-        ({"samples": 25}, "samples 25 (there 1): the difference may be theirs, and the highest score"),
+        ({"samples": 25}, "samples 25 (there 1). The change may come from the settings. The highest score"),
     ],
 )
 def test_answers_that_were_drawn_otherwise(tmp_path: Path, changed: dict[str, Any], said: str | None) -> None:
@@ -161,8 +161,21 @@ def test_perplexities_by_two_models_are_not_compared(tmp_path: Path) -> None:
 def test_judges_disagree(tmp_path: Path) -> None:
     found = warnings(tmp_path, {"a": column(40), "b": column(20)}, {"a": column(10), "b": column(35)})
     message = found["RL", "judges_disagree"]
-    assert "-0.300" in message
-    assert "+0.150" in message
+    assert "changed by −30.0 points (95 % interval −" in message
+    assert "by +15.0 points (95 % interval +" in message
+    # Of 100 prompts 45 differ by one answer, all to one side: −30 minus +15.
+    assert "differ by 45.0 points" in message
+
+
+def test_judges_that_differ_by_noise_do_not_disagree(tmp_path: Path) -> None:
+    """One sees two toxic answers of 100 more, the other two fewer: four coins that fall alike, p = 1/8."""
+    before, after = {"a": column(20), "b": column(20)}, {"a": column(22), "b": column(18)}
+    assert ("RL", "judges_disagree") not in warnings(tmp_path, before, after)
+
+
+def test_judges_that_both_see_a_fall_do_not_disagree(tmp_path: Path) -> None:
+    before, after = {"a": column(50), "b": column(50)}, {"a": column(5), "b": column(45)}
+    assert ("RL", "judges_disagree") not in warnings(tmp_path, before, after)
 
 
 def test_judges_disagree_on_toxic_prompts_only(tmp_path: Path) -> None:
@@ -170,7 +183,33 @@ def test_judges_disagree_on_toxic_prompts_only(tmp_path: Path) -> None:
     before = {"a": column(30), "b": [0.1] * 20 + [0.9] * 10 + [0.9] * 30 + [0.1] * 40}
     after = {"a": column(10), "b": column(20)}
     found = warnings(tmp_path, before, after, before_run=runs, after_run=runs)
-    assert found["RL", "judges_disagree"].startswith("on toxic prompts")
+    assert found["RL", "judges_disagree"].startswith("On toxic prompts")
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_fewer_counter_narratives_are_told_however_many_models_are_compared(tmp_path: Path, models: int) -> None:
+    """The demo's case, 40 to 19 % of its answers to toxic prompts: p = .01 is a loss whoever else was compared."""
+
+    def run(label: str, kept: range) -> Path:
+        quality = [
+            {"generation_id": f"p{i}-0", "classes": CLASSES["counter_narrative" if i in kept else "agreement"]}
+            for i in range(47)
+        ]
+        return build_run(
+            tmp_path / label, label, {"a": [[0.1]] * 47}, texts=[[GOOD]] * 47, toxicity=[0.9] * 47, quality=quality,
+            pair_judge={"name": "pairs", "revision": "1", "error": None},
+        )  # fmt: skip
+
+    # 19 of 47 before; 9 after, of which 6 are among these: 13 lost, 3 gained.
+    runs = [run("PT", range(19)), run("RL", range(13, 22)), *(run(f"FT{k}", range(19)) for k in range(models - 1))]
+    result = compared(runs, n_resamples=500)
+    change = result["models"][1]["counter_narrative_change"]
+    assert 0.01 < change["p_value"] < 0.05
+    # Corrected for five models it would be no news.
+    assert (change["p_adjusted"] < 0.05) == (models < 5)
+    (message,) = [one["message"] for one in result["warnings"] if one["code"] == "counter_narratives_fell"]
+    assert message.startswith("Fewer answers to toxic prompts are counter-narratives: 19.1 %, and 40.4 % of PT's.")
+    assert "−21.3 points (95 % interval −" in message
 
 
 @pytest.mark.parametrize("meta", [{"rewards": ["a"]}, {"rewards": ["mean(a,c)"]}, {"rewards": ["a#toxic"]}])
@@ -178,7 +217,7 @@ def test_the_judge_is_the_reward(tmp_path: Path, meta: dict[str, Any]) -> None:
     before, after = {"a": column(40), "b": column(40)}, {"a": column(10), "b": column(35)}
     found = warnings(tmp_path, before, after, after_run=meta)
     message = found["RL", "judge_is_reward"]
-    assert "a -0.300, b -0.050" in message
+    assert "in points: −30.0 by a, −5.0 by b." in message
     assert ("PT", "judge_is_reward") not in found
 
 
@@ -207,8 +246,8 @@ REWARD = lineage(("r", "2", None), ("t", "1", "r"))
         (lineage(("a", "1", None)), "trained on r: a taught r"),  # the teacher measures, whatever it is called here
         (lineage(("a", "3", None), ("r", "2", "a")), "trained on r: r taught a"),
         (lineage(("a", "3", None), ("t", "1", "s"), ("s", "4", "a")), "trained on r: t taught both: s and r"),
-        (lineage(("a", "3", None), known=False), "nobody recorded what it learnt from"),
-        (None, "nobody recorded what it learnt from"),
+        (lineage(("a", "3", None), known=False), "Nobody recorded what a, or the reward r, learnt from"),
+        (None, "Nobody recorded what a, or the reward r, learnt from"),
         (lineage(("a", "3", None), ("t", "5", "a")), None),  # another judge called t
         (lineage(("a", None, None)), None),
     ],
@@ -225,7 +264,7 @@ def test_a_judge_that_is_a_relative_of_the_reward(tmp_path: Path, judge: dict[st
 def test_a_reward_of_which_nothing_is_recorded_makes_no_judge_independent(tmp_path: Path) -> None:
     meta = {"rewards": ["r"], "scorers": [judged_by("a", lineage(("a", "1", None)))]}
     found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta)
-    assert "of a, or of the reward r, nobody recorded" in found["RL", "judge_taught_reward"]
+    assert "Nobody recorded what a, or the reward r, learnt from" in found["RL", "judge_taught_reward"]
 
 
 def test_without_a_reward_nobody_asks_for_lineages(tmp_path: Path) -> None:
@@ -271,9 +310,9 @@ def test_a_gain_that_is_all_in_another_script(tmp_path: Path) -> None:
     after = [0.0] * 30 + [0.9] * 11 + [0.1] * 59
     found = warnings(tmp_path, {"a": column(40)}, {"a": after}, after_run={"answers": answers})
     message = found["RL", "gain_not_on_comparable"]
-    assert "paired -0.290" in message
+    assert "−29.0 of the pairs scored in both" in message or "of the pairs scored in both −29.0" in message
     assert "70 pairs" in message
-    assert "+0.014" in message
+    assert "+1.4 points" in message
 
 
 def test_a_gain_that_is_all_in_answers_that_nobody_scored(tmp_path: Path) -> None:
@@ -285,7 +324,7 @@ def test_a_gain_that_is_all_in_answers_that_nobody_scored(tmp_path: Path) -> Non
         {"a": after},
         after_run={"answers": answers, "reason": "language not supported"},
     )
-    assert "of all -0.300" in found["RL", "gain_not_on_comparable"]
+    assert "with unscored ones as harmless −30.0" in found["RL", "gain_not_on_comparable"]
     assert "30 language not supported" in found["RL", "unscored"]
 
 
@@ -368,7 +407,7 @@ def test_many_samples_are_audited_by_answer(tmp_path: Path) -> None:
     texts = [[GOOD] * 4 + [""] for _ in range(20)]
     run = build_run(tmp_path / "run", "PT", {"a": scores}, texts=texts)
     (warning,) = compared([run], n_resamples=100)["warnings"]
-    assert (warning["code"], warning["message"][:5]) == ("empty", "20.0%")
+    assert (warning["code"], warning["message"][:5]) == ("empty", "20.0 ")
 
 
 QUOTING = "You say all of them are thieves, but nobody is a thief for where they were born."
@@ -407,8 +446,8 @@ def test_a_judge_that_punishes_quotations(
     assert (("RL", "quotation_punished") in found) == warned
     if warned:
         message = found["RL", "quotation_punished"]
-        assert "50.0% of the 40 counter-narratives" in message
-        assert "6.7% of the 60 others" in message
+        assert "50.0 % of the 40 counter-narratives" in message
+        assert "6.7 % of the 60 others" in message
 
 
 @pytest.mark.parametrize(("rewards", "warned"), [(["c", "pairs"], True), (["c"], False)])
@@ -424,4 +463,4 @@ def test_the_judge_of_counter_narratives_is_the_reward(tmp_path: Path, rewards: 
     found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=run, before_run={"toxicity": [0.9] * N})
     assert (("RL", "judge_is_reward") in found) == warned
     if warned:
-        assert "trained on pairs, which also says that 30.0% of its answers" in found["RL", "judge_is_reward"]
+        assert "trained on pairs, which also says that 30.0 % of its answers" in found["RL", "judge_is_reward"]

@@ -456,7 +456,7 @@ def test_fewer_counter_narratives_are_a_warning(tmp_path: Path, after: int, warn
     assert len(found) == warned
     if warned:
         assert found[0]["model"] == "RL"
-        assert "fell by 0.400" in found[0]["message"]
+        assert "That is −40.0 points (95 % interval −" in found[0]["message"]
         assert "30 pairs" in found[0]["message"]
 
 

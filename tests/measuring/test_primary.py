@@ -231,8 +231,8 @@ def test_the_shares_of_a_sentence_are_of_its_pairs_and_the_audit_says_what_other
     assert "fell by 60.0 percentage points" in said
     assert "20 pairs), from 60.0 % of PT’s answers in these pairs to 0.0 % of RL’s." in said
     (warning,) = [warning for warning in result["warnings"] if warning["code"] == "unscored_decide"]
-    assert "-0.600" in warning["message"]
-    assert "+0.200" in warning["message"]
+    assert "−60.0 points" in warning["message"]
+    assert "+20.0 points" in warning["message"]
 
 
 def test_of_emt_prompts_are_counted(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     assert "Of as many scored answers a prompt in both (RL: " in text
     assert "What unscored answers may make of the toxic share's change" in text
     worst = result["models"][1]["scorers"]["a"]["all"]["toxic_fraction_worst"]
-    assert f"{worst:.3f}" in text
+    assert f"{100 * worst:.1f}" in text
     assert max(map(len, text.splitlines())) <= 100
     for number, (one, two) in enumerate((([[0.9]], [[0.1]]), ([[0.9]], [[None]]), ([[0.2], [0.9]], [[None], [0.1]]))):
         small = [build_run(tmp_path / f"{x}{number}", x, {"a": grid}) for x, grid in (("PT", one), ("RL", two))]

@@ -62,8 +62,8 @@ def test_models_of_which_one_was_cut_off_more_raise_one(tmp_path: Path, cut: int
     if warned:
         [(model, message)] = found
         assert model == "RL"
-        assert f"{cut}.0% of the answers were cut off" in message
-        assert "90.0% of PT's" in message
+        assert f"{cut}.0 % of the answers were cut off" in message
+        assert "90.0 % of PT's" in message
 
 
 def test_a_difference_that_may_be_chance_is_no_warning(tmp_path: Path) -> None:

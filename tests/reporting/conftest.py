@@ -15,7 +15,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.stack, self.texts, self.tables, self.scripts, self.tags, self.metas = [], {}, [], [], [], []
-        self.unclosed = []
+        self.unclosed, self.heading, self.title = [], "", ""
         self.feed(html)
         self.close()
 
@@ -49,6 +49,10 @@ class Page(HTMLParser):
             return
         if "style" in tags:
             return
+        if "h1" in tags:
+            self.heading += data
+        if "title" in tags:
+            self.title += data
         for _, name in self.stack:
             if name:
                 self.texts[name] = self.texts.get(name, "") + data

@@ -83,7 +83,7 @@ def test_page_terminal_and_markdown_say_it(parts, render):
     print_comparison(typed.comparison(parts["result"]), console)
     shown = " ".join(console.export_text().split())
     assert sentence in shown
-    assert "cut off 90.0% 80.0% 12.5%" in shown
+    assert "cut off 90.0 % 80.0 % 12.5 %" in shown
     assert sentence in as_markdown(typed.comparison(parts["result"]))
 
 
@@ -116,6 +116,7 @@ def test_the_page_of_stored_runs_says_it_and_marks_the_examples(tmp_path, parse,
     page = parse(build_report([tmp_path / "PT", tmp_path / "RL"], tmp_path / "report.html").read_text())
     assert "Cut off after 20 tokens, before their end: 87.5 % of PT’s answers, 87.5 % of RL’s" in page.text("results")
     assert ("protocol of RealToxicityPrompts" in page.text("results")) == bool(preset)
-    # Four examples, two answers each; p0's ended by itself.
+    # Two examples, two answers each; p0's ended by itself, so it is one of them.
     examples = page.text("examples")
-    assert examples.count("cut off") == 2 * (4 - ("PT says p0" in examples))
+    assert "PT says p0" in examples
+    assert examples.count("cut off") == 2

@@ -37,14 +37,14 @@ def test_a_fall():
     (text,) = words(result_of(("a", "all", -0.031, [-0.052, -0.010])), NONE)
     assert text == (
         "PT → RL. By a, which was not a reward in training, the toxic share of all answers fell by 3.1 percentage "
-        "points (95 % CI −5.2 to −1.0; p < 0.001; 700 pairs), from 13.0 % of PT’s answers in these pairs to 10.0 % "
-        "of RL’s."
+        "points (95 % interval −5.2 to −1.0; p < 0.001; 700 pairs), from 13.0 % of PT’s answers in these pairs to "
+        "10.0 % of RL’s."
     )
 
 
 def test_a_rise_is_called_a_rise():
     (text,) = words(result_of(("a", "all", 0.04, [0.01, 0.07])), NONE)
-    assert "rose by 4.0 percentage points (95 % CI +1.0 to +7.0" in text
+    assert "rose by 4.0 percentage points (95 % interval +1.0 to +7.0" in text
     assert "fell" not in text
     assert "significant" not in text
 

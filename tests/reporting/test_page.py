@@ -29,8 +29,40 @@ def test_every_element_is_closed_and_every_link_has_its_target(page):
 def test_sections_come_in_the_reader_s_order(page):
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == [
-        "summary", "warnings", "results", "confidence", "flow", "quality", "training", "examples", "method",
+        "summary", "warnings", "examples", "statistics", "confidence", "quality", "results", "flow", "training",
+        "method",
     ]  # fmt: skip
+
+
+def test_the_heading_is_the_verdict_and_the_title_is_what_it_is_about(parts, render):
+    page = render(parts)
+    names = [" ".join(page.heading.split()), " ".join(page.title.split())]
+    said = "Reinforcement learning lowered the toxic share of all answers, at a price and with doubts"
+    assert all(said in name for name in names)
+    assert names[1].endswith("· A test of the page")
+
+
+def test_a_page_without_a_finding_is_not_headed_by_one(parts, render):
+    for change in parts["result"]["comparisons"]:
+        change |= {"delta_ci95": [-0.2, 0.1], "p_value": 0.3}
+    parts["title"] = "SmolLM2, detoxified"
+    assert render(parts).heading == "No change of the toxic share of all answers that can be told from chance"
+
+
+def test_the_contents_are_the_sections_however_they_are_named(parts, render):
+    page = render(parts)
+    listed = [attributes["href"] for tag, attributes in page.tags if tag == "a" and attributes["href"] != "#summary"]
+    sections = [attributes for tag, attributes in page.tags if tag == "section"]
+    assert [f"#{one['id']}" for one in sections[1:]] == [link for link in listed if link in {
+        f"#{one['id']}" for one in sections
+    }][: len(sections) - 1]  # fmt: skip
+    assert next(one for one in sections if one["id"] == "warnings")["data-toc-count"] == "4"
+
+
+def test_statistics_are_folded(page):
+    folds = [attributes for tag, attributes in page.tags if tag == "details" and attributes.get("class") == "fold"]
+    assert {"numbers", "shares", "qualities", "tables", "flows"} <= {one.get("id") for one in folds}
+    assert all("open" not in one for one in folds)
 
 
 def test_main_table_holds_the_numbers_that_were_put_in(page):
@@ -197,7 +229,8 @@ def test_offensive_texts_are_folded_away_and_others_are_not(page):
 def test_examples_say_how_they_were_chosen(page):
     text = page.text("examples")
     assert "Chosen by rule, not by hand, by lexical2’s scores from PT to RL" in text
-    assert "Drawn at random (seeded)" in text
+    assert "equally many of each kind, readable answers first" in text
+    assert "of 676 pairs of answers 90 fell, 540 hardly changed and 46 rose" in text
 
 
 def test_method_names_models_settings_and_limits(page):
@@ -250,11 +283,11 @@ def test_data_blocks_are_json_and_hold_no_markup(parts, render):
             comparison[key] += "</script><script>alert(1)</script>"
     page = render(parts)
     data = [text for attributes, text in page.scripts if attributes.get("type") == "application/json"]
-    # 2 judges' shares, 4 flows, 1 curve of SFT and 6 of RLAF.
-    assert len(data) == 13
+    # Changes, 2 judges' shares, 4 flows, 1 curve of SFT and 6 of RLAF.
+    assert len(data) == 14
     assert all("data" in json.loads(text) for text in data)
     assert all("<" not in text for text in data)
-    assert len(page.scripts) == 15
+    assert len(page.scripts) == 16
 
 
 def test_what_html_cannot_hold_is_replaced(parts, render):
@@ -301,9 +334,13 @@ def test_report_of_run_directories(tmp_path, parse):
     # 10 of 20 toxic, then 1 of 20.
     assert "from 50.0 % of PT’s answers in these pairs to 5.0 % of RL’s" in summary
     assert "fell by 45.0 percentage points" in summary
+    # Nobody knows what made RL, but that it was trained on one.
+    assert "from 50.0 % with PT to 5.0 % with RL (−45.0 points, 95 % interval −" in summary
     examples = page.text("examples")
-    assert examples.count("RL says") == 4 + 1 + 4
-    assert examples.index("Got worse most") < examples.index("RL says p15") < examples.index("Hardly changed")
+    # Ten falls of one size: three are the largest third, three the middle one.
+    assert examples.count("RL says") == 2 + 2 + 2 + 1
+    assert examples.index("Got worse") < examples.index("RL says p15")
+    assert "of 20 pairs of answers 10 fell, 9 hardly changed and 1 rose" in examples
     assert "Reward" in page.text("training")
     assert "rtp:packaged, the part to measure: 20 prompts" in page.text("method")
     assert str(tmp_path) not in out.read_text(encoding="utf-8")

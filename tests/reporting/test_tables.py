@@ -1,4 +1,4 @@
-"""The terminal tables: every number that a reader needs, within 100 columns, and labels as plain text."""
+"""The terminal tables: every number that a reader needs, within 80 columns, and labels as plain text."""
 
 import io
 from typing import Any
@@ -87,22 +87,22 @@ def sample(label: str = "FT", scorer: str = "judge") -> dict[str, Any]:
 
 def printed(result: dict[str, Any], *, colour: bool = False) -> str:
     file = io.StringIO()
-    print_comparison(typed.comparison(result), Console(file=file, width=100, force_terminal=colour, color_system=None))
+    print_comparison(typed.comparison(result), Console(file=file, width=80, force_terminal=colour, color_system=None))
     return file.getvalue()
 
 
-def test_everything_is_there_within_100_columns() -> None:
+def test_everything_is_there_within_80_columns() -> None:
     text = printed(sample())
-    assert max(map(len, text.splitlines())) <= 100
-    for number in ("0.142", "0.131 0.152", "0.122", "0.272", "0.577", "0.693", "5000", "4321", "679"):
+    assert max(map(len, text.splitlines())) <= 80
+    for number in ("14.2", "13.1 – 15.2", "0.272", "0.577", "69.3", "5000", "679"):
         assert number in text, number
-    for number in ("4200", "-0.031", "-0.042 -0.021", "<0.001", "321", "123", "901", "909", "777"):
+    for number in ("4200", "−3.1", "−4.2 to −2.1", "<0.001", "321/123", "901", "909", "777"):
         assert number in text, number
-    for number in ("1.2%", "32.9%", "25.0%", "31.4", "0.875"):
+    for number in ("1.2 %", "32.9 %", "25.0 %", "31.4", "0.875"):
         assert number in text, number
     assert "score > 0.5" in text
     assert "! FT language_switch: 32.9% of the answers [bold] are elsewhere" in text
-    assert "comparable answers" in text
+    assert "comparable" in text
 
 
 def test_what_nobody_measured_is_a_dash_or_left_out() -> None:
@@ -123,7 +123,7 @@ def test_the_disagreement_of_an_ensemble_has_a_table_of_its_own() -> None:
         model["disagreement"] = {"max(a,./b.c)": {"scored": 987, "mean": mean, "fraction_over_half": share}}
     table = printed(result).partition("Disagreement")[2].partition("The highest")[0]
     rows = [line.split() for line in table.splitlines() if "max(" in line]
-    assert rows == [["PT", "max(a,./b.c)", "0.123", "3.2%", "987"], ["FT", "max(a,./b.c)", "–", "–", "987"]]
+    assert rows == [["PT", "max(a,./b.c)", "0.123", "3.2", "%", "987"], ["FT", "max(a,./b.c)", "–", "–", "987"]]
     assert "max(a,./b.c)./b.c" not in "".join(printed(result).split())
 
 
@@ -138,16 +138,9 @@ def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> N
         }  # fmt: skip
         model["pair_judge"] = {"name": "starter_pairs", "revision": "abc", "error": error}
     text = printed(result)
-    assert max(map(len, text.splitlines())) <= 100
-    _, everything, toxic = text.split("Toxicity, ", 2)
-    assert "CN" not in everything
-    toxic = toxic.split("Change of")[0]
-    assert toxic.count("0.457") == 2
-    assert toxic.count("0.302") == 2
-    assert "30.2%" in text.split("Quality")[1]
-    assert "40.0%" in text.split("Quality")[1]
-    assert "0.142" in toxic
-    assert "45.7%" in text.split("Quality")[1]
+    assert max(map(len, text.splitlines())) <= 80
+    for share in ("45.7 %", "30.2 %", "40.0 %"):
+        assert share in text.split("Quality of the answers")[1]
     flat = " ".join(text.split())
     for part in ("Counter-narratives by starter_pairs", "1,234 pairs", "71.0 %", "83.0 %", "52.0 %"):
         assert part in flat, part
@@ -182,4 +175,24 @@ def test_labels_are_text_and_not_markup_or_control_codes() -> None:
 
 def test_long_names_keep_the_tables_narrow() -> None:
     text = printed(sample("m" * 300, "some-organisation/a-very-long-name-of-a-toxicity-classifier"))
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_verdict_comes_first() -> None:
+    text = " ".join(printed(sample()).split())
+    assert text.startswith(
+        "The toxic share of all answers is lower with FT, by a judge that may not be independent. "
+        "The toxic share of all answers fell from PT to FT (−3.1 points, 95 % interval −4.2 to −2.1), by judge (nobody "
+        "recorded whether it was trained on this judge); 4200 pairs of answers".replace("4200", "4,200")
+    )
+    assert text.index("1 warning stands below the tables.") < text.index("Toxicity, all prompts")
+
+
+def test_what_unscored_answers_may_hide_has_a_table() -> None:
+    result = sample()
+    for model in result["models"]:
+        for splits in model["scorers"].values():
+            splits["all"] = entry(toxic_fraction_worst=0.2582)
+    table = printed(result).partition("What unscored answers may hide")[2]
+    assert ["PT", "judge", "679", "12.2", "25.8"] in [line.split() for line in table.splitlines()]
+    assert "What unscored answers may hide" not in printed(sample())

@@ -17,7 +17,7 @@ def report(
     given: Given[CompareSettings],
     runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    title: Annotated[str | None, typer.Option("--title", help="What it is about; its heading is the verdict.")] = None,
 ) -> None:
     """Write one self-contained page about measurements, trainings, or an experiment.
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from rewardlm.data.dialogues import normalised
-from rewardlm.measuring import metrics
+from rewardlm.formats import number, p_text, percent, points, points_text
+from rewardlm.measuring.changes import Splits
 from rewardlm.measuring.comparison import AuditWarning, Change, ModelSummary, change_of
+from rewardlm.measuring.disagreement import judges_that_disagree
+from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured, drawn_by
 from rewardlm.scoring.scorer import EMPTY
@@ -42,10 +44,10 @@ QUOTING = 10
 _SPLIT_NAMES = {"all": "all prompts", "toxic_prompts": "toxic prompts"}
 
 _SHARES = (
-    ("language_switch", "other_script_fraction", "are in another script than their prompts"),
-    ("empty", "empty_fraction", "are empty, and an empty answer is never toxic"),
-    ("repetition", "repetition", "repeat one phrase for half of their length or more"),
-    ("refusal", "refusal_fraction", "are refusals: that is limiting, not detoxifying"),
+    ("language_switch", "other_script_fraction", "are in another script than their prompts", "Few judges read both."),
+    ("empty", "empty_fraction", "are empty", "An empty answer is never toxic."),
+    ("repetition", "repetition", "repeat one phrase for half of their length or more", ""),
+    ("refusal", "refusal_fraction", "refuse", "A model that refuses is limited, not detoxified."),
 )
 
 
@@ -53,13 +55,16 @@ def audit(
     runs: Sequence[Measured],
     models: Sequence[ModelSummary],
     changes: Sequence[Change],
-    toxic: Callable[[FloatArray], BoolArray] = metrics.is_toxic,
+    grid: Grid,
+    splits: Splits,
+    rule: Rule,
 ) -> list[AuditWarning]:
     """What speaks against believing a comparison, with numbers.
 
     ``runs``, ``models`` and their order are the same, the baseline first; ``changes`` are those from the baseline to
-    each other model. ``toxic`` says which scores [G] are toxic; NaN is not.
+    each other model. ``grid`` and ``splits`` are those that the changes were found on.
     """
+    toxic = rule.toxic
     warnings = []
     for run, model in zip(runs, models, strict=True):
         baseline = models[0] if model is not models[0] else None
@@ -79,8 +84,8 @@ def audit(
             found += [
                 *_settings(run, runs[0]),
                 *_truncated(model, baseline),
-                *_fewer_counter_narratives(model),
-                *_disagreement(run, own),
+                *_fewer_counter_narratives(model, baseline),
+                *_disagreement(runs[0], run, own, grid, splits, rule),
                 *_gain_lost(run, model, baseline, own),
                 *_unscored_decide(run, own),
             ]
@@ -91,13 +96,13 @@ def audit(
 
 
 def _shares(model: ModelSummary, baseline: ModelSummary | None) -> Iterator[Finding]:
-    for code, key, what in _SHARES:
+    for code, key, what, why in _SHARES:
         share = getattr(model.quality, key)
         before = getattr(baseline.quality, key) if baseline else None
         if share is None or not (share > SHARE or (before is not None and share - before > SHARE)):
             continue
-        against = f" (baseline {baseline.label}: {before:.1%})" if baseline and before is not None else ""
-        yield code, f"{share:.1%} of the answers {what}{against}"
+        against = f" ({baseline.label}: {percent(before)})" if baseline and before is not None else ""
+        yield code, f"{percent(share)} of the answers {what}{against}. {why}".rstrip()
 
 
 def _length(model: ModelSummary, baseline: ModelSummary | None) -> Iterator[Finding]:
@@ -105,8 +110,8 @@ def _length(model: ModelSummary, baseline: ModelSummary | None) -> Iterator[Find
     if baseline and after is not None and before is not None and after < (1 - LENGTH_FALL) * before:
         yield (
             "empty",
-            f"answers have {after:.1f} words on average, {baseline.label}'s have {before:.1f}: who says less is "
-            "less often toxic",
+            f"Answers have {after:.1f} words on average, {baseline.label}'s have {before:.1f}. Who says less is less "
+            "often toxic.",
         )
 
 
@@ -120,12 +125,11 @@ def _truncated(model: ModelSummary, baseline: ModelSummary) -> Iterator[Finding]
     if change.p_adjusted is None or change.p_adjusted >= LEVEL or change.delta_ci95 is None:
         return
     after, before = model.quality.truncated_fraction, baseline.quality.truncated_fraction
-    low, high = change.delta_ci95
     yield (
         "truncated",
-        f"{after:.1%} of the answers were cut off before their end, {before:.1%} of {baseline.label}'s "
-        f"({change.delta:+.3f} [{low:+.3f}, {high:+.3f}]): more whole answers of one model than of the other "
-        "were judged; measure both with a longer --max-new-tokens",
+        f"{percent(after)} of the answers were cut off before their end, {percent(before)} of {baseline.label}'s: "
+        f"{points_text(change.delta, change.delta_ci95)}. Judges read more whole answers of one model than of the "
+        "other. Measure both with a longer --max-new-tokens.",
     )
 
 
@@ -136,10 +140,10 @@ def _settings(run: Measured, baseline: Measured) -> Iterator[Finding]:
     if not changed:
         return
     listed = ", ".join(f"{name} {_shown(ours[name])} (there {_shown(theirs[name])})" for name in changed)
-    effect = "the difference may be theirs"
+    effect = "The change may come from the settings."
     if "samples" in changed:
-        effect += ", and the highest score among a prompt's answers (EMT, TP) grows with their number"
-    yield "settings_differ", f"answers were drawn by other settings than {baseline.label}'s: {listed}: {effect}"
+        effect += " The highest score among a prompt's answers (EMT, TP) grows with their number."
+    yield "settings_differ", f"Answers were drawn by other settings than {baseline.label}'s: {listed}. {effect}"
 
 
 def _shown(value: Any) -> str:
@@ -153,14 +157,15 @@ def _topic(model: ModelSummary, baseline: ModelSummary | None) -> Iterator[Findi
     if null is not None and similarity <= null:
         yield (
             "off_topic",
-            f"answers are no more similar to their own prompts ({similarity:.3f}) than to shuffled ones ({null:.3f})",
+            f"Answers are no more similar to their own prompts ({number(similarity)}) than to shuffled ones "
+            f"({number(null)}).",
         )
     before = baseline.quality.prompt_similarity if baseline else None
     if baseline and before is not None and before > 0 and similarity < (1 - SIMILARITY_FALL) * before:
         yield (
             "off_topic",
-            f"similarity of answers with their prompts fell from {before:.3f} ({baseline.label}) to "
-            f"{similarity:.3f}, by {1 - similarity / before:.0%}",
+            f"The similarity of answers with their prompts fell from {number(before)} ({baseline.label}) to "
+            f"{number(similarity)}, by {100 * (1 - similarity / before):.0f} %.",
         )
 
 
@@ -174,13 +179,14 @@ def _fluency(
     if ours and theirs and ours["hash"] != theirs["hash"]:
         yield (
             "fluency",
-            f"perplexity {after:.1f} is by {ours['model']} and {before:.1f} ({baseline.label}) by other weights, "
-            f"{theirs['model']}: they don't compare; find both by one (rewardlm score RUN perplexity=MODEL)",
+            f"The perplexity {after:.1f} is by {ours['model']}, and {before:.1f} ({baseline.label}) is by other "
+            f"weights, {theirs['model']}. They don't compare: find both by one (rewardlm score RUN perplexity=MODEL).",
         )
     elif after > (1 + PERPLEXITY_RISE) * before:
         yield (
             "fluency",
-            f"perplexity rose from {before:.1f} ({baseline.label}) to {after:.1f}, by {after / before - 1:.0%}",
+            f"The perplexity of answers rose from {before:.1f} ({baseline.label}) to {after:.1f}, by "
+            f"{100 * (after / before - 1):.0f} %. Higher is less fluent.",
         )
 
 
@@ -188,15 +194,15 @@ def _unscored(run: Measured) -> Iterator[Finding]:
     if not run.run.finished:
         yield (
             "unscored",
-            f"the run isn't finished: {run.missing} of {run.missing + run.answers} answers are "
-            "missing; only those that are there count",
+            f"The run isn't finished: {run.missing} of {run.missing + run.answers} answers are missing. Only those "
+            "that are there count.",
         )
     elif unanswered := run.meta.get("unanswered"):
         reason = max(unanswered, key=lambda why: unanswered[why])
         yield (
             "unscored",
-            f"the server gave no answer to {run.missing} of {run.missing + run.answers} questions (most often: "
-            f"{reason[:120]}); only the others count, and the bounds of the toxic share take these for unscored",
+            f"The server gave no answer to {run.missing} of {run.missing + run.answers} questions (most often: "
+            f"{reason[:120]}). Only the others count. The bounds of the toxic share take these for unscored.",
         )
     total = run.answers
     for judge in run.judges:
@@ -211,8 +217,8 @@ def _unscored(run: Measured) -> Iterator[Finding]:
             more = ", …" if len(reasons) > 4 else ""
             yield (
                 "unscored",
-                f"{judge} left {unscored} of {total} answers unscored ({unscored / total:.1%}: {listed}{more}"
-                "); toxic_fraction_of_all counts them as not toxic",
+                f"{judge} left {unscored} of {total} answers without a score ({percent(unscored / total)}: "
+                f"{listed}{more}). They are left out of its toxic share.",
                 judge,
             )
 
@@ -224,17 +230,17 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
         if not was_reward(judge, run.rewards):
             continue
         found = [(name, change_of(own, to=run.label, scorer=name, split="all")) for name in (judge, *others)]
-        numbers = [f"{name} {change.delta:+.3f}" for name, change in found if change and change.delta is not None]
-        deltas = f" (change of the toxic share: {', '.join(numbers)})" if numbers else ""
-        advice = "read the other judges" if others else "score the run with another judge"
-        yield "judge_is_reward", f"the model was trained on {judge}, which also judges it{deltas}: {advice}", judge
+        numbers = [f"{points(change.delta)} by {name}" for name, change in found if change and change.delta is not None]
+        deltas = f" Change of the toxic share of all answers, in points: {', '.join(numbers)}." if numbers else ""
+        advice = "Believe the other judges." if others else "Score the run with another judge."
+        yield "judge_is_reward", f"The model was trained on {judge}, which also judges it.{deltas} {advice}", judge
     found_by = run.meta.get("pair_judge")
     pair_judge = found_by["name"] if found_by else None
     if pair_judge and share is not None and was_reward(pair_judge, run.rewards):
         yield (
             "judge_is_reward",
-            f"the model was trained on {pair_judge}, which also says that {share:.1%} of its answers to toxic prompts "
-            "are counter-narratives: look closer by another judge of pairs (rewardlm score RUN counter_narrative=DIR)",
+            f"The model was trained on {pair_judge}, which also says that {percent(share)} of its answers to toxic "
+            "prompts are counter-narratives. Ask another judge of pairs (rewardlm score RUN counter_narrative=DIR).",
             pair_judge,
         )
 
@@ -246,28 +252,28 @@ def _relatives(run: Measured) -> Iterator[Finding]:
         if found is UNKNOWN:
             yield (
                 "judge_taught_reward",
-                f"of {judge}, or of the reward {', '.join(run.rewards)}, nobody recorded what it learnt from: they may "
-                "be related, so don't take its word for independent",
+                f"Nobody recorded what {judge}, or the reward {', '.join(run.rewards)}, learnt from. They may be "
+                "related, so don't take its word for independent.",
                 judge,
             )
         elif isinstance(found, tuple):
             yield (
                 "judge_taught_reward",
-                f"{judge} is no independent judge of a model that was trained on {found[0]}: {found[1]}; read a judge "
-                "that shares no teacher with it",
+                f"{judge} is no independent judge of a model that was trained on {found[0]}: {found[1]}. Believe a "
+                "judge that shares no teacher with it.",
                 judge,
             )
 
 
 def _prompts_read(run: Measured) -> Iterator[Finding]:
     for entry in run.meta.get("scorers", []):
-        number = entry.get("read_prompts")
-        if number and entry["name"] in run.judges:
+        count = entry.get("read_prompts")
+        if count and entry["name"] in run.judges:
             total = len({normalised(prompt.text) for prompt in run.prompts})
             yield (
                 "judge_read_prompts",
-                f"{entry['name']} was trained on {number} of the {total} prompts that are measured: what it says of "
-                "answers to them may be learnt by heart",
+                f"{entry['name']} was trained on {count} of the {total} prompts that are measured. What it says of "
+                "answers to them may be learnt by heart.",
                 entry["name"],
             )
 
@@ -295,39 +301,43 @@ def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Itera
         if p_value is not None and p_value < LEVEL:
             yield (
                 "quotation_punished",
-                f"{judge} calls {shares[0]:.1%} of the {sizes[0]} counter-narratives toxic that repeat words of their "
-                f"prompt, and {shares[1]:.1%} of the {sizes[1]} others: it may punish the quotation, not the answer",
+                f"{judge} calls {percent(shares[0])} of the {sizes[0]} counter-narratives toxic that repeat words of "
+                f"their prompt, and {percent(shares[1])} of the {sizes[1]} others. It may punish the quotation, not "
+                "the answer.",
                 judge,
             )
 
 
-def _fewer_counter_narratives(model: ModelSummary) -> Iterator[Finding]:
-    """The goal is an answer that opposes hate; a model may become less toxic by saying nothing against it."""
+def _fewer_counter_narratives(model: ModelSummary, baseline: ModelSummary) -> Iterator[Finding]:
+    """The goal is an answer that opposes hate; a model may become less toxic by saying nothing against it.
+
+    By its own test, not corrected for the other models: whoever compares more models must not hear less of a loss.
+    """
     change = model.counter_narrative_change
-    if change is None or change.delta is None or change.delta_ci95 is None or change.delta_ci95[1] >= 0:
+    if change is None or change.delta is None or change.delta >= 0:
         return
-    if change.p_adjusted is None or change.p_adjusted >= LEVEL:
+    if change.p_value is None or change.p_value >= LEVEL:
         return
-    low, high = change.delta_ci95
+    before, after = (one.quality.counter_narrative_fraction for one in (baseline, model))
     yield (
         "counter_narratives_fell",
-        f"the share of counter-narratives among answers to toxic prompts fell by {-change.delta:.3f} "
-        f"[{low:+.3f}, {high:+.3f}] from {change.from_} (p = {change.p_adjusted:.3f}, {change.n} pairs): the "
-        "model opposes hate less often",
+        f"Fewer answers to toxic prompts are counter-narratives: {percent(after)}, and {percent(before)} of "
+        f"{change.from_}'s. That is {points_text(change.delta, change.delta_ci95)} over {change.n} pairs, "
+        f"{p_text(change.p_value)}. The model opposes hate less often.",
     )
 
 
-def _disagreement(run: Measured, own: Sequence[Change]) -> Iterator[Finding]:
-    for one, two in combinations(run.judges, 2):
-        for split in _SPLIT_NAMES:
-            a, b = (change_of(own, to=run.label, scorer=judge, split=split) for judge in (one, two))
-            if a and b and a.delta is not None and b.delta is not None and a.delta * b.delta < 0:
-                yield (
-                    "judges_disagree",
-                    f"on {_SPLIT_NAMES[split]} the toxic share changed by {_change(a)} as {one} sees it, but "
-                    f"by {_change(b)} as {two} does",
-                )
-                break
+def _disagreement(
+    baseline: Measured, run: Measured, own: Sequence[Change], grid: Grid, splits: Splits, rule: Rule
+) -> Iterator[Finding]:
+    for found in judges_that_disagree(baseline, run, own, grid, splits, rule):
+        one, two = (f"{_change(change)} by {change.scorer}" for change in (found.one, found.two))
+        size = points(abs(found.difference.mean or 0)).lstrip("+")
+        yield (
+            "judges_disagree",
+            f"On {_SPLIT_NAMES[found.split]} the toxic share changed by {one}, and by {two}. The two differ by {size} "
+            f"points, which chance doesn't explain ({p_text(found.p_adjusted)}, corrected for all pairs of judges).",
+        )
 
 
 def _gain_lost(run: Measured, model: ModelSummary, baseline: ModelSummary, own: Sequence[Change]) -> Iterator[Finding]:
@@ -344,11 +354,11 @@ def _gain_lost(run: Measured, model: ModelSummary, baseline: ModelSummary, own: 
             continue
         before, after = (summary.scorers[judge]["all"].toxic_fraction for summary in (baseline, model))
         falls = {
-            "paired": everything.delta,
-            "of scored": None if before is None or after is None else after - before,
-            "of all": everything.delta_of_all,
+            "of the pairs scored in both": everything.delta,
+            "of all that are scored": None if before is None or after is None else after - before,
+            "with unscored ones as harmless": everything.delta_of_all,
         }
-        fallen = [f"{name} {fall:+.3f}" for name, fall in falls.items() if fall is not None and fall < 0]
+        fallen = [f"{name} {points(fall)}" for name, fall in falls.items() if fall is not None and fall < 0]
         intervals = (everything.delta_ci95, everything.delta_of_all_ci95)
         # The intervals go with tests: a fall is sure where p < .05.
         surely = any(interval is not None and interval[1] < 0 for interval in intervals)
@@ -356,15 +366,15 @@ def _gain_lost(run: Measured, model: ModelSummary, baseline: ModelSummary, own: 
         if fallen and usable.delta is None:
             yield (
                 "gain_not_on_comparable",
-                f"by {judge} the toxic share fell ({', '.join(fallen)}), but no pair of answers is comparable"
-                ": in the prompt's script and not empty, repeated or a refusal",
+                f"By {judge} the toxic share fell, in points: {', '.join(fallen)}. But no pair of answers is "
+                "comparable (in the prompt's script, and not empty, repeated or a refusal).",
                 judge,
             )
         elif fallen and usable.delta is not None and (usable.delta >= 0 or (surely and lost)):
             yield (
                 "gain_not_on_comparable",
-                f"by {judge} the toxic share fell on all answers ({', '.join(fallen)}), but on the "
-                f"{usable.n} pairs of comparable answers it changed by {_change(usable)}",
+                f"By {judge} the toxic share fell on all prompts, in points: {', '.join(fallen)}. But on the "
+                f"{usable.n} pairs of comparable answers it changed by {_change(usable)}.",
                 judge,
             )
 
@@ -380,16 +390,13 @@ def _unscored_decide(run: Measured, own: Sequence[Change]) -> Iterator[Finding]:
                 continue
             yield (
                 "unscored_decide",
-                f"by {judge} the toxic share on {_SPLIT_NAMES[split]} changed by {_change(change)} on the {change.n} "
-                f"pairs of answers scored in both, but by {change.delta_of_all:+.3f} with the "
-                f"{change.flow_unscored} other pairs, unscored as harmless: what can't be scored decides",
+                f"By {judge} the toxic share on {_SPLIT_NAMES[split]} changed by {_change(change)} on the {change.n} "
+                f"pairs of answers scored in both. With the {change.flow_unscored} other pairs, unscored ones as "
+                f"harmless, it changed by {points_text(change.delta_of_all)}. So what can't be scored decides.",
                 judge,
             )
             break
 
 
 def _change(change: Change) -> str:
-    if change.delta_ci95 is None:
-        return f"{change.delta:+.3f}"
-    low, high = change.delta_ci95
-    return f"{change.delta:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return points_text(change.delta, change.delta_ci95)

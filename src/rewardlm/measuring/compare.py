@@ -82,7 +82,7 @@ def compare(
         comparisons=comparisons,
         primary=chosen,
         primary_fixed=fixed,
-        warnings=audit(runs, models, comparisons, rule.toxic),
+        warnings=audit(runs, models, comparisons, grid, splits, rule),
         settings=ComparisonSettings(
             threshold=threshold,
             inclusive=inclusive,

@@ -13,7 +13,7 @@ from typing import Any
 
 from rewardlm.interpreting.findings import ColouredAnswer, ColouredExample, ColouredReading, Interpretation
 from rewardlm.measuring.metrics import LOW_BELOW
-from rewardlm.reporting.formats import number
+from rewardlm.formats import number
 
 # Where a colour begins. Drift in nats, attribution as a share.
 DRIFT_STEPS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewardlm.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.measuring.audit import SHARE
 from rewardlm.measuring.comparison import Change, Excess
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.reporting.headline import Part
 from rewardlm.stats import LEVEL
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rewardlm.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.measuring.comparison import OF_PROMPTS, Comparison, Metric, Split
 from rewardlm.measuring.independence import was_reward as is_reward
-from rewardlm.reporting.formats import interval_of_points, p_values_text, percent, points
 from rewardlm.reporting.names import METRICS, OF_SPLIT
 from rewardlm.stats import LEVEL
 
@@ -196,7 +196,7 @@ def _main_sentence(finding: Finding) -> list[Part]:
     ]
     if finding.verdict == "nothing" or finding.delta is None:
         return [*parts, ("can’t be compared", True), (": no pair of answers was scored in both.", False)]
-    evidence = f"95 % CI {interval_of_points(finding.interval)}"
+    evidence = f"95 % interval {interval_of_points(finding.interval)}"
     if finding.p_value is not None:
         evidence += f"; {p_values_text(finding.p_value, finding.p_adjusted)}"
     shares = ""

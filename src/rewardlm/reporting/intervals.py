@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rewardlm.formats import NONE, interval, signed
 from rewardlm.interpreting.findings import Estimate
-from rewardlm.reporting.formats import NONE, interval, signed
 from rewardlm.stats import LEVEL
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rewardlm.errors import RunError
+from rewardlm.formats import interval, number
 from rewardlm.reporting.figures import base_layout, plain
-from rewardlm.reporting.formats import interval, number
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.runs import Run

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, plain
+from rewardlm.formats import SHORT_NONE, interval_in_terminal, number, plain
 
 if TYPE_CHECKING:
     from rewardlm.judges.listing import ListedJudge

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from rewardlm.formats import p_number, p_text, signed
 from rewardlm.interpreting.findings import (
     AdapterPath,
     AdapterVerdict,
@@ -22,7 +23,6 @@ from rewardlm.interpreting.findings import (
     VectorAblation,
 )
 from rewardlm.reporting import mechanistic_figures as figures
-from rewardlm.reporting.formats import p_number, p_text, signed
 from rewardlm.reporting.headline import Part
 from rewardlm.reporting.intervals import direction, number_text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewardlm.formats import SHORT_NONE, number, percent
 from rewardlm.measuring.comparison import Metric, Split
 
 SPLITS: dict[Split, str] = {
@@ -29,25 +30,33 @@ METRICS: dict[Metric, str] = {
     "toxicity_probability": "toxicity probability",
 }
 
-# Field of a model's ``quality``, its name in short tables, format.
+# Field of a model's ``quality``, its name in short tables, and how it is written: as a share, or by a format.
 QUALITY = (
-    ("empty_fraction", "empty", ".1%"),
-    ("non_latin_fraction", "non-Latin", ".1%"),
-    ("repetition", "repeated", ".1%"),
-    ("refusal_fraction", "refusals", ".1%"),
-    ("truncated_fraction", "cut off", ".1%"),
-    ("comparable_fraction", "comparable", ".1%"),
-    ("counter_narrative_fraction", "counter-narratives", ".1%"),
-    ("counter_narrative_null", "… with a shuffled prompt", ".1%"),
-    ("counter_narrative_corrected", "… corrected", ".1%"),
-    ("mean_words", "words an answer", ".1f"),
+    ("empty_fraction", "empty", "percent"),
+    ("non_latin_fraction", "non-Latin", "percent"),
+    ("repetition", "repeated", "percent"),
+    ("refusal_fraction", "refusals", "percent"),
+    ("truncated_fraction", "cut off", "percent"),
+    ("comparable_fraction", "comparable", "percent"),
+    ("counter_narrative_fraction", "counter-narratives", "percent"),
+    ("counter_narrative_null", "… with a shuffled prompt", "percent"),
+    ("counter_narrative_corrected", "… corrected", "percent"),
+    ("mean_words", "words an answer", ",.1f"),
     ("distinct_1", "distinct-1", ".3f"),
     ("distinct_2", "distinct-2", ".3f"),
     ("distinct_3", "distinct-3", ".3f"),
     ("prompt_similarity", "similarity with the prompt", ".3f"),
     ("prompt_similarity_null", "… with a shuffled one", ".3f"),
-    ("perplexity", "perplexity", ".1f"),
+    ("perplexity", "perplexity", ",.1f"),
 )
+
+
+def quality_text(value: float | None, form: str) -> str:
+    """A number of ``QUALITY`` as it is written in tables."""
+    if value is None:
+        return SHORT_NONE
+    return percent(value) if form == "percent" else number(value, form)
+
 
 WARNINGS = {
     "language_switch": "Answers switched to another script",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from rewardlm.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
 from rewardlm.measuring.audit import SHARE
 from rewardlm.measuring.comparison import Change, EqualMaxima, ModelSummary, QualitySummary, Split
 from rewardlm.measuring.refusals import ERRORS
-from rewardlm.reporting.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
 
 
 def maxima_note(changes: Sequence[Change]) -> str:
@@ -149,7 +149,7 @@ def _counter_change(model: ModelSummary) -> list[str]:
         )
     return [
         f"Counter-narratives from {change.from_} to {model.label}: {points(change.delta)} percentage points "
-        f"(95 % CI {interval_of_points(change.delta_ci95)}; {p_values_text(change.p_value, change.p_adjusted)}; "
+        f"(95 % interval {interval_of_points(change.delta_ci95)}; {p_values_text(change.p_value, change.p_adjusted)}; "
         f"{change.n:,} pairs of answers to toxic prompts{over_null})."
     ]
 

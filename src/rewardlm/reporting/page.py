@@ -10,28 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewardlm import formats
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
-from rewardlm.reporting import (
-    coloured_answers,
-    figures,
-    formats,
-    headline,
-    interpretation,
-    intervals,
-    judge_page,
-    notes,
-)
+from rewardlm.reporting import coloured_answers, figures, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
-from rewardlm.reporting.examples import UNCHANGED, Example, choose_examples
+from rewardlm.reporting.change_figure import changes_figure, changes_in_words
+from rewardlm.reporting.examples import UNCHANGED, Example, Kind, choose_examples
 from rewardlm.reporting.explorer import ASSETS as EXPLORER_ASSETS
 from rewardlm.reporting.explorer import ExplorerData, answers_for_explorer
 from rewardlm.reporting.names import CHANGE_SPLITS, OF_SPLIT, SPLITS, WARNINGS
 from rewardlm.reporting.shell import render, short, side_by_side, write_page
+from rewardlm.reporting.subjects import BEING, DOING, Subject, described, kind_of_run
 from rewardlm.reporting.training import training_records, training_sections
+from rewardlm.reporting.verdict import heading, verdicts
 from rewardlm.runs import Run, expand
 from rewardlm.types import Prompt
 
@@ -63,11 +58,14 @@ _QUALITY = (
 _FATAL = {"prompts_differ", "weights_differ"}
 # Rows of a judge's main table.
 _TABLES: dict[str, Split] = {"All prompts": "all", "Toxic prompts": "toxic_prompts"}
-_KINDS = (
-    ("improved", "Improved most", "The largest falls in score, largest first."),
-    ("worse", "Got worse most", "The largest rises in score, largest first."),
-    ("unchanged", "Hardly changed", f"Drawn at random (seeded) from those that moved by less than {UNCHANGED}."),
-)
+# Headings of the kinds of examples, and what each is.
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "large": ("A large fall", "From the third of all falls that is largest."),
+    "typical": ("A typical fall", "From the third of all falls that lies in the middle."),
+    "counter": ("A counter-narrative", "The last model opposes a toxic prompt, as the judge of pairs sees it."),
+    "unchanged": ("Hardly changed", f"The score moved by less than {UNCHANGED}."),
+    "worse": ("Got worse", f"The score rose by {UNCHANGED} or more."),
+}
 
 
 def render_page(
@@ -83,20 +81,27 @@ def render_page(
 ) -> str:
     """The page as one HTML text.
 
-    ``examples`` are those of ``choose_examples``; ``training`` gives the records of metrics.jsonl by a run's label.
+    ``title`` says what the page is about; its heading is the verdict. ``examples`` are those of ``choose_examples``;
+    ``training`` gives the records of metrics.jsonl by a run's label.
     ``about`` says how it was measured; all keys are optional:
-    ``models`` [{label, model, adapter, rewards (None: not recorded), settings, environment}],
-    ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}], ``examples_by`` {judge, from, to},
+    ``models`` [{label, kind (of ``subjects``), model, adapter, rewards (None: not recorded), settings, environment}],
+    ``prompts`` {source, number, toxic, toxic_by, hash}, ``judges`` [{name, text}],
+    ``examples_by`` {judge, from, to; pairs, fell, rose, unchanged: how many there are},
     ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
     makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are what ``interpret``
     found, each with the run's label. ``explorer`` are all answers, to be searched.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
+    subjects = described(about.get("models", []), [model.label for model in found.models])
+    said = verdicts(found, subjects)
     judges = _judges(found, rewards)
     findings = headline.findings(found, rewards)
     if found.primary is not None and found.primary.metric != "toxic_fraction":
         of_primary = headline.findings(found, rewards, found.primary.metric)
         findings += [finding for finding in of_primary if finding.primary]
+    split = "all" if found.primary is None else found.primary.split
+    cards = _cards(findings, judges, split)
+    groups = _groups_of_changes(cards, subjects)
     return render(
         "page.html.j2",
         {
@@ -120,12 +125,18 @@ def render_page(
             "shown_token": coloured_answers.shown_token,
         },
         title=title,
+        heading=heading(said),
+        verdicts=said,
+        changes=changes_figure(groups) if groups else None,
+        changes_in_words=changes_in_words(groups),
+        changes_of=OF_SPLIT[split],
+        beings={model["label"]: BEING[model.get("kind") or "unknown"] for model in about.get("models", [])},
         judging=judging or judge_page.judging([]),
         models=found.models,
         judges=judges,
         paragraphs=headline.sentences(findings, [judge["name"] for judge in judges]),
         primary=headline.primary_text(found),
-        cards=_cards(findings, judges, "all" if found.primary is None else found.primary.split),
+        cards=cards,
         warnings=_warnings(found.warnings),
         confidence=_confidence(found.models, judges),
         flows=_flows(found, judges),
@@ -188,11 +199,14 @@ def build_report(
         related = headline.relatives(found)
         names = [judge["name"] for judge in judges]
         judge = min(names, key=lambda name: bool(headline.was_reward(name, [rewards[last]])) or (name, last) in related)
-        examples = choose_examples(measured, judge, labels=labels)
-        about["examples_by"] = {"judge": judge, "from": labels[0], "to": last}
+        chosen = choose_examples(measured, judge, labels=labels)
+        examples = list(chosen.examples)
+        about["examples_by"] = {"judge": judge, "from": labels[0], "to": last, "pairs": chosen.pairs}
+        about["examples_by"] |= {"fell": chosen.fell, "rose": chosen.of_kind["worse"]}
+        about["examples_by"] |= {"unchanged": chosen.of_kind["unchanged"]}
     page = render_page(
         found,
-        title=title or "Toxicity of " + " → ".join(labels),
+        title=title or _subject(about),
         examples=examples,
         training=training_records(trained),
         about=about,
@@ -207,6 +221,13 @@ def build_report(
         ),
     )
     return write_page(page, out)
+
+
+def _subject(about: Mapping[str, Any]) -> str:
+    """What a page is about that nobody gave a title: the models, and the prompts that they were asked."""
+    names = dict.fromkeys(str(model["model"] or model["label"]) for model in about["models"])
+    prompts = about["prompts"]
+    return f"{', '.join(names)} on {prompts['number']:,} prompts of {prompts['source']}"
 
 
 def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
@@ -236,6 +257,7 @@ def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
         "models": [
             {
                 "label": model.label,
+                "kind": kind_of_run(run),
                 "model": short(run.meta.get("model")),
                 "adapter": short(run.meta.get("adapter")),
                 "rewards": run.meta.get("rewards"),
@@ -316,6 +338,14 @@ def _cards(
         sorted(row, key=lambda finding: (bool(finding.is_reward) or finding.is_relative, order.index(finding.scorer)))
         for row in rows.values()
     ]
+
+
+def _groups_of_changes(
+    cards: Sequence[Sequence[headline.Finding]], subjects: Sequence[Subject]
+) -> list[tuple[str, Sequence[headline.Finding]]]:
+    """The same as groups of the first picture: a heading a model, which says what it is."""
+    doing = {subject.label: f"{subject.label}: {DOING[subject.kind]}" for subject in subjects if subject.kind in DOING}
+    return [(doing.get(row[0].model, row[0].model), row) for row in cards]
 
 
 def _warnings(warnings: Sequence[AuditWarning]) -> list[dict[str, Any]]:
@@ -454,7 +484,8 @@ def _groups(examples: Sequence[Example]) -> list[dict[str, Any]]:
                 if example.kind == kind
             ],
         }
-        for kind, heading, how in _KINDS
+        for kind, (heading, how) in _KINDS.items()
+        if any(example.kind == kind for example in examples)
     ]
 
 
@@ -468,6 +499,7 @@ def _about(about: Mapping[str, Any], found: Comparison) -> dict[str, Any]:
     models = [
         {
             "label": model["label"],
+            "kind": model.get("kind") or "unknown",
             "model": model.get("model"),
             "adapter": model.get("adapter"),
             "rewards": model.get("rewards"),

@@ -11,12 +11,25 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rewardlm.formats import (
+    SHORT_NONE,
+    interval_in_column,
+    interval_of_points,
+    number,
+    p_number,
+    percent,
+    percent_in_column,
+    points,
+)
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
-from rewardlm.reporting.formats import SHORT_NONE, interval, p_number
-from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
+from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, quality_notes
 
-_SHARES: dict[Split, str] = {"all": "toxic", "toxic_prompts": "toxic, toxic prompts", "comparable": "toxic, comparable"}
+_SHARES: dict[Split, str] = {
+    "all": "toxic, %",
+    "toxic_prompts": "toxic prompts, %",
+    "comparable": "comparable, %",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +99,11 @@ def _toxicity(found: Comparison) -> PaperTable:
     return PaperTable(
         "toxicity",
         f"Toxicity of the answers (toxic: score {sign} {found.settings.threshold:g}; 95 % intervals over prompts). "
-        "Comparable: neither empty nor repeated nor a refusal, in the prompt's script. EMT: expected maximum "
+        "Toxic prompts, comparable: the toxic share of these answers. Comparable: neither empty nor repeated nor a "
+        "refusal, in the prompt's script. EMT: expected maximum "
         "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "
         f"the same answers with shuffled prompts). {equal_samples_note(found.models, 'all')}".strip(),
-        ["model", "judge", *_SHARES.values(), "EMT", "TP", "CN", "answers", "unscored"],
+        ["model", "judge", *_SHARES.values(), "EMT", "TP, %", "CN", "answers", "unscored"],
         [_toxicity_row(model, name, splits) for model in found.models for name, splits in model.scorers.items()],
         2,
     )
@@ -100,9 +114,9 @@ def _toxicity_row(model: ModelSummary, name: str, splits: Mapping[Split, SplitSu
     return [
         model.label,
         name,
-        *(_with_interval(splits[split].toxic_fraction, splits[split].toxic_fraction_ci95, ".3f") for split in _SHARES),
-        _number(everything.equal_samples.expected_max_toxicity, ".3f"),
-        _number(everything.equal_samples.toxicity_probability, ".3f"),
+        *(_share(splits[split]) for split in _SHARES),
+        number(everything.equal_samples.expected_max_toxicity, none=SHORT_NONE),
+        percent_in_column(everything.equal_samples.toxicity_probability, SHORT_NONE),
         _with_null(quality.counter_narrative_fraction, quality.counter_narrative_null),
         str(everything.n),
         str(everything.n - everything.scored),
@@ -112,8 +126,8 @@ def _toxicity_row(model: ModelSummary, name: str, splits: Mapping[Split, SplitSu
 def _changes(changes: Sequence[Change]) -> PaperTable:
     return PaperTable(
         "change",
-        f"Change of the toxic share from {changes[0].from_}, over pairs of answers scored in both (95 % "
-        "intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
+        f"Change of the toxic share from {changes[0].from_} in percentage points, over pairs of answers scored in both "
+        "(95 % intervals over prompts; adjusted: p corrected by Holm for all tests of this number, the primary "
         "outcome's for the models alone; better, worse: prompts whose share fell, rose).",
         ["to", "judge", "on", "pairs", "change", "p", "adjusted", "better", "worse"],
         [
@@ -122,7 +136,7 @@ def _changes(changes: Sequence[Change]) -> PaperTable:
                 change.scorer,
                 SPLITS[change.split],
                 str(change.n),
-                _with_interval(change.delta, change.delta_ci95, "+.3f"),
+                _points(change),
                 _p_value(change.p_value),
                 _p_value(change.p_adjusted),
                 str(change.better),
@@ -141,7 +155,7 @@ def _quality(models: Sequence[ModelSummary]) -> PaperTable:
         f"Quality of the answers. {' '.join(quality_notes(models))}".strip(),
         ["", *(model.label for model in models)],
         [
-            [title, *(_number(value, form) for value in values[key])]
+            [title, *(quality_text(value, form) for value in values[key])]
             for key, title, form in QUALITY
             if any(value is not None for value in values[key])
         ],
@@ -149,19 +163,25 @@ def _quality(models: Sequence[ModelSummary]) -> PaperTable:
     )
 
 
-def _number(value: float | None, form: str) -> str:
-    return SHORT_NONE if value is None else f"{value:{form}}".replace("-", "−").replace("%", " %")
+def _share(found: SplitSummary) -> str:
+    """A toxic share in percent, with its interval: "13.9 [11.2 – 17.0]"."""
+    share = percent_in_column(found.toxic_fraction, SHORT_NONE)
+    ends = interval_in_column(found.toxic_fraction_ci95, "")
+    return f"{share} [{ends}]" if ends else share
 
 
-def _with_interval(value: float | None, ends: tuple[float, float] | None, form: str) -> str:
-    if value is None or ends is None:
-        return _number(value, form)
-    return f"{_number(value, form)} [{interval(ends, lambda end: _number(end, form), ', ')}]"
+def _points(change: Change) -> str:
+    """A change in points, with its interval: "−11.0 [−14.2 to −8.1]"."""
+    ends = interval_of_points(change.delta_ci95, "")
+    shown = points(change.delta, SHORT_NONE)
+    return f"{shown} [{ends}]" if ends else shown
 
 
 def _with_null(value: float | None, null: float | None) -> str:
     """A share, and in brackets what shuffled prompts give."""
-    return _number(value, ".3f") if value is None or null is None else f"{value:.3f} ({null:.3f})"
+    if value is None:
+        return SHORT_NONE
+    return percent(value) if null is None else f"{percent(value)} ({percent(null)})"
 
 
 def _p_value(value: float | None) -> str:

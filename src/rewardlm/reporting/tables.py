@@ -1,6 +1,7 @@
 """A comparison as tables in the terminal: the numbers of ``compare`` for reading, not for parsing.
 
-They fit into 100 columns. Labels come from users and models, so they are printed as plain text, never as markup.
+They begin with the verdict, in the words of the page, and fit into 80 columns.
+Labels come from users and models, so they are printed as plain text, never as markup.
 """
 
 from __future__ import annotations
@@ -13,17 +14,44 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardlm.measuring.comparison import OF_PROMPTS, Change, Comparison, Metric, ModelSummary, Split, SplitSummary
+from rewardlm.formats import (
+    SHORT_NONE,
+    interval_in_column,
+    interval_of_points,
+    interval_of_scores,
+    number,
+    p_number,
+    percent,
+    percent_in_column,
+    plain,
+    points,
+    signed_as_shown,
+)
+from rewardlm.measuring.comparison import (
+    OF_PROMPTS,
+    Change,
+    Comparison,
+    Metric,
+    MetricChange,
+    ModelSummary,
+    Split,
+    SplitSummary,
+)
 from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows
-from rewardlm.reporting.formats import SHORT_NONE, interval_in_terminal, number, p_number, plain
 from rewardlm.reporting.headline import primary_text
-from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS
+from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes
+from rewardlm.reporting.subjects import Subject
+from rewardlm.reporting.verdict import lines
 
 _MODEL_SPLITS: dict[Split, str] = {"all": "all prompts", "toxic_prompts": "toxic prompts only"}
+# Short, so that tables of changes fit.
+_ON: dict[Split, str] = {**SPLITS, "comparable": "comparable"}
 _MAXIMA: dict[Metric, str] = {"expected_max_toxicity": "EMT", "toxicity_probability": "TP"}
-_NAME_WIDTH = 16
+# Metrics that are shares: their changes are percentage points.
+_SHARES: tuple[Metric, ...] = ("toxic_fraction", "toxicity_probability")
+_NAME_WIDTH = 13
 _LONGEST_NAME = 48
 
 
@@ -43,9 +71,13 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
         console.print(Text(plain(note), style="dim"))
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
-    """Print models, changes from the baseline, flow between buckets, quality and warnings."""
+def print_comparison(found: Comparison, console: Console, subjects: Sequence[Subject] = ()) -> None:
+    """Print the verdict, models, changes from the baseline, flow between buckets, quality and warnings.
+
+    ``subjects`` are the models of ``found``; of a model that is not among them nothing but the label is known.
+    """
     found = found.main_labels()
+    _print_verdict(found, subjects, console)
     primary = primary_text(found)
     if primary is not None and found.comparisons:
         print_notes([primary], console)
@@ -65,6 +97,20 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(line)
 
 
+def _print_verdict(found: Comparison, subjects: Sequence[Subject], console: Console) -> None:
+    title, *sentences = lines(found, subjects) or [""]
+    if not title:
+        return
+    console.print(Text(plain(title), style="bold"))
+    for sentence in sentences:
+        console.print(Text(plain(sentence)))
+    if found.warnings:
+        number = len(found.warnings)
+        what = "warning stands" if number == 1 else "warnings stand"
+        console.print(Text(f"{number} {what} below the tables.", style="yellow"))
+    console.print()
+
+
 def _print_models(found: Comparison, console: Console) -> None:
     sign = "≥" if found.settings.inclusive else ">"
     for split, title in _MODEL_SPLITS.items():
@@ -72,14 +118,15 @@ def _print_models(found: Comparison, console: Console) -> None:
             console,
             f"Toxicity, {title} (toxic: score {sign} {found.settings.threshold:g})",
             _models_table(found.models, split),
-            "toxic: of the scored. of all: unscored counted as not toxic, and as toxic. EMT: mean of each prompt's "
-            "highest score. TP: share of prompts with a toxic answer."
-            + plain(f" {equal_samples_note(found.models, split)}".rstrip())
-            + (
-                " CN: answers that are counter-narratives; null: with shuffled prompts."
-                if _shows_counter(found.models, split)
-                else ""
-            ),
+            "toxic: % of the scored answers, with its 95 % interval. EMT: mean of each prompt's highest score. TP: % "
+            "of prompts with a toxic answer." + plain(f" {equal_samples_note(found.models, split)}".rstrip()),
+        )
+    if any(_unscored(model) for model in found.models):
+        print_table(
+            console,
+            "What unscored answers may hide, all prompts",
+            _unscored_table(found.models),
+            "The toxic share in % if every answer without a score is harmless, and if every one is toxic.",
         )
     if any(model.disagreement for model in found.models):
         print_table(
@@ -98,8 +145,8 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
         console,
         Text.assemble("Change of the toxic share from ", *names),
         _changes_table(own, "toxic_fraction"),
-        "Over pairs of answers scored in both. better, worse: prompts whose share fell, rose. adj.: p "
-        "corrected (Holm) for all tests of this number, by all models, judges and splits; the primary "
+        "In percentage points, over pairs of answers scored in both. fell/rose: prompts whose share did. "
+        "adj.: p corrected (Holm) for all tests of this number, by all models, judges and splits; the primary "
         "outcome's for the models alone.",
     )
     print_table(
@@ -122,9 +169,9 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
             console,
             Text.assemble("What unscored answers may make of the toxic share's change from ", *names),
             _bounds_table(unscored),
-            "Questions without an answer count as unscored. best: they were toxic before and are harmless "
-            "after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst is a "
-            "fall and adj. is below .05, the fall can't be due to them.",
+            "In percentage points. Questions without an answer count as unscored. best: they were toxic before and "
+            "are harmless after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst "
+            "is a fall and adj. is below .05, the fall can't be due to them.",
         )
     for change in own:
         if change.split == "all" and change.n:
@@ -150,28 +197,48 @@ def _models_table(models: Sequence[ModelSummary], split: Split) -> Table:
     table = new_table()
     table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
     table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
-    counter = _shows_counter(models, split)
-    headings = ["toxic", "95 %", "of all", "mean", "EMT", "TP", *(["CN", "null"] if counter else [])]
-    for heading in (*headings, "n", "scored", "unscored"):
+    for heading in ("toxic", "95 %", "mean", "EMT", "TP", "n", "unscored"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
-        quality = model.quality
-        of_pairs = (quality.counter_narrative_fraction, quality.counter_narrative_null) if counter else ()
         for scorer, splits in model.scorers.items():
             found = splits[split]
             table.add_row(
                 label_text(model.label),
                 label_text(scorer),
-                _score(found.toxic_fraction),
-                interval_in_terminal(found.toxic_fraction_ci95),
-                _of_all(found),
+                percent_in_column(found.toxic_fraction, SHORT_NONE),
+                interval_in_column(found.toxic_fraction_ci95, SHORT_NONE),
                 _score(found.mean),
                 _score(found.equal_samples.expected_max_toxicity),
-                _score(found.equal_samples.toxicity_probability),
-                *map(_score, of_pairs),
+                percent_in_column(found.equal_samples.toxicity_probability, SHORT_NONE),
                 str(found.n),
-                str(found.scored),
                 str(found.n - found.scored),
+            )
+    return table
+
+
+def _unscored(model: ModelSummary) -> dict[str, SplitSummary]:
+    """By judge, all answers of a model, where the judge left some without a score."""
+    return {
+        scorer: splits["all"]
+        for scorer, splits in model.scorers.items()
+        if splits["all"].toxic_fraction_worst != splits["all"].toxic_fraction_of_all
+    }
+
+
+def _unscored_table(models: Sequence[ModelSummary]) -> Table:
+    table = new_table()
+    table.add_column("model", overflow="fold", max_width=_NAME_WIDTH)
+    table.add_column("scorer", overflow="fold", max_width=_NAME_WIDTH)
+    for heading in ("unscored", "as harmless", "as toxic"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in models:
+        for scorer, found in _unscored(model).items():
+            bounds = (found.toxic_fraction_of_all, found.toxic_fraction_worst)
+            table.add_row(
+                label_text(model.label),
+                label_text(scorer),
+                str(found.n - found.scored + found.unanswered),
+                *(percent_in_column(bound, SHORT_NONE) for bound in bounds),
             )
     return table
 
@@ -184,14 +251,9 @@ def _disagreement_table(models: Sequence[ModelSummary]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
         for scorer, found in model.disagreement.items():
-            share = number(found.fraction_over_half, ".1%", SHORT_NONE)
+            share = SHORT_NONE if found.fraction_over_half is None else percent(found.fraction_over_half)
             table.add_row(label_text(model.label), label_text(scorer), _score(found.mean), share, str(found.scored))
     return table
-
-
-def _shows_counter(models: Sequence[ModelSummary], split: Split) -> bool:
-    """Counter-narratives are counted among the answers to toxic prompts, so they stand in that table alone."""
-    return split == "toxic_prompts" and any(model.quality.counter_narrative_fraction is not None for model in models)
 
 
 def _changes_table(changes: Sequence[Change], metric: Metric) -> Table:
@@ -200,7 +262,7 @@ def _changes_table(changes: Sequence[Change], metric: Metric) -> Table:
     table.add_column("on", no_wrap=True)
     of_share = metric == "toxic_fraction"
     counted = "prompts" if metric in OF_PROMPTS else "pairs"
-    for heading in (counted, "change", "95 %", "p", "adj.", *(("better", "worse") if of_share else ())):
+    for heading in (counted, "change", "95 %", "p", "adj.", *(("fell/rose",) if of_share else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for change in changes:
         if change.split not in CHANGE_SPLITS:
@@ -208,13 +270,12 @@ def _changes_table(changes: Sequence[Change], metric: Metric) -> Table:
         found = change.of(metric)
         table.add_row(
             label_text(change.scorer),
-            SPLITS[change.split],
+            _ON[change.split],
             str(found.n),
-            _change(found.delta),
-            interval_in_terminal(found.ci95, "+.3f"),
+            *_change(found, metric),
             _p_value(found.p_value),
             _p_value(found.p_adjusted),
-            *((str(change.better), str(change.worse)) if of_share else ()),
+            *((f"{change.better}/{change.worse}",) if of_share else ()),
         )
     return table
 
@@ -229,9 +290,9 @@ def _bounds_table(changes: Sequence[Change]) -> Table:
         if change.split in CHANGE_SPLITS:
             table.add_row(
                 label_text(change.scorer),
-                SPLITS[change.split],
-                *map(_change, (change.delta_of_all, change.delta_best, change.delta_worst)),
-                interval_in_terminal(change.delta_worst_ci95, "+.3f"),
+                _ON[change.split],
+                *(points(value, SHORT_NONE) for value in (change.delta_of_all, change.delta_best, change.delta_worst)),
+                interval_of_points(change.delta_worst_ci95, SHORT_NONE),
                 _p_value(change.delta_worst_p_adjusted),
             )
     return table
@@ -276,7 +337,7 @@ def _quality_table(models: Sequence[ModelSummary]) -> Table:
     for key, heading, form in QUALITY:
         values = [getattr(model.quality, key) for model in models]
         if any(value is not None for value in values):
-            table.add_row(heading, *(number(value, form, SHORT_NONE) for value in values))
+            table.add_row(heading, *(quality_text(value, form) for value in values))
     return table
 
 
@@ -295,14 +356,12 @@ def _score(value: float | None) -> str:
     return number(value, none=SHORT_NONE)
 
 
-def _of_all(found: SplitSummary) -> str:
-    """The toxic share if the unscored are harmless, and if they are toxic, where there are any."""
-    least, most = found.toxic_fraction_of_all, found.toxic_fraction_worst
-    return _score(least) if most == least else f"{_score(least)} {_score(most)}"
-
-
-def _change(value: float | None) -> str:
-    return number(value, "+.3f", SHORT_NONE)
+def _change(found: MetricChange, metric: Metric) -> tuple[str, str]:
+    """A change and its interval: points of shares, else as scores are written."""
+    if metric in _SHARES:
+        return points(found.delta, SHORT_NONE), interval_of_points(found.ci95, SHORT_NONE)
+    shown = SHORT_NONE if found.delta is None else signed_as_shown(found.delta)
+    return shown, interval_of_scores(found.ci95, SHORT_NONE)
 
 
 def _p_value(value: float | None) -> str:

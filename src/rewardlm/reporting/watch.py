@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.errors import RunError
-from rewardlm.reporting.formats import plain
+from rewardlm.formats import plain
 from rewardlm.runs import Run
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardlm.reporting import formats
+from rewardlm import formats
 
 
 def test_by_hand() -> None:

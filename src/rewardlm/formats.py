@@ -1,6 +1,9 @@
-"""Numbers as text, for page, terminal and paper: shares, changes, intervals and p-values; and names as plain text.
+"""Numbers as text: shares, changes, intervals and p-values; and names as plain text.
 
-A dash stands where there is nothing: long on the page and in sentences, short in the terminal's and the paper's tables.
+Sentences, warnings, the page, the terminal and the paper all write a number by the same function, so that it reads the
+same everywhere: shares in percent with one digit, their changes in signed percentage points with one, scores with
+three. A dash stands where there is nothing: long on the page and in sentences, short in the terminal's and the paper's
+tables.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f} %"
 
 
+def percent_in_column(value: float | None, none: str = NONE) -> str:
+    """A fraction in a column that says that it is in percent: "13.0"."""
+    return none if value is None else f"{100 * value:.1f}"
+
+
 def signed(value: float, digits: int) -> str:
     """With the sign of the value itself: an interval that ends just below zero must not seem to hold it."""
     return f"{_sign(value)}{abs(value):.{digits}f}"
@@ -34,9 +42,15 @@ def signed_as_shown(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{_sign(round(value, digits))}{abs(value):.{digits}f}"
 
 
-def points(value: float | None) -> str:
+def points(value: float | None, none: str = NONE) -> str:
     """A difference of fractions as signed percentage points: "−3.1"."""
-    return NONE if value is None else signed_as_shown(100 * value, 1)
+    return none if value is None else signed_as_shown(100 * value, 1)
+
+
+def points_text(value: float | None, ends: Sequence[float | None] | None = None) -> str:
+    """The same in a sentence, with its interval where there is one: "−3.1 points (95 % interval −5.2 to −1.0)"."""
+    found = interval_of_points(ends)
+    return f"{points(value)} points" + ("" if found == NONE else f" (95 % interval {found})")
 
 
 def interval(
@@ -49,9 +63,14 @@ def interval(
     return between.join(known) if len(known) == len(ends) else none
 
 
-def interval_of_points(ends: Sequence[float | None] | None) -> str:
+def interval_of_points(ends: Sequence[float | None] | None, none: str = NONE) -> str:
     """Of differences of fractions: "−5.2 to −1.0"."""
-    return interval(ends, lambda end: signed(100 * end, 1))
+    return interval(ends, lambda end: signed(100 * end, 1), none=none)
+
+
+def interval_of_scores(ends: Sequence[float | None] | None, none: str = NONE) -> str:
+    """Of differences of scores: "−0.052 to −0.010"."""
+    return interval(ends, lambda end: signed(end, 3), none=none)
 
 
 def interval_of_shares(ends: Sequence[float | None] | None) -> str:
@@ -59,9 +78,9 @@ def interval_of_shares(ends: Sequence[float | None] | None) -> str:
     return interval(ends, percent)
 
 
-def interval_in_column(ends: Sequence[float | None] | None) -> str:
+def interval_in_column(ends: Sequence[float | None] | None, none: str = NONE) -> str:
     """Of fractions in a column that says that it is in percent: "20.1 – 51.0"."""
-    return interval(ends, lambda end: f"{100 * end:.1f}", " – ")
+    return interval(ends, percent_in_column, " – ", none)
 
 
 def interval_in_terminal(ends: Sequence[float | None] | None, form: str = ".3f") -> str:

@@ -1,0 +1,98 @@
+"""Who the models of a page are: the model before training, a fine-tuned one, one that learnt from a judge, or others.
+
+A label is only a name that somebody chose. What was done to a model is read from its run: does it have an adapter,
+and what kind of training wrote that?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rewardlm.errors import RunError
+from rewardlm.runs import Run, training_of
+
+# base: no adapter. tuned: with an adapter whose training nobody knows. imported: answers out of a table.
+Kind = Literal["base", "finetune", "rlaf", "finetune+rlaf", "tuned", "imported", "unknown"]
+
+# As the subject of a sentence: "Fine-tuning lowered …".
+DOING: dict[Kind, str] = {
+    "finetune": "fine-tuning",
+    "rlaf": "reinforcement learning",
+    "finetune+rlaf": "reinforcement learning after fine-tuning",
+}
+# What the model is, in a list of models.
+BEING: dict[Kind, str] = {
+    "base": "before training",
+    "finetune": "fine-tuned",
+    "rlaf": "trained by reinforcement learning",
+    "finetune+rlaf": "fine-tuned, then trained by reinforcement learning",
+    "tuned": "with an adapter",
+    "imported": "imported answers",
+    "unknown": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model of the page. ``rewards`` are the judges that it was trained on, None where nobody recorded that."""
+
+    label: str
+    kind: Kind
+    rewards: Sequence[str] | None
+
+    @property
+    def doing(self) -> str:
+        """What was done to it: "fine-tuning (FT)", or its label where that is all that is known."""
+        return f"{DOING[self.kind]} ({self.label})" if self.kind in DOING else self.label
+
+    @property
+    def being(self) -> str:
+        """What it is: "fine-tuned"; empty where nothing is known."""
+        return BEING[self.kind]
+
+
+def subjects_of(runs: Sequence[Run], labels: Sequence[str]) -> list[Subject]:
+    """The models of measured ``runs``, under the labels that they have in a comparison."""
+    return [Subject(label, kind_of_run(run), run.meta.get("rewards")) for run, label in zip(runs, labels, strict=True)]
+
+
+def kind_of_run(run: Run) -> Kind:
+    """What a measured run's model is."""
+    if run.meta["kind"] == "import":
+        return "imported"
+    adapter = run.meta.get("adapter")
+    if not adapter:
+        return "unknown" if run.meta.get("rewards") is None else "base"
+    return _kind_of_adapter(Path(adapter), run.meta.get("rewards"))
+
+
+def described(about: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Subject]:
+    """The same of a page's ``about`` (``page.render_page``), whose entries may say their ``kind``."""
+    known = {entry["label"]: entry for entry in about}
+    return [
+        Subject(label, known[label].get("kind") or "unknown", known[label].get("rewards"))
+        if label in known
+        else Subject(label, "unknown", None)
+        for label in labels
+    ]
+
+
+def _kind_of_adapter(adapter: Path, rewards: Sequence[str] | None) -> Kind:
+    try:
+        training = training_of(adapter)
+    except RunError:
+        training = None
+    if training is None:
+        # The training isn't here any more. It was when the model was measured, unless the rewards are not known.
+        return "tuned" if rewards is None else "rlaf" if rewards else "finetune"
+    if training.meta["kind"] == "finetune":
+        return "finetune"
+    if training.meta["kind"] != "rlaf":
+        return "tuned"
+    before = training.meta["settings"].get("adapter")
+    if before and _kind_of_adapter(Path(before), None) in ("finetune", "finetune+rlaf"):
+        return "finetune+rlaf"
+    return "rlaf"
