@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from typing import Any
 
 import typer
 
-from rewardlm.cli.commands import Commands, JudgeCommands
+from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands
 from rewardlm.errors import ConfigError, RewardLMError
 
-_PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     name="rewardlm",
     cls=Commands,
@@ -21,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
-app.add_typer(typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", **_PLAIN), name="judge")
+judge = typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", add_completion=False, **_PLAIN)
+app.add_typer(judge, name="judge")
 
 
 # What several processes can do together; anything else each would do once more, in the others' files.
@@ -52,7 +56,12 @@ def _several() -> bool:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
-    code = _run()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by the caller (>&-): what is printed goes nowhere, as a shell's own commands have it.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+    with _second_interrupt_ends():
+        code = _flushed(_run())
     if _several():
         from rewardlm.models.processes import leave
 
@@ -77,27 +86,112 @@ def _run() -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
     warnings.showwarning = _warn
     try:
-        code = app(standalone_mode=False)
+        # Completion and help go by this name, however the command was started.
+        code = app(standalone_mode=False, prog_name="rewardlm")
         if code == 130:
             # Typer turns an interrupt into this and says nothing.
             raise KeyboardInterrupt
     except RewardLMError as error:
-        return _fail(str(error), error.exit_code)
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return _fail(error.summary, error.exit_code)
     except typer.TyperException as error:
-        describe = getattr(error, "format_message", None)
-        return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+        return _misused(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted: the same command again goes on where this one stopped", 130)
+        return _fail(_interrupted(), 130)
     except BrokenPipeError:
-        # The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _nobody_reads()
     except OSError as error:
         if error.errno is None:
             raise
         # A full disk, a folder that may not be written: the machine's state, no bug of ours.
         return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
     return code if isinstance(code, int) else 0
+
+
+def _misused(error: Any) -> int:
+    """The exit code of a command line that Typer couldn't read."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # rewardlm and rewardlm judge, alone: their help, and the exit code that Typer gives it.
+        typer.echo(context.get_help())
+        return 2
+    command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""
+    more = f": rewardlm {command} --help" if command else ""
+    flag, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
+    if flag is not None and hasattr(error, "possibilities"):
+        near = sorted(error.possibilities or ())
+        hint = f"did you mean {' or '.join(near)}?" if near else "see its help"
+        return _fail(f"rewardlm {command} has no {flag}: {hint}{more.replace(':', ' ', 1)}", 2)
+    if type(error).__name__ == "MissingParameter" and parameter is not None:
+        named = parameter.opts[0] if parameter.param_type_name == "option" else _placeholder(parameter)
+        return _fail(f"rewardlm {command} needs {named}, which is missing{more}", 2)
+    describe = getattr(error, "format_message", None)
+    return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+
+
+def _placeholder(argument: Any) -> str:
+    """What stands for an argument in a command's usage: MODEL, RUN."""
+    return str(argument.metavar or argument.name).split()[0].strip("[]").removesuffix("...")
+
+
+def _interrupted() -> str:
+    """What is said of an interrupt."""
+    resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
+    return "interrupted: the same command again goes on where this one stopped" if resumed else "interrupted"
+
+
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Any:
+    """One Ctrl-C unwinds, so that what is there is written down; another one ends at once, and neither in a traceback.
+
+    Where the caller has a handler of its own, as in a test, or this is no main thread, all stays as it is.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not ours:
+        yield
+        return
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: Any) -> None:
+        os.write(2, b"error: interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        # From here on only the interpreter's own end is left, and an interrupt there has nothing to say.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _flushed(code: int) -> int:
+    """The exit code once everything is written: a full disk is noticed here, not by the interpreter on its way out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _nobody_reads() or code
+    except OSError as error:
+        _discard_output()
+        return code or _fail(f"what was printed can't be written: {error.strerror}", 1)
+    return code
+
+
+def _nobody_reads() -> int:
+    """The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to."""
+    _discard_output()
+    return 0
+
+
+def _discard_output() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _warn(message: Warning | str, *_details: object, **_more: object) -> None:
