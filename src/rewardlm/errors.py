@@ -13,7 +13,9 @@ def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> st
     ``first`` makes it ``did you mean 'starter'? ``, to stand before another sentence.
     """
     names = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(typed.casefold(), names, n=1)
+    # Of two letters that changed places in a short name, half of it stays.
+    cutoff = 0.5 if len(typed) <= 4 else 0.6
+    near = difflib.get_close_matches(typed.casefold(), names, n=1, cutoff=cutoff)
     return f"did you mean {names[near[0]]!r}?{' ' if first else ''}" if near else ""
 
 
@@ -42,7 +44,7 @@ class RewardLMError(Exception):
         return error
 
     def __str__(self) -> str:
-        return "; ".join((self.summary, *self.problems))
+        return f"{self.summary}: {'; '.join(self.problems)}" if self.problems else self.summary
 
 
 class ConfigError(RewardLMError):

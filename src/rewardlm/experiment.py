@@ -32,6 +32,7 @@ from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
+from rewardlm.preflight import check_stages
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
@@ -102,6 +103,7 @@ def run_experiment(
     finetuning = _finetune_settings(settings)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
+    check_stages([stage for stage in (measured["PT"], finetuning, rlaf) if stage is not None], out)
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
     recorded = settings.model_dump(mode="json")

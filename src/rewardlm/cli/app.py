@@ -94,7 +94,7 @@ def _run() -> int:
     except RewardLMError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
-        return _fail(error.summary, error.exit_code)
+        return _fail(f"{error.summary}, see above" if error.problems else str(error), error.exit_code)
     except typer.TyperException as error:
         return _misused(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -125,7 +125,8 @@ def _misused(error: Any) -> int:
         return _fail(f"rewardlm {command} has no {flag}: {hint}{more.replace(':', ' ', 1)}", 2)
     if type(error).__name__ == "MissingParameter" and parameter is not None:
         named = parameter.opts[0] if parameter.param_type_name == "option" else _placeholder(parameter)
-        return _fail(f"rewardlm {command} needs {named}, which is missing{more}", 2)
+        meaning = str(getattr(parameter, "help", None) or "").rstrip(".")
+        return _fail(f"rewardlm {command} needs {named}: {meaning or 'see its help'}; rewardlm {command} --help", 2)
     describe = getattr(error, "format_message", None)
     return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
 

@@ -81,7 +81,7 @@ class Command(TyperCommand):
         name = f"{self.above}{self.name}"
         with formatter.section("Examples"):
             for example in EXAMPLES[name]:
-                formatter.write_text(f"# {example.what}")
+                formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
                 # Whole, whatever the terminal's width: it is there to be copied.
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
         if getattr(self.callback, "settings", None) is not None:
@@ -135,7 +135,7 @@ class Commands(TyperGroup):
 
         with formatter.section("Examples"):
             for example in EXAMPLES[self.above.strip()]:
-                formatter.write_text(f"# {example.what}")
+                formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
         formatter.write_paragraph()
         formatter.write_text(f"More of a command, and examples: rewardlm {self.above}COMMAND --help.")

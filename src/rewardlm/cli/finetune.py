@@ -13,6 +13,9 @@ from rewardlm.config import FinetuneSettings
 def finetune(given: Given[FinetuneSettings], model: options.Model, out: options.Out) -> None:
     """Teach MODEL to answer hate with counter-narratives: a LoRA adapter in --out/adapter."""
     settings = given.settings(model=model)
+    from rewardlm.preflight import check
+
+    check(settings, out, kind="finetune")
     from rewardlm.progress import is_main, say, stage
     from rewardlm.training.sft import finetune as run_finetune
 

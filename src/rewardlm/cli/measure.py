@@ -26,6 +26,9 @@ def measure(
     if preset is not None and preset not in MEASURE_PRESETS:
         raise ConfigError(f"--preset {preset!r}: expected one of {', '.join(MEASURE_PRESETS)}")
     settings = given.settings(MEASURE_PRESETS[preset] if preset else None, model=model)
+    from rewardlm.preflight import check
+
+    check(settings, out, kind="measure")
     from rewardlm.cli.show import show_comparison
     from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure as run_meter

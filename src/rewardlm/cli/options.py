@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Hub id, path or alias (smollm2-135m, tiny).")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, path or alias of a model (smollm2-135m, tiny).")]
 Runs = Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")]
 Overrides = Annotated[
     list[str] | None,

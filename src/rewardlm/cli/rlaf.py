@@ -13,6 +13,9 @@ from rewardlm.config import RlafSettings
 def rlaf(given: Given[RlafSettings], model: options.Model, out: options.Out) -> None:
     """Train MODEL against judges, with a KL penalty to the frozen reference: a LoRA adapter in --out/adapter."""
     settings = given.settings(model=model)
+    from rewardlm.preflight import check
+
+    check(settings, out, kind="rlaf")
     from rewardlm.progress import is_main, say, stage
     from rewardlm.training.rlaf import train
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rewardlm.cli.flags import Given, takes
-from rewardlm.config import ExperimentSettings, read_yaml
+from rewardlm.config import ExperimentSettings
 
 
 @takes(ExperimentSettings)
@@ -20,7 +20,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default runs/ and the file's name.")] = None,
 ) -> None:
     """Measure, fine-tune, reinforce, measure again, compare and report: everything that EXPERIMENT.yaml says."""
-    settings = given.settings(read_yaml(experiment))
+    settings = given.settings(base=experiment)
     from rewardlm.cli.show import run_and_show
 
     run_and_show(settings, out or Path("runs") / experiment.stem)

@@ -21,11 +21,15 @@ def score(
     needs a model beside a judge: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
     """
     settings = given.settings()
+    from rewardlm.preflight import check
+    from rewardlm.runs import Run
+
+    Run.open(run)
+    check(settings)
     from rewardlm.cli.show import show_comparison
     from rewardlm.measuring.judging import cut_short, score_run
     from rewardlm.measuring.model_quality import add_quality_to
     from rewardlm.progress import say, stage
-    from rewardlm.runs import Run
 
     for name in settings.scorer:
         with stage(f"score by {name}") as progress:

@@ -1,0 +1,169 @@
+"""What can be told of a command's settings before anything heavy is loaded: names, files, columns, folders, the hub.
+
+A judge that is called otherwise, or a file that isn't there, is told within a second, and all such mistakes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from rewardlm import hub
+from rewardlm.config import (
+    FinetuneSettings,
+    MeasureSettings,
+    MergeSettings,
+    ModelSettings,
+    RlafSettings,
+    ScoreSettings,
+    Section,
+    is_function_name,
+)
+from rewardlm.data.dialogues import load_dialogues
+from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
+from rewardlm.errors import ConfigError, DataError, ModelError, RewardLMError, RunError
+from rewardlm.models.names import check_adapter, check_model
+from rewardlm.runs import Run
+from rewardlm.scoring.function import load_function
+from rewardlm.scoring.load import check_judges
+from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
+_OFFLINE = "the prompts starter and rtp:packaged, a file"
+# Bytes of a file that is read whole here, and again by the command.
+_SMALL = 20_000_000
+
+Check = Callable[[], object]
+
+
+def check(settings: Section, out: Path | None = None, *, kind: str | None = None) -> None:
+    """Raise one RewardLMError for all that is wrong with what ``settings`` name.
+
+    ``out`` is where a run of ``kind`` shall be: what a run that goes on has already is not looked for again.
+    """
+    begun = out is not None and (out / "run.json").exists()
+    _all(_checks(settings, out, kind, begun=begun))
+
+
+def check_stages(stages: Iterable[Section], out: Path) -> None:
+    """The same for the stages of an experiment, before the first one begins. Their adapters are made on the way."""
+    checks: list[Check] = []
+    for settings in stages:
+        if isinstance(settings, ModelSettings):
+            settings = settings.model_copy(update={"adapter": None})
+        checks += _checks(settings, out, "experiment", begun=(out / "run.json").exists())
+    _all(checks)
+
+
+def _all(checks: Iterable[Check]) -> None:
+    wrong: dict[str, RewardLMError] = {}
+    for one in checks:
+        try:
+            one()
+        except RewardLMError as error:
+            for sentence in error.problems or (error.summary,):
+                wrong.setdefault(sentence, error)
+    if not wrong:
+        return
+    first = next(iter(wrong.values()))
+    if len({id(error) for error in wrong.values()}) == 1:
+        raise first
+    raise type(first).of(list(wrong), "{} things are wrong")
+
+
+def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: bool) -> Iterator[Check]:
+    if out is not None and kind is not None:
+        yield lambda: _check_place(out, kind)
+    if isinstance(settings, ModelSettings):
+        yield from _of_a_model(settings)
+    if isinstance(settings, MeasureSettings):
+        judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
+        yield from (lambda name=name: check_judges([name], settings.services) for name in judges)
+        yield from _of_pairs(settings.counter_narrative)
+    if isinstance(settings, RlafSettings):
+        judges = [*settings.reward, *(settings.witness or [])]
+        yield from (lambda name=name: check_judges([name], settings.services) for name in judges)
+        if settings.rewards.terms.counter_narrative:
+            yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge)
+        if is_function_name(settings.algorithm):
+            yield lambda: _check_estimator(settings.algorithm)
+    if isinstance(settings, ScoreSettings):
+        yield from (lambda name=name: check_judges([name], settings.services) for name in settings.scorer)
+        yield from _of_pairs(settings.counter_narrative)
+        if settings.perplexity is not None:
+            yield lambda: check_model(str(settings.perplexity))
+    if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
+        yield lambda: _check_prompts(settings)
+    if isinstance(settings, FinetuneSettings) and not begun and not settings.dialogues.startswith("dialoconan"):
+        yield lambda: load_dialogues(settings.dialogues)
+
+
+def _of_a_model(settings: ModelSettings) -> Iterator[Check]:
+    if not isinstance(settings, MeasureSettings) or settings.engine != "openai":
+        yield lambda: check_model(settings.model)
+    # Merging says itself what it lacks.
+    if settings.adapter is not None and not isinstance(settings, MergeSettings):
+        yield lambda: check_adapter(Path(str(settings.adapter)))
+    if not _DEVICE.fullmatch(settings.device):
+        yield lambda: _raise(ModelError(f"device {settings.device!r}: expected auto, cpu, cuda or cuda:N"))
+
+
+def _of_pairs(judge: str | None) -> Iterator[Check]:
+    if judge is not None:
+        yield lambda: check_pair_judge(judge)
+
+
+def _check_pairs_or_classifier(judge: str) -> None:
+    if not is_pair_judge(judge):
+        check_judges([judge])
+
+
+def _check_estimator(name: str) -> None:
+    try:
+        load_function(name)
+    except ValueError as error:
+        raise ConfigError(f"algorithm {name!r}: {error}") from None
+
+
+def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
+    source = settings.prompts
+    name, _, suffix = source.partition(":")
+    path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+    if path is not None and path.stat().st_size > _SMALL:
+        return
+    if name == "rtp" and suffix != "packaged":
+        hub.require(RTP_HUB_ID, kind="dataset", what=f"the prompts {source}", instead=_OFFLINE, error=DataError)
+    elif path is None and name.startswith("dialoconan"):
+        return  # fetched once, from where its authors publish it
+    elif path is None and _HUB_ID.fullmatch(name) and not Path(name).suffix:
+        hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
+    else:
+        prompts = load_prompts(source, part=settings.part, limit=settings.limit, seed=settings.seed).prompts
+        toxic_by = getattr(settings, "toxic_by", None)
+        if toxic_by == "dataset" and all(prompt.toxicity is None for prompt in prompts):
+            raise ConfigError(f"toxic_by is 'dataset', but {source} has no scores: name a scorer")
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _check_place(out: Path, kind: str) -> None:
+    if (out / "run.json").exists():
+        found = Run.open(out).meta["kind"]
+        if found != kind:
+            raise RunError(f"{out} holds a run of kind {found!r}, not {kind!r}: choose another --out")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file: --out needs a directory")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{out}: {above} is a file: --out needs a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{out}: {above} may not be written: choose another --out")
+
+
+def _raise(error: RewardLMError) -> None:
+    raise error
