@@ -29,7 +29,7 @@ from rewardlm.config import (
 )
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import ConfigError
+from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.preflight import check_stages
@@ -74,7 +74,7 @@ StageOf = Callable[[str], AbstractContextManager[Progress]]
 def preset_settings(name: str) -> dict[str, Any]:
     """The settings of ``rewardlm demo --preset NAME``. Raises ConfigError for another name."""
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}: expected {' or '.join(PRESETS)}")
+        raise ConfigError(f"preset {name!r}: {did_you_mean(name, PRESETS, first=True)}expected {' or '.join(PRESETS)}")
     text = importlib.resources.files("rewardlm").joinpath(f"presets/{name}.yaml").read_text("utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -34,7 +35,9 @@ def require(
     """
     if is_cached(repo, kind) or (reason := unreachable()) is None:
         return
-    raise error(f"{what} has to be fetched from the hub, and {reason}; without it work {instead}, or a cache ($HF_HOME)")
+    raise error(
+        f"can't fetch {what}: {reason}; without the hub you can use {instead}, or a cache that has it ($HF_HOME)"
+    )
 
 
 @contextlib.contextmanager
@@ -115,7 +118,7 @@ def _ask(address: str) -> str | None:
     asking = threading.Thread(target=lambda: reasons.append(_request(address)), daemon=True)
     asking.start()
     asking.join(_WAIT_SECONDS + 1)
-    return reasons[0] if reasons else f"{address} doesn't answer"
+    return reasons[0] if reasons else f"the hub, {address}, doesn't answer"
 
 
 def _request(address: str) -> str | None:
@@ -124,5 +127,10 @@ def _request(address: str) -> str | None:
     try:
         status = httpx.head(address, timeout=_WAIT_SECONDS).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return f"{address} can't be reached ({str(error) or type(error).__name__})"
-    return f"{address} can't be reached (a proxy answers {status})" if status in _IN_BETWEEN else None
+        return f"the hub, {address}, can't be reached ({_plainly(error)})"
+    return f"the hub, {address}, can't be reached (a proxy answers {status})" if status in _IN_BETWEEN else None
+
+
+def _plainly(error: Exception) -> str:
+    """``Connection refused``, without the number."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__

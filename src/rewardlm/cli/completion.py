@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rewardlm.config.describe import Setting
+import typer
+
+if TYPE_CHECKING:
+    from rewardlm.config.describe import Setting
 
 # A folder or a file is completed too: the shell adds them where nothing here fits.
 _MODELS = ("smollm2-135m", "tiny")
@@ -70,9 +73,9 @@ def commands_with_settings(incomplete: str) -> list[str]:
     return [name for name in with_settings() if name.startswith(incomplete)]
 
 
-def overrides(ctx: Any, incomplete: str) -> list[str]:
+def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
     """``KEY=`` of the command's settings, and the choices after it."""
-    kind = getattr(ctx.command.callback, "settings", None)
+    kind: Any = getattr(ctx.command.callback, "settings", None)
     if kind is None:
         return []
     from rewardlm.config.describe import describe, leaves

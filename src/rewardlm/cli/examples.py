@@ -72,9 +72,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "compare": (
         Example("rewardlm compare runs/PT runs/FT runs/RL", "Every model against the first."),
         Example("rewardlm compare runs/PT runs/RL --scorer witness", "By one judge."),
-        Example(
-            "rewardlm compare runs/PT runs/RL --json | jq '.comparisons[0].delta'", "One number, for a script."
-        ),
+        Example("rewardlm compare runs/PT runs/RL --json | jq '.comparisons[0].delta'", "One number, for a script."),
     ),
     "finetune": (
         Example("rewardlm finetune smollm2-135m --out runs/ft", "On the dialogues that are included."),

@@ -30,9 +30,7 @@ class Given(Generic[S]):
     flags: Mapping[str, Any]
     overrides: Sequence[str]
 
-    def settings(
-        self, defaults: Mapping[str, Any] | None = None, *, base: Path | None = None, **arguments: Any
-    ) -> S:
+    def settings(self, defaults: Mapping[str, Any] | None = None, *, base: Path | None = None, **arguments: Any) -> S:
         """The settings, checked. ``arguments`` are settings that are no flags, such as ``model``; ``defaults`` and the
         file ``base`` come below all that was given. Raises one ConfigError for all mistakes.
         """

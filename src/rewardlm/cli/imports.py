@@ -19,6 +19,7 @@ def import_(
         Path, typer.Argument(metavar="FILE", help="A .csv, .jsonl or .parquet; lm-eval samples; a garak report.")
     ],
     out: options.Out,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn a table of answers and scores into a run that compare and report understand.
 
@@ -27,7 +28,7 @@ def import_(
     scores.NAME=METRIC takes what isn't known to measure toxicity.
     """
     settings = given.settings()
-    from rewardlm.cli.show import show_comparison
+    from rewardlm.cli.show import show_run
     from rewardlm.measuring.imported import import_table, lacks_pairs
     from rewardlm.progress import stage
 
@@ -42,4 +43,4 @@ def import_(
 
         with stage("counter-narratives") as progress:
             judge_toxic_pairs(run, settings, report=progress.report)
-    show_comparison([out])
+    show_run(out, as_json=as_json, notes=run.meta.get("notes", []))

@@ -9,6 +9,7 @@ import typer
 
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json
 from rewardlm.config import CompareSettings
 
 
@@ -18,6 +19,7 @@ def report(
     runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option("--title", help="Its heading.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained page about measurements, trainings, or an experiment.
 
@@ -25,4 +27,8 @@ def report(
     """
     from rewardlm.reporting.page import build_report
 
-    typer.echo(build_report([Path(run) for run in runs], out, title=title, settings=given.settings()))
+    page = build_report([Path(run) for run in runs], out, title=title, settings=given.settings())
+    if as_json:
+        print_json({"page": str(page)})
+    else:
+        typer.echo(page)

@@ -81,8 +81,10 @@ class ClassifierScorer:
         source, label = split_label(spec)
         folder = judge_folder(source)
         record = read_record(folder) if folder is not None else None
-        with nullcontext() if folder is not None else hub.access(
-            source, what=f"the judge {source}", instead=OFFLINE, error=ScorerError
+        with (
+            nullcontext()
+            if folder is not None
+            else hub.access(source, what=f"the judge {source}", instead=OFFLINE, error=ScorerError)
         ):
             config, self._tokenizer, self._model, self.revision = _load(source, folder, record)
         self._source = source
