@@ -38,15 +38,19 @@ def _before(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("rewardlm"))
+        _print_version()
         raise typer.Exit
     if _several() and context.invoked_subcommand not in _SHARED:
         raise ConfigError(
             f"{context.invoked_subcommand} is for one process: start it without torchrun or accelerate launch "
             f"({', '.join(_SHARED)} can be shared out)"
         )
+
+
+def _print_version() -> None:
+    from importlib.metadata import version
+
+    print(version("rewardlm"))
 
 
 def _several() -> bool:
@@ -71,6 +75,10 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command that was typed."""
+    if sys.argv[1:] == ["--version"]:
+        # Typer loads pydantic to read a command line, which takes longer than all the rest.
+        _print_version()
+        return 0
     # Libraries below us print progress bars and advice of their own.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
