@@ -22,10 +22,11 @@ ROWS = [
     {"cli"},
     {"api"},
     {"experiment", "planner", "publish"},
+    {"preflight"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "packaged", "progress", "trunk"},
+    {"runs", "services", "packaged", "progress", "trunk", "hub"},
     {"config"},
     {"types", "errors", "stats"},
 ]

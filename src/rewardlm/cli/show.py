@@ -78,8 +78,8 @@ def run_and_show(settings: ExperimentSettings, out: Path, *, as_json: bool = Fal
     print(f"\nThe report: {page}")
 
 
-def console(piped: int = 100) -> Any:
-    """Where tables are printed; a pipe has no width, and gets ``piped`` columns."""
+def console(columns: int = 100) -> Any:
+    """Where tables are printed, which are made for so many columns: a pipe has no width."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=piped)
+    return Console() if sys.stdout.isatty() else Console(width=columns)
