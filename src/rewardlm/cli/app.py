@@ -121,7 +121,7 @@ def _misused(error: Any) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         # rewardlm and rewardlm judge, alone: their help, and the exit code that Typer gives it.
-        typer.echo(context.get_help())
+        typer.echo(str(error))
         return 2
     command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""
     flag, parameter = getattr(error, "option_name", None), getattr(error, "param", None)

@@ -138,7 +138,10 @@ class Commands(TyperGroup):
                 formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
         formatter.write_paragraph()
-        formatter.write_text(f"More of a command, and examples: rewardlm {self.above}COMMAND --help.")
+        formatter.write_text(
+            f"More of a command, and examples: rewardlm {self.above}COMMAND --help. "
+            f"All of its settings: rewardlm settings {self.above}COMMAND."
+        )
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """A line a command, without loading it."""
