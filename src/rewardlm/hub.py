@@ -46,7 +46,19 @@ def access(
 ) -> Iterator[None]:
     """As ``require``; inside, the hub's libraries take the cache at once where the hub can't be reached."""
     require(repo, kind=kind, what=what, instead=instead, error=error)
-    if _is_offline() or unreachable() is None:
+    with offline_where_away():
+        yield
+
+
+def away() -> str | None:
+    """Why the hub can't be asked although nobody forbade it, in words."""
+    return None if _is_offline() else unreachable()
+
+
+@contextlib.contextmanager
+def offline_where_away() -> Iterator[None]:
+    """Inside, the hub's libraries take the cache, or fail, at once where the hub can't be reached."""
+    if away() is None:
         yield
         return
     from huggingface_hub import constants

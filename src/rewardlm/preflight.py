@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rewardlm import hub
@@ -19,13 +20,21 @@ from rewardlm.config import (
     RlafSettings,
     ScoreSettings,
     Section,
+    data_folder,
     is_function_name,
 )
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, RewardLMError, RunError
+from rewardlm.judges.settings import (
+    JudgeEvaluateSettings,
+    JudgeTrainSettings,
+    PairEvaluateSettings,
+    PairJudgeSettings,
+)
 from rewardlm.models.names import check_adapter, check_model
 from rewardlm.runs import Run
+from rewardlm.scoring.encoder import check_encoder
 from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
@@ -82,24 +91,65 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield from _of_a_model(settings)
     if isinstance(settings, MeasureSettings):
         judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
-        yield from (lambda name=name: check_judges([name], settings.services) for name in judges)
+        yield from (partial(check_judges, [name], settings.services) for name in judges)
         yield from _of_pairs(settings.counter_narrative)
     if isinstance(settings, RlafSettings):
         judges = [*settings.reward, *(settings.witness or [])]
-        yield from (lambda name=name: check_judges([name], settings.services) for name in judges)
+        yield from (partial(check_judges, [name], settings.services) for name in judges)
         if settings.rewards.terms.counter_narrative:
             yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge)
         if is_function_name(settings.algorithm):
             yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, ScoreSettings):
-        yield from (lambda name=name: check_judges([name], settings.services) for name in settings.scorer)
+        yield from (partial(check_judges, [name], settings.services) for name in settings.scorer)
         yield from _of_pairs(settings.counter_narrative)
         if settings.perplexity is not None:
             yield lambda: check_model(str(settings.perplexity))
     if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
         yield lambda: _check_prompts(settings)
-    if isinstance(settings, FinetuneSettings) and not begun and not settings.dialogues.startswith("dialoconan"):
-        yield lambda: load_dialogues(settings.dialogues, **_columns(settings))
+    if isinstance(settings, FinetuneSettings) and not begun:
+        yield partial(_check_dialogues, settings.dialogues, **_columns(settings))
+    yield from _of_a_judge(settings)
+
+
+def _of_a_judge(settings: Section) -> Iterator[Check]:
+    """Of the commands that make and try judges."""
+    if isinstance(settings, JudgeEvaluateSettings):
+        yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
+        yield from (partial(_check_suite, source) for source in settings.suite)
+    if isinstance(settings, JudgeTrainSettings):
+        yield from (partial(_check_labelled, source) for source in settings.data)
+    if isinstance(settings, JudgeTrainSettings | PairJudgeSettings):
+        yield partial(check_encoder, settings.encoder)
+    if isinstance(settings, PairEvaluateSettings):
+        yield partial(check_pair_judge, settings.judge)
+    if isinstance(settings, PairJudgeSettings | PairEvaluateSettings):
+        yield partial(_check_dialogues, settings.dialogues)
+
+
+def _check_dialogues(source: str, **columns: str) -> None:
+    if not source.startswith("dialoconan"):  # which is fetched once, from where its authors publish it
+        load_dialogues(source, **columns)
+
+
+def _check_suite(source: str) -> None:
+    from rewardlm.judges.suites import HATECHECK_HUB_ID, NAMED, load_suite
+
+    if source not in NAMED:
+        path = Path(source).expanduser()
+        if not path.exists() or (path.is_file() and path.stat().st_size <= _SMALL):
+            load_suite(source)
+    elif source == "hatecheck" and data_folder() is None:
+        own = "the suite as a file, a folder of data sets ($REWARDLM_DATA)"
+        hub.require(HATECHECK_HUB_ID, kind="dataset", what=f"the suite {source}", instead=own, error=DataError)
+
+
+def _check_labelled(source: str) -> None:
+    from rewardlm.judges.texts import FILES, READINGS, load_labelled
+
+    # What is there is read once, by the command.
+    if not Path(source).exists() and not (source in {**FILES, **READINGS} and data_folder() is not None):
+        load_labelled(source)
 
 
 def _of_a_model(settings: ModelSettings) -> Iterator[Check]:

@@ -57,9 +57,6 @@ def test_every_command_has_it_and_its_keys_are_documented(shell: Shell) -> None:
 def test_a_table_of_answers(shell: Shell, imported: Path, tmp_path: Path) -> None:
     found = told(shell, "compare", imported)
     assert documented("compare") - {"json"} <= found.keys()
-    scored = told(shell, "score", imported, "--scorer", "test_json:shouting")
-    assert documented("score") <= scored.keys()
-    assert set(scored["models"][0]["scorers"]) == {"mine", "test_json:shouting"}
     page = told(shell, "report", imported, "--out", tmp_path / "page.html")
     assert page == {"page": str(tmp_path / "page.html")}
     assert documented("report") == page.keys()
@@ -93,6 +90,13 @@ def test_a_training_that_is_under_way(shell: Shell, tmp_path: Path) -> None:
 def test_a_mistake_prints_no_json(shell: Shell, tmp_path: Path) -> None:
     shell.fails("measure", "tyni", "--out", tmp_path / "o", "--json")
     shell.fails("compare", tmp_path, "--json")
+
+
+@pytest.mark.slow
+def test_scored(shell: Shell, imported: Path) -> None:
+    scored = told(shell, "score", imported, "--scorer", "test_json:shouting")
+    assert documented("score") <= scored.keys()
+    assert set(scored["models"][0]["scorers"]) == {"mine", "test_json:shouting"}
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def _run() -> int:
 
 def _misused(error: Any) -> int:
     """The exit code of a command line that Typer couldn't read."""
-    context = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         # rewardlm and rewardlm judge, alone: their help, and the exit code that Typer gives it.
         typer.echo(str(error))

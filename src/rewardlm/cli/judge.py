@@ -57,6 +57,9 @@ def train(
     if sources and not named:
         raise typer.BadParameter(f"{sources[0]!r}: sources stand after --data")
     settings = given.settings(data=[*named, *(sources or [])] or None)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.train import train_judge
     from rewardlm.progress import say, stage
 
@@ -79,6 +82,9 @@ def evaluate(
 ) -> None:
     """What judges get right on a suite, and wrong: ranking, calibration, bias by group, counter-speech, speed."""
     settings = given.settings(judge=judges or None)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.card import add_to_card, card_folder
     from rewardlm.judges.evaluate import evaluate as run_evaluation
     from rewardlm.judges.results import figures_of

@@ -17,6 +17,9 @@ from rewardlm.judges.settings import PairEvaluateSettings, PairJudgeSettings
 def train_pairs(given: Given[PairJudgeSettings], out: options.Out, as_json: options.AsJson = False) -> None:
     """Teach an encoder to tell counter-narratives from agreement, refusals and answers that miss the topic."""
     settings = given.settings()
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.pairs import train_pair_judge
     from rewardlm.progress import say, stage
 
@@ -34,6 +37,9 @@ def evaluate_pairs(
 ) -> None:
     """What a judge of pairs gets right on dialogues, and wrong."""
     settings = given.settings(judge=judge)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.card import add_to_card, pair_section
     from rewardlm.judges.pair_evaluation import evaluate_on
     from rewardlm.progress import stage
