@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rewardlm import hub
 from rewardlm.config import (
@@ -23,6 +25,7 @@ from rewardlm.config import (
     data_folder,
     is_function_name,
 )
+from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, RewardLMError, RunError
@@ -127,9 +130,10 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
         yield partial(_check_dialogues, settings.dialogues)
 
 
-def _check_dialogues(source: str, **columns: str) -> None:
+def _check_dialogues(source: str, **columns: Any) -> None:
     if not source.startswith("dialoconan"):  # which is fetched once, from where its authors publish it
-        load_dialogues(source, **columns)
+        with _all_lines(source):
+            load_dialogues(source, **columns)
 
 
 def _check_suite(source: str) -> None:
@@ -138,7 +142,8 @@ def _check_suite(source: str) -> None:
     if source not in NAMED:
         path = Path(source).expanduser()
         if not path.exists() or (path.is_file() and path.stat().st_size <= _SMALL):
-            load_suite(source)
+            with _all_lines(source):
+                load_suite(source)
     elif source == "hatecheck" and data_folder() is None:
         own = "the suite as a file, a folder of data sets ($REWARDLM_DATA)"
         hub.require(HATECHECK_HUB_ID, kind="dataset", what=f"the suite {source}", instead=own, error=DataError)
@@ -155,11 +160,12 @@ def _check_labelled(source: str) -> None:
 def _of_a_model(settings: ModelSettings) -> Iterator[Check]:
     if not isinstance(settings, MeasureSettings) or settings.engine != "openai":
         yield lambda: check_model(settings.model)
-    # Merging says itself what it lacks.
-    if settings.adapter is not None and not isinstance(settings, MergeSettings):
-        yield lambda: check_adapter(Path(str(settings.adapter)))
+    if settings.adapter is not None:
+        yield partial(check_adapter, settings.adapter)
+    elif isinstance(settings, MergeSettings):
+        yield partial(_raise, ConfigError("nothing to merge: name the adapter with --adapter"))
     if not _DEVICE.fullmatch(settings.device):
-        yield lambda: _raise(ModelError(f"device {settings.device!r}: expected auto, cpu, cuda or cuda:N"))
+        yield partial(_raise, ModelError(f"device {settings.device!r}: expected auto, cpu, cuda or cuda:N"))
 
 
 def _of_pairs(judge: str | None) -> Iterator[Check]:
@@ -192,16 +198,29 @@ def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
     elif path is None and _HUB_ID.fullmatch(name) and Path(name).suffix not in _FILES:
         hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
     else:
-        loaded = load_prompts(
-            source, part=settings.part, limit=settings.limit, seed=settings.seed, **_columns(settings)
-        )
+        with _all_lines(source):
+            loaded = load_prompts(
+                source, part=settings.part, limit=settings.limit, seed=settings.seed, **_columns(settings)
+            )
         prompts = loaded.prompts
         toxic_by = getattr(settings, "toxic_by", None)
         if toxic_by == "dataset" and all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {source} has no scores: name a scorer")
 
 
-def _columns(settings: Section) -> dict[str, str]:
+@contextmanager
+def _all_lines(source: str) -> Iterator[None]:
+    """Inside, an error about a line of the file ``source`` names the other lines that are broken."""
+    try:
+        yield
+    except DataError as error:
+        path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+        if path is None:
+            raise
+        raise with_other_lines(error, path) from None
+
+
+def _columns(settings: Section) -> dict[str, Any]:
     """The columns that the user named."""
     named = {name: getattr(settings, name, None) for name in ("text_column", "answer_column")}
     return {name: column for name, column in named.items() if column is not None}

@@ -44,6 +44,8 @@ CHEAP: list[tuple[str, int, list[str]]] = [
     ("rlaf tiny --algorithm no_module:f --out o", 2, ["algorithm 'no_module:f': can't import no_module"]),
     ("score none --scorer lexical", 1, ["none is not a run"]),
     ("merge tyni --adapter none --out o", 1, ["unknown model 'tyni'"]),
+    ("merge tiny --out o", 2, ["nothing to merge: name the adapter with --adapter"]),
+    ("merge tiny --adapter none --out o", 1, ["adapter none: no such folder"]),
     ("doctor tyni", 1, ["unknown model 'tyni'"]),
     ("judge evaluate lexcial --suite hatecheck", 1, ["did you mean 'lexical'?", "can't fetch the suite hatecheck"]),
     ("judge evaluate lexical --suite none.csv", 1, ["none.csv"]),

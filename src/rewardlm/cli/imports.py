@@ -10,6 +10,7 @@ import typer
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
 from rewardlm.config import ImportSettings
+from rewardlm.errors import DataError
 
 
 @takes(ImportSettings)
@@ -29,10 +30,14 @@ def import_(
     """
     settings = given.settings()
     from rewardlm.cli.show import show_run
+    from rewardlm.data.bad_lines import with_other_lines
     from rewardlm.measuring.imported import import_table, lacks_pairs
     from rewardlm.progress import stage
 
-    run = import_table(file, out, label=settings.label, mapping=settings.map)
+    try:
+        run = import_table(file, out, label=settings.label, mapping=settings.map)
+    except DataError as error:
+        raise with_other_lines(error, file) from None
     for note in run.meta.get("notes", []):
         typer.echo(f"note: {note}", err=True)
     if not run.meta["scorers"]:
