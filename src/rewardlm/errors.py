@@ -3,7 +3,6 @@
 The command line prints the message and exits with ``exit_code``; a traceback is for bugs only.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 
@@ -12,6 +11,8 @@ def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> st
 
     ``first`` makes it ``did you mean 'starter'? ``, to stand before another sentence.
     """
+    import difflib
+
     names = {name.casefold(): name for name in known}
     # Of two letters that changed places in a short name, half of it stays.
     cutoff = 0.5 if len(typed) <= 4 else 0.6

@@ -5,6 +5,7 @@ A judge that is called otherwise, or a file that isn't there, is told within a s
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ from rewardlm.config import (
 from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
-from rewardlm.errors import ConfigError, DataError, ModelError, RewardLMError, RunError
+from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
     JudgeTrainSettings,
@@ -45,6 +46,7 @@ from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_EXTRAS = {"bitsandbytes": "'rewardlm[quantised]'", "ray": "'rewardlm[ray]'"}
 _OFFLINE = "the prompts starter and rtp:packaged, a file"
 # Bytes of a file that is read whole here, and again by the command.
 _SMALL = 20_000_000
@@ -92,6 +94,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield lambda: _check_place(out, kind)
     if isinstance(settings, ModelSettings):
         yield from _of_a_model(settings)
+        yield partial(_check_packages, settings)
     if isinstance(settings, MeasureSettings):
         judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
@@ -128,6 +131,22 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
         yield partial(check_pair_judge, settings.judge)
     if isinstance(settings, PairJudgeSettings | PairEvaluateSettings):
         yield partial(_check_dialogues, settings.dialogues)
+
+
+def _check_packages(settings: ModelSettings) -> None:
+    """The packages that only some settings need, which may have been left out on installing."""
+    needed = {"bitsandbytes": f"--load {settings.load}"} if settings.load is not None else {}
+    if isinstance(settings, MeasureSettings) and settings.engine == "ray":
+        needed["ray"] = "--engine ray"
+    if isinstance(settings, RlafSettings):
+        needed |= {name: f"the tracker {name}" for name in settings.trackers}
+    wrong = [
+        f"{what} needs the package {name}: pip install {_EXTRAS.get(name, name)}"
+        for name, what in needed.items()
+        if importlib.util.find_spec(name) is None
+    ]
+    if wrong:
+        raise NotAvailableError("; ".join(wrong))
 
 
 def _check_dialogues(source: str, **columns: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 from command_line import Shell
+
+from rewardlm.config import MeasureSettings, RlafSettings
+from rewardlm.errors import NotAvailableError
+from rewardlm.preflight import check
 
 # What is typed, the exit code, and what is said of it.
 CHEAP: list[tuple[str, int, list[str]]] = [
@@ -132,3 +137,24 @@ def test_the_library_checks_as_early(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert "did you mean 'lexical'?" in done.stdout
     assert done.stdout.rstrip().endswith("| False")
+
+
+def test_a_package_that_was_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    missing = {"bitsandbytes", "ray", "wandb", "trackio"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
+    told = {}
+    for name, settings in {
+        "load": RlafSettings(model="tiny", load="4bit", reward=["lexical"], trackers=["wandb"]),
+        "ray": MeasureSettings(model="tiny", engine="ray", scorer=["lexical"]),
+    }.items():
+        with pytest.raises(NotAvailableError) as info:
+            check(settings)
+        assert info.value.exit_code == 1
+        told[name] = str(info.value)
+    assert told["load"] == (
+        "--load 4bit needs the package bitsandbytes: pip install 'rewardlm[quantised]'; "
+        "the tracker wandb needs the package wandb: pip install wandb"
+    )
+    assert told["ray"] == "--engine ray needs the package ray: pip install 'rewardlm[ray]'"
+    check(MeasureSettings(model="tiny", scorer=["lexical"]))

@@ -123,3 +123,16 @@ def test_measured_and_trained(shell: Shell, tmp_path: Path) -> None:
     assert pushed.keys() == documented("push")
     assert pushed["url"] is None
     assert told(shell, "doctor", "tiny").keys() == documented("doctor")
+
+
+@pytest.mark.slow
+def test_an_experiment(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(
+        "model: tiny\nmeasure: {limit: 4, max_new_tokens: 4, scorer: lexical, similarity: false, perplexity: false, "
+        "counter_narrative: null}\nfinetune: {limit: 4, max_steps: 1}\n"
+    )
+    found = told(shell, "run", tmp_path / "e.yaml", "--out", tmp_path / "o")
+    assert documented("run") <= found.keys()
+    assert found["run"] == str(tmp_path / "o")
+    assert Path(found["report"]).exists()
+    assert [model["label"] for model in found["models"]] == ["PT", "FT"]
