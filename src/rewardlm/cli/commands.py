@@ -80,7 +80,7 @@ class Command(TyperCommand):
 
         name = f"{self.above}{self.name}"
         with formatter.section("Examples"):
-            for example in EXAMPLES[name]:
+            for example in EXAMPLES.get(name, ()):
                 formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
                 # Whole, whatever the terminal's width: it is there to be copied.
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
