@@ -63,6 +63,9 @@ def test_the_version_loads_nothing_heavy() -> None:
         ("demo --preset ful", "did you mean 'full'?"),
         ("settings mesure", "did you mean 'measure'?"),
         ("rlaf tiny --out o --algorithm gpro", "did you mean 'grpo'?"),
+        ("mesure tiny", "No such command 'mesure'. Did you mean 'measure', 'merge'? rewardlm --help"),
+        ("help", "No such command 'help'; rewardlm --help"),
+        ("doctor tiny more", "rewardlm doctor --help"),
         ("rlaf tiny --out o lr=1", "unknown setting 'lr': did you mean 'learning_rate'?"),
         ("rlaf tiny --out o coef=1", "unknown setting 'coef': did you mean 'kl.coef'?"),
         (

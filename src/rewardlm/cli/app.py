@@ -133,8 +133,9 @@ def _misused(error: Any) -> int:
         named = parameter.opts[0] if parameter.param_type_name == "option" else _placeholder(parameter)
         meaning = str(getattr(parameter, "help", None) or "").rstrip(".")
         return _fail(f"rewardlm {command} needs {named}: {meaning or 'see its help'}; rewardlm {command} --help", 2)
-    describe = getattr(error, "format_message", None)
-    return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+    said = error.format_message().rstrip(".")
+    more = f"{'' if said.endswith('?') else ';'} rewardlm {command} --help" if context is not None else ""
+    return _fail(f"{said}{more}", getattr(error, "exit_code", 2))
 
 
 def _placeholder(argument: Any) -> str:
