@@ -57,9 +57,13 @@ Check = Callable[[], object]
 def check(settings: Section, out: Path | None = None, *, kind: str | None = None) -> None:
     """Raise one RewardLMError for all that is wrong with what ``settings`` name.
 
-    ``out`` is where a run of ``kind`` shall be: what a run that goes on has already is not looked for again.
+    ``out`` is where a run of ``kind`` shall be: what a run that goes on has already is not looked for again, and one
+    that is finished needs nothing.
     """
     begun = out is not None and (out / "run.json").exists()
+    if out is not None and kind is not None and begun and Run.open(out).finished:
+        _check_place(out, kind)
+        return
     _all(_checks(settings, out, kind, begun=begun))
 
 

@@ -13,8 +13,9 @@ import pytest
 from command_line import Shell
 
 from rewardlm.config import MeasureSettings, RlafSettings
-from rewardlm.errors import NotAvailableError
+from rewardlm.errors import NotAvailableError, RunError, ScorerError
 from rewardlm.preflight import check
+from rewardlm.runs import Run
 
 # What is typed, the exit code, and what is said of it.
 CHEAP: list[tuple[str, int, list[str]]] = [
@@ -158,3 +159,17 @@ def test_a_package_that_was_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -
     )
     assert told["ray"] == "--engine ray needs the package ray: pip install 'rewardlm[ray]'"
     check(MeasureSettings(model="tiny", scorer=["lexical"]))
+
+
+def test_a_finished_run_needs_nothing_any_more(tmp_path: Path) -> None:
+    """It is returned as it is, also where its judge or its prompts are gone."""
+    settings = MeasureSettings(model="tiny", scorer=["gone"], prompts="gone.jsonl")
+    with pytest.raises(ScorerError, match="2 things are wrong"):
+        check(settings, tmp_path, kind="measure")
+    run = Run.start(tmp_path, kind="measure", label="PT", settings={})
+    with pytest.raises(ScorerError, match=r"^unknown scorer 'gone'"):  # what it has of prompts will do
+        check(settings, tmp_path, kind="measure")
+    run.update(status="finished")
+    check(settings, tmp_path, kind="measure")
+    with pytest.raises(RunError, match="holds a run of kind 'measure'"):
+        check(settings, tmp_path, kind="rlaf")
