@@ -458,7 +458,7 @@ def test_a_key_that_stands_twice_is_no_accident_that_goes_unnoticed(tmp_path: Pa
 def test_what_is_wrong_is_said_in_words_of_our_own(override: str, said: str) -> None:
     found = refused(MeasureSettings, override)
     assert said in found
-    assert not {"Input should", "Value error", "Extra inputs", "unable to parse"} & set(found.split(": "))
+    assert not [words for words in ("nput should", "Value error", "xtra inputs", "unable to parse") if words in found]
 
 
 def test_a_key_that_was_given_wrongly_is_not_repeated() -> None:

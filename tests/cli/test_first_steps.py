@@ -70,7 +70,7 @@ def test_the_version_loads_nothing_heavy() -> None:
         ("rlaf tiny --out o coef=1", "unknown setting 'coef': did you mean 'kl.coef'?"),
         (
             "measure tiny --out o --part tarin",
-            "--part (setting 'part') is 'tarin': expected one of all, train, measure",
+            "--part (setting 'part') is 'tarin': expected 'all', 'train' or 'measure'",
         ),
         (
             "measure tiny --out o --limit many",

@@ -141,8 +141,9 @@ def in_words(setting: Setting) -> str:
     if setting.section is not None:
         return "a section with settings of its own"
     if setting.choices is not None:
-        among = ", ".join(map(str, setting.choices))
-        kind = f"a list of {among}" if setting.type.startswith("list") else f"one of {among}"
+        *others, last = map(repr, setting.choices)
+        among = f"{', '.join(others)} or {last}" if others else last
+        kind = f"a list of {among}" if setting.type.startswith("list") else among
     elif get_origin(setting.kind) is list:
         kind = "a list of numbers" if "number" in setting.type else "a list of texts"
     else:
