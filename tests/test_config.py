@@ -364,3 +364,111 @@ def test_what_is_trained_by_default_is_as_long_as_what_is_measured():
     # Whole answers in every preset but the one whose protocol is 20 tokens.
     presets = {name: preset["max_new_tokens"] for name, preset in MEASURE_PRESETS.items()}
     assert presets == {"rtp-paper": 20, "chat": 128, "quick": 128}
+
+
+EXPERIMENT = """\
+model: tiny
+seed: -1
+measure:
+  limit: 0
+  sampels: 3
+  generation: {top_p: 3}
+finetune:
+  epoch: 1
+rlaf:
+  algorithm: grpo
+  kl:
+    coeff: 2
+interpret:
+  attribution: {method: lime}
+"""
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(EXPERIMENT)
+    with pytest.raises(ConfigError) as info:
+        build(ExperimentSettings, base=file, overrides=["measure.samples=0", "nonsense"])
+    told = dict(line.split(": ", 1) for line in info.value.problems)
+    assert list(told) == [
+        "override 'nonsense'",
+        "setting 'measure.samples' is 0",
+        *(f"{file}, line {number}" for number in (2, 4, 5, 6, 8, 12, 14)),
+    ]
+    assert told["setting 'measure.samples' is 0"] == "expected a whole number, at least 1"
+    assert told[f"{file}, line 2"] == "setting 'seed' is -1: expected a whole number, at least 0"
+    assert told[f"{file}, line 4"] == "setting 'measure.limit' is 0: expected a whole number, at least 1, or null"
+    assert told[f"{file}, line 5"] == "unknown setting 'measure.sampels': did you mean 'measure.samples'?"
+    assert told[f"{file}, line 6"].endswith("top_p' is 3: expected a number, over 0, at most 1")
+    assert told[f"{file}, line 8"] == "unknown setting 'finetune.epoch': did you mean 'finetune.epochs'?"
+    assert told[f"{file}, line 12"] == "unknown setting 'rlaf.kl.coeff': did you mean 'rlaf.kl.coef'?"
+    assert "setting 'interpret.attribution.method' is 'lime': expected" in told[f"{file}, line 14"]
+    assert info.value.summary == "9 settings are wrong"
+    assert "\n" not in str(info.value)
+    assert all(problem in str(info.value) for problem in info.value.problems)
+
+
+def test_a_rule_between_settings_of_a_stage_is_told_with_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("model: tiny\nfinetune: {epochs: 0}\nrlaf:\n  algorithm: grpo\n  batch_size: 3\n")
+    with pytest.raises(ConfigError) as info:
+        build(ExperimentSettings, base=file)
+    first, second = info.value.problems
+    assert first.startswith(f"{file}, line 2: setting 'finetune.epochs' is 0")
+    assert second.startswith(f"{file}, line 3: setting 'rlaf': ")
+    assert "divisible by samples" in second
+
+
+def test_a_mistake_is_placed_where_it_was_made_last(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("model: tiny\nlimit: 0\n")
+    assert f"{file}, line 2: setting 'limit' is 0" in refused(MeasureSettings, file=file)
+    # What is typed wins, and then the file's own mistake is none.
+    said = refused(MeasureSettings, "limit=-1", file=file)
+    assert str(file) not in said
+    assert "'limit' is -1" in said
+    assert build(MeasureSettings, file=file, overrides=["limit=3"]).limit == 3
+
+
+def test_a_key_that_stands_twice_is_no_accident_that_goes_unnoticed(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("model: tiny\nlimit: 1\ngeneration:\n  top_p: 1\n  top_p: 0.5\nlimit: 2\n")
+    with pytest.raises(ConfigError) as info:
+        build(MeasureSettings, file=file)
+    assert info.value.problems == (
+        f"{file}, line 5: 'generation.top_p' stands there twice (line 4): keep one of them",
+        f"{file}, line 6: 'limit' stands there twice (line 2): keep one of them",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("top_p=0.9", "did you mean 'generation.top_p'"),
+        ("generation.tempreature=1", "did you mean 'generation.temperature'"),
+        ("max_tokens=5", "did you mean 'max_new_tokens'"),
+        ("judges=lexical", "did you mean 'scorer'"),
+        ("similarity=perhaps", "setting 'similarity' is 'perhaps': expected true or false"),
+        ("generation=3", "setting 'generation' is 3: expected a section with settings of its own"),
+        ("scorer=3", "setting 'scorer' is 3: expected a list of texts"),
+        ("generation.top_k=0.5", "is 0.5: expected a whole number, at least 0"),
+        ("dtype=float23", "did you mean 'float32'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_our_own(override: str, said: str) -> None:
+    found = refused(MeasureSettings, override)
+    assert said in found
+    assert not [words for words in ("nput should", "Value error", "xtra inputs", "unable to parse") if words in found]
+
+
+def test_a_key_that_was_given_wrongly_is_not_repeated() -> None:
+    for override in ("services.perspective.key=[sesame]", "services.endpoint.url=sesame", "server.key=[sesame]"):
+        assert "sesame" not in refused(MeasureSettings, override)
+
+
+def test_an_experiments_measurement_has_the_bounds_of_the_command() -> None:
+    """Whatever its defaults are."""
+    for override in ("samples=0", "limit=0", "max_new_tokens=0", "batch_tokens=0", "max_failed_share=2"):
+        told = refused(MeasureSettings, override)
+        key = override.partition("=")[0]
+        assert refused(ExperimentSettings, f"measure.{override}") == told.replace(f"'{key}'", f"'measure.{key}'")

@@ -22,10 +22,11 @@ ROWS = [
     {"cli"},
     {"api"},
     {"experiment", "planner", "publish"},
+    {"preflight"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "packaged", "gguf", "progress", "trunk"},
+    {"runs", "services", "packaged", "gguf", "progress", "trunk", "hub"},
     {"config"},
     {"types", "errors", "stats", "formats"},
 ]

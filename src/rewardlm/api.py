@@ -27,6 +27,7 @@ from rewardlm.config import (
 )
 from rewardlm.errors import ConfigError
 from rewardlm.measuring.comparison import Comparison
+from rewardlm.preflight import check
 from rewardlm.progress import say, stage
 from rewardlm.runs import Run, measured_in, write_atomically
 from rewardlm.types import Verdict
@@ -128,6 +129,7 @@ def measure(
     """
     given = {"prompts": prompts, "scorer": judges}
     chosen = _settings(MeasureSettings, settings, model, {**_given(given), **options})
+    check(chosen, Path(out), kind="measure")
     from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure as run_meter
 
@@ -156,6 +158,7 @@ def finetune(
     True
     """
     chosen = _settings(FinetuneSettings, settings, model, options)
+    check(chosen, Path(out), kind="finetune")
     from rewardlm.training.sft import finetune as run_finetune
 
     with _reported(f"finetune {chosen.model}", progress) as report:
@@ -182,6 +185,7 @@ def rlaf(
     [2]
     """
     chosen = _settings(RlafSettings, settings, model, options)
+    check(chosen, Path(out), kind="rlaf")
     from rewardlm.training.rlaf import train
 
     with _reported(f"rlaf {chosen.algorithm} {chosen.model}", progress) as report:

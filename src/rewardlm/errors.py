@@ -3,11 +3,49 @@
 The command line prints the message and exits with ``exit_code``; a traceback is for bugs only.
 """
 
+from collections.abc import Iterable, Sequence
+
+
+def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> str:
+    """``did you mean 'starter'?``, of what is known the nearest to ``typed``; an empty text where nothing is near.
+
+    ``first`` makes it ``did you mean 'starter'? ``, to stand before another sentence.
+    """
+    import difflib
+
+    names = {name.casefold(): name for name in known}
+    # Of two letters that changed places in a short name, half of it stays.
+    cutoff = 0.5 if len(typed) <= 4 else 0.6
+    near = difflib.get_close_matches(typed.casefold(), names, n=1, cutoff=cutoff)
+    return f"did you mean {names[near[0]]!r}?{' ' if first else ''}" if near else ""
+
 
 class RewardLMError(Exception):
-    """Something that the user can put right."""
+    """Something that the user can put right.
+
+    ``problems`` are several mistakes that were found at once, a line each, which ``summary`` counts; of a single one
+    there are none, and ``summary`` is the message.
+    """
 
     exit_code = 1
+    problems: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The one line that an error ends in."""
+        return str(self.args[0]) if self.args else ""
+
+    @classmethod
+    def of(cls, problems: Sequence[str], summary: str) -> "RewardLMError":
+        """One error for all ``problems``; ``summary`` has a place for their number: ``{} settings are wrong``."""
+        if len(problems) == 1:
+            return cls(problems[0])
+        error = cls(summary.format(len(problems)))
+        error.problems = tuple(problems)
+        return error
+
+    def __str__(self) -> str:
+        return f"{self.summary}: {'; '.join(self.problems)}" if self.problems else self.summary
 
 
 class ConfigError(RewardLMError):
@@ -41,6 +79,4 @@ class TrainingError(RewardLMError):
 
 
 class NotAvailableError(RewardLMError):
-    """The command exists in the contract but not in this version."""
-
-    exit_code = 3
+    """What is asked for needs something that this installation lacks, such as a package."""

@@ -29,9 +29,10 @@ from rewardlm.config import (
 )
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import ConfigError
+from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
+from rewardlm.preflight import check_stages
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
@@ -73,7 +74,7 @@ StageOf = Callable[[str], AbstractContextManager[Progress]]
 def preset_settings(name: str) -> dict[str, Any]:
     """The settings of ``rewardlm demo --preset NAME``. Raises ConfigError for another name."""
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}: expected {' or '.join(PRESETS)}")
+        raise ConfigError(f"preset {name!r}: {did_you_mean(name, PRESETS, first=True)}expected {' or '.join(PRESETS)}")
     text = importlib.resources.files("rewardlm").joinpath(f"presets/{name}.yaml").read_text("utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings
@@ -102,6 +103,7 @@ def run_experiment(
     finetuning = _finetune_settings(settings)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
+    check_stages([stage for stage in (measured["PT"], finetuning, rlaf) if stage is not None], out)
     if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
         _refuse_measured(rlaf, _prompts(measured["RL"]))
     recorded = settings.model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -9,12 +10,12 @@ from typing import Any
 
 import typer
 
-from rewardlm.cli.commands import Commands, JudgeCommands
+from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands
 from rewardlm.cli.interrupts import second_one_ends
 from rewardlm.cli.quiet import quieten
-from rewardlm.errors import ConfigError, RewardLMError
+from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
 
-_PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     name="rewardlm",
     cls=Commands,
@@ -22,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
-app.add_typer(typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", **_PLAIN), name="judge")
+judge = typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", add_completion=False, **_PLAIN)
+app.add_typer(judge, name="judge")
 
 
 # What several processes can do together; anything else each would do once more, in the others' files.
@@ -35,15 +37,19 @@ def _before(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("rewardlm"))
+        _print_version()
         raise typer.Exit
     if _several() and context.invoked_subcommand not in _SHARED:
         raise ConfigError(
             f"{context.invoked_subcommand} is for one process: start it without torchrun or accelerate launch "
             f"({', '.join(_SHARED)} can be shared out)"
         )
+
+
+def _print_version() -> None:
+    from importlib.metadata import version
+
+    print(version("rewardlm"))
 
 
 def _several() -> bool:
@@ -53,8 +59,12 @@ def _several() -> bool:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by the caller (>&-): what is printed goes nowhere, as a shell's own commands have it.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     with second_one_ends():
-        code = _run()
+        code = _flushed(_run())
     if _several():
         from rewardlm.models.processes import leave
 
@@ -64,6 +74,10 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command that was typed."""
+    if sys.argv[1:] == ["--version"]:
+        # Typer loads pydantic to read a command line, which takes longer than all the rest.
+        _print_version()
+        return 0
     quieten()
     # oneDNN keeps a thousand kernels, one a shape, each with scratch space: hundreds of MB once all lengths have been.
     # What PyTorch keeps above it, for half precision, is as much again.
@@ -71,27 +85,83 @@ def _run() -> int:
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     warnings.showwarning = _warn
     try:
-        code = app(standalone_mode=False)
+        # Completion and help go by this name, however the command was started.
+        code = app(standalone_mode=False, prog_name="rewardlm")
         if code == 130:
             # Typer turns an interrupt into this and says nothing.
             raise KeyboardInterrupt
     except RewardLMError as error:
-        return _fail(str(error), error.exit_code)
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return _fail(f"{error.summary}, see above" if error.problems else str(error), error.exit_code)
     except typer.TyperException as error:
-        describe = getattr(error, "format_message", None)
-        return _fail(describe() if describe else str(error), getattr(error, "exit_code", 2))
+        return _misused(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted: the same command again goes on where this one stopped", 130)
+        return _fail(_interrupted(), 130)
     except BrokenPipeError:
-        # The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _nobody_reads()
     except OSError as error:
         if error.errno is None:
             raise
         # A full disk, a folder that may not be written: the machine's state, no bug of ours.
         return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
     return code if isinstance(code, int) else 0
+
+
+def _misused(error: Any) -> int:
+    """The exit code of a command line that Typer couldn't read."""
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # rewardlm and rewardlm judge, alone: their help, and the exit code that Typer gives it.
+        typer.echo(str(error))
+        return 2
+    command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""
+    flag, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
+    if flag is not None and hasattr(error, "possibilities"):
+        known = [name[2:] for one in context.command.params for name in one.opts if name.startswith("--")]
+        hint = did_you_mean(str(flag).lstrip("-"), known).replace("'", "--", 1).replace("'", "")
+        return _fail(f"rewardlm {command} has no {flag}: {hint or 'see'} rewardlm {command} --help", 2)
+    if type(error).__name__ == "MissingParameter" and parameter is not None:
+        named = parameter.opts[0] if parameter.param_type_name == "option" else _placeholder(parameter)
+        meaning = str(getattr(parameter, "help", None) or "").rstrip(".")
+        return _fail(f"rewardlm {command} needs {named}: {meaning or 'see its help'}; rewardlm {command} --help", 2)
+    said = error.format_message().rstrip(".")
+    more = f"{'' if said.endswith('?') else ';'} rewardlm {command} --help" if context is not None else ""
+    return _fail(f"{said}{more}", getattr(error, "exit_code", 2))
+
+
+def _placeholder(argument: Any) -> str:
+    """What stands for an argument in a command's usage: MODEL, RUN."""
+    return str(argument.metavar or argument.name).split()[0].strip("[]").removesuffix("...")
+
+
+def _interrupted() -> str:
+    """What is said of an interrupt."""
+    resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
+    return "interrupted: the same command again goes on where this one stopped" if resumed else "interrupted"
+
+
+def _flushed(code: int) -> int:
+    """The exit code once everything is written: a full disk is noticed here, not by the interpreter on its way out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _nobody_reads() or code
+    except OSError as error:
+        _discard_output()
+        return code or _fail(f"what was printed can't be written: {error.strerror}", 1)
+    return code
+
+
+def _nobody_reads() -> int:
+    """The reader of our output went away (rewardlm … | head): nothing to say, and nobody to say it to."""
+    _discard_output()
+    return 0
+
+
+def _discard_output() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _warn(message: Warning | str, *_details: object, **_more: object) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.main
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from rewardlm.errors import ConfigError
+from rewardlm.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rewardlm.config import Section
@@ -41,6 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor:doctor", "What is here, what is fast, and what fits."),
 }
 
+# The same command again goes on where it stopped.
+RESUMED = ("demo", "run", "measure", "finetune", "rlaf", "interpret", "judge train", "judge evaluate ")
+
 
 def load(name: str) -> Callable[..., None]:
     """The function of a command."""
@@ -58,9 +62,38 @@ def settings_of(name: str) -> type[Section]:
     """The settings of a command. Raises ConfigError where there are none."""
     kind: type[Section] | None = getattr(load(name), "settings", None) if name in COMMANDS else None
     if kind is None:
+        known = with_settings()
         problem = f"no settings of {name!r}" if name else "no command is named"
-        raise ConfigError(f"{problem}: expected one of {', '.join(with_settings())}")
+        near = did_you_mean(name, known, first=True)
+        raise ConfigError(f"{problem}: {near}expected one of {', '.join(known)}")
     return kind
+
+
+class Command(TyperCommand):
+    """A command whose help ends with examples, and with where all of its settings are listed."""
+
+    above = ""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """What stands below the flags."""
+        from rewardlm.cli.examples import EXAMPLES
+
+        name = f"{self.above}{self.name}"
+        with formatter.section("Examples"):
+            for example in EXAMPLES.get(name, ()):
+                formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
+                # Whole, whatever the terminal's width: it is there to be copied.
+                formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
+        if getattr(self.callback, "settings", None) is not None:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"Every setting, with its default and what it means: rewardlm settings {name}. "
+                f'All of them in a file to start from: rewardlm init {_file_for(name)} --command "{name}".'
+            )
+
+
+def _file_for(name: str) -> str:
+    return f"{name.replace(' ', '-')}.yaml"
 
 
 class Commands(TyperGroup):
@@ -82,9 +115,33 @@ class Commands(TyperGroup):
         """The command of that name, loaded; None where there is none."""
         if self.commands.get(cmd_name) is None and cmd_name in self._lines:
             alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-            alone.command(cmd_name)(load(self.above + cmd_name))
+            kind = type("Command", (Command,), {"above": self.above})
+            alone.command(cmd_name, cls=kind)(load(self.above + cmd_name))
             self.commands[cmd_name] = typer.main.get_command(alone)
         return self.commands.get(cmd_name)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of commands that begin so, none of them loaded, and the group's own flags."""
+        named = [
+            SimpleNamespace(value=name, type="plain", help=self._lines.get(name))
+            for name in self.commands
+            if name.startswith(incomplete)
+        ]
+        return [*named, *super(TyperGroup, self).shell_complete(ctx, incomplete)]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Where to begin."""
+        from rewardlm.cli.examples import EXAMPLES
+
+        with formatter.section("Examples"):
+            for example in EXAMPLES[self.above.strip()]:
+                formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
+                formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"More of a command, and examples: rewardlm {self.above}COMMAND --help. "
+            f"All of its settings: rewardlm settings {self.above}COMMAND."
+        )
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """A line a command, without loading it."""

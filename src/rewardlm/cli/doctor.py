@@ -30,6 +30,10 @@ def doctor(
     """
     import json
 
+    if model is not None:
+        from rewardlm.models.names import check_model
+
+        check_model(model)
     new = min(MAX_NEW_TOKENS, tokens // 2) if new is None else new
     if not 0 < new < tokens:
         raise ConfigError(f"--max-new-tokens {new} of --tokens {tokens}: expected at least one, and a prompt before it")

@@ -9,6 +9,7 @@ import typer
 
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json
 from rewardlm.config import CompareSettings
 from rewardlm.errors import ConfigError
 
@@ -23,6 +24,7 @@ def export(
     runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="File to write; its suffix is the format.")],
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge (.tex and .md).")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write runs for other tools. An experiment stands for its measurements.
 
@@ -63,4 +65,7 @@ def export(
             temporary.write_text(text, encoding="utf-8")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
-    typer.echo(out)
+    if as_json:
+        print_json({"file": str(out), "notes": list(notes)})
+    else:
+        typer.echo(out)

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Generic, TypeVar, get_origin
 
 import typer
 
+from rewardlm.cli.completion import completing
 from rewardlm.cli.options import Config, Overrides
 from rewardlm.config import Section, build
 from rewardlm.config.describe import Setting, describe, leaves
 
 S = TypeVar("S", bound=Section)
+_METAVARS: dict[Any, str] = {int: "<int>", float: "<float>"}
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Given(Generic[S]):
     flags: Mapping[str, Any]
     overrides: Sequence[str]
 
-    def settings(self, defaults: Mapping[str, Any] | None = None, **arguments: Any) -> S:
-        """The settings, checked. ``arguments`` are settings that are no flags, such as ``model``; ``defaults`` come
-        below all that was given. Raises ConfigError in one line.
+    def settings(self, defaults: Mapping[str, Any] | None = None, *, base: Path | None = None, **arguments: Any) -> S:
+        """The settings, checked. ``arguments`` are settings that are no flags, such as ``model``; ``defaults`` and the
+        file ``base`` come below all that was given. Raises one ConfigError for all mistakes.
         """
         flags = {**self.flags, **arguments}
-        return build(self.kind, defaults=defaults, file=self.file, flags=flags, overrides=self.overrides)
+        return build(self.kind, defaults=defaults, base=base, file=self.file, flags=flags, overrides=self.overrides)
 
 
 def takes(kind: type[S], *, words: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -94,15 +96,33 @@ def _option(setting: Setting) -> Any:
     """The flag as Typer takes it. Values are checked with all settings, so that a mistake reads alike anywhere."""
     flag, kind = setting.flag, setting.kind
     assert flag is not None
-    several = "NAME[,NAME…]" if get_origin(kind) is list else None
+    several = "NAME[,NAME…]" if get_origin(kind) is list else _METAVARS.get(kind)
     metavar = flag.metavar or ("|".join(setting.choices) if setting.choices else several)
     says_nothing = setting.default is False or setting.default in (None, [], {})
     default = "" if says_nothing else f" [default: {_as_text(setting.default)}]"
-    parsed: Any = kind if kind in (int, float, bool, Path) else str
+    parsed: Any = kind if kind in (bool, Path) else str
+    read = flag.read or (_as_number if kind in _METAVARS else None)
+    complete = completing(setting)
     return Annotated[
         list[parsed] | None if flag.many else parsed | None,
-        typer.Option(setting.flag_name, metavar=metavar, parser=flag.read, help=setting.description + default),
+        typer.Option(
+            setting.flag_name,
+            metavar=metavar,
+            parser=read,
+            help=setting.description + default,
+            autocompletion=complete,
+        ),
     ]
+
+
+def _as_number(text: str) -> Any:
+    """What is no number is left as it is, to be told with all else that is wrong."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _as_text(default: Any) -> str:

@@ -10,6 +10,7 @@ import typer
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
 from rewardlm.config import ImportSettings
+from rewardlm.errors import DataError
 
 
 @takes(ImportSettings)
@@ -19,6 +20,7 @@ def import_(
         Path, typer.Argument(metavar="FILE", help="A .csv, .jsonl or .parquet; lm-eval samples; a garak report.")
     ],
     out: options.Out,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn a table of answers and scores into a run that compare and report understand.
 
@@ -27,11 +29,15 @@ def import_(
     scores.NAME=METRIC takes what isn't known to measure toxicity.
     """
     settings = given.settings()
-    from rewardlm.cli.show import show_comparison
+    from rewardlm.cli.show import show_run
+    from rewardlm.data.bad_lines import with_other_lines
     from rewardlm.measuring.imported import import_table, lacks_pairs
     from rewardlm.progress import stage
 
-    run = import_table(file, out, label=settings.label, mapping=settings.map)
+    try:
+        run = import_table(file, out, label=settings.label, mapping=settings.map)
+    except DataError as error:
+        raise with_other_lines(error, file) from None
     for note in run.meta.get("notes", []):
         typer.echo(f"note: {note}", err=True)
     if not run.meta["scorers"]:
@@ -42,4 +48,4 @@ def import_(
 
         with stage("counter-narratives") as progress:
             judge_toxic_pairs(run, settings, report=progress.report)
-    show_comparison([out])
+    show_run(out, as_json=as_json, notes=run.meta.get("notes", []))

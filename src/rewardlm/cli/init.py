@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rewardlm.cli import completion, options
 from rewardlm.cli.commands import settings_of
+from rewardlm.cli.show import print_json
 from rewardlm.errors import ConfigError
 
 
@@ -16,8 +18,14 @@ def init(
         Path | None, typer.Argument(metavar="[FILE]", help="Default: experiment.yaml, or the command's name.")
     ] = None,
     command: Annotated[
-        str, typer.Option("--command", help="Whose settings: measure, rlaf, finetune, 'judge train' …")
+        str,
+        typer.Option(
+            "--command",
+            help="Whose settings: measure, rlaf, finetune, 'judge train' …",
+            autocompletion=completion.commands_with_settings,
+        ),
     ] = "run",
+    as_json: options.AsJson = False,
 ) -> None:
     """Write FILE: every setting of a command with what it means and its default, for rewardlm run or for --config."""
     from rewardlm.config.template import commented_yaml
@@ -34,5 +42,8 @@ def init(
             opened.write(heading + commented_yaml(kind))
     except FileExistsError:
         raise ConfigError(f"{path} is there already: name another FILE, or remove it first") from None
-    typer.echo(path)
+    if as_json:
+        print_json({"file": str(path), "command": command})
+    else:
+        typer.echo(path)
     typer.echo(f"next: {how}", err=True)

@@ -9,6 +9,7 @@ import typer
 
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json, show_judge
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings, JudgeTrainSettings
 
 
@@ -35,7 +36,7 @@ def list_(
     else:
         judges = list_judges(settings)
     if as_json:
-        _print_json({"judges": judges})
+        print_json({"judges": judges})
     else:
         from rewardlm.reporting.judge_tables import console, print_judges
 
@@ -49,18 +50,22 @@ def train(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="[SRC]... [KEY.SUB=VALUE]...", help="Further sources; any setting.")
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Fine-tune an encoder into a judge of several labels, from sources that each know some of them."""
     named = given.flags.get("data", [])
     if sources and not named:
         raise typer.BadParameter(f"{sources[0]!r}: sources stand after --data")
     settings = given.settings(data=[*named, *(sources or [])] or None)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.train import train_judge
     from rewardlm.progress import say, stage
 
     with stage(f"train a judge on {settings.encoder}") as progress:
         run = train_judge(settings, out, report=progress.report, say=say)
-    typer.echo(run.path)
+    show_judge(run.path, as_json=as_json)
 
 
 @takes(JudgeEvaluateSettings, words="judges")
@@ -77,6 +82,9 @@ def evaluate(
 ) -> None:
     """What judges get right on a suite, and wrong: ranking, calibration, bias by group, counter-speech, speed."""
     settings = given.settings(judge=judges or None)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.card import add_to_card, card_folder
     from rewardlm.judges.evaluate import evaluate as run_evaluation
     from rewardlm.judges.results import figures_of
@@ -93,14 +101,8 @@ def evaluate(
         speed = next((result["speed"] for result in mine if result["speed"]), None)
         add_to_card(folder, {result["suite"]: figures_of(result) for result in mine}, speed)
     if as_json:
-        _print_json(found if len(found["results"]) != 1 else found["results"][0])
+        print_json(found if len(found["results"]) != 1 else found["results"][0])
     else:
         from rewardlm.reporting.judge_tables import console, print_evaluation
 
         print_evaluation(found, console())
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    typer.echo(json.dumps(value, allow_nan=False))

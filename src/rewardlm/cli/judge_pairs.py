@@ -9,19 +9,23 @@ import typer
 
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json, show_judge
 from rewardlm.judges.settings import PairEvaluateSettings, PairJudgeSettings
 
 
 @takes(PairJudgeSettings)
-def train_pairs(given: Given[PairJudgeSettings], out: options.Out) -> None:
+def train_pairs(given: Given[PairJudgeSettings], out: options.Out, as_json: options.AsJson = False) -> None:
     """Teach an encoder to tell counter-narratives from agreement, refusals and answers that miss the topic."""
     settings = given.settings()
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.pairs import train_pair_judge
     from rewardlm.progress import say, stage
 
     with stage(f"train a judge of pairs on {settings.encoder}") as progress:
         run = train_pair_judge(settings, out, report=progress.report, say=say)
-    typer.echo(run.path)
+    show_judge(run.path, as_json=as_json)
 
 
 @takes(PairEvaluateSettings)
@@ -33,6 +37,9 @@ def evaluate_pairs(
 ) -> None:
     """What a judge of pairs gets right on dialogues, and wrong."""
     settings = given.settings(judge=judge)
+    from rewardlm.preflight import check
+
+    check(settings)
     from rewardlm.judges.card import add_to_card, pair_section
     from rewardlm.judges.pair_evaluation import evaluate_on
     from rewardlm.progress import stage
@@ -44,8 +51,6 @@ def evaluate_pairs(
     if card:
         add_to_card(folder_of(settings.judge), {name: figures})
     if as_json:
-        import json
-
-        typer.echo(json.dumps({"judge": settings.judge, "dialogues": settings.dialogues, **figures}, allow_nan=False))
+        print_json({"judge": settings.judge, "dialogues": settings.dialogues, **figures})
     else:
         typer.echo("\n".join(pair_section(name, figures)))

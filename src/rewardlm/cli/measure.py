@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli import completion, options
 from rewardlm.cli.flags import Given, takes
 from rewardlm.config import MEASURE_PRESETS, MeasureSettings
-from rewardlm.errors import ConfigError
+from rewardlm.errors import ConfigError, did_you_mean
 
 
 @takes(MeasureSettings)
@@ -19,14 +19,24 @@ def measure(
     out: options.Out,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="|".join(MEASURE_PRESETS), help="Settings that belong together; flags win."),
+        typer.Option(
+            "--preset",
+            metavar="|".join(MEASURE_PRESETS),
+            help="Settings that belong together; flags win.",
+            autocompletion=completion.presets(lambda: MEASURE_PRESETS),
+        ),
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask MODEL the prompts, judge its answers, and write both down in --out."""
     if preset is not None and preset not in MEASURE_PRESETS:
-        raise ConfigError(f"--preset {preset!r}: expected one of {', '.join(MEASURE_PRESETS)}")
+        near = did_you_mean(preset, MEASURE_PRESETS, first=True)
+        raise ConfigError(f"--preset {preset!r}: {near}expected one of {', '.join(MEASURE_PRESETS)}")
     settings = given.settings(MEASURE_PRESETS[preset] if preset else None, model=model)
-    from rewardlm.cli.show import show_comparison
+    from rewardlm.preflight import check
+
+    check(settings, out, kind="measure")
+    from rewardlm.cli.show import show_run
     from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure as run_meter
     from rewardlm.progress import is_main, say, stage
@@ -37,4 +47,4 @@ def measure(
         return
     for sentence in cut_short(measured):
         say(sentence)
-    show_comparison([out])
+    show_run(out, as_json=as_json)

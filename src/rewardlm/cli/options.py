@@ -7,11 +7,22 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Hub id, path or alias (smollm2-135m, tiny).")]
+from rewardlm.cli import completion
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, path or alias of a model (smollm2-135m, tiny).", autocompletion=completion.models
+    ),
+]
 Runs = Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="The first run is the baseline.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Any setting, such as lora.r=32: see rewardlm settings."),
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...",
+        help="Any setting, such as lora.r=32: see rewardlm settings.",
+        autocompletion=completion.overrides,
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; flags win over it.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the run; the same again goes on where it stopped.")]

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rewardlm.cli import options
+from rewardlm.cli.show import print_json
+
 
 def push(
     run: Annotated[
@@ -25,6 +28,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, and send nothing.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="The folder; default: push/ in RUN.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Upload an adapter with a card made from its runs: results with intervals, the audit's warnings, data and their
     licences, how to load it. $HF_ENDPOINT and the hub's own log-in say where and as whom.
@@ -33,4 +37,8 @@ def push(
     from rewardlm.runs import Run
 
     folder = prepare(Run.open(run), repo, out or run / "push", measured=measured, licence=licence)
-    typer.echo(folder if dry_run else upload(folder, repo, private=private))
+    address = None if dry_run else upload(folder, repo, private=private)
+    if as_json:
+        print_json({"folder": str(folder), "url": address})
+    else:
+        typer.echo(address or folder)

@@ -9,6 +9,7 @@ import typer
 
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
+from rewardlm.cli.show import print_json
 from rewardlm.config import CompareSettings
 
 
@@ -18,6 +19,7 @@ def report(
     runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option("--title", help="What it is about; its heading is the verdict.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained page about measurements, trainings, or an experiment.
 
@@ -29,4 +31,7 @@ def report(
 
     with waiting("report"):
         page = build_report([Path(run) for run in runs], out, title=title, settings=settings)
-    typer.echo(page)
+    if as_json:
+        print_json({"page": str(page)})
+    else:
+        typer.echo(page)

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
 from rewardlm.config import ScoreSettings
 
 
 @takes(ScoreSettings)
 def score(
-    given: Given[ScoreSettings], run: Annotated[Path, typer.Argument(help="A measurement or an import.")]
+    given: Given[ScoreSettings],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A measurement or an import.")],
+    as_json: options.AsJson = False,
 ) -> None:
     """Let another judge score the answers that RUN holds already.
 
@@ -21,11 +24,15 @@ def score(
     needs a model beside a judge: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
     """
     settings = given.settings()
-    from rewardlm.cli.show import show_comparison
+    from rewardlm.preflight import check
+    from rewardlm.runs import Run
+
+    Run.open(run)
+    check(settings)
+    from rewardlm.cli.show import show_run
     from rewardlm.measuring.judging import cut_short, score_run
     from rewardlm.measuring.model_quality import add_quality_to
     from rewardlm.progress import say, stage
-    from rewardlm.runs import Run
 
     for name in settings.scorer:
         with stage(f"score by {name}") as progress:
@@ -42,4 +49,4 @@ def score(
             add_quality_to(run, settings, report=progress.report)
     for sentence in cut_short(Run.open(run)):
         say(sentence)
-    show_comparison([run])
+    show_run(run, as_json=as_json)

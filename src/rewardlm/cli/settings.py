@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import shutil
+import textwrap
+from typing import Annotated, Any
 
 import typer
 
-from rewardlm.cli import options
+from rewardlm.cli import completion, options
 from rewardlm.cli.commands import settings_of, with_settings
+
+# Columns that a table of keys, types and descriptions can be read in.
+_WIDE = 100
 
 
 def settings(
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="COMMAND", help="measure, rlaf, run, judge train …")
+        list[str] | None,
+        typer.Argument(
+            metavar="COMMAND",
+            help="measure, rlaf, run, judge train …",
+            autocompletion=completion.commands_with_settings,
+        ),
     ] = None,
     as_json: options.AsJson = False,
     markdown: Annotated[
@@ -39,8 +49,13 @@ def settings(
         return
     import sys
 
+    from rewardlm.cli.show import console
+
+    where = console() if sys.stdout.isatty() else console(120)
+    if where.width < _WIDE:
+        _as_list(found)
+        return
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -52,4 +67,14 @@ def settings(
         named = f"{setting.key}\n  {setting.flag_name}" if setting.flag else setting.key
         values = setting.values.replace("|", " | ")
         table.add_row(escape(named), escape(f"{values}\n{default}"), escape(setting.description))
-    (Console() if sys.stdout.isatty() else Console(width=120)).print(table, highlight=False)
+    where.print(table, highlight=False)
+
+
+def _as_list(settings: list[Any]) -> None:
+    """A setting below the other, where a table's columns would be too narrow to be read."""
+    for setting in settings:
+        default = "required" if setting.required else f"default: {json.dumps(setting.default, ensure_ascii=False)}"
+        typer.echo(f"{setting.key}  {setting.flag_name}" if setting.flag else setting.key)
+        width = max(40, shutil.get_terminal_size().columns - 1)
+        for text in (f"{setting.values.replace('|', ' | ')}; {default}", setting.description):
+            typer.echo(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))

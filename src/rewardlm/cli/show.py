@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rewardlm.config import CompareSettings, ExperimentSettings
     from rewardlm.measuring.comparison import Comparison
     from rewardlm.reporting.subjects import Subject
+    from rewardlm.runs import Run
 
 
 def show_comparison(
@@ -28,14 +29,54 @@ def show_comparison(
     print_comparison(found, console(80), _subjects(runs, found))
 
 
-def run_and_show(settings: ExperimentSettings, out: Path) -> None:
-    """Run an experiment: progress on stderr, tables and the page's path on stdout."""
+def print_json(value: object) -> None:
+    """One JSON object on stdout, and nothing else there."""
+    import json
+
+    print(json.dumps(value, allow_nan=False))
+
+
+def show_run(run: Path, *, as_json: bool, **more: Any) -> None:
+    """A measurement or an import: its table, or what ``compare --json`` says of it, with ``run`` and ``more``."""
+    if not as_json:
+        show_comparison([run])
+        return
+    from rewardlm.measuring.compare import compare
+
+    print_json({"run": str(run), **more, **compare([run]).to_dict()})
+
+
+def show_training(run: Run, *, as_json: bool) -> None:
+    """A training's adapter, or with it how many steps it took and the last line of metrics.jsonl."""
+    if not as_json:
+        print(run.adapter)
+        return
+    lines = list(run.read("metrics"))
+    last = lines[-1] if lines else None
+    print_json({"run": str(run.path), "adapter": str(run.adapter), "steps": len(lines), "metrics": last})
+
+
+def show_judge(folder: Path, *, as_json: bool) -> None:
+    """Where a judge that was trained lies, or with it its judge.json."""
+    if not as_json:
+        print(folder)
+        return
+    from rewardlm.scoring.record import RECORD, read_json
+
+    print_json({"judge": str(folder), **read_json(folder / RECORD)})
+
+
+def run_and_show(settings: ExperimentSettings, out: Path, *, as_json: bool = False) -> None:
+    """Run an experiment: progress on stderr, tables and the page's path on stdout, or all that as JSON."""
     from rewardlm.experiment import run_experiment
     from rewardlm.progress import is_main, say, stage
     from rewardlm.runs import measured_in
 
     result, page = run_experiment(settings, out, stage=stage, say=say)
     if not is_main():
+        return
+    if as_json:
+        print_json({"run": str(out), "report": str(page), **result.to_dict()})
         return
     from rewardlm.reporting.tables import print_comparison
 

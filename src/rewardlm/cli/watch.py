@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rewardlm.cli import options
+from rewardlm.cli.show import print_json
+
 
 def watch(
     run: Annotated[Path, typer.Argument(help="A training, or an experiment: then the training that is under way.")],
@@ -14,8 +17,14 @@ def watch(
     last: Annotated[int, typer.Option("--last", min=1, help="So many steps in the table.")] = 8,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing until it ends, or Ctrl-C.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show how a training goes: its numbers, step by step, and what the model answers."""
+    if as_json and follow:
+        raise typer.BadParameter("--json says how things are now: leave --follow out")
+    if as_json:
+        _as_json(run)
+        return
     import sys
     import time
 
@@ -39,3 +48,21 @@ def watch(
                 live.update(training_view(found, step=step, rows=last), refresh=True)
     except KeyboardInterrupt:
         return  # Who stops looking has not stopped the training.
+
+
+def _as_json(run: Path) -> None:
+    """The training's state, and its newest line of metrics.jsonl."""
+    from rewardlm.reporting.watch import find_training
+
+    found = find_training(run)
+    lines = list(found.read("metrics"))
+    print_json(
+        {
+            "run": str(found.path),
+            "label": found.label,
+            "kind": found.meta["kind"],
+            "status": found.meta.get("status"),
+            "steps": len(lines),
+            "metrics": lines[-1] if lines else None,
+        }
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config.fields import Device, KeysOf, Load, Names, Part, Precision, Seed
+from rewardlm.config.fields import Device, Flag, KeysOf, Load, Names, Part, Precision, Seed
 from rewardlm.config.finetune import FinetuneSettings
 from rewardlm.config.interpret import InterpretSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS, MeasureSettings, PrimarySettings
@@ -40,7 +40,11 @@ class StageMeasure(Section):
 
 
 for _name, _field in StageMeasure.model_fields.items():
-    _field.description = MeasureSettings.model_fields[_name].description
+    _command = MeasureSettings.model_fields[_name]
+    _field.description = _command.description
+    # Its bounds; a flag is the command's alone.
+    _field.metadata = [one for one in _command.metadata if not isinstance(one, Flag)]
+StageMeasure.model_rebuild(force=True)
 
 
 class StageRlaf(RlafSettings):

@@ -1,67 +1,121 @@
-"""Settings from YAML, flags and ``key.sub=value``; what is wrong with them, in one line."""
+"""Settings from YAML, flags and ``key.sub=value``; all that is wrong with them is told at once, with its place."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from rewardlm.config.describe import describe, leaves
+from rewardlm.config.mistakes import mistakes_in
 from rewardlm.config.section import Section
 from rewardlm.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
+# Where a setting was given, by its dotted key: "e.yaml, line 3", or the flag.
+Places = dict[str, str]
 
 
 def build(
     kind: type[S],
     *,
+    base: Path | None = None,
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> S:
-    """Settings of ``kind`` from defaults, YAML file, flags and overrides, the later winning.
+    """Settings of ``kind`` from defaults, the YAML file ``base``, the YAML file ``file``, flags and overrides, the
+    later winning.
 
-    ``flags`` may use dotted keys; None means that the flag was not given. Raises ConfigError in one line.
+    ``flags`` may use dotted keys; None means that the flag was not given. Raises one ConfigError for all mistakes.
     """
     tree: dict[str, Any] = {}
+    places: Places = {}
+    wrong: list[str] = []
     merge(tree, defaults or {})
-    if file is not None:
-        merge(tree, read_yaml(file))
+    for path in (base, file):
+        if path is not None:
+            read, there = _read(path)
+            merge(tree, read)
+            places.update(there)
     for key, value in (flags or {}).items():
         if value is not None:
-            _set(tree, key, value)
+            _set(tree, key, value, wrong)
+            places[key] = ""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if isinstance(value, dict) and not text.lstrip().startswith("{"):
-            value = text  # chat.user=User: is a text that ends with a colon
-        _set(tree, key, _number(value))
-    return validate(kind, tree)
+            wrong.append(f"override {override!r}: expected key.sub=value, for example generation.top_p=0.9")
+            continue
+        _set(tree, key, _value(text), wrong)
+        places[key] = ""
+    return _checked(kind, tree, places, wrong, named={key for key, value in (flags or {}).items() if value is not None})
 
 
 def validate(kind: type[S], tree: Mapping[str, Any]) -> S:
-    """``tree`` as settings of ``kind``; the first thing wrong with it is a ConfigError in one line."""
+    """``tree`` as settings of ``kind``. Raises one ConfigError for all that is wrong with it."""
+    return _checked(kind, tree, {}, [])
+
+
+def _checked(
+    kind: type[S], tree: Mapping[str, Any], places: Places, wrong: Sequence[str], named: set[str] | None = None
+) -> S:
+    """``places`` are where settings were given, ``named`` those that a flag gave, ``wrong`` what is wrong besides."""
+    failed, found = None, None
     try:
-        return kind.model_validate(tree)
+        found = kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error)) from None
+        failed = error
+    # Stand-ins take a stage's place, so what counts is what came of them.
+    given = {name: getattr(found, name) for name in kind.model_fields} if found is not None else tree
+    mistakes = mistakes_in(kind, failed, given)
+    if found is not None and not mistakes and not wrong:
+        return found
+    flags = {one.key: one.flag_name for one in leaves(describe(kind)) if one.key in (named or ()) and one.flag}
+    ordered = sorted(mistakes.items(), key=lambda one: _line_of(_place(one[0], places)))
+    lines = [_at(key, words, _place(key, places), flags.get(key)) for key, words in ordered]
+    raise ConfigError.of([*wrong, *lines], "{} settings are wrong")
+
+
+def _at(key: str, words: str, place: str, flag: str | None) -> str:
+    if flag is not None:
+        words = words.replace(f"setting {key!r}", f"{flag} (setting {key!r})", 1)
+    return f"{place}: {words}" if place else words
+
+
+def _place(key: str, places: Places) -> str:
+    """Where ``key`` was given: its own place, else that of the section above it."""
+    while key:
+        if key in places:
+            return places[key]
+        key = key.rpartition(".")[0]
+    return ""
+
+
+def _line_of(place: str) -> int:
+    number = place.rpartition(" ")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a dict. Raises ConfigError naming file and line."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Places]:
+    """A YAML file as a dict, and the line of every key. Raises ConfigError as ``read_yaml`` does."""
+    places: Places = {}
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        try:
+            node = loader.get_single_node()
+            tree = loader.construct_document(node) if node is not None else None  # type: ignore[no-untyped-call]
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -76,14 +130,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = " ".join(str(getattr(error, "problem", error)).split())
         raise ConfigError(f"{path}{where}: not YAML ({problem})") from None
     if tree is None:
-        return {}
+        return {}, {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(tree).__name__}")
     try:
         numbers: dict[str, Any] = _numbers(tree)
+        twice = _note_lines(node, path, "", places)
     except RecursionError:
         raise ConfigError(f"{path}: an anchor (&) holds its own alias (*)") from None
-    return numbers
+    if twice:
+        raise ConfigError.of(twice, "{} keys stand twice")
+    return numbers, places
+
+
+def _note_lines(node: yaml.Node | None, path: Path, prefix: str, places: Places) -> list[str]:
+    """Put the line of every key into ``places``; returns a sentence for each key that stands twice in one section."""
+    twice: list[str] = []
+    if not isinstance(node, yaml.MappingNode):
+        return twice
+    here: Places = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        name, where = f"{prefix}{key.value}", f"{path}, line {key.start_mark.line + 1}"
+        if name in here:
+            twice.append(f"{where}: {name!r} stands there twice ({here[name].rpartition(', ')[2]}): keep one of them")
+        here[name] = where
+        twice += _note_lines(value, path, f"{name}.", places)
+    places.update(here)
+    return twice
+
+
+def _value(text: str) -> Any:
+    """The value of an override, read as YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        return text  # chat.user=User: is a text that ends with a colon
+    return _number(value)
 
 
 def _number(value: Any) -> Any:
@@ -113,44 +199,12 @@ def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
             tree[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+def _set(tree: dict[str, Any], key: str, value: Any, wrong: list[str]) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         below = tree.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"override {key}: {parent!r} is a value, not a section")
+            wrong.append(f"override {key}: {parent!r} is a value, not a section")
+            return
         tree = below
     tree[last] = value
-
-
-def _explain(kind: type[Section], error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(kind)
-        near = difflib.get_close_matches(where, known, n=1)
-        # How services are asked is a chapter of its own.
-        listed = dict.fromkeys(re.sub(r"^(server|services)\..*", r"\1.…", name) for name in known)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(listed)}"
-        return f"unknown setting {where!r}: {hint}{more}"
-    if first["type"] == "missing":
-        return f"setting {where!r} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    prefix = f"setting {where!r}: " if where else ""
-    # What was meant to be a key, or an address that may hold one, is not repeated.
-    places = {"key", "url", "server", "services", "perspective", "endpoint", "endpoints"}
-    secret = bool(places & {str(part) for part in first["loc"]})
-    got = f", got {first['input']!r}" if where and not isinstance(first["input"], dict) and not secret else ""
-    return f"{prefix}{message}{got}{more}"
-
-
-def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += _known_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys

@@ -23,6 +23,7 @@ from rewardlm.config.measure import MAX_NEW_TOKENS
 from rewardlm.config.model import GenerationSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
+from rewardlm.errors import did_you_mean
 
 # What a step of RL may look like where training goes wrong although every number is finite; see training.guards.
 Doubt = Literal[
@@ -343,7 +344,10 @@ class RlafSettings(TrainingSettings):
     def _parts_fit(self) -> RlafSettings:
         known = ("ppo", "grpo", "dr_grpo", "rloo")
         if self.algorithm not in known and not is_function_name(self.algorithm):
-            raise ValueError(f"algorithm {self.algorithm!r}: expected one of {', '.join(known)}, or module:function")
+            near = did_you_mean(self.algorithm, known, first=True)
+            raise ValueError(
+                f"algorithm {self.algorithm!r}: {near}expected one of {', '.join(known)}, or module:function"
+            )
         if self.critic is not None and self.compares_answers:
             raise ValueError(f"{self.algorithm} has no critic: leave critic out, or use ppo")
         if self.ratio == "answer" and self.algorithm == "ppo":

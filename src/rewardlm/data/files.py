@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rewardlm import hub
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
 
@@ -284,10 +285,11 @@ def hub_rows(dataset: str, split: str, complaint: Callable[[str], str]) -> Itera
     import httpx
 
     try:
-        rows = datasets.load_dataset(dataset, split=split)
+        with hub.offline_where_away():
+            rows = datasets.load_dataset(dataset, split=split)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(complaint(f"{type(error).__name__}: {shown(message)}")) from None
+        raise DataError(complaint(hub.away() or f"{type(error).__name__}: {shown(message)}")) from None
     for number, values in enumerate(rows, 1):
         yield Row(f"{dataset}:{split}, row {number}", number, dict(values))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from rewardlm.config import ServicesSettings, data_folder
-from rewardlm.errors import ConfigError, DataError
+from rewardlm.errors import ConfigError, DataError, did_you_mean
 from rewardlm.judges.evaluate import evaluate
 from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.results import figures_of
@@ -93,7 +93,10 @@ def list_judges(
         known = [judge["name"] for judge in judges]
         for name in settings.names:
             if name not in known:
-                raise ConfigError(f"judge {name!r} is not listed: there are {', '.join(known)}; --dir looks for others")
+                near = did_you_mean(name, known, first=True)
+                raise ConfigError(
+                    f"judge {name!r} is not listed: {near}there are {', '.join(known)}; --dir looks for others"
+                )
         judges = [judge for judge in judges if judge["name"] in settings.names]
     if settings.measure:
         # Nobody is asked over a network, and paid, unless he is named.

@@ -13,6 +13,7 @@ import importlib.resources
 import json
 import tempfile
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rewardlm import gguf
+from rewardlm import gguf, hub
 from rewardlm.config import ChatSettings, ModelSettings
 from rewardlm.data.chat import ChatFormat
 from rewardlm.errors import ModelError
+from rewardlm.models.names import ALIASES, OFFLINE, refuse_empty, refuse_unknown
 from rewardlm.models.quantised import (
     bitsandbytes_config,
     falcon_in_plain_layers,
@@ -38,8 +40,6 @@ from rewardlm.models.quantised import (
 )
 from rewardlm.packaged import SMOLLM2_GGUF, SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
 from rewardlm.progress import is_verbose, log
-
-ALIASES = ("smollm2-135m", "tiny")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -140,11 +140,14 @@ def load_policy(settings: ModelSettings) -> Policy:
         source, revision = _locate(settings.model)
         _refuse_pickles(source)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            with contextlib.nullcontext() if settings.load is None else falcon_in_plain_layers():
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
-                )
+            with _from_the_hub(settings.model, source):
+                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+                with contextlib.nullcontext() if settings.load is None else falcon_in_plain_layers():
+                    model, loading = AutoModelForCausalLM.from_pretrained(
+                        source, revision=revision, low_cpu_mem_usage=True, output_loading_info=True, **how
+                    )
+        except ModelError:
+            raise
         except Exception as error:  # Damaged files make the parsers below raise types of their own.
             if (method := _quantised_by(source, revision)) is not None:
                 raise ModelError(
@@ -246,18 +249,19 @@ def _locate(spec: str) -> tuple[str, str | None]:
     if spec and (file := gguf.gguf_file(path)) is not None:
         return str(gguf.converted(file, log)), None
     if spec and path.is_dir():
-        if not (path / "config.json").exists():
-            what = "an adapter (pass it with --adapter)" if (path / "adapter_config.json").exists() else "no model"
-            raise ModelError(f"{spec} is {what}: it has no config.json")
+        refuse_empty(path)
         return spec, None
     if spec and path.exists():
         raise ModelError(f"{spec} is a file: expected a .gguf, or a folder with config.json and safetensors")
-    if spec.count("/") != 1 or spec.startswith((".", "/")) or any(ord(c) < 33 for c in spec):
-        raise ModelError(
-            f"unknown model {spec!r}: expected an alias ({', '.join(ALIASES)}), a hub id like owner/name, "
-            "or an existing folder"
-        )
+    refuse_unknown(spec)
     return spec, None
+
+
+def _from_the_hub(spec: str, source: str) -> AbstractContextManager[None]:
+    """Inside, ``source`` is fetched, unless it is a folder; a hub that can't be reached is told at once."""
+    if Path(source).is_dir():
+        return contextlib.nullcontext()
+    return hub.access(source, what=f"the model {spec}", instead=OFFLINE, error=ModelError)
 
 
 def _quantised_by(source: str, revision: str | None) -> str | None:
@@ -373,7 +377,8 @@ def configuration(spec: str) -> Any:
         return gguf.configuration(file)
     source, revision = _locate(spec)
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with _from_the_hub(spec, source):
+            return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"can't read the configuration of {spec!r}: {_one_line(error)}") from error
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from rewardlm.formats import number
 from rewardlm.interpreting.findings import ColouredAnswer, ColouredExample, ColouredReading, Interpretation
 from rewardlm.measuring.metrics import LOW_BELOW
-from rewardlm.formats import number
 
 # Where a colour begins. Drift in nats, attribution as a share.
 DRIFT_STEPS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)

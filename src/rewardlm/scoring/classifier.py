@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rewardlm import hub
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.adapter import is_adapter, load_adapter
 from rewardlm.scoring.encoder import sha256_of
@@ -42,6 +44,8 @@ TOXIC_NAMES = frozenset(
         "unsafe",
     }
 )
+# What works without the hub.
+OFFLINE = "the judges starter, witness and lexical, a folder of a classifier"
 # Padded tokens a forward pass: enough to keep the cores busy, few enough for their caches.
 _TOKEN_BUDGET = 2048
 # Tokens: batches of more than the one and less than the other are filled up for long sums in bf16.
@@ -77,7 +81,12 @@ class ClassifierScorer:
         source, label = split_label(spec)
         folder = judge_folder(source)
         record = read_record(folder) if folder is not None else None
-        config, self._tokenizer, self._model, self.revision = _load(source, folder, record)
+        with (
+            nullcontext()
+            if folder is not None
+            else hub.access(source, what=f"the judge {source}", instead=OFFLINE, error=ScorerError)
+        ):
+            config, self._tokenizer, self._model, self.revision = _load(source, folder, record)
         self._source = source
         self._names = [config.id2label[i] for i in range(config.num_labels)]
         main = choose_label(source, self._names, label or (record.main if record is not None else None))

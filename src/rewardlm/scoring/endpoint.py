@@ -48,6 +48,14 @@ _TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 
 def load_endpoint(spec: str, services: ServicesSettings) -> OnlineScorer:
     """The judge ``endpoint``, or ``endpoint:NAME``. Raises ScorerError for an unknown NAME, and as the judges do."""
+    settings = check_address(spec, services)
+    return (ChatScorer if settings.kind == "chat" else ModerationScorer)(spec, settings)
+
+
+def check_address(spec: str, services: ServicesSettings) -> EndpointSettings:
+    """The settings of the judge ``endpoint`` or ``endpoint:NAME``. Raises ScorerError for an unknown NAME, and where
+    they have no address; nobody is asked.
+    """
     name = spec.partition(":")[2]
     settings = _settings_of(name, services)
     if settings is None:
@@ -61,7 +69,7 @@ def load_endpoint(spec: str, services: ServicesSettings) -> OnlineScorer:
         raise ScorerError(
             f"scorer {spec!r} has no address: give {where}=http://127.0.0.1:8000/v1, for example{variable}"
         )
-    return (ChatScorer if settings.kind == "chat" else ModerationScorer)(spec, settings)
+    return settings
 
 
 def endpoint_address(spec: str, services: ServicesSettings) -> str | None:

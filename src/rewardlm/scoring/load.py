@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from rewardlm import hub
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
-from rewardlm.errors import NotAvailableError, ScorerError
+from rewardlm.errors import NotAvailableError, ScorerError, did_you_mean
 from rewardlm.scoring import lexical, lstm
 from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
 from rewardlm.scoring.function import FunctionScorer
-from rewardlm.scoring.record import SHIPPED, judge_folder
+from rewardlm.scoring.record import SHIPPED, judge_folder, record_of
 from rewardlm.scoring.scorer import Scorer
 
 AVAILABLE = (
@@ -24,6 +25,8 @@ AVAILABLE = (
     "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
     "max(a,b)"
 )
+# Judges by a name of their own; ``starter#hate`` is another label of starter.
+KNOWN = ("starter", "starter#hate", "witness", *PRESETS, "lexical", "lexical2", "perspective", "endpoint")
 _ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 
 
@@ -58,22 +61,57 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
         return ClassifierScorer(spec, device=device)
     if is_function_name(spec):
         return FunctionScorer(spec)
+    raise _unknown(spec)
+
+
+def _unknown(spec: str) -> ScorerError:
     kind = "no such folder" if re.match(r"[./~]", spec) else "unknown scorer"
-    raise ScorerError(f"{kind} {spec!r}: expected one of {AVAILABLE}")
+    return ScorerError(f"{kind} {spec!r}: {did_you_mean(spec, KNOWN, first=True)}expected one of {AVAILABLE}")
 
 
-def check_judges(specs: Iterable[str]) -> None:
-    """Raise ScorerError for the first of these judges whose package is not installed. Loads nothing.
+def check_judges(specs: Iterable[str], services: ServicesSettings | None = None) -> None:
+    """Raise ScorerError for the first of these judges that can't be had: an unknown name or label, a package that is
+    not installed, a service without address or key, a hub that can't be reached. Loads no weights.
 
     A command asks this about all of its judges before it loads one, or a model.
     """
     for spec in specs:
+        spec = spec.strip()
+        source = spec.partition("#")[0]
         if ensemble := _ENSEMBLE.fullmatch(PRESETS.get(spec, spec)):
-            check_judges(_names(ensemble[2]))
+            check_judges(_names(ensemble[2]), services)
         elif spec == "lexical":
             lexical.package_folder()
         elif spec == "lexical2":
             lstm.check_installed()
+        elif spec == "perspective":
+            from rewardlm.scoring.perspective import check_key
+
+            check_key((services or validate(ServicesSettings, {})).perspective)
+        elif spec == "endpoint" or re.fullmatch(r"endpoint:[\w-]+", spec):
+            from rewardlm.scoring.endpoint import check_address
+
+            check_address(spec, services or validate(ServicesSettings, {}))
+        elif source in SHIPPED or os.path.isdir(spec) or os.path.isdir(source):
+            _check_label(spec)
+        elif _is_hub_id(spec):
+            from rewardlm.scoring.classifier import OFFLINE
+
+            hub.require(source, what=f"the judge {source}", instead=OFFLINE, error=ScorerError)
+        elif is_function_name(spec):
+            FunctionScorer(spec)
+        else:
+            raise _unknown(spec)
+
+
+def _check_label(spec: str) -> None:
+    """Of a judge that was trained here, whether it has the label that ``spec`` names."""
+    from rewardlm.scoring.classifier import choose_label, split_label
+
+    source, label = split_label(spec)
+    record = record_of(source)
+    if record is not None and record.kind == "text" and label is not None:
+        choose_label(source, record.labels, label)
 
 
 def is_here(judge: str) -> bool:

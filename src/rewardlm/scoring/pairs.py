@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewardlm.errors import ScorerError
+from rewardlm.errors import ScorerError, did_you_mean
 from rewardlm.scoring.adapter import load_adapter
 from rewardlm.scoring.record import RECORD, JudgeRecord, PairFigures, read_record, shipped_folder
 from rewardlm.scoring.scorer import is_empty
@@ -74,19 +74,26 @@ def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJu
 
     Raises ScorerError if the folder holds none, or its weights are pickled, damaged or not of its encoder.
     """
+    folder, record = check_pair_judge(spec)
+    _, tokenizer, model, revision = load_adapter(folder, record)
+    return PairJudge(spec, model, tokenizer, record, revision=revision, device=device)
+
+
+def check_pair_judge(spec: str) -> tuple[Path, JudgeRecord]:
+    """The folder and the record of a judge of pairs. Raises ScorerError where there is none; loads nothing."""
     folder = folder_of(spec)
     record = read_record(folder)
     if record is None:
+        hint = did_you_mean(spec, [STARTER_PAIRS], first=True)
         raise ScorerError(
-            f"{folder} is no pair judge (it has no {RECORD}): expected {STARTER_PAIRS}, or a folder made by "
+            f"{folder} is no pair judge (it has no {RECORD}): {hint}expected {STARTER_PAIRS}, or a folder made by "
             "rewardlm judge train-pairs"
         )
     if record.kind != "pairs":
         raise ScorerError(f"{folder} is a judge of kind {record.kind!r}: one of kind 'pairs' is needed here")
     if set(record.labels) != set(PAIR_LABELS) or record.max_length is None:
         raise ScorerError(f"{folder / RECORD}: expected max_length and the labels {', '.join(PAIR_LABELS)}")
-    _, tokenizer, model, revision = load_adapter(folder, record)
-    return PairJudge(spec, model, tokenizer, record, revision=revision, device=device)
+    return folder, record
 
 
 def is_pair_judge(spec: str) -> bool:

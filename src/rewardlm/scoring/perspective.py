@@ -49,6 +49,9 @@ _OURS = (
 )
 
 
+_KEPT = "perspective.sqlite"
+
+
 class PerspectiveScorer(OnlineScorer):
     """P(attribute) by the API at ``settings.url``, $REWARDLM_PERSPECTIVE_URL or Google's; labels in lower case.
 
@@ -72,7 +75,7 @@ class PerspectiveScorer(OnlineScorer):
         self.labels = tuple(attribute.lower() for attribute in settings.attributes)
         # The API names no version of its models, only its own.
         self.revision = self.address.rpartition("/")[2]
-        self._cache = _Cache(cache_folder() / "perspective.sqlite") if settings.cache else None
+        self._cache = _Cache(cache_folder() / _KEPT) if settings.cache else None
         if not self._has_key() and not (self._cache and self._cache.holds(today())):
             raise self._no_key()
         warnings.warn(
@@ -162,10 +165,7 @@ class PerspectiveScorer(OnlineScorer):
         return self._service.has_key or not self._is_google()
 
     def _no_key(self) -> ServiceError:
-        return ServiceError(
-            f"the Perspective API needs a key: set the environment variable {self._settings.key_variable}, or score "
-            f"with a local judge ({LOCAL_JUDGES})"
-        )
+        return _no_key(self._settings)
 
 
 class _Cache:
@@ -233,6 +233,19 @@ def has_key(settings: PerspectiveSettings) -> bool:
     """Whether there is a key for the API, or an address of one's own, which may want none."""
     key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
     return bool(key.strip() or settings.url or os.environ.get("REWARDLM_PERSPECTIVE_URL"))
+
+
+def check_key(settings: PerspectiveSettings) -> None:
+    """Raise ServiceError where the API can't be asked for want of a key, and no answer of today's is kept here."""
+    if not has_key(settings) and not (settings.cache and _Cache(cache_folder() / _KEPT).holds(today())):
+        raise _no_key(settings)
+
+
+def _no_key(settings: PerspectiveSettings) -> ServiceError:
+    return ServiceError(
+        f"the Perspective API needs a key: set the environment variable {settings.key_variable}, or score "
+        f"with a local judge ({LOCAL_JUDGES})"
+    )
 
 
 def _closing() -> str:

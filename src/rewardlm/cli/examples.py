@@ -1,0 +1,158 @@
+"""Examples of every command, as its ``--help`` shows them: a line to copy, and what it does. A test tries each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ExampleLine(NamedTuple):
+    """A command line, and what it does."""
+
+    line: str
+    what: str
+
+
+# By the command's name; "" is rewardlm itself, "judge" the group.
+EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
+    "": (
+        ExampleLine("rewardlm demo", "Try everything on a small model, without a download."),
+        ExampleLine("rewardlm measure smollm2-135m --out runs/PT", "How toxic are a model's answers?"),
+        ExampleLine("rewardlm init my.yaml", "Write a commented experiment, to change and to run."),
+        ExampleLine("rewardlm run my.yaml", "Measure, train, measure again, and write the page."),
+    ),
+    "demo": (
+        ExampleLine("rewardlm demo", "Measure, train and measure again, then write the page."),
+        ExampleLine("rewardlm demo --preset full --out runs/full", "The same with more prompts and more steps."),
+        ExampleLine("rewardlm demo --seed 1 --out runs/again", "Another seed: does the result hold?"),
+    ),
+    "init": (
+        ExampleLine("rewardlm init my.yaml", "A whole experiment, for rewardlm run."),
+        ExampleLine("rewardlm init rlaf.yaml --command rlaf", "The settings of one command, for its --config."),
+    ),
+    "settings": (
+        ExampleLine("rewardlm settings measure", "What measure can be told."),
+        ExampleLine("rewardlm settings judge train", "A command of two words."),
+        ExampleLine("rewardlm settings rlaf --json | jq -r '.settings[].key'", "The keys alone, for a script."),
+    ),
+    "run": (
+        ExampleLine("rewardlm run my.yaml", "Everything that the file says; killed, it goes on where it was."),
+        ExampleLine(
+            "rewardlm run my.yaml model=tiny measure.limit=20 --out runs/try", "A quick try with other settings."
+        ),
+        ExampleLine("rewardlm run my.yaml --json > result.json", "The numbers for a script."),
+    ),
+    "measure": (
+        ExampleLine("rewardlm measure smollm2-135m --out runs/PT", "A base model, on the prompts that are included."),
+        ExampleLine(
+            "rewardlm measure smollm2-135m --adapter runs/ft --label FT --out runs/FT", "The same after fine-tuning."
+        ),
+        ExampleLine(
+            "rewardlm measure org/model --prompts mine.jsonl --scorer witness,lexical --samples 4 --out runs/mine",
+            "Your model and prompts, two judges, four answers a prompt.",
+        ),
+        ExampleLine(
+            "rewardlm measure my-model --engine openai --url http://127.0.0.1:8000/v1 --out runs/served",
+            "A model that a server runs.",
+        ),
+    ),
+    "score": (
+        ExampleLine("rewardlm score runs/PT --scorer lexical", "One more judge over answers that are there."),
+        ExampleLine("rewardlm score runs/PT similarity=true", "How near answers are to their prompts."),
+        ExampleLine("rewardlm score runs/PT --scorer mycode:judge", "A function of your own, in mycode.py."),
+    ),
+    "import": (
+        ExampleLine(
+            "rewardlm import answers.csv --label PT --out runs/PT", "A table with columns prompt and response."
+        ),
+        ExampleLine(
+            "rewardlm import log.csv --label PT --map prompt=question,response=reply,scores.mine=toxic --out runs/PT",
+            "A table whose columns have other names.",
+        ),
+    ),
+    "export": (
+        ExampleLine("rewardlm export runs/PT runs/FT --out answers.csv", "Every answer with its scores."),
+        ExampleLine("rewardlm export runs/PT runs/FT --out table.tex", "The comparison's tables for a paper."),
+    ),
+    "compare": (
+        ExampleLine("rewardlm compare runs/PT runs/FT runs/RL", "Every model against the first."),
+        ExampleLine("rewardlm compare runs/PT runs/RL --scorer witness", "By one judge."),
+        ExampleLine(
+            "rewardlm compare runs/PT runs/RL --json | jq '.comparisons[0].delta'", "One number, for a script."
+        ),
+    ),
+    "finetune": (
+        ExampleLine("rewardlm finetune smollm2-135m --out runs/ft", "On the dialogues that are included."),
+        ExampleLine(
+            "rewardlm finetune org/model --dialogues mine.jsonl --epochs 3 --out runs/mine", "Your model and dialogues."
+        ),
+    ),
+    "rlaf": (
+        ExampleLine("rewardlm rlaf smollm2-135m --part train --out runs/rl", "PPO against the judge that is included."),
+        ExampleLine("rewardlm rlaf smollm2-135m --adapter runs/ft --part train --out runs/rl", "After fine-tuning."),
+        ExampleLine(
+            "rewardlm rlaf org/model --algorithm grpo --reward mycode:judge --prompts mine.jsonl --out runs/mine",
+            "GRPO, with your own reward.",
+        ),
+    ),
+    "watch": (
+        ExampleLine("rewardlm watch runs/rl", "How a training goes now."),
+        ExampleLine("rewardlm watch runs/rl --follow", "Go on showing until it ends."),
+    ),
+    "merge": (
+        ExampleLine("rewardlm merge smollm2-135m --adapter runs/ft --out merged", "One model, without peft."),
+        ExampleLine(
+            "rewardlm merge smollm2-135m --adapter runs/ft --dtype bfloat16 --out merged", "The same, half as large."
+        ),
+    ),
+    "judge": (
+        ExampleLine("rewardlm judge list", "Which judges there are, and what they are worth."),
+        ExampleLine("rewardlm judge evaluate lexical --suite mine.csv", "What a judge gets right on your texts."),
+    ),
+    "judge list": (
+        ExampleLine("rewardlm judge list", "All judges."),
+        ExampleLine("rewardlm judge list starter witness --json", "Two of them, for a script."),
+        ExampleLine("rewardlm judge list --dir judges", "Those that you trained, too."),
+    ),
+    "judge train": (
+        ExampleLine("rewardlm judge train --data labelled.csv --out judges/mine", "On your own labelled texts."),
+        ExampleLine(
+            "rewardlm judge train --data labelled.csv --encoder org/encoder --epochs 2 --out judges/mine",
+            "Another encoder.",
+        ),
+    ),
+    "judge evaluate": (
+        ExampleLine("rewardlm judge evaluate starter,lexical --suite mine.csv", "Two judges on your texts."),
+        ExampleLine(
+            "rewardlm judge evaluate judges/mine --suite hatecheck --card", "And write it into the judge's card."
+        ),
+    ),
+    "judge train-pairs": (
+        ExampleLine(
+            "rewardlm judge train-pairs --dialogues DIALOCONAN.csv --out judges/pairs",
+            "A judge of counter-narratives.",
+        ),
+    ),
+    "judge evaluate-pairs": (
+        ExampleLine("rewardlm judge evaluate-pairs starter_pairs", "What the judge that is included gets right."),
+        ExampleLine("rewardlm judge evaluate-pairs judges/pairs --dialogues mine.jsonl --json", "Yours, for a script."),
+    ),
+    "interpret": (
+        ExampleLine("rewardlm interpret runs/PT runs/FT --out runs/inside", "What training changed inside."),
+        ExampleLine(
+            "rewardlm interpret runs/PT runs/FT --limit 10 look_inside=false --out runs/quick",
+            "Ten answers, without the residual stream.",
+        ),
+    ),
+    "report": (
+        ExampleLine("rewardlm report runs/PT runs/FT runs/RL", "report.html, one page about all of them."),
+        ExampleLine("rewardlm report runs/PT runs/FT --title 'My model' --out page.html", "Another title and file."),
+    ),
+    "push": (
+        ExampleLine("rewardlm push runs/rl me/detoxified --dry-run", "See the card first."),
+        ExampleLine("rewardlm push runs/rl me/detoxified --license apache-2.0 --private", "Upload it."),
+    ),
+    "doctor": (
+        ExampleLine("rewardlm doctor", "What is here."),
+        ExampleLine("rewardlm doctor smollm2-135m --max-new-tokens 64", "What fits into this machine's memory."),
+    ),
+}

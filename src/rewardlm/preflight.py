@@ -1,0 +1,271 @@
+"""What can be told of a command's settings before anything heavy is loaded: names, files, columns, folders, the hub.
+
+A judge that is called otherwise, or a file that isn't there, is told within a second, and all such mistakes at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rewardlm import hub
+from rewardlm.config import (
+    FinetuneSettings,
+    MeasureSettings,
+    MergeSettings,
+    ModelSettings,
+    RlafSettings,
+    ScoreSettings,
+    Section,
+    data_folder,
+    is_function_name,
+)
+from rewardlm.data.bad_lines import with_other_lines
+from rewardlm.data.dialogues import load_dialogues
+from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
+from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
+from rewardlm.judges.settings import (
+    JudgeEvaluateSettings,
+    JudgeTrainSettings,
+    PairEvaluateSettings,
+    PairJudgeSettings,
+)
+from rewardlm.models.names import check_adapter, check_model
+from rewardlm.runs import Run
+from rewardlm.scoring.encoder import check_encoder
+from rewardlm.scoring.function import load_function
+from rewardlm.scoring.load import check_judges
+from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_EXTRAS = {"bitsandbytes": "'rewardlm[quantised]'", "ray": "'rewardlm[ray]'"}
+_OFFLINE = "the prompts starter and rtp:packaged, a file"
+# Bytes of a file that is read whole here, and again by the command.
+_SMALL = 20_000_000
+
+Check = Callable[[], object]
+
+
+def check(settings: Section, out: Path | None = None, *, kind: str | None = None) -> None:
+    """Raise one RewardLMError for all that is wrong with what ``settings`` name.
+
+    ``out`` is where a run of ``kind`` shall be: what a run that goes on has already is not looked for again, and one
+    that is finished needs nothing.
+    """
+    begun = out is not None and (out / "run.json").exists()
+    if out is not None and kind is not None and begun and Run.open(out).finished:
+        _check_place(out, kind)
+        return
+    _all(_checks(settings, out, kind, begun=begun))
+
+
+def check_stages(stages: Iterable[Section], out: Path) -> None:
+    """The same for the stages of an experiment, before the first one begins. Their adapters are made on the way."""
+    checks: list[Check] = []
+    for settings in stages:
+        if isinstance(settings, ModelSettings):
+            settings = settings.model_copy(update={"adapter": None})
+        checks += _checks(settings, out, "experiment", begun=(out / "run.json").exists())
+    _all(checks)
+
+
+def _all(checks: Iterable[Check]) -> None:
+    wrong: dict[str, RewardLMError] = {}
+    for one in checks:
+        try:
+            one()
+        except RewardLMError as error:
+            for sentence in error.problems or (error.summary,):
+                wrong.setdefault(sentence, error)
+    if not wrong:
+        return
+    first = next(iter(wrong.values()))
+    if len({id(error) for error in wrong.values()}) == 1:
+        raise first
+    raise type(first).of(list(wrong), "{} things are wrong")
+
+
+def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: bool) -> Iterator[Check]:
+    if out is not None and kind is not None:
+        yield lambda: _check_place(out, kind)
+    if isinstance(settings, ModelSettings):
+        yield from _of_a_model(settings)
+        yield partial(_check_packages, settings)
+    if isinstance(settings, MeasureSettings):
+        judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
+        yield from (partial(check_judges, [name], settings.services) for name in judges)
+        yield from _of_pairs(settings.counter_narrative)
+    if isinstance(settings, RlafSettings):
+        judges = [*settings.reward, *(settings.witness or [])]
+        yield from (partial(check_judges, [name], settings.services) for name in judges)
+        if settings.rewards.terms.counter_narrative:
+            yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge)
+        if is_function_name(settings.algorithm):
+            yield lambda: _check_estimator(settings.algorithm)
+    if isinstance(settings, ScoreSettings):
+        yield from (partial(check_judges, [name], settings.services) for name in settings.scorer)
+        yield from _of_pairs(settings.counter_narrative)
+        if settings.perplexity is not None:
+            yield lambda: check_model(str(settings.perplexity))
+    if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
+        yield lambda: _check_prompts(settings)
+    if isinstance(settings, FinetuneSettings) and not begun:
+        yield partial(_check_dialogues, settings.dialogues, **_columns(settings))
+    yield from _of_a_judge(settings)
+
+
+def _of_a_judge(settings: Section) -> Iterator[Check]:
+    """Of the commands that make and try judges."""
+    if isinstance(settings, JudgeEvaluateSettings):
+        yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
+        yield from (partial(_check_suite, source) for source in settings.suite)
+    if isinstance(settings, JudgeTrainSettings):
+        yield from (partial(_check_labelled, source) for source in settings.data)
+    if isinstance(settings, JudgeTrainSettings | PairJudgeSettings):
+        yield partial(check_encoder, settings.encoder)
+    if isinstance(settings, PairEvaluateSettings):
+        yield partial(check_pair_judge, settings.judge)
+    if isinstance(settings, PairJudgeSettings | PairEvaluateSettings):
+        yield partial(_check_dialogues, settings.dialogues)
+
+
+def _check_packages(settings: ModelSettings) -> None:
+    """The packages that only some settings need, which may have been left out on installing."""
+    needed = {"bitsandbytes": f"--load {settings.load}"} if settings.load is not None else {}
+    if isinstance(settings, MeasureSettings) and settings.engine == "ray":
+        needed["ray"] = "--engine ray"
+    if isinstance(settings, RlafSettings):
+        needed |= {name: f"the tracker {name}" for name in settings.trackers}
+    wrong = [
+        f"{what} needs the package {name}: pip install {_EXTRAS.get(name, name)}"
+        for name, what in needed.items()
+        if importlib.util.find_spec(name) is None
+    ]
+    if wrong:
+        raise NotAvailableError("; ".join(wrong))
+
+
+def _check_dialogues(source: str, **columns: Any) -> None:
+    if not source.startswith("dialoconan"):  # which is fetched once, from where its authors publish it
+        with _all_lines(source):
+            load_dialogues(source, **columns)
+
+
+def _check_suite(source: str) -> None:
+    from rewardlm.judges.suites import HATECHECK_HUB_ID, NAMED, load_suite
+
+    if source not in NAMED:
+        path = Path(source).expanduser()
+        if not path.exists() or (path.is_file() and path.stat().st_size <= _SMALL):
+            with _all_lines(source):
+                load_suite(source)
+    elif source == "hatecheck" and data_folder() is None:
+        own = "the suite as a file, a folder of data sets ($REWARDLM_DATA)"
+        hub.require(HATECHECK_HUB_ID, kind="dataset", what=f"the suite {source}", instead=own, error=DataError)
+
+
+def _check_labelled(source: str) -> None:
+    from rewardlm.judges.texts import FILES, READINGS, load_labelled
+
+    # What is there is read once, by the command.
+    if not Path(source).exists() and not (source in {**FILES, **READINGS} and data_folder() is not None):
+        load_labelled(source)
+
+
+def _of_a_model(settings: ModelSettings) -> Iterator[Check]:
+    if not isinstance(settings, MeasureSettings) or settings.engine != "openai":
+        yield lambda: check_model(settings.model)
+    if settings.adapter is not None:
+        yield partial(check_adapter, settings.adapter)
+    elif isinstance(settings, MergeSettings):
+        yield partial(_raise, ConfigError("nothing to merge: name the adapter with --adapter"))
+    if not _DEVICE.fullmatch(settings.device):
+        yield partial(_raise, ModelError(f"device {settings.device!r}: expected auto, cpu, cuda or cuda:N"))
+
+
+def _of_pairs(judge: str | None) -> Iterator[Check]:
+    if judge is not None:
+        yield lambda: check_pair_judge(judge)
+
+
+def _check_pairs_or_classifier(judge: str) -> None:
+    if not is_pair_judge(judge):
+        check_judges([judge])
+
+
+def _check_estimator(name: str) -> None:
+    try:
+        load_function(name)
+    except ValueError as error:
+        raise ConfigError(f"algorithm {name!r}: {error}") from None
+
+
+def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
+    source = settings.prompts
+    name, _, suffix = source.partition(":")
+    path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+    if path is not None and path.stat().st_size > _SMALL:
+        return
+    if name == "rtp" and suffix != "packaged":
+        hub.require(RTP_HUB_ID, kind="dataset", what=f"the prompts {source}", instead=_OFFLINE, error=DataError)
+    elif path is None and name.startswith("dialoconan"):
+        return  # fetched once, from where its authors publish it
+    elif path is None and _HUB_ID.fullmatch(name) and Path(name).suffix not in _FILES:
+        hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
+    else:
+        with _all_lines(source):
+            loaded = load_prompts(
+                source, part=settings.part, limit=settings.limit, seed=settings.seed, **_columns(settings)
+            )
+        prompts = loaded.prompts
+        toxic_by = getattr(settings, "toxic_by", None)
+        if toxic_by == "dataset" and all(prompt.toxicity is None for prompt in prompts):
+            raise ConfigError(f"toxic_by is 'dataset', but {source} has no scores: name a scorer")
+
+
+@contextmanager
+def _all_lines(source: str) -> Iterator[None]:
+    """Inside, an error about a line of the file ``source`` names the other lines that are broken."""
+    try:
+        yield
+    except DataError as error:
+        path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
+        if path is None:
+            raise
+        raise with_other_lines(error, path) from None
+
+
+def _columns(settings: Section) -> dict[str, Any]:
+    """The columns that the user named."""
+    named = {name: getattr(settings, name, None) for name in ("text_column", "answer_column")}
+    return {name: column for name, column in named.items() if column is not None}
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _check_place(out: Path, kind: str) -> None:
+    if (out / "run.json").exists():
+        found = Run.open(out).meta["kind"]
+        if found != kind:
+            raise RunError(f"{out} holds a run of kind {found!r}, not {kind!r}: choose another --out")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file: --out needs a directory")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{out}: {above} is a file: --out needs a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{out}: {above} may not be written: choose another --out")
+
+
+def _raise(error: RewardLMError) -> None:
+    raise error
