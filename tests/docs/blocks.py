@@ -5,6 +5,7 @@ A block is run, unless an HTML comment right above it says why it can't be:
     <!-- not run: needs a GPU -->
 
 Then it is read: commands by the real command line's parser, Python by Python's, YAML by the settings that it holds.
+Text below ``<!-- printed by the block above -->`` is what the Python before it must print, but for the numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ GENERATED = {"docs/settings.md"}
 PLAIN = {"text", "json", "jsonl", "csv", "diff"}
 PROGRAMS = {"rewardlm", "make", "pip", "python", "torchrun", "accelerate", "sbatch", "ray", "pytest", "cd", "git", "export"}
 _FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n+)?"
+    r"(?:^<!-- (?:not run: (?P<reason>[^\n]+?)|(?P<printed>printed by the block above)) -->\n+)?"
     r"^(?P<indent> *)```(?P<language>[a-z]*)(?: [^\n]*)?\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -36,6 +37,7 @@ class Block:
     language: str
     code: str
     reason: str | None
+    printed: bool = False
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -54,7 +56,7 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
     for fence in _FENCE.finditer(text):
         line = text.count("\n", 0, fence.start("code"))
         code = re.sub(rf"^{fence['indent']}", "", fence["code"], flags=re.MULTILINE)
-        found.append(Block(page, line, _language(fence["language"], code), code, fence["reason"]))
+        found.append(Block(page, line, _language(fence["language"], code), code, fence["reason"], bool(fence["printed"])))
     return found
 
 

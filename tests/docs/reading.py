@@ -131,13 +131,17 @@ def read_rewardlm(words: list[str], patch: pytest.MonkeyPatch, *, sentence: bool
     words = [word for word in words if not set(word) & {"…"} and word not in _LEFT_OUT]
     name = " ".join(words[:2]) if words[:1] == ["judge"] and len(words) > 1 else words[0]
     assert name in COMMANDS or name.startswith("-") or name == "judge", f"rewardlm has no command {name!r}"
+    if words[0] in ("--help", "--version"):
+        return
     if sentence:
         _read_flags(name, words, patch)
         return
     original = flags.Given.settings
 
     def understood(self: Any, *defaults: Any, **arguments: Any) -> None:
-        given = self if self.file is None or Path(self.file).exists() else flags.Given(self.kind, None, self.flags, self.overrides)
+        given = self
+        if self.file is not None and not Path(self.file).exists():
+            given = flags.Given(self.kind, None, self.flags, self.overrides)
         original(given, *defaults, **arguments)
         raise Understood
 

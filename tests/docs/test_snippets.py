@@ -20,7 +20,7 @@ from fake_service import FakeService
 from shell import Bash
 
 KNOWN = {"bash", "console", "python", "yaml", *PLAIN}
-CODE = {page: [block for block in blocks(page) if block.language not in PLAIN] for page in pages()}
+CODE = {page: [one for one in blocks(page) if one.language not in PLAIN or one.printed] for page in pages()}
 RUN = {page: [block for block in found if block.reason is None] for page, found in CODE.items()}
 READ = [block for found in CODE.values() for block in found if block.reason is not None]
 # A number in shown output; what a test's small model gives is another one.
@@ -42,10 +42,13 @@ def test_a_pages_blocks_run_in_their_order(
     (home / "examples").symlink_to(ROOT / "examples")
     bash = Bash(home, monkeypatch, environment)
     names: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
     for block in RUN[page]:
         code = block.code.replace("http://127.0.0.1:8000/v1", served.url)
         if block.language == "python":
-            _run_python(block, stand_ins.python(code), names, home, monkeypatch)
+            printed = _run_python(block, stand_ins.python(code), names, home, monkeypatch)
+        elif block.printed:
+            assert_printed(block, code.splitlines(), printed)
         elif block.language == "console":
             _run_console(block, code, bash)
         elif block.language == "yaml":
@@ -58,13 +61,14 @@ def test_a_pages_blocks_run_in_their_order(
 
 def _run_python(
     block: Block, code: str, names: dict[str, object], home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> str:
     # Lines of a page are kept, so that a traceback names them.
     compiled = compile("\n" * (block.line - 1) + code, str(ROOT / block.page), "exec")
-    with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+    with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(home)
         patch.syspath_prepend(str(home))
         exec(compiled, names)
+    return printed.getvalue()
 
 
 def _run_console(block: Block, code: str, bash: Bash) -> None:
@@ -74,15 +78,18 @@ def _run_console(block: Block, code: str, bash: Bash) -> None:
         n = next((i for i, line in enumerate(lines) if not line.endswith("\\")), 0) + 1
         ended, printed = bash("\n".join(lines[:n]))
         assert ended == 0, f"{block}: ended with {ended}:\n{printed}"
-        shown = [line.strip() for line in lines[n:] if line.strip() not in ("", "…")]
-        at = 0
-        printed_lines = printed.splitlines()
-        for line in shown:
-            pattern = r".*".join(_NUMBER.sub("#", re.escape(piece)) for piece in line.split("…"))
-            pattern = pattern.replace("#", _NUMBER.pattern)
-            found = next((i for i in range(at, len(printed_lines)) if re.search(pattern, printed_lines[i].strip())), None)
-            assert found is not None, f"{block}: {line!r} is not printed after the lines before it:\n{printed}"
-            at = found + 1
+        assert_printed(block, lines[n:], printed)
+
+
+def assert_printed(block: Block, shown: list[str], printed: str) -> None:
+    """Each line that is shown was printed, in that order, whatever its numbers are and … stands for."""
+    lines = [line.strip() for line in printed.splitlines()]
+    at = 0
+    for line in (line.strip() for line in shown if line.strip() not in ("", "…")):
+        pattern = ".*".join(_NUMBER.pattern.join(map(re.escape, _NUMBER.split(part))) for part in line.split("…"))
+        found = next((i for i in range(at, len(lines)) if re.search(pattern, lines[i])), None)
+        assert found is not None, f"{block}: {line!r} is not printed after the lines before it:\n{printed}"
+        at = found + 1
 
 
 @pytest.mark.parametrize("block", READ, ids=str)
