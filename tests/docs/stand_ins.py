@@ -6,7 +6,7 @@ Everything else of a command is used as it is printed: its flags, its settings, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 # Names in the place of others, wherever a word of a command is one, or is a part of a list with commas.
@@ -18,7 +18,7 @@ NAMES = {
 # In Python, in this order.
 PYTHON: list[tuple[str, str]] = [
     (r'"smollm2-135m"', '"tiny"'),
-    (r"limit=\d+", "limit=4, max_new_tokens=8"),
+    (r"limit=\d+", "limit=4, max_new_tokens=8, similarity=False, perplexity=False, counter_narrative=None"),
     (r'dialogues="starter-plain"', 'dialogues="starter-plain", limit=4'),
     (r"steps=\d+", 'steps=1, batch_size=4, max_new_tokens=8, limit=4, witness="none"'),
     (r"samples=\d+", "samples=2"),
@@ -76,4 +76,6 @@ def python(code: str) -> str:
     return code
 
 
-Served = Callable[[Sequence[str]], list[str]]
+def written_by(code: str) -> set[str]:
+    """Folders and files that a page's blocks write: --out NAME, and out="NAME"."""
+    return set(re.findall(r'(?:--out |\bout=")([^\s"]+)', code))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ def test_a_pages_blocks_run_in_their_order(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     (home / "examples").symlink_to(ROOT / "examples")
+    # What a page makes by itself is not there before.
+    for name in stand_ins.written_by("".join(block.code for block in RUN[page])):
+        shutil.rmtree(home / name, ignore_errors=True)
     bash = Bash(home, monkeypatch, environment)
     names: dict[str, object] = {"__name__": "__main__"}
     printed = ""
