@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -12,18 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+from counting import COUNTS
 from fake_service import Asked, FakeService, Reply, analysed
 from one_thread import _one_thread as _one_thread
 from stand_ins import arguments
 
-COUNTS: dict[str, dict[str, int]] = {}
-
-
-def count(page: str, what: str) -> None:
-    """One more block of ``page`` that was run or read."""
-    of_page = COUNTS.setdefault(page, {})
-    of_page[what] = of_page.get(what, 0) + 1
-
+# The browser of tests/browser: its conftest has the name of this one, so it can't be imported by it.
+_at = Path(__file__).parents[1] / "browser" / "conftest.py"
+_browsers = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("browsers", _at))
+spec.loader.exec_module(_browsers)
+browser = _browsers.browser
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was done with every page's blocks."""

@@ -16,7 +16,7 @@ import pytest
 import reading
 import stand_ins
 from blocks import GENERATED, PLAIN, ROOT, Block, blocks, inline_commands, pages
-from conftest import count
+from counting import count
 from fake_service import FakeService
 from shell import Bash
 
