@@ -41,6 +41,8 @@ ELSEWHERE = {
     "README.md": "index.md",
 }
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
+_ITEM = re.compile(r"\s*(?:[-*]|\d+\.) ")
+_ROW = re.compile(r"\|")
 _FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL)
 
 
@@ -76,7 +78,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Links out of docs/ lead to a page of the site, or become a path."""
     here = page.file.src_uri
-    return markdown if page.file.generated_by else moved(markdown, f"docs/{here}", here)
+    return as_on_github(markdown if page.file.generated_by else moved(markdown, f"docs/{here}", here))
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -87,6 +89,20 @@ def on_page_content(content: str, **_: Any) -> str:
         return latex2mathml.converter.convert(html.unescape(found["tex"]).strip(), display=display)
 
     return _FORMULA.sub(set_formula, content)
+
+
+def as_on_github(markdown: str) -> str:
+    """With a blank line before each list and table: GitHub needs none, the site's Markdown does."""
+    lines: list[str] = []
+    fenced = False
+    for line in markdown.split("\n"):
+        before = lines[-1] if lines else ""
+        begins = next((kind for kind in (_ITEM, _ROW) if kind.match(line)), None)
+        if begins and not fenced and before.strip() and not begins.match(before) and not before.startswith("  "):
+            lines.append("")
+        fenced ^= line.lstrip().startswith("```")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def moved(markdown: str, source: str, target: str) -> str:

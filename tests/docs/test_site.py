@@ -80,6 +80,20 @@ def test_every_page_is_built_and_none_fetches_anything_from_elsewhere(site: Path
 
 
 @pytest.mark.slow
+def test_lists_and_tables_are_lists_and_tables(site: Path) -> None:
+    """A list that begins without a blank line before it would be a paragraph with dashes in it."""
+    for page in [page for page in pages() if page.startswith("docs/")]:
+        text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        name = page.removeprefix("docs/").removesuffix(".md")
+        html = (site / ("index.html" if name == "index" else f"{name}/index.html")).read_text("utf-8")
+        content = html[html.index("<article") : html.index("</article")]
+        items = re.findall(r"^ *(?:[-*]|\d+\.) ", text, re.MULTILINE)
+        assert content.count("<li>") >= len(items), page
+        tables = re.findall(r"^\|(?: ?:?-+:? ?\|)+$", text, re.MULTILINE)
+        assert content.count("<table>") == len(tables), page
+
+
+@pytest.mark.slow
 def test_the_reference_is_whole(site: Path) -> None:
     """Every command, every public name, every key of the JSON."""
     commands = Page(site / "reference/commands/index.html").ids

@@ -148,7 +148,7 @@ def test_nothing_is_left_out() -> None:
     ("code", "problem"),
     [
         ("rewardlm mesure tiny --out x", "no command 'mesure'"),
-        ("rewardlm measure tiny --samplez 4 --out x", "No such option"),
+        ("rewardlm measure tiny --samplez 4 --out x", "samplez"),
         ("rewardlm measure tiny samplez=4 --out x", "samplez"),
         ("rewardlm measure tiny --out x --engine vllm", "engine"),
         ("make nonsense", "no target"),
