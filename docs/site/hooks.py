@@ -117,6 +117,8 @@ def moved(markdown: str, source: str, target: str) -> str:
             page = ELSEWHERE[path]
         elif path.startswith("docs/"):
             page = path.removeprefix("docs/")
+            if page in COMING and not (ROOT / path).exists():
+                return found["text"]
         else:
             if not (ROOT / path).exists():
                 raise FileNotFoundError(f"{source}: the link to {address} leads nowhere")
@@ -190,7 +192,9 @@ def _kind(about: Mapping[str, Any]) -> str:
         return ", ".join(f"`{one}`" for one in about.get("enum", [about.get("const")]))
     if about.get("type") == "array":
         inner = about.get("items") or next(iter(about.get("prefixItems", [])), None)
-        fixed = f"{about['minItems']} × " if about.get("minItems") and about["minItems"] == about.get("maxItems") else ""
+        fixed = (
+            f"{about['minItems']} × " if about.get("minItems") and about["minItems"] == about.get("maxItems") else ""
+        )
         return f"list of {fixed}{_kind(inner)}" if inner else "list"
     if about.get("type") == "object" and isinstance(about.get("additionalProperties"), dict):
         return f"object of {_kind(about['additionalProperties'])}"

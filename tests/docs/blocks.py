@@ -17,9 +17,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Tables that code writes: each has a test of its own.
 GENERATED = {"docs/settings.md"}
-# What is no command and no code of ours: output, formulas, rows of a file. jsonl and csv are files that a page explains.
+# No command and no code of ours: output, formulas, rows of a file that a page explains.
 PLAIN = {"text", "json", "jsonl", "csv", "diff"}
-PROGRAMS = {"rewardlm", "make", "pip", "python", "torchrun", "accelerate", "sbatch", "ray", "pytest", "cd", "git", "export"}
+PROGRAMS = {
+    "rewardlm",
+    "make",
+    "pip",
+    "python",
+    "torchrun",
+    "accelerate",
+    "sbatch",
+    "ray",
+    "pytest",
+    "cd",
+    "git",
+    "export",
+}
 _FENCE = re.compile(
     r"(?:^<!-- (?:not run: (?P<reason>[^\n]+?)|(?P<printed>printed by the block above)) -->\n+)?"
     r"^(?P<indent> *)```(?P<language>[a-z]*)(?: [^\n]*)?\n(?P<code>.*?)^(?P=indent)```$",
@@ -56,7 +69,9 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
     for fence in _FENCE.finditer(text):
         line = text.count("\n", 0, fence.start("code"))
         code = re.sub(rf"^{fence['indent']}", "", fence["code"], flags=re.MULTILINE)
-        found.append(Block(page, line, _language(fence["language"], code), code, fence["reason"], bool(fence["printed"])))
+        found.append(
+            Block(page, line, _language(fence["language"], code), code, fence["reason"], bool(fence["printed"]))
+        )
     return found
 
 

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-
 from counting import COUNTS
+from stand_ins import arguments
+
 from fake_service import Asked, FakeService, Reply, analysed
 from one_thread import _one_thread as _one_thread
-from stand_ins import arguments
 
 # The browser of tests/browser: its conftest has the name of this one, so it can't be imported by it.
 _at = Path(__file__).parents[1] / "browser" / "conftest.py"
 _browsers = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("browsers", _at))
 spec.loader.exec_module(_browsers)
 browser = _browsers.browser
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was done with every page's blocks."""
@@ -86,7 +87,7 @@ def home(measured: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def served(service: FakeService) -> Iterator[FakeService]:
+def served(service: FakeService) -> FakeService:
     """The service of the tests, answering as a chat server, a moderation endpoint and Perspective do."""
 
     def answer(asked: Asked) -> Reply:
@@ -101,7 +102,7 @@ def served(service: FakeService) -> Iterator[FakeService]:
         return Reply(_chat(asked.body))
 
     service.answer = answer
-    yield service
+    return service
 
 
 def _chat(body: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from blocks import ROOT, Block
 
 import rewardlm as rl
-from blocks import ROOT, Block
 from rewardlm.cli import flags
 from rewardlm.cli.app import app
 from rewardlm.cli.commands import COMMANDS, settings_of
@@ -220,7 +220,12 @@ def read_python(block: Block) -> None:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rl":
             assert hasattr(rl, node.attr), f"{block}: rewardlm has no {node.attr}"
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {alias.asname or alias.name for node in ast.walk(tree) for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)}
+    bound |= {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        for alias in getattr(node, "names", [])
+        if isinstance(alias, ast.alias)
+    }
     bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     bound |= {argument.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for argument in node.args}
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import arguments
 
 from rewardlm.cli.app import main
-from stand_ins import arguments
 
 _SHIM = """\
 #!{python} -IS

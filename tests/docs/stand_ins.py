@@ -50,9 +50,8 @@ def arguments(typed: Sequence[str], folder: Path) -> list[str]:
         return [*words, *_experiment(words, folder)]
     algorithm = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--algorithm"), "ppo")
     more = list(SMALL.get(command, []))
-    if command == "rlaf" and algorithm != "ppo":
-        more.append("samples=2")
-    elif command == "measure" and any(word.startswith("--samples") for word in words):
+    several = any(word.startswith("--samples") for word in words)
+    if (command == "rlaf" and algorithm != "ppo") or (command == "measure" and several):
         more.append("samples=2")
     return [*words, *more]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from blocks import GENERATED, ROOT, pages
 
 import rewardlm
-from blocks import GENERATED, ROOT, pages
 from rewardlm.cli.commands import COMMANDS
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
@@ -131,7 +131,9 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "recipes/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "recipes/README.md"]
+)
 def test_links_of_pages_beside_the_site_lead_somewhere(page: str) -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -139,6 +141,8 @@ def test_links_of_pages_beside_the_site_lead_somewhere(page: str) -> None:
             continue
         address, _, anchor = target.partition("#")
         file = (ROOT / page).parent / unquote(address) if address else ROOT / page
+        if address in ("docs/own-data.md", "docs/view.md") and not file.exists():
+            continue  # hooks.COMING
         assert file.exists(), f"{page}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
@@ -164,6 +168,10 @@ def test_every_extra_is_in_the_table_of_the_installation() -> None:
     assert set(in_readme) & set(extras) <= set(table)
 
 
+# What axe finds in mkdocs-material's own frame (its search, its menus), and tables whose corner is empty.
+OF_THE_THEME = {"aria-dialog-name", "landmark-unique", "empty-table-header"}
+
+
 @pytest.fixture
 def served_site(site: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
@@ -182,6 +190,7 @@ def served_site(site: Path) -> Iterator[str]:
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
 def test_in_a_browser_it_searches_and_asks_nobody_else(browser, served_site: str, width: int, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     asked: list[str] = []
@@ -192,6 +201,8 @@ def test_in_a_browser_it_searches_and_asks_nobody_else(browser, served_site: str
     for name in ("", "measuring/", "settings/", "reference/commands/"):
         page.goto(served_site + name)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
+        found = {one["id"] for one in axe.Axe().run(page).response["violations"]}
+        assert found <= OF_THE_THEME, f"{name}: {found - OF_THE_THEME}"
     page.goto(served_site)
     if width < 600:
         page.click("label[for=__search]:visible")
