@@ -81,13 +81,16 @@ def _language(named: str, code: str) -> str:
     return named or ("bash" if first in PROGRAMS else "text")
 
 
-def inline_commands(page: str) -> list[Block]:
-    """Commands in running text: what stands in backticks and begins with ``rewardlm`` and a blank."""
+def spans(page: str) -> list[Block]:
+    """What stands in backticks in running text."""
     text = (ROOT / page).read_text("utf-8")
     prose = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
-    found = []
-    for span in _INLINE.finditer(prose):
-        code = " ".join(span["code"].split())
-        if code.startswith("rewardlm ") and re.match(r"rewardlm (?!--)[a-z]", code):
-            found.append(Block(page, prose.count("\n", 0, span.start()) + 1, "inline", code, "in running text"))
-    return found
+    return [
+        Block(page, prose.count("\n", 0, one.start()) + 1, "inline", " ".join(one["code"].split()), "in running text")
+        for one in _INLINE.finditer(prose)
+    ]
+
+
+def inline_commands(page: str) -> list[Block]:
+    """Commands in running text: spans that begin with ``rewardlm`` and a command."""
+    return [span for span in spans(page) if re.match(r"rewardlm (?!--)[a-z]", span.code)]

@@ -18,7 +18,7 @@ from blocks import ROOT, Block
 import rewardlm as rl
 from rewardlm.cli import flags
 from rewardlm.cli.app import app
-from rewardlm.cli.commands import COMMANDS, settings_of
+from rewardlm.cli.commands import COMMANDS, settings_of, with_settings
 from rewardlm.config import build
 
 # In a sentence, words in capitals stand for the reader's own, and … for what is left out.
@@ -192,6 +192,25 @@ def _read_flags(name: str, words: Sequence[str], patch: pytest.MonkeyPatch) -> N
             assert _is_setting(kind, key.split(".")), f"{name} has no setting {key}"
 
 
+def is_any_setting(key: str) -> bool:
+    """Whether any command has the setting. A part in capitals is a name of the reader's own."""
+    path = [part for part in key.split(".") if not part.isupper()]
+    return any(_is_setting(kind, path) for kind in with_settings().values())
+
+
+def flags_of_all() -> set[str]:
+    """The flags of every command."""
+    import typer.main
+
+    def below(command: Any) -> set[str]:
+        found = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name in getattr(command, "list_commands", lambda _: [])(None):
+            found |= below(command.get_command(None, name))
+        return found
+
+    return below(typer.main.get_command(app)) | {"--help"}
+
+
 def _is_setting(kind: Any, path: Sequence[str]) -> bool:
     from rewardlm.config.describe import describe
 
@@ -201,7 +220,7 @@ def _is_setting(kind: Any, path: Sequence[str]) -> bool:
         if found is None:
             return False
         if not found.below:
-            return True
+            return True  # a value, or a mapping whose keys are the reader's own
         here = list(found.below)
     return True
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import reading
 import stand_ins
-from blocks import GENERATED, PLAIN, ROOT, Block, blocks, inline_commands, pages
+from blocks import GENERATED, PLAIN, ROOT, Block, blocks, inline_commands, pages, spans
 from counting import count
 from shell import Bash
 
@@ -119,6 +119,28 @@ def test_commands_in_running_text_exist_with_their_flags(page: str, monkeypatch:
             except AssertionError as error:
                 pytest.fail(f"{block}: `{block.code}`: {error}")
         count(page, "read in a sentence")
+
+
+# Flags that pages name and that are other programs'.
+OF_OTHERS = {
+    "--no-deps", "--enable-lora", "--requeue", "--mixed_precision", "--use_fsdp", "--use_deepspeed", "--log_samples",
+    "--nproc_per_node", "--multi_gpu", "--num_processes", "--instructions", "--check", "--warmup",
+}  # fmt: skip
+
+
+def test_settings_and_flags_in_running_text_exist() -> None:
+    """``key.sub=value`` is a setting of some command, and ``--flag`` one of its flags."""
+    known = reading.flags_of_all() | OF_OTHERS
+    wrong = []
+    for page in pages():
+        for span in spans(page):
+            key = re.match(r"([a-z_]+(?:\.[A-Za-z_0-9]+)+)=", span.code)
+            if key and not reading.is_any_setting(key[1]):
+                wrong.append(f"{span}: no setting {key[1]}")
+            flag = re.match(r"--[a-z][a-z_-]*", span.code)
+            if flag and flag[0] not in known:
+                wrong.append(f"{span}: no flag {flag[0]}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("page", pages())
