@@ -12,7 +12,6 @@ from pathlib import Path
 # Names in the place of others, wherever a word of a command is one, or is a part of a list with commas.
 NAMES = {
     "smollm2-135m": "tiny",
-    "my-model": "tiny",
     "witness": "lexical2",  # reads 18 layers of a language model
 }
 # In Python, in this order.

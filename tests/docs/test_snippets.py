@@ -19,6 +19,7 @@ from counting import count
 from shell import Bash
 
 from fake_service import FakeService
+from rewardlm.errors import ConfigError
 
 KNOWN = {"bash", "console", "python", "yaml", *PLAIN}
 CODE = {page: [one for one in blocks(page) if one.language not in PLAIN or one.printed] for page in pages()}
@@ -173,7 +174,7 @@ def test_nothing_is_left_out() -> None:
         ("rewardlm measure tiny --out x --engine vllm", "engine"),
         ("make nonsense", "no target"),
         ("pip install 'rewardlm[nonsense]'", "no such extra"),
-        ("torchrun --nproc 2 --nonsense 3 -m rewardlm measure tiny --out x", ""),
+        ("torchrun --nproc_per_node 2 --nonsense 3 -m rewardlm measure tiny --out x", "2"),
         ("curl http://x", "nobody knows"),
     ],
 )
@@ -189,6 +190,13 @@ def test_a_wrong_command_is_not_understood(code: str, problem: str, monkeypatch:
 def test_wrong_python_is_not_understood(code: str) -> None:
     with pytest.raises((AssertionError, ImportError)):
         reading.read_python(Block("a page", 1, "python", code, "a test"))
+
+
+def test_wrong_yaml_is_not_understood() -> None:
+    reading.read_yaml(Block("a page", 1, "yaml", "# rewardlm rlaf\nmodel: tiny\nsteps: 3\n", None))
+    reading.read_yaml(Block("a page", 1, "yaml", "model: tiny\nmeasure: {samples: 2}\n", None))
+    with pytest.raises(ConfigError, match="stepz"):
+        reading.read_yaml(Block("a page", 1, "yaml", "# rewardlm rlaf\nmodel: tiny\nstepz: 3\n", None))
 
 
 def test_a_page_is_cut_into_blocks_with_their_reasons() -> None:
