@@ -85,8 +85,11 @@ def on_page_content(content: str, **_: Any) -> str:
     """Formulas as MathML, which browsers set by themselves."""
 
     def set_formula(found: re.Match[str]) -> str:
-        display = "inline" if found["tag"] == "span" else "block"
-        return latex2mathml.converter.convert(html.unescape(found["tex"]).strip(), display=display)
+        formula = html.unescape(found["tex"]).strip()
+        if found["tag"] == "span":
+            return latex2mathml.converter.convert(formula)
+        # On a phone a long one scrolls by itself, so the keyboard must reach it.
+        return latex2mathml.converter.convert(formula, display="block").replace("<math", '<math tabindex="0"', 1)
 
     return _FORMULA.sub(set_formula, content)
 
