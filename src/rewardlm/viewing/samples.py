@@ -86,7 +86,7 @@ class ShownAnswer:
 
 
 def chosen(
-    answers: Sequence[ShownAnswer], *, step: int | None, text: str = "", only: Only = "all", most: int = 40
+    answers: Sequence[ShownAnswer], *, step: int | None, text: str = "", only: Only = "all", most: int = 12
 ) -> tuple[list[ShownAnswer], int]:
     """Those to show, newest first, and how many there are.
 

@@ -60,6 +60,11 @@ export class Columns {
   }
 }
 
+// Over about how many points to average: a long run is looked at from further away than a short one.
+export function reach(weight, n) {
+  return Math.max(1, n / 100) / (1 - weight);
+}
+
 // An exponential moving average that weighs what came before by weight, and starts without a pull to zero.
 export function smoothed(ys, weight) {
   let sum = 0, total = 0;
@@ -185,10 +190,10 @@ export class Charts {
       if (!ys.length) continue;
       const line = lineOf(run.place);
       const mode = ys.length === 1 ? "markers" : "lines";
-      const shown = smooth && ys.length > 2 ? smoothed(ys, weight) : ys;
+      const shown = smooth && ys.length > 2 ? smoothed(ys, 1 - 1 / reach(weight, ys.length)) : ys;
       if (shown !== ys) {
         const raw = thinned(ys);
-        traces.push({ x: raw.map((i) => xs[i]), y: raw.map((i) => ys[i]), mode, line: { ...line, width: 1 }, opacity: 0.3, hoverinfo: "skip", showlegend: false });
+        traces.push({ x: raw.map((i) => xs[i]), y: raw.map((i) => ys[i]), mode, line: { ...line, width: 1 }, opacity: Math.max(0.08, 0.35 / Math.sqrt(this.runs.length)), hoverinfo: "skip", showlegend: false });
       }
       const kept = thinned(shown);
       const unit = shown === ys ? "%{y:.4g}" : "%{y:.4g} (raw %{customdata:.4g})";
@@ -205,10 +210,10 @@ export class Charts {
     button.hidden = !positive;
     const scale = this.scale(longest);
     if (across === "time") for (const trace of traces) trace.x = trace.x.map((x) => x / scale.seconds);
-    const axis = { fixedrange: true, zeroline: false, gridcolor: "#d9dee6", automargin: true };
+    const axis = { fixedrange: true, zeroline: false, gridcolor: "#d9dee6" };
     Plotly.react(canvas, traces, {
       height: 220, autosize: true, showlegend: false, dragmode: false, hovermode: "x unified",
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 12, t: 8, b: 40 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 50, r: 12, t: 8, b: 40 },
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 13, color: "#5b6470" },
       hoverlabel: { bgcolor: "#1d2430", bordercolor: "#1d2430", font: { color: "#ffffff" } },
       xaxis: { ...axis, nticks: 6, title: { text: across === "time" ? scale.name : "step", font: { size: 12 }, standoff: 4 } },
@@ -227,7 +232,10 @@ export class Charts {
     const longest = Math.max(0, ...this.runs.map((run) => this.of(run.id).n));
     const thin = longest > 2 * STRETCHES + 2
       ? ` Of long runs, each of ${STRETCHES} stretches shows its lowest and its highest point, so no spike is lost.` : "";
-    const smooth = this.options.smooth ? "The strong line is a moving average, the faint one behind it the numbers themselves." : "Each step’s number, as it was.";
+    const steps = Math.round(reach(this.options.weight, longest));
+    const smooth = this.options.smooth
+      ? `The strong line is a moving average over about ${steps} steps, the faint one behind it the numbers themselves.`
+      : "Each step’s number, as it was.";
     setText(byId("how-drawn"), smooth + thin);
   }
 }

@@ -189,14 +189,24 @@ const NAMES = {
   entropy: "entropy", response_tokens: "tokens an answer"
 };
 
+// A card a kind, which is what stands before the colon; in it a line a run.
 function showDoubts(runs) {
-  const all = runs.flatMap((run) => run.doubts.map((doubt) => ({ ...doubt, run: run.title, id: run.id })));
+  const kinds = new Map();
+  for (const run of runs) {
+    for (const doubt of run.doubts) {
+      const [kind, ...rest] = doubt.text.split(":");
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push({ ...doubt, title: run.title, rest: rest.join(":").trim() || doubt.text });
+    }
+  }
+  const all = [...kinds];
   reveal("doubts", all.length > 0);
   setText(document.querySelector("nav a[href='#doubts'] b"), String(all.length));
-  keyed(byId("doubt-list"), all, (one) => JSON.stringify(one), (one) => {
-    const when = one.n === 1 ? `Step ${one.last}` : `Steps ${one.first} to ${one.last}, ${one.n.toLocaleString("en")} times; last`;
-    return el("li", {}, el("h3", {}, el("bdi", {}, one.run)), el("p", { dir: "auto" }, `${when}: ${one.text}`));
-  });
+  keyed(byId("doubt-list"), all, (one) => JSON.stringify(one), ([kind, lines]) =>
+    el("li", {}, el("h3", {}, kind.replaceAll("_", " ")), ...lines.map((line) => {
+      const when = line.n === 1 ? `step ${line.last}` : `steps ${line.first} to ${line.last}, ${line.n.toLocaleString("en")} times`;
+      return el("p", { dir: "auto" }, el("strong", {}, el("bdi", {}, line.title)), `, ${when}: ${line.rest}`);
+    })));
 }
 
 function on(id, event, act) {
