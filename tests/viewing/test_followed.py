@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import time
@@ -141,7 +142,7 @@ def test_every_change_has_a_new_version_and_no_change_has_none(training):
         act()
         one.look()
         versions.append(one.version)
-    changes = [later - earlier for earlier, later in zip(versions, versions[1:], strict=False)]
+    changes = [later - earlier for earlier, later in itertools.pairwise(versions)]
     assert [change > 0 for change in changes] == [False, True, True, True, False]
 
 

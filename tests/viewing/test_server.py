@@ -207,7 +207,9 @@ def test_many_may_ask_at_once(client, runs):
         for _ in range(15):
             found = client.get(path).json()
             columns = found["columns"]
-            if {len(column) for column in columns.values()} != {found["n"]} or columns["step"] != sorted(columns["step"]):
+            if {len(column) for column in columns.values()} != {found["n"]} or columns["step"] != sorted(
+                columns["step"]
+            ):
                 wrong.append(found)
 
     asking = [threading.Thread(target=ask) for _ in range(6)]
@@ -222,7 +224,9 @@ def test_many_may_ask_at_once(client, runs):
 
 def test_reading_leaves_every_file_as_it_was(client, runs):
     def files():
-        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(runs.rglob("*")) if path.is_file()}
+        return {
+            path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(runs.rglob("*")) if path.is_file()
+        }
 
     before = files()
     known = ids(client)
