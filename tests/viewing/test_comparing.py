@@ -12,6 +12,9 @@ from rewardlm.viewing import comparing
 from rewardlm.viewing.comparing import Comparisons, stamp
 
 
+REAL = subprocess.Popen
+
+
 @pytest.fixture
 def comparisons():
     made = Comparisons()
@@ -30,12 +33,11 @@ def wait(comparisons: Comparisons, folders: list[Path]) -> dict:
 def stand_in(monkeypatch, code: str) -> list[int]:
     """Have ``code`` run instead of a comparison; how often it was begun."""
     begun: list[int] = []
-    real = subprocess.Popen
 
     def started(command, **options):
         begun.append(1)
         assert command[1:] == ["-m", "rewardlm.viewing.conclude"]
-        return real([sys.executable, "-c", code], **options)
+        return REAL([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(comparing.subprocess, "Popen", started)
     return begun
@@ -86,6 +88,17 @@ def test_what_fails_says_why_and_the_next_is_compared(comparisons, monkeypatch, 
     found = wait(comparisons, [tmp_path])
     assert found["status"] == "failed"
     assert said in found["error"]
+    stand_in(monkeypatch, PAGE)
+    (tmp_path / "other").mkdir()
+    assert wait(comparisons, [tmp_path / "other"])["status"] == "ready"
+
+
+def test_a_bug_of_ours_is_told_and_the_next_is_compared(comparisons, monkeypatch, tmp_path, capsys):
+    stand_in(monkeypatch, "print('no json')")
+    found = wait(comparisons, [tmp_path])
+    assert found["status"] == "failed"
+    assert "JSONDecodeError" in found["error"]
+    assert "Traceback" in capsys.readouterr().err
     stand_in(monkeypatch, PAGE)
     (tmp_path / "other").mkdir()
     assert wait(comparisons, [tmp_path / "other"])["status"] == "ready"

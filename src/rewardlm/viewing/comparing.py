@@ -11,13 +11,17 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 # Pages that are kept, of some megabytes each.
 _KEPT = 8
+# Seconds after which a comparison that failed is tried again: it may have been the memory.
+_TOLD_FOR = 5.0
 
 
 class Comparisons:
@@ -40,7 +44,8 @@ class Comparisons:
         """
         name = stamp(folders)
         with self._lock:
-            if name not in self._known:
+            known = self._known.get(name)
+            if known is None or (known["status"] == "failed" and time.time() - known["ended"] > _TOLD_FOR):
                 self._known[name] = {"status": "waiting", "since": time.time()}
                 self._queue.put((name, list(folders)))
             self._known.move_to_end(name)
@@ -72,8 +77,10 @@ class Comparisons:
             name, folders = asked
             try:
                 self._compare(name, folders)
-            except OSError as error:
-                self._note(name, status="failed", error=f"the comparison did not begin: {error.strerror}")
+            except Exception as error:
+                # Whoever waits for it is told; whoever waits for another goes on.
+                traceback.print_exc()
+                self._note(name, status="failed", error=f"{type(error).__name__}: {error}", ended=time.time())
             self._forget()
 
     def _compare(self, name: str, folders: Sequence[Path]) -> None:
@@ -92,37 +99,42 @@ class Comparisons:
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
             )
-        process = self._process
+        with self._process as process:
+            try:
+                error, ready, said = self._hear(process, name, folders)
+            finally:
+                process.kill()  # Where it has ended, this does nothing.
+        if ready and process.returncode == 0:
+            self._note(name, status="ready", page=name, ended=time.time())
+            return
+        if error is None:
+            error = f"the comparison ended with exit code {process.returncode}{said}"
+        self._note(name, status="failed", error=error, ended=time.time())
+
+    def _hear(self, process: subprocess.Popen[str], name: str, folders: Sequence[Path]) -> tuple[str | None, bool, str]:
+        """Ask, and note what it finds, until it ends: an error, whether the page is there, and its last words."""
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        said: list[str] = []
-        errors = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        lines: list[str] = []
+        errors = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
         errors.start()
-        try:
+        # Where it ended before it read, its exit code says so.
+        with suppress(BrokenPipeError):
             process.stdin.write(json.dumps({"runs": [str(path) for path in folders], "page": str(self._file(name))}))
             process.stdin.close()
-        except BrokenPipeError:
-            # It ended before it read: its exit code says so below.
-            pass
         error, ready = None, False
         for line in process.stdout:
             found = json.loads(line)
             error = found.pop("error", error)
-            ready = found.pop("page", ready)
+            if found.pop("page", False):
+                ready = True
+                self._note(name, explorer=bool(found.pop("explorer", False)))
             if found:
                 self._note(name, found=found)
-        code = process.wait()
-        errors.join(timeout=1)
-        process.stdout.close()
-        process.stderr.close()
-        if ready and code == 0:
-            self._note(name, status="ready", page=name, ended=time.time())
-            return
-        if error is None:
-            last = [line.strip() for line in said if line.strip()][-1:]
-            error = f"the comparison ended with exit code {code}" + "".join(f": {line[:300]}" for line in last)
-        self._note(name, status="failed", error=error, ended=time.time())
+        process.wait()
+        errors.join()
+        return error, ready, "".join(f": {line.strip()[:300]}" for line in lines[-1:])
 
     def _note(self, name: str, **fields: Any) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """Compares runs and writes their page, in a process of its own: neither waits for the other, nor does a training.
 
 Reads ``{"runs": [folder, …], "page": file}`` from stdin. Writes one JSON object a line to stdout: first what the
-comparison found, ``{"sentences", "primary", "warnings", "labels"}``, then ``{"page": true}``; or ``{"error": text}``.
+comparison found, ``{"sentences", "primary", "warnings", "labels"}``, then ``{"page": true, "explorer": whether the page
+has one}``; or ``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def main() -> int:
         _say(_found(folders))
         from rewardlm.reporting.page import build_report
 
-        build_report(folders, Path(asked["page"]))
-        _say({"page": True})
+        page = build_report(folders, Path(asked["page"])).read_text(encoding="utf-8")
+        _say({"page": True, "explorer": '<section id="explorer"' in page})
     except RewardLMError as error:
         _say({"error": str(error)})
         return 1

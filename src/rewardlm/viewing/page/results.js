@@ -60,7 +60,7 @@ export class Results {
       }
       if (found.status === "ready") {
         setText(byId("compare-state"), `Done in ${found.seconds} s`);
-        this.link(found.page);
+        this.link(found);
         return;
       }
       setText(byId("compare-state"), told ? "Compared; writing the report…" : "comparing…");
@@ -79,8 +79,9 @@ export class Results {
         el("p", { dir: "auto" }, one.message)))));
   }
 
-  link(page) {
-    const address = `/report/${page}`;
+  link(found) {
+    const address = `/report/${found.page}`;
+    const inTab = (to, text) => el("a", { href: to, target: "_blank", rel: "noopener" }, text);
     const toggle = el("button", { type: "button", "aria-expanded": "false" }, "Show the report here");
     toggle.addEventListener("click", () => {
       const frame = byId("verdict").querySelector("iframe");
@@ -90,6 +91,8 @@ export class Results {
       setText(toggle, frame ? "Show the report here" : "Close the report");
     });
     byId("verdict").prepend(el("p", { class: "tools" },
-      el("a", { href: address, target: "_blank", rel: "noopener" }, "Open the report in a tab"), toggle));
+      inTab(address, "Open the report in a tab"),
+      found.explorer ? inTab(address + "#explorer", "Search all answers") : null,
+      toggle));
   }
 }
