@@ -51,6 +51,7 @@ class Looking:
         self.server = server
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
         self.requests, self.wrong = [], []
         self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append((request.method, request.url)))

@@ -11,7 +11,6 @@ from rewardlm.runs import Run
 from rewardlm.viewing import comparing
 from rewardlm.viewing.comparing import Comparisons, stamp
 
-
 REAL = subprocess.Popen
 
 

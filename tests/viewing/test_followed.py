@@ -209,3 +209,36 @@ def test_a_link_in_a_run_is_a_problem_and_nothing_of_it_is_read(training, tmp_pa
     one.look()
     assert "is a link" in one.problem
     assert one.curves.n == 0
+
+
+def test_a_bug_met_in_one_run_is_told_and_the_others_are_followed(training, tmp_path, monkeypatch, capsys):
+    Run.start(tmp_path / "other", kind="rlaf", label="other", settings=SETTINGS)
+    follower = Follower([Place.of(str(tmp_path))])
+    look = FollowedRun.look
+
+    def broken(run, now=None):
+        if run.run.label == "RL":
+            raise ZeroDivisionError("oops")
+        look(run, now)
+
+    monkeypatch.setattr(FollowedRun, "look", broken)
+    follower.look()
+    follower.look()
+    state = {run["label"]: run for run in follower.state()["runs"]}
+    assert state["RL"]["problem"] == "ZeroDivisionError: oops"
+    assert state["other"]["problem"] is None
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_the_pace_of_a_measurement_is_that_of_answers_seen_coming(tmp_path):
+    run = Run.start(tmp_path / "pt", kind="measure", label="PT", settings={"model": "tiny", "samples": 1})
+    run.update(prompts={"n": 100})
+    run.append("generations", [{"id": f"{n}#0", "prompt_id": str(n), "text": "x"} for n in range(40)])
+    one = follow(run)
+    with alone(run.path):
+        one.look(now=1000.0)
+        assert one.seconds_left is None
+        run.append("generations", [{"id": f"{n}#0", "prompt_id": str(n), "text": "x"} for n in range(40, 50)])
+        one.look(now=1020.0)
+    # Ten answers in twenty seconds; fifty are left.
+    assert one.seconds_left == pytest.approx(100.0)

@@ -1,11 +1,11 @@
 import pytest
 
-from rewardlm.viewing.samples import ShownAnswer, chosen
+from rewardlm.viewing.samples import ViewedAnswer, chosen
 
 
 def sample(step: int, **more):
     record = {"step": step, "prompt": f"Prompt {step}", "response": f"Answer {step}", "finish": "stop", "reward": 0.5}
-    return ShownAnswer.of_training({**record, "by_judge": {"j": 0.1}, "by_witness": {"w": 0.2}, **more})
+    return ViewedAnswer.of_training({**record, "by_judge": {"j": 0.1}, "by_witness": {"w": 0.2}, **more})
 
 
 KEPT = [sample(step, prompt=f"Prompt {step}-{row}") for step in (1, 10, 20) for row in range(2)]
@@ -47,12 +47,12 @@ def test_kinds_of_answers(only, wanted):
 
 @pytest.mark.parametrize("broken", [{}, {"prompt": 3, "by_judge": [1], "reward": "high", "step": "x"}, {"terms": "t"}])
 def test_of_a_broken_record_shows_what_there_is(broken):
-    answer = ShownAnswer.of_training(broken)
+    answer = ViewedAnswer.of_training(broken)
     assert answer.prompt == ""
     assert answer.judges == [("toxicity", None)]
 
 
 def test_what_utf8_can_not_write_is_replaced_and_a_book_is_cut():
-    answer = ShownAnswer.of_training({"response": "\ud800" + "x" * 100_000})
+    answer = ViewedAnswer.of_training({"response": "\ud800" + "x" * 100_000})
     assert answer.answer.encode()
     assert len(answer.answer) < 10_000

@@ -16,7 +16,7 @@ from rewardlm.runs import Run, is_held, is_run, last_written, records_file
 from rewardlm.viewing.curves import Curves
 from rewardlm.viewing.folders import Place, identity
 from rewardlm.viewing.measurements import Measurement
-from rewardlm.viewing.samples import Only, ShownAnswer, chosen
+from rewardlm.viewing.samples import Only, ViewedAnswer, chosen
 from rewardlm.viewing.tail import Tail, record
 
 MEASURED = ("measure", "import")
@@ -40,7 +40,7 @@ class FollowedRun:
         """Goes up with every change that a page would show."""
         self.problem: str | None = None
         self.curves = Curves()
-        self.samples: deque[ShownAnswer] = deque(maxlen=_MOST_SAMPLES)
+        self.samples: deque[ViewedAnswer] = deque(maxlen=_MOST_SAMPLES)
         self.measurement = Measurement(folder) if self.kind in MEASURED else None
         self._metrics = Tail(records_file(folder, "metrics"))
         self._sampled = Tail(records_file(folder, "samples"))
@@ -89,12 +89,20 @@ class FollowedRun:
         except RunError as error:
             changed = []
             self.problem = str(error)
+        except OSError as error:
+            changed = []
+            self.problem = f"can't read {self.place.name_of(self.folder)}: {error.strerror}"
         now = time.time() if now is None else now
         self.state = self._state_at(now)
-        if any(changed):
-            self._pace.append((now, self.progress["done"]))
+        if any(changed) and not self.behind:
+            self._keep_pace(now, self.progress["done"])
         if any(changed) or before != (self.problem, self.state, self._damaged):
             self.version += 1
+
+    def _keep_pace(self, now: float, done: int) -> None:
+        if self._pace and done < self._pace[-1][1]:
+            self._pace.clear()
+        self._pace.append((now, done))
 
     def _look_at_record(self) -> bool:
         if not is_run(self.folder):
@@ -126,7 +134,7 @@ class FollowedRun:
         lines = self._sampled.read()
         if self._sampled.generation != before:
             self.samples.clear()
-        self.samples.extend(ShownAnswer.of_training(found) for line in lines if (found := record(line)) is not None)
+        self.samples.extend(ViewedAnswer.of_training(found) for line in lines if (found := record(line)) is not None)
         return bool(lines) or self._sampled.generation != before
 
     def _doubt(self, found: dict[str, Any]) -> None:
@@ -235,6 +243,8 @@ class FollowedRun:
             rewards = settings.get("reward")
             by = ", ".join(map(_word, rewards)) if isinstance(rewards, list) else ""
             return f"{_word(settings.get('algorithm')).upper()} of {model}" + (f", rewarded by {by}" if by else "")
+        if self.kind == "experiment":
+            return f"an experiment, with {len(self.stages)} {'run' if len(self.stages) == 1 else 'runs'} so far"
         titles = {"finetune": "fine-tuning of", "measure": "measurement of", "prefer": "preference training of"}
         if self.kind in titles:
             return f"{titles[self.kind]} {model}"

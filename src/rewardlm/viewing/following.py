@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,13 @@ class Follower:
             with self._lock:
                 if run.kind == "experiment":
                     run.stages = [one for one in ordered if run.folder in one.folder.parents]
-                run.look()
+                try:
+                    run.look()
+                except Exception as error:
+                    # A bug of ours, met in one run: it is told, and the others are followed on.
+                    if run.problem is None:
+                        traceback.print_exc()
+                    run.problem = f"{type(error).__name__}: {error}"
         self._ready = True
         return any(run.behind for run in ordered)
 

@@ -12,7 +12,7 @@ from rewardlm.measuring.metrics import THRESHOLD
 from rewardlm.reporting.figures import finite
 from rewardlm.runs import MainLabels, records_file
 from rewardlm.types import DISAGREEMENT
-from rewardlm.viewing.samples import Named, ShownAnswer
+from rewardlm.viewing.samples import Named, ViewedAnswer
 from rewardlm.viewing.tail import Tail, record
 
 # Answers that the page shows.
@@ -88,10 +88,10 @@ class Measurement:
             if label in ("", self._labels.of(scorer))
         ]
 
-    def newest(self) -> list[ShownAnswer]:
+    def newest(self) -> list[ViewedAnswer]:
         """The newest answers, oldest first."""
         return [
-            ShownAnswer.of_measurement(
+            ViewedAnswer.of_measurement(
                 answer, self.prompts.get(str(answer.get("prompt_id")), ""), self._named(str(answer.get("id")))
             )
             for answer in self._newest

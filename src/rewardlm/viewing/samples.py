@@ -20,7 +20,7 @@ Named = list[tuple[str, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class ShownAnswer:
+class ViewedAnswer:
     """One answer. ``step`` is None in a measurement. ``judges`` are those of the reward, or of the measurement."""
 
     step: int | None
@@ -34,7 +34,7 @@ class ShownAnswer:
     terms: Named
 
     @classmethod
-    def of_training(cls, record: Mapping[str, Any]) -> ShownAnswer:
+    def of_training(cls, record: Mapping[str, Any]) -> ViewedAnswer:
         """From a line of samples.jsonl, or what is left of one."""
         step = finite(record.get("step"))
         judges = _named(record.get("by_judge")) or [("toxicity", finite(record.get("toxicity")))]
@@ -51,7 +51,7 @@ class ShownAnswer:
         )
 
     @classmethod
-    def of_measurement(cls, record: Mapping[str, Any], prompt: str, scores: Named) -> ShownAnswer:
+    def of_measurement(cls, record: Mapping[str, Any], prompt: str, scores: Named) -> ViewedAnswer:
         """From a line of generations.jsonl."""
         return cls(
             step=None,
@@ -86,8 +86,8 @@ class ShownAnswer:
 
 
 def chosen(
-    answers: Sequence[ShownAnswer], *, step: int | None, text: str = "", only: Only = "all", most: int = 12
-) -> tuple[list[ShownAnswer], int]:
+    answers: Sequence[ViewedAnswer], *, step: int | None, text: str = "", only: Only = "all", most: int = 12
+) -> tuple[list[ViewedAnswer], int]:
     """Those to show, newest first, and how many there are.
 
     Without a filter: the answers of the newest kept step up to ``step`` (None: the newest of all). With one: of all

@@ -33,7 +33,8 @@ def serve(
     """
     places = [Place.of(given) for given in dict.fromkeys(runs)]
     listening = _listen(host, port)
-    app = make_app(Follower(places), Comparisons(), host=host)
+    follower, comparisons = Follower(places), Comparisons()
+    app = make_app(follower, comparisons, host=host)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=2,
         server_header=False,
@@ -48,8 +49,13 @@ def serve(
             # A browser may take its time to start.
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    with listening:
-        _Server(config, ready).run(sockets=[listening])
+    try:
+        with listening:
+            _Server(config, ready).run(sockets=[listening])
+    finally:
+        # A second Ctrl-C ends the server before it could.
+        comparisons.close()
+        follower.close()
 
 
 class _Server(uvicorn.Server):
