@@ -209,21 +209,21 @@ def test_a_training_is_seen_to_go_on_be_killed_and_go_on(serve, tmp_path):
     out = tmp_path / "runs" / "rl"
     training = train(out, steps=400)
     try:
-        page.locator(".badge.running").wait_for(timeout=120_000)
-        page.locator("#answer-grid .example").first.wait_for(timeout=120_000)
+        page.locator(".badge.running").wait_for(timeout=240_000)
+        page.locator("#answer-grid .example").first.wait_for()
         looking.drawn("reward_mean")
         points = len(looking.drawn("reward_mean")[-1]["x"])
         wait_for(lambda: len(looking.drawn("reward_mean")[-1]["x"]) > points, "a curve that grows by itself")
     finally:
         training.kill()
         training.communicate()
-    page.locator(".badge.killed").wait_for(timeout=60_000)
+    page.locator(".badge.killed").wait_for()
     assert f"rewardlm rlaf tiny … --out {out}" in looking.text(".run-status")
     steps = len((out / "metrics.jsonl").read_text().splitlines()) + 2
     training = train(out, steps=steps)
     assert training.wait(timeout=240) == 0
     training.stderr.close()
-    page.locator(".badge.finished").wait_for(timeout=60_000)
+    page.locator(".badge.finished").wait_for()
     page.get_by_text(f"{steps} of {steps} steps").wait_for()
     wait_for(lambda: looking.drawn("reward_mean")[-1]["x"] == list(range(1, steps + 1)), "the whole curve")
     looking.assert_quiet()
@@ -260,7 +260,7 @@ def test_measurements_are_compared_beside_the_page_and_their_report_opens(serve,
     for label, toxic in (("PT", 0.9), ("RL", 0.05)):
         rows = [
             {"prompt": f"Prompt {i}", "response": f"Answer {i} by {label}", "prompt_toxicity": 0.9 * (i % 2),
-             "scores": {"judge": toxic if i % 3 else 0.2}}
+             "scores.judge": toxic if i % 3 else 0.2}
             for i in range(60)
         ]  # fmt: skip
         table = tmp_path / f"{label}.jsonl"
@@ -271,15 +271,15 @@ def test_measurements_are_compared_beside_the_page_and_their_report_opens(serve,
     page.locator("#compare").wait_for()
     assert "judge: " in looking.text("#run-list")
     page.click("#compare")
-    page.get_by_text("Done in").wait_for(timeout=120_000)
+    page.get_by_text("Done in").wait_for()
     assert "toxic" in looking.text("#verdict .lead >> nth=0")
     page.get_by_text("Show the report here").click()
     report = page.frame_locator("iframe")
-    report.locator(".canvas .main-svg").first.wait_for(timeout=60_000)
+    report.locator(".canvas .main-svg").first.wait_for()
     assert "PT" in report.locator("h1").inner_text()
     with looking.context.expect_page() as opened:
         page.get_by_text("Open the report in a tab").click()
-    opened.value.locator(".canvas .main-svg").first.wait_for(timeout=60_000)
+    opened.value.locator(".canvas .main-svg").first.wait_for()
     page.uncheck("#run-list input >> nth=0")
     wait_for(lambda: looking.text("#verdict") == "", "a verdict that is not of the ticked runs to go")
     looking.assert_quiet()

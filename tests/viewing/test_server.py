@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_every_route_only_reads():
     app = make_app(Follower([]), NoComparisons()).app
     for route in app.routes:
         assert route.methods <= {"GET", "HEAD"}, route.path
+
+
+def test_nothing_is_sent_to_where_the_environment_says(runs, monkeypatch):
+    """FastAPI can send traces, with addresses, to a collector."""
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        collector.settimeout(1.5)
+        monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        follower = Follower([Place.of(str(runs))])
+        with TestClient(make_app(follower, NoComparisons()), base_url=HERE) as client:
+            assert client.get("/api/state").status_code == 200
+        with pytest.raises(TimeoutError):
+            collector.accept()
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])

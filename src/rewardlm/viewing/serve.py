@@ -53,7 +53,7 @@ def serve(
         with listening:
             _Server(config, ready).run(sockets=[listening])
     finally:
-        # A second Ctrl-C ends the server before it could.
+        # Where the server did not come up, it did not do this.
         comparisons.close()
         follower.close()
 
@@ -82,7 +82,7 @@ class _Server(uvicorn.Server):
         yield
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        # The second changes nothing: what is under way has two seconds to end, and leaves nothing behind.
         self.should_exit = True
 
 

@@ -56,6 +56,8 @@ _ASSETS = {
     "page.css": ("text/css", "reporting/templates"),
     "plotly.js": ("text/javascript", ""),
 }
+# Newer releases of FastAPI can send traces to where the environment says; older ones ignore this.
+_NO_TELEMETRY: Any = dict.fromkeys(("auto_configure", "tracing", "metrics", "logs", "operation_spans"), False)
 _MOST_COMPARED = 40
 Ids = Annotated[list[str], Query(max_length=_MOST_COMPARED)]
 
@@ -70,7 +72,9 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
         follower.close()
         comparisons.close()
 
-    app = FastAPI(title="rewardlm view", lifespan=up, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="rewardlm view", lifespan=up, docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY
+    )
 
     @app.get("/")
     def page(request: Request) -> Response:
