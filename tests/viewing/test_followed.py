@@ -1,6 +1,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -242,3 +244,50 @@ def test_the_pace_of_a_measurement_is_that_of_answers_seen_coming(tmp_path):
         one.look(now=1020.0)
     # Ten answers in twenty seconds; fifty are left.
     assert one.seconds_left == pytest.approx(100.0)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from rewardlm.runs import Run, alone
+out = Path(sys.argv[1])
+with alone(out):
+    run = Run.start(out, kind="rlaf", label="RL", settings={"model": "tiny", "steps": 9})
+    first = sum(1 for _ in run.read("metrics")) + 1
+    for step in range(first, 10_000):
+        run.append("metrics", [{"step": step, "reward_mean": 0.5, "seconds": 0.02, "warnings": []}])
+        time.sleep(0.02)
+"""
+
+
+def test_a_process_that_writes_is_followed_killed_and_followed_again(tmp_path):
+    """Without a model, in seconds; ``test_view_command`` does it with a real training."""
+    follower = Follower([Place.of(str(tmp_path / "rl"))])
+
+    def until(state: str, *, later: float = 0.0, more_than: int = 0) -> dict:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            follower.look()
+            for run in follower._runs.values():
+                run.look(now=time.time() + later)
+            (found,) = follower.state()["runs"] or [{"state": "none", "n": 0}]
+            if found["state"] == state and found["n"] > more_than:
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"never {state}: {found}")
+
+    seen = 0
+    for _ in range(2):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "rl")])
+        try:
+            # Long silent, as far as the clock says; but a command holds it.
+            seen = until("running", later=1_000, more_than=seen)["n"]
+            assert until("running", more_than=seen)["n"] > seen
+        finally:
+            writer.kill()
+            writer.wait()
+        killed = until("killed", later=11)
+        written = [line["step"] for line in Run.open(tmp_path / "rl").read("metrics")]
+        assert written == list(range(1, len(written) + 1))
+        assert killed["n"] == len(written)
+        seen = killed["n"]

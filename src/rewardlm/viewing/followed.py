@@ -206,7 +206,8 @@ class FollowedRun:
         found, each = self.progress, self.seconds_each
         if self.state != "running" or each is None or found["total"] is None:
             return None
-        return max(0.0, each * (found["total"] - found["done"]))
+        left: int = max(0, found["total"] - found["done"])
+        return each * left
 
     def status_text(self) -> str:
         """The state in words, with what to do where it stopped."""
