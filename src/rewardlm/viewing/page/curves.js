@@ -66,12 +66,13 @@ export function reach(weight, n) {
 }
 
 // An exponential moving average that weighs what came before by weight, and starts without a pull to zero.
+// Written so that equal numbers stay exactly equal: a chart would show the rounding as a peak.
 export function smoothed(ys, weight) {
-  let sum = 0, total = 0;
+  let mean = 0, total = 0;
   return ys.map((y) => {
-    sum = weight * sum + (1 - weight) * y;
     total = weight * total + (1 - weight);
-    return sum / total;
+    mean += ((1 - weight) / total) * (y - mean);
+    return mean;
   });
 }
 
