@@ -22,7 +22,7 @@ ROWS = [
     {"cli"},
     {"api"},
     {"experiment", "planner", "publish"},
-    {"preflight"},
+    {"preflight", "viewing"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
@@ -40,7 +40,7 @@ BESIDE = {
 }  # fmt: skip
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
-    "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2",
+    "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2", "fastapi", "uvicorn",
 }  # fmt: skip
 
 
@@ -190,7 +190,8 @@ def test_the_report_never_loads_torch() -> None:
     code = (
         "import rewardlm.reporting.page, rewardlm.reporting.tables, rewardlm.reporting.figures, "
         "rewardlm.reporting.judge_page, rewardlm.reporting.judge_tables, rewardlm.measuring.compare, "
-        "rewardlm.reporting.interpretation, rewardlm.reporting.interpretation_tables"
+        "rewardlm.reporting.interpretation, rewardlm.reporting.interpretation_tables, rewardlm.viewing.following, "
+        "rewardlm.viewing.comparing, rewardlm.viewing.conclude"
     )
     assert not loaded_by(code) & {"torch", "transformers", "peft"}
 
@@ -212,6 +213,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         ["judge", "train-pairs", "--help"],
         ["settings", "judge", "train"],
         ["init", "--help"],
+        ["view", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:

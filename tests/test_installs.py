@@ -33,6 +33,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Modules of packages that only an extra brings. Some come with others.
 OF_EXTRAS = {"profanity_check", "h5py", "gguf", "bitsandbytes", "ray", "inseq", "tensorboard", "trackio", "wandb"}
+OF_EXTRAS |= {"fastapi", "uvicorn"}
 WITH_OTHERS = {"tokenizers": "transformers", "markupsafe": "jinja2", "pydantic_core": "pydantic"}
 
 
@@ -77,9 +78,11 @@ import json, pkgutil, importlib, sys
 sys.modules.update(dict.fromkeys({modules!r}))
 import rewardlm
 for module in pkgutil.walk_packages(rewardlm.__path__, "rewardlm."):
-    if module.name != "rewardlm.__main__":
+    # What is nothing without its extra is imported by one command alone, which names it.
+    if module.name not in ("rewardlm.__main__", "rewardlm.viewing.server", "rewardlm.viewing.serve"):
         importlib.import_module(module.name)
 import torch
+from rewardlm.cli.view import view
 from rewardlm.config import QuantisationSettings
 from rewardlm.measuring.sharded import _load_ray
 from rewardlm.models.quantised import bitsandbytes_config
@@ -95,6 +98,7 @@ for name, call in {{
     "8bit": lambda: bitsandbytes_config("8bit", QuantisationSettings(), torch.float32),
     "ray": _load_ray,
     "tracker": lambda: check_installed(["tensorboard"]),
+    "view": lambda: view(["runs"]),
 }}.items():
     try:
         call()
@@ -124,6 +128,7 @@ def test_without_extras_everything_imports_and_each_error_names_the_command(tmp_
     assert said.pop("8bit").endswith("needs the package bitsandbytes: pip install 'rewardlm[quantised]'")
     assert "pip install 'rewardlm[ray]'" in said.pop("ray")
     assert "pip install tensorboard" in said.pop("tracker")
+    assert said.pop("view").endswith("pip install 'rewardlm[view]'")
     assert said == {}
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -33,6 +34,7 @@ import json
 import os
 import platform
 import resource
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -534,6 +536,42 @@ def alone(path: Path) -> Iterator[None]:
                 path.rmdir()
     finally:
         os.close(held)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a command on this machine holds the run at ``path`` (``alone``). None where nobody can say.
+
+    It only looks: to try the lock would refuse the run to a command that starts at that moment.
+    """
+    try:
+        locks = Path("/proc/locks").read_text()
+        inode = path.stat().st_ino
+    except OSError:
+        return None
+    # "1: FLOCK  ADVISORY  WRITE 9792 fe:00:11174274 0 EOF". Some file systems have another device number there.
+    found = [line.split() for line in locks.splitlines() if " FLOCK " in line]
+    return any(words[-3].rpartition(":")[2] == str(inode) for words in found)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run: a run.json that is a plain file."""
+    try:
+        return stat.S_ISREG((folder / "run.json").lstat().st_mode)
+    except OSError:
+        return False
+
+
+def records_file(folder: Path, name: str) -> Path:
+    """Where the run in ``folder`` has its records ``name``."""
+    return folder / f"{name}.jsonl"
+
+
+def last_written(folder: Path) -> float:
+    """When a file of the run was last written, in seconds since 1970. Raises FileNotFoundError for an empty folder."""
+    written = [entry.stat().st_mtime for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+    if not written:
+        raise FileNotFoundError(errno.ENOENT, "no files", str(folder))
+    return max(written)
 
 
 def peak_rss_mb() -> float:

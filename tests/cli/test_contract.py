@@ -23,6 +23,7 @@ FLAGS = {
     "import": ["--label", "--map", "--out", "--config", "--seed"],
     "merge": ["--adapter", "--dtype", "--load", "--device", "--out", "--config"],
     "watch": ["--step", "--last", "--follow", "--every"],
+    "view": ["--port", "--host", "--no-browser"],
     "init": ["--command"],
     "settings": ["--json"],
     "judge list": ["--dir", "--measure", "--suite", "--limit", "--out", "--json", "--config", "--seed", "--device"],

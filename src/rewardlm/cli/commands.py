@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
     "watch": ("watch:watch", "Show how a training goes."),
+    "view": ("view:view", "Follow and open runs on a local page."),
     "merge": ("merge:merge", "Write a model with its adapter merged into its weights."),
     "judge list": ("judge:list_", "Every judge that can be used here, with its figures."),
     "judge train": ("judge:train", "Fine-tune an encoder into a judge of several labels."),

@@ -25,7 +25,7 @@ _SPLITS: dict[Split, tuple[str, str, str]] = {
 _MAX_POINTS = 1500
 
 # The curves worth a figure, in reading order: a heading, the keys that share its axis, and what to look for.
-_CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Loss", ("loss", "eval_loss"), "Evaluation loss that rises while the loss falls means overfitting."),
     ("Reward", ("reward_mean",), "Should rise; a jump to the maximum is a sign of reward hacking."),
     (
@@ -221,7 +221,7 @@ def flow_figure(before: str, after: str, counts: Sequence[Sequence[float]]) -> d
 def training_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
     """(heading, what to look for, figure) of every known curve that ``records`` of metrics.jsonl hold."""
     figures = []
-    for heading, keys, advice in _CURVES:
+    for heading, keys, advice in CURVES:
         traces, colours = [], itertools.cycle(_CURVE_COLOURS)
         for colour, (name, points) in zip(colours, _series(records, keys, heading), strict=False):
             # Every k-th point, and the last one: the browser needn't draw more than the eye can see.
@@ -262,8 +262,8 @@ def _series(
             points = []
             for record in records:
                 value = record.get(section) if name is None else (record.get(section) or {}).get(name)
-                if (number := _finite(value)) is not None:
-                    points.append((_finite(record.get("step")), number))
+                if (number := finite(value)) is not None:
+                    points.append((finite(record.get("step")), number))
             if points:
                 yield (_CURVE_NAMES.get(key, heading) if name is None else plain(name)), points
 
@@ -291,7 +291,11 @@ def translucent(colour: str, opacity: float = 0.38) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def finite(value: object) -> float | None:
+    """``value`` if it is a number that can be drawn; None for NaN, infinity, and an integer beyond them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None

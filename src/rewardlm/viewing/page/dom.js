@@ -1,0 +1,62 @@
+// Making elements. Texts only ever become text nodes: what a model, a data set or a file name says is never markup.
+
+export function byId(id) {
+  return document.getElementById(id);
+}
+
+// An element with attributes (true sets one without a value) and children: nodes, or texts.
+export function el(name, attributes, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, String(value));
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// Makes parent's children those of items, in order. A child that stays is kept, with its focus and what was opened.
+export function keyed(parent, items, keyOf, create, update) {
+  const known = parent.known || (parent.known = new Map());
+  const wanted = new Set();
+  let place = parent.firstChild;
+  for (const item of items) {
+    const key = keyOf(item);
+    wanted.add(key);
+    let child = known.get(key);
+    if (!child) {
+      child = create(item);
+      known.set(key, child);
+    }
+    if (update) update(child, item);
+    if (child !== place) parent.insertBefore(child, place);
+    else place = place.nextSibling;
+  }
+  for (const [key, child] of known) {
+    if (!wanted.has(key)) {
+      child.remove();
+      known.delete(key);
+    }
+  }
+}
+
+// A number as it is read; a dash where there is none.
+export function number(value, digits = 3) {
+  if (typeof value !== "number") return "–";
+  if (value !== 0 && (Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3)) return value.toExponential(1);
+  return Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
+}
+
+export function percent(value) {
+  return typeof value === "number" ? (100 * value).toFixed(1) + " %" : "–";
+}
+
+export function duration(seconds) {
+  if (seconds < 60) return Math.round(seconds) + " s";
+  if (seconds < 3600) return Math.floor(seconds / 60) + " min " + Math.round(seconds % 60) + " s";
+  return Math.floor(seconds / 3600) + " h " + Math.round((seconds % 3600) / 60) + " min";
+}

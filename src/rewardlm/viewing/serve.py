@@ -1,0 +1,123 @@
+"""Starts the server of ``rewardlm view``, says where it is, opens a browser, and ends it quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import uvicorn
+
+from rewardlm.errors import ConfigError
+from rewardlm.viewing.comparing import Comparisons
+from rewardlm.viewing.folders import Place, find_runs
+from rewardlm.viewing.following import Follower
+from rewardlm.viewing.server import make_app
+
+
+def serve(
+    runs: Sequence[str], *, host: str = "127.0.0.1", port: int = 0, browser: bool = True, say: Callable[[str], None]
+) -> None:
+    """Serve the page about ``runs``, folders that hold runs or will, until Ctrl-C.
+
+    ``say`` gets one line with the address once the page can be opened. Port 0 is a free one. Raises RunError where
+    a run is a file, ConfigError where ``host`` and ``port`` can't be had.
+    """
+    places = [Place.of(given) for given in dict.fromkeys(runs)]
+    listening = _listen(host, port)
+    follower, comparisons = Follower(places), Comparisons()
+    app = make_app(follower, comparisons, host=host)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=2,
+        server_header=False,
+    )  # fmt: skip
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+
+    def ready() -> None:
+        waiting = [place.given for place in places if not find_runs(place)]
+        say(f"{address} shows {', '.join(runs)}" + (f"; waiting for runs in {', '.join(waiting)}" if waiting else ""))
+        if browser and _has_display():
+            # A browser may take its time to start.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    try:
+        with listening:
+            _Server(config, ready).run(sockets=[listening])
+    finally:
+        # Where the server did not come up, it did not do this.
+        comparisons.close()
+        follower.close()
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready. Ctrl-C ends it, and so does SIGTERM, as what was asked for: no error, no traceback."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which sends the signal once more when it has ended."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._end)
+        # They stay so: another Ctrl-C while the process ends has nothing left to stop.
+        yield
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        # The second changes nothing: what is under way has two seconds to end, and leaves nothing behind.
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    # A port that a server of just now had is free.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} is taken: choose another, or leave --port out for a free one") from None
+        if error.errno == errno.EACCES:
+            raise ConfigError(f"port {port} is not yours to use: choose one above 1023") from None
+        raise ConfigError(f"can't listen on {host}, port {port}: {error.strerror}") from None
+    except OverflowError:
+        listening.close()
+        raise ConfigError(f"port {port} is none: expected 0 to 65535") from None
+    return listening
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches a server on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_display() -> bool:
+    if sys.platform == "darwin":
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
