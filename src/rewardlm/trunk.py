@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import DynamicCache, DynamicLayer
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -62,6 +63,18 @@ def keeps_keys_and_values(config: Any) -> bool:
 def looks_attention_up(body: Any) -> bool:
     """Whether ``body`` looks its attention up by name, so that another can be put in the place of torch's kernel."""
     return bool(getattr(body, "_supports_attention_backend", False)) and body.config._attn_implementation == "sdpa"
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether ``model`` in training mode leaves some numbers out at random, in its own modules or in an adapter's.
+
+    Some families hold their share in a module for it, and others as a number that only their configuration names.
+    """
+    config = cast(Any, model).config.to_dict()
+    # What stands before a classifier is no part of a causal LM.
+    shares = [config[name] for name in config if "drop" in name and not name.startswith(("classifier", "summary"))]
+    shares += [module.p for module in model.modules() if isinstance(module, _DropoutNd)]
+    return any(isinstance(share, float | int) and share > 0 for share in shares)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ CERTAIN = [0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999]
 def test_the_gradient_of_a_token_is_that_of_float64_to_the_results_rounding(p: float, dtype: torch.dtype) -> None:
     """d log p(t) / d h = W[t] - Σ p(v)·W[v]: both are nearly equal where p(t) is nearly 1."""
     head, state, target = certain_head(p, dtype)
-    logprobs, _, _ = frozen_head_stats(head, state, target, chunk=4)
+    logprobs, *_ = frozen_head_stats(head, state, target, chunk=4)
     (found,) = torch.autograd.grad(logprobs.sum(), state)
     exact_state = state.detach().double().requires_grad_(True)
     exact = (exact_state @ head.weight.double().t()).log_softmax(-1)[0, 7]
@@ -65,7 +65,7 @@ def test_the_gradient_of_the_exact_divergence_is_that_of_float64(p: float, dtype
     head, state, target = certain_head(p, dtype)
     other = state.detach().clone()
     other[0, 1:] = 0.25  # The reference sees another state: every logit is another one.
-    _, entropy, kl = _head_stats(head, state, target, other, None)
+    _, entropy, _, kl = _head_stats(head, state, target, other, None)
     (found,) = torch.autograd.grad(kl.sum(), state)
     exact_state = state.detach().double().requires_grad_(True)
     weight = head.weight.double()

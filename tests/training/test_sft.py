@@ -361,20 +361,33 @@ def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("door", ["1", "0"])
 @pytest.mark.parametrize("micro", [4, 2])
-def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, trained, monkeypatch, micro):
+def test_memory_that_runs_out_leaves_the_adapter_as_it_would_be(tmp_path, trained, monkeypatch, micro, door):
     """The allocator refuses batches of more than a row, with the gradient of earlier microbatches already there."""
-    backward, tried = sft_trainer.Trainer.compute_loss, []
+    monkeypatch.setenv("REWARDLM_FASTPATH", door)
+    plain, fast, tried = sft_trainer.Trainer.compute_loss, sft_trainer.loss_of, []
 
-    def limited(self, model, inputs, *args, **more):
-        loss = backward(self, model, inputs, *args, **more)
-        tried.append(len(inputs["labels"]))
-        if len(inputs["labels"]) > 1 and len(tried) > 1:
+    def limited(loss, rows: int) -> None:
+        tried.append(rows)
+        if rows > 1 and len(tried) > 1:
             loss.backward()  # as if memory had run out at the end of the backward pass
             torch.empty(2**58, dtype=torch.uint8)
+
+    def limited_plain(self, model, inputs, *args, **more):
+        loss = plain(self, model, inputs, *args, **more)
+        limited(loss, len(inputs["labels"]))
         return loss
 
-    monkeypatch.setattr(sft_trainer.Trainer, "compute_loss", limited)
+    def limited_fast(causal_lm, rows, numbers):
+        loss = fast(causal_lm, rows, numbers)
+        limited(loss.nll, len(numbers))
+        return loss
+
+    if door == "1":
+        monkeypatch.setattr(sft_trainer, "loss_of", limited_fast)
+    else:
+        monkeypatch.setattr(sft_trainer.Trainer, "compute_loss", limited_plain)
     with pytest.warns(UserWarning, match="out of memory with micro_batch_size"):
         run = finetune(
             settings(tmp_path, max_steps=3, checkpoint_every=1, epochs=3, micro_batch_size=micro), tmp_path / "run"

@@ -33,11 +33,13 @@ from rewardlm.trunk import keeps_keys_and_values, trunk_states
 class TokenStats:
     """Of N response tokens, row after row; ``hidden`` is the state that each was predicted from.
 
-    ``kl``: the exact divergence of the next-token distributions, where others were given to compare with.
+    ``likeliest``: whether no other token was likelier. ``kl``: the exact divergence of the next-token distributions,
+    where others were given to compare with.
     """
 
     logprobs: Float[Tensor, "N"]
     entropy: Float[Tensor, "N"]
+    likeliest: Bool[Tensor, "N"]
     hidden: Float[Tensor, "N H"]
     kl: Float[Tensor, "N"] | None = None
 
@@ -149,8 +151,8 @@ def token_stats(
     targets = packed.tokens[packed.response_mask]
     differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
     if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
-        logprobs, entropy, kl = frozen_head_stats(head, predicted_from, targets, chunk, kl_from)
-        return TokenStats(logprobs, entropy, predicted_from, kl)
+        logprobs, entropy, likeliest, kl = frozen_head_stats(head, predicted_from, targets, chunk, kl_from)
+        return TokenStats(logprobs, entropy, likeliest, predicted_from, kl)
     parts = []
     for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
@@ -167,9 +169,9 @@ def token_stats(
             parts.append(_head_stats(*arguments))
     if not parts:
         nothing = predicted_from.new_zeros(0).float()
-        return TokenStats(nothing, nothing, predicted_from, nothing)
-    logprobs, entropy, kl = (torch.cat(part) for part in zip(*parts, strict=True))
-    return TokenStats(logprobs, entropy, predicted_from, None if kl_to is None and kl_from is None else kl)
+        return TokenStats(nothing, nothing, nothing.bool(), predicted_from, nothing)
+    logprobs, entropy, likeliest, kl = (torch.cat(part) for part in zip(*parts, strict=True))
+    return TokenStats(logprobs, entropy, likeliest, predicted_from, None if kl_to is None and kl_from is None else kl)
 
 
 def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Float[Tensor, "N H"]:
@@ -405,21 +407,22 @@ def frozen_head_stats(
     targets: Int[Tensor, "N"],
     chunk: int,
     kl_from: Float[Tensor, "N H"] | None = None,
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"], Float[Tensor, "N"] | None]:
-    """Log-probabilities, entropies and, where ``kl_from`` is there, KL(other ‖ this), by a head without a gradient.
-    Only the first carry one, and where they do there is no KL.
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"], Bool[Tensor, "N"], Float[Tensor, "N"] | None]:
+    """Log-probabilities, entropies, whether a token is the likeliest and, where ``kl_from`` is there, KL(other ‖ this),
+    by a head without a gradient. Only the first carry one, and where they do there is no KL.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
         found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
-        return found[0], found[1], None
+        return *found, None
     return _head_stats_without_gradient(head, hidden, targets, chunk, kl_from)
 
 
 @torch.no_grad()
 def _head_stats_without_gradient(
     head: Any, hidden: Tensor, targets: Tensor, chunk: int, kl_from: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     logprobs, entropy, kl = hidden.new_empty(3, len(hidden), dtype=torch.float32)
+    likeliest = torch.empty_like(targets, dtype=torch.bool)
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
         logits = head(hidden[piece])
@@ -427,9 +430,10 @@ def _head_stats_without_gradient(
         for rows in in_cache(logits):
             own, at = Distribution(logits[rows].float()), slice(start + rows.start, start + rows.stop)
             logprobs[at], entropy[at] = own.logprobs(targets[at]), own.entropy()
+            likeliest[at] = own.likeliest(targets[at])
             if others is not None:
                 kl[at] = Distribution(others[rows].float()).kl(own)
-    return logprobs, entropy, None if kl_from is None else kl
+    return logprobs, entropy, likeliest, None if kl_from is None else kl
 
 
 class _FrozenHeadStats(torch.autograd.Function):
@@ -443,8 +447,9 @@ class _FrozenHeadStats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logprobs, entropy = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        likeliest = torch.empty_like(targets, dtype=torch.bool)
         slopes = torch.empty_like(hidden)
         for start in range(0, len(hidden), chunk):
             piece = slice(start, start + chunk)
@@ -453,12 +458,13 @@ class _FrozenHeadStats(torch.autograd.Function):
             for rows in in_cache(logits):
                 own, at = Distribution(logits[rows].float()), slice(start + rows.start, start + rows.stop)
                 logprobs[at], entropy[at] = own.logprobs(targets[at]), own.entropy()
+                likeliest[at] = own.likeliest(targets[at])
                 # In the place of the logits, which are not needed any more.
                 logits[rows], shares[rows] = own.others(targets[at])
             slopes[piece] = (weight[targets[piece]].float() - logits @ weight).mul_(shares)
         ctx.save_for_backward(slopes)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(entropy, likeliest)
+        return logprobs, entropy, likeliest
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -469,8 +475,9 @@ class _FrozenHeadStats(torch.autograd.Function):
 
 def _head_stats(
     head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities, entropies and divergences Float[N] of one chunk; its logits stand in memory whole."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies, whether a token is the likeliest, and divergences: of one chunk, N tokens, whose
+    logits stand in memory whole."""
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
@@ -478,10 +485,11 @@ def _head_stats(
     # it carries no gradient.
     with torch.no_grad():
         entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        likeliest = logits.gather(-1, targets[:, None]).squeeze(-1) == logits.amax(-1)
         other = kl_from if kl_to is None else kl_to
         other_logits = None if other is None else head(other.to(hidden.dtype)).float()
     if other_logits is None:
         kl = torch.zeros_like(logprobs)
     else:
         kl = vocabulary_kl(other_logits, logits) if kl_to is None else vocabulary_kl(logits, other_logits)
-    return logprobs, entropy, kl
+    return logprobs, entropy, likeliest, kl

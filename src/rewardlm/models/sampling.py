@@ -113,6 +113,10 @@ class Distribution:
         """Of one token a row, Int[B] → Float[B]."""
         return self.logits.gather(-1, tokens[:, None]).squeeze(-1) - self.normaliser
 
+    def likeliest(self, tokens: Tensor) -> Tensor:
+        """Whether no other token is likelier than each of ``tokens`` Int[B], one a row: Bool[B]."""
+        return (self.logits.gather(-1, tokens[:, None]) == self.largest).squeeze(-1)
+
     def others(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Of all tokens but ``tokens`` Int[B], one a row: their distribution Float[B, V], 0 at the token itself, and
         their probability 1 - p(token) Float[B, 1], without the cancellation that would cost it its digits near 0.

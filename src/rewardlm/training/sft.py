@@ -22,6 +22,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
+from rewardlm import fastpath
 from rewardlm.config import FinetuneSettings, Resume
 from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
@@ -36,6 +37,7 @@ from rewardlm.runs import Run, alone, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.training.replay import replayed
+from rewardlm.training.sft_pass import why_not
 from rewardlm.training.sft_trainer import Order, RunCallback, Trainer
 from rewardlm.types import Dialogue, Message
 
@@ -137,6 +139,7 @@ def _finetune(
     # 3. TRL's loop.
     trainer = _trainer(settings, policy, samples, run, processes, report)
     trainer.afresh = checkpoint is not None and bool(checkpoint.damaged)
+    trainer.fast = _runs_fast(settings, policy, processes, say)
     with linked():
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         unevaluated = processes.first(lambda: "eval_loss" not in ([*run.read("metrics")] or [{"eval_loss": None}])[-1])
@@ -287,6 +290,21 @@ def _trainer(
     trainer.order = Order(lengths, settings.batch_size, settings.seed, evenly=evenly)
     trainer.remove_callback(PrinterCallback)  # Progress is reported by us; its printing would break the bar.
     return trainer
+
+
+def _runs_fast(settings: FinetuneSettings, policy: Policy, processes: Processes, say: Callable[[str], None]) -> bool:
+    """Whether losses are found by sft_pass instead of TRL's own pass; if not, ``say`` why, but for a door that is shut.
+
+    On a device TRL's kernels are another matter, which nobody has measured here.
+    """
+    if not fastpath.is_open() or policy.device.type != "cpu":
+        return False
+    reason: str | None = "several processes share each batch"
+    if processes.size == 1:
+        reason = why_not(policy.model, recompute=settings.gradient_checkpointing)
+    if reason is not None:
+        say(f"fine-tuning runs the model by TRL's own pass, which is slower: {reason}")
+    return reason is None
 
 
 def _put_on(settings: FinetuneSettings, policy: Policy) -> None:

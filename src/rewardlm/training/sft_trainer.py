@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer as fine-tuning uses it: our order of rows, metrics.jsonl, whole checkpoints, several processes.
+"""TRL's SFTTrainer as fine-tuning uses it: our order of rows, metrics.jsonl, whole checkpoints, several processes, and
+where it can be the pass that RL uses (sft_pass.py) in the place of TRL's.
 
 Several processes share out each batch's rows; a batch that can't be shared out evenly is filled up with rows that have
 no loss, so that every process makes as many passes and the numbers are those of one.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from rewardlm.models.sharding import divided_names
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, peak_rss_mb
 from rewardlm.training.checkpoints import write_manifest
+from rewardlm.training.sft_pass import Loss, loss_of, rows_of, split
 
 
 class Order(Sampler[int]):
@@ -62,13 +65,15 @@ class Order(Sampler[int]):
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone.
 
-    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows.
+    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows. With ``fast``, losses and
+    gradients are sft_pass's.
     """
 
     order: Order
     processes: Processes
     budget: Budget
     afresh: bool = False
+    fast: bool = False
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
@@ -89,13 +94,50 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 for parameter, gradient in zip(learnt, before, strict=True):
                     parameter.grad = None if gradient is None else gradient.clone()
             pieces = [slice(start, start + size) for start in range(0, rows, size)]
-            losses = [
-                super(Trainer, self).training_step(model, {k: v[piece] for k, v in inputs.items()}, counted)
-                for piece in pieces
-            ]
+            plain = super(Trainer, self).training_step
+            one = self._fast_step if self.fast else plain
+            losses = [one(model, {k: v[piece] for k, v in inputs.items()}, counted) for piece in pieces]
             return torch.stack(losses).sum()
 
         return self.budget.run(step, least=1)
+
+    def _fast_step(self, model: Any, inputs: dict[str, torch.Tensor], counted: torch.Tensor | int) -> torch.Tensor:
+        """Add the gradient of a microbatch, whose loss is its sum over ``counted``, to what is there."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        causal_lm, rows = model.get_base_model(), rows_of(inputs)
+        total = Loss(torch.zeros((), device=self.args.device))
+        for numbers in split(causal_lm, rows):
+            part = loss_of(causal_lm, rows, numbers)
+            loss = part.nll / counted
+            self.accelerator.backward(loss)
+            total += replace(part, nll=loss.detach())
+        self._note("train", total)
+        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        return total.nll
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if not self.fast or torch.is_grad_enabled():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # An evaluation asks for the loss alone.
+        causal_lm, rows = model.get_base_model(), rows_of(inputs)
+        total = Loss(torch.zeros((), device=self.args.device))
+        for numbers in split(causal_lm, rows):
+            total += loss_of(causal_lm, rows, numbers)
+        self._note("eval", total)
+        return total.nll / max(1, total.tokens)
+
+    def _note(self, mode: str, found: Loss) -> None:
+        """What TRL's trainer logs beside the loss: means over a microbatch's labelled tokens."""
+        self._metrics[mode]["entropy"].append(found.entropy / max(1, found.tokens))
+        self._metrics[mode]["mean_token_accuracy"].append(found.likeliest / max(1, found.tokens))
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
