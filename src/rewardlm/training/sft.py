@@ -193,13 +193,13 @@ def _replay(
 
 def _chosen_by(settings: FinetuneSettings) -> dict[str, Any]:
     """The judges that no gain of this adapter is proved by: those that rewarded it before, and who chose its answers."""
-    inherited = rewards_of(settings.adapter) if settings.adapter else []
+    rewards = rewards_of(settings.adapter) if settings.adapter else []
     lineage = reward_lineage(settings.adapter) if settings.adapter else {}
     if settings.replay.share:
-        judge = settings.replay.judge
-        inherited = list(dict.fromkeys([*inherited, judge]))
-        lineage = {**lineage, judge: lineage_of(judge).to_dict()}
-    return {"rewards": inherited, "reward_lineage": lineage}
+        judges = [name for name in (settings.replay.judge, settings.replay.counter_narrative) if name is not None]
+        rewards = list(dict.fromkeys([*rewards, *judges]))
+        lineage = {**lineage, **{name: lineage_of(name).to_dict() for name in judges}}
+    return {"rewards": rewards, "reward_lineage": lineage}
 
 
 def _encode_all(
