@@ -46,20 +46,6 @@ _ROW = re.compile(r"\|")
 _FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL)
 
 
-# Pages that other branches bring: the site is built with and without them.
-COMING = ("own-data.md", "view.md")
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the menu that are not there yet."""
-    missing = {name for name in COMING if not (Path(config.docs_dir) / name).exists()}
-    config.nav = [
-        {title: [entry for entry in below if not set(entry.values()) & missing] for title, below in chapter.items()}
-        for chapter in config.nav
-    ]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that no file in docs/ holds."""
     pages = {
@@ -120,8 +106,6 @@ def moved(markdown: str, source: str, target: str) -> str:
             page = ELSEWHERE[path]
         elif path.startswith("docs/"):
             page = path.removeprefix("docs/")
-            if page in COMING and not (ROOT / path).exists():
-                return found["text"]
         else:
             if not (ROOT / path).exists():
                 raise FileNotFoundError(f"{source}: the link to {address} leads nowhere")

@@ -151,6 +151,7 @@ class RunRecord(TypedDict, total=False):
     # Of a training.
     steps: int
     stopped: str | None  # why it ended early
+    replay: dict[str, Any]  # pairs, summary: the model's own answers that fine-tuning learnt
     distilled: Any  # of a judge: from whom, and how far it is from them
     # Of an evaluation, an interpretation, an experiment.
     suites: dict[str, dict[str, Any]]

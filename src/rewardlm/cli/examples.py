@@ -94,6 +94,12 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "GRPO, with your own reward.",
         ),
     ),
+    "view": (
+        ExampleLine("rewardlm view runs/my-experiment", "Follow an experiment in the browser, and read its results."),
+        ExampleLine(
+            "rewardlm view runs/PT runs/RL --port 8765 --no-browser", "Two runs side by side, at a fixed address."
+        ),
+    ),
     "watch": (
         ExampleLine("rewardlm watch runs/rl", "How a training goes now."),
         ExampleLine("rewardlm watch runs/rl --follow", "Go on showing until it ends."),

@@ -15,10 +15,7 @@ def view(
     host: Annotated[str, typer.Option("--host", help="Who may connect: 127.0.0.1 is this machine.")] = "127.0.0.1",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
-    """Show runs on a local page: follow those that go on, open those that are finished. It only reads.
-
-    Example: rewardlm view runs/my-experiment
-    """
+    """Show runs on a local page: follow those that go on, open those that are finished. It only reads."""
     try:
         try:
             from rewardlm.viewing.serve import is_local, serve

