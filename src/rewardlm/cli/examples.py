@@ -96,9 +96,7 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
     ),
     "view": (
         ExampleLine("rewardlm view runs/my-experiment", "Follow an experiment in the browser, and read its results."),
-        ExampleLine(
-            "rewardlm view runs/PT runs/RL --port 8765 --no-browser", "Two runs side by side, at a fixed address."
-        ),
+        ExampleLine("rewardlm view runs/PT runs/RL --port 8765 --no-browser", "Two runs, at a fixed address."),
     ),
     "watch": (
         ExampleLine("rewardlm watch runs/rl", "How a training goes now."),

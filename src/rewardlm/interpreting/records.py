@@ -126,7 +126,7 @@ def record_drift(
     known = {record["id"] for record in records[:count]}
     answers = [answer for answer in sample.answers if answer.id not in known]
     lengths = [len(answer.prompt) + len(answer.tokens) for answer in answers]
-    tokenizer = subjects[0].policy.tokenizer
+    tokenizer = run_models[0].policy.tokenizer
     done = count
     for rows in microbatches(lengths, settings.batch_tokens):
         batch = [answers[row] for row in rows]

@@ -194,7 +194,7 @@ def _replay(
 
 
 def _chosen_by(settings: FinetuneSettings) -> dict[str, Any]:
-    """The judges that no gain of this adapter is proved by: those that rewarded it before, and who chose its answers."""
+    """The judges that can't prove a gain of this adapter: its rewards before, and those who chose its answers."""
     rewards = rewards_of(settings.adapter) if settings.adapter else []
     lineage = reward_lineage(settings.adapter) if settings.adapter else {}
     if settings.replay.share:
