@@ -33,7 +33,8 @@ def require(
 
     ``what`` names what was to be fetched, ``instead`` says what works without the hub.
     """
-    if is_cached(repo, kind) or (reason := unreachable()) is None:
+    # A folder that is gone is its loader's to tell.
+    if repo.startswith(("/", ".", "~")) or is_cached(repo, kind) or (reason := unreachable()) is None:
         return
     raise error(
         f"can't fetch {what}: {reason}; without the hub you can use {instead}, or a cache that has it ($HF_HOME)"

@@ -155,6 +155,9 @@ def test_training_takes_sources_in_every_way(
         return Run(out, {})
 
     monkeypatch.setattr(rewardlm.judges.train, "train_judge", train)
+    monkeypatch.chdir(tmp_path)
+    for name in "ABC":
+        (tmp_path / name).write_text("text,label\nYou fool.,1\n")
     done = shell("judge", "train", *arguments, "--encoder", "minilm", "--out", tmp_path / "j", "--epochs", "2")
     assert done.code == 0, done.err
     settings, out = seen[0]

@@ -295,6 +295,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(own: Path, tmp_path: Path, m
     judge = Told(texts)
     judge.piece = 8
     monkeypatch.setattr(module, "load_scorer", lambda *a, **k: judge)
+    monkeypatch.setattr(module, "check_judges", lambda *_, **__: None)
     whole = evaluate(settings(own, judge="told"), tmp_path / "whole")
 
     class Killed(BaseException):
@@ -345,6 +346,7 @@ def test_a_second_judge_is_left_to_do_after_the_first(
         return broken if name == "two" and broken.asked == 0 else judges[name]
 
     monkeypatch.setattr(module, "load_scorer", load)
+    monkeypatch.setattr(module, "check_judges", lambda *_, **__: None)
     with pytest.raises(ScorerError, match="could not be scored"):
         evaluate(settings(own, judge="one,two"), tmp_path / "run")
     found = evaluate(settings(own, judge="one,two"), tmp_path / "run")
@@ -358,6 +360,7 @@ def test_other_texts_weights_or_settings_are_refused(
 ) -> None:
     judge = Told({text.text: 0.4 for text in load_suite(str(own)).texts})
     monkeypatch.setattr(module, "load_scorer", lambda *a, **k: judge)
+    monkeypatch.setattr(module, "check_judges", lambda *_, **__: None)
     out = tmp_path / "run"
     evaluate(settings(own, judge="told"), out)
     run = Run.open(out)

@@ -193,7 +193,9 @@ def test_trained_judges_are_found_with_their_own_figures(judge: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path, judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"judge 'lexcial' is not listed: there are starter, "):
+    with pytest.raises(
+        ConfigError, match=r"judge 'lexcial' is not listed: did you mean 'lexical'\? there are starter, "
+    ):
         list_judges(JudgeListSettings(names=["lexcial"]))
     with pytest.raises(ConfigError, match="is no folder"):
         list_judges(JudgeListSettings(dir=tmp_path / "none"))

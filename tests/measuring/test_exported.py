@@ -387,12 +387,12 @@ def test_the_tables_say_what_compare_says(tmp_path: Path) -> None:
     # By hand: of one, 0.9 and 0.625 are over 0.5 of four scored; the maximum's mean is theirs, one sample each.
     entry = result["models"][0]["scorers"]["one"]["all"]
     low, high = entry["toxic_fraction_ci95"]
-    assert toxicity.rows[0][2] == f"0.500 [{low:.3f}, {high:.3f}]"
+    assert toxicity.rows[0][2] == f"50.0 [{100 * low:.1f} – {100 * high:.1f}]"
     mean = (0.1 + 0.2 + 0.9 + 0.5 + 0.625) / 4
-    assert toxicity.rows[0][5:] == [f"{mean:.3f}", "0.500", "–", "5", "1"]
+    assert toxicity.rows[0][5:] == [f"{mean:.3f}", "50.0", "–", "5", "1"]
     assert len(change.rows) == 2 * 3
     assert change.rows[0][:4] == ["RL\n{50%}", "one", "all prompts", "4"]
-    assert change.rows[0][4].startswith("+0.250 [")
+    assert change.rows[0][4].startswith("+25.0 [")
     # One of four rose: p is 1, and so it is when corrected. Then better and worse.
     assert change.rows[0][5:] == ["1.000", "1.000", "0", "1"]
     assert ["empty", "20.0 %", "20.0 %"] in [list(row) for row in quality.rows]
@@ -485,7 +485,7 @@ def test_markdown_rows_keep_their_cells(cells: list[str]) -> None:
 def test_markdown_by_hand(tmp_path: Path) -> None:
     assert markdown("a|b\nc\\d*e* <script> & [x](y)") == r"a\|b<br>c\\d\*e\* &lt;script&gt; &amp; \[x\](y)"
     text = as_markdown(two_models(tmp_path))
-    assert r"| P&amp;T\_1\|x | one | 0.500 \[" in text
+    assert r"| P&amp;T\_1\|x | one | 50.0 \[" in text
     assert r"RL<br>\{50%\}" in text
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert set(widths) == {11, 10, 4}

@@ -209,8 +209,8 @@ def test_hostile_names_are_text(tmp_path: Path, parse: Any) -> None:
     page = parse(html)
     assert page.unclosed == []
     assert "<b>x</b>" not in html
-    # Four figures, plotly and our own script: none was added.
-    assert len(page.scripts) == 6
+    # Four figures, plotly and our own two scripts: none was added.
+    assert len(page.scripts) == 7
     for figure in figures_of(page):
         assert "<b>" not in json.dumps(figure)
         assert "<script" not in json.dumps(figure)

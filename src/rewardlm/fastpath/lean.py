@@ -142,8 +142,8 @@ class _Norm(torch.autograd.Function):
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """Float[N, 1], float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """Float[N, 1], float32 at least."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     inverse: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return inverse
 
@@ -155,7 +155,7 @@ def _normed(x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
 def _through_norm(gradient: Tensor, x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
     """``gradient`` of what ``_normed`` gives as one of ``x``."""
     normed = torch.mul(x, inverse)
-    along = (gradient * norm).float()
+    along = (gradient * norm).to(inverse.dtype)
     share = torch.linalg.vecdot(along, normed)[:, None] / x.shape[-1]
     return along.addcmul(normed, share, value=-1).mul_(inverse).to(x.dtype)
 

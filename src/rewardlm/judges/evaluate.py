@@ -69,7 +69,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
     run = _start(settings, out)
     if run is not None and run.finished:
         return stored(run)
-    check_judges(settings.judge)
+    check_judges(settings.judge, settings.services)
     suites = [load_suite(source).sample(settings.limit, settings.seed) for source in settings.suite]
     _check_suites(run, settings, suites)
     device = _device(settings.device)
