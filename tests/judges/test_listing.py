@@ -193,9 +193,7 @@ def test_trained_judges_are_found_with_their_own_figures(judge: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path, judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ConfigError, match=r"judge 'lexcial' is not listed: did you mean 'lexical'"
-    ):
+    with pytest.raises(ConfigError, match=r"judge 'lexcial' is not listed: did you mean 'lexical'"):
         list_judges(JudgeListSettings(names=["lexcial"]))
     with pytest.raises(ConfigError, match="is no folder"):
         list_judges(JudgeListSettings(dir=tmp_path / "none"))
