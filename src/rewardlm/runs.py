@@ -125,6 +125,7 @@ class RunRecord(TypedDict, total=False):
     model_hash: str | None
     adapter: str | None
     adapter_hash: str | None
+    trained_by: str | None  # the kinds of the trainings that made the adapter, first to last
     dtype: str
     device: str
     quantisation: str | None
@@ -658,6 +659,18 @@ def training_of(adapter: Path) -> Run | None:
         if (folder / "run.json").exists():
             return Run.open(folder)
     return None
+
+
+def trained_by(adapter: Path) -> str | None:
+    """The kinds of the trainings that made an adapter, first to last: "finetune", "rlaf", "finetune+rlaf" …; None where
+    the adapter does not lie in its training's run.
+    """
+    run = training_of(adapter)
+    if run is None:
+        return None
+    before = run.meta["settings"].get("adapter")
+    first = trained_by(Path(before)) if before else None
+    return run.meta["kind"] if first is None else f"{first}+{run.meta['kind']}"
 
 
 def known_rewards(adapter: Path) -> list[str] | None:

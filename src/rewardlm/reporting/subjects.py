@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewardlm.errors import RunError
-from rewardlm.runs import Run, training_of
+from rewardlm.runs import Run, trained_by
 
 # base: no adapter. tuned: with an adapter whose training nobody knows. imported: answers out of a table.
 Kind = Literal["base", "finetune", "rlaf", "finetune+rlaf", "tuned", "imported", "unknown"]
@@ -66,7 +66,7 @@ def kind_of_run(run: Run) -> Kind:
     adapter = run.meta.get("adapter")
     if not adapter:
         return "unknown" if run.meta.get("rewards") is None else "base"
-    return _kind_of_adapter(Path(adapter), run.meta.get("rewards"))
+    return _kind_of_adapter(Path(adapter), run.meta)
 
 
 def described(about: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Subject]:
@@ -80,19 +80,18 @@ def described(about: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list
     ]
 
 
-def _kind_of_adapter(adapter: Path, rewards: Sequence[str] | None) -> Kind:
+def _kind_of_adapter(adapter: Path, meta: Mapping[str, Any]) -> Kind:
     try:
-        training = training_of(adapter)
+        trained = meta.get("trained_by") or trained_by(adapter)
     except RunError:
-        training = None
-    if training is None:
-        # The training isn't here any more. It was when the model was measured, unless the rewards are not known.
+        trained = None
+    if trained is None:
+        # The training isn't here. It was when the model was measured, unless the rewards are not known.
+        rewards = meta.get("rewards")
         return "tuned" if rewards is None else "rlaf" if rewards else "finetune"
-    if training.meta["kind"] == "finetune":
-        return "finetune"
-    if training.meta["kind"] != "rlaf":
+    kinds = trained.split("+")
+    if not set(kinds) <= {"finetune", "rlaf"}:
         return "tuned"
-    before = training.meta["settings"].get("adapter")
-    if before and _kind_of_adapter(Path(before), None) in ("finetune", "finetune+rlaf"):
-        return "finetune+rlaf"
-    return "rlaf"
+    if kinds[-1] == "finetune":
+        return "finetune"
+    return "finetune+rlaf" if "finetune" in kinds else "rlaf"
