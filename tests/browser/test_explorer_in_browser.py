@@ -290,7 +290,9 @@ def test_a_link_brings_the_view_back_but_no_offence(small, explore):
     assert one.page.input_value("#explorer-judge") == "lexical"
     assert one.page.get_attribute("#explorer-row-0 h3 button", "aria-expanded") == "true"
     assert one.page.get_attribute("#explorer-veils", "aria-checked") == "false"
-    assert one.page.evaluate("document.getElementById('explorer').getBoundingClientRect().top < innerHeight")
+    # It is where the link leads, also once the figures above have taken their place.
+    one.page.wait_for_selector("html[data-figures=drawn]", state="attached")
+    one.page.wait_for_function("Math.abs(document.getElementById('explorer').getBoundingClientRect().top) < innerHeight")
 
 
 def test_the_link_is_copied(small, explore):

@@ -29,9 +29,25 @@
     wire();
     state = read();
     show();
-    // Texts came in, so what lies below moved: a link to a view is still at its place.
-    if (/^#explorer(\?|$)/.test(location.hash)) section.scrollIntoView();
+    arrive();
     explorer.prepare(index, function () { section.dataset.ready = "yes"; });
+  }
+
+  // A link to a view leads to its place. Texts that came in moved what lies below, and figures above may still be drawn:
+  // once they are, the place is looked up again, unless the reader has gone on.
+  function arrive() {
+    if (!/^#explorer(\?|$)/.test(location.hash)) return;
+    section.scrollIntoView();
+    var page = document.documentElement, moved = false;
+    if (page.dataset.figures === "drawn") return;
+    ["wheel", "touchmove", "keydown", "pointerdown"].forEach(function (kind) {
+      window.addEventListener(kind, function () { moved = true; }, { once: true, passive: true });
+    });
+    new MutationObserver(function (_, observer) {
+      if (page.dataset.figures !== "drawn") return;
+      observer.disconnect();
+      if (!moved) section.scrollIntoView();
+    }).observe(page, { attributes: true, attributeFilter: ["data-figures"] });
   }
 
   // Every choice: its key in the address, its name, and [value, text] of its options, the default first.
