@@ -276,7 +276,7 @@ def test_measurements_are_compared_beside_the_page_and_their_report_opens(serve,
     page.get_by_text("Show the report here").click()
     report = page.frame_locator("iframe")
     report.locator(".canvas .main-svg").first.wait_for()
-    assert "PT" in report.locator("h1").inner_text()
+    assert "with RL" in report.locator("h1").inner_text()  # the heading is the verdict
     with looking.context.expect_page() as opened:
         page.get_by_text("Open the report in a tab").click()
     opened.value.locator(".canvas .main-svg").first.wait_for()
