@@ -112,7 +112,8 @@ def run_experiment(
         if replayed is not None and not _trained(out, "FT") and _here(replayed.prompts or ""):
             _refuse_measured("fine-tuning", _replay_prompts(replayed), _prompts(measured["FT"]), "finetune.replay.part")
     recorded = settings.model_dump(mode="json")
-    check_judges(_judges(measured["PT"], rlaf, interpreting))
+    if interpreting is not None and interpreting.word_judge:
+        check_judges([interpreting.word_judge])
 
     # Torch is imported only from here on: a wrong setting is told at once.
     from rewardlm.measuring.judging import cut_short
@@ -231,16 +232,6 @@ def _interpret_settings(settings: ExperimentSettings) -> InterpretSettings | Non
     # Its precision is its own: see InterpretSettings.
     common = {key: value for key, value in settings.common().items() if key in ("seed", "load", "device")}
     return validate(InterpretSettings, {**common, **settings.interpret})
-
-
-def _judges(measuring: MeasureSettings, rlaf: RlafSettings | None, interpreting: InterpretSettings | None) -> list[str]:
-    """All judges that the stages name, so that a package that is missing is noticed before the first stage."""
-    judges = [*measuring.scorer]
-    if rlaf is not None:
-        judges += [*rlaf.reward, *(rlaf.witness or [])]
-    if interpreting is not None and interpreting.word_judge:
-        judges.append(interpreting.word_judge)
-    return judges
 
 
 def _trained(out: Path, label: str) -> bool:

@@ -23,6 +23,7 @@ from rewardlm.config import (
     RlafSettings,
     ScoreSettings,
     Section,
+    ServicesSettings,
     data_folder,
     is_function_name,
 )
@@ -107,7 +108,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
         if settings.rewards.terms.counter_narrative:
-            yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge)
+            yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge, settings.services)
         if is_function_name(settings.algorithm):
             yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, ScoreSettings):
@@ -199,9 +200,9 @@ def _of_pairs(judge: str | None) -> Iterator[Check]:
         yield lambda: check_pair_judge(judge)
 
 
-def _check_pairs_or_classifier(judge: str) -> None:
+def _check_pairs_or_classifier(judge: str, services: ServicesSettings) -> None:
     if not is_pair_judge(judge):
-        check_judges([judge])
+        check_judges([judge], services)
 
 
 def _check_estimator(name: str) -> None:

@@ -225,8 +225,8 @@ def test_a_label_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: 
 @pytest.mark.parametrize("model", ["../../x", "x" * 300, "a/../b", "a\nb/c"])
 def test_a_model_that_climbs_out_writes_nothing_outside(shell: Shell, tmp_path: Path, model: str) -> None:
     shell.fails("measure", model, "--limit", 2, "--out", tmp_path / "runs" / "o")
-    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["o"]
+    # It is told before anything is written.
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_as_a_module_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -397,7 +397,8 @@ def test_rl_never_trains_on_a_text_that_is_measured_whatever_it_is_called(shell:
     settings = build(ExperimentSettings, file=file, overrides=["measure.part=measure", "rlaf.part=train"])
     rlaf = experiment._rlaf_settings(settings, tmp_path)
     assert rlaf is not None
-    experiment._refuse_measured(rlaf, load_prompts(str(copy), part="measure").prompts)
+    measured_half = load_prompts(str(copy), part="measure").prompts
+    experiment._refuse_measured("RL", experiment._prompts(rlaf), measured_half, "rlaf.part")
 
 
 def test_prompts_of_the_hub_are_compared_before_rl_starts(

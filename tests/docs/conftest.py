@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -17,12 +16,6 @@ from stand_ins import arguments
 
 from fake_service import Asked, FakeService, Reply, analysed
 from one_thread import _one_thread as _one_thread
-
-# The browser of tests/browser: its conftest has the name of this one, so it can't be imported by it.
-_at = Path(__file__).parents[1] / "browser" / "conftest.py"
-_browsers = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("browsers", _at))
-spec.loader.exec_module(_browsers)
-browser = _browsers.browser
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

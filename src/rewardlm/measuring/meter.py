@@ -88,7 +88,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
         return run
-    check_judges(settings.scorer)
+    check_judges(settings.scorer, settings.services)
     device = processes.device or str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
     pair_judge = None

@@ -231,7 +231,7 @@ def setup(
 def load_rewards(settings: RlafSettings, device: str) -> RewardModel:
     """The judges that reward, those that only watch, and the terms."""
     watching = witnesses(settings)
-    check_judges([*settings.reward, *watching])
+    check_judges([*settings.reward, *watching], settings.services)
     return RewardModel(
         [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
         settings.rewards,
