@@ -46,7 +46,7 @@ def test_prompts_keep_the_files_order(shell: Shell, tmp_path: Path) -> None:
     # Answers are written as they come: those of similar length together.
     assert sorted(answered) == sorted(stored)
     assert shell("compare", "one", "two", "--json").code == 0
-    assert shell("export", "one", "--format", "csv", "--out", "out.csv").code == 0
+    assert shell("export", "one", "--out", "out.csv").code == 0
     with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
         assert sorted(row["prompt"] for row in csv.DictReader(file)) == sorted(stored)
 

@@ -41,7 +41,7 @@ COMMANDS = [
     "report pt rlm --out page.html",
     "interpret pt rlm attribution.tokens=2 limit=2 --out inside",
     "merge tiny --adapter rl --out merged",
-    "judge evaluate starter,lexical --suite suite.csv n_resamples=20 speed=false",
+    "judge evaluate starter,lexical --suite suite.csv n_resamples=100 speed=false",
     "doctor tiny --tokens 64",
 ]
 
