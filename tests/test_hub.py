@@ -47,7 +47,7 @@ def cache(home: Path, name: str, *files: str) -> Path:
     (home / "hub" / name / "refs").mkdir()
     (home / "hub" / name / "refs" / "main").write_text("0" * 40)
     for file in files:
-        (snapshot / file).write_text('{"model_type": "llama", "hidden_size": 8}')
+        (snapshot / file).write_text('{"model_type": "llama", "hidden_size": 64}')
     return snapshot
 
 
@@ -134,5 +134,5 @@ def test_a_model_from_the_cache_is_read_without_a_word_while_the_hub_is_away(onl
     cache(online, "models--me--mini", "config.json")
     code = "from rewardlm.models.load import configuration; print(configuration('me/mini').hidden_size)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "8\n"
+    assert done.stdout == "64\n", done.stderr[-3000:]
     assert "Retrying" not in done.stderr

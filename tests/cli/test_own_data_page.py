@@ -21,7 +21,7 @@ SMALL = {
     "measure": ["max_new_tokens=4", "counter_narrative=null", "similarity=false", "perplexity=false"],
     "finetune": ["validation=0"],
     "merge": [],
-    "judge": ["n_resamples=50", "speed=false"],
+    "judge": ["n_resamples=100", "speed=false"],
 }
 
 

@@ -56,7 +56,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "rewardlm", *COMMAND, *FLAGS, "--engine", "ray", "workers=2", "--out", str(out)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         killed: list[int] = []
         # Once the workers are there, one of them dies; once a window is written down, everything else does.
         while time.monotonic() < deadline and first.poll() is None and not (killed and lines(out / "scores.jsonl")):
