@@ -87,10 +87,10 @@ def as_markdown(found: dict[int, dict[str, dict[str, Any]]]) -> str:
     ]
     for seed, rows in found.items():
         for label, row in rows.items():
-            low, high = (f"{100 * end:+.1f}" for end in row["ci95"])
+            low, high = (_points(end) for end in row["ci95"])
             lines.append(
                 f"| {seed} | {label} | {100 * row['before']:.1f} → {100 * row['after']:.1f} % | "
-                f"{100 * row['delta']:+.1f} ({low} to {high}) | {_pair(row['perplexity'], '.1f')} | "
+                f"{_points(row['delta'])} ({low} to {high}) | {_pair(row['perplexity'], '.1f')} | "
                 f"{_pair(row['similarity'], '.3f')} | {_shares(row['refusals'])} | {_shares(row['opposing'])} | "
                 f"{', '.join(row['warned']) or 'none'} | {'yes' if row['holds'] else '**no**'} |"
             )
@@ -105,6 +105,10 @@ def is_met(found: dict[int, dict[str, dict[str, Any]]]) -> bool:
         and found.get(0, {}).get(label, {}).get("holds", False)
         for label in labels
     )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _pair(values: tuple[float, float], form: str) -> str:
