@@ -220,8 +220,10 @@ def test_a_pipe_gets_no_colours(home: dict[str, str]) -> None:
 def test_settings_are_readable_in_a_narrow_terminal(home: dict[str, str]) -> None:
     def in_a_terminal(columns: int, **more: str) -> str:
         shown = f"stty cols {columns}; rewardlm settings score"
+        # The terminal's width counts, not one that an earlier test has left in the environment.
+        environment = {name: value for name, value in home.items() if name not in ("COLUMNS", "LINES")} | more
         done = subprocess.run(
-            ["script", "-qec", shown, "/dev/null"], capture_output=True, text=True, timeout=60, env={**home, **more}
+            ["script", "-qec", shown, "/dev/null"], capture_output=True, text=True, timeout=60, env=environment
         )
         return done.stdout.replace("\r\n", "\n")
 
