@@ -668,7 +668,8 @@ def trained_by(adapter: Path) -> str | None:
     run = training_of(adapter)
     if run is None:
         return None
-    before = run.meta["settings"].get("adapter")
+    # An experiment's settings name it within the experiment; what the run found out is where it lay.
+    before = run.meta.get("adapter") or run.meta["settings"].get("adapter")
     first = trained_by(Path(before)) if before else None
     return run.meta["kind"] if first is None else f"{first}+{run.meta['kind']}"
 
