@@ -74,14 +74,7 @@ def reinforce(job: Job) -> Told:
     rlaf.sample = noted
     look = Look() if job.profile else None
 
-    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
-        # The last step alone is looked into, whole.
-        if look is not None and step == steps - 1:
-            look.begin()
-        if look is not None and step == steps:
-            look.end()
-
-    run = rlaf.train(settings, out, report=report)
+    run = rlaf.train(settings, out, report=at_the_last_step(look))
     lines = list(run.read("metrics"))[job.warmup :]
     peak = peak_rss_mb()
     judge = ClassifierScorer(JUDGE)
@@ -106,6 +99,18 @@ def reinforce(job: Job) -> Told:
     )
 
 
+def at_the_last_step(look: Look | None) -> Callable[[int, int, dict[str, Any]], None]:
+    """A training's ``report`` that has ``look`` look into the last step alone, whole."""
+
+    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
+        if look is not None and step == steps - 1:
+            look.begin()
+        if look is not None and step == steps:
+            look.end()
+
+    return report
+
+
 def tune(job: Job) -> Told:
     """Fine-tuning steps through ``rewardlm.training.sft.finetune``, from the dialogues that prepare.py took rows of."""
     settings = finetuning(job.model, job.prompts).model_copy(
@@ -118,13 +123,7 @@ def tune(job: Job) -> Told:
     )
     look = Look() if job.profile else None
 
-    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
-        if look is not None and step == steps - 1:
-            look.begin()
-        if look is not None and step == steps:
-            look.end()
-
-    run = finetune(settings, fresh(job, "finetune"), report=report)
+    run = finetune(settings, fresh(job, "finetune"), report=at_the_last_step(look))
     peak = peak_rss_mb()
     every = list(run.read("metrics"))
     lines, rows = every[job.warmup :], job.rows()
@@ -172,7 +171,7 @@ def answer(job: Job) -> Told:
         if look is not None and done == total:
             look.end()
 
-    run = measure(settings, fresh(job, "measure"), report=report)
+    run = measure(settings, fresh(job, "measure"), report=at_the_last_step(look))
     peak = peak_rss_mb()
     ids = {record["id"]: record["ids"] for record in job.records()}
     generations = list(run.each_generation())

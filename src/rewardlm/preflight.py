@@ -29,6 +29,7 @@ from rewardlm.config import (
 )
 from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
+from rewardlm.data.files import HUB_ID
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
@@ -44,7 +45,6 @@ from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _EXTRAS = {"bitsandbytes": "'rewardlm[quantised]'", "ray": "'rewardlm[ray]'"}
@@ -222,7 +222,7 @@ def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
         hub.require(RTP_HUB_ID, kind="dataset", what=f"the prompts {source}", instead=_OFFLINE, error=DataError)
     elif path is None and name.startswith("dialoconan"):
         return  # fetched once, from where its authors publish it
-    elif path is None and _HUB_ID.fullmatch(name) and Path(name).suffix not in _FILES:
+    elif path is None and HUB_ID.fullmatch(name) and Path(name).suffix not in _FILES:
         hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
     else:
         with _all_lines(source):
