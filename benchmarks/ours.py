@@ -171,7 +171,7 @@ def answer(job: Job) -> Told:
         if look is not None and done == total:
             look.end()
 
-    run = measure(settings, fresh(job, "measure"), report=at_the_last_step(look))
+    run = measure(settings, fresh(job, "measure"), report=report)
     peak = peak_rss_mb()
     ids = {record["id"]: record["ids"] for record in job.records()}
     generations = list(run.each_generation())

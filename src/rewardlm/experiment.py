@@ -24,6 +24,7 @@ from rewardlm.config import (
     PrimarySettings,
     ReplaySettings,
     RlafSettings,
+    StageFinetune,
     how_asked,
     split_names,
     validate,
@@ -39,6 +40,8 @@ from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
+# Where fine-tuning has done most, many more steps go on to other answers: docs/results.md, make prove-demo.
+_STEPS_AFTER_FINETUNING = 12
 
 # May differ when an experiment goes on; each stage checks its own settings besides.
 _FREE = (
@@ -201,20 +204,21 @@ def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
 def _finetune_settings(settings: ExperimentSettings) -> FinetuneSettings | None:
     if settings.finetune is None:
         return None
-    return validate(FinetuneSettings, {**settings.common(), **settings.finetune})
+    return validate(StageFinetune, {**settings.common(), **settings.finetune})
 
 
 def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | None:
     if settings.rlaf is None:
         return None
     own = dict(settings.rlaf)
-    after = own.pop("after", None)
-    if after not in (None, "finetune"):
-        raise ConfigError(f"rlaf.after {after!r}: expected 'finetune', or nothing to start from the base")
+    # A fresh adapter of its own begins at the base.
+    after = own.pop("after", None) or ("base" if settings.finetune is None or "lora" in own else "finetune")
+    if after not in ("base", "finetune"):
+        raise ConfigError(f"rlaf.after {after!r}: expected 'finetune' or 'base'")
     if after == "finetune":
         if settings.finetune is None:
             raise ConfigError("rlaf.after is 'finetune', but the experiment has no finetune section")
-        own["adapter"] = out / "train" / "FT" / "adapter"
+        own = {"steps": _STEPS_AFTER_FINETUNING, **own, "adapter": out / "train" / "FT" / "adapter"}
     rlaf = validate(RlafSettings, {**settings.common(), **own})
     if rlaf.prompts == settings.measure.prompts and {rlaf.part, settings.measure.part} != {"train", "measure"}:
         raise ConfigError(
@@ -303,4 +307,4 @@ def _conclude(out: Path, measured: Sequence[Path], title: str) -> tuple[Comparis
 
     found = compare(measured)
     write_atomically(out / "comparison.json", json.dumps(found.to_dict(), indent=1, allow_nan=False).encode())
-    return found, build_report([out], out / "report.html", title=title)
+    return found, build_report([out], out / "report.html", title=title, found=found)

@@ -107,8 +107,9 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
     if isinstance(settings, RlafSettings):
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
-        if settings.rewards.terms.counter_narrative:
-            yield lambda: _check_pairs_or_classifier(settings.rewards.terms.counter_narrative_judge, settings.services)
+        terms = settings.reward_settings.terms
+        if terms.counter_narrative:
+            yield lambda: _check_pairs_or_classifier(terms.counter_narrative_judge, settings.services)
         if is_function_name(settings.algorithm):
             yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, ScoreSettings):

@@ -55,6 +55,8 @@ class Bash:
             "COLUMNS": "120",
         }
         self.commands: list[list[str]] = []
+        # A reader's python is the one that rewardlm was installed into.
+        self._install("python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         self._install("rewardlm", _SHIM.format(python=sys.executable, address=self._address))
         for name in REFUSED:
             self._install(name, _REFUSED)

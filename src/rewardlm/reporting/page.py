@@ -157,15 +157,20 @@ def render_page(
 
 
 def build_report(
-    paths: Sequence[Path], out: Path, *, title: str | None = None, settings: CompareSettings | None = None
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    settings: CompareSettings | None = None,
+    found: Comparison | None = None,
 ) -> Path:
     """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
 
     Runs of kind ``measure`` and ``import`` are compared, ``finetune``, ``rlaf`` and ``judge`` give training curves, an
     ``experiment`` stands for the runs that it lists. Evaluations of judges have a section, or, where nothing else was
     measured, a page of their own; so have interpretations, and where nothing else was measured, the page is about the
-    runs that they look into. Raises RunError where nothing was measured or a directory
-    is no run, and what ``compare`` raises where runs can't be compared.
+    runs that they look into. ``found`` is their comparison, where it was made before. Raises RunError where nothing was
+    measured or a directory is no run, and what ``compare`` raises where runs can't be compared.
     """
     from rewardlm.measuring.compare import compare
 
@@ -183,7 +188,7 @@ def build_report(
             f"nothing to report in {', '.join(map(str, paths))}: expected at least one measured run; "
             "make one with rewardlm measure"
         )
-    found = compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
+    found = found or compare([run.path for run in measured], **(settings or CompareSettings()).model_dump())
     about = _describe(measured, found)
     about["notes"] = [
         f"{run.path.name} is a run of kind {run.meta['kind']}, which this page doesn’t show."

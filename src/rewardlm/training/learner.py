@@ -42,6 +42,8 @@ class KlController:
     """The KL coefficient: fixed, or pulled towards a target (Ziegler et al. 2019, section 2.2)."""
 
     def __init__(self, settings: KlSettings) -> None:
+        if settings.coef is None:
+            raise ValueError("kl.coef is None: give RlafSettings.kl_settings, which says what that stands for")
         self.settings = settings
         self.coef = settings.coef
 
@@ -132,7 +134,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     if own_critic:
         groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.value_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
-    return Learner(policy, value_head, optimizer, KlController(settings.kl), own_critic)
+    return Learner(policy, value_head, optimizer, KlController(settings.kl_settings), own_critic)
 
 
 def budget_of(settings: RlafSettings) -> Budget:

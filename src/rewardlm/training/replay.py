@@ -17,7 +17,6 @@ from rewardlm.config import FinetuneSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.dialogues import Pair
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import TrainingError
 from rewardlm.measuring.quality import in_other_script, is_refusal, is_repeated
 from rewardlm.models.generate import Request, answering, generate, stream_seed
 from rewardlm.models.load import Policy
@@ -44,6 +43,14 @@ class Replay:
 
     @property
     def summary(self) -> str:
+        if self.asked == 0:
+            return "none of the model's own answers is learnt: replay.share of so few pairs is less than one"
+        if not self.pairs:
+            return (
+                f"none of {self.drawn:,} answers of the model can be learnt (replay): each is toxic, empty, repeated, "
+                "a refusal or cut off in its first sentence. The dialogues are learnt alone; if that is not what you "
+                "want, raise replay.max_new_tokens or replay.samples"
+            )
         return (
             f"{len(self.pairs):,} of the model's own answers are learnt too: {self.drawn:,} to {self.asked:,} prompts, "
             f"of which {self.harmless:,} are whole, harmless and no refusals"
@@ -52,13 +59,15 @@ class Replay:
 
 def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair]) -> Replay:
     """Answers of ``policy`` as it is, so many that ``replay.share`` of all pairs are its own; fewer where prompts or
-    harmless answers are too few.
+    harmless answers are too few, none where the share is less than half a pair.
 
     The prompts are those of ``replay.prompts``, else the histories of ``learnt``. Each answer has a random stream of
-    its own. Raises TrainingError where not one answer can be used, ScorerError where the judge fails too often.
+    its own. Raises ScorerError where the judge fails too often.
     """
     replay = settings.replay
     wanted = round(len(learnt) * replay.share / (1 - replay.share))
+    if wanted == 0:
+        return Replay([], 0, 0, 0)
     histories = _histories(settings, learnt)
     random.Random(settings.seed).shuffle(histories)
     histories = histories[: math.ceil(wanted / replay.keep)]
@@ -100,12 +109,6 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
             Pair(f"replay:{index}:{rank}", f"replay:{index}", history, Message("assistant", answer))
             for rank, (_, answer) in enumerate(sorted(usable, reverse=True)[: replay.keep], 1)
         ]
-    if not pairs:
-        raise TrainingError(
-            f"none of {len(requests):,} answers of the model can be learnt (replay): each is toxic by {replay.judge}, "
-            "empty, repeated, a refusal or cut off in its first sentence; raise replay.max_new_tokens or "
-            "replay.samples, or set replay.share to 0"
-        )
     return Replay(pairs, len(histories), len(requests), harmless)
 
 

@@ -241,7 +241,7 @@ class RewardModel:
         return self.settings.transform == "logit" or not isinstance(scorer, FunctionScorer)
 
     def _reward(self, toxicity: float) -> float:
-        if self.settings.transform == "probability":
+        if self.settings.transform != "logit":
             return 1 - toxicity
         bounded = min(max(toxicity, 1e-4), 1 - 1e-4)
         return math.log((1 - bounded) / bounded)

@@ -234,10 +234,10 @@ def load_rewards(settings: RlafSettings, device: str) -> RewardModel:
     check_judges([*settings.reward, *watching], settings.services)
     return RewardModel(
         [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
-        settings.rewards,
+        settings.reward_settings,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
         witnesses=[load_scorer(name, device=device, services=settings.services) for name in watching],
-        terms=load_terms(settings.rewards.terms, device=device, services=settings.services),
+        terms=load_terms(settings.reward_settings.terms, device=device, services=settings.services),
         max_new_tokens=settings.max_new_tokens,
     )
 

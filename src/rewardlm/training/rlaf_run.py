@@ -55,7 +55,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         refresh=True,
     )
     if not is_complete(run, settings):
-        terms = settings.rewards.terms
+        terms = settings.reward_settings.terms
         inherited = rewards_of(settings.adapter) if settings.adapter else []
         # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
         judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]

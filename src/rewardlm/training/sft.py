@@ -118,7 +118,7 @@ def _finetune(
     # 2. Where a killed run stopped.
     described = {
         **policy.describe(),
-        **_chosen_by(settings),
+        **_chosen_by(settings, own),
         "dialogues": {
             "source": settings.dialogues,
             "rows": dialogues.n_rows,
@@ -193,11 +193,11 @@ def _replay(
     ]
 
 
-def _chosen_by(settings: FinetuneSettings) -> dict[str, Any]:
-    """The judges that can't prove a gain of this adapter: its rewards before, and those who chose its answers."""
+def _chosen_by(settings: FinetuneSettings, own: list[Pair]) -> dict[str, Any]:
+    """The judges that can't prove a gain of this adapter: its rewards before, and who chose its ``own`` answers."""
     rewards = rewards_of(settings.adapter) if settings.adapter else []
     lineage = reward_lineage(settings.adapter) if settings.adapter else {}
-    if settings.replay.share:
+    if own:
         judges = [name for name in (settings.replay.judge, settings.replay.counter_narrative) if name is not None]
         rewards = list(dict.fromkeys([*rewards, *judges]))
         lineage = {**lineage, **{name: lineage_of(name).to_dict() for name in judges}}

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.errors import RewardLMError
+from rewardlm.measuring.compare import compare
+from rewardlm.measuring.comparison import Comparison
+from rewardlm.runs import Run
 from rewardlm.viewing.followed import MEASURED
 
 
@@ -23,10 +26,12 @@ def main() -> int:
     asked = json.load(sys.stdin)
     folders = [Path(folder) for folder in asked["runs"]]
     try:
-        _say(_found(folders))
+        measured = [run for folder in folders if (run := Run.open(folder)).meta["kind"] in MEASURED]
+        found = compare([run.path for run in measured])
+        _say(_said(measured, found))
         from rewardlm.reporting.page import build_report
 
-        page = build_report(folders, Path(asked["page"])).read_text(encoding="utf-8")
+        page = build_report(folders, Path(asked["page"]), found=found).read_text(encoding="utf-8")
         _say({"page": True, "explorer": '<section id="explorer"' in page})
     except RewardLMError as error:
         _say({"error": str(error)})
@@ -34,17 +39,13 @@ def main() -> int:
     return 0
 
 
-def _found(folders: list[Path]) -> dict[str, Any]:
+def _said(measured: list[Run], found: Comparison) -> dict[str, Any]:
     """What the report's page says first: its sentences, the primary outcome, and the audit's warnings."""
-    from rewardlm.measuring.compare import compare
     from rewardlm.reporting import headline
     from rewardlm.reporting.names import WARNINGS
     from rewardlm.reporting.subjects import subjects_of
     from rewardlm.reporting.verdict import verdicts
-    from rewardlm.runs import Run
 
-    measured = [run for folder in folders if (run := Run.open(folder)).meta["kind"] in MEASURED]
-    found = compare([run.path for run in measured])
     labels = [model.label for model in found.models]
     return {
         "labels": labels,

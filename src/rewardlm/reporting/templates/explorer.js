@@ -33,20 +33,26 @@
     explorer.prepare(index, function () { section.dataset.ready = "yes"; });
   }
 
-  // A link to a view leads to its place. Texts that came in moved what lies below, and figures above may still be drawn:
-  // once they are, the place is looked up again, unless the reader has gone on.
+  // A link to a view leads to its place, and stays there while texts and figures above still come in, unless the reader
+  // has gone on. A reload's old position is not looked for: it is of a page that isn't whole yet.
   function arrive() {
     if (!/^#explorer(\?|$)/.test(location.hash)) return;
+    var page = document.documentElement;
+    history.scrollRestoration = "manual";
     section.scrollIntoView();
-    var page = document.documentElement, moved = false;
-    if (page.dataset.figures === "drawn") return;
-    ["wheel", "touchmove", "keydown", "pointerdown"].forEach(function (kind) {
-      window.addEventListener(kind, function () { moved = true; }, { once: true, passive: true });
+    var grown = new ResizeObserver(function () { section.scrollIntoView(); });
+    function stop() { grown.disconnect(); }
+    grown.observe(document.body);
+    ["wheel", "touchmove", "keydown", "pointerdown", "click"].forEach(function (kind) {
+      window.addEventListener(kind, stop, { once: true, passive: true });
     });
+    // Drawn figures may still change their height once, with their frame's width.
+    function settled() { setTimeout(stop, 1000); }
+    if (page.dataset.figures === "drawn") return settled();
     new MutationObserver(function (_, observer) {
       if (page.dataset.figures !== "drawn") return;
       observer.disconnect();
-      if (!moved) section.scrollIntoView();
+      settled();
     }).observe(page, { attributes: true, attributeFilter: ["data-figures"] });
   }
 
