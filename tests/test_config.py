@@ -198,8 +198,8 @@ def test_values_are_not_clipped_unless_a_distance_is_given() -> None:
         ([], 1e-3),
         (["ppo_epochs=1"], 1e-3),
         (["minibatches=1", "ppo_epochs=1"], 1e-3),
-        (["ppo_epochs=2"], 2e-4),
-        (["minibatches=4"], 2e-4),
+        (["ppo_epochs=2"], 4e-4),
+        (["minibatches=4"], 4e-4),
         (["learning_rate=0.01"], 0.01),
     ],
 )
@@ -277,7 +277,8 @@ def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weigh
     assert (found.critic_kind, found.token_weights, found.ratio_of) == (critic, weights, ratio)
     assert found.kl_penalty == found.resolved().kl.penalty == penalty
     # What is recorded is what was asked for, said in full.
-    assert found.resolved().kl.coef == found.kl.coef
+    if found.kl.coef is not None:
+        assert found.resolved().kl.coef == found.kl.coef
     assert found.resolved().resolved() == found.resolved()
     # What a run records is the same choice, spelt out.
     recorded = found.resolved()
@@ -289,12 +290,16 @@ def test_what_an_algorithm_brings_unless_told_otherwise(overrides, critic, weigh
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (2, 2, 2e-4)),
-        ({"algorithm": "grpo"}, (2, 2, 2e-4)),
+        ({}, (1, 4, 4e-4)),
+        ({"algorithm": "grpo"}, (1, 4, 4e-4)),
+        ({"batch_size": 1}, (1, 1, 4e-4)),
+        ({"batch_size": 3}, (1, 3, 4e-4)),
+        ({"batch_size": 5}, (1, 4, 4e-4)),
+        ({"batch_size": 2, "minibatches": 1}, (1, 1, 4e-4)),
         ({"algorithm": "rloo"}, (1, 1, 1e-3)),
-        ({"algorithm": "rloo", "ratio": "token"}, (2, 2, 2e-4)),
+        ({"algorithm": "rloo", "ratio": "token"}, (1, 4, 4e-4)),
         ({"algorithm": "my:estimator", "ratio": "answer"}, (1, 1, 1e-3)),
-        ({"algorithm": "rloo", "minibatches": 4}, (1, 4, 2e-4)),
+        ({"algorithm": "rloo", "minibatches": 4}, (1, 4, 4e-4)),
         ({"algorithm": "rloo", "learning_rate": 1e-5}, (1, 1, 1e-5)),
     ],
 )
@@ -304,6 +309,30 @@ def test_whole_answers_get_one_update_unless_more_are_asked_for(settings, expect
     # As a run records them, and reads them back.
     again = RlafSettings(**found.resolved().model_dump())
     assert (again.ppo_epochs, again.minibatches, again.learning_rate) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("logit", 6.0, 2.0, 0.2)),
+        ({"reward": ["starter", "mine:f"]}, ("logit", 6.0, 2.0, 0.2)),
+        # What a function of the user's is about nobody knows; its values needn't be probabilities.
+        ({"reward": ["mine:f", "mine:g"]}, ("probability", 0.0, 0.0, 0.05)),
+        ({"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, ("probability", 1.0, 0.0, 0.05)),
+        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.2)),
+        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 0.0, 2.0, 0.2)),
+        ({"rewards": {"transform": "probability"}}, ("probability", 6.0, 2.0, 0.05)),
+        ({"kl": {"coef": 0.0}}, ("logit", 6.0, 2.0, 0.0)),
+    ],
+)
+def test_what_is_paid_besides_harmlessness_by_who_judges(given, expected) -> None:
+    found = RlafSettings(model="tiny", **given)
+    paid, kl = found.reward_settings, found.kl_settings
+    assert (paid.transform, paid.terms.similarity, paid.terms.counter_narrative, kl.coef) == expected
+    recorded = RlafSettings(**found.resolved().model_dump())
+    assert recorded.resolved() == recorded
+    assert recorded.rewards == paid
+    assert recorded.kl == kl
 
 
 @pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("dr_grpo", 4), ("rloo", 4)])

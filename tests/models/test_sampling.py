@@ -8,7 +8,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from rewardlm.config import GenerationSettings
-from rewardlm.models.sampling import Distribution, Nucleus, Sampler
+from rewardlm.models.sampling import Distribution, Sampler
 
 
 def logits_of(rows: int, width: int) -> torch.Tensor:
@@ -96,11 +96,12 @@ def test_the_likeliest_token_is_that_of_argmax_and_so_is_one_that_equals_it() ->
 
 @pytest.mark.parametrize("width", [1, 2, 300, 5000, 49152])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize("spread", [0.05, 1.0, 60.0])
 def test_the_nucleus_is_the_smallest_set_that_holds_top_p(width: int, top_p: float, spread: float) -> None:
     """Flat distributions need more than the likeliest 4,096 of a large vocabulary, peaked ones a single token."""
-    logits = torch.randn(6, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64).float() * spread
-    kept = Nucleus(top_p)(None, logits) > -torch.inf
+    order = [torch.randperm(width, generator=torch.Generator().manual_seed(row)) for row in range(6)]
+    logits = torch.stack(order).float() / width * spread  # no two are equal
+    kept = Distribution(logits).nucleus(top_p).weights > 0
     for row in range(6):
         p = logits[row].double().softmax(-1).numpy()
         order = np.argsort(-p, kind="stable")
@@ -115,19 +116,30 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p(width: int, top_p: flo
 
 def test_the_nucleus_is_that_of_transformers() -> None:
     logits = logits_of(200, 3000)
-    ours, theirs = Nucleus(0.9)(None, logits), TopPLogitsWarper(0.9)(None, logits)
+    ours, theirs = Distribution(logits).nucleus(0.9).weights > 0, TopPLogitsWarper(0.9)(None, logits) > -torch.inf
     assert int((ours == theirs).all(-1).sum()) >= 195  # theirs sums in float32: the last token may fall on either side
     assert int((ours != theirs).sum(-1).max()) <= 1
 
 
 def test_equals_of_the_last_token_stay_in_the_nucleus() -> None:
     logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, -9.0]])
-    assert (Nucleus(0.6)(None, logits) > -torch.inf).tolist() == [[True, True, True, True, False]]
+    assert (Distribution(logits).nucleus(0.6).weights > 0).tolist() == [[True, True, True, True, False]]
 
 
-def test_broken_logits_stay_broken_in_their_row_alone() -> None:
+def test_numbers_of_a_nucleus_are_those_of_its_tokens_alone() -> None:
+    logits = logits_of(40, 3000)
+    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    warped = TopPLogitsWarper(0.9)(None, logits)
+    found = Sampler(GenerationSettings(top_p=0.9), torch.tensor([0])).draw(logits, uniforms, [0] * 40, [])
+    for row, token in enumerate(found.tokens.tolist()):
+        assert float(warped[row, token]) > -torch.inf
+        # A token at the set's edge may be in one of the two alone, and moves their sums by its own share.
+        assert float(found.sampling_logprobs[row]) == pytest.approx(float(warped[row].log_softmax(-1)[token]), abs=2e-3)
+        assert float(found.logprobs[row]) == pytest.approx(float(logits[row].log_softmax(-1)[token]), abs=1e-5)
+
+
+def test_broken_logits_stay_broken_in_a_nucleus_in_their_row_alone() -> None:
     logits = logits_of(3, 600)
     logits[1, 7] = float("nan")
-    found = Nucleus(0.9)(None, logits)
-    assert bool(found[1].isnan().any())
-    assert not bool(found[[0, 2]].isnan().any())
+    found = Distribution(logits).nucleus(0.9)
+    assert found.normaliser.isnan().tolist() == [False, True, False]

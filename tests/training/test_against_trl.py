@@ -407,19 +407,11 @@ class Update:
 
 
 # What docs/rlaf.md says of each: TRL's own defaults beside what stands here.
+_DEFAULTS = {"beta": 0.2, "num_iterations": 1, "steps_per_generation": 4}
 TRLS = {
-    "grpo": (GRPOTrainer, {"beta": 0.05, "num_iterations": 2, "steps_per_generation": 2}),
-    "dr_grpo": (
-        GRPOTrainer,
-        {
-            "beta": 0.05,
-            "num_iterations": 2,
-            "steps_per_generation": 2,
-            "loss_type": "dr_grpo",
-            "scale_rewards": "none",
-        },
-    ),
-    "rloo": (RLOOTrainer, {}),
+    "grpo": (GRPOTrainer, _DEFAULTS),
+    "dr_grpo": (GRPOTrainer, {**_DEFAULTS, "loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "rloo": (RLOOTrainer, {"beta": 0.2}),
 }
 
 
@@ -490,7 +482,7 @@ def test_a_step_of_a_training_with_our_defaults_is_trls(tmp_path, monkeypatch, a
         # Sums over some thousand tokens in another order, in float32.
         assert_close(update.gradients, gradients, 5e-5)
     found = step["losses"]
-    ours = found["policy_loss"] + settings.kl.coef * found.get("kl_loss", 0.0)
+    ours = found["policy_loss"] + settings.kl_settings.coef * found.get("kl_loss", 0.0)
     assert ours == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=1e-6)
     shares = built._metrics["train"]["clip_ratio/region_mean"]
     assert found["clip_fraction"] == pytest.approx(sum(shares) / len(shares), abs=1e-6)

@@ -55,8 +55,13 @@ def judges(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+# What the default pays for besides, left out: none of these tests is about it, and its judges take seconds to load.
+PLAIN = {"transform": "probability", "terms": {"similarity": 0, "counter_narrative": 0}}
+
+
 def settings(**changes) -> RlafSettings:
-    return RlafSettings(**{**TINY, "batch_size": 8, "max_new_tokens": 6, "steps": 2, **changes})
+    plain = {"batch_size": 8, "max_new_tokens": 6, "steps": 2, "rewards": PLAIN}
+    return RlafSettings(**{**TINY, **plain, **changes})
 
 
 def metrics(run: Run) -> list[dict]:
@@ -69,14 +74,16 @@ def metrics(run: Run) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
-    run = train(settings(algorithm=algorithm, learning_rate=1e-2), tmp_path / "run")
+    run = train(settings(algorithm=algorithm, learning_rate=1e-2, rewards={}), tmp_path / "run")
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
         assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
         assert line["answers"] == 8
         assert line["updates"] == (1 if algorithm == "rloo" else 4)
-        assert 0 <= line["reward_mean"] <= 1
+        # A logit, and what the answers earn besides: the subject, and opposing hate.
+        assert -10 < line["reward_mean"] < 20
+        assert line["terms"].keys() == {"similarity", "counter_narrative"}
         assert {"seconds", "entropy", "response_tokens", "tokens_per_second", "peak_rss_mb"} <= line.keys()
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert lines[1]["kl"] != pytest.approx(0, abs=1e-3)

@@ -5,6 +5,7 @@ The vocabulary is walked through as few times as can be: it is as wide as all of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,8 @@ class Sampler:
             logprobs = own.logprobs(tokens)
             return Drawn(tokens, logprobs, torch.zeros_like(logprobs), entropy)
         drawn_from = own if scores is logits else Distribution(scores)
+        if settings.top_p < 1:
+            drawn_from = drawn_from.nucleus(settings.top_p)
         tokens = drawn_from.draw(uniforms)
         logprobs = own.logprobs(tokens)
         return Drawn(tokens, logprobs, logprobs if drawn_from is own else drawn_from.logprobs(tokens), entropy)
@@ -104,7 +107,11 @@ class Distribution:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.largest = logits.amax(-1, keepdim=True)
-        self.weights = (logits - self.largest).exp_()
+        self._sum_up((logits - self.largest).exp_())
+
+    def _sum_up(self, weights: Tensor) -> None:
+        logits = self.logits
+        self.weights = weights
         blocked = pad(self.weights, (0, -logits.shape[-1] % _BLOCK)) if logits.shape[-1] % _BLOCK else self.weights
         self.blocks = blocked.view(len(logits), -1, _BLOCK)
         self.sums = self.blocks.sum(-1)
@@ -131,6 +138,29 @@ class Distribution:
         # Where all others have weight 0, so have they here, instead of 0 / 0.
         distribution = self.weights.div_(rest.clamp(min=torch.finfo(rest.dtype).tiny))
         return distribution, rest / (rest + own)
+
+    def nucleus(self, top_p: float) -> Distribution:
+        """Of the smallest set of likeliest tokens that holds ``top_p`` alone (Holtzman et al. 2020).
+
+        Tokens as likely as the set's last one are in it too, so that no order among equals decides; where there are
+        none, the set is that of transformers' ``TopPLogitsWarper``, which sorts the vocabulary of every row.
+        """
+        wanted = top_p * self.cumulative[:, -1:]
+        least = torch.empty_like(self.largest)
+        left = torch.arange(len(wanted), device=wanted.device)
+        for k in (*_LIKELIEST, self.weights.shape[-1]):
+            among = self.weights if len(left) == len(wanted) else self.weights[left]
+            likeliest = among.topk(min(k, among.shape[-1]), -1).values
+            mass = likeliest.double().cumsum(-1)
+            # A token is in while those before it hold less than that.
+            within = (mass[:, :-1] < wanted[left]).sum(-1, keepdim=True)
+            least[left] = likeliest.gather(-1, within)
+            left = left[mass[:, -1] < wanted[left].squeeze(-1)]
+            if not len(left):
+                break
+        kept = copy.copy(self)
+        kept._sum_up(self.weights.masked_fill(self.weights < least, 0))
+        return kept
 
     def entropy(self) -> Tensor:
         """log Z - E[logit]: Float[B], in nats."""
@@ -170,37 +200,7 @@ def _processors(settings: GenerationSettings) -> LogitsProcessorList:
         processors.append(TemperatureLogitsWarper(float(settings.temperature)))
     if settings.top_k:
         processors.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        processors.append(Nucleus(settings.top_p))
     return processors
-
-
-class Nucleus:
-    """Takes out what is outside of the smallest set of likeliest tokens that holds ``top_p`` (Holtzman et al. 2020).
-
-    Tokens as likely as the set's last one stay in too, so that no order among equals decides; the same as transformers'
-    ``TopPLogitsWarper`` without ties, which sorts the vocabulary of every row.
-    """
-
-    def __init__(self, top_p: float) -> None:
-        self._top_p = top_p
-
-    def __call__(self, _: Tensor | None, scores: Tensor) -> Tensor:
-        """``scores`` Float[B, V] with -inf outside of the nucleus."""
-        least = torch.empty_like(scores[:, :1])
-        normaliser = scores.logsumexp(-1, keepdim=True)
-        left = torch.arange(len(scores), device=scores.device)
-        for k in (*_LIKELIEST, scores.shape[-1]):
-            among = scores if len(left) == len(scores) else scores[left]
-            likeliest = among.topk(min(k, scores.shape[-1]), -1).values
-            mass = (likeliest - normaliser[left]).double().exp().cumsum(-1)
-            # A token is in while those before it hold less than top_p.
-            within = (mass[:, :-1] < self._top_p).sum(-1, keepdim=True)
-            least[left] = likeliest.gather(-1, within)
-            left = left[mass[:, -1] < self._top_p]
-            if not len(left):
-                break
-        return scores.masked_fill(scores < least, -torch.inf)
 
 
 def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
