@@ -130,7 +130,7 @@ def test_one_answer_for_everybody():
     prompts = [f"Prompt {row}" for row in range(8)]
     found = doubts_about(rollouts([*same, *CALM[:3]]), 0.3, prompts, [])
     assert found == {
-        "same_answer": 'same answer: to 5 of 8 prompts it begins with the words "i\'m happy to assist you"'
+        "same_answer": 'same answer: the answers to 5 of 8 prompts begin with the words "i\'m happy to assist you"'
     }
     # Many samples of one prompt may be alike: that is no collapse over prompts.
     assert names(rollouts([*same, *CALM[:3]]), prompts=["Prompt"] * 5 + ASKED[:3]) == set()
@@ -170,7 +170,7 @@ def test_a_gain_that_the_reward_alone_sees(toxicity, witness, hacked):
     )
     assert (set(found) == {"reward_hacking"}) == hacked
     if hacked:
-        assert "by lexical, which is no part of it, it did not (0.300 to 0.310)" in found["reward_hacking"]
+        assert "by lexical, which is no part of the reward, it did not (0.300 to 0.310)" in found["reward_hacking"]
         assert f"over {WINDOW} steps" in found["reward_hacking"]
 
 

@@ -625,7 +625,7 @@ def test_a_witness_that_fails_is_said_and_stops_nothing(tmp_path, judges):
 @pytest.mark.slow
 def test_what_stopped_a_run_is_written_down_and_taken_back_when_it_goes_on(tmp_path):
     chosen = settings(learning_rate=0.05, steps=3, algorithm="rloo", kl=KlSettings(max=0.5))
-    with pytest.raises(TrainingError, match="other settings need another --out, and --adapter goes on from there"):
+    with pytest.raises(TrainingError, match="pass it with --adapter and choose another --out"):
         train(chosen, tmp_path / "run")
     meta = Run.open(tmp_path / "run").meta
     assert meta["status"] == "stopped"
@@ -650,7 +650,7 @@ def test_a_run_goes_on_with_the_adapter_and_the_judges_that_it_began_with(tmp_pa
     assert run.meta["judges"]["starter"]  # its weights' hash
     # The adapter that is the reference is overwritten by a longer training.
     train(settings(steps=3, learning_rate=1e-2), first.path)
-    with pytest.raises(RunError, match="began with an adapter to start from that was other"):
+    with pytest.raises(RunError, match="began with another adapter to start from"):
         train(settings(steps=2, adapter=first.path, learning_rate=1e-2), tmp_path / "second")
     meta = json.loads((first.path / "run.json").read_text())
     meta["judges"]["starter"] = "another"

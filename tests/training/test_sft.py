@@ -265,7 +265,7 @@ def test_pairs_that_are_too_long_are_said(tmp_path):
     run = finetune(settings(tmp_path, max_steps=1, max_length=limit), tmp_path / "run", say=said.append)
     assert len(said) == 2
     assert said[1].startswith(f"{too_long} of 4 pairs are longer than {limit} tokens: ")
-    assert said[1].endswith(f"; {left_out} are left out, having no room for one")
+    assert said[1].endswith(f"; {left_out} are left out, because they leave no room for an answer")
     found = run.meta["dialogues"]
     assert (found["shortened_histories"], found["left_out"]) == (too_long, left_out)
     assert found["train_pairs"] == 4 - left_out

@@ -148,7 +148,7 @@ def test_a_judge_that_prefers_hate_to_its_answer_is_refused(tmp_path, monkeypatc
 
 def test_of_a_classifier_the_label_must_be_named():
     # Left to itself, it would be read by its toxic label: the opposite of what is meant.
-    with pytest.raises(ScorerError, match="say which label is meant by naming it, starter#LABEL"):
+    with pytest.raises(ScorerError, match="name the label that means a counter-narrative, starter#LABEL"):
         load_terms(TermSettings(counter_narrative=1, counter_narrative_judge="starter"))
 
 

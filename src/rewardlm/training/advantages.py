@@ -1,4 +1,4 @@
-"""Advantage estimators: from scores and KL to what each token's log-probability is pushed by.
+"""Advantage estimators: from rewards and KL to how far each token's log-probability is pushed.
 
 Each takes the rollouts' numbers and gives ``advantages`` Float[B, R] and ``returns`` Float[B, R] (or None where nothing
 learns a value). ``ESTIMATORS`` names them; a new one is a function of the same signature, and either a line there or
@@ -25,8 +25,8 @@ class Feedback:
     """What an estimator may look at: B answers, right-padded to R tokens.
 
     ``kl`` is k1 at each token, ``mask`` True at real tokens, ``group`` equal for answers to the same prompt, ``values``
-    None without a critic. ``kl_coef`` is 0 where the KL penalty is a loss of its own; with ``kl.penalty`` k1 it is the
-    estimator that takes the KL off. Of an answer without text ``rewards`` and ``kl`` are the worst of the batch.
+    None without a critic. ``kl_coef`` is 0 where the KL penalty is a loss of its own; with ``kl.penalty`` k1 the
+    estimator subtracts the KL itself. An answer without text has the worst ``rewards`` and ``kl`` of the batch.
     """
 
     rewards: Float[Tensor, "B"]
@@ -46,11 +46,11 @@ Estimator = Callable[[Feedback], tuple[Tensor, Tensor | None]]
 def charge_empty_answers(
     kl: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], empty: Bool[Tensor, "B"]
 ) -> Float[Tensor, "B R"]:
-    """``kl`` with that of an ``empty`` answer, one without text, raised to the highest of the others.
+    """``kl``, in which an ``empty`` answer (one without text) has at least the highest KL of the others.
 
-    The rest of it is charged at the last token. One token leaves the reference by less than thirty do, and where the KL
-    is part of the reward, that would pay. With the lowest reward and the highest KL of the batch silence is no better
-    than any other answer, whatever the estimator makes of the two.
+    The difference is charged at the last token. One token drifts less from the reference than thirty do, so silence
+    would pay where the KL is part of the reward. With the batch's lowest reward and highest KL, it is no better than
+    any other answer, whatever the estimator makes of the two.
     """
     total = masked(kl, mask).sum(1)
     if bool(empty.all()):
@@ -119,15 +119,15 @@ def leave_one_out(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[
 def group_centred(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
     """score - group mean: without the division, which favours groups that agree (Liu et al. 2025)."""
     mean = _group_total(scores.double(), group) / _group_total(torch.ones_like(scores), group)
-    # In float64, where the mean of equal float32 numbers is that number: Adam would make a full step of the rounding.
+    # In float64, where the mean of equal float32 numbers is that number: Adam would turn rounding into a full step.
     return (scores - mean).to(scores.dtype)
 
 
 def grpo(feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     """Group-normalised reward less the answer's leave-one-out KL penalty, the same for every token of an answer.
 
-    The penalty is not part of what is divided by the deviation: in a group whose rewards are nearly equal it would be
-    all of it, at any coefficient. So it weighs what it does as a loss of its own.
+    The penalty is not divided by the standard deviation: in a group with nearly equal rewards it would be the whole
+    advantage, at any coefficient. So it weighs as much as it does as a loss of its own.
     """
     advantages = group_normalised(feedback.rewards, feedback.group) - leave_one_out(_penalty(feedback), feedback.group)
     return _spread(advantages, feedback.mask), None
@@ -161,13 +161,13 @@ def load_estimator(algorithm: str) -> Estimator:
 
 
 def estimate(estimator: Estimator, feedback: Feedback, *, per_answer: bool = False) -> tuple[Tensor, Tensor | None]:
-    """What ``estimator`` says, checked: a user's own may be wrong. With ``per_answer`` an answer's tokens must share
+    """What ``estimator`` returns, checked: a user's own may be wrong. With ``per_answer`` an answer's tokens must share
     one advantage, because the loss is about whole answers.
 
     Raises TrainingError for another shape, for numbers that are not finite, and for a critic without returns to learn
     from.
     """
-    # Copies: what it changes in place must not change what is logged.
+    # Copies, so that what it changes in place is not changed in the log.
     values = ((field.name, getattr(feedback, field.name)) for field in fields(feedback))
     copies: dict[str, Any] = {name: value.clone() for name, value in values if isinstance(value, Tensor)}
     try:
@@ -211,6 +211,6 @@ def _spread(advantages: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[
 
 
 def _group_total(scores: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """Of each answer's group the sum of ``scores``."""
+    """For each answer, the sum of its group's ``scores``."""
     _, index = torch.unique(group, return_inverse=True)
     return scores.new_zeros(int(index.max()) + 1).index_add(0, index, scores)[index]

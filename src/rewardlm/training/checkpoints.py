@@ -1,4 +1,4 @@
-"""Which checkpoint a killed training goes on from: the newest whose files are as its manifest says.
+"""Which checkpoint a killed training goes on from: the newest whose files match its manifest.
 
 The manifest, written last, holds every file's SHA-256. A truncated checkpoint is passed over, with a warning, for the
 one before it; where none is whole, the user decides.
@@ -24,7 +24,7 @@ _MISSING = "is missing"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run goes on. ``damaged`` names files that are missing or changed: there are some where it was allowed."""
+    """Where a run goes on. ``damaged`` names missing or changed files; there are none unless resume is inexact."""
 
     folder: Path
     damaged: frozenset[str] = frozenset()
@@ -50,11 +50,11 @@ def newest_whole(folders: Sequence[Path]) -> Path | None:
 
 
 def newest_usable(folders: Sequence[Path], *, resume: Resume, needed: tuple[str, ...]) -> Checkpoint | None:
-    """The last of ``folders``, oldest first, whose files are as its manifest says; None if there are no folders.
+    """The newest of ``folders``, given oldest first, whose files match its manifest; None if there are no folders.
 
-    A damaged one is passed over with a warning. Where none is whole, ``resume`` "inexact" takes the newest whose files
-    that begin with one of ``needed`` are whole. Raises TrainingError where that leaves none, because to begin anew
-    would throw away what may be hours; and, unless inexact, where a file was taken out: no crash does that.
+    A damaged one is passed over with a warning. Where none is whole, ``resume`` "inexact" takes the newest in which the
+    files whose names begin with one of ``needed`` are whole. Raises TrainingError where that leaves none, because
+    starting anew might throw away hours of work. Unless inexact, a missing file raises it too: no crash removes a file.
     """
     damage: dict[Path, dict[str, str]] = {}
     for folder in reversed(folders):
@@ -110,7 +110,7 @@ def _damage(folder: Path) -> dict[str, str]:
 
 
 def is_whole(folder: Path, needed: tuple[str, ...]) -> bool:
-    """Whether the files of a checkpoint that begin with one of ``needed`` are as its manifest says."""
+    """Whether the checkpoint's files whose names begin with one of ``needed`` match its manifest."""
     # Without a manifest nothing says that a file is whole.
     return not any(name == MANIFEST or name.startswith(needed) for name in _damage(folder))
 
@@ -120,7 +120,7 @@ def _warn(text: str) -> None:
 
 
 def _first(damage: dict[str, str]) -> str:
-    """Of several damages the missing file first: it is what no crash does."""
+    """One of several damages, a missing file first: no crash removes a file."""
     name, problem = min(damage.items(), key=lambda item: item[1] != _MISSING)
     return f"{name} {problem}"
 

@@ -1,4 +1,4 @@
-"""What ends a training, and what only makes it suspect: limits on numbers, doubts about answers.
+"""What ends a training (limits on numbers), and what only makes it suspect (doubts about answers).
 
 A reward can rise because answers became better, or because they became silent, foreign, repeated, all alike, or
 pleasing to one judge. Each doubt is a sentence with numbers; it is logged, and ends the run where the user says so.
@@ -25,9 +25,9 @@ from rewardlm.models.processes import Processes
 from rewardlm.training.objectives import masked_mean
 from rewardlm.training.rollouts import Rollouts
 
-# So many steps at the beginning and so many at the end are compared where one step says little.
+# Where one step says too little, this many steps at the beginning are compared with as many at the end.
 WINDOW = 5
-# A step's share of answers that were cut off that is named, and a rise of that share between two windows.
+# Cut-off answers raise a doubt from this share of a step on, or when their share rises by more than this.
 NEARLY_ALL = 0.9
 RISE = 0.1
 
@@ -62,8 +62,8 @@ def doubts_about(
 ) -> dict[Doubt, str]:
     """What looks wrong although every number is finite, by name; ``prompts`` are those of ``rollouts``, row by row.
 
-    ``before`` are the metrics of earlier steps, oldest first. ``compares_answers``: whether an answer is judged by the
-    others to its prompt alone; ``kl_coef`` is what a nat of KL costs in this step.
+    ``before`` are the metrics of earlier steps, oldest first. ``compares_answers``: whether an answer is compared only
+    with the others to its prompt; ``kl_coef`` is what a nat of KL costs in this step.
     """
     found: dict[Doubt, str] = {}
     texts, n = rollouts.texts, len(rollouts.texts)
@@ -92,7 +92,7 @@ def doubts_about(
     opening, times = _commonest_opening(prompts, texts)
     if times > 3 and 2 * times > len(set(prompts)):
         found["same_answer"] = (
-            f'same answer: to {times} of {len(set(prompts))} prompts it begins with the words "{opening}"'
+            f'same answer: the answers to {times} of {len(set(prompts))} prompts begin with the words "{opening}"'
         )
     for name, (failed, reason) in rollouts.judged.silent_witnesses.items():
         found["witness_failed"] = (
@@ -108,7 +108,7 @@ def doubts_about(
 
 
 def groups_without_spread(rollouts: Rollouts) -> float | None:
-    """Of the groups with several answers the share whose answers all got the same; None if there is no such group."""
+    """The share of groups with several answers in which all got the same reward; None if no group has several."""
     by_group: dict[int, set[float]] = {}
     sizes = Counter(rollouts.group.tolist())
     for group, reward in zip(rollouts.group.tolist(), rollouts.rewards.tolist(), strict=True):
@@ -136,13 +136,13 @@ def _clipped(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
     return {
         "clipped": (
             f"clipped: {fmean(last):.0%} of the ratios of the last {WINDOW} steps were clipped and taught nothing: "
-            "minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
+            "try minibatches=1 and ppo_epochs=1, ratio=token, --dtype float32 or a lower learning rate"
         )
     }
 
 
 def _unevenly_weighted(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
-    """Answers that are drawn otherwise than the policy would: their weights may all be small, or few of them large."""
+    """Answers from another distribution than the policy's: their weights may all be small, or only a few large."""
     known = [record for record in before[-WINDOW:] if record.get("weight_share") is not None]
     if len(known) < WINDOW:
         return {}
@@ -151,15 +151,14 @@ def _unevenly_weighted(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
         return {}
     return {
         "uneven_weights": (
-            f"uneven weights: over the last {WINDOW} steps what was drawn weighs {mean:.2g} on average, and says as "
-            f"much as {share:.0%} of it would with equal weights: draw at temperature 1 without top_p and top_k, "
-            "or use ratio=token"
+            f"uneven weights: over the last {WINDOW} steps the mean weight of what was drawn was {mean:.2g}, and its "
+            f"effective sample size {share:.0%}: draw at temperature 1 without top_p and top_k, or use ratio=token"
         )
     }
 
 
 def _cut_off(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
-    """Nearly all answers of this step were cut off, or clearly more of the last steps' than of the first steps'."""
+    """Nearly all answers of this step were cut off, or clearly more in the last steps than in the first."""
     cut = rollouts.judged.truncated
     if not cut:
         return {}
@@ -223,16 +222,16 @@ def _hacked(rollouts: Rollouts, before: Sequence[Mapping[str, Any]]) -> dict[Dou
         if seen_then and seen_now and fmean(seen_now) >= fmean(seen_then):
             return {
                 "reward_hacking": (
-                    f"reward hacking: by the reward toxicity fell from {fmean(then):.3f} to {fmean(now):.3f} over "
-                    f"{WINDOW} steps, by {name}, which is no part of it, it did not ({fmean(seen_then):.3f} to "
-                    f"{fmean(seen_now):.3f})"
+                    f"reward hacking: by the reward's judges toxicity fell from {fmean(then):.3f} to {fmean(now):.3f} "
+                    f"(means over {WINDOW} steps), but by {name}, which is no part of the reward, it did not "
+                    f"({fmean(seen_then):.3f} to {fmean(seen_now):.3f})"
                 )
             }
     return {}
 
 
 class LastGood:
-    """The newest adapter whose answers passed the limits: what a run that hits one leaves in ``folder``.
+    """The newest adapter whose answers passed the limits; a run that hits a limit leaves it in ``folder``.
 
     A runaway KL is seen one step after the update that caused it, so this may be older than the newest checkpoint.
     """
@@ -245,13 +244,13 @@ class LastGood:
         self._weights: list[Tensor] = []
 
     def remember(self, step: int) -> None:
-        """The adapter as it is now, after ``step`` steps, is sound."""
+        """Keep the adapter as it is now, after ``step`` steps: its answers passed the limits."""
         self.step = step
         self._weights = [parameter.detach().clone() for parameter in adapter_parameters(self.model)]
 
     @contextmanager
     def left_behind(self, step: int) -> Iterator[None]:
-        """Inside, a limit that is hit puts the last good adapter back and saves it; NaN logits name the step."""
+        """Inside, hitting a limit puts the last good adapter back and saves it; a ModelError then names the step."""
         try:
             yield
         except (TrainingError, ModelError) as error:
@@ -262,10 +261,10 @@ class LastGood:
                         parameter.copy_(weights)
                 if self._processes.is_main:
                     replace_adapter(self.model, self.folder)
-                # Who ends first is followed by all: not before it is written.
+                # When one process ends, all end: none may do so before the adapter is written.
                 self._processes.wait()
                 message += (
-                    f" (the adapter of step {self.step} is kept in {self.folder}; other settings need another --out, "
-                    "and --adapter goes on from there)"
+                    f" (the adapter of step {self.step} is kept in {self.folder}; to go on from it with other "
+                    "settings, pass it with --adapter and choose another --out)"
                 )
             raise TrainingError(message) from error

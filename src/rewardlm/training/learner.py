@@ -52,7 +52,7 @@ class KlController:
         if self.settings.target is None:
             return
         error = min(max(kl / self.settings.target - 1, -0.2), 0.2)
-        # Never below zero, which would reward leaving: a batch may be larger than the horizon.
+        # Never below zero, which would reward leaving the reference: a batch may be larger than the horizon.
         self.coef *= max(0.5, 1 + error * answers / self.settings.horizon)
 
 
@@ -79,7 +79,7 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from: B answers of at most R tokens, and what each token's log-probability is pushed by.
+    """What one step learns from: B answers of at most R tokens, and how far each token's log-probability is pushed.
 
     Numbers count where ``rollouts.loss_mask`` is True. ``returns`` are what the critic learns, None without one;
     ``importance`` is π/μ of answers that were not drawn from the policy itself, None where they were.
@@ -95,8 +95,8 @@ class Batch:
 class Minibatch:
     """One optimizer step's part of a batch.
 
-    ``rows`` are those that this process learns from; a row's tokens each count ``weights[row]``, as the minibatch of
-    all processes says, which has ``n_tokens``.
+    This process learns from ``rows``. Each token of a row has the weight ``weights[row]``, which is set for the
+    minibatch of all processes; ``n_tokens`` counts that one's tokens.
     """
 
     rows: list[int]
@@ -124,7 +124,7 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
     if settings.kl_penalty == "full" and not head_is_shared(policy):
         raise ConfigError(
             "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "
-            "take it out of lora.targets, or use kl.penalty=k3"
+            "take the head out of lora.targets, or use kl.penalty=k3"
         )
     value_head = None
     groups: list[dict[str, Any]] = [{"params": adapter_parameters(policy.model), "lr": settings.learning_rate}]
@@ -144,7 +144,7 @@ def budget_of(settings: RlafSettings) -> Budget:
 
 
 def minibatches(settings: RlafSettings, step: int, epoch: int, n: int) -> list[list[int]]:
-    """Which of ``n`` rows each of an epoch's optimizer steps has, in the order that they are run in."""
+    """Which of ``n`` rows each optimizer step of an epoch has, in the order of the steps."""
     order = np.random.default_rng(stream_seed("minibatch", settings.seed, step, epoch)).permutation(n)
     return [rows.tolist() for rows in np.array_split(order, min(settings.minibatches, n))]
 
@@ -175,8 +175,9 @@ def logprobs_and_values(
 ) -> list[Answer]:
     """How likely each drafted answer was under policy and reference, and what the critic expected of it.
 
-    Where the model rounds, a pass has rows of one of ``groups`` at a time, which are all rows together: the minibatches
-    that learn from them, whose own passes then begin with a ratio of 1, as microbatches of other shapes would not.
+    Where the model rounds (half precision, quantised weights), its numbers depend on which rows run together. There a
+    pass has only rows of one of ``groups``, the minibatches that will learn from them; together these are all rows. So
+    the minibatches' own passes begin with a ratio of 1.
     """
     policy, prompts, responses = learner.policy, draft.prompt_ids, draft.responses
     budget = budget or budget_of(settings)
@@ -189,7 +190,7 @@ def logprobs_and_values(
             logprobs = [sampled.logprobs for sampled in draft.sampled]
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
-            # One token at a time and many at once round differently: the ratio would start off 1.
+            # One token at a time and many at once round differently: the ratio would not start at 1.
             score = partial(
                 row_stats,
                 policy.causal_lm,
@@ -264,10 +265,10 @@ def update(
 ) -> dict[str, float]:
     """``ppo_epochs`` passes in ``minibatches`` pieces, one optimizer step each.
 
-    A minibatch is shared out between the processes, and each share is cut into microbatches of ``budget``; every token
-    counts what the whole minibatch says, so smaller microbatches change nothing. With one update a step every ratio is
-    exactly 1. Answers that the loss leaves out take their place in a minibatch and have no token there; a minibatch of
-    such answers alone makes no update, and where there was none, the number of updates (0) is all that is returned.
+    A minibatch is shared between the processes, and each share is cut into microbatches of ``budget``. Every token's
+    weight is set for the whole minibatch, so smaller microbatches change nothing. With one update a step every ratio is
+    exactly 1. Answers that the loss leaves out keep their place in a minibatch but have no tokens there. A minibatch of
+    such answers alone makes no update; where no update was made, only the number of updates (0) is returned.
     Raises TrainingError for a gradient that is not finite or reaches no adapter.
     """
     processes = processes or Processes(cpu=True)
@@ -306,7 +307,7 @@ def update(
 
 
 def _minibatch(settings: RlafSettings, batch: Batch, rows: list[int], processes: Processes) -> Minibatch:
-    """What this process does of one optimizer step's ``rows``; none of it where they have no token in the loss."""
+    """This process's share of one optimizer step's ``rows``, without those that have no token in the loss."""
     lengths = batch.rollouts.loss_mask.sum(1).tolist()
     n_tokens = sum(lengths[row] for row in rows)
     weights = torch.zeros(len(lengths))
@@ -340,7 +341,7 @@ def _gradient(
 def _backward(
     learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, rows: list[int]
 ) -> dict[str, float]:
-    """Add the gradient of some rows of a minibatch to what is there; their losses and counts."""
+    """Add the gradient of some rows of a minibatch to what is there, and return their losses and counts."""
     policy, rollouts, recompute = learner.policy, batch.rollouts, settings.gradient_checkpointing
     mask = rollouts.response_mask[rows]
     lengths = mask.sum(1)
@@ -359,7 +360,8 @@ def _backward(
         kl_to=rollouts.ref_hidden if settings.kl_penalty == "full" else None,
         recompute=recompute,
     )
-    # The step's only update learns from the policy as it is: its own pass is the old one, without another's rounding.
+    # The step's only update learns from the policy as it is, so this pass also gives the old log-probabilities,
+    # without another pass's rounding.
     only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
     old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
     loss, counts = policy_loss(
@@ -376,7 +378,7 @@ def _backward(
         kl_loss = (kl_k3_loss(stats.logprobs, old_logprobs, flat(rollouts.ref_logprobs)) * corrected).sum()
     elif settings.kl_penalty == "full":
         assert stats.kl is not None
-        # The exact sum doesn't depend on the token that was drawn there, so that token's π/μ is none of it.
+        # The exact sum doesn't depend on the token that was drawn there, so that token's π/μ is left out.
         kl_loss = (stats.kl * weights).sum()
     if kl_loss is not None:
         found["kl_loss"] = float(kl_loss.detach())
@@ -400,8 +402,8 @@ def _backward(
 
 
 def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -> float:
-    """Add up the processes' gradients, clip and step; the adapter's gradient norm. Raises TrainingError, before
-    anything changes, where a gradient is missing or not finite.
+    """Add up the processes' gradients, clip and step; returns the adapter's gradient norm. Raises TrainingError,
+    before anything changes, where a gradient is missing or not finite.
 
     Adapter and critic are clipped apart: the critic's errors, in units of reward, would otherwise decide how far the
     policy may go.
@@ -409,8 +411,8 @@ def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -
     adapter, critic = adapter_parameters(learner.policy.model), learner.critic_parameters()
     if not processes.sum_gradients(adapter):
         raise TrainingError(
-            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets name layers that "
-            "the answers pass through?"
+            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: let lora.targets name layers "
+            "that the answers pass through"
         )
     norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
     if critic:

@@ -1,9 +1,8 @@
 """The losses and estimators of policy-gradient fine-tuning: pure functions of tensors, torch alone.
 
 Shapes: B answers, right-padded to R tokens; N real tokens, one answer after the other; S is any shape. Every mask is
-True where the token is real; what stands under False never counts, not even NaN. What a token counts is decided for the
-whole minibatch, so that one that is cut into microbatches, or shared between processes, has the same gradient as one
-that is not.
+True where the token is real; what stands under False never counts, not even NaN. Each token's weight is fixed for the
+whole minibatch, so a minibatch has the same gradient when it is cut into microbatches or shared between processes.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from torch import Tensor
 
 
 def kl_k1(logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """log p - log q of the sampled tokens: unbiased for KL(p ‖ q), of either sign."""
+    """log p - log q of the sampled tokens: an unbiased estimate of KL(p ‖ q) that may be negative."""
     return logprobs - ref_logprobs
 
 
 def kl_k3(logprobs: Float[Tensor, "*S"], ref_logprobs: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """(r - 1) - log r with r = q / p: unbiased for KL(p ‖ q), never negative (Schulman 2020, "Approximating KL")."""
+    """(r - 1) - log r with r = q / p: an unbiased estimate of KL(p ‖ q), never negative (Schulman 2020,
+    "Approximating KL").
+    """
     log_ratio = ref_logprobs - logprobs
     return torch.expm1(log_ratio) - log_ratio
 
@@ -50,7 +51,7 @@ def masked_mean(values: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Float[
 
 
 def whiten(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
-    """Mean 0 and variance 1 over True positions, 0 elsewhere. With fewer than two it only takes the mean off."""
+    """Mean 0 and variance 1 over True positions, 0 elsewhere. With fewer than two it only subtracts the mean."""
     mean = masked_mean(values, mask)
     centred = masked(values - mean, mask)
     count = mask.sum()
@@ -63,14 +64,14 @@ def whiten(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Ten
 def answer_weights(
     lengths: Sequence[int], loss_type: str, *, step_tokens: int, minibatches: int, max_new_tokens: int
 ) -> Float[Tensor, "B"]:
-    """What each token of an answer counts in the minibatch's loss; ``lengths`` in tokens.
+    """The weight of each answer's tokens in the minibatch's loss; ``lengths`` in tokens.
 
-    The length of an answer that the loss leaves out is 0: it is one of the B answers, and has none of the tokens.
+    The length of an answer that the loss leaves out is 0: it still counts as one of the B answers, but has no tokens.
 
-    The four ways to average that the field has names for, and one for ratios of whole answers:
+    Four ways to average have a name in the field; the fifth is for ratios of whole answers:
 
     - ``bnpo``: over the minibatch's tokens, 1 / Σ|o| (as PPO does);
-    - ``dapo``: over the step's tokens, in equal parts to its minibatches (Yu et al. 2025, equation 8);
+    - ``dapo``: over the step's tokens, an equal part for each minibatch (Yu et al. 2025, equation 8);
     - ``grpo``: over each answer's tokens, then over answers, 1 / (B·|o|) (Shao et al. 2024, equation 3): a token of a
       short answer counts more;
     - ``dr_grpo``: over the tokens that B answers could have, 1 / (B·max_new_tokens) (Liu et al. 2025, section 3.2);
@@ -100,10 +101,10 @@ def importance(
     *,
     per_answer: bool,
 ) -> Float[Tensor, "B R"]:
-    """π/μ of what was sampled from μ (another temperature, a truncated distribution), at most ``cap``.
+    """π/μ of tokens that were sampled from μ (another temperature, a truncated distribution), at most ``cap``.
 
-    Multiplied into the loss it takes the mean under the policy π itself; the cap bounds its variance and leaves a bias
-    (Espeholt et al. 2018; Yao et al. 2025, truncated importance sampling). What μ never draws stays unseen. With
+    Multiplied into the loss, it gives the mean under the policy π itself. The cap bounds the variance and leaves a bias
+    (Espeholt et al. 2018; Yao et al. 2025, truncated importance sampling). Tokens that μ never draws stay unseen. With
     ``per_answer`` the ratio is that of whole answers, the same at each token.
     """
     log_ratio = masked(logprobs - sampling_logprobs, mask)
@@ -124,11 +125,11 @@ def policy_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), summed over N tokens times their ``weights``.
 
-    With ``lengths`` (of each answer, in tokens; their sum is N) the
-    ratio is that of whole answers, as in RLOO (Ahmadian et al. 2024), and the sum is over answers; advantage and
-    weight are those of an answer's first token. Returns the loss and sums: how many ratios were clipped (above
-    1 + clip_range under a positive advantage, below 1 - clip_range under a negative one: no gradient flows there, and
-    on the other side it does), the ratios themselves, and how many there are.
+    With ``lengths`` (of each answer, in tokens; their sum is N) the ratio is that of whole answers, as in RLOO
+    (Ahmadian et al. 2024), and the sum is over answers; advantage and weight are those of an answer's first token.
+    Returns the loss and three sums: how many ratios were clipped, the ratios themselves, and how many there are. A
+    ratio is clipped above 1 + clip_range where its advantage is positive, and below 1 - clip_range where it is
+    negative: no gradient flows there.
     """
     log_ratio = logprobs - old_logprobs
     if lengths is not None:
@@ -152,8 +153,9 @@ def value_loss(
     clip_range: float | None,
     normaliser: float,
 ) -> Float[Tensor, ""]:
-    """Half the squared error over ``normaliser``. With ``clip_range``, in the values' units, the worse of it and that
-    of values held within so much of the old ones, as in PPO's reference implementation.
+    """Half the squared error over ``normaliser``. With ``clip_range``, in the values' units, each error is the larger
+    of two: the value's own, and that of the value clipped to this distance from the old one, as in PPO's reference
+    implementation.
     """
     if clip_range is None:
         return 0.5 * (values - returns).square().sum() / normaliser

@@ -1,8 +1,8 @@
 """The model's own harmless answers, which fine-tuning may learn beside the dialogues.
 
-Dialogues alone teach their writers' words too, so that the model's fluency by its own measure falls. Answers that the
-model gave before training hold it where it was (self-distillation, Yang et al. 2024, arXiv 2402.13669), and those that
-a judge calls harmless teach it to prefer them (rejection sampling, as in RAFT, Dong et al. 2023, arXiv 2304.06767).
+Dialogues alone also teach their writers' words, so the model becomes less fluent by its own measure. Answers that it
+gave before training hold it where it was (self-distillation, Yang et al. 2024, arXiv 2402.13669). Those that a judge
+calls harmless teach it to prefer them (rejection sampling, as in RAFT, Dong et al. 2023, arXiv 2304.06767).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rewardlm.scoring.pairs import COUNTER_NARRATIVE, load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, is_empty, score_texts
 from rewardlm.types import Message
 
-# An answer over this is toxic, as everywhere.
+# An answer with a P(toxic) above this is toxic, as everywhere else.
 _TOXIC_ABOVE = 0.5
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The model's own answers as pairs. ``asked`` prompts got ``drawn`` answers; ``harmless`` of these could be used,
-    and of each prompt the best were taken.
+    """The model's own answers as pairs. ``asked`` prompts got ``drawn`` answers, of which ``harmless`` could be used.
+    ``pairs`` has the best of each prompt.
     """
 
     pairs: list[Pair]
@@ -44,22 +44,22 @@ class Replay:
     @property
     def summary(self) -> str:
         if self.asked == 0:
-            return "none of the model's own answers is learnt: replay.share of so few pairs is less than one"
+            return "none of the model's own answers is learnt: replay.share of so few pairs comes to less than one"
         if not self.pairs:
             return (
-                f"none of {self.drawn:,} answers of the model can be learnt (replay): each is toxic, empty, repeated, "
-                "a refusal or cut off in its first sentence. The dialogues are learnt alone; if that is not what you "
-                "want, raise replay.max_new_tokens or replay.samples"
+                f"none of {self.drawn:,} answers that the model gave (replay) can be used: each is toxic, empty, "
+                "repeated, a refusal or cut off in its first sentence. Only the dialogues are learnt; to learn own "
+                "answers too, raise replay.max_new_tokens or replay.samples"
             )
         return (
-            f"{len(self.pairs):,} of the model's own answers are learnt too: {self.drawn:,} to {self.asked:,} prompts, "
-            f"of which {self.harmless:,} are whole, harmless and no refusals"
+            f"{len(self.pairs):,} of the model's own answers are learnt too: it gave {self.drawn:,} to {self.asked:,} "
+            f"prompts, and {self.harmless:,} of these are whole, harmless and no refusals"
         )
 
 
 def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair]) -> Replay:
-    """Answers of ``policy`` as it is, so many that ``replay.share`` of all pairs are its own; fewer where prompts or
-    harmless answers are too few, none where the share is less than half a pair.
+    """Answers of ``policy`` as it is now, so many that ``replay.share`` of all pairs are its own. There are fewer where
+    prompts or harmless answers run out, and none where the share is less than half a pair.
 
     The prompts are those of ``replay.prompts``, else the histories of ``learnt``. Each answer has a random stream of
     its own. Raises ScorerError where the judge fails too often.
@@ -92,7 +92,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
             entropy=False,
         ):
             text = policy.chat.decode(answer.tokens)
-            # An answer that was cut off would teach to break off: it ends with its last whole sentence.
+            # An answer that was cut off would teach the model to break off: it is cut after its last whole sentence.
             answers[answer.index] = text if answer.finish == "stop" else whole_sentences(text)
     values = _values(settings, str(policy.device), [histories[row // replay.samples][-1].text for row in rows], answers)
 
@@ -115,8 +115,8 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
 def _values(
     settings: FinetuneSettings, device: str, prompts: Sequence[str], answers: Sequence[str]
 ) -> list[float | None]:
-    """What each answer is worth, None where it is toxic or nobody could say: the probability that it is a
-    counter-narrative minus that it is toxic.
+    """What each answer is worth: P(counter-narrative), 0 without a judge of it, minus P(toxic). None where it is toxic
+    or a judge failed.
     """
     replay = settings.replay
     judge = load_scorer(replay.judge, device=device, services=replay.services)
@@ -135,7 +135,7 @@ def _values(
 
 
 def whole_sentences(text: str) -> str:
-    """``text`` up to the end of its last whole sentence; empty where not one has ended."""
+    """``text`` up to the end of its last whole sentence; empty where no sentence has ended."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else ""
 
@@ -153,7 +153,7 @@ def _can_be_learnt(prompt: str, answer: str) -> bool:
 
 
 def _flaws(prompt: str, answer: str) -> Iterator[bool]:
-    """By the rules that the audit asks about later."""
+    """One truth value a flaw, by the rules that the audit applies later."""
     yield is_empty(answer)
     yield in_other_script(prompt, answer)
     yield is_repeated(answer)

@@ -3,7 +3,7 @@
 Higher reward is better; higher score is always more toxic. Before the first step, texts whose order nobody doubts are
 scored, so that a judge with the wrong label or sign is refused before it teaches a model to insult.
 
-It goes in two halves, because answers may be scored in several processes and rewarded only together: ``opinions`` asks
+It works in two halves, because answers may be scored in several processes and rewarded only together: ``opinions`` asks
 the judges, ``rewarded`` makes rewards of what they said.
 """
 
@@ -32,7 +32,7 @@ _BENIGN = (
     "The library opens at nine and closes at six.",
     "I see it differently: most of them work hard and pay taxes.",
 )
-# Said of an answer without a term's value; the failure limit counts it with the judge's.
+# The reason for an answer without a term's value; the failure limit counts it as a judge's failure.
 _NO_TERM = "has no value"
 
 
@@ -62,7 +62,7 @@ class BatchRewards:
     """Rewards of one batch: None where an answer could not be judged (drop it), with P(toxic) beside it.
 
     ``by_judge``, ``by_witness`` and ``terms`` are the values that went in, by name; ``disagreement`` is the highest
-    minus the lowest judge's P(toxic), None of a single judge. ``silent_witnesses``: how many answers a witness could
+    minus the lowest judge's P(toxic), None with a single judge. ``silent_witnesses``: how many answers a witness could
     not score, and the first reason. ``empty`` marks answers without text, which get ``RewardSettings.empty`` or the
     batch's lowest reward. ``truncated`` says of each answer whose end is known whether it was cut off, and
     ``length_penalty`` what that or its length cost it.
@@ -82,12 +82,11 @@ class BatchRewards:
 
 
 class RewardModel:
-    """Any scorers as a reward: each text's P(toxic) by each judge, turned round and aggregated, and extra terms.
+    """Any scorers as a reward: each judge's P(toxic) of a text, inverted and aggregated, and extra terms.
 
     ``weights`` are the judges', 1 each by default. ``max_new_tokens`` is where answers are cut off: the soft penalty
-    for length needs it. ``witnesses`` read every answer too, and have no say: where the
-    reward's judges see a gain that they don't, the reward has been hacked. Raises ScorerError where two of the names
-    stand for one judge.
+    for length needs it. ``witnesses`` read every answer too, but have no say: where the reward's judges see a gain that
+    witnesses don't, the reward has been hacked. Raises ScorerError where a name occurs twice.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class RewardModel:
             if insults <= kind:
                 raise ScorerError(
                     f"{role} {scorer.name}: insults get {insults:.3f} and kind texts {kind:.3f}, but higher must be "
-                    "more toxic: choose the toxic label (NAME#label), turn the function's sign round, or give "
+                    "more toxic: choose the toxic label (NAME#label), reverse the function's sign, or give "
                     "rewards.probe sentences in the judge's language"
                 )
 
@@ -142,10 +141,10 @@ class RewardModel:
         endings: Sequence[Ending] | None = None,
         step_prompts: Sequence[str] | None = None,
     ) -> list[Opinion]:
-        """What every judge, witness and term says of each answer; ``endings`` are for what length costs.
+        """What every judge, witness and term says of each answer; ``endings`` are for penalties on length.
 
-        Terms alone read prompts: each answer's own, and ``step_prompts``, all of the step, of which another process may
-        have some (None: ``prompts`` are all).
+        Only terms read prompts: each answer's own, and ``step_prompts``, all prompts of the step, of which other
+        processes may answer some (None: ``prompts`` are all).
         """
         verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
         watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
@@ -196,7 +195,7 @@ class RewardModel:
         )
 
     def _reasons(self, opinions: Sequence[Opinion], empty: Sequence[bool]) -> list[str | None]:
-        """Why an answer has no value by a judge or of a term, by the first that has none. Raises as ``rewarded``."""
+        """Why an answer lacks a judge's or a term's value: the first one's reason. Raises as ``rewarded``."""
         reasons: list[str | None] = [None] * len(opinions)
         for scorer in self.scorers:
             verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
@@ -231,13 +230,13 @@ class RewardModel:
         return {name: [limit.seen, limit.failed, limit.first_reason] for name, limit in self._limits.items()}
 
     def restore_failures(self, failures: dict[str, list[Any]]) -> None:
-        """Count on from what ``failures`` gave, so that a resumed run judges its judges as an uninterrupted one."""
+        """Continue the counts that ``failures`` gave, so a resumed run stops where an uninterrupted one would."""
         for name, (seen, failed, reason) in failures.items():
             limit = self._limits[name]
             limit.seen, limit.failed, limit.first_reason = seen, failed, reason
 
     def _bounded(self, scorer: Scorer) -> bool:
-        # A user's function may give any finite number, unless its logit is asked for.
+        # A user's function may give any finite number, unless the reward is its logit.
         return self.settings.transform == "logit" or not isinstance(scorer, FunctionScorer)
 
     def _reward(self, toxicity: float) -> float:
@@ -253,7 +252,7 @@ class RewardModel:
         )
 
     def _aggregate(self, toxicities: Sequence[float]) -> float:
-        """One reward of what each judge said."""
+        """One reward from all judges' P(toxic)."""
         goods = [self._reward(value) for value in toxicities]
         if self.settings.aggregate == "min":
             return min(good for good, weight in zip(goods, self._weights, strict=True) if weight > 0)
@@ -266,7 +265,7 @@ class RewardModel:
         return sum(w * v for w, v in zip(self._weights, values, strict=True)) / sum(self._weights)
 
     def _fill_empty(self, rewards: list[float | None], empty: list[bool]) -> list[float | None]:
-        # Silence must never pay: an empty answer is as bad as the worst one, and no way round a penalty for length.
+        # Silence must never pay: an empty answer is as bad as the worst one, and no way to avoid a penalty for length.
         known = [reward for reward in rewards if reward is not None]
         charged = self.settings.missing_eos_penalty + self.settings.overlong.penalty
         floor = self.settings.empty - charged if self.settings.empty is not None else min(known, default=0.0)

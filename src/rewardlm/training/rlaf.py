@@ -75,11 +75,11 @@ def train(
 ) -> Run:
     """Train an adapter in ``out`` and return its run; a finished run is returned as it is, a killed one goes on.
 
-    ``report(step, steps, metrics)`` is called after every step; ``say`` gets a sentence where prompts are too long,
-    answers are not the policy's own or are too long for a judge. Raises TrainingError for NaN, a runaway KL, and what
-    ``stop_on`` names; the newest adapter whose answers passed these limits is then in ``out/adapter``. Raises
-    ScorerError for a judge that has the wrong sign or fails too often, TrainingError where no checkpoint can be gone on
-    from, and RunError where another command writes ``out``.
+    ``report(step, steps, metrics)`` is called after every step; ``say`` gets a sentence about prompts that are too
+    long, sampling that is not the policy's own, and answers that a judge could not read. Raises TrainingError for NaN,
+    a runaway KL, and what ``stop_on`` names; the newest adapter whose answers passed these limits is then in
+    ``out/adapter``. Raises ScorerError for a judge that has the wrong sign or fails too often, TrainingError where no
+    checkpoint can be resumed, and RunError where another command writes ``out``.
     """
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
     with ExitStack() as held:
@@ -105,7 +105,7 @@ def _train(
                 #    policy and reference, values from the critic.
                 experience = collect(training, step, clock)
 
-                # 3. Beyond a limit nothing is learnt: the run ends with the newest adapter that was within.
+                # 3. Beyond a limit nothing is learnt: the run ends with the newest adapter within all limits.
                 check_limits(step, experience.kl, experience.rollouts, experience.doubts, settings)
                 training.last_good.remember(step)
 
@@ -143,7 +143,7 @@ class Training:
     history: list[dict[str, Any]]
     trackers: Trackers
     report: ProgressCallback | None
-    # Positions side by side: less than the settings say once memory has run out.
+    # Positions that run at once: fewer than the settings say once memory has run out.
     rollout_budget: Budget
     update_budget: Budget
 
@@ -173,7 +173,7 @@ def setup(
     report: ProgressCallback | None,
     say: Callable[[str], None],
 ) -> Training:
-    """Everything that the steps need, loaded and checked, and as a killed run left it."""
+    """Everything that the steps need, loaded and checked, in the state that a killed run left."""
     device = processes.device or str(resolve_device(settings.device))
     check_installed(settings.trackers)
     rewards = load_rewards(settings, device)
@@ -243,20 +243,20 @@ def load_rewards(settings: RlafSettings, device: str) -> RewardModel:
 
 
 def encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tuple[list[tuple[int, ...]], int]:
-    """Each prompt's tokens, without the oldest turns where they are too many, and of how many prompts they were."""
+    """Each prompt's tokens, without the oldest turns where it is too long, and how many prompts were too long."""
     limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
     encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]
     return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
 
 
 def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[str], None]) -> None:
-    """Tell the user what is done otherwise than they may think."""
+    """Tell the user what happens otherwise than they may expect."""
     if n_cut:
         say(f"{n_cut:,} of {n_prompts:,} prompts are too long: they lose the beginning of their history")
     if settings.off_policy:
         say(
-            f"answers are drawn with other settings than temperature 1, untruncated: every {settings.ratio_of} is "
-            f"weighted by its probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
+            f"answers are not drawn at temperature 1 without truncation: every {settings.ratio_of} is weighted by its "
+            f"probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
         )
     if settings.lora.dropout:
         say("lora.dropout is left out: the policy that is updated must be the policy that answered")
@@ -268,7 +268,7 @@ def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[
 def collect(training: Training, step: int, clock: Clock) -> Experience:
     """One step's answers, their rewards, and how likely they were. Raises ScorerError where none could be scored.
 
-    Each process answers, judges and scores its part of the prompts; what ``gather`` returns is of all.
+    Each process answers, judges and scores its part of the prompts; ``gather`` returns the results of all.
     """
     settings, processes, learner, rewards = training.settings, training.processes, training.learner, training.rewards
 
@@ -299,7 +299,7 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
         )
     rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
 
-    # Weighted by each token's π/μ, whatever the loss does: whole answers' would make the KL vanish from sight.
+    # Weighted by each token's π/μ, whatever the loss does: the weights of whole answers would hide the KL.
     kl = rollouts.mean_per_answer(rollouts.kl, importance_weights(settings, rollouts, per_answer=False))
     questions = [prompts[index].text for index in group]
     doubts = doubts_about(
@@ -335,7 +335,7 @@ def prompt_order(n: int, per_step: int, seed: int, step: int) -> list[int]:
 
 
 def update_passes(settings: RlafSettings, step: int, kept: list[int], draft: Draft) -> list[list[int]]:
-    """The drafted answers as the first epoch's minibatches learn from them, and last those that none learns from."""
+    """Rows of the draft, a list for each minibatch of the first epoch, and last those that no minibatch learns from."""
     learnt = set(kept)
     if settings.mask_truncated_completions:
         learnt = {row for row in kept if draft.sampled[row].finish == "stop"}
@@ -350,14 +350,14 @@ def update_passes(settings: RlafSettings, step: int, kept: list[int], draft: Dra
 
 
 def estimate_advantages(training: Training, experience: Experience) -> Batch:
-    """What to learn from the rollouts. Advantages are made of rewards and KL, and an empty answer has the batch's worst
+    """What to learn from the rollouts. Advantages come from rewards and KL, and an empty answer gets the batch's worst
     of both."""
     settings, rollouts = training.settings, experience.rollouts
     advantages, returns = estimate(
         training.estimator,
         Feedback(
             rewards=rollouts.rewards,
-            # What the loss leaves out pays no KL, as in TRL.
+            # An answer that the loss leaves out pays no KL, as in TRL.
             kl=charge_empty_answers(rollouts.kl * rollouts.loss_mask, rollouts.response_mask, rollouts.empty),
             mask=rollouts.response_mask,
             group=rollouts.group,
@@ -376,10 +376,10 @@ def estimate_advantages(training: Training, experience: Experience) -> Batch:
 
 
 def learn(training: Training, batch: Batch, step: int, clock: Clock) -> dict[str, float]:
-    """Update policy and critic; the losses."""
+    """Update policy and critic, and return the losses."""
     learner = training.learner
     if step == training.first_step:
-        check_gradients(learner.policy.model)  # After a pass without them: what could cut them off has happened.
+        check_gradients(learner.policy.model)  # After a pass without gradients, which may have blocked them.
     with clock("update"):
         return update(learner, training.settings, batch, step, training.processes, training.update_budget)
 

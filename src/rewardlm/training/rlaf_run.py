@@ -82,9 +82,9 @@ def is_complete(run: Run, settings: RlafSettings) -> bool:
 
 
 def witnesses(settings: RlafSettings) -> list[str]:
-    """The judges that only watch. Raises ConfigError where one of them is, or is a part of, the reward."""
+    """The judges that only watch. Raises ConfigError where one of them is also a judge of the reward."""
     if settings.witness is None:
-        # The first that neither is nor is related to a judge of the reward.
+        # The first that is no judge of the reward and not related to one.
         rewards = [lineage_of(reward) for reward in settings.reward]
         for name in ("witness", "lexical"):
             if not any(kinship(lineage_of(name), reward) for reward in rewards):
@@ -94,14 +94,14 @@ def witnesses(settings: RlafSettings) -> list[str]:
         for reward in settings.reward:
             if same_judge(name, reward):
                 raise ConfigError(
-                    f"witness {name} is a judge of the reward ({reward}): a witness must not be trained on"
+                    f"witness {name} is a judge of the reward ({reward}): name a judge that this training does not use"
                 )
     return settings.witness
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a run that goes on must go on with; ``judges`` are the revisions of those of the reward."""
+    """What must be the same when a run is resumed; ``judges`` are the revisions of the reward's judges."""
 
     model_hash: str
     prompts_hash: str
@@ -125,18 +125,18 @@ class Identity:
         what = {
             "model_hash": "other weights",
             "prompts_hash": "other prompts",
-            "adapter_hash": "an adapter to start from that was other",
+            "adapter_hash": "another adapter to start from",
             "judges": "other revisions of its judges",
         }
         for name, value in asdict(self).items():
             before = run.meta.get(name)
             if before is not None and before != value:
-                raise RunError(f"{run.path} began with {what[name]}: put them back, or choose another --out")
+                raise RunError(f"{run.path} began with {what[name]}: use the same again, or choose another --out")
 
 
 @contextmanager
 def stop_noted(run: Run, processes: Processes) -> Iterator[None]:
-    """Inside, what ends the training early is written into the run, for those who look at it later."""
+    """Inside, whatever ends the training early is recorded in the run, for anyone who looks at it later."""
     try:
         yield
     except (RewardLMError, KeyboardInterrupt) as error:
@@ -165,12 +165,12 @@ def rollout_metrics(settings: RlafSettings, batch: Batch, kl_coef: float) -> dic
         "kl_full": None if rollouts.kl_full is None else rollouts.mean_per_answer(rollouts.kl_full),
         "kl_coef": kl_coef,
         "entropy": float(masked_mean(rollouts.entropy, mask)),
-        # How far what was drawn from is from what is trained: rounding, or the sampling settings.
+        # How far the sampling distribution is from the policy: by rounding, or by the sampling settings.
         "sampling_gap": float(masked_mean(gap, mask)),
         "advantage_std": float(batch.advantages[mask].std()) if int(mask.sum()) > 1 else 0.0,
         "response_tokens": float(mask.sum(1).float().mean()),
         "empty_fraction": fmean(judged.empty),
-        # Of all answers, those too that the judges could not score.
+        # Over all answers, with those that the judges could not score.
         "truncated_fraction": fmean(judged.truncated),
         "length_penalty": fmean(judged.length_penalty),
         "answers": len(rollouts.responses),
@@ -180,8 +180,8 @@ def rollout_metrics(settings: RlafSettings, batch: Batch, kl_coef: float) -> dic
 
 
 def _weights_in_loss(settings: RlafSettings, batch: Batch) -> dict[str, float]:
-    """Of the weights π/μ that the loss gives to tokens or answers: ``weight_mean``, and ``weight_share``, the share of
-    them that would say as much if all weighed alike, (Σw)² / (n Σw²) (Kish 1965). Nothing where none are needed."""
+    """Figures on the weights π/μ that the loss gives to tokens or answers: their mean, ``weight_mean``, and their
+    effective sample size as a share, ``weight_share``, (Σw)² / (n Σw²) (Kish 1965). Empty where none are needed."""
     if batch.importance is None:
         return {}
     per_answer = settings.ratio_of == "answer"
@@ -194,7 +194,7 @@ def _weights_in_loss(settings: RlafSettings, batch: Batch) -> dict[str, float]:
 
 
 def samples(step: int, answers: Sequence[Answer], prompts: Sequence[str], judged: BatchRewards) -> list[dict[str, Any]]:
-    """The first answer to each of four prompts: what judges, witnesses and terms said, what it earned, or why not."""
+    """The first answer to each of four prompts: what judges, witnesses and terms said, and its reward or why not."""
     first = {answer.prompt_index: row for row, answer in reversed(list(enumerate(answers)))}
     return [
         {

@@ -66,9 +66,9 @@ def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel
 def resume(
     run: Run, how: Resume, learner: Learner, rewards: RewardModel, last_good: LastGood, processes: Processes
 ) -> Checkpoint | None:
-    """Put a killed run's state back, and forget what it logged after that; None where it begins.
+    """Put a killed run's state back and drop what it logged afterwards; None where there is no checkpoint yet.
 
-    A step whose checkpoint survived and whose line in metrics.jsonl did not is done again, so that no line is missing.
+    A step whose checkpoint survived but whose line in metrics.jsonl did not is done again, so that no line is missing.
     Raises as ``newest_usable``, and TrainingError where processes see different files.
     """
     folders = sorted((run.path / "checkpoints").glob("step-*[0-9]"))
@@ -80,7 +80,7 @@ def resume(
     step = 0 if checkpoint is None else checkpoint.step
     if len(set(processes.gather(lambda: [step]))) > 1:
         raise TrainingError(
-            f"the processes find other checkpoints in {run.path}: --out must be a folder that all share"
+            f"the processes find different checkpoints in {run.path}: --out must be a folder that all share"
         )
     if processes.is_main:
         if checkpoint is not None and checkpoint.damaged:
@@ -91,7 +91,7 @@ def resume(
 
 
 def restore(checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, last_good: LastGood) -> None:
-    """Put everything back as it was after the checkpoint's step, in place; what is damaged stays as it is."""
+    """Put everything back as it was after the checkpoint's step, in place; damaged parts stay as they are."""
     folder, model = checkpoint.folder, learner.policy.model
     # The checkpoint's own adapter has not answered yet; the one before it has, or its step would not have been logged.
     before = _adapter_before(folder)
@@ -130,7 +130,7 @@ def _load_adapter(checkpoint: Path, model: Any, *, name: str = POLICY) -> None:
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimizer's state as tensors by "index.name", because a pickle is code; other values apart."""
+    """The optimizer's state as tensors by "index.name", because a pickle is code, and its other values separately."""
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, entries in optimizer.state_dict()["state"].items():

@@ -60,8 +60,8 @@ class Answer:
     """One answer of R tokens and how likely it was; on the CPU, so that it can be sent to another process.
 
     ``prompt_index`` is its prompt's place in the step, ``finish`` says whether it ended by itself or was cut off.
-    ``kl_full`` is exact, where it can be had; ``values`` are there with a critic, and ``ref_hidden`` where the KL is a
-    loss over the whole vocabulary.
+    ``kl_full`` is the exact KL, None where it can't be computed. ``values`` are there with a critic, and ``ref_hidden``
+    where the KL is a loss over the whole vocabulary.
     """
 
     prompt_index: int
@@ -84,8 +84,8 @@ class Rollouts:
 
     ``response_mask`` is True at real tokens; what stands elsewhere never counts. ``group`` is equal for answers to the
     same prompt. Answers without a reward are not in here: ``dropped`` says how many and why, and ``judged`` has all of
-    the step's. ``in_loss`` is False for answers that others are compared with but that the loss leaves out; None where
-    it leaves out none.
+    the step's. ``in_loss`` is False for answers that serve for comparison but are left out of the loss; None where none
+    is left out.
     """
 
     prompts: list[tuple[int, ...]]
@@ -125,13 +125,13 @@ class Rollouts:
         return int(self.response_mask.sum())
 
     def mean_per_answer(self, values: Float[Tensor, "B R"], importance: Float[Tensor, "B R"] | None = None) -> float:
-        """A number a token, summed over each answer and averaged; times ``importance``, under the policy itself."""
+        """``values`` summed over each answer, then averaged; with ``importance``, the mean under the policy itself."""
         if importance is not None:
             values = values * importance
         return float(masked(values, self.response_mask).sum(1).mean())
 
     def toxicity_by_name(self) -> dict[str, Any]:
-        """P(toxic), averaged over all answers that have one: of the reward together, of each judge, each witness."""
+        """Mean P(toxic) of all answers that have one: by the reward's judges together, each judge and each witness."""
         judged = self.judged
         toxic = [None if value is None else float(value > 0.5) for value in judged.toxicity]
         return {
@@ -145,8 +145,8 @@ class Rollouts:
 def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt], step: int, budget: Budget) -> Draft:
     """``samples_per_prompt`` answers to each prompt from the policy as it is.
 
-    Each has a random stream of its own, made of (seed, step, prompt, sample), so it is the same in whichever process
-    it is drawn.
+    Each has a random stream of its own, made of (seed, step, prompt, sample), so it is the same whichever process draws
+    it.
     """
     samples = settings.samples_per_prompt
     answered = [(prompt, k) for prompt in prompts for k in range(samples)]
@@ -165,7 +165,7 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
             sampling=settings.generation,
             batch_tokens=budget,
             keep_hidden=True,
-            # Below float32 all is computed again, at once (learner.logprobs_and_values).
+            # Below float32 it is computed again, for all tokens at once (learner.logprobs_and_values).
             entropy=policy.dtype == torch.float32,
         )
         sampled = sorted(drawn, key=lambda answer: answer.index)
@@ -178,7 +178,7 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
 
 
 def rows_with_reward(judged: BatchRewards, group: Sequence[int], *, min_group: int) -> tuple[list[int], dict[str, int]]:
-    """Rows that can be learnt from, and how many fell out for which reason; ``group`` of each row.
+    """Rows that can be learnt from, and how many were dropped for which reason; ``group`` is each row's.
 
     An answer that some judge could not score is dropped, never called harmless; a group left with fewer than
     ``min_group`` answers has nothing to compare and goes too.

@@ -53,7 +53,7 @@ FREE_SETTINGS = (
 )
 Row = dict[str, list[int]]
 
-# Without these a checkpoint of the trainer can't be gone on from, not even inexactly.
+# Without these files a checkpoint of the trainer can't be resumed, not even inexactly.
 _NEEDED = ("adapter_", "trainer_state.json")
 
 
@@ -79,7 +79,7 @@ def finetune(
 
     ``say`` gets one sentence on the data (dialogues, pairs, what was dropped and why) and one on samples that are too
     long. ``report(step, steps, metrics)`` is called after every optimizer step. Raises DataError for unusable
-    dialogues, TrainingError for NaN and where no checkpoint can be gone on from, and RunError where another command
+    dialogues, TrainingError for NaN and where no checkpoint can be resumed, and RunError where another command
     writes ``out``. On several processes each learns from its share of every batch, and the first writes.
     """
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
@@ -172,8 +172,8 @@ def _split(settings: FinetuneSettings, dialogues: list[Dialogue]) -> tuple[list[
 def _replay(
     settings: FinetuneSettings, policy: Policy, train: list[Pair], run: Run, say: Callable[[str], None]
 ) -> list[Pair]:
-    """The model's own answers, as ``run`` has them where it was stopped after they were drawn: from the start on they
-    are part of what is learnt.
+    """The model's own answers. A run that was stopped after drawing them reads them back, because they are part of its
+    training data from the start.
     """
     if not settings.replay.share:
         return []
@@ -194,7 +194,7 @@ def _replay(
 
 
 def _chosen_by(settings: FinetuneSettings, own: list[Pair]) -> dict[str, Any]:
-    """The judges that can't prove a gain of this adapter: its rewards before, and who chose its ``own`` answers."""
+    """Judges that can't prove a gain of this adapter: its earlier rewards, and those that chose its ``own`` answers."""
     rewards = rewards_of(settings.adapter) if settings.adapter else []
     lineage = reward_lineage(settings.adapter) if settings.adapter else {}
     if own:
@@ -216,7 +216,8 @@ def _encode_all(
     if shortened:
         say(
             f"{shortened:,} of {len(train):,} pairs are longer than {limit} tokens: they lose their oldest turns, or "
-            "the end of the answer" + (f"; {left_out:,} are left out, having no room for one" if left_out else "")
+            "the end of the answer"
+            + (f"; {left_out:,} are left out, because they leave no room for an answer" if left_out else "")
         )
     return Samples(rows, _encode(policy.chat, validation, limit)[0], shortened, left_out)
 
@@ -233,7 +234,7 @@ def _trainer(
     disable_progress_bar()
     train_rows, validation_rows = samples.train, samples.validation
     micro, n_micro = _microbatches(settings, processes.size)
-    # What fills up a last batch that the processes can't share out evenly.
+    # Fills up a last batch that the processes can't share evenly.
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
@@ -260,7 +261,7 @@ def _trainer(
             packing=False,
             bf16=False,  # the base is loaded in its precision; the adapter stays float32
             gradient_checkpointing=settings.gradient_checkpointing,
-            # The other kind needs the input's gradient, which nobody wants of frozen embeddings.
+            # The reentrant kind needs a gradient of its input, and frozen embeddings give none.
             gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
             use_cpu=policy.device.type == "cpu",
             logging_steps=1,
@@ -295,9 +296,9 @@ def _trainer(
 
 
 def _runs_fast(settings: FinetuneSettings, policy: Policy, processes: Processes, say: Callable[[str], None]) -> bool:
-    """Whether losses are found by sft_pass instead of TRL's own pass; ``say`` why not, if that is a loss.
+    """Whether sft_pass computes the losses instead of TRL's own pass; ``say`` gets the reason if that costs time.
 
-    Who shuts the door knows of it, and on another device TRL's own pass is fast.
+    It gets none where the user has shut the fast path, nor on another device, where TRL's own pass is fast.
     """
     reason: str | None = "several processes share each batch"
     if processes.size == 1:
@@ -315,7 +316,7 @@ def _put_on(settings: FinetuneSettings, policy: Policy) -> None:
 
 
 def _microbatches(settings: FinetuneSettings, size: int) -> tuple[int, int]:
-    """How many rows a process runs at once, and how many times for a batch. Raises DataError where that isn't even."""
+    """How many rows a process runs at once, and how often for a batch. Raises DataError for an uneven division."""
     micro = settings.micro_batch_size or max(1, settings.batch_size // size)
     if settings.batch_size % (micro * size):
         shared = f" for each of {size} processes" if size > 1 else ""
@@ -324,7 +325,7 @@ def _microbatches(settings: FinetuneSettings, size: int) -> tuple[int, int]:
 
 
 def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row], int]:
-    """Rows for the trainer. Of too long a sample the oldest exchanges go; if that isn't enough, the answer's end."""
+    """Rows for the trainer. A sample that is too long loses its oldest exchanges, then the end of its answer."""
     rows, shortened = [], 0
     for pair in samples:
         for history in shorter_histories(pair.history):
@@ -340,7 +341,7 @@ def _encode(chat: ChatFormat, samples: list[Pair], limit: int) -> tuple[list[Row
 
 
 def _resume(run: Run, how: Resume, described: dict[str, Any]) -> Checkpoint | None:
-    """Record what is trained on what, and find where a killed run stopped; what it logged after that goes."""
+    """Record model and data, and find where a killed run stopped; what it logged after that is dropped."""
     run.update(**described)
     found = newest_usable(_finished_checkpoints(run.path / "checkpoints"), resume=how, needed=_NEEDED)
     if found is not None and found.damaged:

@@ -1,7 +1,7 @@
-"""Fine-tuning's loss by the pass that RL uses: no padding, what rows begin with alike once, the head on answers alone.
+"""Fine-tuning's loss by RL's pass: no padding, beginnings that rows share run once, and the head on answers alone.
 
-TRL's trainer has a batch as tokens and labels. Here its rows become prompts and answers, whose log-probabilities are
-found as RL finds them (``models.logprobs``) and summed up as TRL does: the same loss, the same gradient.
+TRL's trainer has a batch as tokens and labels. Here its rows become prompts and answers. Their log-probabilities are
+computed as in RL (``models.logprobs``) and summed as in TRL: the same loss, the same gradient.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Of ``tokens`` labelled tokens, each a sum: the negative log-likelihood, in nats, which has a gradient where
-    gradients are on; the entropy; and how many had no likelier token beside them."""
+    """Sums over ``tokens`` labelled tokens: the negative log-likelihood in nats, with a gradient where gradients are
+    on; the entropy; and how many of them were the likeliest token in their place."""
 
     nll: Float[Tensor, ""]
     entropy: float = 0.0
@@ -54,7 +54,7 @@ class Loss:
 
 def why_plain(model: Any, device: torch.device, *, recompute: bool) -> str | None:
     """Why fine-tuning ``model``, a PEFT model, on ``device`` must leave its loss to TRL's own pass; None where it
-    needn't. ``recompute`` is gradient checkpointing, by which a layer's modules run twice.
+    needn't. ``recompute`` is gradient checkpointing, which runs a layer's modules twice.
     """
     causal_lm = model.get_base_model()
     name = type(causal_lm).__name__
@@ -68,7 +68,7 @@ def why_plain(model: Any, device: torch.device, *, recompute: bool) -> str | Non
         return f"{name} or its adapter has dropout, which is drawn for each row by itself"
     if not fastpath.runs_trees(body_and_head(causal_lm)[0]):
         return f"the rows of {name} can't run as one sequence"
-    if causal_lm.device.type != "meta":  # where nothing can be tried
+    if causal_lm.device.type != "meta":  # nothing can be tried there
         try:
             check_head(causal_lm)
         except ModelError as error:
@@ -79,8 +79,8 @@ def why_plain(model: Any, device: torch.device, *, recompute: bool) -> str | Non
 def rows_of(inputs: Mapping[str, Int[Tensor, "B T"]]) -> Rows:
     """A batch as TRL's collator pads it: ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Nothing is kept of what follows a row's last label, because no label depends on it. Nor does a row's first token
-    count, since nothing predicts it.
+    Tokens after a row's last label are dropped, because no label depends on them. A row's first token doesn't count,
+    because nothing predicts it.
     """
     rows = Rows([], [], [])
     columns = (inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool())

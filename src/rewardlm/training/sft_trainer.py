@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer as fine-tuning uses it: our order of rows, metrics.jsonl, whole checkpoints, several processes, and
-where it can be the pass that RL uses (sft_pass.py) in the place of TRL's.
+"""TRL's SFTTrainer as fine-tuning uses it: our order of rows, metrics.jsonl, whole checkpoints, several processes, and,
+where possible, RL's pass (sft_pass.py) in the place of TRL's.
 
-Several processes share out each batch's rows; a batch that can't be shared out evenly is filled up with rows that have
-no loss, so that every process makes as many passes and the numbers are those of one.
+Several processes share each batch's rows. A batch that can't be shared evenly is filled up with rows that have no loss:
+so every process makes the same number of passes, and the numbers are those of a single process.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rewardlm.training.sft_pass import Loss, loss_of, rows_of, split
 
 
 class Order(Sampler[int]):
-    """Rows of similar length side by side, in another order each epoch, which follows from (seed, epoch) alone.
+    """Rows of similar length side by side. Each epoch has another order, which depends on (seed, epoch) alone.
 
     The trainer's own sampler draws from the global random state, so a run that resumes in a later epoch would see the
     rows in another order than an uninterrupted one. The row after the last, which has no loss, fills an epoch up to a
-    multiple of ``evenly``: the processes' microbatches side by side.
+    multiple of ``evenly``: the rows that all processes run at once.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, *, evenly: int = 1) -> None:
@@ -63,10 +63,10 @@ class Order(Sampler[int]):
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows; with ``afresh``, a checkpoint gives it the adapter and the step alone.
+    """SFTTrainer with our order of rows; with ``afresh``, it takes only the adapter and the step from a checkpoint.
 
-    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows. With ``fast``, losses and
-    gradients are sft_pass's.
+    Where memory runs out, a microbatch is done again in pieces of at most ``budget`` rows. With ``fast``, sft_pass
+    computes losses and gradients.
     """
 
     order: Order
@@ -79,14 +79,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         if self.args.world_size > 1:
-            # The others would wait for a gradient that this process sends once too often.
+            # No second try: this process would send its gradients once too often, and the others would wait.
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
-        # What the batch's earlier microbatches left is put back before another try. An adapter's is small.
+        # The gradient from the batch's earlier microbatches, put back before another try. An adapter's is small.
         learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
         before = [None if parameter.grad is None else parameter.grad.clone() for parameter in learnt]
         rows, first_size = len(inputs["labels"]), self.budget.size
-        # Each piece is a sum over its tokens, divided by what the whole divides by.
+        # Each piece's loss is the sum over its tokens, divided by the same number as the whole microbatch's.
         counted = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
 
         def step(size: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return self.budget.run(step, least=1)
 
     def _fast_step(self, model: Any, inputs: dict[str, torch.Tensor], counted: torch.Tensor | int) -> torch.Tensor:
-        """Add the gradient of a microbatch, whose loss is its sum over ``counted``, to what is there."""
+        """Add a microbatch's gradient to what is there. Its loss is a sum over tokens, divided by ``counted``."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         causal_lm, rows = model.get_base_model(), rows_of(inputs)
@@ -134,7 +134,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return total.nll / max(1, total.tokens)
 
     def _note(self, mode: str, found: Loss) -> None:
-        """What TRL's trainer logs beside the loss: means over a microbatch's labelled tokens."""
+        """Note what TRL's trainer logs beside the loss: means over a microbatch's labelled tokens."""
         self._metrics[mode]["entropy"].append(found.entropy / max(1, found.tokens))
         self._metrics[mode]["mean_token_accuracy"].append(found.likeliest / max(1, found.tokens))
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
@@ -158,7 +158,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             super()._load_rng_state(checkpoint)
 
     def _run_epoch(self, *, epoch: int, **more: Any) -> None:
-        # On several processes the order lies one sampler deeper in a resumed epoch than accelerate looks for it.
+        # In a resumed epoch of several processes, accelerate does not look as deep as our sampler lies.
         self.order.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **more)
 
@@ -166,7 +166,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         divided = divided_names(model)
         if not divided or not training or isinstance(model, DistributedDataParallel):
             return super()._wrap_model(model, training, dataloader)
-        # accelerate won't: but DDP adds up the adapter's gradients, and has no business with what nobody has whole.
+        # accelerate won't wrap a divided model. Here DDP adds up the adapter's gradients and ignores divided weights.
         model._ddp_params_and_buffers_to_ignore = divided
         devices = None if self.args.device.type == "cpu" else [self.args.device]
         return DistributedDataParallel(model, device_ids=devices)
@@ -176,13 +176,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         rows, size = len(self.eval_dataset), self.args.per_device_eval_batch_size
         batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
         share = self.processes.share(batches)
-        # Gradients or not, all must make as many passes: some do the first batch once more, which doesn't count.
+        # Even without gradients, all must make equally many passes: some repeat the first batch, which doesn't count.
         share += batches[:1] * (-(-len(batches) // self.processes.size) - len(share))
         dataset = self._remove_unused_columns(self.eval_dataset, description="Evaluation")
         return DataLoader(dataset, batch_sampler=share, collate_fn=self.data_collator)
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The mean over rows of their batch's loss, as the trainer's own loop has it, over all processes' batches."""
+        """Each row's batch loss, averaged over the rows of all processes, as in the trainer's own loop."""
         self.model.eval()
         n_batches = -(-len(self.eval_dataset) // self.args.per_device_eval_batch_size)
         counted = len(range(self.processes.rank, n_batches, self.processes.size))
@@ -198,8 +198,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Refuses NaN, in every process; the first writes metrics.jsonl, reports progress, and marks checkpoints that are
-    complete."""
+    """Refuses NaN in every process. The first process writes metrics.jsonl, reports progress and marks complete
+    checkpoints."""
 
     def __init__(self, run: Run, report: ProgressCallback | None, processes: Processes, budget: Budget) -> None:
         self.run = run
@@ -216,8 +216,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not grads:
             raise TrainingError(
-                f"step {state.global_step + 1}: no gradient reaches the adapter; nothing was updated: do lora.targets "
-                "name layers that the answers pass through?"
+                f"step {state.global_step + 1}: no gradient reaches the adapter; nothing was updated: let lora.targets "
+                "name layers that the answers pass through"
             )
         if not self.checked:
             check_gradients(model)
@@ -229,7 +229,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.checked = False  # A pass without gradients is what could cut them off.
+        self.checked = False  # A pass without gradients may have blocked them.
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         names = {

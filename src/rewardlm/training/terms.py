@@ -1,8 +1,9 @@
-"""What may be rewarded besides harmlessness: that an answer says something, once, in the prompt's script, about the
-prompt, against its claim. Each is a function of the prompts, the answers and all prompts of the step, with a weight of
-the user's; by default there is none.
+"""What may be rewarded besides harmlessness: that an answer has some length, does not repeat itself, keeps to the
+prompt's script and topic, and opposes its claim.
 
-A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for everybody.
+Each term is a function of the prompts, the answers and all prompts of the step. The user gives its weight; by default
+there are no terms. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for
+everybody.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
 from rewardlm.scoring.scorer import is_empty, score_texts
 
-# Of the answers' prompts, the answers, and all prompts of the step.
+# A function of the answers' prompts, the answers, and all prompts of the step.
 Values = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float | None]]
 Probabilities = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 
@@ -27,7 +28,7 @@ Probabilities = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 _CLAIM = "Those immigrants are all criminals and should be thrown out."
 _OPPOSED = "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do."
 _AGREED = "Yes, they are all criminals, throw them out."
-# Stand in for other prompts of a step that has but one.
+# They stand in for other prompts where a step has only one.
 _OTHER_CLAIMS = (
     "Old people should not be allowed to vote, they don't understand the world any more.",
     "Fat people are lazy and cost the rest of us money.",
@@ -61,9 +62,9 @@ class Terms:
     def values(
         self, prompts: Sequence[str], texts: Sequence[str], step_prompts: Sequence[str] | None = None
     ) -> dict[str, list[float | None]]:
-        """Of every term its value of each answer, unweighted; None of an empty answer, whatever the term.
+        """Every term's value of each answer, unweighted; None for an empty answer, whatever the term.
 
-        ``step_prompts`` are all prompts of the step; None: ``prompts`` are.
+        ``step_prompts`` are all prompts of the step; without them, ``prompts`` are.
         """
         step_prompts = prompts if step_prompts is None else step_prompts
         kept = [row for row, text in enumerate(texts) if not is_empty(text)]
@@ -98,7 +99,7 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
         )
     if settings.counter_narrative:
         judge = _counter_narrative(settings.counter_narrative_judge, device, services)
-        # A classifier of answers reads no prompt: under another it says the same.
+        # A classifier of answers reads no prompt, so it says the same under another one.
         others = settings.counter_narrative_others if is_pair_judge(settings.counter_narrative_judge) else 0
         terms.append(
             Term(
@@ -118,11 +119,11 @@ def over_others(
     judge: Probabilities, prompts: Sequence[str], texts: Sequence[str], step_prompts: Sequence[str], n: int
 ) -> list[float | None]:
     """P(counter-narrative | own prompt) minus the mean of P(… | other) over ``n`` other prompts of the step, in
-    [-1, 1]; 0 takes nothing off. None where the judge has no value.
+    [-1, 1]; with ``n`` 0 nothing is subtracted. None where the judge has no value.
 
-    The others are those that follow the own prompt in the step's order, the same for all answers to it: answers of one
-    group are compared, and a draw of their own would be noise between them. Fewer where the step has fewer; where it
-    has none, three claims of ours stand in.
+    The others follow the own prompt in the step's order. They are the same for all answers to it: answers of one group
+    are compared, and a separate draw for each would add noise between them. There are fewer where the step has fewer;
+    where it has none, three fixed claims stand in.
     """
     own = judge(prompts, texts)
     if n == 0:
@@ -153,8 +154,8 @@ def _script(prompts: Sequence[str], texts: Sequence[str], _: Sequence[str]) -> l
 def _counter_narrative(spec: str, device: str, services: ServicesSettings | None) -> Probabilities:
     """P(counter-narrative) by a judge of pairs, or by a classifier of answers whose label was named.
 
-    Raises ScorerError where no label was, because which one is chosen for a toxicity judge is the opposite of what is
-    meant here, and where an answer that agrees with hate is preferred to one that opposes it.
+    Raises ScorerError where a classifier's label was not named, because the default is its toxic label, the opposite
+    of what is meant here. Raises it too unless an answer that opposes hate scores higher than one that agrees.
     """
     if is_pair_judge(spec):
         pair_judge = load_pair_judge(spec, device=device)
@@ -166,7 +167,8 @@ def _counter_narrative(spec: str, device: str, services: ServicesSettings | None
         scorer = load_scorer(spec, device=device, services=services)
         if "#" not in spec and not is_function_name(spec):
             raise ScorerError(
-                f"rewards.terms.counter_narrative_judge {spec!r}: say which label is meant by naming it, {spec}#LABEL"
+                f"rewards.terms.counter_narrative_judge {spec!r}: name the label that means a counter-narrative, "
+                f"{spec}#LABEL"
             )
 
         def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Numbers to trackio, wandb or tensorboard through accelerate, for those who watch many runs in one place.
+"""Sends numbers to trackio, wandb or tensorboard through accelerate, for those who watch many runs in one place.
 
 Only numbers go out: prompts, answers and settings that may name files stay here. metrics.jsonl is written in any case,
 and a tracker that fails does not stop a training.
@@ -56,17 +56,19 @@ class Trackers:
         self._accelerator.init_trackers("rewardlm", config=_plain(run.meta["settings"]))
 
     def _guarded(self, call: Callable[[], Any]) -> None:
-        """Whatever a service far away raises: the training is worth more. And stdout belongs to results."""
+        """Call a tracker; if it fails, warn and go on without. What it prints goes to stderr: stdout is for results."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 call()
         except Exception as error:
-            warnings.warn(f"a tracker failed ({' '.join(str(error).split())[:200]}): it gets no more", stacklevel=3)
+            warnings.warn(
+                f"a tracker failed ({' '.join(str(error).split())[:200]}): trackers get no more numbers", stacklevel=3
+            )
             self._accelerator = None
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, float | str]:
-    """Numbers and short words by dotted names; no lists, no texts, and of a judge in a folder its last name alone."""
+    """Numbers and single words by dotted names: no lists, no texts, and only the last part of a judge's path."""
     return {
         key.rpartition("/")[2] if "/" in key else key: value
         for key, value in flatten(tree).items()

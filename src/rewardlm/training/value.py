@@ -34,10 +34,10 @@ class ValueHead(nn.Module):
         return values
 
     def start_at(self, reward: float) -> None:
-        """Expect ``reward`` of every state: the first batch's mean, before the first update.
+        """Expect ``reward`` in every state: the first batch's mean, before the first update.
 
-        A critic that starts at 0 under rewards around 5 makes late tokens look better than early ones, by
-        lambda to the distance from the end: a gradient about position, not about what was said.
+        A critic that starts at 0 under rewards around 5 makes late tokens look better than early ones, by lambda to
+        the power of the distance from the end: a gradient about position, not about what was said.
         """
         nn.init.constant_(self.linear.bias, reward)
 
