@@ -33,7 +33,7 @@ def ran_out(error: BaseException) -> bool:
 class Budget:
     """At most ``size`` positions (or rows: ``setting`` names what) at a time; less once memory has run out.
 
-    ``shortages`` counts how often that was. Without ``again`` the error is raised instead.
+    ``shortages`` counts how often memory ran out. Without ``again`` the error is raised instead.
     """
 
     def __init__(self, size: int, setting: str, *, again: bool = True) -> None:
@@ -41,9 +41,9 @@ class Budget:
         self.shortages = 0
 
     def run(self, work: Callable[[int], T], *, least: int) -> T:
-        """``work(size)``, again with half of it whenever memory runs out, down to ``least``, the largest single piece.
+        """``work(size)``, repeated with half the size whenever memory runs out, down to ``least``, the largest piece.
 
-        ``work`` must undo by itself what a failed try has left behind. Raises ModelError where the least is too much.
+        ``work`` must undo what a failed try has left behind. Raises ModelError where even ``least`` is too much.
         """
         while True:
             try:
@@ -52,11 +52,11 @@ class Budget:
                 if not self.again or not ran_out(error):
                     raise
                 self.shrink(least, error)
-            # Only here are the failed try's tensors let go: the error's traceback held them.
+            # The failed try's tensors can be freed only here: the error's traceback held them.
             free_cached()
 
     def shrink(self, least: int, error: BaseException) -> None:
-        """Go on with half, at least ``least``, and warn of it. Raises ModelError where that would be no less."""
+        """Halve the size, down to ``least``, and warn of it. Raises ModelError where it can't get smaller."""
         if self.size <= least:
             raise ModelError(
                 f"out of memory with one piece of {least} ({self.setting} {self.size}): shorten prompts or answers, "
@@ -72,10 +72,10 @@ class Budget:
 
 
 def trim_heap() -> None:
-    """Give back to the system what the CPU's tensors have left, where the C library can (glibc).
+    """Give memory that the CPU's tensors no longer use back to the system, where the C library can (glibc).
 
-    What is freed between blocks that live on is else kept, and tensors of other sizes don't fit into it: in RL, whose
-    microbatches are all of different lengths, hundreds of MB.
+    Otherwise the process keeps what is freed between blocks in use, and tensors of other sizes don't fit into it. In
+    RL, whose microbatches all have different lengths, that is hundreds of MB.
     """
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(ctypes.c_size_t(0))

@@ -1,4 +1,4 @@
-"""What a model takes, found with a few of its layers: most models have many, and all alike."""
+"""What a model takes in memory, found with a few of its layers: most models have many, and all alike."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ S = TypeVar("S", bound=_HasModel)
 
 
 def by_layers(trace: Callable[..., int], of: S, *sizes: int, **how: bool) -> int:
-    """``trace(of, …)`` of a model whose layers are all alike, in the time that a few of them take: what each adds is
-    found with three and with four of them. Other models are traced whole.
+    """``trace(of, …)``, in the time that a few layers take where all are alike: what each layer adds is the difference
+    between four of them and three. Other models are traced whole.
     """
     found = _alike(of.causal_lm)
     if found is None:
@@ -44,7 +44,7 @@ def _alike(causal_lm: Any) -> tuple[nn.Module, str, nn.ModuleList] | None:
 
 
 def _described(layer: nn.Module) -> list[Any]:
-    """All that can make two layers behave differently, but for which of them they are."""
+    """Everything that can make two layers behave differently, except their place in the model."""
     return [
         (
             path,

@@ -33,20 +33,20 @@ from rewardlm.models.sampling import Sampler
 from rewardlm.models.shapes import META, SHAPES
 from rewardlm.trunk import trunk_states
 
-# NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight; a byte a block of 64, and of 256 such bytes
-# again a float32.
+# NF4 with double quantisation (Dettmers et al. 2023): 4 bits a weight, a byte for each block of 64 weights, and a
+# float32 for every 256 of these bytes.
 _FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
-_CHUNK = 128  # of tokens whose logits stand in memory together: token_stats' default
+_CHUNK = 128  # tokens whose logits are in memory together: token_stats' default
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, ``now`` is the size of what was made on the meta device and is alive, in bytes, ``peak`` its maximum."""
+    """Inside, ``now`` is the bytes of all live tensors that were made on the meta device, ``peak`` their maximum."""
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
-        # What was there before is known, and counts nothing.
+        # What was there before is known and counts as 0 bytes.
         self._before = [tensor.untyped_storage() for tensor in before]
         self._alive.update((id(storage), 0) for storage in self._before)
 
@@ -71,23 +71,23 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as its fused kernels keep it: on the meta device PyTorch would spell it out, scores and all."""
+    """Attention with what its fused kernels keep: on the meta device PyTorch would make all scores too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__bool__ and args[0].device == META:
-            # transformers asks whether all tokens are real, and leaves the mask out then. Rows are rarely so alike.
+            # transformers asks whether all tokens are real, and would then leave the mask out. They rarely all are.
             return False
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         more = kwargs or {}
         if args[0].shape[1] != args[1].shape[1] and not more.get("enable_gqa"):
-            return func(*args, **more)  # No kernel takes fewer keys than queries (Falcon's way): it is spelled out.
+            return func(*args, **more)  # No kernel takes fewer keys than queries (Falcon): all scores are made.
         mask = more.get("attn_mask")
         return _Attention.apply(*args[:3], mask)  # type: ignore[no-untyped-call]
 
 
 class _Attention(torch.autograd.Function):
-    """Saved for the backward pass: what came in and out, a number a row of scores, and the mask as numbers."""
+    """Saved for the backward pass: inputs and output, a number for each row of scores, and the mask as numbers."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,7 +103,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _QuantisedLinear(nn.Linear):
-    """A linear layer as bitsandbytes computes it; its weight counts nothing here, and ``weight_bytes`` knows better."""
+    """A linear layer as bitsandbytes computes it; its weight counts nothing here, but in ``weight_bytes``."""
 
     def __init__(self, like: Any, load: str) -> None:
         out_features, in_features = like.weight.shape[::-1] if isinstance(like, Conv1D) else like.weight.shape
@@ -112,7 +112,7 @@ class _QuantisedLinear(nn.Linear):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In training bitsandbytes unpacks 8-bit weights on a CPU; else integers are multiplied with integers.
+        # In training bitsandbytes unpacks 8-bit weights on a CPU; otherwise it multiplies integers.
         unpacks = self.load == "4bit" or self.training
         found: Tensor = _QuantisedMap.apply(x, self.weight, self.bias, unpacks)  # type: ignore[no-untyped-call]
         return found
@@ -183,9 +183,9 @@ def adapted(spec: str, dtype: torch.dtype, settings: LoraSettings, load: str | N
 
 
 def weight_bytes(causal_lm: nn.Module, load: str | None = None) -> float:
-    """All parameters and buffers but an adapter's; ``load`` 8bit or 4bit as bitsandbytes quantises.
+    """Bytes of all parameters and buffers but an adapter's; with ``load`` 8bit or 4bit, as bitsandbytes quantises them.
 
-    It takes linear layers, and leaves the language-model head (and the embeddings that it is tied to), embeddings,
+    It quantises linear layers, and leaves the language-model head (and the embeddings that it is tied to), embeddings,
     norms and biases as they are.
     """
     total = sum(tensor.nbytes for name, tensor in _unique(causal_lm) if "lora_" not in name)
@@ -207,7 +207,7 @@ def quantisable(causal_lm: Any) -> list[Any]:
 def _quantised(module: Any, load: str) -> float:
     size = int(module.weight.numel())
     rows = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
-    # 8 bit: a float32 a row besides.
+    # 8 bit: a float32 for each row as well.
     return size * _FOUR_BIT if load == "4bit" else size + 4 * rows
 
 
@@ -225,8 +225,9 @@ def adapter_bytes(adapted: Skeleton) -> int:
 
 
 def copied_bytes(adapted: Skeleton) -> int:
-    """What stands beside the weights while answers are drawn: these laid out anew, the head too, where a model decodes
-    without its modules; else what lora.merged keeps in float32, copies of the adapted weights and one layer's change.
+    """What is kept beside the weights while answers are drawn. For a model that decodes without its modules, that is a
+    copy of them in another layout, the head's too. Otherwise it is what lora.merged keeps in float32: copies of the
+    adapted weights and one layer's change.
     """
     body, head = body_and_head(adapted.causal_lm)
     if fastpath.copies_weights(body):
@@ -252,10 +253,10 @@ def cache_bytes(bare: Skeleton, positions: int = 64) -> int | None:
 
 @torch.no_grad()
 def generating_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
-    """The most while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, the first token's draw.
+    """Peak bytes while ``rows`` answers of ``new`` tokens are drawn: prompts' pass, both caches, first token's draw.
 
     Later steps hold less: the prompts' own cache is gone by then. With transformers' cache, while the fast path is
-    shut, the last step holds most.
+    shut, the last step holds the most.
     """
     with bare.traced() as live:
         lm = bare.causal_lm
@@ -279,7 +280,7 @@ def generating_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
 
 
 def _last_step(body: Any, cache: DynamicCache, rows: int, positions: int) -> Tensor:
-    """States after one more token a row, the last of ``positions``; transformers' cache copies itself for each."""
+    """States after one more token a row, the last of ``positions``; transformers' cache copies itself for each one."""
     for layer in cache.layers:
         for name in ("keys", "values"):
             kept = getattr(layer, name)
@@ -290,7 +291,7 @@ def _last_step(body: Any, cache: DynamicCache, rows: int, positions: int) -> Ten
 
 @torch.no_grad()
 def scoring_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compared: bool) -> int:
-    """The most while the log-probabilities of answers are found; ``compared``: with the exact KL to other states."""
+    """Peak bytes while answers' log-probabilities are computed; ``compared``: with the exact KL to other states."""
     with bare.traced() as live:
         lm = bare.causal_lm
         head = body_and_head(lm)[1]
@@ -301,7 +302,7 @@ def scoring_bytes(bare: Skeleton, rows: int, width: int, answer: int, *, compare
 
 
 def updating_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, recompute: bool) -> int:
-    """The most while a microbatch of RL goes forwards and backwards, its gradient included."""
+    """Peak bytes while a microbatch of RL goes forwards and backwards, its gradient included."""
     with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
         body, head = body_and_head(lm)
@@ -316,8 +317,8 @@ def updating_bytes(adapted: Skeleton, rows: int, width: int, answer: int, *, rec
 
 
 def finetuning_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: bool, kernels: bool) -> int:
-    """The most while a microbatch of fine-tuning does; ``kernels``: TRL's head runs in Triton's, as on CUDA."""
-    adapted.model.train()  # with what it drops out
+    """As ``updating_bytes``, for fine-tuning; ``kernels``: TRL's head runs in Triton's kernels, as on CUDA."""
+    adapted.model.train()  # with dropout
     with _as_it_was(adapted), adapted.traced() as live:
         lm = adapted.causal_lm
         body, head = body_and_head(lm)
@@ -328,10 +329,10 @@ def finetuning_bytes(adapted: Skeleton, rows: int, width: int, *, recompute: boo
 
 
 class _TrlHead(torch.autograd.Function):
-    """TRL's language-model head (trl.kernels.chunked_logprob), which goes forwards again on its way back.
+    """TRL's language-model head (trl.kernels.chunked_logprob), which runs forwards again in its backward pass.
 
-    It works on tiles of at most 4,096 tokens by 32,768 words: one in the model's precision, and, where plain PyTorch
-    does what Triton's kernels do in place, at one moment seven more in float32 and one of truth values.
+    It works on tiles of at most 4,096 tokens by 32,768 words. One is in the model's precision. Where plain PyTorch does
+    what Triton's kernels do in place, there are at one moment seven more in float32 and one of truth values.
     """
 
     @staticmethod
@@ -354,7 +355,7 @@ class _TrlHead(torch.autograd.Function):
 
 
 def _response_states(causal_lm: Any, rows: int, width: int, answer: int) -> Tensor:
-    """As logprobs.response_states, of rows that have nothing in common."""
+    """As logprobs.response_states, for rows that have nothing in common."""
     body, _ = body_and_head(causal_lm)
     if fastpath.runs_trees(body):
         prompts = [[row] * (width - answer) for row in range(rows)]
@@ -369,7 +370,7 @@ def _states(causal_lm: Any, rows: int, width: int, cache: Any) -> Tensor:
 
 
 def _again(body: Any) -> contextlib.AbstractContextManager[None]:
-    """``recomputed``; PyTorch drops what intercepts functions on the way back, so it is put there again."""
+    """``recomputed``; PyTorch drops function modes in the backward pass, so ours is entered again there."""
     return recomputed(body, context_fn=lambda: (contextlib.nullcontext(), _FusedAttention()))
 
 
@@ -383,7 +384,7 @@ def _zeros(*shape: int) -> Tensor:
 
 @contextlib.contextmanager
 def _as_it_was(adapted: Skeleton) -> Iterator[None]:
-    """Afterwards without gradients, and in evaluation mode."""
+    """Afterwards the model has no gradients and is in evaluation mode."""
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""An adapter made part of a model in full precision, as a folder that anything can load; and what that changed.
+"""Merges an adapter into a model in full precision, as a folder that any tool can load, and measures what that changed.
 
-It is merged into what the adapter was trained on. On a base that was held in 4 or 8 bits these are the weights that
-the codes stand for (``--load``): the adapter has learnt to make up for their rounding too. Merging *into* quantised
-weights would round the adapter away with them, and isn't done.
+The adapter is merged into the weights that it was trained on. For a base held in 4 or 8 bits (``--load``) these are the
+weights that the codes stand for, because the adapter has also learnt to make up for their rounding. Merging *into*
+quantised weights would round the adapter away, and isn't done.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rewardlm.runs import training_of, write_atomically
 RECORD = "merged"
 # Where the two models are compared: so many positions in each of so many packaged answers.
 _ANSWERS, _POSITIONS = 16, 16
-_TOGETHER = 4  # answers in a pass: quantised weights are unpacked at each
-# Nats a token, or a share of most likely tokens, over which the change is warned of rather than said.
+_TOGETHER = 4  # answers in a pass: quantised weights are unpacked in each
+# A change of more nats a token, or of a larger share of likeliest tokens, is a warning on another base.
 _NOTABLE = 0.01
 
 
@@ -44,9 +44,9 @@ def merge(
     float32), and return its record, which lies beside the weights.
 
     ``say`` gets a sentence on how far the folder's next-token distributions are from those of the model that was
-    trained: the adapter unmerged, on the base in its training's precision as far as that is known. It is a warning
-    where another base than that one was merged into. Raises ConfigError without an adapter, and ModelError where
-    ``out`` holds something else.
+    trained: the adapter unmerged, on the base in its training's precision as far as that is known. A notable
+    difference is a warning where another base was merged into. Raises ConfigError without an adapter, and ModelError
+    where ``out`` holds something else.
     """
     if settings.adapter is None:
         raise ConfigError("nothing to merge: name the adapter with --adapter")
@@ -59,7 +59,7 @@ def merge(
     # Merged in float32 whatever it is saved in: a small product of two matrices is below half precision's rounding.
     plain = load_policy(settings.model_copy(update={"load": None, "dtype": "float32"}))
     if settings.load is None and trained_in["load"] is None:
-        # The adapter was trained on the very weights that it is merged into: they are read once.
+        # The adapter was trained on the very weights that it is merged into, so they are read once.
         load_adapter(plain, settings.adapter)
         steps.next("reading answers with the adapter")
         before = logits_of_answers(plain)
@@ -92,7 +92,7 @@ def merge(
 
 
 class _Steps:
-    """Tells which of the merge's five steps it is at."""
+    """Reports which of its five steps the merge is at."""
 
     def __init__(self, report: ProgressCallback | None) -> None:
         self._report, self._done = report, 0
@@ -112,7 +112,7 @@ def _trained_in(settings: ModelSettings) -> dict[str, Any]:
     return {
         "load": load,
         "quantisation": QuantisationSettings(**recorded.get("quantisation", {})),
-        # Codes depend on the precision that they were made from; else it only adds rounding to what is compared.
+        # Codes depend on the precision that they were made from. Without codes it would only add rounding.
         "dtype": recorded.get("dtype", "auto") if load else "float32",
     }
 
@@ -125,9 +125,9 @@ def _with_adapter(settings: ModelSettings, adapter: Path) -> Policy:
 
 @torch.no_grad()
 def _fill(plain: Policy, held: Policy) -> None:
-    """Put what ``held``'s quantised weights stand for in the place of ``plain``'s."""
+    """Replace ``plain``'s weights with those that ``held``'s codes stand for."""
     for name, layer in quantised_layers(held.causal_lm).items():
-        # An adapter's layer stands around the base's.
+        # An adapter's layer wraps the base's.
         module = plain.model.get_submodule(name.removesuffix(".base_layer"))
         weight = full_weight(layer)
         module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)
@@ -157,7 +157,7 @@ def logits_of_answers(policy: Policy) -> Tensor:
 
 
 def change_between(before: Tensor, after: Tensor) -> dict[str, Any]:
-    """How far next-token distributions moved, of logits Float[N, V]: KL(before ‖ after) in nats, averaged, and the
+    """How far next-token distributions moved, given logits Float[N, V]: the mean KL(before ‖ after) in nats, and the
     share of positions at which another token is the likeliest."""
     changed = before.argmax(-1) != after.argmax(-1)
     return {
@@ -182,11 +182,11 @@ def _tell(record: dict[str, Any], say: Callable[[str], None]) -> None:
     base, trained_on = record["base"], record["trained_on"]
     kl, moved = record["kl"], record["likeliest_token_changed"]
     text = (
-        f"against the adapter on the base it was trained on ({trained_on}), next-token distributions are {kl:.2g} nats "
-        f"away, and the likeliest token is another at {moved:.1%} of {record['positions']} positions"
+        f"compared with the adapter on the base it was trained on ({trained_on}), next-token distributions are "
+        f"{kl:.2g} nats away, and the likeliest token differs at {moved:.1%} of {record['positions']} positions"
     )
     if base == trained_on or max(kl, moved) <= _NOTABLE:
         say(text)
         return
     better = "leave --load out" if trained_on == "full precision" else f"add --load {trained_on}"
-    warnings.warn(f"{text}: it was merged into another base ({base}); {better} to have what was trained", stacklevel=3)
+    warnings.warn(f"{text}: it was merged into another base ({base}); {better} to get what was trained", stacklevel=3)

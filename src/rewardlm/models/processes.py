@@ -1,8 +1,8 @@
 """One command on several processes (torchrun, accelerate launch): who does which share, and how results are gathered.
 
 Every process has the same settings and comes to the same decisions; answers, judging and gradients are shared out.
-What each one found is gathered, so that all of them see the same, errors among them: a process that stopped alone
-would leave the others waiting. The first one writes. Alone, every method gives back what it got.
+What each one found is gathered, so that all of them see the same, errors included: a process that stopped alone would
+leave the others waiting. The first one writes. With a single process, every method returns that one's own result.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rewardlm.errors import ConfigError, RunError
 
 T = TypeVar("T")
 
-# The others wait while the first judges similarity, or one that got long prompts finishes; one that died is noticed by
-# the launcher and by its closed connections, not by the clock.
+# The others wait while the first judges similarity, or one with long prompts finishes. The launcher and closed
+# connections tell of a process that died, not the clock.
 _PATIENCE = timedelta(days=1)
 
 
@@ -34,10 +34,11 @@ def several() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process of several now, with what Python does at its end but for taking itself apart.
+    """End this process, one of several, now: run what Python runs at exit, but don't tear the interpreter down.
 
-    FSDP2's meshes stay in DTensor's caches, and gloo's threads with them; one that then asks for Python's lock, to let
-    go of a tensor, is ended by Python in the middle of C++, which aborts the process (exit code -6) with all work done.
+    FSDP2's meshes stay in DTensor's caches, and gloo's threads with them. During teardown, Python ends a thread that
+    asks for its lock to release a tensor in the middle of C++. That aborts the process (exit code -6) with all work
+    done.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -48,7 +49,7 @@ def leave(code: int) -> NoReturn:
 class Processes:
     """The processes of this command; ``rank`` is this one's number among ``size``.
 
-    Raises ConfigError where the launcher was told to wrap the model, which is done here.
+    Raises ConfigError where the launcher was told to wrap the model: RewardLM does that itself.
     """
 
     def __init__(self, *, cpu: bool) -> None:
@@ -60,7 +61,7 @@ class Processes:
         # Alone, torch.distributed is not touched at all.
         self._state = PartialState(cpu=cpu, timeout=_PATIENCE) if several() else None
         if self._state is not None:
-            # It says goodbye to the others, which would else read of a broken connection.
+            # It says goodbye to the others, which would otherwise see a broken connection.
             atexit.register(self._state.destroy_process_group)
         self.rank = self._state.process_index if self._state else 0
         self.size = self._state.num_processes if self._state else 1
@@ -104,13 +105,13 @@ class Processes:
         return [item for items, _ in parts for item in items]
 
     def first(self, find: Callable[[], T]) -> T:
-        """What ``find`` returns in the first process, which alone calls it: whatever writes. Its error is raised in
-        all."""
+        """What ``find`` returns in the first process, which alone calls it, as for whatever writes. Its error is raised
+        in all."""
         [found] = self.gather(lambda: [find()] if self.is_main else [])
         return found
 
     def each(self, find: Callable[[], T]) -> T:
-        """What ``find`` returns in this process, of all that call it. An error in one of them is raised in all."""
+        """What ``find`` returns in this process; every process calls it. An error in one of them is raised in all."""
         here: list[T] = []
 
         def keep() -> list[None]:
@@ -121,7 +122,7 @@ class Processes:
         return here[0]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> int:
-        """Add up every process's gradients, in place; of how many parameters there was one anywhere."""
+        """Add up every process's gradients, in place. Returns how many there were, over all processes."""
         have = sum(parameter.grad is not None for parameter in parameters)
         if self.size == 1 or not parameters:
             return have
@@ -148,7 +149,7 @@ class Processes:
         return {name: sum(part[name] for part in parts) for name in numbers}
 
     def wait(self) -> None:
-        """Until all have come so far."""
+        """Wait until all processes have come this far."""
         if self._state is not None:
             with linked():
                 self._state.wait_for_everyone()
@@ -156,7 +157,7 @@ class Processes:
 
 @contextmanager
 def linked() -> Iterator[None]:
-    """Inside, a connection that is lost, because another process ended, is one line. Raises RunError."""
+    """Inside, a connection that is lost because another process ended raises a RunError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -165,7 +166,7 @@ def linked() -> Iterator[None]:
         if not isinstance(error, kinds) and "gloo" not in str(error).lower():
             raise
         raise RunError(
-            "another process of this command ended: its own message says why, and the same command again goes on"
+            "another process of this command ended: read its own message, then run the same command again to go on"
         ) from error
 
 

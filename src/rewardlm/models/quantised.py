@@ -3,9 +3,9 @@
 docs/quantisation.md has the formulas. Embeddings, norms and the head stay in the model's precision.
 
 bitsandbytes has a trap on CPUs that compute in bfloat16: the first pass without gradients puts a 4-bit layer's weights
-into another layout, for inference alone. No gradient passes through that layer afterwards, and no error says so; and
-what is put back later has lost precision. The layout is switched off here (``keep_layout``), and whoever trains asks
-``check_gradients`` whether that did it.
+into another layout, for inference alone. No gradient passes through that layer afterwards, and no error says so;
+weights that are put back later have lost precision. The layout is switched off here (``keep_layout``), and training
+asks ``check_gradients`` whether that worked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bitsandbytes_config(load: Literal["8bit", "4bit"], settings: QuantisationSet
         raise ModelError(f"--load {load} needs the package bitsandbytes: pip install 'rewardlm[quantised]'")
     from transformers import BitsAndBytesConfig
 
-    # It says at every product that float32 inputs are rounded, and on import that a faster kernel is not there.
+    # It warns at every product that float32 inputs are rounded, and on import that a faster kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if load == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=settings.outliers)
@@ -48,8 +48,8 @@ def bitsandbytes_config(load: Literal["8bit", "4bit"], settings: QuantisationSet
 def falcon_in_plain_layers() -> Iterator[None]:
     """Inside, Falcon is built of torch's own linear layers, which compute the same.
 
-    On quantising, transformers replaces these alone, and nothing that derives from them: without an error, a Falcon
-    would be loaded in full precision.
+    To quantise, transformers replaces only these layers, not classes derived from them: a Falcon would be loaded in
+    full precision, without an error.
     """
     from transformers.models.falcon import modeling_falcon
 
@@ -63,7 +63,7 @@ def falcon_in_plain_layers() -> Iterator[None]:
 
 def quantised_layers(model: nn.Module) -> dict[str, Any]:
     """The layers of ``model`` whose weights bitsandbytes holds, by name."""
-    # By name, so that a model in full precision doesn't need the package; PEFT calls its layers around them the same.
+    # By name, so that full precision doesn't need the package; PEFT's wrappers have these names too, hence the module.
     return {
         name: module
         for name, module in model.named_modules()
@@ -72,7 +72,7 @@ def quantised_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def quantisation_of(model: nn.Module) -> str | None:
-    """``8bit`` or ``4bit``, whoever asked for it: a checkpoint may say so itself. None in full precision."""
+    """``8bit`` or ``4bit``, as the user or the checkpoint itself asked for it. None in full precision."""
     return next((_KINDS[type(layer).__name__] for layer in quantised_layers(model).values()), None)
 
 
@@ -84,9 +84,9 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def forget_inputs(model: nn.Module) -> None:
-    """Have 8-bit layers let go of what went in: bitsandbytes keeps it for the gradient of weights that learn nothing.
+    """Make 8-bit layers release their inputs, which bitsandbytes keeps for the gradient of weights that learn nothing.
 
-    It keeps it beside the graph, so that recomputing layers on the way back would not free it either.
+    They are kept beside the graph, so that gradient checkpointing would not free them either.
     """
     for layer in quantised_layers(model).values():
         if _KINDS[type(layer).__name__] == "8bit":
@@ -133,10 +133,10 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def check_gradients(model: nn.Module) -> None:
-    """See that each quantised layer hands a gradient on to what comes before it; a plain model passes.
+    """Check that each quantised layer hands a gradient on to what comes before it; a plain model passes.
 
     Where one doesn't, an adapter below learns nothing, or the wrong thing: in a model with residual connections some
-    gradient always arrives by another way. Raises TrainingError that names the first such layer.
+    gradient always arrives another way. Raises TrainingError that names the first such layer.
     """
     layers = quantised_layers(model)
     blocked = [name for name, layer in layers.items() if not _hands_on(layer)]

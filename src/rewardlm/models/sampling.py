@@ -1,6 +1,6 @@
 """One token from a row's logits: drawn by the row's own number in [0, 1), with its log-probabilities and entropy.
 
-The vocabulary is walked through as few times as can be: it is as wide as all of a small model's layers together.
+The vocabulary is walked through as rarely as possible: it is as wide as all of a small model's layers together.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from rewardlm.config import GenerationSettings
 
-# Tokens whose probabilities are summed before they are looked at one by one.
+# Tokens in a block: a draw finds its block by the blocks' sums first, then its token in the block.
 _BLOCK = 256
-# Logits whose numbers a CPU's cache holds at once.
+# How many logits a CPU's cache holds at once.
 _IN_CACHE = 1 << 19
-# Likeliest tokens among which the nucleus is looked for, before all are sorted: that takes seven times as long.
+# The nucleus is looked for among this many likeliest tokens before all are sorted, which takes seven times as long.
 _LIKELIEST = (256, 4096)
-# A draw lies below its sum by at least this share, whatever rounding does.
+# A draw is at most this share of its sum, so that it stays below whatever rounding does.
 _BELOW = 1 - 1e-12
 
 
 @dataclass
 class Drawn:
-    """Of B rows: the ``tokens`` Int[B], their ``logprobs`` and ``sampling_logprobs`` and the ``entropy`` Float[B]."""
+    """For B rows: the ``tokens`` Int[B], their ``logprobs`` and ``sampling_logprobs`` and the ``entropy`` Float[B]."""
 
     tokens: Tensor
     logprobs: Tensor
@@ -39,7 +39,7 @@ class Drawn:
 class Sampler:
     """Draws by the settings of a generation; ``end_ids`` are the tokens that ``min_new_tokens`` holds back.
 
-    ``entropy`` False leaves the entropy out, one of few walks through the vocabulary, and gives 0 for it.
+    ``entropy`` False leaves the entropy out, which saves one of few walks through the vocabulary, and gives 0 for it.
     """
 
     def __init__(self, settings: GenerationSettings, end_ids: Tensor, *, entropy: bool = True) -> None:
@@ -52,8 +52,8 @@ class Sampler:
         """A token for each row of ``logits`` Float[B, V]; ``uniforms`` Float[B] in [0, 1), float64.
 
         ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where no n-gram
-        is banned. ``logprobs`` and ``entropy`` are those of the logits as they came; NaN or infinity among the logits
-        makes both NaN.
+        is banned. ``logprobs`` and ``entropy`` are those of the unchanged logits; NaN or infinity among the logits makes
+        both NaN.
         """
         pieces = [
             self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]) for piece in in_cache(logits)
@@ -93,7 +93,7 @@ class Sampler:
 
 
 def in_cache(logits: Tensor) -> list[slice]:
-    """Rows of ``logits`` Float[B, V] that are looked at together: on a CPU few, walks through them being many."""
+    """Rows of ``logits`` Float[B, V] to process together: few on a CPU, so that repeated walks stay in its cache."""
     rows = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     return [slice(start, min(start + rows, len(logits))) for start in range(0, len(logits), rows)]
 
@@ -127,23 +127,23 @@ class Distribution:
         return (self.logits.gather(-1, tokens[:, None]) == self.largest).squeeze(-1)
 
     def others(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all tokens but ``tokens`` Int[B], one a row: their distribution Float[B, V], 0 at the token itself, and
-        their probability 1 - p(token) Float[B, 1], without the cancellation that would cost it its digits near 0.
+        """For all tokens but ``tokens`` Int[B], one a row: their distribution Float[B, V], 0 at the token itself, and
+        their probability 1 - p(token) Float[B, 1], computed so that no digits cancel out near 0.
 
-        The distribution takes the place of the unnormalised one: nothing else can be asked afterwards.
+        The distribution overwrites the unnormalised one: nothing else can be asked afterwards.
         """
         own = self.weights.gather(-1, tokens[:, None])
         self.weights.scatter_(-1, tokens[:, None], 0)
         rest = self.weights.sum(-1, keepdim=True)
-        # Where all others have weight 0, so have they here, instead of 0 / 0.
+        # Where all others have weight 0, they stay 0 here instead of becoming 0 / 0.
         distribution = self.weights.div_(rest.clamp(min=torch.finfo(rest.dtype).tiny))
         return distribution, rest / (rest + own)
 
     def nucleus(self, top_p: float) -> Distribution:
-        """Of the smallest set of likeliest tokens that holds ``top_p`` alone (Holtzman et al. 2020).
+        """Only the smallest set of likeliest tokens that holds ``top_p`` (nucleus sampling, Holtzman et al. 2020).
 
-        Tokens as likely as the set's last one are in it too, so that no order among equals decides; where there are
-        none, the set is that of transformers' ``TopPLogitsWarper``, which sorts the vocabulary of every row.
+        Tokens as likely as the set's last one are in it too, so that the order of equals doesn't matter. Without such
+        ties the set is that of transformers' ``TopPLogitsWarper``, which sorts the vocabulary of every row.
         """
         wanted = top_p * self.cumulative[:, -1:]
         least = torch.empty_like(self.largest)
@@ -152,7 +152,7 @@ class Distribution:
             among = self.weights if len(left) == len(wanted) else self.weights[left]
             likeliest = among.topk(min(k, among.shape[-1]), -1).values
             mass = likeliest.double().cumsum(-1)
-            # A token is in while those before it hold less than that.
+            # A token is in the set if the likelier ones hold less than what is wanted.
             within = (mass[:, :-1] < wanted[left]).sum(-1, keepdim=True)
             least[left] = likeliest.gather(-1, within)
             left = left[mass[:, -1] < wanted[left].squeeze(-1)]
@@ -178,14 +178,14 @@ class Distribution:
     def draw(self, uniforms: Tensor) -> Tensor:
         """One token a row by inverting the distribution function at ``uniforms``: its block first, then in the block.
 
-        What has probability 0 is never drawn: a target lies below the sum that it is looked for in, also once that is
-        rounded, so the sum is passed at a token that adds to it.
+        A token of probability 0 is never drawn. The target lies below the sum in which it is looked for, even after
+        rounding, so the sum passes it at a token that adds to the sum.
         """
         rows = torch.arange(len(uniforms), device=uniforms.device)
         total = self.cumulative[:, -1]
         target = torch.minimum(uniforms * total, total * _BELOW)
         block = torch.searchsorted(self.cumulative, target[:, None], right=True).squeeze(-1)
-        block = block.clamp(max=self.sums.shape[-1] - 1)  # Only NaN passes the end; it is reported by who asked.
+        block = block.clamp(max=self.sums.shape[-1] - 1)  # Only NaN passes the end; the caller reports it.
         inner = self.blocks[rows, block].double().cumsum(-1)
         share = self.sums[rows, block].double()
         rest = (target - (self.cumulative[rows, block] - share)).clamp(min=0) * inner[:, -1] / share
@@ -206,7 +206,7 @@ def _processors(settings: GenerationSettings) -> LogitsProcessorList:
 def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
     """``scores`` Float[B, V] with -inf where a token would complete an n-gram that its row holds already.
 
-    From the rows themselves: a padded batch would ban the n-grams of its padding too.
+    N-grams come from the rows themselves: a padded batch would ban those of its padding too.
     """
     scores = scores.clone()
     for row, tokens in enumerate(so_far):

@@ -60,7 +60,7 @@ class Shapes:
         return known
 
     def _changes_first(self, func: Any) -> bool:
-        """Whether ``func`` writes into its first argument, which it returns as it is: on the meta device, nothing."""
+        """Whether ``func`` writes into its first argument, which it returns as it is: a no-op on the meta device."""
         known = self._in_place.get(func)
         if known is None:
             schema = func._schema
@@ -82,14 +82,14 @@ def _empty(shape: Any) -> Tensor:
 
 
 def _frozen(value: Any) -> Any:
-    """``value`` as something that can be compared: of a tensor without contents all that it has."""
+    """``value`` as something that can be compared: a tensor without contents by its shape, strides and type."""
     if isinstance(value, Tensor):
         return (value.shape, value.stride(), value.dtype) if value.is_meta else _CONTENTS
     if isinstance(value, list | tuple):
         return tuple(_frozen(one) for one in value)
     if isinstance(value, dict):
         return tuple((name, _frozen(one)) for name, one in value.items())
-    return type(value), value  # 1, 1.0 and True are equal, and not the same
+    return type(value), value  # 1, 1.0 and True are equal, but not the same
 
 
 # It can't be hashed, so nothing that holds it is looked up.

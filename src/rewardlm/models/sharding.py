@@ -3,8 +3,7 @@
 A layer's weights are gathered while it runs and let go afterwards, forwards and backwards, so a device holds its share
 of all layers and one or two whole ones. The base is frozen, so nothing of it is ever sent to another machine: each has
 all of it. Adapters, embeddings, the last norm and the head stay whole everywhere: they are small, and are used outside
-of any layer's pass. A pass through the model is thereby something that a machine's processes make together: see
-``in_step``.
+of any layer's pass. So a machine's processes must make each pass through the model together: see ``in_step``.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ _NOTHING, _READ, _LEARN = range(3)
 
 
 def load_for(settings: TrainingSettings, processes: Processes, put_on: Callable[[Policy], T]) -> tuple[Policy, T]:
-    """The policy on this process's device, its layers divided between a machine's processes with ``settings.shard``,
-    and what ``put_on``, which puts its adapters on, returns.
+    """The policy on this process's device, and what ``put_on`` returns, which puts its adapters on. With
+    ``settings.shard`` its layers are divided between a machine's processes.
 
-    Until it is divided the whole base lies in main memory, of one process of a machine at a time. Raises ConfigError
-    where there is nobody to divide it with, or it is quantised.
+    Until it is divided, the whole base lies in main memory, in one process of a machine at a time. Raises ConfigError
+    where there is only one process to divide it between, or the base is quantised.
     """
     device = resolve_device(processes.device or settings.device)
     if not settings.shard:
@@ -48,7 +47,7 @@ def load_for(settings: TrainingSettings, processes: Processes, put_on: Callable[
             "shard=true divides the base between a machine's processes: start several (torchrun, accelerate launch)"
         )
     if settings.load is not None:
-        raise ConfigError(f"shard=true with --load {settings.load}: quantised weights are not divided; leave one out")
+        raise ConfigError(f"shard=true with --load {settings.load}: quantised weights can't be divided; leave one out")
     dtype = str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
     whole = settings.model_copy(update={"device": "cpu", "dtype": dtype})
     loaded: list[tuple[Policy, T]] = []
@@ -88,7 +87,7 @@ def in_step(policy: Policy) -> Iterator[None]:
     group = weights[0].device_mesh.get_group()
 
     def announce(what: int) -> torch.Tensor:
-        """The highest of what all are about to do, Int[1]; who runs doesn't wait for it."""
+        """The highest of what all are about to do, Int[1]; a process that makes a pass doesn't wait for it."""
         highest = torch.tensor([what], device=device)
         torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX, group=group)
         return highest
@@ -126,7 +125,7 @@ def _divide(policy: Policy) -> None:
     for layer in _layers(policy):
         adapters = {parameter for name, parameter in layer.named_parameters() if "lora_" in name}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
-    # The trunk holds no share itself: it has the layers know of each other, so that gathering one overlaps another.
+    # The trunk itself is not divided. Wrapped, it lets the layers know of each other: one is gathered as another runs.
     whole = {parameter for parameter in body.parameters() if not isinstance(parameter, DTensor)}
     fully_shard(body, mesh=mesh, ignored_params=whole)
     policy.model.to(policy.device)
@@ -143,7 +142,7 @@ def _layers(policy: Policy) -> nn.ModuleList:
 
 @torch.no_grad()
 def _first_pass(policy: Policy) -> None:
-    # The room that layers are gathered in is made now: made under inference mode, no gradient could pass through it.
+    # The buffers that layers are gathered in are made now: made in inference mode, they would let no gradient through.
     _run_along(body_and_head(policy.causal_lm)[0], policy.device, learning=False)
 
 

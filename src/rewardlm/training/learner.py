@@ -411,7 +411,7 @@ def _apply(learner: Learner, max_norm: float, step: int, processes: Processes) -
     adapter, critic = adapter_parameters(learner.policy.model), learner.critic_parameters()
     if not processes.sum_gradients(adapter):
         raise TrainingError(
-            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: let lora.targets name layers "
+            f"step {step + 1}: no gradient reaches the adapter; nothing was updated: set lora.targets to layers "
             "that the answers pass through"
         )
     norms = [float(torch.nn.utils.clip_grad_norm_(adapter, max_norm))]
