@@ -1,6 +1,6 @@
 """A faster way to the same numbers, mostly for CPUs: rows without padding, Llama-shaped models without their modules.
 
-This file is the package's only door: nobody else imports what lies behind it. ``REWARDLM_FASTPATH=0`` shuts it. Then,
+This file is the package's only door: nothing outside imports what is behind it. ``REWARDLM_FASTPATH=0`` shuts it. Then,
 and for every model that is not supported, ``models`` runs the model's own forward pass with transformers' cache. "Fast
 path" is PyTorch's own word: kernels that take the place of a module's code where nothing about the module forbids it.
 docs/performance.md says what it is worth.
@@ -33,12 +33,13 @@ Steps = llama.Steps | ModuleSteps
 
 
 def is_open() -> bool:
-    """Whether anything here is used: not with ``REWARDLM_FASTPATH=0`` in the environment, nor where this torch has lost
-    one of the private operators, which is warned of. Set it before a model is loaded.
+    """Whether the fast path is used: not with ``REWARDLM_FASTPATH=0`` in the environment (set it before a model is
+    loaded), nor, with a warning, where this torch lacks one of the private operators. Raises ConfigError for any value
+    but 0 and 1.
     """
     wanted = os.environ.get("REWARDLM_FASTPATH", "1")
     if wanted not in ("0", "1"):
-        raise ConfigError(f"REWARDLM_FASTPATH={wanted!r}: expected 1 (the default) or 0, the model's own forward pass")
+        raise ConfigError(f"REWARDLM_FASTPATH={wanted!r}: expected 1 (the default) or 0 (the models' own forward pass)")
     return wanted == "1" and _has_operators()
 
 
@@ -56,7 +57,7 @@ def _has_operators() -> bool:
 
 
 def fuse(model: nn.Module) -> None:
-    """Have the plain LoRA layers of ``model`` compute in one operation each way; PEFT's methods work as before."""
+    """Make the plain LoRA layers of ``model`` compute in one operation each way; PEFT's methods work as before."""
     if is_open():
         fused.fuse(model)
 
@@ -69,7 +70,7 @@ def runs_trees(body: Any) -> bool:
 def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) -> Float[Tensor, "R H"]:
     """The last states that the R answer tokens of ``rows`` are predicted from, with gradients where they are on.
 
-    They come after the prefix that ``cache`` holds, which grows by all tokens. ``body`` must run trees.
+    They follow the prefix that ``cache`` holds; the cache grows by all tokens of ``rows``. ``body`` must run trees.
     """
     if lean.is_lean(body):
         return lean.states(body, rows, cache)
@@ -79,9 +80,9 @@ def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) 
 def prefill(
     body: Any, prompts: Sequence[Sequence[int]], cache: DynamicCache, shared: int
 ) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N H"]]:
-    """Run prompts that begin with the same ``shared`` tokens, which ``cache`` holds, and give it a row each.
+    """Run prompts that begin with the same ``shared`` tokens, which ``cache`` holds, and give each a row there.
 
-    Returns the mask of what the cache holds then, padded on the left, and each prompt's last state. ``body`` must run
+    Returns the mask of what the cache then holds, padded on the left, and each prompt's last state. ``body`` must run
     trees.
     """
     rows = tree_of(prompts, [[0]] * len(prompts), shared, body.device, held=True)

@@ -1,4 +1,4 @@
-"""Whether a way of our own of running a trunk gives what the model's own forward pass gives, tried on a few tokens.
+"""Tries on a few tokens whether our own way to run a trunk gives what the model's own forward pass gives.
 
 Code that leaves a model's modules out, or runs several rows as one sequence, computes what it was written for. A model
 or an adapter that needs more would be scored and trained wrongly, without an error. So each such way is tried once per
@@ -37,12 +37,13 @@ _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 def agrees(body: Any, way: str, ours: Callable[[Tensor], Tensor], *, adapters: bool, instead: str) -> bool:
     """Whether ``ours`` gives the last states of ``body``'s own forward pass, in evaluation mode and without gradients.
 
-    ``ours`` gets rows Int[3, 6]: the first two prompts of 4 tokens begin alike, and the third is the first once more,
-    with another answer. It returns the states at a row's last positions, Float[3, T, H]. With ``adapters`` the answer
-    holds for the adapters that are on, which are stirred meanwhile: one that has learnt nothing yet changes nothing,
-    and leaving it out would not show. The model is afterwards what it was, to the bit; no random state is used.
+    ``ours`` gets rows Int[3, 6], prompts of 4 tokens with answers of 2. The first two prompts begin alike; the third is
+    the first once more, with another answer. It returns the states at a row's last positions, Float[3, T, H]. With
+    ``adapters`` the result holds for the adapters that are on. Noise is added to these during the try ("stirred"): an
+    adapter that has learnt nothing yet changes nothing, and leaving it out would not show. Afterwards the model is what
+    it was, to the bit; no global random state is used.
 
-    The answer is kept, so that this costs a few short passes per model and set of adapters. A model on the meta device
+    The result is kept, so that this costs a few short passes per model and set of adapters. A model on the meta device
     can't be tried. ``way`` and ``instead`` are what a warning says.
     """
     if body.device.type == "meta":
@@ -84,7 +85,7 @@ def _adapters_on(body: nn.Module) -> frozenset[Any]:
 
 @torch.no_grad()
 def _difference(body: Any, ours: Callable[[Tensor], Tensor], adapters: bool) -> float:
-    """‖ours - theirs‖ / ‖theirs‖; 0 where the model's own states aren't finite, which others report."""
+    """‖ours - theirs‖ / ‖theirs‖; 0 where the model's own states aren't finite, which is reported elsewhere."""
     vocabulary = body.config.get_text_config().vocab_size
     prompts = [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 3]]
     rows = torch.tensor([[*prompt, 5 + 2 * n, 6 + 2 * n] for n, prompt in enumerate(prompts)], device=body.device)
@@ -114,7 +115,7 @@ def _pefts_own(body: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stirred(body: nn.Module) -> Iterator[None]:
-    """Inside, plain adapters that are on add some ``_STIR`` of what their layer gives to what they add anyway."""
+    """Inside, plain adapters that are on get noise in B, worth about ``_STIR`` of their layer's output."""
     generator = torch.Generator().manual_seed(0)
     maps = [map_of(module) for module in body.modules() if type(module) is FusedLinear]
     kept: list[tuple[Tensor, Tensor]] = []
@@ -127,7 +128,7 @@ def _stirred(body: nn.Module) -> Iterator[None]:
             per_unit = one.scaling * len(one.down) ** 0.5 * one.down.float().square().mean().sqrt()
             if float(per_unit) == 0:
                 continue
-            # By their data: nothing of autograd's has to know, since they are put back.
+            # Through .data: autograd need not know, because the weights are put back.
             up = one.up.data
             kept.append((up, up.clone()))
             noise = torch.randn(up.shape, generator=generator).to(up)

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 
 def fuse(model: nn.Module) -> None:
-    """Have the plain LoRA layers of ``model`` compute so; what they hold, and what PEFT does with them, stays."""
+    """Make the plain LoRA layers of ``model`` compute this way. What they hold, and what PEFT does with them, stays."""
     module: Any
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
@@ -50,7 +50,7 @@ def map_of(module: nn.Module) -> Map | None:
 
 
 class FusedLinear(Linear):  # type: ignore[misc]
-    """PEFT's layer; whatever it can do beyond one unmerged, plain adapter is left to it."""
+    """PEFT's layer; everything beyond one unmerged, plain adapter is still computed by PEFT."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = None if args or kwargs else self.plain_adapter()
@@ -74,7 +74,7 @@ class FusedLinear(Linear):  # type: ignore[misc]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return None
         if isinstance(self.scaling[name], Tensor):
-            # Who follows the adapter along its scale wants that scale's gradient.
+            # A scale that is a tensor may need a gradient of its own.
             return None
         if self.training and not isinstance(self.lora_dropout[name], nn.Identity):
             return None
@@ -106,7 +106,7 @@ class Maps(torch.autograd.Function):
 
 
 class Parts:
-    """(W, b) of several maps, and of those with an adapter their number, A, B and s."""
+    """(W, b) of several maps; for each with an adapter its number, A, B and s."""
 
     def __init__(self, scalings: Sequence[float], weights: Sequence[Tensor | None]) -> None:
         self.n_weights = len(weights)
@@ -138,7 +138,7 @@ def maps_forward(x: Tensor, parts: Parts) -> tuple[tuple[Tensor, ...], Tensor | 
 def maps_backward(
     x: Tensor, inner: Tensor | None, gradients: Sequence[Tensor], parts: Parts, needed: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of ``x`` and of all weights in their order, as far as they are ``needed``: x first."""
+    """The gradients of ``x`` and of all weights in their order, where ``needed`` (first of x, then of the weights)."""
     for_weights: list[Tensor | None] = [None] * parts.n_weights
     through = for_x = None
     if inner is not None:

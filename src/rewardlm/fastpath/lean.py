@@ -1,8 +1,8 @@
 """A Llama-shaped model's trunk over a tree of rows, for scoring and learning, without its modules.
 
-The same arithmetic as the modules', in fewer and larger pieces: what queries, keys and values read is multiplied with
-their adapters at once, norms, rotation and gating keep what their backward pass needs and nothing else, and the last
-layer computes on only where a response token is predicted. Only adapters learn here.
+The arithmetic is the same as the modules', in fewer and larger pieces. Maps that read the same input (queries, keys and
+values, say) run with all their adapters at once. Norms, rotation and gating keep only what their backward pass needs.
+After its attention, the last layer computes only where a response token is predicted. Only adapters learn here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rewardlm.fastpath.tree import Layout, Tree, attention, last_states
 
 
 def is_lean(body: Any) -> bool:
-    """Whether ``body`` is such a model on a CPU with nothing on it but plain adapters, and nothing else that learns."""
+    """Whether ``body`` is a Llama-shaped model on a CPU, with plain adapters at most, and nothing else learns."""
     if not is_plain_llama(body) or any(
         parameter.requires_grad for name, parameter in body.named_parameters() if "lora_" not in name
     ):
@@ -65,7 +65,7 @@ def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
 
 
 def _normed_maps(x: Tensor, norm: Any, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Each of ``modules`` of ``x`` Float[N, H] after ``norm``: Float[N, out]."""
+    """What each of ``modules`` makes of ``x`` Float[N, H] after ``norm``: Float[N, out]."""
     scalings, weights = _weights(modules)
     arguments = (x, norm.weight, norm.variance_epsilon, scalings, *weights)
     found: tuple[Tensor, ...] = _NormedMaps.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ def _normed_maps(x: Tensor, norm: Any, modules: Sequence[nn.Module]) -> tuple[Te
 
 
 def _weights(modules: Sequence[nn.Module]) -> tuple[list[float], list[Tensor | None]]:
-    """s of each module's adapter, and W, b, A and B of all."""
+    """s of each module's adapter, and every module's W, b, A and B in one list."""
     maps = [found for found in map(map_of, modules) if found is not None]
     weights = [part for one in maps for part in (one.base.weight, one.base.bias, one.down, one.up)]
     return [one.scaling for one in maps], weights
@@ -153,7 +153,7 @@ def _normed(x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
 
 
 def _through_norm(gradient: Tensor, x: Tensor, inverse: Tensor, norm: Tensor) -> Tensor:
-    """``gradient`` of what ``_normed`` gives as one of ``x``."""
+    """The gradient of ``x``, from ``gradient``, that of what ``_normed`` gives."""
     normed = torch.mul(x, inverse)
     along = (gradient * norm).to(inverse.dtype)
     share = torch.linalg.vecdot(along, normed)[:, None] / x.shape[-1]

@@ -1,8 +1,8 @@
 """One decoding step of a Llama-shaped model on a CPU, without its modules.
 
 With one token a row, calling some dozen small modules a layer takes as long as the products do. Here a layer is four
-products (queries, keys and values in one; gate and up in one), their weights laid out once for the processor's matrix
-unit, and what lies between them. Many tokens at once (prompts, scoring, learning) are lean.py's.
+products (queries, keys and values in one; gate and up in one) and what lies between them. Their weights are laid out
+once for the processor's matrix unit. lean.py runs many tokens at once (prompts, scoring, learning).
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _LARGEST_COPY = 4 << 30
 
 
 def is_plain_llama(body: Any) -> bool:
-    """Whether ``body`` can do without its modules: those that are hooked, quantised or adapted otherwise need them.
+    """Whether ``body`` can do without its modules: hooked, quantised or otherwise adapted ones are needed.
 
-    An adapter on something else than a linear map (on the embeddings, say), or one that is more than W·x + s·B·A·x,
-    is warned of, because it makes everything slower.
+    Warns of an adapter on something else than a linear map (on the embeddings, say), or of one that is more than
+    W·x + s·B·A·x, because it makes everything slower.
     """
-    # What is on the meta device is asked about before it is loaded.
+    # A model on the meta device is asked about before it is loaded.
     if type(body) not in _FAMILY or body.device.type not in ("cpu", "meta"):
         return False
     if has_window(body.config) or (body.training and body.config.attention_dropout):
@@ -72,7 +72,7 @@ def is_plain_llama(body: Any) -> bool:
 
 
 def _foreign(body: nn.Module, known: set[type]) -> Iterator[tuple[str, nn.Module]]:
-    """What of ``body`` computes something that nothing here knows of, with its name; plain maps are known."""
+    """Modules of ``body`` that compute something unknown here, with their names; plain maps are known."""
     left = [("", body)]
     while left:
         name, module = left.pop()
@@ -85,7 +85,7 @@ def _foreign(body: nn.Module, known: set[type]) -> Iterator[tuple[str, nn.Module
 
 
 def _is_lasting_adapter(module: Any) -> bool:
-    """Whether ``module`` is there because of the kind of adapter, and not because of what is being done with it."""
+    """Whether ``module`` is foreign because of the kind of adapter, and not because of what is being done with it."""
     if isinstance(module, AuxiliaryTrainingWrapper):
         return True
     if not isinstance(module, BaseTunerLayer) or type(module.get_base_layer()) not in (nn.Linear, nn.Embedding):
@@ -110,7 +110,7 @@ def lays_out(body: Any) -> bool:
 
 
 def _stepped(body: Any, rows: Tensor) -> Tensor:
-    """The states of the last two tokens of ``rows`` Int[B, T], by steps after what the modules made of the others."""
+    """The states of the last two tokens of ``rows`` Int[B, T] by decoding steps; the modules run the others."""
     before = rows[:, :-2]
     cache = DynamicCache()
     body(input_ids=before, use_cache=True, **{cache_argument(body): cache})
@@ -121,7 +121,7 @@ def _stepped(body: Any, rows: Tensor) -> Tensor:
 
 
 def signed(sin: Tensor) -> Tensor:
-    """The sine of a rotary embedding with its first half's sign changed: with it, turning by halves is one roll."""
+    """The sine of a rotary embedding with its first half's sign changed, so that the rotation needs only one roll."""
     half = sin.shape[-1] // 2
     return torch.cat([-sin[..., :half], sin[..., half:]], -1)
 

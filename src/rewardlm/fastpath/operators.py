@@ -1,7 +1,7 @@
 """Operators of torch that are not in its public interface: all that the fast path calls stand here, and nowhere else.
 
-Each says what it computes and which public way it takes the place of. A new torch may drop or change one without
-notice; ``missing`` tells which, and then the fast path is not taken.
+Each says what it computes and which public way it replaces. A new torch may drop or change one without notice;
+``missing`` tells which, and then the fast path is not taken.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _TRIALS: dict[str, Callable[[], object]] = {
 
 
 def missing() -> dict[str, str]:
-    """The operators that this torch lacks or calls otherwise, and what it said when they were called."""
+    """The operators that this torch lacks or calls otherwise, each with the error that calling it gave."""
     found = {}
     for name, call in _TRIALS.items():
         try:

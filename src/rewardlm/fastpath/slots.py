@@ -1,8 +1,8 @@
 """The cache that answers are decoded in, one row a slot, and decoding steps by a model's own modules with it.
 
-All rows end at one column, so that a token is one write. Memory is taken once for many steps. Rows that have ended are
-taken out and new prompts put in together, in one copy (``rebuild``). Between a row's prompt and column 0 stands
-padding, which the mask leaves out.
+All rows end at one column, so that a token for each is one write. Memory is taken once for many steps. Rows that have
+ended are taken out and new prompts put in together, in one copy (``rebuild``). Between a row's prompt and column 0
+stands padding, which the mask leaves out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ROOM = 32
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values Float[B, heads, C, D] with room beyond the ``cursor``; the model sees what is filled, or all of
-    it with ``whole``, zeros included, for a mask to leave out."""
+    """Keys and values Float[B, heads, C, D] with room beyond the ``cursor``. The model sees what is filled; with
+    ``whole`` it sees everything, zeros included, which a mask must leave out."""
 
     def __init__(self, whole: bool) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]
 class Slots:
     """B rows that are decoded together: ``cache`` for transformers, ``mask`` Int[B, cursor], ``lengths`` Int[B, 1].
 
-    With ``whole`` the mask is as wide as the store, and so is what the model sees. ``lengths`` are the tokens of each
-    row, which is the position of the next.
+    With ``whole`` the mask is as wide as the store, and so is what the model sees. ``lengths`` are how many tokens each
+    row has, which is the position of its next one.
     """
 
     def __init__(self, n_layers: int, device: torch.device, *, whole: bool = False) -> None:
@@ -75,9 +75,9 @@ class Slots:
         return self._mask if self.whole else self._mask[:, : self.cursor]
 
     def advance(self) -> tuple[Tensor, Tensor]:
-        """Room for one token a row: the mask with it, Int[B, cursor], and its positions, Int[B, 1].
+        """Make room for one token a row: returns the mask with it, Int[B, cursor], and its positions, Int[B, 1].
 
-        The model's pass that follows writes it.
+        The model's next pass writes its keys and values.
         """
         positions = self.lengths
         self._mask[:, self.cursor] = 1
@@ -91,10 +91,10 @@ class Slots:
         return self.cursor == self.capacity
 
     def rebuild(self, keep: list[int], room: int, new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
-        """Rows ``keep`` in their order, then those of ``new``, with room for at most ``room`` more tokens.
+        """Keep the rows ``keep`` in this order, add those of ``new``, and make room for at most ``room`` more tokens.
 
-        ``new``: a cache, which is emptied, its mask Int[N, T], both right-aligned, and the row of it that each new slot
-        starts from.
+        ``new`` is a cache, which is emptied, and its mask Int[N, T], both right-aligned, and for each new slot the row
+        that it starts from.
         """
         device = self._mask.device
         old_span = max((self._spans[row] for row in keep), default=0)
@@ -126,7 +126,7 @@ class Slots:
                 stores.append(store)
             layer.place(stores[0], stores[1], cursor)
             if source is not None:
-                # Copied: both at once are the most that decoding holds.
+                # It is copied, so let it go: decoding holds most memory while both are there.
                 source.keys = source.values = stores[0].new_empty(0)
         self._mask, self.lengths = mask, lengths
         self.cursor, self.capacity = cursor, capacity
@@ -168,8 +168,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """``query`` Float[B, heads, 1, D], ``key`` and ``value`` Float[B, kv heads, C, D] → Float[B, 1, heads, D].
 
-    The store is multiplied as it lies in memory, unfilled columns masked: its filled part alone would be copied first,
-    which takes three times as long in half precision.
+    The store is multiplied as it lies in memory, with unfilled columns masked. Its filled part alone would be copied
+    first, which takes three times as long in half precision.
     """
     special = any(more.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     if special or query.shape[2] != 1 or attention_mask is None or attention_mask.dtype != torch.bool:

@@ -1,8 +1,8 @@
-"""Prompts and answers run as one sequence without padding, what they begin with alike once.
+"""Prompts and answers run as one sequence without padding, beginnings that they share only once.
 
 A batch of rows is a tree: the prefix of all prompts, prompts that several rows answer, and each row's own rest. Every
-token of it is one position of a single long sequence; which others it sees is the attention's business alone, so this
-works for every model of transformers that looks its attention up by name.
+token of it is one position of a single long sequence. Only the attention decides which others it sees, so this works
+for every model of transformers that looks its attention up by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rewardlm.trunk import (
 )
 
 _NAME = "rewardlm_tree"
-# Up to so many keys a row: plain products keep every weight of the attention, which grows by the square of the length.
+# Attention is plain products up to this many keys a row: they keep all its weights, which grow quadratically.
 _SHORT = 256
 
 
@@ -41,8 +41,8 @@ class Tree:
     """N tokens in S stretches, each of which follows one before it, or none.
 
     ``tokens``, ``positions`` Int[N]. ``predicting`` Int[R]: where each response token is predicted from, row after row;
-    nothing follows from an answer's last token, which is left out. Stretches are padded for the attention alone, to Q
-    tokens of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
+    an answer's last token predicts nothing and is left out. Only for the attention, stretches are padded to Q tokens
+    of their own and L that these see: ``queries`` Int[S, Q], ``keys`` Int[S, L], ``sees`` Bool[S, 1, Q, L];
     ``places`` Int[N] says where in S·Q each token is. Where a cache holds the common prefix, ``keys`` count from its
     first token, ``queries`` from the first that is run.
     """
@@ -75,8 +75,8 @@ def tree_of(
     *,
     held: bool = False,
 ) -> Tree:
-    """The tree of some rows whose prompts all begin with the same ``shared`` tokens, each having one more at least;
-    ``held`` if a cache has these already."""
+    """The tree of some rows whose prompts all begin with the same ``shared`` tokens and have at least one more;
+    ``held`` if a cache has the shared ones already."""
     stretches: list[_Stretch] = []
     n = shared if held else 0
 
@@ -108,7 +108,7 @@ def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device
     before = torch.tensor([len(stretch.before) for stretch in stretches])[:, None, None]
     keys = pad_sequence([torch.tensor(stretch.before + stretch.places) for stretch in stretches], batch_first=True)
     query, key = torch.arange(width)[None, :, None], torch.arange(keys.shape[1])[None, None]
-    # What stands in a padding query's place sees the first key: nobody reads it, and it must not be NaN.
+    # A padding query sees the first key: nobody reads its result, but that must not be NaN.
     sees = (key <= before + query) & (key < before + own)
     places = [row * width + i for row, stretch in enumerate(stretches) for i in range(len(stretch.tokens))]
     positions = [len(stretch.before) + i for stretch in stretches for i in range(len(stretch.tokens))]
@@ -124,7 +124,7 @@ def _padded(stretches: list[_Stretch], predicting: list[int], first: int, device
 
 
 def runs_trees(body: Any) -> bool:
-    """Whether ``body`` leaves to its attention alone what sees what, and looks that up by name; tried once."""
+    """Whether ``body``'s attention alone decides which token sees which and is looked up by name; tried once."""
     config = body.config.get_text_config()
     suited = (
         looks_attention_up(body)
@@ -143,11 +143,11 @@ def runs_trees(body: Any) -> bool:
 
 
 def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
-    """The states of the last three tokens of ``rows`` Int[B, T], Float[B, 3, H], by ``run``, which gives those that a
-    tree's response tokens are predicted from. The prompts are all but the last two tokens."""
+    """The states Float[B, 3, H] of the last three tokens of ``rows`` Int[B, T]. ``run`` gives the states that a tree's
+    response tokens are predicted from. A row's prompt is all but its last two tokens."""
     prompts, answers = rows[:, :-2].tolist(), rows[:, -2:].tolist()
     shared = next(place for place, column in enumerate(zip(*prompts, strict=True)) if len({*column}) > 1)
-    # From an answer's last token nothing follows, so there is one more.
+    # An answer's last token is left out of a tree, so each answer gets one more.
     tree = tree_of(prompts, [[*answer, 0] for answer in answers], shared, rows.device)
     states = run(tree)
     return states.view(len(rows), 3, states.shape[-1])
@@ -156,14 +156,14 @@ def last_states(run: Callable[[Tree], Tensor], rows: Tensor) -> Tensor:
 def tree_states(body: Any, tree: Tree, cache: Any = None) -> Tensor:
     """The trunk's last states, Float[N, H], after the prefix that ``cache`` holds, which grows by all N tokens.
 
-    Under gradients, what several rows share gets all of theirs.
+    Under gradients, tokens that several rows share get the gradients of all of them.
     """
     arguments: dict[str, Any] = {"use_cache": cache is not None}
     if cache is not None:
         arguments[cache_argument(body)] = cache
     token = _seen.set(_Seen(tree))
     try:
-        # No mask is made for a name that masks don't know.
+        # transformers makes no mask here: none is registered under this name.
         with attending(body, _NAME):
             states: Tensor = body(input_ids=tree.tokens[None], position_ids=tree.positions[None], **arguments)[0]
     finally:
@@ -221,9 +221,9 @@ def _by_row(states: Tensor, where: Tensor) -> Tensor:
 
 
 class Layout:
-    """Where a tree's stretches find their heads, for all layers: rows of D numbers in [N·heads, D] and [N·kv, D].
+    """Where a tree's stretches find their heads, for all layers: the numbers of rows in [N·heads, D] and [N·kv, D].
 
-    Heads that share keys and values are taken together, as if they were more queries: G of them, S·kv groups.
+    Heads that share keys and values are taken together, as if they were more queries: G of them in each of S·kv groups.
     ``queries`` Int[S·kv·G·Q], ``keys`` Int[S·kv·L]; ``places`` Int[N·heads] is the way back from S·kv·G·Q. ``bias``
     Float[S, 1, Q, L] is 0 where a token is seen and -inf where not.
     """
@@ -244,7 +244,7 @@ class Layout:
 def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """``query`` Float[N, heads, D], ``key`` and ``value`` Float[N, kv heads, D] → Float[N, heads, D], on a CPU.
 
-    Where a cache holds the prefix, keys and values begin with its.
+    Where a cache holds the prefix, keys and values begin with those of the prefix.
     """
     tree = layout.tree
     if tree.keys.shape[1] > _SHORT:
@@ -259,13 +259,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: 
 
 
 class _TreeAttention(torch.autograd.Function):
-    """As plain products: on a CPU the general kernel's backward pass takes longer for rows this short."""
+    """Attention as plain products: on a CPU the general kernel's backward pass takes longer for rows this short."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
         queries, keys, values = _rows(query, key, value, layout)
         scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-        # On a CPU the softmax of half precision takes twice as long as float32's and its conversions.
+        # On a CPU, softmax in half precision takes twice as long as in float32 with both conversions.
         wide = scores.view(len(layout.bias), -1, *layout.bias.shape[2:]).float().add_(layout.bias)
         weights = wide.softmax(-1).to(scores.dtype).view_as(scores)
         ctx.save_for_backward(query, key, value, weights)
@@ -279,7 +279,7 @@ class _TreeAttention(torch.autograd.Function):
         layout, scale = ctx.layout, ctx.scale
         queries, keys, values = _rows(query, key, value, layout)
         size = gradient.shape[-1]
-        # Padding's places stay 0.
+        # The places of padding stay 0.
         of_output = gradient.new_zeros(len(layout.queries), size)
         of_output = of_output.index_copy_(0, layout.places, gradient.reshape(-1, size)).view(len(weights), -1, size)
         for_value = _summed(torch.bmm(weights.transpose(1, 2), of_output), value, layout)

@@ -2,7 +2,7 @@
 
 Each row draws its randomness from a seed of its own, so an answer depends on (seed, prompt, sample) and not on which
 other prompts happened to be beside it. (Floating-point sums may still differ in the last bit between batch shapes,
-which now and then tips a token.) The log-probability kept with every token is the model's own, at temperature 1 and
+which now and then changes a token.) The log-probability kept with every token is the model's own, at temperature 1 and
 before any truncation.
 """
 
@@ -31,12 +31,12 @@ from rewardlm.models.sampling import Sampler
 from rewardlm.trunk import has_window, keeps_keys_and_values, trunk_states
 from rewardlm.types import Finish
 
-# How many times over a group of requests fills its slots: few groups end with few rows, and a resumed run does at most
-# one group again.
+# How many times a group of requests fills its slots. With few groups, slots are seldom nearly empty; a resumed run does
+# at most one group again.
 _REFILLS = 4
-# New prompts are put in once this share of the slots is free, and ended rows taken out once they are this share.
+# New prompts are put in once one slot in _FREE is free; ended rows are taken out once one row in _ENDED has ended.
 _FREE, _ENDED = 8, 16
-# Steps between two looks at what was drawn. Where the device works ahead of us, looking makes it wait.
+# Steps between two looks at what was drawn. A device that works ahead of the CPU has to wait at each look.
 _LOOK = {"cpu": 1}
 _LOOK_ELSEWHERE = 8
 
@@ -54,8 +54,8 @@ class Sampled:
     """One answer: ``tokens`` R (the end token included, if it came), ``logprobs`` and ``entropy`` Float[R],
     ``hidden`` Float[R, H].
 
-    ``sampling_logprobs`` Float[R] are those of the distribution that was drawn from: other than ``logprobs`` only where
-    temperature, truncation or a ban changed it, and 0 where greedy.
+    ``sampling_logprobs`` Float[R] are those of the distribution that was drawn from. They differ from ``logprobs`` only
+    where temperature, truncation or a ban changed it, and are 0 in greedy decoding.
     """
 
     index: int
@@ -88,11 +88,11 @@ def stream_seed(*parts: object) -> int:
 def groups(
     requests: Sequence[Request], max_new_tokens: int, batch_tokens: int, done: Set[int] = frozenset()
 ) -> list[Group]:
-    """All requests but ``done``, in groups whose slots have at most ``batch_tokens`` positions: padding and answers
-    included, what all prompts of the call begin with left out.
+    """All requests but ``done``, in groups whose slots have at most ``batch_tokens`` positions. These include padding
+    and answers, but not the beginning that all prompts of the call share.
 
-    Sorted by length and prompt, longest first: little padding, equal prompts side by side, and what does not fit
-    in memory shows at once.
+    Requests are sorted by length and prompt, longest first: so there is little padding, equal prompts are side by side,
+    and what does not fit in memory shows at once.
     """
     if not requests:
         return []
@@ -109,7 +109,7 @@ def groups(
 
 
 def answering(policy: Policy) -> contextlib.AbstractContextManager[None]:
-    """Inside, the adapter is merged where that makes answers faster: where decoding doesn't do so for itself."""
+    """Inside, the adapter is merged where that makes answers faster and decoding has no merged copy of its own."""
     body, _ = body_and_head(policy.causal_lm)
     return contextlib.nullcontext() if fastpath.copies_weights(body) else merged(policy)
 
@@ -128,8 +128,8 @@ def generate(
 ) -> Iterator[Sampled]:
     """Answers as they end. Raises ModelError for NaN logits or a prompt that leaves no room.
 
-    ``known`` are indices of requests whose answers the caller has: a group of known ones alone is passed over, any
-    other is run whole, so that a resumed run's batches, and with them its rounding, are those of the first time.
+    ``known`` are indices of requests whose answers the caller has. A group of known ones only is skipped; any other is
+    run whole, so that a resumed run has the batches, and with them the rounding, of the first time.
 
     ``keep_hidden`` keeps the trunk's last state that each token was drawn from, for a value head. ``entropy`` False
     leaves the entropies 0, which saves time.
@@ -194,7 +194,7 @@ class _Call:
 
 
 class _Answers:
-    """One group's answers, by row of the group, on the device; ``who`` are the rows that are drawn for now."""
+    """One group's answers, by row of the group, on the device; ``who`` are the rows that hold a slot now."""
 
     def __init__(self, call: _Call, group: Group) -> None:
         self.policy, self.requests, self.group = call.policy, call.requests, group
@@ -210,7 +210,7 @@ class _Answers:
         # logprobs, sampling_logprobs and entropy
         self.statistics = torch.zeros(3, rows, self.max_new_tokens, device=device)
         self.states: Tensor | None = None
-        # Of each slot: its row, how many tokens that has, and whether its answer has ended.
+        # For each slot: its row, how many tokens that has, and whether its answer has ended.
         self.who: list[int] = []
         self.ages: list[int] = []
         self.ended: list[bool] = []
@@ -219,7 +219,7 @@ class _Answers:
     def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its statistics."""
         who = torch.tensor(self.who, device=self.device)
-        # A row that ended since the last look draws on; what it draws is cut off.
+        # A row that ended since the last look goes on drawing; these tokens are cut off later.
         ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)
         so_far: list[list[int]] = []
         if self.sampler.settings.no_repeat_ngram_size:
@@ -279,7 +279,7 @@ class _Answers:
 
 
 class _Decoder(_Answers):
-    """The same with our own cache: a slot holds one row, and the next one when that has ended."""
+    """The answers by our own cache: a slot holds one row, and the next one when that has ended."""
 
     def __init__(self, call: _Call, group: Group, steps: fastpath.Steps) -> None:
         super().__init__(call, group)
@@ -319,7 +319,7 @@ class _Decoder(_Answers):
         self.slots.rebuild(keep, self.max_new_tokens - (0 if new is not None else min(self.ages)), new)
 
     def _admit(self, waiting: deque[int], hidden: Tensor | None) -> Tensor:
-        """Take ended rows out and waiting ones in: the state that each slot's next token follows from, Float[B, H].
+        """Take ended rows out and waiting ones in; returns the states that the slots' next tokens follow, Float[B, H].
 
         ``hidden`` are the states of the slots as they were; None where all have ended.
         """
@@ -334,7 +334,7 @@ class _Decoder(_Answers):
         return fresh if hidden is None else torch.cat([hidden[torch.tensor(live, device=self.device)], fresh])
 
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of what all prompts begin with (the template's system turn), a layer each."""
+        """Each layer's keys and values of the beginning that all prompts share (the template's system turn)."""
         if not self.shared:
             return []
         cache = DynamicCache()
@@ -345,11 +345,11 @@ class _Decoder(_Answers):
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-        """Cache and mask of the different ones among ``prompts``, the last state Float[N, H] of each, and which of
-        them each prompt is, Int[B].
+        """Cache, mask and last states Float[N, H] of the N distinct prompts among ``prompts``, and which of them each
+        prompt is, Int[B].
 
-        Prompts that occur more than once (k samples) are run once. Between prefix and rest stand left pads, which mask
-        and positions step over.
+        Prompts that occur more than once (k samples) are run once. Between prefix and rest stands left padding, which
+        mask and positions skip.
         """
         unique = list(dict.fromkeys(prompts))
         where = {prompt: row for row, prompt in enumerate(unique)}
@@ -377,8 +377,8 @@ class _Decoder(_Answers):
 
 
 class _ByTransformers(_Answers):
-    """The same through transformers' ``generate``, for prompts of one length at a time: a state that is carried along
-    would carry padding too."""
+    """The answers by transformers' ``generate``, for prompts of one length at a time: a recurrent state would take up
+    padding too."""
 
     def answers(self) -> Iterator[Sampled]:
         prompts = [self.requests[index].prompt for index in self.group.indices]
@@ -400,7 +400,7 @@ class _ByTransformers(_Answers):
             self.policy.causal_lm.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
-                # Our own from scratch: a model's own may punish repetition, say, which would change its distribution.
+                # Made from scratch: a model's own may punish repetition, say, which would change its distribution.
                 generation_config=GenerationConfig(
                     max_new_tokens=self.max_new_tokens,
                     do_sample=False,

@@ -77,8 +77,8 @@ class Policy:
     def max_positions(self) -> int:
         """How many tokens prompt and answer may have together.
 
-        With positions of the kind longrope, as many as its first scaling holds for: keys that were cached under it
-        don't fit a longer sequence.
+        With longrope positions, only as many as the first scaling covers: keys that were cached under it don't fit a
+        longer sequence.
         """
         config = self.causal_lm.config
         rope = getattr(config, "rope_parameters", None) or {}
@@ -130,7 +130,7 @@ def load_policy(settings: ModelSettings) -> Policy:
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if settings.load is not None:
         how["quantization_config"] = bitsandbytes_config(settings.load, settings.quantisation, dtype)
-        # Else it goes to the first GPU there is, whatever was asked for.
+        # Otherwise it goes to the first GPU, whatever device was asked for.
         how["device_map"] = {"": str(device)}
     if settings.model == "tiny":
         model, tokenizer, source = _tiny(dtype)
@@ -162,7 +162,7 @@ def load_policy(settings: ModelSettings) -> Policy:
             # transformers would draw them at random and go on.
             missing = sorted(loading["missing_keys"])
             raise ModelError(
-                f"{settings.model}: its files lack {len(missing)} tensors ({missing[0]}, …): download again"
+                f"{settings.model}: its files lack {len(missing)} tensors ({missing[0]}, …): download it again"
             )
     quantisation = quantisation_of(model)
     if settings.load is not None and quantisation is None:
@@ -200,8 +200,8 @@ def _check_tokenizer(spec: str, tokenizer: Any, model: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if max(highest, tokenizer.eos_token_id) >= rows:
         raise ModelError(
-            f"{spec}: its tokenizer has ids up to {max(highest, tokenizer.eos_token_id)}, the model embeddings for "
-            f"{rows}: they don't belong together"
+            f"{spec}: its tokenizer has ids up to {max(highest, tokenizer.eos_token_id)}, but the model has only "
+            f"{rows} embeddings: they don't belong together"
         )
 
 
@@ -230,7 +230,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the device computes in it, else float32: emulated, it is slower than float32."""
+    """``auto`` is bfloat16 where the device computes in it; else float16 on CUDA, and float32 on a CPU, which is faster
+    than emulated bfloat16.
+    """
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
@@ -258,7 +260,7 @@ def _locate(spec: str) -> tuple[str, str | None]:
 
 
 def _from_the_hub(spec: str, source: str) -> AbstractContextManager[None]:
-    """Inside, ``source`` is fetched, unless it is a folder; a hub that can't be reached is told at once."""
+    """Inside, ``source`` is fetched, unless it is a folder; a hub that can't be reached is reported at once."""
     if Path(source).is_dir():
         return contextlib.nullcontext()
     return hub.access(source, what=f"the model {spec}", instead=OFFLINE, error=ModelError)
@@ -268,7 +270,7 @@ def _quantised_by(source: str, revision: str | None) -> str | None:
     """The method, other than bitsandbytes, by which a model's files are quantised, such as awq or gptq."""
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception:  # Whoever asks has an error of its own to tell.
+    except Exception:  # The caller has its own error to report.
         return None
     found = getattr(config, "quantization_config", None)
     found = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
@@ -331,9 +333,9 @@ def _tiny(dtype: torch.dtype) -> tuple[Any, Any, str]:
 
 
 def _read_again(model: Any, how: dict[str, Any]) -> Any:
-    """``model`` as loaded from files with ``how``: weights are quantised while they are read."""
+    """``model`` as loaded from files with ``how``, because weights are quantised while they are read."""
     with tempfile.TemporaryDirectory() as folder:
-        # Not by its save_pretrained: of several processes all but the first would write nothing.
+        # Not by its save_pretrained: of several processes, only the first would write anything.
         model.config.save_pretrained(folder)
         save_model(model, str(Path(folder) / "model.safetensors"), {"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(folder, **how)
@@ -342,7 +344,7 @@ def _read_again(model: Any, how: dict[str, Any]) -> Any:
 def hash_weights(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """SHA-256 over every tensor's name, shape, type and at most 4,096 of its values, evenly spaced.
 
-    ``dtype``: as if the model had been loaded in that precision, for one that is held in a higher one.
+    ``dtype`` hashes as if the model had been loaded in that precision, for a model that is held in a higher one.
 
     A sample, so that 7 billion parameters take seconds: it tells models and revisions apart, and is no signature
     against somebody who means to deceive. The precision is part of it: other rounding, other weights.

@@ -1,8 +1,7 @@
 """Log-probabilities of given tokens under a causal LM: the ONE place where logits and tokens are shifted.
 
 The logits at position t speak about the token at t + 1. Everything that needs log-probabilities, entropies or the
-hidden state that an answer's token was predicted from gets them here, so that an off-by-one can be wrong in one place
-only.
+hidden state that an answer's token was predicted from gets them here, so an off-by-one error can only be here.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from rewardlm.trunk import keeps_keys_and_values, trunk_states
 
 @dataclass
 class TokenStats:
-    """Of N response tokens, row after row; ``hidden`` is the state that each was predicted from.
+    """For N response tokens, row after row; ``hidden`` is the state that each was predicted from.
 
     ``likeliest``: whether no other token was likelier. ``kl``: the exact divergence of the next-token distributions,
     where others were given to compare with.
@@ -65,7 +64,7 @@ def pack(
 ) -> Packed:
     """Prompt and response of each row joined, what all prompts share taken out, padded with token 0.
 
-    ``share`` False leaves every row whole, for who wants each row's own gradient of its prompt's beginning.
+    ``share`` False leaves every row whole, for callers that want each row's own gradient of its prompt's beginning.
     """
     shared = shared_prefix(prompts)
     shared = shared if share else 0
@@ -87,10 +86,10 @@ def pack(
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all prompts share, at most one less than the shortest has.
 
-    Every row keeps a prompt token of its own: the first token of its answer follows from that one's state.
+    Every row keeps a prompt token of its own: the first token of its answer is predicted from that one's state.
     """
     if min(map(len, prompts)) < 1:
-        raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to follow from")
+        raise ModelError("a prompt has no tokens: the first token of an answer would have nothing to be predicted from")
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     shared = 0
     for a, b in zip(first, last, strict=False):
@@ -138,9 +137,9 @@ def token_stats(
     """Log-probability, entropy and predicting hidden state of every response token.
 
     The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on, so the [tokens,
-    vocabulary] tensor never stands in memory whole, nor is it needed twice: under gradients a frozen head's are found
-    with the chunk's probabilities still there. Only where a divergence or the head itself has a gradient are a chunk's
-    logits computed again in the backward pass. Temperature is 1.
+    vocabulary] tensor never stands in memory whole. Nor is it computed twice: with a frozen head, the forward pass also
+    finds the gradients, while the chunk's probabilities are there. Only where a divergence or the head itself has a
+    gradient does the backward pass compute a chunk's logits again. Temperature is 1.
 
     Given another model's states of the same tokens, ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
@@ -177,8 +176,8 @@ def token_stats(
 def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Float[Tensor, "N H"]:
     """The trunk's last state that each response token is predicted from.
 
-    ``recompute`` (gradient checkpointing) keeps what goes into each layer for the backward pass, and runs the layer
-    again there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
+    ``recompute`` (gradient checkpointing) keeps only each layer's input for the backward pass, and runs the layer again
+    there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
     """
     body, _ = body_and_head(causal_lm)
     if packed.tree is not None and fastpath.runs_trees(body):
@@ -205,10 +204,10 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
 
 @contextlib.contextmanager
 def recomputed(body: Any, **how: Any) -> Iterator[None]:
-    """Inside, a forward pass keeps of each layer what goes in, and nothing of what it does; ``how`` is checkpoint's.
+    """Inside, a forward pass keeps each layer's input and nothing else; ``how`` goes to ``checkpoint``.
 
-    transformers' own switch wants the layers in training mode, and RL has dropout off. Raises ModelError for a model
-    that has no such layers.
+    transformers' own switch needs layers in training mode, but RL runs without dropout. Raises ModelError for a model
+    whose layers can't do this.
     """
     layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -254,8 +253,8 @@ def pieces(
 ) -> list[list[int]]:
     """All rows, in pieces that ``causal_lm`` runs as at most ``budget`` positions; a longer row stands alone.
 
-    Answers to one prompt stand side by side, for the model to run it once; where it can't (nor may with ``recompute``,
-    which needs whole rows), lengths decide.
+    Answers to one prompt stand side by side, so that the model runs the prompt once. Where it can't, or where
+    ``recompute`` needs whole rows, rows are sorted by length.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     if not prompts or recompute or not fastpath.runs_trees(body_and_head(causal_lm)[0]):
@@ -287,7 +286,7 @@ def forward_rows(
 ) -> TokenStats:
     """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
 
-    ``kl_to`` and ``kl_from`` as in ``token_stats``, but of all rows, a tensor each; ``recompute`` as there.
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but for all rows, a tensor each; ``recompute`` as there.
     """
     device = next(causal_lm.parameters()).device
 
@@ -318,13 +317,13 @@ def _packed(
     rows: Sequence[int],
     recompute: bool,
 ) -> Packed:
-    # Where processes run a divided model together, each pass forwards has its own backwards: no prefix before it.
-    # A tree is one pass.
+    # Where processes run a divided model together, each forward pass needs a backward pass of its own, so a shared
+    # prefix can't have a pass before it. A tree is one pass.
     divided = torch.is_grad_enabled() and isinstance(causal_lm.base_model, FSDPModule)
     alone = not divided or fastpath.runs_trees(body_and_head(causal_lm)[0])
     device = next(causal_lm.parameters()).device
     if device.type == "cpu":
-        # Between two microbatches little is held.
+        # Between two microbatches little memory is in use.
         trim_heap()
     share = alone and not recompute and keeps_keys_and_values(causal_lm.config)
     return pack([prompts[row] for row in rows], [responses[row] for row in rows], device, share=share)
@@ -332,7 +331,7 @@ def _packed(
 
 @dataclass
 class RowStats:
-    """Of one answer of R tokens, on the CPU: as TokenStats, ``hidden`` only where it was to be kept."""
+    """As TokenStats, for one answer of R tokens, on the CPU; ``hidden`` only with ``keep_hidden``."""
 
     logprobs: Float[Tensor, "R"]
     entropy: Float[Tensor, "R"]
@@ -354,8 +353,8 @@ def row_stats(
 ) -> list[RowStats]:
     """Token statistics of every row under the model as it stands, in microbatches of at most ``budget`` positions.
 
-    A microbatch has rows of one of ``groups``, which are all rows together: so it is rounded as another pass over that
-    group is. ``recompute``: as a pass that recomputes its layers is, which has whole rows.
+    A microbatch has rows of only one of ``groups`` (together all rows), so it rounds as another pass over that group
+    does. With ``recompute`` it rounds as a pass that recomputes its layers, which has whole rows.
     """
     found: dict[int, RowStats] = {}
     microbatches = [
@@ -409,7 +408,7 @@ def frozen_head_stats(
     kl_from: Float[Tensor, "N H"] | None = None,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"], Bool[Tensor, "N"], Float[Tensor, "N"] | None]:
     """Log-probabilities, entropies, whether a token is the likeliest and, where ``kl_from`` is there, KL(other ‖ this),
-    by a head without a gradient. Only the first carry one, and where they do there is no KL.
+    by a frozen head. Only log-probabilities carry a gradient, and where they do there is no KL.
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
         found = _FrozenHeadStats.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
@@ -440,7 +439,7 @@ class _FrozenHeadStats(torch.autograd.Function):
     """d log p(t) / d h = W[t] - Σ_v p(v)·W[v], Float[N, H]: known in the forward pass, whatever the loss is.
 
     It is computed as (1 - p(t))·(W[t] - Σ_{v≠t} q(v)·W[v]), where q(v) = p(v) / (1 - p(t)) is the distribution over the
-    other tokens. As it stands above, half precision would round p(t) to 1 for a nearly certain token (bfloat16 from
+    other tokens. In the form above, half precision would round p(t) to 1 for a nearly certain token (bfloat16 from
     .998 on), and the difference to 0.
     """
 
@@ -459,7 +458,7 @@ class _FrozenHeadStats(torch.autograd.Function):
                 own, at = Distribution(logits[rows].float()), slice(start + rows.start, start + rows.stop)
                 logprobs[at], entropy[at] = own.logprobs(targets[at]), own.entropy()
                 likeliest[at] = own.likeliest(targets[at])
-                # In the place of the logits, which are not needed any more.
+                # These replace the logits, which are not needed any more.
                 logits[rows], shares[rows] = own.others(targets[at])
             slopes[piece] = (weight[targets[piece]].float() - logits @ weight).mul_(shares)
         ctx.save_for_backward(slopes)
@@ -476,8 +475,8 @@ class _FrozenHeadStats(torch.autograd.Function):
 def _head_stats(
     head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities, entropies, whether a token is the likeliest, and divergences: of one chunk, N tokens, whose
-    logits stand in memory whole."""
+    """Log-probabilities, entropies, whether a token is the likeliest, and divergences, for a chunk of N tokens whose
+    logits are all in memory."""
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser

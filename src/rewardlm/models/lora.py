@@ -85,7 +85,7 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
             policy.model = PeftModel.from_pretrained(
                 policy.model, str(folder), adapter_name=name, is_trainable=trainable
             )
-        # What PEFT would write of it, without and with a copy of the base's embeddings, which it may bring along.
+        # The tensors that PEFT would save, without and with a copy of the base's embeddings, which a file may have.
         wanted = set(get_peft_model_state_dict(policy.model, adapter_name=name, save_embedding_layers=False))
         allowed = set(get_peft_model_state_dict(policy.model, adapter_name=name, save_embedding_layers=True))
     except (RuntimeError, ValueError, KeyError, json.JSONDecodeError, TypeError) as error:
@@ -105,8 +105,8 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool = False, name:
 
 
 def save_adapter(model: Any, folder: Path, *, name: str = POLICY) -> None:
-    """Write one adapter in PEFT's format, safetensors, without those beside it; any but the policy's in a subfolder
-    of its name."""
+    """Write one adapter, without those beside it, as safetensors in PEFT's format. Any but the policy's goes into a
+    subfolder of its name."""
     # Without the base's embeddings, which PEFT would add where an adapter is on them.
     model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False)
 
@@ -130,9 +130,9 @@ def reference(policy: Policy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def using(policy: Policy, name: str | None) -> Iterator[None]:
-    """Inside, the adapter ``name`` alone is on, or none, whatever was on before; then that is on again.
+    """Inside, only the adapter ``name`` is on, or none. Afterwards, what was on before is on again.
 
-    Raises ModelError for an adapter that the model hasn't.
+    Raises ModelError for an adapter that the model doesn't have.
     """
     model = policy.model
     if not isinstance(model, PeftModel):
@@ -142,7 +142,7 @@ def using(policy: Policy, name: str | None) -> Iterator[None]:
         return
     if name is not None and name not in model.peft_config:
         raise ModelError(f"{policy.spec} has no adapter {name!r}: it has {', '.join(model.peft_config)}")
-    # What an adapter saves besides its matrices (a norm, an embedding) is switched as they are.
+    # What an adapter saves besides its matrices (a norm, an embedding) is switched with them.
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
     before, of_tuner = model.active_adapter, model.base_model.active_adapter
@@ -162,7 +162,7 @@ def using(policy: Policy, name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _trainable_as_found(model: Any) -> Iterator[None]:
-    # PEFT's switches also decide what is trainable, of a frozen adapter too; leave that as it was found.
+    # PEFT's switches also change what is trainable, even in a frozen adapter. That is put back as it was found.
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         yield
@@ -175,10 +175,10 @@ def _trainable_as_found(model: Any) -> Iterator[None]:
 def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
     """Inside, the adapter ``name`` is part of the base's weights, so that a layer costs one matrix and not three.
 
-    In float32 alone: half precision would round an early, small B·A away, and quantised weights can't take it. Nor is
-    it done where an adapted matrix is used elsewhere too (a head tied to the embeddings), which would change that, or
-    where no process has the whole matrix. The
-    base's weights are put back from a copy afterwards, because subtracting B·A again would let them drift.
+    This is done in float32 only: half precision would round an early, small B·A away, and quantised weights can't take
+    it. It isn't done where an adapted matrix is used elsewhere too (a head tied to the embeddings), because that would
+    change as well, nor where no process has the whole matrix. The base's weights are put back from a copy afterwards,
+    because subtracting B·A again would let them drift.
     """
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
     uses = Counter(id(parameter) for _, parameter in policy.model.named_parameters(remove_duplicate=False))
@@ -207,7 +207,7 @@ def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
     """
     layers = list(layers)
     if any(layer.merged for layer in layers):
-        raise ModelError("a merged adapter can't be scaled: take it apart from the base's weights first")
+        raise ModelError("a merged adapter can't be scaled: unmerge it from the base's weights first")
     found = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:
@@ -257,12 +257,12 @@ def _adapter_folder(folder: Path) -> Path:
     raise ModelError(f"adapter {folder}: it has no adapter_config.json; expected a PEFT adapter or a trained run")
 
 
-# Each puts a part of the base into the adapter, and the rest of it in the base's place.
+# Each moves a part of the base into the adapter, and replaces the base with the rest.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse what works beside the model (a learnt prompt, say): here the model inside PEFT's wrapper is asked."""
+    """Refuse adapters beside the model (a learnt prompt, say): RewardLM calls the model inside PEFT's wrapper."""
     config = json.loads((folder / "adapter_config.json").read_text())
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":

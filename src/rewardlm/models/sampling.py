@@ -52,8 +52,8 @@ class Sampler:
         """A token for each row of ``logits`` Float[B, V]; ``uniforms`` Float[B] in [0, 1), float64.
 
         ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where no n-gram
-        is banned. ``logprobs`` and ``entropy`` are those of the unchanged logits; NaN or infinity among the logits makes
-        both NaN.
+        is banned. ``logprobs`` and ``entropy`` are those of the unchanged logits; NaN or infinity there makes both
+        NaN.
         """
         pieces = [
             self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]) for piece in in_cache(logits)
