@@ -59,7 +59,7 @@ class StageFinetune(FinetuneSettings):
     """The keys of an experiment's ``finetune``."""
 
     replay: StageReplay = Field(
-        StageReplay(), description="The model's own harmless answers, learnt too; they hold its fluency."
+        StageReplay(), description="The model's own harmless answers, learnt too, a tenth of all: they hold its fluency."
     )
 
 

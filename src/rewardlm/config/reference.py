@@ -49,21 +49,27 @@ def _table(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str
 
 
 def _shown(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[Setting]:
-    """The settings themselves, and of a section that is a command's, what that command doesn't have."""
+    """The settings themselves, and of a section that is a command's, what that command doesn't have or says otherwise."""
     for setting in settings:
         yield setting
         command = _command(setting.section, kinds)
         if command is not None:
-            yield from (inner for inner in setting.below if inner.name not in command.model_fields)
+            usual = {inner.name: inner.description for inner in describe(command)}
+            yield from (inner for inner in setting.below if inner.description != usual.get(inner.name))
 
 
 def _sections(
     settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]
 ) -> Iterator[tuple[type[BaseModel], Setting]]:
     for setting in settings:
-        if setting.section is not None and _command(setting.section, kinds) is None:
+        if setting.section is None:
+            continue
+        if _command(setting.section, kinds) is None:
             yield setting.section, setting
             yield from _sections(setting.below, kinds)
+        else:
+            # Of a command's settings, those that are listed here once more.
+            yield from _sections((inner for inner in _shown([setting], kinds) if inner is not setting), kinds)
 
 
 def _command(section: type[BaseModel] | None, kinds: Mapping[type[BaseModel], list[str]]) -> type[BaseModel] | None:
