@@ -1,7 +1,7 @@
 """Loads an adapter that ``judge train`` wrote, and merges it into its encoder.
 
 No random weight may judge. A weight that the adapter's file lacks, one that is not a number, or an encoder of another
-shape is an error of one line.
+shape ends in a one-line error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a judge learnt from, and from whom, so that a witness can be told from a relative of the reward.
 
 A judge that is trained here records its teachers, their teachers, its encoder, its data, and hashes of the texts that
-it read. No text can be recovered from these. Runs keep a summary of it, so that the audit never loads a judge.
+it read. No text can be read from the hashes. Runs keep a summary of it, so that the audit never loads a judge.
 """
 
 from __future__ import annotations
