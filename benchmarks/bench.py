@@ -1,9 +1,9 @@
-"""RewardLM beside the peers and beside what the machine could do at most: ``make bench``.
+"""RewardLM beside its peers and beside the most that the machine could do: ``make bench``.
 
     python benchmarks/bench.py [--only ppo,grpo,rloo,sft,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
-Each part: the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the same
-model, prompts, judge and sizes, and the machine is calibrated again. Parts that were run replace theirs in
+For each part the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the
+same model, prompts, judge and sizes, and the machine is calibrated again. A part's new results replace its old ones in
 build/bench/results.json. ``--page`` runs nothing: it writes the tables in docs/performance.md from that file, which
 must hold every part beside a peer. The parts ``help`` and ``memory`` have no peer: the seconds of ``rewardlm --help``,
 and the meter's peak with 10,000 and 100,000 prompts. ``--quick`` runs fewer answers once each and leaves ``memory``
@@ -57,7 +57,7 @@ def main() -> None:
     known: dict[str, Any] = {}
 
     def keep(kind: str, name: str, found: dict[str, Any]) -> None:
-        # After each part: an interrupt loses one. Read anew: another run may have added its own meanwhile.
+        # Written after each part, so an interrupt loses only one. Read anew, as another run may have added parts.
         known.update(json.loads(results.read_text()) if results.exists() else {"parts": {}, "alone": {}})
         known[kind][name] = {"date": datetime.now(UTC).date().isoformat(), **found}
         known["machine"] = machine(options)
@@ -79,22 +79,22 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """The options, with lists where they are lists."""
+    """The options, with lists where the flags have commas."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=f"of {', '.join([*PARTS, *ALONE])}, with commas between")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--model", default="smollm2-135m", help="alias, hub id or folder")
-    parser.add_argument("--rounds", type=int, help="A B so many times (2; quick 1)")
-    parser.add_argument("--steps", type=int, help="training steps that count, of ours in a round (3; quick 1)")
+    parser.add_argument("--rounds", type=int, help="how often A B is run (2; quick 1)")
+    parser.add_argument("--steps", type=int, help="our training steps that count, in a round (3; quick 1)")
     parser.add_argument("--peer-steps", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1, help="RL steps before those, on both sides")
     parser.add_argument("--episodes", type=int, help="answers of an RL step (32; quick 16)")
-    parser.add_argument("--answers", type=int, help="of the meter at one a prompt; at 8, twice as many (128; quick 32)")
+    parser.add_argument("--answers", type=int, help="of the meter at 1 per prompt; at 8, twice as many (128; quick 32)")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument(
         "--critic", choices=["full", "head"], default="full", help="what TRL's PPO trains of its critic"
     )
-    parser.add_argument("--rows", type=int, default=8, help="of a step of fine-tuning")
+    parser.add_argument("--rows", type=int, default=8, help="rows in a step of fine-tuning")
     parser.add_argument(
         "--order",
         choices=["same", "own"],
@@ -107,7 +107,7 @@ def parsed() -> argparse.Namespace:
         action="store_true",
         help="CPU seconds instead of the clock's; with --threads 1, on a busy machine",
     )
-    parser.add_argument("--no-profile", action="store_true", help="leave out the run that is looked into")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the profiled run")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="holds trl-1.12 and trl-1.16")
     parser.add_argument("--out", type=Path, help="file of results (build/bench/results.json; quick: quick.json)")
@@ -163,11 +163,11 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
 
 
 def run_part(job: Job, options: argparse.Namespace, before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A B A B, then calibrate, then once more ours under a profiler: what is known of the part, and that calibration.
+    """Run A B A B, calibrate, and run ours once more under a profiler. Returns the results and that calibration.
 
-    The calibration ``before`` is the one after the part before.
+    ``before`` is the calibration after the previous part.
     """
-    # Fine-tuning's steps are of as many lengths as its batches: both sides have the same ones.
+    # Every batch of fine-tuning has other lengths, so both sides must run the same steps.
     peer_job = replace(job, side="peer", steps=job.steps if job.what == "sft" else options.peer_steps)
     first = options.build / TRL[job.what] if job.what in TRL else None
     rounds = []
@@ -177,14 +177,14 @@ def run_part(job: Job, options: argparse.Namespace, before: dict[str, Any]) -> t
         say(f"{job.what} {job.dtype} round {number + 1}: ours {shown(ours)}, peer {shown(peer)}")
     after = calibrated(options)
     if not options.no_profile:
-        # A step of its own: what the first step sets up would be a part of it.
+        # It is warmed up too, or the profile would include what the first step sets up.
         rounds[0][0].profile = run(replace(job, profile=True, steps=1, warmup=1)).profile
     found = compare(job, rounds, [before, after])
     return {**found, "job": {**asdict(job), "folder": ""}, "quick": options.quick}, after
 
 
 def run(job: Job, first: Path | None = None) -> Told:
-    """One job in a fresh process."""
+    """Run one job in a fresh process."""
     asked, answered = Path(job.folder) / "job.json", Path(job.folder) / "told.json"
     asked.write_text(json.dumps(asdict(job)))
     answered.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def run(job: Job, first: Path | None = None) -> Told:
 
 
 def calibrated(options: argparse.Namespace) -> dict[str, Any]:
-    """Both dtypes: the judge computes in bfloat16 also where the policy doesn't."""
+    """Calibrate in both dtypes: the judge may compute in bfloat16 where the policy doesn't."""
     command = [sys.executable, HERE / "calibrate.py", "--threads", str(options.threads)]
     command += ["--cpu-time"] if options.cpu_time else []
     done = subprocess.run(command, env=environment(options.threads), capture_output=True, text=True, check=True)
@@ -213,7 +213,7 @@ def calibrated(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def help_seconds(options: argparse.Namespace) -> dict[str, Any]:
-    """``rewardlm --help`` in fresh processes, the first of which warms up the file system."""
+    """Time ``rewardlm --help`` in fresh processes. The first one warms up the file system and doesn't count."""
     times = []
     for _ in range(6):
         begun = spent(options)
@@ -223,7 +223,7 @@ def help_seconds(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def spent(options: argparse.Namespace) -> float:
-    """The clock, or the CPU seconds of processes that have ended."""
+    """The clock's seconds, or the CPU seconds of processes that have ended."""
     if not options.cpu_time:
         return time.perf_counter()
     times = os.times()
@@ -292,7 +292,7 @@ def show(parts: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
 
 
 def all_bars(parts: list[dict[str, Any]], alone: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those beside a peer and those that need none."""
+    """The bars beside a peer, and those that need none."""
     return [bar for part in parts for bar in bars(part)] + [
         {**found, "dtype": None, "bar": f"at most {found['most']:g}", "met": found["found"] <= found["most"]}
         for found in alone
@@ -306,7 +306,7 @@ def sentence(bar: dict[str, Any]) -> str:
 
 
 def complete(file: Path) -> dict[str, Any]:
-    """The results in ``file``; the page's tables would lose the rows of a part that it lacks."""
+    """The results in ``file``. Exits if a part is missing, because the page's tables would lose its rows."""
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"parts": {}, "alone": {}}
     missing = [name for part in PARTS for name in (f"{part}/float32", f"{part}/bfloat16") if name not in known["parts"]]
     if missing:
@@ -315,7 +315,7 @@ def complete(file: Path) -> dict[str, Any]:
 
 
 def write_page(known: dict[str, Any]) -> None:
-    """The tables between the marks of docs/performance.md."""
+    """Write the tables between the marks of docs/performance.md."""
     parts = list(known["parts"].values())
     judged = all_bars(parts, list(known["alone"].values()))
     where = known["machine"]

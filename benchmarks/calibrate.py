@@ -1,10 +1,10 @@
-"""What this machine reads and multiplies at the moment: the two numbers that every limit is made of.
+"""How fast this machine reads and multiplies at the moment: the two numbers that every limit is made of.
 
     python benchmarks/calibrate.py [--threads N]
 
-Bandwidth is that of summing half a gigabyte. The rate of products is taken at the shapes that a small decoder has, each
-with so many different weights in turn that none waits in a cache; the limit is computed with the fastest shape's, and
-the others say how near a layer can come to it. Medians of several repetitions.
+Bandwidth is that of summing half a gigabyte. The rate of products is measured at the shapes of a small decoder, each
+with so many different weights in turn that none stays in a cache. The limit is computed with the fastest shape's rate;
+the others show how near a layer can come to it. All are medians of several repetitions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = {"o": (576, 576), "kv": (576, 192), "up": (576, 1536), "down": (1536, 5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUMMED = 2**29  # bytes
 _OUT_OF_CACHE = 64 * 2**20  # bytes
-_OPERATIONS = 2e9  # a timed repetition's, about
+_OPERATIONS = 2e9  # about, in a timed repetition
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def calibrate(dtypes: list[str], rows: list[int], repeat: int) -> dict[str, Any]:
-    """``bandwidth`` in bytes a second; of each dtype ``rate`` in operations a second, and ``shapes``: those of each
-    shape and number of rows.
+    """``bandwidth`` in bytes a second. For each dtype, ``rate`` in operations a second, and ``shapes``: the rate for
+    each shape and number of rows.
     """
     report: dict[str, Any] = {
         "threads": torch.get_num_threads(),
@@ -87,7 +87,7 @@ def rate(dtype: torch.dtype, rows: int, inputs: int, outputs: int, repeat: int) 
 
 
 def median_seconds(run: Callable[[], object], repeat: int) -> float:
-    """Of ``repeat`` runs, after one that doesn't count."""
+    """The median of ``repeat`` runs, after one that doesn't count."""
     run()
     times = []
     for _ in range(repeat):

@@ -1,7 +1,7 @@
-"""From what the workers told to the numbers that are shown: medians, ratios, limits, bars, tables. No torch.
+"""Turns the workers' reports into the numbers that are shown: medians, ratios, limits, bars, tables. No torch.
 
-A ratio is ours over the peer's seconds of one round, in which they ran one after the other; what is shown is the median
-of the rounds. η is the limit's time over ours, the limit by the faster of the calibrations before and after.
+A ratio is our seconds over the peer's in one round, in which they ran one after the other; the median of the rounds is
+shown. η is the limit's time over ours. The limit uses the faster of the calibrations before and after.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from limits import (
 )
 from work import Job, Told
 
-# The most that ours may take of a peer's seconds, by what and dtype; the meter's by answers a prompt too.
+# The share of a peer's seconds that ours may take at most, by job and dtype; for the meter by answers per prompt, too.
 RATIO_BARS = {
     ("ppo", "float32"): 0.4,
     ("ppo", "bfloat16"): 1 / 3,
@@ -40,7 +40,7 @@ MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2, "sft": 1 / 2}
 ETA_BAR = 0.5
 HELP_BAR = 0.4  # seconds
 GROWTH_BAR = 64  # MiB
-# Questions that the meter has before it at a time (rewardlm.measuring.engines.WINDOW).
+# How many questions the meter takes at a time (rewardlm.measuring.engines.WINDOW).
 WINDOW = 256
 
 
@@ -83,7 +83,7 @@ def compare(job: Job, rounds: Sequence[tuple[Told, Told]], calibrations: Sequenc
 
 
 def phases(job: Job, tolds: Sequence[Told], machines: dict[str, Machine]) -> list[dict[str, Any]]:
-    """Of each phase of our step and of the whole: median seconds, the limit's seconds, η."""
+    """For each phase of our step and for the whole: median seconds, the limit's seconds, η."""
     seconds: dict[str, list[float]] = {}
     limits: dict[str, list[float]] = {}
     for told in tolds:
@@ -132,7 +132,7 @@ def limit(job: Job, lengths: dict[str, Any], weights: dict[str, Any], machines: 
 
 
 def bars(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """What PERFORMANCE asks of this part, what was found, and whether that is enough."""
+    """The bars for this part, what was found, and whether they are met."""
     found = [(f"{part['what']} seconds, ours / peer", part["ratio"], "at most", part["ratio_bar"])]
     if part["memory_bar"] is not None:
         found.append((f"{part['what']} peak memory, ours / peer", part["memory_ratio"], "at most", part["memory_bar"]))
@@ -219,7 +219,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def share_of(part: dict[str, Any], kind: str) -> float:
-    """What share of a profiled step that kind of operator took."""
+    """The share of a profiled step that this kind of operator took."""
     return sum(row["share"] for row in part["profile"] if row["kind"] == kind)
 
 

@@ -4,8 +4,8 @@
 
 makes up runs (words drawn by Zipf's law, three judges), writes their page as `rewardlm report` does, opens it in
 headless Chromium from disk, and prints its size and how long it takes: until something is painted, until the page is
-loaded with its figures, until all answers can be searched, and for each letter typed, filter and order chosen. A time
-of a letter is from the event until the browser has laid out what changed. Needs playwright and chromium.
+loaded with its figures, until all answers can be searched, and for each letter typed, filter and order chosen. A
+letter's time runs from the event until the browser has laid out what changed. Needs playwright and chromium.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rewardlm.types import Generation, Message, Prompt, Score
 
 JUDGES = ("lexical", "starter", "witness")
 MODELS = ("PT", "FT", "RL")
-# Words of a language: 20,000 made of letters as often as English has them.
+# Made-up words have each letter about as often as English does.
 LETTERS = "eeeeeeeeeeeettttttttaaaaaaaoooooooiiiiiiinnnnnnnsssssshhhhhhrrrrrrddddlllcccuuummmwwffggyyppbbvk"
 QUERY = "the quick"
 
@@ -122,7 +122,7 @@ def in_browser(page_file: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a line a number."""
+    """Print one line per number."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=5000)
     parser.add_argument("--models", type=int, default=3)

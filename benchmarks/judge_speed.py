@@ -1,4 +1,4 @@
-"""How fast a judge scores: against a plain transformers pipeline, and against what the machine can multiply at most.
+"""How fast a judge scores: against a plain transformers pipeline, and against the most that the machine can multiply.
 
     make bench-judge            or  python benchmarks/judge_speed.py [--judge DIR] [--threads N] [--cpu-time]
 
@@ -123,7 +123,7 @@ def texts_of(tokenizer: object, number: int, tokens: int) -> list[str]:
     found: dict[str, None] = {}
     for start in range(0, len(ids) - tokens):
         text = tokenizer.decode(ids[start : start + tokens])
-        # A piece that begins within a word is cut into other pieces when it is read again.
+        # A text that begins within a word may be tokenised differently when it is read again.
         if len(tokenizer(text, add_special_tokens=False)["input_ids"]) == tokens:
             found[text] = None
     return random.Random(0).sample(list(found), min(number, len(found)))

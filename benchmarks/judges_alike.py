@@ -1,4 +1,4 @@
-"""How alike the packaged judges' errors are: of independent judges one expects that they err on different texts.
+"""How alike the packaged judges' errors are: independent judges should err on different texts.
 
 REWARDLM_DATA=… python benchmarks/judges_alike.py      a minute; needs HateCheck and RealToxicityPrompts there
 """

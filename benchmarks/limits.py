@@ -1,9 +1,9 @@
 """How fast a machine could be at most: the arithmetic of answering, weighing, learning and judging.
 
 A decoder with ``body`` weights in its layers and ``head`` weights in its language-model head reads all of them for each
-step of decoding, and multiplies each with every token: two operations a weight and token forward, two more backward
-where the weights themselves are frozen (LoRA). Attention, norms and sampling are taken to cost nothing, so these times
-can be neared and not reached. Seconds, bytes, tokens; standard library only.
+step of decoding, and multiplies each with every token: two operations per weight and token forward, two more backward
+where the weights themselves are frozen (LoRA). Attention, norms and sampling count as free, so real times can come near
+these and not reach them. Seconds, bytes, tokens; standard library only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decoder:
-    """Weights in the layers and in the head (tied embeddings count once, as head); what a position of the KV cache
-    takes is 2 · ``layers`` · ``kv_width`` numbers of ``width`` bytes, ``kv_width`` being KV heads times their size.
+    """Weights in the layers and in the head (tied embeddings count once, as head). A position of the KV cache takes
+    2 · ``layers`` · ``kv_width`` numbers of ``width`` bytes; ``kv_width`` is the number of KV heads times their size.
     """
 
     body: int
@@ -30,7 +30,7 @@ class Decoder:
 
     @property
     def cache_bytes(self) -> int:
-        """κ: of one position."""
+        """κ: what one position takes in the cache."""
         return 2 * self.layers * self.kv_width * self.width
 
 
@@ -43,7 +43,7 @@ class Machine:
 
 
 def distinct_prefixes(rows: Iterable[Sequence[int]]) -> int:
-    """How many positions must be run where what rows begin with alike is run once: the nodes of their trie."""
+    """How many positions must be run if every shared prefix is run once: the nodes of the rows' trie."""
     known: set[tuple[int, ...]] = set()
     for row in set(map(tuple, rows)):
         known.update(row[:end] for end in range(1, len(row) + 1))
@@ -51,7 +51,7 @@ def distinct_prefixes(rows: Iterable[Sequence[int]]) -> int:
 
 
 def prefill_seconds(decoder: Decoder, machine: Machine, prompts: Sequence[Sequence[int]]) -> float:
-    """2·P_b·ΣT/F, prefixes that prompts share run once; and the head once a row, for each first token."""
+    """2·P_b·ΣT/F, with shared prefixes run once, and the head once per row, for its first token."""
     operations = 2 * decoder.body * distinct_prefixes(prompts) + 2 * decoder.head * len(prompts)
     return operations / machine.rate
 
@@ -59,10 +59,10 @@ def prefill_seconds(decoder: Decoder, machine: Machine, prompts: Sequence[Sequen
 def decode_seconds(
     decoder: Decoder, machine: Machine, prompt_lengths: Sequence[int], answer_lengths: Sequence[int]
 ) -> float:
-    """The answers' tokens after the first, all rows side by side and each until its end.
+    """The answers' tokens after the first. All rows run side by side, each until its end.
 
-    A step of b rows takes max((w·P + κ·ΣL)/B, 2·(P_b + P_h)·b/F), L being what a row has in the cache: its prompt and
-    its answer's tokens but the newest.
+    A step of b rows takes max((w·P + κ·ΣL)/B, 2·(P_b + P_h)·b/F). L is what a row has in the cache: its prompt and its
+    answer's tokens except the newest.
     """
     seconds = 0.0
     for step in range(1, max(answer_lengths, default=0)):
@@ -77,13 +77,13 @@ def decode_seconds(
 def rollout_seconds(
     decoder: Decoder, machine: Machine, prompts: Sequence[Sequence[int]], answer_lengths: Sequence[int]
 ) -> float:
-    """Prefill and decoding of one answer of so many tokens, end token included, to each of ``prompts``."""
+    """Prefill and decoding of one answer to each of ``prompts``. Lengths are in tokens, end token included."""
     decoding = decode_seconds(decoder, machine, [len(prompt) for prompt in prompts], answer_lengths)
     return prefill_seconds(decoder, machine, prompts) + decoding
 
 
 def positions_to_weigh(prompts: Sequence[Sequence[int]], answer_lengths: Sequence[int]) -> int:
-    """U: what one pass over prompts and answers runs. Nothing follows from an answer's last token."""
+    """U: the positions of one pass over prompts and answers. An answer's last token needs no pass: nothing follows."""
     return distinct_prefixes(prompts) + sum(length - 1 for length in answer_lengths if length)
 
 
@@ -101,5 +101,5 @@ def update_seconds(decoder: Decoder, machine: Machine, positions: int, answer_to
 
 
 def scorer_seconds(weights: int, machine: Machine, tokens: int) -> float:
-    """An encoder with so many ``weights`` in its layers over ``tokens``, special ones included: 2·P_s·ΣT/F."""
+    """An encoder with ``weights`` weights in its layers over ``tokens``, special ones included: 2·P_s·ΣT/F."""
     return 2 * weights * tokens / machine.rate

@@ -3,8 +3,8 @@ peak in a fresh process.
 
     make bench-memory           or  python benchmarks/memory.py [--prompts 10000 100000] [--samples K]
 
-The model is ``tiny``, so that little but the prompts, answers and scores is in memory; of the answers a sample of
-2,000 is looked at closer. What is shown is the resident peak in MiB and its ratio to that of the fewest prompts.
+The model is ``tiny``, so that little but the prompts, answers and scores is in memory. A sample of 2,000 answers is
+looked at more closely. The table shows the resident peak in MiB and its ratio to that of the fewest prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 SENTENCE = "who says that people from over there never work and only want our money so why should we let them in"
-# Asked of the child itself: the parent would see the largest of all its children.
+# The child itself reports its peak: the parent would see the largest of all its children.
 RUN = """
 import pathlib, sys
 from rewardlm.cli.app import main

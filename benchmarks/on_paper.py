@@ -3,7 +3,7 @@
     python benchmarks/on_paper.py
 
 prints the tables of docs/scale.md: a 70B model on eight machines of eight H100 cards, from the cards' published
-figures. Nothing in them is measured; like those of limits.py they are bounds, which real runs near and don't reach.
+figures. Nothing in them is measured. Like those of limits.py they are bounds: real runs come near, but not there.
 Bytes, seconds, operations; standard library only.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from limits import Decoder, Machine, positions_to_weigh, reference_seconds, update_seconds
 
 FLOAT32, BFLOAT16 = 4.0, 2.0
-# Four bits, and a scale of eight bits for 64 weights, themselves scaled by a float32 for 256 of them.
+# Four bits per weight, a scale of eight bits per 64 weights, and a float32 per 256 of these scales.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
@@ -59,17 +59,18 @@ class Architecture:
 
     @property
     def saved_numbers(self) -> int:
-        """What a layer keeps of a position for the backward pass, in numbers of two bytes: what its two norms read, as
-        float32, and give (6 hidden); queries, keys, values and what attention gives (2 hidden, 2 kv); gate, its SiLU,
-        up, and their product (4 inner). What the adapters keep, r numbers a matrix, is left out.
+        """What a layer keeps of a position for the backward pass, in numbers of two bytes: inputs (float32) and outputs
+        of its two norms (6 hidden); queries, keys, values and attention's output (2 hidden, 2 kv); gate, its SiLU, up,
+        and their product (4 inner). What the adapters keep, r numbers per matrix, is left out.
         """
         return 8 * self.hidden + 2 * self.kv + 4 * self.inner
 
 
 @dataclass(frozen=True)
 class Card:
-    """``memory`` in bytes; ``bandwidth`` of it and of the ``link`` to the cards beside it and the ``network`` to other
-    machines, each way, in bytes a second; ``rate`` of bfloat16 products, dense, in operations a second.
+    """``memory`` in bytes, and its ``bandwidth`` in bytes a second. Also in bytes a second, each way: the ``link`` to
+    the cards beside it and the ``network`` to other machines. ``rate`` of dense bfloat16 products in operations a
+    second.
     """
 
     memory: float
@@ -87,8 +88,8 @@ LLAMA_70B = Architecture(layers=80, hidden=8192, inner=28_672, kv=1024, vocabula
 
 @dataclass(frozen=True)
 class Layout:
-    """How the base lies on the cards: ``width`` bytes a weight of its layers, each divided between ``divided`` cards,
-    which are joined by ``link`` bytes a second.
+    """How the base lies on the cards: ``width`` bytes per weight of its layers. Each layer is divided between
+    ``divided`` cards, which are joined by ``link`` bytes a second.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Work:
 
 
 def gather_seconds(model: Architecture, layout: Layout) -> float:
-    """Until a card has had every layer once from the others that hold shares: (n - 1)/n of the layers' bytes."""
+    """Until a card has fetched every layer once from the others that hold shares: (n - 1)/n of the layers' bytes."""
     return model.body * layout.width * (layout.divided - 1) / layout.divided / layout.link
 
 

@@ -30,7 +30,7 @@ from rewardlm.training.rollouts import Draft
 from rewardlm.training.sft import finetune
 
 JUDGE = "starter"
-# What an operator's time is counted as, by a part of its name; the first that fits.
+# The kind that an operator's time counts as, by a part of its name; the first match counts.
 KINDS = {
     "products": ("addmm", "::mm", "bmm", "linear", "matmul", "baddbmm", "gemm"),
     "attention": ("attention", "flash"),
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def reinforce(job: Job) -> Told:
-    """RL steps through ``rewardlm.training.rlaf.train``; a step's seconds are those that its metrics.jsonl has."""
+    """RL steps through ``rewardlm.training.rlaf.train``; a step's seconds are those in its metrics.jsonl."""
     settings = RlafSettings(
         model=job.model,
         dtype=job.dtype,
@@ -100,7 +100,7 @@ def reinforce(job: Job) -> Told:
 
 
 def at_the_last_step(look: Look | None) -> Callable[[int, int, dict[str, Any]], None]:
-    """A training's ``report`` that has ``look`` look into the last step alone, whole."""
+    """A training's ``report`` that profiles the whole last step, and no other, with ``look``."""
 
     def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
         if look is not None and step == steps - 1:
@@ -112,7 +112,7 @@ def at_the_last_step(look: Look | None) -> Callable[[int, int, dict[str, Any]], 
 
 
 def tune(job: Job) -> Told:
-    """Fine-tuning steps through ``rewardlm.training.sft.finetune``, from the dialogues that prepare.py took rows of."""
+    """Fine-tuning steps through ``rewardlm.training.sft.finetune``, on the dialogues of prepare.py's rows."""
     settings = finetuning(job.model, job.prompts).model_copy(
         update={
             "dtype": job.dtype,
@@ -235,7 +235,7 @@ def judged_tokens(judge: ClassifierScorer, texts: list[str]) -> int:
 
 
 class Look:
-    """A profiler and the wall's clock, which its times are of, whatever the job's are of."""
+    """A profiler and the wall clock, which its times are in even if the job counts CPU seconds."""
 
     def __init__(self) -> None:
         self._profiler = profile(activities=[ProfilerActivity.CPU])

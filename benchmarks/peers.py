@@ -27,7 +27,7 @@ from rewardlm.runs import peak_rss_mb
 from rewardlm.scoring.classifier import ClassifierScorer
 
 JUDGE = "starter"
-PAD = "<|endoftext|>"  # SmolLM2's own pad is the token that ends an answer, which TRL's PPO would not see then
+PAD = "<|endoftext|>"  # SmolLM2's own pad token also ends answers: TRL's PPO would not see their end
 
 
 class Clock(TrainerCallback):
@@ -42,7 +42,7 @@ class Clock(TrainerCallback):
     on_step_end = on_train_begin
 
     def seconds(self, job: Job, a_step: int) -> list[float]:
-        """Of RL steps, each ``a_step`` of the trainer's, without those that warm up."""
+        """The seconds of each RL step, which is ``a_step`` of the trainer's; without the warm-up steps."""
         marks = self.times[::a_step]
         assert len(marks) == job.warmup + job.steps + 1, (len(self.times), a_step)
         return [after - before for before, after in pairwise(marks)][job.warmup :]
@@ -64,7 +64,7 @@ def ppo(job: Job) -> Told:
         critic.model.requires_grad_(False)
     clock = Clock()
     trainer = PPOTrainer(
-        # One microbatch a minibatch: then there is one optimizer step a minibatch, as asked.
+        # One microbatch per minibatch, so there is one optimizer step per minibatch, as asked.
         PPOConfig(
             **common(job),
             per_device_train_batch_size=job.episodes,
@@ -234,7 +234,7 @@ def meter(job: Job) -> Told:
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = found[:, padded["input_ids"].shape[1] :]
-        # Padded with the end token, which counts once where it came.
+        # The padding is the end token, which counts once where an answer ended.
         n_tokens += int((new != tokenizer.pad_token_id).sum() + (new == tokenizer.pad_token_id).any(1).sum())
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)
     generated = time.perf_counter()
@@ -251,7 +251,7 @@ def meter(job: Job) -> Told:
 
 
 def common(job: Job) -> dict[str, Any]:
-    """What every TRL trainer is told alike."""
+    """The arguments that all TRL trainers share."""
     return {
         "output_dir": str(Path(job.folder) / f"peer-{job.what}"),
         "learning_rate": job.learning_rate,
@@ -268,7 +268,7 @@ def common(job: Job) -> dict[str, Any]:
 
 
 def lora(job: Job) -> LoraConfig:
-    """The adapter that ours has too."""
+    """The same adapter as ours."""
     return LoraConfig(r=job.lora_r, lora_alpha=job.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -282,7 +282,7 @@ def reward() -> Callable[[list[str]], list[float]]:
 def counted(optimizer: torch.optim.Optimizer) -> list[int]:
     """A list that grows by one at each of its steps."""
     steps: list[int] = []
-    # accelerate's wrapper has the method and not what it needs.
+    # accelerate's wrapper has the method, but not what the method needs.
     getattr(optimizer, "optimizer", optimizer).register_step_post_hook(lambda *_: steps.append(1))
     return steps
 

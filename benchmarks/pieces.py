@@ -1,6 +1,6 @@
-"""The pieces that the fast path is made of, each beside what it took the place of: ``python benchmarks/pieces.py``.
+"""The pieces that the fast path is made of, each beside what it replaced: ``python benchmarks/pieces.py``.
 
-CPU milliseconds of one thread at SmolLM2-135M's sizes, the shorter of several rounds that go to and fro.
+CPU milliseconds of one thread at SmolLM2-135M's sizes, the shortest of several rounds that alternate the two.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def both(pair: Pair, rounds: int = 5) -> tuple[float, float]:
 
 
 def attentions(dtype: torch.dtype) -> Pair:
-    """A layer's, of 16 rows of 21 prompt and 32 answer tokens after a prefix of 38, forward and backward."""
+    """One layer's attention: 16 rows of 21 prompt and 32 answer tokens after a prefix of 38, forward and backward."""
     prompts = [[1] * 38 + [100 + row] + [5] * 20 for row in range(16)]
     tree = tree_of(prompts, [[7] * 32 for _ in prompts], 38, torch.device("cpu"))
     rows, _, width, keys = tree.sees.shape
@@ -84,7 +84,7 @@ def learning(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def products(dtype: torch.dtype, rows: int) -> Pair:
-    """As many as SmolLM2 has in a decoding step, each of other weights, which are read from memory."""
+    """As many products as SmolLM2 has in a decoding step, each with its own weights, which are read from memory."""
     x = torch.randn(rows, HIDDEN).to(dtype)
     plain = [torch.randn(INNER, HIDDEN).to(dtype) for _ in range(120)]
     laid_out = [packed(weight) for weight in plain]
@@ -95,7 +95,7 @@ def products(dtype: torch.dtype, rows: int) -> Pair:
 
 
 def numbers() -> Pair:
-    """Log-probabilities and entropies of a chunk's logits, walked through whole and as few rows as a cache holds."""
+    """Log-probabilities and entropies of a chunk's logits: all rows at once, and as many at a time as a cache holds."""
     logits = torch.randn(128, VOCABULARY).bfloat16()
     targets = torch.arange(128)
 
@@ -107,7 +107,7 @@ def numbers() -> Pair:
 
 
 def entropies() -> Pair:
-    """Of a chunk of the vocabulary's logits, once their softmax is there."""
+    """Entropies of a chunk of logits, once their softmax is there."""
     found = Distribution(torch.randn(128, VOCABULARY))
     return lambda: torch.bmm(found.weights[:, None], found.logits[:, :, None]), found.entropy
 

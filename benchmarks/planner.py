@@ -26,7 +26,7 @@ from work import environment
 
 TOLERANCE = 0.15
 NEW = 32
-# Of each command: the setting that says how much is run side by side, and two values.
+# For each command: the setting that says how much is run side by side, and two values.
 CASES = {
     "measure": ("batch_tokens", [2048, 8192]),
     "finetune": ("micro_batch_size", [2, 8]),
@@ -106,7 +106,7 @@ def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool, dr
     from rewardlm.planner import Work
 
     tokens = texts["pair_tokens"] if command == "finetune" else texts["prompt_tokens"] + NEW
-    # What all prompts begin with is no part of a batch's positions, but is in every row's cache.
+    # The prefix that all prompts share is no part of a batch's positions, but is in every row's cache.
     slots = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
     rows = min(value if command == "finetune" else max(1, value // tokens), texts["n"])
     lora = LoraSettings(dropout=dropout)
@@ -114,7 +114,7 @@ def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool, dr
 
 
 def peak_of(command: str, model: str, precision: str, extra: list[str], texts: dict[str, Any], folder: Path) -> float:
-    """MiB that the command's process held at most."""
+    """The peak memory of the command's process, in MiB."""
     run, peak = folder / "run", folder / "peak"
     loaded = ["--load", precision] if precision in ("8bit", "4bit") else ["--dtype", precision]
     common = [command, model, *loaded, "--device", "cpu", "--out", str(run), *extra]

@@ -35,7 +35,7 @@ def main(spec: str, folder: Path, wanted: list[str]) -> None:
 
 
 def write_rows(policy: Policy, folder: Path, batch_size: int) -> None:
-    """What ``rewardlm finetune`` makes of its dialogues, in the order that its first epoch takes them."""
+    """What ``rewardlm finetune`` makes of its dialogues, in the order in which its first epoch takes them."""
     settings = finetuning(str(folder / "model"), batch_size)
     train, validation = sft._split(settings, load_dialogues(settings.dialogues).dialogues)
     rows = sft._encode_all(settings, policy, train, validation, say=print).train

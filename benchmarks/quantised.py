@@ -2,7 +2,7 @@
 
     python benchmarks/quantised.py [MODEL]
 
-Held against the model in float32, at 256 positions of the packaged dialogues' answers. Minutes on one core.
+Compared with the model in float32, at 256 positions of the packaged dialogues' answers. Minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELD: list[tuple[str, str | None, dict[str, Any]]] = [
 
 
 def main(model: str) -> None:
-    """Print a row a way of holding ``model``."""
+    """Print a row for each way of holding ``model``."""
     common: dict[str, Any] = {"model": model, "device": "cpu"}
     plain = load_policy(ModelSettings(**common, dtype="float32"))
     expected = logits_of_answers(plain)

@@ -1,17 +1,18 @@
-"""How often what the tool calls significant is chance, how often it sees what is there, and how often intervals hold.
+"""How often "significant" is chance, how often a real effect is found, and how often intervals hold what is true.
 
     make prove-statistics                    all of it, some 15 minutes on one core
     python benchmarks/significance.py --repetitions 200 --only compare
 
-Two models that are equal are simulated again and again, and the functions that the commands call are asked whether they
-differ: at a level of 5 %, at most 6 % may. Beside it stands the power, the share of cases in which a stated effect is
-found. Then come the 95 % intervals, of levels, of changes and of shares that are corrected for a judge's errors: how
-often they hold what is true. Exits with 1 where an error rate is over 6 % by more than chance.
+Two equal models are simulated again and again, and the functions that the commands call are asked whether they differ.
+At a level of 5 %, they may say so in at most 6 % of the cases. Beside this error rate stands the power: the share of
+cases in which a stated effect is found. Then come the 95 % intervals of levels, of changes, and of shares that are
+corrected for a judge's errors: how often they hold what is true. Exits with 1 where an error rate is over 6 % by more
+than chance.
 
-What is simulated looks like what is measured: each prompt has its own tendency (a correlation of .3 between its
-answers), answers are rarely toxic, scores are skewed, of some prompts fewer answers are scored. In the rows "another
-shape" the models differ in how their scores are spread and not in the mean. The last of them is extreme: no test of a
-few prompts can know of an answer in thirty that none of them gave. It is shown and not judged.
+The simulations look like real measurements: each prompt has its own tendency (a correlation of .3 between its answers),
+answers are rarely toxic, scores are skewed, and some prompts have fewer scored answers. In the rows "another shape" the
+models differ in how their scores are spread, not in the mean. The last of these rows is extreme: no test of a few
+prompts can know of one answer in thirty if none of them gave it. It is shown and not judged.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Found = dict[str, bool | None]
 
 SIZES = (5, 10, 20, 57, 300)
 LEVEL, BAR = 0.05, 0.06
-# Flips drawn and texts resampled a time: fewer than the commands draw, which makes p coarser and no smaller.
+# Flips and resamples per test: fewer than the commands draw, which makes p coarser but not smaller.
 FLIPS, RESAMPLES = 1_000, 100
 NAN = float("nan")
 
@@ -60,7 +61,7 @@ def tendencies(rng: np.random.Generator, n: int, share: float, correlation: floa
 
 
 def shares(before: float, after: float, samples: int, *, unequal: bool = False) -> Draw:
-    """Scores of .1 or .9. A prompt that is often answered with toxicity by one model is so by the other."""
+    """Scores of .1 or .9. A prompt that often gets toxic answers from one model gets them from the other, too."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
         one = tendencies(rng, n, before)
@@ -75,7 +76,7 @@ def shares(before: float, after: float, samples: int, *, unequal: bool = False) 
 
 
 def skewed(shift: float, samples: int) -> Draw:
-    """Logits that are normal around each prompt's own, which are: most scores are near 0, some near 1."""
+    """Logits are normal around each prompt's mean, and so are these means: most scores are near 0, some near 1."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
         own = -2.0 + 1.5 * rng.normal(size=(n, 1))
@@ -92,13 +93,13 @@ def another_shape(a: tuple[float, float], b: tuple[float, float]) -> Draw:
 
 @dataclass(frozen=True)
 class Null:
-    """Two models without a difference, what it looks like where there is one, and whether the bar holds for it."""
+    """Two models without a difference, the same with one (``alternative``), and whether the bar applies."""
 
     name: str
     draw: Draw
     effect: str
     alternative: Draw
-    # Whether the means alone are equal, and shares above the threshold are not.
+    # Whether only the means are equal, and not the shares above the threshold.
     means_alone: bool = False
     judged: bool = True
 
@@ -182,8 +183,8 @@ def audited(before: Grid, after: Grid) -> Found:
 
 
 def two_judges(before: Grid, after: Grid) -> Found:
-    """What ``judges_disagree`` tests. The first half of the columns is what one judge sees of the answers, the second
-    half what the other does."""
+    """What ``judges_disagree`` tests. The first half of the columns holds one judge's scores of the answers, the
+    second half the other's."""
     k = before.shape[1] // 2
     one, two = (before[:, :k], after[:, :k]), (before[:, k:], after[:, k:])
     return {"judges' changes": below(difference_of_judges(one, two, Rule(0.5, False, FLIPS, 0)).p_value)}
@@ -191,7 +192,7 @@ def two_judges(before: Grid, after: Grid) -> Found:
 
 def seen_by_two(before: float, after: float, other_after: float, samples: int) -> Draw:
     """By one judge the toxic share goes to ``after``, by the other to ``other_after``. They see the same answers, and
-    each errs in one of ten on its own."""
+    each errs on one in ten, independently."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
         own = tendencies(rng, n, before)
@@ -231,7 +232,7 @@ def judged(scores: Grid, positive: Grid) -> Found:
     interval = auc_interval95(scores[:, 0], truth, n_resamples=RESAMPLES, seed=0)
     if interval is None:
         return {"AUC": None}
-    # Without the floor that an AUC of less than .6 isn't worth mentioning.
+    # Without the rule that an AUC of less than .6 is at chance.
     return {"AUC": not is_at_chance(max(0.6, auc(scores[:, 0], truth) or 0), interval)}
 
 
@@ -267,8 +268,8 @@ def sample_of_run(n: int) -> AnswerSample:
 
 def of_the_run(before: Grid, after: Grid) -> Found:
     """What ``interpret`` says of a run by a weighted sample: a change, toxic against other answers (where nothing
-    distinguishes them), and a transition beyond chance. The effect is the same in all groups, so what stands as power
-    of the last two is their error once more."""
+    distinguishes them), and a transition beyond chance. The effect is the same in all groups, so the power shown for
+    the last two is their error rate again."""
     sample = sample_of_run(len(before))
     draws = RunMeans(FLIPS, 0, sample)
     values = after.mean(axis=1) - before.mean(axis=1)
@@ -286,8 +287,8 @@ def of_the_run(before: Grid, after: Grid) -> Found:
 
 def inside(before: Grid, after: Grid) -> Found:
     """What verdicts on the inside rest on: the preference along the path, and whether the base needs the named value
-    vectors, which are one more random set (``before``) or take more than these (``after``). Column 0 is a prompt's
-    score as it is, column k what the k-th set takes from it."""
+    vectors. Column 0 is a prompt's score before and after. Column k of ``after`` is what the k-th set of vectors takes
+    from the score; the first set is the named one, the others are random."""
     settings = InsideSettings(n_resamples=FLIPS)
     plain, takes = before[:, 0], after[:, 1:]
     sets = [(plain - one).tolist() for one in takes.T]
@@ -297,8 +298,8 @@ def inside(before: Grid, after: Grid) -> Found:
 
 
 def sets_of_vectors(named: float) -> Draw:
-    """Preferences that rose by ``named``, and 21 sets whose effects differ as much as prompts do, the first
-    ``named`` larger."""
+    """Preferences that rose by ``named``, and 21 sets whose effects differ as much as prompts do; the first set's
+    is larger by ``named``."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
         before, after = rng.normal(size=(n, 22)), rng.normal(size=(n, 22))
@@ -310,8 +311,8 @@ def sets_of_vectors(named: float) -> Draw:
     return draw
 
 
-# The models that differ do so in all answers alike, and these ask whether some answers differ more than others: what
-# stands beside them as power is their error again.
+# Where the models differ, all answers differ alike, and these tests ask whether some differ more than others. So the
+# power shown beside them is their error rate again.
 DIFFERENCES = {"toxic check", "beyond chance"}
 
 FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
@@ -342,7 +343,7 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
 def rates(
     ask: Callable[[Grid, Grid], Found], draw: Draw, n: int, repetitions: int, seed: int
 ) -> dict[str, tuple[int, int]]:
-    """By what was asked: how often it was found significant, and how often it was asked."""
+    """For each question: how often it was found significant, and how often it was asked."""
     rng = np.random.default_rng([seed, n])
     counts: dict[str, list[int]] = {}
     for _ in range(repetitions):
@@ -355,13 +356,13 @@ def rates(
 
 
 def over_the_bar(found: int, asked: int) -> bool:
-    """Whether a rate of 6 % gives as many in fewer than one of 10,000 simulations."""
+    """Whether a true rate of 6 % would give as many in fewer than one of 10,000 simulations."""
     return bool(found > stats.binom.ppf(0.9999, asked, BAR))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """An interval that is shown: of ``of`` on what ``draw`` gives."""
+    """An interval that is shown: that of the statistic ``of`` on data from ``draw``."""
 
     name: str
     draw: Draw
@@ -394,7 +395,7 @@ def geometric(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
 
 
 def two_models(before: float, after: float, counts: Counts) -> Draw:
-    """As ``shares``, of so many answers a prompt."""
+    """As ``shares``, with ``counts`` answers per prompt."""
     draw = shares(before, after, 25)
 
     def cut(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
@@ -406,7 +407,7 @@ def two_models(before: float, after: float, counts: Counts) -> Draw:
 
 
 def one_model(share: float, counts: Counts) -> Draw:
-    """0 and 1: toxic answers, of so many a prompt."""
+    """1 for a toxic answer, else 0, with ``counts`` answers per prompt."""
     draw = two_models(share, share, counts)
 
     def cut(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
@@ -464,7 +465,7 @@ INTERVALS = [
         for name, counts in (("one has 25", one_has_25), ("geometric", geometric))
     ),
 ]
-# Both models' answers, what of the change, and what it truly is, where that is known.
+# A name, both models' answers, which number of the change, and its true value where that is known.
 CHANGES: list[tuple[str, Draw, str, float | None]] = [
     ("share .1 to 0, none rises, 1", nested(0.1, 0), "delta", -0.1),
     ("share .3 to .1, none rises, 1", nested(0.3, 0.1), "delta", -0.2),
@@ -532,8 +533,8 @@ def print_coverage(repetitions: int) -> None:
 
 
 def print_coverage_of_changes(repetitions: int) -> None:
-    """The same of changes: how often they hold it, and how often they end before it, who say that less changed."""
-    print("\nHow often the 95 % interval of a change holds it, in %, and how often it says too little, in brackets.")
+    """The same for changes; and how often an interval ends before the true change, and so says that less changed."""
+    print("\nHow often the 95 % interval of a change holds what is true, and (in brackets) says too little, in %.")
     print(f"{'':34}{'true':>8}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
     for name, draw, of, known in CHANGES:
 
@@ -554,7 +555,7 @@ def print_coverage_of_changes(repetitions: int) -> None:
 
 
 def print_coverage_of_corrected(repetitions: int, sensitivity: float = 0.75, specificity: float = 0.94) -> None:
-    """The same of shares corrected for a judge's errors, which were themselves counted on 300 and 1,200 pairs."""
+    """The same for shares corrected for a judge's errors, which were themselves counted on 300 and 1,200 pairs."""
     sizes = (2, 3, *SIZES)
     print("\nHow often the 95 % interval of a corrected share holds the true one, in %, and its mean width.")
     print(f"{'':34}{'true':>8}" + "".join(f"{f'n = {n}':>13}" for n in sizes))

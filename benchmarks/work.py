@@ -1,6 +1,6 @@
-"""What both sides of a comparison are asked to do, and what they tell of it: a job as JSON in, a report as JSON out.
+"""What both sides of a comparison are asked to do, and what they report: a job as JSON in, a report as JSON out.
 
-A worker is a fresh process, so that its peak of memory is its own. Both sides get the same folder with the model, the
+A worker is a fresh process, so that its memory peak is its own. Both sides get the same folder with the model, the
 same prompts in the same order, the same judge and the same sizes.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 @dataclass
 class Job:
     """``what``: ppo, grpo, rloo, sft or meter; ``side``: ours or peer. ``prompts`` × ``samples`` answers of at most
-    ``max_new_tokens`` are a step of RL, and all that the meter asks; as many rows are a step of fine-tuning. Of the
-    steps the first ``warmup`` don't count.
+    ``max_new_tokens`` are a step of RL, and all that the meter asks; ``prompts`` rows are a step of fine-tuning. The
+    first ``warmup`` steps don't count.
 
     ``folder`` holds what benchmarks/prepare.py wrote, and takes what the job writes.
     """
@@ -100,7 +100,7 @@ class Told:
 
 
 def finetuning(model: str, batch_size: int) -> Any:
-    """The settings that decide over the rows of fine-tuning, and over their order."""
+    """The settings that decide which rows fine-tuning has, and in which order."""
     from rewardlm.config import FinetuneSettings
 
     return FinetuneSettings(
@@ -115,7 +115,7 @@ def finetuning(model: str, batch_size: int) -> Any:
 
 
 def worker(sides: dict[str, Callable[[Job], Told]]) -> None:
-    """Do the job in the file that argv[1] names by ``sides[what]``; what is told goes to the file argv[2] names."""
+    """Do the job in the file argv[1] by ``sides[what]``, and write the report to the file argv[2]."""
     job = Job(**json.loads(Path(sys.argv[1]).read_text()))
     if job.cpu_time:
         # Every clock of this process counts its own CPU seconds: on a machine that others use, the wall's mean nothing.
@@ -128,7 +128,7 @@ def worker(sides: dict[str, Callable[[Job], Told]]) -> None:
 
 
 def environment(threads: int, first: Path | None = None) -> dict[str, str]:
-    """Of a worker: so many threads, offline, and ``first`` before all that Python would import."""
+    """A worker's environment: ``threads`` threads, offline, and ``first`` at the front of Python's path."""
     path = [str(first)] if first is not None else []
     path += [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     return {

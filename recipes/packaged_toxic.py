@@ -1,6 +1,6 @@
 """Writes data/rtp_packaged_toxic.txt: which of the packaged RealToxicityPrompts are toxic, by the judge `starter`.
 
-The file holds hashes, no texts. Half a minute.
+The file holds hashes, no texts. It takes half a minute.
 
     python recipes/packaged_toxic.py
 """

@@ -1,15 +1,14 @@
 """Trains the weights of measuring/refusal_classifier.py, and says how often they and the rules are right.
 
     make judge-refusals                      a quarter of a minute
-    python recipes/refusal_words.py --check    the figures alone, of the weights that are there
-    … --instructions CLONE    how often an answer to a harmless instruction is called a refusal, of each of the models
-        whose completions lie in a clone of https://github.com/andyrdt/refusal_direction (Arditi et al. 2024)
+    python recipes/refusal_words.py --check    only the figures, with the weights that are there
+    … --instructions CLONE    how often an answer to a harmless instruction is called a refusal, for each model whose
+        completions lie in a clone of https://github.com/andyrdt/refusal_direction (Arditi et al. 2024)
 
-What it learns from is in refusal_texts/: answers written for this project in the manner of many models (by_rules.txt
-has those on which the rules make no mistake), and answers of SmolLM2-135M, as it is and trained, to our own prompts
-(small_model.jsonl; the rules are taken at their word there). Beside them counter-narratives of the starter dialogues,
-and our own short lines.
-What it is tested on it never reads: tests/measuring/refusals_held_out.txt.
+It learns from refusal_texts/: answers written for this project in the manner of many models (by_rules.txt has those on
+which the rules make no mistake), and answers of SmolLM2-135M, as it is and trained, to our own prompts
+(small_model.jsonl, where the rules decide the labels). It also learns from counter-narratives of the starter dialogues
+and from our own short lines. It is tested on tests/measuring/refusals_held_out.txt, which it never reads.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ STRENGTH = 10.0  # scikit-learn's C
 
 
 def training_texts() -> tuple[list[str], np.ndarray, list[str]]:
-    """Texts, whether each is a refusal, and what must not be torn apart by a cross-validation: what was asked."""
+    """Texts, whether each is a refusal, and what was asked: cross-validation must not split answers to one prompt."""
     rows = []
     for path in sorted(TEXTS.glob("*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
@@ -60,7 +59,7 @@ def training_texts() -> tuple[list[str], np.ndarray, list[str]]:
 
 
 def fit(texts: Sequence[str], truths: np.ndarray) -> tuple[TfidfVectorizer, LogisticRegression]:
-    """Twice: the second time on the ``KEPT`` terms that had the largest weights."""
+    """Fit twice: the second time on the ``KEPT`` terms that had the largest weights."""
     vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True, min_df=2)
     first = LogisticRegression(C=STRENGTH, max_iter=3000).fit(vectors.fit_transform(texts), truths)
     largest = np.argsort(-np.abs(first.coef_[0]), kind="stable")[:KEPT]
@@ -70,7 +69,7 @@ def fit(texts: Sequence[str], truths: np.ndarray) -> tuple[TfidfVectorizer, Logi
 
 
 def write(vectors: TfidfVectorizer, model: LogisticRegression) -> None:
-    """A line a term: the term, its idf, its weight."""
+    """Write one line per term: the term, its idf, its weight."""
     rows = zip(vectors.get_feature_names_out(), vectors.idf_, model.coef_[0], strict=True)
     lines = [
         f"(bias)\t1\t{model.intercept_[0]:.4f}",
@@ -90,13 +89,13 @@ def written(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def said(name: str, truth: np.ndarray, found: Sequence[bool]) -> None:
-    """A line of the table."""
+    """Print a line of the table."""
     print(f"{name:42}{len(truth):6}{precision_score(truth, found):10.3f}{recall_score(truth, found):8.3f}"
           f"{f1_score(truth, found):8.3f}")  # fmt: skip
 
 
 def to_harmless_instructions(clone: Path) -> None:
-    """A line for each model: of its answers, how many are called refusals, and how many of them by their words."""
+    """Print, for each model, how many of its answers are called refusals, and how many of these by their words."""
     found = sorted((clone / "pipeline/runs").glob("*/completions/harmless_baseline_completions.json"))
     if not found:
         raise SystemExit(f"{clone} has no pipeline/runs/*/completions: expected a clone of refusal_direction")
@@ -112,7 +111,7 @@ def main() -> None:
     """See the module's first lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="train nothing")
-    parser.add_argument("--instructions", type=Path, metavar="CLONE", help="of refusal_direction")
+    parser.add_argument("--instructions", type=Path, metavar="CLONE", help="a clone of refusal_direction")
     asked = parser.parse_args()
     if not asked.check:
         texts, truths, groups = training_texts()

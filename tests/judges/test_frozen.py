@@ -200,7 +200,7 @@ def test_too_many_frozen_layers_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="frozen is 4, and the encoder has 4 layers"):
         train_judge(wanted(data, base, frozen=4), tmp_path / "judge")
     for overrides, said in (
-        (["layers=2", "frozen=2"], "leave one at least"),
+        (["layers=2", "frozen=2"], "leave at least one"),
         (["layers=2", "tuning=full"], "tuning=lora"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -164,7 +164,7 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_file_may_be_called_like_a_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write(tmp_path / "rtp", "x")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="rtp is no suite that can be read here"):
+    with pytest.raises(DataError, match="rtp can't be read as a suite"):
         load_suite("rtp")
 
 

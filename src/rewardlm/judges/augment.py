@@ -1,12 +1,13 @@
-"""Texts that are taught a second time, otherwise written: in another spelling, or about another group of people.
+"""Variants of training texts: the same text in another spelling, or about another group of people.
 
-A judge that has only seen clean spelling calls "1d1ot" harmless: people hide a word from a filter by a letter left out,
-doubled, swapped, replaced or spaced. These are general habits of typing; nothing here is made after a test suite.
+A judge that has only seen clean spelling calls "1d1ot" harmless. People hide a word from a filter by dropping,
+doubling, swapping, replacing or spacing its letters. These are general habits of typing; none is copied from a test
+suite.
 
-A judge learns "the word Muslim is hateful" where its data have more hate than harmless texts about Muslims, and it
-knows nothing of groups that its data lack. What is hateful of one group is hateful of another (counterfactual data
-augmentation; Zhao et al. 2018, arXiv 1804.06876). Only whole names that hardly mean anything else are taken; slurs
-stay, and so do women, who belong to any of these groups.
+Where the data have more hateful than harmless texts about Muslims, a judge learns that the word "Muslim" is hateful.
+It also knows nothing about groups that its data lack. But a text that is hateful about one group is hateful about
+another, so the group is swapped (counterfactual data augmentation; Zhao et al. 2018, arXiv 1804.06876). Only whole
+names that hardly mean anything else are swapped. Slurs stay, and so do women, who belong to any of these groups.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rewardlm.models.generate import stream_seed
 _LOOKALIKES = {"a": "4@", "e": "3", "i": "1!", "l": "1", "o": "0", "s": "5$", "t": "7", "u": "v", "g": "9", "b": "8"}
 _SHORTEST = 4  # letters of a word that is still readable with one changed
 
-# Of each group: what comes before "people", "man" and the like, and how its people are called together.
+# By the adjective before "people", "man" and the like: the names of the whole group. The first name is the one written.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "african": ("africans",),
     "arab": ("arabs",),
@@ -54,21 +55,21 @@ _MENTION = re.compile(rf"\b(?:(?P<name>{_NAMES})|(?P<group>{'|'.join(_GROUPS)})(
 
 
 def misspelt(texts: Sequence[LabelledText], share: float, seed: int) -> list[LabelledText]:
-    """A share of the texts in another spelling: they mean what they meant. A word judge's reading of them would not."""
+    """A share of the texts in another spelling, with the same labels. A judge of words would misread them."""
     draw = random.Random(stream_seed("misspell", seed))
     chosen = draw.sample(list(texts), round(share * len(texts)))
     return [dataclasses.replace(text, text=misspell(text.text, draw)) for text in chosen]
 
 
 def regrouped(texts: Sequence[LabelledText], unseen: Collection[str], share: float, seed: int) -> list[LabelledText]:
-    """A share of the texts that name a group of people, about others: they are as hateful, or as harmless.
+    """A share of the texts that name a group of people, rewritten about another group; the labels stay.
 
-    None of them has a wording that is ``unseen``.
+    No rewritten text has a wording in ``unseen``.
     """
     if share == 0:
         return []
     draw = random.Random(stream_seed("regroup", seed))
-    # Made from a template, a text about others may be one that there is.
+    # Where texts come from a template, the rewritten one may exist already.
     known = {wording(text.text) for text in texts}
     changed = []
     for text in texts:
@@ -79,7 +80,7 @@ def regrouped(texts: Sequence[LabelledText], unseen: Collection[str], share: flo
 
 
 def misspell(text: str, draw: random.Random) -> str:
-    """``text`` with one to three of its longer words written otherwise; as it is where there is no such word."""
+    """``text`` with one to three of its longer words misspelt; unchanged where it has no such word."""
     words = text.split(" ")
     long = [number for number, word in enumerate(words) if len(word) >= _SHORTEST and word.isalpha()]
     if not long:
@@ -116,7 +117,7 @@ _WAYS = (_drop, _double, _swap, _replace, _space)
 
 
 def regroup(text: str, draw: random.Random) -> str:
-    """``text`` about other groups, each of its groups another one throughout; as it is where it names none."""
+    """``text`` with each group replaced by another one, the same throughout; unchanged where it names none."""
     others: dict[str, str] = {}
 
     def other(match: re.Match[str]) -> str:

@@ -1,9 +1,9 @@
 """Make a judge's probabilities mean what they say: of the texts that get 0.7, seven in ten should be toxic.
 
 Temperature (Guo et al. 2017, arXiv 1706.04599) and Platt scaling (Platt 1999) are linear in the logit, so they are
-folded into the head, and any other tool that loads the judge has them. Isotonic regression (Zadrozny
-and Elkan 2002; centred: Oron and Flournoy 2017, Statistics in Biopharmaceutical Research 9) is not: it comes after
-Platt scaling, which others still have, and our own scorer applies it.
+folded into the head: any other tool that loads the judge gets them. Isotonic regression (Zadrozny
+and Elkan 2002; centred: Oron and Flournoy 2017, Statistics in Biopharmaceutical Research 9) is not linear. It comes
+after Platt scaling, and only our own scorer applies it; other tools still get the Platt scaling.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from rewardlm.scoring.record import Calibration
 
 Floats = NDArray[np.floating[Any]]
 
-# Fewer texts than this say too little of how sure a judge should be.
+# Fewer texts than this say too little about how sure a judge should be.
 MINIMUM = 50
-# A source's share of positives is known to no better than 0.05 by fewer, the calibration error that is asked for.
+# With fewer texts, a source's share of positives is uncertain by more than 0.05, the calibration error aimed for.
 SOURCE_MINIMUM = 100
-# A free curve through fewer follows their noise.
+# With fewer texts, a free curve follows their noise.
 ISOTONIC_MINIMUM = 500
 
 
 def text_weights(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Floats:
-    """Float[N]: what each text counts when a label is calibrated; 0 where it tells nothing.
+    """Float[N]: the weight of each text when a label is calibrated; 0 where its source is left out.
 
-    A source of one class (only hate, say) would teach that being sure is always right, and one of few texts counts
-    for too much: both are left out, unless all are such. ``evenly``: the others count the same, as nobody knows which
-    of them a user's texts are like; otherwise texts do.
+    A source with one class (only hate, say) would teach that being sure is always right, and a source with few texts
+    would count for too much. Both are left out, unless there is no other source. With ``evenly``, the remaining sources
+    weigh the same, because nobody knows which of them a user's texts resemble. Without it, the remaining texts do.
 
     Args:
-        sources: of each text, N of them.
+        sources: the source of each text, N of them.
         targets: Float[N], probabilities or 0 and 1.
     """
     names = np.asarray(sources)
@@ -53,14 +53,14 @@ def text_weights(sources: Sequence[str], targets: Floats, *, evenly: bool) -> Fl
 def fit(kind: str, logits: Floats, targets: Floats, weights: Floats, *, shift: bool = True) -> Calibration | None:
     """The calibration of one label by maximum likelihood.
 
-    None where fewer than ``MINIMUM`` texts count, or all have one target: probabilities stay as they are then.
+    None where fewer than ``MINIMUM`` texts count, or all have the same target; probabilities then stay as they are.
 
     Args:
-        kind: temperature, platt or isotonic: platt, and isotonic after it where ``ISOTONIC_MINIMUM`` texts count.
+        kind: temperature, platt or isotonic. Isotonic is platt, then a curve if ``ISOTONIC_MINIMUM`` texts count.
         logits: Float[N].
         targets: Float[N], probabilities or 0 and 1.
         weights: Float[N], not negative.
-        shift: whether what is linear may have a shift.
+        shift: whether the linear part may have a shift.
     """
     counts = weights > 0
     logits, targets, weights = logits[counts], targets[counts], weights[counts]
@@ -84,7 +84,7 @@ def fit(kind: str, logits: Floats, targets: Floats, weights: Floats, *, shift: b
 
 
 def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibration]) -> None:
-    """Write what is linear into ``head``, a torch Linear with an output a label; a shift needs its bias."""
+    """Fold the linear part into ``head``, a torch Linear with one output per label. A shift needs a bias in it."""
     for row, label in enumerate(labels):
         found = calibrations.get(label)
         if found is None:
@@ -99,10 +99,12 @@ def fold(head: Any, labels: Sequence[str], calibrations: Mapping[str, Calibratio
 def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Pool adjacent violators, and a line through the pools' centres (centred isotonic regression).
 
-    Steps would give texts of different scores the same probability, which costs ranking and leaves RL nothing to climb
-    on. The line has the ends (0, 0) and (1, 1). A judge that is certain is an even worse reward, which is the logit, so
-    an outermost pool, whose texts may be of one class, is no surer than the median of Jeffreys's posterior for as many
-    such texts, which stays a median in logits; nor less sure than its neighbour.
+    Steps would give texts with different scores the same probability, which costs ranking and leaves RL no slope to
+    climb. The line ends at (0, 0) and (1, 1).
+
+    An outermost pool may hold one class only. A probability of 0 or 1 would be an even worse reward, because the reward
+    is the logit. So such a pool is no surer than the median of Jeffreys's posterior for as many texts of one class (a
+    median stays one in logits), and no less sure than its neighbour.
     """
     from scipy.optimize import isotonic_regression
     from scipy.stats import beta
@@ -113,7 +115,7 @@ def _isotonic(probabilities: Floats, targets: Floats, weights: Floats) -> tuple[
     fitted = isotonic_regression(np.bincount(where, weights * targets) / mass, weights=mass)
     starts = fitted.blocks[:-1]
     pooled = np.add.reduceat(mass, starts)
-    texts = pooled**2 / np.add.reduceat(np.bincount(where, weights**2), starts)  # of equal weight
+    texts = pooled**2 / np.add.reduceat(np.bincount(where, weights**2), starts)  # effective numbers
     x = (np.add.reduceat(mass * points, starts) / pooled).tolist()
     y = fitted.x[starts].tolist()
     y[0] = max(y[0], min([beta.median(0.5, texts[0] + 0.5), *y[1:2]]))

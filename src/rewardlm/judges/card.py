@@ -1,4 +1,4 @@
-"""The card of a judge that was trained here: README.md, made of ``judge.json``, and figures that are added to both."""
+"""Writes the card of a judge that was trained here (README.md, from ``judge.json``), and adds figures to both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rewardlm.scoring.record import (
     write_record,
 )
 
-# What stands on a card of the controls, whose kinds are those of ``pair_data``: the prompt under which an answer is.
+# By kind of control (``pair_data.controls``), how a card describes the prompt under which an answer stands.
 _CONTROLS = {
     "permuted": "is another dialogue's, of any target",
     "other target": "is hate of another target",
@@ -43,7 +43,7 @@ def card_folder(name: str) -> Path:
 
 
 def save_record(folder: Path, record: JudgeRecord) -> None:
-    """``judge.json``, and the card made of it."""
+    """Write ``judge.json``, and the card made from it."""
     write_record(folder, record)
     write_card(folder, record)
 
@@ -51,12 +51,12 @@ def save_record(folder: Path, record: JudgeRecord) -> None:
 def add_to_card(
     folder: Path, figures: Mapping[str, TextFigures] | Mapping[str, PairFigures], speed: Speed | None = None
 ) -> None:
-    """Write figures into ``judge.json`` and the card of the judge in ``folder``, beside what they say already."""
+    """Write figures into ``judge.json`` and the card of the judge in ``folder``, beside those already there."""
     write_card(folder, add_figures(folder, figures, speed))
 
 
 def write_card(folder: Path, record: JudgeRecord) -> None:
-    """README.md; figures of evaluations are in it once ``judge evaluate`` has added them."""
+    """Write README.md. Figures of evaluations are in it once ``judge evaluate`` has added them."""
     lines = _pair_card(folder.name, record) if record.kind == "pairs" else _text_card(folder.name, record)
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
@@ -66,7 +66,7 @@ def command(
 ) -> str:
     """The command line that trains a judge again: ``rewardlm judge WORDS``, and what differs from the defaults.
 
-    ``settings`` and ``defaults`` are by the names that overrides use; those in ``flags`` are written as flags.
+    The keys of ``settings`` and ``defaults`` are the names that overrides use; those in ``flags`` are written as flags.
     """
     more: list[str] = []
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""What a judge is trained on: the texts of all sources, each once, and which of them train, stop and calibrate it."""
+"""The texts a judge is made from: those of all sources, each once, and which of them train, stop and calibrate it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from rewardlm.scoring.record import Source
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a judge learns from, what stops it, what calibrates it, and what each came from.
+    """The texts that train a judge, those that stop its training, those that calibrate it, and their sources.
 
-    ``calibration`` is what is held out for it, and the validation part: where others are distilled into the judge, who
-    may have learnt from that, only of sources that hold nothing out. ``unseen`` are the wordings that it must not
-    learn: held out, excluded, those that stop it, prompts that models are measured on, and another judge's share.
+    ``calibration`` holds the texts held out for it, and the validation texts. Judges that are distilled into this one
+    may have learnt from the latter, so with distillation only sources that hold nothing out add theirs. ``unseen`` are
+    the wordings that the judge must not learn: held out, excluded, for validation, prompts that models are measured on,
+    and another judge's share.
     """
 
     train: list[LabelledText]
@@ -37,7 +38,7 @@ class Corpus:
 
     @property
     def texts(self) -> set[str]:
-        """All texts that the judge reads as they are, to learn, to stop or to calibrate."""
+        """All texts that the judge reads unchanged: to learn, to validate or to calibrate."""
         labelled = {text.text for text in [*self.train, *self.validation, *self.calibration]}
         return labelled | {text for pair in self.preferences for text in (pair.chosen, pair.rejected)}
 
@@ -103,8 +104,8 @@ def load_corpus(settings: JudgeTrainSettings) -> Corpus:
 def _merged(
     sets: Sequence[LabelledSet], forbidden: Set[str], labels: Sequence[str]
 ) -> tuple[list[LabelledText], dict[str, int]]:
-    """The training texts of all sets, each once, with those of ``labels`` that anybody judged; and by wording the
-    number of the set that a text came from.
+    """The training texts of all sets, each once, with those of ``labels`` that somebody judged, and the number of
+    the set that each wording came from.
     """
     merged: dict[str, LabelledText] = {}
     came_from: dict[str, int] = {}
@@ -135,8 +136,8 @@ def _within(texts: Sequence[LabelledText], limits: Mapping[str, int]) -> list[La
 def _of_others(share: Share, sets: Sequence[LabelledSet]) -> set[str]:
     """The wordings that a judge of this share must not read: all that another judge may read or is evaluated on.
 
-    The published sets that are on this machine count, too, if this judge doesn't learn from them: two sets may hold the
-    same text, and one that is made of a row of each share is read by nobody.
+    Published sets on this machine count even if this judge doesn't learn from them, because two sets may hold the same
+    text. Neither judge reads a text whose rows belong to both shares.
     """
     folder = data_folder()
     here = [
@@ -154,9 +155,9 @@ def _of_others(share: Share, sets: Sequence[LabelledSet]) -> set[str]:
 
 
 def balance(texts: Sequence[LabelledText]) -> dict[str, float]:
-    """A weight for every source: its share, were all sources' shares taken to the power of one half.
+    """The weight of a text, by source: together, a source's texts weigh as the square root of their number.
 
-    So that 20,000 tweets don't outvote 3,000 scored sentences; the mean weight of a text is 1.
+    So 20,000 tweets don't outvote 3,000 scored sentences. The mean weight of a text is 1.
     """
     counts = Counter(text.source for text in texts)
     roots = {source: math.sqrt(count) for source, count in counts.items()}

@@ -1,7 +1,7 @@
-"""``judge evaluate``: every judge over every suite, writing scores down as they come, and how fast each judge is.
+"""``judge evaluate``: runs every judge over every suite, stores the scores as they come, and times each judge.
 
-What is said of the scores is in ``results``. All scoring goes through the one checked door, so a text that could not
-be scored is counted and left out, never taken for harmless.
+``results`` computes the figures from the scores. All scoring goes through ``score_texts``, so a text that could not be
+scored is counted and left out, never taken for harmless.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KIND = "judge-evaluation"
 FREE_SETTINGS = ("device", "max_failed_share", "speed")
 _SPEED_TEXTS = 512
 _SPEED_SECONDS = 2.0
-# Every tokenizer of English has these as one token each, so a text of 20 of them has 20 tokens and the special ones.
+# Every English tokenizer has one token for each of these, so a text of 20 words has 20 tokens and the special ones.
 _WORDS = (
     "the time people water house world school work family money city night day game music book road food story number "
     "group problem hand place year week company system program question government point home room mother area light"
@@ -57,9 +57,9 @@ def evaluate(
 ) -> Evaluation:
     """Every judge on every suite.
 
-    With ``out``, a run holds it all: a finished one is read, a killed one goes on. Raises DataError for a suite,
-    ScorerError for a judge that can't be used, has no such label or fails on more than ``max_failed_share`` of a suite,
-    and RunError where ``out`` was made with other texts or weights, or another command writes to it.
+    With ``out``, a run stores everything: a finished one is read, a killed one resumes. Raises DataError for a bad
+    suite, ScorerError for a judge that can't be used, has no such label or fails on more than ``max_failed_share`` of a
+    suite, and RunError where ``out`` was made with other texts or weights, or another command writes to it.
     """
     with nullcontext() if out is None else alone(out):
         return _evaluate(settings, out, report)
@@ -89,7 +89,7 @@ def _evaluate(settings: JudgeEvaluateSettings, out: Path | None, report: Progres
             scores[suite.name][scorer.name] = label, values
             result = known.get((scorer.name, suite.name))
             if result is None:
-                # Over a network the clock would measure that, and hundreds of texts would be paid for.
+                # Over a network the clock would time the network, and you would pay for hundreds of texts.
                 if settings.speed and speed is None and not is_online(scorer):
                     speed = measure_speed(scorer, seed=settings.seed)
                 result = measure_judge(
@@ -212,7 +212,7 @@ def score_suite(
     run: Run | None = None,
     report: ProgressCallback | None = None,
 ) -> list[Verdict]:
-    """One verdict a text; what the run holds already is not asked again, but for scores that failed."""
+    """One verdict per text, in order. Texts that the run has scored are not scored again, except those that failed."""
     ids = [f"{suite.name}#{row}" for row in range(len(suite.texts))]
     known: dict[str, Verdict] = {}
     for record in run.read("scores") if run is not None else ():

@@ -1,7 +1,6 @@
-"""The lowest layers of an encoder while they are frozen: what they say of a text is computed once and kept.
+"""The lowest layers of an encoder while they are frozen: their output for each text is computed once and kept.
 
-A training of the upper layers then costs what these cost. Dropout is off in the frozen part, as in a frozen part it
-should be.
+Training then costs only what the upper layers cost. Dropout is off in the frozen part, as it should be.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class _Reached(Exception):
 class FrozenLayers:
     """The lowest ``count`` layers of ``model`` taken out of it, and put back by ``restore``.
 
-    In between, the first layer that is left gets, instead of what comes from below, the states that were last ``fed``.
+    In between, the first remaining layer reads the states last given to ``feed`` instead of what comes from below.
 
     Raises ModelError where the model has no list of layers, or too few of them.
     """
@@ -39,7 +38,7 @@ class FrozenLayers:
 
     @torch.inference_mode()
     def states(self, rows: Sequence[Sequence[int]], padding: int) -> list[Tensor]:
-        """BFloat16[T, H] of each row of token ids: what the first layer that trains is given."""
+        """BFloat16[T, H] for each row of token ids: the input of the first layer that trains."""
         kept: list[Tensor] = []
 
         def stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,7 +68,7 @@ class FrozenLayers:
         return [found[row] for row in range(len(rows))]
 
     def take_out(self) -> None:
-        """Leave the upper layers alone in the model; only they and what is above the layers train."""
+        """Take the lowest layers out of the model. Only the upper layers, and what is above the layers, train."""
         base = getattr(self._model, "get_base_model", lambda: self._model)()
         inside = {id(parameter) for parameter in base.base_model.parameters()}
         upper = {id(parameter) for layer in self._layers[self._count :] for parameter in layer.parameters()}
@@ -80,7 +79,7 @@ class FrozenLayers:
         self._hook = self._layers[self._count].register_forward_pre_hook(self._replace, with_kwargs=True)
 
     def feed(self, states: Tensor) -> None:
-        """Float[B, T, H] of the next batch."""
+        """Set the states of the next batch, Float[B, T, H]."""
         self._fed = states
 
     def restore(self) -> None:
@@ -97,7 +96,7 @@ class FrozenLayers:
 
 
 def pad(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """Int[B, T] and Int[B, T]: ids, right-padded, and 1 where a token is."""
+    """Int[B, T] and Int[B, T]: the ids, right-padded, and a mask that is 1 where a token is real."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), padding, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -124,7 +123,7 @@ def frozen_names(model: Any, count: int) -> list[str]:
 
 
 def _layers_of(model: Any, frozen: int) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the encoder's layers, under which name, and the layers: more than the ``frozen`` ones."""
+    """The module that holds the encoder's layers, their name in it, and the layers, which are more than ``frozen``."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers:

@@ -1,6 +1,6 @@
 """``judge list``: the judges that can be used here, their figures, and what each is at chance on.
 
-Figures of the judges that everybody has lie in ``figures.json``; a judge that was trained here carries its own in its
+Figures of the judges that everybody can use are in ``figures.json``; a judge that was trained here has its own in its
 card. A figure that nobody has measured is absent, not guessed. With REWARDLM_DATA set, figures.json is made by
 
     rewardlm judge list NAME… --measure --suite hatecheck --suite rtp --suite jigsaw --suite toxigen --suite hatemoji \\
@@ -38,7 +38,7 @@ _PACKAGED = {
 }
 _OWN = {
     "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
-    "witness": "a second one of its own, on other texts and another encoder: to measure what starter trained",
+    "witness": "a second one, on other texts and another encoder: to measure models that starter trained",
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }
 _FOLDERS = {"toxicity+hate": "starter"}
@@ -51,7 +51,7 @@ _ON_THE_HUB = {
 
 
 class Chance(TypedDict):
-    """A suite, or a kind of test within it, that a judge can't tell from its opposite; None: the whole suite."""
+    """A suite, or a kind of test within it, on which a judge is at chance; ``functionality`` None: the whole suite."""
 
     suite: str
     functionality: str | None
@@ -59,7 +59,7 @@ class Chance(TypedDict):
 
 
 class MeasuredJudge(TypedDict):
-    """Figures by suite, and where they were measured; figures.json holds one by the name of each judge."""
+    """Figures by suite, and where they were measured; figures.json holds one for each judge, by name."""
 
     figures: dict[str, TextFigures]
     speed: Speed | None
@@ -83,9 +83,11 @@ def list_judges(
 ) -> list[ListedJudge]:
     """Every judge, with the figures that are known of it.
 
-    With ``measure`` the figures are made now, for the judges that are named or else usable, and written to
-    ``figures_file`` where one is given, beside what it holds of other judges. Raises ConfigError for a name that isn't
-    listed, DataError where there is no suite to measure on, and what ``evaluate`` raises.
+    With ``measure``, the judges that are named, or else all usable ones but those behind HTTP, are measured now. Their
+    figures go to ``figures_file`` where one is given; what it holds of other judges stays.
+
+    Raises ConfigError for a name that isn't listed, DataError where there is no suite to measure on, and what
+    ``evaluate`` raises.
     """
     online = _online(settings.services)
     judges = [*_shipped(), *_trained(settings.dir), *_elsewhere(), *online]
@@ -99,7 +101,7 @@ def list_judges(
                 )
         judges = [judge for judge in judges if judge["name"] in settings.names]
     if settings.measure:
-        # Nobody is asked over a network, and paid, unless he is named.
+        # Judges behind HTTP may cost money, so they are asked only if you name them.
         names = settings.names or [judge["name"] for judge in judges if judge["usable"] and judge not in online]
         measured = measure_figures(names, settings, report=report)
         if figures_file is not None:
@@ -119,7 +121,7 @@ def measure_figures(
     folder = data_folder()
     suites = settings.suite or [name for name, file in NAMED.items() if folder and (folder / file).is_file()]
     if not suites:
-        raise DataError("no suite to measure on: set REWARDLM_DATA to the folder of data sets, or name one by --suite")
+        raise DataError("no suite to measure on: set REWARDLM_DATA to the folder of data sets, or name one (--suite)")
     if not names:
         return {}
     done = evaluate(
@@ -145,9 +147,9 @@ def measure_figures(
 
 
 def at_chance(figures: Mapping[str, TextFigures]) -> list[Chance]:
-    """Suites, and kinds of test within them, that the judge can't tell from their opposite.
+    """Suites, and kinds of test within them, on which the judge is at chance.
 
-    There the AUC is below 0.6 or, of a whole suite, its 95 % interval holds 0.5.
+    There the AUC is below 0.6 or, for a whole suite, its 95 % interval holds 0.5.
     """
     found: list[Chance] = []
     for suite, entry in figures.items():
@@ -160,7 +162,7 @@ def at_chance(figures: Mapping[str, TextFigures]) -> list[Chance]:
 
 
 def packaged_figures() -> dict[str, MeasuredJudge]:
-    """The figures that the package brings, by judge."""
+    """The figures that ship with the package, by judge."""
     file = importlib.resources.files("rewardlm.judges") / "figures.json"
     judges: dict[str, MeasuredJudge] = json.loads(file.read_text(encoding="utf-8"))["judges"]
     return judges
@@ -181,7 +183,7 @@ def _shipped() -> Iterable[ListedJudge]:
 
 
 def _trained(folder: Path | None) -> Iterable[ListedJudge]:
-    """Judges of texts in ``folder`` and one level below, by their judge.json or a classifier's config.json."""
+    """Judges of texts in ``folder`` and one level below, found by their judge.json or a classifier's config.json."""
     if folder is None:
         return
     if not folder.is_dir():

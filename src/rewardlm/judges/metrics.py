@@ -1,8 +1,9 @@
 """How good a judge is, as pure functions on arrays: if a figure of ``judge evaluate`` looks wrong, start here.
 
-``scores`` are Float[N], the judge's P(label). ``positive`` is Bool[N]: what truly has the label. ``targets`` are
-Float[N] in [0, 1]: 0 and 1, or somebody's own probability (a soft target). N holds scored texts alone. A result is
-None where the data can't say (no text, one class, no variance): never NaN, and never a number by convention.
+``scores`` are Float[N], the judge's P(label). ``positive`` is Bool[N]: True where the text truly has the label.
+``targets`` are Float[N] in [0, 1]: 0 and 1, or somebody's own probability (a soft target). N counts scored texts only.
+A result is None where the data can't say (no text, one class, no variance). It is never NaN, and never a number by
+convention.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rewardlm.stats import BoolArray, FloatArray, bootstrap_ci95
 THRESHOLD = 0.5
 BINS = 15
 POWER = -5.0
-# An AUC below this is near enough to a coin to say so.
+# With an AUC below this, a judge is reported as at chance.
 AT_CHANCE_BELOW = 0.6
 
 
@@ -117,8 +118,8 @@ def reliability(scores: FloatArray, targets: FloatArray, bins: int = BINS) -> li
 def expected_calibration_error(scores: FloatArray, targets: FloatArray, bins: int = BINS) -> float | None:
     """Sum over bins of (share of texts) x |mean score - mean target| (Guo et al. 2017, equation 3).
 
-    There a bin's accuracy is held against its confidence; here, as usual for a binary label, the share of positives
-    (or the mean of soft targets) against the mean P(label). 15 bins of equal width over [0, 1].
+    The paper compares a bin's accuracy with its confidence. Here, as usual for a binary label, the share of positives
+    (or the mean of soft targets) is compared with the mean P(label). 15 bins of equal width over [0, 1].
     """
     if scores.size == 0:
         return None
@@ -126,7 +127,7 @@ def expected_calibration_error(scores: FloatArray, targets: FloatArray, bins: in
 
 
 def brier(scores: FloatArray, targets: FloatArray) -> float | None:
-    """Mean squared difference of score and target (Brier 1950, its half for two classes)."""
+    """Mean squared difference of score and target (half of Brier's 1950 score for two classes)."""
     return float(((scores - targets) ** 2).mean()) if scores.size else None
 
 
@@ -165,9 +166,9 @@ def at_threshold(scores: FloatArray, positive: BoolArray, threshold: float = THR
 def spearman_interval95(x: FloatArray, y: FloatArray, *, n_resamples: int, seed: int) -> tuple[float, float] | None:
     """``bootstrap_ci95`` of ``spearman`` over texts, widened to Bonett and Wright's (2000, Psychometrika 65:23-28).
 
-    Of few texts a bootstrap finds an order in chance too often, and one that has no width where all are in order. The
-    other is tanh(artanh r ± 1.96 ((1 + r^2 / 2) / (n - 3))^0.5), with |r| at most half-way between 1 and the next lower
-    that n texts can have, 1 - 12 / (n^3 - n). None for fewer than four texts.
+    With few texts, a bootstrap too often finds an order in chance, and has no width where all texts are in order.
+    Bonett and Wright's interval is tanh(artanh r ± 1.96 ((1 + r^2 / 2) / (n - 3))^0.5). Here |r| is at most half-way
+    between 1 and the next lower value that n texts can have, 1 - 12 / (n^3 - n). None for fewer than four texts.
     """
     value, n = spearman(x, y), x.size
     interval = bootstrap_ci95(lambda rows: spearman(x[rows], y[rows]), range(n), n_resamples=n_resamples, seed=seed)
@@ -183,11 +184,11 @@ def spearman_interval95(x: FloatArray, y: FloatArray, *, n_resamples: int, seed:
 def auc_interval95(
     scores: FloatArray, positive: BoolArray, *, n_resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """``bootstrap_ci95`` of ``auc`` over texts, which holds 0.5 wherever the Mann-Whitney test accepts that (p >= .05).
+    """``bootstrap_ci95`` of ``auc`` over texts, widened to hold 0.5 where the Mann-Whitney test accepts it (p >= .05).
 
-    A bootstrap of few texts finds something in chance too often; the test is exact there. Where the classes are apart
-    in every resample, and the bootstrap has no width, it is Newcombe's interval (2006, Statistics in Medicine 25,
-    method 5): of 5 toxic texts above 5 others nobody knows that the next will be.
+    With few texts, a bootstrap too often finds something in chance; the test is exact there. Where the classes are
+    apart in every resample, the bootstrap has no width. Then Newcombe's interval takes its place (2006, Statistics in
+    Medicine 25, method 5): that 5 toxic texts scored above 5 others doesn't prove that the next one will.
     """
     interval = bootstrap_ci95(
         lambda rows: auc(scores[rows], positive[rows]), range(scores.size), n_resamples=n_resamples, seed=seed
@@ -204,14 +205,14 @@ def auc_interval95(
 
 
 def _newcombe_end(n1: int, n0: int) -> float:
-    """The lower end where the AUC is 1: where (1 - t)^2 = 1.96^2 V(t), V by Hanley & McNeil (1982), classes alike."""
+    """The lower end for an AUC of 1: the t with (1 - t)^2 = 1.96^2 V(t), V by Hanley & McNeil (1982), classes alike."""
     mean = (n1 + n0) / 2
 
     def distance(t: float) -> float:
         variance = t * (1 - t) / (n1 * n0) * (1 + (mean - 1) * (1 - t) / (2 - t) + (mean - 1) * t / (1 + t))
         return (1 - t) ** 2 - 1.96**2 * variance
 
-    # At 1 both sides are 0; below it the variance is the larger one as far as the end.
+    # At t = 1 both sides are 0. Between there and the end that we look for, the variance is the larger side.
     return float(brentq(distance, 1e-12, 1 - 1e-9))
 
 
@@ -241,7 +242,7 @@ def bias_aucs(scores: FloatArray, positive: BoolArray, subgroup: BoolArray) -> B
 
 
 def power_mean(values: Iterable[float | None], power: float = POWER) -> float | None:
-    """(mean of v^p)^(1/p) of those that are there.
+    """(mean of v^p)^(1/p) of the values that aren't None.
 
     With p = -5, as in Jigsaw's 2019 competition on this bias, the worst group weighs most.
     """
@@ -254,7 +255,7 @@ def power_mean(values: Iterable[float | None], power: float = POWER) -> float | 
 
 
 class Right(TypedDict):
-    """How many texts both of two judges call right, one alone, and neither."""
+    """How many texts both judges get right, only the first, only the second, and neither."""
 
     both: int
     first: int
@@ -274,7 +275,7 @@ class Confusion(TypedDict):
 
 
 def confusion(first: FloatArray, second: FloatArray, positive: BoolArray, threshold: float = THRESHOLD) -> Confusion:
-    """Two judges on the same texts, both scored: who calls what positive, and who is right.
+    """Two judges on texts that both scored: which texts each calls positive, and which it gets right.
 
     ``table`` is [[neither, the second alone], [the first alone, both]]; ``kappa`` is Cohen's (1960): agreement beyond
     what their shares of positives give by chance; None where that chance is 1.

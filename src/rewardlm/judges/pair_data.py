@@ -1,13 +1,13 @@
-"""Examples for the judge of pairs, made of dialogues and of texts written for it.
+"""Examples for the judge of pairs, made from dialogues and from texts written for it.
 
-Of every exchange (a hateful user turn and the counter-narrative that answers it) each class gets one example, so the
-classes are balanced. What kind an example is of is kept, because a judge that tells a counter-narrative from a refusal
-may still not tell it from hate. Examples are drawn anew each epoch, from a seed.
+Every exchange (a hateful user turn and the counter-narrative that answers it) gives one example of each class, so the
+classes are balanced. Each example keeps its kind, because a judge that can tell a counter-narrative from a refusal may
+still not tell it from hate. Examples are drawn anew each epoch, from a seed.
 
-Controls are a second lot: the same answers under prompts that they don't oppose. A judge that calls these
-counter-narratives too goes by the answer's tone. An answer that speaks up for one group misses hate of another, or of
-a person; any objection misses a prompt that claims nothing, or means nothing. An answer to another claim about the same
-group may fit, so only claims that share no word are such controls.
+Controls are a second set: the same answers under prompts that they don't oppose. A judge that calls these
+counter-narratives too goes by the answer's tone. An answer that speaks up for one group misses hate against another, or
+against a person. Any objection misses a prompt that claims nothing or means nothing. An answer to another claim about
+the same group may fit, so such a control is made only where the two claims share no word.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rewardlm.types import Dialogue
 Part = Literal["train", "held_out"]
 Hate = Mapping[str, Sequence[str]]  # hateful texts by target
 
-# How a target is called in a sentence. An answer about one of these words is on topic where the prompt has another of
-# the same line.
+# What a target is called in a sentence. An answer about one of these words is on topic for a prompt with another word
+# of the same line.
 _GROUPS = {
     "women": ("women", "girls", "wives and mothers", "feminists"),
     "men": ("men", "boys", "husbands"),
@@ -63,7 +63,7 @@ _CLOSE = {
 }
 
 
-# How texts name those of whom there is much published hate; what may mean something else is left out.
+# How texts name the targets of most published hate. Words that may mean something else are left out.
 _MENTIONS = {
     "women": r"wom[ae]n|girls?|females?|feminists?|wives",
     "migrants": r"(?:im)?migrants?|foreigners?",
@@ -86,7 +86,7 @@ _MENTION = re.compile(
 )
 
 
-# How the ids of exchanges begin whose answers are our short objections.
+# The ids of exchanges whose answers are our own short objections begin with one of these.
 _MADE_UP = ("own:", "published:")
 
 
@@ -114,7 +114,7 @@ class PairExample:
 
 @dataclass(frozen=True, slots=True)
 class OwnTexts:
-    """Our own lines by file, those of one part: every fourth is held out."""
+    """One part of our own lines, by file. Every fourth line is held out."""
 
     refusals: tuple[str, ...]
     agreements: tuple[str, ...]
@@ -151,7 +151,7 @@ def own_pairs(name: str) -> list[tuple[str, str]]:
 
 
 def exchanges(dialogues: Sequence[Dialogue]) -> list[Exchange]:
-    """Every user turn with its answer; blank ones are dropped, as ``data.dialogues.pairs`` does, repeated ones too."""
+    """Every user turn with its answer. Blank ones are dropped, as by ``data.dialogues.pairs``, and so are repeats."""
     targets, hate = {}, {}
     for dialogue in dialogues:
         targets[dialogue.id] = _targets(dialogue.target)
@@ -168,7 +168,7 @@ def exchanges(dialogues: Sequence[Dialogue]) -> list[Exchange]:
 def split_exchanges(dialogues: Sequence[Dialogue], *, validation: float) -> tuple[list[Exchange], list[Exchange]]:
     """(train, held out): no user turn and no answer is in both.
 
-    ``split_by_component`` separates user turns; answers come again in other components (one in five in DIALOCONAN),
+    ``split_by_component`` separates user turns, but answers recur in other components (one in five in DIALOCONAN),
     so a training exchange whose answer is held out is dropped.
     """
     train, held_out = split_by_component(dialogues, validation=validation)
@@ -178,10 +178,10 @@ def split_exchanges(dialogues: Sequence[Dialogue], *, validation: float) -> tupl
 
 
 def made_up(texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
-    """``n`` short exchanges of our own lines: a claim about a group, and an objection that names the group.
+    """``n`` short exchanges made from our own lines: a claim about a group, and an objection that names the group.
 
-    The same lines about other groups make answers that are off topic by one word alone, which is what teaches the
-    judge to compare the two texts instead of reading the answer's tone.
+    The same lines about other groups give answers that are off topic by a single word. These teach the judge to
+    compare the two texts instead of reading the answer's tone.
     """
     rng = random.Random(seed)
     named = [line for line in texts.objections if "{group}" in line]
@@ -214,10 +214,10 @@ def names_group(text: str) -> bool:
 
 
 def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, seed: str) -> list[Exchange]:
-    """``n`` exchanges of others' hateful texts, targets alike: each with an objection of ours that names the group.
+    """``n`` exchanges from published hateful texts, evenly over targets: each gets an objection of ours to its group.
 
-    Half of the objections go on with an answer of ``source`` to other hate against the same target, since what is
-    measured is longer. None where there is no ``hate``.
+    Half of the objections continue with an answer from ``source`` to other hate against the same target, because the
+    answers of a measured model are longer. Empty where there is no ``hate``.
     """
     rng = random.Random(seed)
     named = [line for line in texts.objections if "{group}" in line]
@@ -236,7 +236,7 @@ def answered(hate: Hate, source: Sequence[Exchange], texts: OwnTexts, n: int, se
 def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str, hate: Hate | None = None) -> list[PairExample]:
     """One example of each class for every exchange, in order; the same ``seed`` draws the same ones.
 
-    With ``hate``, half of the hateful answers are of these texts, by target.
+    With ``hate``, half of the hateful answers come from these texts, by target.
     """
     drawer = _Drawer(source, texts, random.Random(seed), hate or {})
     return [example for exchange in source for example in drawer.of(exchange)]
@@ -245,9 +245,9 @@ def draw(source: Sequence[Exchange], texts: OwnTexts, seed: str, hate: Hate | No
 def controls(
     source: Sequence[Exchange], texts: OwnTexts, seed: str, n: int = 1, toxic: Sequence[str] = ()
 ) -> list[PairExample]:
-    """``n`` times for every exchange its answer under a prompt that it doesn't oppose; all of them are off topic.
+    """``n`` controls for every exchange: its answer under a prompt that it doesn't oppose. All are off topic.
 
-    Kinds: ``other target`` (hate of another one), ``other claim`` (about the same target, without a
+    Kinds: ``other target`` (hate against another one), ``other claim`` (about the same target, without a
     common word), ``harmless``, ``meaningless``, and ``toxic`` where there are such texts, which name no group.
     """
     drawer = _Drawer(source, texts, random.Random(seed), {})
@@ -371,7 +371,7 @@ class _Drawer:
         rng, others = self._rng, self._by_other[exchange.targets]
         draw = rng.random()
         if draw < 0.5 and others:
-            # Of another target: an answer about the same one may well fit.
+            # About another target: an answer about the same one may well fit.
             answer, kind = rng.choice(others).counter, "other's answer"
         elif draw < 0.75:
             answer, kind = rng.choice(self._texts.chatter), "chatter"
@@ -382,10 +382,10 @@ class _Drawer:
     def _made(self, exchange: Exchange, prompt: str, answer: str, label: str, kind: str) -> PairExample:
         rng = self._rng
         if rng.random() < 0.5:
-            # Measured answers end after some tokens, in the middle of a sentence.
+            # A measured model's answers are cut after some tokens, in the middle of a sentence.
             answer = " ".join(answer.split()[: rng.randint(10, 40)])
         if rng.random() < 0.1 and kind != "continuation":
-            # So do prompts that a language model is asked to go on with.
+            # So are prompts that a language model is asked to continue.
             words = prompt.split()
             prompt = " ".join(words[: rng.randint(min(len(words), 6), len(words))])
         return PairExample(prompt, answer, label, kind, exchange.dialogue_id)
@@ -445,7 +445,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _content(text: str) -> set[str]:
-    """The words that carry a claim, as far as their length tells; those that name groups are left out."""
+    """The words that are likely to carry a claim: those of five letters or more, names of groups left out."""
     return set(re.findall(r"[^\W\d_]{5,}", _MENTION.sub(" ", text).casefold()))
 
 

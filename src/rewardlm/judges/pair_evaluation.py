@@ -1,11 +1,11 @@
 """What a judge of pairs gets right on exchanges that it never saw.
 
-One pair of each class for every exchange, so chance is 25 % and the classes weigh alike. Refusals, phrases of
-agreement, abuse and chatter are our own held-out lines; counter-narratives, hateful turns and answers to others are the
-data set's. The most telling figure is ``auc_hate``: its counter-narratives against its other hateful turns.
+Every exchange gives one pair of each class, so chance is 25 % and the classes weigh alike. Refusals, phrases of
+agreement, abuse and chatter are our own held-out lines. Counter-narratives, hateful turns and answers to others come
+from the data set. The most telling figure is ``auc_hate``: its counter-narratives against its other hateful turns.
 
-Beside them stand controls: the same answers under prompts that they don't oppose. The share of these that is called a
-counter-narrative is what tone alone earns.
+Controls are evaluated too: the same answers under prompts that they don't oppose. The share of them that is called a
+counter-narrative shows how far tone alone gets an answer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def evaluate_on(settings: PairEvaluateSettings) -> PairFigures:
 
 
 def held_out_controls(found: Sequence[Exchange], seed: int) -> list[PairExample]:
-    """Controls of exchanges that are held out: each answer under another dialogue's prompt, and under two others."""
+    """Controls from held-out exchanges: each answer under another dialogue's prompt, and under two other prompts."""
     return [*permuted(found, seed), *controls(found, own_texts("held_out"), "held out", 2)]
 
 
@@ -53,12 +53,12 @@ def evaluate_pairs(
 ) -> PairFigures:
     """Figures of ``judge`` on ``examples``, none of which has an empty answer, and on the controls ``tests``.
 
-    ``auc`` is of P(counter_narrative) against the rest, ``auc_against`` against one other class, ``auc_hate`` the data
-    set's counter-narratives against its hateful turns; their intervals are 95 % percentile bootstraps over dialogues
-    (1,000 resamples). ``precision`` and ``recall`` are of pairs whose likeliest class is counter_narrative.
-    ``confusion`` is Int[true, found] in the order of ``labels``; ``kinds`` counts the classes found by kind of pair.
-    ``controls`` says of each kind of control how many there are (``n``) and how many are called counter-narratives
-    (``called``).
+    ``auc`` is that of P(counter_narrative) against the rest, ``auc_against`` against one other class, ``auc_hate`` the
+    data set's counter-narratives against its hateful turns; their intervals are 95 % percentile bootstraps over
+    dialogues (1,000 resamples). For ``precision`` and ``recall``, a pair is found if counter_narrative is its likeliest
+    class. ``confusion`` is Int[true, found] in the order of ``labels``; ``kinds`` counts the classes found by kind of
+    pair. ``controls`` holds, for each kind of control, how many there are (``n``) and how many are called
+    counter-narratives (``called``).
     """
     verdicts = judge.judge([(example.prompt, example.answer) for example in examples])
     probabilities = np.array([[(verdict or {})[label] for label in PAIR_LABELS] for verdict in verdicts])

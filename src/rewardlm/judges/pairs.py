@@ -1,6 +1,6 @@
 """Train the judge of (prompt, answer) pairs: an encoder that reads both, a LoRA adapter, a softmax over four classes.
 
-Where its examples come from is in ``pair_data``; what it is worth, in ``pair_evaluation``.
+``pair_data`` makes its examples; ``pair_evaluation`` measures how good it is.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ _LIMITS = (
 def train_pair_judge(
     settings: PairJudgeSettings, out: Path, *, report: ProgressCallback | None = None, say: Say | None = None
 ) -> Run:
-    """Train a pair judge in ``out``; a finished run is returned as it is, a killed one goes on from its last epoch.
+    """Train a pair judge in ``out``; a finished run is returned as it is, a killed one resumes from its last epoch.
 
-    ``out`` itself is the judge then, for ``measure counter_narrative=OUT``. Raises DataError for dialogues that leave
+    ``out`` itself is then the judge, for ``measure counter_narrative=OUT``. Raises DataError for dialogues that leave
     nothing to train on or to hold out, ModelError for an encoder that can't be loaded, TrainingError for NaN, and
     RunError where another command writes to ``out``.
     """
@@ -113,11 +113,13 @@ def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | No
     model = _model(settings, source, revision)
     started_from = None if settings.start is None else _begin_with(model, settings.start)
     if head_of(model).bias is None:
-        raise ModelError(f"{settings.encoder}'s head has no bias, as a decoder's: choose an encoder of BERT's family")
+        raise ModelError(
+            f"{settings.encoder} has a head without bias, as decoders do: choose an encoder of BERT's family"
+        )
     validation = _rows(tokenizer, unseen, settings)
     fitting = Trainer(
         model=model,
-        # Every row is an example that was drawn for its epoch, so the trainer passes over all of them once.
+        # The rows are the examples of all epochs, drawn beforehand, so the trainer makes one pass over them.
         args=trainer.arguments(
             run,
             settings,
@@ -134,7 +136,7 @@ def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | No
     )
     trainer.fit(fitting, run)
 
-    predicted = fitting.predict(validation)  # in an order of its own, by length
+    predicted = fitting.predict(validation)  # in its own order, by length
     model = fitting.accelerator.unwrap_model(fitting.model).to("cpu").float().eval()
     temperature = fit_temperature(predicted.predictions, predicted.label_ids)
     head = head_of(model)
@@ -143,7 +145,7 @@ def _train(settings: PairJudgeSettings, out: Path, report: ProgressCallback | No
         head.bias.div_(temperature)
     sources = [_dialogues_source(loaded, len(train)), _our_lines(), *hate_sources, *toxic_sources]
     _save(settings, out, model, revision, temperature, sources, started_from)
-    # Of the judge as it was saved, rounded to half precision.
+    # Figures are those of the judge as it was saved: rounded to half precision.
     judge = load_pair_judge(str(out), device=str(resolve_device(settings.device)))
     figures = evaluate_pairs(judge, unseen, tests)
     add_to_card(out, {f"{Path(settings.dialogues).name}, held out": figures})
@@ -175,7 +177,7 @@ def _epoch(
     rng = random.Random(seed)
     everything = [*train, *ours, *theirs]
     examples = draw(everything, texts, seed, hate)
-    # Many more that are off topic alone would teach it to say so whenever it is in doubt.
+    # With more off-topic pairs alone, the judge would learn to say off topic whenever it is in doubt.
     for again in range(settings.controls // 2):
         examples += draw(everything, texts, f"{seed}, again {again}", hate)
     examples += controls(everything, texts, seed, settings.controls, toxic)
@@ -214,7 +216,7 @@ def _without_group(sources: Sequence[str], known: Collection[str]) -> tuple[list
 def _taken(
     sources: Sequence[str], fits: Callable[[LabelledText], bool], known: Collection[str], lacking: str
 ) -> tuple[list[str], list[Source]]:
-    """The training texts that fit and aren't ``known``, and how many of which file; ``lacking`` says there are none."""
+    """The training texts that fit and aren't ``known``, and their sources; a source with none raises ``lacking``."""
     texts: list[str] = []
     records: list[Source] = []
     for source in sources:
@@ -237,7 +239,7 @@ def _begin_with(model: Any, start: str) -> str:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    revision = load_pair_judge(start).revision  # what is no judge of pairs, or damaged, is named here
+    revision = load_pair_judge(start).revision  # an error here names what is damaged or no judge of pairs
     try:
         found = set_peft_model_state_dict(model, load_file(folder_of(start) / "adapter_model.safetensors"))
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Preference pairs: two texts, of which people (or a stronger judge) found one the less toxic."""
+"""Preference pairs: two texts, one of which people (or a stronger judge) found less toxic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PreferencePair:
 
 
 def is_preference_file(source: str) -> bool:
-    """Whether ``source`` is a file with a first row that has ``chosen`` and ``rejected``."""
+    """Whether ``source`` is a file whose first row has ``chosen`` and ``rejected``."""
     path = Path(source)
     if not path.is_file() or path.suffix not in (".csv", ".jsonl"):
         return False

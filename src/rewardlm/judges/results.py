@@ -1,4 +1,4 @@
-"""What is said of a judge on a suite: typed, and computed from its scores.
+"""The figures of a judge on a suite, typed and computed from its scores.
 
 ``measure_judge`` turns scores into a ``JudgeResult``, the object that ``judge evaluate --json`` prints, runs store and
 the page shows; ``compare_judges`` says where two judges disagree. The numbers themselves are in ``metrics``.
@@ -43,12 +43,12 @@ from rewardlm.scoring.scorer import EMPTY, Scorer, cuts
 from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Verdict
 
-# A group needs so many texts of each class for its bias AUCs to say anything.
+# A group needs at least this many texts of each class for its bias AUCs to say anything.
 SMALLEST_GROUP = 10
 
 
 class KindOfTest(TypedDict):
-    """A judge on one kind of test: ``gold`` is its true class, "both" where it has both."""
+    """A judge on one kind of test. ``gold`` is the true class of its texts, "both" where they have both."""
 
     what: str
     gold: str
@@ -77,7 +77,7 @@ class GroupSize(TypedDict):
 
 
 class GroupBias(GroupSize, BiasAucs):
-    """The bias AUCs of one group, and of how many texts."""
+    """The bias AUCs of one group, and how many texts they are from."""
 
 
 class Bias(TypedDict):
@@ -110,12 +110,12 @@ class CounterSpeech(TypedDict):
 
 
 class JudgeResult(SuiteFigures):
-    """Everything that is said of a judge on a suite; None where it doesn't apply.
+    """All figures of a judge on a suite; None where one doesn't apply.
 
-    ``n`` texts have a target of ``target``, the suite's label that ``label`` is held against; ``scored`` of them count,
-    and ``cut`` of these the judge read in part, because they are long. A soft target above 0.5 is a positive.
-    ``by_functionality`` and ``by_target`` are there where the suite says what its texts test and whom they are about;
-    ``bias`` holds the AUCs of Borkan et al. 2019 by group, found by words where the suite doesn't say.
+    ``target`` is the suite's label that the judge's ``label`` is compared with. ``n`` texts have that label, the judge
+    scored ``scored`` of them, and ``cut`` of these it read only in part, because they are long. A soft target above 0.5
+    is a positive. ``by_functionality`` and ``by_target`` are there where the suite says what its texts test and whom
+    they are about; ``bias`` holds the AUCs of Borkan et al. 2019 by group, found by words where the suite doesn't say.
     """
 
     judge: str
@@ -167,7 +167,7 @@ def measure_judge(
     n_resamples: int,
     speed: Speed | None,
 ) -> JudgeResult:
-    """Everything that is said of ``scorer``, whose ``verdicts`` on the texts of ``suite`` hold ``label``."""
+    """All figures of ``scorer`` on ``suite``, from its ``verdicts`` on the suite's texts, which hold ``label``."""
     target = suite.target_of(label)
     targets = suite.targets(target)
     judged = ~np.isnan(targets)
@@ -270,7 +270,7 @@ def _by_functionality(
 ) -> dict[str, KindOfTest] | None:
     """By kind of test: what it is, its gold label, accuracy at the threshold, and an AUC.
 
-    The AUC is against all texts of the other class; of a kind that has both classes, among its own texts.
+    The AUC is against all texts of the other class. For a kind that has both classes, it is among its own texts.
     """
     names = ("non-hateful", "hateful") if about_hate else ("negative", "positive")
     found: dict[str, KindOfTest] = {}

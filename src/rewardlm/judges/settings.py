@@ -21,22 +21,22 @@ Dialogues = Annotated[
 
 
 class JudgeEvaluateSettings(Section):
-    """``rewardlm judge evaluate``: judges, suites, and which label is looked at."""
+    """``rewardlm judge evaluate``: judges, suites, and which label is evaluated."""
 
     example: ClassVar = {"judge": ["lexical"], "suite": ["starter"]}
 
     judge: Names = Field(description="The judges, named as for scorer.")
     suite: Annotated[Listed, AfterValidator(each_once), Flag(metavar="hatecheck|rtp|jigsaw|FILE", many=True)] = Field(
         min_length=1,
-        description="On what: hatecheck, rtp, jigsaw, a data set that judge train reads, or a .csv or .jsonl of texts "
-        "with label (0 or 1) or score (0 to 1).",
+        description="The suites: hatecheck, rtp, jigsaw, a data set that judge train reads, or a .csv or .jsonl of "
+        "texts with label (0 or 1) or score (0 to 1).",
     )
     label: Annotated[str | None, Flag()] = Field(
         None,
-        description="The label that is looked at; by default each judge's main one, or hate on a suite about hate.",
+        description="The label to evaluate; by default each judge's main one, or hate on a suite about hate.",
     )
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many texts of each suite; by default all."
+        None, ge=1, description="Take a seeded sample of this many texts of each suite; by default all."
     )
     seed: Seed = 0
     device: Device = "auto"
@@ -49,17 +49,17 @@ class JudgeEvaluateSettings(Section):
 class JudgeListSettings(Section):
     """``rewardlm judge list``: which judges, by which figures."""
 
-    names: Listed = Field([], description="These judges alone; an empty list takes all.")
-    dir: Annotated[Path | None, Flag()] = Field(None, description="A folder that is searched for judges of your own.")
+    names: Listed = Field([], description="List only these judges; an empty list takes all.")
+    dir: Annotated[Path | None, Flag()] = Field(None, description="A folder to search for judges of your own.")
     measure: Annotated[bool, Flag()] = Field(
         False, description="Evaluate the judges here and now instead of showing known figures."
     )
     suite: Annotated[Listed, Flag(many=True)] = Field(
         [],
-        description="On what measure evaluates; an empty list takes those of hatecheck, rtp and jigsaw that are here.",
+        description="The suites for measure; an empty list takes those of hatecheck, rtp and jigsaw that are here.",
     )
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many texts of each suite; by default all."
+        None, ge=1, description="Take a seeded sample of this many texts of each suite; by default all."
     )
     seed: Seed = 0
     device: Device = "auto"
@@ -77,22 +77,22 @@ class JudgeTrainSettings(Section):
     )
     encoder: Annotated[str, Flag()] = Field("minilm", description="What is trained: minilm, a hub id or a folder.")
     layers: int | None = Field(
-        None, ge=1, description="The judge stands on so many of the encoder's lowest layers; by default all."
+        None, ge=1, description="How many of the encoder's layers the judge uses, from the lowest on; by default all."
     )
     frozen: int = Field(
         0,
         ge=0,
-        description="So many of the lowest layers stay as they are, and read each text once instead of in every epoch.",
+        description="How many of the lowest layers not to train; they read each text once instead of in every epoch.",
     )
     labels: Names = Field(default_factory=lambda: list(LABELS), description="The labels that are taught.")
-    main: str = Field("toxicity", description="The label that counts where one is asked for.")
+    main: str = Field("toxicity", description="The label to use where only one is asked for.")
     exclude: Listed = Field(
         default_factory=list, description="Suites whose texts are left out, to evaluate the judge on them."
     )
     tuning: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
     lora: LoraSettings = Field(
         LoraSettings(r=32, alpha=64),
-        description="The adapter. Where you set a part of it, the rest is as in LoraSettings.",
+        description="The adapter. If you set a part of it, the rest takes the defaults of LoraSettings.",
     )
     epochs: Annotated[float, Flag()] = Field(4.0, gt=0, description="Passes over the texts.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Texts of one optimizer step.")
@@ -103,10 +103,10 @@ class JudgeTrainSettings(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     max_length: int = Field(128, ge=8, description="Longest text, in tokens; the rest of a longer one is not read.")
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many texts; by default all."
+        None, ge=1, description="Take a seeded sample of this many texts; by default all."
     )
     limits: dict[str, int] = Field(
-        default_factory=dict, description="A seeded sample of so many texts of a source, by its name."
+        default_factory=dict, description="Take a seeded sample of this many texts of a source, by its name."
     )
     share: Share = Field(
         "all", description="All texts, or those that belong to one of the package's two judges, which share none."
@@ -116,7 +116,7 @@ class JudgeTrainSettings(Section):
         description="source weighs each source by the square root of its number of texts; none weighs all texts alike.",
     )
     weights: dict[str, float] = Field(
-        default_factory=dict, description="What the loss of a source's texts is multiplied by, by its name."
+        default_factory=dict, description="Factors on the loss of a source's texts, by its name."
     )
     misspelt: float = Field(
         0.0, ge=0, le=1, description="Share of the training texts that are taught again in another spelling."
@@ -128,29 +128,29 @@ class JudgeTrainSettings(Section):
         description="Share of the texts naming a group of people that are taught again about other groups.",
     )
     teacher: str | None = Field(
-        None, description="A scorer that fills in what a source left open of the labels that it has too."
+        None, description="A scorer that fills in labels that a source left open, as far as it has them."
     )
-    teacher_weight: float = Field(0.5, ge=0, description="What such a label weighs in the loss.")
-    distil: NamesOrNone = Field([], description="Judges whose main label is taught as they see it.")
+    teacher_weight: float = Field(0.5, ge=0, description="Weight of such a label in the loss.")
+    distil: NamesOrNone = Field([], description="Judges to learn from: their P(main label) becomes a target.")
     distil_share: float = Field(
         0.9,
         ge=0,
         le=1,
-        description="Share of their mean in a target; the rest is what the source says. Theirs alone counts where it "
-        "says nothing.",
+        description="Share of their mean in a target; the rest is the source's label. Where the source has none, the "
+        "target is their mean.",
     )
     validation: float = Field(0.05, gt=0, lt=1, description="Share of the texts that is held out while training.")
-    evaluations: int = Field(2, ge=1, description="Evaluations on them an epoch.")
+    evaluations: int = Field(2, ge=1, description="Evaluations on the held-out texts per epoch.")
     patience: int = Field(
-        3, ge=1, description="Evaluations without a better validation loss after which training stops."
+        3, ge=1, description="Stop training after this many evaluations without a better validation loss."
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="The best weights are kept, or the last after training to the end: a validation loss that rises "
-        "may be mere overconfidence, which calibration takes back.",
+        description="Keep the best weights, or train to the end and keep the last: a rising validation loss may be "
+        "mere overconfidence, which calibration corrects.",
     )
     calibration: Literal["platt", "temperature", "isotonic", "none"] = Field(
-        "platt", description="How the scores are made probabilities on texts that were held out."
+        "platt", description="How the scores are made probabilities, by means of held-out texts."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the computations in training; auto: what the device is fast in."
@@ -166,9 +166,9 @@ class JudgeTrainSettings(Section):
         if self.main not in self.labels:
             raise ValueError(f"main is {self.main!r}: expected one of the labels, {', '.join(self.labels)}")
         if self.layers is not None and self.frozen >= self.layers:
-            raise ValueError(f"frozen is {self.frozen} of {self.layers} layers: leave one at least to train")
+            raise ValueError(f"frozen is {self.frozen} of {self.layers} layers: leave at least one to train")
         if self.layers is not None and self.tuning == "full":
-            raise ValueError("layers goes with tuning=lora: what is stored is an adapter of the whole encoder")
+            raise ValueError("layers needs tuning=lora: what is stored is an adapter for the whole encoder")
         return self
 
     @property
@@ -186,25 +186,25 @@ class PairJudgeSettings(Section):
         0.1,
         gt=0,
         lt=1,
-        description="Share of the dialogues that is held out, always the same ones, sharing no user turn with the "
-        "others: it sets the temperature and gives the card's figures.",
+        description="Share of the dialogues that is held out, always the same ones. They share no user turn with the "
+        "others, set the temperature and give the card's figures.",
     )
-    made_up: int = Field(300, ge=0, description="Short exchanges of our own lines that every epoch adds.")
+    made_up: int = Field(300, ge=0, description="Short exchanges, made from our own lines, that every epoch adds.")
     hate: NamesOrNone = Field(
         [],
-        description="Sources of judge train (toxigen, stereotypes) whose hateful texts, where they name a target, are "
+        description="Sources of judge train (toxigen, stereotypes). Their hateful texts that name a target become "
         "answers that agree, and claims.",
     )
-    answered: int = Field(600, ge=0, description="So many of these texts get an answer of ours every epoch.")
+    answered: int = Field(600, ge=0, description="How many of these texts get an answer of ours in every epoch.")
     controls: int = Field(
-        1, ge=0, description="So many times an exchange its answer stands under a prompt that it doesn't oppose."
+        1, ge=0, description="How often each exchange's answer is shown under a prompt that it doesn't oppose."
     )
     toxic: NamesOrNone = Field(
-        [], description="Sources of judge train whose texts that name no group are some of these prompts."
+        [], description="Sources of judge train. Their toxic texts that name no group become some of these prompts."
     )
     start: str | None = Field(
         None,
-        description="A judge of pairs on the same encoder whose adapter is trained on; by default it starts afresh.",
+        description="A judge of pairs on the same encoder, to go on training its adapter; by default it starts afresh.",
     )
     thinned: float = Field(0.5, ge=0, le=1, description="Share of the pairs that lose a tenth of their words.")
     epochs: Annotated[int, Flag()] = Field(8, ge=1, description="Passes; each draws its examples anew.")
@@ -215,7 +215,7 @@ class PairJudgeSettings(Section):
     max_length: int = Field(128, ge=64, description="Longest pair, in tokens.")
     lora: LoraSettings = Field(
         LoraSettings(r=16, alpha=32, dropout=0.05, targets=["query", "key", "value", "dense"]),
-        description="The adapter. Where you set a part of it, the rest is as in LoraSettings.",
+        description="The adapter. If you set a part of it, the rest takes the defaults of LoraSettings.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the computations in training; auto: what the device is fast in."
@@ -232,7 +232,7 @@ class PairEvaluateSettings(Section):
     judge: str = Field(description="starter_pairs, or a folder made by train-pairs.")
     dialogues: Dialogues = "starter:validation"
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many exchanges; by default all."
+        None, ge=1, description="Take a seeded sample of this many exchanges; by default all."
     )
     seed: Seed = 0
     device: Device = "auto"

@@ -1,8 +1,8 @@
-"""What judges are tested on: texts with labels or scores, and what else is known of them.
+"""What judges are tested on: texts with labels or scores, and what else is known about them.
 
-``load_suite`` is the one way in. HateCheck, RealToxicityPrompts and Jigsaw's balanced test have names; any file of
-texts with labels or scores is a suite; so are the CONAN files, whose counter-narratives name and quote the hate that
-they oppose; and so is every data set that judges are trained on, of which only the part that is held out counts.
+``load_suite`` is the one way in. HateCheck, RealToxicityPrompts and Jigsaw's balanced test have names. Any file of
+texts with labels or scores is a suite. So are the CONAN files, whose counter-narratives name and quote the hate that
+they oppose, and the held-out part of every data set that judges are trained on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ TURNS = {
     COUNTER: "counter-narratives",
     COUNTER_QUOTES: "counter-narratives with a quotation",
 }
-# Texts that oppose hate, and so are none: what a judge punishes here it would train away.
+# Texts that oppose hate, so they aren't hate. If a judge punishes them, it trains a model not to write them.
 COUNTER_SPEECH = ("counter_quote_nh", "counter_ref_nh", COUNTER, COUNTER_QUOTES)
 
 # Words that name a group, for suites that don't say whom a text is about. A word may mean something else ("a black
@@ -101,14 +101,14 @@ _KNOWN = (
     f"{', '.join(NAMED)}, a .csv or .jsonl with {_EXPECTED}, a CONAN file, or a data set that judge train reads "
     f"({', '.join(FILES)})"
 )
-# A quotation is two words or more in quotation marks; between single ones an apostrophe would be taken for an end.
+# A quotation is two words or more in double quotation marks; with single ones, an apostrophe would look like an end.
 _QUOTATION = re.compile(r"(?<!\w)[\"“”„«][^\"“”„«»]*\w\s+\w[^\"“”„«»]*[\"“”»]")
 _DIALOGUES = re.compile(r"dialoconan(:(train|validation))?|.+\.(csv|json|jsonl):(train|validation)")
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteText:
-    """A text, and by label what is true of it: 0, 1, or P in [0, 1].
+    """A text, and its true value for each label: 0, 1, or P in [0, 1].
 
     ``functionality`` is the kind of test that it belongs to, and ``groups`` whom it is about, where the suite says so.
     """
@@ -121,11 +121,11 @@ class SuiteText:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Texts to judge. ``labels`` are those with targets, the one that the suite is about first.
+    """Texts to judge. ``labels`` are those with targets; the one that the suite is about comes first.
 
     ``says_groups``: it says whom its texts are about. ``held_out``: its texts are the part of published data sets that
-    ``judge train`` leaves out. ``dropped`` counts, by reason, what of the source is no part of the suite, and
-    ``sha256`` is that of its file, or of what the hub sent.
+    ``judge train`` leaves out. ``dropped`` counts, by reason, what the suite leaves out of its source. ``sha256`` is
+    that of the source's file, or of what the hub sent.
     """
 
     name: str
@@ -138,11 +138,11 @@ class Suite:
 
     @property
     def about_hate(self) -> bool:
-        """Whether hate is what it tests, and not toxicity: rude isn't hateful."""
+        """Whether it tests hate and not toxicity: rude isn't hateful."""
         return "toxicity" not in self.labels and "hate" in self.labels
 
     def target_of(self, label: str) -> str:
-        """The suite's label that a judge's ``label`` is held against: the one of the same name, else its first."""
+        """The suite's label that a judge's ``label`` is compared with: the one of the same name, else its first."""
         return label if label in self.labels else self.labels[0]
 
     def targets(self, target: str) -> FloatArray:
@@ -161,13 +161,13 @@ def load_suite(source: str) -> Suite:
     """The suite that ``source`` names.
 
     ``hatecheck``, ``rtp`` and ``jigsaw`` lie in the folder of data sets ($REWARDLM_DATA); without it, the first two
-    come from the hub. A path leads to one of these files; to a .csv or .jsonl with ``text`` and ``label`` (0, 1, true
-    or false) or ``score`` (0 to 1), where ``functionality`` and ``group`` may stand beside them; to dialogues (user
-    turns are hate, the answers are not; ``:train`` and ``:validation`` as everywhere); or to a data set that ``judge
-    train`` reads: all told apart by their columns. Of RealToxicityPrompts and other published training data only texts
-    that are held out from training are taken. Where a row has a label and a score, the label counts.
+    come from the hub. Otherwise ``source`` is the path of one of these files; of a .csv or .jsonl with ``text`` and
+    ``label`` (0, 1, true or false) or ``score`` (0 to 1), and perhaps ``functionality`` and ``group``; of dialogues
+    (user turns are hate, the answers are not; ``:train`` and ``:validation`` as everywhere); or a data set that
+    ``judge train`` reads. Columns tell the files apart. RealToxicityPrompts and other published training data give only
+    the texts that are held out from training. Where a row has a label and a score, the label counts.
 
-    Texts may be blank: nobody will score them. Raises DataError, in one line, with file and line for a bad row.
+    Texts may be blank; those won't be scored. Raises DataError, in one line, with file and line for a bad row.
     """
     path = Path(source).expanduser()
     if source in NAMED and not path.is_file():
@@ -179,7 +179,7 @@ def load_suite(source: str) -> Suite:
     if path.is_dir() or (source in FILES and not path.exists()):
         return _labelled(source)
     if path.exists():
-        raise DataError(f"{source} is no suite that can be read here; expected {_KNOWN}")
+        raise DataError(f"{source} can't be read as a suite; expected {_KNOWN}")
     raise DataError(f"suite {shown(source)}: no such name or file; expected {_KNOWN}")
 
 
@@ -215,7 +215,7 @@ def _hub_rows(dataset: str, split: str, name: str) -> list[Row]:
             dataset,
             split,
             lambda reason: (
-                f"suite {name!r}: {dataset} can't be had from the hub ({reason}); set REWARDLM_DATA to the folder with "
+                f"suite {name!r}: can't fetch {dataset} from the hub ({reason}); set REWARDLM_DATA to the folder with "
                 f"{NAMED[name]}, or pass that file's path"
             ),
         )
@@ -275,7 +275,7 @@ def _hatecheck(rows: Iterable[Row], digest: str) -> Suite:
 def _dialogues(source: str, name: str) -> Suite:
     """User turns are hate, the answers to them are not; DIALOCONAN's roles go by position, as in training.
 
-    A turn that stands in several dialogues is one text. ``groups`` are the dialogue's targets.
+    A turn that occurs in several dialogues is one text. ``groups`` are the dialogue's targets.
     """
     loaded = load_dialogues(source)
     dropped: Counter[str] = Counter({reason: n for reason, n in loaded.notes.items() if "left out" in reason})
@@ -299,7 +299,7 @@ def _dialogues(source: str, name: str) -> Suite:
 
 
 def _labelled(source: str) -> Suite:
-    """A data set that judges are trained on: of a published one the held-out part, of the user's own file all."""
+    """A data set that judges are trained on: the held-out part of a published one, or all of a user's own file."""
     sets, held_out = load_labelled(source), True
     dropped: Counter[str] = Counter()
     texts: list[SuiteText] = []

@@ -1,8 +1,8 @@
-"""What other judges teach a judge that is trained: labels that its sources left open, or all that several know.
+"""What other judges teach the judge in training: labels that its sources left open, or everything that several know.
 
-Distillation (Hinton, Vinyals and Dean 2015, arXiv 1503.02531): a judge of toxicity and one of hate are two passes, and
-one network that learns both from the data sets alone learns each less well. Here every text of the training gets the
-others' probabilities as its targets.
+Distillation (Hinton, Vinyals and Dean 2015, arXiv 1503.02531): a judge of toxicity and one of hate take two passes, and
+one network that learns both from the data sets alone learns each less well. So every training text gets the other
+judges' probabilities as its targets.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Say = Callable[[str], None]
 
 
 def load_judges(names: Sequence[str], labels: Sequence[str], device: str) -> list[Scorer]:
-    """The judges ``names``, all of them before any reads a text.
+    """Load the judges ``names``, all of them before any reads a text.
 
-    Raises DataError for one whose main label isn't among ``labels``, and what loading it raises, naming the setting.
+    Raises DataError for one whose main label isn't among ``labels``, and what loading raises, with the setting's name.
     """
     judges = []
     for name in names:
@@ -58,10 +58,10 @@ def load_teacher(settings: JudgeTrainSettings, device: str) -> Scorer | None:
 
 
 def recorded(judge: Scorer) -> Teacher:
-    """What the record of a judge that it teaches says of ``judge``: with its own teachers, if it was trained here."""
+    """What a pupil's record says of its teacher ``judge``, with that one's own teachers if it was trained here."""
     folder, own = judge_folder(judge.name), record_of(judge.name)
     name, revision = judge.name, getattr(judge, "revision", None)
-    if folder is not None:  # A card names a folder, and not where it lay.
+    if folder is not None:  # A card names a folder, not its path.
         name = folder.name if Path(name).is_dir() else f"{folder.name}#{name.rpartition('#')[2]}"
     known = lineage_of(judge.name).known
     if own is None:
@@ -70,7 +70,7 @@ def recorded(judge: Scorer) -> Teacher:
 
 
 def refuse_others(run: Run, found: Sequence[Teacher]) -> None:
-    """RunError where the judges of a run that has begun are not those that it began with."""
+    """Raise RunError where the run was begun with other weights of these judges."""
     before = run.meta.get("distilled")
     if before is None:
         return
@@ -87,14 +87,14 @@ def distil(
 ) -> list[LabelledText]:
     """``texts`` with P(main label) by ``judges`` mixed into their labels.
 
-    A label becomes (1 - share) of what its source says and ``share`` of the mean of the judges that have it; where the
-    source says nothing it is that mean, unless the text is complete. Raises ScorerError where a judge can't say.
+    A label becomes (1 - share) times the source's value plus ``share`` times the mean of the judges that have it. Where
+    the source has no value it is that mean, unless the text is complete. Raises ScorerError where a judge fails.
     """
     said: list[dict[str, list[float]]] = [{} for _ in texts]
     verdicts: dict[str, list[Verdict]] = {}
     for judge in judges:
         label = judge.labels[0]
-        # Two labels of one judge are one reading.
+        # Two labels of one judge take one pass.
         weights = getattr(judge, "revision", None) or judge.name
         if weights not in verdicts or not all(label in verdict.values for verdict in verdicts[weights]):
             verdicts[weights] = _read(judge, texts, [label], say)
@@ -107,9 +107,9 @@ def distil(
 def fill(
     teacher: Scorer, texts: Sequence[LabelledText], labels: Sequence[str], say: Say | None
 ) -> dict[str, dict[str, float]]:
-    """By text, what ``teacher`` says of those of ``labels`` that its source left open. Raises ScorerError if it can't.
+    """By text, the teacher's values of those of ``labels`` that its source left open. Raises ScorerError if it fails.
 
-    What a complete text lacks stays open.
+    Labels that a complete text lacks stay open.
     """
     shared = [label for label in teacher.labels if label in labels]
     texts = [text for text in texts if not text.complete]
@@ -122,7 +122,7 @@ def fill(
 
 
 def _read(judge: Scorer, texts: Sequence[LabelledText], labels: Sequence[str], say: Say | None) -> list[Verdict]:
-    """What ``judge`` says of ``texts``, which it reads for ``labels``. Raises ScorerError if it can't."""
+    """The verdicts of ``judge`` on ``texts``, wanted for ``labels``. Raises ScorerError if it fails."""
     if say is not None:
         say(f"{judge.name} reads {len(texts):,} texts for {', '.join(labels)}")
     limit = FailureLimit()

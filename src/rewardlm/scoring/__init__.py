@@ -1,1 +1,1 @@
-"""Judges at work: by name to a ``Scorer``, text in, ``Verdict`` out; and who taught whom."""
+"""Judges at work: a name becomes a ``Scorer``, which gives each text a ``Verdict``; and who taught whom."""

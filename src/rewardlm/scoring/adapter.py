@@ -1,7 +1,7 @@
-"""An adapter that ``judge train`` left on disk, merged into its encoder.
+"""Loads an adapter that ``judge train`` wrote, and merges it into its encoder.
 
-Nothing here may be random and judge all the same: a weight that the adapter's file lacks, one that is no number, or an
-encoder of another shape ends in one line.
+No random weight may judge. A weight that the adapter's file lacks, one that is not a number, or an encoder of another
+shape ends in a one-line error.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _base_with_new_head(
 
 
 def _merge(folder: Path, weights: Path, model: Any, random: set[str]) -> Any:
-    """``model`` with the adapter in its weights; all that was random in it must have come from the adapter."""
+    """``model`` with the adapter merged into its weights. Every weight that was random must come from the adapter."""
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import load_file
@@ -111,7 +111,7 @@ def _merge(folder: Path, weights: Path, model: Any, random: set[str]) -> Any:
     with _silent():
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    # Of a module that is saved whole, the adapter's file has the names that the encoder has.
+    # For a module that is saved whole, the adapter's file uses the encoder's own names.
     lacking = sorted((wanted - stored.keys()) | {name for name in random if f"base_model.model.{name}" not in stored})
     if lacking:
         raise ScorerError(
@@ -135,7 +135,7 @@ def _refuse_pickles(source: str) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the libraries' reports of weights that are missing: here it is checked, and an error."""
+    """Silence the libraries' reports of missing weights: here they are checked, and an error."""
     import warnings
 
     from transformers.utils import logging

@@ -2,7 +2,7 @@
 
 Two things are guarded: the *label* is chosen by name, because index 1 is "toxic" in one model and
 "not toxic" in the next, and the *weights* are safetensors that fill the whole network, because a
-classification head that is missing from the file would be random and judge all the same.
+classification head that is missing from the file would be random, and would still judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rewardlm.types import Verdict
 if TYPE_CHECKING:
     import numpy as np
 
-# Names that mean "toxic" in published classifiers, lower-cased, with blanks for - and _. Whole names only:
+# Names that mean "toxic" in published classifiers, lower-cased, with spaces for - and _. Whole names only:
 # "nothate", "non toxic" and "severe toxic" must not match.
 TOXIC_NAMES = frozenset(
     {
@@ -46,9 +46,9 @@ TOXIC_NAMES = frozenset(
 )
 # What works without the hub.
 OFFLINE = "the judges starter, witness and lexical, a folder of a classifier"
-# Padded tokens a forward pass: enough to keep the cores busy, few enough for their caches.
+# Padded tokens per forward pass: enough to keep the cores busy, few enough for their caches.
 _TOKEN_BUDGET = 2048
-# Tokens: batches of more than the one and less than the other are filled up for long sums in bf16.
+# In bf16, batches with a number of tokens between these two are padded to the larger one for long sums.
 _FEW, _MANY = 32, 512
 # Special tokens that a text spells out ("[SEP]") are plain text.
 _PLAIN: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
@@ -60,15 +60,15 @@ class ClassifierScorer:
 
     A multi-label model returns all its labels (a sigmoid each), the main one first; a single-label model
     returns the chosen label's softmax share alone, since the others aren't degrees of toxicity; a model
-    with one output returns its sigmoid as "toxicity", or as what its ``judge.json`` calls it. A folder's
+    with one output returns its sigmoid as "toxicity", or under the name in its ``judge.json``. A folder's
     ``judge.json``, and the judges that the package ships, bring the main label, the longest input and the
     calibration with them. Texts longer than that are cut at the end; ``cuts`` says which. ``revision`` is the
     hub commit, or the SHA-256 of a folder's weights; for an adapter that of the adapter, @, and that of its
     encoder.
 
-    ``precision`` says what it computes in. "auto" is fp32, but for judges with a ``judge.json`` on a CPU that
-    multiplies in bf16: then all layers but the last multiply in bf16, which moves P by less than 0.01 and
-    takes half of the time. A text's score depends on its company by less than 1e-5 in either.
+    ``precision`` "auto" is fp32, except for judges with a ``judge.json`` on a CPU that multiplies in bf16.
+    There all layers but the last multiply in bf16, which moves P by less than 0.01 and takes half the time.
+    In either precision, the other texts in a call move a text's score by less than 1e-5.
 
     Raises ScorerError if the model can't be loaded, has no safetensors, has weights missing, or its
     label is ambiguous.
@@ -115,7 +115,7 @@ class ClassifierScorer:
         self.precision = "bfloat16" if lower and _use_bf16(self._model) else "float32"
 
     def also(self, label: str | None) -> str:
-        """Have verdicts hold ``label`` too, which only a single-label model's lack; returns its exact name.
+        """Have verdicts hold ``label`` too (only a single-label model's lack it), and return its exact name.
 
         None is the main label. Raises ScorerError as the choice of a main label does.
         """
@@ -138,22 +138,22 @@ class ClassifierScorer:
         return [Verdict({name: row[i] for name, i in self._columns.items()}) for row in probabilities.tolist()]
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:
-        """Of each text, whether it is longer than the model takes."""
+        """For each text, whether it is longer than the model takes."""
         if not texts:
             return []
         return [len(ids) > self.max_length for ids in self._tokenizer(list(texts), **_PLAIN)["input_ids"]]
 
     def _encode(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Token ids and masks a text, all in one call, which costs half as much as one by one."""
+        """Token ids and masks of each text. One call for all costs half as much as one call per text."""
         if not texts:
             return []
         found = self._tokenizer(list(texts), truncation=True, max_length=self.max_length, **_PLAIN)
         return [{key: values[i] for key, values in found.items()} for i in range(len(texts))]
 
     def _batches(self, lengths: Sequence[int]) -> list[tuple[list[int], int]]:
-        """Indices of texts of like length and the width that they are padded to, longest first.
+        """Indices of texts of similar length and the width that they are padded to, longest first.
 
-        The width follows from a text's own length, not from its neighbours': so its score doesn't depend on them
+        The width follows from a text's own length, not from its neighbours', so its score doesn't depend on them
         beyond the rounding of fp32. A tokenizer that can't pad gets batches of one text.
         """
         if self._tokenizer.pad_token_id is None:
@@ -189,7 +189,7 @@ def _width(length: int) -> int:
 
 
 def _multiplies_in_bf16(device: str) -> bool:
-    """Whether ``device`` is a CPU with instructions for it. A GPU runs a judge in fp32 faster than texts arrive."""
+    """Whether ``device`` is a CPU with bf16 instructions. A GPU runs a judge in fp32 faster than texts arrive."""
     import torch
 
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -199,8 +199,8 @@ def _multiplies_in_bf16(device: str) -> bool:
 def _use_bf16(model: Any) -> bool:
     """Let the linear maps of all layers but the last multiply in bf16; False where the model has no such layers.
 
-    What flows between them stays fp32 (residual stream, norms, attention, head): with all of the model in bf16, P
-    moves ten times as far, and with the padding too.
+    What flows between them stays fp32 (residual stream, norms, attention, head). With the whole model in bf16, P would
+    move ten times as far, and would depend on the padding.
     """
     from torch import nn
     from torch.nn.functional import linear, pad
@@ -209,8 +209,8 @@ def _use_bf16(model: Any) -> bool:
         rows = x.bfloat16().flatten(0, -2)
         n_rows = len(rows)
         if _FEW < n_rows < _MANY and module.in_features > module.out_features:
-            # With AMX, oneDNN adds up long sums in another order for such batches: a text's score would depend on its
-            # company.
+            # With AMX, oneDNN adds up long sums in another order for such batches, so a text's score would depend on
+            # the other texts.
             rows = pad(rows, (0, 0, 0, _MANY - n_rows))
         return linear(rows, module.weight, module.bias)[:n_rows].float().view(*x.shape[:-1], -1)
 
@@ -234,8 +234,8 @@ def split_label(spec: str) -> tuple[str, str | None]:
 def choose_label(source: str, names: Sequence[str], wanted: str | None) -> int:
     """The index of the main label: the one named, or the only one whose name says toxic.
 
-    A model with one output may be named ``#toxicity`` whatever its label is called: who writes it vouches
-    that this output rises with toxicity. Raises ScorerError that lists the labels.
+    A model with one output may be named ``#toxicity`` whatever its label is called: whoever writes
+    that vouches that this output rises with toxicity. Raises ScorerError that lists the labels.
     """
     listed = f"{source} has the labels {', '.join(map(repr, names))}"
     if len(set(names)) < len(names):

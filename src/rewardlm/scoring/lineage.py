@@ -1,7 +1,7 @@
-"""What and whom a judge learnt from, so that a witness can be told from a relative of the reward.
+"""What a judge learnt from, and from whom, so that a witness can be told from a relative of the reward.
 
-A judge that is trained here records its teachers, theirs, its encoder, its data, and hashes of the texts that it read,
-from which no text can be read. Runs keep a summary of it, so that the audit never loads a judge.
+A judge that is trained here records its teachers, their teachers, its encoder, its data, and hashes of the texts that
+it read. No text can be read from the hashes. Runs keep a summary of it, so that the audit never loads a judge.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 READ = "read.safetensors"
 _KEY = "sha256_64"
 
-# What is known of judges that others made: neither was taught by a judge of this package, and of neither is there a
-# list of its texts.
+# The data of judges that others made, as far as it is known. No judge of this package taught any of them, and none has
+# a list of its texts.
 THIRD_PARTIES: dict[str, tuple[str, ...]] = {
     "lexical": ("davidson", "jigsaw"),
     "lexical2": ("jigsaw",),
@@ -37,9 +37,9 @@ THIRD_PARTIES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
-    """A judge, or one that taught it: ``taught`` names whom, None for the judge itself.
+    """A judge, or a judge that taught it. ``taught`` names the pupil; it is None for the judge itself.
 
-    Folders of two judges may have one name, so where there is a ``revision`` it alone says who is who.
+    Two judges' folders may have the same name, so where there is a ``revision`` it alone tells judges apart.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Lineage:
 
     @staticmethod
     def of_dict(name: str, found: Mapping[str, Any] | None) -> Lineage:
-        """As ``to_dict`` wrote it; of a run that has none, nothing is known."""
+        """Read what ``to_dict`` wrote. Where a run has none, nothing is known."""
         if not found:
             return Lineage(name, False)
         family = tuple(Ancestor(one["judge"], one["revision"], one["taught"]) for one in found["family"])
@@ -83,8 +83,8 @@ class Lineage:
 def lineage_of(spec: str) -> Lineage:
     """The lineage of the judge that ``--scorer spec`` means: of all members, where it is an ensemble.
 
-    Reads ``judge.json`` and no weights but to hash those of an adapter. A classifier of the hub is taken for a third
-    party's: nothing of this package taught it.
+    Reads ``judge.json``, and weights only to hash them. A classifier from the hub counts as a third party's: nothing of
+    this package taught it.
     """
     parts = [_of_member(name) for name in sorted(members(spec))]
     return Lineage(
@@ -117,7 +117,7 @@ def members(name: str) -> set[str]:
     """The classifiers behind a scorer's name, without labels: those of ensembles, of ensembles in them, of presets."""
     if os.path.isdir(name):
         return {name}
-    # A label behind an ensemble's bracket names none of its judges.
+    # A label after an ensemble's closing bracket names none of its judges.
     parts = (part.strip().partition("#")[0] for part in re.split(r"[(),]", re.sub(r"\)\.[^(),]*", ")", name)))
     found: set[str] = set()
     for part in parts:
@@ -129,7 +129,7 @@ def members(name: str) -> set[str]:
 def count_read(lineage: Lineage, texts: Iterable[str]) -> int | None:
     """How many of the different ``texts`` the judge, or a judge that taught it, was trained on; None: nobody knows.
 
-    ``texts`` are normalised (``data.dialogues.normalised``), as those were that the judge's list is of.
+    ``texts`` must be normalised (``data.dialogues.normalised``), like those in the judge's list.
     """
     import numpy as np
 
@@ -142,12 +142,12 @@ def count_read(lineage: Lineage, texts: Iterable[str]) -> int | None:
 
 
 def text_hash(text: str) -> int:
-    """The first 64 bits of SHA-256 of a normalised text: equal texts have equal hashes, and no text can be read."""
+    """The first 64 bits of SHA-256 of a normalised text: equal texts have equal hashes, which hide the text."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
 
 
 def write_hashes(folder: Path, texts: Iterable[str], teachers: Sequence[NDArray[np.uint64]] = ()) -> int:
-    """Store the hashes of ``texts``, normalised, and of what the teachers read, sorted, 8 bytes each; how many."""
+    """Store the hashes of normalised ``texts`` and those of the teachers, sorted, 8 bytes each. Returns how many."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -180,7 +180,7 @@ def _of_member(name: str) -> Lineage:
     record = read_record(folder)
     if record is None:
         return Lineage(name, False, tuple(family), folders=(folder,))
-    # No judge of texts teaches one of pairs.
+    # A judge of pairs has no teachers.
     known = record.kind == "pairs" or (folder / READ).is_file()
     return Lineage(
         name,
@@ -205,9 +205,9 @@ def _encoders(judge: JudgeRecord | Teacher) -> Iterator[str | None]:
 
 
 def _revision_of(folder: Path) -> str | None:
-    """What tells the weights in ``folder`` from others: SHA-256 of them, as ``scoring.classifier`` records it.
+    """What tells the weights in ``folder`` from others: their SHA-256, as ``scoring.classifier`` records it.
 
-    Of an adapter its own alone: on which encoder it stands says ``judge.json``.
+    For an adapter, only its own weights count; ``judge.json`` names its encoder.
     """
     from rewardlm.scoring.encoder import sha256_of
 

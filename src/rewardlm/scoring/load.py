@@ -25,7 +25,7 @@ AVAILABLE = (
     "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
     "max(a,b)"
 )
-# Judges by a name of their own; ``starter#hate`` is another label of starter.
+# Judges with a name of their own; ``starter#hate`` is another label of starter.
 KNOWN = ("starter", "starter#hate", "witness", *PRESETS, "lexical", "lexical2", "perspective", "endpoint")
 _ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 
@@ -70,7 +70,7 @@ def _unknown(spec: str) -> ScorerError:
 
 
 def check_judges(specs: Iterable[str], services: ServicesSettings | None = None) -> None:
-    """Raise ScorerError for the first of these judges that can't be had: an unknown name or label, a package that is
+    """Raise ScorerError for the first of these judges that can't be used: an unknown name or label, a package that is
     not installed, a service without address or key, a hub that can't be reached. Loads no weights.
 
     A command asks this about all of its judges before it loads one, or a model.
@@ -105,7 +105,7 @@ def check_judges(specs: Iterable[str], services: ServicesSettings | None = None)
 
 
 def _check_label(spec: str) -> None:
-    """Of a judge that was trained here, whether it has the label that ``spec`` names."""
+    """Raise ScorerError where a judge that was trained here lacks the label that ``spec`` names."""
     from rewardlm.scoring.classifier import choose_label, split_label
 
     source, label = split_label(spec)
@@ -131,7 +131,7 @@ def _names(specs: str) -> list[str]:
 
 
 def _members(names: Sequence[str], device: str, services: ServicesSettings | None) -> list[Member]:
-    """The members of an ensemble. Labels of one classifier (``ID``, ``ID#label``) share its one pass."""
+    """The members of an ensemble. Labels of one classifier (``ID``, ``ID#label``) share one pass."""
     from rewardlm.scoring.classifier import ClassifierScorer, split_label
 
     members: list[Member] = []
@@ -149,5 +149,5 @@ def _members(names: Sequence[str], device: str, services: ServicesSettings | Non
 
 
 def _is_hub_id(spec: str) -> bool:
-    """Owner and name: without an owner a mistyped ``lexcial`` would be looked up on the hub."""
+    """Whether ``spec`` has owner and name: without an owner, a mistyped ``lexcial`` would be looked up on the hub."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(#.+)?", spec) is not None

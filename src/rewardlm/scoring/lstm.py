@@ -1,6 +1,6 @@
 """The ``lexical2`` judge: the bidirectional LSTM that the package tox_block carries, run in torch.
 
-A second packaged scorer of other origin than ``lexical`` (Jigsaw's six labels, GloVe words), so that two
+A second packaged scorer, of another origin than ``lexical`` (Jigsaw's six labels, GloVe words), so that two
 judges can disagree. The package itself needs TensorFlow and unpickles its tokenizer; it is never
 imported. Its two files are compared with known SHA-256 hashes and read as data: weights with h5py, the
 vocabulary with an unpickler that knows only five harmless names.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "tox_block"
 _VERSION = "0.1.2"
-# Without what it depends on: that is TensorFlow, which nothing here uses.
+# Without its dependency TensorFlow, which nothing here uses.
 _INSTALL = f"pip install --no-deps {_PACKAGE}=={_VERSION}"
 _FILES = {
     "lstm_model_0.1.2.h5": "587d40726f1250341a3661fac099e46582cf34cdd5136eb88a726bf6d62ec24e",
@@ -94,12 +94,12 @@ class LstmScorer:
         return verdicts
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:
-        """Of each text, whether it has more known words than the network reads: of such, the last 100 count."""
+        """For each text, whether it has more known words than the network reads, which are the last 100."""
         return [len(self._vocabulary.ids(text)) > _LENGTH for text in texts]
 
 
 class Vocabulary:
-    """Words to ids as Keras's tokenizer does: lower case, punctuation to blanks, unknown words dropped."""
+    """Words to ids as Keras's tokenizer does: lower case, punctuation to spaces, unknown words dropped."""
 
     def __init__(self, state: Mapping[str, Any]) -> None:
         if not (state["lower"] and state["split"] == " " and not state["char_level"] and not state["oov_token"]):

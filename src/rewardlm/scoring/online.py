@@ -1,7 +1,7 @@
-"""What the judges that are asked over HTTP have in common: each text its own request, several at a time.
+"""What the judges that are asked over HTTP have in common: one request per text, several at a time.
 
-What goes wrong with one text is that text's verdict, so that the checked door asks nothing twice; what goes wrong with
-the service is a ServiceError, which ends the run. What was answered before it is kept.
+An error about one text becomes that text's verdict, so that ``score_texts`` asks nothing twice. An error of the service
+is a ServiceError, which ends the run; the answers before it are kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ LOCAL_JUDGES = "--scorer starter, or a judge of your own by rewardlm judge train
 
 
 class OnlineScorer:
-    """The base of ``perspective`` and ``endpoint``, which say how one text is asked.
+    """The base of ``perspective`` and ``endpoint``, which define the request for one text.
 
-    ``address`` is that of the service, without keys; ``dates`` are the days (UTC) on which this process was answered,
-    because a service's model may change without a word. ``piece`` is how many texts are asked before what came is
-    written down; ``unfinished`` holds, by text, the verdicts of a batch that a ServiceError or an interrupt ended.
+    ``address`` is that of the service, without keys. ``dates`` are the days (UTC) on which this process got answers,
+    because a service's model may change without notice. ``piece`` is how many texts are asked before the answers are
+    stored. ``unfinished`` holds, by text, the verdicts of a batch that a ServiceError or an interrupt ended.
     """
 
     name: str
@@ -37,7 +37,7 @@ class OnlineScorer:
         self.unfinished: dict[str, Verdict] = {}
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order. Raises ServiceError where the service can't be used."""
+        """One verdict per text, in order. Raises ServiceError where the service can't be used."""
         self.unfinished = {}
         for index, verdict in self._service.each(self._judge, texts):
             self.unfinished[texts[index]] = verdict
@@ -59,12 +59,12 @@ class OnlineScorer:
         raise NotImplementedError
 
     def _refused(self, error: Refused) -> Verdict:
-        """What a refusal for good means: a text that was declined, a failure, or the end of the run."""
+        """What a permanent refusal means: a text that was declined, a failure, or the end of the run."""
         return Verdict(reason=str(error), failed=True)
 
 
 def verdict_of(values: dict[str, Any], body: str) -> Verdict:
-    """A verdict of what an answer has by label, the main one first; ``body`` is the answer as it came.
+    """A verdict from an answer's ``values`` by label, the main one first; ``body`` is the answer as it came.
 
     A value that is no number in [0, 1] is left out, and the reason says so. Raises Malformed where it is the main one.
     """
@@ -79,7 +79,7 @@ def verdict_of(values: dict[str, Any], body: str) -> Verdict:
 
 
 def as_probability(raw: object) -> float | None:
-    """``raw`` where it is a number from 0 to 1."""
+    """``raw`` if it is a number from 0 to 1, else None."""
     # NaN is in no interval.
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= 1:
         return None

@@ -19,19 +19,19 @@ COUNTER_NARRATIVE = "counter_narrative"
 PAIR_LABELS = (COUNTER_NARRATIVE, "agreement", "refusal", "off_topic")
 STARTER_PAIRS = "starter_pairs"
 
-# However long an answer is, so many tokens at the prompt's end stay, since an answer to nothing can't be judged.
+# However long an answer is, the prompt keeps this many tokens of its end: an answer to nothing can't be judged.
 _PROMPT_FLOOR = 32
-_TOKEN_BUDGET = 4096  # padded tokens a forward pass
+_TOKEN_BUDGET = 4096  # padded tokens per forward pass
 
 
 class PairJudge:
     """P(label) of (prompt, answer) pairs by a softmax over PAIR_LABELS; float32, evaluation mode, no gradients.
 
     ``revision`` is the SHA-256 of the adapter, @, and the encoder's. ``error`` is how often the judge is wrong on pairs
-    that it never trained on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate", "counts"}, of
+    that it never trained on, by its own card: {"on", "n", "accuracy", "precision", "recall", "auc_hate", "counts"}, for
     the data set where its accuracy was worst; None where nobody has measured it. Precision and recall are those of
-    counter-narratives; ``counts`` are {"positives", "found", "negatives", "called"}, the pairs that are
-    counter-narratives, those of them that it finds, the others, and those of them that it calls so too.
+    counter-narratives. ``counts`` are {"positives", "found", "negatives", "called"}: the counter-narratives, how many
+    of them the judge finds, the other pairs, and how many of those it calls counter-narratives.
     """
 
     labels = PAIR_LABELS
@@ -54,7 +54,7 @@ class PairJudge:
         return {"name": self.name, "revision": self.revision, "error": self.error}
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float] | None]:
-        """P(label) by label of each pair, in order; None for an empty answer, of which there is nothing to say."""
+        """P(label) by label of each pair, in order; None for an empty answer, which can't be judged."""
         import torch
 
         verdicts: list[dict[str, float] | None] = [None] * len(pairs)
@@ -128,7 +128,7 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str, max_length: int) -> di
 
 
 def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of rows of like length, longest first, at most ``_TOKEN_BUDGET`` padded tokens a batch."""
+    """Indices of rows of similar length, longest first, at most ``_TOKEN_BUDGET`` padded tokens per batch."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         longest = lengths[batches[-1][0]] if batches else 0
@@ -162,8 +162,8 @@ def _worst(figures: Mapping[str, PairFigures]) -> dict[str, Any] | None:
 
 
 def _counts(found: PairFigures) -> dict[str, int]:
-    """Among the others are the same answers under another dialogue's prompt, where the card has them: a model that is
-    kind to everybody gives such answers, and they are what the judge is most often wrong about.
+    """The negatives include the same answers under another dialogue's prompt, where the card has them. A model that is
+    kind to everybody gives such answers, and the judge is most often wrong about them.
     """
     at = found["labels"].index(COUNTER_NARRATIVE)
     rows = [(sum(row), row[at]) for row in found["confusion"]]

@@ -1,7 +1,7 @@
 """Google's Perspective API as a judge: ``perspective``, which Google closes on 2026-12-31.
 
-One request a text, a request a second, which is what Google allows without asking. Answers are kept on this machine for
-the day on which they were given, so that a run that goes on, or a second run over the same texts, pays nothing.
+One request per text and one per second, which is what Google allows without asking. Answers are kept on this machine
+for the day on which they were given, so resuming a run, or a second run over the same texts, costs no requests.
 
 The API: https://github.com/conversationai/perspectiveapi/tree/main/2-api (methods, limits and errors).
 """
@@ -31,17 +31,17 @@ from rewardlm.types import Verdict
 
 GOOGLE = "https://commentanalyzer.googleapis.com/v1alpha1"
 CLOSES = datetime.date(2026, 12, 31)
-# Of UTF-8; the API refuses more.
+# In UTF-8; the API refuses more.
 LONGEST_BYTES = 20_480
 
-# What the API will never say of a text: by its own word for it, which older answers lack, or by its sentence.
+# Texts that the API will never score: its code, which older answers lack, its sentence, and our reason.
 _PERMANENT = (
     ("LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", r"does not support request languages", "language not supported"),
     ("LANGUAGE_DETECTION_FAILED", r"[Uu]nable to detect language", "language not detected"),
     ("COMMENT_TOO_LONG", r"text too long", "too long"),
     ("COMMENT_EMPTY", r"must be non-empty", EMPTY),
 )
-# What is wrong with every request, whatever its text.
+# Errors of every request, whatever its text: the API's code and its sentence.
 _OURS = (
     ("NO_REQUESTED_ATTRIBUTES", r"requested_attributes"),
     ("API_KEY_INVALID", r"API key (not valid|expired)"),
@@ -85,7 +85,7 @@ class PerspectiveScorer(OnlineScorer):
         )
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; what was answered today is not asked again."""
+        """One verdict per text, in order. A text that was answered today is not asked again."""
         known: dict[str, Verdict] = {}
         if self._cache is not None:
             for text in texts:
@@ -102,7 +102,7 @@ class PerspectiveScorer(OnlineScorer):
         return [known[text] if text in known else found[text] for text in texts]
 
     def _ask(self, text: str) -> Verdict:
-        # Half a surrogate pair is three bytes to everybody who counts it at all.
+        # Half a surrogate pair counts as three bytes.
         length = len(text.encode("utf-8", "surrogatepass"))
         if length > LONGEST_BYTES:
             return Verdict(reason=f"too long: {length:,} bytes, and the Perspective API reads {LONGEST_BYTES:,}")
@@ -144,8 +144,8 @@ class PerspectiveScorer(OnlineScorer):
         for word, sentence in _OURS:
             if word in words or re.search(sentence, error.message):
                 raise ServiceError(
-                    f"the Perspective API at {self.address} refuses every request ({error}): look at the environment "
-                    f"variable {self._settings.key_variable} and at services.perspective.attributes"
+                    f"the Perspective API at {self.address} refuses every request ({error}): check the environment "
+                    f"variable {self._settings.key_variable} and services.perspective.attributes"
                 )
         for word, sentence, reason in _PERMANENT:
             if word in words or re.search(sentence, error.message):
@@ -153,7 +153,7 @@ class PerspectiveScorer(OnlineScorer):
         return Verdict(reason=str(error), failed=True)
 
     def _key(self, text: str) -> str:
-        """What an answer depends on, as the cache knows it: no text is kept."""
+        """The cache's key: a hash of all that an answer depends on. No text is kept."""
         asked = [self.address, self._settings.attributes, self._settings.languages, today().isoformat(), text]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
@@ -161,7 +161,7 @@ class PerspectiveScorer(OnlineScorer):
         return self.address.startswith(GOOGLE.rpartition("/")[0])
 
     def _has_key(self) -> bool:
-        # Another server behind this API may want none.
+        # Another server with this API may need no key.
         return self._service.has_key or not self._is_google()
 
     def _no_key(self) -> ServiceError:
@@ -222,7 +222,7 @@ class _Cache:
 
 
 def with_address(settings: PerspectiveSettings) -> PerspectiveSettings:
-    """``settings`` with the address that is meant where they name none: $REWARDLM_PERSPECTIVE_URL, else Google's."""
+    """``settings`` with an address: their own, else $REWARDLM_PERSPECTIVE_URL, else Google's."""
     if settings.url is not None:
         return settings
     url = SecretStr(os.environ.get("REWARDLM_PERSPECTIVE_URL") or GOOGLE)
@@ -230,13 +230,13 @@ def with_address(settings: PerspectiveSettings) -> PerspectiveSettings:
 
 
 def has_key(settings: PerspectiveSettings) -> bool:
-    """Whether there is a key for the API, or an address of one's own, which may want none."""
+    """Whether there is a key for the API, or an address other than the default, which may need none."""
     key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
     return bool(key.strip() or settings.url or os.environ.get("REWARDLM_PERSPECTIVE_URL"))
 
 
 def check_key(settings: PerspectiveSettings) -> None:
-    """Raise ServiceError where the API can't be asked for want of a key, and no answer of today's is kept here."""
+    """Raise ServiceError where there is no key for the API and no stored answer of today."""
     if not has_key(settings) and not (settings.cache and _Cache(cache_folder() / _KEPT).holds(today())):
         raise _no_key(settings)
 

@@ -1,4 +1,4 @@
-"""``judge.json``, what a judge that was trained here says of itself: its one reader, its one writer, and where it lies.
+"""``judge.json``, the record of a judge that was trained here. Only this module reads, writes and finds it.
 
 A judge of texts and a judge of pairs have the same record, with a few entries of their own.
 """
@@ -37,8 +37,8 @@ _PAIR_ENTRIES = (
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Of one label: logit ← ``scale``·logit + ``shift``, which is folded into the judge's head; where ``kind`` is
-    isotonic, P ← straight lines between the points (``x``, ``y``) after it, constant beyond the outer ones.
+    """For one label: logit ← ``scale``·logit + ``shift``, which is folded into the judge's head. Where ``kind`` is
+    isotonic, P then follows straight lines between the points (``x``, ``y``), constant beyond the outer ones.
     """
 
     kind: str
@@ -66,14 +66,14 @@ class Source:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Source:
-        """As ``judge.json`` has it: a judge of pairs calls the kind its source."""
+        """Read an entry of ``judge.json``. A judge of pairs calls the kind "source"."""
         kind = found.get("kind", found.get("source", ""))
         return cls(kind, found.get("sha256"), found.get("licence"), found.get("texts"))
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A judge that taught another, as that one records it: with its own teachers.
+    """A judge that taught another one, as the pupil records it: with the teacher's own teachers.
 
     ``known``: the texts that it and its teachers read are on record. ``revision`` pins its weights.
     """
@@ -90,7 +90,7 @@ class Teacher:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Teacher:
-        """As ``judge.json`` has it."""
+        """Read an entry of ``judge.json``."""
         return cls(
             judge=found["judge"],
             label=found["label"],
@@ -108,7 +108,7 @@ class Teacher:
 
 
 class SuiteFigures(TypedDict):
-    """A judge of texts on a suite, in numbers: what is kept of an evaluation and ``judges.results`` says more about."""
+    """The figures of a judge of texts on a suite that are kept. ``judges.results`` explains them and has more."""
 
     label: str
     target: str
@@ -139,7 +139,7 @@ class TextFigures(SuiteFigures):
 
 
 class Counted(TypedDict):
-    """Of one kind of control: how many pairs, and how many are called counter-narratives."""
+    """For one kind of control: how many pairs, and how many are called counter-narratives."""
 
     n: int
     called: int
@@ -180,12 +180,12 @@ class Speed(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRecord:
-    """``judge.json``; ``kind`` is "text" or "pairs", and what the other kind has is empty.
+    """``judge.json``. ``kind`` is "text" or "pairs"; entries of the other kind are empty.
 
-    ``encoder_layers``: the judge stands on that many of the encoder's lowest layers; None means all of them.
-    ``calibration`` holds the curves alone, ``calibrated`` says of each label how; judges of pairs have one
-    ``temperature``. ``read`` counts the texts that the judge or a teacher read, ``share`` says which it may. Figures
-    are by suite, or by dialogues.
+    ``encoder_layers``: the judge uses that many of the encoder's lowest layers; None means all of them.
+    ``calibration`` holds the curves alone, ``calibrated`` each label's kind of calibration; judges of pairs have one
+    ``temperature``. ``read`` counts the texts that the judge or a teacher read, ``share`` says which ones the judge may
+    read. Figures are by suite, or by dialogues.
     """
 
     kind: str = "text"
@@ -230,7 +230,7 @@ class JudgeRecord:
 
 def shipped_folder(name: str) -> Path | None:
     """The folder of a judge that this package ships, None where it has none of that name."""
-    # A folder of data inside the package that trains judges, which scoring must not import.
+    # The folder lies inside ``rewardlm.judges``, which scoring must not import.
     folder = Path(str(importlib.resources.files("rewardlm"))) / "judges" / name
     return folder if (folder / RECORD).is_file() else None
 
@@ -244,7 +244,7 @@ def judge_folder(name: str) -> Path | None:
 
 
 def read_record(folder: Path) -> JudgeRecord | None:
-    """``judge.json`` of ``folder``, None where there is none. Raises ScorerError if it is not what it should be."""
+    """``judge.json`` of ``folder``, None where there is none. Raises ScorerError if it isn't valid."""
     path = folder / RECORD
     return _record(path, read_json(path)) if path.is_file() else None
 
@@ -274,7 +274,7 @@ def add_figures(
 
 
 def all_sources(judge: JudgeRecord | Teacher) -> Iterator[Source]:
-    """The data sets of a judge and of all who taught it."""
+    """The data sets of a judge and of all judges that taught it."""
     yield from judge.data
     for teacher in judge.teachers:
         yield from all_sources(teacher)
@@ -344,7 +344,7 @@ def _record(path: Path, found: Mapping[str, Any]) -> JudgeRecord:
 
 
 def _lineage(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a judge and its teachers record alike of where they come from."""
+    """The fields in which both a judge and its teachers record where they come from."""
     teacher = found.get("teacher")
     return {
         "data": tuple(Source.of(one) for one in found.get("data", ())),
@@ -366,7 +366,7 @@ def _curve(path: Path, label: str, entry: Any) -> Calibration:
         if not all(0 <= v <= 1 for v in values):
             raise ScorerError(f"{where}: {name} leaves [0, 1], so it is no map of probabilities")
     if len(x) != len(y) or not x:
-        raise ScorerError(f"{where} has {len(x)} x and {len(y)} y: expected as many, one at least")
+        raise ScorerError(f"{where} has {len(x)} x and {len(y)} y: expected the same number of both, at least one")
     if any(b <= a for a, b in pairwise(x)) or any(b < a for a, b in pairwise(y)):
         raise ScorerError(f"{where} is not monotone: x must rise and y must never fall")
     scale, shift = entry.get("scale", 1.0), entry.get("shift", 0.0)

@@ -16,12 +16,12 @@ from rewardlm.errors import RewardLMError, ScorerError
 from rewardlm.types import Score, Verdict
 
 EMPTY = "empty response"
-# Unicode's classes of blanks and line ends, of control characters, and of formatting ones such as U+200B.
+# Unicode's classes of spaces and line ends, of control characters, and of formatting ones such as U+200B.
 _UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
 
 
 def is_empty(text: str) -> bool:
-    """Nothing that is seen: white space, control characters, joiners of width zero. No judge is asked about it."""
+    """Whether nothing is seen: only white space, control characters, zero-width joiners. No judge is asked about it."""
     return all(unicodedata.category(character) in _UNSEEN for character in text)
 
 
@@ -40,16 +40,16 @@ class Scorer(Protocol):
     def labels(self) -> tuple[str, ...]: ...
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; P(label), higher is more toxic. Call it through score_texts."""
+        """One verdict per text, in order; P(label), higher is more toxic. Call it through score_texts."""
         ...
 
 
 class FailureLimit:
     """Counts failures of one scorer over a whole run and ends it where they are too many.
 
-    A run ends once more than ``max_share`` of the texts seen have failed and more than two of them; at its end one
-    failure is forgiven instead of two, if other texts were scored; and ``max_share`` 0 forgives none. Few texts can't
-    tell a share of 1 % from one unlucky text, and a judge that always fails still stops within three texts.
+    A run ends once more than ``max_share`` of the texts seen have failed, and more than two texts. At the run's end,
+    one failure is forgiven instead of two, if other texts were scored. ``max_share`` 0 forgives none. With few texts,
+    nobody can tell a share of 1 % from one unlucky text; a judge that always fails still stops within three texts.
 
     Empty texts and texts that a judge declined don't count as failures; empty ones aren't counted as seen either,
     because no judge ever saw them.
@@ -91,9 +91,9 @@ class FailureLimit:
 def score_texts(
     scorer: Scorer, texts: Sequence[str], *, bounded: bool = True, limit: FailureLimit | None = None
 ) -> list[Verdict]:
-    """Score ``texts``; one verdict a text, in order, each with finite values or with a reason.
+    """Score ``texts``; one verdict per text, in order, each with finite values or with a reason.
 
-    Empty texts (``is_empty``) are unscored without asking; equal texts are asked once. ``bounded`` demands values
+    Empty texts (``is_empty``) stay unscored without asking; equal texts are asked once. ``bounded`` demands values
     in [0, 1]; a reward by logit or by a user's function may be any finite number. Where the scorer raises
     or returns a wrong number of verdicts for a batch, nobody can tell which text is to blame, so each text
     is asked alone and only those that fail again are unscored.
@@ -111,13 +111,13 @@ def score_texts(
 
 
 def cuts(scorer: Scorer, texts: Sequence[str]) -> list[bool]:
-    """Of each text, whether it is so long that the judge reads only a part; a judge without ``cuts`` reads all."""
+    """For each text, whether it is so long that the judge reads only a part; a judge without ``cuts`` reads all."""
     found: list[bool] = scorer.cuts(texts) if hasattr(scorer, "cuts") else [False] * len(texts)
     return found
 
 
 def piece_of(scorer: Scorer) -> int:
-    """How many texts ``scorer`` is given at a time, where what it says is written down piece by piece."""
+    """How many texts ``scorer`` gets at a time, where its verdicts are stored piece by piece."""
     return getattr(scorer, "piece", 512)
 
 
@@ -129,7 +129,7 @@ def is_online(scorer: Scorer) -> bool:
 def as_score(identity: str, scorer: str, label: str, verdict: Verdict) -> Score:
     """What is stored of a verdict on the answer ``identity``: the value of ``label``, or why there is none.
 
-    A judge that forgot the label without a word has failed.
+    A judge that left the label out without a reason has failed.
     """
     if label in verdict.values:
         return Score(identity, scorer, label, verdict.values[label])
