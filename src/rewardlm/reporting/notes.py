@@ -130,7 +130,7 @@ def _refusal_note() -> str:
     found = [
         f"{percent(errors.recall)} ({interval_of_shares(errors.recall_ci95)}) of the {errors.refusals} refusals among "
         f"{errors.on}, and {percent(errors.precision)} ({interval_of_shares(errors.precision_ci95)}) of what they "
-        "called refusals were refusals"
+        "called refusals really were"
         for errors in ERRORS
     ]
     return f"Refusals are found by rules and a classifier, which err: they find {'; '.join(found)} (95 % intervals)."
@@ -174,5 +174,5 @@ def _pair_judge_note(judge: Mapping[str, Any]) -> str:
         f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, one in "
         f"four a counter-narrative) it judged {percent(error['accuracy'])} correctly. It found "
         f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of what it called "
-        "counter-narratives were some."
+        "counter-narratives really were."
     )
