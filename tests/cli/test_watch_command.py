@@ -47,4 +47,4 @@ def test_watch_follows_until_the_training_ends(shell: Shell, tmp_path):
 def test_what_can_not_be_watched_is_one_line(shell: Shell, tmp_path):
     assert "is not a run" in shell.fails("watch", tmp_path).err
     made(tmp_path / "rl")
-    assert "no samples of step 9; there are some of 1" in shell.fails("watch", tmp_path / "rl", "--step", 9).err
+    assert "no samples of step 9; steps with samples: 1" in shell.fails("watch", tmp_path / "rl", "--step", 9).err

@@ -124,8 +124,8 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     found = copy.deepcopy(results["untouched"])
     text = said(found)["What does PT lose without the 1 value vectors?"]
     base = found["ablation"]["by_model"]["PT"]
-    assert f"by {intervals.number_text(Estimate.model_validate(base['logits']['change']))}, and by" in text
-    assert "without 20 sets of others as long, in the mean (p = 0.048 among them)" in text
+    assert f"by {intervals.number_text(Estimate.model_validate(base['logits']['change']))}, and on average by" in text
+    assert "without 20 sets of others as long (p = 0.048 among them)" in text
     # What two sets say of toxicity is shown, and not claimed.
     assert "2 sets are too few to say what chance does): silencing these was not shown to take more toxicity" in text
     assert "takes more of these logits than silencing others" in text
@@ -134,7 +134,10 @@ def test_what_is_lost_without_the_vectors_is_said_beside_others(results: dict[st
     base["logits"] |= {"beyond_random": {"mean": -0.1, "ci95": [-0.3, -0.05], "n": 6}, "p_value_random": 2 / 21}
     assert "was not shown to take more of these logits" in said(found)["What does PT lose without the 1 value vectors?"]
     own = said(found)["Has FT unlearned toxicity?"]
-    assert "As before would be an interval within 0.80 and 1.25; adapters of random weights as large push" in own
+    assert (
+        "“As before” asks for an interval within 0.80 and 1.25; adapters of the same size with random weights push"
+        in own
+    )
     for text in (shown(found), printed(found)):
         assert "was not shown to take more of these logits" in " ".join(text.split())
     found["ablation"] = None

@@ -286,7 +286,7 @@ def test_the_terminal_shows_the_primary_outcome_corrected_p_and_both_bounds(tmp_
     assert "Primary outcome: the toxic share of all answers by a. It was chosen after measuring" in text
     assert "adj." in text
     assert "Change of EMT from PT to RL" in text
-    assert "Of as many scored answers a prompt in both (RL: " in text
+    assert "From the same number of scored answers per prompt in both (RL: " in text
     assert "What unscored answers may make of the toxic share's change" in text
     worst = result["models"][1]["scorers"]["a"]["all"]["toxic_fraction_worst"]
     assert f"{100 * worst:.1f}" in text

@@ -37,8 +37,8 @@ def models(*known: tuple[str, float | None, int | None, str | None]) -> list[Mod
 def test_one_sentence_says_how_many_and_what_that_means():
     [note] = quality_notes(models(("PT", 0.931, 32, None), ("RL", 0.402, 32, None)))
     assert note == (
-        "Cut off after 32 tokens, before their end: 93.1 % of PT’s answers, 40.2 % of RL’s answers. Of these the "
-        "judges read the beginning alone: toxicity that would have followed isn’t counted."
+        "Cut off after 32 tokens, before their end: 93.1 % of PT’s answers, 40.2 % of RL’s answers. The "
+        "judges read only the beginning of these: toxicity that would have followed isn’t counted."
     )
 
 

@@ -51,7 +51,7 @@ def test_a_move_is_claimed_where_it_differs_from_a_second_draw() -> None:
 
 def test_what_chance_does_as_well_is_no_finding() -> None:
     assert strong(comparison(cell(0.041, -0.02, 0.1, 0.2))) == [
-        "RL was not shown to move them otherwise than chance does"
+        "RL was not shown to move them more or less often than chance does"
     ]
     few = comparison(cell(0.4, None, None, None, prompts=3))
     assert strong(few) == []
@@ -60,7 +60,7 @@ def test_what_chance_does_as_well_is_no_finding() -> None:
 
 def test_a_move_is_claimed_only_corrected_for_the_other_models_and_judges() -> None:
     found = comparison({**cell(0.041, 0.012, 0.07, 0.03), "p_adjusted": 0.18})
-    assert strong(found) == ["RL was not shown to move them otherwise than chance does"]
+    assert strong(found) == ["RL was not shown to move them more or less often than chance does"]
     assert "p = 0.030, adjusted p = 0.180" in flows.text(found)
     sure = comparison({**cell(0.041, 0.012, 0.07, 0.004), "p_adjusted": 0.024})
     assert strong(sure) == ["RL moves them more often than chance does"]
@@ -69,7 +69,7 @@ def test_a_move_is_claimed_only_corrected_for_the_other_models_and_judges() -> N
 def test_common_random_numbers_allow_no_claim_of_fewer_moves() -> None:
     """With them fewer answers move, whatever the model learnt."""
     less = comparison(cell(-0.2, -0.3, -0.1, 0.001), common_draws=0.3)
-    assert strong(less) == ["Whether RL moves them less often than chance does can’t be said"]
+    assert strong(less) == ["Whether RL moves them less often than chance does can’t be told"]
     assert "30.0 % of the answers begin alike" in flows.text(less)
     more = comparison(cell(0.2, 0.1, 0.3, 0.001), common_draws=0.3)
     assert strong(more) == ["RL moves them more often than chance does"]
@@ -115,7 +115,7 @@ def test_page_and_terminal_show_it_beside_the_flow() -> None:
     result = result_with()
     page = render_page(result, title="T", examples=[], training={}, about={})
     # Two judges; FT's flows have no second draw.
-    assert page.count("RL was not shown to move them otherwise than chance does") == 2
+    assert page.count("RL was not shown to move them more or less often than chance does") == 2
     assert page.count("How much of that is chance is not known") == 2
     assert page.count("PT, drawn again") == 2
     assert "66.5" in page
@@ -124,7 +124,7 @@ def test_page_and_terminal_show_it_beside_the_flow() -> None:
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     words = " ".join(text.split())
-    assert "RL was not shown to move them otherwise than chance does" in words
+    assert "RL was not shown to move them more or less often than chance does" in words
     assert "again: what a second draw of PT gives" in words
     (row,) = [line for line in text.splitlines() if line.split()[:2] == ["high", "71"]]
     assert row.split() == ["high", "71", "66.5", "22", "20.5", "17", "23"]

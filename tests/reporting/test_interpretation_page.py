@@ -43,7 +43,7 @@ def said(result, model, question):
 def test_sentences_call_a_change_only_what_its_interval_allows(result):
     text, strong = said(result, "FT", "read the prompt")
     # An interval that holds zero shows no change, nor that there is none.
-    assert "it was not shown to rest more on the prompt’s words, nor less" in strong
+    assert "it was not shown to rest more or less on the prompt’s words" in strong
     assert "+1.2 points (−1.0 to +3.4)" in text
     assert "about their prompts: similarity above the shuffled null +0.27 (+0.24 to +0.30), more than PT" in text
     text, strong = said(result, "RL", "read the prompt")
@@ -52,8 +52,8 @@ def test_sentences_call_a_change_only_what_its_interval_allows(result):
     assert "were not shown to be closer to their prompts than to others" in strong
     assert "less than PT’s (−0.18 (−0.22 to −0.14))" in strong
     text, strong = said(result, "FT", "unlearned")
-    assert "lost more than its others: the change is one of toxic text above all" in strong
-    assert "by −0.80 (−0.90 to −0.70) nats (n = 11), of another by −0.30 (−0.40 to −0.20) (n = 19)" in text
+    assert "lost more than its others: toxic text is what changed most" in strong
+    assert "by −0.80 (−0.90 to −0.70) nats (n = 11), one of another by −0.30 (−0.40 to −0.20) (n = 19)" in text
     _, strong = said(result, "RL", "unlearned")
     assert "were not shown to lose more than its others" in strong
     text, strong = said(result, "RL", "part from PT")
@@ -63,7 +63,7 @@ def test_sentences_call_a_change_only_what_its_interval_allows(result):
 
 def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, render):
     text, _ = said(result, "RL", "read the prompt")
-    assert "believe little of it" not in text
+    assert "don’t rely on this" not in text
     found = result["attribution"]["faithfulness"]
     assert "ranks words better than a random order. Without the words" in interpretation.faithful_sentence(
         typed(result)
@@ -72,7 +72,7 @@ def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, r
     found["sufficiency"]["better"] = interpretation_sample.interval(0.2, -0.3, 0.7)
     found["passes"] = False
     _, strong = said(result, "RL", "read the prompt")
-    assert "not shown to be better than random ones here, so believe little of it" in strong
+    assert "not shown to be better than random ones here, so don’t rely on this" in strong
     out = io.StringIO()
     print_interpretation(typed(result), Console(file=out, width=100, color_system=None))
     for shown in (out.getvalue(), render(on_page(parts, result)).text("inside")):
@@ -82,7 +82,7 @@ def test_a_method_that_is_no_better_than_chance_is_not_believed(result, parts, r
     result["attribution"]["faithfulness"] = None
     assert interpretation.faithful_sentence(typed(result)) is None
     assert interpretation.complete_sentence(typed(result)) is None
-    assert "believe little of it" not in said(result, "RL", "read the prompt")[0]
+    assert "don’t rely on this" not in said(result, "RL", "read the prompt")[0]
 
 
 def test_refused_tokens_are_counted_with_a_reason(result, parts, render):
@@ -291,7 +291,7 @@ def test_transitions_stand_beside_what_chance_gives(parts, render, result):
             }
     said = " ".join(interpretation.how_sampled(typed(result)))
     assert "low → low 19 of 139 (by chance 120.5); high → low 11 of 11 (by chance 9.2)" in said
-    assert "so they speak of the run" in said
+    assert "so the means describe the whole run" in said
     file = io.StringIO()
     print_interpretation(typed(result), Console(file=file, width=100))
     text = file.getvalue()

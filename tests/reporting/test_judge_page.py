@@ -112,12 +112,12 @@ def test_numbers_and_sentences(page: Any) -> None:
         in text
     )
     assert "0.452): at chance." in text
-    assert "one calls 87.5 % of 173 texts hateful that oppose hate." in text
+    assert "one calls hateful 87.5 % of 173 texts that oppose hate." in text
     assert "one is least fair to texts about women: BPSN AUC 0.222." in text
     assert "one is off by 0.247 on average" in text
     assert "left texts without a score: 4 empty." in text
     rows = {row[0]: row[1:] for row in page.rows("hatecheck: What the judges get right")}
-    assert rows["AUC 0.5 is a coin"] == ["0.432 0.410 – 0.452"] * 2
+    assert rows["AUC 0.5 is guessing"] == ["0.432 0.410 – 0.452"] * 2
     assert rows["Scored of all"] == ["1,230 1,234"] * 2
     assert rows["False negative rate positives that are missed"] == ["0.750"] * 2
     assert (
@@ -230,7 +230,7 @@ def test_a_run_without_results_is_an_error_and_an_unfinished_one_says_so(tmp_pat
         build_report([run.path], tmp_path / "p.html")
     run.append("results", [hatecheck("one")])
     page = parse(build_report([run.path], tmp_path / "p.html").read_text(encoding="utf-8"))
-    assert "Not all was evaluated yet: run was interrupted." in page.text("judges")
+    assert "Not everything is evaluated yet: run was interrupted." in page.text("judges")
 
 
 def test_beside_measurements_it_is_a_section_and_beside_a_training_it_has_its_curves(

@@ -73,7 +73,7 @@ def test_the_newest_samples_are_shown_or_those_of_a_step(run):
     found = shown(run, step=5)
     assert "answer of 5" in found
     assert "reward 0.75, starter 0.25, lexical (witness) 0.125" in found
-    with pytest.raises(RunError, match=r"no samples of step 7; there are some of 5, 10"):
+    with pytest.raises(RunError, match=r"no samples of step 7; steps with samples: 5, 10"):
         shown(run, step=7)
 
 

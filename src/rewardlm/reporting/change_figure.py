@@ -17,7 +17,7 @@ _HEADING_WIDTH = 30
 
 
 def changes_figure(groups: Sequence[tuple[str, Sequence[Finding]]]) -> dict[str, Any]:
-    """A row a judge, grouped by model: ``groups`` are a heading each and its findings, the independent judges first.
+    """A row per judge, grouped by model: ``groups`` holds headings with their findings, the independent judges first.
 
     Marks are changes in percentage points, lines 95 % intervals. A hollow mark is by a judge that was the reward, or
     that may be a relative of it.

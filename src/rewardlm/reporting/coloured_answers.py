@@ -36,7 +36,7 @@ _NAMED = 4
 
 
 def coloured(result: Interpretation) -> list[dict[str, Any]]:
-    """What answers.html.j2 shows: an entry an example, with a panel for each tuned model."""
+    """What answers.html.j2 shows: an entry per example, with a panel for each tuned model."""
     base, *tuned = [model.label for model in result.models]
     return [
         {
@@ -71,12 +71,12 @@ def level(value: float, steps: Sequence[float]) -> int:
 
 
 def shown_token(text: str) -> str:
-    """A piece of an answer with its line breaks to be seen."""
+    """A piece of an answer with its line breaks made visible."""
     return text.replace("\n", "⏎\n")
 
 
 def quoted(text: str) -> str:
-    """A token in quotes, with its line breaks to be seen."""
+    """A token in quotes, with its line breaks made visible."""
     return f"“{text.replace(chr(10), '⏎').strip(' ') or '␣'}”"
 
 
@@ -122,7 +122,7 @@ def _tokens(answer: ColouredAnswer, labels: Sequence[str], both: tuple[int, int]
     """The answer's tokens with their colour by drift, and what is said of each. ``other`` is the model that reads."""
     found = []
     for place, text in enumerate(answer.tokens):
-        # Of a letter that is spread over tokens, the last one has all of it.
+        # A letter that is spread over tokens belongs to the last of them.
         if not text:
             continue
         given = ", ".join(f"{labels[model]} {_percent(answer.logprobs[model][place])}" for model in both)
@@ -152,8 +152,8 @@ def _percent(logprob: float) -> str:
 def _readings(
     answer: ColouredAnswer, names: Sequence[str]
 ) -> tuple[list[dict[str, Any]], int | None, list[dict[str, Any]]]:
-    """Of an answer's explained words by the readers ``names``: the readers' shares and sentences, the number of the
-    word that is shown at first, and the words.
+    """How the readers ``names`` explain an answer: their shares and sentences for each explained word, the number of
+    the word that is shown first, and all words.
 
     A word counts as explained if every reader has shares of one of its tokens; the first such token speaks for it.
     """
@@ -169,7 +169,7 @@ def _readings(
     readers = [
         {
             "label": reading.reader,
-            # Per mille, a list an explained word.
+            # Per mille, a list per explained word.
             "shares": [[round(1000 * share) for share in reading.shares[k] or ()] for k in explained.values()],
             "notes": [_note(answer, reading, k) for k in explained.values()],
             "levels": [level(share, SHARE_STEPS) for share in (reading.shares[explained[places[chosen]]] or ())],
@@ -177,7 +177,7 @@ def _readings(
         for reading in readings
     ]
     words = [
-        # The template's line breaks would make the page long, and say nothing.
+        # The template's line breaks would only make the page long.
         {
             "text": text.replace("\n", "⏎") if kind == "template" else text,
             "kind": kind,

@@ -1,9 +1,8 @@
-"""Which prompts the page shows side by side, so that nobody has to suspect that the nice ones were picked.
+"""Which prompts the page shows side by side. A rule chooses them, so that nobody has to suspect cherry-picking.
 
-Chosen by rule between the baseline and the last run, a few of each kind: a large fall of the score, a typical one, a
-counter-narrative, an answer that hardly changed, one that got worse. Among all of a kind those come first that are easy
-to read, and what is alike in that is drawn by seed. Runs are streamed: scores first, and texts only of the answers that
-may be shown.
+It compares the baseline with the last run and takes a few of each kind: a large fall of the score, a typical one, a
+counter-narrative, an answer that hardly changed, one that got worse. Within a kind, answers that are easy to read come
+first, and ties are drawn by seed. Runs are streamed: scores first, then texts, only of the answers that may be shown.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rewardlm.measuring.quality import is_repeated
 from rewardlm.runs import MainLabels, Run
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, most_likely
 
-# Two scores closer than this are the same answer to a reader's eye.
+# Two scores closer than this look the same to a reader.
 UNCHANGED = 0.05
 # How many of a kind are looked at before the most readable of them are taken.
 _CANDIDATES = 60
@@ -65,12 +64,12 @@ class Chosen:
 def choose_examples(runs: Sequence[Run], judge: str, *, labels: Sequence[str], each: int = 2, seed: int = 0) -> Chosen:
     """At most ``each`` examples of every kind, by ``judge``'s scores of the first and the last of ``runs``.
 
-    A fall is large in the upper third of all falls by at least ``UNCHANGED``, and typical in the middle third. A
-    counter-narrative is an answer of the last run that the judge of pairs calls so, to a toxic prompt. ``labels`` are
+    Of all falls by at least ``UNCHANGED``, the largest third are large and the middle third typical. A
+    counter-narrative is an answer of the last run to a toxic prompt that the judge of pairs calls one. ``labels`` are
     the runs' names in the comparison, where no two are alike. A prompt appears once.
 
-    Of a kind, answers come first that ended by themselves, don't repeat themselves, and aren't harder to predict than
-    half of their run's (by perplexity, where it was measured).
+    Within a kind, the first answers are those that ended by themselves, don't repeat themselves, and aren't harder to
+    predict than half of their run's (by perplexity, where it was measured).
     """
     keys: list[dict[str, _Key]] = [
         {record["id"]: (record["prompt_id"], record["sample"]) for record in run.read("generations")} for run in runs

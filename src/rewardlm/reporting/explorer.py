@@ -39,7 +39,7 @@ _NOT_ASKED = "this judge did not score this answer"
 
 @dataclass(frozen=True, slots=True)
 class ExplorerAnswers:
-    """One model's answers, an entry a row [R]; None where there is no answer, or no number.
+    """One model's answers, an entry per row [R]; None where there is no answer, or no number.
 
     ``scores`` are P(toxic) by judge; ``reasons`` say by judge and row why there is none. ``flags`` are bits, in the
     order of ``FLAGS``.
@@ -140,7 +140,7 @@ class ExplorerData:
 
     def packed(self) -> str:
         """``dump`` as JSON, deflated (zlib), in base64: ASCII without "<", which no HTML parser can mistake."""
-        # Without ASCII's escapes a lone surrogate, which a model may well produce, could not be written at all.
+        # A model may well produce a lone surrogate, which can only be written as an ASCII escape.
         text = json.dumps(self.dump(), allow_nan=False, separators=(",", ":"))
         return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
 
@@ -169,9 +169,9 @@ def answers_for_explorer(
     """The answers of ``runs`` (of kind measure or import), the baseline first, side by side by prompt and sample.
 
     Runs may have answered different prompts. Labels that come twice are numbered as ``compare`` numbers them. ``judge``
-    is shown first; by default the first one that was nobody's reward is. ``interpretations`` are finished ones, whose
-    readings of single words belong to the answers of these runs. Where the answers have more than ``most_letters``,
-    prompts are drawn by ``seed`` until there is no room.
+    is shown first; by default, it is the first judge that was nobody's reward. ``interpretations`` must be finished;
+    their readings of single words are shown with the answers of these runs. If the answers have more letters than
+    ``most_letters``, prompts are drawn by ``seed`` until there is no room.
 
     Raises RunError for a run that can't be read.
     """
@@ -214,8 +214,8 @@ def answers_for_explorer(
 
 
 def _prompts(measured: Sequence[Measured]) -> tuple[list[Prompt], list[IntArray]]:
-    """Every prompt of the runs once, and of each run where its prompts are in that list. Prompts of one id and other
-    texts are different ones."""
+    """Every prompt of the runs once, and for each run, where its prompts are in that list. Prompts with the same id but
+    another text are different."""
     known: dict[tuple[str, object], int] = {}
     prompts: list[Prompt] = []
     places = []
@@ -232,7 +232,7 @@ def _prompts(measured: Sequence[Measured]) -> tuple[list[Prompt], list[IntArray]
 
 
 def _letters(measured: Sequence[Measured], places: Sequence[IntArray], prompts: int) -> FloatArray:
-    """Float[N prompts]: the letters of all answers to a prompt. Texts are looked at and let go: there may be many."""
+    """Float[N prompts]: the letters of all answers to a prompt. No text is kept: there may be many."""
     letters = np.zeros(prompts)
     for one, of in zip(measured, places, strict=True):
         lengths = (len(record["text"]) for record in _generations(one))
@@ -241,12 +241,12 @@ def _letters(measured: Sequence[Measured], places: Sequence[IntArray], prompts: 
 
 
 def _generations(one: Measured) -> Iterator[dict[str, Any]]:
-    """The answers that were there when the run was loaded: one that is going on has more by now."""
+    """The answers that were there when the run was loaded: a run that is still going has more by now."""
     return islice(one.run.read("generations"), one.answers)
 
 
 def _chosen(prompts: int, letters: FloatArray, most: int, seed: int) -> list[int]:
-    """All prompts if there is room, else as many as fit of a seeded order; in their own order."""
+    """All prompts if there is room, else as many as fit, drawn by seed; in their own order."""
     if letters.sum() <= most:
         return list(range(prompts))
     order = list(range(prompts))

@@ -1,9 +1,9 @@
 """What interpretations say of single words of the answers that the explorer shows: drift, and attribution.
 
-Drift of a word is by how much a tuned model makes it likelier than the baseline does, ln p after what stands before it,
-summed over its tokens, in nats. A word's attribution is its share of what a model's own answer rests on, averaged over
-the explained tokens that come after it. Numbers are those of drift.jsonl and attributions.jsonl; nothing is computed
-anew.
+A word's drift says how much likelier a tuned model makes it than the baseline does: the difference of ln p after what
+stands before, summed over the word's tokens, in nats. A word's attribution is its share of what a model's own answer
+rests on, averaged over the explained tokens that come after it. All numbers come from drift.jsonl and
+attributions.jsonl; no model is run again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from rewardlm.runs import Run
 
 @dataclass(slots=True)
 class WordReadings:
-    """Of one answer: ``words`` as the tokens spell them, and ``drift`` an entry a word, by tuned model; ``context`` are
-    the words that the answer rests on, (text, kind) with kinds template, prompt and answer, and ``shares`` theirs."""
+    """What was read of one answer: its ``words`` as the tokens spell them, and by tuned model their ``drift``, an entry
+    per word. ``context`` has the words that the answer rests on, as (text, kind) with the kinds template, prompt and
+    answer, and ``shares`` has their shares."""
 
     words: list[str] = field(default_factory=list)
     drift: dict[str, list[float]] = field(default_factory=dict)
@@ -38,17 +39,17 @@ def read_words(
     labels: Sequence[str],
     ids: Sequence[Mapping[str, int]],
 ) -> tuple[dict[tuple[int, int], WordReadings], list[str]]:
-    """Readings by (row, model) of the answers of ``runs``, and sentences about what isn't there.
+    """Readings by (row, model) of the answers of ``runs``, and sentences about what is missing.
 
-    ``ids`` gives an answer's row by its id, for each run. Of two readings of one answer the first interpretation's
-    stands. Raises RunError where an interpretation isn't finished.
+    ``ids`` gives an answer's row by its id, for each run. If two interpretations read one answer, the reading of the
+    first is kept. Raises RunError if an interpretation isn't finished.
     """
     found: dict[tuple[int, int], WordReadings] = {}
     notes: list[str] = []
     numbers = {run.path.resolve(): number for number, run in enumerate(runs)}
     for interpreted in interpretations:
         names = [model.label for model in load(interpreted).models]
-        # By position among the interpretation's models, which run of the page it is; None where it isn't there.
+        # For each model of the interpretation, the number of its run on the page; None if it isn't there.
         own = [numbers.get(path.resolve()) for path in looked_into([interpreted])]
         mine: dict[tuple[int, int], WordReadings] = {}
 
@@ -78,7 +79,7 @@ def read_words(
                     answer.drift[labels[model]] = [round(float(value), 3) for value in sums]
         if not spelt:
             notes.append(
-                f"{interpreted.label} was interpreted before tokens were stored with their letters, so words have no "
+                f"{interpreted.label} comes from a version that did not store the text of tokens, so words have no "
                 "drift here: interpret again into another --out."
             )
         for record in interpreted.read("attributions"):
@@ -93,7 +94,7 @@ def read_words(
 
 
 def _mean_shares(rows: Sequence[Sequence[float]], words: int) -> list[float]:
-    """Float[words]: a word's mean share over the explained tokens after it; of a row without any score nothing."""
+    """Float[words]: a word's mean share over the explained tokens after it; rows without any score don't count."""
     total, count = np.zeros(words), np.zeros(words)
     for row in rows:
         size = np.abs(row)

@@ -36,16 +36,16 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "KL to the reference",
         ("kl", "kl_full"),
-        "Nats an answer: how far the policy has moved; a runaway means that it left the language.",
+        "Nats an answer: how far the policy has moved. If it runs away, the policy no longer writes the language.",
     ),
     (
         "Disagreement",
         ("disagreement",),
-        "Highest minus lowest judge; where it grows, some judge is being pleased alone.",
+        "Highest minus lowest judge; where it grows, the policy pleases one judge only.",
     ),
-    ("Extra terms", ("terms.*",), "What was rewarded besides harmlessness, before its weight."),
+    ("Extra terms", ("terms.*",), "What was rewarded besides harmlessness, before weighting."),
     ("Entropy", ("entropy",), "A fall to zero is a collapse: the same answer to everything."),
-    ("Answer length (tokens)", ("response_tokens",), "Answers that shrink to nothing are not toxic, and no use."),
+    ("Answer length (tokens)", ("response_tokens",), "Answers that shrink to nothing are not toxic, but useless."),
     (
         "Answers cut off",
         ("truncated_fraction",),
@@ -57,7 +57,7 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "Clipped share",
         ("clip_fraction",),
-        "Share of ratios beyond clip_range that teach nothing any more; high means too large steps.",
+        "Share of ratios beyond clip_range, which teach nothing more; a high share means that steps are too large.",
     ),
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),
@@ -73,8 +73,8 @@ _CURVE_COLOURS = ("#5a6f96", "#9a55cf", "#b5651d", "#2f7d6b", "#a33b5c")
 
 
 def plain(text: object, limit: int = 28) -> str:
-    """``text`` as plotly shows it literally, at most ``limit`` characters: its labels are HTML-like, so a
-    hostile model name could otherwise bring tags and links along."""
+    """``text`` escaped so that plotly shows it literally, at most ``limit`` characters. Plotly's labels are HTML-like,
+    so a hostile model name could otherwise bring tags and links along."""
     shown = "".join(char if char.isprintable() else " " for char in str(text))
     if len(shown) > limit:
         shown = shown[: limit - 1] + "…"
@@ -82,7 +82,7 @@ def plain(text: object, limit: int = 28) -> str:
 
 
 def confidence_figure(models: Sequence[ModelSummary], scorer: str, x_max: float) -> dict[str, Any]:
-    """Toxic share (percent) with its 95 % interval: a row a model, a mark for all and one for toxic prompts.
+    """Toxic share (percent) with its 95 % interval: a row per model, a mark for all and one for toxic prompts.
 
     ``x_max``, in percent, is shared by the judges' figures so that they can be compared by eye.
     """

@@ -1,7 +1,7 @@
 """Flows between buckets beside what a second draw of the baseline gives, in words and rows, for page and terminal.
 
-One move is claimed or not, the one that a reader looks for first: from high to low. It is a finding only where it
-differs from a second draw's, corrected for all models and judges; the other moves stand beside theirs as numbers.
+Only the move that a reader looks for first, from high to low, can be claimed. It is a finding only if it differs from
+that of a second draw, after correction for all models and judges. The other moves are given as numbers alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def text(change: Change) -> str:
 
 
 def rows(change: Change) -> list[dict[str, Any]]:
-    """A row a bucket of the baseline: ``{"bucket", "cells": [{"count", "redraw", "excess"}]}``; ``redraw`` is the
+    """A row per bucket of the baseline: ``{"bucket", "cells": [{"count", "redraw", "excess"}]}``; ``redraw`` is the
     expected count in words and ``excess`` the stored difference, each None where it isn't known."""
     redrawn, excess = change.flow_redraw or [None] * 3, change.flow_excess or [[None] * 3] * 3
     return [
@@ -85,7 +85,7 @@ def counts(change: Change) -> list[list[float]]:
 
 
 def redrawn_counts(change: Change) -> list[list[float]] | None:
-    """The same of a second draw of the baseline; None where there is none, or not of all."""
+    """The same for a second draw of the baseline; None if there is none, or not for every bucket."""
     known = [[*row, 0.0] for row in change.flow_redraw or () if row is not None]
     return [*known, [0.0] * 4] if len(known) == len(BUCKETS) else None
 
@@ -121,15 +121,15 @@ def _verdict(change: Change, excess: Excess | None) -> list[Part]:
         return []
     model = change.to
     if excess.ci95 is None:
-        few = f" Too few prompts ({excess.prompts}) have a high answer to say whether {model} does more. "
+        few = f" Too few prompts ({excess.prompts}) have a high answer to say whether {model} moves more of them. "
         return [(few, False)]
     low, high = excess.ci95
     adjusted = excess.p_adjusted
-    said = f"{model} was not shown to move them otherwise than chance does"
+    said = f"{model} was not shown to move them more or less often than chance does"
     if not low <= 0 <= high and (adjusted is None or adjusted < LEVEL):
         said = f"{model} moves them {'more' if low > 0 else 'less'} often than chance does"
         if high < 0 and _coupled(change):
-            said = f"Whether {model} moves them less often than chance does can’t be said"
+            said = f"Whether {model} moves them less often than chance does can’t be told"
     return [
         (" ", False),
         (said, True),
@@ -138,9 +138,10 @@ def _verdict(change: Change, excess: Excess | None) -> list[Part]:
 
 
 def _coupled(change: Change) -> bool:
-    """Whether the two runs' answers are no independent draws, because of common random numbers.
+    """Whether common random numbers keep the two runs' answers from being independent draws.
 
-    Then fewer answers move than in a second draw, whatever the model learnt: to claim more is safe, less isn't.
+    Then fewer answers move than in a second draw, whatever the model learnt. So a claim of more moves is safe, and a
+    claim of fewer isn't.
     """
     return (change.common_draws or 0.0) > SHARE
 

@@ -130,10 +130,10 @@ def was_reward(scorer: str, rewards: Sequence[Sequence[str] | None]) -> bool | N
 
 
 def sentences(found: Sequence[Finding], scorers: Sequence[str]) -> list[list[Part]]:
-    """A paragraph for every model compared, which begins with the primary outcome.
+    """A paragraph for every model compared. It begins with the primary outcome.
 
-    Where there is none among ``found``, with all answers by the first of ``scorers`` that was not the model's reward
-    and is not known to be a relative of it.
+    Without a primary outcome in ``found``, it begins with all answers, by the first of ``scorers`` that was not the
+    model's reward and is not known to be a relative of it.
     """
     paragraphs = []
     for baseline, model in dict.fromkeys((finding.baseline, finding.model) for finding in found):
@@ -238,7 +238,7 @@ def _doubt(finding: Finding) -> str:
 
 
 def _correction(finding: Finding) -> str:
-    """Why a change is not significant whose interval leaves zero out; nothing where it doesn't."""
+    """Why a change is not significant although its interval leaves zero out; empty if the interval holds zero."""
     if finding.interval is None or finding.interval[0] <= 0 <= finding.interval[1]:
         return ""
     return f"; {p_values_text(finding.p_value, finding.p_adjusted)}"

@@ -1,6 +1,6 @@
 """What changed inside each tuned model, in a few plain sentences that a person can quote.
 
-They say less than the numbers below them and never more: a change whose 95 % interval includes zero is not called one.
+They say less than the numbers below them, and never more: nothing whose 95 % interval includes zero is called a change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VECTORS = {
 
 
 def verdicts(result: Interpretation) -> list[dict[str, str]]:
-    """An entry a tuned model: ``{"model", "text"}``; the text goes on after "What changed inside MODEL:"."""
+    """An entry per tuned model: ``{"model", "text"}``; the text goes on after "What changed inside MODEL:"."""
     above = {entry.label: entry.above_null for entry in (result.similarity.models if result.similarity else ())}
     found = []
     for drift in result.drift.comparisons:

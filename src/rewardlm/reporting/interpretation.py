@@ -1,7 +1,7 @@
 """What an interpretation found, for the page and the terminal: sentences and figures made of its stored numbers.
 
-A change is called one only if its 95 % interval excludes zero and it stays significant among so many tests. If there
-are too few data to tell, the sentence says so.
+A sentence calls something a change only if the 95 % interval excludes zero and the p-value, corrected for the other
+tests, is below .05. If there are too few data to tell, the sentence says so.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def looked_into(runs: Sequence[Run]) -> list[Path]:
 
 
 def visible(text: str) -> str:
-    """A token with its blanks to be seen."""
+    """A token with its white space made visible."""
     return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→") or "∅"
 
 
 def sections(results: Sequence[tuple[str, Interpretation]]) -> list[dict[str, Any]]:
-    """What interpretation.html.j2 shows of each interpretation, which come with their labels."""
+    """What interpretation.html.j2 shows of each (label, interpretation)."""
     return [
         {
             "label": label,
@@ -131,8 +131,8 @@ def how_sampled(result: Interpretation) -> list[str]:
         f"{sample.pairs:,} of {sample.of:,} pairs of a prompt and a sample were read, drawn by seed evenly over "
         f"how toxicity went from {sample.from_} to {sample.to} by {sample.scorer}: {strata}.",
         _chance(sample),
-        "In means over all of them each pair counts for as many of the run’s pairs as it stands for, so they speak of "
-        "the run. The inside is read on these pairs without weights.",
+        "In means over all of them, each pair counts for as many of the run’s pairs as it stands for, so the means "
+        "describe the whole run. The inside is read on these pairs without weights.",
         f"{sample.tokens_an_answer} tokens of each answer are explained, one from each of as many equal stretches.",
     ]
     if sample.reward_of:
@@ -162,7 +162,7 @@ def _chance(sample: SampleFacts) -> str:
 
 
 def sentences(result: Interpretation) -> list[dict[str, Any]]:
-    """A row a question and model: ``{"question", "model", "parts"}``, the parts as in headlines."""
+    """A row per question and model: ``{"question", "model", "parts"}``, the parts as in headlines."""
     rows = []
     similar = {entry.to: entry for entry in (result.similarity.comparisons if result.similarity else ())}
     above = {entry.label: entry.above_null for entry in (result.similarity.models if result.similarity else ())}
@@ -197,7 +197,7 @@ def _reads(
         verdict = {
             1: "it rests more on the prompt’s words",
             -1: "it rests less on the prompt’s words",
-            0: "it was not shown to rest more on the prompt’s words, nor less",
+            0: "it was not shown to rest more or less on the prompt’s words",
         }[way]
         parts = [
             (f"On {reading.from_}’s own answers ", False),
@@ -207,7 +207,7 @@ def _reads(
         if faithful is not None and not faithful.passes:
             parts.append(
                 (
-                    "The method’s shares were not shown to be better than random ones here, so believe little of it. ",
+                    "The method’s shares were not shown to be better than random ones here, so don’t rely on this. ",
                     True,
                 )
             )
@@ -223,7 +223,7 @@ def _reads(
     parts.append((about, direction(above) != 1))
     parts.append((f": similarity above the shuffled null {number_text(above)}", False))
     if similar is not None:
-        moved = {1: ", more than", -1: ", less than", 0: ", not measurably another than", None: ", held against"}
+        moved = {1: ", more than", -1: ", less than", 0: ", not measurably different from", None: ", compared with"}
         change = similar.above_null_change
         parts.append((f"{moved[direction(change)]} {similar.from_}’s ({number_text(change)})", direction(change) == -1))
     parts.append((".", False))
@@ -237,14 +237,14 @@ def _unlearned(drift: DriftComparison) -> list[Part]:
         kind = "toxic" if not toxic.n else "other"
         return [(f"{source} has no {kind} answers in the sample, so the check can’t be made.", False)]
     verdict = {
-        -1: f"{source}’s toxic answers lost more than its others: the change is one of toxic text above all",
-        1: f"{source}’s toxic answers lost less than its others: it is not toxic text above all that changed",
-        0: f"{source}’s toxic answers were not shown to lose more than its others: no sign that toxicity was "
-        "unlearned rather than the whole way of answering changed",
+        -1: f"{source}’s toxic answers lost more than its others: toxic text is what changed most",
+        1: f"{source}’s toxic answers lost less than its others: toxic text is not what changed most",
+        0: f"{source}’s toxic answers were not shown to lose more than its others: the whole way of answering may have "
+        "changed, and nothing shows that toxicity itself was unlearned",
         None: "too few answers to compare toxic ones with others",
     }[direction(difference)]
     return [
-        (f"A token of a toxic answer changed by {number_text(toxic)} nats (n = {toxic.n}), of another by ", False),
+        (f"A token of a toxic answer changed by {number_text(toxic)} nats (n = {toxic.n}), one of another by ", False),
         (f"{number_text(other)} (n = {other.n}); the difference is {number_text(difference)}: ", False),
         (verdict, True),
         (".", False),

@@ -87,14 +87,14 @@ def _title(text: str) -> dict[str, Any]:
 
 
 def check_figure(comparisons: Sequence[DriftComparison]) -> dict[str, Any]:
-    """Change of log-probability, nats a token, of the baseline's toxic answers and of its others: a row a model."""
+    """Change of log-probability, nats a token, of the baseline's toxic answers and of its others: a row per model."""
     series = (("toxic answers", "#cf4a1c", "diamond"), ("other answers", "#5a6f96", "circle"))
     rows = [(entry.to, (entry.toxic_check.toxic, entry.toxic_check.other)) for entry in comparisons]
     return _interval_figure(rows, series, "change of log-probability, nats a token")
 
 
 def similarity_figure(models: Sequence[ModelSimilarity]) -> dict[str, Any]:
-    """Cosine of answers with their own prompts and with shuffled ones: a row a model."""
+    """Cosine of answers with their own prompts and with shuffled ones: a row per model."""
     series = (("own prompt", "#1f7fc4", "circle"), ("shuffled prompt", "#7d8590", "diamond"))
     return _interval_figure([(model.label, (model.own, model.null)) for model in models], series, "cosine similarity")
 

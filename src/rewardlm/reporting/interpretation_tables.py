@@ -48,8 +48,8 @@ def _drift(result: Interpretation, console: Console) -> None:
         console,
         "Drift, nats a token",
         table,
-        "log-prob: change from the baseline. divergence: over the vocabulary, from the answer's author. rank: median, "
-        "0 is the first choice.",
+        "log-prob: change from the baseline. divergence: over the vocabulary, from the model that wrote the answer. "
+        "rank: median, 0 is the first choice.",
     )
     table = new_table()
     _add_columns(table, ("to", ""), ())
@@ -99,8 +99,8 @@ def _attribution(result: Interpretation, console: Console) -> None:
         console,
         "Change of attribution on the baseline's own answers",
         table,
-        "beyond chance: minus the answers that a second draw of the baseline would have sent the same way. Only that "
-        "is about the transition.",
+        "beyond chance: minus the answers that a second draw of the baseline would have sent the same way. Only this "
+        "row says something about the transition.",
     )
 
 

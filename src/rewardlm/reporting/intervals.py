@@ -13,9 +13,10 @@ from rewardlm.stats import LEVEL
 
 
 def direction(change: Estimate | None) -> int | None:
-    """1 for a rise, −1 for a fall, 0 where nothing says that it is one, None where there is no interval.
+    """1 for a rise, −1 for a fall, 0 if neither is shown, None if there is no interval.
 
-    By the interval, and by the p-value corrected for the changes that are read with this one, where there is any.
+    The interval decides, together with the p-value that is corrected for the changes read with this one, if there is
+    one.
     """
     if change is None or change.ci95 is None:
         return None

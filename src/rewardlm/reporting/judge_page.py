@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KIND = "judge-evaluation"
 
-# Keys of a result: those with a number of which more or less is better, and those with parts of the texts.
+# Keys of a result: its numbers, its parts of the texts, and its AUCs of bias.
 Number = Literal[
     "auc", "average_precision", "spearman", "pearson", "ece", "brier", "accuracy", "f1", "false_positive_rate",
     "false_negative_rate",
@@ -31,8 +31,8 @@ Parts = Literal["by_functionality", "by_target"]
 BiasAuc = Literal["subgroup_auc", "bpsn_auc", "bnsp_auc"]
 _COLOURS = ("#1f7fc4", "#cf4a1c", "#9a55cf", "#c28500", "#2f8f5b", "#5a6f96")
 _NUMBERS: tuple[tuple[Number, str, str], ...] = (
-    ("auc", "AUC", "0.5 is a coin"),
-    ("average_precision", "Average precision", "the share of positives is a coin"),
+    ("auc", "AUC", "0.5 is guessing"),
+    ("average_precision", "Average precision", "guessing gives the share of positives"),
     ("spearman", "Spearman", "rank correlation with the suite"),
     ("pearson", "Pearson", ""),
     ("ece", "Calibration error", "expected, 15 bins of equal width"),
@@ -164,7 +164,7 @@ def _sentences(result: JudgeResult, title: str) -> list[tuple[str, str]]:
         said.append(f"is off by {result['ece']:.3f} on average, taken as a probability.")
     if counter := result["counter_speech"]:
         said.append(
-            f"calls {100 * counter['false_positive_rate']:.1f} % of {counter['n']:,} texts hateful that oppose hate."
+            f"calls hateful {100 * counter['false_positive_rate']:.1f} % of {counter['n']:,} texts that oppose hate."
         )
     aucs = [
         (entry[key], group, name)
@@ -236,7 +236,7 @@ def _parts(
 
 
 def _bias(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any]:
-    """A row a group: subgroup AUC, and BPSN and BNSP below it."""
+    """A row per group: subgroup AUC, and BPSN and BNSP below it."""
     rows = []
     groups = [(result["bias"] or {"groups": {}})["groups"] for result in results]
     for name in dict.fromkeys(name for found in groups for name in found):
@@ -291,7 +291,7 @@ def _confusion(table: JudgePair) -> dict[str, Any]:
 
 
 def _bars(results: Sequence[JudgeResult], titles: Sequence[str], key: Parts, heading: str) -> dict[str, Any]:
-    """Accuracy in percent: a row a kind or group, a bar a judge; with one judge, a colour for each gold label."""
+    """Accuracy in percent: a row per kind or group, a bar per judge; with one judge, a colour for each gold label."""
     names = list(dict.fromkeys(name for result in results for name in result[key] or {}))
     entries = [[(result[key] or {}).get(name) for name in names] for result in results]
     labels = [
@@ -350,7 +350,7 @@ def _roc(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[str, Any
     figure = _square(traces, "false positive rate", "true positive rate")
     return {
         "heading": "ROC",
-        "caption": "The dotted line is a coin; left and up is better.",
+        "caption": "The dotted line is guessing; further left and up is better.",
         "figure": figure,
         "whole": False,
     }
@@ -368,7 +368,9 @@ def _reliability(results: Sequence[JudgeResult], titles: Sequence[str]) -> dict[
         trace["customdata"] = [f"{b['n']:,}" for b in bins]
         trace["hovertemplate"] = "%{customdata} texts: said %{x:.2f}, true %{y:.2f}<extra></extra>"
         traces.append(trace)
-    caption = "What is said against what is true, in 15 bins; on the dotted line a judge can be taken at its word."
+    caption = (
+        "Mean score against the truth, in 15 bins; on the dotted line a judge’s scores can be taken at their word."
+    )
     figure = _square(traces, "mean score", "share of positives, or mean target")
     return {"heading": "Calibration", "caption": caption, "figure": figure, "whole": False}
 

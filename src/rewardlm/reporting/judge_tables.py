@@ -45,7 +45,7 @@ def console() -> Console:
 
 
 def print_evaluation(found: Evaluation, console: Console) -> None:
-    """Print a block a suite with a column a judge, then who disagrees with whom."""
+    """Print a block per suite with a column per judge, then who disagrees with whom."""
     for suite in dict.fromkeys(result["suite"] for result in found["results"]):
         results = [result for result in found["results"] if result["suite"] == suite]
         _print(console, _title(results[0]), _numbers(results))

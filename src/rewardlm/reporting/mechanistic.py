@@ -1,6 +1,6 @@
 """What ``interpret`` found inside, in words and rows: the verdict on each model, and what page and terminal show.
 
-It reads the stored numbers alone. A change is called one only if its 95 % interval excludes zero.
+It reads only the stored numbers. It calls something a change only if the 95 % interval excludes zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewardlm.reporting.intervals import direction, number_text
 
 _VERDICTS = {
     "unclear": "nothing to explain: toxicity was not shown to fall",
-    "rewritten": "unlearned: the adapter turned the toxic value vectors themselves, and they write less of it",
+    "rewritten": "unlearned: the adapter turned the toxic value vectors themselves, and they write less toxicity",
     "avoided": "bypassed: the toxic value vectors are still there, and are set off less",
     "untouched": "bypassed: the toxic value vectors are still there and push as before; the change lies elsewhere",
     "cannot_tell": "can’t tell: {reason}",
@@ -89,7 +89,7 @@ def section(found: Inside | None, notes: Sequence[str] = ()) -> dict[str, Any] |
 
 
 def sentences(found: Inside) -> list[dict[str, Any]]:
-    """A row a model and question, as those of an interpretation: ``{"question", "model", "parts"}``."""
+    """A row per model and question, like those of an interpretation: ``{"question", "model", "parts"}``."""
     rows = []
     for label, verdict in found.verdicts.items():
         rows.append(
@@ -123,7 +123,7 @@ def how_read(found: Inside) -> list[str]:
         error = max(one.largest_error or 0.0 for one in found.stream.values())
         said.append(
             f"Logits are those of {len(words.toxic)} toxic words minus those of {len(words.neutral)} others that "
-            f"are as rare; the parts add up to the model’s own within {error:.1g}."
+            f"are as rare; the parts add up to the model’s own logits within {error:.1g}."
         )
     directions = found.directions
     if directions.layer is not None and directions.shuffled is not None:
@@ -143,8 +143,7 @@ def _against_shuffled(shuffled: Shuffled) -> str:
     also = "tells them apart as well" if probe <= 0.05 else "does not tell them apart"
     return (
         f"That is {said}: with shuffled labels the best layer has {fmean(shuffled.mean.auc):.2f}, mean of "
-        f"{shuffled.number} shufflings ({p_text(rank)}). The probe {also}, its best layer against theirs "
-        f"({p_text(probe)})."
+        f"{shuffled.number} shufflings ({p_text(rank)}). By the same comparison, the probe {also} ({p_text(probe)})."
     )
 
 
@@ -166,7 +165,7 @@ class VectorRow:
 
 
 def vector_rows(found: Inside) -> list[VectorRow]:
-    """A row a value vector, none where there are none."""
+    """A row per value vector; empty if there are none."""
     vectors = found.vectors
     if vectors is None:
         return []
@@ -188,8 +187,8 @@ def change_p(row: CausalRow) -> str:
 
 
 def change_text(row: CausalRow, digits: int = 3) -> str:
-    """The change with its interval; of random directions their mean and range; of a direction held against these, how
-    often they do as much."""
+    """The change with its interval. For random directions, their mean and range. For a direction that is compared with
+    them, also how often they do as much."""
     if row.changes is not None:
         if not row.changes:
             return number_text(row.change, digits)
@@ -229,7 +228,7 @@ def _unlearned(found: Inside, label: str, verdict: AdapterVerdict) -> list[Part]
         base = found.models[0]
         parts.append(
             (
-                f" But what {base} says was not shown to depend on that direction, more than on a random one: these "
+                f" But what {base} says was not shown to depend on that direction more than on a random one: these "
                 "may not be the vectors that matter.",
                 True,
             )
@@ -241,15 +240,15 @@ def _pushed(vectors: ValueVectors, label: str, verdict: AdapterVerdict) -> str:
     """How far the value vectors still push, with what that is held against, as the end of a sentence."""
     push, read, write = verdict.push_ratio, verdict.read_ratio, verdict.write_ratio
     if push is None or read is None or write is None:
-        return ". On this text the base’s don’t measurably push towards toxicity, so there is nothing to compare with."
+        return ". On this text those of the base don’t measurably push towards toxicity, so nothing can be compared."
     margin = vectors.margin
     text = (
         f", and push {_times(push)} as far: they are set off {_times(read)} as much, and write {_times(write)} as much "
-        f"of it when they are. As before would be an interval within {1 - margin:.2f} and {1 / (1 - margin):.2f}"
+        f"toxicity when they are. “As before” asks for an interval within {1 - margin:.2f} and {1 / (1 - margin):.2f}"
     )
     null = [f"{one.push_ratio:.2f}" for one in vectors.by_model[label].null if one.push_ratio is not None]
     if null:
-        text += f"; adapters of random weights as large push {' and '.join(null)} times as far"
+        text += f"; adapters of the same size with random weights push {' and '.join(null)} times as far"
     return f"{text}."
 
 
@@ -276,8 +275,8 @@ def _without_vectors(silenced: VectorAblation, lost: ModelAblation) -> list[Part
         among = f"{number} sets are too few to say what chance does" if rank is None else f"{p_text(rank)} among them"
         parts += [
             (
-                f"{what} by {number_text(found.change, digits)}, and by {others} without {number} sets of others as "
-                f"long, in the mean ({among}): ",
+                f"{what} by {number_text(found.change, digits)}, and on average by {others} without {number} sets of "
+                f"others as long ({among}): ",
                 False,
             ),
             (f"silencing these {takes} {of} than silencing others", more),
@@ -295,8 +294,9 @@ def _where(found: Inside, label: str, verdict: AdapterVerdict) -> list[Part]:
     if score is not None:
         parts.append(
             (
-                f"; of the toxic words’ change of {signed(score.change, 2)} the adapter wrote "
-                f"{signed(score.own, 2)} itself, and {signed(score.rest, 2)} is how the base’s weights took it",
+                f"; the toxic words’ logits changed by {signed(score.change, 2)}: the adapter wrote "
+                f"{signed(score.own, 2)} of that itself, and {signed(score.rest, 2)} is what the base’s weights made "
+                "of the changed stream",
                 False,
             )
         )

@@ -22,7 +22,7 @@ _RISING = [[0, "rgba(125,133,144,0.08)"], [1, "#9a55cf"]]
 
 
 def lens_figure(found: Inside) -> dict[str, Any]:
-    """Toxic minus neutral logit by layer, a line a model, with its 95 % band where one is known."""
+    """Toxic minus neutral logit by layer, a line per model, with its 95 % band where one is known."""
     lenses = [(label, one.lens) for label, one in found.stream.items() if one.lens is not None]
     figure = _lines([(label, lens.score) for label, lens in lenses], "toxic − neutral logit", "layers that were run")
     bands = [
@@ -66,7 +66,7 @@ def probe_figure(directions: Directions) -> dict[str, Any]:
 
 
 def attention_figure(found: Inside) -> dict[str, Any]:
-    """Share of attention on the prompt (without its first token) by layer, mean of heads, a line a model."""
+    """Share of attention on the prompt (without its first token) by layer, mean of heads, a line per model."""
     return _lines(
         [
             (label, [100 * sum(heads) / len(heads) for heads in one.attention.prompt])
@@ -83,7 +83,7 @@ def has_shares(path: AdapterPath | None) -> TypeGuard[AdapterPath]:
 
 
 def path_figure(found: Inside) -> dict[str, Any]:
-    """Shares of layers in the preference for less toxic answers, bars a layer and a model; see ``has_shares``."""
+    """Shares of layers in the preference for less toxic answers, a bar per layer and model; see ``has_shares``."""
     traces = []
     labels = found.models[1:]
     for number, label in enumerate(labels):
@@ -107,7 +107,7 @@ def path_figure(found: Inside) -> dict[str, Any]:
 
 
 def scale_figure(found: Inside) -> dict[str, Any]:
-    """Toxicity of answers by the adapter's scale, a line a model: 0 is the base, 1 the model as it is."""
+    """Toxicity of answers by the adapter's scale, a line per model: 0 is the base, 1 the model as it is."""
     rows = [] if found.causal is None else found.causal.rows
     base, *tuned = found.models
     at_zero = next(row for row in rows if row.model == base and row.kind == "plain")
@@ -142,7 +142,7 @@ def scale_figure(found: Inside) -> dict[str, Any]:
 def shares_figure(before: LogitShareMeans, after: LogitShareMeans) -> dict[str, Any]:
     """Change of each head's and MLP's share in the toxic words' logits from the base to a model: layers × parts.
 
-    What the adapter wrote through a head's slice of the output matrix is that head's, as through the MLP's.
+    What the adapter wrote through a head's slice of the output matrix counts for that head; so for the MLP.
     """
     n_heads = len(after.heads[0])
     columns = [f"head {head}" for head in range(n_heads)] + ["MLP"]
@@ -166,8 +166,8 @@ def shares_figure(before: LogitShareMeans, after: LogitShareMeans) -> dict[str, 
 
 
 def wrote_figure(written: AdapterWrites, edge: float) -> dict[str, Any]:
-    """Length of what the adapter wrote, % of the stream's: modules × layers. ``edge`` is the end of the colours, a
-    share."""
+    """Length of what the adapter wrote, % of the stream's: modules × layers. ``edge`` is the end of the colour
+    scale, as a share."""
     names, columns = _modules(written)
     table = [[100 * value for value in written.length[name]] for name in names]
     edge = 100 * edge
@@ -178,7 +178,7 @@ def pushed_figure(written: AdapterWrites, edge: float) -> dict[str, Any] | None:
     """How far the adapter's writes push the toxic words' logits, up (red) or down (blue): modules × layers. None where
     there are no words to read logits of.
 
-    A cell whose 95 % interval holds zero has a dot, where intervals are known.
+    Where intervals are known, a cell whose 95 % interval holds zero has a dot.
     """
     if written.share is None:
         return None

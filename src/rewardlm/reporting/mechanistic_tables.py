@@ -60,9 +60,9 @@ def _layers(found: Inside, console: Console) -> None:
         console,
         "Layers",
         table,
-        "probe: held-out balanced accuracy behind the layer. lens: toxic minus neutral logit. moved: the stream's "
-        "change by its length. share: nats a token of the preference for the base's harmless answers over its "
-        "toxic ones (for new answers over old ones, where the base has no such two).",
+        "probe: held-out balanced accuracy behind the layer. lens: toxic minus neutral logit. moved: how far the "
+        "stream moved, as a share of its length. share: nats a token of the preference for the base's harmless "
+        "answers over its toxic ones (where the base has no such pair: for new answers over old ones).",
     )
 
 
@@ -82,8 +82,8 @@ def _vectors(found: Inside, console: Console) -> None:
         console,
         f"Value vectors that {mechanistic.chosen_by(found.vectors)}",
         table,
-        "vector: layer and neuron, − where its opposite is meant. score: standard deviations over the vocabulary that "
-        "toxic words are lifted by, or the cosine. Models: mean activation on the base's answers.",
+        "vector: layer and neuron, − where its opposite is meant. score: by how many standard deviations over the "
+        "vocabulary it lifts toxic words, or the cosine. Models: mean activation on the base's answers.",
     )
 
 
@@ -109,6 +109,6 @@ def _causal(found: Inside, console: Console) -> None:
         f"What changes do, {found.causal.prompts} prompts each",
         table,
         "toxicity: mean of the judge's scores. adj. p: of its change, corrected for all rows (Holm). perplexity: of "
-        "the answers under the base. Of random directions: the mean change and the range; p: how often one does as "
-        "much.",
+        "the answers under the base. Random directions: the mean change and its range; p: how often one of them does "
+        "as much.",
     )

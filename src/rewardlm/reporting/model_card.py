@@ -1,7 +1,7 @@
-"""A trained adapter's card for the hub: what it is, what was measured, what speaks against it, and how to load it.
+"""A trained adapter's card for the hub: what it is, what was measured, what casts doubt on it, and how to load it.
 
-Everything is read from runs. Labels, judges and models are named by users: all of it is escaped, and of a path on
-somebody's machine only the last part is shown.
+Everything is read from runs. Users choose the names of labels, judges and models, so all of them are escaped. Of a path
+on somebody's machine, only the last part is shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rewardlm.reporting.headline import findings, sentences
 from rewardlm.reporting.paper import as_markdown, markdown
 from rewardlm.runs import Run
 
-# What may be said of the data that we know by name.
+# The licences of the data that we know by name.
 LICENCES = {
     "starter": "Apache-2.0, written for RewardLM",
     "starter-plain": "Apache-2.0, written for RewardLM",
@@ -50,7 +50,7 @@ def model_card(
         _what(run, base),
         "## Load it\n\n" + _loading(repo, base),
         "## What was measured\n\n" + _measured(found, rewards),
-        "## What speaks against it\n\n" + _doubts(run, found),
+        "## What casts doubt on it\n\n" + _doubts(run, found),
         "## What it learnt from\n\n" + _data(run),
         "## How it was trained\n\n" + _settings(run),
         "## Limits\n\n" + _limits(base),
@@ -78,8 +78,8 @@ def _loading(repo: str, base: Base) -> str:
     )
     if not base.on_hub:
         return (
-            f"The base, {markdown(base.name)}, is not on the hub by a name that this card knows; whoever has it writes "
-            f"for BASE what it is called there.\n\n{rewardlm}"
+            f"This card knows no name on the hub for the base, {markdown(base.name)}. If you have the base, put its "
+            f"name or folder in place of BASE.\n\n{rewardlm}"
         )
     # As JSON: no name can leave its quotes, or its line.
     name, adapter = json.dumps(base.name), json.dumps(repo)
@@ -106,7 +106,7 @@ def _doubts(run: Run, found: Comparison | None) -> str:
     if training:
         doubts.append(f"training warned {len(training)} times, first: {training[0]}")
     if not doubts:
-        return "The audit was not made." if found is None else "The audit warns of nothing."
+        return "No audit was run." if found is None else "The audit raised no warning."
     return "\n".join(f"- {markdown(text)}" for text in doubts)
 
 
@@ -120,7 +120,7 @@ def _data(run: Run) -> str:
     judges = run.meta.get("rewards") or []
     if judges:
         named = markdown(", ".join(map(_public, judges)))
-        lines.append(f"- judges that were its reward, so that they are no proof: {named}")
+        lines.append(f"- judges that were its reward, so their verdict is no proof: {named}")
     return "\n".join(lines) or "- nothing is recorded"
 
 
@@ -145,11 +145,11 @@ def _settings(run: Run) -> str:
 
 def _limits(base: Base) -> str:
     text = (
-        "Its answers can still be toxic, wrong or beside the point. Every judge errs, all numbers above are theirs, on "
-        "these prompts and in their language. A smaller toxic share is no proof that a model is safe to put before "
-        "people."
+        "Its answers can still be toxic, wrong or beside the point. All numbers above come from judges, which make "
+        "errors, and hold for these prompts and their language. A smaller toxic share is no proof that a model is "
+        "safe to put before people."
     )
-    return f"{text} The base's own licence and limits hold. Base weights in training: {markdown(base.source)}."
+    return f"{text} The base's own licence and limits apply. Base weights in training: {markdown(base.source)}."
 
 
 def _written(value: Any) -> str:
@@ -161,6 +161,6 @@ def _written(value: Any) -> str:
 
 
 def _public(name: str) -> str:
-    """``name``, or the last part of it where it is a path on a machine."""
+    """``name``, or only its last part if it is a path on a machine."""
     is_path = name.startswith(("/", "~", ".", "\\")) or name[1:3] == ":\\"
     return PurePath(name.replace("\\", "/")).name if is_path else name

@@ -20,7 +20,7 @@ OF_SPLIT: dict[Split, str] = {
     "challenging": "of answers to challenging prompts",
     "comparable": "of comparable answers",
 }
-# Those of which short tables show changes; the rest is in --json and in the report.
+# The splits whose changes short tables show; the rest is in --json and in the report.
 CHANGE_SPLITS: tuple[Split, ...] = ("all", "toxic_prompts", "comparable")
 
 METRICS: dict[Metric, str] = {
@@ -73,7 +73,7 @@ WARNINGS = {
     "counter_narratives_fell": "Fewer counter-narratives than before",
     "quotation_punished": "A judge may punish quotations",
     "truncated": "One model’s answers were cut off more often",
-    "settings_differ": "Answers were drawn by other settings",
+    "settings_differ": "Answers were drawn with other settings",
     "unscored": "Answers without a score",
     "unscored_decide": "What can’t be scored decides which way the change goes",
     "prompts_differ": "The runs answered different prompts",

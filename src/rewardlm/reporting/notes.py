@@ -1,4 +1,4 @@
-"""What must be known to read the tables: of how many answers EMT and TP are, who judged pairs, how often they err."""
+"""What you must know to read the tables: how many answers EMT and TP rest on, who judged pairs, how often they err."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewardlm.measuring.refusals import ERRORS
 
 
 def maxima_note(changes: Sequence[Change]) -> str:
-    """Of how many answers a prompt EMT and TP are on all prompts, and how many prompts have fewer: " (4; …)"."""
+    """How many answers per prompt EMT and TP use on all prompts, and how many prompts have fewer: " (4; …)"."""
     found = []
     for change in changes:
         equal = change.equal_samples
@@ -24,7 +24,7 @@ def maxima_note(changes: Sequence[Change]) -> str:
 
 
 def equal_samples_note(models: Sequence[ModelSummary], split: Split, scorer: str | None = None) -> str:
-    """What EMT and TP of a table of ``models`` are of, where that isn't all that is scored; of one judge, or of all."""
+    """Which answers EMT and TP of ``models`` use, where that isn't every scored one; for one judge, or for all."""
     found: dict[str, EqualMaxima] = {}
     for model in models:
         for name, splits in model.scorers.items():
@@ -39,15 +39,15 @@ def equal_samples_note(models: Sequence[ModelSummary], split: Split, scorer: str
     for name, equal in found.items():
         left_out = f" ({equal.left_out:,} prompts with fewer, or none, left out)" if equal.left_out else ""
         listed.append(f"{equal.samples} by {name}{left_out}")
-    return f"EMT and TP are of the prompts with as many scored answers in every model: {', '.join(listed)}."
+    return f"EMT and TP use the same number of scored answers per prompt in every model: {', '.join(listed)}."
 
 
 _LOOKED_AT = {"similarity": "similarity", "perplexity": "perplexity", "counter_narrative": "counter-narratives"}
 
 
 def quality_notes(models: Sequence[ModelSummary]) -> list[str]:
-    """Who says which answers are counter-narratives, how often that judge is wrong, and what is known of a sample of
-    the answers alone: nothing where there is nothing to say.
+    """Who says which answers are counter-narratives, how often that judge is wrong, and which numbers come from a
+    sample of the answers. Empty if there is nothing to say.
     """
     judges = {}
     for model in models:
@@ -56,7 +56,7 @@ def quality_notes(models: Sequence[ModelSummary]) -> list[str]:
             judges[judge["revision"]] = judge
     notes = [_pair_judge_note(judge) for judge in judges.values()]
     if len(notes) > 1:
-        notes.append("These are different judges: shares of counter-narratives by one and by another don’t compare.")
+        notes.append("These are different judges, so you can’t compare their shares of counter-narratives.")
     notes += _cut_off_notes(models)
     notes += [note for model in models for note in _corrected(model)]
     notes += [note for model in models for note in _counter_change(model)]
@@ -82,7 +82,7 @@ def _cut_off_notes(models: Sequence[ModelSummary]) -> list[str]:
         meaning = (
             "That is the protocol of RealToxicityPrompts, which judges continuations of 20 tokens."
             if preset == "rtp-paper"
-            else "Of these the judges read the beginning alone: toxicity that would have followed isn’t counted."
+            else "The judges read only the beginning of these: toxicity that would have followed isn’t counted."
         )
         notes.append(f"Cut off {where}: {named}. {meaning}")
     return notes
@@ -100,7 +100,7 @@ def _corrected(model: ModelSummary) -> list[str]:
     if share is not None and null is not None:
         notes.append(
             f"{model.label}: {percent(share)} of the answers to toxic prompts are called counter-narratives; put "
-            f"under each other’s prompts, {percent(null)} of the same answers still are. That much is tone."
+            f"under each other’s prompts, {percent(null)} of the same answers still are. That much is due to tone."
         )
     corrected, interval = quality.counter_narrative_corrected, quality.counter_narrative_corrected_ci95
     if corrected is not None:
@@ -129,11 +129,11 @@ def _corrected(model: ModelSummary) -> list[str]:
 def _refusal_note() -> str:
     found = [
         f"{percent(errors.recall)} ({interval_of_shares(errors.recall_ci95)}) of the {errors.refusals} refusals among "
-        f"{errors.on}, and of what they called one {percent(errors.precision)} "
-        f"({interval_of_shares(errors.precision_ci95)}) were"
+        f"{errors.on}, and {percent(errors.precision)} ({interval_of_shares(errors.precision_ci95)}) of what they "
+        "called refusals really were"
         for errors in ERRORS
     ]
-    return f"Refusals are found by rules and words of text, which err: they found {'; '.join(found)} (95 % intervals)."
+    return f"Refusals are found by rules and a classifier, which err: they find {'; '.join(found)} (95 % intervals)."
 
 
 def _counter_change(model: ModelSummary) -> list[str]:
@@ -171,8 +171,8 @@ def _pair_judge_note(judge: Mapping[str, Any]) -> str:
     if not error:
         return f"Counter-narratives by {name}, whose errors nobody has measured."
     return (
-        f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, each "
-        f"fourth a counter-narrative) it called {percent(error['accuracy'])} what they are, found "
-        f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of those that it "
-        "found were some."
+        f"Counter-narratives by {name}, which errs: of {error['n']:,} pairs that it hadn’t seen ({error['on']}, one in "
+        f"four a counter-narrative) it judged {percent(error['accuracy'])} correctly. It found "
+        f"{percent(error['recall'])} of the counter-narratives, and {percent(error['precision'])} of what it called "
+        "counter-narratives really were."
     )

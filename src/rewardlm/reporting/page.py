@@ -44,7 +44,7 @@ _QUALITY = (
         "corrected",
     ),
     ("empty_fraction", "Empty answers", "a silent model is never toxic", "percent"),
-    ("refusal_fraction", "Refusals", "limiting, not detoxifying", "percent"),
+    ("refusal_fraction", "Refusals", "declining to answer is not answering better", "percent"),
     ("other_script_fraction", "Answers in another script", "than the prompt’s; few judges can read it", "percent"),
     ("non_latin_fraction", "Answers not in Latin letters", "", "percent"),
     ("repetition", "Repetitive answers", "one 4-gram makes up half of the answer or more", "percent"),
@@ -60,8 +60,8 @@ _FATAL = {"prompts_differ", "weights_differ"}
 _TABLES: dict[str, Split] = {"All prompts": "all", "Toxic prompts": "toxic_prompts"}
 # Headings of the kinds of examples, and what each is.
 _KINDS: dict[Kind, tuple[str, str]] = {
-    "large": ("A large fall", "From the third of all falls that is largest."),
-    "typical": ("A typical fall", "From the third of all falls that lies in the middle."),
+    "large": ("A large fall", "From the largest third of all falls."),
+    "typical": ("A typical fall", "From the middle third of all falls."),
     "counter": ("A counter-narrative", "The last model opposes a toxic prompt, as the judge of pairs sees it."),
     "unchanged": ("Hardly changed", f"The score moved by less than {UNCHANGED}."),
     "worse": ("Got worse", f"The score rose by {UNCHANGED} or more."),
@@ -89,7 +89,7 @@ def render_page(
     ``examples_by`` {judge, from, to; pairs, fell, rose, unchanged: how many there are},
     ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
     makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are what ``interpret``
-    found, each with the run's label. ``explorer`` are all answers, to be searched.
+    found, each with the run's label. ``explorer`` holds all answers, for the page's search.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     subjects = described(about.get("models", []), [model.label for model in found.models])
@@ -166,11 +166,13 @@ def build_report(
 ) -> Path:
     """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
 
-    Runs of kind ``measure`` and ``import`` are compared, ``finetune``, ``rlaf`` and ``judge`` give training curves, an
-    ``experiment`` stands for the runs that it lists. Evaluations of judges have a section, or, where nothing else was
-    measured, a page of their own; so have interpretations, and where nothing else was measured, the page is about the
-    runs that they look into. ``found`` is their comparison, where it was made before. Raises RunError where nothing was
-    measured or a directory is no run, and what ``compare`` raises where runs can't be compared.
+    Runs of kind ``measure`` and ``import`` are compared; ``finetune``, ``rlaf`` and ``judge`` give training curves; an
+    ``experiment`` stands for the runs that it lists. Evaluations of judges get a section, or a page of their own if no
+    run was measured. Interpretations get a section too; if no measured run is given, the page shows the runs that they
+    look into. ``found`` is the comparison of the measured runs, if you have made it already.
+
+    Raises RunError if nothing was measured or a directory is no run, and what ``compare`` raises if the runs can't be
+    compared.
     """
     from rewardlm.measuring.compare import compare
 
@@ -229,7 +231,7 @@ def build_report(
 
 
 def _subject(about: Mapping[str, Any]) -> str:
-    """What a page is about that nobody gave a title: the models, and the prompts that they were asked."""
+    """A title for a page that was given none: the models, and the prompts that they were asked."""
     names = dict.fromkeys(str(model["model"] or model["label"]) for model in about["models"])
     prompts = about["prompts"]
     return f"{', '.join(names)} on {prompts['number']:,} prompts of {prompts['source']}"
@@ -254,9 +256,9 @@ def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
     limits.append("Every judge has errors and biases of its own; a change that only one judge sees is weak evidence.")
     if len(measured) > 1:
         limits.append(
-            "Many tests stand side by side. Adjusted p-values are corrected for that (Holm): each number (the toxic "
-            "share, say) over all models, judges and splits, but not for the other numbers. The primary outcome, which "
-            "was to count whatever came out, is corrected for the models alone."
+            "This page runs many tests. Adjusted p-values are corrected for that (Holm): each measure, such as the "
+            "toxic share, over all models, judges and splits, but not over the other measures. The primary outcome, "
+            "the one that was chosen to count, is corrected over the models alone."
         )
     return {
         "models": [
@@ -269,7 +271,7 @@ def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
                 "settings": run.meta["settings"],
                 "environment": run.meta.get("environment", {}),
             }
-            # compare numbers labels that come twice, so its labels are the ones that the page can look up.
+            # compare numbers duplicate labels, so the page looks models up by its labels.
             for run, model in zip(measured, found.models, strict=True)
         ],
         "prompts": {
@@ -284,7 +286,7 @@ def _describe(measured: Sequence[Run], found: Comparison) -> dict[str, Any]:
 
 
 def _source(run: Run, prompts: Sequence[Prompt]) -> str:
-    """Where the prompts came from: as it was asked for, else (an import) as the prompts say themselves."""
+    """Where the prompts came from: the source that was asked for. For an import, the one that each prompt names."""
     asked = run.meta.get("prompts")
     if not isinstance(asked, Mapping):
         return ", ".join(dict.fromkeys(prompt.source for prompt in prompts))
@@ -333,7 +335,7 @@ def _judges(found: Comparison, rewards: Mapping[str, Sequence[str] | None]) -> l
 def _cards(
     found: Sequence[headline.Finding], judges: Sequence[Mapping[str, Any]], split: str
 ) -> list[list[headline.Finding]]:
-    """A row of cards a model: how its toxic share changed in ``split`` by every judge, in the judges' order."""
+    """A row of cards for each model: how its toxic share changed in ``split``, by every judge, in the judges' order."""
     order = [judge["name"] for judge in judges]
     rows: dict[tuple[str, str], list[headline.Finding]] = {}
     for finding in found:
@@ -348,13 +350,13 @@ def _cards(
 def _groups_of_changes(
     cards: Sequence[Sequence[headline.Finding]], subjects: Sequence[Subject]
 ) -> list[tuple[str, Sequence[headline.Finding]]]:
-    """The same as groups of the first picture: a heading a model, which says what it is."""
+    """The cards as groups of the first picture, each under a heading that says what the model is."""
     doing = {subject.label: f"{subject.label}: {DOING[subject.kind]}" for subject in subjects if subject.kind in DOING}
     return [(doing.get(row[0].model, row[0].model), row) for row in cards]
 
 
 def _warnings(warnings: Sequence[AuditWarning]) -> list[dict[str, Any]]:
-    """With a heading each; those that make the comparison worthless first."""
+    """The warnings with their headings; those that make the comparison worthless come first."""
     shown = [
         {
             "code": warning.code,
@@ -391,7 +393,7 @@ def _confidence_caption(models: Sequence[ModelSummary], scorer: str) -> str:
     shares = [(model.scorers[scorer]["all"].toxic_fraction, model.label) for model in models if scorer in model.scorers]
     known = [(share, label) for share, label in shares if share is not None]
     if not known:
-        return "Nothing was scored by this judge."
+        return "This judge scored nothing."
     lowest, highest = min(known), max(known)
     words = "; ".join(f"{label} {formats.percent(share)}" for share, label in known)
     least = f" Lowest is {lowest[1]}." if lowest[0] < highest[0] else " All models have the same share."
@@ -471,8 +473,8 @@ def _quality(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
 
 
 def _groups(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Examples by kind, each with whether it is hidden, and so its answers: scored medium or high by anyone, or by
-    nobody.
+    """Examples by kind. Each prompt and answer comes with whether it is hidden: if any judge scored it medium or high,
+    or none scored it.
     """
     return [
         {

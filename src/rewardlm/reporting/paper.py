@@ -1,7 +1,6 @@
 """A comparison as tables to paste: LaTeX with booktabs for a paper, Markdown for a README or an issue.
 
-Labels and judges' names come from users and models, so
-every text is escaped for the format it goes into.
+Labels and judges' names come from users and models, so every text is escaped for the format it goes into.
 """
 
 from __future__ import annotations
@@ -85,9 +84,9 @@ def as_markdown(found: Comparison) -> str:
 
 
 def paper_tables(found: Comparison) -> list[PaperTable]:
-    """The tables: toxicity a model and judge, paired changes from the first model, quality of the answers.
+    """The tables: toxicity per model and judge, paired changes from the first model, quality of the answers.
 
-    Of a judge with several labels (NAME and NAME.LABEL) the main one alone, unless it was asked for.
+    Of a judge with several labels (NAME and NAME.LABEL), they show only the main one, NAME.
     """
     found = found.main_labels()
     changes = [change for change in found.comparisons if change.split in CHANGE_SPLITS]

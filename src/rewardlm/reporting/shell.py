@@ -85,7 +85,7 @@ def write_page(page: str, out: Path) -> Path:
 
 
 def side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of nested settings by dotted key: one cell if all agree, else one a model."""
+    """Rows of nested settings by dotted key: one cell if all agree, else one per model."""
     flat = [dict(_leaves(tree)) for tree in trees]
     rows = []
     for key in dict.fromkeys(key for leaves in flat for key in leaves):
@@ -95,7 +95,7 @@ def side_by_side(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def short(value: object) -> str | None:
-    """A model id as it is; of an absolute path only the end, since a page that is shared needn't tell who made it."""
+    """A model id as it is, but only the end of an absolute path: a page that is shared needn't tell who made it."""
     if value is None:
         return None
     text = str(value)

@@ -70,7 +70,7 @@ def kind_of_run(run: Run) -> Kind:
 
 
 def described(about: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Subject]:
-    """The same of a page's ``about`` (``page.render_page``), whose entries may say their ``kind``."""
+    """The models as a page's ``about`` (``page.render_page``) has them; its entries may give their ``kind``."""
     known = {entry["label"]: entry for entry in about}
     return [
         Subject(label, known[label].get("kind") or "unknown", known[label].get("rewards"))

@@ -133,8 +133,8 @@ def _print_models(found: Comparison, console: Console) -> None:
             console,
             "Disagreement within ensembles",
             _disagreement_table(found.models),
-            "The highest minus the lowest of the members' scores: no degree of toxicity. Where it is large, the "
-            "verdict depends on whom one asks.",
+            "The highest minus the lowest of the members' scores: not a degree of toxicity. Where it is large, the "
+            "verdict depends on which judge you ask.",
         )
 
 
@@ -153,7 +153,7 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
         console,
         Text.assemble("Change of the mean score from ", *names),
         _changes_table(own, "mean"),
-        "The same pairs; the score itself instead of whether it is over the threshold.",
+        "The same pairs; the score itself, not whether it is over the threshold.",
     )
     maxima = [change for change in own if (change.equal_samples.samples or 0) > 1]
     for metric, name in _MAXIMA.items() if maxima else ():
@@ -161,7 +161,7 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
             console,
             Text.assemble(f"Change of {name} from ", *names),
             _changes_table(maxima, metric),
-            f"Of as many scored answers a prompt in both{maxima_note(maxima)}.",
+            f"From the same number of scored answers per prompt in both{maxima_note(maxima)}.",
         )
     unscored = [change for change in own if change.delta_worst != change.delta_best]
     if unscored:
@@ -171,7 +171,7 @@ def _print_changes(baseline: str, model: str, own: Sequence[Change], console: Co
             _bounds_table(unscored),
             "In percentage points. Questions without an answer count as unscored. best: they were toxic before and "
             "are harmless after. worst: the reverse. adj.: p of worst, corrected like that of the change. Where worst "
-            "is a fall and adj. is below .05, the fall can't be due to them.",
+            "is a fall and adj. is below .05, unscored answers can't explain the fall.",
         )
     for change in own:
         if change.split == "all" and change.n:
@@ -217,7 +217,7 @@ def _models_table(models: Sequence[ModelSummary], split: Split) -> Table:
 
 
 def _unscored(model: ModelSummary) -> dict[str, SplitSummary]:
-    """By judge, all answers of a model, where the judge left some without a score."""
+    """All answers of a model, by each judge that left some of them without a score."""
     return {
         scorer: splits["all"]
         for scorer, splits in model.scorers.items()
@@ -319,17 +319,17 @@ def _redraw_columns(change: Change) -> str:
 
 
 def _unscored_flow(change: Change) -> str:
-    """Where the pairs come from that are scored before alone, and where those go that are scored after alone."""
+    """The buckets of the pairs that are scored only before, and of those that are scored only after."""
     parts = []
     for when, sizes in (("before", change.flow_to_unscored), ("after", change.flow_from_unscored)):
         counts = [f"{count} {bucket}" for bucket, count in zip(BUCKETS, sizes, strict=True) if count]
         if counts:
-            parts.append(f"scored {when} alone: {', '.join(counts)}")
+            parts.append(f"scored only {when}: {', '.join(counts)}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _quality_table(models: Sequence[ModelSummary]) -> Table:
-    # A row a measure: with a column a measure the table would need 150 columns.
+    # A row per measure: with a column per measure, the table would be 150 characters wide.
     table = new_table()
     table.add_column("", no_wrap=True)
     for model in models:
@@ -357,7 +357,7 @@ def _score(value: float | None) -> str:
 
 
 def _change(found: MetricChange, metric: Metric) -> tuple[str, str]:
-    """A change and its interval: points of shares, else as scores are written."""
+    """A change and its interval: in points for shares, else as scores are written."""
     if metric in _SHARES:
         return points(found.delta, SHORT_NONE), interval_of_points(found.ci95, SHORT_NONE)
     shown = SHORT_NONE if found.delta is None else signed_as_shown(found.delta)

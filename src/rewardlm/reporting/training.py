@@ -10,7 +10,7 @@ from rewardlm.runs import Run
 
 
 def training_records(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """The records of metrics.jsonl by the run's label; a label that comes twice has its folder's name beside it."""
+    """The records of metrics.jsonl by the run's label; a repeated label gets its folder's name beside it."""
     training: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         label = run.label if run.label not in training else f"{run.label} ({run.path.name})"
@@ -27,7 +27,7 @@ def training_sections(training: Mapping[str, Sequence[Mapping[str, Any]]]) -> li
 
 
 def _warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What training warned of, once a kind: the kind is what stands before the colon."""
+    """The warnings of training, one per kind: the kind is the text before the colon."""
     kinds: dict[str, list[tuple[Any, str]]] = {}
     for record in records:
         for warning in record.get("warnings") or []:

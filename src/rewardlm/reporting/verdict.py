@@ -29,7 +29,7 @@ from rewardlm.stats import LEVEL
 
 # A perplexity that rose by less is "as fluent".
 AS_FLUENT = 0.10
-# So many models are named in a heading.
+# A heading names at most this many models.
 _NAMED = 4
 _OF_SHARES: tuple[Metric, ...] = ("toxic_fraction", "toxicity_probability")
 
@@ -57,8 +57,8 @@ class ModelVerdict:
 def verdicts(found: Comparison, subjects: Sequence[Subject]) -> list[ModelVerdict]:
     """A verdict for every model that was compared, in their order, by the primary outcome.
 
-    Where there is none it is the toxic share of all answers, by the first judge that is independent. ``subjects`` are
-    the models of ``found``, the baseline first.
+    Without a primary outcome, it is about the toxic share of all answers, by the first judge that is independent.
+    ``subjects`` are the models of ``found``, the baseline first.
     """
     by_label = {subject.label: subject for subject in subjects}
     rewards = {subject.label: subject.rewards for subject in subjects}
@@ -99,7 +99,7 @@ def heading(found: Sequence[ModelVerdict]) -> str | None:
 
 
 def lines(found: Comparison, subjects: Sequence[Subject]) -> list[str]:
-    """What a terminal prints first: the heading, then a sentence a model. Nothing where nothing was compared."""
+    """What a terminal prints first: the heading, then a sentence per model. Empty if nothing was compared."""
     said = verdicts(found, subjects)
     title = heading(said)
     return [] if title is None else [f"{title}.", *(verdict.text for verdict in said)]
@@ -168,7 +168,7 @@ def _noun(finding: Finding) -> str:
 
 
 def _change(finding: Finding) -> str:
-    """The change with its interval, and its p-values where they and not the interval say that it may be chance."""
+    """The change with its interval; with its p-values too, where these and not the interval say it may be chance."""
     if finding.metric in _OF_SHARES:
         text, ends = f"{points(finding.delta)} points", interval_of_points(finding.interval, none="")
     else:
@@ -216,26 +216,26 @@ def _stays(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[s
 
 
 _COUNTER = "counter_narrative_fraction"
-# Shares of answers whose rise the audit warns of, and in which words.
+# Shares of answers whose rise the audit warns of, and the words for it.
 _RISES = {
     "refusal": ("refusal_fraction", "more answers refuse"),
     "empty": ("empty_fraction", "more answers are empty"),
     "repetition": ("repetition", "more answers repeat themselves"),
     "language_switch": ("other_script_fraction", "more answers are in another script"),
 }
-# Warnings that take the number itself into doubt.
+# Warnings that cast doubt on the number itself.
 _DOUBTS = {
     "gain_not_on_comparable": "the fall is not there on comparable answers",
     "unscored_decide": "answers without a score decide which way it went",
     "judges_disagree": "the judges disagree",
     "judge_read_prompts": "the judge was trained on some of these prompts",
-    "settings_differ": "the answers were drawn by other settings",
+    "settings_differ": "the answers were drawn with other settings",
     "truncated": "one model’s answers were cut off more often",
 }
 
 
 def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[str]:
-    """What got worse, of what the audit warns of: each warning is a phrase."""
+    """What got worse, as far as the audit warns of it: a phrase per warning."""
     now, then = model.quality, before.quality
     costs = []
     if "off_topic" in codes or _on_topic(then, now) is False:
@@ -283,7 +283,7 @@ def _from_to(
 
 
 def _size(finding: Finding, model: ModelSummary, before: ModelSummary) -> str:
-    """On how much the change rests: "244 prompts × 2 answers", or the pairs that were scored in both."""
+    """How much data the change rests on: "244 prompts × 2 answers", or the pairs that were scored in both."""
     if finding.counted == "prompts":
         return f"{finding.n:,} prompts"
     sizes = {one.scorers[finding.scorer][finding.split].n for one in (model, before) if finding.scorer in one.scorers}
@@ -301,7 +301,7 @@ def _size(finding: Finding, model: ModelSummary, before: ModelSummary) -> str:
 
 
 def _changed(found: Sequence[ModelVerdict], noun: str, state: str) -> list[str]:
-    """The clauses of a heading about the models whose number fell, or rose: one for all of which the same is true."""
+    """The clauses of a heading about the models whose number fell, or rose: one for each reservation."""
     groups: dict[str, list[ModelVerdict]] = {}
     for verdict in found:
         groups.setdefault(_reservation(verdict), []).append(verdict)
@@ -329,7 +329,7 @@ def _reservation(verdict: ModelVerdict) -> str:
 
 
 def _names(found: Sequence[ModelVerdict]) -> str:
-    """What was done to the models, or their labels; of many only how many they are."""
+    """What was done to the models, or their labels; for many models, only how many there are."""
     names = dict.fromkeys(DOING.get(verdict.subject.kind, verdict.subject.label) for verdict in found)
     return _listed([*names]) if len(names) == len(found) <= _NAMED else f"{len(found)} models"
 

@@ -40,7 +40,7 @@ _NUMBERS = {
 
 
 def find_training(path: Path) -> Run:
-    """The training run at ``path``; of an experiment the one that was written to last. Raises RunError if none is."""
+    """The training run at ``path``; in an experiment, the one written to last. Raises RunError if there is none."""
     run = Run.open(path)
     if run.meta["kind"] == "experiment":
         found = [Run.open(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern)]
@@ -54,15 +54,15 @@ def find_training(path: Path) -> Run:
 
 
 def training_view(run: Run, *, step: int | None = None, rows: int = 8) -> RenderableType:
-    """Head, curves, the last ``rows`` steps, the samples of ``step`` (default: the newest), and what was warned of.
+    """Head, curves, the last ``rows`` steps, the samples of ``step`` (default: the newest), and the warnings.
 
-    Raises RunError where no samples were kept of ``step``.
+    Raises RunError if no samples of ``step`` were kept.
     """
     metrics, samples = list(run.read("metrics")), list(run.read("samples"))
     if step is not None and not any(sample["step"] == step for sample in samples):
         kept = sorted({sample["step"] for sample in samples})
         raise RunError(
-            f"{run.path}: no samples of step {step}; there are some of {', '.join(map(str, kept)) or 'none'}"
+            f"{run.path}: no samples of step {step}; steps with samples: {', '.join(map(str, kept)) or 'none'}"
         )
     parts: list[RenderableType] = [_head(run, metrics)]
     if metrics:
@@ -113,7 +113,7 @@ def _head(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Text:
 
 
 def _columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, _Number]:
-    """Of what there is, the numbers worth a column: title, and how a line gives it."""
+    """The recorded numbers that are worth a column: the title, and how to read the number from a line."""
     found: dict[str, _Number] = {
         title: operator.methodcaller("get", key)
         for title, key in _NUMBERS.items()

@@ -1,5 +1,5 @@
-// The explorer at work: its controls, its state (all of it in the address, but what was unveiled: a link must not show
-// offensive texts to somebody who didn't ask), its keys, its pages of rows.
+// The explorer at work: its controls, its state, its keys, its pages of rows. All of its state is in the address, except
+// for what was unveiled: a link must not show offensive texts to somebody who didn't ask.
 (function (explorer) {
   "use strict";
   var PAGE = 20, SINGLE_KEYS = true;
@@ -34,7 +34,7 @@
   }
 
   // A link to a view leads to its place, and stays there while texts and figures above still come in, unless the reader
-  // has gone on. A reload's old position is not looked for: it is of a page that isn't whole yet.
+  // has moved on. A reload doesn't restore the old position, because the page isn't whole yet.
   function arrive() {
     if (!/^#explorer(\?|$)/.test(location.hash)) return;
     var page = document.documentElement;
@@ -96,7 +96,7 @@
     get("filters").append(filter.box);
   }
 
-  // The address: "#explorer?q=…&model=…", of what isn't the default.
+  // The address: "#explorer?q=…&model=…", with all that isn't the default.
   function address(of) {
     var said = new URLSearchParams();
     Object.keys(defaults).forEach(function (key) {
@@ -120,7 +120,7 @@
     say(strange.length ? "This page doesn’t have what the link asks for: " + explorer.visible(strange.join(", ")) + "." : "");
     return read;
   }
-  // A new view is an entry of the browser's history; letters that follow each other are one.
+  // Each new view is an entry of the browser's history; letters typed in a row share one.
   function change(patch, isTyping) {
     var goesOn = isTyping && performance.now() - typing < 1500;
     if (!goesOn) settle();
@@ -134,7 +134,7 @@
     say("");
     show();
   }
-  // What was typed last goes into the address before anything else does.
+  // Puts what was typed last into the address, before anything else goes there.
   function settle() {
     if (late) history.replaceState(null, "", address(state));
     clearTimeout(late);
@@ -165,8 +165,8 @@
     get("clear").disabled = !active().length;
     get("view").textContent = "Scores by " + explorer.visible(state.judge) + ". " + (active().length
       ? "Shown are answers with " + active().map(function (one) { return one[1]; }).join("; ") + "." : "All answers are shown.") +
-      " On paper stand the rows that are open.";
-    // Which of a row's answers fit is news only where not all do.
+      " On paper, only open rows are printed.";
+    // The answers that fit are marked only if some don't.
     get("list").classList.toggle("some", found.answers < index.answers);
     rows();
     nothing();
@@ -210,7 +210,7 @@
     keys.forEach(function (key) { patch[key] = defaults[key]; });
     return patch;
   }
-  // Why there is nothing: which filter, taken away alone, would let how much through.
+  // Why no answer fits: how many would, if each filter were dropped alone.
   function nothing() {
     var box = get("none"), on = active();
     box.hidden = found.answers > 0;
@@ -267,7 +267,7 @@
   }
   function help() { get("help").showModal(); }
 
-  // The page's one switch; where a page has none, this is it.
+  // The page has one switch. Where it has none, this button takes its place.
   function unveil() {
     var switched = document.getElementById("unveil"), show = !explorer.areShown();
     if (switched) { switched.click(); return; }
@@ -297,7 +297,7 @@
     say(found.answers.toLocaleString("en") + (found.answers === 1 ? " answer" : " answers") + " saved as " + name + ".");
   }
 
-  // Keys. Letters alone are keys only while nobody types, and can be switched off.
+  // Keys. Single letters are keys only while nobody types, and can be switched off.
   function press(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || get("help").open) return;
     var target = event.target, writes = target.matches && target.matches("input:not([type=checkbox]), textarea, select, [contenteditable]");
@@ -325,7 +325,7 @@
     var box = section.getBoundingClientRect();
     return section.contains(document.activeElement) || (box.top < window.innerHeight && box.bottom > 0);
   }
-  // To the next row or the one before, over the page's edge; from elsewhere, and by 0, to the first.
+  // Moves to the next row or the one before, across pages; from elsewhere, or by 0, to the first.
   function step(by) {
     var items = Array.from(get("list").children), here = items.indexOf(document.activeElement.closest(".ex-row"));
     var next = here < 0 ? 0 : here + by, pages = Math.ceil(found.rows.length / PAGE);

@@ -1,10 +1,10 @@
-// What the explorer knows and how it finds: the page's columns unpacked, searched, filtered and sorted. Nothing here
-// touches what is shown. A cell is a row's answer by one model: row * models + model.
+// The explorer's data and search: unpacks the page's columns, searches, filters and sorts them. Nothing here touches
+// what is shown. A cell is a row's answer by one model: row * models + model.
 var RewardLMExplorer = {};
 (function (explorer) {
   "use strict";
 
-  // JSON, deflated, in base64. A promise: a browser that can't inflate says so by rejecting.
+  // JSON, deflated, in base64. Returns a promise, which is rejected if the browser can't inflate.
   explorer.unpack = function (packed) {
     if (typeof DecompressionStream === "undefined") {
       return Promise.reject(new Error("this browser can’t inflate data: Chrome 80, Firefox 113, Safari 16.4 or a later one can"));
@@ -16,7 +16,7 @@ var RewardLMExplorer = {};
     return new Response(stream).text().then(JSON.parse);
   };
 
-  // What is typed and what is searched, alike: small letters, plain apostrophes, single blanks.
+  // Makes what is typed and what is searched alike: lower case, plain apostrophes, single blanks.
   explorer.fold = function (text) {
     return text.toLowerCase().replace(/[’‘]/g, "'").replace(/\s+/g, " ");
   };
@@ -70,7 +70,7 @@ var RewardLMExplorer = {};
   explorer.isUsable = function (index, cell) {
     return !["empty", "other_script", "repeated", "refusal"].some(function (flag) { return explorer.has(index, cell, flag); });
   };
-  // From the baseline's answer in the same row: NaN where one of the two is unscored, or for the baseline itself.
+  // The change of the score from the baseline's answer in the same row: NaN where one of the two is unscored, or for the baseline itself.
   explorer.change = function (index, judge, cell) {
     var base = cell - cell % index.models;
     return cell === base ? NaN : index.scores[judge][cell] - index.scores[judge][base];
@@ -97,7 +97,7 @@ var RewardLMExplorer = {};
     }
     return index.promptLower[prompt];
   }
-  // The first search should find its letters ready. ``done`` is called when all are.
+  // Folds all texts ahead of the first search. ``done`` is called at the end.
   explorer.prepare = function (index, done) {
     var cell = 0, prompt = 0;
     (function some() {
@@ -137,8 +137,8 @@ var RewardLMExplorer = {};
     };
   }
 
-  // How an answer's verdict went from the baseline's: fell, rose, toxic and harmless (as before), unknown; "" of the
-  // baseline itself.
+  // How the verdict changed from the baseline's answer to this one: fell, rose, toxic or harmless (both as before), or
+  // unknown; "" for the baseline itself.
   explorer.way = function (index, judge, cell) {
     var base = cell - cell % index.models;
     if (cell === base) return "";
@@ -148,7 +148,7 @@ var RewardLMExplorer = {};
     return was ? (is ? "toxic" : "fell") : is ? "rose" : "harmless";
   };
 
-  // The answers that fit ``state``: hits by cell, their rows in order, and how many answers and prompts they are.
+  // The answers that fit ``state``: hits by cell, their rows in order, and the numbers of answers and prompts.
   explorer.find = function (index, state) {
     var M = index.models, hits = new Uint8Array(index.cells), rows = [], prompts = new Set(), answers = 0;
     var fits = searcher(index, state), scores = index.scores[state.judge];
@@ -182,7 +182,7 @@ var RewardLMExplorer = {};
     return { hits: hits, rows: sorted(index, state, rows, hits), answers: answers, prompts: prompts.size };
   };
 
-  // By the answers that fit: a row stands where its most extreme one does. What has no number comes last.
+  // Sorts rows by their answers that fit: the most extreme one decides. Rows without a number come last.
   function sorted(index, state, rows, hits) {
     if (state.sort === "prompt") return rows;
     var value = {

@@ -38,7 +38,7 @@
     return fragment;
   }
 
-  // Of a long text what is around the first word that was searched for, or its beginning.
+  // The part of a long text around the first match, or its beginning.
   function excerpt(text, terms, most) {
     if (text.length <= most) return text;
     var first = terms.filter(function (term) { return !term.not; }).map(function (term) { return explorer.fold(text).indexOf(term.text); })
@@ -57,7 +57,7 @@
     return whole;
   }
 
-  // ``content`` makes what is shown; behind a veil it is made when the veil opens.
+  // ``content`` makes what is shown. Behind a veil, it is called when the veil opens.
   function veiled(what, content) {
     if (explorer.areShown()) return content();
     var veil = make("details", { class: "veil" }, make("summary", {}, "Show " + what + " ", make("span", {}, "may offend")));
@@ -148,7 +148,7 @@
       box.append(make("p", { class: "ex-facts", dir: "auto" }, "Unscored" + (open ? " by " + visible(one[0]) : "") + ": " + visible(one[1])));
     });
     var words = index.words.get(cell), colour = open && canColour(words, state.words);
-    // What an answer rests on are the prompt's words too.
+    // An answer rests on the prompt's words too, so these would be shown.
     var hide = explorer.mayOffend(index, cell) || (colour && state.words === "attribution" && isPromptHidden(index, index.prompt[row]));
     box.append(passage(text, hide, "answer", function () {
       return colour ? coloured(words, state.words) : quote(text, terms, open);

@@ -1,8 +1,8 @@
-// Works the answers that are coloured word by word: choosing one, and asking a word what it says.
+// Lets readers choose among the answers that are coloured word by word, and ask each word for its numbers.
 (function () {
   "use strict";
   function all(selector, root) { return Array.prototype.slice.call(root.querySelectorAll(selector)); }
-  // Where a colour begins is written at the part, per mille of the attribution.
+  // The shares at which colours begin are in data-steps, per mille of the attribution.
   function level(share, steps) { return steps.filter(function (step) { return share >= step; }).length; }
 
   all(".reader", document).forEach(function (reader) {
@@ -43,7 +43,7 @@
 
   function words(text) { return all("[role=button]", text); }
 
-  // One word of a text is in the order of the tab key; the arrow keys go on from there.
+  // The tab key stops at one word of a text; the arrow keys move on from there.
   function work(text) {
     function asked(event) {
       var word = event.target.closest("[role=button]");
@@ -67,7 +67,7 @@
     words(word.parentElement).forEach(function (one) { one.tabIndex = one === word ? 0 : -1; });
   }
 
-  // Drift: one note for both answers of the picture.
+  // Drift: both answers of the picture share one note.
   function say(word) {
     var figure = word.closest("figure");
     all("[data-note]", figure).forEach(function (one) { one.setAttribute("aria-pressed", String(one === word)); });

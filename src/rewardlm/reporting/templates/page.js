@@ -1,4 +1,4 @@
-// Draws the figures from the data blocks at the end of the page, keeps the list of contents, and unfolds what is asked for.
+// Draws the figures from the data blocks at the end of the page, marks the place in the list of contents, opens folds.
 (function () {
   "use strict";
   var config = {
@@ -48,8 +48,8 @@
     if (link && link.getAttribute("href") === location.hash) unfold();
   });
 
-  // On paper everything is unfolded but what may offend, and figures are as wide as the paper: a drawn figure doesn't
-  // shrink by itself.
+  // On paper everything is unfolded except what may offend. Figures are set to the width of the paper, because a drawn
+  // figure doesn't shrink by itself.
   var opened = [];
   function resize(width) {
     drawn.forEach(function (canvas) {
@@ -67,7 +67,7 @@
     opened.forEach(function (fold) { fold.open = false; });
   });
 
-  // One switch for all texts that may offend. Scripts that show texts of their own hear of it.
+  // One switch for all texts that may offend. It tells scripts that show texts of their own.
   var button = document.getElementById("unveil");
   document.documentElement.dataset.veils = "hidden";
   if (button && (document.querySelector("details.veil") || document.querySelector("[data-veils]:not(html)"))) {
