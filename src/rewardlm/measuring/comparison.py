@@ -286,7 +286,7 @@ class ComparisonSettings(Result):
 
 
 class Comparison(Result):
-    """Models held against a baseline, the first: what each is like, what changed, and whether to believe it.
+    """Models compared with a baseline, the first: what each is like, what changed, and whether to believe it.
 
     A notebook shows it as a table of the toxic shares and their changes.
     """
@@ -308,7 +308,7 @@ class Comparison(Result):
         return list(dict.fromkeys(name for model in self.models for name in model.scorers))
 
     def model(self, label: str) -> ModelSummary:
-        """The model of that label. Raises KeyError with the labels that there are."""
+        """The model of that label. Raises KeyError that lists the known labels."""
         for found in self.models:
             if found.label == label:
                 return found

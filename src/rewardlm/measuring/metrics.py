@@ -278,9 +278,9 @@ def paired_difference_of_maxima(
 ) -> MaximumDifference:
     """``after`` minus ``before`` [N, K] in expected maximum toxicity and toxicity probability, prompt by prompt.
 
-    Both are computed on ``common_samples`` scored answers of either model, so a model of which fewer can be scored
-    gains nothing. ``asked`` Bool[N] are the prompts that were asked; by default, those with a scored answer by either
-    model.
+    Both are computed on ``common_samples`` scored answers of either model, so a model gains nothing if fewer of its
+    answers can be scored. ``asked`` Bool[N] are the prompts that were asked; by default, those with a scored answer by
+    either model.
     """
     samples = common_samples([before, after])
     maxima = [expected_maxima(scores, samples) for scores in (before, after)]

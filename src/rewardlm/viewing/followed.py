@@ -49,7 +49,7 @@ class FollowedRun:
         self._damaged = 0
         self._pace: deque[tuple[float, int]] = deque(maxlen=60)
         self.stages: list[FollowedRun] = []
-        """Of an experiment, the runs inside of it."""
+        """The runs inside of an experiment."""
         self.state = ""
         """running, finished, stopped (it says so), killed (no command writes to it) or silent (nobody can say)."""
         self.written = 0.0
@@ -258,7 +258,7 @@ class FollowedRun:
         return sorted(self._doubts.values(), key=lambda doubt: -(doubt["last"] or 0))
 
     def answers(self, *, step: int | None, text: str = "", only: Only = "all") -> dict[str, Any]:
-        """Answers to show, how many there are in all, and of which steps some were kept."""
+        """Answers to show, how many there are in all, and the steps that kept some."""
         kept = list(self.samples) if self.measurement is None else self.measurement.newest()
         shown, n = chosen(kept, step=step, text=text, only=only)
         return {
