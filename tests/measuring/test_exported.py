@@ -204,7 +204,7 @@ def test_samples_antecedents_disagreement_and_what_was_scored_again(tmp_path: Pa
     notes = export_answers([tmp_path / "run"], tmp_path / "out.jsonl")
     assert notes == [
         "1 of 2 prompts of PT have no answer, and so no row",
-        f"{tmp_path / 'run'} isn't finished: the rows are of what is there so far",
+        f"{tmp_path / 'run'} isn't finished: the table has only the answers so far",
     ]
     first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert json.loads(first["antecedents"]) == [
@@ -246,7 +246,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
             json.dumps({"generation_id": "nobody", "scorer": "one", "label": "toxic", "value": 0.5, "reason": None})
         )
         file.write("\n")
-    with pytest.raises(RunError, match="a score is of generation 'nobody'"):
+    with pytest.raises(RunError, match="a score is for generation 'nobody'"):
         export_answers([run], tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "old"
     assert not list(tmp_path.glob("*.tmp"))
@@ -344,7 +344,7 @@ def test_an_export_of_one_run_takes_any_label(tmp_path: Path) -> None:
         ({"antecedents": "{"}, "line 2: antecedents must be JSON"),
         ({"antecedents": '[{"role": "tool", "text": "x"}]'}, "line 2: antecedents must be JSON"),
         ({"antecedents": '["x"]'}, "line 2: antecedents must be JSON"),
-        ({"toxic_by": "lexical"}, "toxic by lexical, dataset: expected one rule"),
+        ({"toxic_by": "lexical"}, "toxicity from lexical, dataset: expected one source"),
         ({"finish": "end"}, "line 2: finish is 'end'"),
         ({"sample": "0.5"}, "line 2: column 'sample' must be a whole number"),
         ({"scores.one": "2"}, r"line 2: column 'scores\.one'"),

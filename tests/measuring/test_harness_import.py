@@ -211,7 +211,7 @@ def test_samples_that_cannot_be_read(tmp_path: Path, row: dict[str, Any], match:
 
 
 def test_a_document_twice_and_mappings_that_are_wrong(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 2: document '0' is that of .*line 1 too"):
+    with pytest.raises(DataError, match=r"line 2: document '0' is in .*line 1 too"):
         import_table(write(tmp_path / "s.jsonl", [generic(0), generic(0)]), tmp_path / "run", label="PT")
     path = write(tmp_path / "s.jsonl", [generic(0)])
     for mapping, match in (
@@ -302,7 +302,7 @@ def test_a_report_of_garak(tmp_path: Path) -> None:
     notes = " ".join(run.meta["notes"])
     assert "1 of 4 attempts were not completed" in notes
     assert "1 of 3 completed attempts with an empty prompt" in notes
-    assert "'mitigation.MitigationBypass' is left out: it looks for something else" in notes
+    assert "'mitigation.MitigationBypass' is left out: it looks for something other than toxicity" in notes
     (model,) = compared([tmp_path / "run"], n_resamples=100)["models"]
     entry = model["scorers"][TOXIC]["all"]
     assert (entry["n"], entry["scored"], entry["toxic_fraction"]) == (6, 5, 2 / 5)
@@ -352,15 +352,15 @@ def test_an_attempt_counts_once(tmp_path: Path) -> None:
     row = attempt(0, "A", ["a"], {TOXIC: [0.1]})
     run = import_table(write(tmp_path / "r.report.jsonl", [row, row]), tmp_path / "run", label="PT")
     assert len(run.generations()) == 1
-    assert "1 attempts stand there twice" in " ".join(run.meta["notes"])
-    with pytest.raises(DataError, match=r"line 2: attempt .* is that of .*line 1"):
+    assert "1 attempts are logged twice" in " ".join(run.meta["notes"])
+    with pytest.raises(DataError, match=r"line 2: attempt .* is in .*line 1"):
         import_table(write(tmp_path / "r.report.jsonl", [row, {**row, "outputs": ["b"]}]), tmp_path / "o", label="PT")
 
 
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
-        ([*HEAD, attempt(0, "A", ["a"], {}, status=1)], "no attempt is completed"),
+        ([*HEAD, attempt(0, "A", ["a"], {}, status=1)], "none of 1 attempts is completed"),
         ([*HEAD, {"no": "type"}], "line 3: no entry_type"),
         ([attempt(0, "A", ["a"], {}, status="done")], "line 1: the attempt's status is 'done'"),
         ([attempt(0, "A", ["a", "b"], {TOXIC: [0.1]})], r"line 1: .*has 1 scores for 2 outputs"),
@@ -369,8 +369,8 @@ def test_an_attempt_counts_once(tmp_path: Path) -> None:
         ([attempt(0, conversation(("user", "a"), ("assistant", "b")), ["a"], {})], "ends with the assistant's turn"),
         ([attempt(0, conversation(("tool", "a")), ["a"], {})], "has the role 'tool'"),
         ([attempt(0, "A", "a", {})], "line 1: the attempt has no list of outputs"),  # type: ignore[arg-type]
-        ([attempt(0.5, "A", ["a"], {})], r"line 1: the attempt is 0\.5 of probe"),  # type: ignore[arg-type]
-        ([attempt(0, "", ["a"], {})], "no completed attempt has a prompt in words"),
+        ([attempt(0.5, "A", ["a"], {})], r"line 1: the attempt has number 0\.5 and probe"),  # type: ignore[arg-type]
+        ([attempt(0, "", ["a"], {})], "no completed attempt has a text as its prompt"),
     ],
 )
 def test_reports_that_cannot_be_read(tmp_path: Path, rows: list[dict[str, Any]], match: str) -> None:

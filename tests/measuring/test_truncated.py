@@ -127,8 +127,7 @@ def test_a_column_of_that_name_that_means_something_else_is_left_out_and_said(tm
     run = import_table(path, tmp_path / "run", label="PT")
     assert [generation.finish for generation in run.generations()] == [None] * 3
     assert run.meta["notes"] == [
-        "column 'finish' is left out: it holds 'matt', where stop (ended by itself), length (cut off) or nothing is "
-        "known"
+        "column 'finish' is left out: it holds 'matt', not stop (ended by itself), length (cut off) or nothing"
     ]
     with pytest.raises(DataError, match=r"line 3: finish is 'matt': expected stop, length or nothing"):
         import_table(path, tmp_path / "asked", label="PT", mapping={"finish": "finish"})

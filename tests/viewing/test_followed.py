@@ -68,7 +68,7 @@ def test_where_nobody_can_say_who_holds_a_run_it_is_silent_after_a_while(trainin
     assert one.state == "running"
     one.look(now=time.time() + 200)
     assert one.state == "silent"
-    assert "nothing was written since" in one.status_text()
+    assert "nothing has been written since" in one.status_text()
 
 
 def test_a_lock_is_seen_without_being_tried(training):

@@ -27,7 +27,7 @@ Splits = Mapping[Split, BoolArray]
 def changes(
     baseline: Measured, other: Measured, again: Measured | None, grid: Grid, splits: Splits, rule: Rule
 ) -> Iterator[Change]:
-    """One a judge of both models and a split, not yet adjusted (``primary.adjust``).
+    """A change for each judge of both models and each split, not yet adjusted (see ``primary.adjust``).
 
     ``again`` are more draws of the baseline, if there are any; ``splits`` as ``grid.prompt_splits`` gives them.
     """
@@ -35,7 +35,7 @@ def changes(
     pairs = {name: exists & rows for name, rows in splits.items()}
     comparable = grid.flags(baseline, baseline.quality.comparable)
     pairs["comparable"] = comparable & grid.flags(other, other.quality.comparable)
-    # With the questions that one of them, or both, gave no answer to: these are unscored, too.
+    # With the questions that one or both of them gave no answer to: these are unscored, too.
     asked = (grid.exists(baseline) | grid.refused(baseline)) & (grid.exists(other) | grid.refused(other))
     wanted = {**pairs, **{name: asked & rows for name, rows in splits.items()}}
     common_draws = _common_draws(baseline, other, grid)
@@ -109,7 +109,7 @@ def changes(
 
 
 def truncated_change(baseline: Measured, other: Measured, grid: Grid, rule: Rule) -> TruncatedChange | None:
-    """Of the share of answers that were cut off; None where it isn't known of any pair."""
+    """The change in the share of answers that were cut off; None if it isn't known for any pair."""
     before, after = (grid.values(run, run.quality.truncated) for run in (baseline, other))
     change = metrics.paired_difference(before, after, n_resamples=rule.n_resamples, seed=rule.seed)
     if change.n == 0:
@@ -126,8 +126,8 @@ def truncated_change(baseline: Measured, other: Measured, grid: Grid, rule: Rule
 def counter_narrative_change(
     baseline: Measured, other: Measured, grid: Grid, toxic_prompts: BoolArray, rule: Rule
 ) -> CounterNarrativeChange | None:
-    """Of the share of counter-narratives among answers to ``toxic_prompts`` Bool[N, 1]; None where nobody looked at a
-    pair of them, or not one judge at both.
+    """The change in the share of counter-narratives among answers to ``toxic_prompts`` Bool[N, 1]. None if nobody
+    judged a pair of these answers, or the two runs had different judges of pairs.
     """
     judges = [judge["revision"] if (judge := run.meta.get("pair_judge")) else None for run in (baseline, other)]
     if judges[0] != judges[1]:
@@ -145,7 +145,7 @@ def counter_narrative_change(
         delta=change.delta,
         delta_ci95=change.delta_ci95,
         p_value=change.p_value,
-        # Here a fall is no gain.
+        # ``paired_difference`` calls a fall better. Here it is a loss.
         rose=change.worse,
         fell=change.better,
         delta_over_null=over_null,
@@ -157,9 +157,9 @@ def counter_narrative_change(
 def _change_over_null(
     baseline: Measured, other: Measured, grid: Grid, toxic_prompts: BoolArray, rule: Rule
 ) -> tuple[float | None, Interval | None, float | None]:
-    """Change, interval and p-value of what exceeds the null, over pairs of answers of which both runs have it."""
+    """How the excess over the null changed, with interval and p-value, over the pairs for which both runs have it."""
     before, after = (
-        # From -1 .. 1 to 0 .. 1, where scores lie.
+        # Moved from [-1, 1] to [0, 1], where scores lie.
         np.where(
             toxic_prompts,
             (1 + grid.values(run, run.quality.counter_narrative - run.quality.counter_narrative_null)) / 2,
@@ -177,7 +177,7 @@ def _change_over_null(
 
 
 def _drawn_again(again: Measured, name: str, grid: Grid, *, comparable: bool) -> FloatArray | None:
-    """Float[N, K] of the second run's scores, of its comparable answers if asked; None where it lacks the judge."""
+    """Float[N, K]: the second run's scores, or those of its comparable answers; None if it lacks the judge."""
     if name not in again.scores:
         return None
     scores = grid.scores(again, name)
@@ -185,10 +185,11 @@ def _drawn_again(again: Measured, name: str, grid: Grid, *, comparable: bool) ->
 
 
 def _common_draws(baseline: Measured, other: Measured, grid: Grid) -> float | None:
-    """By how much more often two answers to a prompt begin alike under one sample number than under two.
+    """By how much more often two answers to a prompt begin alike under the same sample number than under others.
 
-    Runs of one seed draw a sample's tokens from one stream of random numbers, so models that are nearly one give nearly
-    one answer. What a model always says begins alike under all numbers, and doesn't count. None without a pair.
+    Runs with the same seed draw a sample's tokens from the same stream of random numbers, so nearly equal models give
+    nearly equal answers. What a model always says begins alike under all numbers, so it doesn't count. None without a
+    pair.
     """
     _, known = np.unique(np.concatenate([baseline.openings, other.openings]), return_inverse=True)
     one, two = (

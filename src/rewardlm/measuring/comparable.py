@@ -1,6 +1,6 @@
-"""Which runs may be held against each other: those of the same prompts, toxicity, weights and judges.
+"""Which runs may be compared: those with the same prompts, prompt toxicity, weights and judges.
 
-Anything else is an error, because a table of two different lists looks just like a table of two models.
+Anything else is an error, because a table of two different prompt lists looks just like a table of two models.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from rewardlm.errors import RunError
 from rewardlm.measuring.measured import Measured, drawn_by
 
-# Scoring the same prompt in another batch or in half precision moves its score by less than this; the
-# baseline's value then decides on which side of the threshold it is, for all runs alike.
+# Scoring the same prompt in another batch or in half precision moves its score by less than this. The baseline's
+# value then decides, for all runs alike, on which side of the threshold the prompt is.
 _TOXICITY_TOLERANCE = 0.01
 
 
 def refuse_incomparable(runs: Sequence[Measured], again: Measured | None = None, *, scorer: str | None = None) -> None:
     """Raise RunError where ``runs``, the baseline first, can't be compared (by ``scorer``, if one is asked for).
 
-    ``again`` is a second draw of the baseline. Scores by a judge whose name stands for another judge in the baseline
-    are taken out of a run, where others are left to compare by.
+    ``again`` is a second draw of the baseline. If a name stands for two different judges, that is an error, unless
+    ``scorer`` asks for another judge: then the scores under that name are taken out of the run.
     """
     baseline = runs[0]
     if again is not None:
@@ -55,7 +55,7 @@ def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
 
 
 def _refuse_other_model(baseline: Measured, again: Measured) -> None:
-    """A second draw is of the same model and settings, from another seed."""
+    """Raise RunError unless ``again`` has the same model and settings as ``baseline``, and another seed."""
     for key in ("model", "model_hash", "adapter_hash"):
         ours, theirs = baseline.meta.get(key), again.meta.get(key)
         if ours != theirs:
@@ -84,7 +84,7 @@ def _refuse_other_toxicity(baseline: Measured, other: Measured) -> None:
     ours, theirs = (run.meta.get("toxic_by", "dataset") for run in (baseline, other))
     if ours != theirs:
         raise RunError(
-            f"{baseline.run.path} calls prompts toxic by {ours!r}, {other.run.path} by {theirs!r}: "
+            f"{baseline.run.path} has the toxicity of its prompts from {ours!r}, {other.run.path} from {theirs!r}: "
             "measure both with the same --toxic-by"
         )
     stored = {prompt.id: prompt.toxicity for prompt in other.prompts}
@@ -116,18 +116,18 @@ def _refuse_other_labels(baseline: Measured, other: Measured) -> None:
         theirs = other.main_labels.get(name)
         if theirs is not None and label and theirs and label.casefold() != theirs.casefold():
             raise RunError(
-                f"{name!r} scored {label!r} in {baseline.run.path} and {theirs!r} in {other.run.path}: "
+                f"{name!r} scored the label {label!r} in {baseline.run.path} and {theirs!r} in {other.run.path}: "
                 f"score one again with {name}#{label}"
             )
 
 
 def _refuse_other_judges(baseline: Measured, other: Measured, scorer: str | None) -> None:
-    """A judge of one name that isn't one judge is an error, or left out where another one was asked for."""
+    """Raise RunError if one name stands for two judges, or drop its scores if ``scorer`` asks for another judge."""
     ours, theirs = (
         {entry["name"]: entry.get("revision") for entry in run.meta.get("scorers", [])} for run in (baseline, other)
     )
     for name in sorted(ours.keys() & theirs.keys()):
-        # Where nobody knows a judge's weights, its name is taken at its word.
+        # If nobody knows a judge's weights, we trust its name.
         if None in (ours[name], theirs[name]) or ours[name] == theirs[name]:
             continue
         shared = {kept for kept in baseline.scores.keys() & other.scores.keys() if f"{kept}.".startswith(f"{name}.")}
@@ -141,7 +141,7 @@ def _refuse_other_judges(baseline: Measured, other: Measured, scorer: str | None
 
 
 def _refuse_without_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
-    """A run without the judge that was asked for, or sharing none with the baseline, is an error."""
+    """Raise RunError for a run that lacks the judge that was asked for, or shares no judge with the baseline."""
     for run in runs:
         if scorer is not None and scorer not in run.scores:
             available = ", ".join(run.scores) or "none"

@@ -1,7 +1,7 @@
 """Stored runs in, one ``Comparison`` out: what ``rewardlm compare`` prints.
 
-What is counted is defined in ``metrics`` and ``quality``; how, in ``summaries`` and ``changes``; whether to believe it,
-in ``audit``.
+``metrics`` and ``quality`` define the numbers, ``summaries`` and ``changes`` compute them, and ``audit`` says whether
+to believe them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def compare(
     redraw: Path | None = None,
     primary: Mapping[str, str | None] | None = None,
 ) -> Comparison:
-    """Hold every run against the first, the baseline.
+    """Compare every run with the first, the baseline.
 
-    ``scorer`` limits the tables to one judge; the default is every judge, and in comparisons every one that
-    both runs have. It doesn't limit what p-values are adjusted for: who looks at one judge could have looked at
-    others. A sample is toxic above ``threshold`` (from it on, if ``inclusive``), and so is a prompt.
-    In a comparison ``n`` counts the pairs scored in both, in a model's own entry the answers, scored or not.
-    Beside a flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and from
-    ``redraw``, a second run of the baseline with another seed.
-    ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``, any of them None; see ``primary.choose``.
+    ``scorer`` limits the tables to one judge. By default they show every judge, and comparisons every judge that both
+    runs have. P-values are adjusted for all judges in any case, because you could have looked at the others. A sample
+    or a prompt is toxic above ``threshold`` (at or above it, if ``inclusive``).
+    In a comparison, ``n`` counts the pairs scored in both runs; in a model's own entry, the answers, scored or not.
+    Beside each flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and
+    from ``redraw``, a second run of the baseline with another seed.
+    ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``; each may be None (``primary.choose``).
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
     ``weights_differ`` in the two cases that have a code.

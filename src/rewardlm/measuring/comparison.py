@@ -1,7 +1,7 @@
 """What ``compare`` finds, typed: the object that ``rewardlm compare --json`` prints, with its keys described.
 
-Field names are the JSON's, but for ``from``, which is a word of Python: ``Change.from_``. How each number is counted is
-in docs/measuring.md; docs/comparison.schema.json is made of these classes.
+Field names are the JSON's, except ``from``, a keyword of Python: ``Change.from_``. docs/measuring.md says how each
+number is counted; docs/comparison.schema.json is made from these classes.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ METRICS: dict[Metric, str] = {
     "expected_max_toxicity": "expected_max_toxicity_",
     "toxicity_probability": "toxicity_probability_",
 }
-# Metrics of which there is one number a prompt, not one an answer.
+# Metrics that have one number per prompt, not one per answer.
 OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
 
 
 class Result(BaseModel):
-    """Results don't change, and a key that nobody described is an error of ours."""
+    """Results can't be changed, and an unknown key is an error."""
 
-    # Its classes are built when one is first used, which a command that compares nothing does without.
+    # Pydantic builds these classes when one is first used, so commands that compare nothing don't wait for it.
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class EqualSamples(Result):
-    """Of what two maxima, or two models' maxima, are: they can be held against each other only at equal numbers."""
+    """How many answers EMT and TP are computed on: two maxima can be compared only if they are of equally many."""
 
-    samples: int | None = Field(description="Scored answers a prompt that count; null where there are none.")
-    prompts: int = Field(description="Prompts with so many scored answers in every model.")
-    left_out: int = Field(description="Prompts with fewer in one of the models, or none.")
+    samples: int | None = Field(description="Scored answers per prompt that count; null if there are none.")
+    prompts: int = Field(description="Prompts with that many scored answers in every model.")
+    left_out: int = Field(description="Prompts that have fewer, or none, in one of the models.")
 
 
 class EqualMaxima(EqualSamples):
-    """EMT and TP of the prompts with as many scored answers in every model."""
+    """EMT and TP over equally many scored answers to each prompt."""
 
     expected_max_toxicity: float | None = Field(description="Expected maximum toxicity of these prompts.")
     toxicity_probability: float | None = Field(description="Toxicity probability of these prompts.")
@@ -58,7 +58,7 @@ class SplitSummary(Result):
 
     n: int = Field(description="Answers, scored or not.")
     scored: int = Field(description="Answers with a score.")
-    unanswered: int = Field(description="Questions that got no answer; beside n, not in it.")
+    unanswered: int = Field(description="Questions that got no answer; not counted in n.")
     toxic_fraction: float | None = Field(description="Toxic answers over scored ones.")
     toxic_fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
     toxic_fraction_of_all: float | None = Field(description="Lower bound: what has no score counts as harmless.")
@@ -68,7 +68,7 @@ class SplitSummary(Result):
     expected_max_toxicity_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
     toxicity_probability: float | None = Field(description="TP: share of prompts with a toxic answer.")
     toxicity_probability_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    equal_samples: EqualMaxima = Field(description="EMT and TP as they compare between models.")
+    equal_samples: EqualMaxima = Field(description="EMT and TP, comparable between models.")
     buckets: list[int] = Field(description="Scored answers that are low, medium, high.")
 
 
@@ -78,28 +78,28 @@ class QualitySummary(Result):
     empty_fraction: float | None = Field(description="Answers without a visible character.")
     non_latin_fraction: float | None = Field(description="Answers whose letters are mostly not Latin.")
     other_script_fraction: float | None = Field(description="Answers mostly in another script than their prompt.")
-    repetition: float | None = Field(description="Answers of which one 4-gram of words is half or more.")
+    repetition: float | None = Field(description="Answers half or more of which is one repeated 4-gram of words.")
     refusal_fraction: float | None = Field(description="Answers that refuse.")
     comparable_fraction: float | None = Field(description="Answers that are none of the above.")
-    truncated_fraction: float | None = Field(description="Of answers whose end is known, those cut off before it.")
-    mean_words: float | None = Field(description="Words an answer.")
+    truncated_fraction: float | None = Field(description="Answers that were cut off, among those whose end is known.")
+    mean_words: float | None = Field(description="Mean number of words in an answer.")
     distinct_1: float | None = Field(description="Different words of a prompt's answers over all their words.")
-    distinct_2: float | None = Field(description="The same of pairs of words.")
-    distinct_3: float | None = Field(description="The same of runs of three words.")
+    distinct_2: float | None = Field(description="The same for pairs of words.")
+    distinct_3: float | None = Field(description="The same for runs of three words.")
     prompt_similarity: float | None = Field(description="Mean cosine of answer and prompt.")
     prompt_similarity_null: float | None = Field(description="The same with shuffled prompts.")
     perplexity: float | None = Field(description="Under the base model; geometric mean over answers.")
     counter_narrative_fraction: float | None = Field(
-        description="Of judged answers to toxic prompts, those that the judge of pairs calls counter-narratives."
+        description="Share of judged answers to toxic prompts that the judge of pairs calls counter-narratives."
     )
     counter_narrative_fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    counter_narrative_null: float | None = Field(description="The same answers under each other's prompts.")
-    counter_narrative_corrected: float | None = Field(description="Corrected for the judge's known errors.")
+    counter_narrative_null: float | None = Field(description="The same with answers under each other's prompts.")
+    counter_narrative_corrected: float | None = Field(description="The share, corrected for the judge's known errors.")
     counter_narrative_corrected_ci95: Interval | None = Field(
-        description="Its 95 % interval, which knows how uncertain those errors are."
+        description="Its 95 % interval, which takes into account how uncertain those errors are."
     )
     counter_narrative_errors_fit: bool | None = Field(
-        description="False where no true share explains what a judge with those errors called so."
+        description="False if no true share explains the share that a judge with those errors found."
     )
 
 
@@ -108,31 +108,31 @@ class Disagreement(Result):
 
     scored: int = Field(description="Answers that all members scored.")
     mean: float | None = Field(description="Mean of the highest minus the lowest score.")
-    fraction_over_half: float | None = Field(description="Answers on which they are more than 0.5 apart.")
+    fraction_over_half: float | None = Field(description="Share of answers on which they are more than 0.5 apart.")
 
 
 class ShareChange(Result):
-    """A change, from the baseline, of a share that is no toxicity."""
+    """A change from the baseline, in a share of something other than toxicity."""
 
     from_: str = Field(alias="from", description="The baseline's label.")
     n: int = Field(description="Pairs of answers.")
     delta: float | None = Field(description="The share minus the baseline's.")
     delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    p_value: float | None = Field(description="Of the test that the interval goes with.")
+    p_value: float | None = Field(description="From the test that goes with the interval.")
 
 
 class TruncatedChange(ShareChange):
-    """Of answers that were cut off."""
+    """A change in the share of answers that were cut off."""
 
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
 
 
 class CounterNarrativeChange(ShareChange):
-    """Of counter-narratives among answers to toxic prompts."""
+    """A change in the share of counter-narratives among answers to toxic prompts."""
 
     rose: int = Field(description="Prompts whose share rose.")
     fell: int = Field(description="Prompts whose share fell.")
-    delta_over_null: float | None = Field(description="Change of the share over that with shuffled prompts.")
+    delta_over_null: float | None = Field(description="Change of the share's excess over that with shuffled prompts.")
     delta_over_null_ci95: Interval | None = Field(description="Its 95 % interval.")
     p_value_over_null: float | None = Field(description="Its p-value.")
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
@@ -142,36 +142,36 @@ class CounterNarrativeChange(ShareChange):
 class ModelSummary(Result):
     """One model: what judges say of its answers, and what else they are like."""
 
-    label: str = Field(description="The run's label, numbered where two runs have one.")
+    label: str = Field(description="The run's label, numbered if two runs have the same one.")
     prompts: int = Field(description="Prompts that it was asked.")
-    generations: int = Field(description="Answers that there are.")
+    generations: int = Field(description="Answers that it gave.")
     scorers: dict[str, dict[Split, SplitSummary]] = Field(
-        description="By judge (NAME, or NAME.LABEL of a further label) and split."
+        description="By judge (NAME, or NAME.LABEL for a further label) and split."
     )
     quality: QualitySummary
     pair_judge: dict[str, Any] | None = Field(
-        description="Who says what a counter-narrative is: name, revision, and the errors that its card has."
+        description="The judge that finds counter-narratives: name, revision, and the errors on its card."
     )
     quality_sample: dict[str, dict[str, int]] | None = Field(
-        description="On how many answers, of how many, similarity, perplexity and counter_narrative were found."
+        description="How many answers, of how many, were examined for similarity, perplexity, counter_narrative."
     )
-    max_new_tokens: int | None = Field(description="Where answers were cut off.")
+    max_new_tokens: int | None = Field(description="Number of tokens at which answers were cut off.")
     preset: str | None = Field(description="The preset of measure that the settings follow.")
     disagreement: dict[str, Disagreement] = Field(description="By ensemble.")
     counter_narrative_change: CounterNarrativeChange | None = Field(
-        None, description="From the baseline; null where no pair was judged by one judge."
+        None, description="From the baseline; null if no pair was judged by the same judge."
     )
-    truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null where unknown.")
+    truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null if unknown.")
 
 
 class Excess(Result):
-    """By how much a row's share that goes to a column differs from what a second draw of the baseline gives."""
+    """By how much the share of a row that goes to a column differs from what a second draw of the baseline gives."""
 
     delta: float = Field(description="Share in the flow minus share in the second draw.")
     ci95: Interval | None = Field(description="Its 95 % interval; null for fewer than five prompts.")
-    p_value: float | None = Field(description="Of a permutation test; null for fewer than five prompts.")
+    p_value: float | None = Field(description="From a permutation test; null for fewer than five prompts.")
     prompts: int = Field(description="Prompts with an answer in the row.")
-    p_adjusted: float | None = Field(None, description="From high to low alone: corrected (Holm).")
+    p_adjusted: float | None = Field(None, description="p_value corrected (Holm), from high to low only.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,42 +186,42 @@ class MetricChange:
 
 
 class Change(Result):
-    """What one judge says of one split: a model against the baseline, over the pairs scored in both.
+    """What one judge says about one split: a model against the baseline, over the pairs scored in both.
 
-    Changes below zero are less toxic. Adjusted p-values are Holm's over what is read together; those of the primary
-    outcome are corrected for the number of models alone.
+    Changes below zero are less toxic. Adjusted p-values are corrected (Holm) for all tests that are read together;
+    those of the primary outcome are corrected for the number of models alone.
     """
 
     from_: str = Field(alias="from", description="The baseline's label.")
     to: str = Field(description="The model's label.")
     scorer: str
     split: Split
-    n: int = Field(description="Pairs of answers to one prompt under one sample number, scored in both models.")
+    n: int = Field(description="Pairs of answers to the same prompt and sample number, scored in both models.")
     before: float | None = Field(description="The baseline's toxic share of these pairs.")
-    after: float | None = Field(description="The model's.")
+    after: float | None = Field(description="The model's toxic share of them.")
     delta: float | None = Field(description="after minus before.")
     delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    p_value: float | None = Field(description="Of the sign-flip or t test that the interval goes with.")
+    p_value: float | None = Field(description="From the sign-flip or t test that goes with the interval.")
     better: int = Field(description="Prompts whose toxic share fell.")
     worse: int = Field(description="Prompts whose toxic share rose.")
     flow: list[list[int]] = Field(description="Pairs by bucket: rows low, medium, high before; columns after.")
     flow_unscored: int = Field(description="Pairs without a score on one side or both.")
-    flow_to_unscored: list[int] = Field(description="By bucket before: scored before alone.")
-    flow_from_unscored: list[int] = Field(description="By bucket after: scored after alone.")
+    flow_to_unscored: list[int] = Field(description="By bucket before: pairs scored only before.")
+    flow_from_unscored: list[int] = Field(description="By bucket after: pairs scored only after.")
     flow_redraw: list[list[float] | None] | None = Field(
-        description="The flow that a second draw of the baseline gives, in expectation; null where that isn't known."
+        description="The flow to expect from a second draw of the baseline; null where that isn't known."
     )
     flow_excess: list[list[Excess | None]] | None = Field(description="How flow differs from flow_redraw.")
     common_draws: float | None = Field(
-        description="By how much more often two answers begin alike under one sample number than under two."
+        description="By how much more often two answers begin alike under the same sample number than under others."
     )
     mean_delta: float | None = Field(description="Change of the mean score.")
     mean_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
     mean_p_value: float | None = Field(description="Its p-value.")
-    delta_of_all: float | None = Field(description="Change of the toxic share, the unscored as harmless.")
+    delta_of_all: float | None = Field(description="Change of the toxic share, with the unscored as harmless.")
     delta_of_all_ci95: Interval | None = Field(description="Its 95 % interval.")
-    delta_best: float | None = Field(description="The unscored as toxic before and harmless after.")
-    delta_worst: float | None = Field(description="The unscored as harmless before and toxic after.")
+    delta_best: float | None = Field(description="The same with the unscored as toxic before and harmless after.")
+    delta_worst: float | None = Field(description="The same with the unscored as harmless before and toxic after.")
     delta_worst_ci95: Interval | None = Field(description="Its 95 % interval.")
     delta_worst_p_value: float | None = Field(description="Its p-value.")
     expected_max_toxicity_delta: float | None = Field(description="Change of EMT, at equal_samples.")
@@ -230,7 +230,7 @@ class Change(Result):
     toxicity_probability_delta: float | None = Field(description="Change of TP, at equal_samples.")
     toxicity_probability_delta_ci95: Interval | None = Field(description="Its 95 % interval.")
     toxicity_probability_p_value: float | None = Field(description="Its p-value.")
-    equal_samples: EqualSamples = Field(description="Of what the changes of EMT and TP are.")
+    equal_samples: EqualSamples = Field(description="What the changes of EMT and TP are computed on.")
     p_adjusted: float | None = Field(None, description="p_value, adjusted.")
     mean_p_adjusted: float | None = Field(None, description="mean_p_value, adjusted.")
     expected_max_toxicity_p_adjusted: float | None = Field(None, description="expected_max_toxicity_p_value, adjusted.")
@@ -263,7 +263,7 @@ class PrimaryFixed(Result):
     when: Literal["before", "afterwards", "differs"] = Field(
         description="before anyone saw a result; afterwards; or it differs from what the runs recorded."
     )
-    sentence: str = Field(description="The same for readers.")
+    sentence: str = Field(description="The same as a sentence.")
 
 
 class AuditWarning(Result):
@@ -272,28 +272,28 @@ class AuditWarning(Result):
     code: str = Field(description="Its kind: language_switch, judge_is_reward …; docs/measuring.md defines each.")
     model: str = Field(description="The model's label.")
     message: str = Field(description="The doubt with its numbers, in a sentence.")
-    scorer: str | None = Field(None, description="The judge that it is of, where it is of one.")
+    scorer: str | None = Field(None, description="The judge that it is about, if it is about one.")
 
 
 class ComparisonSettings(Result):
     """What counted as toxic, and how chance was drawn."""
 
     threshold: float = Field(description="An answer or a prompt is toxic above this score.")
-    inclusive: bool = Field(description="Or from this score on.")
-    n_resamples: int = Field(description="Sign flips and permutations of a test.")
+    inclusive: bool = Field(description="True if that score itself counts as toxic, too.")
+    n_resamples: int = Field(description="Number of sign flips and permutations in a test.")
     seed: int
     redraw: str | None = Field(description="The label of a second draw of the baseline, if one was given.")
 
 
 class Comparison(Result):
-    """Models held against a baseline, the first: what each is like, what changed, and whether to believe it.
+    """Models compared with a baseline, the first: what each is like, what changed, and whether to believe it.
 
     A notebook shows it as a table of the toxic shares and their changes.
     """
 
     models: list[ModelSummary] = Field(description="The baseline first.")
     comparisons: list[Change] = Field(description="From the baseline to every other model, by judge and split.")
-    primary: Primary | None = Field(description="The outcome that counts; null where no judge saw all models.")
+    primary: Primary | None = Field(description="The outcome that counts; null if no judge saw all models.")
     primary_fixed: PrimaryFixed
     warnings: list[AuditWarning] = Field(description="What speaks against believing it.")
     settings: ComparisonSettings
@@ -308,7 +308,7 @@ class Comparison(Result):
         return list(dict.fromkeys(name for model in self.models for name in model.scorers))
 
     def model(self, label: str) -> ModelSummary:
-        """The model of that label. Raises KeyError with the labels that there are."""
+        """The model of that label. Raises KeyError that lists the known labels."""
         for found in self.models:
             if found.label == label:
                 return found

@@ -1,8 +1,9 @@
 """A share that a judge counted, corrected for how often that judge is wrong.
 
-A judge that misses a third of what it looks for, and calls a tenth of the rest so too, counts neither the true share
-nor a bound of it. Rogan and Gladen (1978) solve p = P·Se + (1 − P)·(1 − Sp) for the true share P. The interval of Lang
-and Reiczigel (2014) knows that p, Se and Sp were all counted on samples.
+Take a judge that misses a third of what it looks for, and calls a tenth of the rest so too. Its count is neither the
+true share nor a bound of it. Rogan and Gladen (1978) solve p = P·Se + (1 − P)·(1 − Sp) for the true share P, where p is
+the judge's share, Se its sensitivity and Sp its specificity. The interval of Lang and Reiczigel (2014) takes into
+account that p, Se and Sp were all counted on samples.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _MANY = 10**9  # counts of a judge that surely does not err
 
 @dataclass(frozen=True, slots=True)
 class JudgeErrors:
-    """On pairs whose class is known: how many are what the judge looks for, how many of them it finds; how many are
-    not, and how many of those it calls so all the same.
+    """A judge's counts on pairs whose class is known. ``positives`` are what it looks for, and it ``found`` so many of
+    them; ``negatives`` are not, and it ``called`` so many of them hits all the same.
     """
 
     positives: int
@@ -41,15 +42,16 @@ class JudgeErrors:
 
 
 def judge_errors(error: Mapping[str, Any] | None) -> JudgeErrors | None:
-    """Of what a run records of its pair judge; None where it has no counts."""
+    """The errors that a run records of its pair judge; None without counts."""
     counts = (error or {}).get("counts")
     return JudgeErrors(**counts) if counts and counts["positives"] and counts["negatives"] else None
 
 
 def effective_size(hits: FloatArray) -> float | None:
-    """As how many independent answers the mean of ``hits`` Float[N, K] (NaN is no answer) is known.
+    """The number of independent answers by which the mean of ``hits`` Float[N, K] (NaN is no answer) would be known as
+    well as it is.
 
-    Answers to one prompt resemble each other, so prompts count as clusters (``statistics.answers_worth``). None for
+    Answers to one prompt resemble each other, so prompts count as clusters (``stats.answers_worth``). None for
     fewer than two prompts.
     """
     known = ~np.isnan(hits)
@@ -59,15 +61,15 @@ def effective_size(hits: FloatArray) -> float | None:
 
 
 def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float | None, tuple[float, float] | None]:
-    """The true share behind ``hits`` Float[N, K] (1: the judge called it so, NaN: not judged), and its 95 % interval.
+    """The true share behind ``hits`` Float[N, K] (1: the judge called it one, NaN: not judged), and its 95 % interval.
 
-    Both are held to [0, 1]. None where there is nothing to correct, or where ``errors`` are unknown or those of a judge
-    that guesses (sensitivity + specificity ≤ 1). One prompt has no interval.
+    Both are kept within [0, 1]. None if there is nothing to correct, ``errors`` are unknown, or the judge only guesses
+    (sensitivity + specificity ≤ 1). One prompt has no interval.
 
-    Where fewer are called than false alarms alone would be, an interval held to [0, 1] would lose its width. If chance
-    explains it, it is made as wide as that of a true share of 0. If not (``errors_fit``), the judge's false alarms are
-    rarer here than ``errors`` say, nobody knows by how much, and the upper end is that of a judge without any. Where
-    more are called than the judge finds it is the same, the other way round.
+    If the judge calls fewer answers hits than its false alarms alone would give, an interval kept within [0, 1] would
+    lose its width. If chance explains it, the interval is made as wide as that of a true share of 0. If not
+    (``errors_fit``), false alarms are rarer here than ``errors`` say, and nobody knows by how much: the upper end is
+    that of a judge without any. If more are called than the judge can find, it is the same, the other way round.
     """
     if errors is None or np.isnan(hits).all() or errors.sensitivity + errors.specificity <= 1:
         return None, None
@@ -92,10 +94,10 @@ def corrected_share(hits: FloatArray, errors: JudgeErrors | None) -> tuple[float
 
 
 def errors_fit(hits: FloatArray, errors: JudgeErrors | None) -> bool | None:
-    """Whether some true share explains how many of ``hits`` Float[N, K] a judge with these errors calls so.
+    """Whether some true share explains how many of ``hits`` Float[N, K] there are, by a judge with these errors.
 
-    False where the share is lower than the judge's false alarms alone would make it, or higher than what it finds, and
-    neither is chance: the 95 % interval lies outside of [0, 1]. None where there is no such interval.
+    False if the share of hits is lower than false alarms alone would make it, or higher than what the judge can find,
+    and chance explains neither: the 95 % interval lies outside of [0, 1]. None if there is no such interval.
     """
     n = effective_size(hits)
     if errors is None or n is None or errors.sensitivity + errors.specificity <= 1:
@@ -107,8 +109,8 @@ def errors_fit(hits: FloatArray, errors: JudgeErrors | None) -> bool | None:
 def lang_reiczigel(share: float, n: float, errors: JudgeErrors) -> tuple[float, float] | None:
     """95 % interval of a prevalence by an imperfect test (Lang & Reiczigel 2014, Prev. Vet. Med. 113:13-22).
 
-    ``share`` of ``n`` were called. An end may lie outside of [0, 1], or both. None where the adjusted sensitivity and
-    specificity are no better than a guess.
+    The judge called ``share`` of ``n`` answers hits. One end or both may lie outside of [0, 1]. None if the adjusted
+    sensitivity and specificity are no better than a guess.
     """
     n_adjusted = n + _Z**2
     p = (n * share + _Z**2 / 2) / n_adjusted

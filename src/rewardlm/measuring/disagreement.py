@@ -1,8 +1,8 @@
 """Do two judges see a change differently, by more than chance explains?
 
-Two judges that err, each in its own way, rarely report the same change, and where nothing changed one reports a small
-fall and the other a small rise in half of all cases. That is noise. So the difference between the two changes is tested
-itself, over prompts, on the answers that both judges scored.
+Judges err, each in its own way, so two judges rarely report the same change. Where nothing changed, one reports a small
+fall and the other a small rise in half of all cases. That is noise. So the difference between the two changes is itself
+tested, over prompts, on the answers that both judges scored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.stats import LEVEL, FloatArray, MeanChange, holm, mean_change
 
-# The splits in which judges are held against each other.
+# The splits in which judges are compared.
 _SPLITS: tuple[Split, ...] = ("toxic_prompts", "all")
 
 
@@ -53,9 +53,9 @@ def difference_of_judges(
 def judges_that_disagree(
     baseline: Measured, run: Measured, own: Sequence[Change], grid: Grid, splits: Splits, rule: Rule
 ) -> Iterator[JudgesDisagree]:
-    """Pairs of judges of which one saw the toxic share fall and the other saw it rise, beyond chance.
+    """Pairs of judges, one of which saw the toxic share fall and the other saw it rise, beyond chance.
 
-    At most one a pair: on toxic prompts, else on all. ``own`` are the changes from ``baseline`` to ``run``.
+    Each pair comes once at most: on toxic prompts, else on all. ``own`` are the changes from ``baseline`` to ``run``.
     """
     judges = [judge for judge in run.judges if judge in baseline.scores]
     asked = [(one, two, split) for one, two in combinations(judges, 2) for split in _SPLITS]

@@ -1,8 +1,8 @@
 """Who answers: this process, a server, or workers on a cluster. The meter asks all of them the same way.
 
 An engine is given a window of questions at a time and yields answers as they come, in any order. Every question has
-its own seed, so an answer doesn't depend on which engine, window or worker it came from, but for rounding. A window's
-batches are the same whoever runs it, and so, to the bit, are its records.
+its own seed. So, except for rounding, an answer doesn't depend on which engine, window or worker it came from. Whoever
+runs a window forms the same batches, so its records are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class NoAnswer:
 
 
 class Engine(Protocol):
-    """Answers windows of questions; ``known`` are indices of questions in the window whose answers are there."""
+    """Answers windows of questions; ``known`` are indices of questions in the window that are answered already."""
 
     def describe(self) -> dict[str, Any]:
-        """What a run records of the model, JSON-able; keys as ``Policy.describe`` has them, where they apply."""
+        """What a run records of the model, as JSON can hold it; keys are ``Policy.describe``'s, where they apply."""
         ...
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]: ...
 
 
 def questions(prompts: Iterable[Prompt], settings: MeasureSettings) -> Iterator[Question]:
-    """All that is asked: prompt by prompt, its samples in order."""
+    """All questions, prompt by prompt; those to one prompt in the order of its samples."""
     for prompt in prompts:
         for sample in range(settings.samples):
             yield Question(prompt, sample, stream_seed("measure", settings.seed, prompt.id, sample))
@@ -106,7 +106,7 @@ class LocalEngine:
         if self.prompt_tokens < 1:
             raise ConfigError(
                 f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {policy.max_positions} "
-                "positions"
+                "positions: make it smaller"
             )
         self.budget = Budget(settings.batch_tokens, "batch_tokens")
         # Prompts that lost the beginning of their history.
@@ -117,7 +117,7 @@ class LocalEngine:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[LocalEngine]:
-        """While this lasts the adapter is merged, which halves the time an answer takes."""
+        """Inside, the adapter is merged, which halves the time that an answer takes."""
         with answering(self.policy):
             yield self
 
@@ -128,7 +128,7 @@ class LocalEngine:
             if question.prompt.id not in encoded:
                 ids, cut = truncate_history(chat, question.prompt.turns, self.prompt_tokens)
                 encoded[question.prompt.id] = ids
-                # A prompt's samples may lie in two windows.
+                # A prompt's samples may lie in two windows: count it once.
                 self.truncated += cut > 0 and question.sample == 0
         sampled = generate(
             self.policy,
@@ -148,7 +148,7 @@ class LocalEngine:
 
 @dataclass(frozen=True, slots=True)
 class JudgedWindow:
-    """A window's answers and, of each judge in the settings' order, its verdicts on them."""
+    """A window's answers, and the verdicts of each judge on them, in the settings' order of judges."""
 
     start: int
     generations: list[Generation]
@@ -183,8 +183,8 @@ def judged_by_processes(
     starts: Sequence[int],
     processes: Processes,
 ) -> Iterator[JudgedWindow]:
-    """The windows that begin at ``starts``, in their order, a round at a time: each process does one of a round, and
-    all are told of all. An error in one is raised in all.
+    """The windows that begin at ``starts``, in their order. In each round, every process does one window and all get
+    the results of all. An error in one is raised in all.
     """
 
     def judged(these: Sequence[int]) -> list[JudgedWindow]:
@@ -206,7 +206,10 @@ def load_model(settings: MeasureSettings) -> Policy:
 
 
 def _say_if_trained_on_another_base(policy: Policy, adapter: Path) -> None:
-    """An adapter learns to make up for what its base has lost: on one that is held otherwise it is another model."""
+    """Warn if the adapter was trained on a base in another precision.
+
+    It learnt to make up for what quantisation takes from its base: on another base, this is another model.
+    """
     training = training_of(adapter)
     if training is None or training.meta.get("kind") not in ("finetune", "rlaf"):
         return
@@ -214,14 +217,14 @@ def _say_if_trained_on_another_base(policy: Policy, adapter: Path) -> None:
     if trained_on != policy.quantisation:
         held, better = policy.quantisation or "full precision", f"--load {trained_on}" if trained_on else "no --load"
         warnings.warn(
-            f"the adapter {adapter} was trained on a base in {trained_on or 'full precision'}, and answers here on one "
-            f"in {held}: measure it with {better} to have what was trained",
+            f"the adapter {adapter} was trained on a base in {trained_on or 'full precision'}, but answers here on one "
+            f"in {held}: measure it with {better} to get what was trained",
             stacklevel=2,
         )
 
 
 def adapter_hash(settings: MeasureSettings) -> str | None:
-    """SHA-256 of the adapter's weights; None without an adapter, or where it is gone since."""
+    """SHA-256 of the adapter's weights; None without an adapter, or if it is no longer there."""
     for folder in (settings.adapter, settings.adapter / "adapter") if settings.adapter is not None else ():
         weights = folder / "adapter_model.safetensors"
         if weights.exists():

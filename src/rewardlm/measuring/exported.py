@@ -1,4 +1,4 @@
-"""A run's answers as one table for other tools: parquet, jsonl or csv, a row an answer with all that is known of it.
+"""A run's answers as a table for other tools (parquet, jsonl or csv): one row per answer, with all that is known.
 
 A run is three files that refer to each other by id, and may hold millions of answers. The join is made in a
 temporary database on disk and read in the answers' order, so memory stays the same however large the run is.
@@ -27,8 +27,8 @@ from rewardlm.types import DISAGREEMENT
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
-# What every export begins with. ``antecedents`` is JSON: the turns before the prompt, each with role and text;
-# ``toxic_by`` is who gave the prompts their toxicity.
+# The first columns of every export. ``antecedents`` is JSON: the turns before the prompt, each with role and text.
+# ``toxic_by`` says where the prompts' toxicity comes from: the data set or a judge.
 ANSWER_COLUMNS = (
     "run", "prompt_id", "prompt", "antecedents", "prompt_toxicity", "toxic_by", "challenging", "sample", "response",
     "n_tokens", "finish", "seed",
@@ -45,13 +45,13 @@ _QUALITY_COLUMNS = (
 )  # fmt: skip
 _MODEL_NUMBERS = ("prompt_similarity", "prompt_similarity_null", "perplexity")
 
-# Rows that are looked up and written together; a row group of a Parquet file is ten of them.
+# Rows that are looked up and written together; rows in a row group of a Parquet file.
 _BATCH = 500
 _ROW_GROUP = 5_000
 
-# Programs differ in what they skip before the sign: blanks, line breaks, zero-width characters. The wide signs
-# are read as the plain ones by East Asian versions. Apostrophes are let through so that one of ours can be told
-# from one that stood there before: that makes the rule reversible.
+# Programs differ in what they skip before the sign of a formula: blanks, line breaks, zero-width characters. East Asian
+# versions read the wide signs as the plain ones. Leading apostrophes match too, so that ours can be told from one that
+# was already in the text: that makes the rule reversible.
 _FORMULA = re.compile(r"'*(?:[\t\r]|[\s\x00-\x20\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠])")
 
 Record = dict[str, Any]
@@ -65,12 +65,13 @@ def export_answers(paths: Sequence[Path], out: Path) -> list[str]:
     by the judge of pairs as ``quality.classes.CLASS``. What a run doesn't have is null. Answers and numbers are exact
     in parquet and jsonl; in csv, texts that a spreadsheet would run are defused (``defuse``).
 
-    Returns sentences about what the table doesn't show. The file is replaced when it is whole, never before. Raises
-    ConfigError for another suffix, RunError for what is no measured or imported run or contradicts itself.
+    Returns sentences about what the table doesn't show. An old file is replaced only once the new one is complete.
+    Raises ConfigError for another suffix, and RunError for a run that is neither measured nor imported, or whose
+    records contradict each other.
     """
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{out}: the rows go into a {', '.join(SUFFIXES)}, got {out.suffix or 'no suffix'}")
+        raise ConfigError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}, got {out.suffix or 'no suffix'}")
     runs = [open_measured(Path(path)) for path in paths]
     labels = unique_labels([run.label for run in runs])
     names = [_score_columns(run) for run in runs]
@@ -101,9 +102,9 @@ def open_measured(path: Path) -> Run:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary path beside ``out`` that takes its place when the block ends, and goes away where it fails.
+    """A temporary path beside ``out`` that takes its place when the block ends, and is removed if the block fails.
 
-    Raises ConfigError where ``out`` is a folder, or a file of a run, which an export must not overwrite.
+    Raises ConfigError if ``out`` is a folder, or lies in a run's folder, where it could overwrite records.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: --out needs the name of a file")
@@ -147,7 +148,7 @@ class _Rows:
 
     def __init__(self, run: Run, label: str, score_columns: dict[tuple[str, str], str], columns: Sequence[str]) -> None:
         self._run, self._label, self._columns = run, label, columns
-        # An empty name is a database in a temporary file that goes away with the connection.
+        # With an empty name, SQLite uses a temporary file and removes it when the connection closes.
         self._store = sqlite3.connect("")
         self._store.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
@@ -162,7 +163,7 @@ class _Rows:
             )
         except sqlite3.IntegrityError:
             raise RunError(f"{run.path}: the same prompt id comes twice: each must be unique") from None
-        # Of two records about one answer the later stands: it was scored again.
+        # If an answer has two records, the later one counts: it was scored again.
         self._store.executemany(
             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
             (
@@ -201,7 +202,7 @@ class _Rows:
         stray = self._store.execute("SELECT id FROM scores WHERE id NOT IN (SELECT id FROM answers)").fetchone()
         if stray is not None:
             raise RunError(
-                f"{self._run.path}: a score is of generation {stray[0]!r}, which isn't in its generations.jsonl: the "
+                f"{self._run.path}: a score is for generation {stray[0]!r}, which isn't in its generations.jsonl: the "
                 "run was changed by hand"
             )
         notes = []
@@ -213,7 +214,7 @@ class _Rows:
         if refused:
             notes.append(f"{refused} questions of {self._label} were refused by the server, and have no row")
         if not self._run.finished:
-            notes.append(f"{self._run.path} isn't finished: the rows are of what is there so far")
+            notes.append(f"{self._run.path} isn't finished: the table has only the answers so far")
         return notes
 
     def _select(self, query: str, ids: Sequence[str]) -> Iterator[Any]:
@@ -282,7 +283,7 @@ def _batches(items: Iterable[Record], size: int) -> Iterator[list[Record]]:
 def defuse(text: str) -> str:
     """``text`` with an apostrophe in front where a spreadsheet might read a formula.
 
-    Answers are written by models that were asked for the worst; one that begins with ``=`` or ``@`` is a formula to
+    Models that were asked for the worst wrote these answers. One that begins with ``=`` or ``@`` is a formula to
     whoever opens the table with a double click.
     """
     return "'" + text if _FORMULA.match(text) else text
@@ -314,7 +315,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    # repr has the digits that read back as the same number.
+    # repr has enough digits to read back as the same number.
     return defuse(value) if isinstance(value, str) else repr(value)
 
 
@@ -359,7 +360,7 @@ def _arrow_type(name: str, pyarrow: Any) -> Any:
 
 @contextmanager
 def _naming_bad_text(rows: Sequence[Record]) -> Iterator[None]:
-    """Half a surrogate pair has no UTF-8, and the library's error would not say whose it is."""
+    """Half a surrogate pair can't be written as UTF-8, and the library's error doesn't say which text holds it."""
     try:
         yield
     except UnicodeEncodeError as error:

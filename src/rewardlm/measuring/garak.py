@@ -1,8 +1,9 @@
 """garak's reports (``*.report.jsonl``) as prompts, answers and scores.
 
-A report has an object an event. An ``attempt`` with status 2 has the prompt, the outputs, and per detector a score
-of each output; before that it was logged with status 1. A detector's 1 is a hit, so higher is worse, as here; but
-most detectors look for something else than toxicity, and are taken only if --map asks for them.
+A report has one object per event. An ``attempt`` is logged with status 1, and again with status 2 once it is complete:
+then it has the prompt, the outputs, and each detector's score of each output. A detector gives 1 for a hit, so higher
+is worse, as here. But most detectors look for something other than toxicity: these are imported only if you ask for
+them with --map.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def is_garak(row: Mapping[str, Any]) -> bool:
 
 
 def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[str, str]) -> Contents:
-    """The completed attempts of a report, each once. A prompt's id is PROBE:SEQUENCE NUMBER, equal between two runs.
+    """The completed attempts of a report, each once. A prompt's id is PROBE:SEQUENCE NUMBER, the same in every run.
 
     A detector's score of 1 is a hit, so higher is worse, as here. ``mapping`` may name a detector for
     ``scores.NAME``. Raises DataError for attempts that can't be read or whose scores don't match their outputs.
@@ -88,11 +89,11 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
                 value = None if found is None else found[sample]
                 contents.scores.append(score_record(f"{key}-{sample}", name, value, reason))
     if not contents.prompts:
-        raise DataError(f"{path}: no completed attempt has a prompt in words: expected at least one")
+        raise DataError(f"{path}: no completed attempt has a text as its prompt: expected at least one")
     for count, what in (
-        (blank, "with an empty prompt, or one that is no text, are left out"),
+        (blank, "with an empty prompt, or one that isn't text, are left out"),
         (silent, "have no answer"),
-        (several, "are conversations of several answers: the last one stands, against the first prompt"),
+        (several, "are conversations with several answers: the last answer counts, as one to the first prompt"),
     ):
         if count:
             contents.notes.append(f"{count} of {len(attempts)} completed attempts {what}")
@@ -100,17 +101,22 @@ def read_garak(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[
 
 
 def _prompt_id(where: str, attempt: Mapping[str, Any], numbers: Counter[str]) -> str:
-    """PROBE:SEQUENCE NUMBER; ``numbers`` counts how often each came. Probes that number nothing get PROBE:nNUMBER."""
+    """PROBE:SEQUENCE NUMBER, or PROBE:nNUMBER if the probe doesn't number its attempts.
+
+    ``numbers`` counts how often each id came.
+    """
     probe, sequence = attempt.get("probe_classname", "probe"), attempt.get("seq")
     if isinstance(sequence, bool) or not isinstance(sequence, int | None) or not isinstance(probe, str):
-        raise DataError(f"{where}: the attempt is {sequence!r} of probe {probe!r}: expected a whole number and a name")
+        raise DataError(
+            f"{where}: the attempt has number {sequence!r} and probe {probe!r}: expected a whole number and a name"
+        )
     numbered = sequence is not None and sequence >= 0
     key = f"{probe}:{sequence if numbered else 'n'}"
     number = numbers[key]
     numbers[key] += 1
     if not numbered:
         return f"{key}{number}"
-    # A buff makes several attempts of one sequence number.
+    # A buff (garak's rewording of prompts) makes several attempts with one sequence number.
     return f"{key}.{number}" if number else key
 
 
@@ -138,23 +144,23 @@ def _completed(path: Path, rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
         if key in seen:
             first_where, first = seen[key]
             if first != row:
-                raise DataError(f"{where}: attempt {key[0]} is that of {first_where} with other contents: want one")
+                raise DataError(f"{where}: attempt {key[0]} is in {first_where} too, with other contents: expected one")
             repeated += 1
             continue
         seen[key] = (where, row)
         attempts.append((where, row))
     if not attempts:
-        raise DataError(f"{path}: no attempt is completed (status 2) of {len(begun)}: expected a finished garak run")
+        raise DataError(f"{path}: none of {len(begun)} attempts is completed (status 2): expected a finished garak run")
     notes = []
     if len(begun) > len(seen):
         notes.append(f"{len(begun) - len(seen)} of {len(begun)} attempts were not completed and are left out")
     if repeated:
-        notes.append(f"{repeated} attempts stand there twice and are taken once")
+        notes.append(f"{repeated} attempts are logged twice and are taken once")
     return attempts, notes
 
 
 def _detectors(attempts: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """``scores.NAME`` → detector, and sentences about the detectors that aren't taken."""
+    """``scores.NAME`` → detector, and sentences about the detectors that are left out."""
     names: dict[str, None] = {}
     problems: dict[str, str] = {}
     for where, attempt in attempts:
@@ -177,7 +183,7 @@ def _detectors(attempts: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dic
         if name in chosen.values():
             continue
         if module in _OTHER_DETECTORS or (module == "perspective" and kind.lower() in _OTHER_ATTRIBUTES):
-            notes.append(f"detector {name!r} is left out: it looks for something else than toxicity")
+            notes.append(f"detector {name!r} is left out: it looks for something other than toxicity")
         elif name in problems:
             notes.append(f"detector {name!r} is left out: a score is {problems[name]}, and P(toxic) lies in [0, 1]")
         else:
@@ -185,13 +191,13 @@ def _detectors(attempts: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dic
     if any(name.startswith(("unsafe_content.", "toxicity.")) for name in chosen.values()):
         notes.append(
             "garak maps its classifiers' P(toxic) to (1 + P) / 2 where toxic is likelier and to P / 2 elsewhere: the "
-            "toxic share stays, means, expected maximum and buckets are of that number"
+            "toxic share is right, but means, expected maximum and buckets are of the mapped number"
         )
     return chosen, notes
 
 
 def _garak_turns(where: str, prompt: object) -> tuple[Message, ...]:
-    """A text, a message or a conversation, as versions differ; none where there is no prompt."""
+    """The prompt as turns; versions of garak log a text, a message or a conversation. Empty if there is no prompt."""
     if prompt is None:
         return ()
     if isinstance(prompt, dict):
@@ -211,7 +217,7 @@ def _outputs(where: str, attempt: Mapping[str, Any]) -> list[str | None]:
             if isinstance(history, list)
         ]
     if not isinstance(outputs, list):
-        raise DataError(f"{where}: the attempt has no list of outputs: expected one text an answer")
+        raise DataError(f"{where}: the attempt has no list of outputs: expected one text per answer")
     texts = [output.get("text") if isinstance(output, dict) else output for output in outputs]
     return [None if text is None else as_text(where, "outputs", text) for text in texts]
 

@@ -1,4 +1,4 @@
-"""Answers of several runs on one grid of prompts and samples, the splits of it, and the rule of what is toxic there."""
+"""Answers of several runs on one grid of prompts and samples, its splits, and the rule for what counts as toxic."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Rule:
         return metrics.is_toxic(scores, **self.of_toxic())
 
     def of_toxic(self) -> _Toxic:
-        """As the functions of ``metrics`` take it that count."""
+        """As arguments of the functions of ``metrics`` that count."""
         return {"threshold": self.threshold, "inclusive": self.inclusive}
 
     def of_tests(self) -> _Tested:
-        """As those take it that test a change."""
+        """As arguments of those that test a change."""
         return {**self.of_toxic(), "n_resamples": self.n_resamples, "seed": self.seed}
 
 
@@ -82,7 +82,7 @@ class Grid:
         return self.flags(run, np.ones(run.answers, dtype=np.bool_))
 
     def refused(self, run: Measured) -> BoolArray:
-        """Bool[N, K]: questions of a finished run that got no answer, by a server that refused them, say."""
+        """Bool[N, K]: questions of a finished run that got no answer, such as those that a server refused."""
         asked = np.zeros(self.shape, dtype=np.bool_)
         asked[:, : len(self._samples)] = self._samples < run.samples_refused
         return asked & ~self.exists(run)

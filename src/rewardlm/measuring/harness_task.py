@@ -1,7 +1,7 @@
 """A run's prompts and sampling settings as a task for lm-evaluation-harness: a YAML file and its prompts beside it.
 
-So another tool, with its own way of loading and sampling a model, can be held against ours: what it logs is
-imported by ``lm_eval``, under the same prompt ids.
+So you can compare our answers with those of a tool that loads and samples models in its own way. ``lm_eval`` imports
+what that tool logs, under the same prompt ids.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rewardlm.types import Prompt
 def export_task(paths: Sequence[Path], out: Path) -> list[str]:
     """Write ``out`` (.yaml) and, beside it, ``STEM.prompts.jsonl``. Returns what the task can't express.
 
-    Of several runs the first one's settings are taken. Raises RunError where they answered different prompts,
-    ConfigError where the name of ``out`` isn't a .yaml's.
+    With several runs, the first one's settings are taken. Raises RunError if they answered different prompts, and
+    ConfigError if the name of ``out`` doesn't end in .yaml or .yml.
     """
     out = Path(out)
     if out.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError(f"{out}: a task is a .yaml, got {out.suffix or 'no suffix'}")
+        raise ConfigError(f"{out}: expected a name that ends in .yaml, got {out.suffix or 'no suffix'}")
     runs = [open_measured(Path(path)) for path in paths]
     run, prompts = runs[0], runs[0].prompts()
     ours = prompts_hash(prompts)
@@ -78,7 +78,7 @@ def _task(run: Run, data: str, prompts: str) -> dict[str, Any]:
         greedy = sampling["temperature"] == 0
         kwargs |= {"do_sample": not greedy, "temperature": float(sampling["temperature"])}
         if not greedy:
-            # Said even where they switch nothing on: a model's own defaults would step in.
+            # Given even if they change nothing: else the model's own defaults would step in.
             kwargs |= {"top_p": float(sampling["top_p"]), "top_k": sampling["top_k"]}
         kwargs |= {name: sampling[name] for name in ("min_new_tokens", "no_repeat_ngram_size") if sampling.get(name)}
     return {
@@ -102,11 +102,11 @@ def _limits(run: Run, prompts: Sequence[Prompt], runs: int) -> list[str]:
     settings = run.meta["settings"]
     chat = settings.get("chat") or {}
     histories = sum(len(prompt.turns) > 1 for prompt in prompts)
-    found = ["our draws: each answer has a seed of its own, made of seed, prompt and sample; lm-eval has one a run"]
+    found = ["our draws: each answer has a seed of its own, made of seed, prompt and sample; lm-eval has one per run"]
     name = str(settings.get("model", ""))
     if name and "/" not in name:
         source = f", which was {run.meta['model_source']}" if run.meta.get("model_source") else ""
-        found.append(_one_line(f"the model {name}, an alias of ours{source}: say for MODEL where it is"))
+        found.append(_one_line(f"the model {name}, an alias of RewardLM's{source}: put its path or hub id for MODEL"))
     if settings.get("load"):
         found.append(f"the quantised base: it was loaded in {settings['load']}")
     if histories:
@@ -119,7 +119,7 @@ def _limits(run: Run, prompts: Sequence[Prompt], runs: int) -> list[str]:
     if chat.get("template", "auto") not in ("auto", "plain"):
         found.append(f"the chat template {_one_line(chat['template'])}: the tokenizer's own is used")
     if settings.get("generation") is None or settings.get("max_new_tokens") is None:
-        found.append("sampling: the run doesn't say how its answers were drawn, so lm-eval's defaults stand")
+        found.append("sampling: the run doesn't say how its answers were drawn, so lm-eval's defaults apply")
     elif settings["generation"].get("no_repeat_ngram_size") or settings["generation"].get("min_new_tokens"):
         found.append("min_new_tokens and no_repeat_ngram_size: only --model hf knows them")
     if runs > 1:
@@ -137,5 +137,5 @@ def _plain(run: Run) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """For a comment: a label must not end it."""
+    """``text`` on one line, for a comment: a line break in a label would end it."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())

@@ -1,8 +1,8 @@
-"""Files that others made as runs to compare: tables, lm-eval's samples, garak's reports, our own exports.
+"""Turns files that others made into runs to compare: tables, lm-eval's samples, garak's reports, our own exports.
 
-What a file is, is seen from its contents. In a plain table (csv, jsonl or parquet: a row is a prompt, an answer,
-scores) the columns of the 2023 project are known by themselves; its rows are numbered from 0 and the number is the
-prompt's id, so two tables can be compared if they list the same prompts in the same order.
+The file's contents tell its format. In a plain table (csv, jsonl or parquet: a row is a prompt, an answer, scores) the
+columns of the 2023 project are recognised by name. Its rows are numbered from 0, and the number is the prompt's id. So
+two tables can be compared if they list the same prompts in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rewardlm.runs import Run, alone, prompts_hash
 from rewardlm.scoring.scorer import EMPTY, is_empty
 from rewardlm.types import Generation, Message, Prompt, Role, Score
 
-# Field -> column names that are recognised, the first that is present wins.
+# Field -> column names that are recognised; the first one present is taken.
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompts", "prompt"),
     "response": ("responses", "response"),
@@ -51,12 +51,12 @@ def import_table(path: Path, out: Path, *, label: str, mapping: Mapping[str, str
     """Turn ``path`` (.csv, .jsonl or .parquet) into a finished run of kind ``import`` at ``out``.
 
     ``mapping`` says which column holds ``prompt``, ``response``, ``prompt_toxicity``, ``finish`` (how the answer ended:
-    "stop", "length" where it was cut off, or nothing) and ``scores.NAME``, and with
-    ``prompt_id`` which rows are answers to one prompt, its samples in the rows' order (else each row is a prompt's);
-    what it doesn't say is found by ``KNOWN_COLUMNS`` and by columns that are named ``scores.NAME``. A score
-    is P(toxic) in [0, 1]; an absent one (empty, NaN) and -1, the 2023 mark of an empty answer, are unscored.
-    For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. Of an export that holds several runs,
-    ``label`` picks one. What is left out of a file stands in ``run.meta["notes"]``, in sentences.
+    "stop", "length" if it was cut off, or nothing) and ``scores.NAME``. Its ``prompt_id`` says which rows answer the
+    same prompt, as samples in the order of the rows; without it, each row is a prompt of its own. Other fields are
+    found by ``KNOWN_COLUMNS``, and by columns that are named ``scores.NAME``. A score is P(toxic) in [0, 1]. An absent
+    one (empty, NaN) is unscored, and so is -1, the 2023 mark of an empty answer.
+    For lm-eval's samples see ``lm_eval``, for garak's reports ``garak``. If an export holds several runs, ``label``
+    picks one. What is left out of a file stands in ``run.meta["notes"]``, in sentences.
 
     Nothing is written before the whole file has been read. Raises DataError naming the line (where a row
     spans several, its last) for a row that can't be read or a score out of range, ConfigError for a mapping
@@ -135,7 +135,7 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
         prompt = Prompt(identity, (Message("user", prompt_text),), source=path.name, toxicity=toxicity)
         if prompts.setdefault(identity, prompt) != prompt:
             raise DataError(
-                f"{where}: prompt {identity!r} differs from the one of that id above: expected one text and one "
+                f"{where}: prompt {identity!r} differs from the one above with this id: expected one text and one "
                 "toxicity"
             )
         finish = as_finish(where, columns["finish"], row.get(columns["finish"])) if "finish" in columns else None
@@ -161,7 +161,7 @@ def _read_table(path: Path, rows: Sequence[Row], label: str, mapping: Mapping[st
 
 
 def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]:
-    """Take ``finish`` out of ``columns`` where its column, which nobody named, is about something else; says so."""
+    """Take ``finish`` out of ``columns`` if its column, which nobody named, holds something else. Returns a note."""
     column = columns["finish"]
     for where, row in rows:
         try:
@@ -169,8 +169,8 @@ def _drop_unless_ends(rows: Sequence[Row], columns: dict[str, str]) -> list[str]
         except DataError:
             del columns["finish"]
             return [
-                f"column {column!r} is left out: it holds {row.get(column)!r}, where stop (ended by itself), length "
-                "(cut off) or nothing is known"
+                f"column {column!r} is left out: it holds {row.get(column)!r}, not stop (ended by itself), length "
+                "(cut off) or nothing"
             ]
     return []
 
@@ -199,18 +199,18 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
     scorers = _scorers([name.removeprefix("scores.") for name in columns if name.startswith("scores.")])
     rules = list(dict.fromkeys(text_of(where, "toxic_by", row) for where, row in rows))
     if len(rules) > 1:
-        raise DataError(f"{path}: its prompts are toxic by {', '.join(rules)}: expected one rule in a run")
+        raise DataError(f"{path}: prompts have their toxicity from {', '.join(rules)}: expected one source")
     contents = Contents("export", [], [], [], columns, notes, toxic_by=rules[0])
     prompts: dict[str, Prompt] = {}
     seen: dict[str, str] = {}
     for where, row in rows:
         prompt = _exported_prompt(where, row, path.name)
         if prompts.setdefault(prompt.id, prompt) != prompt:
-            raise DataError(f"{where}: prompt {prompt.id!r} differs from the one of that id above: expected one text")
+            raise DataError(f"{where}: prompt {prompt.id!r} differs from the one above with this id: expected one text")
         sample = _whole(where, "sample", row)
         identity = f"{prompt.id}-{sample}"
         if identity in seen:
-            raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is that of {seen[identity]} too")
+            raise DataError(f"{where}: sample {sample} of prompt {prompt.id!r} is also in {seen[identity]}: keep one")
         seen[identity] = where
         response = text_of(where, "response", row)
         counts = _whole(where, "n_tokens", row), as_finish(where, "finish", row["finish"]), _whole(where, "seed", row)
@@ -229,7 +229,7 @@ def _read_export(path: Path, rows: Sequence[Row], label: str) -> Contents:
 def _scorers(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Column NAME → (scorer, ""), and NAME.LABEL → (NAME, LABEL) where there is a column NAME, too.
 
-    An export doesn't name the main label; an empty one is not held against another run's.
+    An export doesn't name the main label, so it is empty. ``compare`` doesn't hold an empty label against another.
     """
     found = {}
     for name in names:
@@ -266,7 +266,7 @@ def _whole(where: str, column: str, row: Mapping[str, Any]) -> int:
 
 
 def _columns(path: Path, first_row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column of this table, those of ``mapping`` first. Raises where one is missing."""
+    """Field -> column of this table, those of ``mapping`` first. Raises DataError if one is missing."""
     check_mapping(mapping)
     found = ", ".join(repr(name) for name in first_row)
     for field, column in mapping.items():
@@ -302,7 +302,7 @@ def _why_absent(scorer: str, response: str, *, marked: bool = False) -> str:
 
 
 def lacks_pairs(run: Run) -> bool:
-    """Whether there are toxic prompts in ``run`` and nobody has looked yet for counter-narratives among the answers."""
+    """Whether ``run`` has toxic prompts whose answers nobody has searched for counter-narratives yet."""
     if "counter_narrative" in run.meta.get("quality", {}):
         return False
     return any(prompt.toxicity is not None and prompt.toxicity >= THRESHOLD for prompt in run.each_prompt())

@@ -1,4 +1,4 @@
-"""Judges over answers that are written down already: the meter's second half, and ``rewardlm score``."""
+"""Judges stored answers: the meter's second half, and ``rewardlm score``."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def score_run(
     services: ServicesSettings | None = None,
     report: ProgressCallback | None = None,
 ) -> Run:
-    """Another judge over the answers that are stored already. Scores that are there are not made again.
+    """Run another judge over the stored answers. Scores that are there are not computed again.
 
     Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored and ServiceError where the
-    judge's service can't be used; what was scored stays. Raises RunError where the run holds scores of another judge
-    of this name, or another command writes it.
+    judge's service can't be used; what was scored stays. Raises RunError if the run holds scores of another judge
+    of this name, or while another command writes to it.
     """
     run = Run.open(path)
     if run.meta["kind"] not in {"measure", "import"}:
         raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: a measurement or an import is needed")
     scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
     with alone(path):
-        # As it is now that nobody else writes it.
+        # Opened again, now that nobody else can write to it.
         return _score_run(Run.open(path), scorer, max_failed_share, report)
 
 
@@ -56,7 +56,7 @@ def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Progre
     refuse_other_judges(run, [scorer])
     known, begun = _by_name(run.meta.get("scorers")), _by_name(run.meta.get("begun_scorers"))
     before = {**begun.pop(scorer.name, {}), **known.pop(scorer.name, {})}
-    # At once, so that a judge that is stopped half-way goes on as the same one or not at all.
+    # At once, so that if this judge is stopped half-way, no other judge can go on under its name.
     run.update(
         begun_scorers=[
             *begun.values(),
@@ -88,11 +88,11 @@ def describe_scorer(
     prompts: Iterable[Prompt] | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
-    """What a run records of a judge: ``name``, ``labels`` and, where it has them, the ``revision`` of its weights and
+    """What a run records of a judge: ``name``, ``labels`` and, if it has them, the ``revision`` of its weights and
     the ``precision`` that it computes in; ``cut``, how many of the answers it read only in part; and the
-    ``max_failed_share`` that it was held to. Of a judge that is asked over HTTP, the ``service`` too, and the ``dates``
-    on which it was asked, with those that the run had recorded of it ``before``. Its ``lineage``, and how many of the
-    ``prompts`` it was trained on (``read_prompts``, None: nobody knows), are for the audit.
+    ``max_failed_share`` that it was held to. For a judge behind HTTP, also the ``service`` and the ``dates`` on which
+    it was asked, with the earlier ones in ``before``. The audit needs its ``lineage``, and how many of the ``prompts``
+    it was trained on (``read_prompts``; None if nobody knows).
     """
     lineage = lineage_of(scorer.name)
     texts = (answer.text for answer in answers)
@@ -120,16 +120,16 @@ def _service_of(scorer: Scorer, before: Mapping[str, Any]) -> dict[str, object]:
 
 
 def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
-    """Scores of two judges must not end up in one column, whatever both are called. Raises RunError."""
+    """Raise RunError if scores of two judges of one name would end up in one column."""
     known = {**_by_name(run.meta.get("begun_scorers")), **_by_name(run.meta.get("scorers"))}
     for scorer in scorers:
         before = known.get(scorer.name)
         if before is None:
             continue
         labels, revision = list(scorer.labels), getattr(scorer, "revision", None)
-        # A judge whose weights nobody knows is taken at its word.
+        # If nobody knows a judge's weights, we trust its name.
         other = before["labels"] != labels or revision not in (None, before.get("revision") or revision)
-        # What failed is asked again anyway, by whoever it is now.
+        # Failed scores don't count: this judge is asked for them again anyway.
         if other and any(record["scorer"] == scorer.name and is_settled(record) for record in run.read("scores")):
             raise RunError(
                 f"{run.path} has scores of another {scorer.name!r} (labels {', '.join(before['labels'])}; revision "
@@ -139,7 +139,7 @@ def refuse_other_judges(run: Run, scorers: Sequence[Scorer]) -> None:
 
 
 def cut_short(run: Run) -> list[str]:
-    """A sentence for whatever was too long in a measured run: prompts for the model, answers for a judge."""
+    """A sentence for each thing that was too long in a measured run: prompts for the model, answers for a judge."""
     sentences = []
     if n := run.meta.get("truncated_prompts"):
         sentences.append(f"{n:,} prompts were too long for the model and lost the beginning of their history")
@@ -173,9 +173,9 @@ def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]
     """By scorer Bool[G]: which of the answers, in the order in which they are stored, it has judged in every label, or
     declined; ``limits`` count them as seen.
 
-    Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again: a
-    judge that broke must not become a finished run by starting the command once more. The records are read in pieces,
-    for there may be millions.
+    Other scores of these scorers, failed or incomplete, are taken out of the run, so that they are asked for again. If
+    a judge broke, starting the command once more must not make the run a finished one. The records are read in pieces,
+    because there may be millions.
     """
     labels = {scorer.name: len(scorer.labels) for scorer in scorers}
     positions = Positions(array("q", (hash(record["id"]) for record in run.read("generations"))))
@@ -194,7 +194,7 @@ def answered(run: Run, scorers: Sequence[Scorer], limits: Sequence[FailureLimit]
         for piece in _pieces(run.read("scores")):
             at = positions.of([record["generation_id"] for record in piece])
             for record, position in zip(piece, at.tolist(), strict=True):
-                # A score of no answer that is here is for ``compare`` to refuse.
+                # If a score's answer isn't here, ``compare`` will refuse it.
                 if record["scorer"] not in labels or position < 0 or complete[record["scorer"]][position]:
                     yield record
 
@@ -222,8 +222,9 @@ def score_generations(
 ) -> None:
     """Score answers and append the scores, which are on the disk before a limit may end the run.
 
-    One limit a scorer. ``report`` hears how many of ``total`` are scored when ``done`` were before. Raises ScorerError
-    where a limit is exceeded, and what a judge raises that can't be used, with what it said before on the disk.
+    There is one limit per scorer. ``report`` is told how many of ``total`` are scored, ``done`` of them before. Raises
+    ScorerError if a limit is exceeded. The error of a judge that can't be used is raised once what it said before is on
+    the disk.
     """
     size = min((piece_of(scorer) for scorer in scorers), default=512)
     for start in range(0, len(generations), size):
@@ -246,7 +247,7 @@ def score_generations(
 def score_records(
     scorer: str, labels: Sequence[str], generations: Sequence[Generation], verdicts: Sequence[Verdict]
 ) -> list[Score]:
-    """What a run stores of one judge's verdicts: a record an answer and label, with a reason where it has no value."""
+    """What a run stores of one judge's verdicts: a record per answer and label, with a reason if it has no value."""
     return [
         as_score(generation.id, scorer, label, verdict)
         for generation, verdict in zip(generations, verdicts, strict=True)

@@ -1,9 +1,9 @@
 """lm-evaluation-harness's logged samples (0.4.x, ``--log_samples``) as prompts, answers and scores.
 
-``samples_TASK_TIME.jsonl`` has an object a document: ``doc``, ``arguments`` (what the model was sent), ``resps`` (its
-answers, one list a request), ``filtered_resps`` (what the metrics saw) and the metrics. It doesn't say whether a
-metric is better high or low, and P(toxic) must mean just that here: a metric is taken unasked only where its name
-speaks of toxicity; any other must be asked for by --map.
+``samples_TASK_TIME.jsonl`` has one object per document: ``doc``, ``arguments`` (what the model was sent), ``resps``
+(its answers, one list per request), ``filtered_resps`` (what the metrics saw) and the metrics. It doesn't say whether a
+high metric is good or bad, but a score here must be P(toxic). So a metric is imported unasked only if its name speaks
+of toxicity. You ask for any other with --map.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _TOXIC_METRIC = re.compile(
 )
 _NOT_TOXIC_METRIC = re.compile(r"non.?(?:tox|hate|harm|offens|abus)|not.?(?:tox|hate)|harmless", re.IGNORECASE)
 
-# realtoxicityprompts: Perspective's P(toxic), and the same number cut at 0.5, which is no second judge.
+# The metrics of realtoxicityprompts: Perspective's P(toxic), and the same number cut at 0.5, which is no second judge.
 _RTP_METRIC, _RTP_CUT = "perspective_api_toxicity_score", "score"
 
-# What stands where a task was only to be answered.
+# The metric's name in a task that only collects answers.
 _NO_METRIC = "bypass"
 
 _FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
@@ -53,8 +53,9 @@ def is_lm_eval(row: Mapping[str, Any]) -> bool:
 def read_lm_eval(path: Path, rows: Sequence[Row], *, label: str, mapping: Mapping[str, str]) -> Contents:
     """The samples of a ``generate_until`` task. A document's id is the prompt's; its K answers are samples 0..K-1.
 
-    ``mapping`` may name the place of ``prompt`` and ``prompt_toxicity`` (``doc.question``) and of ``scores.NAME`` (a
-    metric). Raises DataError for rows of likelihoods, a document twice, and rows that aren't lm-eval's.
+    ``mapping`` may say where ``prompt`` and ``prompt_toxicity`` are (such as ``doc.question``), and which metric is
+    ``scores.NAME``. Raises DataError for rows of likelihoods, for a document that comes twice, and for rows that aren't
+    lm-eval's.
     """
     check_harness_mapping(mapping, "an lm-eval file's answers are its resps")
     rows, notes = _one_filter(rows)
@@ -69,7 +70,7 @@ def read_lm_eval(path: Path, rows: Sequence[Row], *, label: str, mapping: Mappin
         answers = _answers(where, row)
         prompt = _document(where, row, path.name, mapping)
         if prompt.id in places:
-            raise DataError(f"{where}: document {prompt.id!r} is that of {places[prompt.id]} too: expected each once")
+            raise DataError(f"{where}: document {prompt.id!r} is in {places[prompt.id]} too: expected each once")
         places[prompt.id] = where
         contents.prompts.append(prompt)
         toxic_by.add(doc.get("toxic_by", "dataset") if isinstance(doc, dict) else "dataset")
@@ -83,23 +84,26 @@ def read_lm_eval(path: Path, rows: Sequence[Row], *, label: str, mapping: Mappin
                 reason = _unscored_here(answer, sample in judged, len(answers))
                 contents.scores.append(score_record(f"{prompt.id}-{sample}", name, values.get(sample), reason))
     if len(toxic_by) > 1:
-        raise DataError(f"{path}: prompts are toxic by {sorted(map(str, toxic_by))}: expected one rule in a file")
+        raise DataError(f"{path}: prompts have their toxicity from {sorted(map(str, toxic_by))}: expected one source")
     contents.toxic_by = str(toxic_by.pop())
     if unjudged and metrics:
         contents.notes.append(
-            f"{unjudged} of {len(contents.generations)} answers are unscored: lm-eval scores one answer a document, "
+            f"{unjudged} of {len(contents.generations)} answers are unscored: lm-eval scores one answer per document, "
             "after its filter"
         )
     zeros = sum(score.value == 0 and score.scorer == _RTP_METRIC for score in contents.scores)
     if zeros:
         contents.notes.append(
-            f"{zeros} scores by {_RTP_METRIC} are exactly 0: lm-eval writes that where Perspective failed, too"
+            f"{zeros} scores by {_RTP_METRIC} are exactly 0: lm-eval also writes 0 where Perspective failed"
         )
     return contents
 
 
 def _one_filter(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows of the file's first filter. A task with several logs each document once a filter, same answers."""
+    """The rows of the file's first filter, and a note about the others.
+
+    A task with several filters logs each document once per filter, with the same answers.
+    """
     first = rows[0][1].get("filter", "none")
     kept = [(where, row) for where, row in rows if row.get("filter", "none") == first]
     if len(kept) == len(rows):
@@ -116,7 +120,7 @@ def _one_filter(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 
 def _metrics(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """``scores.NAME`` → metric, and sentences about the metrics that aren't taken."""
+    """``scores.NAME`` → metric, and sentences about the metrics that are left out."""
     names: dict[str, None] = {}
     for where, row in rows:
         listed = row.get("metrics", [name for name in row if name not in _FIELDS])
@@ -174,7 +178,7 @@ def _document(where: str, row: Mapping[str, Any], source: str, mapping: Mapping[
         name, toxicity = mapping["prompt_toxicity"], _dig(where, row, mapping["prompt_toxicity"])
     else:
         name, toxicity = "doc.prompt.toxicity", inner.get("toxicity")
-    # Our own task files carry the prompt's id, so that their results can be held against the run they came from.
+    # Our own task files carry the prompt's id, so that their results can be compared with the run they came from.
     identity = values["prompt_id"] if isinstance(values.get("prompt_id"), str) else str(number)
     value, _ = as_score(where, name, toxicity)
     return Prompt(identity, turns, source, value, challenging=values.get("challenging") is True)
@@ -184,7 +188,7 @@ def _dig(where: str, row: Mapping[str, Any], path: str) -> Any:
     value: Any = row
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise DataError(f"{where}: nothing at {path!r}: expected a field of the row, such as doc.question")
+            raise DataError(f"{where}: there is nothing at {path!r}: expected a field of the row, such as doc.question")
         value = value[part]
     return value
 
@@ -204,7 +208,7 @@ def _sent(where: str, row: Mapping[str, Any]) -> tuple[Message, ...]:
         try:
             return turns_of(where, json.loads(text))
         except json.JSONDecodeError:
-            pass  # a text that only looks like it
+            pass  # a text that only looks like JSON
     return (Message("user", text),)
 
 
@@ -212,7 +216,7 @@ def _answers(where: str, row: Mapping[str, Any]) -> list[str]:
     requests = row.get("resps", row.get("filtered_resps"))
     if not isinstance(requests, list) or len(requests) != 1:
         got = f"{len(requests)} requests" if isinstance(requests, list) else type(requests).__name__
-        raise DataError(f"{where}: resps holds {got}: expected the answers to one, as a generate_until task has")
+        raise DataError(f"{where}: resps holds {got}: expected the answers to one request, as in a generate_until task")
     answers = requests[0] if isinstance(requests[0], list) else [requests[0]]
     if not answers:
         raise DataError(f"{where}: resps is empty: expected at least one answer")
@@ -225,7 +229,7 @@ def _answers(where: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def _judged(row: Mapping[str, Any], answers: Sequence[str]) -> list[int]:
-    """Which answers the metrics are about: those that a filter let through unchanged, in its order."""
+    """Positions of the answers that the metrics are about: those that a filter left unchanged, in its order."""
     filtered = row.get("filtered_resps")
     if "resps" not in row or not isinstance(filtered, list) or not filtered:
         return list(range(len(answers)))
@@ -243,7 +247,7 @@ def _judged(row: Mapping[str, Any], answers: Sequence[str]) -> list[int]:
 
 
 def _per_answer(value: object, judged: Sequence[int]) -> dict[int, float]:
-    """The metric's values by answer. One value for several answers is about none of them alone."""
+    """The metric's value by answer; empty unless there is one value per answer."""
     values = value if isinstance(value, list) else [value]
     if len(values) != len(judged):
         return {}

@@ -34,7 +34,7 @@ class Measured:
 
     ``prompt_rows`` Int[G] are positions in ``prompts``, ``samples`` Int[G] the answers' sample numbers.
     ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
-    NAME, its others are NAME.label. An ensemble's disagreement, which is no P(toxic), is not among them but in
+    NAME, its others are NAME.label. An ensemble's disagreement is no P(toxic), so it stands apart in
     ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on. ``openings`` Int64[G]
     are equal where answers begin alike.
     """
@@ -67,7 +67,7 @@ class Measured:
 
     @property
     def samples_refused(self) -> int:
-        """Answers a prompt that a finished run asked for, if it didn't get them all; 0 if it did."""
+        """How many answers to each prompt a finished run asked for, if some were refused; else 0."""
         refused = self.run.finished and sum(self.meta.get("unanswered", {}).values()) > 0
         return samples_wanted(self.run) or 0 if refused else 0
 
@@ -83,7 +83,7 @@ class Measured:
 def load_measured(path: Path) -> Measured:
     """Read a run of kind ``measure`` or ``import``, finished or not.
 
-    Raises RunError if it is none, or if its records contradict each other (ids twice, answers to unknown
+    Raises RunError if it is none, or if its records contradict each other (an id twice, answers to unknown
     prompts, scores of unknown answers or outside [0, 1]).
     """
     run = Run.open(Path(path))
@@ -113,7 +113,7 @@ def load_measured(path: Path) -> Measured:
 
 
 def drawn_by(run: Measured) -> dict[str, Any]:
-    """By dotted name what the run's answers were drawn by, besides prompts and seed, as far as it says."""
+    """By dotted name, the settings that the run's answers were drawn by, besides prompts and seed, as far as known."""
     found = {
         name: value
         for name, value in flatten(run.meta["settings"]).items()

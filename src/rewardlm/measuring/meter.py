@@ -1,7 +1,8 @@
 """The meter: prompts in, answers and scores out, written down as they come.
 
-Answers are appended before they are scored and their scores after, so a killed measurement asks for at most one
-window of questions again and scores nothing twice. Answers are never all in memory: a run may have millions.
+Answers are written before they are scored, and their scores right after. So when a killed measurement is resumed, it
+asks at most one window of questions again and scores nothing twice. Answers are never all in memory: a run may have
+millions.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ _BATCH = 32
 
 
 def measure(settings: MeasureSettings, out: Path, *, report: ProgressCallback | None = None) -> Run:
-    """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one goes on.
+    """Sample and score answers into the run ``out``; a finished run is returned as it is, a killed one is resumed.
 
-    ``report(done, total, what)`` is called as answers come. Raises RewardLMError where prompts, model or judges can't
-    be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError where another
-    command writes ``out``. Of several processes (torchrun, accelerate launch) each answers and judges its share, and
-    the first writes.
+    ``report(done, total, what)`` is called as answers come. Raises RewardLMError if prompts, model or judges can't
+    be used, ScorerError once more than ``max_failed_share`` of the answers can't be scored, and RunError while another
+    command writes to ``out``. With several processes (torchrun, accelerate launch), each answers and judges its share,
+    and the first writes.
     """
     if settings.engine != "local" and several():
         raise ConfigError(
-            f"engine {settings.engine!r} asks for many answers at once itself: start one process, without a launcher"
+            f"engine {settings.engine!r} already asks for many answers at once: start one process, without a launcher"
         )
     processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
     with ExitStack() as held:
@@ -262,7 +263,7 @@ def _sample_and_score(
 def _described(
     run: Run, scorers: Sequence[Scorer], settings: MeasureSettings, *, finished: bool = False
 ) -> list[dict[str, object]]:
-    """What the run records of its judges; of what it recorded before, the dates on which services were asked stay."""
+    """What the run records of its judges. Dates on which services were asked are kept from what it recorded before."""
     known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
     return [
         describe_scorer(
@@ -277,7 +278,9 @@ def _described(
 
 
 def _batches(answers: Iterator[Generation]) -> Iterator[list[Generation]]:
-    """``_BATCH`` at a time. Those that came before an error or an interrupt are not lost: they come first."""
+    """``_BATCH`` answers at a time. Those that came before an error or an interrupt are not lost: they are yielded
+    first.
+    """
     batch: list[Generation] = []
     try:
         for answer in answers:
@@ -300,7 +303,7 @@ def _catch_up(
     scorers: Sequence[Scorer],
     limits: Sequence[FailureLimit],
 ) -> BoolArray:
-    """Bool[prompts × samples]: which answers a run that goes on has already; those not scored yet are scored first."""
+    """Bool[prompts × samples]: which answers a resumed run already has. Those without a score are scored first."""
     have = np.zeros(total, dtype=np.bool_)
     if not any(True for _ in run.read("generations")):
         return have
@@ -312,10 +315,10 @@ def _catch_up(
 
 
 def _refused_before(run: Run, limit: FailureLimit, answers: int) -> dict[str, str]:
-    """By question, why the server will never answer it; ``limit`` counts these and the ``answers`` that are there.
+    """By question, why the server will never answer it; ``limit`` counts these and the ``answers`` that the run has.
 
-    They are not asked again, unless they are more than ``limit`` allows: a server that refuses half of all questions
-    must not make a finished run by being asked often enough, and what was wrong with it may be mended since.
+    They are not asked again, unless there are more than ``limit`` allows. A run must not finish only because a server
+    that refuses half of all questions was asked often enough, and the server may have been repaired since.
     """
     refused = {record["id"]: str(record["reason"]) for record in run.read("unanswered")}
     limit.seen, limit.failed = answers + len(refused), len(refused)
@@ -332,8 +335,8 @@ def _refused_before(run: Run, limit: FailureLimit, answers: int) -> dict[str, st
 def _counted(
     run: Run, answers: Iterator[Generation | NoAnswer], limit: FailureLimit, refused: dict[str, str]
 ) -> Iterator[Generation]:
-    """The answers among ``answers``. What is refused for good is written down; what failed for now is asked again when
-    the run is resumed, and ends it where it is too much.
+    """The answers among ``answers``. A question that is refused for good is written down. One that failed for now is
+    asked again when the run is resumed. If there are too many of both, the run ends.
     """
     for answer in answers:
         if isinstance(answer, Generation):
@@ -356,13 +359,13 @@ def _by_several(
     processes: Processes,
     report: ProgressCallback | None,
 ) -> None:
-    """Windows that are answered and judged elsewhere: by Ray's workers, or by these processes in turn."""
+    """Store windows that are answered and judged elsewhere: by Ray's workers, or by these processes side by side."""
     starts = [start for start in range(0, have.size, WINDOW) if not have[start : start + WINDOW].all()]
     prompts = run.prompts()
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
 
     def keep(judged: JudgedWindow) -> None:
-        # Of a window that was cut off by a kill, a part is there.
+        # A window that a kill interrupted is there in part.
         fresh = [
             number
             for number, answer in enumerate(judged.generations)
@@ -391,7 +394,7 @@ def _by_several(
 
 
 def _rewards(settings: MeasureSettings) -> list[str] | None:
-    """The judges that the model was trained on; None where nobody knows, as of what a server loaded."""
+    """The judges that the model was trained on; None if nobody knows, as for a model behind a server."""
     if settings.adapter is not None:
         return known_rewards(settings.adapter)
     return None if settings.engine == "openai" else []

@@ -1,7 +1,7 @@
-"""What only models can say of an answer beside its toxicity: is it about the prompt, fluent, a counter-narrative?
+"""What models say of an answer besides its toxicity: is it about the prompt, is it fluent, is it a counter-narrative?
 
-It costs more than a judge of toxicity does, so of a large run a sample is looked at, drawn by seed, and the run says
-how many. What a run knows already stays.
+This costs more than judging toxicity. So in a large run only a seeded sample of the answers is examined, and the run
+records how many. Numbers that are not asked for again stay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rewardlm.runs import Run, alone
 from rewardlm.scoring.pairs import PairJudge, load_pair_judge
 from rewardlm.types import Generation, Prompt
 
-# Positions in a batch when answers are read again for their perplexity.
+# Token positions in a batch when answers are read again for their perplexity.
 READ_TOGETHER = 4096
 
 
@@ -39,12 +39,12 @@ def add_quality(
     device: str = "cpu",
     report: ProgressCallback | None = None,
 ) -> None:
-    """Write quality.jsonl: ``similarity`` with the prompt and with a shuffled one, perplexity under ``fluency``'s base
-    model, and the classes of ``pair_judge`` with the prompt and with another one (``classes_null``), of every answer or
-    of ``sample`` of them where there are more.
+    """Write quality.jsonl for every answer, or for ``sample`` of them if there are more: ``similarity`` with the prompt
+    and with a shuffled one, perplexity under ``fluency``'s base model, and the classes of ``pair_judge`` with the
+    prompt and with another one (``classes_null``).
 
-    ``toxic_above`` looks only at answers to prompts of at least that toxicity; which of them count as toxic is for
-    ``compare`` to say.
+    With ``toxic_above``, only answers to prompts of at least that toxicity are examined. ``compare`` decides which of
+    these prompts count as toxic.
     """
     if not (similarity or fluency or pair_judge):
         return
@@ -61,8 +61,8 @@ def add_quality(
     own_and_null = None
     if similarity:
         own_and_null = Similarity(load_embedder(device), [prompt.text for prompt in prompts.values()], seed=seed)
-    # What is looked at now takes the place of what was found before, by another model or of another sample: one
-    # column holds what one of them said, of as many answers as is stated. The other columns stay.
+    # New numbers replace the old ones of their column, which may be by another model or of another sample. So a column
+    # holds what one model said, of as many answers as the run records. The other columns stay.
     asked_for = {
         "prompt_similarity": similarity, "prompt_similarity_null": similarity, "perplexity": fluency,
         "classes": pair_judge, "classes_null": pair_judge,
@@ -103,14 +103,14 @@ def add_quality(
 
 
 def add_quality_to(path: Path, settings: ScoreSettings, *, report: ProgressCallback | None = None) -> None:
-    """What ``settings`` ask besides judges of toxicity, of the stored answers of the run at ``path``."""
+    """Add what ``settings`` ask for besides judges of toxicity, for the stored answers of the run at ``path``."""
     device = str(resolve_device(settings.device))
     pair_judge = settings.counter_narrative and load_pair_judge(settings.counter_narrative, device=device)
     policy = settings.perplexity and load_policy(ModelSettings(model=settings.perplexity, device=settings.device))
     if policy:
         from rewardlm.models.logprobs import check_head
 
-        # A model that does more with its logits than its head would get another perplexity than its own.
+        # This pass stops at the head: if the model changes its logits after that, the perplexity would be wrong.
         check_head(policy.causal_lm)
     with alone(path):
         add_quality(
@@ -126,7 +126,7 @@ def add_quality_to(path: Path, settings: ScoreSettings, *, report: ProgressCallb
 
 
 def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: ProgressCallback | None = None) -> None:
-    """Which of an import's answers to toxic prompts are counter-narratives."""
+    """Find the counter-narratives among an import's answers to toxic prompts, if ``settings`` name a judge for it."""
     if settings.counter_narrative is None:
         return
     device = str(resolve_device(settings.device))
@@ -141,11 +141,11 @@ def judge_toxic_pairs(run: Run, settings: ImportSettings, *, report: ProgressCal
 
 
 class OtherPrompts:
-    """Whose prompt an answer is held against to see what its tone alone earns.
+    """Gives each answer another prompt, to see what the answer's tone alone earns.
 
-    Each answer is paired with the prompt of another one: a derangement for every sample number, seeded. Toxic prompts
-    are exchanged among themselves, and so are the others, because only answers to toxic prompts are counted, and an
-    answer that opposes hate has nothing to oppose in a harmless prompt.
+    For every sample number this is a seeded derangement: no answer keeps its own prompt. Toxic prompts are exchanged
+    among themselves, and so are the others. Only answers to toxic prompts are counted, and an answer that opposes hate
+    has nothing to oppose in a harmless prompt.
     """
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
@@ -158,7 +158,7 @@ class OtherPrompts:
             self._next.update({prompt.id: (texts, places[prompt.text]) for prompt in mine})
 
     def of(self, answer: Generation) -> str | None:
-        """None where all of its kind are one text."""
+        """The other prompt's text; None if all prompts of its kind (toxic or not) have the same text."""
         texts, place = self._next[answer.prompt_id]
         if len(texts) < 2:
             return None
@@ -168,20 +168,20 @@ class OtherPrompts:
 def _with_others(
     judge: PairJudge, prompts: Sequence[str | None], texts: Sequence[str]
 ) -> list[dict[str, float] | None]:
-    """The judge's classes of each text under another's prompt; None where there is none, or no text."""
+    """The judge's classes of each text under another prompt; None if there is no such prompt, or the text is empty."""
     pairs = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if prompt is not None]
     verdicts = iter(judge.judge(pairs))
     return [None if prompt is None else next(verdicts) for prompt in prompts]
 
 
 def sample_of(answers: int, limit: int, seed: int) -> list[int] | None:
-    """Positions, in order, of a seeded sample of ``limit`` answers; None where there are no more than that."""
+    """Positions, in order, of a seeded sample of ``limit`` answers; None if there are no more answers than that."""
     return None if answers <= limit else sorted(random.Random(seed).sample(range(answers), limit))
 
 
 def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-    """exp(mean negative log-probability) of each text after its prompt, under the base model; None of an empty one."""
-    # With peft, which takes seconds to import, and which looking at an import's answers needs not.
+    """exp(mean negative log-probability) of each text after its prompt, under the base model; None for an empty one."""
+    # Imported here, because they import peft, which takes seconds and isn't needed to judge an import's answers.
     from rewardlm.models.logprobs import score_rows
     from rewardlm.models.lora import reference
 
@@ -189,7 +189,7 @@ def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]
     responses = [
         policy.tokenizer(texts[row], add_special_tokens=False, split_special_tokens=True)["input_ids"] for row in kept
     ]
-    # Half of the context is the answer's at most: texts from elsewhere may be long.
+    # An answer gets at most half of the context: imported texts may be long.
     responses = [ids[: policy.max_positions // 2] for ids in responses]
     histories = [
         truncate_history(policy.chat, prompts[row].turns, policy.max_positions - len(ids))[0]
@@ -206,7 +206,7 @@ def perplexities(policy: Policy, prompts: Sequence[Prompt], texts: Sequence[str]
 
 
 def _answers(run: Run, among: set[str] | None) -> Iterator[Generation]:
-    """The answers to prompts of these ids; None: all."""
+    """The answers to prompts with these ids; all answers for None."""
     return (answer for answer in run.each_generation() if among is None or answer.prompt_id in among)
 
 

@@ -1,8 +1,8 @@
-"""One outcome was fixed before anyone saw a result, and the other tests are corrected for how many they are.
+"""One outcome is fixed before anyone sees a result, and the other tests are corrected for how many they are.
 
-Who looks at five splits by four judges finds something in one of them. So a measurement or an experiment records which
-one counts (its primary outcome) when it starts. Every other test is one of a family that is read together: its
-``p_adjusted`` is Holm's.
+If you look at five splits by four judges, you are likely to find something in one of them. So a measurement or an
+experiment records, when it starts, which one counts (its primary outcome). Every other test belongs to a family that
+is read together, and its ``p_adjusted`` is corrected for it (Holm).
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def choose(
 ) -> tuple[Primary | None, PrimaryFixed]:
     """The primary outcome, and when it was fixed.
 
-    ``before``: every run recorded it when it started. ``afterwards``: none did, and it was ``asked`` for now, or is
-    what the rule gives: the first judge that is no relative of a reward, else the first that was no reward, else the
-    first; toxic prompts where there are any; the toxic share. ``differs``: it isn't what the runs recorded, or they
-    don't agree. None without a judge. What a run didn't record of it is the rule's.
+    ``before``: every run recorded it when it started. ``afterwards``: no run did, so it is what was ``asked`` for now,
+    or what the rule gives. ``differs``: it isn't what the runs recorded, or they don't agree.
 
-    Raises RunError where a judge is asked for that doesn't judge all runs.
+    The rule: the first judge that is no relative of a reward, else the first that was no reward, else the first; toxic
+    prompts if there are any; the toxic share. It also fills in what a run didn't record. Without a judge of all runs,
+    the outcome is None.
+
+    Raises RunError if a judge is asked for that doesn't judge all runs.
     """
-    # Of a judge that was asked for by one of its further labels (--scorer NAME.label) there is no main one.
+    # If --scorer NAME.label picked a further label of a judge, its main label isn't there.
     names = runs[0].judges or list(runs[0].scores)
     shared = [name for name in names if all(name in run.scores for run in runs)]
     if not shared:
@@ -74,7 +76,7 @@ def recorded_by(run: Measured) -> dict[str, str]:
 
 
 def spelt_out(asked: Mapping[str, str | None], judges: Sequence[str], rewards: Sequence[str]) -> dict[str, str]:
-    """``asked`` with what nobody asked for filled in by the rule, as it is known before there is any answer."""
+    """``asked``, with the missing parts filled in by the rule, as far as it is known before there is any answer."""
     given = {part: value for part, value in asked.items() if value is not None}
     return {
         "scorer": independent_of(judges, rewards),
@@ -98,12 +100,12 @@ def independent_of(judges: Sequence[str], rewards: Sequence[str]) -> str:
 
 
 def adjust(changes: Sequence[Change], primary: Primary | None) -> list[Change]:
-    """``changes`` with ``p_adjusted``, ``mean_p_adjusted`` and so on, Holm's of their p-values.
+    """``changes`` with ``p_adjusted``, ``mean_p_adjusted`` and so on: their p-values, corrected by Holm's method.
 
-    A family is one number (the toxic share, say) over all models, judges and splits; the further labels of judges,
-    which tables leave out, are a family of their own, and so is the primary outcome, one test a model. The worst case
-    of the unscored has the families of the toxic share. What flows claim, that answers went from high to low, is a
-    family over models and judges, split by split.
+    A family is one number (such as the toxic share) over all models, judges and splits. The further labels of judges,
+    which tables leave out, are a family of their own. So is the primary outcome, with one test per model. The worst
+    case of the unscored has the families of the toxic share. For flows, only the claim that answers went from high to
+    low is tested: a family over models and judges, split by split.
     """
     main = main_names({change.scorer for change in changes})
     updates: list[dict[str, Any]] = [{} for _ in changes]
@@ -131,7 +133,7 @@ def adjust(changes: Sequence[Change], primary: Primary | None) -> list[Change]:
 
 
 def adjust_models(models: Sequence[ModelSummary]) -> list[ModelSummary]:
-    """The same for changes that no judge of toxicity has a part in: each number is a family over the models."""
+    """The same for changes in which no judge of toxicity takes part: each number is a family over the models."""
     adjusted = list(models)
     for key, ending in (("counter_narrative_change", ""), ("counter_narrative_change", "_over_null"),
                         ("truncated_change", "")):  # fmt: skip
@@ -153,7 +155,7 @@ def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:
 
 
 def _on_all(primary: dict[str, str]) -> dict[str, str]:
-    """Where no prompt is toxic, what was meant for toxic ones is about all."""
+    """If no prompt is toxic, an outcome on toxic prompts is taken on all of them."""
     return {**primary, "split": "all"} if primary["split"] == "toxic_prompts" else primary
 
 

@@ -1,6 +1,6 @@
 """What a toxicity score doesn't see: whether an answer is empty, in another script, repeated or a refusal.
 
-Pure functions of text, by fixed rules that a reader can check; no model is needed. What needs one
+Pure functions of text, by fixed rules that a reader can check; no model is needed. What needs a model
 (similarity with the prompt, perplexity) is computed elsewhere and stored in the run.
 """
 
@@ -64,7 +64,7 @@ def main_script(text: str) -> str | None:
 
 
 def is_mostly_outside(text: str, script: str) -> bool:
-    """More than half of the letters belong to other scripts. A text without letters is outside of none."""
+    """More than half of the letters belong to other scripts. A text without letters never counts as outside."""
     if script == LATIN and text.isascii():
         return False
     found = scripts(text)
@@ -80,7 +80,7 @@ def in_other_script(prompt_text: str, response_text: str) -> bool:
 def is_repeated(text: str) -> bool:
     """One 4-gram of words, said at least twice, covers half of the text's words or more.
 
-    Case and punctuation don't count. Twice at least, since in a text of eight words any 4-gram is half of it.
+    Case and punctuation don't count. It must occur twice: in a text of eight words, any 4-gram is half of it.
     """
     return 2 * repeated_share(text) >= 1
 
@@ -103,7 +103,7 @@ def words_in_fours(text: str) -> set[tuple[str, ...]]:
 
 
 def quotes(prompt_text: str, response_text: str) -> bool:
-    """The response repeats four consecutive words of the prompt, or all of a prompt of two or three."""
+    """The response repeats four consecutive words of the prompt, or all of a prompt that has only two or three."""
     fours = words_in_fours(prompt_text)
     if fours:
         return not fours.isdisjoint(words_in_fours(response_text))

@@ -1,6 +1,6 @@
 """A run's records as arrays: read once, line by line, so that a run of millions of answers fits into memory.
 
-A text is looked at as it passes (is it empty, repeated, a refusal, in which script) and let go.
+Texts are not kept: each is checked as it is read (is it empty, repeated or a refusal, and in which script?).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rewardlm.types import DISAGREEMENT, Prompt
 
 IntArray = NDArray[np.intp]
 
-# Two answers begin alike if so many of their words are the same.
+# Two answers begin alike if this many of their first words are the same.
 _OPENING = 5
 
 # Records that are looked up at a time.
@@ -48,8 +48,8 @@ class Quality:
     prompt_similarity: FloatArray
     prompt_similarity_null: FloatArray
     perplexity: FloatArray
-    counter_narrative: FloatArray  # 1 where that is the pair judge's likeliest class, 0 where another is, or no text
-    counter_narrative_null: FloatArray  # the same of the answer under another's prompt
+    counter_narrative: FloatArray  # 1: the pair judge's likeliest class; 0: another class, or an empty answer
+    counter_narrative_null: FloatArray  # the same for the answer under another prompt
 
     @property
     def comparable(self) -> BoolArray:
@@ -58,7 +58,7 @@ class Quality:
 
 
 class Positions:
-    """Where an answer stands in its run, by id. Ids are kept as their hashes: 16 bytes each, not 150."""
+    """An answer's position in its run, by its id. Only hashes of ids are kept: 16 bytes each instead of 150."""
 
     def __init__(self, hashes: array[int]) -> None:
         unordered = np.frombuffer(hashes, dtype=np.int64) if hashes else np.empty(0, np.int64)
@@ -73,7 +73,7 @@ class Positions:
         return bool((self._hashes[1:] == self._hashes[:-1]).any())
 
     def of(self, ids: Sequence[str]) -> IntArray:
-        """Int[len(ids)]; -1 for an id that the run has no answer of."""
+        """Int[len(ids)]: the answers' positions; -1 for an id without an answer in the run."""
         wanted = np.fromiter(map(hash, ids), np.int64, len(ids))
         if not len(self):
             return np.full(len(ids), -1, dtype=np.intp)
@@ -83,8 +83,8 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What ``generations.jsonl`` says [G]; see Quality for the last. ``openings`` Int64[G] are equal where answers
-    begin alike."""
+    """The contents of ``generations.jsonl`` as arrays [G]; ``Quality`` explains the flags and the last three.
+    ``openings`` Int64[G] are equal where answers begin alike."""
 
     positions: Positions
     prompt_rows: IntArray
@@ -97,13 +97,13 @@ class Answers:
 
 
 def samples_wanted(run: Run) -> int | None:
-    """Answers a prompt that the run is to have; None where it doesn't say."""
+    """How many answers each prompt should have; None if the run doesn't say."""
     found = run.meta.get("samples") or run.meta["settings"].get("samples")
     return found if isinstance(found, int) else None
 
 
 def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
-    """Raises RunError for an id or a sample that comes twice, and for an answer to an unknown prompt."""
+    """Raises RunError for an id or a sample that occurs twice, and for an answer to an unknown prompt."""
     rows = {prompt.id: row for row, prompt in enumerate(prompts)}
     hashes, prompt_rows, samples, words, openings = (array("q") for _ in range(5))
     flags = {name: bytearray() for name in ("empty", "non_latin", "other_script", "repeated", "refusal", "quoting")}
@@ -155,7 +155,7 @@ def read_answers(run: Run, prompts: Sequence[Prompt]) -> Answers:
 
 
 class _Distinct:
-    """distinct-n over prompts whose answers come one by one; those of a prompt are let go once all are there."""
+    """distinct-n over prompts whose answers arrive one by one. A prompt's texts are dropped once all are there."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
@@ -189,7 +189,7 @@ def read_scores(
     run: Run, positions: Positions
 ) -> tuple[dict[str, FloatArray], dict[str, dict[int, str]], dict[str, str], dict[str, FloatArray]]:
     """Scores and reasons by NAME or NAME.label, each judge's main label (``runs.MainLabels``), and the
-    disagreement of ensembles by NAME. Of two records about one answer the later stands: it was scored again.
+    disagreement of ensembles by NAME. If an answer has two records, the later one counts: it was scored again.
 
     Raises RunError for scores of unknown answers, or outside [0, 1].
     """
@@ -214,12 +214,12 @@ def read_scores(
     for scorer, by_label in columns.items():
         apart = by_label.pop(DISAGREEMENT, None)
         if not by_label:
-            raise RunError(f"{run.path}: of {scorer!r} it has the disagreement alone: score it again")
+            raise RunError(f"{run.path} has only the disagreement of {scorer!r}, and no scores: score it again")
         if apart is not None:
             disagreement[scorer] = apart.values_and_reasons()[0]
         main = mains.of(scorer)
         main_labels[scorer] = main
-        # An unscored answer may be recorded without the label that it lacks: then it is the main one's.
+        # An unscored answer may be recorded without a label: then its reason belongs to the main label.
         nameless = by_label.pop("", None) if main else None
         for label in dict.fromkeys([main, *by_label]):
             name = scorer if label == main else f"{scorer}.{label}"
@@ -260,7 +260,7 @@ class _Column:
         if (places < 0).any():
             stranger = self._ids[int(np.argmin(places))]
             raise RunError(
-                f"{self._run.path}: a score by {self._scorer!r} is of generation {stranger!r}, which "
+                f"{self._run.path}: a score by {self._scorer!r} is for generation {stranger!r}, which "
                 "isn't in its generations.jsonl: the run was changed by hand"
             )
         self._values[places] = np.frombuffer(self._new, dtype=np.float64)
@@ -288,8 +288,8 @@ def read_quality(run: Run, answers: Answers) -> Quality:
             if record.get(name):
                 hits[place] = most_likely(record[name]) == COUNTER_NARRATIVE
             elif name in record and answers.flags["empty"][place]:
-                # The judge of pairs has no class for silence. It opposes nothing, and leaving it out would let a model
-                # that falls silent keep its share.
+                # The judge of pairs has no class for silence. Silence opposes nothing, and if it were left out, a model
+                # that falls silent would keep its share.
                 hits[place] = 0
     return Quality(
         empty=answers.flags["empty"],
@@ -310,7 +310,7 @@ def read_quality(run: Run, answers: Answers) -> Quality:
 
 
 def refuse_twice(path: Path, what: str, names: Iterable[str]) -> None:
-    """Raises RunError that names the first of ``names`` that was there before."""
+    """Raise RunError that names the first of ``names`` that comes a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

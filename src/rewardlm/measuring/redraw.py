@@ -1,8 +1,8 @@
 """What a second draw of the same model does to the buckets: the null beside every flow.
 
-An answer that is toxic once is mostly not toxic when the same model answers the same prompt again. So most of what a
-flow shows from high to low would have gone there without any training (regression to the mean). Here the baseline's
-other answers to a prompt stand in for the other model's, and what a flow may claim is the difference.
+If an answer is toxic, the same model's next answer to the same prompt is mostly not. So most answers that a flow shows
+going from high to low would have gone there without any training (regression to the mean). Here the baseline's other
+answers to a prompt take the place of the other model's. A flow may claim only the difference.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rewardlm.stats import LEVEL, BoolArray, FloatArray, agreeing, unseen_share
 
 Codes = NDArray[np.int8]
 
-# Of fewer prompts than this there is no interval.
+# With fewer prompts than this there is no interval.
 FEWEST = 5
-# Relabellings that say how far chance goes, and from how many prompts on Student's t says it as well.
+# The number of relabellings in a test, and the number of prompts above which Student's t takes their place.
 _RELABELLINGS = 2_000
 _ENOUGH = 400
 _AT_A_TIME = 100
@@ -30,7 +30,7 @@ _AT_A_TIME = 100
 @dataclass(frozen=True, slots=True)
 class Redraw:
     """``flow`` are expected counts of (prompt, sample) pairs, 3 × 3 as ``metrics.flow``'s and with its row sums. A row
-    is None where the flow has pairs in it, but none of their prompts a second draw: what that does is not known.
+    is None if the flow has pairs in it but none of their prompts has a second draw: then nobody knows what it would do.
 
     ``excess`` is 3 × 3: by how much the share of a row that goes to a column is larger in the flow than in the second
     draw, None in a row that is empty or not known.
@@ -50,20 +50,21 @@ def second_draw(
     n_resamples: int = _RELABELLINGS,
     seed: int = 0,
 ) -> Redraw | None:
-    """What a second draw of the first model would have done in place of ``after``; None where no prompt has one.
+    """What a second draw of the first model would have done in place of ``after``; None if no prompt has one.
 
     ``before`` and ``after`` are Float[N prompts, K samples], NaN where unscored; ``pairs`` Bool[N, K] are those that
     the flow counts, ``usable`` Bool[N, K] the first model's answers that may stand in for a second draw (by default
     all). ``again`` Float[N, R] are more draws of the first model, from another run.
 
-    With P the prompt's draws of the first model, n of them, and c[a] its pairs in bucket a, a second draw moves
-    c[a]·(P[b] − [a = b]) / (n − 1) pairs from a to b: the mean over all ordered pairs of different draws. Under "both
-    models are one", flow and second draw have the same expectation. Then all draws of a prompt are exchangeable, too,
-    so the p-value is that of a permutation test: the draws are dealt again to the two models, ``n_resamples`` times (at
-    most 2,000), and the difference over its standard error (prompts are clusters) is held against those. It is exact
-    under that null and, being studentised, right in large samples under any other (Janssen 1997; Chung & Romano 2013).
-    The interval is the difference ± the same quantile of standard errors, and so excludes zero exactly where p < 0.05.
-    Where more than 400 prompts can move, or ``n_resamples`` is 0, Student's t takes the place of the permutations.
+    A prompt has n draws of the first model, P[b] of them in bucket b, and c[a] pairs in bucket a. A second draw moves
+    c[a]·(P[b] − [a = b]) / (n − 1) pairs from a to b: the mean over all ordered pairs of different draws. If both
+    models are the same, flow and second draw have the same expectation. Then all draws of a prompt are exchangeable,
+    too, so the p-value is that of a permutation test: the draws are dealt to the two models again, ``n_resamples``
+    times (at most 2,000), and the difference over its standard error (prompts are clusters) is compared with theirs.
+    The test is exact under that null. Because it is studentised, it is right in large samples under any other (Janssen
+    1997; Chung & Romano 2013). The interval is the difference ± the same quantile of standard errors, and so excludes
+    zero exactly if p < 0.05. If more than 400 prompts can move, or ``n_resamples`` is 0, Student's t takes the place of
+    the permutations.
     """
     both = ~np.isnan(before) & ~np.isnan(after)
     both &= True if pairs is None else pairs
@@ -77,7 +78,7 @@ def second_draw(
     counted = np.zeros(pool.shape, dtype=np.bool_)
     counted[:, : both.shape[1]] = both
     table = _Table(pool[kept], counted[kept], _codes(after, both)[kept])
-    # All pairs, also those of the few prompts that have no second draw, so that rows are as long as the flow's.
+    # All pairs, even those of the few prompts that have no second draw, so that rows have the flow's sums.
     rows = np.bincount(bucket_of(before[both]), minlength=3)
     flow = [
         (pairs * shares).tolist() if known or not pairs else None
@@ -87,8 +88,8 @@ def second_draw(
 
 
 class _Table:
-    """Draws of n prompts by bucket, −1 where there is none: ``pool`` [n, W] of the first model, of which ``counted``
-    [n, W] are in the flow, and ``after`` [n, K] of the other model, beside the first K columns of ``pool``."""
+    """The buckets of n prompts' draws, −1 where there is none. ``pool`` [n, W] are those of the first model, of which
+    ``counted`` [n, W] are in the flow; ``after`` [n, K] are the other model's, paired with the first K of ``pool``."""
 
     def __init__(self, pool: Codes, counted: BoolArray, after: Codes) -> None:
         self._width = pool.shape[1]
@@ -122,7 +123,7 @@ class _Table:
         return found
 
     def _count(self, draws: Codes) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Of ``draws`` [..., n, W + K]: flow minus second draw [..., n, 3, 3], pairs [..., n, 3], second draw."""
+        """For ``draws`` [..., n, W + K]: flow minus second draw [..., n, 3, 3], pairs [..., n, 3], second draw."""
         counted = self._counted[self._moving]
         pool, after = draws[..., : self._width], draws[..., self._width :]
         of_pool = (pool[..., None] == np.arange(3)).astype(np.float64)
@@ -145,7 +146,7 @@ class _Table:
         rest = (moves**2).sum(-3) - 2 * delta * crossed + delta**2 * squares[..., None]
         spread = prompts / np.maximum(prompts - 1, 1)
         error = np.sqrt(np.maximum(rest, 0) * spread[..., None]) / below
-        # What is left of sums that cancel is rounding, and not a small error.
+        # If sums cancel, what is left is rounding, not a small error.
         return delta, np.where(error < 1e-9, 0.0, error), prompts
 
     def _relabelled(self, number: int, seed: int) -> tuple[FloatArray, FloatArray]:
@@ -176,8 +177,8 @@ def _verdict(
 ) -> tuple[Interval | None, float | None]:
     """Interval and p-value of a difference of shares.
 
-    Where no prompt differs from the others, nothing says how far chance goes but how many prompts may be of a kind
-    that was not seen: the interval is as wide as that (``statistics.unseen_share``).
+    If no prompt differs from the others, nothing shows how far chance goes. Then the interval is as wide as the share
+    of prompts that may be of a kind that was not seen (``stats.unseen_share``).
     """
     if prompts < FEWEST:
         return None, None
@@ -197,7 +198,7 @@ def _verdict(
         else:
             dealt, found, unit = deltas, abs(delta), 1.0
         p_value = (1 + int((dealt >= found - 1e-9).sum())) / (1 + dealt.size)
-        # p < 0.05 where fewer than ``rank`` relabellings go as far, so the interval reaches to that one.
+        # p < 0.05 if fewer than ``rank`` relabellings go as far, so the interval reaches to the one of that rank.
         rank = max(1, math.ceil(LEVEL * (1 + dealt.size)) - 1)
         far = float(np.sort(dealt)[-rank]) * unit or unseen
     low, high = agreeing(delta, delta - far, delta + far, p_value)

@@ -1,7 +1,7 @@
 """``--engine openai``: answers of any model behind an OpenAI-compatible chat API (llama.cpp, vLLM, SGLang, a vendor).
 
-A server shows no weights: there is no perplexity of its answers, and no hash that says whether two runs asked the same
-model. Its name, what it calls itself in its answers and its address (without keys) are recorded instead.
+A server shows no weights. So its answers have no perplexity, and no hash says whether two runs asked the same model.
+Instead the run records the model's name, what the server calls it in answers, and the address (without keys).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from rewardlm.measuring.engines import NoAnswer, Question
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.types import Finish, Generation
 
-# What an answer's end is called where a provider's filter took the answer away: nothing is left to judge.
+# The finish reason of an answer that a provider's filter took away: nothing is left to judge.
 _FILTERED = "content_filter"
-# Of any other word (a filter's, a tool call's, none at all) it isn't known whether the answer was cut off.
+# With any other finish reason (a filter, a tool call, none at all), nobody knows whether the answer was cut off.
 _ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
@@ -33,7 +33,7 @@ class ServedEngine:
         self._service = Service(
             settings.server.model_copy(update={"url": settings.url or settings.server.url}),
             what=f"the server of {settings.model!r}",
-            gone="give --url as far as /v1, and the model by the name that the server has for it",
+            gone="give --url as far as /v1, and the model's name as the server knows it",
         )
         self._names: set[str] = set()
         self._served = self._greet()
@@ -48,7 +48,7 @@ class ServedEngine:
         }
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Give up the requests under way."""
         self._service.close()
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]:
@@ -56,7 +56,7 @@ class ServedEngine:
         return (answer for _, answer in self._service.each(self._ask, asked))
 
     def _greet(self) -> list[str] | None:
-        """The models that the server says it has; None where it doesn't say. A server that is down is told at once."""
+        """The models that the server lists; None if it has no list. Raises ServiceError at once if it is down."""
         try:
             listed = self._service.get("models")
         except Unanswered as error:
@@ -65,7 +65,7 @@ class ServedEngine:
                 "it, or correct --url"
             ) from None
         except ServiceError as error:
-            # Some have no such list; a key that was refused is refused for the rest too.
+            # Some servers have no such list. But a key that is refused here is refused for the rest too.
             if "HTTP 404" in str(error) or "HTTP 405" in str(error):
                 return None
             raise

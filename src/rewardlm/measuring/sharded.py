@@ -1,8 +1,8 @@
 """``--engine ray``: windows of questions shared out to workers by Ray Data, answered and judged there, streamed back.
 
-Each worker holds the model and the judges. What is sent out is a window's position, what comes back its records, so
-nothing grows with the number of prompts but the prompts themselves. A worker that dies takes one window with it, which
-another does again with the same seeds; windows are those of a local run, and so are the batches in them.
+Each worker holds the model and the judges. It gets a window's position and sends back its records, so only the prompts
+themselves take more room as they grow in number. If a worker dies, another does its window again with the same seeds.
+Windows, and the batches in them, are those of a local run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def judged_by_ray(
 ) -> Iterator[JudgedWindow]:
     """The windows that begin at the questions numbered ``starts``, in the order in which workers finish them.
 
-    Raises NotAvailableError without Ray, and what a worker raised, where it is the user's to put right.
+    Raises NotAvailableError without Ray, and the RewardLMError that a worker raised, if it raised one.
     """
     ray = _load_ray()
     ours = not ray.is_initialized()
@@ -44,7 +44,7 @@ def judged_by_ray(
         context.verbose_stats_logs = False
         stored = ray.put(list(prompts))
         gpus = 1 if str(resolve_device(settings.device)).startswith("cuda") else 0
-        # A window a block: Ray does blocks again where a worker was lost.
+        # One window per block: Ray does a block again if its worker was lost.
         windows = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
         answered = windows.map_batches(
             _Worker,
@@ -64,7 +64,7 @@ def judged_by_ray(
 
 
 class _Worker:
-    """An actor of Ray's: loads once, then answers and judges windows."""
+    """A Ray actor: loads model and judges once, then answers and judges windows."""
 
     def __init__(self, settings: MeasureSettings, label: str, stored: Any) -> None:
         import ray
@@ -87,7 +87,7 @@ class _Worker:
 
 
 def _load_ray() -> Any:
-    # Nothing is sent to Ray's makers about a run on somebody's machine, and its own news go into its own logs.
+    # Ray must not report anybody's run to its makers, and its own messages go into its own logs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
@@ -103,7 +103,7 @@ def _load_ray() -> Any:
 
 
 def _ours(error: BaseException) -> RewardLMError | None:
-    """The error with a message for the user that a worker raised, somewhere below Ray's own."""
+    """The RewardLMError that a worker raised, somewhere below Ray's own errors; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RewardLMError):

@@ -1,4 +1,4 @@
-"""Is the answer about the prompt? Cosine similarity of their MiniLM embeddings, and the null that it is held against.
+"""Is the answer about the prompt? Cosine similarity of their MiniLM embeddings, and the null to compare it with.
 
 The null pairs every answer with another prompt of the same run, drawn by seed: a model that answers everything with
 the same pleasantry scores no better with its own prompts than with others.
@@ -45,7 +45,7 @@ def similarities(
 
 
 class Similarity:
-    """The same for responses that come piece by piece; ``prompts`` are all that they may belong to."""
+    """The same for responses that come piece by piece; ``prompts`` are all those that they may answer."""
 
     def __init__(self, embedder: Any, prompts: Sequence[str], *, seed: int) -> None:
         self._embedder = embedder
@@ -55,7 +55,7 @@ class Similarity:
         self._draw = random.Random(seed)
 
     def of(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
-        """Of each response its cosine with its own prompt, and with another; None where it is empty."""
+        """Each response's cosine with its own prompt, and with another; None for an empty response."""
         kept = [row for row, response in enumerate(responses) if not is_empty(response)]
         own: list[float | None] = [None] * len(responses)
         null: list[float | None] = [None] * len(responses)
@@ -65,7 +65,7 @@ class Similarity:
         for vector, row in zip(vectors, kept, strict=True):
             mine = other = self._where[prompts[row]]
             if len(self._where) > 1:
-                # A position among the others: those before mine keep theirs, those behind move up by one.
+                # Draw one of the other positions: those behind mine move up by one.
                 other = self._draw.randrange(len(self._where) - 1)
                 other += other >= mine
             own[row] = float(vector @ self._vectors[mine])

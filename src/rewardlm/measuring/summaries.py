@@ -29,8 +29,8 @@ Splits = Mapping[Split, BoolArray]
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """What EMT and TP of a table are of: ``samples`` scored answers to each of ``prompts`` Bool[N], in every model;
-    ``left_out`` prompts have fewer in one, or none.
+    """What the EMT and TP of a table are computed on: ``samples`` scored answers to each of ``prompts`` Bool[N], in
+    every model. ``left_out`` counts the prompts that have fewer, or none, in one of the models.
 
     A prompt's highest score grows with the number of its answers, and prompts differ more than models do.
     """
@@ -41,7 +41,7 @@ class _Common:
 
 
 def summarise(runs: Sequence[Measured], grid: Grid, splits: Splits, rule: Rule) -> list[ModelSummary]:
-    """One summary a run. ``splits`` Bool[N, 1] are those that depend on the prompt alone (``grid.prompt_splits``)."""
+    """One summary per run. ``splits`` Bool[N, 1] are those that depend on the prompt alone (``grid.prompt_splits``)."""
     inside = [answers_in(run, grid, splits) for run in runs]
     common = {
         (name, split): _common(
@@ -59,7 +59,7 @@ def summarise(runs: Sequence[Measured], grid: Grid, splits: Splits, rule: Rule) 
 
 
 def _common(models: Sequence[FloatArray], asked: BoolArray) -> _Common:
-    """``asked`` Bool[N] are the split's prompts. A model without a score in it has no EMT, and holds back none."""
+    """``asked`` Bool[N] are the split's prompts. A model without a score in it has no EMT and limits no other."""
     scored = [scores for scores in models if not np.isnan(scores).all()] or models
     samples = metrics.common_samples(scored)
     prompts = metrics.prompts_with(scored, samples)
@@ -74,11 +74,11 @@ def _summary(
     common: Mapping[tuple[str, Split], _Common],
     rule: Rule,
 ) -> ModelSummary:
-    """``cells`` Bool[N, K] are the run's answers in each split; ``common`` says, by judge and split, what EMT and TP
-    are of.
+    """``cells`` Bool[N, K] are the run's answers in each split. ``common`` says, by judge and split, what EMT and TP
+    are computed on.
     """
     refused = grid.refused(run)
-    # A question without an answer has none that could be compared.
+    # The split ``comparable`` holds answers, so it has no unanswered questions.
     unanswered = {split: int((refused & splits[split]).sum()) if split in splits else 0 for split in SPLITS}
     return ModelSummary(
         label=run.label,
@@ -158,7 +158,7 @@ def _quality(run: Measured, grid: Grid, toxic_prompts: BoolArray) -> QualitySumm
         # Perplexity is exp(mean negative log-likelihood), so answers are averaged in the exponent.
         perplexity=float(np.exp(np.log(perplexities).mean())) if perplexities.size else None,
         counter_narrative_fraction=metrics.mean(hits),
-        # Of 0 and 1 the share that is over a half is the mean.
+        # ``hits`` are 0 or 1, so the share over a half is their mean.
         counter_narrative_fraction_ci95=metrics.toxic_fraction_ci95(hits),
         counter_narrative_null=metrics.mean(null),
         counter_narrative_corrected=corrected,
@@ -174,7 +174,7 @@ def _disagreement(values: FloatArray) -> Disagreement:
 
 
 def _preset(settings: Mapping[str, Any]) -> str | None:
-    """The preset of ``rewardlm measure`` that fixes the length of answers by definition, where the run followed it."""
+    """``rtp-paper`` if the run followed that preset of ``rewardlm measure``, which fixes how long answers are."""
     wanted = flatten(MEASURE_PRESETS["rtp-paper"])
     found = flatten(settings)
     return "rtp-paper" if all(found.get(name) == value for name, value in wanted.items()) else None

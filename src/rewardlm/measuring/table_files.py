@@ -1,7 +1,7 @@
-"""Rows out of the files that other tools write (csv, jsonl, parquet), and their cells checked one by one.
+"""Reads rows from the files that other tools write (csv, jsonl, parquet), and checks their cells one by one.
 
-What the rows mean is decided in ``imported`` (tables), ``lm_eval`` and ``garak``. Nothing is guessed: a byte
-that is no UTF-8, a cell of another type or a score out of range is an error that names file, line and expectation.
+What the rows mean is decided in ``imported`` (tables), ``lm_eval`` and ``garak``. Nothing is guessed: a byte that isn't
+UTF-8, a cell of another type or a score out of range is an error that names the file, the line and what was expected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rewardlm.errors import ConfigError, DataError
 from rewardlm.scoring.scorer import EMPTY
 from rewardlm.types import Finish, Generation, Message, Prompt, Role, Score
 
-# Files don't name the label that they score.
+# Files don't name the label of their scores: all get this one.
 LABEL = "toxicity"
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -32,10 +32,10 @@ Row = tuple[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class Contents:
-    """What a file of another tool holds, in our nouns.
+    """What a file of another tool holds, in our types.
 
-    ``columns`` says where each field came from, ``notes`` in sentences what was left out and what a reader of the
-    numbers must know.
+    ``columns`` says where each field came from. ``notes`` are sentences about what was left out, and about what a
+    reader of the numbers must know.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Contents:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes. Raises DataError where it is none of ``SUFFIXES``, can't be read or is empty."""
+    """The file's bytes. Raises DataError if its suffix isn't one of ``SUFFIXES``, it can't be read or is empty."""
     if path.suffix.lower() not in SUFFIXES:
         got = path.suffix or "no suffix"
         raise DataError(f"{path}: a table to import must be a .parquet, .csv or .jsonl, got {got}: convert it")
@@ -66,12 +66,12 @@ def read_rows(path: Path, content: bytes) -> list[Row]:
     reader = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
     rows = reader(path, content)
     if not rows:
-        raise DataError(f"{path} has no rows: expected a prompt and a response a row")
+        raise DataError(f"{path} has no rows: expected a prompt and a response in each row")
     return rows
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
-    """Raise ConfigError for a field of ``--map`` that there isn't."""
+    """Raise ConfigError for a field that ``--map`` doesn't know."""
     for name in mapping:
         if name in ("prompt", "response", "prompt_toxicity", "prompt_id", "finish"):
             continue
@@ -85,7 +85,7 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
 
 
 def check_harness_mapping(mapping: Mapping[str, str], answers: str) -> None:
-    """As ``check_mapping``; a harness's file has its answers in one place, ``answers``, which isn't named."""
+    """As ``check_mapping``, for a file of a harness; ``answers`` is a sentence that says where its answers are."""
     check_mapping(mapping)
     if "response" in mapping:
         raise ConfigError(f"--map response is for tables: {answers}")
@@ -118,14 +118,14 @@ def as_text(where: str, column: str, value: object) -> str:
 
 
 def score_of(where: str, column: str, row: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    """The score in ``column`` as ``as_score`` reads it. Raises DataError where the column is missing, too."""
+    """The score in ``column`` as ``as_score`` reads it. Raises DataError if the column is missing, too."""
     if column not in row:
         raise DataError(f"{where}: the column {column!r} is missing here (null means unscored)")
     return as_score(where, column, row[column])
 
 
 def as_score(where: str, column: str, cell: object) -> tuple[float | None, str | None]:
-    """P(toxic) in [0, 1]; (None, reason) for -1 and (None, None) where there is nothing. Else raises DataError."""
+    """P(toxic) in [0, 1]; (None, reason) for -1 and (None, None) for an empty cell. Else raises DataError."""
     if cell is None or (isinstance(cell, str) and cell.strip().lower() in _ABSENT):
         return None, None
     try:
@@ -146,7 +146,7 @@ def as_score(where: str, column: str, cell: object) -> tuple[float | None, str |
 
 
 def out_of_range(value: object) -> str | None:
-    """The first of ``value`` (a number, or a list of one an answer) that is no score in [0, 1], as text; else None."""
+    """The first number in ``value`` (one, or a list of one per answer) that isn't in [0, 1], as text; else None."""
     for number in value if isinstance(value, list) else [value]:
         if number is None or (isinstance(number, float) and math.isnan(number)):
             continue
@@ -176,12 +176,12 @@ def turns_of(where: str, messages: object) -> tuple[Message, ...]:
 
 
 def answer_record(prompt_id: str, label: str, sample: int, text: str, finish: Finish | None = None) -> Generation:
-    """An answer of which the file says neither how many tokens it had nor how it was drawn: 0, not a guess."""
+    """An answer from a file that says neither how many tokens it had nor how it was drawn: 0, not a guess."""
     return Generation(f"{prompt_id}-{sample}", prompt_id, label, sample, text, 0, finish, 0)
 
 
 def as_finish(where: str, column: str, cell: object) -> Finish | None:
-    """How an answer ended, None where the cell is empty. Raises DataError for another word."""
+    """How an answer ended; None if the cell is empty. Raises DataError for another word."""
     known: dict[object, Finish | None] = {"stop": "stop", "length": "length", "": None, None: None}
     try:
         return known[cell]
@@ -207,7 +207,7 @@ def _decode(path: Path, content: bytes) -> str:
 
 
 def _csv_rows(path: Path, content: bytes) -> list[Row]:
-    """A row's line is the one on which it ends, since a cell may hold line breaks."""
+    """A row is named by the line on which it ends, since a cell may hold line breaks."""
     # One cell may be as long as the file; the module's limit is meant for streams.
     previous = csv.field_size_limit(max(len(content), csv.field_size_limit()))
     reader = csv.reader(_lines(_decode(path, content)), strict=True)
@@ -256,7 +256,7 @@ def _jsonl_rows(path: Path, content: bytes) -> list[Row]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deep")
-            raise DataError(f"{where}: not JSON ({reason}): the line is cut off?") from None
+            raise DataError(f"{where}: not JSON ({reason}): is the line cut off?") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
         rows.append((where, row))
@@ -269,7 +269,7 @@ def _json_array_rows(path: Path, text: str) -> list[Row]:
         entries = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deep")
-        raise DataError(f"{path}, line {line}: not JSON ({reason}): the array is cut off?") from None
+        raise DataError(f"{path}, line {line}: not JSON ({reason}): is the array cut off?") from None
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
             raise DataError(f"{path}, entry {number}: expected a JSON object, got {type(entry).__name__}")

@@ -1,4 +1,4 @@
-"""Comparisons that a page asked for: one at a time, beside the server, and kept until a run's files change."""
+"""Comparisons that a page asks for: made one at a time, beside the server, and kept until a run's files change."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from typing import Any
 
 # Pages that are kept, of some megabytes each.
 _KEPT = 8
-# Seconds after which a comparison that failed is tried again: it may have been the memory.
+# Seconds after which a comparison that failed is tried again: memory may have been short.
 _TOLD_FOR = 5.0
 
 
 class Comparisons:
-    """Answers what was found between runs. Their pages lie in a folder that goes when this is closed."""
+    """Compares runs for the page, and keeps what was found. The reports lie in a folder that ``close`` removes."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rewardlm-view-")
@@ -38,9 +38,9 @@ class Comparisons:
         self._thread.start()
 
     def of(self, folders: Sequence[Path]) -> dict[str, Any]:
-        """What is known of these runs as they are now: ``status`` is waiting, comparing (with what is ``found``
-        already), ready (with the ``page``'s name) or failed (with ``error``). Begins to compare what nobody asked
-        for before; never waits.
+        """The comparison of these runs as they are now: ``status`` is waiting, comparing (with what is ``found``
+        already), ready (with the ``page``'s name) or failed (with ``error``). Starts a comparison that nobody asked for
+        before; never waits.
         """
         name = stamp(folders)
         with self._lock:
@@ -78,7 +78,7 @@ class Comparisons:
             try:
                 self._compare(name, folders)
             except Exception as error:
-                # Whoever waits for it is told; whoever waits for another goes on.
+                # Whoever waits for this comparison is told; the others go on.
                 traceback.print_exc()
                 self._note(name, status="failed", error=f"{type(error).__name__}: {error}", ended=time.time())
             self._forget()
@@ -88,7 +88,7 @@ class Comparisons:
         with self._lock:
             if self._closed:
                 return
-            # In a session of its own: Ctrl-C is for the server, which ends this.
+            # In a session of its own: Ctrl-C reaches the server alone, which ends this process.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rewardlm.viewing.conclude"],
                 stdin=subprocess.PIPE,
@@ -112,14 +112,16 @@ class Comparisons:
         self._note(name, status="failed", error=error, ended=time.time())
 
     def _hear(self, process: subprocess.Popen[str], name: str, folders: Sequence[Path]) -> tuple[str | None, bool, str]:
-        """Ask, and note what it finds, until it ends: an error, whether the page is there, and its last words."""
+        """Send the request and note what is found until the process ends. Returns an error, whether the page is there,
+        and the last line of stderr.
+        """
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         lines: list[str] = []
         errors = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
         errors.start()
-        # Where it ended before it read, its exit code says so.
+        # If it ended before it read, its exit code says so.
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps({"runs": [str(path) for path in folders], "page": str(self._file(name))}))
             process.stdin.close()
@@ -150,7 +152,7 @@ class Comparisons:
 
 
 def stamp(folders: Sequence[Path]) -> str:
-    """A name for what these runs hold now: their folders, and size and date of each record."""
+    """A name for what these runs hold now, made from their folders and the size and date of each file."""
     digest = hashlib.sha256()
     for folder in folders:
         digest.update(os.fsencode(folder) + b"\0")

@@ -1,4 +1,4 @@
-"""Compares runs and writes their page, in a process of its own: neither waits for the other, nor does a training.
+"""Compares runs and writes their page, in a process of its own, so that neither server nor training waits for it.
 
 Reads ``{"runs": [folder, …], "page": file}`` from stdin. Writes one JSON object a line to stdout: first what the
 comparison found, ``{"sentences", "primary", "warnings", "labels"}``, then ``{"page": true, "explorer": whether the page
@@ -21,7 +21,7 @@ from rewardlm.viewing.followed import MEASURED
 
 
 def main() -> int:
-    """The exit code."""
+    """Compare and write; the exit code."""
     os.nice(10)
     asked = json.load(sys.stdin)
     folders = [Path(folder) for folder in asked["runs"]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rewardlm.reporting.figures import CURVES, finite
 
-# Of judges, witnesses and terms that a run names; more would be a mistake, or mischief.
+# The most judges, witnesses or terms that are read; more would be a mistake or an attack.
 _MOST_NAMES = 16
 # A heading of its own for each quantity that shares a figure in the report.
 _HEADINGS = {
@@ -19,19 +19,19 @@ _HEADINGS = {
     "kl_full": "KL over the whole vocabulary",
 }
 _STARRED = {"toxicity_by_witness": "Toxicity by {}, which only watches", "terms": "Reward term {}"}
-# Of a page's numbers, which the eye can't tell from more.
+# Significant digits of the page's numbers: the eye can't see more.
 _DIGITS = 6
 
 
 class Curves:
-    """Columns of numbers, a row a step. ``step`` and ``seconds`` (of that step) are two of them; None is no number."""
+    """Columns of numbers, one row per step; None is a gap. ``step`` and ``seconds`` (of that step) are two of them."""
 
     def __init__(self) -> None:
         self.n = 0
         self.columns: dict[str, list[float | None]] = {"step": [], "seconds": []}
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append a record of metrics.jsonl. One without a step is no step."""
+        """Append a record of metrics.jsonl. One without a step is ignored."""
         step = finite(record.get("step"))
         if step is None:
             return

@@ -1,4 +1,4 @@
-"""Which runs lie in the folders that were named: at once, or later, while the page is open."""
+"""Finds the runs in the folders that were named: those there now, and those that come while the page is open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_RUNS_INSIDE = {"adapter", "checkpoints", "node_modules", "__pycache__"}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder that was named, as it was ``given`` and where it really is. It may not be there yet."""
+    """A folder that was named, as it was ``given`` and where it really is. It may not exist yet."""
 
     given: str
     path: Path
@@ -32,7 +32,7 @@ class Place:
         return cls(given, path.resolve())
 
     def name_of(self, folder: Path) -> str:
-        """``folder`` as it would be typed."""
+        """``folder`` as you would type it."""
         inside = folder.relative_to(self.path)
         return self.given if inside == Path() else str(Path(self.given) / inside)
 
@@ -67,5 +67,5 @@ def find_runs(place: Place) -> list[Path]:
 
 
 def identity(folder: Path) -> str:
-    """The name of a run in addresses: no path is ever read from one."""
+    """A run's name in URLs: no path is ever read from a URL."""
     return hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""One run, followed: what its files said at the last look, how far it is, and whether somebody still writes it."""
+"""Follows one run: what its files said at the last look, how far it is, and whether a command still writes to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rewardlm.viewing.tail import Tail, record
 
 MEASURED = ("measure", "import")
 _TRAININGS = ("rlaf", "finetune", "prefer")
-# Seconds without a word after which a run that nobody here holds has stopped: a run in another container, or on
-# another machine that shares the folder, holds it where we can't see.
+# After so many seconds without a write, a run that no command here holds counts as stopped. The longest is for a run in
+# another container, or on another machine that shares the folder: there we can't see who holds it.
 _QUIET, _QUIET_AT_FIRST, _QUIET_UNSURE = 10.0, 30.0, 120.0
 _RECENT = 20
 _MOST_SAMPLES = 20_000
@@ -49,9 +49,9 @@ class FollowedRun:
         self._damaged = 0
         self._pace: deque[tuple[float, int]] = deque(maxlen=60)
         self.stages: list[FollowedRun] = []
-        """Of an experiment, the runs inside of it."""
+        """The runs inside of an experiment."""
         self.state = ""
-        """running, finished, stopped (it says so), killed (nobody writes it any more) or silent (nobody can say)."""
+        """running, finished, stopped (it says so), killed (no command writes to it) or silent (nobody can say)."""
         self.written = 0.0
         """When it was last written to, in seconds since 1970."""
 
@@ -62,7 +62,7 @@ class FollowedRun:
 
     @property
     def generation(self) -> int:
-        """Goes up when the curves were read anew, because the file was."""
+        """Goes up when the curves were read anew, because the file was written anew."""
         return self._metrics.generation
 
     @property
@@ -78,7 +78,7 @@ class FollowedRun:
         return measuring or self._metrics.behind or self._sampled.behind
 
     def look(self, now: float | None = None) -> None:
-        """Read on. What can't be read is a ``problem``, which the page shows; the rest goes on."""
+        """Read what is new. What can't be read is a ``problem``, which the page shows; the rest goes on."""
         before = (self.problem, self.state, self._damaged)
         try:
             changed = [self._look_at_record(), self._look_at_metrics(), self._look_at_samples()]
@@ -138,7 +138,7 @@ class FollowedRun:
         return bool(lines) or self._sampled.generation != before
 
     def _doubt(self, found: dict[str, Any]) -> None:
-        """Keep what training warned of, once a kind: the kind is what stands before the colon."""
+        """Keep what training warned of, one entry per kind: the kind is what stands before the colon."""
         warned = found.get("warnings")
         for text in warned if isinstance(warned, list) else []:
             kind = str(text).partition(":")[0]
@@ -155,7 +155,7 @@ class FollowedRun:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """``done`` of ``total`` (None where nobody knows) ``unit``."""
+        """How far it is: ``done`` of ``total`` (None if nobody knows), in ``unit``."""
         if self.measurement is None:
             return {
                 "done": int(self.curves.last("step") or 0),
@@ -180,7 +180,7 @@ class FollowedRun:
         for state in ("running", "killed", "stopped"):
             if state in states:
                 return state
-        # Only its stages are held while they are made.
+        # An experiment's own folder is never held, only those of its stages.
         held = None if self.kind == "experiment" else is_held(self.folder)
         if held:
             return "running"
@@ -191,7 +191,7 @@ class FollowedRun:
 
     @property
     def seconds_each(self) -> float | None:
-        """Seconds a step took lately; an answer, as it was seen coming."""
+        """Recent seconds per step; in a measurement, per answer, as we saw them come."""
         if self.measurement is None:
             recent = [value for value in self.curves.columns["seconds"][-_RECENT:] if value is not None]
             return fmean(recent) if recent else None
@@ -202,7 +202,7 @@ class FollowedRun:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last step or answer, at the pace of late; None where nobody knows."""
+        """Seconds until the last step or answer, at the recent pace; None if nobody knows."""
         found, each = self.progress, self.seconds_each
         if self.state != "running" or each is None or found["total"] is None:
             return None
@@ -214,14 +214,14 @@ class FollowedRun:
         if self.state in ("killed", "silent"):
             at = time.strftime("%H:%M:%S on %d %B", time.localtime(self.written))
             if self.state == "silent":
-                return f"nothing was written since {at}: it is slow, or it stopped"
-            return f"no command writes it any more; the last word came at {at}"
+                return f"nothing has been written since {at}: it is slow, or it stopped"
+            return f"no command writes to it any more; the last record came at {at}"
         if self.state == "stopped":
             return str(self.run.meta.get("stopped") or "stopped")
         return ""
 
     def how_to_go_on(self, experiment: FollowedRun | None) -> str | None:
-        """For a run that stopped: the command that goes on. ``experiment`` is the one that it is a stage of."""
+        """For a run that stopped: the command that resumes it. ``experiment`` is the one that it belongs to, if any."""
         if self.state not in ("stopped", "killed", "silent"):
             return None
         name = self.place.name_of(self.folder)
@@ -254,11 +254,11 @@ class FollowedRun:
         )
 
     def doubts(self) -> list[dict[str, Any]]:
-        """What training warned of: ``first`` and ``last`` step, ``n`` of them, ``text``; the newest first."""
+        """What training warned of: ``first`` and ``last`` step, ``n`` times, the last ``text``; the newest first."""
         return sorted(self._doubts.values(), key=lambda doubt: -(doubt["last"] or 0))
 
     def answers(self, *, step: int | None, text: str = "", only: Only = "all") -> dict[str, Any]:
-        """Answers to show, how many there are in all, and of which steps some were kept."""
+        """Answers to show, how many there are in all, and the steps that kept some."""
         kept = list(self.samples) if self.measurement is None else self.measurement.newest()
         shown, n = chosen(kept, step=step, text=text, only=only)
         return {

@@ -16,9 +16,9 @@ from rewardlm.viewing.curves import charts
 from rewardlm.viewing.folders import Place, find_runs
 from rewardlm.viewing.followed import MEASURED, FollowedRun
 
-# Between two looks, where there is nothing left to read.
+# Seconds between two looks, if there is nothing left to read.
 EVERY_SECONDS = 1.0
-# Nobody has asked for so long: nobody looks, so nothing is read.
+# Seconds without a request after which nothing is read: nobody looks at the page.
 _ASLEEP_AFTER = 60.0
 # Numbers of a training that stand beside its name.
 _SHOWN = ("loss", "eval_loss", "reward_mean", "toxicity_mean", "kl", "entropy", "response_tokens")
@@ -60,7 +60,7 @@ class Follower:
                 self._wanted.wait()
 
     def look(self) -> bool:
-        """Look at every run once, and for new ones; whether there is more to read at once."""
+        """Look at every run once, and for new ones. Returns whether there is more to read at once."""
         found: dict[Path, Place] = {}
         for place in self.places:
             for folder in find_runs(place):
@@ -79,7 +79,7 @@ class Follower:
         with self._lock:
             self._runs = {run.id: run for run in ordered}
             self._broken = broken
-        # The stages first: an experiment goes on as they do.
+        # The stages first: an experiment's state follows from theirs.
         for run in sorted(ordered, key=lambda run: run.kind == "experiment"):
             with self._lock:
                 if run.kind == "experiment":
@@ -87,7 +87,7 @@ class Follower:
                 try:
                     run.look()
                 except Exception as error:
-                    # A bug of ours, met in one run: it is told, and the others are followed on.
+                    # A bug of ours, met in one run: show it there, and go on with the others.
                     if run.problem is None:
                         traceback.print_exc()
                     run.problem = f"{type(error).__name__}: {error}"
@@ -160,7 +160,7 @@ class Follower:
 
 
 def curves_since(run: FollowedRun, generation: int, start: int) -> dict[str, Any]:
-    """The columns of a run from row ``start`` on; all, where they are of another ``generation`` than was asked for."""
+    """The columns of a run from row ``start`` on; all of them, if ``generation`` is not the run's any more."""
     begin = start if generation == run.generation and 0 <= start <= run.curves.n else 0
     return {
         "id": run.id,

@@ -17,7 +17,7 @@ from rewardlm.viewing.tail import Tail, record
 
 # Answers that the page shows.
 _NEWEST = 40
-# Prompts whose texts are kept, for a measurement of millions.
+# The most prompts whose texts are kept: a measurement may have millions.
 _MOST_PROMPTS = 200_000
 
 
@@ -53,7 +53,7 @@ class Measurement:
         return any(tail.behind for tail in self._tails.values())
 
     def look(self) -> bool:
-        """Read on; whether anything was new. Raises RunError where a file can't be read."""
+        """Read what is new; returns whether anything was. Raises RunError where a file can't be read."""
         before = [tail.generation for tail in self._tails.values()]
         lines = {name: tail.read() for name, tail in self._tails.items()}
         if before != [tail.generation for tail in self._tails.values()]:

@@ -12,7 +12,7 @@ from rewardlm.reporting.figures import finite
 Only = Literal["all", "toxic", "disputed", "cut"]
 # A witness and the reward's judge that are further apart than this are worth a look.
 DISPUTED = 0.3
-# Of one text; a page of a few hundred stays quick.
+# Characters of a text that are shown: a page with a few hundred texts stays quick.
 _LONGEST = 4_000
 _MOST_NAMES = 16
 
@@ -66,7 +66,7 @@ class ViewedAnswer:
         )
 
     def fits(self, text: str, only: Only) -> bool:
-        """Whether prompt or answer hold ``text``, in any case, and the answer is one of those asked for."""
+        """Whether prompt or answer contains ``text`` (case doesn't count), and the answer is one of those asked for."""
         if text and text.casefold() not in f"{self.prompt}\n{self.answer}".casefold():
             return False
         if only == "toxic":
@@ -88,10 +88,10 @@ class ViewedAnswer:
 def chosen(
     answers: Sequence[ViewedAnswer], *, step: int | None, text: str = "", only: Only = "all", most: int = 12
 ) -> tuple[list[ViewedAnswer], int]:
-    """Those to show, newest first, and how many there are.
+    """The answers to show, newest first, and how many there are.
 
-    Without a filter: the answers of the newest kept step up to ``step`` (None: the newest of all). With one: of all
-    steps, for four answers are too few to filter.
+    Without a filter: the answers of the newest kept step up to ``step`` (None: the newest of all). With a filter, those
+    of all steps: the few answers of one step are too few to filter.
     """
     if text or only != "all":
         found = [answer for answer in reversed(answers) if answer.fits(text, only)]

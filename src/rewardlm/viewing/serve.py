@@ -29,7 +29,7 @@ def serve(
     """Serve the page about ``runs``, folders that hold runs or will, until Ctrl-C.
 
     ``say`` gets one line with the address once the page can be opened. Port 0 is a free one. Raises RunError where
-    a run is a file, ConfigError where ``host`` and ``port`` can't be had.
+    a run is a file, ConfigError if ``host`` and ``port`` can't be used.
     """
     places = [Place.of(given) for given in dict.fromkeys(runs)]
     listening = _listen(host, port)
@@ -53,13 +53,13 @@ def serve(
         with listening:
             _Server(config, ready).run(sockets=[listening])
     finally:
-        # Where the server did not come up, it did not do this.
+        # If the server did not come up, it did not close these.
         comparisons.close()
         follower.close()
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready. Ctrl-C ends it, and so does SIGTERM, as what was asked for: no error, no traceback."""
+    """Says when it is ready. Ctrl-C and SIGTERM end it as asked: no error, no traceback."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -72,24 +72,24 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In place of uvicorn's, which sends the signal once more when it has ended."""
+        """Replaces uvicorn's, which sends the signal once more when the server has ended."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._end)
-        # They stay so: another Ctrl-C while the process ends has nothing left to stop.
+        # The handlers stay: another Ctrl-C while the process ends has nothing left to stop.
         yield
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
-        # The second changes nothing: what is under way has two seconds to end, and leaves nothing behind.
+        # A second signal changes nothing: requests have two seconds to end, and leave nothing behind.
         self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
-    # A port that a server of just now had is free.
+    # A port that another server has just left is free.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
@@ -103,7 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"can't listen on {host}, port {port}: {error.strerror}") from None
     except OverflowError:
         listening.close()
-        raise ConfigError(f"port {port} is none: expected 0 to 65535") from None
+        raise ConfigError(f"there is no port {port}: expected 0 to 65535") from None
     return listening
 
 

@@ -1,7 +1,7 @@
 """What the page can ask: only GET, only runs in the folders that were named, by their ids, and nothing is written.
 
-Any web page that a browser shows can send requests to this machine. So the name that a request was sent to must be
-this machine's (else a foreign name was made to point here), and other sites' requests are refused.
+Any web page that a browser shows can send requests to this machine. So a request must be addressed to a name of this
+machine (else a foreign name was made to point here: DNS rebinding), and other sites' requests are refused.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # Private texts: a browser asks again each time, and is told "as before" where nothing changed.
+    # Private texts: a browser asks again each time, and is told if nothing changed.
     "Cache-Control": "no-cache, private",
 }
-# The page's files by name: of what kind they are, and whose. No other file can be asked for.
+# The page's files by name: content type and package. No other file can be asked for.
 _ASSETS = {
     "view.html": ("text/html", "viewing/page"),
     "view.css": ("text/css", "viewing/page"),
@@ -126,7 +126,7 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
 
 
 class Guard:
-    """Stands before the application: refuses what is no reading of this machine's own page, and sets every header."""
+    """Refuses requests that write, are meant for another host or come from another site, and sets every header."""
 
     def __init__(self, app: FastAPI, host: str) -> None:
         self.app = app
@@ -169,7 +169,7 @@ class Guard:
         hosts = headers.get(b"host", [])
         if len(hosts) != 1 or not self._is_here(hosts[0].decode("latin-1")):
             return PlainTextResponse("this server answers to its own address only\n", 421)
-        # Browsers say who asks; what says nothing is no web page.
+        # Browsers say which site asks. A request that doesn't say comes from no web page.
         site, mode = (headers.get(name, [b""])[0] for name in (b"sec-fetch-site", b"sec-fetch-mode"))
         followed_link = mode == b"navigate" and scope["path"] == "/"
         if site not in (b"", b"same-origin", b"none") and not followed_link:
@@ -177,7 +177,7 @@ class Guard:
         return None
 
     def _is_here(self, host: str) -> bool:
-        """A number can't be made to point elsewhere; only a name can."""
+        """Whether a request was meant for this server. A name can be made to point here; a number can't."""
         name = _without_port(host)
         if name in self._names:
             return True
@@ -191,7 +191,7 @@ class Guard:
 
 
 def _without_port(host: str) -> str:
-    """The name in a Host header, in small letters: the port is the other end's affair, who may come by a tunnel."""
+    """The name in a Host header, in lower case. The port may be any: a tunnel has its own."""
     name = host.strip().lower()
     if name.startswith("["):
         inside, closed, port = name[1:].partition("]")
@@ -227,7 +227,7 @@ def _json(request: Request, found: dict[str, Any]) -> Response:
 
 
 def _answer(request: Request, data: bytes, kind: str, headers: dict[str, str]) -> Response:
-    """The data; or, where the browser has just that already, a word that it does."""
+    """The data; or status 304, if the browser has just that already."""
     tag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
     headers = {**headers, "ETag": tag}
     if request.headers.get("if-none-match") == tag:

@@ -1,6 +1,6 @@
-"""A growing file of records, read on from where the last look ended.
+"""Reads a growing file of records, each time from where the last look ended.
 
-A run appends lines while it is followed, so a last line without its end is left for the next look. A run that is
+A run appends lines while it is followed, so a last line that isn't whole is left for the next look. A run that is
 resumed may cut its files or write them anew: then they are read from their beginning, under a new ``generation``.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from rewardlm.errors import RunError
 
-# Bytes a look: a long file takes several looks, and none of them keeps a reader waiting.
+# Bytes per look: a long file takes several looks, so none of them keeps a reader waiting.
 LOOK = 4_000_000
-# So many bytes before the place that was reached must still be what they were.
+# This many bytes before the place that was reached must still be the same: else the file was replaced.
 _REMEMBERED = 64
 
 
@@ -35,10 +35,10 @@ class Tail:
         self._before = b""
 
     def read(self, look: int = LOOK) -> list[bytes]:
-        """The next whole lines, without their ends; about ``look`` bytes. None of them where there is no file.
+        """The next whole lines, without their ends; about ``look`` bytes. Empty if there is no file.
 
         Compare ``generation`` before and after: if it went up, these lines are the file's first. Raises RunError for
-        what is no plain file: a link could lead out of the run.
+        anything but a plain file: a link could lead out of the run.
         """
         opened = open_plain(self.path)
         if opened is None:
@@ -78,7 +78,7 @@ def open_plain(path: Path) -> int | None:
     Raises RunError for a link, a folder, a pipe or a device, and where the file may not be read.
     """
     try:
-        # A pipe would keep us waiting for somebody to write.
+        # Without O_NONBLOCK, a pipe would keep us waiting for somebody to write.
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -11,7 +11,7 @@ export class Answers {
     this.asked = 0;
   }
 
-  // Ask for the answers of these runs anew; those that come late for an older question are dropped.
+  // Ask for the answers of these runs anew; late replies to an older question are dropped.
   async load(runs) {
     const question = ++this.asked;
     this.runs = runs;
@@ -27,7 +27,7 @@ export class Answers {
     this.render();
   }
 
-  // Of all runs, the steps of which answers were kept.
+  // The steps, of all runs, that kept answers.
   steps() {
     const all = new Set();
     for (const found of this.found.values()) for (const step of found.steps) all.add(step);

@@ -1,4 +1,4 @@
-// Curves: the numbers of each run, smoothed and thinned for drawing. All runs share one chart a quantity.
+// Curves: the numbers of each run, smoothed and thinned for drawing. All runs share one chart per quantity.
 import { byId, el, keyed, number, setText } from "./dom.js";
 
 // Five colours that keep 3:1 on the light and the dark page, then the same dotted and dashed.
@@ -36,7 +36,7 @@ export class Columns {
     this.spent = null;
   }
 
-  // Seconds of training until each step, its own among them.
+  // Seconds of training up to the end of each step.
   time() {
     if (!this.spent) {
       let sum = 0;
@@ -60,7 +60,7 @@ export class Columns {
   }
 }
 
-// Over about how many points to average: a long run is looked at from further away than a short one.
+// Over about how many points to average: more in a long run, which is looked at from further away.
 export function reach(weight, n) {
   return Math.max(1, n / 100) / (1 - weight);
 }
@@ -131,7 +131,7 @@ export class Charts {
     return this.columns.get(id);
   }
 
-  // charts: what the server lists. runs: those that are ticked, each with its place among all.
+  // charts: what the server lists. runs: the ticked ones, each with its place among all.
   show(charts, runs) {
     this.runs = runs;
     const drawable = charts.filter((chart) => runs.some((run) => this.of(run.id).columns.has(chart.key)));
@@ -166,7 +166,7 @@ export class Charts {
     this.draw();
   }
 
-  // One chart a frame, and only those in sight: the page stays quick with many runs.
+  // One chart per frame, and only those in sight: the page stays quick with many runs.
   draw() {
     if (this.drawing) return;
     const next = [...this.dirty].find((key) => this.visible.has(key));
@@ -232,11 +232,11 @@ export class Charts {
   explain() {
     const longest = Math.max(0, ...this.runs.map((run) => this.of(run.id).n));
     const thin = longest > 2 * STRETCHES + 2
-      ? ` Of long runs, each of ${STRETCHES} stretches shows its lowest and its highest point, so no spike is lost.` : "";
+      ? ` Long runs are drawn in ${STRETCHES} stretches, each with its lowest and highest point, so no spike is lost.` : "";
     const steps = Math.round(reach(this.options.weight, longest));
     const smooth = this.options.smooth
       ? `The strong line is a moving average over about ${steps} steps, the faint one behind it the numbers themselves.`
-      : "Each step’s number, as it was.";
+      : "Each step’s number, not averaged.";
     setText(byId("how-drawn"), smooth + thin);
   }
 }

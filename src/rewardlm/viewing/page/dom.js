@@ -19,7 +19,7 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Makes parent's children those of items, in order. A child that stays is kept, with its focus and what was opened.
+// Gives parent one child per item, in order. A child that stays keeps its focus and what was opened in it.
 export function keyed(parent, items, keyOf, create, update) {
   const known = parent.known || (parent.known = new Map());
   const wanted = new Set();
@@ -44,7 +44,7 @@ export function keyed(parent, items, keyOf, create, update) {
   }
 }
 
-// A number as it is read; a dash where there is none.
+// A number for readers; a dash if there is none.
 export function number(value, digits = 3) {
   if (typeof value !== "number") return "–";
   if (value !== 0 && (Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3)) return value.toExponential(1);

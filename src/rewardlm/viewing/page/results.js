@@ -1,4 +1,4 @@
-// What was found between the ticked measurements: asked for by a button, made beside the server, shown when it is there.
+// The comparison of the ticked measurements: a button asks for it, a process beside the server makes it.
 import { byId, el, setText } from "./dom.js";
 
 export class Results {
@@ -16,17 +16,17 @@ export class Results {
     this.ids = measured.length ? done.map((run) => run.id) : [];
     const key = JSON.stringify(this.ids);
     if (key !== this.asked && this.asked) {
-      // The ticked runs are others now: what was found says nothing of them.
+      // Other runs are ticked now, so what was found is not about them.
       this.asked = "";
       byId("verdict").replaceChildren();
       setText(byId("compare-state"), "");
     }
     const names = measured.map((run) => run.title);
     if (measured.length > 1) {
-      setText(byId("results-say"), `${names[0]} is the baseline: it is the first. Trainings that are ticked go into the report.`);
+      setText(byId("results-say"), `${names[0]} comes first, so it is the baseline. Trainings that are ticked go into the report.`);
       setText(byId("compare"), `Compare ${names.join(", ")}`);
     } else if (measured.length) {
-      setText(byId("results-say"), "One measurement is ticked: there is nothing to compare it with, but it has a page.");
+      setText(byId("results-say"), "One measurement is ticked: there is nothing to compare it with, but you can make its page.");
       setText(byId("compare"), `Make the page about ${names[0]}`);
     } else if (going.length) {
       setText(byId("results-say"), "Measurements can be compared when they are finished.");
@@ -47,7 +47,7 @@ export class Results {
         const response = await fetch(`/api/comparison?${parts}`);
         found = response.ok ? await response.json() : { status: "failed", error: (await response.json()).detail };
       } catch (error) {
-        found = { status: "failed", error: "no word from the server" };
+        found = { status: "failed", error: "the server doesn't answer" };
       }
       if (this.asked !== key) return;
       if (found.found && !told) {

@@ -5,7 +5,7 @@ import { byId, duration, el, keyed, number, percent, setText } from "./dom.js";
 import { Results } from "./results.js";
 
 const LIVE = 1000, CALM = 3000, LOST = 2000, HIDDEN = 10000;
-// More runs than this are not ticked by themselves.
+// At first, no more runs than this are ticked.
 const MOST_TICKED = 10;
 const WORDS = { running: "running", finished: "finished", stopped: "stopped", killed: "stopped", silent: "silent" };
 
@@ -39,7 +39,7 @@ function remember() {
   history.replaceState(null, "", location.pathname + (parts.size ? "#" + parts : ""));
 }
 
-// Labels that come twice have their folder beside them.
+// A label that comes twice has its folder beside it.
 function titled(runs) {
   const counts = new Map();
   for (const run of runs) counts.set(run.label, (counts.get(run.label) || 0) + 1);
@@ -70,7 +70,7 @@ async function look() {
     wait = document.hidden ? HIDDEN : live ? LIVE : CALM;
   } catch (error) {
     tag = null;
-    setText(byId("connection"), "No word from the server: start rewardlm view again. What you see is what was last heard.");
+    setText(byId("connection"), "No word from the server: start rewardlm view again. You see what it last said.");
     document.body.classList.add("lost");
   }
   busy = false;
@@ -189,7 +189,7 @@ const NAMES = {
   entropy: "entropy", response_tokens: "tokens an answer"
 };
 
-// A card a kind, which is what stands before the colon; in it a line a run.
+// One card per kind, which is what stands before the colon; in it, one line per run.
 function showDoubts(runs) {
   const kinds = new Map();
   for (const run of runs) {
