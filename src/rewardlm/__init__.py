@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rewardlm.types import Score as Score
     from rewardlm.types import Verdict as Verdict
 
-# Where each name is: it is imported when it is first asked for, so that `import rewardlm` takes no time.
+# The module of each name. A name is imported when it is first used, so that `import rewardlm` takes no time.
 _FROM = {
     "rewardlm.api": (
         "Scores", "compare", "finetune", "interpret", "load_judge", "measure", "report", "reward_function", "rlaf",
