@@ -119,7 +119,11 @@ ERRORS: list[tuple[str, str | Sequence[object], str]] = [
         [{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}],
         "line 2: id '1' is also the id of {path}, line 1; expected each id once",
     ),
-    ("x.jsonl", [{"prompt": "a", "id": "row-2"}, {"prompt": "b"}], "line 2: id 'row-2' is also the id of {path}, line 1"),
+    (
+        "x.jsonl",
+        [{"prompt": "a", "id": "row-2"}, {"prompt": "b"}],
+        "line 2: id 'row-2' is also the id of {path}, line 1",
+    ),
     ("x.jsonl", [rtp_row(1, id="a"), rtp_row(1, id="a")], "line 2: id 'a' is also the id of {path}, line 1"),
     ("x.csv", "id,text\n1,a\n1,b\n", "line 3: id '1' is also the id of {path}, line 2"),
     ("x.jsonl", [{"prompt": "a"}, {"prompt": " \n"}], "line 2: the prompt ('prompt') is blank; expected a text"),
