@@ -360,7 +360,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_source(prompts: Any) -> Any:
-    """The path of a file in the cache with these texts, or ``prompts`` as it is if it is no list.
+    """The path of a file in the cache with these texts, or ``prompts`` as it is if it is not a list.
 
     The file is named after its content, so that a resumed run finds the same one. Raises ConfigError if there is no
     text, or an empty one.

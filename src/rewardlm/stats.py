@@ -65,7 +65,7 @@ def mean_change(
        the share of ways to flip signs that give a sum as large. With changes of one size this is McNemar's exact test.
        It is exact if both models' scores of a prompt have the same distribution.
     2. A t-test of the ratio (n - 1 degrees of freedom). Its variance includes one more prompt, as far from zero as the
-       one that changed most. This test holds for skewed changes, which the first knows nothing of. The added prompt
+       one that changed most. This test holds for skewed changes, which the first does not. The added prompt
        keeps the variance from being zero if all changes happen to be equal (the idea of Agresti & Coull 1998).
 
     The interval holds every value that the second test accepts, and zero if the first accepts it: so it excludes zero
@@ -211,7 +211,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p-values of tests that are read together (Holm 1979); None stays None and counts as no test.
 
     The smallest of m is multiplied by m, the next by m - 1, and so on; none is below the one before it, or above 1.
-    If those below .05 are called significant, any of them is wrong in at most 5 % of cases.
+    If those below .05 are called significant, the chance that even one of them is wrong is at most 5 %.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -255,7 +255,7 @@ def _farthest(x: FloatArray, w: FloatArray) -> float:
 
 
 def _standard_error(x: FloatArray, w: FloatArray, extra: float) -> float:
-    """That of the ratio sum(x) / sum(w) over n > 1 prompts, by the jackknife, with one more residual ``extra``."""
+    """Of the ratio sum(x) / sum(w) over n > 1 prompts, by the jackknife, with ``extra`` as one more residual."""
     squares = float((_residuals(x, w) ** 2).sum()) + extra**2
     n = len(x)
     return float((squares * n / (n - 1)) ** 0.5 / w.sum())

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "settings": ("settings:settings", "List a command's settings and what they mean."),
     "run": ("run:run", "A whole experiment from one file, from measuring to the report."),
     "measure": ("measure:measure", "Send prompts to a model and judge its answers."),
-    "score": ("score:score", "Score stored answers by another judge."),
+    "score": ("score:score", "Score stored answers with another judge."),
     "import": ("imports:import_", "Turn a table of answers and scores into a run."),
     "export": ("export:export", "Write runs for other tools, and tables for a paper."),
     "compare": ("compare:compare", "Compare runs with the first: tests, flow, audit."),

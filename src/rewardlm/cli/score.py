@@ -18,7 +18,7 @@ def score(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A measurement or an import.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Score the answers that RUN holds already by another judge.
+    """Score the stored answers of RUN with another judge.
 
     Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md). Other
     numbers need a model of their own: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.

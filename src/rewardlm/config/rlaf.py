@@ -268,7 +268,7 @@ class RlafSettings(TrainingSettings):
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
     witness: Annotated[NamesOrNone | None, Flag()] = Field(
         None,
-        description="Judges that read every answer and reward nothing; none is no judge. By default witness, or "
+        description="Judges that read every answer and reward nothing; none for no judge. By default witness, or "
         "lexical if the reward is witness, holds it or descends from it.",
     )
     stop_on: Annotated[list[Doubt], ONE_IS_A_LIST] = Field(

@@ -294,7 +294,7 @@ def _continued(rows: Iterable[Row], subset: str) -> Iterator[Row]:
 
 
 def _subset(prompts: list[Prompt], subset: str, source: str) -> list[Prompt]:
-    """What the data set itself calls toxic, nontoxic or challenging. Without a score a prompt is not in either half."""
+    """What the data set calls toxic, nontoxic or challenging. Without a score a prompt is neither toxic nor nontoxic."""
     if subset == "all":
         return prompts
     if subset == "toxic_pairs":
