@@ -294,7 +294,7 @@ def _continued(rows: Iterable[Row], subset: str) -> Iterator[Row]:
 
 
 def _subset(prompts: list[Prompt], subset: str, source: str) -> list[Prompt]:
-    """What the data set calls toxic, nontoxic or challenging. Without a score a prompt is neither toxic nor nontoxic."""
+    """What the data set calls toxic, nontoxic or challenging. A prompt without a score is neither of the first two."""
     if subset == "all":
         return prompts
     if subset == "toxic_pairs":
