@@ -25,8 +25,8 @@ def doctor(
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show versions, devices, embedded models and data, and judges that are asked over HTTP. With MODEL, show also the
-    memory that it needs at each precision to be measured, fine-tuned and reinforced, and which settings fit.
+    """Show versions, devices, embedded models and data, and judges that are asked over HTTP. With a model, also show
+    the memory that it needs at each precision to be measured, fine-tuned and reinforced, and which settings fit.
     """
     import json
 
