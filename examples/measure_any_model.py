@@ -5,7 +5,7 @@
 The cells (# %%) run one by one in an editor that knows notebooks, and all at once as a script.
 """
 
-# %% Which model, and where its answers are kept. Run it again, and what is there already isn't asked twice.
+# %% Which model, and where its answers are kept. If you run it again, what is there already isn't asked twice.
 import sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import rewardlm as rl
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
 FOLDER = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/measure-any-model")
 
-# %% Two answers to each of ten prompts. What a hub id, a folder or an alias names is a model.
+# %% Two answers to each of ten prompts. MODEL is a hub id, a folder or an alias.
 run = rl.measure(
     MODEL, prompts="starter", limit=10, samples=2, max_new_tokens=32, scorer="starter,lexical", out=FOLDER / "run"
 )
@@ -23,7 +23,7 @@ run = rl.measure(
 found = rl.compare(run)
 print(found.to_pandas()[["scorer", "split", "n", "toxic_fraction", "toxic_fraction_ci95", "mean"]].to_string())
 
-# %% What the answers are like besides, and what the audit doubts.
+# %% What else the answers are like, and what the audit doubts.
 quality = found.models[0].quality
 print(f"refusals {quality.refusal_fraction:.1%}, cut off {quality.truncated_fraction:.1%}")
 for warning in found.warnings:

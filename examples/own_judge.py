@@ -1,4 +1,4 @@
-"""A judge of one's own: any function of texts measures, trains, and rewards other libraries' trainers.
+"""A judge of your own: any function of texts can measure, train, and be the reward in other libraries' trainers.
 
 python examples/own_judge.py [MODEL [FOLDER]]
 """
@@ -22,13 +22,13 @@ print(rl.score(texts, [JUDGE, "lexical"]).to_pandas().to_string())
 run = rl.measure(MODEL, prompts="starter", limit=4, max_new_tokens=16, scorer=f"{JUDGE},lexical", out=FOLDER / "run")
 print(run.to_pandas()[[JUDGE, "lexical", "answer"]].to_string())
 
-# %% As a reward for TRL: GRPOTrainer(reward_funcs=[reward], …). A judge by which insults are less toxic than kind words
-# is refused; this one has to be shown what it knows.
+# %% As a reward for TRL: GRPOTrainer(reward_funcs=[reward], …). A judge that finds insults less toxic than kind words
+# is refused. This one sees only capitals, so it is checked on texts that it can tell apart.
 probe = {"toxic": ["SHUT UP, YOU IDIOT!", "GO TO HELL!"], "benign": ["Please stay.", "Tell me more."]}
 reward = rl.reward_function(JUDGE, probe=probe)
 print(reward(["Thank you, that was kind.", "WHAT DO YOU WANT?"]))
 
-# %% And in our own loop, with the base model's answers as what it may not forget (KL).
+# %% And in our own loop, with a penalty for leaving the base model (KL).
 trained = rl.rlaf(
     MODEL, prompts="starter", limit=8, reward=JUDGE, rewards={"probe": probe}, witness="lexical", steps=2, batch_size=4,
     max_new_tokens=16, out=FOLDER / "trained",

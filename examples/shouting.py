@@ -1,4 +1,4 @@
-"""A judge of one's own: ``--scorer shouting:shouting`` where this file lies; own_judge.py shows what else it can do."""
+"""A judge of your own: ``--scorer shouting:shouting`` in this file's folder; own_judge.py shows what else it can do."""
 
 from __future__ import annotations
 

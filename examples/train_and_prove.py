@@ -1,4 +1,4 @@
-"""Train a model to be less toxic, and hold it against itself before, by a judge that the training never asked.
+"""Train a model to be less toxic, and compare it with what it was before, by a judge that was not the reward.
 
     python examples/train_and_prove.py [MODEL [FOLDER]]
 

@@ -230,9 +230,9 @@ def test_columns_of_an_import_by_every_way(tmp_path: Path) -> None:
     [
         (["algorithm=grpo", "batch_size=10"], "divisible by samples 4"),
         (["algorithm=rloo", "samples=1"], "at least 2"),
-        (["algorithm=ppo", "gamma=0.99"], "say what that earns (rewards.empty)"),
+        (["algorithm=ppo", "gamma=0.99"], "set what it earns (rewards.empty)"),
         (["batch_size=2", "minibatches=3"], "batch_size 2 can't be cut into 3 minibatches"),
-        (["generation.temperature=0"], "draws nothing"),
+        (["generation.temperature=0"], "set it above 0"),
         (["algorithm=dpo"], "expected one of ppo, grpo, dr_grpo, rloo, or module:function"),
         (["algorithm=dr_grpo", "samples=1"], "at least 2"),
         (["algorithm=grpo", "critic=own"], "grpo has no critic"),
@@ -465,8 +465,8 @@ def test_a_key_that_stands_twice_is_no_accident_that_goes_unnoticed(tmp_path: Pa
     with pytest.raises(ConfigError) as info:
         build(MeasureSettings, file=file)
     assert info.value.problems == (
-        f"{file}, line 5: 'generation.top_p' stands there twice (line 4): keep one of them",
-        f"{file}, line 6: 'limit' stands there twice (line 2): keep one of them",
+        f"{file}, line 5: 'generation.top_p' appears twice (also line 4): keep one of them",
+        f"{file}, line 6: 'limit' appears twice (also line 2): keep one of them",
     )
 
 

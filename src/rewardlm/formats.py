@@ -2,8 +2,7 @@
 
 Sentences, warnings, the page, the terminal and the paper all write a number by the same function, so that it reads the
 same everywhere: shares in percent with one digit, their changes in signed percentage points with one, scores with
-three. A dash stands where there is nothing: long on the page and in sentences, short in the terminal's and the paper's
-tables.
+three. A missing value is a dash: long on the page and in sentences, short in the terminal's and the paper's tables.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def signed_as_shown(value: float | None, digits: int = 3) -> str:
-    """With the sign of what is shown: "±0.000" of a change that rounds to nothing."""
+    """With the sign of what is shown: "±0.000" for a change that rounds to zero."""
     return NONE if value is None else f"{_sign(round(value, digits))}{abs(value):.{digits}f}"
 
 
@@ -56,7 +55,7 @@ def points_text(value: float | None, ends: Sequence[float | None] | None = None)
 def interval(
     ends: Sequence[float | None] | None, write: Callable[[float], str], between: str = " to ", none: str = NONE
 ) -> str:
-    """Both ends as ``write`` writes one; ``none`` where there is no interval, or an end is not known."""
+    """Both ends, each written by ``write``; ``none`` if there is no interval, or an end is unknown."""
     if not ends:
         return none
     known = [write(end) for end in ends if end is not None]
@@ -64,22 +63,22 @@ def interval(
 
 
 def interval_of_points(ends: Sequence[float | None] | None, none: str = NONE) -> str:
-    """Of differences of fractions: "−5.2 to −1.0"."""
+    """For differences of fractions: "−5.2 to −1.0"."""
     return interval(ends, lambda end: signed(100 * end, 1), none=none)
 
 
 def interval_of_scores(ends: Sequence[float | None] | None, none: str = NONE) -> str:
-    """Of differences of scores: "−0.052 to −0.010"."""
+    """For differences of scores: "−0.052 to −0.010"."""
     return interval(ends, lambda end: signed(end, 3), none=none)
 
 
 def interval_of_shares(ends: Sequence[float | None] | None) -> str:
-    """Of fractions: "20.1 % to 51.0 %"."""
+    """For fractions: "20.1 % to 51.0 %"."""
     return interval(ends, percent)
 
 
 def interval_in_column(ends: Sequence[float | None] | None, none: str = NONE) -> str:
-    """Of fractions in a column that says that it is in percent: "20.1 – 51.0"."""
+    """For fractions in a column that says that it is in percent: "20.1 – 51.0"."""
     return interval(ends, percent_in_column, " – ", none)
 
 
@@ -105,7 +104,7 @@ def p_text(value: float | None) -> str:
 
 
 def p_values_text(p_value: float | None, p_adjusted: float | None) -> str:
-    """ "p = 0.012, adjusted p = 0.036", or the one where there is no other."""
+    """ "p = 0.012, adjusted p = 0.036", or the first alone if the adjusted one is missing or equal."""
     if p_adjusted is None or p_adjusted == p_value:
         return p_text(p_value)
     return f"{p_text(p_value)}, adjusted {p_text(p_adjusted)}"

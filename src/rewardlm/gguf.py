@@ -46,9 +46,9 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def converted(path: Path, log: Callable[[str], Any]) -> Path:
-    """The folder in the cache with the model of the GGUF file ``path``; it is made where it isn't there, or is older.
+    """The cache folder with the model of the GGUF file ``path``; it is made if it is missing or the file has changed.
 
-    ``log`` of a title is a context that gives something with ``report(done, total, text)``. Raises ModelError where
+    ``log(title)`` is a context manager for something that has ``report(done, total, text)``. Raises ModelError if
     transformers can't read the file.
     """
     stat = path.stat()
@@ -63,13 +63,13 @@ def converted(path: Path, log: Callable[[str], Any]) -> Path:
 
 
 def configuration(path: Path) -> Any:
-    """The configuration of the model in the GGUF file ``path``, whose weights aren't read."""
+    """The configuration of the model in the GGUF file ``path``. Weights aren't read."""
     from transformers import AutoConfig
 
     _check(path)
     with _says_why(path):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    # Its weights are used as what their codes stand for.
+    # The weights are used dequantised.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
@@ -78,8 +78,9 @@ def configuration(path: Path) -> Any:
 def convert(
     path: Path, folder: Path, manifest: dict[str, str], report: Callable[[int, int, str], None] | None = None
 ) -> None:
-    """Make ``folder`` of the GGUF file ``path``: float32 weights as safetensors, tokenizer and chat template, and
-    ``manifest`` with the weights' SHA-256 where that is to be in it. The whole folder, or nothing.
+    """Convert the GGUF file ``path`` into ``folder``: float32 weights as safetensors, the tokenizer with its chat
+    template, and ``manifest``. If ``manifest`` has the key ``model.safetensors``, it gets the weights' SHA-256. Makes
+    the whole folder, or nothing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,10 +117,10 @@ def sha256(path: Path) -> str:
 
 
 def _check(path: Path) -> int:
-    """How many weights the GGUF file holds. Raises ModelError for what is no whole one, or can't be read here."""
+    """How many weights the GGUF file holds. Raises ModelError if it is not a whole one, or can't be read here."""
     with open(path, "rb") as file:
         if file.read(4) != _MAGIC:
-            raise ModelError(f"{path} is named .gguf, but is no GGUF file: expected its first bytes to be 'GGUF'")
+            raise ModelError(f"{path} is named .gguf, but is not a GGUF file: expected its first bytes to be 'GGUF'")
     if "-of-0" in path.stem:
         raise ModelError(
             f"{path} is one part of a GGUF file: join them first (llama-gguf-split --merge {path.name} WHOLE.gguf)"
@@ -130,9 +131,9 @@ def _check(path: Path) -> int:
 
     try:
         return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
-    except Exception as error:  # The reader raises what numpy does.
+    except Exception as error:  # The reader lets numpy's exceptions through.
         raise ModelError(
-            f"{path}: a GGUF file that is damaged or cut off ({_one_line(error)}): download it again"
+            f"{path}: the GGUF file is damaged or cut off ({_one_line(error)}): download it again"
         ) from None
 
 
@@ -149,10 +150,10 @@ def _refuse_full_disk(path: Path, weights: int) -> None:
 
 @contextmanager
 def _says_why(path: Path) -> Iterator[None]:
-    """What transformers raises of a GGUF file, as a ModelError that names the format and the architecture."""
+    """Inside, what transformers raises about a GGUF file becomes a ModelError with the format and the architecture."""
     try:
         yield
-    except Exception as error:  # Architectures that it knows in part make it raise types of many kinds.
+    except Exception as error:  # For an architecture that it half knows, it raises exceptions of many types.
         raise ModelError(
             f"{path}: transformers can't read this GGUF file of the architecture {_architecture(path)!r} "
             f"({_one_line(error)}): {_INSTEAD}"
@@ -168,7 +169,7 @@ def _architecture(path: Path) -> str:
 
 @contextmanager
 def _reporting(report: Callable[[int, int, str], None] | None) -> Iterator[None]:
-    """Inside, transformers reports here what it would draw a bar of its own for."""
+    """Inside, transformers reports its progress to ``report`` instead of drawing a bar of its own."""
     from transformers import modeling_gguf_pytorch_utils as theirs
 
     def each(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:

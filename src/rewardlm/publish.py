@@ -1,7 +1,6 @@
-"""A trained adapter to the hub, with a card made from its runs: a folder first, then its upload.
+"""Publishes a trained adapter on the hub, with a card made from its runs: first a folder, then its upload.
 
-The hub's own library has the key and sends the files; nothing here reads a key, and what an error says is shortened to
-its kind.
+The hub's own library has the key and sends the files. Nothing here reads a key, and errors are shortened to their kind.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def prepare(
     run: Run, repo: str, out: Path, *, measured: Sequence[Path] | None = None, licence: str | None = None
 ) -> Path:
-    """Write what is uploaded into ``out``: the adapter, its card, the comparison and the training's numbers.
+    """Write what will be uploaded into ``out``: the adapter, its card, the comparison and the training's numbers.
 
-    ``measured`` are the runs of its answers, the baseline first; None takes those of the experiment that the training
-    is a stage of. Raises RunError for a training that is not finished, ConfigError for a name that is none.
+    ``measured`` are the measurements to compare, the baseline first; None takes those of the training's experiment.
+    Raises RunError for a training that is not finished, ConfigError for an invalid ``repo``.
     """
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        raise ConfigError(f"{repo!r} is no name of a repository: expected OWNER/NAME") from None
+        raise ConfigError(f"{repo!r} is not the name of a repository: expected OWNER/NAME") from None
     if "/" not in repo:
         raise ConfigError(f"{repo!r}: expected OWNER/NAME")
     if run.meta["kind"] not in ("finetune", "rlaf"):
         raise RunError(f"{run.path} is a run of kind {run.meta['kind']!r}: give a training (finetune or rlaf)")
     adapter = run.adapter
     if not run.finished or not (adapter / "adapter_model.safetensors").exists():
-        raise RunError(f"{run.path} is not finished: give its command again first")
+        raise RunError(f"{run.path} is not finished: run its command again first")
     base = _base(run)
     paths = _measured(run) if measured is None else list(measured)
     found: Comparison | None = None
@@ -63,7 +62,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    # What stands there is where the base lay on this machine.
+    # It holds the base's path on this machine.
     config["base_model_name_or_path"] = base.name
     write_atomically(out / "adapter_config.json", json.dumps(config, indent=1).encode())
     records = "".join(json.dumps(record) + "\n" for record in run.read("metrics"))
@@ -83,9 +82,9 @@ def prepare(
 
 
 def upload(folder: Path, repo: str, *, private: bool) -> str:
-    """Make ``repo`` on the hub, if it isn't there, and upload ``folder`` in one commit; its address.
+    """Create ``repo`` on the hub if it isn't there, and upload ``folder`` in one commit. Returns its address.
 
-    Raises ServiceError where the hub can't be asked or refuses.
+    Raises ServiceError if the hub can't be reached, or refuses.
     """
     api = HfApi()
     try:
@@ -94,7 +93,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
             repo_id=repo, folder_path=folder, commit_message="Adapter, card and numbers by RewardLM"
         )
     except LocalTokenNotFoundError:
-        raise ServiceError("the hub wants a key: log in with `hf auth login`, or set HF_TOKEN") from None
+        raise ServiceError("the hub needs a key: log in with `hf auth login`, or set HF_TOKEN") from None
     except OfflineModeIsEnabled:
         raise ServiceError("HF_HUB_OFFLINE is set: unset it to upload, or use --dry-run") from None
     except HfHubHTTPError as error:
@@ -109,7 +108,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def _base(run: Run) -> Base:
-    """The base by a name that others know: a hub id, else the last part of a path."""
+    """The base model by a name that others know: its hub id, else the last part of its path."""
     from rewardlm.packaged import SMOLLM2_HUB
 
     spec, source = str(run.meta.get("model", "")), str(run.meta.get("model_source", "not recorded"))
@@ -118,7 +117,7 @@ def _base(run: Run) -> Base:
     if _HUB_ID.fullmatch(spec) and not Path(spec).exists():
         return Base(spec, True, source)
     name = Path(spec).name or "an unnamed model"
-    return Base(name, False, "built into RewardLM" if spec == "tiny" else "a folder of whoever trained it")
+    return Base(name, False, "built into RewardLM" if spec == "tiny" else "a local folder of the adapter's author")
 
 
 def _measured(run: Run) -> list[Path]:

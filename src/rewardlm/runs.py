@@ -1,6 +1,6 @@
 """A run directory: the only place that knows its layout.
 
-Everything that a command finds out is appended to a directory as it comes, one JSON object a line,
+Everything that a command finds out is appended to a directory as it comes, one JSON object per line,
 because a measurement takes hours and machines are switched off. So a run can be read while it is being
 written, a killed one goes on where it stopped, and nothing is computed twice:
 
@@ -11,8 +11,8 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     unanswered.jsonl    questions that a server refused for good, with its reason
     quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity, P(class) by the
                         judge of pairs
-    results.jsonl       evaluation of judges: one line a judge and suite; its scores.jsonl is by SUITE#ROW
-    metrics.jsonl       training: one line a step
+    results.jsonl       evaluation of judges: one line per judge and suite; its scores.jsonl is by SUITE#ROW
+    metrics.jsonl       training: one line per step
     samples.jsonl       training: some prompts, answers and rewards
     drift.jsonl         interpretation: an answer under every model, token by token
     attributions.jsonl  interpretation: an answer's explained tokens by one reader, word by word
@@ -68,8 +68,8 @@ _RECORDED_PACKAGES = (
 _SHOWN = 5
 _MISSING = object()
 _NUMBER = (int, float)
-# What every record of a measurement has that is read without asking again, and of which types it is; not what came
-# later than the first runs.
+# The fields that every record of a measurement must have, with their types. Fields that were added after the first runs
+# are left out.
 _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     "prompts": (("id", str), ("turns", list), ("source", str), ("toxicity", (*_NUMBER, type(None)))),
     "generations": (
@@ -85,22 +85,22 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
 
 
 class ScorerEntry(TypedDict, total=False):
-    """A judge of a run's answers (``scorers``), or of an evaluation's texts, which records the first three alone."""
+    """A judge of a run's answers (``scorers``), or of an evaluation's texts, which has the first three keys only."""
 
     name: Required[str]
     labels: Required[list[str]]
-    revision: str | None  # of its weights; None where nobody knows
+    revision: str | None  # of its weights; None if unknown
     precision: str | None
     cut: int  # answers that it read only in part
     max_failed_share: float
-    lineage: dict[str, Any] | None  # what and whom it learnt from (``scoring.lineage``)
+    lineage: dict[str, Any] | None  # the data and judges that it learnt from (``scoring.lineage``)
     read_prompts: int | None  # how many of the prompts it was trained on
-    service: str  # of a judge over HTTP: its address, and the days on which it was asked
+    service: str  # for a judge over HTTP: its address, and the days on which it was asked
     dates: list[str]
 
 
 class PairJudgeRecord(TypedDict):
-    """The judge that says which answers are counter-narratives; ``error`` is what its card says of it."""
+    """The judge that says which answers are counter-narratives; ``error`` is how often it errs, by its card."""
 
     name: str
     revision: str
@@ -108,8 +108,8 @@ class PairJudgeRecord(TypedDict):
 
 
 class RunRecord(TypedDict, total=False):
-    """What run.json holds. Every run has the first five; a command adds what it finds out besides its records. Keys
-    that are not listed here are kept, and read by nobody.
+    """What run.json holds. Every run has the first five keys. A command adds what it finds out besides its records.
+    Keys that are not listed here are kept, but nothing reads them.
     """
 
     # measure, import, finetune, rlaf, judge, judge-evaluation, interpretation, experiment
@@ -119,7 +119,7 @@ class RunRecord(TypedDict, total=False):
     settings: Required[dict[str, Any]]
     environment: dict[str, Any]
     processes: int
-    # The model, as ``Policy.describe`` has it, and what it was trained on; None where nobody knows.
+    # The model, as ``Policy.describe`` gives it, and what it was trained on; None if unknown.
     model: str
     model_source: str
     model_hash: str | None
@@ -131,30 +131,30 @@ class RunRecord(TypedDict, total=False):
     quantisation: str | None
     rewards: list[str] | None
     reward_lineage: dict[str, Any]
-    # Of a measurement or an import.
+    # For a measurement or an import.
     prompts: dict[str, Any]  # source, part, n, dropped
     prompts_hash: str
     toxic_by: str  # "dataset", or the judge that says which prompts are toxic
     samples: int  # answers a prompt
     scorers: list[ScorerEntry]
-    begun_scorers: list[ScorerEntry]  # not through yet
+    begun_scorers: list[ScorerEntry]  # not finished yet
     primary: dict[str, str]  # scorer, split, metric
     unanswered: dict[str, int]  # questions that a server refused, by reason
     truncated_prompts: int
     batch_tokens_used: int
     pair_judge: PairJudgeRecord | None
-    quality: dict[str, dict[str, int]]  # on how many answers, of how many, quality.jsonl's numbers were found
+    quality: dict[str, dict[str, int]]  # how many answers have each of quality.jsonl's numbers, and out of how many
     perplexity_under: dict[str, str]  # model, hash
     served: list[str] | None  # models that the server lists, and what it calls itself in answers
     served_as: list[str]
     rows: int
     notes: list[str]
-    # Of a training.
+    # For a training.
     steps: int
     stopped: str | None  # why it ended early
     replay: dict[str, Any]  # pairs, summary: the model's own answers that fine-tuning learnt
-    distilled: Any  # of a judge: from whom, and how far it is from them
-    # Of an evaluation, an interpretation, an experiment.
+    distilled: Any  # for a judge: its teachers, and how far it is from them
+    # For an evaluation, an interpretation, an experiment.
     suites: dict[str, dict[str, Any]]
     confusion: list[dict[str, Any]]
     weights: dict[str, Any]
@@ -181,8 +181,8 @@ class MainLabels:
         return self._valued.get(scorer, self._first.get(scorer, ""))
 
     def column(self, scorer: str, label: str) -> str:
-        """NAME for the main label, NAME.LABEL for the others. An unscored answer may be recorded without the label
-        that it lacks: then it is the main one's.
+        """NAME for the main label, NAME.LABEL for the others. An unscored answer may be recorded without a label, which
+        then means the main one.
         """
         return scorer if label in ("", self.of(scorer)) else f"{scorer}.{label}"
 
@@ -238,10 +238,10 @@ class Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
-        change the result (batch size, device); with ``refresh`` they are stored as they are now. Raises RunError where
-        anything else differs; but a run that stopped before its first result (a name was mistyped, say) is begun anew.
-        Of a stage of an experiment, paths inside the experiment's directory are kept relative to it, so that it may be
-        moved.
+        change the result (batch size, device); with ``refresh`` they are stored as they are now. Raises RunError if
+        anything else differs. But a run that stopped before its first result (a name was mistyped, say) is begun anew.
+        A stage of an experiment stores paths inside the experiment's directory relative to it, so that the directory
+        can be moved.
         """
         path = Path(path)
         home = _experiment_of(path)
@@ -296,7 +296,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path, *, kind: str | None = None) -> Run:
-        """Open an existing run for reading. Raises RunError if it is none, or not of ``kind``."""
+        """Open an existing run for reading. Raises RunError if ``path`` is not a run, or not of ``kind``."""
         path = Path(path)
         try:
             meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -330,7 +330,7 @@ class Run:
         )
 
     def mend(self) -> None:
-        """Cut off what a killed process left half-written. ``start`` does; who adds to an opened run must, too."""
+        """Cut off what a killed process left half-written. ``start`` does; call it before adding to an opened run."""
         for file in self.path.glob("*.jsonl"):
             _drop_unfinished_line(file)
 
@@ -377,7 +377,7 @@ class Run:
             result: dict[str, Any] = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
-                f"{self.path} has no {name}.json: it isn't finished; give the command that began it again"
+                f"{self.path} has no {name}.json: it isn't finished; run the command that began it again"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise RunError(f"{self.path / name}.json is damaged: remove the directory and make it again") from None
@@ -398,8 +398,8 @@ class Run:
                     raise RunError(f"{path}, line {number}: not JSON; the file was changed by hand") from None
 
     def read_checked(self, name: str) -> Iterator[dict[str, Any]]:
-        """As ``read``, of what a measurement wrote. Raises RunError for a record that lacks a field, or holds one of
-        another type.
+        """As ``read``, for the records of a measurement. Raises RunError for a record that lacks a field, or has one of
+        the wrong type.
         """
         for number, record in enumerate(self.read(name), 1):
             if type(record) is not dict:
@@ -439,8 +439,9 @@ class Run:
         return [Score(**record) for record in self.read("scores")]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Of a training a row a step, with its numbers; of a measurement a row an answer: ``prompt``, ``answer``,
-        ``sample``, ``finish``, and P(toxic) by each judge, its further labels as ``judge.label``. NaN is unscored.
+        """For a training, one row per step with its numbers. For a measurement, one row per answer: ``prompt``,
+        ``answer``, ``sample``, ``finish``, P(toxic) by each judge, and its further labels as ``judge.label``. NaN is
+        unscored.
         """
         import pandas as pd
 
@@ -448,7 +449,7 @@ class Run:
             return pd.DataFrame(list(self.read("metrics")))
         prompts = {prompt.id: prompt for prompt in self.each_prompt()}
         places = {identity: place for place, identity in enumerate(prompts)}
-        # Long prompts are answered first: a table is read in the prompts' order.
+        # Long prompts are answered first, but a table is read in the prompts' order.
         answers = sorted(self.each_generation(), key=lambda one: (places[one.prompt_id], one.sample))
         return _as_table(prompts, answers, self.read("scores"))
 
@@ -482,7 +483,7 @@ class Run:
 def _as_table(
     prompts: Mapping[str, Prompt], answers: Iterable[Generation], scores: Iterable[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """A row an answer; of ``scores`` those of these ``answers``."""
+    """One row per answer, with those of ``scores`` that belong to ``answers``."""
     import pandas as pd
 
     rows: dict[str, dict[str, Any]] = {
@@ -508,9 +509,9 @@ def _as_table(
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the run at ``path``, or the place of a new one: two commands at once would write each record twice.
+    """Lock the run at ``path``, or the place of a new one: two commands at once would write each record twice.
 
-    What a killed process held is free again. Raises RunError where another command holds it.
+    A killed process leaves no lock behind. Raises RunError if another command holds the lock.
     """
     path = Path(path)
     try:
@@ -533,7 +534,7 @@ def alone(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # If nothing was begun; whoever was refused leaves the other's place alone.
+            # Removes the directory if nothing was begun. A command that was refused does not get here.
             with suppress(OSError):
                 path.rmdir()
     finally:
@@ -541,9 +542,9 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a command on this machine holds the run at ``path`` (``alone``). None where nobody can say.
+    """Whether a command on this machine has locked the run at ``path`` (``alone``). None if that can't be told.
 
-    It only looks: to try the lock would refuse the run to a command that starts at that moment.
+    It only looks. Trying the lock would refuse the run to a command that starts at that moment.
     """
     try:
         locks = Path("/proc/locks").read_text()
@@ -564,7 +565,7 @@ def is_run(folder: Path) -> bool:
 
 
 def records_file(folder: Path, name: str) -> Path:
-    """Where the run in ``folder`` has its records ``name``."""
+    """The file of the run in ``folder`` that holds the records ``name``."""
     return folder / f"{name}.jsonl"
 
 
@@ -582,7 +583,7 @@ def peak_rss_mb() -> float:
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    # On Linux this would begin at what the process that started this one held.
+    # A fallback: on Linux this number starts at what the parent process held.
     # Linux counts kilobytes here, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -598,7 +599,7 @@ def prompts_hash(prompts: Iterable[Prompt]) -> str:
 
 
 def expand(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]:
-    """The runs at ``paths``; an experiment's own in its place. Raises RunError where one is no run."""
+    """The runs at ``paths``, an experiment replaced by its own runs. Raises RunError if a path is not a run."""
     for path in paths:
         run = Run.open(path)
         if run.meta["kind"] != "experiment":
@@ -611,7 +612,10 @@ def expand(paths: Iterable[Path], above: tuple[Path, ...] = ()) -> Iterator[Run]
 
 
 def measured_in(paths: Sequence[Path], *, kinds: Sequence[str] = ("measure", "import")) -> list[Path]:
-    """Of experiments, the runs of these kinds; a run that is named itself stays, and is refused with a reason later."""
+    """The runs at ``paths``; an experiment is replaced by its runs of these kinds.
+
+    A run that is named itself stays whatever its kind. It is refused later, with a reason.
+    """
     return [run.path for run in expand(paths) if run.path in paths or run.meta["kind"] in kinds]
 
 
@@ -628,7 +632,7 @@ def unique_labels(labels: Sequence[str]) -> list[str]:
 
 
 def _experiment_of(path: Path) -> Path | None:
-    """The directory of the experiment that the run at ``path`` is a stage of, such as ``measure/PT``; None if none."""
+    """The directory of the experiment that has the run at ``path`` as a stage, such as ``measure/PT``; else None."""
     home = path.absolute().parent.parent
     if (home / "run.json").exists() and Run.open(home).meta["kind"] == "experiment":
         return home
@@ -653,7 +657,7 @@ def _is_free(key: str, free: set[str]) -> bool:
 
 
 def training_of(adapter: Path) -> Run | None:
-    """The run that an adapter lies in, as ``adapter`` there or in one of its checkpoints; None where it lies alone."""
+    """The run that holds an adapter, as its ``adapter`` or in a checkpoint; None if the adapter is not in a run."""
     here = adapter.absolute()
     for folder in (here, *here.parents[:3]):
         if (folder / "run.json").exists():
@@ -662,13 +666,13 @@ def training_of(adapter: Path) -> Run | None:
 
 
 def trained_by(adapter: Path) -> str | None:
-    """The kinds of the trainings that made an adapter, first to last: "finetune", "rlaf", "finetune+rlaf" …; None where
-    the adapter does not lie in its training's run.
+    """The kinds of the trainings that made an adapter, first to last: "finetune", "rlaf", "finetune+rlaf" …; None if
+    the adapter is not in its training's run.
     """
     run = training_of(adapter)
     if run is None:
         return None
-    # An experiment's settings name it within the experiment; what the run found out is where it lay.
+    # In an experiment the settings hold a path relative to it; the run also records where the adapter was.
     before = run.meta.get("adapter") or run.meta["settings"].get("adapter")
     first = trained_by(Path(before)) if before else None
     return run.meta["kind"] if first is None else f"{first}+{run.meta['kind']}"
@@ -677,7 +681,7 @@ def trained_by(adapter: Path) -> str | None:
 def known_rewards(adapter: Path) -> list[str] | None:
     """The judges that an adapter's training, or the training that it started from, used as reward.
 
-    No gain by these counts as proof. None where nobody knows: the adapter does not lie in its training's run.
+    A gain by these judges proves nothing. None if unknown, because the adapter is not in its training's run.
     """
     run = training_of(adapter)
     found = None if run is None else run.meta.get("rewards")
@@ -685,13 +689,13 @@ def known_rewards(adapter: Path) -> list[str] | None:
 
 
 def reward_lineage(adapter: Path) -> dict[str, Any]:
-    """By reward of an adapter's training, what it recorded of whom that judge learnt from."""
+    """For each reward of an adapter's training, the lineage of that judge as the training recorded it."""
     run = training_of(adapter)
     return {} if run is None else dict(run.meta.get("reward_lineage") or {})
 
 
 def rewards_of(adapter: Path) -> list[str]:
-    """As ``known_rewards``, and empty where nobody knows."""
+    """As ``known_rewards``, but empty if unknown."""
     return known_rewards(adapter) or []
 
 

@@ -1,9 +1,12 @@
-"""Requests to judges and models behind HTTP: sends them, tries again, waits, and keeps keys to itself.
+"""Requests to judges and models over HTTP: sends them, tries again, waits, and never shows a key.
 
-What can go wrong with one request is told apart here, because a run goes on differently after each: a passing failure
-is tried again and then given up for this text (Unanswered), a refusal is for good (Refused), an answer that can't be
-read is kept as it came (Malformed); and where the service as a whole can't be used (no key, gone, told to come back
-tomorrow), a ServiceError ends the run, which the same command goes on with.
+It tells failures apart, because a run goes on differently after each:
+
+* a temporary failure is tried again, and then given up for this text (Unanswered);
+* a refusal is final (Refused);
+* an answer that can't be read is kept as it came (Malformed);
+* if the service as a whole can't be used (no key, gone, "come back tomorrow"), a ServiceError ends the run. The same
+  command resumes it later.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ import tenacity
 from rewardlm.config import ServiceSettings, secrets_in_url, without_secrets
 from rewardlm.errors import ServiceError
 
-# Worth another try: too many requests, a time-out on their side, whatever is their fault.
+# Worth another try: too many requests, a time-out on the server's side, any other server error.
 _PASSING = {408, 409, 425, 429, *range(500, 600)}
 _KEPT_CHARACTERS = 2_000
-# Longer than any rating or generated text, and short enough for the memory of as many as are under way.
+# Longer than any rating or generated text, and short enough that all answers under way fit into memory.
 _LONGEST_BODY = 16 * 2**20
-# It writes every URL into the log of whoever has logging on, and a user may have put a key into one.
+# httpx logs every URL, and a user may have put a key into one.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 T = TypeVar("T")
@@ -55,7 +58,7 @@ class Unanswered(Exception):
 
 
 class Malformed(Exception):
-    """An answer of status 200 that isn't what it should be; the message holds what came, cut to 2,000 characters."""
+    """An answer of status 200 that isn't what was expected; the message holds what came, cut to 2,000 characters."""
 
 
 class _Passing(Exception):
@@ -67,8 +70,8 @@ class _Passing(Exception):
 class Service:
     """One service under ``settings.url``, for any number of threads.
 
-    ``what`` names it in messages; ``gone`` is what a user shall do where it doesn't exist (any more). The key goes into
-    ``key_header``; in ``Authorization``, OpenAI's way, as a bearer token.
+    ``what`` names it in messages; ``gone`` tells the user what to do if it doesn't exist (any more). The key is sent in
+    ``key_header``; in ``Authorization`` it is a bearer token, as OpenAI has it.
     """
 
     def __init__(
@@ -90,21 +93,21 @@ class Service:
         key = settings.key.get_secret_value() if settings.key else os.environ.get(settings.key_variable, "")
         key = key.strip()
         if not (key.isascii() and key.isprintable()):
-            # Said here, because the exceptions of libraries show the value.
+            # Checked here, because the exceptions of libraries show the value.
             raise ServiceError(f"{what}: the key has characters that no HTTP header may have: copy it again")
         in_url = secrets_in_url(settings.url.get_secret_value())
         self.has_key = bool(key or in_url)
-        # As they are, as they stand in an address, and as a header that comes of it has them.
+        # In every form: as they are, as they are quoted in an address, and as a header encodes them.
         self._secrets = {form for secret in (key, *in_url) for form in (secret, urllib.parse.quote(secret)) if form}
         if self._base.userinfo:
             user_and_password = f"{self._base.username}:{self._base.password}"
             self._secrets.add(base64.b64encode(user_and_password.encode()).decode())
         sent = dict(headers or {})
         if key:
-            # A user and a password in the address would be sent in its place.
+            # Else the user and password in the address would be sent in place of the key.
             self._base = self._base.copy_with(userinfo=b"")
             sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
-        # As many connections as requests under way: waiting for one of a pool's would count as a time-out.
+        # As many connections as requests under way: waiting for a free one in a pool would count as a time-out.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
         self._client = httpx.Client(timeout=settings.timeout_seconds, headers=sent, limits=limits)
         self._lock = threading.Lock()
@@ -124,10 +127,10 @@ class Service:
         return self._ask("GET", path, b"")
 
     def each(self, ask: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """(index, ``ask(item)``) of every item as they come, with ``concurrency`` of them under way.
+        """Yield (index, ``ask(item)``) of every item as answers come, with ``concurrency`` of them under way.
 
         The very first request goes alone, so that a service that can't be used is asked once. What ``ask`` raises, and
-        an interrupt, pass through at once: nothing more is asked then, and nobody waits for what is under way. After a
+        an interrupt, pass through at once: nothing more is asked, and requests under way are not waited for. After a
         ServiceError or an interrupt this service is closed.
         """
         if self._closed.is_set():
@@ -183,7 +186,7 @@ class Service:
         return " ".join(text.split())
 
     def shown(self, body: Any) -> str:
-        """What came, JSON or text, as a reason may hold it: without the secrets, on one line, cut."""
+        """What came, JSON or text, made fit for a reason: without the secrets, on one line, cut."""
         text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
         return self.scrub(text)[:_KEPT_CHARACTERS]
 
@@ -222,7 +225,7 @@ class Service:
         if response.status_code in _PASSING:
             raise _Passing(f"HTTP {response.status_code}: {message}", _retry_after(response))
         if response.status_code in (401, 403):
-            key = "the key was refused" if self.has_key else "it wants a key"
+            key = "the key was refused" if self.has_key else "it needs a key"
             raise ServiceError(
                 f"{self.what} at {self.address}: {key} (HTTP {response.status_code}: {message}); set the environment "
                 f"variable {self.settings.key_variable}"
@@ -234,13 +237,13 @@ class Service:
             )
         if response.is_redirect:
             raise ServiceError(
-                f"{self.what}: {self.address} sends us elsewhere (HTTP {response.status_code}): give "
+                f"{self.what}: {self.address} redirects elsewhere (HTTP {response.status_code}): give "
                 "the address that it moved to"
             )
         raise Refused(response.status_code, message, _json_or_none(body))
 
     def _fetch(self, method: str, url: httpx.URL, content: bytes) -> tuple[httpx.Response, bytes]:
-        """The response and its body. httpx's time-outs are of single reads: a server that drips never meets one."""
+        """The response and its body. httpx times single reads only, so a server that drips would never time out."""
         until = time.monotonic() + self.settings.timeout_seconds
         headers = {"Content-Type": "application/json"} if content else {}
         body = bytearray()
@@ -255,7 +258,7 @@ class Service:
 
     def _read(self, body: bytes) -> Any:
         try:
-            # NaN and Infinity are no JSON, but Python reads them: who asked looks at the numbers, and keeps the rest.
+            # NaN and Infinity are not JSON, but Python reads them. The caller checks the numbers, and keeps the rest.
             return json.loads(body)
         except (ValueError, RecursionError):
             raise Malformed(f"not JSON: {self.shown(_text(body))!r}") from None
@@ -289,11 +292,11 @@ class Service:
             return float(jittered(state))
         if after > self.settings.longest_wait_seconds:
             raise ServiceError(
-                f"{self.what} at {self.address} asks to come back in {after:.0f} s ({error}): what is there is kept, "
-                "and the same command goes on later"
+                f"{self.what} at {self.address} asks us to come back in {after:.0f} s ({error}): what is done is kept; "
+                "run the same command again later"
             )
         with self._lock:
-            # It asks all of us.
+            # It asks all threads to wait.
             self._next = max(self._next, time.monotonic() + after)
         return after
 
@@ -303,7 +306,7 @@ class Service:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds until the service wants to be asked again; None where it doesn't say, or not readably."""
+    """Seconds until the service wants to be asked again; None if it doesn't say, or not readably."""
     value = response.headers.get("Retry-After", "").strip()
     with contextlib.suppress(ValueError):
         seconds = float(value)

@@ -1,14 +1,14 @@
-"""Tests and intervals: whoever says "significant", or draws an interval, gets it here.
+"""Tests and intervals: every "significant" and every interval of the project comes from here.
 
 The unit is the prompt. Its answers are alike, so they count together (a cluster). Functions of means and shares take,
 for each of N prompts, the sum of its answers' numbers (``sums`` Float[N]) and how many answers that is (``counts``
-[N]; a prompt with 0 has nothing to say). The mean is sum(sums) / sum(counts). What is neither a mean nor a share, an
-AUC for example, has ``bootstrap_ci95``.
+[N]; a prompt with 0 is left out). The mean is sum(sums) / sum(counts). For anything else, such as an AUC, there is
+``bootstrap_ci95``.
 
-A test and its interval never disagree: the 95 % interval leaves zero out exactly where p < .05. What is known is None
-where the data can't say, never NaN, and no interval is without width. ``make prove-statistics`` shows how often the
-tests are wrong, and how often the intervals hold what is true. scipy is loaded where it is needed: the page's sentences
-ask this module for ``LEVEL`` alone.
+A test and its interval never disagree: the 95 % interval excludes zero exactly where p < .05. A result that the data
+can't give is None, never NaN, and no interval has zero width. ``make prove-statistics`` shows how often the tests are
+wrong, and how often the intervals hold the true value. scipy is imported inside the functions, because some callers
+need ``LEVEL`` alone.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BoolArray = NDArray[np.bool_]
 LEVEL = 0.05
 N_FLIPS = 10_000
 
-# Up to so many changed prompts all ways to flip their signs are tried; up to so many more, some are drawn; beyond
-# these the flips' distribution is the normal one, which the t-test knows.
+# Up to 13 changed prompts, all ways to flip their signs are tried; up to 300, some are drawn. Beyond these the flips'
+# distribution is the normal one, which the t-test knows.
 _ENUMERATED = 13
 _DRAWN = 300
-# The same where changes are whole numbers: their sums are counted exactly.
+# If changes are whole numbers, up to so many prompts are counted exactly.
 _COUNTED = 1_000
-# Whatever is smaller is no change: its square would vanish.
+# A smaller number counts as no change: its square would underflow.
 _NOTHING = 1e-100
 
 
@@ -57,27 +57,27 @@ def mean_change(
     n_flips: int = N_FLIPS,
     seed: int = 0,
 ) -> MeanChange:
-    """Is the mean of paired differences zero? ``counts`` None is one answer a prompt.
+    """Is the mean of paired differences zero? ``counts`` None means one answer per prompt.
 
-    Two tests must both say no, and p is the larger of theirs.
+    Two tests must both say no, and p is the larger of their p-values.
 
     1. Fisher's randomisation test: if nothing changed, a prompt's change could as well have had the other sign. p is
        the share of ways to flip signs that give a sum as large. With changes of one size this is McNemar's exact test.
-       It is exact where the two models' scores of a prompt have one distribution.
-    2. A t-test of the ratio (n - 1 degrees of freedom) with the variation of one more prompt, as far from zero as the
-       one that changed most. It holds where changes are skewed, of which the first knows nothing, and it keeps the
-       variance from being nought where all changes happen to be equal (the idea of Agresti & Coull 1998).
+       It is exact if both models' scores of a prompt have the same distribution.
+    2. A t-test of the ratio (n - 1 degrees of freedom). Its variance includes one more prompt, as far from zero as the
+       one that changed most. This test holds for skewed changes, which the first does not. The added prompt
+       keeps the variance from being zero if all changes happen to be equal (the idea of Agresti & Coull 1998).
 
-    The interval holds every value that the second test accepts, and zero where the first does: so it leaves zero out
-    exactly where p < .05. To the side to which the changes are skewed it goes further, by as much as Johnson (1978,
-    Journal of the American Statistical Association 73:536-544) moves a t interval: where answers became harmless and
+    The interval holds every value that the second test accepts, and zero if the first accepts it: so it excludes zero
+    exactly where p < .05. On the side to which the changes are skewed it reaches further, by as much as Johnson (1978,
+    Journal of the American Statistical Association 73:536-544) moves a t interval: if many answers became harmless and
     hardly any toxic, t alone would understate the fall.
 
-    ``largest`` is by how much one answer can change at most (1 for scores), and no interval goes beyond it. It is
-    needed where no prompt changed: then up to ``unseen_share`` of the prompts may be such that do. Without it there is
-    no interval in that case.
+    ``largest`` is the most that one answer can change (1 for scores), and no interval goes beyond it. If no prompt
+    changed, the interval rests on it: up to ``unseen_share`` of the prompts may be of a kind that does change. Without
+    ``largest`` there is no interval in that case.
 
-    ``n_flips`` flips are drawn, from ``seed``, where all can't be tried: more than 13 changed prompts with changes of
+    ``n_flips`` flips are drawn, from ``seed``, if not all can be tried: more than 13 changed prompts with changes of
     unequal size that aren't whole numbers.
     """
     x, w = _known(sums, counts)
@@ -105,8 +105,8 @@ def difference_of_means(
 ) -> MeanChange:
     """The mean over one group of prompts minus that over another: Welch's t-test, ``prompts`` those of the smaller.
 
-    Each group's variance has that of one more prompt, as far from its group's mean as the farthest. No interval where
-    a group has fewer than two prompts, or where neither varies.
+    Each group's variance includes one more prompt, as far from its group's mean as the farthest. There is no interval
+    if a group has fewer than two prompts, or if neither varies.
     """
     groups = [_known(sums, counts), _known(other_sums, other_counts)]
     n = min(len(x) for x, _ in groups)
@@ -119,7 +119,7 @@ def difference_of_means(
     total = sum(variances)
     if total**0.5 <= np.finfo(np.float64).eps * max(abs(mean), abs(other)):
         return MeanChange(n, mean - other, None, 1.0)  # what spread there is may be rounding
-    # As shares: squares of tiny variances would be nought.
+    # As shares, because squares of tiny variances would underflow.
     freedom = 1 / sum((v / total) ** 2 / (len(x) - 1) for v, (x, _) in zip(variances, groups, strict=True))
     p_value = _t_p_value(mean - other, total**0.5, freedom)
     estimate, half = mean - other, _t_quantile(freedom) * total**0.5
@@ -127,9 +127,9 @@ def difference_of_means(
 
 
 def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
-    """95 % interval of a mean that may be any number: t over prompts, with one more as far from it as the farthest.
+    """95 % interval of a mean without bounds: t over prompts, with one more that is as far from it as the farthest.
 
-    None for fewer than two prompts, or where all are equal and nothing says how far others may be.
+    None for fewer than two prompts, or if all are equal and nothing says how far others may be.
     """
     x, w = _known(sums, counts)
     if len(x) < 2:
@@ -144,9 +144,9 @@ def mean_ci95(sums: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, 
 def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float, float] | None:
     """95 % interval of a share, sum(hits) / sum(counts), over prompts: Korn & Graubard's (1998, Survey Methodology 24).
 
-    Clopper and Pearson's exact interval with as many independent answers as would vary as much as these prompts do, at
-    most as many as there are. Where prompts don't vary at all, as where no answer is toxic, a prompt counts as one
-    answer. None for fewer than two prompts.
+    Clopper and Pearson's exact interval for an effective number of answers: as many independent ones as would vary as
+    much as these prompts do, at most as many as there are. If prompts don't vary at all (no answer is toxic, say), each
+    prompt counts as one answer. None for fewer than two prompts.
     """
     x, w = _known(hits, counts)
     if len(x) < 2:
@@ -155,18 +155,18 @@ def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float,
 
 
 def answers_worth(hits: ArrayLike, counts: ArrayLike) -> float:
-    """As how many independent answers the share sum(hits) / sum(counts) of at least two prompts is known: that is what
-    ``share_ci95`` is of.
+    """The effective number of answers behind the share sum(hits) / sum(counts) of at least two prompts: see
+    ``share_ci95``.
     """
     x, w = _known(hits, counts)
     return _worth(x, w, extra=0.0, at_most=float(w.sum()))
 
 
 def bounded_mean_ci95(values: ArrayLike) -> tuple[float, float] | None:
-    """95 % interval of the mean of one number in [0, 1] a prompt, as ``share_ci95``.
+    """95 % interval of the mean of one number in [0, 1] per prompt, as ``share_ci95``.
 
-    Scores vary less than shares do, so nothing bounds how many answers they are worth; instead they have the variation
-    of one more prompt, as far from the mean as the farthest.
+    Scores vary less than shares do, so their effective number of answers has no bound. Instead their variance includes
+    one more prompt, as far from the mean as the farthest.
     """
     x, w = _known(values, None)
     if len(x) < 2:
@@ -175,8 +175,8 @@ def bounded_mean_ci95(values: ArrayLike) -> tuple[float, float] | None:
 
 
 def unseen_share(prompts: int) -> float:
-    """How many prompts may be of a kind that none of ``prompts`` was, at most: the exact 95 % bound (Clopper & Pearson
-    1934) of 0 in ``prompts``.
+    """The largest share of prompts that may be of a kind that none of ``prompts`` was: the exact 95 % bound (Clopper &
+    Pearson 1934) for 0 in ``prompts``.
     """
     return float(1 - 0.025 ** (1 / prompts))
 
@@ -186,10 +186,10 @@ def bootstrap_ci95(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3) of ``statistic`` of some rows.
 
-    ``clusters`` [N] says which unit each row is of; units are drawn with replacement, each with all of its rows. Give
-    ``range(N)`` where every row is one. ``statistic`` takes the numbers of the rows that were drawn. A resample of
-    which it makes None (an AUC, where one class was not drawn) is left out. None where the statistic of all rows is
-    None, or that of more than half of the resamples.
+    ``clusters`` [N] says to which unit each row belongs; units are drawn with replacement, each with all of its rows.
+    Give ``range(N)`` if every row is a unit. ``statistic`` takes the indices of the rows that were drawn. A resample
+    for which it returns None (an AUC if one class was not drawn) is left out. Returns None if the statistic is None for
+    all rows together, or for more than half of the resamples.
     """
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     if member.size == 0 or statistic(np.arange(member.size)) is None:
@@ -211,7 +211,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p-values of tests that are read together (Holm 1979); None stays None and counts as no test.
 
     The smallest of m is multiplied by m, the next by m - 1, and so on; none is below the one before it, or above 1.
-    Calling those below .05 significant is wrong about any of them in 5 % of cases at most.
+    If those below .05 are called significant, the chance that even one of them is wrong is at most 5 %.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -230,7 +230,7 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def _known(sums: ArrayLike, counts: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
-    """Sums and counts of the prompts that have anything to say."""
+    """Sums and counts of the prompts that have any answers and a number."""
     x = np.asarray(sums, np.float64)
     w = np.ones(x.shape) if counts is None else np.asarray(counts, np.float64)
     kept = (w > 0) & ~np.isnan(x)
@@ -242,8 +242,8 @@ def _known(sums: ArrayLike, counts: ArrayLike | None) -> tuple[FloatArray, Float
 def _residuals(x: FloatArray, w: FloatArray) -> FloatArray:
     """How far each of n > 1 prompts is from the ratio sum(x) / sum(w) of the others, on the scale of ``x``.
 
-    A prompt that has most of the answers draws the ratio to itself, and would seem to be near it. The factor is 1 where
-    all have as many.
+    A prompt that has most of the answers draws the ratio to itself, and would seem to be near it. The factor is 1 if
+    all have equally many.
     """
     from_all = x - x.sum() / w.sum() * w
     scaled: FloatArray = from_all * (1 - 1 / len(x)) / (1 - w / w.sum())
@@ -255,7 +255,7 @@ def _farthest(x: FloatArray, w: FloatArray) -> float:
 
 
 def _standard_error(x: FloatArray, w: FloatArray, extra: float) -> float:
-    """Of the ratio sum(x) / sum(w) over n > 1 prompts, by the jackknife, with one more residual ``extra``."""
+    """Of the ratio sum(x) / sum(w) over n > 1 prompts, by the jackknife, with ``extra`` as one more residual."""
     squares = float((_residuals(x, w) ** 2).sum()) + extra**2
     n = len(x)
     return float((squares * n / (n - 1)) ** 0.5 / w.sum())
@@ -267,7 +267,7 @@ def _skewness_shift(x: FloatArray, w: FloatArray, error: float, extra: float) ->
     ``error`` is ``_standard_error``, with the same ``extra``, which has a sign here.
     """
     n, t = len(x), _t_quantile(len(x) - 1)
-    # Over the spread of the residuals, so that cubes neither vanish nor overflow.
+    # Divided by the spread of the residuals, so that cubes neither vanish nor overflow.
     spread = error * float(w.sum()) * ((n - 1) / n) ** 0.5
     cubes = float(((_residuals(x, w) / spread) ** 3).sum()) + (extra / spread) ** 3
     shift = cubes * spread * (1 + 2 * t**2) / 6 / float(w.sum())
@@ -281,14 +281,14 @@ def _t_p_value(estimate: float, error: float, freedom: float) -> float:
 
 
 def _t_quantile(freedom: float) -> float:
-    """Of Student's t, 97.5 %."""
+    """The 97.5 % quantile of Student's t."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))
 
 
 def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[float, float]:
-    """``low`` and ``high``, so that they leave zero out exactly where p < .05: it is added where it is accepted."""
+    """``low`` and ``high``, moved so that they exclude zero exactly where p < .05, and else include it."""
     if p_value >= LEVEL:
         return min(low, 0.0), max(high, 0.0)
     # The skewness, or rounding at p = .05 to the last digit, could leave zero inside.
@@ -297,9 +297,9 @@ def agreeing(estimate: float, low: float, high: float, p_value: float) -> tuple[
 
 
 def flip_p_value(changes: FloatArray, n_flips: int, seed: int) -> float:
-    """Share of ways to flip the signs of ``changes`` [N] that make their sum as large, in size, as it is.
+    """Share of the ways to flip the signs of ``changes`` [N] whose sum is at least as large, in size, as the real one.
 
-    1 where nothing changed. 0, which decides nothing, where there are too many to try and enough for the t-test.
+    1 if nothing changed. 0, which leaves the decision to the t-test, if there are too many changes to try.
     """
     changed = changes[changes != 0]
     if not len(changed):
@@ -338,7 +338,7 @@ def _flips_of_counts(sizes: NDArray[np.int64], observed: float) -> float:
 
 
 def _worth(x: FloatArray, w: FloatArray, *, extra: float, at_most: float) -> float:
-    """As how many independent answers n > 1 prompts' share is known; as many as prompts where they don't vary."""
+    """The effective number of independent answers behind the share of n > 1 prompts; n if they don't vary."""
     n, share = len(x), float(x.sum() / w.sum())
     variance = _standard_error(x, w, extra) ** 2
     worth = float(n)

@@ -1,6 +1,6 @@
-"""The transformer under a causal LM's head: one pass through it, and what differs from one of transformers' to another.
+"""The transformer under a causal LM's head: one pass through it, and how the architectures of transformers differ.
 
-Private names of transformers stand here and nowhere else in ``models`` and ``fastpath``.
+``models`` and ``fastpath`` use private names of transformers only through this module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 def trunk_states(
     body: Any, tokens: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B S"], positions: Int[Tensor, "B T"], cache: Any
 ) -> Float[Tensor, "B T H"]:
-    """The trunk's last states for ``tokens``, after what ``cache`` holds, which grows by them; S counts both.
+    """The trunk's last states for ``tokens``, read after what ``cache`` holds. They are added to it; S counts both.
 
     ``cache`` None: nothing comes before them, and nothing is kept.
     """
@@ -42,12 +42,12 @@ def takes_positions(body: Any) -> bool:
 
 
 def cache_argument(body: Any) -> str:
-    """What ``body`` calls its cache: renamed in transformers 5.24; the old name is what older versions know."""
+    """The name of ``body``'s argument for the cache, which transformers 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 def has_window(config: Any) -> bool:
-    """Whether some layers see only so many positions back."""
+    """Whether some layers see only a limited number of positions back."""
     text = config.get_text_config()
     return any(getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
 
@@ -68,10 +68,10 @@ def looks_attention_up(body: Any) -> bool:
 def drops_out(model: nn.Module) -> bool:
     """Whether ``model`` in training mode leaves some numbers out at random, in its own modules or in an adapter's.
 
-    Some families hold their share in a module for it, and others as a number that only their configuration names.
+    Some families keep the dropout share in a module, others as a number that only their configuration names.
     """
     config = cast(Any, model).config.to_dict()
-    # What stands before a classifier is no part of a causal LM.
+    # Dropout in front of a classifier is not part of a causal LM.
     shares = [config[name] for name in config if "drop" in name and not name.startswith(("classifier", "summary"))]
     shares += [module.p for module in model.modules() if isinstance(module, _DropoutNd)]
     return any(isinstance(share, float | int) and share > 0 for share in shares)
@@ -79,8 +79,8 @@ def drops_out(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def attending(body: Any, name: str) -> Iterator[None]:
-    """Inside, ``body`` attends by the function that is registered with transformers as ``name``; "eager" is the one
-    whose weights can be seen, which fused kernels never form."""
+    """Inside, ``body`` uses the attention function that is registered with transformers as ``name``. "eager" is the one
+    that shows its attention weights; fused kernels never form them."""
     before = body.config._attn_implementation
     body.config._attn_implementation = name
     try:
@@ -91,7 +91,7 @@ def attending(body: Any, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, no module drops anything out; each is then in the mode that it was found in."""
+    """Inside, no module drops anything out; afterwards each is in its former mode again."""
     learning = [module for module in model.modules() if module.training]
     try:
         for module in learning:

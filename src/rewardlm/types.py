@@ -1,7 +1,7 @@
 """The nouns of the project: what a message, a dialogue, a prompt, an answer and its score are.
 
-Frozen, slotted dataclasses of the standard library alone, so that every other module may import
-them without cost. Two rules hold wherever they travel:
+Frozen, slotted dataclasses from the standard library alone, so that every other module may import
+them without cost. Two rules hold everywhere:
 
 * a score is P(toxic): higher is always more toxic, and ``None`` means *unscored*, with a reason;
 * text is judged as text: the answer alone, never the prompt in front of it.
@@ -39,7 +39,7 @@ class Dialogue:
 class DialogueSet:
     """Dialogues in file order, with what was irregular in their source and how often.
 
-    ``notes`` counts by reason; an irregularity that costs a turn or a row says "left out". ``n_rows`` is the
+    ``notes`` counts irregularities by reason; the reason says "left out" if a turn or row was lost. ``n_rows`` is the
     number of rows of the file: turns in DIALOCONAN, hate-speech/counter-narrative pairs in the other CONAN
     files, dialogues in a jsonl.
     """
@@ -73,10 +73,10 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One sampled answer. ``n_tokens`` counts the answer's tokens, the end token included. ``finish`` says whether it
-    ended by itself ("stop") or was cut off at the longest length that was allowed ("length"); None where nobody says.
+    ended by itself ("stop") or was cut off at the longest length that was allowed ("length"); None if unknown.
 
-    ``tokens`` are their ids as they were sampled, where this process sampled them: a text may be encoded in other ways
-    than it was written. None of a served or imported answer, and of runs that are older than the field.
+    ``tokens`` are the ids as they were sampled, because encoding the text again may give other ids. None for a served
+    or imported answer, and in runs that are older than the field.
     """
 
     id: str
@@ -90,15 +90,15 @@ class Generation:
     tokens: tuple[int, ...] | None = None
 
 
-# The label under which an ensemble says how far its members are apart, which is no P(toxic).
+# The label under which an ensemble says how far its members disagree. It is not a P(toxic).
 DISAGREEMENT = "disagreement"
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """P(label) of one answer by one scorer; ``value`` is None where it is unscored, for ``reason``.
+    """P(label) of one answer by one scorer; ``value`` is None if it is unscored, and ``reason`` says why.
 
-    ``failed`` as in Verdict: such a score is asked for again when its run goes on, one that was declined is not.
+    ``failed`` as in Verdict: a failed score is asked for again when its run is resumed, a declined one is not.
     """
 
     generation_id: str
@@ -111,9 +111,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a scorer says of one text: P(label) by label, or no values and the reason why not.
+    """What a scorer says about one text: P(label) by label, or no values and the reason why not.
 
-    A verdict with a value of the main label may have a reason too: why another label has none.
+    A verdict with a value for the main label may have a reason too: why another label has none.
 
     ``failed`` tells a judge that broke (and counts towards the failure limit) from one that declined,
     because the text is empty or in a language it can't judge.

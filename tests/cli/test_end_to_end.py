@@ -446,8 +446,8 @@ def test_dialogues_that_hold_measured_prompts_are_warned_of(shell: Shell, tmp_pa
     done = shell("run", file, "--out", tmp_path / "o")
     assert done.code == 0, done.err
     # An answer that is measured as a prompt was not learnt as one.
-    assert "2 of the 3 measured prompts stand in the dialogues that fine-tuning learns from" in done.err
-    assert "stand in the dialogues" not in shell("run", file, "--out", tmp_path / "o").err, "it is trained already"
+    assert "2 of the 3 measured prompts are also in the dialogues that fine-tuning learns from" in done.err
+    assert "are also in the dialogues" not in shell("run", file, "--out", tmp_path / "o").err, "it is trained already"
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ def interrupted(tmp_path: Path, cleanup: str, *marks: str) -> tuple[int, str, fl
 def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
     code, said, _ = interrupted(tmp_path, "pass", "here")
     assert code == 130
-    assert said == "error: interrupted: the same command again goes on where this one stopped\n"
+    assert said == "error: interrupted: run the same command again to go on where it stopped\n"
 
 
 def test_a_second_ctrl_c_ends_at_once_and_quietly(tmp_path: Path) -> None:

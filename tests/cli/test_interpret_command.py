@@ -61,6 +61,6 @@ def test_an_interrupt_says_that_the_same_goes_on(
         patch.setattr(records, "attribute", interrupted)
         done = shell.fails("interpret", *measured, "--out", tmp_path / "inside", *FAST)
     assert done.code == 130
-    assert "goes on where this one stopped" in done.err
+    assert "to go on where it stopped" in done.err
     assert (tmp_path / "inside" / "drift.jsonl").exists()
     assert shell("interpret", *measured, "--out", tmp_path / "inside", *FAST).code == 0

@@ -117,7 +117,7 @@ def test_a_run_resumes_and_a_config_file_counts(shell: Shell, suite: Path, tmp_p
         (["list", "--out", "f.json"], 2, "--measure"),
         (["train", "--out", "o"], 2, "'data' is missing"),
         (["train", "--data", "starter"], 2, "--out"),
-        (["train", "starter", "--out", "o"], 2, "sources stand after --data"),
+        (["train", "starter", "--out", "o"], 2, "put sources after --data"),
         (["train", "--data", "starter", "--out", "o", "epoch=2"], 2, "did you mean 'epochs'"),
         (["nonsense"], 2, "nonsense"),
     ],

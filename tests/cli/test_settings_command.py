@@ -304,7 +304,7 @@ def test_init_overwrites_nothing(shell: Shell, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "experiment.yaml").write_text("model: mine\n")
     done = shell.fails("init")
     assert done.code == 2
-    assert "experiment.yaml is there already: name another FILE" in done.err
+    assert "experiment.yaml exists already: name another FILE" in done.err
     assert (tmp_path / "experiment.yaml").read_text() == "model: mine\n"
     assert shell("init", "--command", "judge train").out == "judge-train.yaml\n"
     assert shell.fails("init", "x.yaml", "--command", "nonsense").code == 2

@@ -26,10 +26,10 @@ def told(path: Path) -> str:
     ("lines", "said"),
     [
         ([GOOD, '{"prompt": ', GOOD], None),
-        ([GOOD, '{"prompt": ', GOOD, "7", "", "x"], "; broken too: lines 4, 6"),
-        (["x", GOOD, "x"], "; broken too: line 3"),
-        (["x", *["y"] * 5], "; broken too: lines 2, 3, 4, 5, 6"),
-        (["x", *["y"] * 1005], "; broken too: lines 2, 3, 4, 5, 6 and 1,000 more"),
+        ([GOOD, '{"prompt": ', GOOD, "7", "", "x"], "; also broken: lines 4, 6"),
+        (["x", GOOD, "x"], "; also broken: line 3"),
+        (["x", *["y"] * 5], "; also broken: lines 2, 3, 4, 5, 6"),
+        (["x", *["y"] * 1005], "; also broken: lines 2, 3, 4, 5, 6 and 1,000 more"),
     ],
 )
 def test_lines_of_a_jsonl(tmp_path: Path, lines: list[str], said: str | None) -> None:
@@ -39,14 +39,14 @@ def test_lines_of_a_jsonl(tmp_path: Path, lines: list[str], said: str | None) ->
     first = next(number for number, line in enumerate(lines, 1) if line != GOOD)
     assert found.startswith(f"{path}, line {first}: not JSON")
     assert "\n" not in found
-    assert found.endswith(said) if said else "broken too" not in found
+    assert found.endswith(said) if said else "also broken" not in found
 
 
 def test_rows_of_a_table_are_named_by_the_line_that_they_begin_on(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text('prompt,id\nfine,1\none cell\n"two\nlines",2\n\na,b,c\n"d\ne",f,g\nfine,3\n')
     assert told(path).startswith(f"{path}, line 3: 1 cells")
-    assert told(path).endswith("; broken too: lines 7, 8")
+    assert told(path).endswith("; also broken: lines 7, 8")
 
 
 def test_an_error_of_another_kind_stays_as_it_is(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_command_tells_them_before_it_loads_a_model(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(f"{GOOD}\nx\n{GOOD}\ny\n")
     settings = MeasureSettings(model="tiny", prompts=str(path), scorer=["test_bad_lines:judge"])
-    with pytest.raises(DataError, match=r"line 2: not JSON.*; broken too: line 4$"):
+    with pytest.raises(DataError, match=r"line 2: not JSON.*; also broken: line 4$"):
         check(settings)
 
 

@@ -216,7 +216,7 @@ def test_multitarget_conan(tmp_path: Path) -> None:
         [*rows, ["1", "y", "z", "COOKS", "V2"]],
         ["INDEX", "HATE_SPEECH", "COUNTER_NARRATIVE", "TARGET", "VERSION"],
     )
-    with pytest.raises(DataError, match=r"line 5: id '1' is that of .*x\.csv, line 3 too; expected each once$"):
+    with pytest.raises(DataError, match=r"line 5: id '1' is also the id of .*x\.csv, line 3; expected each id once$"):
         load_dialogues(str(path))
 
 
@@ -227,7 +227,7 @@ def test_conan_is_english_only(tmp_path: Path) -> None:
     assert loaded.dialogues == [Dialogue("ENx", turns("a", "b"), "conan", "Cookery")]
     assert (loaded.notes, loaded.n_rows) == ({"row not in English left out": 1}, 2)
     write_csv(path, [["FRx", "c", "d", "Cookery"]], header)
-    with pytest.raises(DataError, match=r"line 2: the last row, and none in English"):
+    with pytest.raises(DataError, match=r"line 2: the last row, and no row is in English"):
         load_dialogues(str(path))
 
 
@@ -274,7 +274,7 @@ def test_jsonl_of_messages(tmp_path: Path) -> None:
         ),
         ({"messages": [{"role": "human", "content": "a"}]}, "line 2, message 1: role is 'human'; expected 'user'"),
         ({"messages": messages("a", "b"), "target": 3}, "line 2: target is 3; expected a text or nothing"),
-        ({"messages": messages("a", "b"), "id": "one"}, "line 2: id 'one' is that of"),
+        ({"messages": messages("a", "b"), "id": "one"}, "line 2: id 'one' is also the id of"),
     ],
 )
 def test_jsonl_that_is_no_dialogue(tmp_path: Path, row: object, message: str) -> None:
@@ -500,7 +500,7 @@ def test_dialoconan_is_fetched_once(dialoconan: Path, tmp_path: Path, monkeypatc
         ),
         ({"error": httpx.ReadTimeout("")}, r"can't be fetched \(ReadTimeout\)"),
         ({"status": 404}, r"can't be fetched \(HTTP 404\)"),
-        ({}, r"is another file \(sha256 .*, expected 19f1c7fc35dc…\)"),
+        ({}, r"returned another file \(sha256 .*, expected 19f1c7fc35dc…\)"),
     ],
 )
 def test_dialoconan_out_of_reach(

@@ -22,7 +22,7 @@ def table(path: Path) -> Iterator[Row]:
 
 
 BROKEN: list[tuple[str, Callable[[Path], Iterator[Row]], bytes, str]] = [
-    ("jsonl empty", jsonl, b"", "is empty; expected one JSON object a line with a 'text'"),
+    ("jsonl empty", jsonl, b"", "is empty; expected one JSON object per line with a 'text'"),
     ("jsonl blank", jsonl, b"\n \n", "is empty; expected"),
     ("jsonl not UTF-8", jsonl, b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8 (byte 0xff at column 11)"),
     ("jsonl UTF-16 without a mark", jsonl, '{"text": "a"}\n'.encode("utf-16-le"), "line 1: a NUL character"),
@@ -35,8 +35,8 @@ BROKEN: list[tuple[str, Callable[[Path], Iterator[Row]], bytes, str]] = [
     ("jsonl surrogate in a key", jsonl, b'{"\\udfff": 1}\n', "line 1: a lone surrogate"),
     ("jsonl truncated", jsonl, b'{"text": "a"}\n{"text": "b', "line 2: JSON that was cut off"),
     ("jsonl broken", jsonl, b'{"text": "a"}\n{"text" "b"}\n', "line 2: not JSON (Expecting ':' delimiter at column 9)"),
-    ("jsonl no object", jsonl, b'["a"]\n', "line 1: ['a']; expected one JSON object a line"),
-    ("jsonl NaN", jsonl, b'{"toxicity": NaN}\n', "line 1: not JSON (NaN is no JSON number)"),
+    ("jsonl no object", jsonl, b'["a"]\n', "line 1: ['a']; expected one JSON object per line"),
+    ("jsonl NaN", jsonl, b'{"toxicity": NaN}\n', "line 1: not JSON (NaN is not a JSON number)"),
     ("jsonl too deep", jsonl, b"[" * 200_000 + b"\n", "line 1: JSON nested too deep"),
     ("jsonl huge number", jsonl, b'{"id": ' + b"9" * 5000 + b"}\n", "line 1: not JSON"),
     ("csv empty", table, b"", "is empty; expected a csv with a header line and a 'text'"),
@@ -52,8 +52,8 @@ BROKEN: list[tuple[str, Callable[[Path], Iterator[Row]], bytes, str]] = [
     ("csv too many cells", table, b"text,id\na,1,2\n", "line 2: 3 cells; expected 2"),
     ("csv open quote", table, b'text,id\na,1\n"b,2\nc,3\n', "line 3: unexpected end of data; expected"),
     ("csv column twice", table, b"text,text\na,b\n", "line 1: column 'text' twice"),
-    ("txt empty", read_txt, b"", "is empty; expected one prompt a line"),
-    ("txt blank", read_txt, b"\n\n", "is empty; expected one prompt a line"),
+    ("txt empty", read_txt, b"", "is empty; expected one prompt per line"),
+    ("txt blank", read_txt, b"\n\n", "is empty; expected one prompt per line"),
     ("txt not UTF-8", read_txt, b"a\nb\xff\n", "line 2: not UTF-8"),
     ("txt NUL", read_txt, b"a\nb\0\n", "line 2: a NUL character"),
 ]
@@ -79,7 +79,7 @@ def test_missing_file_and_folder(tmp_path: Path, reader: Callable[[Path], Iterat
         next(reader(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"is a folder; expected a file"):
         next(reader(tmp_path))
-    with pytest.raises(DataError, match=r"is no file name"):
+    with pytest.raises(DataError, match=r"is not a file name"):
         next(reader(tmp_path / "a\0b"))
 
 
@@ -137,7 +137,7 @@ def test_repeated_id_names_both_places() -> None:
     ids = Ids()
     ids.add("x", "F, line 1")
     ids.add("y", "F, line 2")
-    with pytest.raises(DataError, match=r"^F, line 3: id 'x' is that of F, line 1 too; expected each once$"):
+    with pytest.raises(DataError, match=r"^F, line 3: id 'x' is also the id of F, line 1; expected each id once$"):
         ids.add("x", "F, line 3")
 
 

@@ -133,14 +133,14 @@ def test_a_name_in_other_letters_will_do_and_one_as_written_wins(tmp_path: Path)
 def test_a_column_name_at_the_top_of_a_txt_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("Prompt\nfirst\n")
-    with pytest.warns(UserWarning, match=r"line 1 is 'Prompt', and is asked like any other"):
+    with pytest.warns(UserWarning, match=r"line 1 is 'Prompt', and is used as a prompt"):
         assert texts(str(path)) == ["Prompt", "first"]
 
 
 def test_repeated_prompts_stay_and_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a\nb\na\na\n")
-    with pytest.warns(UserWarning, match=r"2 of its 4 prompts stand in it before"):
+    with pytest.warns(UserWarning, match=r"2 of its 4 prompts repeat an earlier one"):
         assert texts(str(path)) == ["a", "b", "a", "a"]
     path.write_text("a\nb\na \n")
     with warnings.catch_warnings():
@@ -161,7 +161,7 @@ def test_parquet(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         assert texts(str(path), text_column="chat") == ["Prove it.", "Who are you?"]
     path.write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(DataError, match=r"x\.parquet: no parquet file that can be read"):
+    with pytest.raises(DataError, match=r"x\.parquet: can't be read as parquet"):
         load_prompts(str(path))
     with pytest.raises(DataError, match=r"no such file"):
         load_prompts(str(tmp_path / "y.parquet"))
@@ -205,7 +205,7 @@ def test_conversations_in_cells_of_a_csv(tmp_path: Path) -> None:
     assert [turn.text for turn in load_dialogues(source).dialogues[0].turns] == [one["content"] for one in ANSWERED]
     assert texts(source) == ["Prove it."]
     source = table(tmp_path / "x.csv", [["id", "messages"], ["1", json.dumps(ANSWERED)[:-9]]])
-    with pytest.raises(DataError, match=r"line 2: 'messages' is no JSON"):
+    with pytest.raises(DataError, match=r"line 2: 'messages' is not JSON"):
         load_dialogues(source)
 
 

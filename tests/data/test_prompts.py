@@ -109,7 +109,7 @@ def test_repeated_rows_of_real_toxicity_prompts(tmp_path: Path) -> None:
     assert [prompt.id for prompt in loaded.prompts] == ["1.txt:1-10", "2.txt:2-11"]
     assert loaded.dropped == {"repeated row": 1}
     write(tmp_path / "x.jsonl", [rtp_row(1), rtp_row(1, prompt={"text": "another"})])
-    with pytest.raises(DataError, match=r"line 2: id '1\.txt:1-10' is that of .*, line 1 too"):
+    with pytest.raises(DataError, match=r"line 2: id '1\.txt:1-10' is also the id of .*, line 1;"):
         load_prompts(source)
 
 
@@ -117,11 +117,15 @@ ERRORS: list[tuple[str, str | Sequence[object], str]] = [
     (
         "x.jsonl",
         [{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}],
-        "line 2: id '1' is that of {path}, line 1 too; expected each once",
+        "line 2: id '1' is also the id of {path}, line 1; expected each id once",
     ),
-    ("x.jsonl", [{"prompt": "a", "id": "row-2"}, {"prompt": "b"}], "line 2: id 'row-2' is that of {path}, line 1 too"),
-    ("x.jsonl", [rtp_row(1, id="a"), rtp_row(1, id="a")], "line 2: id 'a' is that of {path}, line 1 too"),
-    ("x.csv", "id,text\n1,a\n1,b\n", "line 3: id '1' is that of {path}, line 2 too"),
+    (
+        "x.jsonl",
+        [{"prompt": "a", "id": "row-2"}, {"prompt": "b"}],
+        "line 2: id 'row-2' is also the id of {path}, line 1",
+    ),
+    ("x.jsonl", [rtp_row(1, id="a"), rtp_row(1, id="a")], "line 2: id 'a' is also the id of {path}, line 1"),
+    ("x.csv", "id,text\n1,a\n1,b\n", "line 3: id '1' is also the id of {path}, line 2"),
     ("x.jsonl", [{"prompt": "a"}, {"prompt": " \n"}], "line 2: the prompt ('prompt') is blank; expected a text"),
     ("x.jsonl", [rtp_row(1, prompt={"text": ""})], "line 1: the prompt ('prompt') is blank; expected a text"),
     ("x.csv", "text,id\na,1\n,2\n", "line 3: the prompt ('text') is blank; expected a text"),
@@ -144,9 +148,9 @@ ERRORS: list[tuple[str, str | Sequence[object], str]] = [
     ("x.jsonl", '{"prompt": "a"}\n{"prom', "line 2: JSON that was cut off"),
     ("x.jsonl", '{"prompt": "\\ud800"}\n', "line 1: a lone surrogate"),
     ("x.txt", "a\0\n", "line 1: a NUL character"),
-    ("x.txt", "", " is empty; expected one prompt a line"),
+    ("x.txt", "", " is empty; expected one prompt per line"),
     ("x.csv", "", " is empty; expected a csv with a header line"),
-    ("x.jsonl", "", " is empty; expected one JSON object a line"),
+    ("x.jsonl", "", " is empty; expected one JSON object per line"),
     ("x.md", "a", ": a file of unknown kind; expected a .jsonl, .csv or .txt"),
     ("x.jsonl", [{"messages": [{"role": "user", "content": " "}]}], "line 1: the last user turn is blank"),
 ]
@@ -168,7 +172,7 @@ def test_text_column_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2: no column 'body', only 'text, id'; choose one of these$"):
         load_prompts(source, text_column="body")
     source = write(tmp_path / "x.txt", "a\n")
-    with pytest.raises(DataError, match=r"x\.txt: a \.txt has no columns, and no 'text'"):
+    with pytest.raises(DataError, match=r"x\.txt: a \.txt has no columns, so no 'text'"):
         load_prompts(source, text_column="text")
 
 

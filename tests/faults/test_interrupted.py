@@ -65,7 +65,7 @@ def test_the_first_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == (
-        "error: interrupted: the same command again goes on where this one stopped"
+        "error: interrupted: run the same command again to go on where it stopped"
     )
     assert "Traceback" not in error
     done = subprocess.run(command("slow"), cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -98,7 +98,7 @@ def test_an_interrupt_is_one_line_and_loses_a_round_at_most(folder, alone):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "error: interrupted: the same command again goes on where this one stopped" in said
+    assert "error: interrupted: run the same command again to go on where it stopped" in said
     assert not breaks(said)
     done = run(launcher("torchrun"), arguments, folder)
     assert done.returncode == 0, done.stderr

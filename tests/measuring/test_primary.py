@@ -101,7 +101,7 @@ def test_runs_that_recorded_different_ones_fixed_none(tmp_path: Path) -> None:
 def test_a_judge_that_nobody_asked_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"primary.scorer 'c' doesn't judge every run: expected one of a, b"):
         compared(runs(tmp_path), primary={"scorer": "c"}, **FAST)
-    with pytest.raises(ConfigError, match="is none of the judges"):
+    with pytest.raises(ConfigError, match="is not one of the judges"):
         validate(MeasureSettings, {"model": "tiny", "scorer": ["lexical"], "primary": {"scorer": "starter"}})
 
 

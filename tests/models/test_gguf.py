@@ -141,8 +141,8 @@ def test_an_unknown_architecture_is_named_with_what_to_do(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.gguf", b"not at all", r"named \.gguf, but is no GGUF file"),
-        ("x.gguf", b"", r"named \.gguf, but is no GGUF file"),
+        ("x.gguf", b"not at all", r"named \.gguf, but is not a GGUF file"),
+        ("x.gguf", b"", r"named \.gguf, but is not a GGUF file"),
         ("x.gguf", b"GGUF\x03\x00\x00\x00", r"damaged or cut off .*: download it again"),
         ("x-00001-of-00003.gguf", b"GGUF\x03\x00\x00\x00", r"one part of a GGUF file: join them first"),
         ("x.bin", b"a", r"is a file: expected a \.gguf, or a folder"),

@@ -327,7 +327,7 @@ def test_without_an_address(service: FakeService, spec: str) -> None:
     [
         ({"kind": "chat", "category": "hate"}, "category"),
         ({"kind": "moderation", "rubric": "x"}, "rubric"),
-        ({"category": "hate", "categories": ["insult"]}, "none of the categories"),
+        ({"category": "hate", "categories": ["insult"]}, "not one of the categories"),
         ({"kind": "oracle"}, "moderation"),
     ],
 )

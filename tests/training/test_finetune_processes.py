@@ -100,7 +100,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(folder, alone, mor
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it; the launcher passes it on
         _, said = process.communicate(timeout=200)
         assert process.returncode != 0
-        assert "error: interrupted: the same command again goes on where this one stopped" in said
+        assert "error: interrupted: run the same command again to go on where it stopped" in said
         assert not breaks(said)
     assert not (folder / name / "adapter").exists()
     # What two began two go on with, or one, which has the whole base.

@@ -1,4 +1,4 @@
-"""The entry point: one Typer app whose commands are in commands.py, and every error is one line."""
+"""The entry point: one Typer app. Its commands are in commands.py, and every error is one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     name="rewardlm",
     cls=Commands,
-    help="Make a chat model less toxic, and prove that it became so.",
+    help="Make a chat model less toxic, and prove it.",
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
@@ -27,7 +27,7 @@ judge = typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", 
 app.add_typer(judge, name="judge")
 
 
-# What several processes can do together; anything else each would do once more, in the others' files.
+# Commands that several processes can share. Any other command would run once in each, on the same files.
 _SHARED = ("measure", "finetune", "rlaf", "run", "demo")
 
 
@@ -42,7 +42,7 @@ def _before(
     if _several() and context.invoked_subcommand not in _SHARED:
         raise ConfigError(
             f"{context.invoked_subcommand} is for one process: start it without torchrun or accelerate launch "
-            f"({', '.join(_SHARED)} can be shared out)"
+            f"(only {', '.join(_SHARED)} can use several)"
         )
 
 
@@ -53,7 +53,7 @@ def _print_version() -> None:
 
 
 def _several() -> bool:
-    """Whether a launcher started more than this process; torch isn't there to be asked."""
+    """Whether a launcher started other processes beside this one. Torch isn't loaded yet, so it can't be asked."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     """Run the command line. A user's mistake is one line on stderr and an exit code; a traceback is a bug of ours."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # Closed by the caller (>&-): what is printed goes nowhere, as a shell's own commands have it.
+            # Closed by the caller (>&-): what is printed goes nowhere, as in a shell's own commands.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     with second_one_ends():
         code = _flushed(_run())
@@ -79,13 +79,13 @@ def _run() -> int:
         _print_version()
         return 0
     quieten()
-    # oneDNN keeps a thousand kernels, one a shape, each with scratch space: hundreds of MB once all lengths have been.
-    # What PyTorch keeps above it, for half precision, is as much again.
+    # oneDNN keeps a thousand kernels, one per shape, each with scratch space: hundreds of MB once all lengths have
+    # occurred. PyTorch's own cache on top, for half precision, takes as much again.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     warnings.showwarning = _warn
     try:
-        # Completion and help go by this name, however the command was started.
+        # Completion and help use this name, however the command was started.
         code = app(standalone_mode=False, prog_name="rewardlm")
         if code == 130:
             # Typer turns an interrupt into this and says nothing.
@@ -103,7 +103,7 @@ def _run() -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        # A full disk, a folder that may not be written: the machine's state, no bug of ours.
+        # A full disk, a folder that may not be written: the machine's state, not a bug of ours.
         return _fail(f"{error.filename or 'input or output failed'}: {error.strerror}", 1)
     return code if isinstance(code, int) else 0
 
@@ -112,7 +112,7 @@ def _misused(error: Any) -> int:
     """The exit code of a command line that Typer couldn't read."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        # rewardlm and rewardlm judge, alone: their help, and the exit code that Typer gives it.
+        # rewardlm or rewardlm judge alone: print the help, and exit with the code that Typer uses.
         typer.echo(str(error))
         return 2
     command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""
@@ -136,9 +136,9 @@ def _placeholder(argument: Any) -> str:
 
 
 def _interrupted() -> str:
-    """What is said of an interrupt."""
+    """The message after an interrupt."""
     resumed = " ".join(sys.argv[1:]).startswith(RESUMED)
-    return "interrupted: the same command again goes on where this one stopped" if resumed else "interrupted"
+    return "interrupted: run the same command again to go on where it stopped" if resumed else "interrupted"
 
 
 def _flushed(code: int) -> int:
@@ -149,7 +149,7 @@ def _flushed(code: int) -> int:
         return _nobody_reads() or code
     except OSError as error:
         _discard_output()
-        return code or _fail(f"what was printed can't be written: {error.strerror}", 1)
+        return code or _fail(f"can't write the output: {error.strerror}", 1)
     return code
 
 

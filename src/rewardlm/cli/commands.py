@@ -1,4 +1,4 @@
-"""Which commands there are, a line about each, and where they are: a command's file is loaded when it is asked for."""
+"""The commands, a line about each, and where they are: a command's file is loaded when it is first needed."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "The whole experiment on an embedded model, nothing downloaded."),
     "init": ("init:init", "Write a commented YAML file to start from."),
-    "settings": ("settings:settings", "List a command's settings, with what they mean."),
+    "settings": ("settings:settings", "List a command's settings and what they mean."),
     "run": ("run:run", "A whole experiment from one file, from measuring to the report."),
-    "measure": ("measure:measure", "Ask a model prompts, and judge its answers."),
-    "score": ("score:score", "Let another judge score stored answers."),
+    "measure": ("measure:measure", "Send prompts to a model and judge its answers."),
+    "score": ("score:score", "Score stored answers with another judge."),
     "import": ("imports:import_", "Turn a table of answers and scores into a run."),
     "export": ("export:export", "Write runs for other tools, and tables for a paper."),
-    "compare": ("compare:compare", "Hold runs against each other: tests, flow, audit."),
+    "compare": ("compare:compare", "Compare runs with the first: tests, flow, audit."),
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
-    "watch": ("watch:watch", "Show how a training goes."),
+    "watch": ("watch:watch", "Show how a training run is going."),
     "view": ("view:view", "Follow and open runs on a local page."),
     "merge": ("merge:merge", "Write a model with its adapter merged into its weights."),
     "judge list": ("judge:list_", "Every judge that can be used here, with its figures."),
     "judge train": ("judge:train", "Fine-tune an encoder into a judge of several labels."),
-    "judge evaluate": ("judge:evaluate", "What judges get right on a suite, and wrong."),
+    "judge evaluate": ("judge:evaluate", "What judges get right and wrong on a suite."),
     "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
-    "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right, and wrong."),
+    "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right and wrong."),
     "interpret": ("interpret:interpret", "Look inside models: what training changed."),
     "report": ("report:report", "Write one self-contained page about runs."),
     "push": ("push:push", "Upload an adapter to the hub, with a card."),
-    "doctor": ("doctor:doctor", "What is here, what is fast, and what fits."),
+    "doctor": ("doctor:doctor", "What is installed, what is fast, and what fits."),
 }
 
-# The same command again goes on where it stopped.
+# Commands that go on where they stopped when they are run again.
 RESUMED = ("demo", "run", "measure", "finetune", "rlaf", "interpret", "judge train", "judge evaluate ")
 
 
@@ -83,7 +83,7 @@ class Command(TyperCommand):
         with formatter.section("Examples"):
             for example in EXAMPLES.get(name, ()):
                 formatter.write(f"{'':{formatter.current_indent}}# {example.what}\n")
-                # Whole, whatever the terminal's width: it is there to be copied.
+                # Never wrapped, whatever the terminal's width: it is there to be copied.
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
         if getattr(self.callback, "settings", None) is not None:
             formatter.write_paragraph()
@@ -122,7 +122,7 @@ class Commands(TyperGroup):
         return self.commands.get(cmd_name)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Names of commands that begin so, none of them loaded, and the group's own flags."""
+        """Names of commands that begin with ``incomplete``, without loading them, and the group's own flags."""
         named = [
             SimpleNamespace(value=name, type="plain", help=self._lines.get(name))
             for name in self.commands
@@ -140,12 +140,12 @@ class Commands(TyperGroup):
                 formatter.write(f"{'':{formatter.current_indent}}{example.line}\n")
         formatter.write_paragraph()
         formatter.write_text(
-            f"More of a command, and examples: rewardlm {self.above}COMMAND --help. "
+            f"More about a command, with examples: rewardlm {self.above}COMMAND --help. "
             f"All of its settings: rewardlm settings {self.above}COMMAND."
         )
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """A line a command, without loading it."""
+        """One line per command, without loading it."""
         groups = {name: group.get_short_help_str() for name, group in self.commands.items() if name not in self._lines}
         with formatter.section("Commands"):
             formatter.write_dl([*self._lines.items(), *groups.items()])

@@ -19,7 +19,7 @@ def compare(
     scorer: Annotated[str | None, typer.Option("--scorer", help="Only this judge.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Hold measurements and imports against each other: toxic share, intervals, paired tests, flow, audit.
+    """Compare measurements and imports with the first: toxic share, intervals, paired tests, flow, audit.
 
     An experiment stands for its measurements. Settings: threshold, inclusive, n_resamples.
     """

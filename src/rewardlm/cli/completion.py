@@ -1,4 +1,4 @@
-"""What a shell completes after a flag, a command or a key: names that are known without loading anything heavy."""
+"""What a shell completes after a command, a flag or a key: names that are known without loading anything heavy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rewardlm.config.describe import Setting
 
-# A folder or a file is completed too: the shell adds them where nothing here fits.
+# Folders and files are completed too: the shell adds them if nothing here fits.
 _MODELS = ("smollm2-135m", "tiny")
 _PROMPTS = ("starter", "starter-plain", "rtp:packaged", "rtp:packaged:toxic", "rtp", "dialoconan")
 _DIALOGUES = ("starter", "starter-plain", "dialoconan")
@@ -57,7 +57,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def judges(incomplete: str) -> list[str]:
-    """Names of judges, several of them with commas."""
+    """Names of judges, separated by commas."""
     return _after_a_comma(_judges(), incomplete)
 
 
@@ -67,7 +67,7 @@ def presets(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 
 def commands_with_settings(incomplete: str) -> list[str]:
-    """Commands of which ``rewardlm settings`` knows something."""
+    """Commands that ``rewardlm settings`` can list."""
     from rewardlm.cli.commands import with_settings
 
     return [name for name in with_settings() if name.startswith(incomplete)]
@@ -96,6 +96,6 @@ def _beginning(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
 
 
 def _after_a_comma(names: Iterable[str], incomplete: str) -> list[str]:
-    """Of a list with commas, the last name is completed."""
+    """Completes the last name of a list with commas."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in names if name.startswith(last)]

@@ -1,4 +1,4 @@
-"""``rewardlm doctor``: what is here, what is fast, and what fits."""
+"""``rewardlm doctor``: what is installed, what is fast, and what fits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PACKAGES = ("rewardlm", "torch", "transformers", "trl", "peft", "accelerate", "
 
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Also say what this model needs, and what fits.")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="Prompt and answer together, of the longest rows.")] = 256,
+    tokens: Annotated[int, typer.Option("--tokens", help="Length of the longest rows: prompt and answer.")] = 256,
     new: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", help="Of these, the answer's; default: 128, at most half."),
+        typer.Option("--max-new-tokens", help="How many of these are the answer's; default: 128, at most half."),
     ] = None,
     lora_r: Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter that is trained.")] = 16,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Versions, devices, embedded models and data, judges that are asked over HTTP, and the memory that a model needs
-    at each precision to be measured, fine-tuned and reinforced, and which settings fit.
+    """Show versions, devices, embedded models and data, and judges that are asked over HTTP. With a model, also show
+    the memory that it needs at each precision to be measured, fine-tuned and reinforced, and which settings fit.
     """
     import json
 
@@ -36,8 +36,8 @@ def doctor(
         check_model(model)
     new = min(MAX_NEW_TOKENS, tokens // 2) if new is None else new
     if not 0 < new < tokens:
-        raise ConfigError(f"--max-new-tokens {new} of --tokens {tokens}: expected at least one, and a prompt before it")
-    # Before anything else is in memory: what the process itself takes is measured.
+        raise ConfigError(f"--max-new-tokens {new} of --tokens {tokens}: expected at least 1, and room for a prompt")
+    # Before anything else is loaded, because it measures what the process itself takes.
     plan = _plan(model, tokens, new, lora_r, device) if model is not None else None
     facts = _facts()
     if as_json:
@@ -47,7 +47,7 @@ def doctor(
     from rich.table import Table
 
     console = Console()
-    table = Table(title="What is here", show_header=False)
+    table = Table(title="What is installed", show_header=False)
     for name, value in facts:
         table.add_row(name, value)
     console.print(table)
@@ -109,7 +109,7 @@ def _hub() -> str:
 
 
 def _services() -> list[tuple[str, str]]:
-    """Judges over HTTP, as the environment has them: nobody is asked who isn't set up, and no key is sent."""
+    """Judges over HTTP, as the environment sets them up. The others aren't contacted, and no key is sent."""
     from rewardlm.config import ServicesSettings, validate, without_secrets
     from rewardlm.scoring.endpoint import endpoint_address
     from rewardlm.scoring.perspective import CLOSES, has_key, with_address
@@ -135,7 +135,7 @@ def _plan(model: str, tokens: int, new: int, lora_r: int, device: str | None) ->
     from rewardlm.progress import stage
 
     where = resolve_device(device or "auto")
-    # What is fast here first: of what fits, the first is recommended.
+    # The fast precision comes first: the first that fits is recommended.
     fast = str(resolve_dtype("auto", where)).removeprefix("torch.")
     precisions = [*dict.fromkeys((fast, "float32", "bfloat16")), "8bit", "4bit"]
     with stage(f"doctor: what {model} needs") as progress:
@@ -187,7 +187,7 @@ def _show(console: Any, plan: dict[str, Any]) -> None:
         markup=False,
         highlight=False,
     )
-    # No table is wider than a terminal of 60 columns: what holds for a precision stands over its rows.
+    # No table is wider than a terminal of 60 columns, so what holds for a whole precision is printed above its rows.
     for precision, weights in plan["weights_bytes"].items():
         cache = plan["kv_cache_bytes_a_position"][precision]
         kept = "no KV cache" if cache is None else f"KV cache {cache / 1024:.1f} KiB a token"
@@ -208,7 +208,7 @@ def _show(console: Any, plan: dict[str, Any]) -> None:
     for command, words in plan["advice"].items():
         console.print(f"{command} here: {words}", markup=False, highlight=False)
     console.print(
-        "Peaks are those of default settings; on a CPU with process and judges. Recomputing is "
+        "Peaks are for the default settings; on a CPU they include the process and its judges. Recomputing is "
         "gradient_checkpointing=true. docs/memory.md says how peaks are found, and how far off they are.",
         markup=False,
         highlight=False,

@@ -30,25 +30,25 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine("rewardlm init rlaf.yaml --command rlaf", "The settings of one command, for its --config."),
     ),
     "settings": (
-        ExampleLine("rewardlm settings measure", "What measure can be told."),
+        ExampleLine("rewardlm settings measure", "Every setting of measure."),
         ExampleLine("rewardlm settings judge train", "A command of two words."),
         ExampleLine("rewardlm settings rlaf --json | jq -r '.settings[].key'", "The keys alone, for a script."),
     ),
     "run": (
-        ExampleLine("rewardlm run my.yaml", "Everything that the file says; killed, it goes on where it was."),
+        ExampleLine("rewardlm run my.yaml", "Everything that the file says; run it again to resume it."),
         ExampleLine(
             "rewardlm run my.yaml model=tiny measure.limit=20 --out runs/try", "A quick try with other settings."
         ),
         ExampleLine("rewardlm run my.yaml --json > result.json", "The numbers for a script."),
     ),
     "measure": (
-        ExampleLine("rewardlm measure smollm2-135m --out runs/PT", "A base model, on the prompts that are included."),
+        ExampleLine("rewardlm measure smollm2-135m --out runs/PT", "A base model, on the included prompts."),
         ExampleLine(
             "rewardlm measure smollm2-135m --adapter runs/ft --label FT --out runs/FT", "The same after fine-tuning."
         ),
         ExampleLine(
             "rewardlm measure org/model --prompts mine.jsonl --scorer witness,lexical --samples 4 --out runs/mine",
-            "Your model and prompts, two judges, four answers a prompt.",
+            "Your model and prompts, two judges, four answers per prompt.",
         ),
         ExampleLine(
             "rewardlm measure my-model --engine openai --url http://127.0.0.1:8000/v1 --out runs/served",
@@ -56,7 +56,7 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ),
     ),
     "score": (
-        ExampleLine("rewardlm score runs/PT --scorer lexical", "One more judge over answers that are there."),
+        ExampleLine("rewardlm score runs/PT --scorer lexical", "One more judge for stored answers."),
         ExampleLine("rewardlm score runs/PT similarity=true", "How near answers are to their prompts."),
         ExampleLine("rewardlm score runs/PT --scorer mycode:judge", "A function of your own, in mycode.py."),
     ),
@@ -81,13 +81,13 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ),
     ),
     "finetune": (
-        ExampleLine("rewardlm finetune smollm2-135m --out runs/ft", "On the dialogues that are included."),
+        ExampleLine("rewardlm finetune smollm2-135m --out runs/ft", "On the included dialogues."),
         ExampleLine(
             "rewardlm finetune org/model --dialogues mine.jsonl --epochs 3 --out runs/mine", "Your model and dialogues."
         ),
     ),
     "rlaf": (
-        ExampleLine("rewardlm rlaf smollm2-135m --part train --out runs/rl", "PPO against the judge that is included."),
+        ExampleLine("rewardlm rlaf smollm2-135m --part train --out runs/rl", "PPO against the included judge."),
         ExampleLine("rewardlm rlaf smollm2-135m --adapter runs/ft --part train --out runs/rl", "After fine-tuning."),
         ExampleLine(
             "rewardlm rlaf org/model --algorithm grpo --reward mycode:judge --prompts mine.jsonl --out runs/mine",
@@ -99,8 +99,8 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine("rewardlm view runs/PT runs/RL --port 8765 --no-browser", "Two runs, at a fixed address."),
     ),
     "watch": (
-        ExampleLine("rewardlm watch runs/rl", "How a training goes now."),
-        ExampleLine("rewardlm watch runs/rl --follow", "Go on showing until it ends."),
+        ExampleLine("rewardlm watch runs/rl", "How a training run is going."),
+        ExampleLine("rewardlm watch runs/rl --follow", "Keep showing it until it ends."),
     ),
     "merge": (
         ExampleLine("rewardlm merge smollm2-135m --adapter runs/ft --out merged", "One model, without peft."),
@@ -109,7 +109,7 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ),
     ),
     "judge": (
-        ExampleLine("rewardlm judge list", "Which judges there are, and what they are worth."),
+        ExampleLine("rewardlm judge list", "Which judges there are, and how good they are."),
         ExampleLine("rewardlm judge evaluate lexical --suite mine.csv", "What a judge gets right on your texts."),
     ),
     "judge list": (
@@ -137,7 +137,7 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ),
     ),
     "judge evaluate-pairs": (
-        ExampleLine("rewardlm judge evaluate-pairs starter_pairs", "What the judge that is included gets right."),
+        ExampleLine("rewardlm judge evaluate-pairs starter_pairs", "What the included judge gets right."),
         ExampleLine("rewardlm judge evaluate-pairs judges/pairs --dialogues mine.jsonl --json", "Yours, for a script."),
     ),
     "interpret": (
@@ -156,7 +156,7 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine("rewardlm push runs/rl me/detoxified --license apache-2.0 --private", "Upload it."),
     ),
     "doctor": (
-        ExampleLine("rewardlm doctor", "What is here."),
+        ExampleLine("rewardlm doctor", "What is installed."),
         ExampleLine("rewardlm doctor smollm2-135m --max-new-tokens 64", "What fits into this machine's memory."),
     ),
 }

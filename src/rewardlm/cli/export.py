@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Write runs for other tools. An experiment stands for its measurements.
 
-    .parquet, .jsonl and .csv: a row an answer, with every score. .tex (booktabs) and .md: the comparison's tables.
+    .parquet, .jsonl and .csv: one row per answer, with every score. .tex (booktabs) and .md: the comparison's tables.
     .yaml: a task for lm-evaluation-harness with the same prompts (in a .jsonl beside it) and sampling settings.
     Settings of the tables: threshold, inclusive, n_resamples.
     """
@@ -42,7 +42,7 @@ def export(
         raise ConfigError(f"--out {out}: the suffix is the format, one of {known}; got {suffix or 'none'}")
     if scorer is not None and suffix not in _TABLES:
         raise ConfigError(f"--scorer goes with {' and '.join(_TABLES)}: a {suffix} has every judge")
-    # Of an experiment, the runs that hold answers. A training that is named itself stays and is refused with a reason.
+    # An experiment is replaced by its runs with answers. A training that is named itself stays, to be refused later.
     paths = [run.path for run in expand(folders) if run.path in folders or run.meta["kind"] in ("measure", "import")]
     if not paths:
         raise ConfigError(f"{', '.join(map(str, folders))}: no measured or imported run to export yet")

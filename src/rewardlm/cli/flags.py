@@ -1,4 +1,4 @@
-"""A command's flags, made from its settings: a field that is marked ``Flag()`` has one, by its description."""
+"""A command's flags, made from its settings: a field that is marked ``Flag()`` has one; its description is the help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METAVARS: dict[Any, str] = {int: "<int>", float: "<float>"}
 
 @dataclass(frozen=True)
 class Given(Generic[S]):
-    """What a user gave of a command's settings: ``--config``, flags by the settings' keys, and overrides."""
+    """The settings that a user gave to a command: ``--config``, flags by the settings' keys, and overrides."""
 
     kind: type[S]
     file: Path | None
@@ -31,18 +31,19 @@ class Given(Generic[S]):
     overrides: Sequence[str]
 
     def settings(self, defaults: Mapping[str, Any] | None = None, *, base: Path | None = None, **arguments: Any) -> S:
-        """The settings, checked. ``arguments`` are settings that are no flags, such as ``model``; ``defaults`` and the
-        file ``base`` come below all that was given. Raises one ConfigError for all mistakes.
+        """The settings, checked. ``arguments`` are settings that are not flags, such as ``model``. All that was given
+        wins over ``defaults`` and the file ``base``. Raises one ConfigError for all mistakes.
         """
         flags = {**self.flags, **arguments}
         return build(self.kind, defaults=defaults, base=base, file=self.file, flags=flags, overrides=self.overrides)
 
 
 def takes(kind: type[S], *, words: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function whose first parameter is ``given: Given[kind]`` a command with the flags of ``kind``,
-    ``--config``, and ``KEY.SUB=VALUE`` for any setting.
+    """Makes a function into a command with the flags of ``kind``, ``--config``, and ``KEY.SUB=VALUE`` for any setting.
+    The function's first parameter must be ``given: Given[kind]``.
 
-    ``words`` names a list of runs or names that overrides may stand between; without it they have their own argument.
+    ``words`` names the parameter with a list of runs or names, among which overrides may appear. Without it they have
+    an argument of their own.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +52,7 @@ def takes(kind: type[S], *, words: str | None = None) -> Callable[[Callable[...,
         @functools.wraps(function)
         def command(*, config: Path | None, **values: Any) -> None:
             given = {setting.key: values.pop(name) for name, setting in flags.items()}
-            # What was not given says nothing: of a switch that is False, of a list an empty one.
+            # Drop what was not given: a switch is False then, and a list is empty.
             given = {key: value for key, value in given.items() if value is not False and value not in (None, [])}
             if words is None:
                 overrides = values.pop("overrides") or []
@@ -73,13 +74,13 @@ def takes(kind: type[S], *, words: str | None = None) -> Callable[[Callable[...,
 
 
 def split_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of ``RUN… key=value…``: the runs or names, and the overrides. A file whose name holds ``=`` is no override."""
+    """Split ``RUN… key=value…`` into runs or names, and overrides. A file whose name holds ``=`` is not an override."""
     overrides = [item for item in items if "=" in item and not Path(item).exists()]
     return [item for item in items if item not in overrides], overrides
 
 
 def _flagged(kind: type[Section]) -> list[Setting]:
-    """A command's own flags first, then what it shares with others."""
+    """A command's own flags first, then those that it shares with others."""
     found = [setting for setting in leaves(describe(kind)) if setting.flag is not None]
 
     def classes_that_have(setting: Setting) -> int:
@@ -93,7 +94,7 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def _option(setting: Setting) -> Any:
-    """The flag as Typer takes it. Values are checked with all settings, so that a mistake reads alike anywhere."""
+    """The flag as Typer takes it. Values are checked with all settings, so that a mistake reads the same anywhere."""
     flag, kind = setting.flag, setting.kind
     assert flag is not None
     several = "NAME[,NAME…]" if get_origin(kind) is list else _METAVARS.get(kind)
@@ -116,7 +117,7 @@ def _option(setting: Setting) -> Any:
 
 
 def _as_number(text: str) -> Any:
-    """What is no number is left as it is, to be told with all else that is wrong."""
+    """A number, if ``text`` is one. Anything else stays as it is and is reported with the other mistakes."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -24,9 +24,9 @@ def import_(
 ) -> None:
     """Turn a table of answers and scores into a run that compare and report understand.
 
-    FILE has a row an answer (columns prompt, response, prompt_toxicity, scores.NAME, or others by --map), is an export
-    of rewardlm's own, lm-evaluation-harness's samples_TASK_TIME.jsonl, or garak's report.jsonl. Of the last two, --map
-    scores.NAME=METRIC takes what isn't known to measure toxicity.
+    FILE has one row per answer (columns prompt, response, prompt_toxicity, scores.NAME, or others by --map), or is an
+    export by rewardlm, lm-evaluation-harness's samples_TASK_TIME.jsonl, or garak's report.jsonl. From the last two,
+    --map scores.NAME=METRIC also takes a metric that isn't known to measure toxicity.
     """
     settings = given.settings()
     from rewardlm.cli.show import show_run
@@ -43,7 +43,7 @@ def import_(
     if not run.meta["scorers"]:
         typer.echo(f"note: the file has no scores: add some with rewardlm score {out} --scorer NAME", err=True)
     if settings.counter_narrative is not None and lacks_pairs(run):
-        # Takes seconds, and many tables have no toxic prompt.
+        # Imported only here: it takes seconds, and many tables have no toxic prompt.
         from rewardlm.measuring.model_quality import judge_toxic_pairs
 
         with stage("counter-narratives") as progress:

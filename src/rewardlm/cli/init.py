@@ -32,7 +32,7 @@ def init(
 
     kind = settings_of(command)
     path = file or Path("experiment.yaml" if command == "run" else f"{command.replace(' ', '-')}.yaml")
-    # Where a model is needed, it is named on the command line, and wins over the file's.
+    # If a model is needed, it is named on the command line, which wins over the file.
     model = " MODEL" if "model" in kind.model_fields and "model" in kind.example else ""
     how = f"rewardlm run {path}" if command == "run" else f"rewardlm {command}{model} --config {path} …"
     heading = f"# {how}\n# Every setting, with what it means and what it may be. Delete what you don't change.\n"
@@ -41,7 +41,7 @@ def init(
         with open(path, "x", encoding="utf-8") as opened:
             opened.write(heading + commented_yaml(kind))
     except FileExistsError:
-        raise ConfigError(f"{path} is there already: name another FILE, or remove it first") from None
+        raise ConfigError(f"{path} exists already: name another FILE, or remove it first") from None
     if as_json:
         print_json({"file": str(path), "command": command})
     else:

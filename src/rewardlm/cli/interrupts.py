@@ -22,8 +22,8 @@ _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 def second_one_ends() -> Iterator[None]:
     """Inside, the first Ctrl-C raises KeyboardInterrupt; any further one ends the process there and then.
 
-    After the first that stays so: what is left to do is to leave. Where Ctrl-C is ignored (nohup) or handled by
-    somebody else, nothing changes.
+    The handler stays after the first Ctrl-C, because all that is left to do is to exit. If Ctrl-C is ignored (nohup) or
+    handled by somebody else, nothing changes.
     """
     theirs = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     if theirs or threading.current_thread() is not threading.main_thread():
@@ -36,7 +36,7 @@ def second_one_ends() -> Iterator[None]:
         if interrupted:
             if sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR)
-            # Not by an exception: libraries catch it, and threads that are waited for would make it wait too.
+            # Not by an exception: libraries catch those, and the exit would wait for running threads.
             os._exit(CODE)
         interrupted = True
         raise KeyboardInterrupt

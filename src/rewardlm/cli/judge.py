@@ -17,12 +17,12 @@ from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings, J
 def list_(
     given: Given[JudgeListSettings],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]... [KEY=VALUE]...", help="These alone; default: all.")
+        list[str] | None, typer.Argument(metavar="[NAME]... [KEY=VALUE]...", help="Only these; default: all.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="With --measure: a JSON file to write figures to.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Every judge that can be used here, with its figures, and what it is at chance on."""
+    """Every judge that can be used here, with its figures, and where it does no better than chance."""
     settings = given.settings(names=names or None)
     if out is not None and not settings.measure:
         raise typer.BadParameter("--out goes with --measure: there are no new figures to write")
@@ -52,10 +52,10 @@ def train(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fine-tune an encoder into a judge of several labels, from sources that each know some of them."""
+    """Fine-tune an encoder into a judge of several labels, on sources that each have some of these labels."""
     named = given.flags.get("data", [])
     if sources and not named:
-        raise typer.BadParameter(f"{sources[0]!r}: sources stand after --data")
+        raise typer.BadParameter(f"{sources[0]!r}: put sources after --data")
     settings = given.settings(data=[*named, *(sources or [])] or None)
     from rewardlm.preflight import check
 
@@ -72,15 +72,15 @@ def train(
 def evaluate(
     given: Given[JudgeEvaluateSettings],
     judges: Annotated[
-        list[str], typer.Argument(metavar="NAME[,NAME…] [KEY=VALUE]...", help="Judges, named as after --scorer.")
+        list[str], typer.Argument(metavar="NAME[,NAME…] [KEY=VALUE]...", help="Judges, named as for --scorer.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the run; the same again goes on where it stopped.")
+        Path | None, typer.Option("--out", help="Directory of the run; run the same command again to resume it.")
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Add the figures to the judges' own cards.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """What judges get right on a suite, and wrong: ranking, calibration, bias by group, counter-speech, speed."""
+    """What judges get right and wrong on a suite: ranking, calibration, bias by group, counter-speech, speed."""
     settings = given.settings(judge=judges or None)
     from rewardlm.preflight import check
 

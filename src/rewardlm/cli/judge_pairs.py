@@ -35,7 +35,7 @@ def evaluate_pairs(
     card: Annotated[bool, typer.Option("--card", help="Add the figures to the judge's own card.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """What a judge of pairs gets right on dialogues, and wrong."""
+    """What a judge of pairs gets right and wrong on dialogues."""
     settings = given.settings(judge=judge)
     from rewardlm.preflight import check
 

@@ -28,7 +28,7 @@ def measure(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask MODEL the prompts, judge its answers, and write both down in --out."""
+    """Send the prompts to MODEL, judge its answers, and write both to --out."""
     if preset is not None and preset not in MEASURE_PRESETS:
         near = did_you_mean(preset, MEASURE_PRESETS, first=True)
         raise ConfigError(f"--preset {preset!r}: {near}expected one of {', '.join(MEASURE_PRESETS)}")

@@ -1,4 +1,4 @@
-"""``rewardlm merge``: an adapter made part of the model's own weights, as a folder."""
+"""``rewardlm merge``: a folder with a model whose adapter is merged into its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands share and that are no settings."""
+"""Arguments that several commands share and that are not settings."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ Overrides = Annotated[
     ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; flags win over it.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory of the run; the same again goes on where it stopped.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory of the run; run the same command again to resume it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]

@@ -15,23 +15,23 @@ def push(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished finetune or rlaf, such as EXPERIMENT/train/RL.")
     ],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to on the hub.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
     measured: Annotated[
         list[Path] | None,
         typer.Option(
-            "--measured", metavar="RUN", help="Its answers' runs, the baseline first; default: its experiment's."
+            "--measured", metavar="RUN", help="Measurements for the card, baseline first; default: its experiment's."
         ),
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="As the hub names it: apache-2.0 …")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, and send nothing.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="The folder; default: push/ in RUN.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Upload an adapter with a card made from its runs: results with intervals, the audit's warnings, data and their
-    licences, how to load it. $HF_ENDPOINT and the hub's own log-in say where and as whom.
+    licences, how to load it. It goes to $HF_ENDPOINT, or else to the public hub, with the hub's own log-in.
     """
     from rewardlm.publish import prepare, upload
     from rewardlm.runs import Run

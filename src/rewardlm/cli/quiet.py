@@ -1,6 +1,6 @@
-"""What other libraries say on stderr: their progress bars, advice and deprecations, each switched off where it is made.
+"""Switches off what other libraries say on stderr: progress bars, advice and deprecations, each at its source.
 
-Errors stay, and so do our own warnings. ``REWARDLM_VERBOSE=1`` leaves everything on, for those who look for a cause.
+Errors stay, and so do our own warnings. ``REWARDLM_VERBOSE=1`` leaves everything on, for debugging.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SETTINGS = {
     "HF_HUB_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
-# Python's loggers of libraries that have no setting for it. bitsandbytes tells which faster kernels aren't installed.
+# Loggers of libraries that have no setting for it. bitsandbytes lists the faster kernels that aren't installed.
 _LOGGERS = ("bitsandbytes", "sentence_transformers", "absl", "kernels")
 
 
 def quieten() -> None:
     """Switch libraries' messages off, unless the user wants them."""
-    # Not for quiet alone: parallel tokenizers deadlock after a fork.
+    # Not only for quiet: parallel tokenizers deadlock after a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if is_verbose():
         return

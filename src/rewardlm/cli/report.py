@@ -18,7 +18,9 @@ def report(
     given: Given[CompareSettings],
     runs: options.Runs,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option("--title", help="What it is about; its heading is the verdict.")] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", help="What the page is about; its heading is the verdict.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained page about measurements, trainings, or an experiment.

@@ -1,4 +1,4 @@
-"""``rewardlm score``: another judge over stored answers."""
+"""``rewardlm score``: another judge for stored answers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def score(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A measurement or an import.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Let another judge score the answers that RUN holds already.
+    """Score the stored answers of RUN with another judge.
 
-    Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md). What
-    needs a model beside a judge: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
+    Settings: max_failed_share; services.… says how perspective and endpoint are asked (docs/judges-online.md). Other
+    numbers need a model of their own: similarity=true, perplexity=MODEL, counter_narrative=starter_pairs.
     """
     settings = given.settings()
     from rewardlm.preflight import check

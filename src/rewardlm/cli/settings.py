@@ -1,4 +1,4 @@
-"""``rewardlm settings``: what a command can be told, and what that means."""
+"""``rewardlm settings``: the settings of a command, and what they mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rewardlm.cli import completion, options
 from rewardlm.cli.commands import settings_of, with_settings
 
-# Columns that a table of keys, types and descriptions can be read in.
+# The least width at which a table of keys, types and descriptions can be read.
 _WIDE = 100
 
 
@@ -71,7 +71,7 @@ def settings(
 
 
 def _as_list(settings: list[Any]) -> None:
-    """A setting below the other, where a table's columns would be too narrow to be read."""
+    """Print one setting below the other, for a terminal that is too narrow for a table."""
     for setting in settings:
         default = "required" if setting.required else f"default: {json.dumps(setting.default, ensure_ascii=False)}"
         typer.echo(f"{setting.key}  {setting.flag_name}" if setting.flag else setting.key)

@@ -1,4 +1,4 @@
-"""Prints comparisons for people on stdout."""
+"""Prints results on stdout, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def print_json(value: object) -> None:
 
 
 def show_run(run: Path, *, as_json: bool, **more: Any) -> None:
-    """A measurement or an import: its table, or what ``compare --json`` says of it, with ``run`` and ``more``."""
+    """Print the table of a measurement or an import, or as JSON what ``compare`` says, with ``run`` and ``more``."""
     if not as_json:
         show_comparison([run])
         return
@@ -47,7 +47,7 @@ def show_run(run: Path, *, as_json: bool, **more: Any) -> None:
 
 
 def show_training(run: Run, *, as_json: bool) -> None:
-    """A training's adapter, or with it how many steps it took and the last line of metrics.jsonl."""
+    """Print where a training's adapter is; as JSON, also how many steps it took and its last line of metrics.jsonl."""
     if not as_json:
         print(run.adapter)
         return
@@ -57,7 +57,7 @@ def show_training(run: Run, *, as_json: bool) -> None:
 
 
 def show_judge(folder: Path, *, as_json: bool) -> None:
-    """Where a judge that was trained lies, or with it its judge.json."""
+    """Print where a trained judge is; as JSON, also its judge.json."""
     if not as_json:
         print(folder)
         return
@@ -85,7 +85,7 @@ def run_and_show(settings: ExperimentSettings, out: Path, *, as_json: bool = Fal
 
 
 def _subjects(runs: Sequence[Path], found: Comparison) -> list[Subject]:
-    """Who the models of ``found`` are, as their runs say."""
+    """What the runs say about the models of ``found``."""
     from rewardlm.reporting.subjects import subjects_of
     from rewardlm.runs import Run
 
@@ -93,7 +93,7 @@ def _subjects(runs: Sequence[Path], found: Comparison) -> list[Subject]:
 
 
 def console(columns: int = 100) -> Any:
-    """Where tables are printed, which are made for so many columns: a pipe has no width."""
+    """The console for tables. ``columns`` is the width for a pipe, which has none of its own."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=columns)

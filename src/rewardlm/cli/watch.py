@@ -12,14 +12,14 @@ from rewardlm.cli.show import print_json
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="A training, or an experiment: then the training that is under way.")],
+    run: Annotated[Path, typer.Argument(help="A training run, or an experiment, whose current training is shown.")],
     step: Annotated[int | None, typer.Option("--step", help="Show the samples of this step, not the newest.")] = None,
-    last: Annotated[int, typer.Option("--last", min=1, help="So many steps in the table.")] = 8,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing until it ends, or Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
+    last: Annotated[int, typer.Option("--last", min=1, help="How many steps the table shows.")] = 8,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing it until it ends, or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 2.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show how a training goes: its numbers, step by step, and what the model answers."""
+    """Show how a training run is going: its numbers, step by step, and what the model answers."""
     if as_json and follow:
         raise typer.BadParameter("--json says how things are now: leave --follow out")
     if as_json:
@@ -35,7 +35,7 @@ def watch(
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if follow and console.is_terminal:
-        last = min(last, max(3, console.height - 32))  # what a terminal has no room for is cut: the samples first
+        last = min(last, max(3, console.height - 32))  # a terminal cuts off what doesn't fit: the samples first
     found = find_training(run)
     if not follow:
         console.print(training_view(found, step=step, rows=last))
@@ -47,7 +47,7 @@ def watch(
                 found = find_training(run)
                 live.update(training_view(found, step=step, rows=last), refresh=True)
     except KeyboardInterrupt:
-        return  # Who stops looking has not stopped the training.
+        return  # This stops the watching, not the training.
 
 
 def _as_json(run: Path) -> None:

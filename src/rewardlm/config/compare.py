@@ -22,13 +22,13 @@ class CompareSettings(Section):
     n_resamples: int = Field(
         10_000,
         ge=100,
-        description="Sign flips that a paired test draws, by seed, where there are too many to try them all.",
+        description="Sign flips that a paired test draws, by seed, if there are too many to try them all.",
     )
     seed: Seed = 0
     redraw: Annotated[Path | None, Flag()] = Field(
         None,
-        description="A second run of the baseline with another seed: shows beside every flow what chance alone does. "
-        "Not needed where the baseline has several answers a prompt.",
+        description="A second run of the baseline with another seed, which shows beside every flow what chance alone "
+        "does. Not needed if the baseline has several answers per prompt.",
     )
     primary: PrimarySettings = Field(
         PrimarySettings(), description="The outcome that counts. Best left to the runs, which recorded it at the start."

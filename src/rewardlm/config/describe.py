@@ -28,10 +28,10 @@ _SAID = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its dotted ``key``, the class and field that it is, its default as JSON, and what is below it.
+    """One setting: its dotted ``key``, its pydantic field, its default as JSON, and the settings below it.
 
-    ``default`` is that of the section that it stands in, which may say another one than its class. ``section`` is the
-    class of what has settings below it, and ``optional`` whether it may be left out whole.
+    ``default`` is the one in its section, which may differ from that of the section's class. ``section`` is the class
+    of a setting that has others below it; ``optional`` says whether that section may be left out whole.
     """
 
     key: str
@@ -66,12 +66,12 @@ class Setting:
 
     @property
     def kind(self) -> Any:
-        """Its type, without what is said about it and whether it may be null."""
+        """Its type, without annotations and without null."""
         return bare(self.field.annotation)
 
     @property
     def choices(self) -> list[Any] | None:
-        """The values that there are, of a setting or of a list's items."""
+        """The possible values of a setting, or of a list's items; None if they can't be listed."""
         kind = bare(get_args(self.kind)[0]) if get_origin(self.kind) is list else self.kind
         return list(get_args(kind)) if get_origin(kind) is Literal else None
 
@@ -116,7 +116,7 @@ def describe(kind: type[BaseModel]) -> tuple[Setting, ...]:
 
 
 def leaves(settings: Iterable[Setting]) -> Iterator[Setting]:
-    """Every setting that takes a value, from top to bottom; a section that may be null stands before its own."""
+    """Every setting that takes a value, from top to bottom; a section that may be null comes before its settings."""
     for setting in settings:
         if setting.section is None or setting.optional:
             yield setting
@@ -139,7 +139,7 @@ def bare(annotation: Any) -> Any:
 
 
 def _described(key: str, field: FieldInfo, default: Any, *, in_optional: bool = False) -> Setting:
-    """``in_optional``: below what may be left out whole, so that nothing is required, and has no flag of its own."""
+    """``in_optional``: in a section that may be left out whole, so nothing is required and nothing has a flag."""
     keys, kind = mark(field, KeysOf), bare(field.annotation)
     section = keys.kind if keys else kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
     optional = section is not None and default is None

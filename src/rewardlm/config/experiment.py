@@ -19,7 +19,7 @@ from rewardlm.config.services import ServicesSettings
 
 
 class StageMeasure(Section):
-    """The measurement that an experiment repeats for each model; each setting is what it is in MeasureSettings."""
+    """The measurement that an experiment repeats for each model; each setting means what it does in MeasureSettings."""
 
     prompts: str = "starter"
     text_column: str | None = Field(None, min_length=1)
@@ -42,7 +42,7 @@ class StageMeasure(Section):
 for _name, _field in StageMeasure.model_fields.items():
     _command = MeasureSettings.model_fields[_name]
     _field.description = _command.description
-    # Its bounds; a flag is the command's alone.
+    # This keeps the bounds; only the command has flags.
     _field.metadata = [one for one in _command.metadata if not isinstance(one, Flag)]
 StageMeasure.model_rebuild(force=True)
 
@@ -59,7 +59,7 @@ class StageFinetune(FinetuneSettings):
     """The keys of an experiment's ``finetune``."""
 
     replay: StageReplay = Field(
-        StageReplay(), description="The model's own harmless answers, learnt too, a tenth of all: they hold its fluency."
+        StageReplay(), description="The model's own harmless answers, a tenth of all pairs: they keep it fluent."
     )
 
 
@@ -69,10 +69,10 @@ class StageRlaf(RlafSettings):
     after: Literal["finetune", "base"] | None = Field(
         None,
         description="Where RL, and its reference, start: from the fine-tuned adapter, or from the base. By default "
-        "from the adapter where the experiment has one, unless rlaf.lora describes a fresh one.",
+        "from the adapter if the experiment has one, unless rlaf.lora describes a fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
-        60, ge=1, description="Steps of a rollout and its update; 12 after fine-tuning, which has done most by then."
+        60, ge=1, description="Steps of a rollout and its update; 12 after fine-tuning, which does most of the work."
     )
 
 
@@ -82,7 +82,7 @@ _AT_THE_TOP = ("model", "seed", "dtype", "load", "quantisation", "device", "chat
 class ExperimentSettings(Section):
     """``rewardlm run``: PT, FT and RL measured on the same prompts, compared and reported.
 
-    What all stages share stands once at the top.
+    Settings that all stages share are given once, at the top.
     """
 
     # RL may not train on what is measured, so a file to start from divides the prompts.
@@ -97,8 +97,8 @@ class ExperimentSettings(Section):
     title: str = Field("RewardLM experiment", description="The report's heading.")
     stand_in: bool = Field(
         False,
-        description="Put stand_ins over the other settings: a small model and small data with which the whole "
-        "experiment can be tried where its own can't be had.",
+        description="Put stand_ins over the other settings: a small model and small data, to try the whole "
+        "experiment where its own can't be had.",
     )
     stand_ins: dict[str, Any] = Field({}, description="A tree of this file's settings.")
     model: str = Field(description="Hub id, path or alias (smollm2-135m, tiny).")
@@ -106,7 +106,7 @@ class ExperimentSettings(Section):
     dtype: Precision = "auto"
     load: Load = None
     quantisation: QuantisationSettings = Field(
-        QuantisationSettings(), description="How load holds the base's linear layers."
+        QuantisationSettings(), description="How load stores the base's linear layers."
     )
     device: Device = "auto"
     chat: ChatSettings = Field(ChatSettings(), description="How turns become text.")
@@ -138,7 +138,7 @@ class ExperimentSettings(Section):
     @field_validator("rlaf")
     @classmethod
     def _keys_are_known_as_such(cls, rlaf: dict[str, Any] | None) -> dict[str, Any] | None:
-        # A stage's settings are checked later, but are recorded as they stand here: what is secret must say so.
+        # A stage's settings are checked later but recorded as they are here, so secrets must be marked as such now.
         if rlaf is None or rlaf.get("services") is None:
             return rlaf
         return {**rlaf, "services": ServicesSettings.model_validate(rlaf["services"])}

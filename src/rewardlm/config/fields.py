@@ -1,4 +1,4 @@
-"""Kinds of values that settings of several commands have, how they are read from texts, and which have a flag."""
+"""Types of values that several commands' settings share, how they are read from texts, and which have a flag."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 class Flag:
     """Marks a setting that has a flag of its own on the command line: ``Annotated[int, Flag()]``.
 
-    ``name`` is else made from the key (``kl.coef``: ``--kl-coef``), ``metavar`` from the type or its choices. A list
-    whose flag may be given ``many`` times takes each as an item; without it one text holds them all, with commas.
-    ``read`` turns the text into a value where that isn't left to the setting's own check.
+    By default ``name`` is made from the key (``kl.coef``: ``--kl-coef``), and ``metavar`` from the type or its choices.
+    With ``many`` a list's flag may be given several times, an item each; without it one text holds all items, with
+    commas. ``read`` turns the text into a value, if that isn't left to the setting's own check.
     """
 
     name: str | None = None
@@ -27,7 +27,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class KeysOf:
-    """Marks a mapping that holds settings of ``kind``, to be checked later, but for those in ``without``."""
+    """Marks a mapping that holds settings of ``kind``, except those in ``without``. They are checked later."""
 
     kind: type[BaseModel]
     without: tuple[str, ...] = ()
@@ -44,10 +44,10 @@ Resume = Literal["exact", "inexact"]
 
 # Settings that mean the same wherever they stand.
 Seed = Annotated[int, Field(ge=0, description="Seed of everything that is drawn."), Flag()]
-Precision = Annotated[Dtype, Field(description="Precision of the weights; auto: what the device is fast in."), Flag()]
+Precision = Annotated[Dtype, Field(description="Precision of the weights; auto: what is fast on the device."), Flag()]
 Load = Annotated[
     Literal["8bit", "4bit"] | None,
-    Field(description="Quantise the base's linear layers on loading; by default they stay in full."),
+    Field(description="Quantise the base's linear layers on loading; by default they are not quantised."),
     Flag(),
 ]
 Device = Annotated[str, Field(description="Where to compute: auto, cpu, cuda or cuda:N."), Flag()]
@@ -67,7 +67,7 @@ MaxFailedShare = Annotated[
 
 
 def each_once(names: list[str]) -> list[str]:
-    """``names`` as they are. Raises ValueError where one stands there twice."""
+    """``names`` as they are. Raises ValueError if one appears twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"named twice: {', '.join(twice)}; name each once")
@@ -77,7 +77,7 @@ def each_once(names: list[str]) -> list[str]:
 def split_names(items: Sequence[str]) -> list[str]:
     """``["a,mean(b,c)"]`` → ``["a", "mean(b,c)"]``: commas inside brackets belong to an ensemble's name.
 
-    Raises ValueError where a name is empty or stands there twice, or a bracket has no partner.
+    Raises ValueError if a name is empty or appears twice, or a bracket has no partner.
     """
     names: list[str] = []
     for text in items:
@@ -100,7 +100,7 @@ def _names_or_none(items: Sequence[str]) -> list[str]:
     return split_names(items) if items and list(items) != ["none"] else []
 
 
-# A single text stands for a list of it.
+# A single text is read as a list of one.
 ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Names = Annotated[list[str], ONE_IS_A_LIST, AfterValidator(split_names)]
 NamesOrNone = Annotated[list[str], ONE_IS_A_LIST, AfterValidator(_names_or_none)]

@@ -16,7 +16,7 @@ class TrainingSettings(ModelSettings):
     """What both trainings take."""
 
     lora: Annotated[LoraSettings, Depends()] = Field(
-        LoraSettings(), description="The fresh adapter; not to be given beside adapter, whose own rank stands."
+        LoraSettings(), description="The fresh adapter; leave it out if you give adapter, which keeps its own rank."
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -26,7 +26,7 @@ class TrainingSettings(ModelSettings):
     resume: Resume = Field(
         "exact",
         description="exact refuses to go on without a whole checkpoint; inexact starts damaged optimizer or other "
-        "state afresh, and gives another result than an undisturbed run.",
+        "state afresh, so the result differs from that of an undisturbed run.",
     )
     shard: bool = Field(
         False, description="Divide the base's layers between the processes that torchrun or accelerate started."
@@ -36,15 +36,15 @@ class TrainingSettings(ModelSettings):
     def _an_adapter_has_its_own_rank(self) -> TrainingSettings:
         if self.adapter is not None and "lora" in self.model_fields_set:
             raise ValueError(
-                f"lora (--lora-r) is for a fresh adapter, but training goes on from {self.adapter}, whose own rank "
-                "stands: leave one of the two out"
+                f"lora (--lora-r) is for a fresh adapter, but training goes on from {self.adapter}, which keeps its "
+                "own rank: leave one of the two out"
             )
         return self
 
 
 class ReplaySettings(Section):
-    """The model's own harmless answers, learnt beside the dialogues: they hold its fluency. Each prompt is answered
-    ``samples`` times, and of the answers that the judge calls harmless the ``keep`` best are learnt.
+    """The model's own harmless answers, learnt along with the dialogues to keep it fluent. Each prompt is answered
+    ``samples`` times. Of the answers that the judge calls harmless, the ``keep`` best are learnt.
     """
 
     share: float = Field(
@@ -54,11 +54,12 @@ class ReplaySettings(Section):
         None,
         description="Where the prompts come from, as for rlaf: rtp:packaged, a file …; by default the dialogues' own.",
     )
-    part: Part = Field("all", description="Half of these prompts: train leaves the other to be measured.")
+    part: Part = Field("all", description="Which half of these prompts; train leaves the other half for measuring.")
     samples: int = Field(4, ge=1, description="Answers drawn for each prompt.")
-    keep: int = Field(1, ge=1, description="Of a prompt's harmless answers, so many of the best are learnt.")
+    keep: int = Field(1, ge=1, description="How many of a prompt's harmless answers are learnt, the best first.")
     judge: str = Field(
-        "starter", description="Who says that an answer is harmless. Its word on the model is no proof later."
+        "starter",
+        description="The judge that says which answers are harmless. Its later scores of the model prove nothing.",
     )
     counter_narrative: str | None = Field(
         None,
@@ -96,14 +97,16 @@ class FinetuneSettings(TrainingSettings):
         "response, completion or counter_narrative.",
     )
     validation: float = Field(
-        0.1, ge=0, lt=1, description="Share of the dialogues that is held out; none shares a user turn with the others."
+        0.1, ge=0, lt=1, description="Share of dialogues that are held out; they share no user turn with the others."
     )
-    limit: Annotated[int | None, Flag()] = Field(None, ge=1, description="A seeded sample of so many pairs.")
+    limit: Annotated[int | None, Flag()] = Field(None, ge=1, description="A seeded sample of this many pairs.")
     epochs: Annotated[float, Flag()] = Field(3.0, gt=0, description="Passes over the pairs.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps after which training ends, whatever epochs.")
     learning_rate: Annotated[float, Flag()] = Field(4e-4, gt=0, description="Peak of the cosine schedule.")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the rate rises to its peak.")
-    batch_size: Annotated[int, Flag()] = Field(8, ge=1, description="Pairs an optimizer step.")
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps over which the rate rises to its peak."
+    )
+    batch_size: Annotated[int, Flag()] = Field(8, ge=1, description="Pairs per optimizer step.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
@@ -115,10 +118,10 @@ class FinetuneSettings(TrainingSettings):
         description="Longest sample, in tokens; a longer one loses its oldest turns, or the end of the answer.",
     )
     checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
-    replay: ReplaySettings = Field(ReplaySettings(), description="The model's own harmless answers, learnt too.")
+    replay: ReplaySettings = Field(ReplaySettings(), description="The model's own harmless answers, learnt as well.")
 
     @model_validator(mode="after")
     def _replay_needs_a_whole_model(self) -> FinetuneSettings:
         if self.shard and self.replay.share:
-            raise ValueError("replay.share asks the model for answers, and shard=true divides it: leave one out")
+            raise ValueError("replay.share needs a whole model to answer, but shard=true divides it: leave one out")
         return self

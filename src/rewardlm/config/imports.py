@@ -38,7 +38,7 @@ class ImportSettings(Section):
         "null asks none.",
     )
     quality_sample: int = Field(
-        200, ge=1, description="Of more answers to toxic prompts, so many, drawn by seed, are shown to it."
+        200, ge=1, description="It reads at most this many answers to toxic prompts, drawn by seed if there are more."
     )
     seed: Seed = 0
-    device: str = Field("auto", description="Where it computes: auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")

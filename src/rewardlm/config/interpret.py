@@ -18,13 +18,13 @@ class InsideSettings(Section):
 
     toxic_words: list[str] = Field(
         [],
-        description="Words whose logits are held against those of neutral_words. An empty list takes the words of the "
+        description="Words whose logits are compared with those of neutral_words. An empty list takes the words of the "
         "vocabulary that a judge of words finds most toxic.",
     )
     neutral_words: list[str] = Field(
-        [], description="The other side: empty, it is a harmless word as rare for each toxic one."
+        [], description="The other side. An empty list takes, for each toxic word, a harmless one that is as rare."
     )
-    token_words: int = Field(40, ge=3, description="Words a side where none are given.")
+    token_words: int = Field(40, ge=3, description="Words per side if none are given.")
     adapter_answers: int = Field(6, ge=1, description="Answers that are taken apart module by module.")
     lens_positions: int = Field(96, ge=1, description="Positions that the logit lens reads.")
     probe_answers: int = Field(
@@ -40,28 +40,28 @@ class InsideSettings(Section):
     pairs: int = Field(
         4, ge=1, description="Pairs of an old toxic and a new answer that are followed along the adapter's scale."
     )
-    path_steps: int = Field(4, ge=1, description="Steps along that scale; more where these miss the whole.")
+    path_steps: int = Field(4, ge=1, description="Steps along that scale; more if the modules' shares don't add up.")
     redraw_pairs: int = Field(
         12,
         ge=1,
-        description="Pairs of a toxic and a harmless answer of the base itself, which say whether it prefers the "
+        description="Pairs of a toxic and a harmless answer of the base itself, which show whether it prefers the "
         "harmless one.",
     )
     shuffles: int = Field(
-        20, ge=20, description="Shuffles of the labels, which say what the probe's best layer reaches by chance."
+        20, ge=20, description="Shuffles of the labels, which show what the probe's best layer reaches by chance."
     )
     random_directions: int = Field(
-        20, ge=20, description="Random directions, which say what a direction does by chance."
+        20, ge=20, description="Random directions, which show what a direction does by chance."
     )
     push_margin: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="How far the value vectors' push may be from the base's and count as the same. At 0.2 its 95 % "
-        "interval must lie between 0.8 and 1.25, the bounds of two equivalent medicines.",
+        description="How far the value vectors' push may be from the base's and still count as the same. At 0.2 its "
+        "95 % interval must lie between 0.8 and 1.25, the bounds of two equivalent medicines.",
     )
     null_adapters: int = Field(
-        2, ge=0, description="Adapters of random weights and the same size, which say what size alone does to the push."
+        2, ge=0, description="Random adapters of the same size, which show what size alone does to the push."
     )
     ablation_prompts: int = Field(
         10, ge=0, description="Prompts that are answered again without the value vectors; 0 leaves that out."
@@ -72,8 +72,8 @@ class InsideSettings(Section):
     random_sets: int = Field(
         20,
         ge=20,
-        description="Sets of as many other vectors. How many of these take as much is the test whether the base needs "
-        "the named ones.",
+        description="Sets of as many other vectors. How many of these sets take away as much shows whether the base "
+        "needs the named ones.",
     )
     causal_prompts: int = Field(
         30,
@@ -110,13 +110,13 @@ class AttributionSettings(Section):
         "takes the place of one token at a time), or inseq:NAME, a method of the package inseq.",
     )
     tokens: Annotated[int, Flag("--tokens")] = Field(
-        8, ge=1, description="Tokens of an answer that are explained, one drawn from each of so many equal stretches."
+        8, ge=1, description="Tokens that are explained per answer, one drawn from each of so many equal stretches."
     )
     steps: int = Field(16, ge=1, description="Points that integrated gradients (Sundararajan et al. 2017) begin with.")
     tolerance: float = Field(
-        0.05, gt=0, description="They refine until their scores miss the sum by at most this share of it."
+        0.05, gt=0, description="Points are added until the scores miss their exact sum by at most this share of it."
     )
-    most_steps: int = Field(512, ge=1, description="A token that takes more points than this has no scores.")
+    most_steps: int = Field(512, ge=1, description="A token that needs more points than this gets no scores.")
     baseline: Literal["end", "zero"] = Field(
         "end", description="What stands for no token: the end token's embedding, or zeros."
     )
@@ -124,7 +124,7 @@ class AttributionSettings(Section):
         30,
         ge=0,
         description="Explained tokens that test the method: their context is read without the words of the largest "
-        "shares, and with these alone. 0 leaves the test out.",
+        "shares, and with only these. 0 leaves the test out.",
     )
 
     @field_validator("method")
@@ -136,7 +136,7 @@ class AttributionSettings(Section):
 
 
 class InterpretSettings(Section):
-    """``rewardlm interpret``: what is read of how many answers."""
+    """``rewardlm interpret``: what is read, and of how many answers."""
 
     limit: Annotated[int, Flag()] = Field(
         30,
@@ -144,11 +144,11 @@ class InterpretSettings(Section):
         description="Pairs of a prompt and a sample that are read, drawn evenly over the transitions of toxicity.",
     )
     scorer: Annotated[str | None, Flag()] = Field(
-        None, description="The judge by which answers are toxic; by default one that was nobody's reward."
+        None, description="The judge that says which answers are toxic; by default one that was no model's reward."
     )
     seed: Seed = 0
     dtype: Annotated[Dtype, Flag()] = Field(
-        "auto", description="Precision of the weights; auto: float32 on a CPU, on a device the measurement's."
+        "auto", description="Precision of the weights; auto: float32 on a CPU, elsewhere the measurement's."
     )
     load: Annotated[Literal["8bit", "4bit"] | None, Flag()] = Field(
         None, description="Quantise the base on loading; by default as the measurement did."
@@ -156,7 +156,7 @@ class InterpretSettings(Section):
     device: Device = "auto"
     batch_tokens: int = Field(512, ge=1, description="Positions that are read side by side.")
     threshold: float = Field(0.5, ge=0, le=1, description="An answer counts as toxic if its score is above this.")
-    parting_kl: float = Field(0.5, gt=0, description="Nats a token at which two models count as parted.")
+    parting_kl: float = Field(0.5, gt=0, description="KL per token, in nats, at which two models count as parted.")
     n_resamples: int = Field(2_000, ge=100, description="Bootstrap samples of an interval.")
     attribution: AttributionSettings = Field(
         AttributionSettings(), description="Which words a token rests on, and how that is found."
@@ -166,5 +166,5 @@ class InterpretSettings(Section):
 
     @property
     def word_judge(self) -> str | None:
-        """The judge that chooses the toxic words to look for inside; None where they are named, or nobody looks."""
+        """The judge that chooses the toxic words to look for inside; None if they are named, or nothing is read."""
         return "lexical" if self.look_inside and not self.inside.toxic_words else None

@@ -11,19 +11,19 @@ from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
 
-# How long an answer may be, in tokens, where nobody says: most of a fine-tuned model's end before. docs/measuring.md.
+# The default limit of an answer, in tokens: most answers of a fine-tuned model end before it. docs/measuring.md.
 MAX_NEW_TOKENS = 128
 
 
 class PrimarySettings(Section):
-    """The outcome that counts, fixed before anyone sees a result; every other test is corrected for their number.
+    """The outcome that counts, fixed before anyone sees a result. All other tests are corrected for their number.
 
-    A run that is asked for a part of it records all of it when it starts.
+    A run records the whole outcome when it starts, even if you name only a part of it.
     """
 
-    scorer: str | None = Field(None, description="Its judge; by default the first judge that was no reward.")
+    scorer: str | None = Field(None, description="Its judge; by default the first judge that was not a reward.")
     split: Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"] | None = Field(
-        None, description="Its prompts; by default toxic prompts, or all of them where none is toxic."
+        None, description="Its prompts; by default the toxic prompts, or all prompts if none is toxic."
     )
     metric: Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"] | None = Field(
         None, description="Its number; by default the toxic share."
@@ -40,10 +40,10 @@ class MeasureSettings(ModelSettings):
     )
     text_column: TextColumn = None
     part: Annotated[Part, Flag()] = Field(
-        "all", description="Half of the prompts, by a hash of their text: measure what RL did not train on."
+        "all", description="Which half of the prompts, by a hash of their text; measure is what RL does not train on."
     )
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many prompts; by default all."
+        None, ge=1, description="A seeded sample of this many prompts; by default all."
     )
     scorer: Annotated[Names, Flag()] = Field(
         ["starter", "witness", "lexical"],
@@ -53,7 +53,7 @@ class MeasureSettings(ModelSettings):
     label: Annotated[str | None, Flag()] = Field(
         None, description="What tables call this model, for example PT; by default the adapter's run, or the model."
     )
-    samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers a prompt.")
+    samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers per prompt.")
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
     engine: Annotated[Literal["local", "openai", "ray"], Flag()] = Field(
         "local", description="Who generates: this process, the OpenAI-compatible server at url, or Ray Data's workers."
@@ -84,8 +84,8 @@ class MeasureSettings(ModelSettings):
     quality_sample: int = Field(
         10_000,
         ge=1,
-        description="Of more answers than this, only so many, drawn by seed, get similarity, perplexity and the judge "
-        "of pairs.",
+        description="If there are more answers, a sample of this size, drawn by seed, gets similarity, perplexity and "
+        "the judge of pairs.",
     )
     max_failed_share: MaxFailedShare = 0.01
     generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
@@ -99,7 +99,7 @@ class MeasureSettings(ModelSettings):
         name = self.primary.scorer
         if name is not None and not any(name == one or name.startswith(f"{one}.") for one in self.scorer):
             raise ValueError(
-                f"primary.scorer {name!r} is none of the judges ({', '.join(self.scorer)}): name it there too"
+                f"primary.scorer {name!r} is not one of the judges ({', '.join(self.scorer)}): add it to them"
             )
         return self
 
@@ -107,17 +107,17 @@ class MeasureSettings(ModelSettings):
     def _the_engine_can(self) -> MeasureSettings:
         if self.engine != "openai":
             if self.url is not None:
-                raise ValueError(f"url is that of a server, and engine is {self.engine!r}: add --engine openai")
+                raise ValueError(f"url is the address of a server, but engine is {self.engine!r}: add --engine openai")
             return self
         if self.url is None and self.server.url is None:
             raise ValueError("engine 'openai' needs a server: --url http://127.0.0.1:8000/v1, for example")
         theirs = [name for name in ("adapter", "load") if getattr(self, name) is not None]
         if theirs:
-            raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have it load the model so")
+            raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have the server load the model so")
         ours = GenerationSettings(temperature=self.generation.temperature, top_p=self.generation.top_p)
         if self.generation != ours:
             raise ValueError(
-                "OpenAI's API has temperature and top_p alone: give what else your server knows by its own name, for "
+                "OpenAI's API has only temperature and top_p: give your server's other settings by its own names, for "
                 "example server.body.top_k=40"
             )
         return self

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: a line a mistake, with the place in the file, the flag or the key."""
+"""What is wrong with settings, in words: one line per mistake, with the place in the file, the flag or the key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rewardlm.config.describe import Setting, describe, leaves, mark
 from rewardlm.config.fields import KeysOf
 from rewardlm.errors import did_you_mean
 
-# What was meant to be a key, or an address that may hold one, is not repeated.
+# A value that may be a key, or an address with a key in it, is not repeated.
 _SECRET = {"key", "url", "server", "services", "perspective", "endpoint", "endpoints"}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 _LONGEST_VALUE = 60
-# What other tools call it.
+# What other tools call our settings.
 _ELSEWHERE = {
     "lr": "learning_rate", "max_tokens": "max_new_tokens", "judge": "scorer", "judges": "scorer", "scorers": "scorer",
     "n_samples": "samples", "rank": "r", "lora_alpha": "alpha", "dataset": "dialogues", "beta": "coef",
@@ -26,9 +26,9 @@ _ELSEWHERE = {
 
 
 def mistakes_in(kind: type[BaseModel], error: ValidationError | None, tree: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with ``tree`` as settings of ``kind``, by dotted key, and what ``error`` says of the whole by "".
+    """What is wrong with ``tree`` as settings of ``kind``, by dotted key; under "" what ``error`` says about the whole.
 
-    Sections that an experiment keeps as they stand, such as ``rlaf``, are checked too.
+    Sections that an experiment keeps unread, such as ``rlaf``, are checked too.
     """
     found: dict[str, list[str]] = {}
     if error is not None:
@@ -38,7 +38,7 @@ def mistakes_in(kind: type[BaseModel], error: ValidationError | None, tree: Mapp
         if not isinstance(given, Mapping):
             continue
         shared = {key: tree[key] for key in without if key in tree and key in stage.model_fields}
-        # What stands once at the top is no mistake of the stage.
+        # A setting that is given once, at the top, is not missing in the stage.
         needed = {key: value for key, value in getattr(stage, "example", {}).items() if key in without}
         try:
             stage.model_validate({**needed, **shared, **given})
@@ -58,7 +58,7 @@ def _kept_as_they_stand(kind: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
 
 
 def _gather(found: dict[str, list[str]], words: _Words, error: ValidationError) -> None:
-    # A value that may be of several kinds is wrong once for each of them.
+    # For a value that may be of several types, pydantic reports an error for each of them.
     for one in error.errors(include_url=False):
         key, said = words.of(one)
         if said not in found.setdefault(key, []):
@@ -66,7 +66,7 @@ def _gather(found: dict[str, list[str]], words: _Words, error: ValidationError) 
 
 
 class _Words:
-    """What is said of mistakes in the settings of ``kind``; ``prefix`` is the section that they were read from."""
+    """Words for mistakes in the settings of ``kind``; ``prefix`` is the section that they were read from."""
 
     def __init__(self, kind: type[BaseModel], prefix: str = "") -> None:
         self._settings = {setting.key: setting for setting in _all(describe(kind))}
@@ -94,7 +94,7 @@ class _Words:
         return key, f"{said}; {hint}" if hint else said
 
     def _key_of(self, loc: Sequence[int | str]) -> str:
-        """The setting, without the parts that pydantic adds for an item of a list or a kind of several."""
+        """The setting's key, without the parts that pydantic adds for a list's item or for one of several types."""
         parts = [str(part) for part in loc]
         while parts and self._prefix + ".".join(parts) not in self._settings and len(parts) > 1:
             parent = self._settings.get(self._prefix + ".".join(parts[:-1]))
@@ -127,7 +127,7 @@ class _Words:
             return f"did you mean {elsewhere[0]!r}?"
         if hint := did_you_mean(key, [*self._known, *self._settings]):
             return hint
-        # How services are asked is a chapter of its own.
+        # The many settings of a service are listed as one.
         short = dict.fromkeys(
             re.sub(r"^(server|services)\..*", r"\1.…", one.removeprefix(self._prefix))
             for one in self._known

@@ -18,9 +18,9 @@ class GenerationSettings(Section):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Sample from the likeliest tokens that make up this probability; 1 takes all."
     )
-    top_k: int = Field(0, ge=0, description="Sample from so many of the likeliest tokens; 0 takes all.")
-    min_new_tokens: int = Field(0, ge=0, description="Tokens before which an answer may not end.")
-    no_repeat_ngram_size: int = Field(0, ge=0, description="Never repeat an n-gram of so many tokens; 0 allows it.")
+    top_k: int = Field(0, ge=0, description="Sample from this many of the likeliest tokens; 0 takes all.")
+    min_new_tokens: int = Field(0, ge=0, description="Tokens that an answer has at least before it may end.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="Never repeat an n-gram of this many tokens; 0 allows it.")
 
 
 class ChatSettings(Section):
@@ -41,22 +41,22 @@ class LoraSettings(Section):
     alpha: float = Field(32, gt=0, description="Its scale: what it adds is multiplied by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of its inputs that training drops.")
     targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of the modules that get one, or all-linear: every linear layer but the head."
+        "all-linear", description="Names of the modules that get it, or all-linear: every linear layer but the head."
     )
 
 
 class QuantisationSettings(Section):
-    """How ``--load`` holds the base's linear layers, by bitsandbytes: docs/quantisation.md."""
+    """How ``--load`` stores the base's linear layers, by bitsandbytes: docs/quantisation.md."""
 
     kind: Literal["nf4", "fp4"] = Field("nf4", description="Which 16 values 4bit has (nf4: Dettmers et al. 2023).")
     double: bool = Field(True, description="With 4bit, quantise the blocks' scales too.")
     compute_dtype: Dtype = Field(
         "auto",
-        description="With 4bit, the precision of products; auto is the model's dtype, which embeddings, norms and the "
-        "head keep.",
+        description="With 4bit, the precision of matrix products; auto is the model's dtype, which embeddings, norms "
+        "and the head keep.",
     )
     outliers: float = Field(
-        6.0, ge=0, description="With 8bit, inputs of this size or more are multiplied unrounded; 0 rounds all."
+        6.0, ge=0, description="With 8bit, inputs of at least this size are not rounded; 0 rounds all."
     )
 
 
@@ -73,16 +73,16 @@ class ModelSettings(Section):
     dtype: Precision = "auto"
     load: Load = None
     quantisation: QuantisationSettings = Field(
-        QuantisationSettings(), description="How load holds the base's linear layers."
+        QuantisationSettings(), description="How load stores the base's linear layers."
     )
     device: Device = "auto"
     chat: ChatSettings = Field(ChatSettings(), description="How turns become text.")
 
 
 class MergeSettings(ModelSettings):
-    """``rewardlm merge``: ``dtype`` and ``load`` say what is written, and into what."""
+    """``rewardlm merge``: ``dtype`` is the precision that is saved, ``load`` says which base to merge into."""
 
-    dtype: Annotated[Dtype, Flag()] = Field("auto", description="What it is saved in; auto: float32.")
+    dtype: Annotated[Dtype, Flag()] = Field("auto", description="Precision of the saved weights; auto: float32.")
     load: Annotated[Literal["8bit", "4bit"] | None, Flag()] = Field(
-        None, description="Merge into what the base's weights stand for when held so; by default as they are."
+        None, description="Merge into the base's weights as this quantisation rounds them; by default as they are."
     )

@@ -1,4 +1,4 @@
-"""Settings from YAML, flags and ``key.sub=value``; all that is wrong with them is told at once, with its place."""
+"""Settings from YAML, flags and ``key.sub=value``; all mistakes in them are reported at once, with their places."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def build(
     overrides: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> S:
-    """Settings of ``kind`` from defaults, the YAML file ``base``, the YAML file ``file``, flags and overrides, the
-    later winning.
+    """Settings of ``kind`` from defaults, the YAML files ``base`` and ``file``, flags and overrides. Later ones win.
 
     ``flags`` may use dotted keys; None means that the flag was not given. Raises one ConfigError for all mistakes.
     """
@@ -57,20 +56,20 @@ def build(
 
 
 def validate(kind: type[S], tree: Mapping[str, Any]) -> S:
-    """``tree`` as settings of ``kind``. Raises one ConfigError for all that is wrong with it."""
+    """``tree`` as settings of ``kind``. Raises one ConfigError for everything that is wrong with it."""
     return _checked(kind, tree, {}, [])
 
 
 def _checked(
     kind: type[S], tree: Mapping[str, Any], places: Places, wrong: Sequence[str], named: set[str] | None = None
 ) -> S:
-    """``places`` are where settings were given, ``named`` those that a flag gave, ``wrong`` what is wrong besides."""
+    """``places``: where settings were given; ``named``: those that a flag gave; ``wrong``: mistakes found before."""
     failed, found = None, None
     try:
         found = kind.model_validate(tree)
     except ValidationError as error:
         failed = error
-    # Stand-ins take a stage's place, so what counts is what came of them.
+    # Stand-ins may have replaced what was typed, so the result is checked.
     given = {name: getattr(found, name) for name in kind.model_fields} if found is not None else tree
     mistakes = mistakes_in(kind, failed, given)
     if found is not None and not mistakes and not wrong:
@@ -139,12 +138,12 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
     except RecursionError:
         raise ConfigError(f"{path}: an anchor (&) holds its own alias (*)") from None
     if twice:
-        raise ConfigError.of(twice, "{} keys stand twice")
+        raise ConfigError.of(twice, "{} keys appear twice")
     return numbers, places
 
 
 def _note_lines(node: yaml.Node | None, path: Path, prefix: str, places: Places) -> list[str]:
-    """Put the line of every key into ``places``; returns a sentence for each key that stands twice in one section."""
+    """Put the line of every key into ``places``; returns a sentence for each key that appears twice in one section."""
     twice: list[str] = []
     if not isinstance(node, yaml.MappingNode):
         return twice
@@ -154,7 +153,7 @@ def _note_lines(node: yaml.Node | None, path: Path, prefix: str, places: Places)
             continue
         name, where = f"{prefix}{key.value}", f"{path}, line {key.start_mark.line + 1}"
         if name in here:
-            twice.append(f"{where}: {name!r} stands there twice ({here[name].rpartition(', ')[2]}): keep one of them")
+            twice.append(f"{where}: {name!r} appears twice (also {here[name].rpartition(', ')[2]}): keep one of them")
         here[name] = where
         twice += _note_lines(value, path, f"{name}.", places)
     places.update(here)

@@ -15,14 +15,14 @@ _HEAD = """\
 <!-- Made from the fields of the settings by: rewardlm settings --markdown > docs/settings.md -->
 # Settings
 
-Each is a key of a YAML file (`--config FILE`; `rewardlm init` writes one), `KEY.SUB=VALUE` on the command line
-(`lora.r=32`), and a keyword in Python (`lora={"r": 32}`); those with a flag have that too. Overrides win over flags,
-flags over the file. `rewardlm settings COMMAND` lists one command's, with `--json` for programs.
+Give a setting as a key of a YAML file (`--config FILE`; `rewardlm init` writes one), as `KEY.SUB=VALUE` on the command
+line (`lora.r=32`), or as a keyword in Python (`lora={"r": 32}`). Some have a flag too. `KEY.SUB=VALUE` wins over flags,
+and flags win over the file. `rewardlm settings COMMAND` lists one command's settings, with `--json` for programs.
 """
 
 
 def as_markdown(commands: Mapping[str, type[Section]]) -> str:
-    """A table a command, and one for every section, once."""
+    """One table per command, and one per section."""
     kinds: dict[type[BaseModel], list[str]] = {}
     for name, settings in commands.items():
         kinds.setdefault(settings, []).append(name)
@@ -49,7 +49,7 @@ def _table(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str
 
 
 def _shown(settings: Iterable[Setting], kinds: Mapping[type[BaseModel], list[str]]) -> Iterator[Setting]:
-    """The settings themselves, and of a section that is a command's, what that command doesn't have or says otherwise."""
+    """The settings; if a section is a command's, also those that the command lacks or describes in other words."""
     for setting in settings:
         yield setting
         command = _command(setting.section, kinds)

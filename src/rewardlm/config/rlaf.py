@@ -25,7 +25,7 @@ from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 from rewardlm.errors import did_you_mean
 
-# What a step of RL may look like where training goes wrong although every number is finite; see training.guards.
+# Signs that RL goes wrong although every number is finite; see training.guards.
 Doubt = Literal[
     "negative_kl",
     "constant_reward",
@@ -57,17 +57,17 @@ class KlSettings(Section):
     coef: Annotated[float | None, Flag()] = Field(
         None,
         ge=0,
-        description="Weight of the KL to the reference. By default 0.2, and 0.05 where rewards are probabilities "
+        description="Weight of the KL to the reference. By default 0.2, or 0.05 if rewards are probabilities "
         "(rewards.transform), which are smaller than logits.",
     )
     target: Annotated[float | None, Flag()] = Field(
         None,
         gt=0,
-        description="Nats an answer that the weight is adapted to (Ziegler et al. 2019, section 2.2); by default it "
-        "stays fixed.",
+        description="KL per answer, in nats, that the weight is adapted to reach (Ziegler et al. 2019, section 2.2); "
+        "by default the weight stays fixed.",
     )
-    horizon: int = Field(1_000, ge=1, description="Answers in which the weight changes by a fifth, far off its target.")
-    max: float = Field(200.0, gt=0, description="Nats an answer over which the run ends.")
+    horizon: int = Field(1_000, ge=1, description="Answers in which the weight changes by a fifth, far off the target.")
+    max: float = Field(200.0, gt=0, description="KL per answer, in nats, above which the run ends.")
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> KlSettings:
@@ -77,41 +77,41 @@ class KlSettings(Section):
 
 
 class ProbeSettings(Section):
-    """Texts whose order nobody doubts, by which a reward's direction is checked before step 1."""
+    """Texts that are clearly toxic or clearly harmless. They check a reward's direction before step 1."""
 
     toxic: list[str] = Field(min_length=1, description="Texts that are toxic.")
     benign: list[str] = Field(min_length=1, description="Texts that are not.")
 
 
 class TermSettings(Section):
-    """What else is worth something besides the judges' word: weights, and 0 leaves a term out."""
+    """What earns reward besides the judges' word: the weights of terms. 0 leaves a term out."""
 
     length: float = Field(0.0, ge=0, description="Weight of min(1, words / length_words).")
-    length_words: int = Field(20, ge=1, description="Words from which an answer earns all of length.")
+    length_words: int = Field(20, ge=1, description="Words at which an answer earns all of length.")
     repetition: float = Field(0.0, ge=0, description="Weight of minus the share of words in repeated 4-grams.")
     script: float = Field(0.0, ge=0, description="Weight of -1 where the answer is not in the prompt's script.")
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine of prompt and answer. By default 6, and 0 where all judges are functions of "
-        "your own.",
+        description="Weight of the cosine similarity of prompt and answer. By default 6, or 0 if all judges are "
+        "functions of your own.",
     )
     counter_narrative: float | None = Field(
         None,
         ge=0,
-        description="Weight of the probability that the answer is a counter-narrative. By default 2, and 0 where all "
+        description="Weight of the probability that the answer is a counter-narrative. By default 2, or 0 if all "
         "judges are functions of your own.",
     )
     counter_narrative_judge: str = Field(
         "starter_pairs",
-        description="Who says so: a judge of pairs (starter_pairs, a folder of judge train-pairs), or a classifier of "
-        "answers whose label says so (ID#label).",
+        description="What gives that probability: a judge of pairs (starter_pairs, a folder of judge train-pairs), or "
+        "a classifier of answers with such a label (ID#label).",
     )
     counter_narrative_others: int = Field(
         4,
         ge=0,
-        description="Other prompts of the step under which a judge of pairs reads the answer too; their mean is taken "
-        "off, so that tone alone earns nothing. 0 takes nothing off.",
+        description="Other prompts of the step with which a judge of pairs also reads the answer. Their mean is "
+        "subtracted, so that tone alone earns nothing; 0 subtracts nothing.",
     )
 
 
@@ -127,7 +127,7 @@ class OverlongSettings(Section):
     cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens before that, from which on it grows (the paper's L_cache); by default a fifth of them.",
+        description="It grows over so many tokens before that (the paper's L_cache); by default a fifth of max_tokens.",
     )
 
     def limits(self, max_new_tokens: int) -> tuple[int, int]:
@@ -145,24 +145,24 @@ class RewardSettings(Section):
 
     transform: Literal["probability", "logit"] | None = Field(
         None,
-        description="1 - P(toxic), or its logit. By default the logit, and 1 - P where all judges are functions of "
-        "your own.",
+        description="1 - P(toxic), or its logit. By default the logit, or 1 - P if all judges are functions of your "
+        "own.",
     )
     aggregate: Literal["mean", "min", "mean_std"] = Field(
         "mean",
         description="Several judges become one by their mean, their minimum, or their mean less std_weight standard "
-        "deviations (after Coste et al. 2024, who take off the variance).",
+        "deviations (after Coste et al. 2024, who subtract the variance).",
     )
-    std_weight: float = Field(1.0, ge=0, description="Standard deviations that aggregate mean_std takes off.")
+    std_weight: float = Field(1.0, ge=0, description="Standard deviations that aggregate mean_std subtracts.")
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], BY_NAME] = Field(
-        {}, description="Weights of the judges by name, such as rewards.weights.starter=2; 1 where none is given."
+        {}, description="Weights of the judges by name, such as rewards.weights.starter=2; 1 if none is given."
     )
-    terms: TermSettings = Field(TermSettings(), description="What else is worth something.")
+    terms: TermSettings = Field(TermSettings(), description="What else earns reward.")
     empty: float | None = Field(None, description="Reward of an empty answer; by default the lowest of its batch.")
     missing_eos_penalty: float = Field(
         0.0,
         ge=0,
-        description="Taken off the reward of an answer that max_new_tokens cut off; TRL has a setting of that name.",
+        description="Subtracted from the reward of an answer that max_new_tokens cut off; named as in TRL.",
     )
     overlong: OverlongSettings = Field(
         OverlongSettings(), description="A penalty for long answers before they are cut off."
@@ -170,16 +170,16 @@ class RewardSettings(Section):
     max_failed_share: MaxFailedShare = 0.01
     probe: ProbeSettings | None = Field(
         None,
-        description="Texts in the language of other judges than English ones, by which the reward's direction is "
-        "checked before step 1; by default ours.",
+        description="Texts that check the reward's direction before step 1; by default our English ones. Give your own "
+        "for judges of other languages.",
     )
 
 
 class RlafSettings(TrainingSettings):
     """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier. docs/rlaf.md explains the algorithms.
 
-    Where answers are not drawn from the policy itself (``generation``: another temperature, a truncated distribution),
-    every token, or answer where the ratio is an answer's, is weighted by π/μ, at most ``importance_cap``.
+    If answers are not drawn from the policy itself (``generation``: another temperature, a truncated distribution),
+    every token, or every answer if the ratio is an answer's, is weighted by π/μ, at most ``importance_cap``.
     """
 
     prompts: Annotated[str, Flag()] = Field(
@@ -189,12 +189,12 @@ class RlafSettings(TrainingSettings):
     )
     text_column: TextColumn = None
     part: Annotated[Part, Flag()] = Field(
-        "all", description="Half of the prompts, by a hash of their text: train leaves the other to be measured."
+        "all", description="Which half of the prompts, by a hash of their text; train leaves the other for measuring."
     )
     limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of so many prompts; by default all."
+        None, ge=1, description="A seeded sample of this many prompts; by default all."
     )
-    reward: Annotated[Names, Flag()] = Field(["starter"], description="The judges to please, named as for scorer.")
+    reward: Annotated[Names, Flag()] = Field(["starter"], description="The judges that reward, named as for scorer.")
     algorithm: Annotated[str, Flag(metavar="ppo|grpo|dr_grpo|rloo|module:function")] = Field(
         "ppo",
         description="ppo, grpo, dr_grpo (GRPO without division by the standard deviation), rloo, or an advantage "
@@ -202,34 +202,34 @@ class RlafSettings(TrainingSettings):
     )
     critic: Annotated[Literal["trunk", "own"] | None, Flag()] = Field(
         None,
-        description="trunk is a value head on the policy's own states, own one on a second adapter that learns for it; "
-        "by default what the algorithm needs.",
+        description="trunk is a value head on the policy's own states; own is one on a second adapter that is trained "
+        "for it. By default what the algorithm needs.",
     )
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = Field(
         None,
-        description="What a token counts in the loss, named as in TRL; by default bnpo for ppo, dr_grpo for dr_grpo, "
-        "dapo for the others. Not for rloo, which counts answers.",
+        description="How much a token counts in the loss, named as in TRL; by default bnpo for ppo, dr_grpo for "
+        "dr_grpo, dapo for the others. Not for rloo, which counts answers.",
     )
     ratio: Literal["token", "answer"] | None = Field(
         None,
         description="Whether PPO's ratio is a token's or a whole answer's; by default answer for rloo, else token.",
     )
     steps: Annotated[int, Flag()] = Field(60, ge=1, description="Steps of a rollout and its update.")
-    batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers a step.")
+    batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers per step.")
     samples: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="Answers a prompt; by default 1 for ppo, else 4."
+        None, ge=1, description="Answers per prompt; by default 1 for ppo, else 4."
     )
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
     ppo_epochs: Annotated[int, Flag()] = Field(1, ge=1, description="Passes over each step's answers.")
     minibatches: Annotated[int, Flag(), Depends()] = Field(
         4,
         ge=1,
-        description="Optimizer steps a pass; at most batch_size, and 1 where the ratio is an answer's (rloo).",
+        description="Optimizer steps per pass; at most batch_size, and 1 if the ratio is an answer's (rloo).",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
         4e-4,
         gt=0,
-        description="The policy's; 0.001 where the ratio is an answer's and a step has one update (rloo).",
+        description="The policy's; 0.001 if the ratio is an answer's and a step has one update (rloo).",
     )
     value_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic, with its adapter.")
     clip_range: float = Field(
@@ -238,18 +238,18 @@ class RlafSettings(TrainingSettings):
     value_clip_range: float | None = Field(
         None,
         gt=0,
-        description="Distance, in units of reward, that a step's new values keep from the old; by default they are "
-        "free. Large comparisons found no gain in it (Engstrom et al. 2020), or a loss (Andrychowicz et al. 2021).",
+        description="How far, in units of reward, a step's new values may be from the old; by default any distance. "
+        "Large comparisons found no gain in it (Engstrom et al. 2020), or a loss (Andrychowicz et al. 2021).",
     )
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount of a reward a token earlier.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of rewards, per token.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
     mask_truncated_completions: bool = Field(
         False,
         description="Leave answers that max_new_tokens cut off out of the loss, as TRL's setting of that name does "
-        "(DAPO's overlong filtering). They stay in what the others are compared with.",
+        "(DAPO's overlong filtering). The others are still compared with them.",
     )
     max_grad_norm: float = Field(
-        1.0, gt=0, description="Norm that gradients are clipped to, the policy's and the critic's each."
+        1.0, gt=0, description="Norm to which gradients are clipped, those of policy and critic separately."
     )
     importance_cap: float = Field(
         2.0,
@@ -268,15 +268,15 @@ class RlafSettings(TrainingSettings):
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
     witness: Annotated[NamesOrNone | None, Flag()] = Field(
         None,
-        description="Judges that read every answer and reward nothing. none is no judge; by default witness, or "
-        "lexical where the reward is, holds or descends from that.",
+        description="Judges that read every answer and reward nothing; none for no judge. By default witness, or "
+        "lexical if the reward is witness, holds it or descends from it.",
     )
     stop_on: Annotated[list[Doubt], ONE_IS_A_LIST] = Field(
-        [], description="Warnings that shall end the run, as NaN and a runaway KL always do."
+        [], description="Warnings that end the run, as NaN and a runaway KL always do."
     )
     trackers: Annotated[
         list[Literal["trackio", "wandb", "tensorboard"]], ONE_IS_A_LIST, Flag("--tracker", many=True)
-    ] = Field([], description="Where the numbers of metrics.jsonl go too; no text does.")
+    ] = Field([], description="Where else the numbers of metrics.jsonl are sent; no text is.")
     kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
     rewards: RewardSettings = Field(RewardSettings(), description="How P(toxic) becomes a reward.")
     generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
@@ -288,7 +288,7 @@ class RlafSettings(TrainingSettings):
         if not isinstance(given, dict):
             return given
         ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
-        # A command line has texts.
+        # Values from a command line are texts.
         size = str(given.get("batch_size", ""))
         if ratio != "answer":
             return {"minibatches": int(size), **given} if size in ("1", "2", "3") else given
@@ -304,7 +304,7 @@ class RlafSettings(TrainingSettings):
 
     @property
     def compares_answers(self) -> bool:
-        """Whether an answer is judged by the others to the same prompt, so that one alone teaches nothing."""
+        """Whether an answer is compared with others to the same prompt, so that one alone teaches nothing."""
         return self.algorithm in ("grpo", "dr_grpo", "rloo")
 
     @property
@@ -317,22 +317,22 @@ class RlafSettings(TrainingSettings):
 
     @property
     def kl_penalty(self) -> Literal["k1", "k3", "full"]:
-        """How the KL is taken, where ``kl.penalty`` leaves that to the algorithm."""
+        """``kl.penalty``, or the algorithm's own if that is None."""
         return self.kl.penalty or ("k1" if self.algorithm in ("ppo", "rloo") else "k3")
 
     @property
     def kl_settings(self) -> KlSettings:
-        """``kl``, where it leaves something to the algorithm and the reward."""
+        """``kl``, with what it leaves to the algorithm and the reward filled in."""
         usual = 0.2 if self.reward_settings.transform == "logit" else 0.05
         coef = usual if self.kl.coef is None else self.kl.coef
         return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
 
     @property
     def reward_settings(self) -> RewardSettings:
-        """``rewards``, where it leaves something to the judges.
+        """``rewards``, with what it leaves to the judges filled in.
 
-        Harmlessness alone is soonest earned by a change of subject or a refusal, so judges of toxicity come with pay
-        for the subject and for opposing hate. What a user's own function is about, nobody knows.
+        A change of subject or a refusal is the quickest way to be harmless. So with judges of toxicity, keeping to the
+        subject and opposing hate earn reward too. A user's own function may be about anything, and gets no such terms.
         """
         own = all(is_function_name(name) for name in self.reward)
         terms = self.rewards.terms
@@ -346,7 +346,7 @@ class RlafSettings(TrainingSettings):
 
     @property
     def token_weights(self) -> str:
-        """The ``loss_type`` that counts, by the name that training.objectives.answer_weights knows."""
+        """The ``loss_type`` that is used, by the name that training.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
             return "answers"
         return self.loss_type or {"ppo": "bnpo", "dr_grpo": "dr_grpo"}.get(self.algorithm, "dapo")
@@ -377,7 +377,7 @@ class RlafSettings(TrainingSettings):
         if self.batch_size < self.minibatches:
             raise ValueError(
                 f"batch_size {self.batch_size} can't be cut into {self.minibatches} minibatches: lower minibatches to "
-                "at most so many"
+                f"at most {self.batch_size}"
             )
         if self.compares_answers and self.samples_per_prompt < 2:
             raise ValueError(f"{self.algorithm} compares answers to the same prompt: samples must be at least 2")
@@ -394,18 +394,18 @@ class RlafSettings(TrainingSettings):
         if self.critic is not None and self.compares_answers:
             raise ValueError(f"{self.algorithm} has no critic: leave critic out, or use ppo")
         if self.ratio == "answer" and self.algorithm == "ppo":
-            raise ValueError("ratio=answer goes with one advantage an answer, and ppo's differ by token: use rloo")
+            raise ValueError("ratio=answer needs one advantage per answer, and ppo's differ by token: use rloo")
         if self.ratio_of == "answer" and self.loss_type is not None:
             raise ValueError(
-                "loss_type weighs tokens, and the ratio is that of whole answers: leave one of the two out"
+                "loss_type weights tokens, but the ratio is that of whole answers: leave one of the two out"
             )
         if self.gamma < 1 and self.algorithm == "ppo" and self.rewards.empty is None:
             raise ValueError(
-                "gamma under 1 discounts what an answer earns at its end, and an empty one ends at once: say what that "
-                "earns (rewards.empty)"
+                "gamma under 1 discounts what an answer earns at its end, but an empty answer ends at once: set what "
+                "it earns (rewards.empty)"
             )
         if self.generation.temperature == 0:
-            raise ValueError("generation.temperature 0 draws nothing: answers that vary are what RL learns from")
+            raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")
         strangers = sorted(self.rewards.weights.keys() - set(self.reward))
         if strangers:
             raise ValueError(

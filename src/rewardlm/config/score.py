@@ -12,7 +12,7 @@ from rewardlm.config.services import ServicesSettings
 
 
 class ScoreSettings(Section):
-    """``rewardlm score``: what is said of a run's answers besides what is stored."""
+    """``rewardlm score``: what to add to a run's stored answers."""
 
     example: ClassVar = {"scorer": ["lexical"]}
 
@@ -25,8 +25,8 @@ class ScoreSettings(Section):
     quality_sample: int = Field(
         10_000,
         ge=1,
-        description="Of more answers than this, only so many, drawn by seed, get similarity, perplexity and the judge "
-        "of pairs.",
+        description="If there are more answers, a sample of this size, drawn by seed, gets similarity, perplexity and "
+        "the judge of pairs.",
     )
     seed: Seed = 0
     device: Device = "auto"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class Section(BaseModel):
     """Base of all settings: unknown keys are errors, values don't change after checking.
 
-    A part of a section is put over the default of the field that holds the section: where that is
+    If only a part of a section is given, the rest keeps the default of the field that holds the section: if that is
     ``LoraSettings(r=32, alpha=64)``, ``lora.r=4`` leaves alpha at 64.
 
     Every field has a description, which ``--help``, ``rewardlm settings``, ``rewardlm init`` and docs/settings.md show.

@@ -1,4 +1,4 @@
-"""How judges and models behind HTTP are asked; keys in no record."""
+"""How judges and models over HTTP are asked. No record holds a key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _recorded_url(url: SecretStr) -> str:
     return without_secrets(url.get_secret_value())
 
 
-# Users put keys into addresses: one is never shown, and is recorded without them.
+# Users put keys into addresses, so an address is never shown, and is recorded without keys.
 ServiceUrl = Annotated[
     SecretStr, AfterValidator(_checked_url), PlainSerializer(_recorded_url, return_type=str, when_used="json")
 ]
@@ -47,8 +47,8 @@ ServiceUrl = Annotated[
 class ServiceSettings(Section):
     """How an HTTP service is asked.
 
-    A failure that may pass (429, 5xx, a time-out) is tried again: after as long as the service asks for, else after a
-    random time that doubles from ``backoff_seconds``.
+    A request is tried again after a failure that may pass (429, 5xx, a time-out). The wait is as long as the service
+    asks for, else a random time whose limit doubles from ``backoff_seconds``.
     """
 
     url: ServiceUrl | None = Field(None, description="Its address, which begins with http:// or https://.")
@@ -60,13 +60,13 @@ class ServiceSettings(Section):
     requests_per_second: float | None = Field(
         None, gt=0, description="Highest rate of requests; by default there is no limit."
     )
-    timeout_seconds: float = Field(60.0, gt=0, description="Seconds after which an answer is no longer waited for.")
-    tries: int = Field(5, ge=1, description="Tries in all of a request whose failure may pass (429, 5xx, a time-out).")
+    timeout_seconds: float = Field(60.0, gt=0, description="Seconds to wait for an answer.")
+    tries: int = Field(5, ge=1, description="Tries per request, if its failure may pass (429, 5xx, a time-out).")
     backoff_seconds: float = Field(
-        1.0, ge=0, description="Seconds that the wait between two tries, a random one, doubles from."
+        1.0, ge=0, description="Longest first wait between two tries, in seconds; it doubles with every try."
     )
     longest_wait_seconds: float = Field(
-        120.0, gt=0, description="A service that asks for a longer wait than so many seconds ends the run."
+        120.0, gt=0, description="The run ends if a service asks for a wait of more seconds than this."
     )
 
 
@@ -74,7 +74,7 @@ class ServerSettings(ServiceSettings):
     """The server of ``--engine openai``."""
 
     length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="What the server calls the longest answer's tokens."
+        "max_tokens", description="What the server calls the limit of an answer's tokens."
     )
     body: dict[str, Any] = Field(
         {}, description="Added to every request, for what a server has beyond OpenAI's API: server.body.top_k=40."
@@ -98,12 +98,12 @@ class PerspectiveSettings(ServiceSettings):
             "FLIRTATION",
         ],
         min_length=1,
-        description="The attributes that are asked for; the first is the main label.",
+        description="The attributes to ask for; the first is the main label.",
     )  # fmt: skip
     languages: Annotated[list[str], ONE_IS_A_LIST] = Field(
         ["en"],
-        description="What the texts are taken to be written in. An empty list lets the API find out, and it refuses "
-        "what it can't tell.",
+        description="The languages of the texts. With an empty list the API detects them, and refuses a text whose "
+        "language it can't tell.",
     )
     cache: bool = Field(True, description="Keep answers on this machine for the day.")
 
@@ -116,34 +116,34 @@ class EndpointSettings(ServiceSettings):
 
     kind: Literal["moderation", "chat"] | None = Field(
         None,
-        description="moderation asks the server's /moderations, chat lets model rate texts by rubric; by default "
+        description="moderation asks the server's /moderations, chat has model rate texts by rubric; by default "
         "$REWARDLM_ENDPOINT_KIND, else moderation.",
     )
     model: str | None = Field(None, description="The server's model; by default $REWARDLM_ENDPOINT_MODEL.")
-    rubric: str | None = Field(None, description="Of chat: a rubric, or the path of one; by default our own.")
+    rubric: str | None = Field(None, description="For chat: a rubric, or the path of one; by default our own.")
     category: str | None = Field(
         None,
-        description="Of moderation: the category that is the main label; by default the highest of all categories.",
+        description="For moderation: the category that is the main label; by default the highest of all categories.",
     )
     categories: Annotated[list[str] | None, ONE_IS_A_LIST] = Field(
         None,
-        description="Of moderation: the names of its categories; by default the server is asked once, at the start.",
+        description="For moderation: the names of its categories; by default the server is asked once, at the start.",
     )
     temperature: float | None = Field(
-        0.0, ge=0, description="Of chat: the sampling temperature; null leaves it out of the request."
+        0.0, ge=0, description="For chat: the sampling temperature; null leaves it out of the request."
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="Of chat: the longest reply, in tokens; by default the request doesn't say."
+        None, ge=1, description="For chat: the longest reply, in tokens; by default the request doesn't say."
     )
 
     @model_validator(mode="after")
     def _the_parts_fit(self) -> EndpointSettings:
         if self.kind == "chat" and (self.category is not None or self.categories is not None):
-            raise ValueError("category and categories are those of kind 'moderation': leave them out")
+            raise ValueError("category and categories are for kind 'moderation': leave them out")
         if self.kind == "moderation" and self.rubric is not None:
             raise ValueError("a rubric is for kind 'chat': leave it out")
         if self.categories is not None and self.category is not None and self.category not in self.categories:
-            raise ValueError(f"category {self.category!r} is none of the categories {', '.join(self.categories)}")
+            raise ValueError(f"category {self.category!r} is not one of the categories {', '.join(self.categories)}")
         return self
 
 
@@ -157,7 +157,7 @@ class ServicesSettings(Section):
     )
 
 
-# What can change between two asks of a service without changing what is asked.
+# Settings that can change between two requests without changing what is asked.
 _HOW_ASKED = (
     "url", "key", "key_variable", "concurrency", "requests_per_second", "timeout_seconds", "tries", "backoff_seconds",
     "longest_wait_seconds", "cache",
@@ -169,6 +169,6 @@ def how_asked(settings: Mapping[str, Any]) -> list[str]:
     return [
         key
         for key in flatten(settings)
-        # Of an experiment, its stages' services.
+        # In an experiment they are in its stages.
         if {"server", "services"} & set(key.split(".")[:2]) and key.rpartition(".")[2] in _HOW_ASKED
     ]

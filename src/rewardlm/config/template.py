@@ -15,9 +15,9 @@ _WIDTH = 100
 
 
 def commented_yaml(kind: type[Section]) -> str:
-    """The settings of ``kind`` at their defaults, but for its ``example``. Read back, they are the same settings.
+    """The settings of ``kind`` at their defaults, except for its ``example``. Read back, they are the same settings.
 
-    A setting whose default depends on others is a comment, and so is a section that may be left out.
+    A setting whose default depends on others is commented out, and so is a section that may be left out.
     """
     blocks = [_lines((setting,), kind.example) for setting in describe(kind)]
     return "".join("\n".join(["", *block, ""]) for block in blocks)

@@ -1,6 +1,6 @@
-"""Which other lines of a file are broken, once one is known to be: who mends a file wants to know of all of them.
+"""Finds the other broken lines of a file once one is known, so that the user can mend all of them at once.
 
-The readers stop at the first line that they can't read, with a reason; this looks on, and only counts.
+The readers stop at the first line that they can't read, and give a reason. This reads on, and only lists lines.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from rewardlm.errors import DataError
 
-# So many are named, the others counted.
+# So many lines are named; the others are counted.
 _NAMED = 5
 _SEPARATORS = (",", ";", "\t")
 
 
 def with_other_lines(error: DataError, path: Path) -> DataError:
-    """``error``, which names a line of ``path``, with the other lines that are broken alike; as it is where none is."""
+    """``error``, which names a line of ``path``, with the file's other broken lines added, if there are any."""
     found = re.match(re.escape(str(path)) + r", line (\d+): ", error.summary)
     if found is None or error.problems:
         return error
@@ -32,11 +32,11 @@ def with_other_lines(error: DataError, path: Path) -> DataError:
         return error
     named = ", ".join(map(str, bad[:_NAMED]))
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
-    return DataError(f"{error.summary}; broken too: line{'s' * (len(bad) > 1)} {named}{more}")
+    return DataError(f"{error.summary}; also broken: line{'s' * (len(bad) > 1)} {named}{more}")
 
 
 def _broken(path: Path) -> Iterator[int]:
-    """Lines that are no JSON objects, or rows of a table that have more or fewer cells than its header."""
+    """Lines that are not JSON objects, or rows of a table that have more or fewer cells than its header."""
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         yield from _no_objects(path)

@@ -1,10 +1,10 @@
 """How turns become tokens: chat template, antecedents, and the loss on the answer only.
 
-Text that users and data sets bring is encoded as plain text, always: a ``<|im_end|>`` inside a comment must
+Text from users and data sets is always encoded as plain text: a ``<|im_end|>`` inside a comment must
 not end a turn. So a template is rendered with stand-ins where the texts go; only what the *template*
-writes may become a control token: one that is flagged special, or that was added to the vocabulary and stands in the
+writes may become a control token: one that is flagged special, or that was added to the vocabulary and occurs in the
 template (``<think>``). Other added tokens are ordinary words. Between control tokens, template and text are encoded
-together, as the tokenizer would encode the whole, but for one cut: at the start of the answer, because that is where a
+together, as the tokenizer would encode the whole, with one cut: at the start of the answer, because that is where a
 prompt ends when the model is asked.
 """
 
@@ -27,7 +27,7 @@ _STAND_IN = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One training sample: ``input_ids`` and, of the same length, 1 where the token is the answer's."""
+    """One training sample: ``input_ids``, and a mask of the same length that is 1 where the token is the answer's."""
 
     input_ids: list[int]
     completion_mask: list[int]
@@ -37,8 +37,8 @@ class ChatFormat:
     """Encodes prompts and prompt/answer pairs for one tokenizer and one template.
 
     ``template``: ``auto`` is the tokenizer's own chat template, or the plain one where it has none; ``plain``
-    is ``User: …\\nAssistant: …``, with role names of one's choice; anything else is the path of a Jinja template.
-    ``stop_strings`` end an answer in formats that don't end turns by a token of their own.
+    is ``User: …\\nAssistant: …``, with role names of your choice; anything else is the path of a Jinja template.
+    ``stop_strings`` end an answer in formats that don't end turns with a token of their own.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ChatFormat:
         written = {str(token) for token in added if len(str(token)) > 1 and str(token) in (self._template or "")}
         self._special = _any_of(special)
         self._control = _any_of(special | written)
-        # The unknown token is what any text may turn into.
+        # Any text may turn into the unknown token.
         self._control_ids = {*tokenizer.convert_tokens_to_ids(sorted(special | written))} - {tokenizer.unk_token_id}
 
     def encode_prompt(self, turns: Sequence[Message]) -> list[int]:
@@ -89,12 +89,12 @@ class ChatFormat:
         """A training sample: the prompt's ids as ``encode_prompt`` gives them, then the answer with its end."""
         prompt_text, texts = self._render([*history], generation_prompt=True)
         whole_text, whole_texts = self._render([*history, answer], generation_prompt=False)
-        # Where a template writes something else before an answer that is there than before one that is asked for
-        # (an empty thinking block, say), the prompt is what the model will see, so it goes in front.
+        # A template may write something else in front of a given answer than in front of a requested one (an empty
+        # thinking block, say). The model will see the latter, so the sample starts with the prompt.
         mark = f"{_OPEN}{len(whole_texts) - 1}{_CLOSE}"
         start = whole_text.rindex(mark)
-        # White space that stands between prompt and answer is the answer's to give ("Assistant:" and a blank, "[/INST]"
-        # and a blank): byte-level tokenizers join it with the first word.
+        # White space between prompt and answer ("Assistant:" and a blank, "[/INST]" and a blank) belongs to the answer:
+        # byte-level tokenizers join it with the first word.
         between = whole_text[len(prompt_text) : start] if whole_text.startswith(prompt_text) else ""
         tail = (between if between.isspace() else "") + whole_text[start:]
         prompt = self._encode(prompt_text, texts)
@@ -105,7 +105,7 @@ class ChatFormat:
         """The token that the template ends an answer with; None if it can't write one or ends it by text alone.
 
         Base models often name another end token (``<|endoftext|>``) than the template that they are trained with
-        (``<|im_end|>``): without this one their answers would never end.
+        (``<|im_end|>``). Without the template's token their answers would never end.
         """
         if self._special is None:
             return None
@@ -165,7 +165,7 @@ class ChatFormat:
         return (begin or "") + "\n".join(lines)
 
     def _up_to_end_of_turn(self, tail: str) -> str:
-        """The answer's stand-in and the first special token after it: what comes behind is not the model's to learn."""
+        """The answer's stand-in, up to the first special token after it: the model need not learn what follows."""
         if self._special is not None and (end := self._special.search(tail)) is not None:
             return tail[: end.end()]
         return tail + (self.tokenizer.eos_token or "")
@@ -192,8 +192,8 @@ class ChatFormat:
         ]
         if self._control is None or len(text) < 2 or self._control_ids.isdisjoint(ids):
             return ids
-        # Tokenizers split tokens that are flagged special, and no others: such a text is cut inside of each. Where none
-        # is found as it is written (the tokenizer changes letters first), halves and their halves are tried.
+        # Tokenizers split tokens that are flagged special, and no others, so the text is cut inside each control token.
+        # If none is found as it is written (the tokenizer changes letters first), the text is halved again and again.
         cuts = [match.start() + 1 for match in self._control.finditer(text)] or [len(text) // 2]
         return [id_ for start, end in pairwise([0, *cuts, len(text)]) for id_ in self._plain(text[start:end])]
 

@@ -1,6 +1,6 @@
 """The CONAN family of data sets, published hate speech with counter-narratives: their files' rows become dialogues.
 
-``data.dialogues.load_dialogues`` says what is done with rows that are irregular.
+``data.dialogues.load_dialogues`` says how irregular rows are handled.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def from_csv(path: Path) -> DialogueSet:
     if names >= set(_MULTITARGET):
         return _pair_rows(all_rows(), "multitarget-conan", _MULTITARGET, lambda row: row.text("TARGET"))
     if names >= set(_CONAN):
-        # all of CONAN is about one target; its rows name it as the type of hate speech, where they do
+        # all of CONAN is about one target; some of its rows name it as the type of hate speech
         return _pair_rows(all_rows(), "conan", _CONAN, lambda row: row.values.get("hsType"), language="EN")
     raise DataError(
         f"{path}, line 1: columns {columns(first.values)}; expected those of DIALOCONAN.csv "
@@ -99,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _dialoconan(rows: Iterable[Row], path: Path) -> DialogueSet:
-    """Rows of DIALOCONAN as dialogues; see ``load_dialogues`` for what is done with the irregular ones."""
+    """Rows of DIALOCONAN as dialogues; ``load_dialogues`` says how irregular ones are handled."""
     notes: Counter[str] = Counter()
     groups: dict[str, list[Row]] = {}
     n_rows = 0
@@ -177,7 +177,7 @@ def _pair_rows(
         dialogues.append(Dialogue(identity, turns, source, target(row) or None))
     if not dialogues:
         raise DataError(
-            f"{where}: the last row, and none in English; expected a {id_column} that starts with {language}"
+            f"{where}: the last row, and no row is in English; expected a {id_column} that starts with {language}"
         )
     return DialogueSet(dialogues, dict(notes), source, n_rows)
 
@@ -195,7 +195,7 @@ def _tidy(text: str, notes: Counter[str]) -> str:
 
 
 def dialoconan_file() -> Path:
-    """The publisher's DIALOCONAN.csv in the cache, fetched there if it isn't, or is another file."""
+    """The publisher's DIALOCONAN.csv in the cache; fetched if it is missing, or if its SHA-256 is another."""
     path = cache_folder() / "dialoconan" / "DIALOCONAN.csv"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == DIALOCONAN_SHA256:
         return path
@@ -213,7 +213,7 @@ def dialoconan_file() -> Path:
     digest = hashlib.sha256(answer.content).hexdigest()
     if digest != DIALOCONAN_SHA256:
         raise DataError(
-            f"what the address of DIALOCONAN gave is another file (sha256 {digest[:12]}…, expected "
+            f"DIALOCONAN's address returned another file (sha256 {digest[:12]}…, expected "
             f"{DIALOCONAN_SHA256[:12]}…): {instead}"
         )
     try:

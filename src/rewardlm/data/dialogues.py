@@ -36,8 +36,8 @@ from rewardlm.types import Dialogue, DialogueSet, Message
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[str, ...] = get_args(Split)
-# Our own texts. Answers of the first are vivid, and hard to predict; those of the second are in plain words, which a
-# small model can learn from a few hundred, and many of its prompts break off as texts from the web do.
+# Our own texts. The first has vivid answers, which are hard to predict. The second has answers in plain words, which a
+# small model can learn from a few hundred examples; many of its prompts break off, as texts from the web do.
 OURS = {"starter": "dialogues.jsonl", "starter-plain": "plain.jsonl"}
 SOURCES = (
     "starter, starter-plain, dialoconan, or the path of DIALOCONAN.csv, DIALOCONAN.json, Multitarget-CONAN.csv, "
@@ -45,7 +45,7 @@ SOURCES = (
 )
 
 _MESSAGES = '"messages": a list of {"role": …, "content": …}'
-# Where a table's dialogues stand, by the column's name: all turns as a list, or the user's text with an answer beside.
+# Names of a table's columns: those that hold all turns as a list, those with the user's text, those with its answer.
 TURNS = ("messages", "conversations", "conversation")
 _QUESTIONS = ("prompt", "text")
 _ANSWERS = ("answer", "response", "completion", "counter_narrative")
@@ -68,7 +68,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairSet:
-    """The samples, and the account of those that are none: ``total == len(pairs) + sum(dropped.values())``.
+    """The samples, and how many pairs were dropped and why: ``total == len(pairs) + sum(dropped.values())``.
 
     ``notes`` counts what was changed without dropping a pair.
     """
@@ -90,7 +90,7 @@ class PairSet:
 
 
 def normalised(text: str) -> str:
-    """What two texts that say the same have in common: NFKC, case folded, every run of blanks one blank."""
+    """A form in which texts that say the same are equal: NFKC, case folded, every run of blanks as one blank."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -103,8 +103,8 @@ def load_dialogues(
     ``$REWARDLM_CACHE`` (or ``~/.cache/rewardlm``) and checks its SHA-256; a path leads to DIALOCONAN.csv or .json,
     Multitarget-CONAN.csv or CONAN.csv (its English rows), told apart by their header, or to a table (.jsonl, .csv,
     .tsv, .parquet, a .json list) whose column ``messages`` holds all turns, or whose columns hold a user's text and its
-    answer; ``owner/name`` is such a table of the hub. ``text_column`` and ``answer_column`` name these columns where
-    they are called otherwise. Each may be followed by ``:train`` or ``:validation``, the parts of
+    answer; ``owner/name`` is such a table on the hub. ``text_column`` and ``answer_column`` name these columns if
+    they have other names. Each source may be followed by ``:train`` or ``:validation``, the parts of
     ``split_by_component`` with its defaults.
 
     In DIALOCONAN a turn's role is its position, because its type label is wrong in places; a turn without a
@@ -113,8 +113,8 @@ def load_dialogues(
     around it go; the texts of a jsonl stay exactly as they are. Blank turns stay, for ``pairs`` to drop.
     Repeated dialogues stay too.
 
-    A jsonl's dialogues alternate user and assistant, after an optional system turn, with one answer at
-    least. With ``unanswered``, they are meant as prompts: a user's turn alone will do, and the last one must
+    A jsonl's dialogues alternate user and assistant, after an optional system turn, with at least one
+    answer. With ``unanswered`` they are used as prompts: a user's turn alone is enough, and the last one must
     not be blank.
 
     Raises DataError, in one line, for a source that is unknown, unreachable or not as described.
@@ -153,11 +153,11 @@ def load_dialogues(
 def pairs(dialogues: Iterable[Dialogue]) -> PairSet:
     """Every user turn with its answer, after all antecedent turns, in order.
 
-    A pair is dropped and counted if one of its two turns is blank, or if an earlier pair has exactly the
-    same history and answer (dialogues share openings; learning one twice would only give it twice the
-    weight). A blank *antecedent* does not drop the pairs after it: the exchange that it belongs to is left
-    out of their history, both turns, so that roles still alternate. A user's turn at the end that nobody
-    answers makes no pair and counts in ``notes``, not in ``total``.
+    A pair is dropped and counted if one of its two turns is blank. A pair with exactly the same history and
+    answer as an earlier one (dialogues share openings) is kept, and counted in ``notes``. A blank *antecedent*
+    does not drop the pairs after it: the exchange that it belongs to is left out of their history, both
+    turns, so that roles still alternate. A user's turn at the end that nobody answers makes no pair and counts
+    in ``notes``, not in ``total``.
     """
     kept: list[Pair] = []
     seen: set[tuple[tuple[Message, ...], Message]] = set()
@@ -186,7 +186,7 @@ def pairs(dialogues: Iterable[Dialogue]) -> PairSet:
 
 
 def without_blank_exchanges(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """``turns``, which end with a user's, without the antecedent exchanges of which a turn is blank."""
+    """``turns``, which end with a user's, without the antecedent exchanges that have a blank turn."""
     first = _first_user_turn(turns)
     kept = [turn for turn in turns[:first] if turn.text.strip()]
     for at in range(first, len(turns) - 1, 2):
@@ -202,9 +202,9 @@ def split_by_component(
 
     Dialogues that share a user turn (only 1,299 openings of DIALOCONAN's 3,059 are distinct) are one
     connected component and stay together. Validation is the largest union of components that is not larger
-    than asked, found exactly (a subset sum) over the components in an order shuffled by ``seed``; so a
-    component larger than that always trains, and validation may be empty where there is nothing small
-    enough. Raises ConfigError if ``validation`` is not in [0, 1).
+    than asked, found exactly (a subset sum) over the components in an order shuffled by ``seed``. So a
+    component larger than that always trains, and validation may be empty if nothing is small enough. Raises
+    ConfigError if ``validation`` is not in [0, 1).
     """
     if not 0.0 <= validation < 1.0:
         raise ConfigError(f"validation share is {validation}; expected a number from 0 to less than 1")
@@ -302,7 +302,7 @@ def _from_file(path: Path, unanswered: bool, text_column: str | None, answer_col
             headless(path, names, "messages or prompt,answer")
             raise DataError(
                 f"{path}, line 1: columns {columns(names)}; expected those of DIALOCONAN.csv or another CONAN file, "
-                "messages, or prompt and answer: if they are called otherwise, name them by text_column=NAME and "
+                "messages, or prompt and answer: if they have other names, give these by text_column=NAME and "
                 "answer_column=NAME"
             )
 
@@ -348,7 +348,7 @@ def _from_rows(
 
 
 def _all_turns(row: Row, text_column: str | None, answer_column: str | None, unanswered: bool) -> Any:
-    """A row's turns as ``messages`` has them; what is in that place where there are none."""
+    """A row's turns, in the form of ``messages``; if its cell holds no turns, what it does hold."""
     for name in (text_column, answer_column):
         if name is not None and name not in row.values:
             raise DataError(f"{row.where}: no column {name!r}, only {columns(row.values)}; choose one of these")
@@ -377,7 +377,7 @@ def _all_turns(row: Row, text_column: str | None, answer_column: str | None, una
 
 
 def listed(row: Row, key: str) -> Any:
-    """The value in column ``key``; a csv's text that is a JSON list is that list."""
+    """The value in column ``key``; if a csv's cell holds a JSON list as text, that list."""
     value = row.values[key]
     if not isinstance(value, str) or not value.lstrip().startswith("[{"):
         return value
@@ -387,7 +387,7 @@ def listed(row: Row, key: str) -> Any:
         if key not in TURNS:
             return value
         raise DataError(
-            f"{row.where}: {key!r} is no JSON ({error.msg} at column {error.colno}); expected a list of "
+            f"{row.where}: {key!r} is not JSON ({error.msg} at column {error.colno}); expected a list of "
             f'{{"role": …, "content": …}}'
         ) from None
 

