@@ -42,7 +42,7 @@ from rewardlm.types import Prompt
 PRESETS = ("quick", "full")
 # Fine-tuning has done most of the work; many more steps would move the answers elsewhere: docs/results.md, make
 # prove-demo.
-_STEPS_AFTER_FINETUNING = 12
+_STEPS_AFTER_FINETUNING = 10
 
 # May differ when an experiment is resumed; each stage also checks its own settings.
 _FREE = (

@@ -51,7 +51,7 @@ class StageReplay(ReplaySettings):
     """An experiment's ``finetune.replay``."""
 
     share: float = Field(
-        0.1, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
+        0.15, ge=0, lt=1, description="Share of the training pairs that are the model's own answers; 0 is none."
     )
 
 
@@ -59,7 +59,7 @@ class StageFinetune(FinetuneSettings):
     """The keys of an experiment's ``finetune``."""
 
     replay: StageReplay = Field(
-        StageReplay(), description="The model's own harmless answers, a tenth of all pairs: they keep it fluent."
+        StageReplay(), description="The model's own harmless answers, 15 % of all pairs: they keep it fluent."
     )
 
 
@@ -72,7 +72,7 @@ class StageRlaf(RlafSettings):
         "from the adapter if the experiment has one, unless rlaf.lora describes a fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
-        60, ge=1, description="Steps of a rollout and its update; 12 after fine-tuning, which does most of the work."
+        60, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
     )
 
 
