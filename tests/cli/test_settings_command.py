@@ -199,7 +199,7 @@ def test_settings_lists_bounds_and_choices_that_hold(shell: Shell, command: str)
 
 def test_settings_of_a_stage_stand_below_it(shell: Shell) -> None:
     found = {setting["key"]: setting for setting in listed(shell, "run")}
-    assert found["rlaf.kl.coef"]["default"] == 0.05
+    assert found["rlaf.clip_range"]["default"] == 0.2
     assert found["rlaf.kl.coef"]["flag"] is None
     assert {"rlaf.after", "finetune.lora.r", "interpret.inside.strength"} <= found.keys()
     # What stands once at the top does not stand in a stage.
@@ -236,7 +236,7 @@ def test_a_file_to_start_from_is_the_defaults(shell: Shell, command: str, tmp_pa
     stages = {"finetune": None, "rlaf": None, "interpret": None} if kind is ExperimentSettings else {}
     assert got.model_copy(update=stages) == wanted.model_copy(update=stages)
     # What is left to a comment, because it depends on others.
-    commented = {"lora.r", "lora.alpha", "lora.dropout", "lora.targets", "ppo_epochs", "minibatches", "learning_rate"}
+    commented = {"lora.r", "lora.alpha", "lora.dropout", "lora.targets", "minibatches", "learning_rate"}
     left_out = set(flatten(wanted.model_copy(update=stages).model_dump())) - set(flatten(tree)) - stages.keys()
     assert left_out <= (commented if command in ("finetune", "rlaf") else set())
     assert all(f"# {key.partition('.')[0]}:" in file.read_text() for key in left_out)

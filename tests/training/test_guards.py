@@ -73,8 +73,8 @@ def test_weights_of_other_draws_that_leave_little_are_doubted():
     found = rollouts(CALM)
     few = [{"weight_mean": 1.0, "weight_share": 0.2}] * WINDOW
     small = [{"weight_mean": 0.05, "weight_share": 0.9}] * WINDOW
-    assert "weighs 1 on average, and says as much as 20%" in doubts_about(found, 0.3, ASKED, few)["uneven_weights"]
-    assert "weighs 0.05 on average" in doubts_about(found, 0.3, ASKED, small)["uneven_weights"]
+    assert "was 1, and its effective sample size 20%" in doubts_about(found, 0.3, ASKED, few)["uneven_weights"]
+    assert "was 0.05, and" in doubts_about(found, 0.3, ASKED, small)["uneven_weights"]
     assert not names(found, before=few[1:])
     assert not names(found, before=[{"weight_mean": 0.8, "weight_share": 0.7}] * WINDOW)
 

@@ -472,7 +472,7 @@ def test_where_the_model_rounds_the_first_ratio_is_one_also_with_recomputed_laye
 
 def test_a_kl_over_the_vocabulary_needs_one_head_for_both():
     chosen = settings(kl={"penalty": "full"}, lora={"targets": ["q_proj", "lm_head"]})
-    with pytest.raises(ConfigError, match=r"adapter is on the head too: take it out of lora\.targets"):
+    with pytest.raises(ConfigError, match=r"adapter is on the head too: take the head out of lora\.targets"):
         make_learner(load_policy(ModelSettings(**TINY)), chosen)
 
 

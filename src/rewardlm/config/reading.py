@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,8 @@ def build(
     tree: dict[str, Any] = {}
     places: Places = {}
     wrong: list[str] = []
-    merge(tree, defaults or {})
+    # Copied: a mapping in a mapping is set in place.
+    merge(tree, copy.deepcopy(dict(defaults or {})))
     for path in (base, file):
         if path is not None:
             read, there = _read(path)
