@@ -20,7 +20,9 @@ from rewardlm.config import (
     LoraSettings,
     MeasureSettings,
     ModelSettings,
+    RewardSettings,
     RlafSettings,
+    TermSettings,
 )
 from rewardlm.measuring.meter import measure
 from rewardlm.models.load import Policy, load_policy
@@ -59,6 +61,8 @@ def reinforce(job: Job) -> Told:
         learning_rate=job.learning_rate,
         lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
         kl=KlSettings(coef=job.kl_coef, penalty="k3" if job.what == "grpo" else "k1"),
+        # The peer's reward is the judge's word alone.
+        rewards=RewardSettings(transform="probability", terms=TermSettings(similarity=0, counter_narrative=0)),
         generation=GenerationSettings(),
     )
     out = fresh(job, "rlaf")

@@ -300,14 +300,14 @@ def process_bytes(
     kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges if is_here(name)]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)
-    rl = _resident()
+    # RL pays by the embedder and the judge of pairs too, by default.
     embedder = load_embedder()
     embedder.encode(["You are welcome here."] * 32, show_progress_bar=False)
     kept += [load_pair_judge(device=str(device)), embedder]
-    measuring = _resident()
+    scoring = _resident()
     if device.type != "cpu":
         return {"finetune": 0, "rlaf": 0, "measure": 0}
-    return {"finetune": libraries, "rlaf": rl, "measure": measuring}
+    return {"finetune": libraries, "rlaf": scoring, "measure": scoring}
 
 
 def _resident() -> int:
