@@ -197,7 +197,7 @@ def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
         (
             launcher("torchrun"),
             ["shard=true", "--load", "4bit"],
-            "shard=true with --load 4bit: quantised weights are not divided",
+            "shard=true with --load 4bit: quantised weights can't be divided",
         ),
     ],
 )

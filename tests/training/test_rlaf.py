@@ -522,10 +522,13 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
     terms = {"length": 0.5, "script": 1.0, "counter_narrative": 2.0}
     chosen = settings(
         reward=["lexical", "rlaf_judges:few_ank"],
-        rewards={"aggregate": "mean_std", "weights": {"lexical": 2.0}, "terms": terms},
+        rewards={
+            "transform": "probability", "aggregate": "mean_std", "weights": {"lexical": 2.0},
+            "terms": {**terms, "similarity": 0.0},
+        },
         witness=["lexical2"],
         steps=1,
-    )
+    )  # fmt: skip
     run = train(chosen, tmp_path / "run")
     [line], samples = metrics(run), list(run.read("samples"))
     assert set(line["toxicity_by_judge"]) == {"lexical", "rlaf_judges:few_ank"}
