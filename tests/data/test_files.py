@@ -27,7 +27,7 @@ BROKEN: list[tuple[str, Callable[[Path], Iterator[Row]], bytes, str]] = [
     ("jsonl not UTF-8", jsonl, b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8 (byte 0xff at column 11)"),
     ("jsonl UTF-16 without a mark", jsonl, '{"text": "a"}\n'.encode("utf-16-le"), "line 1: a NUL character"),
     ("jsonl UTF-16 cut off", jsonl, '{"text": "a"}\n{"text": "b"}'.encode("utf-16")[:-1], "line 2: not UTF-16"),
-    ("jsonl UTF-16 half a pair", jsonl, b"\xff\xfe{\x00\n\x00\x00\xd8}\x00\n\x00", "line 2: not UTF-16, as which"),
+    ("jsonl UTF-16 half a pair", jsonl, b"\xff\xfe{\x00\n\x00\x00\xd8}\x00\n\x00", "line 2: not UTF-16, although"),
     ("jsonl raw surrogate", jsonl, b'{"text": "\xed\xa0\x80"}\n', "line 1: not UTF-8"),
     ("jsonl NUL", jsonl, b'{"text": "a\0b"}\n', "line 1: a NUL character"),
     ("jsonl escaped NUL", jsonl, b'\n{"text": "a\\u0000b"}\n', "line 2: a NUL character (\\u0000)"),

@@ -244,7 +244,7 @@ def test_beside_measurements_it_is_a_section_and_beside_a_training_it_has_its_cu
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections.index("judges") < sections.index("method")
     assert "which this page doesn’t show" not in page.text("method")
-    assert "one calls 87.5 % of 173 texts hateful" in page.text("judges")
+    assert "one calls hateful 87.5 % of 173 texts" in page.text("judges")
     training = Run.start(tmp_path / "train", kind="judge", label="mine", settings={})
     training.append("metrics", [{"step": step, "loss": 1 / step} for step in range(1, 5)])
     page = parse(build_report([training.path, run.path], tmp_path / "q.html").read_text(encoding="utf-8"))
