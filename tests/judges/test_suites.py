@@ -98,7 +98,7 @@ def test_a_bad_row_is_named(tmp_path: Path, name: str, text: str, line: str, sai
         ("empty.csv", "", "is empty"),
         ("head.csv", "text,label\n", "no row"),
         ("other.csv", "a,b\n1,2\n", "expected 'text' and one or more of"),
-        ("x.txt", "hello\n", "no suite that can be read here"),
+        ("x.txt", "hello\n", "can't be read as a suite"),
         ("missing.csv", None, "no such name or file"),
     ],
 )
