@@ -19,6 +19,7 @@ from rewardlm.config import (
     RlafSettings,
     ScoreSettings,
     Section,
+    StageFinetune,
     StageMeasure,
     build,
     split_names,
@@ -333,6 +334,13 @@ def test_what_is_paid_besides_harmlessness_by_who_judges(given, expected) -> Non
     assert recorded.resolved() == recorded
     assert recorded.rewards == paid
     assert recorded.kl == kl
+
+
+def test_an_experiments_fine_tuning_learns_own_answers_unless_the_model_is_divided() -> None:
+    assert StageFinetune(model="tiny").replay.share == 0.15
+    assert StageFinetune(model="tiny", replay={"samples": 2}).replay.share == 0.15
+    assert StageFinetune(model="tiny", shard=True).replay.share == 0
+    assert "divides it" in refused(StageFinetune, "shard=true", "replay.share=0.1")
 
 
 @pytest.mark.parametrize(("algorithm", "samples"), [("ppo", 1), ("grpo", 4), ("dr_grpo", 4), ("rloo", 4)])

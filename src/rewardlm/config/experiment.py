@@ -59,8 +59,17 @@ class StageFinetune(FinetuneSettings):
     """The keys of an experiment's ``finetune``."""
 
     replay: StageReplay = Field(
-        StageReplay(), description="The model's own harmless answers, 15 % of all pairs: they keep it fluent."
+        StageReplay(),
+        description="The model's own harmless answers, 15 % of all pairs: they keep it fluent. By default none with "
+        "shard, which divides the model that would answer.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_divided_model_gives_no_answers(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("shard") is True:
+            return {"replay": {"share": 0.0}, **given}
+        return given
 
 
 class StageRlaf(RlafSettings):

@@ -288,10 +288,10 @@ class RlafSettings(TrainingSettings):
         if not isinstance(given, dict):
             return given
         ratio = given.get("ratio") or ("answer" if given.get("algorithm") == "rloo" else "token")
-        # Values from a command line are texts.
-        size = str(given.get("batch_size", ""))
         if ratio != "answer":
-            return {"minibatches": int(size), **given} if size in ("1", "2", "3") else given
+            # No more minibatches than answers. Values from a command line are texts.
+            size, usual = str(given.get("batch_size", "")), cls.model_fields["minibatches"].default
+            return {"minibatches": max(1, min(int(size), usual)), **given} if size.isdigit() else given
         given = {"minibatches": 1, **given}
         one_update = str(given.get("ppo_epochs", 1)) == str(given["minibatches"]) == "1"
         return {"learning_rate": 1e-3, **given} if one_update else given

@@ -70,7 +70,8 @@ var RewardLMExplorer = {};
   explorer.isUsable = function (index, cell) {
     return !["empty", "other_script", "repeated", "refusal"].some(function (flag) { return explorer.has(index, cell, flag); });
   };
-  // The change of the score from the baseline's answer in the same row: NaN where one of the two is unscored, or for the baseline itself.
+  // The change of the score from the baseline's answer in the same row.
+  // NaN where one of the two is unscored, and for the baseline itself.
   explorer.change = function (index, judge, cell) {
     var base = cell - cell % index.models;
     return cell === base ? NaN : index.scores[judge][cell] - index.scores[judge][base];

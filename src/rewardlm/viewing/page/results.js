@@ -23,7 +23,8 @@ export class Results {
     }
     const names = measured.map((run) => run.title);
     if (measured.length > 1) {
-      setText(byId("results-say"), `${names[0]} comes first, so it is the baseline. Trainings that are ticked go into the report.`);
+      const first = `${names[0]} comes first, so it is the baseline.`;
+      setText(byId("results-say"), `${first} Trainings that are ticked go into the report.`);
       setText(byId("compare"), `Compare ${names.join(", ")}`);
     } else if (measured.length) {
       setText(byId("results-say"), "One measurement is ticked: there is nothing to compare it with, but you can make its page.");
