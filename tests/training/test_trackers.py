@@ -72,11 +72,37 @@ def test_a_tracker_that_fails_on_the_way_does_not_stop_the_training(settings, tm
         raise ConnectionError("nobody answers")
 
     monkeypatch.setattr(trackers.Accelerator, "log", unreachable)
-    with pytest.warns(UserWarning, match=r"a tracker failed \(nobody answers\)"):
+    with pytest.warns(UserWarning, match=r"the tracker tensorboard failed \(nobody answers\)"):
         run = train(settings, tmp_path / "run")
     assert calls == [1]
     assert len(list(run.read("metrics"))) == 3
     assert run.finished
+
+
+def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    """Two trackers, the first of them broken: the second gets every step."""
+    got: dict[str, list[int]] = {}
+
+    class Stub:
+        def __init__(self, log_with, **_):
+            self.name, self.trackers = log_with, []
+
+        def init_trackers(self, *_, **__):
+            got[self.name] = []
+
+        def log(self, _, step):
+            if self.name == "wandb" and step == 2:
+                raise ConnectionError("nobody answers")
+            got[self.name].append(step)
+
+    monkeypatch.setattr(trackers, "Accelerator", Stub)
+    run = Run.start(tmp_path / "run", kind="rlaf", label="RL", settings={})
+    with Trackers(["wandb", "trackio"], run, cpu=True) as both:
+        both.log({"step": 1})
+        with pytest.warns(UserWarning, match="the tracker wandb failed"):
+            both.log({"step": 2})
+        both.log({"step": 3})
+    assert got == {"wandb": [1], "trackio": [1, 2, 3]}
 
 
 def test_what_goes_out_is_numbers_and_short_words(tmp_path):
@@ -112,6 +138,6 @@ def test_stdout_belongs_to_results(tmp_path, capsys):
             print("see my dashboard")
 
     found = Trackers([], Run.start(tmp_path / "run", kind="rlaf", label="RL", settings={}), cpu=True)
-    found._guarded(Chatty().finish)
+    found._guarded("chatty", Chatty().finish)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "see my dashboard\n")

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,43 +29,49 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers ``names`` of one run, open inside a with block; with none, nothing happens."""
+    """The trackers ``names`` of one run, open inside a with block; with none, nothing happens.
+
+    Each has an accelerator of its own, so that one that fails takes no other with it.
+    """
 
     def __init__(self, names: Sequence[str], run: Run, *, cpu: bool) -> None:
-        self._accelerator: Accelerator | None = None
-        if names:
-            self._guarded(lambda: self._start(list(names), run, cpu))
+        self._open: dict[str, Accelerator] = {}
+        for name in names:
+            self._guarded(name, partial(self._start, name, run, cpu))
 
     def __enter__(self) -> Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
         # Not accelerate's end_training: that ends the process group too, which others wait in.
-        if self._accelerator is not None:
-            for tracker in self._accelerator.trackers:
-                self._guarded(tracker.finish)
+        for name, accelerator in [*self._open.items()]:
+            for tracker in accelerator.trackers:
+                self._guarded(name, tracker.finish)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """One step's numbers, nested ones by dotted names."""
-        if self._accelerator is not None:
-            numbers = {name: value for name, value in _plain(metrics).items() if not isinstance(value, str)}
-            accelerator, step = self._accelerator, int(metrics["step"])
-            self._guarded(lambda: accelerator.log(numbers, step=step))
+        if not self._open:
+            return
+        numbers = {name: value for name, value in _plain(metrics).items() if not isinstance(value, str)}
+        for name, accelerator in [*self._open.items()]:
+            self._guarded(name, partial(accelerator.log, numbers, step=int(metrics["step"])))
 
-    def _start(self, names: list[str], run: Run, cpu: bool) -> None:
-        self._accelerator = Accelerator(log_with=names, project_dir=str(run.path), cpu=cpu)
-        self._accelerator.init_trackers("rewardlm", config=_plain(run.meta["settings"]))
+    def _start(self, name: str, run: Run, cpu: bool) -> None:
+        accelerator = Accelerator(log_with=name, project_dir=str(run.path), cpu=cpu)
+        accelerator.init_trackers("rewardlm", config=_plain(run.meta["settings"]))
+        self._open[name] = accelerator
 
-    def _guarded(self, call: Callable[[], Any]) -> None:
+    def _guarded(self, name: str, call: Callable[[], Any]) -> None:
         """Call a tracker; if it fails, warn and go on without. What it prints goes to stderr: stdout is for results."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 call()
         except Exception as error:
             warnings.warn(
-                f"a tracker failed ({' '.join(str(error).split())[:200]}): trackers get no more numbers", stacklevel=3
+                f"the tracker {name} failed ({' '.join(str(error).split())[:200]}): it gets no more numbers",
+                stacklevel=3,
             )
-            self._accelerator = None
+            self._open.pop(name, None)
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, float | str]:
