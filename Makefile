@@ -152,8 +152,11 @@ bench-explorer: setup
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py
 
+# Tests write and delete tens of thousands of small files, which some disks take minutes for: in memory where there is
+# room. Hundreds of commands are started, and each would compile this package anew where Python may not keep that.
+MEMORY := $(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR > 1 && $$1 > 8000000 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
 # Two processes, each with whole files, of one thread each: more would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(MEMORY) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What to run before a commit. Its tests are those that are not marked slow.
 check: lint

@@ -1,4 +1,7 @@
-"""What a user reads on stderr is ours: no library's bars, advice or deprecations, from any usual command."""
+"""What a user reads on stderr is ours: no library's bars, advice or deprecations, from any usual command.
+
+The commands run one after the other in one process: most of a short one's time is its imports.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,14 @@ def warn(message, category, filename, *rest, **more):
     print(whose + " ".join(f"warning: {message}".split()), file=sys.stderr)
 
 progress.say, app._warn = say, warn
-app.main()
+for command in sys.stdin.read().splitlines():
+    print("COMMAND " + command, file=sys.stderr, flush=True)
+    sys.argv = ["rewardlm", *command.split()]
+    try:
+        app.main()
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(f"OURS ended with {ended.code}")
 """
 COMMANDS = [
     "measure tiny --prompts starter --limit 4 --max-new-tokens 4 --label PT --out pt",
@@ -49,14 +59,23 @@ COMMANDS = [
 @pytest.mark.slow
 def test_commands_say_nothing_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "suite.csv").write_text("text,label\nYou idiot,1\nHello there,0\nI hate you,1\nNice day,0\n")
-    foreign = {}
-    for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-c", MARKED, *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=900
-        )
-        assert done.returncode == 0, (command, done.stderr)
-        foreign[command] = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("OURS ")]
-    assert not {command: lines for command, lines in foreign.items() if lines}
+    done = subprocess.run(
+        [sys.executable, "-c", MARKED],
+        input="\n".join(COMMANDS),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, list[str]] = {"before them": []}
+    for line in done.stderr.splitlines():
+        if line.startswith("COMMAND "):
+            said[line.removeprefix("COMMAND ")] = []
+        elif line.strip() and not line.startswith("OURS "):
+            [*said.values()][-1].append(line)
+    assert [*said][1:] == COMMANDS
+    assert not {command: lines for command, lines in said.items() if lines}
 
 
 @pytest.mark.slow
