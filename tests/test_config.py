@@ -315,13 +315,14 @@ def test_whole_answers_get_one_update_unless_more_are_asked_for(settings, expect
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("logit", 6.0, 2.0, 0.2)),
-        ({"reward": ["starter", "mine:f"]}, ("logit", 6.0, 2.0, 0.2)),
+        ({}, ("logit", 6.0, 2.0, 0.4)),
+        ({"reward": ["starter", "mine:f"]}, ("logit", 6.0, 2.0, 0.4)),
+        ({"algorithm": "grpo"}, ("logit", 6.0, 2.0, 0.2)),
         # What a function of the user's is about nobody knows; its values needn't be probabilities.
         ({"reward": ["mine:f", "mine:g"]}, ("probability", 0.0, 0.0, 0.05)),
         ({"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, ("probability", 1.0, 0.0, 0.05)),
-        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.2)),
-        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 0.0, 2.0, 0.2)),
+        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.4)),
+        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 0.0, 2.0, 0.4)),
         ({"rewards": {"transform": "probability"}}, ("probability", 6.0, 2.0, 0.05)),
         ({"kl": {"coef": 0.0}}, ("logit", 6.0, 2.0, 0.0)),
     ],

@@ -57,8 +57,8 @@ class KlSettings(Section):
     coef: Annotated[float | None, Flag()] = Field(
         None,
         ge=0,
-        description="Weight of the KL to the reference. By default 0.2, or 0.05 if rewards are probabilities "
-        "(rewards.transform), which are smaller than logits.",
+        description="Weight of the KL to the reference. By default 0.4 for ppo and 0.2 for the other algorithms, or "
+        "0.05 if rewards are probabilities (rewards.transform), which are smaller than logits.",
     )
     target: Annotated[float | None, Flag()] = Field(
         None,
@@ -323,7 +323,8 @@ class RlafSettings(TrainingSettings):
     @property
     def kl_settings(self) -> KlSettings:
         """``kl``, with what it leaves to the algorithm and the reward filled in."""
-        usual = 0.2 if self.reward_settings.transform == "logit" else 0.05
+        measured = 0.4 if self.algorithm == "ppo" else 0.2
+        usual = measured if self.reward_settings.transform == "logit" else 0.05
         coef = usual if self.kl.coef is None else self.kl.coef
         return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
 
