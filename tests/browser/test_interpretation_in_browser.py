@@ -93,7 +93,7 @@ def test_a_word_tells_its_drift_by_pointer_keys_and_tap(page_file, visit):
 def test_an_underlined_word_tells_what_it_rests_on_in_both_models(page_file, visit):
     page = visit(page_file).page
     first, second, own = (reading(page, row) for row in range(3))
-    assert "“us” rests on “They” 30 %" in first.locator(".note-of").inner_text()
+    assert "“us” rests on “They” 30\u00a0%" in first.locator(".note-of").inner_text()
     explained = second.locator(".explained")
     explained.first.focus()
     for row, name in ((first, "PT"), (second, "RL")):

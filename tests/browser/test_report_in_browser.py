@@ -242,6 +242,22 @@ def test_hostile_lengths_do_not_stick_out_either(hostile, visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+PARTED = """() => {
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+    while (walk.nextNode()) {
+        const e = walk.currentNode.parentElement;
+        if (/\\d %/.test(walk.currentNode.data) && !e.closest("blockquote, script, style")) found.push(e.textContent);
+    }
+    return found;
+}"""
+
+
+def test_no_line_ends_between_a_number_and_its_sign(calm, visit):
+    page = visit(calm).page
+    assert page.evaluate("/\\d\u00a0%/.test(document.body.innerText)")
+    assert page.evaluate(PARTED) == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_have_contrast(calm, visit, scheme):
     """WCAG AA, 4.5:1, of every text against the nearest background that is painted behind it."""

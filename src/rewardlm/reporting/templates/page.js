@@ -10,6 +10,14 @@
   };
   function all(selector, root) { return Array.prototype.slice.call((root || document).querySelectorAll(selector)); }
 
+  // A number and its "%" stay on one line. What a model has written stays as it was.
+  var walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (var node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (/\d %/.test(node.data) && !node.parentElement.closest("blockquote, script, style")) {
+      node.data = node.data.replace(/(\d) %/g, "$1\u00a0%");
+    }
+  }
+
   // A figure in a closed fold has no width: it is drawn when the fold opens.
   var drawn = [];
   function waiting(root) {
