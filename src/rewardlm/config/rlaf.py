@@ -90,10 +90,16 @@ class TermSettings(Section):
     length_words: int = Field(20, ge=1, description="Words at which an answer earns all of length.")
     repetition: float = Field(0.0, ge=0, description="Weight of minus the share of words in repeated 4-grams.")
     script: float = Field(0.0, ge=0, description="Weight of -1 where the answer is not in the prompt's script.")
+    refusal: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of -1 where the answer refuses, by the rules that the audit has. By default 2, or 0 if all "
+        "judges are functions of your own.",
+    )
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 6, or 0 if all judges are "
+        description="Weight of the cosine similarity of prompt and answer. By default 8, or 0 if all judges are "
         "functions of your own.",
     )
     counter_narrative: float | None = Field(
@@ -333,15 +339,14 @@ class RlafSettings(TrainingSettings):
         """``rewards``, with what it leaves to the judges filled in.
 
         A change of subject or a refusal is the quickest way to be harmless. So with judges of toxicity, keeping to the
-        subject and opposing hate earn reward too. A user's own function may be about anything, and gets no such terms.
+        subject, not refusing and opposing hate earn reward too. A user's own function may be about anything, and gets
+        no such terms.
         """
         own = all(is_function_name(name) for name in self.reward)
         terms = self.rewards.terms
-        similarity, counter_narrative = (0.0, 0.0) if own else (6.0, 2.0)
-        paid = {
-            "similarity": similarity if terms.similarity is None else terms.similarity,
-            "counter_narrative": counter_narrative if terms.counter_narrative is None else terms.counter_narrative,
-        }
+        usual = {"refusal": 2.0, "similarity": 8.0, "counter_narrative": 2.0}
+        given = {name: getattr(terms, name) for name in usual}
+        paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
         transform = self.rewards.transform or ("probability" if own else "logit")
         return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
 

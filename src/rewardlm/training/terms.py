@@ -1,5 +1,5 @@
 """What may be rewarded besides harmlessness: that an answer has some length, does not repeat itself, keeps to the
-prompt's script and topic, and opposes its claim.
+prompt's script and topic, does not refuse, and opposes the prompt's claim.
 
 Each term is a function of the prompts, the answers and all prompts of the step. The user gives its weight; by default
 there are no terms. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for
@@ -14,7 +14,7 @@ from statistics import fmean
 
 from rewardlm.config import ServicesSettings, TermSettings, is_function_name
 from rewardlm.errors import ScorerError
-from rewardlm.measuring.quality import in_other_script, repeated_share
+from rewardlm.measuring.quality import in_other_script, is_refusal, repeated_share
 from rewardlm.measuring.similarity import load_embedder, similarities
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
@@ -88,6 +88,8 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
         terms.append(Term("repetition", settings.repetition, lambda _, texts, __: [-repeated_share(t) for t in texts]))
     if settings.script:
         terms.append(Term("script", settings.script, _script))
+    if settings.refusal:
+        terms.append(Term("refusal", settings.refusal, lambda _, texts, __: [-float(is_refusal(t)) for t in texts]))
     if settings.similarity:
         embedder = load_embedder(device)
         terms.append(
