@@ -99,7 +99,7 @@ class TermSettings(Section):
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 8, or 0 if all judges are "
+        description="Weight of the cosine similarity of prompt and answer. By default 10, or 0 if all judges are "
         "functions of your own.",
     )
     counter_narrative: float | None = Field(
@@ -344,7 +344,7 @@ class RlafSettings(TrainingSettings):
         """
         own = all(is_function_name(name) for name in self.reward)
         terms = self.rewards.terms
-        usual = {"refusal": 2.0, "similarity": 8.0, "counter_narrative": 2.0}
+        usual = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 2.0}
         given = {name: getattr(terms, name) for name in usual}
         paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
         transform = self.rewards.transform or ("probability" if own else "logit")
