@@ -315,22 +315,24 @@ def test_whole_answers_get_one_update_unless_more_are_asked_for(settings, expect
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("logit", 6.0, 2.0, 0.4)),
-        ({"reward": ["starter", "mine:f"]}, ("logit", 6.0, 2.0, 0.4)),
-        ({"algorithm": "grpo"}, ("logit", 6.0, 2.0, 0.2)),
+        ({}, ("logit", 2.0, 10.0, 2.0, 0.4)),
+        ({"reward": ["starter", "mine:f"]}, ("logit", 2.0, 10.0, 2.0, 0.4)),
+        ({"algorithm": "grpo"}, ("logit", 2.0, 10.0, 2.0, 0.2)),
         # What a function of the user's is about nobody knows; its values needn't be probabilities.
-        ({"reward": ["mine:f", "mine:g"]}, ("probability", 0.0, 0.0, 0.05)),
-        ({"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, ("probability", 1.0, 0.0, 0.05)),
-        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.4)),
-        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 0.0, 2.0, 0.4)),
-        ({"rewards": {"transform": "probability"}}, ("probability", 6.0, 2.0, 0.05)),
-        ({"kl": {"coef": 0.0}}, ("logit", 6.0, 2.0, 0.0)),
+        ({"reward": ["mine:f", "mine:g"]}, ("probability", 0.0, 0.0, 0.0, 0.05)),
+        ({"reward": ["mine:f"], "rewards": {"terms": {"similarity": 1}}}, ("probability", 0.0, 1.0, 0.0, 0.05)),
+        ({"reward": ["mine:f"], "rewards": {"transform": "logit"}}, ("logit", 0.0, 0.0, 0.0, 0.4)),
+        ({"rewards": {"terms": {"similarity": 0}}}, ("logit", 2.0, 0.0, 2.0, 0.4)),
+        ({"rewards": {"terms": {"refusal": 0}}}, ("logit", 0.0, 10.0, 2.0, 0.4)),
+        ({"rewards": {"transform": "probability"}}, ("probability", 2.0, 10.0, 2.0, 0.05)),
+        ({"kl": {"coef": 0.0}}, ("logit", 2.0, 10.0, 2.0, 0.0)),
     ],
 )
 def test_what_is_paid_besides_harmlessness_by_who_judges(given, expected) -> None:
     found = RlafSettings(model="tiny", **given)
     paid, kl = found.reward_settings, found.kl_settings
-    assert (paid.transform, paid.terms.similarity, paid.terms.counter_narrative, kl.coef) == expected
+    weights = (paid.terms.refusal, paid.terms.similarity, paid.terms.counter_narrative)
+    assert (paid.transform, *weights, kl.coef) == expected
     recorded = RlafSettings(**found.resolved().model_dump())
     assert recorded.resolved() == recorded
     assert recorded.rewards == paid

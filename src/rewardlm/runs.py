@@ -131,6 +131,7 @@ class RunRecord(TypedDict, total=False):
     quantisation: str | None
     rewards: list[str] | None
     reward_lineage: dict[str, Any]
+    paid_for: list[str]  # what else earned reward in RL, by the audit's own means: names of rewards.terms
     # For a measurement or an import.
     prompts: dict[str, Any]  # source, part, n, dropped
     prompts_hash: str
@@ -692,6 +693,12 @@ def reward_lineage(adapter: Path) -> dict[str, Any]:
     """For each reward of an adapter's training, the lineage of that judge as the training recorded it."""
     run = training_of(adapter)
     return {} if run is None else dict(run.meta.get("reward_lineage") or {})
+
+
+def paid_for(adapter: Path) -> list[str]:
+    """The terms of an adapter's training, or of one before it, that paid for what the audit measures the same way."""
+    run = training_of(adapter)
+    return [] if run is None else list(run.meta.get("paid_for") or [])
 
 
 def rewards_of(adapter: Path) -> list[str]:

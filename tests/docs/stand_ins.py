@@ -26,7 +26,7 @@ PYTHON: list[tuple[str, str]] = [
 _MEASURE = ["limit=4", "max_new_tokens=6", "similarity=false", "perplexity=false", "counter_narrative=null"]
 _FINETUNE = ["limit=4", "epochs=1"]
 _RLAF = ["limit=4", "steps=1", "batch_size=4", "minibatches=1", "ppo_epochs=1", "max_new_tokens=6", "witness=none"]
-_RLAF += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0"]
+_RLAF += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
 SMALL: dict[str, list[str]] = {
     "measure": _MEASURE,
     "finetune": _FINETUNE,

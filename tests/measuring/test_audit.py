@@ -267,6 +267,22 @@ def test_a_reward_of_which_nothing_is_recorded_makes_no_judge_independent(tmp_pa
     assert "Nobody recorded what a, or the reward r, learnt from" in found["RL", "judge_taught_reward"]
 
 
+@pytest.mark.parametrize(
+    ("paid_for", "said"),
+    [
+        ([], None),
+        (["counter_narrative", "length"], None),  # a judge's, which is warned of as one; not measured by the audit
+        (["refusal"], "rewarded for not refusing, measured as here"),
+        (["refusal", "similarity"], "rewarded for staying close to its prompts and not refusing, measured as here"),
+    ],
+)
+def test_what_was_paid_for_is_no_proof_of_small_costs(tmp_path: Path, paid_for: list[str], said: str | None) -> None:
+    found = warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run={"paid_for": paid_for})
+    assert (("RL", "judge_is_reward") in found) == (said is not None)
+    if said:
+        assert said in found["RL", "judge_is_reward"]
+
+
 def test_without_a_reward_nobody_asks_for_lineages(tmp_path: Path) -> None:
     meta = {"rewards": [], "scorers": [judged_by("a", None)]}
     assert warnings(tmp_path, {"a": column(40)}, {"a": column(10)}, after_run=meta) == {}

@@ -56,7 +56,7 @@ def judges(tmp_path, monkeypatch):
 
 
 # What the default pays for besides, left out: none of these tests is about it, and its judges take seconds to load.
-PLAIN = {"transform": "probability", "terms": {"similarity": 0, "counter_narrative": 0}}
+PLAIN = {"transform": "probability", "terms": {"refusal": 0, "similarity": 0, "counter_narrative": 0}}
 
 
 def settings(**changes) -> RlafSettings:
@@ -83,7 +83,7 @@ def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
         assert line["updates"] == (1 if algorithm == "rloo" else 4)
         # A logit, and what the answers earn besides: the subject, and opposing hate.
         assert -10 < line["reward_mean"] < 20
-        assert line["terms"].keys() == {"similarity", "counter_narrative"}
+        assert line["terms"].keys() == {"refusal", "similarity", "counter_narrative"}
         assert {"seconds", "entropy", "response_tokens", "tokens_per_second", "peak_rss_mb"} <= line.keys()
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert lines[1]["kl"] != pytest.approx(0, abs=1e-3)
@@ -519,7 +519,7 @@ def test_an_estimator_of_ones_own_trains_with_a_critic_or_without(tmp_path, monk
 
 @pytest.mark.slow
 def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_path, judges):
-    terms = {"length": 0.5, "script": 1.0, "counter_narrative": 2.0}
+    terms = {"length": 0.5, "script": 1.0, "refusal": 1.0, "counter_narrative": 2.0}
     chosen = settings(
         reward=["lexical", "rlaf_judges:few_ank"],
         rewards={
@@ -536,6 +536,7 @@ def test_several_judges_terms_and_witnesses_stand_in_metrics_and_samples(tmp_pat
     assert set(line["terms"]) == set(terms)
     assert 0 < line["disagreement"] <= 1
     assert run.meta["rewards"] == ["lexical", "rlaf_judges:few_ank", "starter_pairs"]  # a witness is none
+    assert run.meta["paid_for"] == ["refusal", "script"]  # what the audit measures too
     for sample in samples:
         goods = {name: 1 - value for name, value in sample["by_judge"].items()}
         weights = {"lexical": 2 / 3, "rlaf_judges:few_ank": 1 / 3}

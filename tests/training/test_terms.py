@@ -51,6 +51,11 @@ def test_script_costs_an_answer_in_another_script_than_the_prompts():
     assert values_of(TermSettings(script=1), prompts, texts) == [-1, 0, 0]
 
 
+def test_a_refusal_costs_one():
+    texts = ["I'm sorry, but I can't help with that.", "They pay taxes like you, and most commit no crime."]
+    assert values_of(TermSettings(refusal=1), ["Throw them out."] * 2, texts) == [-1, 0]
+
+
 def test_similarity_is_higher_for_an_answer_about_the_prompt():
     prompts = ["The library closes at six in the evening."] * 2
     near, far = values_of(

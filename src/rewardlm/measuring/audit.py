@@ -50,6 +50,14 @@ _SHARES = (
     ("refusal", "refusal_fraction", "refuse", "A model that refuses is limited, not detoxified."),
 )
 
+# Terms of RL's reward (rewards.terms) that this audit measures by the same means.
+_PAID_FOR = {
+    "similarity": "staying close to its prompts",
+    "refusal": "not refusing",
+    "script": "keeping to the prompt's script",
+    "repetition": "not repeating itself",
+}
+
 
 def audit(
     runs: Sequence[Measured],
@@ -242,6 +250,13 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
             f"The model was trained on {pair_judge}, which also says that {percent(share)} of its answers to toxic "
             "prompts are counter-narratives. Ask another judge of pairs (rewardlm score RUN counter_narrative=DIR).",
             pair_judge,
+        )
+    paid = [what for term, what in _PAID_FOR.items() if term in run.paid_for]
+    if paid:
+        yield (
+            "judge_is_reward",
+            f"The model was also rewarded for {' and '.join(paid)}, measured as here. That these costs stayed small is "
+            "what it was trained to show, so read some of its answers.",
         )
 
 

@@ -35,8 +35,8 @@ class Measured:
     ``prompt_rows`` Int[G] are positions in ``prompts``, ``samples`` Int[G] the answers' sample numbers.
     ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
     NAME, its others are NAME.label. An ensemble's disagreement is no P(toxic), so it stands apart in
-    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on. ``openings`` Int64[G]
-    are equal where answers begin alike.
+    ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on, ``paid_for`` the
+    terms that earned reward besides. ``openings`` Int64[G] are equal where answers begin alike.
     """
 
     run: Run
@@ -50,6 +50,7 @@ class Measured:
     main_labels: dict[str, str]
     quality: Quality
     rewards: list[str] = field(default_factory=list)
+    paid_for: list[str] = field(default_factory=list)
     disagreement: dict[str, FloatArray] = field(default_factory=dict)
 
     @property
@@ -108,6 +109,7 @@ def load_measured(path: Path) -> Measured:
         main_labels=main_labels,
         quality=read_quality(run, answers),
         rewards=run.meta.get("rewards") or [],
+        paid_for=run.meta.get("paid_for") or [],
         disagreement=disagreement,
     )
 

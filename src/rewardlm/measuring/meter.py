@@ -43,7 +43,7 @@ from rewardlm.measuring.primary import spelt_out
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, known_rewards, prompts_hash, reward_lineage, trained_by
+from rewardlm.runs import Run, alone, known_rewards, paid_for, prompts_hash, reward_lineage, trained_by
 from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
@@ -122,6 +122,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
                 **described,
                 rewards=_rewards(settings),
                 reward_lineage=reward_lineage(settings.adapter) if settings.adapter else {},
+                paid_for=paid_for(settings.adapter) if settings.adapter else [],
                 trained_by=trained_by(settings.adapter) if settings.adapter else None,
                 scorers=_described(run, scorers, settings),
                 samples=settings.samples,

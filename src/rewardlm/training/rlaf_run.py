@@ -18,7 +18,7 @@ from rewardlm.measuring.independence import same_judge
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
-from rewardlm.runs import Run, prompts_hash, reward_lineage, rewards_of
+from rewardlm.runs import Run, paid_for, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.scoring.scorer import Scorer
 from rewardlm.training.learner import Batch, importance_weights
@@ -43,6 +43,10 @@ FREE_SETTINGS = (
 )
 
 
+# Terms of the reward that the audit measures by the same means, so that they can't be proofs of their own.
+_AUDITED_TERMS = ("refusal", "similarity", "script", "repetition")
+
+
 def start_run(settings: RlafSettings, out: Path) -> Run:
     """Begin a run in ``out``, or open the one that is there; its rewards are recorded before anything is learnt."""
     recorded = settings.resolved().model_dump(mode="json")
@@ -57,6 +61,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
     if not is_complete(run, settings):
         terms = settings.reward_settings.terms
         inherited = rewards_of(settings.adapter) if settings.adapter else []
+        earlier = paid_for(settings.adapter) if settings.adapter else []
         # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
         judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
         run.update(
@@ -67,6 +72,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
                 **(reward_lineage(settings.adapter) if settings.adapter else {}),
                 **{name: lineage_of(name).to_dict() for name in judges},
             },
+            paid_for=list(dict.fromkeys([*earlier, *(name for name in _AUDITED_TERMS if getattr(terms, name))])),
         )
     return run
 

@@ -33,7 +33,7 @@ from rewardlm.models.lora import add_lora, load_adapter, save_adapter
 from rewardlm.models.processes import Processes, linked
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, reward_lineage, rewards_of
+from rewardlm.runs import Run, alone, paid_for, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.training.replay import replayed
@@ -201,7 +201,8 @@ def _chosen_by(settings: FinetuneSettings, own: list[Pair]) -> dict[str, Any]:
         judges = [name for name in (settings.replay.judge, settings.replay.counter_narrative) if name is not None]
         rewards = list(dict.fromkeys([*rewards, *judges]))
         lineage = {**lineage, **{name: lineage_of(name).to_dict() for name in judges}}
-    return {"rewards": rewards, "reward_lineage": lineage}
+    earlier = paid_for(settings.adapter) if settings.adapter else []
+    return {"rewards": rewards, "reward_lineage": lineage, "paid_for": earlier}
 
 
 def _encode_all(
