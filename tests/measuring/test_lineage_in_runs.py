@@ -110,6 +110,7 @@ def test_a_judge_that_taught_the_reward_is_named(runs: dict[str, Path]) -> None:
     assert {key for key in found if key[0] in ("judge_taught_reward", "judge_is_reward")} == {
         ("judge_taught_reward", "RL", "teacher"),
         ("judge_is_reward", "RL", "pupil#toxicity"),
+        ("judge_is_reward", "RL", ""),  # RL was also paid for what the audit measures
     }
     message = found["judge_taught_reward", "RL", "teacher"]
     assert "teacher taught pupil" in message
