@@ -1,4 +1,8 @@
-"""Starts the command line as torchrun and accelerate do: two processes on one command."""
+"""Starts the command line in one process, or in two on one command: by torchrun, by accelerate, or without them.
+
+A launcher takes seconds, and so do the imports of three processes. Where it isn't the launcher that is tried, the two
+are forked ("two"), and told of each other as torchrun does.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,88 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from forked import Forked
+
 ONE = ["-m", "rewardlm"]
+TWO = ["two"]
+
+
+class Two:
+    """Two processes on one command; if one of them fails, the other is ended, as torchrun does."""
+
+    def __init__(self, arguments: list[str], cwd: Path, environment: dict[str, str]) -> None:
+        self.args, self.returncode = arguments, None
+        (self._out, out), (self._err, err) = os.pipe(), os.pipe()
+        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port())}
+        self._ranks = [
+            Forked(
+                arguments,
+                cwd=cwd,
+                env={**environment, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pipes=(out, err),
+            )
+            for rank in range(2)
+        ]
+        os.close(out)
+        os.close(err)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What both say until they end."""
+        with (
+            ThreadPoolExecutor(2) as pool,
+            os.fdopen(self._out, encoding="utf-8") as out,
+            os.fdopen(self._err, encoding="utf-8") as err,
+        ):
+            said, complained = pool.submit(out.read), pool.submit(err.read)
+            deadline = time.monotonic() + timeout
+            while None in (codes := [rank.poll() for rank in self._ranks]):
+                if any(codes):
+                    for rank in self._ranks:
+                        rank.terminate()
+                if time.monotonic() > deadline:
+                    self.kill()
+                    pytest.fail(f"two processes wait for each other: {complained.result()[-2000:]}")
+                time.sleep(0.005)
+            self.returncode = int(any(codes))
+            return said.result(), complained.result()
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def launcher(name: str) -> list[str]:
     """Arguments of Python that start the command line twice."""
+    if name == "two":
+        return TWO
     if name == "torchrun":
         return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rewardlm"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"--multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port} --mixed_precision no"
+    options = f"--multi_gpu --num_processes 2 --num_machines 1 --main_process_port {_port()} --mixed_precision no"
     return ["-m", "accelerate.commands.launch", *f"{options} --dynamo_backend no -m rewardlm".split()]
 
 
-def start(how: list[str], arguments: list[str], cwd: Path, **more: str) -> subprocess.Popen[str]:
-    """Started, in a group of its own, with ``cwd`` on Python's path."""
+def start(how: list[str], arguments: list[str], cwd: Path, **more: str) -> Any:
+    """Started, in a group of its own, with ``cwd`` on Python's path: a ``Popen``, or what can be used like one."""
     path = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **more}
+    if how == TWO:
+        return Two(arguments, cwd, environment)
+    if how == ONE:
+        return Forked(arguments, cwd=cwd, env=environment)
     return subprocess.Popen(
         [sys.executable, *how, *arguments],
         cwd=cwd,
@@ -40,8 +103,8 @@ def start(how: list[str], arguments: list[str], cwd: Path, **more: str) -> subpr
     )
 
 
-def kill(process: subprocess.Popen[str]) -> str:
-    """The launcher and what it started, which torchrun puts into groups of their own; what they said on stderr."""
+def kill(process: Any) -> str:
+    """Kill the launcher and what it started, which torchrun puts into groups of their own; what they said on stderr."""
     launched = psutil.Process(process.pid)
     for found in [launched, *launched.children(recursive=True)]:
         found.kill()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from forked import Forked
 from rewardlm.cli.app import main
 from rewardlm.errors import RunError
 from rewardlm.measuring.compare import compare
@@ -79,12 +80,8 @@ def test_kill_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     asked_uninterrupted = log.read_text().count("\n")
     log.unlink()
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rewardlm", *arguments(tmp_path, "killed")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    nothing = subprocess.DEVNULL
+    process = Forked(arguments(tmp_path, "killed"), cwd=tmp_path, env=os.environ, stdout=nothing, stderr=nothing)
     scores = tmp_path / "killed" / "scores.jsonl"
     deadline = time.monotonic() + 100
     while not (scores.exists() and scores.read_bytes().count(b"\n") >= 33):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +29,8 @@ WITH_STATE = (
 )
 
 
-def start(command: str, cwd: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rewardlm", *command.split(), *more],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(command: str, cwd: Path, *more: str) -> Forked:
+    return Forked([*command.split(), *more], cwd=cwd, env=os.environ)
 
 
 def fails(command: str, cwd: Path, *more: str) -> str:
@@ -142,7 +135,7 @@ def test_a_judge_that_raises_at_step_three_ends_the_run_and_the_same_command_goe
 # The process ---------------------------------------------------------------------------------------------------------
 
 
-def kill_after(step: int, process: subprocess.Popen[str], out: Path) -> None:
+def kill_after(step: int, process: Forked, out: Path) -> None:
     deadline = time.monotonic() + 120
     while len(metrics(out)) < step:
         assert process.poll() is None, process.communicate()[1]

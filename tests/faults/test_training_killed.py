@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import Forked
 from rewardlm.cli.app import app
 
 pytestmark = pytest.mark.slow
@@ -37,14 +37,8 @@ SFT = (
 KINDS = [("rlaf", RLAF_STEPS), ("sft", SFT_STEPS), ("sft-dropout", SFT_STEPS)]
 
 
-def start(command: str, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rewardlm", *command.split(), "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(command: str, out: Path) -> Forked:
+    return Forked([*command.split(), "--out", str(out)], cwd=out.parent, env=os.environ, stderr=subprocess.STDOUT)
 
 
 def steps(out: Path) -> list[int]:
@@ -55,7 +49,7 @@ def steps(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def kill_when(due: dict[subprocess.Popen[str], Callable[[], bool]]) -> None:
+def kill_when(due: dict[Forked, Callable[[], bool]]) -> None:
     """SIGKILL each process as soon as its condition holds; one that ends before is a failure of the test."""
     deadline = time.monotonic() + 300
     waiting = dict(due)
@@ -73,7 +67,7 @@ def kill_when(due: dict[subprocess.Popen[str], Callable[[], bool]]) -> None:
         assert process.returncode == -signal.SIGKILL
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Forked) -> str:
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     return output

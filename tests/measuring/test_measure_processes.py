@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launched import ONE, breaks, kill, launcher, run, start
+from launched import ONE, TWO, breaks, kill, launcher, run, start
 from rewardlm.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,7 @@ def test_an_interrupt_is_one_line_and_loses_a_round_at_most(folder, alone):
     assert process.returncode != 0
     assert "error: interrupted: run the same command again to go on where it stopped" in said
     assert not breaks(said)
-    done = run(launcher("torchrun"), arguments, folder)
+    done = run(TWO, arguments, folder)
     assert done.returncode == 0, done.stderr
     assert records(Run.open(folder / "interrupted")) == records(alone)
 
@@ -113,7 +113,7 @@ def test_an_interrupt_is_one_line_and_loses_a_round_at_most(folder, alone):
     ],
 )
 def test_what_cannot_be_shared_out_is_refused_in_one_line(folder, alone, arguments, said):
-    done = run(launcher("torchrun"), arguments, folder)
+    done = run(TWO, arguments, folder)
     assert done.returncode != 0
     assert said in done.stderr
     assert not breaks(done.stderr)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launched import ONE, breaks, kill, launcher, run, start
+from launched import ONE, TWO, breaks, kill, launcher, run, start
 from rewardlm.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -62,8 +62,8 @@ def assert_equal(mine: Run, theirs: Run) -> None:
     [
         ("torchrun", []),
         ("accelerate", ["micro_batch_size=2"]),
-        ("torchrun", ["shard=true"]),
-        ("torchrun", ["load=4bit"]),
+        ("two", ["shard=true"]),
+        ("two", ["load=4bit"]),
     ],
 )
 def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, alone, starter, more):
@@ -104,10 +104,10 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_adapter(folder, alone, mor
         assert not breaks(said)
     assert not (folder / name / "adapter").exists()
     # What two began two go on with, or one, which has the whole base.
-    done = run(ONE, [*FINETUNE, "--out", name], folder) if more else run(launcher("torchrun"), arguments, folder)
+    done = run(ONE, [*FINETUNE, "--out", name], folder) if more else run(TWO, arguments, folder)
     assert done.returncode == 0, done.stderr
     assert_equal(alone, Run.open(folder / name))
-    again = run(launcher("torchrun"), arguments, folder)
+    again = run(TWO, arguments, folder)
     assert again.returncode == 0
     assert again.stdout.split() == [f"{name}/adapter"]
 
@@ -130,13 +130,13 @@ def test_a_process_that_dies_ends_the_other_in_words_and_leaves_whole_checkpoint
     assert not breaks(done.stderr)
     for manifest in (folder / "died" / "checkpoints").glob("*/manifest.json"):
         assert json.loads(manifest.read_text())
-    done = run(launcher("torchrun"), arguments, folder)
+    done = run(TWO, arguments, folder)
     assert done.returncode == 0, done.stderr
     assert_equal(alone, Run.open(folder / "died"))
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(folder):
-    done = run(launcher("torchrun"), [*FINETUNE, "--batch-size", "9", "--out", "odd"], folder)
+    done = run(TWO, [*FINETUNE, "--batch-size", "9", "--out", "odd"], folder)
     assert done.returncode != 0
     assert "error: batch_size 9 is not a multiple of micro_batch_size 4 for each of 2 processes" in done.stderr
 

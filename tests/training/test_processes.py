@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launched import ONE, breaks, kill, launcher, run, start
+from launched import ONE, TWO, breaks, kill, launcher, run, start
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 
@@ -93,11 +93,11 @@ def folder(tmp_path_factory) -> Path:
     [
         ("ppo", "accelerate", []),
         ("grpo", "torchrun", []),
-        ("rloo", "torchrun", []),
-        ("ppo", "torchrun", ["shard=true", "micro_batch_tokens=64"]),
-        ("grpo", "torchrun", ["shard=true", "micro_batch_tokens=200"]),
+        ("rloo", "two", []),
+        ("ppo", "two", ["shard=true", "micro_batch_tokens=64"]),
+        ("grpo", "two", ["shard=true", "micro_batch_tokens=200"]),
         ("rloo", "accelerate", ["shard=true"]),
-        ("quantised", "torchrun", []),
+        ("quantised", "two", []),
     ],
 )
 def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, starter, more):
@@ -133,7 +133,7 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
         torch.testing.assert_close(weights[1][key], tensor, atol=2e-3, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.parametrize("how", [ONE, launcher("torchrun")], ids=["one", "two"])
+@pytest.mark.parametrize("how", [ONE, TWO], ids=["one", "two"])
 def test_in_half_precision_rloos_only_update_begins_with_ratios_of_one(folder, how):
     """What else is in a pass decides how it is rounded; the tiny model's passes are not, so that it is made up here."""
     (folder / "sitecustomize.py").write_text(
@@ -195,7 +195,7 @@ def test_a_divided_base_goes_on_after_a_kill_and_from_an_adapter(folder):
     [
         (ONE, ["shard=true"], "shard=true divides the base between a machine's processes: start several"),
         (
-            launcher("torchrun"),
+            TWO,
             ["shard=true", "--load", "4bit"],
             "shard=true with --load 4bit: quantised weights can't be divided",
         ),
@@ -273,7 +273,7 @@ def test_a_limit_keeps_the_last_good_adapter_before_anybody_ends(folder, more):
 
 def test_fewer_prompts_a_step_than_processes_are_refused(folder):
     arguments = ["rlaf", "tiny", *COMMON, "--reward", "lexical", "--algorithm", "grpo", "--samples", "12"]
-    done = run(launcher("torchrun"), [*arguments, "--out", "few"], folder)
+    done = run(TWO, [*arguments, "--out", "few"], folder)
     assert "a step has 1 prompts for 2 processes: raise --batch-size" in done.stderr
 
 

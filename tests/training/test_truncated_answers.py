@@ -11,7 +11,7 @@ from letters import write_letters
 from safetensors.torch import load_file
 from trl.rewards import get_soft_overlong_punishment
 
-from launched import ONE, launcher, run
+from launched import ONE, TWO, run
 from rewardlm.config import RewardSettings, RlafSettings, validate
 from rewardlm.errors import ConfigError, TrainingError
 from rewardlm.runs import Run
@@ -302,7 +302,7 @@ def test_two_processes_leave_out_the_same_answers_as_one(letters, tmp_path):
     arguments += ["--witness", "none", "--algorithm", "grpo", "mask_truncated_completions=true", "minibatches=3"]
     arguments += ["rewards.missing_eos_penalty=0.5", "rewards.overlong.penalty=0.5", "learning_rate=0.001"]
     found = []
-    for how, out in ((ONE, "one"), (launcher("torchrun"), "two")):
+    for how, out in ((ONE, "one"), (TWO, "two")):
         done = run(how, [*arguments, "--out", out], tmp_path)
         assert done.returncode == 0, done.stderr
         found.append(Run.open(tmp_path / out))

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 LONGEST = 240.0
 
@@ -63,16 +65,10 @@ class ViewingServer:
             self.process.communicate()
 
 
-def train(out: Path, steps: int) -> subprocess.Popen[str]:
+def train(out: Path, steps: int) -> Forked:
     """Begin ``rewardlm rlaf`` with the smallest model."""
     command = (
         f"rlaf tiny --prompts starter --reward lexical --algorithm ppo --steps {steps} --batch-size 4 "
         f"--max-new-tokens 4 --lora-r 4 --device cpu --dtype float32 samples_every=2 --out {out}"
     )
-    return subprocess.Popen(
-        [sys.executable, "-m", "rewardlm", *command.split()],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Forked(command.split(), cwd=Path.cwd(), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
