@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 STEPS = 7
 COMMON = (
     "rlaf tiny --prompts starter --batch-size 8 --max-new-tokens 6 --learning-rate 0.01 --lora-r 4 --device cpu "
-    "--dtype float32 --seed 3"
+    "--dtype float32 --seed 3 --witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
 )
 # Everything that has a state: a critic with an adapter, a KL controller, several judges with terms, off-policy answers.
 WITH_STATE = (

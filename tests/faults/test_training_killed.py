@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 RLAF_STEPS, SFT_STEPS = 24, 12
 RLAF = (
     f"rlaf tiny --prompts starter --reward lexical --algorithm ppo --steps {RLAF_STEPS} --batch-size 4 "
-    "--max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --kl-target 0.5 --device cpu --dtype float32 --seed 3"
+    "--max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --kl-target 0.5 --device cpu --dtype float32 --seed 3 "
+    "--witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
 )
 SFT = (
     f"finetune tiny --dialogues starter --limit 16 --batch-size 4 --epochs 9 max_steps={SFT_STEPS} checkpoint_every=2 "

@@ -34,6 +34,11 @@ COMMON = [
     "--dtype",
     "float32",
     "samples_every=1",
+    # Each process would load two more models, and a third that only watches; the variant "grpo" does.
+    "--witness",
+    "none",
+    "rewards.terms.similarity=0",
+    "rewards.terms.counter_narrative=0",
 ]
 # Every way a step may be computed that the processes have to agree about.
 VARIANTS = {
@@ -49,7 +54,19 @@ VARIANTS = {
         "--tracker",
         "tensorboard",
     ],
-    "grpo": ["--algorithm", "grpo", "--reward", "lexical,own_rewards:short", "--kl-penalty", "full", "loss_type=grpo"],
+    "grpo": [
+        "--algorithm",
+        "grpo",
+        "--reward",
+        "lexical,own_rewards:short",
+        "--kl-penalty",
+        "full",
+        "loss_type=grpo",
+        "--witness",
+        "witness",
+        "rewards.terms.similarity=6",
+        "rewards.terms.counter_narrative=2",
+    ],
     "rloo": [
         "--algorithm",
         "rloo",

@@ -69,6 +69,7 @@ def train(out: Path, steps: int) -> Forked:
     """Begin ``rewardlm rlaf`` with the smallest model."""
     command = (
         f"rlaf tiny --prompts starter --reward lexical --algorithm ppo --steps {steps} --batch-size 4 "
-        f"--max-new-tokens 4 --lora-r 4 --device cpu --dtype float32 samples_every=2 --out {out}"
+        f"--max-new-tokens 4 --lora-r 4 --device cpu --dtype float32 samples_every=2 --out {out} "
+        "--witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
     )
     return Forked(command.split(), cwd=Path.cwd(), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
