@@ -29,6 +29,7 @@ SETTINGS = {
     "dtype": "float32",
     "batch_size": 4,
     "max_new_tokens": 4,
+    "witness": [],
     "learning_rate": 1e-2,
     "lora": {"r": 4},
     "kl": {"coef": 0.1, "target": 0.5, "horizon": 20},

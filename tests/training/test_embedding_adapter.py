@@ -61,6 +61,7 @@ def rl(out: Path, **more: Any) -> Run:
             **COMMON,
             prompts="starter",
             reward=["lexical"],
+            witness=[],
             batch_size=4,
             max_new_tokens=6,
             learning_rate=1e-2,

@@ -52,7 +52,7 @@ def sft(folder: Path, **changes: Any) -> FinetuneSettings:
 
 
 def rl(**changes: Any) -> RlafSettings:
-    base = {"batch_size": 8, "max_new_tokens": 6, "steps": 2, "learning_rate": 1e-2, "limit": 8}
+    base = {"batch_size": 8, "max_new_tokens": 6, "steps": 2, "learning_rate": 1e-2, "limit": 8, "witness": []}
     return RlafSettings(**{**TINY, **base, **changes})
 
 

@@ -60,7 +60,7 @@ PLAIN = {"transform": "probability", "terms": {"refusal": 0, "similarity": 0, "c
 
 
 def settings(**changes) -> RlafSettings:
-    plain = {"batch_size": 8, "max_new_tokens": 6, "steps": 2, "rewards": PLAIN}
+    plain = {"batch_size": 8, "max_new_tokens": 6, "steps": 2, "rewards": PLAIN, "witness": []}
     return RlafSettings(**{**TINY, **plain, **changes})
 
 
