@@ -62,7 +62,9 @@ def reinforce(job: Job) -> Told:
         lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
         kl=KlSettings(coef=job.kl_coef, penalty="k3" if job.what == "grpo" else "k1"),
         # The peer's reward is the judge's word alone.
-        rewards=RewardSettings(transform="probability", terms=TermSettings(refusal=0, similarity=0, counter_narrative=0)),
+        rewards=RewardSettings(
+            transform="probability", terms=TermSettings(refusal=0, similarity=0, counter_narrative=0)
+        ),
         generation=GenerationSettings(),
     )
     out = fresh(job, "rlaf")

@@ -329,6 +329,7 @@ class RlafSettings(TrainingSettings):
     @property
     def kl_settings(self) -> KlSettings:
         """``kl``, with what it leaves to the algorithm and the reward filled in."""
+        # With these they were measured (docs/results.md, docs/results-older.md).
         measured = 0.4 if self.algorithm == "ppo" else 0.2
         usual = measured if self.reward_settings.transform == "logit" else 0.05
         coef = usual if self.kl.coef is None else self.kl.coef
