@@ -22,11 +22,11 @@ ROWS = [
     {"cli"},
     {"api"},
     {"experiment", "planner", "publish"},
-    {"preflight", "viewing"},
+    {"preflight", "viewing", "serving"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "packaged", "gguf", "progress", "trunk", "hub"},
+    {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "hub"},
     {"config"},
     {"types", "errors", "stats", "formats"},
 ]
