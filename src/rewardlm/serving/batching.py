@@ -50,11 +50,11 @@ class _Waiting:
 
     number: int
     text: str
-    found: asyncio.Future[Verdict | Unusable] = field(repr=False)
+    found: asyncio.Future[Verdict | Unusable | Stopping] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class BatchWatch:
     """What is told about the work, for metrics: a judge's batch and its seconds."""
 
     batch: Callable[[str, int, int, float], None] = lambda judge, texts, different, seconds: None
@@ -75,16 +75,17 @@ class Batcher:
         room: int,
         most_texts: int,
         most_characters: int,
-        watch: Watch | None = None,
+        watch: BatchWatch | None = None,
     ) -> None:
         self._judges = judges
         self._room, self._most_texts, self._most_characters = room, most_texts, most_characters
-        self._watch = watch or Watch()
+        self._watch = watch or BatchWatch()
         # For each judge what waits, by number: whoever hangs up is taken out of the middle.
         self._queues: dict[str, OrderedDict[int, _Waiting]] = {name: OrderedDict() for name in judges}
         self._numbers = 0
         self._pace = dict.fromkeys(judges, _CHARACTERS_A_SECOND)
-        self._at_work = False
+        # What the thread has now.
+        self._batch_now: list[_Waiting] = []
         self._stopping = False
         # To the judges' thread go a name and texts, or None, which ends it.
         self._work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = queue.SimpleQueue()
@@ -103,7 +104,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being scored."""
-        return not self._at_work and not self.waiting
+        return not self._batch_now and not self.waiting
 
     def start(self) -> None:
         """Start the judges' thread; called in the loop."""
@@ -115,6 +116,13 @@ class Batcher:
     def stop(self) -> None:
         """Take nothing new; what waits is still scored."""
         self._stopping = True
+
+    def give_up(self) -> None:
+        """Stop, and let nobody wait any longer: all that wait get Stopping."""
+        self.stop()
+        for one in [*self._batch_now, *(one for waiting in self._queues.values() for one in waiting.values())]:
+            if not one.found.done():
+                one.found.set_result(Stopping())
 
     def close(self, *, seconds: float = 2.0) -> None:
         """End the thread, which may take ``seconds`` for the batch that it has."""
@@ -147,7 +155,7 @@ class Batcher:
             self._watch.waiting(self.waiting)
         verdicts = []
         for verdict in found:
-            if isinstance(verdict, Unusable):
+            if isinstance(verdict, Unusable | Stopping):
                 raise verdict
             verdicts.append(verdict)
         return verdicts
@@ -160,12 +168,12 @@ class Batcher:
 
     def _go_on(self) -> None:
         """Give the thread the next batch, if it is free: that of the judge whose oldest text has waited longest."""
-        if not self._at_work:
+        if not self._batch_now:
             oldest = [(next(iter(waiting)), judge) for judge, waiting in self._queues.items() if waiting]
             if oldest:
                 judge = min(oldest)[1]
-                self._at_work = True
-                self._work.put((judge, self._batch(self._queues[judge])))
+                self._batch_now = self._batch(self._queues[judge])
+                self._work.put((judge, self._batch_now))
         self._watch.waiting(self.waiting)
 
     def _batch(self, waiting: OrderedDict[int, _Waiting]) -> list[_Waiting]:
@@ -212,5 +220,5 @@ class Batcher:
         pace = sum(map(len, texts)) / max(seconds, 1e-6)
         self._pace[judge] += 0.3 * (max(pace, 1.0) - self._pace[judge])
         self._watch.batch(judge, len(batch), len(texts), seconds)
-        self._at_work = False
+        self._batch_now = []
         self._go_on()

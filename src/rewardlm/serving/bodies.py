@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 
 from rewardlm.serving.refusals import Refusal
 
-M = TypeVar("M", bound="Message")
+M = TypeVar("M", bound="RequestPart")
 
 
-class Message(BaseModel):
+class RequestPart(BaseModel):
     """A JSON object that a request holds: no other keys than these, no other types. Keys are camelCase or snake_case,
     as in every Google API.
     """
@@ -154,8 +154,9 @@ def _charset(parameters: Iterable[str]) -> str:
 
 
 def _too_large(most_bytes: int) -> Refusal:
-    # The rest of the body is not read, so the connection can't be used again.
-    return Refusal(413, f"the body is too large: expected at most {most_bytes} bytes", headers={"Connection": "close"})
+    # The connection stays open for a while, and what still comes is thrown away: a client that writes all before it
+    # reads would otherwise see a broken connection instead of this.
+    return Refusal(413, f"the body is too large: expected at most {most_bytes} bytes")
 
 
 def _malformed(why: str) -> Refusal:

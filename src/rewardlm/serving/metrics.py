@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from rewardlm.serving.batching import Watch
+from rewardlm.serving.batching import BatchWatch
 from rewardlm.types import Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -46,14 +46,14 @@ class Metrics:
                 metric.labels(name)
 
     @property
-    def watch(self) -> Watch:
+    def watch(self) -> BatchWatch:
         """What the batcher tells."""
 
         def batch(judge: str, _texts: int, different: int, seconds: float) -> None:
             self._sizes.labels(judge).observe(different)
             self._batch_seconds.labels(judge).observe(seconds)
 
-        return Watch(batch, self._waiting.set)
+        return BatchWatch(batch, self._waiting.set)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """A request has its answer. ``path`` is that of a route, not what was asked."""

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rewardlm.scoring.perspective import LONGEST_BYTES
 from rewardlm.scoring.scorer import is_empty
-from rewardlm.serving.bodies import Message, check_text, read_as
+from rewardlm.serving.bodies import RequestPart, check_text, read_as
 from rewardlm.serving.refusals import Refusal
 from rewardlm.serving.sentences import Span, sentences, whole
 from rewardlm.serving.served import ServedJudge
@@ -33,35 +33,35 @@ _SCRIPTS = {
 _UNDETERMINED = "und"
 
 
-class TextEntry(Message):
+class TextEntry(RequestPart):
     """A text and its type."""
 
     text: str = ""
     type: TextType = "TEXT_TYPE_UNSPECIFIED"
 
 
-class ArticleAndParentComment(Message):
+class ArticleAndParentComment(RequestPart):
     """One of the two forms of a context."""
 
     article: TextEntry | None = None
     parent_comment: TextEntry | None = None
 
 
-class CommentContext(Message):
+class CommentContext(RequestPart):
     """What a comment refers to. Google's models don't read it, and neither do our judges."""
 
     entries: list[TextEntry] = Field(default_factory=list)
     article_and_parent_comment: ArticleAndParentComment | None = None
 
 
-class AttributeParameters(Message):
+class AttributeParameters(RequestPart):
     """How an attribute is asked for."""
 
     score_type: ScoreType = "SCORE_TYPE_UNSPECIFIED"
     score_threshold: float | None = None
 
 
-class AnalyzeRequest(Message):
+class AnalyzeRequest(RequestPart):
     """The body of ``comments:analyze``. ``judge`` and ``model`` are ours: which judge is meant, if not the first."""
 
     comment: TextEntry = TextEntry()
@@ -77,14 +77,14 @@ class AnalyzeRequest(Message):
     model: str | None = None
 
 
-class SuggestedScore(Message):
+class SuggestedScore(RequestPart):
     """A score that a client holds to be right."""
 
     value: float = Field(0.0, ge=0, le=1)
     type: ScoreType = "SCORE_TYPE_UNSPECIFIED"
 
 
-class SuggestedSpan(Message):
+class SuggestedSpan(RequestPart):
     """The same of a part of the text."""
 
     begin: int | None = Field(None, ge=0)
@@ -92,14 +92,14 @@ class SuggestedSpan(Message):
     score: SuggestedScore = SuggestedScore()
 
 
-class SuggestedScores(Message):
+class SuggestedScores(RequestPart):
     """The scores that a client suggests for an attribute."""
 
     summary_score: SuggestedScore | None = None
     span_scores: list[SuggestedSpan] = Field(default_factory=list)
 
 
-class SuggestRequest(Message):
+class SuggestRequest(RequestPart):
     """The body of ``comments:suggestscore``."""
 
     comment: TextEntry = TextEntry()

@@ -8,20 +8,20 @@ from typing import Any
 from pydantic import Field
 
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.serving.bodies import Message, check_text, read_as
+from rewardlm.serving.bodies import RequestPart, check_text, read_as
 from rewardlm.serving.refusals import Refusal
 from rewardlm.serving.served import ServedJudge
 from rewardlm.types import Verdict
 
 
-class ClassifyParameters(Message):
+class ClassifyParameters(RequestPart):
     """How many labels are answered, the likeliest first; ``function_to_apply`` can only be what the judge applies."""
 
     top_k: int | None = Field(None, ge=1)
     function_to_apply: str | None = None
 
 
-class ClassifyRequest(Message):
+class ClassifyRequest(RequestPart):
     """The body of ``/classify``."""
 
     inputs: str | list[str]
@@ -30,7 +30,7 @@ class ClassifyRequest(Message):
     model: str | None = None
 
 
-class ScoreRequest(Message):
+class ScoreRequest(RequestPart):
     """The body of ``/score``."""
 
     texts: list[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -24,6 +23,9 @@ from rewardlm.serving.server import JudgeServer
 if TYPE_CHECKING:
     from rewardlm.judges.settings import JudgeServeSettings
 
+# For answers that are being sent, and clients that read them slowly, once nothing waits any more.
+_LAST_SECONDS = 5
+
 
 def serve(settings: JudgeServeSettings, *, say: Callable[[str], None]) -> None:
     """Serve the judges until Ctrl-C or SIGTERM. ``say`` gets one line with the address once requests are answered.
@@ -38,18 +40,19 @@ def serve(settings: JudgeServeSettings, *, say: Callable[[str], None]) -> None:
         served = JudgeServer(judges, settings, key=key)
         names = ", ".join(f"{judge.name} ({judge.version.version})" for judge in judges.by_name.values())
         address = address_of(settings.host, listening)
-        run(served, listening, ready=lambda: say(f"{address} serves {names}"))
+        make_process(served, lambda: say(f"{address} serves {names}")).run(sockets=[listening])
 
 
-def run(served: JudgeServer, listening: socket.socket, *, ready: Callable[[], None]) -> None:
-    """Answer on ``listening`` until the process is told to end; ``ready`` is called once."""
+def make_process(served: JudgeServer, ready: Callable[[], None]) -> JudgeServerProcess:
+    """The server's loop, whose ``run`` ends when it is told to; ``ready`` is called once requests are answered."""
     limits = {"header_seconds": served.settings.body_seconds}
     protocol = type("Protocol", (PatientProtocol,), limits)
     config = uvicorn.Config(
-        served.app, http=protocol, log_level="error", access_log=False, ws="none", lifespan="on", server_header=False,
-        timeout_graceful_shutdown=max(1, round(served.settings.stop_seconds)),
+        served.app, http=protocol, ws="none", lifespan="on", server_header=False, access_log=False,
+        # What fails is logged by server.Door, without a text; uvicorn would print the error with its message.
+        log_level="critical", timeout_graceful_shutdown=_LAST_SECONDS,
     )  # fmt: skip
-    JudgeServerProcess(config, served, ready).run(sockets=[listening])
+    return JudgeServerProcess(config, served, ready)
 
 
 def key_of(settings: JudgeServeSettings) -> str | None:
@@ -72,13 +75,14 @@ def key_of(settings: JudgeServeSettings) -> str | None:
 
 class JudgeServerProcess(uvicorn.Server):
     """Says when it is ready. The first signal lets what waits be answered, while new requests are refused; a second
-    one ends at once. Neither is an error.
+    one has them refused as well. Neither is an error.
     """
 
     def __init__(self, config: uvicorn.Config, served: JudgeServer, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._served, self._ready = served, ready
         self._told: float | None = None
+        self._in_haste = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -90,11 +94,11 @@ class JudgeServerProcess(uvicorn.Server):
         """Called ten times a second: whether to end now."""
         if self._told is not None and not self.should_exit:
             self._served.stop()
-            late = time.monotonic() - self._told > self._served.settings.stop_seconds
-            if self._served.idle or late:
-                # Answers that are on their way go out: they are tasks of this loop.
-                await asyncio.sleep(0)
+            if self._in_haste or time.monotonic() - self._told > self._served.settings.stop_seconds:
+                self._served.give_up()
                 self.should_exit = True
+            # Answers that are on their way still go out: uvicorn waits for them.
+            self.should_exit = self.should_exit or self._served.idle
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -113,7 +117,7 @@ class JudgeServerProcess(uvicorn.Server):
         if self._told is None:
             self._told = time.monotonic()
         else:
-            self.should_exit = self.force_exit = True
+            self._in_haste = True
 
     def _end(self, _number: int, _frame: FrameType | None) -> Any:
         self.tell_to_end()

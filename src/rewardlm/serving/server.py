@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -39,6 +39,8 @@ Payload = dict[str, Any]
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 # What needs no key: it says nothing about anybody, and Google's clients ask for the document without one.
 _OPEN = ("/healthz", "/$discovery/rest", "/discovery/v1/apis")
+_CLOSE = {"Connection": "close"}
+_LONGEST_HEAD = 16_384  # bytes of a request's address and headers
 _GONE = 499  # nobody reads it; metrics count it
 
 
@@ -60,6 +62,10 @@ class JudgeServer:
     def stop(self) -> None:
         """Refuse new texts with 503; those that wait are still scored."""
         self.batcher.stop()
+
+    def give_up(self) -> None:
+        """Answer everything that still waits with 503."""
+        self.batcher.give_up()
 
     @property
     def idle(self) -> bool:
@@ -172,9 +178,7 @@ class JudgeServer:
                     headers={"Retry-After": str(seconds)},
                 )  # fmt: skip
             except Stopping:
-                refusal = Refusal(
-                    503, "the server is being stopped", headers={"Retry-After": "10", "Connection": "close"}
-                )
+                refusal = Refusal(503, "the server is being stopped", headers={"Retry-After": "10", **_CLOSE})
             except Unusable as error:
                 _log(f"{error.judge} can't be used ({error.kind})")
                 refusal = Refusal(503, f"the judge {error.judge} can't be used at the moment ({error.kind})")
@@ -261,6 +265,14 @@ class Door:
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)
+        length = len(scope["raw_path"]) + len(scope["query_string"])
+        if length + sum(len(name) + len(value) for name, value in scope["headers"]) > _LONGEST_HEAD:
+            return Refusal(431, f"the headers are too long: expected at most {_LONGEST_HEAD} bytes", headers=_CLOSE)
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return Refusal(400, "expected HTTP/1.1", headers=_CLOSE)
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            # Another server before this one may have gone by the other of the two (request smuggling).
+            return Refusal(400, "the request has a length and a transfer encoding: expected one", headers=_CLOSE)
         hosts = headers.get(b"host", [])
         if len(hosts) != 1 or hosts[0].decode("latin-1") not in self._names:
             return Refusal(421, "this server answers to its own address only: see the setting hosts")
@@ -317,9 +329,10 @@ def _keys_in(headers: dict[bytes, list[bytes]], query: bytes) -> list[bytes]:
         scheme, _, token = value.partition(b" ")
         if scheme.lower() == b"bearer":
             found.append(token.strip())
-    for name, values in parse_qs(query, max_num_fields=100).items() if query.count(b"&") < 100 else ():
-        if name == b"key":
-            found += values
+    for part in query.split(b"&"):
+        name, _, key = part.partition(b"=")
+        if name == b"key" and key:
+            found.append(unquote_to_bytes(key))
     return found
 
 
