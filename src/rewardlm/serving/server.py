@@ -123,7 +123,8 @@ class JudgeServer:
             "/classify": classify,
             "/score": score,
         }.items():
-            app.add_api_route(path, self._answering(answer), methods=["POST"])
+            # Starlette's routes: FastAPI's would look for parameters that none of these has, in every request.
+            app.router.add_route(path, self._answering(answer), methods=["POST"])
 
         @app.get("/$discovery/rest")
         @app.get(f"/discovery/v1/apis/{discovery.NAME}/{discovery.VERSION}/rest")
@@ -305,16 +306,26 @@ class Door:
 
 async def _while_there(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:
     """The result of ``answer``, which is cancelled if who asked hangs up: raises Gone then."""
-    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_hung_up(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await _hung_up(request)
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise Gone
-        return work.result()
+        return await answer
+    except asyncio.CancelledError:
+        # A cancellation of anybody else's, such as that of a time-out, passes through.
+        if gone and task.uncancel() == 0:
+            raise Gone from None
+        raise
     finally:
-        work.cancel()
-        gone.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        watcher.cancel()
 
 
 async def _hung_up(request: Request) -> None:
