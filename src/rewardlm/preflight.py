@@ -34,6 +34,7 @@ from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
+    JudgeServeSettings,
     JudgeTrainSettings,
     PairEvaluateSettings,
     PairJudgeSettings,
@@ -128,7 +129,9 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
 
 
 def _of_a_judge(settings: Section) -> Iterator[Check]:
-    """The checks of the commands that train and evaluate judges."""
+    """The checks of the commands that train, evaluate and serve judges."""
+    if isinstance(settings, JudgeServeSettings):
+        yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
     if isinstance(settings, JudgeEvaluateSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
         yield from (partial(_check_suite, source) for source in settings.suite)

@@ -34,6 +34,7 @@ FLAGS = {
     "judge evaluate": [
         "--suite", "--label", "--limit", "--out", "--card", "--json", "--config", "--seed", "--device",
     ],
+    "judge serve": ["--host", "--port", "--allow-anyone", "--device", "--config"],
     "judge train-pairs": [
         "--dialogues", "--encoder", "--epochs", "--learning-rate", "--batch-size", "--lora-r", "--out", "--config",
         "--seed", "--device",
@@ -61,8 +62,8 @@ def test_flags_are_there(shell: Shell, command: str) -> None:
     done = shell(*command.split(), "--help")
     assert done.code == 0
     assert done.err == ""
-    # view shows a page until it is stopped, and has no result to print.
-    flags = [*FLAGS[command], *([] if command == "view" else ["--json"])]
+    # These answer until they are stopped, and have no result to print.
+    flags = [*FLAGS[command], *([] if command in ("view", "judge serve") else ["--json"])]
     missing = [flag for flag in flags if f"{flag} " not in done.out]
     assert not missing
 
@@ -159,6 +160,15 @@ def test_version(shell: Shell) -> None:
         (["import", "none.csv", "--label", "PT", "--map", "prompt", "--out", "o"], 2, "NAME=COLUMN"),
         (["import", "none.csv", "--out", "o"], 2, "'label' is missing"),
         (["import", "none.csv", "--label", "PT", "--out", "o", "lable=x"], 2, "did you mean 'label'"),
+        (["judge", "serve"], 2, "NAME"),
+        (["judge", "serve", "nonsense"], 1, "unknown scorer 'nonsense'"),
+        (["judge", "serve", "lexical", "--port", "70000"], 2, "port"),
+        (["judge", "serve", "lexical", "--host", "0.0.0.0"], 2, "REWARDLM_SERVE_KEY, or give --allow-anyone"),
+        (["judge", "serve", "lexical", "--host", "192.0.2.1", "allow_anyone=true"], 2, "can't listen on 192.0.2.1"),
+        (["judge", "serve", "starter", "attributes.TOXICITY=hat"], 2, "did you mean 'hate'"),
+        (["judge", "serve", "lexical", "attributes.toxic=hate"], 2, "attributes"),
+        (["judge", "serve", "lexical", "aliases.a=b"], 2, "aliases name b"),
+        (["judge", "serve", "lexical", "key_variable=NO_SUCH_KEY"], 2, "NO_SUCH_KEY, which is not set"),
         (["run", "none.yaml"], 2, "no such file"),
         (["run", "bad.yaml"], 2, "bad.yaml"),
         (["demo", "--preset", "huge"], 2, "quick or full"),

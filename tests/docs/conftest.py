@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from counting import COUNTS
+from judge_servers import JudgeServers
 from stand_ins import arguments
 
 from fake_service import Asked, FakeService, Reply, analysed
@@ -77,6 +78,14 @@ def home(measured: Path, tmp_path: Path) -> Iterator[Path]:
         if file and Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def judge_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServers]:
+    """What ``rewardlm judge serve`` starts on a page goes on while the rest of the page is run."""
+    servers = JudgeServers(monkeypatch)
+    yield servers
+    servers.close()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import reading
 import stand_ins
 from blocks import GENERATED, PLAIN, ROOT, Block, blocks, inline_commands, pages, spans
 from counting import count
+from judge_servers import JudgeServers
 from shell import Bash
 
 from fake_service import FakeService
@@ -33,7 +34,7 @@ _NUMBER = re.compile(r"[-−+]?\d[\d.,]*")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [page for page, found in RUN.items() if found])
 def test_a_pages_blocks_run_in_their_order(
-    page: str, home: Path, served: FakeService, monkeypatch: pytest.MonkeyPatch
+    page: str, home: Path, served: FakeService, judge_servers: JudgeServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {
         "PERSPECTIVE_API_KEY": "a-key",
@@ -49,7 +50,10 @@ def test_a_pages_blocks_run_in_their_order(
     names: dict[str, object] = {"__name__": "__main__"}
     printed = ""
     for block in RUN[page]:
-        code = block.code.replace("http://127.0.0.1:8000/v1", served.url)
+        if "judge serve" in block.code:
+            judge_servers.prepare()
+        # On a page that starts a server of judges, the address is that server's; elsewhere a model's.
+        code = judge_servers.here(block.code).replace("http://127.0.0.1:8000/v1", served.url)
         if block.language == "python":
             printed = _run_python(block, stand_ins.python(code), names, home, monkeypatch)
         elif block.printed:

@@ -257,7 +257,7 @@ def test_the_words_of_the_speed_test_are_one_token_each() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(Path(package.__file__).parent / "model"))
-    words = module._WORDS.split()
+    words = module.SPEED_WORDS.split()
     assert len(words) == len(set(words)) > 20
     assert all(len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1 for word in words)
 

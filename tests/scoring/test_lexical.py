@@ -41,7 +41,7 @@ def test_it_ranks_like_perspective():
 
 
 def test_another_version_and_changed_files_are_not_opened(monkeypatch):
-    monkeypatch.setattr(lexical, "_FILES", {"model.joblib": "0" * 64})
+    monkeypatch.setattr(lexical, "FILES", {"model.joblib": "0" * 64})
     with pytest.raises(ScorerError, match=r"another SHA-256.*pip install alt-profanity-check==1\.9\.1"):
         LexicalScorer()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")

@@ -147,7 +147,7 @@ def test_a_pickle_that_names_anything_else_is_refused():
 
 
 def test_changed_files_are_not_read(monkeypatch, scorer):
-    monkeypatch.setattr(lstm, "_FILES", {"lstm_model_0.1.2.h5": "0" * 64})
+    monkeypatch.setattr(lstm, "FILES", {"lstm_model_0.1.2.h5": "0" * 64})
     with pytest.raises(ScorerError, match=r"pip install --no-deps tox_block==0\.1\.2"):
         lstm.LstmScorer()
 

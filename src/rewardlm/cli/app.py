@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
-judge = typer.Typer(cls=JudgeCommands, help="List, train and evaluate judges.", add_completion=False, **_PLAIN)
+judge = typer.Typer(cls=JudgeCommands, help="List, train, evaluate and serve judges.", add_completion=False, **_PLAIN)
 app.add_typer(judge, name="judge")
 
 

@@ -130,6 +130,10 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm judge evaluate judges/mine --suite hatecheck --card", "And write it into the judge's card."
         ),
     ),
+    "judge serve": (
+        ExampleLine("rewardlm judge serve starter", "Perspective's requests, answered at http://127.0.0.1:8000."),
+        ExampleLine("rewardlm judge serve starter,witness --port 0", "Two judges, on a port that is free."),
+    ),
     "judge train-pairs": (
         ExampleLine(
             "rewardlm judge train-pairs --dialogues DIALOCONAN.csv --out judges/pairs",

@@ -1,4 +1,4 @@
-"""``rewardlm judge``: list judges, train one, evaluate some."""
+"""``rewardlm judge``: list judges, train one, evaluate some, serve some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import typer
 from rewardlm.cli import options
 from rewardlm.cli.flags import Given, takes
 from rewardlm.cli.show import print_json, show_judge
-from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings, JudgeTrainSettings
+from rewardlm.errors import ConfigError
+from rewardlm.judges.settings import (
+    JudgeEvaluateSettings,
+    JudgeListSettings,
+    JudgeServeSettings,
+    JudgeTrainSettings,
+)
 
 
 @takes(JudgeListSettings, words="names")
@@ -106,3 +112,28 @@ def evaluate(
         from rewardlm.reporting.judge_tables import console, print_evaluation
 
         print_evaluation(found, console())
+
+
+@takes(JudgeServeSettings, words="judges")
+def serve(
+    given: Given[JudgeServeSettings],
+    judges: Annotated[
+        list[str], typer.Argument(metavar="NAME[,NAME…] [KEY=VALUE]...", help="Judges, named as for --scorer.")
+    ],
+) -> None:
+    """Answer requests in the formats of Perspective and of OpenAI's moderation, until Ctrl-C. Texts are not kept."""
+    settings = given.settings(judge=judges or None)
+    try:
+        try:
+            from rewardlm.serving.serve import serve as run_server
+        except ModuleNotFoundError as error:
+            if error.name not in ("fastapi", "starlette", "uvicorn", "h11", "prometheus_client"):
+                raise
+            raise ConfigError(f"judge serve needs the package {error.name}: pip install 'rewardlm[serve]'") from None
+        from rewardlm.preflight import check
+
+        check(settings)
+        run_server(settings, say=typer.echo)
+    except KeyboardInterrupt:
+        # Before the server was up: there is nobody whom it still owes an answer.
+        return

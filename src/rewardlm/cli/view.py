@@ -18,7 +18,8 @@ def view(
     """Show runs on a local page: follow those that go on, open those that are finished. It only reads."""
     try:
         try:
-            from rewardlm.viewing.serve import is_local, serve
+            from rewardlm.listening import is_local
+            from rewardlm.viewing.serve import serve
         except ModuleNotFoundError as error:
             if error.name not in ("fastapi", "starlette", "uvicorn"):
                 raise

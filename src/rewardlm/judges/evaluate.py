@@ -46,7 +46,7 @@ FREE_SETTINGS = ("device", "max_failed_share", "speed")
 _SPEED_TEXTS = 512
 _SPEED_SECONDS = 2.0
 # Every English tokenizer has one token for each of these, so a text of 20 words has 20 tokens and the special ones.
-_WORDS = (
+SPEED_WORDS = (
     "the time people water house world school work family money city night day game music book road food story number "
     "group problem hand place year week company system program question government point home room mother area light"
 )
@@ -138,7 +138,7 @@ def measure_speed(scorer: Scorer, *, seed: int = 0) -> Speed:
     splits it as it sees fit. The fastest of five passes counts: whatever else the machine does only makes them slower.
     """
     rng = random.Random(seed)
-    texts = [" ".join(rng.sample(_WORDS.split(), 20)) for _ in range(_SPEED_TEXTS + 64)]
+    texts = [" ".join(rng.sample(SPEED_WORDS.split(), 20)) for _ in range(_SPEED_TEXTS + 64)]
     score_texts(scorer, texts[:8])  # the first call loads and compiles what later ones find ready
     begun = time.perf_counter()
     score_texts(scorer, texts[8:40])

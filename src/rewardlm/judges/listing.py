@@ -28,6 +28,7 @@ from rewardlm.scoring.endpoint import endpoint_address
 from rewardlm.scoring.load import is_here
 from rewardlm.scoring.perspective import CLOSES, has_key
 from rewardlm.scoring.record import Speed, TextFigures, judge_folder, read_record
+from rewardlm.scoring.versions import version_of
 
 _PACKAGED = {
     "lexical": ("a linear SVM over words, trained on Jigsaw-like comments", "pip install 'rewardlm[lexical]'"),
@@ -67,10 +68,14 @@ class MeasuredJudge(TypedDict):
 
 
 class ListedJudge(TypedDict):
-    """A line of ``judge list``: ``needs`` says how to get a judge that can't be used here."""
+    """A line of ``judge list``: ``needs`` says how to get a judge that can't be used here. ``version`` and ``weights``
+    are those that ``judge serve`` answers with (scoring.versions).
+    """
 
     name: str
     what: str
+    version: str
+    weights: str | None
     usable: bool
     needs: str | None
     figures: dict[str, TextFigures]
@@ -228,9 +233,12 @@ def _online(services: ServicesSettings) -> list[ListedJudge]:
 
 def _judge(name: str, what: str, usable: bool, needs: str | None, known: MeasuredJudge | None = None) -> ListedJudge:
     figures = dict(known["figures"]) if known else {}
+    found = version_of(name)
     return {
         "name": name,
         "what": what,
+        "version": found.version,
+        "weights": found.weights,
         "usable": usable,
         "needs": None if usable else needs,
         "figures": figures,

@@ -1,4 +1,4 @@
-"""The settings of ``rewardlm judge``: what is listed, what is evaluated, and what is trained."""
+"""The settings of ``rewardlm judge``: what is listed, what is evaluated, what is trained, and what is served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings
-from rewardlm.config.fields import ONE_IS_A_LIST, Device, Flag, MaxFailedShare, Seed, each_once
+from rewardlm.config.fields import BY_NAME, ONE_IS_A_LIST, Device, Flag, MaxFailedShare, Seed, each_once
 from rewardlm.data.split import Share
 from rewardlm.judges.texts import LABELS
 
@@ -236,3 +236,78 @@ class PairEvaluateSettings(Section):
     )
     seed: Seed = 0
     device: Device = "auto"
+
+
+class JudgeServeSettings(Section):
+    """``rewardlm judge serve``: which judges, where, for whom, and within which limits."""
+
+    example: ClassVar = {"judge": ["starter"]}
+
+    judge: Names = Field(
+        description="The judges, named as for scorer. The first one answers where a request names none."
+    )
+    host: Annotated[str, Flag()] = Field(
+        "127.0.0.1", description="The address to listen on; 127.0.0.1 lets only this machine connect."
+    )
+    port: Annotated[int, Flag()] = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    device: Device = "auto"
+    allow_anyone: Annotated[bool, Flag()] = Field(
+        False, description="Listen where other machines can connect, although no key is set."
+    )
+    key_variable: str = Field(
+        "REWARDLM_SERVE_KEY",
+        pattern=r"^[A-Za-z_]\w*$",
+        description="The environment variable that holds the key which requests must bring; without it none is needed.",
+    )
+    hosts: Listed = Field(
+        [], description="Further names by which this server is addressed, such as that of a proxy in front of it."
+    )
+    languages: Annotated[Listed, AfterValidator(each_once)] = Field(
+        ["en"],
+        min_length=1,
+        description="The languages that the judges read. Perspective's requests for others are refused.",
+    )
+    attributes: dict[Annotated[str, Field(pattern="^[A-Z][A-Z_]*$")], str] = Field(
+        default_factory=dict,
+        description="Perspective's attributes by a judge's label, besides those that docs/serving.md lists: "
+        "attributes.TOXICITY=hate.",
+    )
+    aliases: Annotated[dict[str, str], BY_NAME] = Field(
+        default_factory=dict,
+        description="Other names for a judge, for scripts that name a model: aliases.omni-moderation-latest=starter.",
+    )
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="In /v1/moderations, a text is flagged if a category reaches this."
+    )
+    thresholds: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], BY_NAME] = Field(
+        default_factory=dict, description="The same for single labels: thresholds.insult=0.7."
+    )
+    queue: int = Field(2048, ge=1, description="Texts that may wait; what comes beyond that is refused with 429.")
+    texts_per_request: int = Field(512, ge=1, description="Texts, or sentences to score, in one request.")
+    text_bytes: int = Field(
+        100_000, ge=1, description="Bytes of one text; Perspective's format has its own limit, 20480."
+    )
+    body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body.")
+    batch_texts: int = Field(128, ge=1, description="Different texts that a judge gets at once.")
+    batch_characters: int = Field(20_000, ge=1, description="Their characters, all together.")
+    timeout_seconds: float = Field(30.0, gt=0, description="A request that waits longer for its scores gets a 504.")
+    body_seconds: float = Field(
+        10.0, gt=0, description="Seconds in which a request's headers, and then its body, must have come."
+    )
+    stop_seconds: float = Field(
+        30.0, gt=0, description="When it is told to stop, the server answers what waits, for so many seconds at most."
+    )
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
+
+    @model_validator(mode="after")
+    def _the_parts_fit(self) -> JudgeServeSettings:
+        unknown = sorted(set(self.aliases.values()) - set(self.judge))
+        if unknown:
+            raise ValueError(f"aliases name {', '.join(unknown)}: expected some of {', '.join(self.judge)}")
+        if twice := sorted(set(self.aliases) & set(self.judge)):
+            raise ValueError(f"aliases: {', '.join(twice)} is the name of a judge already")
+        if self.texts_per_request > self.queue:
+            raise ValueError(
+                f"texts_per_request is {self.texts_per_request} and queue {self.queue}: a request must fit in the queue"
+            )
+        return self

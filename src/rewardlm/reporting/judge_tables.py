@@ -76,12 +76,15 @@ def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:
     """Print the list of judges, their figures by suite, and what each is at chance on."""
     table = _table()
     table.add_column("judge", overflow="fold", max_width=30)
-    table.add_column("what it is", overflow="fold", max_width=46)
+    table.add_column("what it is", overflow="fold", max_width=40)
+    table.add_column("version", overflow="fold", max_width=12)
     table.add_column("usable", overflow="fold")
     for judge in judges:
         table.add_row(
-            _name(judge["name"], 200), _name(judge["what"], 200), "yes" if judge["usable"] else judge["needs"]
-        )
+            _name(judge["name"], 200), _name(judge["what"], 200),
+            SHORT_NONE if judge["version"] == "unversioned" else _name(judge["version"]),
+            "yes" if judge["usable"] else judge["needs"],
+        )  # fmt: skip
     _print(console, "Judges", table)
 
     table = _table()

@@ -15,10 +15,10 @@ from typing import Any
 from rewardlm.errors import ScorerError
 from rewardlm.types import Verdict
 
-_PACKAGE = "alt-profanity-check"
+PACKAGE = "alt-profanity-check"
 _VERSION = "1.9.1"
 _INSTALL = "pip install 'rewardlm[lexical]'"
-_FILES = {
+FILES = {
     "model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
 }
@@ -32,7 +32,7 @@ class LexicalScorer:
 
     name = "lexical"
     labels: tuple[str, ...] = ("toxicity",)
-    revision = f"{_PACKAGE}=={_VERSION}"
+    revision = f"{PACKAGE}=={_VERSION}"
 
     def __init__(self) -> None:
         self._predict = _load()
@@ -47,22 +47,22 @@ def package_folder() -> Path:
     """The installed package's folder, without importing it. Raises ScorerError if it is absent or another version."""
     spec = importlib.util.find_spec("profanity_check")
     if spec is None or not spec.submodule_search_locations:
-        raise ScorerError(f"judge 'lexical' needs {_PACKAGE}: {_INSTALL}, or choose other judges")
-    version = importlib.metadata.version(_PACKAGE)
+        raise ScorerError(f"judge 'lexical' needs {PACKAGE}: {_INSTALL}, or choose other judges")
+    version = importlib.metadata.version(PACKAGE)
     if version != _VERSION:
-        raise ScorerError(f"judge 'lexical' needs {_PACKAGE} {_VERSION}, found {version}: {_INSTALL}")
+        raise ScorerError(f"judge 'lexical' needs {PACKAGE} {_VERSION}, found {version}: {_INSTALL}")
     return Path(spec.submodule_search_locations[0])
 
 
 def _load() -> Callable[[list[str]], Any]:
     """The package's ``predict_prob``. Importing it unpickles two files, so they are checked first."""
     folder = package_folder()
-    for name, expected in _FILES.items():
+    for name, expected in FILES.items():
         path = folder / "data" / name
         if not path.is_file() or sha256(path.read_bytes()).hexdigest() != expected:
             raise ScorerError(
-                f"judge 'lexical': {path} is not the file of {_PACKAGE} {_VERSION} (another SHA-256), and "
-                f"a pickle that was changed isn't opened: pip install {_PACKAGE}=={_VERSION} --force-reinstall"
+                f"judge 'lexical': {path} is not the file of {PACKAGE} {_VERSION} (another SHA-256), and "
+                f"a pickle that was changed isn't opened: pip install {PACKAGE}=={_VERSION} --force-reinstall"
             )
     from profanity_check import predict_prob
 

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_PACKAGE = "tox_block"
+PACKAGE = "tox_block"
 _VERSION = "0.1.2"
 # Without its dependency TensorFlow, which nothing here uses.
-_INSTALL = f"pip install --no-deps {_PACKAGE}=={_VERSION}"
-_FILES = {
+_INSTALL = f"pip install --no-deps {PACKAGE}=={_VERSION}"
+FILES = {
     "lstm_model_0.1.2.h5": "587d40726f1250341a3661fac099e46582cf34cdd5136eb88a726bf6d62ec24e",
     "encoder_0.1.2.pkl": "f73db76ce4138c0a566cf91a84077ab66db1f5da40d795d2f751b5a157d91ce7",
 }
@@ -69,7 +69,7 @@ class LstmScorer:
         "insult",
         "identity_attack",
     )
-    revision = f"{_PACKAGE}=={_VERSION}"
+    revision = f"{PACKAGE}=={_VERSION}"
 
     def __init__(self, *, device: str = "cpu") -> None:
         import torch
@@ -163,25 +163,25 @@ def check_installed() -> None:
     """Raise ScorerError if tox_block, or h5py, which reads its weights, is not installed."""
     if importlib.util.find_spec("h5py") is None:
         raise ScorerError("judge 'lexical2' needs h5py: pip install 'rewardlm[lexical]', or choose other judges")
-    if importlib.util.find_spec(_PACKAGE) is None:
-        raise ScorerError(f"judge 'lexical2' needs the files of the package {_PACKAGE}: {_INSTALL}")
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ScorerError(f"judge 'lexical2' needs the files of the package {PACKAGE}: {_INSTALL}")
 
 
 def package_files() -> dict[str, bytes]:
     """Contents of tox_block's two files, by name. Raises ScorerError unless they are the known ones."""
     try:
-        distribution = importlib.metadata.distribution(_PACKAGE)
+        distribution = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ScorerError(f"judge 'lexical2' needs the files of the package {_PACKAGE}: {_INSTALL}") from None
+        raise ScorerError(f"judge 'lexical2' needs the files of the package {PACKAGE}: {_INSTALL}") from None
     if distribution.version != _VERSION:
-        raise ScorerError(f"judge 'lexical2' needs {_PACKAGE} {_VERSION}, found {distribution.version}: {_INSTALL}")
+        raise ScorerError(f"judge 'lexical2' needs {PACKAGE} {_VERSION}, found {distribution.version}: {_INSTALL}")
     contents = {}
-    for name, expected in _FILES.items():
+    for name, expected in FILES.items():
         path = Path(str(distribution.locate_file(f"tox_block/trained_models/{name}")))
         data = path.read_bytes() if path.is_file() else b""
         if sha256(data).hexdigest() != expected:
             raise ScorerError(
-                f"judge 'lexical2': {path} is absent or not the file of {_PACKAGE} {_VERSION} (SHA-256): "
+                f"judge 'lexical2': {path} is absent or not the file of {PACKAGE} {_VERSION} (SHA-256): "
                 f"{_INSTALL} --force-reinstall"
             )
         contents[name] = data

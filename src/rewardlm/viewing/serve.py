@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
 import os
 import signal
 import socket
@@ -16,7 +14,7 @@ from types import FrameType
 
 import uvicorn
 
-from rewardlm.errors import ConfigError
+from rewardlm.listening import address_of, listen
 from rewardlm.viewing.comparing import Comparisons
 from rewardlm.viewing.folders import Place, find_runs
 from rewardlm.viewing.following import Follower
@@ -32,15 +30,14 @@ def serve(
     a run is a file, ConfigError if ``host`` and ``port`` can't be used.
     """
     places = [Place.of(given) for given in dict.fromkeys(runs)]
-    listening = _listen(host, port)
+    listening = listen(host, port, free_port="leave --port out")
     follower, comparisons = Follower(places), Comparisons()
     app = make_app(follower, comparisons, host=host)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=2,
         server_header=False,
     )  # fmt: skip
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    address = address_of(host, listening)
 
     def ready() -> None:
         waiting = [place.given for place in places if not find_runs(place)]
@@ -84,37 +81,6 @@ class _Server(uvicorn.Server):
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         # A second signal changes nothing: requests have two seconds to end, and leave nothing behind.
         self.should_exit = True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    # A port that another server has just left is free.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} is taken: choose another, or leave --port out for a free one") from None
-        if error.errno == errno.EACCES:
-            raise ConfigError(f"port {port} is not yours to use: choose one above 1023") from None
-        raise ConfigError(f"can't listen on {host}, port {port}: {error.strerror}") from None
-    except OverflowError:
-        listening.close()
-        raise ConfigError(f"there is no port {port}: expected 0 to 65535") from None
-    return listening
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches a server on ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _has_display() -> bool:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import ipaddress
 import json
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -19,13 +17,13 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 
+from rewardlm.listening import NO_TELEMETRY, OwnNames
 from rewardlm.viewing.comparing import Comparisons
 from rewardlm.viewing.followed import FollowedRun
 from rewardlm.viewing.following import Follower, curves_since
 from rewardlm.viewing.samples import Only
 
 Message = MutableMapping[str, Any]
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 # Scripts and data come from here alone; plotly writes styles, and pictures when one is saved.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data: blob:; connect-src 'self'; "
@@ -56,8 +54,6 @@ _ASSETS = {
     "page.css": ("text/css", "reporting/templates"),
     "plotly.js": ("text/javascript", ""),
 }
-# Newer releases of FastAPI can send traces to where the environment says; older ones ignore this.
-_NO_TELEMETRY: Any = dict.fromkeys(("auto_configure", "tracing", "metrics", "logs", "operation_spans"), False)
 _MOST_COMPARED = 40
 Ids = Annotated[list[str], Query(max_length=_MOST_COMPARED)]
 
@@ -73,7 +69,7 @@ def make_app(follower: Follower, comparisons: Comparisons, *, host: str = "127.0
         comparisons.close()
 
     app = FastAPI(
-        title="rewardlm view", lifespan=up, docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY
+        title="rewardlm view", lifespan=up, docs_url=None, redoc_url=None, openapi_url=None, telemetry=NO_TELEMETRY
     )
 
     @app.get("/")
@@ -130,10 +126,7 @@ class Guard:
 
     def __init__(self, app: FastAPI, host: str) -> None:
         self.app = app
-        self._names = set(_LOCAL)
-        if host not in _LOCAL:
-            self._names |= {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._any_number = host not in _LOCAL
+        self._names = OwnNames(host)
 
     async def __call__(
         self,
@@ -167,7 +160,7 @@ class Guard:
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("read only: nothing here can be changed\n", 405, headers={"Allow": "GET, HEAD"})
         hosts = headers.get(b"host", [])
-        if len(hosts) != 1 or not self._is_here(hosts[0].decode("latin-1")):
+        if len(hosts) != 1 or hosts[0].decode("latin-1") not in self._names:
             return PlainTextResponse("this server answers to its own address only\n", 421)
         # Browsers say which site asks. A request that doesn't say comes from no web page.
         site, mode = (headers.get(name, [b""])[0] for name in (b"sec-fetch-site", b"sec-fetch-mode"))
@@ -175,33 +168,6 @@ class Guard:
         if site not in (b"", b"same-origin", b"none") and not followed_link:
             return PlainTextResponse("another site may not read this\n", 403)
         return None
-
-    def _is_here(self, host: str) -> bool:
-        """Whether a request was meant for this server. A name can be made to point here; a number can't."""
-        name = _without_port(host)
-        if name in self._names:
-            return True
-        if not self._any_number:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-
-def _without_port(host: str) -> str:
-    """The name in a Host header, in lower case. The port may be any: a tunnel has its own."""
-    name = host.strip().lower()
-    if name.startswith("["):
-        inside, closed, port = name[1:].partition("]")
-        return inside if closed and (not port or _is_port(port)) else ""
-    name, colon, port = name.partition(":")
-    return name if not colon or _is_port(colon + port) else ""
-
-
-def _is_port(text: str) -> bool:
-    return text[:1] == ":" and text[1:].isascii() and text[1:].isdigit()
 
 
 def _asset(request: Request, name: str, headers: dict[str, str]) -> Response:

@@ -1,0 +1,1 @@
+"""``rewardlm judge serve``: judges behind HTTP, in the formats of Perspective, OpenAI's moderation and others."""

@@ -1,0 +1,229 @@
+"""Requests become batches; the queue is bounded; who hangs up costs nothing; nobody's answer is lost at the end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from serving_server import Answered, Letters, ThreadServer, analyze, wait_for
+
+from rewardlm.errors import ServiceError
+
+ANALYZE = "/v1alpha1/comments:analyze"
+
+
+def in_background(call: Callable[[], Answered]) -> Any:
+    """A future of the answer."""
+    pool = ThreadPoolExecutor(1)
+    found = pool.submit(call)
+    pool.shutdown(wait=False)
+    return found
+
+
+def hold(server: ThreadServer, letters: Letters, *, then: int = 0) -> Any:
+    """A request that is being scored until the judge's gate opens."""
+    letters.gate.clear()
+    letters.begun.clear()
+    held = in_background(lambda: server.ask("/score", {"texts": ["held"]}))
+    assert letters.begun.wait(60)
+    return held
+
+
+def test_what_comes_while_the_judge_is_busy_is_scored_together(server: ThreadServer, letters: Letters) -> None:
+    held = hold(server, letters)
+    texts = [f"{'x' * n} text" for n in range(30)]
+    waiting = [in_background(lambda text=text: server.ask("/score", {"texts": [text]})) for text in texts]
+    wait_for(lambda: server.server.batcher.waiting == 30, "30 texts that wait")
+    letters.gate.set()
+    assert held.result(60).status == 200
+    values = [one.result(60).body["values"][0] for one in waiting]
+    # Everybody got the score of their own text.
+    assert values == pytest.approx([text.count("x") / len(text) for text in texts])
+    assert len(letters.batches) == 2
+    assert sorted(letters.batches[1]) == sorted(texts)
+
+
+def test_equal_texts_of_several_requests_are_scored_once(server: ThreadServer, letters: Letters) -> None:
+    hold(server, letters)
+    same = [in_background(lambda: server.ask(ANALYZE, analyze("same x"))) for _ in range(8)]
+    wait_for(lambda: server.server.batcher.waiting == 8, "8 texts that wait")
+    letters.gate.set()
+    assert {one.result(60).status for one in same} == {200}
+    assert letters.batches[1:] == [["same x"]]
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [({"batch_texts": 4}, [4, 4, 2]), ({"batch_characters": 30}, [3, 3, 3, 1]), ({"batch_characters": 1}, [1] * 10)],
+)
+def test_a_batch_has_limits_of_texts_and_characters(
+    serve: Any, letters: Letters, limits: dict[str, int], sizes: list[int]
+) -> None:
+    server = serve(letters, **limits)
+    found = server.ask("/score", {"texts": [f"{n}123456789" for n in range(10)]})
+    assert found.status == 200
+    assert [len(batch) for batch in letters.batches] == sizes
+
+
+def test_two_judges_take_turns_by_who_has_waited_longest(serve: Any) -> None:
+    one, other = Letters("one"), Letters("other")
+    server = serve(one, other, batch_texts=1)
+    held = hold(server, one)
+    later = []
+    for n, judge in enumerate(["other", "one", "other"]):
+        later.append(
+            in_background(lambda judge=judge, n=n: server.ask("/score", {"texts": [f"text {n}"], "judge": judge}))
+        )
+        wait_for(lambda n=n: server.server.batcher.waiting == n + 1, "a text that waits")
+    one.gate.set()
+    assert [future.result(60).body["judge"] for future in (held, *later)] == ["one", "other", "one", "other"]
+    assert other.batches == [["text 0"], ["text 2"]]
+
+
+def test_a_full_queue_refuses_with_429_and_says_when(serve: Any, letters: Letters) -> None:
+    server = serve(letters, queue=10, texts_per_request=10)
+    held = hold(server, letters)
+    waiting = in_background(lambda: server.ask("/score", {"texts": [f"text {n}" for n in range(10)]}))
+    wait_for(lambda: server.server.batcher.waiting == 10, "a full queue")
+    for path, body, word in [
+        (ANALYZE, analyze("one more"), "RESOURCE_EXHAUSTED"),
+        ("/v1/moderations", {"input": "one more"}, "rate_limit_error"),
+        ("/classify", {"inputs": "one more"}, "Overloaded"),
+        ("/score", {"texts": ["one more"]}, "Overloaded"),
+    ]:
+        refused = server.ask(path, body)
+        assert refused.status == 429
+        assert word in refused.data.decode()
+        assert int(refused.headers["retry-after"]) >= 1
+    letters.gate.set()
+    assert held.result(60).status == waiting.result(60).status == 200
+    assert server.ask("/score", {"texts": ["one more"]}).status == 200
+
+
+def test_who_waits_too_long_gets_504_and_their_texts_are_not_scored(serve: Any, letters: Letters) -> None:
+    server = serve(letters, timeout_seconds=0.3)
+    held = hold(server, letters)
+    late = server.ask(ANALYZE, analyze("too late"))
+    assert (late.status, late.body["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
+    assert held.result(60).status == 504
+    assert server.server.batcher.waiting == 0
+    letters.gate.set()
+    wait_for(lambda: server.server.idle, "the end of the work")
+    assert letters.batches == [["held"]]
+    assert server.ask("/score", {"texts": ["x"]}).body["values"] == [1]
+
+
+def test_who_hangs_up_costs_nothing_more(server: ThreadServer, letters: Letters) -> None:
+    held = hold(server, letters)
+    for _ in range(5):
+        line = http.client.HTTPConnection("127.0.0.1", server.port)
+        line.request(
+            "POST", "/score", json.dumps({"texts": ["nobody waits"] * 100}), {"Content-Type": "application/json"}
+        )
+        wait_for(lambda: server.server.batcher.waiting == 100, "its texts in the queue")
+        line.close()
+        wait_for(lambda: server.server.batcher.waiting == 0, "its texts out of the queue")
+    letters.gate.set()
+    assert held.result(60).status == 200
+    assert server.ask("/score", {"texts": ["x"]}).status == 200
+    assert letters.batches == [["held"], ["x"]]
+    assert 'status="499"' in server.ask("/metrics").data.decode()
+
+
+def test_who_hangs_up_in_the_middle_of_a_body_leaves_nothing(server: ThreadServer, letters: Letters) -> None:
+    server.raw(
+        b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    assert server.ask("/score", {"texts": ["x"]}).status == 200
+    assert letters.batches == [["x"]]
+
+
+class Broken(Letters):
+    """Can't be used at all, and says so with a text in it."""
+
+    def score(self, texts: Any) -> Any:
+        raise ServiceError(f"no answer for {texts[0]}")
+
+
+def test_a_judge_that_fails_as_a_whole_is_503_and_the_others_go_on(
+    serve: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(Letters("good"), Broken("broken"))
+    for path, body in [
+        (ANALYZE, analyze("secret x", judge="broken")),
+        ("/score", {"texts": ["secret x"], "judge": "broken"}),
+    ]:
+        found = server.ask(path, body)
+        assert found.status == 503
+        assert "broken can't be used at the moment (ServiceError)" in found.data.decode()
+    assert server.ask("/score", {"texts": ["x"]}).body["values"] == [1]
+    out, err = capfd.readouterr()
+    assert "broken can't be used (ServiceError)" in err
+    assert "secret" not in out + err
+
+
+def test_on_the_way_out_what_waits_is_answered_and_what_comes_is_refused(serve: Any, letters: Letters) -> None:
+    server = serve(letters)
+    held = hold(server, letters)
+    waiting = [in_background(lambda n=n: server.ask(ANALYZE, analyze(f"waits {n} x"))) for n in range(20)]
+    wait_for(lambda: server.server.batcher.waiting == 20, "20 texts that wait")
+    server.process.tell_to_end()
+    wait_for(lambda: server.server.batcher.stopping, "the server to stop")
+    for path, body, word in [
+        (ANALYZE, analyze("x"), "UNAVAILABLE"), ("/v1/moderations", {"input": "x"}, "server_error"),
+        ("/score", {"texts": ["x"]}, "Unhealthy"), ("/healthz", None, "stopping"),
+    ]:  # fmt: skip
+        refused = server.ask(path, body)
+        assert refused.status == 503
+        assert word in refused.data.decode()
+    letters.gate.set()
+    assert held.result(60).status == 200
+    assert [one.result(60).status for one in waiting] == [200] * 20
+    wait_for(lambda: not server._thread.is_alive(), "the end")
+
+
+def test_the_end_does_not_wait_for_a_judge_that_hangs(serve: Any, letters: Letters) -> None:
+    server = serve(letters, stop_seconds=1)
+    held = hold(server, letters)
+    begun = time.monotonic()
+    server.process.tell_to_end()
+    wait_for(lambda: not server._thread.is_alive(), "the end")
+    assert time.monotonic() - begun < 20
+    assert held.result(60).status == 503
+    letters.gate.set()
+
+
+def test_whoever_asks_twice_to_end_it_is_not_made_to_wait(serve: Any, letters: Letters) -> None:
+    server = serve(letters, stop_seconds=1000)
+    held = hold(server, letters)
+    waiting = in_background(lambda: server.ask(ANALYZE, analyze("x")))
+    wait_for(lambda: server.server.batcher.waiting == 1, "a text that waits")
+    server.process.tell_to_end()
+    server.process.tell_to_end()
+    assert held.result(60).status == waiting.result(60).status == 503
+    wait_for(lambda: not server._thread.is_alive(), "the end")
+
+
+def test_many_at_once_each_get_their_own(server: ThreadServer) -> None:
+    wrong = []
+
+    def ask(worker: int) -> None:
+        for n in range(25):
+            text = f"{'x' * ((worker * 7 + n) % 11)} of {worker} and {n}"
+            found = server.ask(ANALYZE, analyze(text, clientToken=f"{worker}-{n}")).body
+            value = found["attributeScores"]["TOXICITY"]["summaryScore"]["value"]
+            if found["clientToken"] != f"{worker}-{n}" or abs(value - text.count("x") / len(text)) > 1e-9:
+                wrong.append(found)
+
+    workers = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join()
+    assert wrong == []
