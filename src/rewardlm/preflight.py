@@ -34,6 +34,7 @@ from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
+    JudgeMigrateSettings,
     JudgeTrainSettings,
     PairEvaluateSettings,
     PairJudgeSettings,
@@ -132,6 +133,9 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
     if isinstance(settings, JudgeEvaluateSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
         yield from (partial(_check_suite, source) for source in settings.suite)
+    if isinstance(settings, JudgeMigrateSettings):
+        yield lambda: check_judges([settings.to], settings.services)
+        yield partial(_check_scored, settings)
     if isinstance(settings, JudgeTrainSettings):
         yield from (partial(_check_labelled, source) for source in settings.data)
     if isinstance(settings, JudgeTrainSettings | PairJudgeSettings):
@@ -175,6 +179,15 @@ def _check_suite(source: str) -> None:
     elif source == "hatecheck" and data_folder() is None:
         own = "the suite as a file, a folder of data sets ($REWARDLM_DATA)"
         hub.require(HATECHECK_HUB_ID, kind="dataset", what=f"the suite {source}", instead=own, error=DataError)
+
+
+def _check_scored(settings: JudgeMigrateSettings) -> None:
+    from rewardlm.judges.migrate import read_scored
+
+    path = Path(settings.scored).expanduser()
+    if not path.is_file() or path.stat().st_size <= _SMALL:
+        with _all_lines(settings.scored):
+            read_scored(settings)
 
 
 def _check_labelled(source: str) -> None:

@@ -186,14 +186,28 @@ def bootstrap_ci95(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3) of ``statistic`` of some rows.
 
+    ``bootstrap`` says what the arguments are. Returns None where that has no values.
+    """
+    values = bootstrap(statistic, clusters, n_resamples=n_resamples, seed=seed)
+    if not values:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float | None], clusters: ArrayLike, *, n_resamples: int, seed: int
+) -> list[float]:
+    """``statistic`` of each of ``n_resamples`` resamples of some rows.
+
     ``clusters`` [N] says to which unit each row belongs; units are drawn with replacement, each with all of its rows.
     Give ``range(N)`` if every row is a unit. ``statistic`` takes the indices of the rows that were drawn. A resample
-    for which it returns None (an AUC if one class was not drawn) is left out. Returns None if the statistic is None for
-    all rows together, or for more than half of the resamples.
+    for which it returns None (an AUC if one class was not drawn) is left out. There are no values at all if the
+    statistic is None for all rows together, or for more than half of the resamples.
     """
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     if member.size == 0 or statistic(np.arange(member.size)) is None:
-        return None
+        return []
     order = np.argsort(member, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(member))[:-1])
     units, alone = len(rows_of), len(rows_of) == member.size
@@ -201,10 +215,7 @@ def bootstrap_ci95(
     drawn = (rng.integers(0, units, units) for _ in range(n_resamples))
     resamples = (order[chosen] if alone else np.concatenate([rows_of[unit] for unit in chosen]) for chosen in drawn)
     values = [value for rows in resamples if (value := statistic(rows)) is not None]
-    if 2 * len(values) < n_resamples:
-        return None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return values if 2 * len(values) >= n_resamples else []
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

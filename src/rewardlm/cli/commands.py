@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "judge list": ("judge:list_", "Every judge that can be used here, with its figures."),
     "judge train": ("judge:train", "Fine-tune an encoder into a judge of several labels."),
     "judge evaluate": ("judge:evaluate", "What judges get right and wrong on a suite."),
+    "judge migrate": ("judge_migrate:migrate", "What a new judge's thresholds are in the place of an old one's."),
     "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
     "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right and wrong."),
     "interpret": ("interpret:interpret", "Look inside models: what training changed."),

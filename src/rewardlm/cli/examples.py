@@ -130,6 +130,15 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm judge evaluate judges/mine --suite hatecheck --card", "And write it into the judge's card."
         ),
     ),
+    "judge migrate": (
+        ExampleLine(
+            "rewardlm judge migrate scored.csv --to starter --out moved", "From Perspective's stored scores to starter."
+        ),
+        ExampleLine(
+            "rewardlm judge migrate old.csv --to lexical --text-column comment --score-column TOXICITY --out moved",
+            "A table whose columns have other names.",
+        ),
+    ),
     "judge train-pairs": (
         ExampleLine(
             "rewardlm judge train-pairs --dialogues DIALOCONAN.csv --out judges/pairs",
