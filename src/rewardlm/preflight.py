@@ -45,6 +45,7 @@ from rewardlm.scoring.encoder import check_encoder
 from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
+from rewardlm.scoring.thresholds import check_thresholds
 
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -105,6 +106,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
         yield from _of_pairs(settings.counter_narrative)
+        yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
     if isinstance(settings, RlafSettings):
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
@@ -115,6 +117,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, ScoreSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.scorer)
+        yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
         yield from _of_pairs(settings.counter_narrative)
         if settings.perplexity is not None:
             yield lambda: check_model(str(settings.perplexity))

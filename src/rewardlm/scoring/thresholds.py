@@ -7,7 +7,7 @@ it is refused for others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from rewardlm.config import Section, read_yaml, validate
 from rewardlm.errors import ConfigError, RunError
-from rewardlm.runs import write_atomically
+from rewardlm.runs import Run, write_atomically
+from rewardlm.scoring.scorer import Scorer
 
 FILE = "thresholds.yaml"
 Matching = Literal["share", "precision"]
@@ -165,3 +166,37 @@ def refuse_other_weights(where: str, name: str, threshold: Threshold, judge: Map
             f"{where}: the threshold of {name!r} was made for its label {threshold.label!r}, here it is {labels[0]!r}: "
             "run rewardlm judge migrate again with this label"
         )
+
+
+def recorded_thresholds(
+    run: Run, scorers: Sequence[Scorer], path: Path | None, matching: Matching
+) -> dict[str, dict[str, Any]]:
+    """What to record in ``run``: its ``thresholds`` with those of ``scorers`` from the file ``path``; nothing without.
+
+    Raises ConfigError if the file has none for any of these judges, and RunError for a judge with other weights.
+    """
+    if path is None:
+        return {}
+    found = thresholds_of(path, matching)
+    own = {scorer.name: scorer for scorer in scorers if scorer.name in found}
+    if not own:
+        raise ConfigError(nobody_named(path, found, [scorer.name for scorer in scorers]))
+    for name, scorer in own.items():
+        judge = {"labels": list(scorer.labels), "revision": getattr(scorer, "revision", None)}
+        refuse_other_weights(str(run.path), name, found[name], judge)
+    kept = {name: found[name].model_dump(mode="json") for name in own}
+    return {"thresholds": {**run.meta.get("thresholds", {}), **kept}}
+
+
+def check_thresholds(path: Path | None, matching: Matching, scorers: Sequence[str]) -> None:
+    """Raise ConfigError if the file ``path`` can't be read or has a threshold for none of ``scorers``."""
+    if path is not None and not (found := thresholds_of(path, matching)).keys() & set(scorers):
+        raise ConfigError(nobody_named(path, found, scorers))
+
+
+def nobody_named(path: Path, found: Iterable[str], judges: Iterable[str]) -> str:
+    """The complaint about a file that has thresholds for none of ``judges``."""
+    return (
+        f"{path} has thresholds for {', '.join(found)}, but the judges are {', '.join(judges) or 'none'}: name one of "
+        "them, or leave thresholds out"
+    )
