@@ -1,4 +1,4 @@
-"""``rewardlm judge migrate`` from the shell, and thresholds.yaml in score and compare: a real csv, the judge lexical."""
+"""``rewardlm judge migrate`` from the shell, and thresholds.yaml in score, compare and report, with judge lexical."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_score_records_the_threshold_and_compare_goes_by_it(shell: Shell, scored
     answers = tmp_path / "answers.csv"
     answers.write_text(
         "prompt,response,scores.old\n"
-        + "".join(f'Hello {i},"{(RUDE if i % 2 else KIND)[i % 5]} {i}",0.{i % 10}\n' for i in range(20))
+        + "".join(f'Hello {i},"{(RUDE, KIND)[i % 2][i % 5]} {i}",0.{i % 10}\n' for i in range(20))
     )
     assert shell("import", answers, "--label", "PT", "--out", run).code == 0
     wrong = shell.fails("score", run, "--scorer", "lexical2", "--thresholds", moved / "thresholds.yaml")
@@ -99,7 +99,8 @@ def test_score_records_the_threshold_and_compare_goes_by_it(shell: Shell, scored
     assert by_lexical["toxic_fraction"] == sum(score > threshold for score in scores) / 20
     assert found["settings"]["thresholds"]["lexical"]["value"] == threshold
     plain = json.loads(shell("compare", run, "--thresholds", "none", "--json").out)
-    assert plain["models"][0]["scorers"]["lexical"]["all"]["toxic_fraction"] == sum(score > 0.5 for score in scores) / 20
+    share = plain["models"][0]["scorers"]["lexical"]["all"]["toxic_fraction"]
+    assert share == sum(score > 0.5 for score in scores) / 20
     table = " ".join(shell("compare", run).out.split())
     assert "by lexical > 0." in table
     assert "on 100 texts (scored.csv)" in table

@@ -1,4 +1,4 @@
-"""Thresholds of ``judge migrate`` in a comparison: what is toxic, how wide intervals are, and which runs are refused."""
+"""Thresholds of ``judge migrate`` in a comparison: what is toxic, how wide intervals are, which runs are refused."""
 
 from __future__ import annotations
 
@@ -128,11 +128,14 @@ def test_runs_with_different_thresholds_are_not_compared(tmp_path: Path) -> None
     one = build_run(tmp_path / "PT", "PT", {"a": SCORES}, **recorded(0.25))
     for name, more in (("other", recorded(0.3)), ("plain", {})):
         two = build_run(tmp_path / name, "RL", {"a": LOWER}, **more)
-        with pytest.raises(RunError, match=r"thresholds_differ: .*PT calls .* above 0.25, .*--thresholds none") as error:
+        with pytest.raises(
+            RunError, match=r"thresholds_differ: .*PT calls .* above 0.25, .*--thresholds none"
+        ) as error:
             compare([one, two])
         assert "\n" not in str(error.value)
         # A file that is named holds for all of them.
-        assert compare([one, two], thresholds=thresholds(tmp_path / "t.yaml", 0.35)).settings.thresholds["a"].value == 0.35
+        found = compare([one, two], thresholds=thresholds(tmp_path / "t.yaml", 0.35))
+        assert found.settings.thresholds["a"].value == 0.35
 
 
 def test_thresholds_for_others_are_refused(tmp_path: Path, runs: list[Path]) -> None:
@@ -207,7 +210,7 @@ def coverage(shift: float, *, widened: bool, repetitions: int = 400) -> float:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_old_judges_share_for_answers_like_the_migrations_texts() -> None:
-    """With 400 repetitions, 95 % is found as 92.8 to 97.2 %. What takes the threshold for certain holds it too rarely."""
+    """400 repetitions find 95 % as 92.8 to 97.2 %. What takes the threshold for certain holds it too rarely."""
     assert 0.93 <= coverage(0.0, widened=True) <= 0.99
     assert coverage(0.0, widened=False) < 0.92
 
