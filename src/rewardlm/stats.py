@@ -173,7 +173,7 @@ def share_ci95_redrawn(
     narrower than ``share_ci95``, and equal to it if all rules agree.
     """
     plain = share_ci95(hits, counts)
-    if plain is None or not redrawn:
+    if plain is None or all(np.array_equal(found, hits, equal_nan=True) for found in redrawn):
         return plain
     parts = []
     for found in redrawn:
