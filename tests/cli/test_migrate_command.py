@@ -43,7 +43,7 @@ def test_json_and_both_files(shell: Shell, scored: Path, tmp_path: Path) -> None
     assert "From the old judge to lexical" in page
     # The page shows numbers, and no text of the file; nothing in it is fetched.
     assert "pathetic loser" not in page
-    assert "default-src 'none'" in page
+    assert "default-src &#39;none&#39;" in page
     assert page.count('type="application/json" id="figure-') == 2
 
 

@@ -177,9 +177,11 @@ def test_tables_say_which_threshold_and_where_it_comes_from(tmp_path: Path, runs
 
 
 def old_and_new(hidden: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Two judges of one hidden toxicity, each with noise of its own, on scales of their own."""
-    old = 1 / (1 + np.exp(-hidden - rng.normal(0, 0.6, hidden.shape)))
-    new = 1 / (1 + np.exp(-hidden - rng.normal(0, 0.6, hidden.shape))) ** 2
+    """Two judges of one hidden toxicity, each with noise of its own, on scales of their own. The new one sees it less
+    sharply. If both saw it equally sharply, one threshold would match the other for any texts.
+    """
+    old = 1 / (1 + np.exp(-hidden - rng.normal(0, 0.3, hidden.shape)))
+    new = 1 / (1 + np.exp(-hidden - rng.normal(0, 0.8, hidden.shape))) ** 2
     return old, new
 
 
@@ -218,7 +220,7 @@ def test_the_interval_holds_the_old_judges_share_for_answers_like_the_migrations
 @pytest.mark.slow
 def test_it_does_not_hold_it_for_answers_of_another_kind() -> None:
     """docs/migrating.md says so: far fewer toxic answers, and the judges' errors no longer balance."""
-    assert coverage(-1.5, widened=True) < 0.8
+    assert coverage(-1.5, widened=True) < 0.88
 
 
 def test_without_redrawn_thresholds_the_interval_is_the_plain_one() -> None:
