@@ -107,7 +107,7 @@ def fit_map(new: FloatArray, old: FloatArray) -> MonotoneMap:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class MappedTexts:
     """Float[N] each: what the curve says of texts that it wasn't fitted to, and what the mean of the others says."""
 
     mapped: FloatArray
@@ -116,7 +116,7 @@ class HeldOut:
 
 def map_held_out(
     new: FloatArray, old: FloatArray, texts: ArrayLike, *, seed: int, folds: int = FOLDS
-) -> HeldOut | None:
+) -> MappedTexts | None:
     """Every text's old score as a curve gives it that was fitted to other texts (cross-validation in ``folds`` parts).
 
     ``texts`` [N] are equal for copies of one text, which stay in one part. None if there are fewer than two texts.
@@ -128,7 +128,7 @@ def map_held_out(
     for inside in parts:
         mapped[inside] = fit_map(new[~inside], old[~inside])(new[inside])
         constant[inside] = old[~inside].mean()
-    return HeldOut(mapped, constant)
+    return MappedTexts(mapped, constant)
 
 
 def _parts(texts: ArrayLike, folds: int, seed: int) -> Iterator[BoolArray]:
