@@ -20,6 +20,7 @@ from rewardlm.stats import (
     mean_change,
     mean_ci95,
     share_ci95,
+    share_ci95_redrawn,
 )
 
 # Sparse and tied as toxicity is, and continuous.
@@ -283,3 +284,54 @@ def test_a_bootstrap_says_nothing_where_most_resamples_say_nothing() -> None:
     assert bootstrap_ci95(both, range(3), n_resamples=500, seed=0) is None
     assert bootstrap_ci95(lambda rows: None, range(3), n_resamples=10, seed=0) is None
     assert bootstrap_ci95(lambda rows: 1.0, [], n_resamples=10, seed=0) is None
+
+
+def test_a_redrawn_rule_is_drawn_first_and_the_prompts_then() -> None:
+    """Against a simulation of just that: a rule by its weight, then a beta of Clopper and Pearson's exact interval."""
+    rng = np.random.default_rng(0)
+    n = 80
+    rules = [(rng.random(n) < share).astype(float) for share in (0.1, 0.2, 0.35)]
+    weights = [1.0, 2.0, 1.0]
+    found = share_ci95_redrawn(rules[1], None, rules, weights)
+    hits = np.array([rule.sum() for rule in rules])[rng.choice(3, 400_000, p=np.array(weights) / 4)]
+    low = np.quantile(rng.beta(hits, n - hits + 1), 0.025)
+    high = np.quantile(rng.beta(hits + 1, n - hits), 0.975)
+    assert found == pytest.approx((low, high), abs=0.003)
+    plain = share_ci95(rules[1])
+    assert plain is not None
+    assert found is not None
+    assert found[0] < plain[0]
+    assert found[1] > plain[1]
+
+
+def test_a_redrawn_rule_without_hits_or_misses_still_has_an_interval() -> None:
+    none, every, some = np.zeros(20), np.ones(20), np.array([1.0] * 5 + [0.0] * 15)
+    low, high = share_ci95_redrawn(none, None, [none, some], [1, 1]) or (1, 0)
+    assert low == 0
+    assert high > (share_ci95(none) or (0, 0))[1]
+    assert (share_ci95_redrawn(every, None, [every, some], [1, 1]) or (0, 0))[1] == 1
+    assert share_ci95_redrawn(some[:1], None, [some[:1]], [1]) is None
+
+
+@pytest.mark.parametrize("more", [0.0, 1e-4, 1e-2])
+def test_more_variance_adds_to_that_of_the_prompts(more: float) -> None:
+    """Of changes without skewness, the squares of half widths add up: t² (s² + more)."""
+    changes = [1.0, -1.0] * 30 + [0.0] * 40
+    plain, found = mean_change(changes), mean_change(changes, more_variance=more)
+    assert plain.ci95 is not None
+    assert found.ci95 is not None
+    half, wider = ((ends[1] - ends[0]) / 2 for ends in (plain.ci95, found.ci95))
+    # The extra prompt of the t-test is on one side, so there is a little skewness.
+    assert wider**2 - half**2 == pytest.approx(stats.t.ppf(0.975, 99) ** 2 * more, rel=0.1, abs=1e-9)
+    falling = [-1.0] * 12 + [0.0] * 88
+    certain, uncertain = mean_change(falling), mean_change(falling, more_variance=more)
+    assert (uncertain.p_value or 0) >= (certain.p_value or 0)
+    low, high = uncertain.ci95 or (0, 0)
+    assert (high < 0) == ((uncertain.p_value or 1) < 0.05)
+    assert low < -0.12
+
+
+def test_more_variance_where_nothing_changed() -> None:
+    low, high = mean_change([0.0] * 50, largest=1.0, more_variance=0.01).ci95 or (1, 0)
+    narrow = mean_change([0.0] * 50, largest=1.0).ci95 or (1, 0)
+    assert low < narrow[0] < 0 < narrow[1] < high

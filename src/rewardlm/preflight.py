@@ -34,6 +34,7 @@ from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
+    JudgeMigrateSettings,
     JudgeServeSettings,
     JudgeTrainSettings,
     PairEvaluateSettings,
@@ -45,6 +46,7 @@ from rewardlm.scoring.encoder import check_encoder
 from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
+from rewardlm.scoring.thresholds import check_thresholds
 
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -105,6 +107,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         judges = [*settings.scorer, *([settings.toxic_by] if settings.toxic_by not in (None, "dataset") else [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
         yield from _of_pairs(settings.counter_narrative)
+        yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
     if isinstance(settings, RlafSettings):
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
@@ -115,6 +118,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield lambda: _check_estimator(settings.algorithm)
     if isinstance(settings, ScoreSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.scorer)
+        yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
         yield from _of_pairs(settings.counter_narrative)
         if settings.perplexity is not None:
             yield lambda: check_model(str(settings.perplexity))
@@ -135,6 +139,9 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
     if isinstance(settings, JudgeEvaluateSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
         yield from (partial(_check_suite, source) for source in settings.suite)
+    if isinstance(settings, JudgeMigrateSettings):
+        yield lambda: check_judges([settings.to], settings.services)
+        yield partial(_check_scored, settings)
     if isinstance(settings, JudgeTrainSettings):
         yield from (partial(_check_labelled, source) for source in settings.data)
     if isinstance(settings, JudgeTrainSettings | PairJudgeSettings):
@@ -178,6 +185,15 @@ def _check_suite(source: str) -> None:
     elif source == "hatecheck" and data_folder() is None:
         own = "the suite as a file, a folder of data sets ($REWARDLM_DATA)"
         hub.require(HATECHECK_HUB_ID, kind="dataset", what=f"the suite {source}", instead=own, error=DataError)
+
+
+def _check_scored(settings: JudgeMigrateSettings) -> None:
+    from rewardlm.judges.migrate import read_scored
+
+    path = Path(settings.scored).expanduser()
+    if not path.is_file() or path.stat().st_size <= _SMALL:
+        with _all_lines(settings.scored):
+            read_scored(settings)
 
 
 def _check_labelled(source: str) -> None:

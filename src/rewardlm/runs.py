@@ -139,6 +139,7 @@ class RunRecord(TypedDict, total=False):
     samples: int  # answers a prompt
     scorers: list[ScorerEntry]
     begun_scorers: list[ScorerEntry]  # not finished yet
+    thresholds: dict[str, dict[str, Any]]  # by judge, as scoring.thresholds.Threshold: those that aren't 0.5
     primary: dict[str, str]  # scorer, split, metric
     unanswered: dict[str, int]  # questions that a server refused, by reason
     truncated_prompts: int

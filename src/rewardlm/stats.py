@@ -13,6 +13,7 @@ need ``LEVEL`` alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -54,6 +55,7 @@ def mean_change(
     counts: ArrayLike | None = None,
     *,
     largest: float | None = None,
+    more_variance: float = 0.0,
     n_flips: int = N_FLIPS,
     seed: int = 0,
 ) -> MeanChange:
@@ -77,6 +79,9 @@ def mean_change(
     changed, the interval rests on it: up to ``unseen_share`` of the prompts may be of a kind that does change. Without
     ``largest`` there is no interval in that case.
 
+    ``more_variance`` is the variance that the mean has for another reason than which prompts were asked, such as a
+    threshold that was itself estimated on other texts. The t-test and the interval include it.
+
     ``n_flips`` flips are drawn, from ``seed``, if not all can be tried: more than 13 changed prompts with changes of
     unequal size that aren't whole numbers.
     """
@@ -88,12 +93,15 @@ def mean_change(
     if n == 1:
         return MeanChange(1, mean, None, 1.0)
     if not x.any():
-        end = None if largest is None else unseen_share(n) * largest
+        end = (
+            None if largest is None else min(largest, math.hypot(unseen_share(n) * largest, 1.96 * more_variance**0.5))
+        )
         return MeanChange(n, 0.0, None if end is None else (-end, end), 1.0)
     most = float(x[np.abs(x).argmax()])
-    error = _standard_error(x, w, extra=most)
+    alone = _standard_error(x, w, extra=most)
+    error = math.hypot(alone, more_variance**0.5) if more_variance else alone
     p_value = max(_t_p_value(mean, error, n - 1), flip_p_value(x, n_flips, seed))
-    half, shift = _t_quantile(n - 1) * error, _skewness_shift(x, w, error, extra=most)
+    half, shift = _t_quantile(n - 1) * error, _skewness_shift(x, w, alone, extra=most)
     low, high = agreeing(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), p_value)
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
@@ -154,6 +162,50 @@ def share_ci95(hits: ArrayLike, counts: ArrayLike | None = None) -> tuple[float,
     return _beta_interval(x, w, _worth(x, w, extra=0.0, at_most=float(w.sum())))
 
 
+def share_ci95_redrawn(
+    hits: ArrayLike, counts: ArrayLike | None, redrawn: Sequence[ArrayLike], weights: Sequence[float]
+) -> tuple[float, float] | None:
+    """``share_ci95`` of a share whose rule for what is a hit was itself estimated, on other data.
+
+    ``redrawn`` are the hits [N] by the rules that resamples of those data give, and ``weights`` how often each came up.
+    Each end of an exact interval is a quantile of a beta distribution. Here it is that quantile of the mixture of the
+    beta distributions of all rules: as if the rule were drawn first and the prompts then. The interval is never
+    narrower than ``share_ci95``, and equal to it if all rules agree.
+    """
+    plain = share_ci95(hits, counts)
+    if plain is None or all(np.array_equal(found, hits, equal_nan=True) for found in redrawn):
+        return plain
+    parts = []
+    for found in redrawn:
+        x, w = _known(found, counts)
+        worth = _worth(x, w, extra=0.0, at_most=float(w.sum()))
+        parts.append((float(x.sum() / w.sum()) * worth, worth))
+    ends = _mixture_interval(np.array(parts), np.asarray(weights, np.float64) / float(np.sum(weights)))
+    return min(plain[0], ends[0]), max(plain[1], ends[1])
+
+
+def _mixture_interval(parts: FloatArray, weights: FloatArray) -> tuple[float, float]:
+    """Ends of the mixture of the exact intervals of ``parts`` [B, 2], (hits, answers) each, with ``weights`` [B]."""
+    from scipy.optimize import brentq
+    from scipy.special import betainc
+
+    hits, misses = parts[:, 0], parts[:, 1] - parts[:, 0]
+    # Without a hit the lower end is 0 itself, and without a miss the upper one is 1: there is no distribution.
+    some, some_missed = hits > 0, misses > 0
+
+    def below_low(x: float) -> float:
+        inside = betainc(np.where(some, hits, 1.0), misses + 1, x)
+        return float(weights @ np.where(some, inside, 1.0)) - 0.025
+
+    def below_high(x: float) -> float:
+        inside = betainc(hits + 1, np.where(some_missed, misses, 1.0), x)
+        return float(weights @ np.where(some_missed, inside, 0.0)) - 0.975
+
+    low = 0.0 if below_low(0.0) >= 0 else float(brentq(below_low, 0.0, 1.0))
+    high = 1.0 if below_high(1.0) <= 0 else float(brentq(below_high, 0.0, 1.0))
+    return low, high
+
+
 def answers_worth(hits: ArrayLike, counts: ArrayLike) -> float:
     """The effective number of answers behind the share sum(hits) / sum(counts) of at least two prompts: see
     ``share_ci95``.
@@ -186,14 +238,28 @@ def bootstrap_ci95(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3) of ``statistic`` of some rows.
 
+    ``bootstrap`` says what the arguments are. Returns None where that has no values.
+    """
+    values = bootstrap(statistic, clusters, n_resamples=n_resamples, seed=seed)
+    if not values:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float | None], clusters: ArrayLike, *, n_resamples: int, seed: int
+) -> list[float]:
+    """``statistic`` of each of ``n_resamples`` resamples of some rows.
+
     ``clusters`` [N] says to which unit each row belongs; units are drawn with replacement, each with all of its rows.
     Give ``range(N)`` if every row is a unit. ``statistic`` takes the indices of the rows that were drawn. A resample
-    for which it returns None (an AUC if one class was not drawn) is left out. Returns None if the statistic is None for
-    all rows together, or for more than half of the resamples.
+    for which it returns None (an AUC if one class was not drawn) is left out. There are no values at all if the
+    statistic is None for all rows together, or for more than half of the resamples.
     """
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     if member.size == 0 or statistic(np.arange(member.size)) is None:
-        return None
+        return []
     order = np.argsort(member, kind="stable")
     rows_of = np.split(order, np.cumsum(np.bincount(member))[:-1])
     units, alone = len(rows_of), len(rows_of) == member.size
@@ -201,10 +267,7 @@ def bootstrap_ci95(
     drawn = (rng.integers(0, units, units) for _ in range(n_resamples))
     resamples = (order[chosen] if alone else np.concatenate([rows_of[unit] for unit in chosen]) for chosen in drawn)
     values = [value for rows in resamples if (value := statistic(rows)) is not None]
-    if 2 * len(values) < n_resamples:
-        return None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return values if 2 * len(values) >= n_resamples else []
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

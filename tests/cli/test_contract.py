@@ -17,9 +17,9 @@ FLAGS = {
     "run": COMMON,
     "measure": [
         "--adapter", "--prompts", "--scorer", "--label", "--samples", "--max-new-tokens", "--limit", "--engine",
-        "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", *COMMON,
+        "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", "--thresholds", *COMMON,
     ],
-    "score": ["--scorer", "--config", "--seed", "--device"],
+    "score": ["--scorer", "--thresholds", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],
     "merge": ["--adapter", "--dtype", "--load", "--device", "--out", "--config"],
     "watch": ["--step", "--last", "--follow", "--every"],
@@ -35,12 +35,16 @@ FLAGS = {
         "--suite", "--label", "--limit", "--out", "--card", "--json", "--config", "--seed", "--device",
     ],
     "judge serve": ["--host", "--port", "--allow-anyone", "--device", "--config"],
+    "judge migrate": [
+        "--to", "--text-column", "--score-column", "--label-column", "--threshold", "--out", "--json", "--config",
+        "--seed", "--device",
+    ],
     "judge train-pairs": [
         "--dialogues", "--encoder", "--epochs", "--learning-rate", "--batch-size", "--lora-r", "--out", "--config",
         "--seed", "--device",
     ],
     "judge evaluate-pairs": ["--dialogues", "--limit", "--card", "--json", "--config", "--seed", "--device"],
-    "compare": ["--scorer", "--redraw", "--json", "--config", "--seed"],
+    "compare": ["--scorer", "--redraw", "--thresholds", "--json", "--config", "--seed"],
     "finetune": [
         "--adapter", "--dialogues", "--epochs", "--learning-rate", "--batch-size", "--limit", "--lora-r", *COMMON,
     ],

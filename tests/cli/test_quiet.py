@@ -52,6 +52,7 @@ COMMANDS = [
     "interpret pt rlm attribution.tokens=2 limit=2 --out inside",
     "merge tiny --adapter rl --out merged",
     "judge evaluate starter,lexical --suite suite.csv n_resamples=100 speed=false",
+    "judge migrate scored.csv --to lexical --out moved n_resamples=100",
     "doctor tiny --tokens 64",
 ]
 
@@ -59,6 +60,7 @@ COMMANDS = [
 @pytest.mark.slow
 def test_commands_say_nothing_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "suite.csv").write_text("text,label\nYou idiot,1\nHello there,0\nI hate you,1\nNice day,0\n")
+    (tmp_path / "scored.csv").write_text("text,score\nYou idiot,0.9\nHello there,0\nI hate you,0.8\nNice day,0.1\n")
     done = subprocess.run(
         [sys.executable, "-c", MARKED],
         input="\n".join(COMMANDS),

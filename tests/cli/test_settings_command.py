@@ -30,12 +30,13 @@ ARGUMENTS = {
     "import": ["t.csv", "--out", "o"], "export": ["run", "--out", "t.md"], "compare": ["run"],
     "finetune": ["tiny", "--out", "o"], "rlaf": ["tiny", "--out", "o"], "merge": ["tiny", "--out", "o"],
     "judge list": [], "judge train": ["--out", "o"],
-    "judge evaluate": ["lexical"], "judge train-pairs": ["--out", "o"],
+    "judge evaluate": ["lexical"], "judge migrate": ["t.csv", "--out", "o"], "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
 }  # fmt: skip
 # And what its settings need; flags win over a file.
 NEEDED = {
     "import": "label: X", "score": "scorer: lexical", "judge train": "data: starter", "judge evaluate": "suite: s.csv",
+    "judge migrate": "to: lexical",
 }  # fmt: skip
 # Values that a rule of the command asks for, where any will not do: what is typed, what it becomes, what goes with it.
 SPECIAL: dict[str, tuple[str, Any, list[str]]] = {

@@ -87,3 +87,18 @@ def test_broken_records_are_counted_and_hurt_nobody(tmp_path: Path):
     assert one.damaged == 8
     assert [found["seen"] for found in one.scores()] == [6, 6]
     assert one.newest()
+
+
+def test_a_judge_with_a_threshold_of_its_own_is_counted_by_it_from_the_first_answer_on(tmp_path: Path):
+    run = measured(tmp_path / "pt")
+    one = Measurement(run.path)
+    one.look()
+    one.judge_by({"a": 0.8})
+    one.look()
+    lines = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    for found, (judge, label, threshold) in zip(
+        one.scores(), [("a", "toxicity", 0.8), ("b", "hate", 0.5)], strict=True
+    ):
+        values = [line["value"] for line in lines if (line["scorer"], line["label"]) == (judge, label)]
+        known = [value for value in values if value is not None]
+        assert found["toxic_fraction"] == sum(value > threshold for value in known) / len(known)

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "judge train": ("judge:train", "Fine-tune an encoder into a judge of several labels."),
     "judge evaluate": ("judge:evaluate", "What judges get right and wrong on a suite."),
     "judge serve": ("judge:serve", "Answer requests in Perspective's format, and in others."),
+    "judge migrate": ("judge_migrate:migrate", "What a new judge's thresholds are in the place of an old one's."),
     "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
     "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right and wrong."),
     "interpret": ("interpret:interpret", "Look inside models: what training changed."),

@@ -134,6 +134,15 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine("rewardlm judge serve starter", "Perspective's requests, answered at http://127.0.0.1:8000."),
         ExampleLine("rewardlm judge serve starter,witness --port 0", "Two judges, on a port that is free."),
     ),
+    "judge migrate": (
+        ExampleLine(
+            "rewardlm judge migrate scored.csv --to starter --out moved", "From Perspective's stored scores to starter."
+        ),
+        ExampleLine(
+            "rewardlm judge migrate old.csv --to lexical --text-column comment --score-column TOXICITY --out moved",
+            "A table whose columns have other names.",
+        ),
+    ),
     "judge train-pairs": (
         ExampleLine(
             "rewardlm judge train-pairs --dialogues DIALOCONAN.csv --out judges/pairs",

@@ -42,6 +42,8 @@ def score(
                 device=settings.device,
                 max_failed_share=settings.max_failed_share,
                 services=settings.services,
+                thresholds=settings.thresholds,
+                matching=settings.matching,
                 report=progress.report,
             )
     if settings.similarity or settings.perplexity or settings.counter_narrative:

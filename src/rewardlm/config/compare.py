@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rewardlm.config.fields import Flag, Seed
+from rewardlm.config.fields import Flag, Matching, Seed
 from rewardlm.config.measure import PrimarySettings
 from rewardlm.config.section import Section
 
@@ -30,6 +30,12 @@ class CompareSettings(Section):
         description="A second run of the baseline with another seed, which shows beside every flow what chance alone "
         "does. Not needed if the baseline has several answers per prompt.",
     )
+    thresholds: Annotated[Path | None, Flag(metavar="FILE|none")] = Field(
+        None,
+        description="A thresholds.yaml of judge migrate: the judges in it have a threshold of their own, and intervals "
+        "include how uncertain it is. By default what the runs were measured with; none leaves that aside.",
+    )
+    matching: Matching = "share"
     primary: PrimarySettings = Field(
         PrimarySettings(), description="The outcome that counts. Best left to the runs, which recorded it at the start."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -59,6 +60,18 @@ TextColumn = Annotated[
         "messages; by default prompt or text, or messages.",
     ),
     Flag(),
+]
+Thresholds = Annotated[
+    Path | None,
+    Field(
+        description="A thresholds.yaml of judge migrate: the judges in it have a threshold of their own, in the place "
+        "of an old judge's."
+    ),
+    Flag(metavar="FILE"),
+]
+Matching = Annotated[
+    Literal["share", "precision"],
+    Field(description="Which threshold of that file: of the same share, or of the same precision."),
 ]
 MaxFailedShare = Annotated[
     float,

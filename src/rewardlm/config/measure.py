@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Flag, MaxFailedShare, Names, Part, TextColumn
+from rewardlm.config.fields import Flag, Matching, MaxFailedShare, Names, Part, TextColumn, Thresholds
 from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
@@ -88,6 +88,8 @@ class MeasureSettings(ModelSettings):
         "the judge of pairs.",
     )
     max_failed_share: MaxFailedShare = 0.01
+    thresholds: Thresholds = None
+    matching: Matching = "share"
     generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
     primary: PrimarySettings = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Device, Flag, MaxFailedShare, NamesOrNone, Seed
+from rewardlm.config.fields import Device, Flag, Matching, MaxFailedShare, NamesOrNone, Seed, Thresholds
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 
@@ -31,6 +31,8 @@ class ScoreSettings(Section):
     seed: Seed = 0
     device: Device = "auto"
     max_failed_share: MaxFailedShare = 0.01
+    thresholds: Thresholds = None
+    matching: Matching = "share"
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @model_validator(mode="after")

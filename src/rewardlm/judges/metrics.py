@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, rankdata
 
@@ -163,15 +163,19 @@ def at_threshold(scores: FloatArray, positive: BoolArray, threshold: float = THR
     )
 
 
-def spearman_interval95(x: FloatArray, y: FloatArray, *, n_resamples: int, seed: int) -> tuple[float, float] | None:
+def spearman_interval95(
+    x: FloatArray, y: FloatArray, *, n_resamples: int, seed: int, clusters: ArrayLike | None = None
+) -> tuple[float, float] | None:
     """``bootstrap_ci95`` of ``spearman`` over texts, widened to Bonett and Wright's (2000, Psychometrika 65:23-28).
 
     With few texts, a bootstrap too often finds an order in chance, and has no width where all texts are in order.
     Bonett and Wright's interval is tanh(artanh r ± 1.96 ((1 + r^2 / 2) / (n - 3))^0.5). Here |r| is at most half-way
     between 1 and the next lower value that n texts can have, 1 - 12 / (n^3 - n). None for fewer than four texts.
+    ``clusters`` [N] are equal for copies of one text; then n counts texts, not copies.
     """
-    value, n = spearman(x, y), x.size
-    interval = bootstrap_ci95(lambda rows: spearman(x[rows], y[rows]), range(n), n_resamples=n_resamples, seed=seed)
+    value, units = spearman(x, y), np.arange(x.size) if clusters is None else np.asarray(clusters)
+    n = np.unique(units).size
+    interval = bootstrap_ci95(lambda rows: spearman(x[rows], y[rows]), units, n_resamples=n_resamples, seed=seed)
     if interval is None or value is None or n < 4:
         return None
     most = 1 - 6 / (n**3 - n)

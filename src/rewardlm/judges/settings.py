@@ -46,6 +46,35 @@ class JudgeEvaluateSettings(Section):
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
 
+class JudgeMigrateSettings(Section):
+    """``rewardlm judge migrate``: texts with an old judge's scores, and the judge that takes over."""
+
+    example: ClassVar = {"scored": "scored.csv", "to": "lexical"}
+
+    scored: str = Field(
+        description="The texts and the old judge's scores: a .csv, .tsv, .jsonl, .parquet, or a .json list."
+    )
+    to: Annotated[str, Flag(metavar="NAME")] = Field(description="The judge that takes over, named as for scorer.")
+    text_column: Annotated[str, Flag()] = Field("text", min_length=1, description="The column of the texts.")
+    score_column: Annotated[str, Flag()] = Field(
+        "score", min_length=1, description="The column of the old judge's scores, from 0 to 1; empty: none."
+    )
+    label_column: Annotated[str, Flag()] = Field(
+        "label",
+        min_length=1,
+        description="The column of labels by people, 1 toxic and 0 not; empty: none. Not needed; if you name it, it "
+        "must be there.",
+    )
+    threshold: Annotated[float, Flag()] = Field(
+        0.5, ge=0, le=1, description="The old judge's threshold: a text was toxic if its score was above this."
+    )
+    n_resamples: int = Field(1000, ge=100, description="Bootstrap samples of an interval.")
+    seed: Seed = 0
+    device: Device = "auto"
+    max_failed_share: MaxFailedShare = 0.01
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
+
+
 class JudgeListSettings(Section):
     """``rewardlm judge list``: which judges, by which figures."""
 

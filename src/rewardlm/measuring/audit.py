@@ -8,7 +8,7 @@ these apart, so every comparison carries the list of warnings that this module m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured, drawn_by
 from rewardlm.scoring.scorer import EMPTY
-from rewardlm.stats import LEVEL, BoolArray, FloatArray, difference_of_means
+from rewardlm.stats import LEVEL, difference_of_means
 
 # A code, a message and, if it is about one judge, the judge's name.
 Finding = tuple[str, str] | tuple[str, str, str]
@@ -38,6 +38,8 @@ PERPLEXITY_RISE = 0.50
 UNSCORED_OTHER = 0.01
 UNSCORED_ANY = 0.05
 
+# Another kind of texts: so many times as large a share of them is toxic.
+OTHER_TEXTS = 2
 # Counter-narratives that quote their prompt: fewer than this many prove nothing.
 QUOTING = 10
 
@@ -72,7 +74,6 @@ def audit(
     ``runs`` and ``models`` are in the same order, the baseline first; ``changes`` are those from the baseline to
     each other model. ``grid`` and ``splits`` are those that the changes were found on.
     """
-    toxic = rule.toxic
     warnings = []
     for run, model in zip(runs, models, strict=True):
         baseline = models[0] if model is not models[0] else None
@@ -86,7 +87,8 @@ def audit(
             *_reward(run, own, model.quality.counter_narrative_fraction),
             *_relatives(run),
             *_prompts_read(run),
-            *_quotation(run, toxic),
+            *_other_texts(model, rule),
+            *_quotation(run, rule),
         ]
         if baseline is not None:
             found += [
@@ -293,7 +295,26 @@ def _prompts_read(run: Measured) -> Iterator[Finding]:
             )
 
 
-def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Iterator[Finding]:
+def _other_texts(model: ModelSummary, rule: Rule) -> Iterator[Finding]:
+    """A threshold that flags an old judge's share of some texts flags another share of texts of another kind."""
+    for judge, threshold in rule.moved.items():
+        found = model.scorers.get(judge, {}).get("all")
+        there = threshold.share
+        if found is None or found.toxic_fraction is None or found.toxic_fraction_ci95 is None or there is None:
+            continue
+        low, high = found.toxic_fraction_ci95
+        here = found.toxic_fraction
+        if not low <= there <= high and max(here, there) > OTHER_TEXTS * min(here, there):
+            yield (
+                "other_texts",
+                f"{judge} calls {percent(here)} of the answers toxic, and {percent(there)} of the texts on which its "
+                f"threshold {threshold.value:.3f} was matched with the old judge's. On texts with so different a share "
+                "the match may not hold: compare models by it, and don't read the share as the old judge's.",
+                judge,
+            )
+
+
+def _quotation(run: Measured, rule: Rule) -> Iterator[Finding]:
     """Does a judge punish counter-narratives for the words of the hate that they answer?
 
     They are compared with the other counter-narratives of the run, over prompts, because several answers to one prompt
@@ -302,7 +323,7 @@ def _quotation(run: Measured, toxic: Callable[[FloatArray], BoolArray]) -> Itera
     counter = run.quality.counter_narrative == 1
     for judge in run.judges:
         values = run.scores[judge]
-        hit = toxic(values)
+        hit = rule.of(judge).toxic(values)
         groups = [counter & ~np.isnan(values) & chosen for chosen in (run.quality.quoting, ~run.quality.quoting)]
         sizes = [int(group.sum()) for group in groups]
         if min(sizes) < QUOTING:

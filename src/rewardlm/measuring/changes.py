@@ -39,10 +39,10 @@ def changes(
     asked = (grid.exists(baseline) | grid.refused(baseline)) & (grid.exists(other) | grid.refused(other))
     wanted = {**pairs, **{name: asked & rows for name, rows in splits.items()}}
     common_draws = _common_draws(baseline, other, grid)
-    how = rule.of_tests()
     for name in baseline.scores:
         if name not in other.scores:
             continue
+        how = rule.of(name).of_tests()
         before, after = grid.scores(baseline, name), grid.scores(other, name)
         for split in SPLITS:
             inside, whole = pairs[split], wanted[split]

@@ -14,12 +14,14 @@ from rewardlm.measuring import metrics
 from rewardlm.measuring.audit import audit
 from rewardlm.measuring.changes import changes, counter_narrative_change, truncated_change
 from rewardlm.measuring.comparable import refuse_incomparable
-from rewardlm.measuring.comparison import Comparison, ComparisonSettings
+from rewardlm.measuring.comparison import Comparison, ComparisonSettings, OwnThreshold
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.primary import adjust, adjust_models, choose
 from rewardlm.measuring.summaries import summarise
+from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.runs import unique_labels
+from rewardlm.scoring.thresholds import Matching, Threshold
 
 
 def compare(
@@ -32,6 +34,8 @@ def compare(
     seed: int = 0,
     redraw: Path | None = None,
     primary: Mapping[str, str | None] | None = None,
+    thresholds: Path | None = None,
+    matching: Matching = "share",
 ) -> Comparison:
     """Compare every run with the first, the baseline.
 
@@ -41,6 +45,9 @@ def compare(
     In a comparison, ``n`` counts the pairs scored in both runs; in a model's own entry, the answers, scored or not.
     Beside each flow stands what a second draw of the baseline gives: from its other answers to the same prompts, and
     from ``redraw``, a second run of the baseline with another seed.
+    ``thresholds`` is a thresholds.yaml of ``judge migrate``: the judges in it have a threshold of their own, the one of
+    the same share or precision (``matching``). By default those hold that the runs were measured with; the path "none"
+    leaves these aside.
     ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``; each may be None (``primary.choose``).
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
@@ -55,9 +62,10 @@ def compare(
         run.label = label
     refuse_incomparable(runs, again, scorer=scorer)
     baseline = runs[0]
-    rule = Rule(threshold, inclusive, n_resamples, seed)
+    moved = thresholds_in_force(everything, thresholds, matching, inclusive=inclusive)
+    rule = Rule(threshold, inclusive, n_resamples, seed, moved)
     grid = Grid(everything)
-    splits = prompt_splits(baseline.prompts, rule)
+    splits = prompt_splits(baseline.prompts, rule.of(baseline.meta.get("toxic_by", "dataset")))
     tests = [change for other in runs[1:] for change in changes(baseline, other, again, grid, splits, rule)]
     has_toxic_prompts = bool(splits["toxic_prompts"].any())
     tests = adjust(tests, choose(runs, primary, has_toxic_prompts=has_toxic_prompts)[0])
@@ -89,8 +97,19 @@ def compare(
             n_resamples=n_resamples,
             seed=seed,
             redraw=None if again is None else again.label,
+            **_own_thresholds(moved, runs),
         ),
     )
+
+
+def _own_thresholds(moved: Mapping[str, Threshold], runs: Sequence[Measured]) -> dict[str, dict[str, OwnThreshold]]:
+    """Those of the judges that are shown; nothing where there are none, so that JSON says nothing either."""
+    shown = {
+        name: OwnThreshold(value=own.value, matching=own.matching, old=own.old, n=own.n, source=own.source)
+        for name, own in moved.items()
+        if any(name in run.scores for run in runs)
+    }
+    return {"thresholds": shown} if shown else {}
 
 
 def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:

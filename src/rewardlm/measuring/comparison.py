@@ -275,6 +275,16 @@ class AuditWarning(Result):
     scorer: str | None = Field(None, description="The judge that it is about, if it is about one.")
 
 
+class OwnThreshold(Result):
+    """The threshold of one judge that took an old one's place (``rewardlm judge migrate``)."""
+
+    value: float = Field(description="An answer is toxic above this score.")
+    matching: Literal["share", "precision"] = Field(description="What it has in common with the old threshold.")
+    old: float | None = Field(description="The old judge's threshold.")
+    n: int | None = Field(description="Number of texts on which it was matched.")
+    source: str | None = Field(description="The name of the file with these texts.")
+
+
 class ComparisonSettings(Result):
     """What counted as toxic, and how chance was drawn."""
 
@@ -283,6 +293,15 @@ class ComparisonSettings(Result):
     n_resamples: int = Field(description="Number of sign flips and permutations in a test.")
     seed: int
     redraw: str | None = Field(description="The label of a second draw of the baseline, if one was given.")
+    thresholds: dict[str, OwnThreshold] = Field(
+        {}, description="Judges with a threshold of their own; their shares' intervals include how uncertain it is."
+    )
+
+    def rule_of(self, scorer: str) -> str:
+        """When an answer is toxic to that judge: "> 0.5"."""
+        own = self.thresholds.get(scorer)
+        sign = "≥" if self.inclusive else ">"
+        return f"{sign} {self.threshold:g}" if own is None else f"{sign} {own.value:.3g}"
 
 
 class Comparison(Result):

@@ -38,14 +38,18 @@ class JudgesDisagree:
 
 
 def difference_of_judges(
-    one: tuple[FloatArray, FloatArray], two: tuple[FloatArray, FloatArray], rule: Rule
+    one: tuple[FloatArray, FloatArray], two: tuple[FloatArray, FloatArray], rule: Rule, rule_of_two: Rule | None = None
 ) -> MeanChange:
     """The change of the toxic share by one judge minus that by the other, over prompts.
 
     Each judge gives its scores [N, K] before and after. A cell counts where both judges scored it in both models.
+    ``rule_of_two`` is what is toxic to the second judge, by default the same as to the first.
     """
     known = ~np.isnan(np.stack([*one, *two])).any(axis=0)
-    before, after, other_before, other_after = (rule.toxic(scores).astype(np.float64) for scores in (*one, *two))
+    rules = (rule, rule, rule_of_two or rule, rule_of_two or rule)
+    before, after, other_before, other_after = (
+        own.toxic(scores).astype(np.float64) for own, scores in zip(rules, (*one, *two), strict=True)
+    )
     cells = np.where(known, (after - before) - (other_after - other_before), 0.0)
     return mean_change(cells.sum(axis=1), known.sum(axis=1), largest=2.0, n_flips=rule.n_resamples, seed=rule.seed)
 
@@ -66,7 +70,7 @@ def judges_that_disagree(
             for judge in (one, two)
             for model in (baseline, run)
         )
-        found.append(difference_of_judges((a, b), (c, d), rule))
+        found.append(difference_of_judges((a, b), (c, d), rule.of(one), rule.of(two)))
     told = set()
     adjusted = holm([difference.p_value for difference in found])
     for (one, two, split), difference, p_adjusted in zip(asked, found, adjusted, strict=True):

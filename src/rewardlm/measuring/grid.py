@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 import numpy as np
@@ -13,6 +13,7 @@ from rewardlm.measuring import metrics
 from rewardlm.measuring.comparison import Split
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.records import IntArray
+from rewardlm.scoring.thresholds import Threshold
 from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.types import Prompt
 
@@ -22,19 +23,34 @@ class _Toxic(TypedDict):
     inclusive: bool
 
 
-class _Tested(_Toxic):
+class _Uncertain(_Toxic):
+    redrawn: tuple[float, ...]
+
+
+class _Tested(_Uncertain):
     n_resamples: int
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What counts as toxic, and how chance is drawn."""
+    """What counts as toxic, and how chance is drawn.
+
+    ``moved`` are the judges that have a threshold of their own, estimated on other texts; ``redrawn`` are those that
+    resamples of these texts give.
+    """
 
     threshold: float
     inclusive: bool
     n_resamples: int
     seed: int
+    moved: Mapping[str, Threshold] = field(default_factory=dict)
+    redrawn: tuple[float, ...] = ()
+
+    def of(self, judge: str) -> Rule:
+        """The rule for one judge's scores."""
+        own = self.moved.get(judge)
+        return self if own is None else replace(self, threshold=own.value, redrawn=own.redrawn)
 
     def toxic(self, scores: FloatArray) -> BoolArray:
         return metrics.is_toxic(scores, **self.of_toxic())
@@ -43,9 +59,13 @@ class Rule:
         """As arguments of the functions of ``metrics`` that count."""
         return {"threshold": self.threshold, "inclusive": self.inclusive}
 
+    def of_intervals(self) -> _Uncertain:
+        """As arguments of those that give a share's interval."""
+        return {**self.of_toxic(), "redrawn": self.redrawn}
+
     def of_tests(self) -> _Tested:
         """As arguments of those that test a change."""
-        return {**self.of_toxic(), "n_resamples": self.n_resamples, "seed": self.seed}
+        return {**self.of_intervals(), "n_resamples": self.n_resamples, "seed": self.seed}
 
 
 class Grid:

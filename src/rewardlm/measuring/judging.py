@@ -20,6 +20,7 @@ from rewardlm.runs import Run, ScorerEntry, alone
 from rewardlm.scoring.lineage import count_read, lineage_of
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, as_score, cuts, is_settled, piece_of, score_texts
+from rewardlm.scoring.thresholds import Matching, recorded_thresholds
 from rewardlm.stats import BoolArray
 from rewardlm.types import Generation, Prompt, Score, Verdict
 
@@ -34,9 +35,13 @@ def score_run(
     device: str = "auto",
     max_failed_share: float = 0.01,
     services: ServicesSettings | None = None,
+    thresholds: Path | None = None,
+    matching: Matching = "share",
     report: ProgressCallback | None = None,
 ) -> Run:
     """Run another judge over the stored answers. Scores that are there are not computed again.
+
+    If the file ``thresholds`` has one for this judge, it is recorded, and ``compare`` will go by it.
 
     Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored and ServiceError where the
     judge's service can't be used; what was scored stays. Raises RunError if the run holds scores of another judge
@@ -48,7 +53,11 @@ def score_run(
     scorer = load_scorer(name, device=str(resolve_device(device)), services=services)
     with alone(path):
         # Opened again, now that nobody else can write to it.
-        return _score_run(Run.open(path), scorer, max_failed_share, report)
+        run = Run.open(path)
+        recorded = recorded_thresholds(run, [scorer], thresholds, matching)
+        run = _score_run(run, scorer, max_failed_share, report)
+        run.update(**recorded)
+        return run
 
 
 def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: ProgressCallback | None) -> Run:

@@ -47,6 +47,7 @@ from rewardlm.runs import Run, alone, known_rewards, paid_for, prompts_hash, rew
 from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
+from rewardlm.scoring.thresholds import recorded_thresholds
 from rewardlm.stats import BoolArray
 from rewardlm.types import Generation, Prompt, Verdict
 
@@ -119,6 +120,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
         def begin() -> None:
             refuse_other_judges(run, scorers)
             run.update(
+                **recorded_thresholds(run, scorers, settings.thresholds, settings.matching),
                 **described,
                 rewards=_rewards(settings),
                 reward_lineage=reward_lineage(settings.adapter) if settings.adapter else {},

@@ -86,7 +86,9 @@ def _summary(
         generations=run.answers,
         scorers={
             name: {
-                split: _split(grid.scores(run, name), cells[split], unanswered[split], common[name, split], rule)
+                split: _split(
+                    grid.scores(run, name), cells[split], unanswered[split], common[name, split], rule.of(name)
+                )
                 for split in SPLITS
             }
             for name in run.scores
@@ -102,7 +104,7 @@ def _summary(
 
 def _split(scores: FloatArray, cells: BoolArray, unanswered: int, common: _Common, rule: Rule) -> SplitSummary:
     inside = np.where(cells, scores, np.nan)
-    toxic = rule.of_toxic()
+    toxic, uncertain = rule.of_toxic(), rule.of_intervals()
     n = int(cells.sum())
     asked = n + unanswered
     alike = inside[common.prompts]
@@ -111,14 +113,14 @@ def _split(scores: FloatArray, cells: BoolArray, unanswered: int, common: _Commo
         scored=int((~np.isnan(inside)).sum()),
         unanswered=unanswered,
         toxic_fraction=metrics.toxic_fraction(inside, **toxic),
-        toxic_fraction_ci95=metrics.toxic_fraction_ci95(inside, **toxic),
+        toxic_fraction_ci95=metrics.toxic_fraction_ci95(inside, **uncertain),
         toxic_fraction_of_all=metrics.toxic_fraction_of_all(inside, n=asked, **toxic),
         toxic_fraction_worst=metrics.toxic_fraction_of_all(inside, n=asked, unscored_toxic=True, **toxic),
         mean=metrics.mean(inside),
         expected_max_toxicity=metrics.expected_max_toxicity(inside),
         expected_max_toxicity_ci95=metrics.expected_max_toxicity_ci95(inside),
         toxicity_probability=metrics.toxicity_probability(inside, **toxic),
-        toxicity_probability_ci95=metrics.toxicity_probability_ci95(inside, **toxic),
+        toxicity_probability_ci95=metrics.toxicity_probability_ci95(inside, **uncertain),
         equal_samples=EqualMaxima(
             samples=common.samples,
             prompts=int(common.prompts.sum()),

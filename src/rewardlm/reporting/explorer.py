@@ -68,6 +68,8 @@ class ExplorerData:
     prompts_of: int
     threshold: float = metrics.THRESHOLD
     inclusive: bool = False
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by judge, where it has its own
+    toxic_by: str | None = None  # the judge that scored the prompts
     words: Mapping[tuple[int, int], WordReadings] = field(default_factory=dict)  # by row and model
     notes: Sequence[str] = ()
 
@@ -85,6 +87,8 @@ class ExplorerData:
         return {
             "rule": {
                 "threshold": self.threshold,
+                "thresholds": dict(self.thresholds),
+                "toxic_by": self.toxic_by,
                 "inclusive": self.inclusive,
                 "low": metrics.LOW_BELOW,
                 "high": metrics.HIGH_ABOVE,
@@ -94,7 +98,7 @@ class ExplorerData:
             "prompts": {
                 "id": [prompt.id for prompt in self.prompts],
                 "text": [prompt.text for prompt in self.prompts],
-                "toxicity": [self._short(prompt.toxicity) for prompt in self.prompts],
+                "toxicity": [self._short(prompt.toxicity, self.toxic_by) for prompt in self.prompts],
                 "challenging": [place for place, prompt in enumerate(self.prompts) if prompt.challenging],
                 "before": {
                     place: [[turn.role, turn.text] for turn in prompt.turns[:-1]]
@@ -112,7 +116,9 @@ class ExplorerData:
                     "flags": model.flags,
                     "similarity": _rounded(model.similarity, 3),
                     "perplexity": _rounded(model.perplexity, 1),
-                    "scores": {name: [self._short(value) for value in column] for name, column in model.scores.items()},
+                    "scores": {
+                        name: [self._short(value, name) for value in column] for name, column in model.scores.items()
+                    },
                     "reasons": {
                         name: {row: number_of(reason) for row, reason in found.items()}
                         for name, found in model.reasons.items()
@@ -144,15 +150,16 @@ class ExplorerData:
         text = json.dumps(self.dump(), allow_nan=False, separators=(",", ":"))
         return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
 
-    def _short(self, value: float | None) -> float | None:
+    def _short(self, value: float | None, judge: str | None) -> float | None:
         """Four digits, or as many as it takes to leave it in its bucket and on its side of the threshold."""
         if value is None:
             return None
-        side = self._side(value)
-        return next((short for digits in (4, 6, 9) if self._side(short := round(value, digits)) == side), value)
+        side = self._side(value, judge)
+        return next((short for digits in (4, 6, 9) if self._side(short := round(value, digits), judge) == side), value)
 
-    def _side(self, value: float) -> tuple[str, bool]:
-        toxic = value >= self.threshold if self.inclusive else value > self.threshold
+    def _side(self, value: float, judge: str | None) -> tuple[str, bool]:
+        threshold = self.thresholds.get(judge or "", self.threshold)
+        toxic = value >= threshold if self.inclusive else value > threshold
         return metrics.bucket_name(value), toxic
 
 
@@ -163,6 +170,7 @@ def answers_for_explorer(
     judge: str | None = None,
     threshold: float = metrics.THRESHOLD,
     inclusive: bool = False,
+    thresholds: Mapping[str, float] | None = None,
     most_letters: int = MOST_LETTERS,
     seed: int = 0,
 ) -> ExplorerData:
@@ -208,6 +216,8 @@ def answers_for_explorer(
         prompts_of=len(prompts),
         threshold=threshold,
         inclusive=inclusive,
+        thresholds=thresholds or {},
+        toxic_by=measured[0].meta.get("toxic_by"),
         words=words,
         notes=notes,
     )

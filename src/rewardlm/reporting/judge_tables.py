@@ -17,10 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.formats import SHORT_NONE, interval_in_terminal, number, plain
+from rewardlm.reporting.migration_page import migration_rows, migration_sentences
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rewardlm.judges.listing import ListedJudge
     from rewardlm.judges.metrics import BiasAucs
+    from rewardlm.judges.migrate import Migration
     from rewardlm.judges.results import Evaluation, JudgePair, JudgeResult
 
 _score = partial(number, none=SHORT_NONE)
@@ -70,6 +74,24 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
             f"{table['right']['first']:,}, the second alone {table['right']['second']:,}, neither "
             f"{table['right']['neither']:,}.",
         )
+
+
+def print_migration(found: Migration, page: Path, console: Console) -> None:
+    """Print the new thresholds in sentences, all numbers, what speaks against relying on them, and what was written."""
+    for sentence in migration_sentences(found):
+        console.print(Text(plain(sentence)))
+    console.print()
+    table = _table()
+    for heading in ("", "value", "95 %", "what it says"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("value", "95 %") else "left")
+    for row in migration_rows(found):
+        table.add_row(*(plain(cell) for cell in row))
+    console.print(table)
+    for note in found["notes"]:
+        console.print(Text(f"! {plain(note)}", style="yellow"))
+    for written in (found["thresholds"], page):
+        if written is not None:
+            console.print(Text(str(written)))
 
 
 def print_judges(judges: Sequence[ListedJudge], console: Console) -> None:

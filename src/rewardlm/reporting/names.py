@@ -71,6 +71,7 @@ WARNINGS = {
     "judge_read_prompts": "A judge was trained on prompts that are measured",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "counter_narratives_fell": "Fewer counter-narratives than before",
+    "other_texts": "A threshold was matched on other texts",
     "quotation_punished": "A judge may punish quotations",
     "truncated": "One model’s answers were cut off more often",
     "settings_differ": "Answers were drawn with other settings",

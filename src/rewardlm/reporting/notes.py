@@ -8,7 +8,7 @@ from typing import Any
 
 from rewardlm.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
 from rewardlm.measuring.audit import SHARE
-from rewardlm.measuring.comparison import Change, EqualMaxima, ModelSummary, QualitySummary, Split
+from rewardlm.measuring.comparison import Change, ComparisonSettings, EqualMaxima, ModelSummary, QualitySummary, Split
 from rewardlm.measuring.refusals import ERRORS
 
 
@@ -21,6 +21,24 @@ def maxima_note(changes: Sequence[Change]) -> str:
             left_out = f"; {equal.left_out:,} prompts with fewer, or none, are left out" if equal.left_out else ""
             found.append(f"{change.to}: {equal.samples}{left_out}")
     return f" ({', '.join(found)})" if found else ""
+
+
+def rule_text(settings: ComparisonSettings) -> str:
+    """When an answer is toxic, as a caption says it: "score > 0.5; by lexical > 0.061"."""
+    sign = "≥" if settings.inclusive else ">"
+    own = "".join(f"; by {name} {settings.rule_of(name)}" for name in settings.thresholds)
+    return f"score {sign} {settings.threshold:g}{own}"
+
+
+def threshold_notes(settings: ComparisonSettings) -> list[str]:
+    """Where thresholds that aren't the plain one come from: a sentence or two for each judge that has one."""
+    return [
+        f"{name} calls an answer toxic {settings.rule_of(name)}: on {'some' if own.n is None else f'{own.n:,}'} texts"
+        f"{f' ({own.source})' if own.source else ''} that has the same {own.matching} as an old judge"
+        f"{'' if own.old is None else f' > {own.old:g}'}. Its intervals and tests include how uncertain that threshold "
+        "is; they hold for answers of the kind of these texts."
+        for name, own in settings.thresholds.items()
+    ]
 
 
 def equal_samples_note(models: Sequence[ModelSummary], split: Split, scorer: str | None = None) -> str:

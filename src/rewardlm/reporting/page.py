@@ -225,6 +225,7 @@ def build_report(
             judge=about.get("examples_by", {}).get("judge"),
             threshold=found.settings.threshold,
             inclusive=found.settings.inclusive,
+            thresholds={name: own.value for name, own in found.settings.thresholds.items()},
         ),
     )
     return write_page(page, out)
@@ -526,6 +527,8 @@ def _about(about: Mapping[str, Any], found: Comparison) -> dict[str, Any]:
         "examples_by": about.get("examples_by"),
         "threshold": found.settings.threshold,
         "strict": not found.settings.inclusive,
+        "rule": notes.rule_text(found.settings),
+        "thresholds": notes.threshold_notes(found.settings),
         "notes": about.get("notes", []),
         "limits": about.get("limits", []),
     }

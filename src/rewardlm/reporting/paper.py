@@ -22,7 +22,7 @@ from rewardlm.formats import (
 )
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
-from rewardlm.reporting.notes import equal_samples_note, quality_notes
+from rewardlm.reporting.notes import equal_samples_note, quality_notes, rule_text, threshold_notes
 
 _SHARES: dict[Split, str] = {
     "all": "toxic, %",
@@ -94,10 +94,10 @@ def paper_tables(found: Comparison) -> list[PaperTable]:
 
 
 def _toxicity(found: Comparison) -> PaperTable:
-    sign = "≥" if found.settings.inclusive else ">"
+    thresholds = "".join(f"{note} " for note in threshold_notes(found.settings))
     return PaperTable(
         "toxicity",
-        f"Toxicity of the answers (toxic: score {sign} {found.settings.threshold:g}; 95 % intervals over prompts). "
+        f"Toxicity of the answers (toxic: {rule_text(found.settings)}; 95 % intervals over prompts). {thresholds}"
         "Toxic prompts, comparable: the toxic share of these answers. Comparable: neither empty nor repeated nor a "
         "refusal, in the prompt's script. EMT: expected maximum "
         "toxicity; TP: toxicity probability; CN: counter-narratives among answers to toxic prompts (in brackets: "

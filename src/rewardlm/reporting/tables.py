@@ -41,7 +41,7 @@ from rewardlm.measuring.metrics import BUCKETS
 from rewardlm.reporting import flows
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
-from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes
+from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes, rule_text, threshold_notes
 from rewardlm.reporting.subjects import Subject
 from rewardlm.reporting.verdict import lines
 
@@ -112,11 +112,11 @@ def _print_verdict(found: Comparison, subjects: Sequence[Subject], console: Cons
 
 
 def _print_models(found: Comparison, console: Console) -> None:
-    sign = "≥" if found.settings.inclusive else ">"
+    print_notes(threshold_notes(found.settings), console)
     for split, title in _MODEL_SPLITS.items():
         print_table(
             console,
-            f"Toxicity, {title} (toxic: score {sign} {found.settings.threshold:g})",
+            f"Toxicity, {title} (toxic: {rule_text(found.settings)})",
             _models_table(found.models, split),
             "toxic: % of the scored answers, with its 95 % interval. EMT: mean of each prompt's highest score. TP: % "
             "of prompts with a toxic answer." + plain(f" {equal_samples_note(found.models, split)}".rstrip()),

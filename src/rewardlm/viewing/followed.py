@@ -112,6 +112,8 @@ class FollowedRun:
         if described == self._described:
             return False
         self.run = Run.open(self.folder)
+        if self.measurement is not None:
+            self.measurement.judge_by(_own_thresholds(self.run))
         self._described = described
         return True
 
@@ -275,6 +277,14 @@ class FollowedRun:
             return None
         lines = "1 line holds" if self._damaged == 1 else f"{self._damaged:,} lines hold"
         return f"{lines} no record: a file was changed by hand"
+
+
+def _own_thresholds(run: Run) -> dict[str, float]:
+    """By judge, the thresholds that the run recorded; what is no number is left out, and ``compare`` refuses it."""
+    recorded = run.meta.get("thresholds")
+    known = recorded if isinstance(recorded, dict) else {}
+    values = {name: finite(own.get("value")) for name, own in known.items() if isinstance(own, dict)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _whole(value: object) -> int | None:

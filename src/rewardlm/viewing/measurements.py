@@ -37,6 +37,7 @@ class Measurement:
     def __init__(self, folder: Path) -> None:
         names = ("prompts", "generations", "scores", "quality", "unanswered")
         self._tails = {name: Tail(records_file(folder, name)) for name in names}
+        self._thresholds: dict[str, float] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -46,6 +47,16 @@ class Measurement:
         self._scores: dict[str, dict[tuple[str, str], float | None]] = {}
         self._columns: dict[tuple[str, str], _Column] = {}
         self._labels = MainLabels()
+
+    def judge_by(self, thresholds: Mapping[str, float]) -> None:
+        """Judges that have a threshold of their own, by name. If that is new, all is read and counted again."""
+        if self._thresholds != dict(thresholds):
+            self._thresholds = dict(thresholds)
+            self._read_again()
+
+    def _read_again(self) -> None:
+        self._tails = {name: Tail(tail.path) for name, tail in self._tails.items()}
+        self._begin()
 
     @property
     def behind(self) -> bool:
@@ -58,9 +69,7 @@ class Measurement:
         lines = {name: tail.read() for name, tail in self._tails.items()}
         if before != [tail.generation for tail in self._tails.values()]:
             # One file was written anew: what was counted of it is wrong, so all are read again.
-            names = list(self._tails)
-            self._tails = {name: Tail(self._tails[name].path) for name in names}
-            self._begin()
+            self._read_again()
             lines = {name: tail.read() for name, tail in self._tails.items()}
         for line in lines["prompts"]:
             self._prompt(record(line))
@@ -97,6 +106,11 @@ class Measurement:
             for answer in self._newest
         ]
 
+    def _threshold(self, scorer: str, label: str) -> float:
+        """A threshold of its own is that of the judge's main label."""
+        main = label in ("", self._labels.of(scorer))
+        return self._thresholds.get(scorer, THRESHOLD) if main else THRESHOLD
+
     def _named(self, identity: str) -> Named:
         found = self._scores.get(identity, {})
         return [(scorer, value) for (scorer, label), value in found.items() if label in ("", self._labels.of(scorer))]
@@ -131,7 +145,7 @@ class Measurement:
         if value is not None:
             column.scored += 1
             column.total += value
-            column.toxic += value > THRESHOLD
+            column.toxic += value > self._threshold(scorer, label)
         shown = self._scores.get(str(found["generation_id"]))
         if shown is not None:
             shown[scorer, label] = value

@@ -56,9 +56,11 @@ var RewardLMExplorer = {};
   explorer.text = function (index, cell) {
     return index.data.models[cell % index.models].text[Math.floor(cell / index.models)];
   };
-  explorer.isToxic = function (index, value) {
-    var rule = index.data.rule;
-    return rule.inclusive ? value >= rule.threshold : value > rule.threshold;
+  // A judge may have a threshold of its own. "judge" is also who scored the prompts, or nobody.
+  explorer.isToxic = function (index, value, judge) {
+    var rule = index.data.rule, own = Object.prototype.hasOwnProperty.call(rule.thresholds, judge);
+    var threshold = own ? rule.thresholds[judge] : rule.threshold;
+    return rule.inclusive ? value >= threshold : value > threshold;
   };
   explorer.bucket = function (index, value) {
     if (value === null || value !== value) return "unscored";
@@ -78,7 +80,7 @@ var RewardLMExplorer = {};
   };
   explorer.isPromptToxic = function (index, prompt) {
     var toxicity = index.data.prompts.toxicity[prompt];
-    return toxicity === null ? null : explorer.isToxic(index, toxicity);
+    return toxicity === null ? null : explorer.isToxic(index, toxicity, index.data.rule.toxic_by);
   };
   // As in the examples: scored medium or high by anyone, or by nobody.
   explorer.mayOffend = function (index, cell) {
@@ -145,7 +147,7 @@ var RewardLMExplorer = {};
     if (cell === base) return "";
     var before = index.scores[judge][base], after = index.scores[judge][cell];
     if (before !== before || after !== after) return "unknown";
-    var was = explorer.isToxic(index, before), is = explorer.isToxic(index, after);
+    var was = explorer.isToxic(index, before, judge), is = explorer.isToxic(index, after, judge);
     return was ? (is ? "toxic" : "fell") : is ? "rose" : "harmless";
   };
 
