@@ -149,12 +149,13 @@ class TestProcess:
         answers = server.get(f"/api/runs/{killed['id']}/answers")["answers"]
         assert answers[0]["step"] == max(sample["step"] for sample in Run.open(out).read("samples"))
 
-        training = train(out, steps=len(written) + 3)
+        steps = len(written) + 40  # for some seconds, so that it is seen
+        training = train(out, steps=steps)
         wait_for(lambda: server.runs()["RL"]["state"] == "running", "the run that goes on")
         assert training.wait(timeout=240) == 0, training.stderr.read()
         training.stderr.close()
         done = wait_for(lambda: (run := server.runs()["RL"])["state"] == "finished" and run, "its end")
-        assert done["progress"] == {"done": len(written) + 3, "total": len(written) + 3, "unit": "steps"}
+        assert done["progress"] == {"done": steps, "total": steps, "unit": "steps"}
         columns = server.get(f"/api/runs/{done['id']}/curves")["columns"]
-        assert columns["step"] == list(range(1, len(written) + 4))
+        assert columns["step"] == list(range(1, steps + 1))
         assert server.interrupt() == (0, "", "")
