@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -129,7 +130,9 @@ class ThreadServer:
             try:
                 line.sendall(data)
                 if half_close:
-                    line.shutdown(socket.SHUT_WR)
+                    # The server may have answered and hung up already (ENOTCONN); its answer can still be read.
+                    with contextlib.suppress(OSError):
+                        line.shutdown(socket.SHUT_WR)
                 while piece := line.recv(65536):
                     found += piece
             except (ConnectionError, TimeoutError):
