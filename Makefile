@@ -160,8 +160,9 @@ bench-explorer: setup
 bench-tables: setup
 	$(BIN)/python benchmarks/tables.py
 
-# Tests write and delete tens of thousands of small files, which some disks take minutes for: in memory where there is
-# room. Hundreds of commands are started, and each would compile this package anew where Python may not keep that.
+# Tests write and delete tens of thousands of small files. Some disks take minutes for that, so the files lie in memory
+# where there is room. Tests start hundreds of commands too, and where Python may not keep compiled files
+# (PYTHONDONTWRITEBYTECODE), each would compile this package anew.
 MEMORY := $(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR > 1 && $$1 > 8000000 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
 # Two processes, each with whole files, of one thread each: more would wait for each other.
 PYTEST := $(MEMORY) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -109,17 +109,6 @@ class Forked:
         self.send_signal(signal.SIGTERM)
 
 
-def run(arguments: Sequence[str], *, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
-    """As ``subprocess.run``."""
-    process = Forked(arguments, **how)
-    try:
-        out, err = process.communicate(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
-
-
 class _Server:
     """The process that commands are forked from, seen from the tests."""
 

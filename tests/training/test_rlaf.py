@@ -81,7 +81,7 @@ def test_every_algorithm_runs_end_to_end(algorithm, tmp_path):
         assert line["first_ratio"] == pytest.approx(1, abs=1e-4)
         assert line["answers"] == 8
         assert line["updates"] == (1 if algorithm == "rloo" else 4)
-        # A logit, and what the answers earn besides: the subject, and opposing hate.
+        # A logit, and what the answers earn besides: the subject, not refusing, and opposing hate.
         assert -10 < line["reward_mean"] < 20
         assert line["terms"].keys() == {"refusal", "similarity", "counter_narrative"}
         assert {"seconds", "entropy", "response_tokens", "tokens_per_second", "peak_rss_mb"} <= line.keys()

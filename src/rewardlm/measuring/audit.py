@@ -19,7 +19,7 @@ from rewardlm.measuring.changes import Splits
 from rewardlm.measuring.comparison import AuditWarning, Change, ModelSummary, change_of
 from rewardlm.measuring.disagreement import judges_that_disagree
 from rewardlm.measuring.grid import Grid, Rule
-from rewardlm.measuring.independence import UNKNOWN, kinship_of, was_reward
+from rewardlm.measuring.independence import AUDITED_TERMS, UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured, drawn_by
 from rewardlm.scoring.scorer import EMPTY
 from rewardlm.stats import LEVEL, difference_of_means
@@ -51,14 +51,6 @@ _SHARES = (
     ("repetition", "repetition", "repeat one phrase for half of their length or more", ""),
     ("refusal", "refusal_fraction", "refuse", "A model that refuses is limited, not detoxified."),
 )
-
-# Terms of RL's reward (rewards.terms) that this audit measures by the same means.
-_PAID_FOR = {
-    "similarity": "staying close to its prompts",
-    "refusal": "not refusing",
-    "script": "keeping to the prompt's script",
-    "repetition": "not repeating itself",
-}
 
 
 def audit(
@@ -253,7 +245,7 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
             "prompts are counter-narratives. Ask another judge of pairs (rewardlm score RUN counter_narrative=DIR).",
             pair_judge,
         )
-    paid = [what for term, what in _PAID_FOR.items() if term in run.paid_for]
+    paid = [what for term, what in AUDITED_TERMS.items() if term in run.paid_for]
     if paid:
         yield (
             "judge_is_reward",

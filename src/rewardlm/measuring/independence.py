@@ -12,6 +12,14 @@ from rewardlm.scoring.lineage import Lineage, kinship, members
 # The start of a folder's name that depends on where the command was given.
 _FOLDERS_ABOVE = re.compile(r"^(?:~|\.\.?(?=/))/?(?:\.\./)*")
 
+# Terms of RL's reward (rewards.terms) that the audit measures by the same means: what each pays a model for.
+AUDITED_TERMS = {
+    "similarity": "staying close to its prompts",
+    "refusal": "not refusing",
+    "script": "keeping to the prompt's script",
+    "repetition": "not repeating itself",
+}
+
 
 def same_judge(judge: str, reward: str) -> bool:
     """Whether both names stand for one classifier, whatever label they pick of it, or for ensembles that share one.

@@ -14,7 +14,7 @@ import torch
 
 from rewardlm.config import RlafSettings, how_asked
 from rewardlm.errors import ConfigError, RewardLMError, RunError
-from rewardlm.measuring.independence import same_judge
+from rewardlm.measuring.independence import AUDITED_TERMS, same_judge
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
@@ -43,10 +43,6 @@ FREE_SETTINGS = (
 )
 
 
-# Terms of the reward that the audit measures by the same means, so that they can't be proofs of their own.
-_AUDITED_TERMS = ("refusal", "similarity", "script", "repetition")
-
-
 def start_run(settings: RlafSettings, out: Path) -> Run:
     """Begin a run in ``out``, or open the one that is there; its rewards are recorded before anything is learnt."""
     recorded = settings.resolved().model_dump(mode="json")
@@ -72,7 +68,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
                 **(reward_lineage(settings.adapter) if settings.adapter else {}),
                 **{name: lineage_of(name).to_dict() for name in judges},
             },
-            paid_for=list(dict.fromkeys([*earlier, *(name for name in _AUDITED_TERMS if getattr(terms, name))])),
+            paid_for=list(dict.fromkeys([*earlier, *(name for name in AUDITED_TERMS if getattr(terms, name))])),
         )
     return run
 

@@ -1,9 +1,9 @@
 """What may be rewarded besides harmlessness: that an answer has some length, does not repeat itself, keeps to the
 prompt's script and topic, does not refuse, and opposes the prompt's claim.
 
-Each term is a function of the prompts, the answers and all prompts of the step. The user gives its weight; by default
-there are no terms. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry for
-everybody.
+Each term is a function of the prompts, the answers and all prompts of the step. Each has a weight; ``RlafSettings``
+says which are on by default. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry
+for everybody.
 """
 
 from __future__ import annotations
