@@ -136,6 +136,7 @@ def _of_a_judge(settings: Section) -> Iterator[Check]:
     """The checks of the commands that train, evaluate and serve judges."""
     if isinstance(settings, JudgeServeSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
+        yield partial(check_thresholds, settings.thresholds, settings.matching, settings.judge)
     if isinstance(settings, JudgeEvaluateSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.judge)
         yield from (partial(_check_suite, source) for source in settings.suite)

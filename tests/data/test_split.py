@@ -15,7 +15,7 @@ from rewardlm.judges.settings import JudgeTrainSettings
 from rewardlm.judges.texts import FILES, READINGS, load_labelled, measuring_prompts
 
 TEXTS = [f"text number {number}" for number in range(6000)]
-SOURCES = [*FILES, *READINGS, "exchanges", "arguments", "contrasts"]
+SOURCES = [*FILES, *READINGS, "exchanges", "arguments", "contrasts", "mentions"]
 
 
 def test_the_halves_are_those_that_runs_were_measured_on() -> None:

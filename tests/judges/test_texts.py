@@ -179,7 +179,7 @@ def test_contrasts_share_words() -> None:
     assert sum(shares) / len(shares) > 0.5
 
 
-@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
+@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts", "mentions"])
 def test_nothing_of_ours_was_made_after_hatecheck(shared_data: Path, source: str) -> None:
     """No six words in a row are those of one of its cases, and none is one of its templates with another group."""
 
@@ -227,7 +227,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, header: list[str], row: list[str
 
 
 def test_an_unknown_source_names_the_known() -> None:
-    with pytest.raises(DataError, match="expected starter, exchanges, arguments, contrasts, rtp"):
+    with pytest.raises(DataError, match="expected starter, exchanges, arguments, contrasts, mentions, rtp"):
         load_labelled("no-such-source")
 
 

@@ -165,7 +165,7 @@ def test_the_teacher_fills_what_is_open_and_nothing_else(tmp_path: Path, monkeyp
     assert math.isnan(rows[1].targets[hate])
 
 
-@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts"])
+@pytest.mark.parametrize("source", ["exchanges", "arguments", "contrasts", "mentions"])
 def test_our_own_texts_teach_hate_alone(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that our answers aren't toxic: fine-tuning, whose witness the judge is, writes such ones."""
     (tmp_path / "flat_judge.py").write_text("def toxicity(texts):\n    return [0.5] * len(texts)\n")

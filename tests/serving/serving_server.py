@@ -21,7 +21,7 @@ from rewardlm.judges.settings import JudgeServeSettings
 from rewardlm.listening import listen
 from rewardlm.scoring.versions import JudgeVersion
 from rewardlm.serving.serve import JudgeServerProcess, make_process
-from rewardlm.serving.served import ServedJudge, ServedJudges, attributes_of
+from rewardlm.serving.served import ServedJudges, as_served
 from rewardlm.serving.server import JudgeServer
 from rewardlm.types import Verdict
 
@@ -104,12 +104,9 @@ class ThreadServer:
             judge=[judge.name for judge in judges], **{"port": 0, "device": "cpu", "stop_seconds": 10, **settings}
         )
         served = {
-            judge.name: ServedJudge(
-                judge.name, judge, JudgeVersion(judge.name, f"v-{judge.name}", "sha256:00"), judge.labels,
-                attributes_of(judge.labels, self.settings.attributes),
-            )
+            judge.name: as_served(judge, JudgeVersion(judge.name, f"v-{judge.name}", "sha256:00"), self.settings)
             for judge in judges
-        }  # fmt: skip
+        }
         self.server = JudgeServer(ServedJudges(served, self.settings.aliases), self.settings, key=key)
         self._listening = listen(self.settings.host, 0, free_port="0")
         self.port = self._listening.getsockname()[1]

@@ -73,6 +73,8 @@ def test_no_label_stands_for_two_notions_but_obscene() -> None:
 def test_a_label_that_no_judge_has_is_told_before_anything_is_loaded() -> None:
     with pytest.raises(ConfigError, match=r"attributes.TOXICITY: .*label 'hat': did you mean 'hate'"):
         check_labels(JudgeServeSettings(judge=["starter"], attributes={"TOXICITY": "hat"}))
-    with pytest.raises(ConfigError, match=r"thresholds.insults: "):
-        check_labels(JudgeServeSettings(judge=["starter"], thresholds={"insults": 0.5}))
-    check_labels(JudgeServeSettings(judge=["starter"], thresholds={"insult": 0.5}, attributes={"TOXICITY": "hate"}))
+    with pytest.raises(ConfigError, match=r"label_thresholds.insults: "):
+        check_labels(JudgeServeSettings(judge=["starter"], label_thresholds={"insults": 0.5}))
+    check_labels(
+        JudgeServeSettings(judge=["starter"], label_thresholds={"insult": 0.5}, attributes={"TOXICITY": "hate"})
+    )

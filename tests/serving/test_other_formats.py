@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from serving_server import Letters, ThreadServer
 
+from rewardlm.errors import RunError
+from rewardlm.judges.settings import JudgeServeSettings
+from rewardlm.scoring.thresholds import JudgeThresholds, MatchedThreshold, Thresholds, write_thresholds
+from rewardlm.scoring.versions import JudgeVersion
+from rewardlm.serving.served import as_served
+
 
 def test_moderations_have_openais_form_and_the_judges_labels(server: ThreadServer) -> None:
-    found = server.ask("/v1/moderations", {"input": ["xxab", "abcd"]})
+    found = server.ask("/v1/moderations", {"input": ["xxxa", "abcd"]})
     assert found.status == 200
     assert found.body["id"].startswith("modr-")
     assert found.body["model"] == "letters"
@@ -18,7 +25,7 @@ def test_moderations_have_openais_form_and_the_judges_labels(server: ThreadServe
     assert first == {
         "flagged": True,
         "categories": {"toxicity": True, "insult": False, "hate": False},
-        "category_scores": pytest.approx({"toxicity": 0.5, "insult": 0.25, "hate": 1 / 6}),
+        "category_scores": pytest.approx({"toxicity": 0.75, "insult": 0.375, "hate": 0.25}),
         "category_applied_input_types": {"toxicity": ["text"], "insult": ["text"], "hate": ["text"]},
     }
     assert second["flagged"] is False
@@ -26,10 +33,36 @@ def test_moderations_have_openais_form_and_the_judges_labels(server: ThreadServe
 
 
 def test_thresholds_decide_what_is_flagged(serve: Any) -> None:
-    server = serve(Letters(), threshold=0.9, thresholds={"insult": 0.25})
+    server = serve(Letters(), threshold=0.5, label_thresholds={"insult": 0.2})
     (one,) = server.ask("/v1/moderations", {"input": "xxab"}).body["results"]
+    # Its toxicity is 0.5: as in measure, a score at the threshold is not above it.
     assert one["categories"] == {"toxicity": False, "insult": True, "hate": False}
     assert one["flagged"]
+
+
+def test_a_moved_threshold_is_that_of_the_judge_it_was_made_for(serve: Any, tmp_path: Path) -> None:
+    """thresholds.yaml moves the main label's threshold, of the judge that it names and no other."""
+    moved = JudgeThresholds(label="toxicity", revision="letters 1", same_share=MatchedThreshold(value=0.7))
+    write_thresholds(tmp_path / "thresholds.yaml", Thresholds(judges={"letters": moved}))
+    server = serve(
+        Letters(), Letters("others"), thresholds=tmp_path / "thresholds.yaml", label_thresholds={"hate": 0.1}
+    )
+    flagged = {}
+    for judge in ("letters", "others"):
+        body = server.ask("/v1/moderations", {"input": ["xxxa", "xxxaa"], "model": judge}).body
+        flagged[judge] = [one["categories"]["toxicity"] for one in body["results"]]
+    assert flagged == {"letters": [True, False], "others": [True, True]}
+    first, second = server.ask("/judges").body["judges"]
+    assert first["thresholds"] == {"toxicity": 0.7, "insult": 0.5, "hate": 0.1}
+    assert second["thresholds"] == {"toxicity": 0.5, "insult": 0.5, "hate": 0.1}
+
+
+def test_a_threshold_for_other_weights_is_refused(tmp_path: Path) -> None:
+    moved = JudgeThresholds(label="toxicity", revision="letters 2", same_share=MatchedThreshold(value=0.7))
+    write_thresholds(tmp_path / "thresholds.yaml", Thresholds(judges={"letters": moved}))
+    settings = JudgeServeSettings(judge=["letters"], thresholds=tmp_path / "thresholds.yaml")
+    with pytest.raises(RunError, match="made for other weights"):
+        as_served(Letters(), JudgeVersion("letters", "1", None), settings)
 
 
 @pytest.mark.parametrize("given", ["x", ["x"], [{"type": "text", "text": "x"}]])

@@ -180,7 +180,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         ({"aliases": {"lexical": "lexical"}}, "name of a judge already"),
         ({"queue": 10}, "must fit in the queue"),
         ({"attributes": {"toxic": "x"}}, "attributes"),
-        ({"thresholds": {"x": 2}}, "thresholds"),
+        ({"label_thresholds": {"x": 2}}, "label_thresholds"),
         ({"languages": []}, "languages"),
         ({"port": 70000}, "port"),
     ]:

@@ -34,6 +34,7 @@ from rewardlm.scoring.thresholds import (
     Thresholds,
     write_thresholds,
 )
+from rewardlm.scoring.versions import UNVERSIONED, version_of
 from rewardlm.stats import BoolArray, FloatArray, bootstrap, mean_ci95
 from rewardlm.types import Verdict
 
@@ -264,11 +265,13 @@ def _compared(
     held_out = map_held_out(new, old, units, seed=settings.seed)
     errors = None if held_out is None else np.abs(held_out.mapped - old)
 
+    revision = getattr(scorer, "revision", None)
+    version = version_of(scorer.name, revision=revision).version
     judge: NewJudge = {
         "name": scorer.name,
         "label": scorer.labels[0],
-        "version": getattr(scorer, "version", None),
-        "revision": getattr(scorer, "revision", None),
+        "version": None if version == UNVERSIONED else version,
+        "revision": revision,
     }
     found: Migration = {
         "file": name,

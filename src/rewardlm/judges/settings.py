@@ -8,7 +8,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from rewardlm.config import LoraSettings, Names, NamesOrNone, Section, ServicesSettings
-from rewardlm.config.fields import BY_NAME, ONE_IS_A_LIST, Device, Flag, MaxFailedShare, Seed, each_once
+from rewardlm.config.fields import (
+    BY_NAME,
+    ONE_IS_A_LIST,
+    Device,
+    Flag,
+    Matching,
+    MaxFailedShare,
+    Seed,
+    Thresholds,
+    each_once,
+)
 from rewardlm.data.split import Share
 from rewardlm.judges.texts import LABELS
 
@@ -306,11 +316,13 @@ class JudgeServeSettings(Section):
         description="Other names for a judge, for scripts that name a model: aliases.omni-moderation-latest=starter.",
     )
     threshold: float = Field(
-        0.5, ge=0, le=1, description="In /v1/moderations, a text is flagged if a category reaches this."
+        0.5, ge=0, le=1, description="In /v1/moderations, a text is flagged if a category is above this."
     )
-    thresholds: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], BY_NAME] = Field(
-        default_factory=dict, description="The same for single labels: thresholds.insult=0.7."
+    label_thresholds: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], BY_NAME] = Field(
+        default_factory=dict, description="The same for single labels: label_thresholds.insult=0.7."
     )
+    thresholds: Thresholds = None
+    matching: Matching = "share"
     queue: int = Field(2048, ge=1, description="Texts that may wait; what comes beyond that is refused with 429.")
     texts_per_request: int = Field(512, ge=1, description="Texts, or sentences to score, in one request.")
     text_bytes: int = Field(

@@ -62,6 +62,7 @@ LICENCES = {
     "exchanges": "Apache-2.0",
     "arguments": "Apache-2.0",
     "contrasts": "Apache-2.0",
+    "mentions": "Apache-2.0",
 }
 
 # Other data sets' names for the same things (Jigsaw 2018 and 2019), lower-cased.
@@ -154,9 +155,9 @@ def load_labelled(source: str) -> list[LabelledSet]:
     """The labelled texts of ``source``, one set per file.
 
     ``starter`` is our own dialogues: hostile openings, and counter-narratives as texts without hate. ``exchanges``,
-    ``arguments`` and ``contrasts`` are texts of ours that fine-tuning doesn't imitate. The names in ``FILES`` are
-    looked up in the folder of data sets ($REWARDLM_DATA). Anything else is the path of a file, recognised by its
-    columns, or of a folder with such files.
+    ``arguments``, ``contrasts`` and ``mentions`` are texts of ours that fine-tuning doesn't imitate. The names in
+    ``FILES`` are looked up in the folder of data sets ($REWARDLM_DATA). Anything else is the path of a file, recognised
+    by its columns, or of a folder with such files.
 
     Raises DataError, in one line, for a source that is unknown, missing or not as described.
     """
@@ -231,6 +232,7 @@ _OWN: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "exchanges": lambda: [(exchange.hate, exchange.counter) for exchange in own_exchanges()],
     "arguments": lambda: own_pairs("arguments"),
     "contrasts": lambda: [(meant, opposed) for opposed, meant in own_pairs("contrasts")],
+    "mentions": lambda: [(meant, opposed) for opposed, meant in own_pairs("mentions")],
 }
 
 

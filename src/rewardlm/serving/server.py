@@ -102,8 +102,7 @@ class JudgeServer:
         async def moderate(payload: Payload, named: str | None) -> tuple[Any, ServedJudge]:
             judge = self.judges.named(_text(payload, "judge"), _text(payload, "model"), named)
             found = await self._score(judge, moderations.texts_in(payload, **limits))
-            threshold, thresholds = self.settings.threshold, self.settings.thresholds
-            return moderations.moderated(judge, found, threshold=threshold, thresholds=thresholds), judge
+            return moderations.moderated(judge, found), judge
 
         async def classify(payload: Payload, named: str | None) -> tuple[Any, ServedJudge]:
             request, texts = plain.read_classify(payload, **limits)
@@ -203,6 +202,7 @@ class JudgeServer:
             "aliases": names,
             "labels": list(judge.labels),
             "attributes": dict(judge.attributes),
+            "thresholds": dict(judge.thresholds),
             "languages": list(self.settings.languages),
             "longest_tokens": getattr(judge.scorer, "max_length", None),
             "precision": getattr(judge.scorer, "precision", None),
