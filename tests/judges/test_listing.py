@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_judges import needs_mpnet
 
 from fake_service import FakeService
 from rewardlm.errors import ConfigError, DataError, ScorerError
@@ -16,6 +17,7 @@ from rewardlm.judges.card import add_to_card, card_folder
 from rewardlm.judges.listing import at_chance, list_judges, measure_figures, packaged_figures
 from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeListSettings
+from rewardlm.packaged import has_mpnet
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import shipped_folder
 
@@ -55,7 +57,7 @@ def named(judges: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_every_judge_says_what_it_is_and_what_it_needs() -> None:
     judges = named(list_judges(JudgeListSettings()))
-    assert list(judges)[:5] == ["starter", "witness", "toxicity+hate", "lexical", "lexical2"]
+    assert list(judges)[:5] == ["starter", "starter-large", "witness", "toxicity+hate", "lexical"]
     for judge in judges.values():
         assert judge["what"]
         assert judge["usable"] == (judge["needs"] is None)
@@ -102,8 +104,8 @@ def test_what_is_called_usable_can_be_loaded_and_what_is_gone_is_not(
 @pytest.mark.slow
 def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
     figures = packaged_figures()
-    assert set(figures) == {"lexical", "lexical2", "starter", "witness", "toxicity+hate"}
-    for name in figures:
+    assert set(figures) == {"lexical", "lexical2", "starter", "starter-large", "witness", "toxicity+hate"}
+    for name in figures.keys() - ({"starter-large"} if not has_mpnet() else set()):
         # Both of the preset's judges are starter.
         revision = load_scorer("starter" if name == "toxicity+hate" else name).revision  # type: ignore[attr-defined]
         assert {"hatecheck", "rtp", "jigsaw"} <= set(figures[name]["figures"])
@@ -113,7 +115,7 @@ def test_shipped_figures_are_of_the_judges_that_are_installed() -> None:
         assert figures[name]["speed"]["texts_per_second"] > 0
 
 
-@pytest.mark.parametrize("name", ["starter", "witness"])
+@pytest.mark.parametrize("name", ["starter", pytest.param("starter-large", marks=needs_mpnet), "witness"])
 def test_a_shipped_card_is_of_the_shipped_weights(name: str) -> None:
     folder = shipped_folder(name)
     assert folder is not None
@@ -124,9 +126,11 @@ def test_a_shipped_card_is_of_the_shipped_weights(name: str) -> None:
 
 def test_the_shipped_judges_are_as_good_as_said() -> None:
     """The floors that they were trained for; the card and figures.json hold them, and are of these weights."""
-    figures = {name: packaged_figures()[name]["figures"] for name in ("starter", "witness")}
+    figures = {name: packaged_figures()[name]["figures"] for name in ("starter", "starter-large", "witness")}
     assert figures["starter"]["hatecheck"]["auc"] >= 0.84
     assert figures["starter"]["rtp"]["spearman"] >= 0.89
+    assert figures["starter-large"]["hatecheck"]["auc"] >= 0.90
+    assert figures["starter-large"]["rtp"]["spearman"] >= 0.91
     assert figures["witness"]["hatecheck"]["auc"] >= 0.75
     assert figures["witness"]["rtp"]["spearman"] >= 0.80
     # All of the measuring half counts, prompts and continuations.

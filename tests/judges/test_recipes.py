@@ -20,7 +20,7 @@ def command_of(recipe: Path) -> str:
     return train._command(build(JudgeTrainSettings, file=recipe))
 
 
-@pytest.mark.parametrize("name", ["starter", "witness", "starter_pairs"])
+@pytest.mark.parametrize("name", ["starter", "starter-large", "witness", "starter_pairs"])
 def test_a_recipe_is_what_made_the_judge(name: str) -> None:
     folder = shipped_folder(name)
     assert folder is not None

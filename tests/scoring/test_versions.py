@@ -87,7 +87,7 @@ def test_an_ensembles_version_follows_its_members(judge: Path) -> None:
 
 
 def test_judges_that_ship_have_versions_without_being_loaded() -> None:
-    for name in ("starter", "witness"):
+    for name in ("starter", "starter-large", "witness"):
         folder = shipped_folder(name)
         assert folder is not None
         found = version_of(name)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from forked import Forked
 from rewardlm.judges.settings import JudgeServeSettings
 from rewardlm.listening import listen
 from rewardlm.scoring.versions import JudgeVersion
@@ -143,16 +144,21 @@ class ThreadServer:
 
 
 class ServingProcess:
-    """The command, and requests to it."""
+    """The command, and requests to it. With ``anew`` Python starts as a user starts it, which takes seconds."""
 
-    def __init__(self, *arguments: object, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rewardlm", "judge", "serve", *map(str, arguments)],
-            env={**ENVIRONMENT, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, *arguments: object, anew: bool = False, **environment: str) -> None:
+        command = ["judge", "serve", *map(str, arguments)]
+        self.process: Forked | subprocess.Popen[str]
+        if anew:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "rewardlm", *command],
+                env={**ENVIRONMENT, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        else:
+            self.process = Forked(command, cwd=os.getcwd(), env={**ENVIRONMENT, **environment})
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline().strip()
         self.address = self.line.split(" ")[0].rstrip("/")

@@ -267,7 +267,7 @@ class TestOurs:
 def test_the_command_serves_a_packaged_judge_to_googles_client(start: Callable[..., ServingProcess]) -> None:
     discovery = pytest.importorskip("googleapiclient.discovery", reason="google-api-python-client is not installed")
     direct = load_scorer("lexical2")
-    server = start("lexical2,lexical", "--port", "0", "device=cpu")
+    server = start("lexical2,lexical", "--port", "0", "device=cpu", anew=True)
     client = discovery.build(
         "commentanalyzer",
         "v1alpha1",

@@ -25,6 +25,8 @@ from rewardlm.training.rlaf import train
 from rewardlm.types import Message
 
 pytestmark = pytest.mark.slow
+# Three minutes of the same for other settings.
+MORE = pytest.mark.proof
 
 BETA = 0.25
 BANDIT_BETA = 0.2
@@ -156,12 +158,16 @@ def chosen_settings(model: Path, algorithm: str, **changes) -> RlafSettings:
     ("algorithm", "changes"),
     [
         ("ppo", {}),
-        ("ppo", {"critic": "own", "learning_rate": 5e-3, "steps": 220}),
+        pytest.param("ppo", {"critic": "own", "learning_rate": 5e-3, "steps": 220}, marks=MORE),
         ("grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"coef": 2.0}}),
         ("dr_grpo", {"samples": 16}),
         ("rloo", {"samples": 16}),
-        ("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}),
-        ("dr_grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"penalty": "full", "coef": BETA}}),
+        pytest.param("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}, marks=MORE),
+        pytest.param(
+            "dr_grpo",
+            {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"penalty": "full", "coef": BETA}},
+            marks=MORE,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)) or "default",
 )
@@ -192,11 +198,11 @@ def test_training_ends_near_the_best_policy(home, tmp_path, algorithm, changes):
     [
         ("ppo", {}, 1 / BANDIT_BETA),
         ("dr_grpo", {"samples": 16}, 1 / BANDIT_BETA),
-        ("dr_grpo", {"samples": 16, "kl": {"penalty": "full"}}, 1 / BANDIT_BETA),
+        pytest.param("dr_grpo", {"samples": 16, "kl": {"penalty": "full"}}, 1 / BANDIT_BETA, marks=MORE),
         ("rloo", {"samples": 16}, 1 / BANDIT_BETA),
-        ("rloo", {"samples": 16, "kl": {"penalty": "k3"}}, 1 / BANDIT_BETA),
+        pytest.param("rloo", {"samples": 16, "kl": {"penalty": "k3"}}, 1 / BANDIT_BETA, marks=MORE),
         ("grpo", {"samples": 2}, 1 / BANDIT_BETA / math.sqrt(2)),
-        ("grpo", {"samples": 2, "kl": {"penalty": "k1"}}, 1 / BANDIT_BETA / math.sqrt(2)),
+        pytest.param("grpo", {"samples": 2, "kl": {"penalty": "k1"}}, 1 / BANDIT_BETA / math.sqrt(2), marks=MORE),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)) if isinstance(value, dict) else "",
 )

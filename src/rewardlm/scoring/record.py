@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RECORD = "judge.json"
 # The judges of texts that this package ships: a reward, and a witness that shares neither texts nor teachers with it.
-SHIPPED = ("starter", "witness")
+SHIPPED = ("starter", "starter-large", "witness")
 _PROBLEMS = ("multi_label_classification", "single_label_classification")
 _HEAD = ("kind", "labels", "main", "problem_type", "encoder", "encoder_revision")
 _TEXT_ENTRIES = (
