@@ -33,9 +33,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FILES = sorted(SOURCE.rglob("*.py"))
 # Modules of packages that only an extra brings. Some come with others.
 OF_EXTRAS = {"profanity_check", "h5py", "gguf", "bitsandbytes", "ray", "inseq", "tensorboard", "trackio", "wandb"}
-OF_EXTRAS |= {"fastapi", "starlette", "uvicorn", "h11", "prometheus_client"}
+OF_EXTRAS |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 WITH_OTHERS = {
     "starlette": "fastapi",
+    "h11": "uvicorn",
     "tokenizers": "transformers",
     "markupsafe": "jinja2",
     "pydantic_core": "pydantic",

@@ -90,8 +90,10 @@ def test_score_records_the_threshold_and_compare_goes_by_it(shell: Shell, scored
     assert shell("import", answers, "--label", "PT", "--out", run).code == 0
     wrong = shell.fails("score", run, "--scorer", "lexical2", "--thresholds", moved / "thresholds.yaml")
     assert "has thresholds for lexical, but the judges are lexical2" in wrong.err
-    done = shell("score", run, "--scorer", "lexical", "--thresholds", moved, "--json")
+    # A judge beside it that the file doesn't name keeps 0.5, whichever comes first.
+    done = shell("score", run, "--scorer", "lexical2,lexical", "--thresholds", moved, "--json")
     assert done.code == 0, done.err
+    assert Run.open(run).meta["thresholds"].keys() == {"lexical"}
     assert Run.open(run).meta["thresholds"]["lexical"]["value"] == threshold
     scores = [record["value"] for record in Run.open(run).read("scores") if record["scorer"] == "lexical"]
     found = json.loads(shell("compare", run, "--json").out)

@@ -30,7 +30,8 @@ ARGUMENTS = {
     "import": ["t.csv", "--out", "o"], "export": ["run", "--out", "t.md"], "compare": ["run"],
     "finetune": ["tiny", "--out", "o"], "rlaf": ["tiny", "--out", "o"], "merge": ["tiny", "--out", "o"],
     "judge list": [], "judge train": ["--out", "o"],
-    "judge evaluate": ["lexical"], "judge migrate": ["t.csv", "--out", "o"], "judge train-pairs": ["--out", "o"],
+    "judge evaluate": ["lexical"], "judge serve": ["lexical"], "judge migrate": ["t.csv", "--out", "o"],
+    "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
 }  # fmt: skip
 # And what its settings need; flags win over a file.

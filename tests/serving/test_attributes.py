@@ -18,7 +18,11 @@ LABELS: dict[str, tuple[str, ...]] = {
     "lexical": LexicalScorer.labels,
     "lexical2": LstmScorer.labels,
     "toxicity+hate": ("toxicity", "starter", "starter#hate"),
-    **{name: record.labels for name in ("starter", "witness") if (record := record_of(name)) is not None},
+    **{
+        name: record.labels
+        for name in ("starter", "starter-large", "witness")
+        if (record := record_of(name)) is not None
+    },
 }
 
 

@@ -14,6 +14,9 @@ import pytest
 from serving_server import Answered, Letters, ThreadServer, analyze, wait_for
 
 from rewardlm.errors import ServiceError
+from rewardlm.serving import served
+from rewardlm.serving.batching import Batcher, Unusable
+from rewardlm.types import Verdict
 
 ANALYZE = "/v1alpha1/comments:analyze"
 
@@ -166,6 +169,98 @@ def test_a_judge_that_fails_as_a_whole_is_503_and_the_others_go_on(
     out, err = capfd.readouterr()
     assert "broken can't be used (ServiceError)" in err
     assert "secret" not in out + err
+
+
+class Quits(Letters):
+    """A user's function that ends Python where a text has a q."""
+
+    def score(self, texts: Any) -> Any:
+        if any("q" in text for text in texts):
+            raise SystemExit(3)
+        return super().score(texts)
+
+
+def test_a_judge_that_would_end_python_ends_nothing(serve: Any) -> None:
+    server = serve(Quits("quits"), Letters("other"))
+    for _ in range(3):
+        found = server.ask("/score", {"texts": ["q"], "judge": "quits"})
+        assert (found.status, "SystemExit" in found.data.decode()) == (503, True)
+    assert server.ask("/score", {"texts": ["x"], "judge": "quits"}).body["values"] == [1]
+    assert server.ask("/score", {"texts": ["x"], "judge": "other"}).body["values"] == [1]
+
+
+class Closes(Letters):
+    """A judge behind HTTP, whose first refusal closes it for good. It keeps what it was told before."""
+
+    online = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.unfinished: dict[str, Verdict] = {}
+        self.closed = False
+
+    def score(self, texts: Any) -> Any:
+        if self.closed:
+            raise ServiceError("given up before")
+        for text in texts:
+            if "forbidden" in text:
+                self.closed = True
+                raise ServiceError("403")
+            self.unfinished[text] = Verdict(self.values(text))
+        found, self.unfinished = self.unfinished, {}
+        return [found[text] for text in texts]
+
+
+def test_a_service_that_refused_once_is_asked_again(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client's text must not switch a judge off for all the others."""
+    again: list[Closes] = []
+
+    def load(name: str, **_: Any) -> Closes:
+        again.append(Closes(name))
+        return again[-1]
+
+    monkeypatch.setattr(served, "load_scorer", load)
+    first = Closes("service")
+    server = serve(first)
+    first.gate.set()
+    assert server.ask("/score", {"texts": ["x"]}).body["values"] == [1]
+    # In one batch, what came before the refusal is answered, and what came after is not.
+    assert server.ask("/score", {"texts": ["xa", "forbidden"]}).status == 503
+    assert server.ask("/score", {"texts": ["xa"]}).body["values"] == [0.5]
+    assert len(again) == 1
+    # Where it refuses again and again, it is left alone for a while.
+    for _ in range(4):
+        assert server.ask("/score", {"texts": ["forbidden"]}).status == 503
+    assert 2 <= len(again) <= 3
+
+
+def test_what_a_service_said_before_it_refused_reaches_who_asked() -> None:
+    closes = Closes("service")
+    batcher = Batcher({"service": closes}, room=10, most_texts=10, most_characters=100)
+    found = batcher._scored("service", ["xa", "forbidden", "later"])
+    assert found[0] == Verdict({"toxicity": 0.5, "insult": 0.25, "hate": 0.5 / 3})
+    assert [type(one) for one in found[1:]] == [Unusable, Unusable]
+
+
+def test_a_judge_that_waits_for_somebody_holds_up_no_other(serve: Any) -> None:
+    slow, quick = Closes("service"), Letters("quick")
+    slow.score = lambda texts: Letters.score(slow, texts)  # type: ignore[method-assign]
+    server = serve(slow, quick, timeout_seconds=5)
+    held = hold(server, slow)
+    assert server.ask("/score", {"texts": ["x"], "judge": "quick"}).body["values"] == [1]
+    assert server.ask("/healthz").body == {"status": "ok"}
+    slow.gate.set()
+    assert held.result(60).status == 200
+
+
+def test_a_judge_that_hangs_shows_in_healthz(serve: Any, letters: Letters) -> None:
+    server = serve(letters, timeout_seconds=0.2)
+    held = hold(server, letters)
+    assert held.result(60).status == 504
+    wait_for(lambda: server.ask("/healthz").status == 503, "a server that says that it is stuck")
+    assert server.ask("/healthz").body == {"status": "stuck", "stuck": ["letters"]}
+    letters.gate.set()
+    wait_for(lambda: server.ask("/healthz").body == {"status": "ok"}, "a server that goes on")
 
 
 def test_on_the_way_out_what_waits_is_answered_and_what_comes_is_refused(serve: Any, letters: Letters) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from serving_server import Letters, ThreadServer
 
-from rewardlm.errors import RunError
+from rewardlm.errors import RewardLMError, RunError
 from rewardlm.judges.settings import JudgeServeSettings
+from rewardlm.scoring.ensemble import Ensemble, Member
 from rewardlm.scoring.thresholds import JudgeThresholds, MatchedThreshold, Thresholds, write_thresholds
 from rewardlm.scoring.versions import JudgeVersion
 from rewardlm.serving.served import as_served
@@ -51,10 +52,52 @@ def test_a_moved_threshold_is_that_of_the_judge_it_was_made_for(serve: Any, tmp_
     for judge in ("letters", "others"):
         body = server.ask("/v1/moderations", {"input": ["xxxa", "xxxaa"], "model": judge}).body
         flagged[judge] = [one["categories"]["toxicity"] for one in body["results"]]
+        # Its insult, half of its toxicity, is above no threshold; its hate, a third, is above its own.
+        assert all(one["flagged"] for one in body["results"])
     assert flagged == {"letters": [True, False], "others": [True, True]}
     first, second = server.ask("/judges").body["judges"]
     assert first["thresholds"] == {"toxicity": 0.7, "insult": 0.5, "hate": 0.1}
     assert second["thresholds"] == {"toxicity": 0.5, "insult": 0.5, "hate": 0.1}
+
+
+def test_a_moved_threshold_alone_decides_what_is_flagged(serve: Any, tmp_path: Path) -> None:
+    """It was made to flag a share of texts by the main label: other labels at 0.5 would flag more."""
+    moved = JudgeThresholds(label="toxicity", revision="letters 1", same_share=MatchedThreshold(value=0.9))
+    write_thresholds(tmp_path / "thresholds.yaml", Thresholds(judges={"letters": moved}))
+    judge = Letters()
+    judge.values = lambda text: {"toxicity": 0.8, "insult": 0.8, "hate": 0.1}  # type: ignore[method-assign]
+    server = serve(judge, thresholds=tmp_path / "thresholds.yaml")
+    (one,) = server.ask("/v1/moderations", {"input": "x"}).body["results"]
+    assert one["categories"] == {"toxicity": False, "insult": True, "hate": False}
+    assert not one["flagged"]
+
+
+def test_an_ensembles_members_decide_nothing(serve: Any) -> None:
+    members = {0.9: Letters("high"), 0.2: Letters("low")}
+    for value, member in members.items():
+        member.values = lambda _, value=value: {"toxicity": value}  # type: ignore[method-assign]
+        member.labels = ("toxicity",)
+    mean = Ensemble([Member(judge.name, judge, "toxicity") for judge in members.values()], "mean", name="mean")
+    (one,) = serve(mean, threshold=0.6).ask("/v1/moderations", {"input": "x"}).body["results"]
+    assert one["category_scores"]["toxicity"] == pytest.approx(0.55)
+    assert not one["flagged"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "more", "said"),
+    [
+        ({"version": "other"}, {}, "made for its version other, here it is 1"),
+        ({}, {"label_thresholds": {"toxicity": 0.2}}, "both set a threshold of letters: give one"),
+    ],
+)
+def test_a_threshold_that_would_be_another_judges_or_a_second_one_is_refused(
+    tmp_path: Path, moved: dict[str, str], more: dict[str, Any], said: str
+) -> None:
+    found = JudgeThresholds(label="toxicity", same_share=MatchedThreshold(value=0.7), **moved)
+    write_thresholds(tmp_path / "thresholds.yaml", Thresholds(judges={"letters": found}))
+    settings = JudgeServeSettings(judge=["letters"], thresholds=tmp_path / "thresholds.yaml", **more)
+    with pytest.raises(RewardLMError, match=said):
+        as_served(Letters(), JudgeVersion("letters", "1", None), settings)
 
 
 def test_a_threshold_for_other_weights_is_refused(tmp_path: Path) -> None:
@@ -134,7 +177,7 @@ def test_score_gives_values_and_says_why_one_is_missing(server: ThreadServer) ->
     assert found.status == 200
     assert found.body["values"] == [0.5, None, None, None, 0.0]
     assert found.body["reasons"][:3] == [None, "empty text", "declined"]
-    assert found.body["reasons"][3].startswith("ValueError")
+    assert found.body["reasons"][3] == "the judge failed at it"
     assert found.body["scores"][1] == {}
     assert (found.body["judge"], found.body["version"], found.body["label"]) == ("letters", "v-letters", "toxicity")
     assert server.ask("/score", {"texts": ["xa"], "label": "insult"}).body["values"] == [0.25]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardlm.serving.sentences import sentences, utf16_length, whole
+
+
+def test_a_text_of_nothing_but_marks_takes_no_longer_than_another() -> None:
+    """Tried from every mark anew, these would take minutes."""
+    begun = time.process_time()
+    for text in ("!" * 200_000 + "a", "a" + ".!" * 100_000 + "a", "!)" * 100_000 + "a", '?"' * 100_000):
+        found = sentences(text)
+        assert found[0].begin == 0
+        assert found[-1].end == len(text)
+    assert time.process_time() - begun < 10
 
 
 def cut(text: str, begin: int, end: int) -> str:

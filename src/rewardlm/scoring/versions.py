@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rewardlm.config import split_names
 from rewardlm.scoring import lexical, lstm
-from rewardlm.scoring.encoder import sha256_of
+from rewardlm.scoring.encoder import encoder_revision, sha256_of
 from rewardlm.scoring.ensemble import PRESETS
 from rewardlm.scoring.record import judge_folder, read_record
 
@@ -28,7 +28,8 @@ _ENSEMBLE = re.compile(r"(mean|max)\((.*)\)", re.DOTALL)
 # What a folder of a judge holds besides its weights and judge.json, and what a score depends on.
 _FILES = (
     "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json",
-    "merges.txt", "special_tokens_map.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model", "spm.model",
+    "sentencepiece.bpe.model",
 )  # fmt: skip
 # What of judge.json a score depends on.
 _ENTRIES = (
@@ -45,6 +46,11 @@ class JudgeVersion:
     judge: str
     version: str
     weights: str | None
+
+    @property
+    def known(self) -> str | None:
+        """``version``, or None where nothing tells it."""
+        return None if self.version == UNVERSIONED else self.version
 
 
 def version_of(name: str, *, revision: str | None = None) -> JudgeVersion:
@@ -89,7 +95,9 @@ def _of_a_folder(name: str, folder: Path) -> JudgeVersion:
     files = {file: sha256_of([folder / file]) for file in _FILES if (folder / file).is_file()}
     record = read_record(folder)
     entries = {} if record is None else {key: value for key, value in asdict(record).items() if key in _ENTRIES}
-    return JudgeVersion(name, _digest(found, files, entries), f"sha256:{found}")
+    # An encoder that lies in a folder may be edited, and one may come from a package or from a hub, which differ.
+    encoder = None if record is None or record.encoder is None else encoder_revision(record.encoder)
+    return JudgeVersion(name, _digest(found, files, entries, encoder), f"sha256:{found}")
 
 
 def _digest(*parts: object) -> str:

@@ -1,7 +1,9 @@
-"""Texts of many requests, scored together: one thread for the judges, and a queue that is bounded.
+"""Texts of many requests, scored together, in a queue that is bounded.
 
-The thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many go
-together, and nobody waits for a batch to fill. Equal texts of a batch are scored once.
+A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
+go together, and nobody waits for a batch to fill. Equal texts of a batch are scored once. Judges that compute share one
+thread, because they share the processor; a judge that may wait for somebody else (a service, a user's function) has a
+thread of its own and holds up nobody.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewardlm.errors import RewardLMError
 from rewardlm.scoring.scorer import Scorer, score_texts
 from rewardlm.types import Verdict
 
 # The first guess of how many characters a second a judge reads; it is measured from the first batch on.
 _CHARACTERS_A_SECOND = 5_000.0
+# The longest pause before a judge that has failed as a whole is loaded again.
+_LONGEST_PAUSE = 60.0
 
 
 class Busy(Exception):
@@ -53,6 +56,32 @@ class _Waiting:
     found: asyncio.Future[Verdict | Unusable | Stopping] = field(repr=False)
 
 
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """A thread, the judges that it runs, and the batch that it has now, since ``begun`` (monotonic seconds)."""
+
+    judges: tuple[str, ...]
+    batch: list[_Waiting] = field(default_factory=list)
+    begun: float = 0.0
+    # A name and texts, or None, which ends the thread.
+    work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
+    thread: threading.Thread | None = None
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How often in a row a judge has failed as a whole, and when it may be loaded again (monotonic seconds)."""
+
+    number: int = 0
+    again: float = 0.0
+
+    def add(self) -> None:
+        # At once the first time: what failed may have been one text's fault. Then after 2, 4, 8 … seconds.
+        self.number += 1
+        pause = 0.0 if self.number == 1 else min(2.0 ** (self.number - 1), _LONGEST_PAUSE)
+        self.again = time.monotonic() + pause
+
+
 @dataclass(frozen=True, slots=True)
 class BatchWatch:
     """What is told about the work, for metrics: a judge's batch and its seconds."""
@@ -63,7 +92,8 @@ class BatchWatch:
 
 class Batcher:
     """Scores texts for an event loop. ``judges`` by name; ``room`` is how many texts may wait at most, ``most_texts``
-    and ``most_characters`` what a batch may hold (a longer text goes alone).
+    and ``most_characters`` what a batch may hold (a longer text goes alone). Judges in ``alone`` have threads of their
+    own. ``reopen`` makes a judge anew that has said that it can't be used: one behind HTTP closes itself then.
 
     Every method but ``__init__`` belongs to the loop's thread.
     """
@@ -76,20 +106,23 @@ class Batcher:
         most_texts: int,
         most_characters: int,
         watch: BatchWatch | None = None,
+        alone: Sequence[str] = (),
+        reopen: Mapping[str, Callable[[], Scorer]] | None = None,
     ) -> None:
-        self._judges = judges
+        self._judges = dict(judges)
         self._room, self._most_texts, self._most_characters = room, most_texts, most_characters
         self._watch = watch or BatchWatch()
+        self._reopen = dict(reopen or {})
         # For each judge what waits, by number: whoever hangs up is taken out of the middle.
         self._queues: dict[str, OrderedDict[int, _Waiting]] = {name: OrderedDict() for name in judges}
         self._numbers = 0
         self._pace = dict.fromkeys(judges, _CHARACTERS_A_SECOND)
-        # What the thread has now.
-        self._batch_now: list[_Waiting] = []
+        together = tuple(name for name in judges if name not in alone)
+        self._lanes = [_Lane(names) for names in (together, *((name,) for name in alone)) if names]
+        self._lane_of = {name: lane for lane in self._lanes for name in lane.judges}
+        # Touched by the judge's own thread alone.
+        self._failures = {name: _Failures() for name in judges}
         self._stopping = False
-        # To the judges' thread go a name and texts, or None, which ends it.
-        self._work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> int:
@@ -104,14 +137,20 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being scored."""
-        return not self._batch_now and not self.waiting
+        return not self.waiting and not any(lane.batch for lane in self._lanes)
+
+    def stuck(self, seconds: float) -> list[str]:
+        """The judges whose thread has had one batch for longer than ``seconds``."""
+        now = time.monotonic()
+        return [name for lane in self._lanes if lane.batch and now - lane.begun > seconds for name in lane.judges]
 
     def start(self) -> None:
-        """Start the judges' thread; called in the loop."""
+        """Start the judges' threads; called in the loop."""
         loop = asyncio.get_running_loop()
-        # A daemon: a judge that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, args=(loop,), name="judges", daemon=True)
-        self._thread.start()
+        for lane in self._lanes:
+            # A daemon: a judge that hangs must not keep the process from ending.
+            lane.thread = threading.Thread(target=self._run, args=(lane, loop), name="judges", daemon=True)
+            lane.thread.start()
 
     def stop(self) -> None:
         """Take nothing new; what waits is still scored."""
@@ -120,16 +159,20 @@ class Batcher:
     def give_up(self) -> None:
         """Stop, and let nobody wait any longer: all that wait get Stopping."""
         self.stop()
-        for one in [*self._batch_now, *(one for waiting in self._queues.values() for one in waiting.values())]:
+        being_scored = [one for lane in self._lanes for one in lane.batch]
+        for one in [*being_scored, *(one for waiting in self._queues.values() for one in waiting.values())]:
             if not one.found.done():
                 one.found.set_result(Stopping())
 
     def close(self, *, seconds: float = 2.0) -> None:
-        """End the thread, which may take ``seconds`` for the batch that it has."""
+        """End the threads, which may take ``seconds`` for the batches that they have."""
         self.stop()
-        self._work.put(None)
-        if self._thread is not None:
-            self._thread.join(seconds)
+        until = time.monotonic() + seconds
+        for lane in self._lanes:
+            lane.work.put(None)
+        for lane in self._lanes:
+            if lane.thread is not None:
+                lane.thread.join(max(0.0, until - time.monotonic()))
 
     async def score(self, judge: str, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, in order. If this is cancelled, the texts that wait are not scored.
@@ -145,7 +188,7 @@ class Batcher:
         self._numbers += len(mine)
         waiting = self._queues[judge]
         waiting.update((one.number, one) for one in mine)
-        self._go_on()
+        self._go_on(self._lane_of[judge])
         try:
             found = [await one.found for one in mine]
         finally:
@@ -161,19 +204,19 @@ class Batcher:
         return verdicts
 
     def _seconds_left(self) -> float:
-        return sum(
-            sum(len(one.text) for one in waiting.values()) / self._pace[judge]
-            for judge, waiting in self._queues.items()
+        return max(
+            sum(sum(len(one.text) for one in self._queues[name].values()) / self._pace[name] for name in lane.judges)
+            for lane in self._lanes
         )
 
-    def _go_on(self) -> None:
-        """Give the thread the next batch, if it is free: that of the judge whose oldest text has waited longest."""
-        if not self._batch_now:
-            oldest = [(next(iter(waiting)), judge) for judge, waiting in self._queues.items() if waiting]
+    def _go_on(self, lane: _Lane) -> None:
+        """Give a thread the next batch, if it is free: that of the judge whose oldest text has waited longest."""
+        if not lane.batch:
+            oldest = [(next(iter(self._queues[name])), name) for name in lane.judges if self._queues[name]]
             if oldest:
                 judge = min(oldest)[1]
-                self._batch_now = self._batch(self._queues[judge])
-                self._work.put((judge, self._batch_now))
+                lane.batch, lane.begun = self._batch(self._queues[judge]), time.monotonic()
+                lane.work.put((judge, lane.batch))
         self._watch.waiting(self.waiting)
 
     def _batch(self, waiting: OrderedDict[int, _Waiting]) -> list[_Waiting]:
@@ -192,33 +235,45 @@ class Batcher:
             waiting.popitem(last=False)
         return batch
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The judges' thread."""
-        while (work := self._work.get()) is not None:
+    def _run(self, lane: _Lane, loop: asyncio.AbstractEventLoop) -> None:
+        """A judges' thread."""
+        while (work := lane.work.get()) is not None:
             judge, batch = work
             begun = time.perf_counter()
-            found: list[Verdict] | Unusable
+            found = self._scored(judge, [one.text for one in batch])
             try:
-                found = score_texts(self._judges[judge], [one.text for one in batch])
-            except RewardLMError as error:
-                found = Unusable(judge, type(error).__name__)
-            except Exception as error:
-                # score_texts catches what a judge raises, so this is a bug of ours: the texts are unscored, and the
-                # thread lives on.
-                found = Unusable(judge, type(error).__name__)
-            try:
-                loop.call_soon_threadsafe(self._done, judge, batch, found, time.perf_counter() - begun)
+                loop.call_soon_threadsafe(self._done, lane, judge, batch, found, time.perf_counter() - begun)
             except RuntimeError:
                 # The loop has ended: nobody waits any more.
                 return
 
-    def _done(self, judge: str, batch: list[_Waiting], found: list[Verdict] | Unusable, seconds: float) -> None:
-        for n, one in enumerate(batch):
+    def _scored(self, judge: str, texts: list[str]) -> list[Verdict | Unusable]:
+        """What became of each text. Whatever a judge does, its thread lives on."""
+        failures = self._failures[judge]
+        try:
+            if failures.number and judge in self._reopen:
+                if time.monotonic() < failures.again:
+                    return [Unusable(judge, "it failed a moment ago")] * len(texts)
+                self._judges[judge] = self._reopen[judge]()
+            found: list[Verdict | Unusable] = [*score_texts(self._judges[judge], texts)]
+        # SystemExit, too: a judge may be anybody's function.
+        except BaseException as error:
+            failures.add()
+            # A judge behind HTTP keeps what it was told before the service failed.
+            told: Mapping[str, Verdict] = getattr(self._judges[judge], "unfinished", {})
+            return [told.get(text, Unusable(judge, type(error).__name__)) for text in texts]
+        failures.number = 0
+        return found
+
+    def _done(
+        self, lane: _Lane, judge: str, batch: list[_Waiting], found: list[Verdict | Unusable], seconds: float
+    ) -> None:
+        for one, verdict in zip(batch, found, strict=True):
             if not one.found.done():
-                one.found.set_result(found if isinstance(found, Unusable) else found[n])
+                one.found.set_result(verdict)
         texts = {one.text for one in batch}
         pace = sum(map(len, texts)) / max(seconds, 1e-6)
         self._pace[judge] += 0.3 * (max(pace, 1.0) - self._pace[judge])
         self._watch.batch(judge, len(batch), len(texts), seconds)
-        self._batch_now = []
-        self._go_on()
+        lane.batch = []
+        self._go_on(lane)

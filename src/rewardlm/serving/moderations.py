@@ -12,7 +12,7 @@ from typing import Any
 
 from rewardlm.scoring.scorer import is_empty
 from rewardlm.serving.bodies import check_text
-from rewardlm.serving.refusals import Refusal
+from rewardlm.serving.refusals import Refusal, why_unscored
 from rewardlm.serving.served import ServedJudge
 from rewardlm.types import Verdict
 
@@ -53,12 +53,12 @@ def _result(n: int, verdict: Verdict, judge: ServedJudge) -> dict[str, Any]:
     missing = [label for label in judge.labels if label not in verdict.values]
     if missing:
         status = 500 if verdict.failed or verdict.reason is None else 400
-        reason = verdict.reason or f"the judge gave no {missing[0]}"
-        raise Refusal(status, f"input[{n}] could not be scored: {reason}", code="unscored", param="input")
+        why = why_unscored(verdict)
+        raise Refusal(status, f"input[{n}] could not be scored: {why}", code="unscored", param="input")
     scores = {label: verdict.values[label] for label in judge.labels}
     categories = {label: value > judge.thresholds[label] for label, value in scores.items()}
     return {
-        "flagged": any(categories.values()),
+        "flagged": any(categories[label] for label in judge.deciding),
         "categories": categories,
         "category_scores": scores,
         "category_applied_input_types": {label: ["text"] for label in judge.labels},

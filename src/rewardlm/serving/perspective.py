@@ -16,7 +16,7 @@ from pydantic import Field
 from rewardlm.scoring.perspective import LONGEST_BYTES
 from rewardlm.scoring.scorer import is_empty
 from rewardlm.serving.bodies import RequestPart, check_text, read_as
-from rewardlm.serving.refusals import Refusal
+from rewardlm.serving.refusals import Refusal, why_unscored
 from rewardlm.serving.sentences import Span, sentences, whole
 from rewardlm.serving.served import ServedJudge
 from rewardlm.types import Verdict
@@ -248,10 +248,8 @@ def foreign_script(text: str) -> str | None:
 def _value(verdict: Verdict, label: str) -> float:
     if label in verdict.values:
         return verdict.values[label]
-    reason = verdict.reason or f"the judge gave no {label}"
-    raise Refusal(
-        500 if verdict.failed or verdict.reason is None else 400, f"The comment could not be scored: {reason}"
-    )
+    status = 500 if verdict.failed or verdict.reason is None else 400
+    raise Refusal(status, f"The comment could not be scored: {why_unscored(verdict)}")
 
 
 def _score(value: float) -> dict[str, Any]:

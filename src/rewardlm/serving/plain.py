@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from rewardlm.scoring.scorer import EMPTY
 from rewardlm.serving.bodies import RequestPart, check_text, read_as
-from rewardlm.serving.refusals import Refusal
+from rewardlm.serving.refusals import Refusal, why_unscored
 from rewardlm.serving.served import ServedJudge
 from rewardlm.types import Verdict
 
@@ -58,7 +57,7 @@ def classified(request: ClassifyRequest, judge: ServedJudge, found: Sequence[Ver
         missing = [label for label in judge.labels if label not in verdict.values]
         if missing:
             status = 500 if verdict.failed or verdict.reason is None else 400
-            raise Refusal(status, f"inputs[{n}] could not be scored: {_reason(verdict, missing[0])}")
+            raise Refusal(status, f"inputs[{n}] could not be scored: {why_unscored(verdict)}")
         ranked = sorted(judge.labels, key=lambda label: -verdict.values[label])
         answer.append(
             [{"label": label, "score": verdict.values[label]} for label in ranked[: request.parameters.top_k]]
@@ -91,16 +90,10 @@ def scored(request: ScoreRequest, judge: ServedJudge, found: Sequence[Verdict]) 
         "label": label,
         "values": values,
         "reasons": [
-            None if value is not None else _reason(verdict, label) for value, verdict in zip(values, found, strict=True)
+            None if value is not None else why_unscored(verdict) for value, verdict in zip(values, found, strict=True)
         ],
         "scores": [{one: verdict.values[one] for one in judge.labels if one in verdict.values} for verdict in found],
     }
-
-
-def _reason(verdict: Verdict, label: str) -> str:
-    if verdict.reason == EMPTY:
-        return "empty text"
-    return verdict.reason or f"the judge gave no {label}"
 
 
 def _check(texts: Sequence[str], what: str, most: int, most_bytes: int) -> None:

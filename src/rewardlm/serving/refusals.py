@@ -6,6 +6,9 @@ import http
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rewardlm.scoring.scorer import EMPTY
+from rewardlm.types import Verdict
+
 Format = Literal["perspective", "openai", "plain"]
 
 # Google's names for what HTTP has numbers for (google.rpc.Code).
@@ -77,6 +80,15 @@ class Refusal(Exception):
             )
         error = {"code": self.status, "message": self.message, "status": _STATUS.get(self.status, "UNKNOWN")}
         return {**error, "details": details} if details else error
+
+
+def why_unscored(verdict: Verdict) -> str:
+    """Why a text has no score, for whoever sent it. An error's own words stay here: they may name files and servers."""
+    if verdict.reason == EMPTY:
+        return "empty text"
+    if verdict.failed or verdict.reason is None:
+        return "the judge failed at it"
+    return verdict.reason[:200]
 
 
 def form_of(path: str) -> Format:

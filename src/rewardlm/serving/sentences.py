@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from rewardlm.scoring.scorer import is_empty
 
 # A sentence ends with its marks and what closes after them, before white space or the end; or with a line.
-_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s|$)|[。！？]+[」』）]*|[\n\r\u2028\u2029]+""")
+# Marks are read from the first of a row, and not given back: every shorter row would be tried as well, and a text of
+# nothing but marks would take minutes.
+_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s|$)|[。！？]+[」』）]*|[\n\r\u2028\u2029]+""")
 
 
 @dataclass(frozen=True, slots=True)

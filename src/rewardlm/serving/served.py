@@ -6,15 +6,17 @@ if the user declares one. Anything else is refused: a score under a name that it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rewardlm.config import is_function_name
 from rewardlm.errors import ConfigError, did_you_mean
+from rewardlm.scoring.ensemble import Ensemble
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import record_of
-from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.scorer import Scorer, is_online
 from rewardlm.scoring.thresholds import refuse_other_weights, thresholds_of
 from rewardlm.scoring.versions import JudgeVersion, version_of
 from rewardlm.serving.refusals import Refusal
@@ -49,7 +51,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 class ServedJudge:
     """A loaded judge. ``attributes`` maps Perspective's attributes to its labels; ``labels`` are those whose values are
     degrees of something (an ensemble's disagreement is none). A text is flagged for a label if its score is above the
-    label's threshold.
+    label's threshold, and flagged altogether if it is so for one of ``deciding``. ``reopen`` loads the judge again.
     """
 
     name: str
@@ -58,6 +60,13 @@ class ServedJudge:
     labels: tuple[str, ...]
     attributes: Mapping[str, str]
     thresholds: Mapping[str, float]
+    deciding: tuple[str, ...]
+    reopen: Callable[[], Scorer] | None = None
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it may wait for something else than this machine's processor."""
+        return is_online(self.scorer) or is_function_name(self.name)
 
     @property
     def main(self) -> str:
@@ -126,9 +135,7 @@ def load_judges(settings: JudgeServeSettings) -> ServedJudges:
     Raises ConfigError where a setting names a label that none of them has, RunError where a threshold was made for
     other weights, and what load_scorer raises.
     """
-    from rewardlm.models.load import resolve_device
-
-    device = str(resolve_device(settings.device))
+    device = _device(settings)
     found: dict[str, ServedJudge] = {}
     for name in settings.judge:
         scorer = load_scorer(name, device=device, services=settings.services)
@@ -143,11 +150,33 @@ def as_served(scorer: Scorer, version: JudgeVersion, settings: JudgeServeSetting
     labels = tuple(label for label in scorer.labels if label != DISAGREEMENT)
     thresholds = {label: settings.label_thresholds.get(label, settings.threshold) for label in labels}
     moved = {} if settings.thresholds is None else thresholds_of(settings.thresholds, settings.matching)
+    deciding = labels
     if name in moved:
-        judge = {"labels": list(labels), "revision": getattr(scorer, "revision", None)}
+        if labels[0] in settings.label_thresholds:
+            raise ConfigError(
+                f"{settings.thresholds} and label_thresholds.{labels[0]} both set a threshold of {name}: give one"
+            )
+        revision = getattr(scorer, "revision", None)
+        judge = {"labels": list(labels), "revision": revision, "version": version.known}
         refuse_other_weights(str(settings.thresholds), name, moved[name], judge)
         thresholds[labels[0]] = moved[name].value
-    return ServedJudge(name, scorer, version, labels, attributes_of(labels, settings.attributes), thresholds)
+    if name in moved or isinstance(scorer, Ensemble):
+        # The file's threshold is that of the main label: it flags the share that it was made for by that label alone.
+        # An ensemble's other labels are its members, and the main one says what they say together.
+        deciding = (labels[0], *(label for label in labels[1:] if label in settings.label_thresholds))
+
+    def reopen() -> Scorer:
+        return load_scorer(name, device=_device(settings), services=settings.services)
+
+    attributes = attributes_of(labels, settings.attributes)
+    again = reopen if is_online(scorer) else None
+    return ServedJudge(name, scorer, version, labels, attributes, thresholds, deciding, again)
+
+
+def _device(settings: JudgeServeSettings) -> str:
+    from rewardlm.models.load import resolve_device
+
+    return str(resolve_device(settings.device))
 
 
 def attributes_of(labels: tuple[str, ...], declared: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -56,6 +56,8 @@ class JudgeServer:
             most_texts=settings.batch_texts,
             most_characters=settings.batch_characters,
             watch=self.metrics.watch,
+            alone=[name for name, judge in judges.by_name.items() if judge.waits_for_others],
+            reopen={name: judge.reopen for name, judge in judges.by_name.items() if judge.reopen is not None},
         )
         self.app = Door(self._routes(), settings, self.metrics, key)
 
@@ -136,10 +138,14 @@ class JudgeServer:
         async def list_apis(request: Request) -> Response:
             return _json(discovery.directory(str(request.base_url)))
 
-        @app.get("/healthz")
+        @app.api_route("/healthz", methods=["GET", "HEAD"])
         async def health() -> Response:
-            stopping = self.batcher.stopping
-            return _json({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
+            stuck = self.batcher.stuck(self.settings.timeout_seconds)
+            if self.batcher.stopping:
+                return _json({"status": "stopping"}, 503)
+            # While one of several judges is left, the server is of use.
+            status = 503 if len(stuck) == len(self.judges.by_name) else 200
+            return _json({"status": "stuck" if status == 503 else "ok", **({"stuck": stuck} if stuck else {})}, status)
 
         @app.get("/judges")
         async def list_judges() -> Response:
@@ -281,6 +287,10 @@ class Door:
         site = headers.get(b"sec-fetch-site", [b""])[0]
         if site not in (b"", b"same-origin", b"none"):
             return Refusal(403, "a page of another site may not ask this server")
+        # They don't say so to a server without encryption that isn't on their own machine, but name the page's origin.
+        origins = [urlsplit(origin.decode("latin-1")).netloc for origin in headers.get(b"origin", [])]
+        if any(origin not in self._names for origin in origins):
+            return Refusal(403, "a page of another site may not ask this server")
         if self._key is None or scope["path"].startswith(_OPEN):
             return None
         given = _keys_in(headers, scope["query_string"])
@@ -343,7 +353,7 @@ def _keys_in(headers: dict[bytes, list[bytes]], query: bytes) -> list[bytes]:
     for part in query.split(b"&"):
         name, _, key = part.partition(b"=")
         if name == b"key" and key:
-            found.append(unquote_to_bytes(key))
+            found.append(unquote_to_bytes(key.replace(b"+", b" ")))
     return found
 
 
