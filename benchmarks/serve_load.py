@@ -59,19 +59,32 @@ def analyze(text: str, token: str = "") -> dict[str, object]:
 
 
 class Line:
-    """A connection that is kept open between requests."""
+    """A connection that is kept open between requests. Servers close one that was idle for some seconds: a ``patient``
+    client opens another then, as every library does; others call that a lost answer.
+    """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patient: bool = False) -> None:
         self._parts = urlsplit(address)
+        self._patient = patient
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the answer. Raises ConnectionError, asyncio.IncompleteReadError where none comes."""
+        if self._patient and self._reader is not None and self._reader.at_eof():
+            self.close()
+        reused = self._reader is not None
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-        self._writer.write(request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
+        try:
+            self._writer.write(request)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            # Nothing of an answer came: the server had closed it before it read the request.
+            if not (self._patient and reused) or getattr(error, "partial", b""):
+                raise
+            self.close()
+            return await self.ask(request)
         lower = head.lower()
         length = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
         body = await self._reader.readexactly(length)
@@ -127,7 +140,7 @@ async def open_load(address: str, make: Callable[[int], bytes], *, rate: float, 
     begun, at, number, tasks = time.perf_counter(), 0.0, 0, []
 
     async def one(request: bytes) -> None:
-        line = idle.pop() if idle else Line(address)
+        line = idle.pop() if idle else Line(address, patient=True)
         await _one(found, line, request)
         idle.append(line)
 

@@ -81,6 +81,26 @@ def test_an_open_load_keeps_its_rate_whatever_the_server_does() -> None:
     assert found.to_dict()["p99_ms"] == pytest.approx(expected)
 
 
+def test_a_connection_that_a_server_closed_is_opened_again_by_a_patient_client_alone() -> None:
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async def twice(*, patient: bool) -> list[int]:
+        server = await asyncio.start_server(client, "127.0.0.1", 0)
+        async with server:
+            address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            line = serve_load.Line(address, patient=patient)
+            request = serve_load.request_of(address, "/x", {})
+            return [(await line.ask(request))[0] for _ in range(3)]
+
+    assert asyncio.run(twice(patient=True)) == [200, 200, 200]
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        asyncio.run(twice(patient=False))
+
+
 def test_texts_have_twenty_words_and_differ() -> None:
     texts = serve_load.texts_of([f"w{n}" for n in range(60)], 500)
     assert len(set(texts)) == 500

@@ -126,4 +126,8 @@ def test_a_judges_folder_is_named_without_its_path(data: Path, tmp_path: Path) -
     folder = train_judge(small(data), tmp_path / "mine").path
     found = [recorded(judge) for judge in load_judges([str(folder), f"{folder}#hate"], LABELS, "cpu")]
     assert [judge.judge for judge in found] == ["mine", "mine#hate"]
+    assert [recorded(judge).judge for judge in load_judges(["starter", "starter#hate"], LABELS, "cpu")] == [
+        "starter",
+        "starter#hate",
+    ]
     assert [judge.label for judge in found] == ["toxicity", "hate"]

@@ -171,6 +171,25 @@ def test_no_third_party_taught_a_shipped_judge(name: str, third: str) -> None:
     assert kinship(lineage_of(third), lineage_of(name)) is None
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("starter", "starter taught starter-large"),
+        ("starter#hate", "starter taught starter-large"),
+        ("lexical2", "lexical2 taught starter-large"),
+        ("starter-large#hate", "both are starter-large"),
+        ("witness", None),
+        ("lexical", None),
+    ],
+)
+def test_whose_witness_starter_large_can_be(other: str, said: str | None) -> None:
+    found = kinship(lineage_of(other), lineage_of("starter-large"))
+    assert found is None if said is None else found is not None and found.startswith(said)
+    if other == "witness":
+        read = [read_hashes(judge_folder(name)) for name in ("witness", "starter-large")]  # type: ignore[arg-type]
+        assert len(np.intersect1d(*read)) == 0  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("settings", [MeasureSettings, StageMeasure])
 def test_by_default_a_judge_measures_that_is_no_relative_of_the_default_reward(settings: Any) -> None:
     measuring = settings.model_fields["scorer"].default

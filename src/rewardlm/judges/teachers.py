@@ -62,7 +62,7 @@ def recorded(judge: Scorer) -> Teacher:
     folder, own = judge_folder(judge.name), record_of(judge.name)
     name, revision = judge.name, getattr(judge, "revision", None)
     if folder is not None:  # A card names a folder, not its path.
-        name = folder.name if Path(name).is_dir() else f"{folder.name}#{name.rpartition('#')[2]}"
+        name = f"{folder.name}#{name.rpartition('#')[2]}" if "#" in name and not Path(name).is_dir() else folder.name
     known = lineage_of(judge.name).known
     if own is None:
         return Teacher(name, judge.labels[0], revision, known)
