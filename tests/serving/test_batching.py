@@ -52,6 +52,45 @@ def test_what_comes_while_the_judge_is_busy_is_scored_together(server: ThreadSer
     assert sorted(letters.batches[1]) == sorted(texts)
 
 
+class Slow(Letters):
+    """Takes a while for a batch, however large."""
+
+    def score(self, texts: Any) -> Any:
+        time.sleep(0.2)
+        return super().score(texts)
+
+
+def test_clients_that_ask_again_at_once_stay_in_one_batch(serve: Any) -> None:
+    """Without a pause they would be two halves that take turns: 8 clients that ask 6 times would make 12 batches."""
+    judge = Slow()
+    server = serve(judge)
+
+    def client(number: int) -> None:
+        for n in range(6):
+            assert server.ask("/score", {"texts": [f"{number} {n}"]}).status == 200
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    assert sum(map(len, judge.batches)) == 48
+    assert len(judge.batches) <= 9
+    assert max(map(len, judge.batches)) == 8
+
+
+def test_who_asks_once_is_not_waited_for_again_and_again(serve: Any) -> None:
+    server = serve(Slow())
+    lane = server.server.batcher._lanes[0]
+    assert server.ask("/score", {"texts": ["several", "texts"]}).status == 200
+    wait_for(lambda: lane.pause is None, "the end of the pause")
+    before = lane.skip
+    assert before > 0
+    assert server.ask("/score", {"texts": ["several", "texts"]}).status == 200
+    assert lane.pause is None
+    assert lane.skip == before - 1
+
+
 def test_equal_texts_of_several_requests_are_scored_once(server: ThreadServer, letters: Letters) -> None:
     hold(server, letters)
     same = [in_background(lambda: server.ask(ANALYZE, analyze("same x"))) for _ in range(8)]

@@ -40,7 +40,7 @@ _PACKAGED = {
 }
 _OWN = {
     "starter": "RewardLM's own: toxicity, hate and six more labels on MiniLM",
-    "starter-large": "the same labels on all-mpnet-base-v2: better, and a third as fast",
+    "starter-large": "the same labels on all-mpnet-base-v2: better, and a fifth as fast",
     "witness": "a second one, on other texts and another encoder: to measure models that starter trained",
     "toxicity+hate": "the higher of starter's toxicity and hate, with their disagreement",
 }

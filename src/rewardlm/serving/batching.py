@@ -1,7 +1,8 @@
 """Texts of many requests, scored together, in a queue that is bounded.
 
 A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
-go together, and nobody waits for a batch to fill. Equal texts of a batch are scored once. Judges that compute share one
+go together. After a batch of several, a moment is left to those who were just answered, if they ask again at once:
+otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are scored once. Judges that compute share one
 thread, because they share the processor; a judge that may wait for somebody else (a service, a user's function) has a
 thread of its own and holds up nobody.
 """
@@ -21,6 +22,10 @@ from rewardlm.types import Verdict
 
 # The first guess of how many characters a second a judge reads; it is measured from the first batch on.
 _CHARACTERS_A_SECOND = 5_000.0
+# How long those who were just answered are waited for: a share of what their batch took, and at most so many seconds.
+_SHARE_FOR_THE_NEXT, _MOST_FOR_THE_NEXT = 0.6, 0.1
+# Where fewer than half of them came back within it, so many batches go without.
+_WITHOUT_PAUSE = 20
 # The longest pause before a judge that has failed as a whole is loaded again.
 _LONGEST_PAUSE = 60.0
 
@@ -66,6 +71,12 @@ class _Lane:
     # A name and texts, or None, which ends the thread.
     work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
+    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. ``enough`` of them show that
+    # those who were answered ask again; after a pause without, ``skip`` batches have none.
+    pause: asyncio.TimerHandle | None = None
+    expected: int = 0
+    enough: int = 0
+    skip: int = 0
 
 
 @dataclass(slots=True)
@@ -211,7 +222,9 @@ class Batcher:
 
     def _go_on(self, lane: _Lane) -> None:
         """Give a thread the next batch, if it is free: that of the judge whose oldest text has waited longest."""
-        if not lane.batch:
+        if lane.pause is not None and (self._waiting_in(lane) >= lane.expected or self._stopping):
+            self._end_pause(lane)
+        if not lane.batch and lane.pause is None:
             oldest = [(next(iter(self._queues[name])), name) for name in lane.judges if self._queues[name]]
             if oldest:
                 judge = min(oldest)[1]
@@ -276,4 +289,26 @@ class Batcher:
         self._pace[judge] += 0.3 * (max(pace, 1.0) - self._pace[judge])
         self._watch.batch(judge, len(batch), len(texts), seconds)
         lane.batch = []
+        if len(batch) > 1 and lane.skip > 0:
+            lane.skip -= 1
+        elif len(batch) > 1:
+            waiting = self._waiting_in(lane)
+            lane.expected = min(waiting + len(batch), self._most_texts)
+            lane.enough = waiting + len(batch) // 2
+            pause = min(_SHARE_FOR_THE_NEXT * seconds, _MOST_FOR_THE_NEXT)
+            lane.pause = asyncio.get_running_loop().call_later(pause, self._after_pause, lane)
+        self._go_on(lane)
+
+    def _waiting_in(self, lane: _Lane) -> int:
+        return sum(len(self._queues[name]) for name in lane.judges)
+
+    def _end_pause(self, lane: _Lane) -> None:
+        if lane.pause is not None:
+            lane.pause.cancel()
+            lane.pause = None
+
+    def _after_pause(self, lane: _Lane) -> None:
+        if self._waiting_in(lane) < lane.enough:
+            lane.skip = _WITHOUT_PAUSE
+        self._end_pause(lane)
         self._go_on(lane)
