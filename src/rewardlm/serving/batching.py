@@ -2,9 +2,9 @@
 
 A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
 go together. After a batch of several, a moment is left to those who were just answered, if they ask again at once:
-otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are scored once. Judges that compute share one
-thread, because they share the processor; a judge that may wait for somebody else (a service, a user's function) has a
-thread of its own and holds up nobody.
+otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are
+scored once. Judges that compute share one thread, because they share the processor; a judge that may wait for somebody
+else (a service, a user's function) has a thread of its own and holds up nobody.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class _Lane:
     # A name and texts, or None, which ends the thread.
     work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
-    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. ``enough`` of them show that
-    # those who were answered ask again; after a pause without, ``skip`` batches have none.
+    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. ``enough`` of them show
+    # that those who were answered ask again; after a pause without, ``skip`` batches have none.
     pause: asyncio.TimerHandle | None = None
     expected: int = 0
     enough: int = 0
