@@ -177,9 +177,9 @@ check: lint
 test: setup
 	$(PYTEST)
 
-# That RL ends near the best policy, for six more settings than make test tries. Three minutes on one core.
+# That RL ends near the best policy, for six more settings than make test tries. Six minutes on one core.
 prove-policy: setup
-	$(PYTEST) -m proof
+	REWARDLM_PROVE=1 $(PYTEST) tests/training/test_known_best_policy.py
 
 # A whole PPO step against TRL 1.12, the last release that has PPO: beside the environment, not in it.
 test-peers: setup build/trl-1.12

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rewardlm.types import Message
 
 pytestmark = pytest.mark.slow
 # Three minutes of the same for other settings.
-MORE = pytest.mark.proof
+MORE = pytest.mark.skipif("REWARDLM_PROVE" not in os.environ, reason="more settings of the same: make prove-policy")
 
 BETA = 0.25
 BANDIT_BETA = 0.2
