@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Sequence
@@ -236,7 +237,8 @@ def read_python(block: Block) -> None:
             module = importlib.import_module(node.module or "")
             for alias in node.names:
                 # Asking a lazy module for the name would load it: trl's trainers take ten seconds.
-                assert alias.name in dir(module), f"{block}: {node.module} has no {alias.name}"
+                is_there = alias.name in dir(module) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert is_there, f"{block}: {node.module} has no {alias.name}"
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rl":
             assert hasattr(rl, node.attr), f"{block}: rewardlm has no {node.attr}"
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
