@@ -71,8 +71,6 @@ class Line:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the answer. Raises ConnectionError, asyncio.IncompleteReadError where none comes."""
-        if self._patient and self._reader is not None and self._reader.at_eof():
-            self.close()
         reused = self._reader is not None
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)

@@ -119,7 +119,8 @@ def test_a_page_of_another_site_may_not_ask(server: ThreadServer, letters: Lette
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example"]
+    "origin",
+    ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example", "http://127.0.0.1:1"],
 )
 def test_an_origin_elsewhere_is_refused_where_a_browser_says_no_more(
     server: ThreadServer, letters: Letters, origin: str

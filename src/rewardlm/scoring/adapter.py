@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rewardlm import hub
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.encoder import how_to_install, locate_encoder, sha256_of
+from rewardlm.scoring.encoder import locate_encoder, public_name, require_encoder, sha256_of
 from rewardlm.scoring.record import JudgeRecord, read_json
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -23,6 +22,19 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def is_adapter(folder: Path) -> bool:
     """Whether ``folder`` holds an adapter, which needs an encoder beneath it."""
     return (folder / _ADAPTER_CONFIG).is_file()
+
+
+def require_base(folder: Path, record: JudgeRecord) -> str:
+    """The encoder that the adapter in ``folder`` names as its base. Loads nothing.
+
+    Raises ScorerError where it names none, or that one is neither installed nor on a hub within reach.
+    """
+    base = read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path") or record.encoder
+    if not isinstance(base, str):
+        raise ScorerError(f"{folder / _ADAPTER_CONFIG} names no base model: train the judge again")
+    what = f"the encoder {public_name(base)} of {folder}"
+    require_encoder(base, what=what, instead="a folder that holds it", error=ScorerError)
+    return base
 
 
 def load_adapter(folder: Path, record: JudgeRecord) -> tuple[Any, Any, Any, str]:
@@ -38,15 +50,10 @@ def load_adapter(folder: Path, record: JudgeRecord) -> tuple[Any, Any, Any, str]
             f"{folder} has no {_ADAPTER_WEIGHTS}: pickled adapters (.bin) are refused; save it again with "
             "save_pretrained"
         )
-    base = read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path") or record.encoder
-    if not isinstance(base, str):
-        raise ScorerError(f"{folder / _ADAPTER_CONFIG} names no base model: train the judge again")
+    base = require_base(folder, record)
     source, revision = locate_encoder(base)
     revision = revision or (record.encoder_revision if not Path(source).is_dir() else None)
     _refuse_pickles(source)
-    if not Path(source).is_dir():
-        packages = how_to_install(source)
-        hub.require(source, what=f"the encoder {source} of {folder}", instead=packages, error=ScorerError)
     try:
         config, tokenizer, model, random = _base_with_new_head(folder, source, revision, record)
         merged = _merge(folder, weights, model, random)

@@ -13,10 +13,9 @@ from typing import Literal
 
 from rewardlm import hub
 from rewardlm.config import ServicesSettings, is_function_name, split_names, validate
-from rewardlm.errors import ModelError, NotAvailableError, ScorerError, did_you_mean
+from rewardlm.errors import NotAvailableError, ScorerError, did_you_mean
 from rewardlm.scoring import lexical, lstm
-from rewardlm.scoring.adapter import is_adapter
-from rewardlm.scoring.encoder import check_encoder
+from rewardlm.scoring.adapter import is_adapter, require_base
 from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
 from rewardlm.scoring.function import FunctionScorer
 from rewardlm.scoring.record import SHIPPED, judge_folder, record_of
@@ -98,8 +97,7 @@ def check_judges(specs: Iterable[str], services: ServicesSettings | None = None)
 
             check_address(spec, services or validate(ServicesSettings, {}))
         elif source in SHIPPED or os.path.isdir(spec) or os.path.isdir(source):
-            _check_label(spec)
-            _check_encoder(source)
+            _check_trained(spec)
         elif _is_hub_id(spec):
             from rewardlm.scoring.classifier import OFFLINE
 
@@ -110,28 +108,19 @@ def check_judges(specs: Iterable[str], services: ServicesSettings | None = None)
             raise _unknown(spec)
 
 
-def _check_label(spec: str) -> None:
-    """Raise ScorerError where a judge that was trained here lacks the label that ``spec`` names."""
+def _check_trained(spec: str) -> None:
+    """Raise ScorerError where a judge that was trained here lacks the label that ``spec`` names, or its encoder is out
+    of reach.
+    """
     from rewardlm.scoring.classifier import choose_label, split_label
 
     source, label = split_label(spec)
     record = record_of(source)
     if record is not None and record.kind == "text" and label is not None:
         choose_label(source, record.labels, label)
-
-
-def _check_encoder(source: str) -> None:
-    """Raise ScorerError where the encoder of a judge that was trained here is neither installed nor on a hub within
-    reach.
-    """
     folder = judge_folder(source)
-    record = record_of(source)
-    if folder is None or record is None or record.encoder is None or not is_adapter(folder):
-        return
-    try:
-        check_encoder(record.encoder)
-    except ModelError as error:
-        raise ScorerError(str(error)) from None
+    if record is not None and folder is not None and is_adapter(folder):
+        require_base(folder, record)
 
 
 def is_here(judge: str) -> bool:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RECORD = "judge.json"
-# The judges of texts that this package ships: a reward, and a witness that shares neither texts nor teachers with it.
+# The judges of texts that this package ships: a reward, a larger one of its kin, and a witness that shares neither
+# texts nor teachers with them.
 SHIPPED = ("starter", "starter-large", "witness")
 _PROBLEMS = ("multi_label_classification", "single_label_classification")
 _HEAD = ("kind", "labels", "main", "problem_type", "encoder", "encoder_revision")

@@ -17,7 +17,7 @@ from rewardlm.config import Section, read_yaml, validate
 from rewardlm.errors import ConfigError, RunError
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.scorer import Scorer
-from rewardlm.scoring.versions import version_of
+from rewardlm.scoring.versions import JudgeVersion, version_of
 
 FILE = "thresholds.yaml"
 Matching = Literal["share", "precision"]
@@ -177,6 +177,14 @@ def refuse_other_weights(where: str, name: str, threshold: Threshold, judge: Map
         )
 
 
+def refuse_loaded(where: str, scorer: Scorer, version: JudgeVersion, threshold: Threshold) -> None:
+    """``refuse_other_weights`` for a judge that is loaded, so that its version is known too."""
+    judge = {
+        "labels": list(scorer.labels), "revision": getattr(scorer, "revision", None), "version": version.known,
+    }  # fmt: skip
+    refuse_other_weights(where, version.judge, threshold, judge)
+
+
 def recorded_thresholds(
     run: Run, scorers: Sequence[Scorer], path: Path | None, matching: Matching
 ) -> dict[str, dict[str, Any]]:
@@ -192,10 +200,8 @@ def recorded_thresholds(
     if not own:
         return {}
     for name, scorer in own.items():
-        revision = getattr(scorer, "revision", None)
-        version = version_of(name, revision=revision).known
-        judge = {"labels": list(scorer.labels), "revision": revision, "version": version}
-        refuse_other_weights(str(run.path), name, found[name], judge)
+        version = version_of(name, revision=getattr(scorer, "revision", None))
+        refuse_loaded(str(run.path), scorer, version, found[name])
     kept = {name: found[name].model_dump(mode="json") for name in own}
     return {"thresholds": {**run.meta.get("thresholds", {}), **kept}}
 

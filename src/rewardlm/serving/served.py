@@ -17,7 +17,7 @@ from rewardlm.scoring.ensemble import Ensemble
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import record_of
 from rewardlm.scoring.scorer import Scorer, is_online
-from rewardlm.scoring.thresholds import refuse_other_weights, thresholds_of
+from rewardlm.scoring.thresholds import refuse_loaded, thresholds_of
 from rewardlm.scoring.versions import JudgeVersion, version_of
 from rewardlm.serving.refusals import Refusal
 from rewardlm.types import DISAGREEMENT
@@ -156,9 +156,7 @@ def as_served(scorer: Scorer, version: JudgeVersion, settings: JudgeServeSetting
             raise ConfigError(
                 f"{settings.thresholds} and label_thresholds.{labels[0]} both set a threshold of {name}: give one"
             )
-        revision = getattr(scorer, "revision", None)
-        judge = {"labels": list(labels), "revision": revision, "version": version.known}
-        refuse_other_weights(str(settings.thresholds), name, moved[name], judge)
+        refuse_loaded(str(settings.thresholds), scorer, version, moved[name])
         thresholds[labels[0]] = moved[name].value
     if name in moved or isinstance(scorer, Ensemble):
         # The file's threshold is that of the main label: it flags the share that it was made for by that label alone.

@@ -289,7 +289,7 @@ class Door:
             return Refusal(403, "a page of another site may not ask this server")
         # They don't say so to a server without encryption that isn't on their own machine, but name the page's origin.
         origins = [urlsplit(origin.decode("latin-1")).netloc for origin in headers.get(b"origin", [])]
-        if any(origin not in self._names for origin in origins):
+        if any(origin.lower() != hosts[0].decode("latin-1").lower() for origin in origins):
             return Refusal(403, "a page of another site may not ask this server")
         if self._key is None or scope["path"].startswith(_OPEN):
             return None
