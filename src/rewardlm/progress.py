@@ -123,13 +123,15 @@ class _Log(_Silence):
         self._phase = False
         self._last = "working"
         self._over = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> _Log:
-        threading.Thread(target=self._tick, daemon=True).start()
+        self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._ticker.join()  # it may be about to speak: a stage that is over says nothing more
 
     def _tick(self) -> None:
         """Say that the work goes on if it has not reported for a while: it may be loading, or in one long step."""
