@@ -52,7 +52,8 @@ app = FastAPI()
 def classify(request: Request):
     return pipe(request.text)
 
-listening = socket.create_server(("127.0.0.1", 0))
+listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+listening.bind(("127.0.0.1", 0))
 
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
