@@ -81,14 +81,14 @@ def test_clients_that_ask_again_at_once_stay_in_one_batch(serve: Any) -> None:
 
 def test_who_asks_once_is_not_waited_for_again_and_again(serve: Any) -> None:
     server = serve(Slow())
-    lane = server.server.batcher._lanes[0]
+    worker = server.server.batcher._lanes[0].workers[0]
     assert server.ask("/score", {"texts": ["several", "texts"]}).status == 200
-    wait_for(lambda: lane.pause is None, "the end of the pause")
-    before = lane.skip
+    wait_for(lambda: worker.pause is None, "the end of the pause")
+    before = worker.skip
     assert before > 0
     assert server.ask("/score", {"texts": ["several", "texts"]}).status == 200
-    assert lane.pause is None
-    assert lane.skip == before - 1
+    assert worker.pause is None
+    assert worker.skip == before - 1
 
 
 def test_equal_texts_of_several_requests_are_scored_once(server: ThreadServer, letters: Letters) -> None:
@@ -276,7 +276,7 @@ def test_a_service_that_refused_once_is_asked_again(serve: Any, monkeypatch: pyt
 def test_what_a_service_said_before_it_refused_reaches_who_asked() -> None:
     closes = Closes("service")
     batcher = Batcher({"service": closes}, room=10, most_texts=10, most_characters=100)
-    found = batcher._scored("service", ["xa", "forbidden", "later"])
+    found = batcher._scored(batcher._lanes[0].workers[0], "service", ["xa", "forbidden", "later"])
     assert found[0] == Verdict({"toxicity": 0.5, "insult": 0.25, "hate": 0.5 / 3})
     assert [type(one) for one in found[1:]] == [Unusable, Unusable]
 

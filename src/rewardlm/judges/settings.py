@@ -328,6 +328,12 @@ class JudgeServeSettings(Section):
         100_000, ge=1, description="Bytes of one text; Perspective's format has its own limit, 20480."
     )
     body_bytes: int = Field(2_000_000, ge=1024, description="Bytes of a request's body.")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Threads that score at the same time, each with its share of the processor's cores, where a judge "
+        "can be used so; by default one for each core, and four at most. A GPU has one.",
+    )
     batch_texts: int = Field(128, ge=1, description="Different texts that a judge gets at once.")
     batch_characters: int = Field(20_000, ge=1, description="Their characters, all together.")
     timeout_seconds: float = Field(30.0, gt=0, description="A request that waits longer for its scores gets a 504.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +49,7 @@ TOXIC_NAMES = frozenset(
 OFFLINE = "the judges starter, witness and lexical, a folder of a classifier"
 # Padded tokens per forward pass: enough to keep the cores busy, few enough for their caches.
 _TOKEN_BUDGET = 2048
-# In bf16, batches with a number of tokens between these two are padded to the larger one for long sums.
+# In bf16 with AMX, batches with a number of tokens between these two are padded to the larger one for long sums.
 _FEW, _MANY = 32, 512
 # Special tokens that a text spells out ("[SEP]") are plain text.
 _PLAIN: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
@@ -113,6 +114,9 @@ class ClassifierScorer:
         self._model.to(device).eval()
         lower = precision == "bfloat16" or (precision == "auto" and record is not None and _multiplies_in_bf16(device))
         self.precision = "bfloat16" if lower and _use_bf16(self._model) else "float32"
+        # transformers' own attention adds up in another order for one text alone than for several. What is left of that
+        # in fp32 is nothing; but where the next layer rounds to bf16, P would move by a thousandth.
+        self._never_alone = self.precision == "bfloat16" and self._model.config._attn_implementation == "eager"
 
     def also(self, label: str | None) -> str:
         """Have verdicts hold ``label`` too (only a single-label model's lack it), and return its exact name.
@@ -136,6 +140,13 @@ class ClassifierScorer:
         for column, calibration in self._calibration.items():
             probabilities[:, column] = calibration.curve(probabilities[:, column])
         return [Verdict({name: row[i] for name, i in self._columns.items()}) for row in probabilities.tolist()]
+
+    def twin(self) -> ClassifierScorer:
+        """The same judge, with the same weights in memory, that another thread may use at the same time: only the
+        tokenizer is its own, because a fast one fails where two threads use it."""
+        twin = copy(self)
+        twin._tokenizer = deepcopy(self._tokenizer)
+        return twin
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:
         """For each text, whether it is longer than the model takes."""
@@ -171,6 +182,8 @@ class ClassifierScorer:
         """P(label) before calibration, Float[B, L]."""
         import torch
 
+        if len(rows) == 1 and self._never_alone:
+            return self._forward([*rows, *rows], width)[:1]
         if self._tokenizer.pad_token_id is None:
             inputs = {key: torch.tensor([value]) for key, value in rows[0].items()}
         else:
@@ -190,10 +203,15 @@ def _width(length: int) -> int:
 
 def _multiplies_in_bf16(device: str) -> bool:
     """Whether ``device`` is a CPU with bf16 instructions. A GPU runs a judge in fp32 faster than texts arrive."""
+    abilities = _abilities()
+    return device == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def _abilities() -> dict[str, Any]:
+    """Which instructions the processor has, as far as torch can tell."""
     import torch
 
-    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def _use_bf16(model: Any) -> bool:
@@ -205,12 +223,14 @@ def _use_bf16(model: Any) -> bool:
     from torch import nn
     from torch.nn.functional import linear, pad
 
+    with_amx = bool(_abilities().get("amx_bf16"))
+
     def forward(module: Any, x: Any) -> Any:
         rows = x.bfloat16().flatten(0, -2)
         n_rows = len(rows)
-        if _FEW < n_rows < _MANY and module.in_features > module.out_features:
-            # With AMX, oneDNN adds up long sums in another order for such batches, so a text's score would depend on
-            # the other texts.
+        if with_amx and _FEW < n_rows < _MANY and module.in_features > module.out_features:
+            # oneDNN adds up long sums in another order for such batches, so a text's score would depend on the other
+            # texts. Without AMX it doesn't, and the padding would cost up to a third of a small batch's speed.
             rows = pad(rows, (0, 0, 0, _MANY - n_rows))
         return linear(rows, module.weight, module.bias)[:n_rows].float().view(*x.shape[:-1], -1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewardlm.errors import ScorerError
-from rewardlm.scoring.scorer import Scorer, cuts, is_online, piece_of, score_texts
+from rewardlm.scoring.scorer import Scorer, cuts, is_online, piece_of, score_texts, twin_of
 from rewardlm.types import DISAGREEMENT, Verdict
 
 How = Literal["mean", "max"]
@@ -62,6 +62,16 @@ class Ensemble:
         self.precision = "+".join(sorted(map(str, precisions))) or None
         self.piece = min(piece_of(scorer) for scorer in self._scorers)
         self.online = any(is_online(scorer) for scorer in self._scorers)
+
+    def twin(self) -> Ensemble | None:
+        """An ensemble of the members' twins; None where a member has none."""
+        twins = {id(scorer): twin_of(scorer) for scorer in self._scorers}
+        members = [
+            Member(member.name, twin, member.label)
+            for member in self.members
+            if (twin := twins[id(member.scorer)]) is not None
+        ]
+        return Ensemble(members, self.how, name=self.name) if len(members) == len(self.members) else None
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         # Members are not held to [0, 1] here: whoever calls this through score_texts says what is allowed,

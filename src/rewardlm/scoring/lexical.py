@@ -37,6 +37,10 @@ class LexicalScorer:
     def __init__(self) -> None:
         self._predict = _load()
 
+    def twin(self) -> LexicalScorer:
+        """Itself: it changes nothing while it scores, so several threads may use it at the same time."""
+        return self
+
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         if not texts:  # the package's numpy code fails on an empty list
             return []

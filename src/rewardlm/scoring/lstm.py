@@ -81,6 +81,10 @@ class LstmScorer:
         self._weights = {name: torch.from_numpy(array).to(device) for name, array in weights.items()}
         self._device = device
 
+    def twin(self) -> LstmScorer:
+        """Itself: it changes nothing while it scores, so several threads may use it at the same time."""
+        return self
+
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         import torch
 

@@ -27,8 +27,8 @@ def is_empty(text: str) -> bool:
 
 class Scorer(Protocol):
     """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights, and
-    ``cuts(texts) -> list[bool]`` where they read a long text only in part. Those that are asked over HTTP have more:
-    see scoring.online.
+    ``cuts(texts) -> list[bool]`` where they read a long text only in part, and ``twin()`` where several threads may use
+    them at once. Those that are asked over HTTP have more: see scoring.online.
 
     ``labels[0]`` is the main label: the one that is meant where only the scorer is named.
     """
@@ -113,6 +113,12 @@ def score_texts(
 def cuts(scorer: Scorer, texts: Sequence[str]) -> list[bool]:
     """For each text, whether it is so long that the judge reads only a part; a judge without ``cuts`` reads all."""
     found: list[bool] = scorer.cuts(texts) if hasattr(scorer, "cuts") else [False] * len(texts)
+    return found
+
+
+def twin_of(scorer: Scorer) -> Scorer | None:
+    """The same judge for another thread, to be used at the same time; None where it can't say that this is safe."""
+    found: Scorer | None = scorer.twin() if hasattr(scorer, "twin") else None
     return found
 
 

@@ -3,18 +3,22 @@
 A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
 go together. After a batch of several, a moment is left to those who were just answered, if they ask again at once:
 otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are
-scored once. Judges that compute share one thread, because they share the processor; a judge that may wait for somebody
-else (a service, a user's function) has a thread of its own and holds up nobody.
+scored once. Judges that compute share a few threads, because they share the processor: while one thread computes,
+another reads and answers, and no core waits for another in the middle of a batch. A judge that can't be used by two
+threads at once has the first of them. A judge that may wait for somebody else (a service, a user's function) has a
+thread of its own and holds up nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewardlm.scoring.scorer import Scorer, score_texts
@@ -61,24 +65,6 @@ class _Waiting:
     found: asyncio.Future[Verdict | Unusable | Stopping] = field(repr=False)
 
 
-@dataclass(eq=False, slots=True)
-class _Lane:
-    """A thread, the judges that it runs, and the batch that it has now, since ``begun`` (monotonic seconds)."""
-
-    judges: tuple[str, ...]
-    batch: list[_Waiting] = field(default_factory=list)
-    begun: float = 0.0
-    # A name and texts, or None, which ends the thread.
-    work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
-    thread: threading.Thread | None = None
-    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. ``enough`` of them show
-    # that those who were answered ask again; after a pause without, ``skip`` batches have none.
-    pause: asyncio.TimerHandle | None = None
-    expected: int = 0
-    enough: int = 0
-    skip: int = 0
-
-
 @dataclass(slots=True)
 class _Failures:
     """How often in a row a judge has failed as a whole, and when it may be loaded again (monotonic seconds)."""
@@ -93,6 +79,42 @@ class _Failures:
         self.again = time.monotonic() + pause
 
 
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """A thread, the judges that it may run, and the batch that it has now, since ``begun`` (monotonic seconds)."""
+
+    judges: dict[str, Scorer]
+    failures: dict[str, _Failures] = field(init=False)
+    batch: list[_Waiting] = field(default_factory=list)
+    judge: str = ""
+    begun: float = 0.0
+    # A name and texts, or None, which ends the thread.
+    work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
+    thread: threading.Thread | None = None
+    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. If ``enough`` have come by
+    # then, those who were answered ask again; after a pause without, ``skip`` batches have none.
+    pause: asyncio.TimerHandle | None = None
+    expected: int = 0
+    enough: int = 0
+    skip: int = 0
+
+    def __post_init__(self) -> None:
+        self.failures = {name: _Failures() for name in self.judges}
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """Threads that take their work from the same judges' queues; ``came`` counts the texts that were put there."""
+
+    judges: tuple[str, ...]
+    workers: list[_Worker]
+    came: int = 0
+
+    def of(self, judge: str) -> list[_Worker]:
+        """The threads that may run ``judge``."""
+        return [worker for worker in self.workers if judge in worker.judges]
+
+
 @dataclass(frozen=True, slots=True)
 class BatchWatch:
     """What is told about the work, for metrics: a judge's batch and its seconds."""
@@ -104,7 +126,9 @@ class BatchWatch:
 class Batcher:
     """Scores texts for an event loop. ``judges`` by name; ``room`` is how many texts may wait at most, ``most_texts``
     and ``most_characters`` what a batch may hold (a longer text goes alone). Judges in ``alone`` have threads of their
-    own. ``reopen`` makes a judge anew that has said that it can't be used: one behind HTTP closes itself then.
+    own; ``twins`` are further scorers of a judge, each for one more of the threads that the others share. ``enter`` is
+    called with a judge's name in the thread that is about to run it. ``reopen`` makes a judge anew that has said that
+    it can't be used: one behind HTTP closes itself then.
 
     Every method but ``__init__`` belongs to the loop's thread.
     """
@@ -118,21 +142,28 @@ class Batcher:
         most_characters: int,
         watch: BatchWatch | None = None,
         alone: Sequence[str] = (),
+        twins: Mapping[str, Sequence[Scorer]] | None = None,
+        enter: Callable[[str], None] = lambda judge: None,
         reopen: Mapping[str, Callable[[], Scorer]] | None = None,
     ) -> None:
-        self._judges = dict(judges)
         self._room, self._most_texts, self._most_characters = room, most_texts, most_characters
         self._watch = watch or BatchWatch()
-        self._reopen = dict(reopen or {})
+        self._enter, self._reopen = enter, dict(reopen or {})
         # For each judge what waits, by number: whoever hangs up is taken out of the middle.
         self._queues: dict[str, OrderedDict[int, _Waiting]] = {name: OrderedDict() for name in judges}
         self._numbers = 0
         self._pace = dict.fromkeys(judges, _CHARACTERS_A_SECOND)
-        together = tuple(name for name in judges if name not in alone)
-        self._lanes = [_Lane(names) for names in (together, *((name,) for name in alone)) if names]
+        together = {name: judge for name, judge in judges.items() if name not in alone}
+        shared = [together, *({} for _ in range(max(map(len, (twins or {}).values()), default=0)))]
+        for name, others in (twins or {}).items():
+            for more, twin in zip(shared[1:], others, strict=False):
+                more[name] = twin
+        self._lanes = [
+            _Lane(tuple(groups[0]), [_Worker(group) for group in groups])
+            for groups in (shared, *([{name: judges[name]}] for name in alone))
+            if groups[0]
+        ]
         self._lane_of = {name: lane for lane in self._lanes for name in lane.judges}
-        # Touched by the judge's own thread alone.
-        self._failures = {name: _Failures() for name in judges}
         self._stopping = False
 
     @property
@@ -148,20 +179,31 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being scored."""
-        return not self.waiting and not any(lane.batch for lane in self._lanes)
+        return not self.waiting and not any(worker.batch for worker in self._workers)
+
+    @property
+    def _workers(self) -> Iterator[_Worker]:
+        return itertools.chain.from_iterable(lane.workers for lane in self._lanes)
 
     def stuck(self, seconds: float) -> list[str]:
-        """The judges whose thread has had one batch for longer than ``seconds``."""
+        """The judges whose threads have all had one batch for longer than ``seconds``."""
         now = time.monotonic()
-        return [name for lane in self._lanes if lane.batch and now - lane.begun > seconds for name in lane.judges]
+
+        def hangs(worker: _Worker) -> bool:
+            return bool(worker.batch) and now - worker.begun > seconds
+
+        return [name for name, lane in self._lane_of.items() if all(map(hangs, lane.of(name)))]
 
     def start(self) -> None:
         """Start the judges' threads; called in the loop."""
         loop = asyncio.get_running_loop()
         for lane in self._lanes:
-            # A daemon: a judge that hangs must not keep the process from ending.
-            lane.thread = threading.Thread(target=self._run, args=(lane, loop), name="judges", daemon=True)
-            lane.thread.start()
+            for worker in lane.workers:
+                # A daemon: a judge that hangs must not keep the process from ending.
+                worker.thread = threading.Thread(
+                    target=self._run, args=(lane, worker, loop), name="judges", daemon=True
+                )
+                worker.thread.start()
 
     def stop(self) -> None:
         """Take nothing new; what waits is still scored."""
@@ -170,7 +212,7 @@ class Batcher:
     def give_up(self) -> None:
         """Stop, and let nobody wait any longer: all that wait get Stopping."""
         self.stop()
-        being_scored = [one for lane in self._lanes for one in lane.batch]
+        being_scored = [one for worker in self._workers for one in worker.batch]
         for one in [*being_scored, *(one for waiting in self._queues.values() for one in waiting.values())]:
             if not one.found.done():
                 one.found.set_result(Stopping())
@@ -179,11 +221,11 @@ class Batcher:
         """End the threads, which may take ``seconds`` for the batches that they have."""
         self.stop()
         until = time.monotonic() + seconds
-        for lane in self._lanes:
-            lane.work.put(None)
-        for lane in self._lanes:
-            if lane.thread is not None:
-                lane.thread.join(max(0.0, until - time.monotonic()))
+        for worker in self._workers:
+            worker.work.put(None)
+        for worker in self._workers:
+            if worker.thread is not None:
+                worker.thread.join(max(0.0, until - time.monotonic()))
 
     async def score(self, judge: str, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, in order. If this is cancelled, the texts that wait are not scored.
@@ -199,7 +241,9 @@ class Batcher:
         self._numbers += len(mine)
         waiting = self._queues[judge]
         waiting.update((one.number, one) for one in mine)
-        self._go_on(self._lane_of[judge])
+        lane = self._lane_of[judge]
+        lane.came += len(mine)
+        self._go_on(lane)
         try:
             found = [await one.found for one in mine]
         finally:
@@ -215,25 +259,35 @@ class Batcher:
         return verdicts
 
     def _seconds_left(self) -> float:
-        return max(
-            sum(sum(len(one.text) for one in self._queues[name].values()) / self._pace[name] for name in lane.judges)
-            for lane in self._lanes
-        )
+        def seconds(name: str, lane: _Lane) -> float:
+            return sum(len(one.text) for one in self._queues[name].values()) / (self._pace[name] * len(lane.of(name)))
+
+        return max(sum(seconds(name, lane) for name in lane.judges) for lane in self._lanes)
 
     def _go_on(self, lane: _Lane) -> None:
-        """Give a thread the next batch, if it is free: that of the judge whose oldest text has waited longest."""
-        if lane.pause is not None and (self._waiting_in(lane) >= lane.expected or self._stopping):
-            self._end_pause(lane)
-        if not lane.batch and lane.pause is None:
-            oldest = [(next(iter(self._queues[name])), name) for name in lane.judges if self._queues[name]]
-            if oldest:
-                judge = min(oldest)[1]
-                lane.batch, lane.begun = self._batch(self._queues[judge]), time.monotonic()
-                lane.work.put((judge, lane.batch))
+        """Give each thread that is free the next batch: that of the judge whose oldest text has waited longest."""
+        for worker in lane.workers:
+            if worker.pause is not None and (self._waiting_for(worker) >= worker.expected or self._stopping):
+                self._end_pause(worker)
+            if not worker.batch and worker.pause is None:
+                oldest = [(next(iter(self._queues[name])), name) for name in worker.judges if self._queues[name]]
+                if oldest:
+                    worker.judge = min(oldest)[1]
+                    worker.batch = self._batch(self._queues[worker.judge], self._share(lane, worker.judge))
+                    worker.begun = time.monotonic()
+                    worker.work.put((worker.judge, worker.batch))
         self._watch.waiting(self.waiting)
 
-    def _batch(self, waiting: OrderedDict[int, _Waiting]) -> list[_Waiting]:
-        """The oldest texts, as many as a batch holds; a text that is in it already costs nothing more."""
+    def _share(self, lane: _Lane, judge: str, more: int = 0) -> int:
+        """How many texts of ``judge`` go together at most: each of its threads gets as many of all that are here (and
+        of ``more`` that are expected) as the others, so that none has much to do while another has little.
+        """
+        workers = lane.of(judge)
+        here = len(self._queues[judge]) + sum(len(worker.batch) for worker in workers if worker.judge == judge)
+        return max(1, min(self._most_texts, math.ceil((here + more) / len(workers))))
+
+    def _batch(self, waiting: OrderedDict[int, _Waiting], most: int) -> list[_Waiting]:
+        """The oldest texts, ``most`` different ones at most; a text that is in it already costs nothing more."""
         batch: list[_Waiting] = []
         different: set[str] = set()
         characters = 0
@@ -241,46 +295,46 @@ class Batcher:
             one = next(iter(waiting.values()))
             if one.text not in different:
                 characters += len(one.text)
-                if batch and (len(different) == self._most_texts or characters > self._most_characters):
+                if batch and (len(different) == most or characters > self._most_characters):
                     break
                 different.add(one.text)
             batch.append(one)
             waiting.popitem(last=False)
         return batch
 
-    def _run(self, lane: _Lane, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, lane: _Lane, worker: _Worker, loop: asyncio.AbstractEventLoop) -> None:
         """A judges' thread."""
-        while (work := lane.work.get()) is not None:
+        while (work := worker.work.get()) is not None:
             judge, batch = work
             begun = time.perf_counter()
-            found = self._scored(judge, [one.text for one in batch])
+            found = self._scored(worker, judge, [one.text for one in batch])
             try:
-                loop.call_soon_threadsafe(self._done, lane, judge, batch, found, time.perf_counter() - begun)
+                loop.call_soon_threadsafe(self._done, lane, worker, found, time.perf_counter() - begun)
             except RuntimeError:
                 # The loop has ended: nobody waits any more.
                 return
 
-    def _scored(self, judge: str, texts: list[str]) -> list[Verdict | Unusable]:
+    def _scored(self, worker: _Worker, judge: str, texts: list[str]) -> list[Verdict | Unusable]:
         """What became of each text. Whatever a judge does, its thread lives on."""
-        failures = self._failures[judge]
+        failures = worker.failures[judge]
         try:
             if failures.number and judge in self._reopen:
                 if time.monotonic() < failures.again:
                     return [Unusable(judge, "it failed a moment ago")] * len(texts)
-                self._judges[judge] = self._reopen[judge]()
-            found: list[Verdict | Unusable] = [*score_texts(self._judges[judge], texts)]
+                worker.judges[judge] = self._reopen[judge]()
+            self._enter(judge)
+            found: list[Verdict | Unusable] = [*score_texts(worker.judges[judge], texts)]
         # SystemExit, too: a judge may be anybody's function.
         except BaseException as error:
             failures.add()
             # A judge behind HTTP keeps what it was told before the service failed.
-            told: Mapping[str, Verdict] = getattr(self._judges[judge], "unfinished", {})
+            told: Mapping[str, Verdict] = getattr(worker.judges[judge], "unfinished", {})
             return [told.get(text, Unusable(judge, type(error).__name__)) for text in texts]
         failures.number = 0
         return found
 
-    def _done(
-        self, lane: _Lane, judge: str, batch: list[_Waiting], found: list[Verdict | Unusable], seconds: float
-    ) -> None:
+    def _done(self, lane: _Lane, worker: _Worker, found: list[Verdict | Unusable], seconds: float) -> None:
+        judge, batch = worker.judge, worker.batch
         for one, verdict in zip(batch, found, strict=True):
             if not one.found.done():
                 one.found.set_result(verdict)
@@ -288,27 +342,26 @@ class Batcher:
         pace = sum(map(len, texts)) / max(seconds, 1e-6)
         self._pace[judge] += 0.3 * (max(pace, 1.0) - self._pace[judge])
         self._watch.batch(judge, len(batch), len(texts), seconds)
-        lane.batch = []
-        if len(batch) > 1 and lane.skip > 0:
-            lane.skip -= 1
+        worker.batch = []
+        if len(batch) > 1 and worker.skip > 0:
+            worker.skip -= 1
         elif len(batch) > 1:
-            waiting = self._waiting_in(lane)
-            lane.expected = min(waiting + len(batch), self._most_texts)
-            lane.enough = waiting + len(batch) // 2
+            expected = min(self._waiting_for(worker) + len(batch), self._share(lane, judge, more=len(batch)))
+            worker.expected, worker.enough = expected, lane.came + len(batch) // 2
             pause = min(_SHARE_FOR_THE_NEXT * seconds, _MOST_FOR_THE_NEXT)
-            lane.pause = asyncio.get_running_loop().call_later(pause, self._after_pause, lane)
+            worker.pause = asyncio.get_running_loop().call_later(pause, self._after_pause, lane, worker)
         self._go_on(lane)
 
-    def _waiting_in(self, lane: _Lane) -> int:
-        return sum(len(self._queues[name]) for name in lane.judges)
+    def _waiting_for(self, worker: _Worker) -> int:
+        return sum(len(self._queues[name]) for name in worker.judges)
 
-    def _end_pause(self, lane: _Lane) -> None:
-        if lane.pause is not None:
-            lane.pause.cancel()
-            lane.pause = None
+    def _end_pause(self, worker: _Worker) -> None:
+        if worker.pause is not None:
+            worker.pause.cancel()
+            worker.pause = None
 
-    def _after_pause(self, lane: _Lane) -> None:
-        if self._waiting_in(lane) < lane.enough:
-            lane.skip = _WITHOUT_PAUSE
-        self._end_pause(lane)
+    def _after_pause(self, lane: _Lane, worker: _Worker) -> None:
+        if lane.came < worker.enough:
+            worker.skip = _WITHOUT_PAUSE
+        self._end_pause(worker)
         self._go_on(lane)

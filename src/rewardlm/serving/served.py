@@ -16,7 +16,7 @@ from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.scoring.ensemble import Ensemble
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import record_of
-from rewardlm.scoring.scorer import Scorer, is_online
+from rewardlm.scoring.scorer import Scorer, is_online, twin_of
 from rewardlm.scoring.thresholds import refuse_loaded, thresholds_of
 from rewardlm.scoring.versions import JudgeVersion, version_of
 from rewardlm.serving.refusals import Refusal
@@ -45,13 +45,17 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "SPAM": ("spam",),
     "UNSUBSTANTIAL": ("unsubstantial",),
 }
+# On two cores, two threads with a core each score half as many texts again as one with both. With more of them, Python
+# would be what they wait for.
+_MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ServedJudge:
     """A loaded judge. ``attributes`` maps Perspective's attributes to its labels; ``labels`` are those whose values are
     degrees of something (an ensemble's disagreement is none). A text is flagged for a label if its score is above the
-    label's threshold, and flagged altogether if it is so for one of ``deciding``. ``reopen`` loads the judge again.
+    label's threshold, and flagged altogether if it is so for one of ``deciding``. ``twins`` are the same judge for
+    further threads. ``reopen`` loads the judge again.
     """
 
     name: str
@@ -61,6 +65,7 @@ class ServedJudge:
     attributes: Mapping[str, str]
     thresholds: Mapping[str, float]
     deciding: tuple[str, ...]
+    twins: tuple[Scorer, ...] = ()
     reopen: Callable[[], Scorer] | None = None
 
     @property
@@ -168,7 +173,28 @@ def as_served(scorer: Scorer, version: JudgeVersion, settings: JudgeServeSetting
 
     attributes = attributes_of(labels, settings.attributes)
     again = reopen if is_online(scorer) else None
-    return ServedJudge(name, scorer, version, labels, attributes, thresholds, deciding, again)
+    twins = _twins(scorer, workers_of(settings) - 1)
+    return ServedJudge(name, scorer, version, labels, attributes, thresholds, deciding, twins, again)
+
+
+def _twins(scorer: Scorer, number: int) -> tuple[Scorer, ...]:
+    if is_online(scorer):
+        return ()
+    return tuple(twin for _ in range(number) if (twin := twin_of(scorer)) is not None)
+
+
+def workers_of(settings: JudgeServeSettings) -> int:
+    """How many threads score at the same time, where the judges can be used so."""
+    if _device(settings) != "cpu":
+        return 1
+    return settings.workers or min(cores(), _MOST_WORKERS)
+
+
+def cores() -> int:
+    """How many of the processor's cores may be used, as OMP_NUM_THREADS or torch has it."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _device(settings: JudgeServeSettings) -> str:

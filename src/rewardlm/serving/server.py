@@ -28,7 +28,7 @@ from rewardlm.serving.batching import Batcher, Busy, Stopping, Unusable
 from rewardlm.serving.bodies import Gone, read_json
 from rewardlm.serving.metrics import CONTENT_TYPE, Metrics
 from rewardlm.serving.refusals import Format, Refusal, form_of, of_status
-from rewardlm.serving.served import ServedJudge, ServedJudges
+from rewardlm.serving.served import ServedJudge, ServedJudges, cores
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class JudgeServer:
             most_characters=settings.batch_characters,
             watch=self.metrics.watch,
             alone=[name for name, judge in judges.by_name.items() if judge.waits_for_others],
+            twins={name: judge.twins for name, judge in judges.by_name.items() if judge.twins},
+            enter=_share_cores(judges),
             reopen={name: judge.reopen for name, judge in judges.by_name.items() if judge.reopen is not None},
         )
         self._posts: dict[str, Route] = {}
@@ -325,6 +327,24 @@ class Door:
                 headers={} if perspectives else {"WWW-Authenticate": "Bearer"},
             )
         return None
+
+
+def _share_cores(judges: ServedJudges) -> Callable[[str], None]:
+    """What a thread does before it runs a judge: it takes its share of the cores, for torch holds one number for each
+    thread. A judge that is run by one thread alone has them all.
+    """
+    if not any(judge.twins for judge in judges.by_name.values()):
+        return lambda judge: None
+    all_of_them = cores()
+    shares = {name: max(1, all_of_them // (1 + len(judge.twins))) for name, judge in judges.by_name.items()}
+
+    def enter(judge: str) -> None:
+        import torch
+
+        if torch.get_num_threads() != shares[judge]:
+            torch.set_num_threads(shares[judge])
+
+    return enter
 
 
 async def _while_there(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:
