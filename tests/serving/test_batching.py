@@ -15,6 +15,7 @@ from serving_server import Answered, Letters, ThreadServer, analyze, wait_for
 
 from rewardlm.errors import ServiceError
 from rewardlm.serving import served
+from rewardlm.serving import server as server_module
 from rewardlm.serving.batching import Batcher, Unusable
 from rewardlm.types import Verdict
 
@@ -89,6 +90,117 @@ def test_who_asks_once_is_not_waited_for_again_and_again(serve: Any) -> None:
     assert server.ask("/score", {"texts": ["several", "texts"]}).status == 200
     assert worker.pause is None
     assert worker.skip == before - 1
+
+
+class Twins(Letters):
+    """May be used by several threads at once; ``at_work`` is how many are, and ``most`` how many have been."""
+
+    def __init__(self, name: str = "twins") -> None:
+        super().__init__(name)
+        self.guard = threading.Lock()
+        self.at_work = self.most = 0
+        self.pause = 0.0
+
+    def twin(self) -> Twins:
+        return self
+
+    def score(self, texts: Any) -> Any:
+        with self.guard:
+            self.at_work += 1
+            self.most = max(self.most, self.at_work)
+        time.sleep(self.pause)
+        try:
+            return super().score(texts)
+        finally:
+            with self.guard:
+                self.at_work -= 1
+
+
+def test_threads_share_what_waits_in_equal_parts(serve: Any) -> None:
+    judge = Twins()
+    server = serve(judge, workers=4)
+    judge.gate.clear()
+    texts = [f"{'x' * n} text" for n in range(30)]
+    answer = in_background(lambda: server.ask("/score", {"texts": texts}))
+    wait_for(lambda: len(judge.batches) == 4, "four threads at work")
+    judge.gate.set()
+    assert answer.result(60).body["values"] == pytest.approx([text.count("x") / len(text) for text in texts])
+    # Each takes a fourth of what is here; the last one what is left.
+    assert sorted(map(len, judge.batches)) == [6, 8, 8, 8]
+    assert sorted(text for batch in judge.batches for text in batch) == sorted(texts)
+
+
+def test_a_judge_that_allows_one_thread_gets_one_while_others_have_more(serve: Any) -> None:
+    one, more = Letters("one"), Twins("more")
+    threads: set[tuple[str, int]] = set()
+    for judge in (one, more):
+        judge.score = lambda texts, judge=judge, score=judge.score: (  # type: ignore[method-assign]
+            threads.add((judge.name, threading.get_ident())) or score(texts)
+        )
+    more.pause = 0.01
+    server = serve(one, more, workers=3)
+
+    def client(number: int) -> None:
+        for n in range(20):
+            for name in ("one", "more"):
+                text = f"{'x' * number} of {n}"
+                found = server.ask("/score", {"texts": [text], "judge": name}).body
+                assert found["values"] == [pytest.approx(number / len(text))]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(future.exception() is None for future in [pool.submit(client, n) for n in range(8)])
+    names = [name for name, _ in threads]
+    assert (names.count("one"), names.count("more")) == (1, 3)
+    assert more.most > 1
+
+
+def test_while_one_thread_of_a_judge_is_left_it_is_not_stuck(serve: Any) -> None:
+    judge = Twins()
+    server = serve(judge, workers=2, timeout_seconds=0.2)
+    held = hold(server, judge)
+    assert held.result(60).status == 504
+    time.sleep(0.3)
+    assert server.ask("/healthz").body == {"status": "ok"}
+    other = in_background(lambda: server.ask("/score", {"texts": ["held too"]}))
+    assert other.result(60).status == 504
+    wait_for(lambda: server.ask("/healthz").status == 503, "a server that says that it is stuck")
+    judge.gate.set()
+    wait_for(lambda: server.ask("/healthz").body == {"status": "ok"}, "a server that goes on")
+
+
+def test_clients_of_several_threads_stay_in_few_batches(serve: Any) -> None:
+    """8 clients that ask 6 times: two threads with 4 of them each would make 12 batches, 8 threads of one 48."""
+    judge = Twins()
+    judge.pause = 0.2
+    server = serve(judge, workers=2)
+
+    def client(number: int) -> None:
+        for n in range(6):
+            assert server.ask("/score", {"texts": [f"{number} {n}"]}).status == 200
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(future.exception() is None for future in [pool.submit(client, n) for n in range(8)])
+    assert sum(map(len, judge.batches)) == 48
+    assert len(judge.batches) <= 20
+    assert judge.most == 2
+
+
+def test_torch_gives_each_thread_its_share_of_the_cores(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    monkeypatch.setattr(server_module, "cores", lambda: 6)
+    seen: dict[str, set[int]] = {"one": set(), "more": set()}
+    one, more = Letters("one"), Twins("more")
+    for judge in (one, more):
+        judge.score = lambda texts, judge=judge, score=judge.score: (  # type: ignore[method-assign]
+            seen[judge.name].add(torch.get_num_threads()) or score(texts)
+        )
+    server = serve(one, more, workers=3)
+    for name in ("one", "more", "one", "more"):
+        assert server.ask("/score", {"texts": ["a", "b", "c"], "judge": name}).status == 200
+    assert seen == {"one": {6}, "more": {2}}
+    # Nothing of that reaches the other threads of this process.
+    assert torch.get_num_threads() == before
 
 
 def test_equal_texts_of_several_requests_are_scored_once(server: ThreadServer, letters: Letters) -> None:
