@@ -8,7 +8,7 @@ classification head that is missing from the file would be random, and would sti
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from functools import partial
@@ -207,7 +207,7 @@ def _multiplies_in_bf16(device: str) -> bool:
     return device == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def _abilities() -> dict[str, Any]:
+def _abilities() -> Mapping[str, Any]:
     """Which instructions the processor has, as far as torch can tell."""
     import torch
 
@@ -230,7 +230,7 @@ def _use_bf16(model: Any) -> bool:
         n_rows = len(rows)
         if with_amx and _FEW < n_rows < _MANY and module.in_features > module.out_features:
             # oneDNN adds up long sums in another order for such batches, so a text's score would depend on the other
-            # texts. Without AMX it doesn't, and the padding would cost up to a third of a small batch's speed.
+            # texts. Without AMX it doesn't, and padding would cost a batch of four more than a third of its speed.
             rows = pad(rows, (0, 0, 0, _MANY - n_rows))
         return linear(rows, module.weight, module.bias)[:n_rows].float().view(*x.shape[:-1], -1)
 
