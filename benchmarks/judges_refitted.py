@@ -1,6 +1,6 @@
 """How much of Perspective's ranking the judges at hand know between them, whatever is made of them.
 
-    REWARDLM_DATA=… python benchmarks/judges_refitted.py [JUDGE …]     five minutes; needs RealToxicityPrompts there
+    REWARDLM_DATA=… python benchmarks/judges_refitted.py [JUDGE …]     three minutes; needs RealToxicityPrompts there
 
 All labels of all judges (as log-odds) are fitted to Perspective's scores (log-odds, too) by ridge regression, on the
 texts of RealToxicityPrompts that may train ``starter``; the penalty is chosen there by cross-validation. Then it ranks
@@ -65,7 +65,7 @@ def within(found: Columns, truth: Columns) -> str:
     """The same among texts of similar scores: where the order is known, and where it isn't."""
     parts = []
     for low, high in itertools.pairwise(_RANGES):
-        of_them = (truth >= low) & (truth < high)
+        of_them = (truth > low) & (truth <= high)
         rho = spearmanr(found[of_them], truth[of_them]).statistic
         parts.append(f"{rho:.2f} among the {of_them.sum()} from {low:g} to {high:g}")
     return "; ".join(parts)

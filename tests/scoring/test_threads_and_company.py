@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from small_judges import save_adapter, tiny_encoder
 
+from rewardlm.config import validate
 from rewardlm.judges.evaluate import SPEED_WORDS
+from rewardlm.judges.settings import JudgeServeSettings
 from rewardlm.scoring import classifier
 from rewardlm.scoring.classifier import ClassifierScorer
 from rewardlm.scoring.ensemble import Ensemble
 from rewardlm.scoring.load import is_here, load_scorer
-from rewardlm.scoring.scorer import Scorer, twin_of
+from rewardlm.scoring.scorer import Scorer, cuts, twin_of
+from rewardlm.scoring.versions import JudgeVersion
+from rewardlm.serving.served import as_served
 from rewardlm.types import Verdict
 
 
@@ -65,12 +69,17 @@ def test_twins_score_the_same_at_the_same_time(name: str, threads: None) -> None
     for twin in twins:
         assert (twin.name, twin.labels) == (scorer.name, scorer.labels)
     torch.set_num_threads(1)
-    # Each thread pads to other widths: a tokenizer that they shared would fail, or cut at another's length.
+    # cuts() has the tokenizer leave texts whole and score() has it cut them: threads that shared one could get in each
+    # other's way.
     work = [texts_of(10, seed=seed) for seed in range(len(twins))]
     expected = [[verdict.values for verdict in scorer.score(texts)] for texts in work]
 
     def score(number: int) -> list[list[Verdict]]:
-        return [[twins[number].score([text])[0] for text in work[number]] for _ in range(3)]
+        found = []
+        for _ in range(3):
+            cuts(twins[number], work[number])
+            found.append([twins[number].score([text])[0] for text in work[number]])
+        return found
 
     with ThreadPoolExecutor(len(twins)) as pool:
         found = list(pool.map(score, range(len(twins))))
@@ -78,6 +87,15 @@ def test_twins_score_the_same_at_the_same_time(name: str, threads: None) -> None
         for verdicts in rounds:
             for verdict, value in zip(verdicts, values, strict=True):
                 assert verdict.values == pytest.approx(value, abs=1e-5)
+
+
+class Alone:
+    """A user's judge, which says nothing of threads."""
+
+    name, labels = "alone", ("toxicity",)
+
+    def score(self, texts: list[str]) -> list[Verdict]:
+        return [Verdict({"toxicity": 0.5}) for _ in texts]
 
 
 def test_twins_share_their_weights() -> None:
@@ -88,15 +106,24 @@ def test_twins_share_their_weights() -> None:
     pairs = zip(scorer._model.parameters(), twin._model.parameters(), strict=True)
     assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
     assert twin._tokenizer is not scorer._tokenizer
+    own = {id(module) for module in twin._model.modules()}
+    assert not own & {id(module) for module in scorer._model.modules()}
+    # The linear maps that multiply in bf16 are functions of their module: of the twin's.
+    if scorer.precision == "bfloat16":
+        forwards = [module.forward for module in twin._model.modules() if isinstance(module.forward, partial)]
+        assert forwards
+        assert all(id(forward.args[0]) in own for forward in forwards)
 
 
-class Alone:
-    """A user's judge, which says nothing of threads."""
+class Unlucky(Alone):
+    def twin(self) -> Scorer:
+        raise TypeError("can't pickle that")
 
-    name, labels = "alone", ("toxicity",)
 
-    def score(self, texts: list[str]) -> list[Verdict]:
-        return [Verdict({"toxicity": 0.5}) for _ in texts]
+def test_a_judge_that_cant_be_copied_is_served_by_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = validate(JudgeServeSettings, {"judge": ["unlucky"], "workers": 4, "device": "cpu"})
+    assert as_served(Unlucky(), JudgeVersion("unlucky", "1", None), settings).twins == ()
+    assert "unlucky is served by one thread" in capsys.readouterr().err
 
 
 def test_who_does_not_say_that_it_is_safe_has_no_twin() -> None:

@@ -253,6 +253,9 @@ def test_a_suggestion_that_makes_no_sense_is_refused(server: ThreadServer, body:
 def test_the_discovery_document_leads_back_to_the_address_that_was_asked(server: ThreadServer, path: str) -> None:
     found = server.ask(path, headers={"Host": f"localhost:{server.port}"}).body
     assert found["rootUrl"] == f"http://localhost:{server.port}/"
+    # A proxy on this machine that has the encryption says so.
+    behind = {"Host": "localhost", "X-Forwarded-Proto": "https"}
+    assert server.ask(path, headers=behind).body["rootUrl"] == "https://localhost/"
     methods = found["resources"]["comments"]["methods"]
     assert {name: method["path"] for name, method in methods.items()} == {
         "analyze": "v1alpha1/comments:analyze", "suggestscore": "v1alpha1/comments:suggestscore",

@@ -142,10 +142,15 @@ class ClassifierScorer:
         return [Verdict({name: row[i] for name, i in self._columns.items()}) for row in probabilities.tolist()]
 
     def twin(self) -> ClassifierScorer:
-        """The same judge, with the same weights in memory, that another thread may use at the same time: only the
-        tokenizer is its own, because a fast one fails where two threads use it."""
+        """The same judge for another thread, to be used at the same time, with the same weights in memory.
+
+        Tokenizer and modules are its own: a tokenizer keeps how it cuts, and some models set switches in themselves
+        for a text's length. So are the buffers that a model keeps for itself, such as frequencies of its positions.
+        """
         twin = copy(self)
         twin._tokenizer = deepcopy(self._tokenizer)
+        weights = self._model.state_dict(keep_vars=True).values()
+        twin._model = deepcopy(self._model, {id(weight): weight for weight in weights})
         return twin
 
     def cuts(self, texts: Sequence[str]) -> list[bool]:

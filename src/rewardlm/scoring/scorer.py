@@ -26,9 +26,9 @@ def is_empty(text: str) -> bool:
 
 
 class Scorer(Protocol):
-    """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights, and
-    ``cuts(texts) -> list[bool]`` where they read a long text only in part, and ``twin()`` where several threads may use
-    them at once. Those that are asked over HTTP have more: see scoring.online.
+    """A judge of texts. Scorers of this package also have ``revision: str | None``, which pins the weights. Those that
+    read a long text only in part have ``cuts(texts) -> list[bool]``, and those that several threads may use at once
+    ``twin()``. Those that are asked over HTTP have more: see scoring.online.
 
     ``labels[0]`` is the main label: the one that is meant where only the scorer is named.
     """

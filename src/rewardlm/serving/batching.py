@@ -3,10 +3,10 @@
 A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
 go together. After a batch of several, a moment is left to those who were just answered, if they ask again at once:
 otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are
-scored once. Judges that compute share a few threads, because they share the processor: while one thread computes,
-another reads and answers, and no core waits for another in the middle of a batch. A judge that can't be used by two
-threads at once has the first of them. A judge that may wait for somebody else (a service, a user's function) has a
-thread of its own and holds up nobody.
+scored once. Judges that compute share a few threads, because they share the processor. With a core for each, no core
+waits for another in the middle of a batch, and one computes while the other is needed for requests. A judge that can't
+be used by two threads at once has one of them. A judge that may wait for somebody else (a service, a user's function)
+has a thread of its own and holds up nobody.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewardlm.types import Verdict
 _CHARACTERS_A_SECOND = 5_000.0
 # How long those who were just answered are waited for: a share of what their batch took, and at most so many seconds.
 _SHARE_FOR_THE_NEXT, _MOST_FOR_THE_NEXT = 0.6, 0.1
-# Where fewer than half of them came back within it, so many batches go without.
+# Where they don't come within it, so many batches go without.
 _WITHOUT_PAUSE = 20
 # The longest pause before a judge that has failed as a whole is loaded again.
 _LONGEST_PAUSE = 60.0
@@ -83,6 +83,7 @@ class _Failures:
 class _Worker:
     """A thread, the judges that it may run, and the batch that it has now, since ``begun`` (monotonic seconds)."""
 
+    number: int
     judges: dict[str, Scorer]
     failures: dict[str, _Failures] = field(init=False)
     batch: list[_Waiting] = field(default_factory=list)
@@ -91,8 +92,8 @@ class _Worker:
     # A name and texts, or None, which ends the thread.
     work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
-    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. If ``enough`` have come by
-    # then, those who were answered ask again; after a pause without, ``skip`` batches have none.
+    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. Where fewer than ``enough``
+    # have come to the lane by then, those who were answered don't ask again at once: ``skip`` batches have no pause.
     pause: asyncio.TimerHandle | None = None
     expected: int = 0
     enough: int = 0
@@ -127,8 +128,8 @@ class Batcher:
     """Scores texts for an event loop. ``judges`` by name; ``room`` is how many texts may wait at most, ``most_texts``
     and ``most_characters`` what a batch may hold (a longer text goes alone). Judges in ``alone`` have threads of their
     own; ``twins`` are further scorers of a judge, each for one more of the threads that the others share. ``enter`` is
-    called with a judge's name in the thread that is about to run it. ``reopen`` makes a judge anew that has said that
-    it can't be used: one behind HTTP closes itself then.
+    called with a judge's name and the thread's number, in the thread that is about to run it. ``reopen`` makes a judge
+    anew that has said that it can't be used: one behind HTTP closes itself then.
 
     Every method but ``__init__`` belongs to the loop's thread.
     """
@@ -143,7 +144,7 @@ class Batcher:
         watch: BatchWatch | None = None,
         alone: Sequence[str] = (),
         twins: Mapping[str, Sequence[Scorer]] | None = None,
-        enter: Callable[[str], None] = lambda judge: None,
+        enter: Callable[[str, int], None] = lambda judge, number: None,
         reopen: Mapping[str, Callable[[], Scorer]] | None = None,
     ) -> None:
         self._room, self._most_texts, self._most_characters = room, most_texts, most_characters
@@ -159,7 +160,8 @@ class Batcher:
             for more, twin in zip(shared[1:], others, strict=False):
                 more[name] = twin
         self._lanes = [
-            _Lane(tuple(groups[0]), [_Worker(group) for group in groups])
+            # The one that may run all judges is asked last: some of them have no other.
+            _Lane(tuple(groups[0]), [_Worker(number, group) for number, group in reversed([*enumerate(groups)])])
             for groups in (shared, *([{name: judges[name]}] for name in alone))
             if groups[0]
         ]
@@ -322,7 +324,7 @@ class Batcher:
                 if time.monotonic() < failures.again:
                     return [Unusable(judge, "it failed a moment ago")] * len(texts)
                 worker.judges[judge] = self._reopen[judge]()
-            self._enter(judge)
+            self._enter(judge, worker.number)
             found: list[Verdict | Unusable] = [*score_texts(worker.judges[judge], texts)]
         # SystemExit, too: a judge may be anybody's function.
         except BaseException as error:
@@ -347,7 +349,8 @@ class Batcher:
             worker.skip -= 1
         elif len(batch) > 1:
             expected = min(self._waiting_for(worker) + len(batch), self._share(lane, judge, more=len(batch)))
-            worker.expected, worker.enough = expected, lane.came + len(batch) // 2
+            # All that each thread has answered, not this one alone: others' texts, which come anyway, are no sign.
+            worker.expected, worker.enough = expected, lane.came + len(batch) * len(lane.workers)
             pause = min(_SHARE_FOR_THE_NEXT * seconds, _MOST_FOR_THE_NEXT)
             worker.pause = asyncio.get_running_loop().call_later(pause, self._after_pause, lane, worker)
         self._go_on(lane)

@@ -48,7 +48,7 @@ def make_process(served: JudgeServer, ready: Callable[[], None]) -> JudgeServerP
     limits = {"header_seconds": served.settings.body_seconds}
     protocol = type("Protocol", (PatientProtocol,), limits)
     config = uvicorn.Config(
-        served.app, http=protocol, ws="none", lifespan="on", server_header=False, proxy_headers=False, access_log=False,
+        served.app, http=protocol, ws="none", lifespan="on", server_header=False, access_log=False,
         # What fails is logged by server.Door, without a text; uvicorn would print the error with its message.
         log_level="critical", timeout_graceful_shutdown=_LAST_SECONDS,
     )  # fmt: skip

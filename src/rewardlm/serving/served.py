@@ -13,7 +13,9 @@ from urllib.parse import quote
 
 from rewardlm.config import is_function_name
 from rewardlm.errors import ConfigError, did_you_mean
+from rewardlm.progress import say
 from rewardlm.scoring.ensemble import Ensemble
+from rewardlm.scoring.function import FunctionScorer
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.record import record_of
 from rewardlm.scoring.scorer import Scorer, is_online, twin_of
@@ -71,7 +73,7 @@ class ServedJudge:
     @property
     def waits_for_others(self) -> bool:
         """Whether it may wait for something else than this machine's processor."""
-        return is_online(self.scorer) or is_function_name(self.name)
+        return is_function_name(self.name) or _waits_for_others(self.scorer)
 
     @property
     def main(self) -> str:
@@ -173,14 +175,25 @@ def as_served(scorer: Scorer, version: JudgeVersion, settings: JudgeServeSetting
 
     attributes = attributes_of(labels, settings.attributes)
     again = reopen if is_online(scorer) else None
-    twins = _twins(scorer, workers_of(settings) - 1)
+    twins = _twins(name, scorer, workers_of(settings) - 1)
     return ServedJudge(name, scorer, version, labels, attributes, thresholds, deciding, twins, again)
 
 
-def _twins(scorer: Scorer, number: int) -> tuple[Scorer, ...]:
-    if is_online(scorer):
+def _waits_for_others(scorer: Scorer) -> bool:
+    if isinstance(scorer, Ensemble):
+        return any(_waits_for_others(member.scorer) for member in scorer.members)
+    return is_online(scorer) or isinstance(scorer, FunctionScorer)
+
+
+def _twins(name: str, scorer: Scorer, number: int) -> tuple[Scorer, ...]:
+    if _waits_for_others(scorer):
         return ()
-    return tuple(twin for _ in range(number) if (twin := twin_of(scorer)) is not None)
+    try:
+        return tuple(twin for _ in range(number) if (twin := twin_of(scorer)) is not None)
+    except Exception as error:
+        # Copying a model of any library may fail in any way; the judge itself still serves.
+        say(f"warning: {name} is served by one thread: it can't be copied ({type(error).__name__})")
+        return ()
 
 
 def workers_of(settings: JudgeServeSettings) -> int:
@@ -195,6 +208,14 @@ def cores() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def use_cores(number: int) -> None:
+    """Have torch use so many cores in this thread, and in those that come after it."""
+    import torch
+
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 def _device(settings: JudgeServeSettings) -> str:

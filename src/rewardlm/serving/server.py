@@ -28,7 +28,7 @@ from rewardlm.serving.batching import Batcher, Busy, Stopping, Unusable
 from rewardlm.serving.bodies import Gone, read_json
 from rewardlm.serving.metrics import CONTENT_TYPE, Metrics
 from rewardlm.serving.refusals import Format, Refusal, form_of, of_status
-from rewardlm.serving.served import ServedJudge, ServedJudges, cores
+from rewardlm.serving.served import ServedJudge, ServedJudges, cores, use_cores
 from rewardlm.types import Verdict
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class JudgeServer:
 
     def __init__(self, judges: ServedJudges, settings: JudgeServeSettings, *, key: str | None = None) -> None:
         self.settings, self.judges = settings, judges
+        self._cores = cores()
         self.metrics = Metrics(judges.by_name)
         self.batcher = Batcher(
             {name: judge.scorer for name, judge in judges.by_name.items()},
@@ -59,7 +60,7 @@ class JudgeServer:
             watch=self.metrics.watch,
             alone=[name for name, judge in judges.by_name.items() if judge.waits_for_others],
             twins={name: judge.twins for name, judge in judges.by_name.items() if judge.twins},
-            enter=_share_cores(judges),
+            enter=self._take_cores,
             reopen={name: judge.reopen for name, judge in judges.by_name.items() if judge.reopen is not None},
         )
         self._posts: dict[str, Route] = {}
@@ -84,6 +85,8 @@ class JudgeServer:
             self.batcher.start()
             yield
             self.batcher.close()
+            # torch keeps the number that was set last for threads that come later, too.
+            use_cores(self._cores)
 
         app = FastAPI(
             title="rewardlm judge serve", lifespan=up, docs_url=None, redoc_url=None, openapi_url=None,
@@ -199,6 +202,11 @@ class JudgeServer:
             return _json(refusal.body(form), refusal.status, refusal.headers)
 
         return route
+
+    def _take_cores(self, judge: str, number: int) -> None:
+        """The share of the cores that the thread of this number has for ``judge``: all, where no other may run it."""
+        threads = 1 + len(self.judges.by_name[judge].twins)
+        use_cores(max(1, self._cores // threads + (number < self._cores % threads)))
 
     async def _score(self, judge: ServedJudge, texts: Sequence[str]) -> list[Verdict]:
         found = await self.batcher.score(judge.name, texts)
@@ -327,24 +335,6 @@ class Door:
                 headers={} if perspectives else {"WWW-Authenticate": "Bearer"},
             )
         return None
-
-
-def _share_cores(judges: ServedJudges) -> Callable[[str], None]:
-    """What a thread does before it runs a judge: it takes its share of the cores, for torch holds one number for each
-    thread. A judge that is run by one thread alone has them all.
-    """
-    if not any(judge.twins for judge in judges.by_name.values()):
-        return lambda judge: None
-    all_of_them = cores()
-    shares = {name: max(1, all_of_them // (1 + len(judge.twins))) for name, judge in judges.by_name.items()}
-
-    def enter(judge: str) -> None:
-        import torch
-
-        if torch.get_num_threads() != shares[judge]:
-            torch.set_num_threads(shares[judge])
-
-    return enter
 
 
 async def _while_there(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:
