@@ -28,8 +28,8 @@ from rewardlm.types import Verdict
 _CHARACTERS_A_SECOND = 5_000.0
 # How long those who were just answered are waited for: a share of what their batch took, and at most so many seconds.
 _SHARE_FOR_THE_NEXT, _MOST_FOR_THE_NEXT = 0.6, 0.1
-# Where they don't come within it, so many batches go without.
-_WITHOUT_PAUSE = 20
+# After pauses in which they didn't come, batches go without: two, and twice as many after each further one, up to 32.
+_MOST_IN_VAIN = 5
 # The longest pause before a judge that has failed as a whole is loaded again.
 _LONGEST_PAUSE = 60.0
 
@@ -92,11 +92,11 @@ class _Worker:
     # A name and texts, or None, which ends the thread.
     work: queue.SimpleQueue[tuple[str, list[_Waiting]] | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
-    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. Where fewer than ``enough``
-    # have come to the lane by then, those who were answered don't ask again at once: ``skip`` batches have no pause.
+    # While there is a pause, the next batch waits for it to end, or for ``expected`` texts. A pause that ends without
+    # them was ``in_vain``, and the next ``skip`` batches have none.
     pause: asyncio.TimerHandle | None = None
     expected: int = 0
-    enough: int = 0
+    in_vain: int = 0
     skip: int = 0
 
     def __post_init__(self) -> None:
@@ -105,11 +105,10 @@ class _Worker:
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """Threads that take their work from the same judges' queues; ``came`` counts the texts that were put there."""
+    """Threads that take their work from the same judges' queues."""
 
     judges: tuple[str, ...]
     workers: list[_Worker]
-    came: int = 0
 
     def of(self, judge: str) -> list[_Worker]:
         """The threads that may run ``judge``."""
@@ -243,9 +242,7 @@ class Batcher:
         self._numbers += len(mine)
         waiting = self._queues[judge]
         waiting.update((one.number, one) for one in mine)
-        lane = self._lane_of[judge]
-        lane.came += len(mine)
-        self._go_on(lane)
+        self._go_on(self._lane_of[judge])
         try:
             found = [await one.found for one in mine]
         finally:
@@ -270,6 +267,7 @@ class Batcher:
         """Give each thread that is free the next batch: that of the judge whose oldest text has waited longest."""
         for worker in lane.workers:
             if worker.pause is not None and (self._waiting_for(worker) >= worker.expected or self._stopping):
+                worker.in_vain = max(0, worker.in_vain - 1)
                 self._end_pause(worker)
             if not worker.batch and worker.pause is None:
                 oldest = [(next(iter(self._queues[name])), name) for name in worker.judges if self._queues[name]]
@@ -348,9 +346,8 @@ class Batcher:
         if len(batch) > 1 and worker.skip > 0:
             worker.skip -= 1
         elif len(batch) > 1:
-            expected = min(self._waiting_for(worker) + len(batch), self._share(lane, judge, more=len(batch)))
-            # All that each thread has answered, not this one alone: others' texts, which come anyway, are no sign.
-            worker.expected, worker.enough = expected, lane.came + len(batch) * len(lane.workers)
+            here = self._waiting_for(worker)
+            worker.expected = min(here + len(batch), self._share(lane, judge, more=len(batch)))
             pause = min(_SHARE_FOR_THE_NEXT * seconds, _MOST_FOR_THE_NEXT)
             worker.pause = asyncio.get_running_loop().call_later(pause, self._after_pause, lane, worker)
         self._go_on(lane)
@@ -364,7 +361,7 @@ class Batcher:
             worker.pause = None
 
     def _after_pause(self, lane: _Lane, worker: _Worker) -> None:
-        if lane.came < worker.enough:
-            worker.skip = _WITHOUT_PAUSE
+        worker.in_vain = min(worker.in_vain + 1, _MOST_IN_VAIN)
+        worker.skip = 2**worker.in_vain
         self._end_pause(worker)
         self._go_on(lane)
