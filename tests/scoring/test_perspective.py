@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import sqlite3
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -243,8 +244,11 @@ def test_googles_address_needs_a_key_and_another_may_not(service: FakeService, m
 def test_one_request_a_second_unless_told_otherwise(service: FakeService) -> None:
     service.answer = in_tens
     given = {"url": service.url, "key": "k"}
+    started = time.monotonic()
     PerspectiveScorer(PerspectiveSettings.model_validate(given)).score(["a", "b"])
-    assert service.asked[1].at - service.asked[0].at >= 0.98
+    # From before the first request: one that arrives late on a busy machine must not look like a shorter pause.
+    assert time.monotonic() - started >= 1
+    assert len(service.asked) == 2
 
 
 def test_answers_are_kept_for_the_day_by_text_attributes_and_languages(
