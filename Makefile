@@ -146,7 +146,7 @@ bench-planner: setup
 bench-judge: setup
 	$(BIN)/python benchmarks/judge_speed.py
 
-# SERVE="--judge lexical --without-peer" for another judge.
+# SERVE="--judge lexical --without-peer" for another judge, "--set workers=1" for another setting.
 bench-serve: setup
 	$(BIN)/python benchmarks/serve_speed.py $(SERVE)
 

@@ -30,12 +30,13 @@ from rewardlm.judges.evaluate import SPEED_WORDS
 BAR_SHARE, BAR_P99_MS = 0.8, 500
 # The plain way: a route that takes a text, and a pipeline that scores it, in the threads that FastAPI has for that.
 PEER = """
-import socket, sys
+import sys
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from transformers import pipeline
 from transformers.utils import logging
+from rewardlm.listening import address_of, listen
 from rewardlm.scoring.classifier import ClassifierScorer
 
 logging.set_verbosity_error()
@@ -52,13 +53,12 @@ app = FastAPI()
 def classify(request: Request):
     return pipe(request.text)
 
-listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-listening.bind(("127.0.0.1", 0))
+listening = listen("127.0.0.1", 0, free_port="0")
 
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         await super().startup(sockets)
-        print(f"http://127.0.0.1:{listening.getsockname()[1]}/ ready", flush=True)
+        print(f"{address_of('127.0.0.1', listening)} ready", flush=True)
 
 Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listening])
 """
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of judge serve")
     parser.add_argument("--without-peer", action="store_true", help="for a judge that is no sequence classifier")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -90,7 +91,7 @@ def main() -> None:
             [sys.executable, "-c", ALONE, options.judge, str(turn)], capture_output=True, text=True, check=True
         )
         alone.append(json.loads(done.stdout.splitlines()[-1])["texts_per_second"])
-        with server("-m", "rewardlm", "judge", "serve", options.judge, "--port", "0") as (address, _):
+        with server("-m", "rewardlm", "judge", "serve", options.judge, "--port", "0", *options.set) as (address, _):
             rows["judge serve"].append(load(address, texts, options, turn))
         if not options.without_peer:
             with server("-c", PEER, options.judge) as (address, _):
@@ -98,6 +99,7 @@ def main() -> None:
     batch = max(alone)
     report = {
         "judge": options.judge,
+        "settings": options.set,
         "clients": options.clients,
         "cpus": len(os.sched_getaffinity(0)),
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import pytest
 from serving_server import Answered, Letters, ThreadServer, analyze, wait_for
 
 from rewardlm.errors import ServiceError
+from rewardlm.judges.evaluate import SPEED_WORDS
+from rewardlm.scoring.load import load_scorer
 from rewardlm.serving import served
 from rewardlm.serving import server as server_module
 from rewardlm.serving.batching import Batcher, Unusable
@@ -116,6 +119,15 @@ class Twins(Letters):
                 self.at_work -= 1
 
 
+def occupy_three_threads(server: ThreadServer, judge: Twins) -> None:
+    """Has three threads run ``judge`` at the same time, each with a text."""
+    judge.gate.clear()
+    held = in_background(lambda: server.ask("/score", {"texts": ["a", "b", "c"], "judge": judge.name}))
+    wait_for(lambda: judge.at_work == 3, "three threads at work")
+    judge.gate.set()
+    assert held.result(60).status == 200
+
+
 def test_threads_share_what_waits_in_equal_parts(serve: Any) -> None:
     judge = Twins()
     server = serve(judge, workers=4)
@@ -158,11 +170,7 @@ def test_a_judge_that_allows_one_thread_gets_one_while_others_have_more(serve: A
             threads.add((judge.name, threading.get_ident())) or score(texts)
         )
     server = serve(one, more, workers=3)
-    more.gate.clear()
-    held = in_background(lambda: server.ask("/score", {"texts": ["a", "b", "c"], "judge": "more"}))
-    wait_for(lambda: more.at_work == 3, "three threads at work")
-    more.gate.set()
-    assert held.result(60).status == 200
+    occupy_three_threads(server, more)
 
     def client(number: int) -> None:
         for n in range(20):
@@ -208,6 +216,22 @@ def test_clients_of_several_threads_stay_in_few_batches(serve: Any) -> None:
     assert judge.most == 2
 
 
+def test_a_real_judge_on_two_threads_gives_everybody_the_score_of_their_text(serve: Any) -> None:
+    judge = load_scorer("starter")
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(SPEED_WORDS.split(), k=draw.randint(1, 40))) for _ in range(64)]
+    alone = [judge.score([text])[0].values["toxicity"] for text in texts]
+    server = serve(judge, workers=2)
+
+    def client(first: int) -> list[float]:
+        found = [server.ask("/score", {"texts": [text]}).body for text in texts[first::8]]
+        return [body["values"][0] for body in found]
+
+    with ThreadPoolExecutor(8) as pool:
+        for first, values in enumerate(pool.map(client, range(8))):
+            assert values == pytest.approx(alone[first::8], abs=1e-5)
+
+
 def test_torch_gives_each_thread_its_share_of_the_cores(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
@@ -224,11 +248,7 @@ def test_torch_gives_each_thread_its_share_of_the_cores(serve: Any, monkeypatch:
             seen[judge.name].add(torch.get_num_threads()) or score(texts)
         )
     server = serve(one, more, workers=3)
-    more.gate.clear()
-    held = in_background(lambda: server.ask("/score", {"texts": ["a", "b", "c"], "judge": "more"}))
-    wait_for(lambda: more.at_work == 3, "three threads at work")
-    more.gate.set()
-    assert held.result(60).status == 200
+    occupy_three_threads(server, more)
     assert server.ask("/score", {"texts": ["a"], "judge": "one"}).status == 200
     # Eight cores are three, three and two.
     assert seen == {"one": {8}, "more": {3, 2}}

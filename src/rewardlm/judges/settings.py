@@ -334,7 +334,7 @@ class JudgeServeSettings(Section):
         le=64,
         description="Threads that score at the same time, each with its share of the processor's cores, where a judge "
         "can be used so; by default one for each core, and four at most. With 1, a text that comes alone has all of "
-        "them. A GPU has one.",
+        "them. On a GPU there is one.",
     )
     batch_texts: int = Field(128, ge=1, description="Different texts that a judge gets at once.")
     batch_characters: int = Field(20_000, ge=1, description="Their characters, all together.")

@@ -114,8 +114,8 @@ class ClassifierScorer:
         self._model.to(device).eval()
         lower = precision == "bfloat16" or (precision == "auto" and record is not None and _multiplies_in_bf16(device))
         self.precision = "bfloat16" if lower and _use_bf16(self._model) else "float32"
-        # transformers' own attention adds up in another order for one text alone than for several. What is left of that
-        # in fp32 is nothing; but where the next layer rounds to bf16, P would move by a thousandth.
+        # transformers' own attention adds up in another order for one text alone than for several. In fp32 that is
+        # nothing, but where the next layer rounds to bf16, P would move by a thousandth.
         self._never_alone = self.precision == "bfloat16" and self._model.config._attn_implementation == "eager"
 
     def also(self, label: str | None) -> str:

@@ -2,7 +2,7 @@
 
 A judge's thread takes what waits as soon as it is free: at a low load a text goes alone and at once, at a high one many
 go together. After a batch of several, a moment is left to those who were just answered, if they ask again at once:
-otherwise the clients would split into two halves that take turns, in batches half as large. Equal texts of a batch are
+otherwise the clients would split into parts that take turns, in smaller batches. Equal texts of a batch are
 scored once. Judges that compute share a few threads, because they share the processor. With a core for each, no core
 waits for another in the middle of a batch, and one computes while the other is needed for requests. A judge that can't
 be used by two threads at once has one of them. A judge that may wait for somebody else (a service, a user's function)

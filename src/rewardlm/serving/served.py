@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rewardlm.config import is_function_name
 from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.progress import say
 from rewardlm.scoring.ensemble import Ensemble
@@ -73,7 +72,7 @@ class ServedJudge:
     @property
     def waits_for_others(self) -> bool:
         """Whether it may wait for something else than this machine's processor."""
-        return is_function_name(self.name) or _waits_for_others(self.scorer)
+        return _waits_for_others(self.scorer)
 
     @property
     def main(self) -> str:
@@ -186,8 +185,6 @@ def _waits_for_others(scorer: Scorer) -> bool:
 
 
 def _twins(name: str, scorer: Scorer, number: int) -> tuple[Scorer, ...]:
-    if _waits_for_others(scorer):
-        return ()
     try:
         return tuple(twin for _ in range(number) if (twin := twin_of(scorer)) is not None)
     except Exception as error:
