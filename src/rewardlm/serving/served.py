@@ -46,8 +46,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "SPAM": ("spam",),
     "UNSUBSTANTIAL": ("unsubstantial",),
 }
-# On two cores, two threads with a core each score a tenth more texts than one with both where 32 texts wait, and half
-# as many again where 8 do. With many threads, Python would be what they wait for.
+# On two cores, two threads with a core each serve a quarter more texts than one with both (docs/serving.md). With many
+# threads, Python would be what they wait for.
 _MOST_WORKERS = 4
 
 
