@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import Inside
-from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.word_contrast import word_tokens
+from rewardlm.models.architecture import architecture_of
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.load import Policy
 

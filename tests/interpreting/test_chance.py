@@ -18,17 +18,11 @@ from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preference_change
 from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions
 from rewardlm.interpreting.mechanistic.interventions import Condition
-from rewardlm.interpreting.mechanistic.probes import (
-    best_of_shuffled,
-    by_direction,
-    by_probe,
-    folds_of,
-    held_out,
-    shuffled,
-)
+from rewardlm.interpreting.mechanistic.probes import best_of_shuffled, shuffled
 from rewardlm.interpreting.mechanistic.verdicts import prefers_harmless
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.lora import add_lora, using
+from rewardlm.readouts import by_direction, by_probe, folds_of, held_out
 
 FOLDS = 4
 

@@ -10,11 +10,11 @@ from adapted import FAMILIES, PROMPTS, RESPONSES, adapted_policy, state_of
 
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import adapter_layers, architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.interventions import ablated, added, random_adapter, silenced
 from rewardlm.interpreting.mechanistic.value_vectors import (
     ValueVector,
 )
+from rewardlm.models.architecture import adapter_layers, architecture_of, weight_of
 from rewardlm.models.lora import using
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewardlm.interpreting.mechanistic.probes import (
+from rewardlm.readouts import (
     by_direction,
     by_probe,
     fit_probe,

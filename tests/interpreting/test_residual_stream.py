@@ -13,9 +13,9 @@ from small_models import CONFIGS, random_policy
 from rewardlm.config import LoraSettings, ModelSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.mechanistic.activations import ResponseBatch, Trace, batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, logit_lens, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.models.architecture import architecture_of, weight_of
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.lora import add_lora
 

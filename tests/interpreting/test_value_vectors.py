@@ -17,7 +17,6 @@ from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import Estimate, Inside, RandomAdapter, Ratio
 from rewardlm.interpreting.mechanistic import verdicts
 from rewardlm.interpreting.mechanistic.activations import batch_of, trace
-from rewardlm.interpreting.mechanistic.architecture import architecture_of, weight_of
 from rewardlm.interpreting.mechanistic.examination import examine
 from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
 from rewardlm.interpreting.mechanistic.value_vectors import (
@@ -31,6 +30,7 @@ from rewardlm.interpreting.mechanistic.value_vectors import (
 )
 from rewardlm.interpreting.mechanistic.vector_ablation import ablation_effect, takes_more, vectors_like
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.models.architecture import architecture_of, weight_of
 
 VECTORS = [ValueVector(0, 3, 1, 1.0, ()), ValueVector(1, 7, -1, 1.0, ()), ValueVector(1, 2, 1, 1.0, ())]
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rewardlm.config import InsideSettings
 from rewardlm.errors import ModelError
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers
-from rewardlm.interpreting.mechanistic.architecture import (
+from rewardlm.models.architecture import (
     Architecture,
     adapter_is_on,
     adapter_layers,

@@ -19,9 +19,9 @@ from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, AdapterWrites, Estimate, RedrawPreference, ScoreChange
 from rewardlm.interpreting.intervals import Resampling
 from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch, batch_of, batches, trace
-from rewardlm.interpreting.mechanistic.architecture import Architecture, adapter_layers, architecture_of
 from rewardlm.interpreting.mechanistic.logit_attribution import direct_attribution, share_of_writes
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.models.architecture import Architecture, adapter_layers, architecture_of
 from rewardlm.models.lora import using
 from rewardlm.stats import FloatArray
 from rewardlm.trunk import evaluating

@@ -19,9 +19,9 @@ from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_
 from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
 from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText
-from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups, sample_answers, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
+from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import using

@@ -25,7 +25,6 @@ from rewardlm.interpreting.findings import ContrastWords, Estimate, Focus, Insid
 from rewardlm.interpreting.intervals import Resampling, adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
-from rewardlm.interpreting.mechanistic.architecture import architecture_of
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
 from rewardlm.interpreting.mechanistic.residual_stream import read_stream
@@ -35,6 +34,7 @@ from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction, contrast_by, contrast_of_words
 from rewardlm.interpreting.models import RunModel
 from rewardlm.measuring.measured import Measured
+from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.progress import ProgressCallback

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.errors import ModelError
-from rewardlm.interpreting.mechanistic.architecture import adapter_layers, architecture_of
+from rewardlm.models.architecture import adapter_layers, architecture_of
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import scaled, using

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rewardlm.interpreting.mechanistic.activations import Trace
-from rewardlm.interpreting.mechanistic.architecture import (
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.models.architecture import (
     adapter_factors,
     adapter_reads,
     architecture_of,
@@ -25,7 +26,6 @@ from rewardlm.interpreting.mechanistic.architecture import (
     through_norm,
     weight_of,
 )
-from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 
 
 @dataclass(frozen=True)

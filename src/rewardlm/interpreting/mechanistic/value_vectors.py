@@ -35,16 +35,16 @@ from rewardlm.interpreting.answers import ModelAnswers
 from rewardlm.interpreting.findings import ModelVectors, RandomAdapter, Ratio, ValueVectors, VectorFacts
 from rewardlm.interpreting.intervals import FEWEST
 from rewardlm.interpreting.mechanistic.activations import BaseText, ResponseBatch
-from rewardlm.interpreting.mechanistic.architecture import (
+from rewardlm.interpreting.mechanistic.interventions import random_adapter
+from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
+from rewardlm.interpreting.mechanistic.word_contrast import Contrast
+from rewardlm.models.architecture import (
     Architecture,
     adapter_row,
     architecture_of,
     normed_direction,
     weight_of,
 )
-from rewardlm.interpreting.mechanistic.interventions import random_adapter
-from rewardlm.interpreting.mechanistic.logit_attribution import contrast_direction, vocabulary_covariance
-from rewardlm.interpreting.mechanistic.word_contrast import Contrast
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import using
 from rewardlm.stats import FloatArray

@@ -1,0 +1,125 @@
+"""Changes to the residual stream while a model runs: which, where, how strongly for each row.
+
+A change holds for every pass through a model's own modules, because a hook makes it. Whoever runs a model without its
+modules (``fastpath``) asks ``edits_of`` and makes the same changes at the same sites. Shapes: B rows, T positions, M
+the stream's width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# What layer l reads ("in"; l = L is what the final norm reads), and what its attention and its MLP write.
+Site = tuple[int, Literal["in", "attention", "mlp"]]
+# (states Float[…, M], strengths Float[…, 1] that broadcast to them) → Float[…, M]
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+class Edits:
+    """A change for each of some sites. ``strengths`` Float[B] are those of the rows that are being run; None changes
+    nothing at all.
+
+    With ``answers_only``, a pass is changed at its last position alone. In a prompt that ends where the answer begins
+    (padded on the left, if at all) this is the position from which the answer's first token is predicted. Then each
+    token of the answer is a pass of its own. So exactly the positions from which the answer is predicted are changed.
+    """
+
+    def __init__(self, changes: Mapping[Site, Change], *, answers_only: bool) -> None:
+        self.changes = dict(changes)
+        self.answers_only = answers_only
+        self.strengths: Tensor | None = None
+
+    def at(self, site: Site, states: Float[Tensor, "B M"]) -> Tensor:
+        """The changed states at ``site``, where every row is at a token of its answer."""
+        change = self.changes.get(site)
+        if change is None or self.strengths is None:
+            return states
+        return change(states, self.strengths.to(states)[:, None])
+
+    def whole(self, site: Site, states: Tensor) -> Tensor:
+        """The changed states Float[B, T, M] of a pass; rows that a family strings together, Float[B·T, M], too."""
+        if self.strengths is None:
+            return states
+        change, strengths = self.changes[site], self.strengths.to(states)[:, None, None]
+        rows = states if states.dim() == 3 else states.reshape(len(strengths), -1, states.shape[-1])
+        if not self.answers_only:
+            return change(rows, strengths).reshape(states.shape)
+        # A copy: some families add to these states in place, and others read them too.
+        changed = rows.clone()
+        changed[:, -1:] = change(rows[:, -1:], strengths)
+        return changed.reshape(states.shape)
+
+
+class StreamHook:
+    """The hook that makes one site's change. The fast path knows it by its type, and does without it."""
+
+    def __init__(self, edits: Edits, site: Site) -> None:
+        self._edits, self._site = edits, site
+
+    def reads(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a module: what it reads is changed, however it is passed."""
+        if args:
+            return (self._edits.whole(self._site, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._edits.whole(self._site, kwargs["hidden_states"])}
+
+    def writes(self, _module: Any, _args: Any, output: Tensor) -> Tensor:
+        """After a module: what it wrote is changed."""
+        return self._edits.whole(self._site, output)
+
+
+_on: WeakKeyDictionary[nn.Module, Edits] = WeakKeyDictionary()
+
+
+def edits_of(body: nn.Module) -> Edits | None:
+    """The changes that are on in the trunk ``body`` now."""
+    return _on.get(body)
+
+
+def is_stream_hook(hook: Any) -> bool:
+    """Whether a module's hook only makes a change that ``edits_of`` knows."""
+    return isinstance(getattr(hook, "__self__", None), StreamHook)
+
+
+@contextlib.contextmanager
+def edited(body: nn.Module, modules: Mapping[Site, nn.Module], edits: Edits) -> Iterator[Edits]:
+    """Inside, ``edits`` are made in every pass through ``body``; ``modules`` has the module at each of their sites.
+
+    Afterwards the model is what it was: the hooks are gone, whatever happened. Changes don't nest: raises RuntimeError
+    inside of other ones, because their strengths would be those of other rows.
+    """
+    if body in _on:
+        raise RuntimeError("this model's stream is being changed already: leave that block first")
+    handles: list[Any] = []
+    try:
+        for site in edits.changes:
+            hook = StreamHook(edits, site)
+            if site[1] == "in":
+                handles.append(modules[site].register_forward_pre_hook(hook.reads, with_kwargs=True))
+            else:
+                handles.append(modules[site].register_forward_hook(hook.writes))
+        _on[body] = edits
+        yield edits
+    finally:
+        _on.pop(body, None)
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def unedited(body: nn.Module) -> Iterator[None]:
+    """Inside, the changes of ``body`` wait: passes are those of the model itself."""
+    edits = edits_of(body)
+    if edits is None:
+        yield
+        return
+    before, edits.strengths = edits.strengths, None
+    try:
+        yield
+    finally:
+        edits.strengths = before
