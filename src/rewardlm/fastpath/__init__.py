@@ -23,6 +23,8 @@ from rewardlm.errors import ConfigError
 from rewardlm.fastpath import fused, lean, llama, operators, tree
 from rewardlm.fastpath.slots import ModuleSteps, Slots
 from rewardlm.fastpath.tree import Tree, tree_of
+from rewardlm.stream import edits_of
+from rewardlm.views import views_of
 
 __all__ = [
     "Slots", "Steps", "Tree",
@@ -63,8 +65,13 @@ def fuse(model: nn.Module) -> None:
 
 
 def runs_trees(body: Any) -> bool:
-    """Whether ``body`` is supported: its rows can be run as one sequence, by ``predicting_states`` and ``prefill``."""
-    return is_open() and tree.runs_trees(body)
+    """Whether ``body`` is supported: its rows can be run as one sequence, by ``predicting_states`` and ``prefill``.
+
+    While its stream is being changed, or rows are views with adapters of their own, rows must stay rows.
+    """
+    edits = edits_of(body)
+    rows = views_of(body) is not None or (edits is not None and edits.strengths is not None)
+    return is_open() and not rows and tree.runs_trees(body)
 
 
 def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) -> Float[Tensor, "R H"]:
@@ -106,6 +113,7 @@ def copies_weights(body: Any) -> bool:
 
 def decoder(body: Any, head: Any) -> Steps:
     """Decoding steps of ``body`` with its adapter as it is now: ``slots()`` is a new store, ``states(tokens, slots)``
-    runs one more token a row, Int[B] → Float[B, H], and ``logits(states)`` is Float[B, V].
+    runs one more token a row, Int[B] → Float[B, H], and ``logits(states)`` is Float[B, V]. Changes of the stream are
+    made as they are at each step, with the strengths of its B rows.
     """
-    return llama.Steps(body, head) if llama.lays_out(body) else ModuleSteps(body, head)
+    return llama.Steps(body, head) if is_open() and llama.lays_out(body) else ModuleSteps(body, head)

@@ -19,7 +19,9 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from rewardlm.fastpath.fused import FusedLinear, map_of
+from rewardlm.stream import unedited
 from rewardlm.trunk import evaluating
+from rewardlm.views import unviewed
 
 # How far two ways of computing the same may be apart, as a share of the states' size (L2). A layer rounds some ten
 # times, and such errors add up like a random walk: √(10·30 layers) · 2⁻⁹ is 0.03 in bfloat16. SmolLM2's 30 layers with
@@ -51,7 +53,9 @@ def agrees(body: Any, way: str, ours: Callable[[Tensor], Tensor], *, adapters: b
     known = _tried.setdefault(body, {})
     key = (way, body.dtype, _adapters_on(body) if adapters else None)
     if key not in known:
-        difference, tolerance = _difference(body, ours, adapters), _tolerance(body)
+        # A change of the stream has the strengths of other rows than those that are tried here; so have views.
+        with unedited(body), unviewed(body):
+            difference, tolerance = _difference(body, ours, adapters), _tolerance(body)
         known[key] = difference <= tolerance
         if not known[key]:
             warn_once(

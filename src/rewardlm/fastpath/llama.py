@@ -28,7 +28,9 @@ from rewardlm.fastpath import operators
 from rewardlm.fastpath.agreement import agrees, warn_once
 from rewardlm.fastpath.fused import FusedLinear, Map, map_of
 from rewardlm.fastpath.slots import Slots
+from rewardlm.stream import Site, edits_of
 from rewardlm.trunk import cache_argument, has_window
+from rewardlm.views import Views, views_of
 
 # Models whose layers differ in sizes and biases alone, and the modules that they are made of.
 _FAMILY: dict[type, set[type]] = {
@@ -120,6 +122,10 @@ def _stepped(body: Any, rows: Tensor) -> Tensor:
     return torch.stack([steps.states(tokens, slots) for tokens in rows[:, -2:].t()], 1)
 
 
+def _unchanged(_site: Site, states: Tensor) -> Tensor:
+    return states
+
+
 def signed(sin: Tensor) -> Tensor:
     """The sine of a rotary embedding with its first half's sign changed, so that the rotation needs only one roll."""
     half = sin.shape[-1] // 2
@@ -132,16 +138,17 @@ class Steps:
     def __init__(self, body: Any, head: Any) -> None:
         self._body, self._head = body, head
         config = body.config
+        views = views_of(body)
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._eps = config.rms_norm_eps
         self._layers = [
             _Layer(
                 layer.input_layernorm.weight,
-                _Product([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
-                _Product([layer.self_attn.o_proj]),
+                _Product([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj], views),
+                _Product([layer.self_attn.o_proj], views),
                 layer.post_attention_layernorm.weight,
-                _Product([layer.mlp.gate_proj, layer.mlp.up_proj]),
-                _Product([layer.mlp.down_proj]),
+                _Product([layer.mlp.gate_proj, layer.mlp.up_proj], views),
+                _Product([layer.mlp.down_proj], views),
                 layer.self_attn.head_dim,
                 layer.self_attn.scaling,
             )
@@ -161,13 +168,17 @@ class Steps:
         cos, sin = self._body.rotary_emb(x, positions)
         sin = signed(sin)
         bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(mask == 0, -torch.inf)[:, None, None]
-        for layer, store in zip(self._layers, slots.layers, strict=True):
+        edits = edits_of(self._body)
+        changed = _unchanged if edits is None else edits.at
+        for number, (layer, store) in enumerate(zip(self._layers, slots.layers, strict=True)):
+            x = changed((number, "in"), x)
             mixed = layer.mix(rms_norm(x, x.shape[-1:], layer.norm, self._eps))
             attended = self._attend(layer, mixed, cos, sin, bias, store)
-            x = x + layer.out(attended)
+            x = x + changed((number, "attention"), layer.out(attended))
             inner = layer.gate_up(rms_norm(x, x.shape[-1:], layer.mlp_norm, self._eps))
             gate, up = inner.chunk(2, -1)
-            x = x + layer.down(silu(gate).mul_(up))
+            x = x + changed((number, "mlp"), layer.down(silu(gate).mul_(up)))
+        x = changed((len(self._layers), "in"), x)
         return rms_norm(x, x.shape[-1:], self._body.norm.weight, self._eps)
 
     def logits(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
@@ -189,9 +200,9 @@ class Steps:
 
 
 class _Product:
-    """W·x + b of linear maps that read the same x, side by side, with their adapters."""
+    """W·x + b of linear maps that read the same x, side by side, with their adapters; those of ``views`` by row."""
 
-    def __init__(self, modules: Sequence[Any]) -> None:
+    def __init__(self, modules: Sequence[Any], views: Views | None = None) -> None:
         maps = [found for found in map(map_of, modules) if found is not None]
         weight = torch.cat([one.base.weight for one in maps]) if len(maps) > 1 else maps[0].base.weight
         self._bias = None
@@ -208,12 +219,24 @@ class _Product:
             else:
                 # A sum in half precision would round an early, small adapter away.
                 self._down, self._up = down.to(weight.dtype), up.t().to(weight.dtype).contiguous()
+        # For each view with an adapter: its first row, A and s·B of all maps.
+        self._views: list[tuple[int, Tensor, Tensor]] = []
+        self._n_views = 1 if views is None else len(views)
+        for first, name in enumerate(() if views is None else views.adapters):
+            owns = [_of_view(module, one, name) for module, one in zip(modules, maps, strict=True)]
+            down_parts = [own.down for own in owns if own.down is not None]
+            if down_parts:
+                down, up = torch.cat(down_parts).to(weight.dtype), _side_by_side(owns)
+                self._views.append((first, down, up.t().to(weight.dtype).contiguous()))
         self._packs = operators.packs(weight.dtype)
         self._weight = operators.packed(weight) if self._packs else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         multiply = operators.packed_linear if self._packs else linear
         result = multiply(x, self._weight, self._bias)
+        for first, down, up in self._views:
+            own = slice(first, None, self._n_views)
+            result[own] += linear(x[own], down) @ up
         if self._down is None or self._up is None:
             return result
         return result.addmm_(linear(x, self._down), self._up)
@@ -229,6 +252,13 @@ class _Layer:
     down: _Product
     head_width: int
     scale: float
+
+
+def _of_view(module: Any, base: Map, name: str | None) -> Map:
+    """``base`` with the adapter ``name`` of ``module``, if it has that."""
+    if name is None or name not in getattr(module, "lora_A", {}):
+        return Map(base.base)
+    return Map(base.base, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
 
 
 def _side_by_side(maps: Sequence[Map]) -> Tensor:

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rewardlm.stream import is_stream_hook
+from rewardlm.views import ViewHook
+
 
 def silu_backward(gradient: Float[Tensor, "N I"], x: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
     """The gradient of x from that of silu(x), in one walk. In public: ``torch.autograd.grad(silu(x), x, gradient)``."""
@@ -50,8 +53,11 @@ def packed_linear(
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody reads or changes what goes into ``module`` or comes out. In public there is no way to know."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether somebody reads or changes what goes into ``module`` or comes out, other than by a change of the stream
+    or a view's adapter, which the fast path computes itself (``stream``, ``views``). In public there is no way to know.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return not all(is_stream_hook(hook) or isinstance(hook, ViewHook) for hook in hooks)
 
 
 def _try_packed() -> None:

@@ -14,9 +14,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -43,10 +45,41 @@ _LOOK_ELSEWHERE = 8
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to sample: the prompt's token ids and the seed of its own random stream."""
+    """One answer to sample: the prompt's token ids and the seed of its own random stream.
+
+    While the policy is steered: ``strength`` says how much, and ``beside`` are the prompts of the request's further
+    views, where they read another one.
+    """
 
     prompt: tuple[int, ...]
     seed: int
+    strength: float = 1.0
+    beside: tuple[tuple[int, ...], ...] = ()
+
+    def views(self, number: int) -> tuple[tuple[int, ...], ...]:
+        """The prompts of its ``number`` views. Without prompts of their own, all read ``prompt``."""
+        return (self.prompt, *(self.beside or (self.prompt,) * (number - 1)))
+
+
+class Guide(Protocol):
+    """What decoding asks of a steering, which ``policy.guide`` is while it is on.
+
+    Each request is ``views`` rows of a batch, side by side. ``by_rows``: passes are told their rows' strengths, so
+    prompts are never run as one sequence. ``shares``: a beginning that all prompts share is read as the model itself
+    reads it.
+    """
+
+    views: int
+    by_rows: bool
+    shares: bool
+
+    def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
+        """Passes that follow have B requests of these strengths; None: they are those of the model itself."""
+        ...
+
+    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        """The logits that tokens are drawn from."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,26 +119,36 @@ def stream_seed(*parts: object) -> int:
 
 
 def groups(
-    requests: Sequence[Request], max_new_tokens: int, batch_tokens: int, done: Set[int] = frozenset()
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    batch_tokens: int,
+    done: Set[int] = frozenset(),
+    *,
+    views: int = 1,
+    share: bool = True,
 ) -> list[Group]:
     """All requests but ``done``, in groups whose slots have at most ``batch_tokens`` positions. These include padding
-    and answers, but not the beginning that all prompts of the call share.
+    and answers, all ``views`` of a request, but not the beginning that all prompts of the call ``share``.
 
     Requests are sorted by length and prompt, longest first: so there is little padding, equal prompts are side by side,
     and what does not fit in memory shows at once.
     """
     if not requests:
         return []
-    shared = shared_prefix([request.prompt for request in requests])
+    shared = shared_prefix([prompt for request in requests for prompt in request.views(1)]) if share else 0
     left = [i for i in range(len(requests)) if i not in done]
-    order = sorted(left, key=lambda i: (-len(requests[i].prompt), requests[i].prompt))
+    order = sorted(left, key=lambda i: (-_longest(requests[i]), requests[i].prompt))
     result = []
     while order:
-        width = len(requests[order[0]].prompt) - shared + max_new_tokens
-        slots = max(1, batch_tokens // width)
+        width = _longest(requests[order[0]]) - shared + max_new_tokens
+        slots = max(1, batch_tokens // (width * views))
         result.append(Group(order[: slots * _REFILLS], slots, shared))
         order = order[slots * _REFILLS :]
     return result
+
+
+def _longest(request: Request) -> int:
+    return max(map(len, request.views(1)))
 
 
 def answering(policy: Policy) -> contextlib.AbstractContextManager[None]:
@@ -142,9 +185,9 @@ def generate(
     """
     limit = policy.max_positions
     for request in requests:
-        if len(request.prompt) + max_new_tokens > limit:
+        if _longest(request) + max_new_tokens > limit:
             raise ModelError(
-                f"a prompt of {len(request.prompt)} tokens and {max_new_tokens} new ones exceed the model's "
+                f"a prompt of {_longest(request)} tokens and {max_new_tokens} new ones exceed the model's "
                 f"{limit} positions: shorten the prompt or --max-new-tokens"
             )
     standard = keeps_keys_and_values(policy.causal_lm.config)
@@ -154,14 +197,22 @@ def generate(
             "transformers' generate, which is slower",
             stacklevel=2,
         )
-    own = standard and fastpath.is_open()
+    guide: Guide | None = policy.guide
+    if guide is not None and guide.views > 1 and not standard:
+        raise ModelError(
+            f"{policy.spec} ({type(policy.causal_lm).__name__}) keeps more than keys and values: it can't answer a "
+            "request in several rows, as this way of steering does; choose another one"
+        )
+    # transformers' generate has no place for a request's further rows.
+    own = standard and (fastpath.is_open() or (guide is not None and guide.views > 1))
+    how: dict[str, Any] = {} if guide is None else {"views": guide.views, "share": guide.shares}
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens, "batch_tokens")
     call = _Call(policy, requests, max_new_tokens, sampling, keep_hidden, entropy)
     steps: fastpath.Steps | None = None
     done: set[int] = set()
     while len(done) < len(requests):
         size = budget.size
-        for group in groups(requests, max_new_tokens, size, done):
+        for group in groups(requests, max_new_tokens, size, done, **how):
             if not all(index in known for index in group.indices):
                 try:
                     if own and steps is None:
@@ -215,6 +266,21 @@ class _Answers:
         self.ages: list[int] = []
         self.ended: list[bool] = []
         self.looked_at = [0] * rows
+        self.guide: Guide | None = self.policy.guide
+        self.views = 1 if self.guide is None else self.guide.views
+        strengths = [self.requests[i].strength for i in group.indices]
+        self.strengths = torch.tensor(strengths, dtype=torch.float32, device=device)
+
+    def begin(self, strengths: Tensor | None) -> None:
+        """Passes that follow have these requests, by their strengths; None: they are not steered."""
+        if self.guide is not None:
+            self.guide.begin(strengths)
+
+    def guided(self, logits: Tensor) -> Tensor:
+        """What the slots' tokens are drawn from, Float[B, V], by all views' ``logits`` Float[B·views, V]."""
+        if self.guide is None:
+            return logits
+        return self.guide.logits(logits.view(len(self.who), self.views, -1), self.strengths[self.who])
 
     def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its statistics."""
@@ -286,6 +352,7 @@ class _Decoder(_Answers):
         self.steps, self.slots = steps, steps.slots()
         # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
         self.shared = 0 if has_window(self.policy.causal_lm.config) else group.shared
+        self.prefix: list[tuple[Tensor, Tensor]] = []
         self.look_every = _LOOK.get(self.device.type, _LOOK_ELSEWHERE)
 
     def answers(self) -> Iterator[Sampled]:
@@ -294,7 +361,7 @@ class _Decoder(_Answers):
         hidden = self._admit(waiting, None)
         step = 0
         while True:
-            chosen = self.record(self.steps.logits(hidden), hidden)
+            chosen = self.record(self.guided(self.steps.logits(hidden)), hidden[:: self.views])
             step += 1
             if step % self.look_every == 0 or self.max_new_tokens in self.ages:
                 yield from self._look()
@@ -309,14 +376,21 @@ class _Decoder(_Answers):
             if self.slots.is_full or (ended * _ENDED >= len(self.who) and ended and not refill):
                 chosen = chosen[torch.tensor(live, device=self.device)]
                 self._rebuild(live)
-            hidden = self.steps.states(chosen, self.slots)
+            hidden = self.steps.states(chosen.repeat_interleave(self.views), self.slots)
             if refill:
                 hidden = self._admit(waiting, hidden)
 
     def _rebuild(self, keep: list[int], new: tuple[DynamicCache, Tensor, Tensor] | None = None) -> None:
         self.who, self.ages = [self.who[slot] for slot in keep], [self.ages[slot] for slot in keep]
         self.ended = [self.ended[slot] for slot in keep]
-        self.slots.rebuild(keep, self.max_new_tokens - (0 if new is not None else min(self.ages)), new)
+        room = self.max_new_tokens - (0 if new is not None else min(self.ages))
+        self.slots.rebuild(self._rows(keep), room, new)
+        if new is None:
+            self.begin(self.strengths[self.who])
+
+    def _rows(self, slots: Sequence[int]) -> list[int]:
+        """The rows of the store that these slots' views are."""
+        return [slot * self.views + view for slot in slots for view in range(self.views)]
 
     def _admit(self, waiting: deque[int], hidden: Tensor | None) -> Tensor:
         """Take ended rows out and waiting ones in; returns the states that the slots' next tokens follow, Float[B, H].
@@ -325,13 +399,16 @@ class _Decoder(_Answers):
         """
         live = [] if hidden is None else [slot for slot, ended in enumerate(self.ended) if not ended]
         rows = [waiting.popleft() for _ in range(min(len(waiting), self.group.slots - len(live)))]
-        cache, mask, states, index = self._prefill([self.requests[self.group.indices[row]].prompt for row in rows])
+        cache, mask, states, index = self._prefill(rows)
         self._rebuild(live, (cache, mask, index))
         self.who += rows
         self.ages += [0] * len(rows)
         self.ended += [False] * len(rows)
+        self.begin(self.strengths[self.who])
         fresh = states[index]
-        return fresh if hidden is None else torch.cat([hidden[torch.tensor(live, device=self.device)], fresh])
+        if hidden is None:
+            return fresh
+        return torch.cat([hidden[torch.tensor(self._rows(live), device=self.device)], fresh])
 
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values of the beginning that all prompts share (the template's system turn)."""
@@ -341,25 +418,34 @@ class _Decoder(_Answers):
         prompt = self.requests[self.group.indices[0]].prompt
         prefix = torch.tensor([prompt[: self.shared]], device=self.device)
         positions = torch.arange(self.shared, device=self.device)[None]
+        self.begin(None)
         trunk_states(self.body, prefix, torch.ones_like(prefix), positions, cache)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-        """Cache, mask and last states Float[N, H] of the N distinct prompts among ``prompts``, and which of them each
-        prompt is, Int[B].
+    def _prefill(self, rows: list[int]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+        """Cache, mask and last states Float[N, H] of the N distinct prompts of ``rows``, and which of them each view
+        of each row is, Int[B·views].
 
-        Prompts that occur more than once (k samples) are run once. Between prefix and rest stands left padding, which
-        mask and positions skip.
+        Prompts that occur more than once (k samples) are run once, if they are steered alike. Between prefix and rest
+        stands left padding, which mask and positions skip.
         """
-        unique = list(dict.fromkeys(prompts))
-        where = {prompt: row for row, prompt in enumerate(unique)}
-        index = torch.tensor([where[prompt] for prompt in prompts], device=self.device)
+        requests = [self.requests[self.group.indices[row]] for row in rows]
+        if self.guide is not None and self.guide.by_rows:
+            keys = [(request.views(self.views), request.strength) for request in requests]
+            where = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            strengths = [strength for _, strength in where]
+            self.begin(torch.tensor(strengths, dtype=torch.float32, device=self.device))
+            index = torch.tensor(self._rows([where[key] for key in keys]), device=self.device)
+            return *self._run_padded([prompt for views, _ in where for prompt in views]), index
+        prompts = [prompt for request in requests for prompt in request.views(self.views)]
+        places = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        index = torch.tensor([places[prompt] for prompt in prompts], device=self.device)
         if not fastpath.runs_trees(self.body):
-            return *self._run_padded(unique), index
+            return *self._run_padded(list(places)), index
         cache = DynamicCache()
-        for number, (keys, values) in enumerate(self.prefix):
-            cache.update(keys, values, number)
-        return cache, *fastpath.prefill(self.body, unique, cache, self.shared), index
+        for number, (held_keys, values) in enumerate(self.prefix):
+            cache.update(held_keys, values, number)
+        return cache, *fastpath.prefill(self.body, list(places), cache, self.shared), index
 
     def _run_padded(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
         cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
@@ -389,6 +475,7 @@ class _ByTransformers(_Answers):
             for start in range(0, len(rows), self.group.slots):
                 self.who = rows[start : start + self.group.slots]
                 self.ages, self.ended = [0] * len(self.who), [False] * len(self.who)
+                self.begin(self.strengths[self.who])
                 self._run([prompts[row] for row in self.who])
                 yield from self._look()
 
@@ -420,7 +507,7 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
         self._batch, self._seen = batch, seen
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self._batch.record(scores.float(), self._seen.pop())
+        chosen = self._batch.record(self._batch.guided(scores.float()), self._seen.pop())
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 

@@ -59,6 +59,8 @@ class Policy:
     adapter: str | None = None
     quantisation: str | None = None
     module_types: dict[str, int] = field(default_factory=dict)
+    # A ``generate.Guide`` while the policy is steered.
+    guide: Any = None
 
     @property
     def causal_lm(self) -> Any:

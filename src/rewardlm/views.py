@@ -1,0 +1,89 @@
+"""One request as several rows of a batch, each with an adapter of its own on the one base.
+
+Rows stand request by request, and a request's views in a fixed order: row r·V + v is view v of request r. The base's
+products run once for all rows. What an adapter adds is computed for its own rows alone. As with ``stream``, hooks do
+this wherever a model's modules run, and ``fastpath`` asks ``views_of`` where they don't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Views:
+    """The adapter of each of a request's V views: its name, or None for the base. ``rows`` is how many rows, views
+    counted one by one, the pass that runs now has."""
+
+    def __init__(self, adapters: Sequence[str | None]) -> None:
+        self.adapters = tuple(adapters)
+        self.rows: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+
+class ViewHook:
+    """The hook on one LoRA layer whose own adapters are off: output[view v] += s·B·A·input[view v]."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        views, n = self._views, len(self._views)
+        if views.rows is None:
+            return output
+        # OPT strings its rows together before it calls its MLP.
+        x, found = (one.reshape(views.rows, -1, one.shape[-1]) for one in (args[0], output))
+        found = found.clone()
+        for view, name in enumerate(views.adapters):
+            if name is not None and name in layer.lora_A:
+                own = x[view::n]
+                down, up = (layer.lora_A[name].weight.to(own.dtype), layer.lora_B[name].weight.to(own.dtype))
+                found[view::n] += linear(linear(own, down), up).to(found.dtype) * layer.scaling[name]
+        return found.reshape(output.shape)
+
+
+_on: WeakKeyDictionary[nn.Module, Views] = WeakKeyDictionary()
+
+
+def views_of(body: nn.Module) -> Views | None:
+    """The views that the rows of ``body`` are now."""
+    return _on.get(body)
+
+
+@contextlib.contextmanager
+def viewed(body: nn.Module, layers: Mapping[str, Any], views: Views) -> Iterator[Views]:
+    """Inside, the rows of every pass through ``body`` are ``views``; ``layers`` are its LoRA layers, by any name, with
+    their adapters off. Afterwards the hooks are gone. Raises RuntimeError inside of another such block."""
+    if body in _on:
+        raise RuntimeError("this model's rows have views already: leave that block first")
+    handles: list[Any] = []
+    try:
+        handles += [layer.register_forward_hook(ViewHook(views)) for layer in layers.values()]
+        _on[body] = views
+        yield views
+    finally:
+        _on.pop(body, None)
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def unviewed(body: nn.Module) -> Iterator[None]:
+    """Inside, rows of ``body`` have no views: all are the base's."""
+    views = _on.pop(body, None)
+    if views is None:
+        yield
+        return
+    before, views.rows = views.rows, None
+    try:
+        yield
+    finally:
+        views.rows = before
+        _on[body] = views
