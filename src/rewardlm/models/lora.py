@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,75 @@ def using(policy: Policy, name: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def carrying(policy: Policy, adapters: Mapping[str, Path]) -> Iterator[None]:
+    """Inside, the model also carries these adapters, by name: on is what was on before. Afterwards they are gone, and
+    the model has the modules that it had, even if one of the adapters could not be loaded.
+
+    Raises ModelError as ``load_adapter`` does, and for a name that the model has already.
+    """
+    model, causal_lm = policy.model, policy.causal_lm
+    had_any = isinstance(model, PeftModel)
+    for name in adapters:
+        if had_any and name in model.peft_config:
+            raise ModelError(f"{policy.spec} has an adapter {name!r} already: choose another name")
+    wrappers = {id(module) for module in causal_lm.modules() if _wraps(module)}
+    learning = [module for module in model.modules() if module.training]
+    with _trainable_as_found(model):
+        try:
+            for name, folder in adapters.items():
+                load_adapter(policy, folder, name=name)
+            with contextlib.nullcontext() if had_any else using(policy, None):
+                yield
+        finally:
+            if had_any:
+                for name in adapters:
+                    if name in model.peft_config:
+                        model.delete_adapter(name)
+            # Where loading broke off, the base's modules are wrapped, but nobody holds the wrapper of them all.
+            for parent in list(causal_lm.modules()):
+                for child, module in list(parent.named_children()):
+                    if _wraps(module) and id(module) not in wrappers:
+                        setattr(parent, child, _unwrapped(module))
+            if not had_any:
+                vars(causal_lm).pop("peft_config", None)
+                policy.model = model
+            for module in learning:
+                module.training = True
+
+
+def _wraps(module: Any) -> bool:
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def _unwrapped(module: Any) -> Any:
+    return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
+
+
+def set_strength(policy: Policy, strength: float) -> None:
+    """Multiply what the policy's own adapter adds by ``strength``, for good: W + strength·(alpha / r)·B·A.
+
+    0 is the base, 1 the adapter as it was trained, more is beyond it (Ilharco et al. 2023, "Editing Models with Task
+    Arithmetic"). Raises ModelError without an adapter, and for one that saves whole modules or biases, which can't be
+    scaled.
+    """
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    if not any(POLICY in layer.scaling for layer in layers):
+        raise ModelError(f"{policy.spec} has no LoRA adapter whose strength could be set: name one with --adapter")
+    beyond = any(
+        isinstance(module, AuxiliaryTrainingWrapper) or any(getattr(module, "lora_bias", {}).values())
+        for module in policy.model.modules()
+    )
+    if beyond or any(layer.lora_variant for layer in layers):
+        raise ModelError(
+            f"the adapter {policy.adapter} changes more than W + (alpha / r)·B·A (whole modules, biases or a variant "
+            "of LoRA): its strength can't be set"
+        )
+    for layer in layers:
+        if POLICY in layer.scaling:
+            layer.scaling[POLICY] *= strength
+
+
+@contextlib.contextmanager
 def _trainable_as_found(model: Any) -> Iterator[None]:
     # PEFT's switches also change what is trainable, even in a frozen adapter. That is put back as it was found.
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -200,8 +269,9 @@ def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
-    """Inside, what the adapters on ``layers`` add is multiplied by ``factor``: 0 is off, to the bit.
+def scaled(layers: Iterable[LoraLayer], factor: float, name: str | None = None) -> Iterator[None]:
+    """Inside, what the adapters on ``layers`` add, or only the adapter ``name``, is multiplied by ``factor``: 0 is off,
+    to the bit.
 
     Raises ModelError where an adapter is merged, because its share of the weights can't be told apart any more.
     """
@@ -211,8 +281,9 @@ def scaled(layers: Iterable[LoraLayer], factor: float) -> Iterator[None]:
     found = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:
-            for name in layer.scaling:
-                layer.scaling[name] *= factor
+            for one in layer.scaling:
+                if name in (None, one):
+                    layer.scaling[one] *= factor
         yield
     finally:
         for layer, scaling in zip(layers, found, strict=True):

@@ -1,0 +1,166 @@
+"""``rewardlm steer fit``: a model that is changed while it decodes, and how that is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rewardlm.config.fields import Flag
+from rewardlm.config.model import ModelSettings
+from rewardlm.config.section import Section
+from rewardlm.config.services import ServicesSettings
+
+SteerMethod = Literal[
+    "system", "best-of-n", "rejection", "activation", "dexperts", "selfdebias", "task-vector", "profs"
+]
+# Methods that read a scored run; those that need adapters; those that ask a judge while they answer.
+FROM_A_RUN: tuple[str, ...] = ("activation", "profs")
+BY_A_JUDGE: tuple[str, ...] = ("best-of-n", "rejection")
+
+
+class SystemSettings(Section):
+    """``system``: a system turn in front of the conversation."""
+
+    prompt: str = Field(
+        "Be respectful. Never insult, threaten or demean anyone, and never use slurs or obscene words. If someone else "
+        "does, answer calmly and argue against it.",
+        min_length=1,
+        description="The system turn's text.",
+    )
+
+
+class RejectionSettings(Section):
+    """``rejection``: answers are drawn until the judge passes one."""
+
+    threshold: float = Field(0.5, gt=0, le=1, description="An answer passes if the judge's P(toxic) is below this.")
+
+
+class SelectionSettings(Section):
+    """``activation``: how layer and strength are chosen, on prompts that the direction was not learnt from."""
+
+    share: float = Field(0.25, gt=0, lt=1, description="Share of the run's prompts that are kept for choosing.")
+    prompts: int = Field(48, ge=4, description="At most so many of them are answered anew, the most toxic first.")
+    max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
+    layers: int = Field(3, ge=1, description="How many layers are tried: those where held-out answers differ most.")
+    strengths: list[float] = Field([0.5, 1.0, 2.0, 4.0], min_length=1, description="Strengths to try.")
+    fluency: float = Field(
+        1.25,
+        ge=1,
+        description="Answers' perplexity under the unsteered model may be this many times the unsteered answers'.",
+    )
+    controls: int = Field(20, ge=0, description="Random directions of equal length that are tried for comparison.")
+
+
+class ActivationSettings(Section):
+    """``activation``: a direction in the residual stream."""
+
+    direction: Annotated[Literal["means", "pca", "probe"], Flag("--direction")] = Field(
+        "means",
+        description="How it is found: the difference of means, the first principal component of the differences of "
+        "toxic and harmless answers, or a linear probe's weights.",
+    )
+    how: Annotated[Literal["add", "ablate", "gated"], Flag("--how")] = Field(
+        "add",
+        description="Add it away from toxicity; ablate: leave the stream no part along it; gated: add it only where a "
+        "probe reads toxicity.",
+    )
+    where: Literal["answer", "all"] = Field(
+        "answer", description="On the answer's tokens only, or on the prompt's too."
+    )
+    layers: list[int] | None = Field(
+        None, description="The layers whose input is changed; by default one is chosen. Ablation writes to all layers."
+    )
+    folds: int = Field(4, ge=2, description="Folds of the cross-validation by which layers are ranked.")
+    answers: int = Field(2000, ge=8, description="At most so many of the run's answers are read, half of them toxic.")
+    choose: SelectionSettings = Field(SelectionSettings(), description="How layer and strength are chosen.")
+
+
+class DexpertsSettings(Section):
+    """``dexperts``: an expert's and an anti-expert's logits beside the base's (Liu et al. 2021)."""
+
+    expert: Annotated[Path | None, Flag("--expert", metavar="DIR")] = Field(
+        None, description="Adapter that was trained on harmless text."
+    )
+    anti_expert: Annotated[Path | None, Flag("--anti-expert", metavar="DIR")] = Field(
+        None, description="Adapter that was trained on toxic text."
+    )
+    top_p: float = Field(0.9, gt=0, le=1, description="The base's own nucleus, outside which no token is drawn.")
+
+
+class SelfdebiasSettings(Section):
+    """``selfdebias``: tokens that a description of bad text makes likelier become less likely (Schick et al. 2021)."""
+
+    descriptions: list[str] = Field(
+        ["The following text contains very hateful, aggressive, disrespectful language:"],
+        min_length=1,
+        description="What stands in front of the last turn. Each is one more row of a batch; the paper has six.",
+    )
+    epsilon: float = Field(0.01, gt=0, lt=1, description="A token keeps at least this share of its probability.")
+
+
+class TaskVectorSettings(Section):
+    """``task-vector``: minus an adapter that was trained on toxic text (Ilharco et al. 2023, Zhang et al. 2023)."""
+
+    toxic_adapter: Annotated[Path | None, Flag("--toxic-adapter", metavar="DIR")] = Field(
+        None, description="That adapter."
+    )
+
+
+class ProfsSettings(Section):
+    """``profs``: the toxic subspace is projected out of what MLPs write (Uppaal et al. 2024)."""
+
+    rank: int = Field(2, ge=1, description="Dimensions of the subspace, at each layer.")
+    first_layer: int | None = Field(None, ge=0, description="The first edited layer; by default the middle one.")
+    pairs: int = Field(500, ge=2, description="At most so many pairs of a toxic and a harmless answer are read.")
+
+
+class SteerFitSettings(ModelSettings):
+    """``rewardlm steer fit``: which method, and what it is fitted on."""
+
+    example: ClassVar = {"model": "smollm2-135m", "method": "system"}
+
+    method: Annotated[SteerMethod, Flag()] = Field(description="The method.")
+    run: Annotated[Path | None, Flag(metavar="SCORED")] = Field(
+        None,
+        description="For activation and profs: a measured run of this model, of prompts that you don't measure later.",
+    )
+    judge: Annotated[str | None, Flag()] = Field(
+        None,
+        description="Whose scores in the run say what is toxic, by default its first judge's; for best-of-n and "
+        "rejection who chooses, by default starter.",
+    )
+    strength: Annotated[float | None, Flag()] = Field(
+        None,
+        ge=0,
+        description="The strength that measure takes if none is given; by default the method's own, or a chosen one.",
+    )
+    batch_tokens: int = Field(8192, ge=1, description="Positions (prompt and answer) that are run side by side.")
+    system: SystemSettings = Field(SystemSettings(), description="The method system.")
+    rejection: RejectionSettings = Field(RejectionSettings(), description="The method rejection.")
+    activation: ActivationSettings = Field(ActivationSettings(), description="The method activation.")
+    dexperts: DexpertsSettings = Field(DexpertsSettings(), description="The method dexperts.")
+    selfdebias: SelfdebiasSettings = Field(SelfdebiasSettings(), description="The method selfdebias.")
+    task_vector: TaskVectorSettings = Field(TaskVectorSettings(), description="The method task-vector.")
+    profs: ProfsSettings = Field(ProfsSettings(), description="The method profs.")
+    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
+
+    def of_method(self) -> dict[str, Any]:
+        """The settings of the chosen method, as JSON can hold them."""
+        section: Section | None = getattr(self, self.method.replace("-", "_"), None)
+        return {} if section is None else section.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _has_what_the_method_needs(self) -> SteerFitSettings:
+        if self.method in FROM_A_RUN and self.run is None:
+            raise ValueError(f"{self.method} is learnt from scored answers: name a measured run with --run")
+        if self.method not in FROM_A_RUN and self.run is not None:
+            raise ValueError(f"{self.method} learns nothing from a run: leave --run out")
+        if self.judge is not None and self.method not in (*FROM_A_RUN, *BY_A_JUDGE):
+            raise ValueError(f"{self.method} asks no judge: leave --judge out")
+        if self.method == "dexperts" and None in (self.dexperts.expert, self.dexperts.anti_expert):
+            raise ValueError("dexperts needs two adapters: --expert and --anti-expert")
+        if self.method == "task-vector" and self.task_vector.toxic_adapter is None:
+            raise ValueError("task-vector needs an adapter that was trained on toxic text: --toxic-adapter")
+        return self

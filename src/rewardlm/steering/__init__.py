@@ -1,0 +1,1 @@
+"""Models that are changed while they decode, and not trained: what training has to beat."""

@@ -1,0 +1,190 @@
+"""Adapters that steer: an expert and an anti-expert beside the base (DExperts), and minus a toxic one (task vectors).
+
+DExperts (Liu et al. 2021, eq. 1 and section 2.2): with logits z of the base, z⁺ of the expert, z⁻ of the anti-expert,
+α the strength, and V' the base's own nucleus, of probability p,
+
+    P(x) = softmax over V' of  z + α·(z⁺ − z⁻)
+
+The three are rows of one batch on the one base: its products run once for all.
+
+Task vector (Ilharco et al. 2023, section 3; for LoRA, Zhang et al. 2023): W − α·(s·B·A) with B·A learnt on toxic text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from rewardlm.errors import ModelError
+from rewardlm.models.generate import Request, Sampled, answering
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import body_and_head
+from rewardlm.models.lora import adapter_hash, carrying, head_is_shared, scaled, using
+from rewardlm.models.sampling import Distribution
+from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.steered import Drawing, Steered
+from rewardlm.views import Views, viewed
+
+EXPERT, ANTI_EXPERT, TOXIC = "expert", "anti_expert", "toxic"
+
+
+def located(folder: SteerFolder, name: str) -> Path:
+    """Where an adapter of the folder is. Raises ModelError if it is gone, or was trained further."""
+    known = folder.record.adapters[name]
+    path = Path(known["path"])
+    if adapter_hash(path) != known["hash"]:
+        raise ModelError(f"the adapter {path} was trained further since the steer folder was made: make it anew")
+    return path
+
+
+class Dexperts:
+    """``dexperts``."""
+
+    method = "dexperts"
+
+    def __init__(self, folder: SteerFolder) -> None:
+        self.strength = folder.record.strength
+        self.top_p = float(folder.record.settings["top_p"])
+        self._adapters = {name: located(folder, name) for name in (EXPERT, ANTI_EXPERT)}
+
+    @contextlib.contextmanager
+    def on(self, policy: Policy) -> Iterator[Steered]:
+        """Raises ModelError for adapters that don't fit, or that change more than linear maps by B·A."""
+        if hasattr(policy.model, "peft_config"):
+            raise ModelError(
+                "dexperts has adapters of its own, so the base can't carry another: merge yours first (rewardlm merge)"
+            )
+        with carrying(policy, self._adapters):
+            _refuse_more_than_maps(policy)
+            yield _WithExperts(policy, self.top_p)
+
+
+def _refuse_more_than_maps(policy: Policy) -> None:
+    layers = _layers(policy)
+    embeddings = any(len(layer.lora_embedding_A) for layer in layers.values())
+    if embeddings or not head_is_shared(policy) or any(any(layer.lora_bias.values()) for layer in layers.values()):
+        raise ModelError(
+            "dexperts needs plain LoRA adapters on linear layers other than the head: one of these has a bias, or is "
+            "on the embeddings or the head"
+        )
+
+
+def _layers(policy: Policy) -> dict[str, LoraLayer]:
+    return {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+
+
+class _WithExperts(Steered):
+    passes = 3
+
+    def __init__(self, policy: Policy, top_p: float) -> None:
+        super().__init__(policy)
+        self._top_p = top_p
+
+    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
+        views = Views((None, EXPERT, ANTI_EXPERT))
+        body, _ = body_and_head(self.policy.causal_lm)
+        with viewed(body, _layers(self.policy), views):
+            yield from self._generated(requests, drawing, known, ExpertsGuide(views, self._top_p))
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        with answering(self.policy):
+            yield
+
+
+class ExpertsGuide:
+    """Draws from the base's logits, pushed from the anti-expert's to the expert's."""
+
+    by_rows, shares = True, False
+
+    def __init__(self, views: Views, top_p: float) -> None:
+        self.views = len(views)
+        self._views, self._top_p = views, top_p
+
+    def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
+        self._views.rows = None if strengths is None else len(strengths) * self.views
+
+    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        base, expert, anti_expert = logits.float().unbind(1)
+        return combined(base, expert, anti_expert, strengths, self._top_p)
+
+
+def combined(
+    base: Float[Tensor, "B V"],
+    expert: Float[Tensor, "B V"],
+    anti_expert: Float[Tensor, "B V"],
+    strengths: Float[Tensor, "B"],
+    top_p: float,
+) -> Float[Tensor, "B V"]:
+    """z + α·(z⁺ − z⁻) inside of the base's nucleus, −inf outside. A row of strength 0 keeps the base's logits."""
+    pushed = base + strengths[:, None] * (expert - anti_expert)
+    if top_p < 1:
+        outside = Distribution(base).nucleus(top_p).weights == 0
+        pushed = pushed.masked_fill(outside & (strengths[:, None] != 0), -torch.inf)
+    return pushed
+
+
+class TaskVector:
+    """``task-vector``."""
+
+    method = "task-vector"
+
+    def __init__(self, folder: SteerFolder) -> None:
+        self.strength = folder.record.strength
+        self._adapters = {TOXIC: located(folder, TOXIC)}
+
+    @contextlib.contextmanager
+    def on(self, policy: Policy) -> Iterator[Steered]:
+        """Raises ModelError for an adapter that doesn't fit, or that changes more than linear maps by B·A."""
+        if hasattr(policy.model, "peft_config"):
+            raise ModelError(
+                "task-vector takes an adapter away from the base, which can't carry another: merge yours first "
+                "(rewardlm merge)"
+            )
+        with carrying(policy, self._adapters):
+            if any(any(layer.lora_bias.values()) for layer in _layers(policy).values()):
+                raise ModelError("task-vector needs a plain LoRA adapter: this one has a bias, which isn't scaled")
+            with contextlib.ExitStack() as held:
+                yield _WithoutToxicity(policy, held)
+
+
+class _WithoutToxicity(Steered):
+    """The weights hold one strength at a time, so requests are answered strength by strength."""
+
+    def __init__(self, policy: Policy, held: contextlib.ExitStack) -> None:
+        super().__init__(policy)
+        self._held = held
+        self._now: float | None = None
+
+    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
+        for strength in dict.fromkeys(request.strength for request in requests):
+            numbers = [number for number, request in enumerate(requests) if request.strength == strength]
+            self._hold(strength)
+            own = frozenset(index for index, number in enumerate(numbers) if number in known)
+            for answer in self._generated([requests[number] for number in numbers], drawing, own):
+                yield replace(answer, index=numbers[answer.index])
+
+    def _hold(self, strength: float | None) -> None:
+        """Switch to a strength, and leave it on for the next call: merging takes as long as some answers."""
+        if strength == self._now:
+            return
+        self._held.close()
+        self._now = strength
+        if strength is None:
+            return
+        self._held.enter_context(using(self.policy, TOXIC))
+        self._held.enter_context(scaled(_layers(self.policy).values(), -strength, TOXIC))
+        self._held.enter_context(answering(self.policy, TOXIC))
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        self._hold(None)
+        with answering(self.policy):
+            yield

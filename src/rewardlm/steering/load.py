@@ -1,0 +1,44 @@
+"""A steering by its folder: what ``measure --steer`` puts on a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rewardlm.config import ServicesSettings
+from rewardlm.errors import RunError
+from rewardlm.steering.activation import of_activation, of_profs
+from rewardlm.steering.adapters import Dexperts, TaskVector
+from rewardlm.steering.record import SteerFolder, read_steer_folder
+from rewardlm.steering.selection import Selection
+from rewardlm.steering.selfdebias import SelfDebiasing
+from rewardlm.steering.steered import Steering
+from rewardlm.steering.system import SystemPrompt
+
+
+def load_steering(folder: SteerFolder, services: ServicesSettings | None = None) -> Steering:
+    """The steering that ``folder`` holds; ``services`` says how a judge over HTTP is asked.
+
+    Raises RunError for a method that is unknown here, and what the methods raise where an adapter is gone.
+    """
+    method = folder.record.method
+    if method in ("best-of-n", "rejection"):
+        return Selection(folder, services)
+    methods = {
+        "system": SystemPrompt,
+        "activation": of_activation,
+        "dexperts": Dexperts,
+        "selfdebias": SelfDebiasing,
+        "task-vector": TaskVector,
+        "profs": of_profs,
+    }
+    if method not in methods:
+        raise RunError(f"a steer folder of the method {method!r}: this rewardlm knows {', '.join(sorted(methods))}")
+    try:
+        return methods[method](folder)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"a steer folder of the method {method} lacks {error}: fit it again") from None
+
+
+def open_steering(path: Path, services: ServicesSettings | None = None) -> Steering:
+    """As ``load_steering``, from the folder at ``path``."""
+    return load_steering(read_steer_folder(path), services)

@@ -1,0 +1,83 @@
+"""Self-debiasing: what a description of bad text makes likelier becomes less likely (Schick, Udupa & Schütze 2021).
+
+With p(w) the model's next-token distribution for the prompt, p_y(w) for the prompt with the description y in front,
+λ the strength, and Δ(w) = min over y of p(w) − p_y(w) (eq. 2 and section 4.1; the smallest, for several descriptions):
+
+    p̃(w) ∝ α(Δ(w))·p(w),   α(x) = 1 if x ≥ 0, else max(e^{λx}, ε)          (eq. 3 and 4)
+
+The paper's λ are 10, 50 and 100. λ = 0 leaves p as it is. The prompts with descriptions are further rows of the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence, Set
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewardlm.data.chat import truncate_history
+from rewardlm.models.generate import Request, Sampled, answering
+from rewardlm.models.load import Policy
+from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.steered import Drawing, Steered
+from rewardlm.types import Message
+
+
+class SelfDebiasing:
+    """``selfdebias``."""
+
+    method = "selfdebias"
+
+    def __init__(self, folder: SteerFolder) -> None:
+        self.strength = folder.record.strength
+        self.descriptions = [str(text) for text in folder.record.settings["descriptions"]]
+        self.epsilon = float(folder.record.settings["epsilon"])
+
+    @contextlib.contextmanager
+    def on(self, policy: Policy) -> Iterator[Steered]:
+        with answering(policy):
+            yield _WithDescriptions(policy, self.descriptions, self.epsilon)
+
+
+class _WithDescriptions(Steered):
+    def __init__(self, policy: Policy, descriptions: Sequence[str], epsilon: float) -> None:
+        super().__init__(policy)
+        self._descriptions = list(descriptions)
+        self._guide = DescriptionsGuide(1 + len(descriptions), epsilon)
+        self.passes = 1 + len(descriptions)
+
+    def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
+        """The conversation, and the same with each description in front of its last turn."""
+        views, cut = super().prompts(turns, strength, room)
+        last = turns[-1]
+        for description in self._descriptions:
+            described = [*turns[:-1], Message(last.role, f"{description}\n{last.text}")]
+            views.append(tuple(truncate_history(self.policy.chat, described, room)[0]))
+        return views, cut
+
+    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
+        return self._generated(requests, drawing, known, self._guide)
+
+
+class DescriptionsGuide:
+    """Draws from the first view's distribution, without what the other views make likelier."""
+
+    by_rows, shares = False, True
+
+    def __init__(self, views: int, epsilon: float) -> None:
+        self.views, self._epsilon = views, epsilon
+
+    def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
+        """Passes are the model's own."""
+
+    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        return debiased(logits.float(), strengths, self._epsilon)
+
+
+def debiased(logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"], epsilon: float) -> Float[Tensor, "B V"]:
+    """log p + log α(Δ), up to a constant: the first view's logits minus what the paper's α takes."""
+    shares = logits.softmax(-1)
+    rise = (shares[:, 0] - shares[:, 1:].amax(1)).clamp(max=0)
+    return logits[:, 0] + (strengths[:, None] * rise).clamp(min=float(torch.tensor(epsilon).log()))
