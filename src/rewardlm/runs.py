@@ -125,6 +125,11 @@ class RunRecord(TypedDict, total=False):
     model_hash: str | None
     adapter: str | None
     adapter_hash: str | None
+    adapter_strength: float | None  # what the adapter adds is multiplied by it; None is 1
+    # How the model was steered while it answered (method, strength, hash, settings, judges, run); None if it wasn't.
+    treatment: dict[str, Any] | None
+    prompts_fitted_on: int  # how many of the prompts a steering was fitted on
+    cost: dict[str, Any]  # of drawing the answers: seconds, tokens, passes (tokens read by the model)
     trained_by: str | None  # the kinds of the trainings that made the adapter, first to last
     dtype: str
     device: str

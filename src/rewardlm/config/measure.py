@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -55,6 +56,20 @@ class MeasureSettings(ModelSettings):
     )
     samples: Annotated[int, Flag()] = Field(1, ge=1, description="Answers per prompt.")
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
+    steer: Annotated[Path | None, Flag(metavar="DIR")] = Field(
+        None, description="Steer the model while it answers: a folder of rewardlm steer fit."
+    )
+    strength: Annotated[float | None, Flag()] = Field(
+        None,
+        ge=0,
+        description="How strongly; 0 is the model as it is. By default what the folder says. What it means depends on "
+        "the method: docs/steering.md.",
+    )
+    adapter_strength: Annotated[float | None, Flag()] = Field(
+        None,
+        ge=0,
+        description="Multiplies what the adapter adds: 0 is the base, 1, the default, the adapter as it was trained.",
+    )
     engine: Annotated[Literal["local", "openai", "ray"], Flag()] = Field(
         "local", description="Who generates: this process, the OpenAI-compatible server at url, or Ray Data's workers."
     )
@@ -106,6 +121,14 @@ class MeasureSettings(ModelSettings):
         return self
 
     @model_validator(mode="after")
+    def _there_is_something_to_strengthen(self) -> MeasureSettings:
+        if self.strength is not None and self.steer is None:
+            raise ValueError("strength is that of a steered model: name the folder with --steer, or leave it out")
+        if self.adapter_strength is not None and self.adapter is None:
+            raise ValueError("adapter_strength multiplies what an adapter adds: name one with --adapter")
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_can(self) -> MeasureSettings:
         if self.engine != "openai":
             if self.url is not None:
@@ -113,7 +136,7 @@ class MeasureSettings(ModelSettings):
             return self
         if self.url is None and self.server.url is None:
             raise ValueError("engine 'openai' needs a server: --url http://127.0.0.1:8000/v1, for example")
-        theirs = [name for name in ("adapter", "load") if getattr(self, name) is not None]
+        theirs = [name for name in ("adapter", "load", "steer") if getattr(self, name) is not None]
         if theirs:
             raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have the server load the model so")
         ours = GenerationSettings(temperature=self.generation.temperature, top_p=self.generation.top_p)

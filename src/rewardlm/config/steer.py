@@ -149,7 +149,9 @@ class SteerFitSettings(ModelSettings):
     def of_method(self) -> dict[str, Any]:
         """The settings of the chosen method, as JSON can hold them."""
         section: Section | None = getattr(self, self.method.replace("-", "_"), None)
-        return {} if section is None else section.model_dump(mode="json")
+        # A steer folder keeps adapters apart, with hashes of their weights.
+        apart = {"expert", "anti_expert", "toxic_adapter"}
+        return {} if section is None else section.model_dump(mode="json", exclude=apart)
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> SteerFitSettings:

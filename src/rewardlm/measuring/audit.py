@@ -79,6 +79,7 @@ def audit(
             *_reward(run, own, model.quality.counter_narrative_fraction),
             *_relatives(run),
             *_prompts_read(run),
+            *_fitted_on(run),
             *_other_texts(model, rule),
             *_quotation(run, rule),
         ]
@@ -235,7 +236,8 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
         numbers = [f"{points(change.delta)} by {name}" for name, change in found if change and change.delta is not None]
         deltas = f" Change of the toxic share of all answers, in points: {', '.join(numbers)}." if numbers else ""
         advice = "Believe the other judges." if others else "Score the run with another judge."
-        yield "judge_is_reward", f"The model was trained on {judge}, which also judges it.{deltas} {advice}", judge
+        how = "steered by" if _steered_by(run, judge) else "trained on"
+        yield "judge_is_reward", f"The model was {how} {judge}, which also judges it.{deltas} {advice}", judge
     found_by = run.meta.get("pair_judge")
     pair_judge = found_by["name"] if found_by else None
     if pair_judge and share is not None and was_reward(pair_judge, run.rewards):
@@ -254,6 +256,22 @@ def _reward(run: Measured, own: Sequence[Change], share: float | None) -> Iterat
         )
 
 
+def _steered_by(run: Measured, judge: str) -> bool:
+    return was_reward(judge, (run.meta.get("treatment") or {}).get("judges", []))
+
+
+def _fitted_on(run: Measured) -> Iterator[Finding]:
+    """A steering that was fitted on answers to the prompts that are measured."""
+    count = run.meta.get("prompts_fitted_on")
+    if count:
+        total = len({normalised(prompt.text) for prompt in run.prompts})
+        yield (
+            "steering_read_prompts",
+            f"The steering was fitted on answers to {count} of the {total} prompts that are measured, and its strength "
+            "may have been chosen on them. Fit it on other prompts (--part train), and measure on the rest.",
+        )
+
+
 def _relatives(run: Measured) -> Iterator[Finding]:
     """Judges that taught a reward of the model, were taught by it, or have a teacher in common with it."""
     for judge in run.judges:
@@ -268,7 +286,8 @@ def _relatives(run: Measured) -> Iterator[Finding]:
         elif isinstance(found, tuple):
             yield (
                 "judge_taught_reward",
-                f"{judge} is no independent judge of a model that was trained on {found[0]}: {found[1]}. Believe a "
+                f"{judge} is no independent judge of a model that was "
+                f"{'steered by' if _steered_by(run, found[0]) else 'trained on'} {found[0]}: {found[1]}. Believe a "
                 "judge that shares no teacher with it.",
                 judge,
             )

@@ -56,8 +56,10 @@ def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
 
 def _refuse_other_model(baseline: Measured, again: Measured) -> None:
     """Raise RunError unless ``again`` has the same model and settings as ``baseline``, and another seed."""
-    for key in ("model", "model_hash", "adapter_hash"):
-        ours, theirs = baseline.meta.get(key), again.meta.get(key)
+    for key in ("model", "model_hash", "adapter_hash", "adapter_strength", "treatment"):
+        ours, theirs = (run.meta.get(key) for run in (baseline, again))
+        if key == "treatment":
+            ours, theirs = (found and (found["method"], found["strength"], found["hash"]) for found in (ours, theirs))
         if ours != theirs:
             raise RunError(
                 f"{again.run.path} is no second draw of {baseline.run.path}: its {key} is {theirs!r}, not {ours!r}; "

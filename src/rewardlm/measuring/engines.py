@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from rewardlm.config import MeasureSettings
-from rewardlm.data.chat import truncate_history
 from rewardlm.errors import ConfigError
 from rewardlm.models.budget import Budget
-from rewardlm.models.generate import Request, answering, generate, stream_seed
+from rewardlm.models.generate import Request, Sampled, stream_seed
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import load_adapter
+from rewardlm.models.lora import load_adapter, set_strength
 from rewardlm.models.processes import Processes
 from rewardlm.runs import training_of
 from rewardlm.scoring.scorer import Scorer, score_texts
+from rewardlm.steering.load import load_steering
+from rewardlm.steering.record import SteerFolder, read_steer_folder, refuse_other_model
+from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Finish, Generation, Prompt, Verdict
 
 # Questions in a window; within one, those of similar length share a batch.
@@ -97,11 +100,24 @@ def windows(asked: Iterable[Question]) -> Iterator[list[Question]]:
 
 
 class LocalEngine:
-    """The model in this process, its adapter merged while it answers."""
+    """The model in this process, its adapter merged while it answers, and steered if the settings say so.
+
+    Raises ModelError if a steer folder was fitted on another model, and ConfigError for a strength that means nothing
+    to its method.
+    """
 
     def __init__(self, settings: MeasureSettings, label: str, policy: Policy) -> None:
         self._settings, self._label = settings, label
         self.policy = policy
+        self.folder = None if settings.steer is None else read_steer_folder(settings.steer)
+        self._steering: Steering = Unsteered()
+        if self.folder is not None:
+            refuse_other_model(self.folder, settings.steer, policy)
+            self._steering = load_steering(self.folder, settings.services)
+        self.strength = self._steering.strength if settings.strength is None else settings.strength
+        self._steered: Steered | None = None
+        # Of the answers that were given: the time that they took, their tokens, and those of all that were drawn.
+        self.cost = Cost()
         self.prompt_tokens = policy.max_positions - settings.max_new_tokens
         if self.prompt_tokens < 1:
             raise ConfigError(
@@ -113,37 +129,77 @@ class LocalEngine:
         self.truncated = 0
 
     def describe(self) -> dict[str, Any]:
-        return {**self.policy.describe(), "adapter_hash": adapter_hash(self._settings)}
+        return {
+            **self.policy.describe(),
+            "adapter_hash": adapter_hash(self._settings),
+            "adapter_strength": self._settings.adapter_strength,
+            "treatment": self._treatment(),
+        }
+
+    def _treatment(self) -> dict[str, Any] | None:
+        """What a run records of how its model is steered; None if it isn't."""
+        if self.folder is None:
+            return None
+        return {
+            "method": self.folder.record.method,
+            "strength": self.strength,
+            "hash": self.folder.hash,
+            "settings": self.folder.record.settings,
+            "judges": [judge.name for judge in self.folder.record.judges],
+            "run": self.folder.record.run and self.folder.record.run["label"],
+        }
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[LocalEngine]:
-        """Inside, the adapter is merged, which halves the time that an answer takes."""
-        with answering(self.policy):
-            yield self
+        """Inside, the model can answer. Its adapter is merged where it can be, which halves the time of an answer."""
+        with self._steering.on(self.policy) as steered:
+            steered.check_strength(self.strength)
+            self._steered = steered
+            try:
+                yield self
+            finally:
+                self._steered = None
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation]:
-        chat = self.policy.chat
-        encoded: dict[str, list[int]] = {}
+        assert self._steered is not None, "an engine answers inside of its ready()"
+        steered, chat = self._steered, self.policy.chat
+        by_prompt: dict[str, Request] = {}
         for question in window:
-            if question.prompt.id not in encoded:
-                ids, cut = truncate_history(chat, question.prompt.turns, self.prompt_tokens)
-                encoded[question.prompt.id] = ids
+            if question.prompt.id not in by_prompt:
+                asked, cut = steered.request(question.prompt.turns, 0, self.strength, self.prompt_tokens)
+                by_prompt[question.prompt.id] = asked
                 # A prompt's samples may lie in two windows: count it once.
                 self.truncated += cut > 0 and question.sample == 0
-        sampled = generate(
-            self.policy,
-            [Request(tuple(encoded[question.prompt.id]), question.seed) for question in window],
-            max_new_tokens=self._settings.max_new_tokens,
-            sampling=self._settings.generation,
-            batch_tokens=self.budget,
-            entropy=False,
-            known=known,
-        )
-        for answer in sampled:
+        requests = [replace(by_prompt[question.prompt.id], seed=question.seed) for question in window]
+        drawing = Drawing(self._settings.max_new_tokens, self._settings.generation, self.budget)
+        for answer in self.cost.timed(steered.answers(requests, drawing, known), steered):
             if answer.index not in known:
                 yield window[answer.index].answered(
                     self._label, chat.decode(answer.tokens), len(answer.tokens), answer.finish, answer.tokens
                 )
+
+
+@dataclass
+class Cost:
+    """What answers took so far: seconds, their tokens, and the tokens that the model read to draw them (``passes``)."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    passes: int = 0
+
+    def timed(self, answers: Iterator[Sampled], steered: Steered) -> Iterator[Sampled]:
+        """``answers`` as they come. Only the time in which they are made counts, not what is done with them."""
+        drawn = steered.drawn
+        while True:
+            start = time.perf_counter()
+            answer = next(answers, None)
+            self.seconds += time.perf_counter() - start
+            self.passes += (steered.drawn - drawn) * steered.passes
+            drawn = steered.drawn
+            if answer is None:
+                return
+            self.tokens += len(answer.tokens)
+            yield answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +257,8 @@ def load_model(settings: MeasureSettings) -> Policy:
     check_head(policy.causal_lm)
     if settings.adapter is not None:
         load_adapter(policy, settings.adapter)
+        if settings.adapter_strength is not None:
+            set_strength(policy, settings.adapter_strength)
         _say_if_trained_on_another_base(policy, settings.adapter)
     return policy
 
@@ -221,6 +279,13 @@ def _say_if_trained_on_another_base(policy: Policy, adapter: Path) -> None:
             f"in {held}: measure it with {better} to get what was trained",
             stacklevel=2,
         )
+
+
+def steer_folder(settings: MeasureSettings) -> SteerFolder | None:
+    """The steer folder that the settings name; None without one, or if it is no longer there."""
+    if settings.steer is None or not settings.steer.exists():
+        return None
+    return read_steer_folder(settings.steer)
 
 
 def adapter_hash(settings: MeasureSettings) -> str | None:

@@ -7,20 +7,23 @@ millions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
+from rewardlm.data.dialogues import normalised
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
 from rewardlm.measuring.engines import (
     WINDOW,
+    Cost,
     Engine,
     JudgedWindow,
     LocalEngine,
@@ -29,6 +32,7 @@ from rewardlm.measuring.engines import (
     judged_by_processes,
     load_model,
     questions,
+    steer_folder,
     windows,
 )
 from rewardlm.measuring.judging import (
@@ -44,11 +48,13 @@ from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, known_rewards, paid_for, prompts_hash, reward_lineage, trained_by
+from rewardlm.scoring.lineage import text_hash
 from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.scoring.thresholds import recorded_thresholds
 from rewardlm.stats import BoolArray
+from rewardlm.steering.record import SteerFolder
 from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.
@@ -87,8 +93,10 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
             free=(*FREE_SETTINGS, *how_asked(recorded)),
         )
     )
+    folder = steer_folder(settings)
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
+        _check_treatment(run, folder)
         return run
     check_judges(settings.scorer, settings.services)
     device = processes.device or str(resolve_device(settings.device))
@@ -99,6 +107,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
     # Before a model is loaded: answers of two models must not end up in one table.
     _check_weights(run, "adapter_hash", adapter_hash(settings))
+    _check_treatment(run, folder)
     policy: Policy | None = None
     with ExitStack() as held:
         engine: Engine
@@ -122,15 +131,16 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
             run.update(
                 **recorded_thresholds(run, scorers, settings.thresholds, settings.matching),
                 **described,
-                rewards=_rewards(settings),
-                reward_lineage=reward_lineage(settings.adapter) if settings.adapter else {},
+                rewards=_rewards(settings, folder),
+                reward_lineage=_lineages(settings, folder),
                 paid_for=paid_for(settings.adapter) if settings.adapter else [],
                 trained_by=trained_by(settings.adapter) if settings.adapter else None,
                 scorers=_described(run, scorers, settings),
                 samples=settings.samples,
                 pair_judge=pair_judge and pair_judge.describe(),
                 processes=processes.size,
-                **_primary(run, settings, scorers),
+                **_prompts_fitted_on(run, folder),
+                **_primary(run, settings, scorers, folder),
             )
 
         processes.first(begin)
@@ -238,6 +248,8 @@ def _sample_and_score(
     if settings.engine == "ray" or processes.size > 1:
         _by_several(run, settings, engine, scorers, limits, have, processes, report)
     else:
+        if isinstance(engine, LocalEngine):
+            engine.cost = Cost(**run.meta.get("cost", {}))
         for number, window in enumerate(windows(questions(run.each_prompt(), settings))):
             there = have[number * WINDOW : (number + 1) * WINDOW]
             known = {row for row, question in enumerate(window) if there[row] or question.id in refused}
@@ -249,7 +261,11 @@ def _sample_and_score(
                 if report is not None:
                     report(done, total, "answers")
             if isinstance(engine, LocalEngine):
-                run.update(truncated_prompts=engine.truncated, batch_tokens_used=engine.budget.size)
+                run.update(
+                    truncated_prompts=engine.truncated,
+                    batch_tokens_used=engine.budget.size,
+                    cost=dataclasses.asdict(engine.cost),
+                )
         unanswered.close()
 
     def end() -> None:
@@ -396,26 +412,63 @@ def _by_several(
         processes.first(partial(keep, judged))
 
 
-def _rewards(settings: MeasureSettings) -> list[str] | None:
-    """The judges that the model was trained on; None if nobody knows, as for a model behind a server."""
-    if settings.adapter is not None:
-        return known_rewards(settings.adapter)
-    return None if settings.engine == "openai" else []
+def _rewards(settings: MeasureSettings, folder: SteerFolder | None) -> list[str] | None:
+    """The judges that the model was trained on, or is steered by: a gain by these proves nothing. None if nobody knows,
+    as for a model behind a server.
+    """
+    if settings.engine == "openai":
+        return None
+    known = [] if settings.adapter is None else known_rewards(settings.adapter)
+    steered_by = [] if folder is None else [judge.name for judge in folder.record.judges]
+    return None if known is None else list(dict.fromkeys([*known, *steered_by]))
 
 
-def _primary(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer]) -> dict[str, dict[str, str]]:
+def _lineages(settings: MeasureSettings, folder: SteerFolder | None) -> dict[str, Any]:
+    """Of each of these judges, what it learnt from."""
+    found = reward_lineage(settings.adapter) if settings.adapter else {}
+    steered_by = [] if folder is None else folder.record.judges
+    return {**found, **{judge.name: judge.lineage for judge in steered_by if judge.lineage is not None}}
+
+
+def _prompts_fitted_on(run: Run, folder: SteerFolder | None) -> dict[str, int]:
+    """How many of the run's prompts a steering was fitted on; nothing for one that learnt from none."""
+    if folder is None or folder.record.run is None:
+        return {}
+    known = set(folder.record.run["prompt_hashes"])
+    texts = {normalised(prompt.text) for prompt in run.each_prompt()}
+    return {"prompts_fitted_on": sum(text_hash(text) in known for text in texts)}
+
+
+def _primary(
+    run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], folder: SteerFolder | None
+) -> dict[str, dict[str, str]]:
     """The primary outcome with all of its parts, if any was asked for; it is fixed before there is an answer."""
     asked = settings.primary.model_dump()
     if not any(asked.values()) or "primary" in run.meta:
         return {}
-    return {"primary": spelt_out(asked, [scorer.name for scorer in scorers], _rewards(settings) or [])}
+    return {"primary": spelt_out(asked, [scorer.name for scorer in scorers], _rewards(settings, folder) or [])}
 
 
 def _default_label(settings: MeasureSettings) -> str:
-    if settings.adapter is None:
-        return settings.model
-    run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
-    return run.name
+    label = settings.model
+    if settings.adapter is not None:
+        run = settings.adapter.parent if settings.adapter.name == "adapter" else settings.adapter
+        label = run.name
+        if settings.adapter_strength is not None:
+            label += f" × {settings.adapter_strength:g}"
+    if settings.steer is not None:
+        strength = "" if settings.strength is None else f" {settings.strength:g}"
+        label += f" + {settings.steer.name}{strength}"
+    return label
+
+
+def _check_treatment(run: Run, folder: SteerFolder | None) -> None:
+    recorded = run.meta.get("treatment")
+    if recorded is not None and folder is not None and recorded["hash"] != folder.hash:
+        raise RunError(
+            f"{run.path} was begun with another steer folder (hash {recorded['hash'][:12]}…, now "
+            f"{folder.hash[:12]}…): choose another --out"
+        )
 
 
 def _check_weights(run: Run, key: Literal["model_hash", "adapter_hash"], found: str | None) -> None:

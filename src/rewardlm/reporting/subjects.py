@@ -14,14 +14,16 @@ from typing import Any, Literal
 from rewardlm.errors import RunError
 from rewardlm.runs import Run, trained_by
 
-# base: no adapter. tuned: with an adapter whose training nobody knows. imported: answers out of a table.
-Kind = Literal["base", "finetune", "rlaf", "finetune+rlaf", "tuned", "imported", "unknown"]
+# base: no adapter. tuned: with an adapter whose training nobody knows. steered: changed while it answers, whatever its
+# adapter. imported: answers out of a table.
+Kind = Literal["base", "finetune", "rlaf", "finetune+rlaf", "tuned", "steered", "imported", "unknown"]
 
 # As the subject of a sentence: "Fine-tuning lowered …".
 DOING: dict[Kind, str] = {
     "finetune": "fine-tuning",
     "rlaf": "reinforcement learning",
     "finetune+rlaf": "reinforcement learning after fine-tuning",
+    "steered": "steering",
 }
 # What the model is, in a list of models.
 BEING: dict[Kind, str] = {
@@ -30,6 +32,7 @@ BEING: dict[Kind, str] = {
     "rlaf": "trained by reinforcement learning",
     "finetune+rlaf": "fine-tuned, then trained by reinforcement learning",
     "tuned": "with an adapter",
+    "steered": "steered while it answers",
     "imported": "imported answers",
     "unknown": "",
 }
@@ -63,10 +66,18 @@ def kind_of_run(run: Run) -> Kind:
     """What a measured run's model is."""
     if run.meta["kind"] == "import":
         return "imported"
+    if is_steered(run):
+        return "steered"
     adapter = run.meta.get("adapter")
     if not adapter:
         return "unknown" if run.meta.get("rewards") is None else "base"
     return _kind_of_adapter(Path(adapter), run.meta)
+
+
+def is_steered(run: Run) -> bool:
+    """Whether the run's model was steered: at strength 0 it was the model itself."""
+    treatment = run.meta.get("treatment")
+    return treatment is not None and treatment["strength"] > 0
 
 
 def described(about: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Subject]:

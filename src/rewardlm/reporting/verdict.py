@@ -185,14 +185,17 @@ def _role(finding: Finding, subject: Subject) -> str:
     if finding.is_reward:
         if subject.rewards is not None and not headline.was_reward(finding.scorer, [subject.rewards]):
             return f", the judge that {finding.baseline} was trained to please, so this is no proof"
+        if subject.kind == "steered":
+            return ", a judge that took part in steering or training it, so this is no proof"
         return ", the judge that it was trained to please, so this is no proof"
     if finding.is_relative:
-        return ", which is, or may be, a relative of the judge that it was trained on, so this is weak proof"
+        took = "steered by or trained on" if subject.kind == "steered" else "trained on"
+        return f", which is, or may be, a relative of the judge that it was {took}, so this is weak proof"
     if finding.is_reward is None:
         return " (nobody recorded whether it was trained on this judge)"
     if subject.rewards:
-        return ", a judge that it was not trained on"
-    return ", a judge that took no part in its training"
+        return f", a judge that it was not {'steered by or ' if subject.kind == 'steered' else ''}trained on"
+    return f", a judge that took no part in {'steering it' if subject.kind == 'steered' else 'its training'}"
 
 
 def _stays(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[str]:

@@ -1,0 +1,192 @@
+"""A scored run as a method reads it: answers as token ids, each with P(toxic), and prompts that are kept for choosing.
+
+Shapes: n answers, L layers, M the stream's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardlm.data.chat import truncate_history
+from rewardlm.errors import RunError
+from rewardlm.models.architecture import architecture_of
+from rewardlm.models.generate import stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import microbatches, pack, predicting_mask
+from rewardlm.runs import MainLabels, Run, ScorerEntry
+from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.trunk import evaluating
+from rewardlm.types import Prompt
+
+TOXIC_ABOVE = 0.5
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer to learn from; ``prompt`` and ``response`` are token ids, ``owner`` is its prompt's id."""
+
+    owner: str
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    toxicity: float
+
+    @property
+    def toxic(self) -> bool:
+        return self.toxicity > TOXIC_ABOVE
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A measured run by one judge: answers to learn from, and ``kept`` prompts, the most toxic first, to choose on."""
+
+    run: Run
+    judge: ScorerEntry
+    answers: list[ScoredAnswer]
+    kept: list[Prompt]
+
+
+def read_scored(
+    path: Path, judge: str | None, policy: Policy, adapter_hash: str | None, *, keep: float, seed: int
+) -> ScoredRun:
+    """The answers of the run at ``path``, with the scores of ``judge`` (by default its first), where they have one.
+
+    A share ``keep`` of the prompts is kept out, drawn by ``seed``. Raises RunError for a run of another model, without
+    that judge, or whose answers have no tokens.
+    """
+    run = Run.open(path, kind="measure")
+    _refuse_other_model(run, policy, adapter_hash)
+    entry = _judge_of(run, judge)
+    labels = MainLabels()
+    values: dict[str, float] = {}
+    records = [record for record in run.read_checked("scores") if record["scorer"] == entry["name"]]
+    for record in records:
+        labels.add(record)
+    for record in records:
+        if record["value"] is not None and labels.column(entry["name"], record["label"] or "") == entry["name"]:
+            values[record["generation_id"]] = float(record["value"])
+    prompts = run.prompts()
+    kept = _kept(prompts, keep, seed)
+    encoded: dict[str, tuple[int, ...]] = {}
+    by_prompt: dict[str, list[float]] = {}
+    answers: list[ScoredAnswer] = []
+    of_id = {prompt.id: prompt for prompt in prompts}
+    for answer in run.each_generation():
+        value = values.get(answer.id)
+        if value is None:
+            continue
+        by_prompt.setdefault(answer.prompt_id, []).append(value)
+        if answer.prompt_id in kept or not answer.tokens:
+            continue
+        room = policy.max_positions - len(answer.tokens)
+        if answer.prompt_id not in encoded:
+            encoded[answer.prompt_id] = tuple(truncate_history(policy.chat, of_id[answer.prompt_id].turns, room)[0])
+        answers.append(ScoredAnswer(answer.prompt_id, encoded[answer.prompt_id], answer.tokens, value))
+    if not answers:
+        raise RunError(f"{path} has no scored answer with its tokens: measure it again with this rewardlm")
+
+    def toxicity(prompt: Prompt) -> tuple[float, float]:
+        own = by_prompt.get(prompt.id)
+        return (float(np.mean(own)) if own else 0.0, prompt.toxicity or 0.0)
+
+    ranked = sorted((prompt for prompt in prompts if prompt.id in kept), key=toxicity, reverse=True)
+    return ScoredRun(run, entry, answers, ranked)
+
+
+def _kept(prompts: Sequence[Prompt], share: float, seed: int) -> set[str]:
+    order = sorted(prompts, key=lambda prompt: stream_seed("steer", "kept", seed, prompt.text))
+    return {prompt.id for prompt in order[: round(share * len(order))]}
+
+
+def _judge_of(run: Run, name: str | None) -> ScorerEntry:
+    known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
+    if not known:
+        raise RunError(f"{run.path} has no scores: rewardlm score {run.path} --scorer NAME")
+    if name is not None and name not in known:
+        raise RunError(
+            f"{run.path} has no scores by {name!r}: it has {', '.join(known)}; choose one with --judge, or "
+            f"rewardlm score {run.path} --scorer {name}"
+        )
+    return known[name] if name is not None else next(iter(known.values()))
+
+
+def _refuse_other_model(run: Run, policy: Policy, adapter_hash: str | None) -> None:
+    meta = run.meta
+    if meta.get("model_hash") is None:
+        raise RunError(f"{run.path} doesn't say which weights answered: measure the model here (--engine local)")
+    if meta.get("treatment") is not None:
+        raise RunError(f"{run.path} was answered by a steered model: take a run of the model as it is")
+    same_precision = meta.get("dtype") == str(policy.dtype).removeprefix("torch.")
+    same = meta["model_hash"] == policy.weights_hash if same_precision else meta.get("model") == policy.spec
+    if not same or meta.get("adapter_hash") != adapter_hash:
+        raise RunError(
+            f"{run.path} was answered by {meta.get('model')}{' with an adapter' if meta.get('adapter') else ''}, which "
+            f"isn't the {policy.spec} given here: measure that one, or give the same --adapter, --dtype and --load"
+        )
+
+
+def labels_of(answers: Sequence[ScoredAnswer]) -> BoolArray:
+    """Which are toxic, Bool[n]."""
+    return np.array([answer.toxic for answer in answers], dtype=np.bool_)
+
+
+def balanced(answers: Sequence[ScoredAnswer], most: int, seed: int) -> list[ScoredAnswer]:
+    """At most ``most`` of them, drawn by the seed, half of them toxic where there are so many."""
+    order = np.random.default_rng(seed).permutation(len(answers)).tolist()
+    kinds = [[index for index in order if answers[index].toxic is kind] for kind in (True, False)]
+    n_toxic = min(len(kinds[0]), max(most // 2, most - len(kinds[1])))
+    return [answers[index] for index in sorted(kinds[0][:n_toxic] + kinds[1][: most - n_toxic])]
+
+
+def pairs_of(answers: Sequence[ScoredAnswer], most: int, seed: int) -> list[tuple[ScoredAnswer, ScoredAnswer]]:
+    """Toxic answers, each with a harmless one: to the same prompt where there is one, else to another, by the seed."""
+    rng = np.random.default_rng(seed)
+    harmless = [answer for answer in answers if not answer.toxic]
+    toxic = [answer for answer in answers if answer.toxic]
+    if not harmless or not toxic:
+        return []
+    of_prompt: dict[str, list[ScoredAnswer]] = {}
+    for answer in harmless:
+        of_prompt.setdefault(answer.owner, []).append(answer)
+    chosen = [toxic[index] for index in sorted(rng.permutation(len(toxic))[:most].tolist())]
+    found = []
+    for answer in chosen:
+        candidates = of_prompt.get(answer.owner, harmless)
+        found.append((answer, candidates[int(rng.integers(len(candidates)))]))
+    return found
+
+
+@torch.no_grad()
+def mean_states(policy: Policy, answers: Sequence[ScoredAnswer], batch_tokens: int) -> FloatArray:
+    """The stream before each layer, and before the final norm, averaged over the positions that an answer's tokens are
+    predicted from: Float[L+1, n, M]. These are the positions that steering on the answer changes."""
+    arch = architecture_of(policy.causal_lm)
+    found: dict[int, Tensor] = {}
+    lengths = [len(answer.prompt) + len(answer.response) for answer in answers]
+    kept: list[Tensor] = []
+
+    def keep(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        kept.append((args[0] if args else kwargs["hidden_states"])[where].float())
+
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*arch.layers, arch.norm)]
+    try:
+        with evaluating(policy.causal_lm):
+            for rows in microbatches(lengths, batch_tokens):
+                own = [answers[row] for row in rows]
+                packed = pack([a.prompt for a in own], [a.response for a in own], policy.device, share=False)
+                where = predicting_mask(packed.response_mask)
+                kept.clear()
+                arch.body(input_ids=packed.tokens, attention_mask=packed.mask.long(), use_cache=False)
+                states, owner = torch.stack(kept), where.nonzero()[:, 0]
+                for index, row in enumerate(rows):
+                    found[row] = states[:, owner == index].mean(1).double().cpu()
+    finally:
+        for handle in handles:
+            handle.remove()
+    stacked: FloatArray = torch.stack([found[row] for row in range(len(answers))], 1).numpy()
+    return stacked
