@@ -16,6 +16,7 @@ from typing import Any
 
 from rewardlm import hub
 from rewardlm.config import (
+    BY_A_JUDGE,
     FinetuneSettings,
     MeasureSettings,
     MergeSettings,
@@ -24,6 +25,7 @@ from rewardlm.config import (
     ScoreSettings,
     Section,
     ServicesSettings,
+    SteerFitSettings,
     data_folder,
     is_function_name,
 )
@@ -47,6 +49,7 @@ from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 from rewardlm.scoring.thresholds import check_thresholds
+from rewardlm.steering.record import read_record
 
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -108,6 +111,10 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield from (partial(check_judges, [name], settings.services) for name in judges)
         yield from _of_pairs(settings.counter_narrative)
         yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
+        if settings.steer is not None:
+            yield partial(_check_steer_folder, settings.steer, settings.services)
+    if isinstance(settings, SteerFitSettings):
+        yield from _of_a_steering(settings)
     if isinstance(settings, RlafSettings):
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
@@ -219,6 +226,24 @@ def _of_a_model(settings: ModelSettings) -> Iterator[Check]:
 def _of_pairs(judge: str | None) -> Iterator[Check]:
     if judge is not None:
         yield lambda: check_pair_judge(judge)
+
+
+def _of_a_steering(settings: SteerFitSettings) -> Iterator[Check]:
+    """What ``steer fit`` names: a run, a judge, adapters."""
+    if settings.run is not None:
+        yield partial(Run.open, settings.run, kind="measure")
+    if settings.method in BY_A_JUDGE:
+        yield lambda: check_judges([settings.judge or "starter"], settings.services)
+    adapters = (settings.dexperts.expert, settings.dexperts.anti_expert, settings.task_vector.toxic_adapter)
+    yield from (partial(check_adapter, adapter) for adapter in adapters if adapter is not None)
+
+
+def _check_steer_folder(folder: Path, services: ServicesSettings) -> None:
+    found = read_record(folder)
+    if found.method in BY_A_JUDGE:
+        check_judges([judge.name for judge in found.judges], services)
+    for adapter in found.adapters.values():
+        check_adapter(Path(adapter["path"]))
 
 
 def _check_pairs_or_classifier(judge: str, services: ServicesSettings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands
+from rewardlm.cli.commands import RESUMED, Commands, JudgeCommands, SteerCommands
 from rewardlm.cli.interrupts import second_one_ends
 from rewardlm.cli.quiet import quieten
 from rewardlm.errors import ConfigError, RewardLMError, did_you_mean
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 judge = typer.Typer(cls=JudgeCommands, help="List, train, evaluate and serve judges.", add_completion=False, **_PLAIN)
 app.add_typer(judge, name="judge")
+steer = typer.Typer(cls=SteerCommands, help="Change a model while it answers.", add_completion=False, **_PLAIN)
+app.add_typer(steer, name="steer")
 
 
 # Commands that several processes can share. Any other command would run once in each, on the same files.
@@ -112,7 +114,7 @@ def _misused(error: Any) -> int:
     """The exit code of a command line that Typer couldn't read."""
     context: Any = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        # rewardlm or rewardlm judge alone: print the help, and exit with the code that Typer uses.
+        # rewardlm, rewardlm judge or rewardlm steer alone: print the help, and exit with the code that Typer uses.
         typer.echo(str(error))
         return 2
     command = context.command_path.removeprefix("rewardlm").strip() if context is not None else ""

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "judge migrate": ("judge_migrate:migrate", "What a new judge's thresholds are in the place of an old one's."),
     "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
     "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right and wrong."),
+    "steer fit": ("steer:fit", "Find how to steer a model, for measure --steer."),
     "interpret": ("interpret:interpret", "Look inside models: what training changed."),
     "report": ("report:report", "Write one self-contained page about runs."),
     "push": ("push:push", "Upload an adapter to the hub, with a card."),
@@ -157,3 +158,9 @@ class JudgeCommands(Commands):
     """``rewardlm judge …``."""
 
     above = "judge "
+
+
+class SteerCommands(Commands):
+    """``rewardlm steer …``."""
+
+    above = "steer "

@@ -30,6 +30,7 @@ def _judges() -> Iterable[str]:
 _BY_KEY: dict[str, Callable[[], Iterable[str]]] = {
     "scorer": _judges,
     "reward": _judges,
+    "judge": _judges,
     "witness": lambda: ["none", *_judges()],
     "toxic_by": lambda: ["dataset", *_judges()],
     "prompts": lambda: _PROMPTS,

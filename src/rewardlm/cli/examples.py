@@ -54,6 +54,10 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm measure my-model --engine openai --url http://127.0.0.1:8000/v1 --out runs/served",
             "A model that a server runs.",
         ),
+        ExampleLine(
+            "rewardlm measure smollm2-135m --steer steer/best --strength 4 --part measure --out runs/best",
+            "A model that is steered while it answers (rewardlm steer fit).",
+        ),
     ),
     "score": (
         ExampleLine("rewardlm score runs/PT --scorer lexical", "One more judge for stored answers."),
@@ -152,6 +156,25 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
     "judge evaluate-pairs": (
         ExampleLine("rewardlm judge evaluate-pairs starter_pairs", "What the included judge gets right."),
         ExampleLine("rewardlm judge evaluate-pairs judges/pairs --dialogues mine.jsonl --json", "Yours, for a script."),
+    ),
+    "steer": (
+        ExampleLine(
+            "rewardlm steer fit smollm2-135m --method best-of-n --out steer/best", "Give the best of n answers."
+        ),
+        ExampleLine(
+            "rewardlm measure smollm2-135m --steer steer/best --strength 4 --out runs/best", "What that is worth."
+        ),
+    ),
+    "steer fit": (
+        ExampleLine("rewardlm steer fit smollm2-135m --method system --out steer/system", "A system prompt."),
+        ExampleLine(
+            "rewardlm steer fit smollm2-135m --method best-of-n --judge starter --out steer/best",
+            "The least toxic of n answers, by a judge.",
+        ),
+        ExampleLine(
+            "rewardlm steer fit smollm2-135m --method activation --run runs/PT --judge starter --out steer/vector",
+            "A direction in the residual stream, from a scored run.",
+        ),
     ),
     "interpret": (
         ExampleLine("rewardlm interpret runs/PT runs/FT --out runs/inside", "What training changed inside."),

@@ -130,6 +130,13 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
     measured = run.meta["settings"]
     if measured.get("engine", "local") == "openai":
         raise RunError(f"{run.path} was answered by a server: measure its model here (--engine local) to look into it")
+    treatment, scale = run.meta.get("treatment"), run.meta.get("adapter_strength")
+    if (treatment is not None and treatment["strength"] > 0) or scale not in (None, 1):
+        how = "by an adapter at another strength" if treatment is None else f"under steering ({treatment['method']})"
+        raise RunError(
+            f"{run.path} was answered {how}, and interpret looks into weights as they were trained: name the run of "
+            "the unsteered model"
+        )
     adapter = measured.get("adapter")
     return validate(
         ModelSettings,

@@ -28,8 +28,8 @@ from rewardlm.models.lora import load_adapter, set_strength
 from rewardlm.models.processes import Processes
 from rewardlm.runs import training_of
 from rewardlm.scoring.scorer import Scorer, score_texts
+from rewardlm.steering.folder import SteerFolder, read_steer_folder, refuse_other_model
 from rewardlm.steering.load import load_steering
-from rewardlm.steering.record import SteerFolder, read_steer_folder, refuse_other_model
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Finish, Generation, Prompt, Verdict
 
@@ -143,7 +143,7 @@ class LocalEngine:
         return {
             "method": self.folder.record.method,
             "strength": self.strength,
-            "hash": self.folder.hash,
+            "hash": self.folder.record.hash,
             "settings": self.folder.record.settings,
             "judges": [judge.name for judge in self.folder.record.judges],
             "run": self.folder.record.run and self.folder.record.run["label"],

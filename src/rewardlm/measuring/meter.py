@@ -54,7 +54,7 @@ from rewardlm.scoring.pairs import load_pair_judge
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.scoring.thresholds import recorded_thresholds
 from rewardlm.stats import BoolArray
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.types import Generation, Prompt, Verdict
 
 # Not part of what is measured: a run may be resumed with other values of these.
@@ -464,10 +464,10 @@ def _default_label(settings: MeasureSettings) -> str:
 
 def _check_treatment(run: Run, folder: SteerFolder | None) -> None:
     recorded = run.meta.get("treatment")
-    if recorded is not None and folder is not None and recorded["hash"] != folder.hash:
+    if recorded is not None and folder is not None and recorded["hash"] != folder.record.hash:
         raise RunError(
             f"{run.path} was begun with another steer folder (hash {recorded['hash'][:12]}…, now "
-            f"{folder.hash[:12]}…): choose another --out"
+            f"{folder.record.hash[:12]}…): choose another --out"
         )
 
 

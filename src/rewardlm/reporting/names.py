@@ -69,6 +69,7 @@ WARNINGS = {
     "judge_is_reward": "A judge was also the reward",
     "judge_taught_reward": "A judge is a relative of the reward",
     "judge_read_prompts": "A judge was trained on prompts that are measured",
+    "steering_read_prompts": "A steering was fitted on prompts that are measured",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "counter_narratives_fell": "Fewer counter-narratives than before",
     "other_texts": "A threshold was matched on other texts",

@@ -232,6 +232,7 @@ _DOUBTS = {
     "unscored_decide": "answers without a score decide which way it went",
     "judges_disagree": "the judges disagree",
     "judge_read_prompts": "the judge was trained on some of these prompts",
+    "steering_read_prompts": "its steering was fitted on some of these prompts",
     "settings_differ": "the answers were drawn with other settings",
     "truncated": "one model’s answers were cut off more often",
 }

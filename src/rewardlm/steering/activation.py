@@ -26,7 +26,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.architecture import Architecture, architecture_of
 from rewardlm.models.generate import Request, Sampled, answering
 from rewardlm.models.load import Policy
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
 from rewardlm.stream import Change, Edits, Site, edited
 

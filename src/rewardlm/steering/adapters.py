@@ -28,7 +28,7 @@ from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
 from rewardlm.models.lora import adapter_hash, carrying, head_is_shared, scaled, using
 from rewardlm.models.sampling import Distribution
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
 from rewardlm.views import Views, viewed
 

@@ -34,8 +34,9 @@ from rewardlm.steering.activation import of_activation
 from rewardlm.steering.adapters import ANTI_EXPERT, EXPERT, TOXIC
 from rewardlm.steering.choose import Trial, Tried, best_of
 from rewardlm.steering.directions import linear_gate, random_vectors, toxic_subspace, toxic_vector
+from rewardlm.steering.folder import SteerFolder, fitted_on
 from rewardlm.steering.load import load_steering
-from rewardlm.steering.record import SteerFolder, SteerJudge, SteerRecord, fitted_on
+from rewardlm.steering.record import SteerJudge, SteerRecord
 from rewardlm.steering.scored import ScoredRun, balanced, labels_of, mean_states, pairs_of, read_scored
 
 # What measure takes if no strength is given: the system prompt there, so many draws, the papers' own α and λ, and what
@@ -54,8 +55,7 @@ def fit(settings: SteerFitSettings, out: Path, *, report: ProgressCallback | Non
     with alone(out):
         policy = load_for(settings)
         found = _FITS[settings.method](settings, policy, report)
-        found.save(out)
-        return found
+        return replace(found, record=found.save(out))
 
 
 def load_for(settings: ModelSettings) -> Policy:
@@ -116,8 +116,8 @@ def _profs(settings: SteerFitSettings, policy: Policy, report: ProgressCallback 
     pairs = pairs_of(scored.answers, section.pairs, settings.seed)
     if len(pairs) < section.rank:
         raise RunError(
-            f"{scored.run.path} has {len(pairs)} toxic answers by {scored.judge['name']} with a harmless one beside them, "
-            f"and a subspace of rank {section.rank} needs as many: measure more prompts, or lower profs.rank"
+            f"{scored.run.path} has {len(pairs)} toxic answers by {scored.judge['name']} with a harmless one beside "
+            f"them, and a subspace of rank {section.rank} needs as many: measure more prompts, or lower profs.rank"
         )
     states = mean_states(policy, [answer for pair in pairs for answer in pair], settings.batch_tokens)
     n_layers = len(states) - 1

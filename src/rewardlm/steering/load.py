@@ -8,7 +8,7 @@ from rewardlm.config import ServicesSettings
 from rewardlm.errors import RunError
 from rewardlm.steering.activation import of_activation, of_profs
 from rewardlm.steering.adapters import Dexperts, TaskVector
-from rewardlm.steering.record import SteerFolder, read_steer_folder
+from rewardlm.steering.folder import SteerFolder, read_steer_folder
 from rewardlm.steering.selection import Selection
 from rewardlm.steering.selfdebias import SelfDebiasing
 from rewardlm.steering.steered import Steering

@@ -16,7 +16,7 @@ from rewardlm.models.generate import Request, Sampled, answering, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from rewardlm.data.chat import truncate_history
 from rewardlm.models.generate import Request, Sampled, answering
 from rewardlm.models.load import Policy
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
 from rewardlm.types import Message
 

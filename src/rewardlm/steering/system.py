@@ -9,7 +9,7 @@ from rewardlm.data.chat import truncate_history
 from rewardlm.errors import ConfigError
 from rewardlm.models.generate import answering
 from rewardlm.models.load import Policy
-from rewardlm.steering.record import SteerFolder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Steered
 from rewardlm.types import Message
 
