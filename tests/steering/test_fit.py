@@ -1,0 +1,250 @@
+"""``steer fit`` and ``measure --steer`` through their own doors, on a model whose toxicity is one planted direction."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from planted import Planted, planted
+from safetensors.torch import save_file
+
+from rewardlm.config import MeasureSettings, SteerFitSettings
+from rewardlm.errors import ConfigError, ModelError, RunError
+from rewardlm.measuring.compare import compare
+from rewardlm.measuring.meter import measure
+from rewardlm.runs import Run
+from rewardlm.steering.fit import fit
+from rewardlm.steering.folder import SteerFolder, read_steer_folder
+
+N = 48
+
+
+@dataclass
+class World:
+    """The planted model as a folder, a judge of its words, prompts that trigger it, and a measured run."""
+
+    model: Planted
+    folder: Path
+    run: Run
+
+    def settings(self, **changes: Any) -> MeasureSettings:
+        usual: dict[str, Any] = {
+            "model": str(self.folder / "model"),
+            "dtype": "float32",
+            "device": "cpu",
+            "prompts": str(self.folder / "measure.jsonl"),
+            "chat": {"template": str(self.folder / "words.jinja")},
+            "scorer": ["planted_judge:judge"],
+            "max_new_tokens": 6,
+            "samples": 2,
+            "similarity": False,
+            "perplexity": False,
+            "counter_narrative": None,
+            "toxic_by": "dataset",
+        }
+        return MeasureSettings.model_validate({**usual, **changes})
+
+    def fit(self, out: Path, method: str, **changes: Any) -> SteerFolder:
+        usual: dict[str, Any] = {
+            "model": str(self.folder / "model"),
+            "dtype": "float32",
+            "device": "cpu",
+            "chat": {"template": str(self.folder / "words.jinja")},
+            "method": method,
+        }
+        if method in ("activation", "profs"):
+            usual["run"] = str(self.run.path)
+        return fit(SteerFitSettings.model_validate({**usual, **changes}), out)
+
+    def toxic_share(self, run: Run) -> float:
+        values = [score.value for score in run.scores() if score.value is not None]
+        return sum(value > 0.5 for value in values) / len(values)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("planted")
+    model = planted()
+    model.policy.model.save_pretrained(folder / "model")
+    model.policy.tokenizer.save_pretrained(folder / "model")
+    (folder / "words.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    bad = sorted(model.toxic.values())
+    (folder / "planted_judge.py").write_text(
+        f"BAD = set({bad!r})\n\n\ndef judge(texts):\n"
+        "    return [float(bool(BAD & set(text.split()))) for text in texts]\n"
+    )
+    words = [model.policy.tokenizer.decode([token]).strip() for token in model.harmless]
+    trigger = model.policy.tokenizer.decode([model.trigger]).strip()
+    for name, first in (("learn", 0), ("measure", N)):
+        lines = []
+        for row in range(first, first + N):
+            drawn = [words[(row * 7 + place * (3 + row // 30)) % len(words)] for place in range(5)]
+            if row % 2:
+                drawn[2] = trigger
+            lines.append(f'{{"text": "{" ".join(drawn)} {words[row % 30]}", "toxicity": {row % 2}}}\n')
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    sys.path.insert(0, str(folder))
+    found = World(model, folder, Run(folder, {"kind": "measure", "label": "", "settings": {}}))
+    found.run = measure(found.settings(prompts=str(folder / "learn.jsonl"), samples=4, label="PT"), folder / "learn")
+    yield found
+    sys.path.remove(str(folder))
+    sys.modules.pop("planted_judge", None)
+
+
+QUICK = {"choose": {"fluency": 1e9, "prompts": 10, "max_new_tokens": 6, "strengths": [0.5, 1.0]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["means", "pca", "probe"])
+def test_a_planted_direction_is_found_and_removed(world: World, tmp_path: Path, direction: str) -> None:
+    found = world.fit(tmp_path / "steer", "activation", activation={"direction": direction, **QUICK})
+    assert found.record.found["layers"] == [1]
+    away = found.tensors["vector.1"]
+    cosine = float(torch.nn.functional.cosine_similarity(-away, world.model.direction, dim=0))
+    assert cosine > (0.6 if direction == "probe" else 0.9)
+    base = measure(world.settings(label="base"), tmp_path / "base")
+    steered = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "steered")
+    assert world.toxic_share(base) > 0.4
+    assert world.toxic_share(steered) < world.toxic_share(base) / 2
+    # None of twenty random directions of equal length does that.
+    assert found.record.found["p_value_random"] == pytest.approx(1 / 21)
+    assert len(found.record.found["random"]) == 20
+    # At strength 0, every record is the unsteered model's.
+    zero = measure(world.settings(steer=tmp_path / "steer", strength=0), tmp_path / "zero")
+    assert answers(zero) == answers(base)
+
+
+@pytest.mark.slow
+def test_ablating_it_does_the_same_and_profs_too(world: World, tmp_path: Path) -> None:
+    base = world.toxic_share(measure(world.settings(label="base"), tmp_path / "base"))
+    ablation = {"how": "ablate", "where": "all", **QUICK}
+    world.fit(tmp_path / "ablation", "activation", activation=ablation)
+    world.fit(tmp_path / "profs", "profs", profs={"rank": 1, "first_layer": 0})
+    for name in ("ablation", "profs"):
+        run = measure(world.settings(steer=tmp_path / name), tmp_path / f"with {name}")
+        assert world.toxic_share(run) < base / 2, name
+
+
+@pytest.mark.slow
+def test_a_gate_leaves_harmless_prompts_alone(world: World, tmp_path: Path) -> None:
+    world.fit(tmp_path / "steer", "activation", activation={"how": "gated", **QUICK})
+    base = measure(world.settings(label="base"), tmp_path / "base")
+    steered = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "steered")
+    assert world.toxic_share(steered) < world.toxic_share(base) / 2
+    harmless = {prompt.id for prompt in base.prompts() if not prompt.toxicity}
+    same = [
+        one[1] == other[1] for one, other in zip(answers(base), answers(steered), strict=True) if one[2] in harmless
+    ]
+    assert sum(same) > 0.9 * len(same)
+
+
+@pytest.mark.slow
+def test_the_best_of_four_by_the_planted_judge(world: World, tmp_path: Path) -> None:
+    world.fit(tmp_path / "best", "best-of-n", judge="planted_judge:judge")
+    base = measure(world.settings(label="base", generation={"temperature": 3.0}), tmp_path / "base")
+    best = measure(
+        world.settings(steer=tmp_path / "best", strength=4, generation={"temperature": 3.0}), tmp_path / "four"
+    )
+    assert world.toxic_share(best) < world.toxic_share(base) / 2
+    assert best.meta["cost"]["passes"] > 3 * best.meta["cost"]["tokens"]
+    assert base.meta["cost"]["passes"] == base.meta["cost"]["tokens"] == sum(g.n_tokens for g in base.generations())
+
+
+def answers(run: Run) -> list[tuple[str, Any, str]]:
+    return sorted((one.id, one.tokens, one.prompt_id) for one in run.generations())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["activation", "best-of-n"])
+def test_a_killed_and_resumed_run_is_the_same(world: World, tmp_path: Path, method: str) -> None:
+    more: dict[str, Any] = {"activation": QUICK} if method == "activation" else {"judge": "planted_judge:judge"}
+    world.fit(tmp_path / "steer", method, **more)
+    whole = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "whole")
+    for keep_answers, keep_scores in ((61, 40), (1, 0)):
+        out = tmp_path / f"run {keep_answers}"
+        run = measure(world.settings(steer=tmp_path / "steer"), out)
+        for name, keep in (("generations", keep_answers), ("scores", keep_scores)):
+            lines = (out / f"{name}.jsonl").read_bytes().splitlines(keepends=True)
+            (out / f"{name}.jsonl").write_bytes(b"".join(lines[:keep]) + b'{"id": "half')
+        run.update(status="running")
+        assert answers(measure(world.settings(steer=tmp_path / "steer"), out)) == answers(whole)
+
+
+@pytest.mark.slow
+def test_a_run_records_its_treatment_and_the_audit_knows_it(world: World, tmp_path: Path) -> None:
+    found = world.fit(tmp_path / "vector", "activation", activation=QUICK)
+    base = measure(world.settings(label="base", prompts=str(world.folder / "learn.jsonl")), tmp_path / "base")
+    steered = measure(
+        world.settings(steer=tmp_path / "vector", strength=1, prompts=str(world.folder / "learn.jsonl")),
+        tmp_path / "steered",
+    )
+    assert steered.label.endswith("model + vector 1")
+    assert steered.meta["treatment"] == {
+        "method": "activation",
+        "strength": 1.0,
+        "hash": found.record.hash,
+        "settings": found.record.settings,
+        "judges": ["planted_judge:judge"],
+        "run": "PT",
+    }
+    assert steered.meta["rewards"] == ["planted_judge:judge"]
+    assert steered.meta["prompts_fitted_on"] == N
+    warnings = {one.code: one.message for one in compare([base.path, steered.path], n_resamples=50).warnings}
+    assert "The model was steered by planted_judge:judge" in warnings["judge_is_reward"]
+    assert f"answers to {N} of the {N} prompts" in warnings["steering_read_prompts"]
+    # Another folder in the same place is another treatment.
+    world.fit(tmp_path / "vector", "activation", activation={**QUICK, "direction": "probe"})
+    with pytest.raises(RunError, match="another steer folder"):
+        measure(
+            world.settings(steer=tmp_path / "vector", strength=1, prompts=str(world.folder / "learn.jsonl")),
+            tmp_path / "steered",
+        )
+
+
+@pytest.mark.slow
+def test_what_was_made_for_another_model_is_refused(world: World, tmp_path: Path) -> None:
+    found = world.fit(
+        tmp_path / "vector", "activation", strength=1, activation={"layers": [1], "choose": {"controls": 0}}
+    )
+    assert found.record.strength == 1
+    with pytest.raises(ModelError, match="is of no use to tiny"):
+        measure(world.settings(model="tiny", steer=tmp_path / "vector"), tmp_path / "tiny")
+    # A text or a judge's name means the same to any model.
+    world.fit(tmp_path / "system", "system")
+    measure(world.settings(model="tiny", steer=tmp_path / "system", limit=2, chat={}), tmp_path / "told")
+    with pytest.raises(ConfigError, match="there \\(1\\) or not \\(0\\)"):
+        measure(world.settings(model="tiny", steer=tmp_path / "system", strength=2, chat={}), tmp_path / "twice")
+    # Nor is a run of another model, or of a steered one.
+    steered = measure(world.settings(steer=tmp_path / "vector"), tmp_path / "steered")
+    with pytest.raises(RunError, match="steered model"):
+        world.fit(tmp_path / "again", "activation", run=str(steered.path))
+    with pytest.raises(RunError, match="isn't the tiny"):
+        world.fit(tmp_path / "again", "activation", model="tiny")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such folder"):
+        read_steer_folder(tmp_path / "none")
+    world.fit(tmp_path / "steer", "profs", profs={"rank": 1})
+    vectors = tmp_path / "steer" / "steer.safetensors"
+    save_file({"basis.1": torch.zeros(64, 1)}, vectors)
+    with pytest.raises(RunError, match=r"is not what steer\.json was written with"):
+        read_steer_folder(tmp_path / "steer")
+    vectors.unlink()
+    with pytest.raises(RunError, match="missing or damaged"):
+        read_steer_folder(tmp_path / "steer")
+    (tmp_path / "steer" / "steer.json").write_text("{}")
+    with pytest.raises(RunError, match="is damaged: method"):
+        read_steer_folder(tmp_path / "steer")
+
+
+def test_too_few_toxic_answers_are_said(world: World, tmp_path: Path) -> None:
+    harmless = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), limit=1, samples=1), tmp_path / "one")
+    with pytest.raises(RunError, match="needs as many"):
+        world.fit(tmp_path / "steer", "activation", run=str(harmless.path))
