@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("imports:import_", "Turn a table of answers and scores into a run."),
     "export": ("export:export", "Write runs for other tools, and tables for a paper."),
     "compare": ("compare:compare", "Compare runs with the first: tests, flow, audit."),
+    "frontier": ("frontier:frontier", "Toxicity against what it costs: steering and training."),
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
     "watch": ("watch:watch", "Show how a training run is going."),

@@ -84,6 +84,10 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm compare runs/PT runs/RL --json | jq '.comparisons[0].delta'", "One number, for a script."
         ),
     ),
+    "frontier": (
+        ExampleLine("rewardlm frontier runs/PT runs/FT runs/RL runs/best", "Does training beat steering?"),
+        ExampleLine("rewardlm frontier runs/PT runs/FT runs/best --out frontier.html", "The same as a page."),
+    ),
     "finetune": (
         ExampleLine("rewardlm finetune smollm2-135m --out runs/ft", "On the included dialogues."),
         ExampleLine(

@@ -23,6 +23,7 @@ from rewardlm.config.finetune import ReplaySettings as ReplaySettings
 from rewardlm.config.finetune import TrainingSettings as TrainingSettings
 from rewardlm.config.folders import cache_folder as cache_folder
 from rewardlm.config.folders import data_folder as data_folder
+from rewardlm.config.frontier import FrontierSettings as FrontierSettings
 from rewardlm.config.imports import ImportSettings as ImportSettings
 from rewardlm.config.interpret import AttributionSettings as AttributionSettings
 from rewardlm.config.interpret import InsideSettings as InsideSettings

@@ -1,0 +1,357 @@
+"""Toxicity against what it costs: a point for each run, a curve for each method over its strength, and tests at equal
+fluency.
+
+The question is whether training earns its cost. So each model that is no curve's mere point among others (a trained
+one, say) is compared with every steering method at a strength that leaves answers as fluent as that model's. Which
+strength that is, is chosen on half of the prompts and tested on the other half, and the other way round: a strength
+that was chosen because it did well on some prompts would seem better on them than it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewardlm.config import FrontierSettings
+from rewardlm.errors import RunError
+from rewardlm.measuring import metrics
+from rewardlm.measuring.comparable import refuse_incomparable
+from rewardlm.measuring.comparison import Split
+from rewardlm.measuring.grid import Grid, Rule, prompt_splits
+from rewardlm.measuring.independence import is_independent, was_reward
+from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.runs import Run, unique_labels
+from rewardlm.stats import FloatArray, holm, mean_change, mean_ci95
+
+Interval = tuple[float, float]
+
+
+class Point(BaseModel):
+    """One run. ``method`` is ``none`` for the model as it is, how its adapter was trained, or how it was steered (after
+    ``+``, where it was both)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str
+    method: str
+    strength: float
+    scored: int
+    toxic_fraction: float | None
+    toxic_fraction_ci95: Interval | None
+    perplexity: float | None = Field(description="Under the base; answers are averaged in the exponent.")
+    perplexity_ci95: Interval | None
+    prompt_similarity: float | None
+    prompt_similarity_ci95: Interval | None
+    seconds_per_token: float | None = Field(description="Of answering, judges that choose included; None if unknown.")
+    passes_per_token: float | None = Field(description="Tokens that the model read for each that it gave.")
+    pareto: bool | None = Field(description="Whether no run is less toxic and as fluent; None where one is unknown.")
+
+
+class Matched(BaseModel):
+    """A method against a model at equal fluency: ``delta`` is the method's toxic share minus the model's, over the same
+    prompts. ``points`` are the runs that were chosen, by half of the prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    method: str
+    points: list[str]
+    prompts: int
+    delta: float | None
+    delta_ci95: Interval | None
+    p_value: float | None
+    p_adjusted: float | None = None
+    reason: str | None = Field(None, description="Why there is no test.")
+
+
+class Frontier(BaseModel):
+    """What ``rewardlm frontier`` finds; its dump is ``frontier --json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scorer: str
+    split: Split
+    prompts: int
+    fluency: float
+    points: list[Point]
+    matched: list[Matched]
+    warnings: list[dict[str, str]]
+
+    def curves(self) -> dict[str, list[Point]]:
+        """The points of each method, by strength, each curve from the model that it begins at, if that is here: the
+        model as it is, or the trained one that is steered."""
+        found: dict[str, list[Point]] = {}
+        for point in self.points:
+            found.setdefault(point.method, []).append(point)
+
+        def start(method: str) -> list[Point]:
+            before = method.rpartition(" + ")[0] or "none"
+            begins = [point for point in found.get(before, []) if point.strength == float(before != "none")]
+            return [] if method == "none" else begins[:1]
+
+        return {
+            method: [*start(method), *sorted(points, key=lambda point: point.strength)]
+            for method, points in found.items()
+        }
+
+
+def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
+    """Compare the runs at ``paths``, which answered the same prompts; their order doesn't matter.
+
+    Raises RunError for runs that can't be compared, or that share no judge.
+    """
+    if not paths:
+        raise RunError("no run is named: give the runs of the base, of trained and of steered models")
+    runs = [load_measured(Path(path)) for path in paths]
+    for run, label in zip(runs, unique_labels([run.label for run in runs]), strict=True):
+        run.label = label
+    refuse_incomparable(runs, scorer=settings.scorer)
+    scorer, warnings = _judge(runs, settings.scorer)
+    rule = Rule(settings.threshold, False, settings.n_resamples, settings.seed)
+    splits = prompt_splits(runs[0].prompts, rule)
+    split: Split = settings.split or ("toxic_prompts" if splits["toxic_prompts"].any() else "all")
+    if not splits[split].any():
+        raise RunError(f"these runs have no prompts in the split {split}: choose another one with --split")
+    grid, inside = Grid(runs), splits[split][:, 0]
+    cells = {run.label: _Cells(run, grid, inside, scorer, settings.threshold) for run in runs}
+    warnings += _warnings(runs)
+    points = [_point(run, cells[run.label]) for run in runs]
+    matched = _matched(points, cells, settings)
+    return Frontier(
+        scorer=scorer,
+        split=split,
+        prompts=int(inside.sum()),
+        fluency=settings.fluency,
+        points=_with_front(points),
+        matched=matched,
+        warnings=warnings,
+    )
+
+
+class _Cells:
+    """A run's answers to the prompts that count, as sums over each of N prompts: how many were scored and toxic, and
+    the log-perplexity of the K that have one. Float[N] each."""
+
+    def __init__(self, run: Measured, grid: Grid, inside: Any, scorer: str, threshold: float) -> None:
+        scores = grid.scores(run, scorer)[inside]
+        self.scores = scores
+        self.threshold = threshold
+        self.scored = (~np.isnan(scores)).sum(1).astype(float)
+        self.toxic = metrics.is_toxic(scores, threshold=threshold, inclusive=False).sum(1).astype(float)
+        with np.errstate(divide="ignore"):
+            self.log_perplexity = _sums(np.log(grid.values(run, run.quality.perplexity)[inside]))
+        self.similarity = _sums(grid.values(run, run.quality.prompt_similarity)[inside])
+
+    def perplexity(self, prompts: Any = slice(None)) -> float | None:
+        """Over some of the prompts."""
+        sums, counts = (part[prompts] for part in self.log_perplexity)
+        return math.exp(min(sums.sum() / counts.sum(), 700)) if counts.sum() else None
+
+    def share(self, prompts: Any = slice(None)) -> float | None:
+        """The toxic share over some of the prompts."""
+        scored = self.scored[prompts].sum()
+        return float(self.toxic[prompts].sum() / scored) if scored else None
+
+
+def _sums(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Float[N, K] → sums and counts of what is known, Float[N]."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0.0).sum(1), known.sum(1).astype(float)
+
+
+def method_of(run: Run) -> tuple[str, float]:
+    """What was done to a run's model, and how strongly: 1 is an adapter as it was trained, 0 the model as it is."""
+    meta = run.meta
+    if meta["kind"] == "import":
+        return "imported", 1.0
+    scale = meta.get("adapter_strength")
+    trained = None
+    if meta.get("adapter") and scale != 0:
+        trained = meta.get("trained_by") or "adapter"
+    treatment = meta.get("treatment")
+    if treatment is not None and treatment["strength"] > 0:
+        method = treatment["method"]
+        return (method if trained is None else f"{trained} + {method}"), float(treatment["strength"])
+    if trained is None:
+        return "none", 0.0
+    return trained, 1.0 if scale is None else float(scale)
+
+
+def _judge(runs: Sequence[Measured], wanted: str | None) -> tuple[str, list[dict[str, str]]]:
+    """The judge, and what speaks against it."""
+    shared = [name for name in runs[0].judges if all(name in run.scores for run in runs)]
+    if wanted is None and not shared:
+        raise RunError("these runs share no judge: add one to all of them with rewardlm score RUN --scorer NAME")
+    free = [name for name in shared if all(is_independent(run, name) for run in runs)]
+    free = free or [name for name in shared if not any(was_reward(name, run.rewards) for run in runs)]
+    chosen = wanted or (free or shared)[0]
+    used = [run.label for run in runs if was_reward(chosen, run.rewards)]
+    related = [run.label for run in runs if run.label not in used and not is_independent(run, chosen)]
+    warnings = []
+    if used:
+        warnings.append(
+            _warning(
+                "judge_is_reward", f"{chosen} trained, or steered, {', '.join(used)}: its verdict on these is no proof"
+            )
+        )
+    if related:
+        warnings.append(
+            _warning(
+                "judge_taught_reward",
+                f"{chosen} is, or may be, a relative of a judge that trained or steered {', '.join(related)}",
+            )
+        )
+    return chosen, warnings
+
+
+def _warnings(runs: Sequence[Measured]) -> list[dict[str, str]]:
+    found = []
+    under = {str(run.meta["perplexity_under"]["hash"]) for run in runs if run.meta.get("perplexity_under")}
+    if len(under) > 1:
+        found.append(
+            _warning(
+                "perplexity_differs",
+                "perplexities are under different weights, so fluency can't be compared: "
+                "rewardlm score RUN perplexity=MODEL with one model for all",
+            )
+        )
+    read = [run.label for run in runs if run.meta.get("prompts_fitted_on")]
+    if read:
+        found.append(
+            _warning("steering_read_prompts", f"the steering of {', '.join(read)} was fitted on some of these prompts")
+        )
+    if not any(method_of(run.run)[0] == "none" for run in runs):
+        found.append(_warning("no_base", "no run is of the model as it is, from which every curve begins: measure it"))
+    return found
+
+
+def _warning(code: str, message: str) -> dict[str, str]:
+    return {"code": code, "message": message}
+
+
+def _point(run: Measured, cells: _Cells) -> Point:
+    method, strength = method_of(run.run)
+    similarity, known = cells.similarity
+    cost: Mapping[str, float] = run.meta.get("cost") or {}
+    tokens = cost.get("tokens") or 0
+    logs = mean_ci95(*cells.log_perplexity)
+    return Point(
+        label=run.label,
+        method=method,
+        strength=strength,
+        scored=int(cells.scored.sum()),
+        toxic_fraction=cells.share(),
+        toxic_fraction_ci95=metrics.toxic_fraction_ci95(cells.scores, threshold=cells.threshold),
+        perplexity=cells.perplexity(),
+        perplexity_ci95=None if logs is None else (math.exp(min(logs[0], 700)), math.exp(min(logs[1], 700))),
+        prompt_similarity=float(similarity.sum() / known.sum()) if known.sum() else None,
+        prompt_similarity_ci95=mean_ci95(similarity, known),
+        seconds_per_token=cost["seconds"] / tokens if tokens else None,
+        passes_per_token=cost["passes"] / tokens if tokens else None,
+        pareto=None,
+    )
+
+
+def _with_front(points: Sequence[Point]) -> list[Point]:
+    """Mark the front: no other run is at least as good in toxic share and in fluency, and better in one.
+
+    Answers more fluent than the base's own are no merit, since a model that repeats itself has a low perplexity. So
+    perplexities below the base's count as the base's.
+    """
+    base = min((p.perplexity for p in points if p.method == "none" and p.perplexity is not None), default=0.0)
+
+    def place(point: Point) -> tuple[float, float] | None:
+        if point.toxic_fraction is None or point.perplexity is None:
+            return None
+        return point.toxic_fraction, max(point.perplexity, base)
+
+    places = [place(point) for point in points]
+
+    def best(own: tuple[float, float]) -> bool:
+        return not any(
+            other is not None and other != own and other[0] <= own[0] and other[1] <= own[1] for other in places
+        )
+
+    return [
+        point.model_copy(update={"pareto": None if own is None else best(own)})
+        for point, own in zip(points, places, strict=True)
+    ]
+
+
+def _matched(points: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings) -> list[Matched]:
+    """Every steering method against every model that isn't one: the base and the trained ones."""
+    steered = {point.label: _is_steering(point.method) for point in points}
+    models = [point for point in points if not steered[point.label] and point.strength in (0, 1)]
+    methods: dict[str, list[Point]] = {}
+    for point in points:
+        if steered[point.label]:
+            methods.setdefault(point.method, []).append(point)
+    found = [_against(model, method, curve, cells, settings) for model in models for method, curve in methods.items()]
+    adjusted = holm([one.p_value for one in found])
+    return [one.model_copy(update={"p_adjusted": p}) for one, p in zip(found, adjusted, strict=True)]
+
+
+def _is_steering(method: str) -> bool:
+    trained = {"none", "imported", "adapter", "finetune", "rlaf", "prefer"}
+    return not set(method.split("+")) <= trained
+
+
+def _against(
+    model: Point, method: str, curve: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings
+) -> Matched:
+    """One method against one model, on both halves of the prompts."""
+    own = cells[model.label]
+    n = len(own.scored)
+    first = np.arange(n) % 2 == 0
+    differences, weights = np.zeros(n), np.zeros(n)
+    chosen: list[str] = []
+    for tested in (first, ~first):
+        point = _most_harmless(curve, own, cells, ~tested, settings.fluency)
+        if point is None:
+            return Matched(
+                model=model.label,
+                method=method,
+                points=[],
+                prompts=0,
+                delta=None,
+                delta_ci95=None,
+                p_value=None,
+                reason="no strength that was measured is as fluent",
+            )
+        chosen.append(point.label)
+        theirs = cells[point.label]
+        both = tested & (own.scored > 0) & (theirs.scored > 0)
+        differences[both] = theirs.toxic[both] / theirs.scored[both] - own.toxic[both] / own.scored[both]
+        weights[both] = 1.0
+    change = mean_change(differences[weights > 0], largest=1.0, n_flips=settings.n_resamples, seed=settings.seed)
+    return Matched(
+        model=model.label,
+        method=method,
+        points=list(dict.fromkeys(chosen)),
+        prompts=change.prompts,
+        delta=change.mean,
+        delta_ci95=change.ci95,
+        p_value=change.p_value,
+    )
+
+
+def _most_harmless(
+    curve: Sequence[Point], own: _Cells, cells: Mapping[str, _Cells], prompts: Any, margin: float
+) -> Point | None:
+    """The point of the smallest toxic share among those as fluent as ``own``, over these prompts; without any
+    perplexity there is none."""
+    limit = own.perplexity(prompts)
+    if limit is None:
+        return None
+    options: list[tuple[float, float, int]] = []
+    for number, point in enumerate(curve):
+        theirs = cells[point.label]
+        perplexity, share = theirs.perplexity(prompts), theirs.share(prompts)
+        if perplexity is not None and share is not None and perplexity <= (1 + margin) * limit:
+            options.append((share, point.strength, number))
+    return curve[min(options)[2]] if options else None

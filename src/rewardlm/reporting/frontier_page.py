@@ -1,0 +1,206 @@
+"""The frontier as figures, sentences, rows for the terminal, and a page: what steering and training cost for what they
+gain. It computes nothing: every number is one that ``measuring.frontier`` found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewardlm.formats import interval_of_shares, number, p_values_text, percent, points, points_text
+from rewardlm.measuring.frontier import Frontier, Matched, Point
+from rewardlm.reporting.figures import base_layout, plain
+from rewardlm.reporting.names import OF_SPLIT
+from rewardlm.reporting.shell import render, write_page
+
+_COLOURS = (
+    "#1f7fc4",
+    "#c28500",
+    "#2e8b57",
+    "#b0413e",
+    "#7a5195",
+    "#00838f",
+    "#8d6e63",
+    "#5b6470",
+    "#c2185b",
+    "#6a8d00",
+)
+_BASE = "#1d2430"
+# What is drawn against the toxic share: a point's field, its interval's, the axis, and what a good place is.
+_AXES = (
+    ("perplexity", "perplexity_ci95", "perplexity under the base (log)", "Fluency", "Good is the lower left."),
+    (
+        "prompt_similarity",
+        "prompt_similarity_ci95",
+        "similarity of answer and prompt",
+        "Topic",
+        "Good is the lower right.",
+    ),
+    ("passes_per_token", None, "tokens that the model reads for each that it gives", "Cost", "Good is the lower left."),
+    ("seconds_per_token", None, "seconds a token", "Time", "Good is the lower left; only runs of one machine compare."),
+)
+METHODS = {
+    "none": "the model as it is",
+    "finetune": "fine-tuning",
+    "rlaf": "reinforcement learning",
+    "finetune+rlaf": "RL after fine-tuning",
+    "adapter": "an adapter",
+    "imported": "imported answers",
+    "system": "a system prompt",
+    "best-of-n": "best of n",
+    "rejection": "rejection",
+    "activation": "activation steering",
+    "dexperts": "DExperts",
+    "selfdebias": "self-debiasing",
+    "task-vector": "task vector",
+    "profs": "ProFS",
+}
+
+
+def method_name(method: str) -> str:
+    """A method as texts call it."""
+    return " and ".join(METHODS.get(part, part) for part in method.split(" + "))
+
+
+def write_frontier_page(found: Frontier, out: Path, *, title: str = "What training has to beat") -> Path:
+    """Write the page to ``out`` and return it. Raises RunError where that can't be done."""
+    page = render(
+        "frontier.html.j2",
+        {},
+        title=title,
+        found=found,
+        split=OF_SPLIT[found.split],
+        sentences=sentences(found),
+        headings=HEADINGS,
+        rows=rows(found),
+        matched=matched_rows(found),
+        figures=[drawn for axis in _AXES if (drawn := _figure(found, *axis)) is not None],
+        margin=percent(found.fluency),
+    )
+    return write_page(page, out)
+
+
+def sentences(found: Frontier) -> list[str]:
+    """What the tests at equal fluency say, the clear ones first."""
+    said = [(one.p_adjusted if one.p_adjusted is not None else 2.0, _sentence(one)) for one in found.matched]
+    return [text for _, text in sorted(said, key=lambda pair: pair[0])]
+
+
+def _sentence(one: Matched) -> str:
+    what = method_name(one.method)
+    what = what[0].upper() + what[1:]
+    if one.delta is None:
+        return f"{what} can't be compared with {one.model} at equal fluency: {one.reason or 'no prompt has both'}."
+    change = points_text(one.delta, one.delta_ci95)
+    chance = p_values_text(one.p_value, one.p_adjusted)
+    if one.p_adjusted is None or one.p_adjusted >= 0.05:
+        return f"{what} can't be told from {one.model} at equal fluency: {change}; {chance}."
+    less = "less" if one.delta < 0 else "more"
+    return f"{what} is {less} toxic than {one.model} at equal fluency: {change}; {chance}."
+
+
+HEADINGS = ("run", "method", "strength", "toxic", "95 %", "perplexity", "similarity", "passes", "s/token", "front")
+
+
+def rows(found: Frontier) -> list[tuple[str, ...]]:
+    """Every run, method by method, as ``HEADINGS`` name its cells."""
+    ordered = sorted(found.points, key=lambda point: (point.method != "none", point.method, point.strength))
+    return [
+        (
+            point.label,
+            method_name(point.method),
+            f"{point.strength:g}",
+            percent(point.toxic_fraction),
+            interval_of_shares(point.toxic_fraction_ci95),
+            number(point.perplexity, ",.1f"),
+            number(point.prompt_similarity),
+            number(point.passes_per_token, ".1f"),
+            number(point.seconds_per_token, ".4f"),
+            "yes" if point.pareto else "",
+        )
+        for point in ordered
+    ]
+
+
+def matched_rows(found: Frontier) -> list[tuple[str, ...]]:
+    """Every test at equal fluency: model, method, the runs that stand for it, change in points, p-values, or why none."""
+    return [
+        (
+            one.model,
+            method_name(one.method),
+            ", ".join(one.points),
+            points(one.delta) if one.delta is None else points_text(one.delta, one.delta_ci95),
+            one.reason or p_values_text(one.p_value, one.p_adjusted),
+        )
+        for one in found.matched
+    ]
+
+
+def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str, good: str) -> dict[str, Any] | None:
+    """Toxic share against one cost, a curve for each method; None where fewer than two runs have the number."""
+    if sum(getattr(point, key) is not None and point.toxic_fraction is not None for point in found.points) < 2:
+        return None
+    traces = []
+    for place, (method, curve) in enumerate(sorted(found.curves().items(), key=lambda pair: pair[0] != "none")):
+        colour = _BASE if method == "none" else _COLOURS[(place - 1) % len(_COLOURS)]
+        known = [p for p in curve if getattr(p, key) is not None and p.toxic_fraction is not None]
+        if known:
+            traces.append(_curve(method, known, key, ends, colour))
+    layout = base_layout(height=420)
+    layout["margin"] = {"l": 8, "r": 12, "t": 60, "b": 44}
+    layout["showlegend"] = True
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    for name, text in (("xaxis", axis), ("yaxis", "toxic share, %")):
+        layout[name] |= {"title": {"text": text, "font": {"size": 12}, "standoff": 6}}
+    layout["yaxis"] |= {"automargin": True, "rangemode": "tozero"}
+    if key == "perplexity":
+        layout["xaxis"]["type"] = "log"
+    return {
+        "heading": f"{heading} against the toxic share",
+        "caption": f"{good} A curve joins the strengths of one method, and begins at the model that is steered. Bars are "
+        "95 % intervals over prompts. A ring marks a run that no other beats in toxicity and fluency at once.",
+        "figure": {"data": traces, "layout": layout},
+    }
+
+
+def _curve(method: str, curve: Sequence[Point], key: str, ends: str | None, colour: str) -> dict[str, Any]:
+    def bars(of: str | None, value: Callable[[Point], float], factor: float) -> dict[str, Any] | None:
+        if of is None:
+            return None
+        intervals = [getattr(point, of) for point in curve]
+        return {
+            "type": "data",
+            "symmetric": False,
+            "array": [0 if i is None else factor * i[1] - value(p) for p, i in zip(curve, intervals, strict=True)],
+            "arrayminus": [0 if i is None else value(p) - factor * i[0] for p, i in zip(curve, intervals, strict=True)],
+            "color": colour,
+            "thickness": 1,
+            "width": 3,
+        }
+
+    def x(point: Point) -> float:
+        return float(getattr(point, key))
+
+    def y(point: Point) -> float:
+        return 100 * float(point.toxic_fraction or 0.0)
+
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers" if len(curve) > 1 else "markers",
+        "name": plain(method_name(method)),
+        "x": [x(point) for point in curve],
+        "y": [y(point) for point in curve],
+        "customdata": [[plain(point.label), f"{point.strength:g}"] for point in curve],
+        "line": {"color": colour, "width": 1.5, "dash": "dot"},
+        "marker": {
+            "size": 9,
+            "color": colour,
+            "line": {"color": _BASE, "width": [2.5 if point.pareto else 0 for point in curve]},
+        },
+        "error_y": bars("toxic_fraction_ci95", y, 100.0),
+        "hovertemplate": "%{customdata[0]}, strength %{customdata[1]}: %{x:.4g}, toxic %{y:.1f} %<extra></extra>",
+    }
+    if (across := bars(ends, x, 1.0)) is not None:
+        trace["error_x"] = across
+    return trace
