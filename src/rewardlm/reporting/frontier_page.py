@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewardlm.formats import interval_of_shares, number, p_values_text, percent, points, points_text
+from rewardlm.formats import NONE, interval_of_shares, number, p_values_text, percent, points_text
 from rewardlm.measuring.frontier import Frontier, Matched, Point
 from rewardlm.reporting.figures import base_layout, plain
 from rewardlm.reporting.names import OF_SPLIT
@@ -124,13 +124,13 @@ def rows(found: Frontier) -> list[tuple[str, ...]]:
 
 
 def matched_rows(found: Frontier) -> list[tuple[str, ...]]:
-    """Every test at equal fluency: model, method, the runs that stand for it, change in points, p-values, or why none."""
+    """Every test at equal fluency: model, method, the runs that stand for it, the change, and its p-values."""
     return [
         (
             one.model,
             method_name(one.method),
             ", ".join(one.points),
-            points(one.delta) if one.delta is None else points_text(one.delta, one.delta_ci95),
+            NONE if one.delta is None else points_text(one.delta, one.delta_ci95),
             one.reason or p_values_text(one.p_value, one.p_adjusted),
         )
         for one in found.matched
@@ -158,8 +158,8 @@ def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str
         layout["xaxis"]["type"] = "log"
     return {
         "heading": f"{heading} against the toxic share",
-        "caption": f"{good} A curve joins the strengths of one method, and begins at the model that is steered. Bars are "
-        "95 % intervals over prompts. A ring marks a run that no other beats in toxicity and fluency at once.",
+        "caption": f"{good} A curve joins the strengths of one method, and begins at the model that is steered. Bars "
+        "are 95 % intervals over prompts. A ring marks a run that no other beats in toxicity and fluency at once.",
         "figure": {"data": traces, "layout": layout},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,8 @@ from rewardlm.reporting.names import OF_SPLIT
 
 def print_frontier(found: Frontier, page: Path | None, console: Console) -> None:
     """Print every run, the tests at equal fluency, what to doubt, and where the page is."""
-    table = Table(title=f"Toxic share {OF_SPLIT[found.split]}, by {plain(found.scorer)}", title_justify="left")
+    console.print(Text(f"Toxic share {OF_SPLIT[found.split]}, by {plain(found.scorer)}"))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for row in rows(found):
