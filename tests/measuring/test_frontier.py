@@ -34,7 +34,7 @@ def run_of(folder: Path, label: str, toxic: Sequence[bool], perplexity: float | 
         ],
         model="m",
         model_hash="h",
-        scorers=[{"name": name, "labels": ["toxic"], "lineage": {"known": True}} for name in "ab"],
+        scorers=[{"name": name, "labels": ["toxic"]} for name in "ab"],
         **{"rewards": [], "cost": {"seconds": 20.0, "tokens": 100, "passes": 300}, **meta},
     )
 
@@ -70,13 +70,13 @@ def test_points_hold_what_the_runs_say(runs: list[Path]) -> None:
     }  # fmt: skip
     fit = by_label["fit"]
     assert fit.toxic_fraction == pytest.approx(2 / 20)
-    assert fit.toxic_fraction_ci95 is not None and fit.toxic_fraction_ci95[0] < 0.1 < fit.toxic_fraction_ci95[1]
+    assert fit.toxic_fraction_ci95 is not None
+    assert fit.toxic_fraction_ci95[0] < 0.1 < fit.toxic_fraction_ci95[1]
     assert fit.perplexity == pytest.approx(10.4)
     assert fit.prompt_similarity == pytest.approx(sum(row / N for row in range(20)) / 20)
     assert (fit.seconds_per_token, fit.passes_per_token) == (0.2, 3.0)
-    assert [point.label for point in found.points if point.pareto] == ["FT", "fit", "broken"] or {
-        point.label for point in found.points if point.pareto
-    } == {"PT", "zero", "weak", "FT", "fit", "broken"} - {"PT", "zero"}
+    # PT is as fluent as "weak", and more toxic.
+    assert [point.label for point in found.points if point.pareto] == ["FT", "weak", "fit", "broken"]
     whole = json.loads(json.dumps(found.model_dump(mode="json"), allow_nan=False))
     wanted = {
         "label", "method", "strength", "toxic_fraction", "toxic_fraction_ci95", "perplexity", "prompt_similarity",
@@ -150,7 +150,8 @@ def test_the_front_is_what_no_other_point_beats() -> None:
             as_good = other.toxic_fraction <= one.toxic_fraction and theirs <= mine
             beaten |= as_good and (other.toxic_fraction < one.toxic_fraction or theirs < mine)
         assert one.pareto is not beaten
-    assert any(one.pareto for one in found) and not all(one.pareto for one in found)
+    assert any(one.pareto for one in found)
+    assert not all(one.pareto for one in found)
 
 
 def test_the_judge_is_one_that_no_method_used(runs: list[Path], tmp_path: Path) -> None:
@@ -193,4 +194,5 @@ def test_perplexities_are_averaged_in_the_exponent(tmp_path: Path) -> None:
     values = [float(2 + row) for row in range(N)]
     found = frontier([run_of(tmp_path, "PT", first(3), values)], FAST).points[0]
     assert found.perplexity == pytest.approx(math.exp(sum(math.log(value) for value in values[:20]) / 20))
-    assert found.perplexity_ci95 is not None and found.perplexity_ci95[0] < found.perplexity < found.perplexity_ci95[1]
+    assert found.perplexity_ci95 is not None
+    assert found.perplexity_ci95[0] < found.perplexity < found.perplexity_ci95[1]
