@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "judge train-pairs": ("judge_pairs:train_pairs", "Teach an encoder to recognise counter-narratives."),
     "judge evaluate-pairs": ("judge_pairs:evaluate_pairs", "What a judge of pairs gets right and wrong."),
     "steer fit": ("steer:fit", "Find how to steer a model, for measure --steer."),
+    "steer export": ("steer:export", "Write vectors as safetensors, or for llama.cpp."),
+    "steer import": ("steer:import_", "Take a control vector of llama.cpp."),
     "interpret": ("interpret:interpret", "Look inside models: what training changed."),
     "report": ("report:report", "Write one self-contained page about runs."),
     "push": ("push:push", "Upload an adapter to the hub, with a card."),

@@ -180,6 +180,13 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "A direction in the residual stream, from a scored run.",
         ),
     ),
+    "steer export": (
+        ExampleLine("rewardlm steer export steer/vector --out vector.gguf", "A control vector for llama.cpp."),
+        ExampleLine("rewardlm steer export steer/vector --out vector.safetensors", "One file for other programs."),
+    ),
+    "steer import": (
+        ExampleLine("rewardlm steer import smollm2-135m vector.gguf --out steer/theirs", "Somebody else's vector."),
+    ),
     "interpret": (
         ExampleLine("rewardlm interpret runs/PT runs/FT --out runs/inside", "What training changed inside."),
         ExampleLine(

@@ -61,3 +61,4 @@ from rewardlm.config.services import secrets_in_url as secrets_in_url
 from rewardlm.config.services import without_secrets as without_secrets
 from rewardlm.config.steer import BY_A_JUDGE as BY_A_JUDGE
 from rewardlm.config.steer import SteerFitSettings as SteerFitSettings
+from rewardlm.config.steer import SteerImportSettings as SteerImportSettings

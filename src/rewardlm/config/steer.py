@@ -166,3 +166,11 @@ class SteerFitSettings(ModelSettings):
         if self.method == "task-vector" and self.task_vector.toxic_adapter is None:
             raise ValueError("task-vector needs an adapter that was trained on toxic text: --toxic-adapter")
         return self
+
+
+class SteerImportSettings(ModelSettings):
+    """``rewardlm steer import``: a control vector of llama.cpp, and the model that it is for."""
+
+    example: ClassVar = {"model": "smollm2-135m", "file": "vector.gguf"}
+
+    file: Path = Field(description="The control vector: a .gguf with tensors direction.N.")

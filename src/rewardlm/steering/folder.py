@@ -72,6 +72,7 @@ def fitted_on(policy: Policy, adapter_hash: str | None = None) -> FittedOn:
         quantisation=policy.quantisation,
         adapter=policy.adapter,
         adapter_hash=adapter_hash,
+        family=policy.causal_lm.config.model_type,
         layers=getattr(config, "num_hidden_layers", None),
         width=getattr(config, "hidden_size", None),
     )

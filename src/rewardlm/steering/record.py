@@ -41,6 +41,7 @@ class FittedOn(BaseModel):
     quantisation: str | None = None
     adapter: str | None = None
     adapter_hash: str | None = None
+    family: str | None = None
     layers: int | None = None
     width: int | None = None
 
