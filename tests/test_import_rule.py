@@ -24,9 +24,10 @@ ROWS = [
     {"experiment", "planner", "publish"},
     {"preflight", "viewing", "serving"},
     {"reporting", "training", "measuring", "judges", "interpreting"},
+    {"steering"},
     {"scoring", "models", "data"},
     {"fastpath"},
-    {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "hub"},
+    {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "stream", "views", "readouts", "hub"},
     {"config"},
     {"types", "errors", "stats", "formats"},
 ]

@@ -17,8 +17,16 @@ FLAGS = {
     "run": COMMON,
     "measure": [
         "--adapter", "--prompts", "--scorer", "--label", "--samples", "--max-new-tokens", "--limit", "--engine",
-        "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", "--thresholds", *COMMON,
+        "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", "--thresholds", "--steer", "--strength",
+        "--adapter-strength", *COMMON,
     ],
+    "steer fit": [
+        "--method", "--run", "--judge", "--strength", "--direction", "--how", "--expert", "--anti-expert",
+        "--toxic-adapter", "--adapter", *COMMON,
+    ],
+    "steer export": ["--out"],
+    "steer import": ["--dtype", "--device", "--load", "--out"],
+    "frontier": ["--scorer", "--split", "--out", "--config", "--seed"],
     "score": ["--scorer", "--thresholds", "--config", "--seed", "--device"],
     "import": ["--label", "--map", "--out", "--config", "--seed"],
     "merge": ["--adapter", "--dtype", "--load", "--device", "--out", "--config"],
@@ -79,6 +87,8 @@ def test_help_names_every_command(shell: Shell) -> None:
     assert "..." not in done.out.partition("Commands:")[2]
     judge = shell("judge", "--help").out
     assert all(f"\n  {command.split()[1]} " in judge for command in FLAGS if command.startswith("judge "))
+    steer = shell("steer", "--help").out
+    assert all(f"\n  {command.split()[1]} " in steer for command in FLAGS if command.startswith("steer "))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(["mesure"], "'measure'"), (["judge", "evalute"], "'evaluate'")])
