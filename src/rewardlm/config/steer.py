@@ -58,13 +58,13 @@ class ActivationSettings(Section):
 
     direction: Annotated[Literal["means", "pca", "probe"], Flag("--direction")] = Field(
         "means",
-        description="How it is found: the difference of means, the first principal component of the differences of "
-        "toxic and harmless answers, or a linear probe's weights.",
+        description="How activation finds its direction: the difference of means, the first principal component of the "
+        "differences of toxic and harmless answers, or a linear probe's weights.",
     )
     how: Annotated[Literal["add", "ablate", "gated"], Flag("--how")] = Field(
         "add",
-        description="Add it away from toxicity; ablate: leave the stream no part along it; gated: add it only where a "
-        "probe reads toxicity.",
+        description="What activation does with it: add it, away from toxicity; ablate it, so that the stream has no part "
+        "along it; or add it only where a probe reads toxicity (gated).",
     )
     where: Literal["answer", "all"] = Field(
         "answer", description="On the answer's tokens only, or on the prompt's too."
@@ -81,10 +81,10 @@ class DexpertsSettings(Section):
     """``dexperts``: an expert's and an anti-expert's logits beside the base's (Liu et al. 2021)."""
 
     expert: Annotated[Path | None, Flag("--expert", metavar="DIR")] = Field(
-        None, description="Adapter that was trained on harmless text."
+        None, description="For dexperts: the adapter that was trained on harmless text."
     )
     anti_expert: Annotated[Path | None, Flag("--anti-expert", metavar="DIR")] = Field(
-        None, description="Adapter that was trained on toxic text."
+        None, description="For dexperts: the adapter that was trained on toxic text."
     )
     top_p: float = Field(0.9, gt=0, le=1, description="The base's own nucleus, outside which no token is drawn.")
 
@@ -104,7 +104,7 @@ class TaskVectorSettings(Section):
     """``task-vector``: minus an adapter that was trained on toxic text (Ilharco et al. 2023, Zhang et al. 2023)."""
 
     toxic_adapter: Annotated[Path | None, Flag("--toxic-adapter", metavar="DIR")] = Field(
-        None, description="That adapter."
+        None, description="For task-vector: the adapter that was trained on toxic text."
     )
 
 
