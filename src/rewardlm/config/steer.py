@@ -63,8 +63,8 @@ class ActivationSettings(Section):
     )
     how: Annotated[Literal["add", "ablate", "gated"], Flag("--how")] = Field(
         "add",
-        description="What activation does with it: add it, away from toxicity; ablate it, so that the stream has no part "
-        "along it; or add it only where a probe reads toxicity (gated).",
+        description="What activation does with it: add it, away from toxicity; ablate it, so that the stream has no "
+        "part along it; or add it only where a probe reads toxicity (gated).",
     )
     where: Literal["answer", "all"] = Field(
         "answer", description="On the answer's tokens only, or on the prompt's too."

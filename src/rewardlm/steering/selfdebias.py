@@ -11,9 +11,9 @@ The paper's λ are 10, 50 and 100. λ = 0 leaves p as it is. The prompts with de
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence, Set
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -80,4 +80,4 @@ def debiased(logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"], 
     """log p + log α(Δ), up to a constant: the first view's logits minus what the paper's α takes."""
     shares = logits.softmax(-1)
     rise = (shares[:, 0] - shares[:, 1:].amax(1)).clamp(max=0)
-    return logits[:, 0] + (strengths[:, None] * rise).clamp(min=float(torch.tensor(epsilon).log()))
+    return logits[:, 0] + (strengths[:, None] * rise).clamp(min=math.log(epsilon))
