@@ -116,7 +116,6 @@ class LocalEngine:
             self._steering = load_steering(self.folder, settings.services)
         self.strength = self._steering.strength if settings.strength is None else settings.strength
         self._steered: Steered | None = None
-        # Of the answers that were given: the time that they took, their tokens, and those of all that were drawn.
         self.cost = Cost()
         self.prompt_tokens = policy.max_positions - settings.max_new_tokens
         if self.prompt_tokens < 1:
@@ -189,13 +188,13 @@ class Cost:
 
     def timed(self, answers: Iterator[Sampled], steered: Steered) -> Iterator[Sampled]:
         """``answers`` as they come. Only the time in which they are made counts, not what is done with them."""
-        drawn = steered.drawn
+        before = steered.read
         while True:
             start = time.perf_counter()
             answer = next(answers, None)
             self.seconds += time.perf_counter() - start
-            self.passes += (steered.drawn - drawn) * steered.passes
-            drawn = steered.drawn
+            self.passes += steered.read - before
+            before = steered.read
             if answer is None:
                 return
             self.tokens += len(answer.tokens)

@@ -126,21 +126,24 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
         described = engine.describe()
         _check_weights(run, "model_hash", described["model_hash"])
 
+        # At strength 0, no judge of the steering took part.
+        took_part = folder if (described.get("treatment") or {}).get("strength") else None
+
         def begin() -> None:
             refuse_other_judges(run, scorers)
             run.update(
                 **recorded_thresholds(run, scorers, settings.thresholds, settings.matching),
                 **described,
-                rewards=_rewards(settings, folder),
-                reward_lineage=_lineages(settings, folder),
+                rewards=_rewards(settings, took_part),
+                reward_lineage=_lineages(settings, took_part),
                 paid_for=paid_for(settings.adapter) if settings.adapter else [],
                 trained_by=trained_by(settings.adapter) if settings.adapter else None,
                 scorers=_described(run, scorers, settings),
                 samples=settings.samples,
                 pair_judge=pair_judge and pair_judge.describe(),
                 processes=processes.size,
-                **_prompts_fitted_on(run, folder),
-                **_primary(run, settings, scorers, folder),
+                **_prompts_fitted_on(run, took_part),
+                **_primary(run, settings, scorers, took_part),
             )
 
         processes.first(begin)

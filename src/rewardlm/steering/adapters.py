@@ -81,8 +81,6 @@ def _layers(policy: Policy) -> dict[str, LoraLayer]:
 
 
 class _WithExperts(Steered):
-    passes = 3
-
     def __init__(self, policy: Policy, top_p: float) -> None:
         super().__init__(policy)
         self._top_p = top_p

@@ -46,7 +46,6 @@ class _WithDescriptions(Steered):
         super().__init__(policy)
         self._descriptions = list(descriptions)
         self._guide = DescriptionsGuide(1 + len(descriptions), epsilon)
-        self.passes = 1 + len(descriptions)
 
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
         """The conversation, and the same with each description in front of its last turn."""

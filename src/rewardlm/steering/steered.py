@@ -48,15 +48,13 @@ class Steering(Protocol):
 class Steered:
     """A policy that can answer steered. As it stands here it is the unsteered one: each method changes what it must.
 
-    ``drawn`` counts the tokens of all answers that were drawn for those that were given, and ``passes`` how many tokens
-    the model read for each that it drew: a cost that doesn't depend on the machine.
+    ``read`` counts the tokens that the model has read to draw answers, those that were thrown away and those of a
+    request's further rows too: a cost that doesn't depend on the machine.
     """
-
-    passes = 1
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.drawn = 0
+        self.read = 0
 
     def check_strength(self, strength: float) -> None:
         """Raise ConfigError for a strength that means nothing to the method."""
@@ -120,7 +118,7 @@ class Steered:
                 entropy=False,
                 known=known,
             ):
-                self.drawn += len(answer.tokens)
+                self.read += len(answer.tokens) * (1 if guide is None else guide.views)
                 yield answer
         finally:
             self.policy.guide = None
