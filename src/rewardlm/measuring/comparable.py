@@ -57,9 +57,7 @@ def _refuse_other_prompts(baseline: Measured, other: Measured) -> None:
 def _refuse_other_model(baseline: Measured, again: Measured) -> None:
     """Raise RunError unless ``again`` has the same model and settings as ``baseline``, and another seed."""
     for key in ("model", "model_hash", "adapter_hash", "adapter_strength", "treatment"):
-        ours, theirs = (run.meta.get(key) for run in (baseline, again))
-        if key == "treatment":
-            ours, theirs = (found and (found["method"], found["strength"], found["hash"]) for found in (ours, theirs))
+        ours, theirs = (_steered_by(run) if key == "treatment" else run.meta.get(key) for run in (baseline, again))
         if ours != theirs:
             raise RunError(
                 f"{again.run.path} is no second draw of {baseline.run.path}: its {key} is {theirs!r}, not {ours!r}; "
@@ -80,6 +78,12 @@ def _refuse_other_model(baseline: Measured, again: Measured) -> None:
             f"{again.run.path} was drawn from the same seed as {baseline.run.path} ({seeds[0]}), so its answers are "
             "the same: measure the baseline again with another --seed"
         )
+
+
+def _steered_by(run: Measured) -> tuple[str, float, str] | None:
+    """What its answers depend on: not what its fit was called."""
+    found = run.meta.get("treatment")
+    return None if found is None else (found["method"], found["strength"], found["hash"])
 
 
 def _refuse_other_toxicity(baseline: Measured, other: Measured) -> None:

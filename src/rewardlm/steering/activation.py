@@ -89,10 +89,9 @@ def of_activation(folder: SteerFolder) -> StreamSteering:
     if settings["how"] == "ablate":
         unit = tensors["direction"] / tensors["direction"].norm()
         change = ablates(unit[:, None])
-        layers = range(int(record.model.layers or 0))
         changes = {(0, "in"): change}
-        for layer in layers:
-            changes |= {(layer, "attention"): change, (layer, "mlp"): change}
+        for number in range(int(record.model.layers or 0)):
+            changes |= {(number, "attention"): change, (number, "mlp"): change}
     for name, vector in tensors.items():
         kind, _, layer = name.partition(".")
         if kind != "vector":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rewardlm.config import ServicesSettings
@@ -23,7 +24,7 @@ def load_steering(folder: SteerFolder, services: ServicesSettings | None = None)
     method = folder.record.method
     if method in ("best-of-n", "rejection"):
         return Selection(folder, services)
-    methods = {
+    methods: dict[str, Callable[[SteerFolder], Steering]] = {
         "system": SystemPrompt,
         "activation": of_activation,
         "dexperts": Dexperts,
