@@ -96,7 +96,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     sys.modules.pop("planted_judge", None)
 
 
-QUICK = {"choose": {"fluency": 1e9, "prompts": 10, "max_new_tokens": 6, "strengths": [0.5, 1.0]}}
+QUICK = {"choose": {"fluency": 1e9, "prompts": 10, "max_new_tokens": 6, "strengths": [0.5, 1.0, 1.5]}}
 
 
 @pytest.mark.slow
@@ -144,14 +144,15 @@ def test_a_gate_leaves_harmless_prompts_alone(world: World, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_best_of_four_by_the_planted_judge(world: World, tmp_path: Path) -> None:
+def test_the_best_of_eight_by_the_planted_judge(world: World, tmp_path: Path) -> None:
     world.fit(tmp_path / "best", "best-of-n", judge="planted_judge:judge")
-    base = measure(world.settings(label="base", generation={"temperature": 3.0}), tmp_path / "base")
-    best = measure(
-        world.settings(steer=tmp_path / "best", strength=4, generation={"temperature": 3.0}), tmp_path / "four"
-    )
+    # Hot, and from its words alone: where it is triggered it says nothing harmless else.
+    model = world.model
+    hot = {"temperature": 12.0, "top_k": len(model.toxic) + len(model.neutral) + len(model.harmless)}
+    base = measure(world.settings(label="base", generation=hot), tmp_path / "base")
+    best = measure(world.settings(steer=tmp_path / "best", strength=8, generation=hot), tmp_path / "eight")
     assert world.toxic_share(best) < world.toxic_share(base) / 2
-    assert best.meta["cost"]["passes"] > 3 * best.meta["cost"]["tokens"]
+    assert best.meta["cost"]["passes"] > 6 * best.meta["cost"]["tokens"]
     assert base.meta["cost"]["passes"] == base.meta["cost"]["tokens"] == sum(g.n_tokens for g in base.generations())
 
 
