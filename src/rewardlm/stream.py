@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 # What layer l reads ("in"; l = L is what the final norm reads), and what its attention and its MLP write.
@@ -28,24 +28,42 @@ class Edits:
     With ``answers_only``, a pass is changed at its last position alone. In a prompt that ends where the answer begins
     (padded on the left, if at all) this is the position from which the answer's first token is predicted. Then each
     token of the answer is a pass of its own. So exactly the positions from which the answer is predicted are changed.
+
+    Where rows are run as one sequence (``fastpath.tree``), ``ends`` Int[B] says where in it each row's last token is.
     """
 
     def __init__(self, changes: Mapping[Site, Change], *, answers_only: bool) -> None:
         self.changes = dict(changes)
         self.answers_only = answers_only
         self.strengths: Tensor | None = None
+        self.ends: Tensor | None = None
 
-    def at(self, site: Site, states: Float[Tensor, "B M"]) -> Tensor:
-        """The changed states at ``site``, where every row is at a token of its answer."""
+    @property
+    def fits_a_sequence(self) -> bool:
+        """Whether the rows can be run as one sequence. If all tokens are changed, a row that shares some with another
+        one can't have a strength of its own."""
+        return self.strengths is None or self.answers_only or bool((self.strengths == self.strengths[:1]).all())
+
+    def at(self, site: Site, states: Float[Tensor, "N M"], ends: Int[Tensor, "B"] | None = None) -> Tensor:
+        """The changed states at ``site``: of rows that are each at a token of the answer (N is B), or of one sequence
+        in which the rows' last tokens are at ``ends``."""
         change = self.changes.get(site)
         if change is None or self.strengths is None:
             return states
-        return change(states, self.strengths.to(states)[:, None])
+        strengths = self.strengths.to(states)[:, None]
+        if ends is None:
+            return change(states, strengths)
+        if not self.answers_only:
+            return change(states, strengths[:1])
+        # A copy: these states are read elsewhere, too.
+        return states.index_copy(0, ends, change(states.index_select(0, ends), strengths))
 
     def whole(self, site: Site, states: Tensor) -> Tensor:
         """The changed states Float[B, T, M] of a pass; rows that a family strings together, Float[B·T, M], too."""
         if self.strengths is None:
             return states
+        if self.ends is not None:
+            return self.at(site, states.reshape(-1, states.shape[-1]), self.ends).reshape(states.shape)
         change, strengths = self.changes[site], self.strengths.to(states)[:, None, None]
         rows = states if states.dim() == 3 else states.reshape(len(strengths), -1, states.shape[-1])
         if not self.answers_only:
@@ -81,6 +99,16 @@ def edits_of(body: nn.Module) -> Edits | None:
     return _on.get(body)
 
 
+def changes_of(body: nn.Module) -> Callable[..., Tensor]:
+    """``Edits.at`` of the changes that are on in ``body``, or what changes nothing."""
+    edits = edits_of(body)
+    return _unchanged if edits is None else edits.at
+
+
+def _unchanged(_site: Site, states: Tensor, _ends: Tensor | None = None) -> Tensor:
+    return states
+
+
 def is_stream_hook(hook: Any) -> bool:
     """Whether a module's hook only makes a change that ``edits_of`` knows."""
     return isinstance(getattr(hook, "__self__", None), StreamHook)
@@ -109,6 +137,20 @@ def edited(body: nn.Module, modules: Mapping[Site, nn.Module], edits: Edits) -> 
         _on.pop(body, None)
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def as_one_sequence(body: nn.Module, ends: Int[Tensor, "B"]) -> Iterator[None]:
+    """Inside, a pass through ``body`` is one sequence of all rows, whose last tokens are at ``ends``."""
+    edits = edits_of(body)
+    if edits is None:
+        yield
+        return
+    edits.ends = ends
+    try:
+        yield
+    finally:
+        edits.ends = None
 
 
 @contextlib.contextmanager

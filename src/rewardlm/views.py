@@ -18,14 +18,34 @@ from torch.nn.functional import linear
 
 class Views:
     """The adapter of each of a request's V views: its name, or None for the base. ``rows`` is how many rows, views
-    counted one by one, the pass that runs now has."""
+    counted one by one, the pass that runs now has; None: it is the base's."""
 
     def __init__(self, adapters: Sequence[str | None]) -> None:
         self.adapters = tuple(adapters)
         self.rows: int | None = None
+        self._alone: int | None = None
 
     def __len__(self) -> int:
         return len(self.adapters)
+
+    @property
+    def are_one(self) -> bool:
+        """Whether all rows are of one view now."""
+        return self._alone is not None
+
+    @property
+    def of_all(self) -> str | None:
+        """The adapter that all rows have now."""
+        return None if self._alone is None else self.adapters[self._alone]
+
+    @contextlib.contextmanager
+    def alone(self, view: int) -> Iterator[None]:
+        """Inside, all rows are of this view."""
+        self._alone = view
+        try:
+            yield
+        finally:
+            self._alone = None
 
 
 class ViewHook:
@@ -36,17 +56,26 @@ class ViewHook:
 
     def __call__(self, layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         views, n = self._views, len(self._views)
+        if views.are_one:
+            return output if views.of_all is None else output + _added(layer, views.of_all, args[0])
         if views.rows is None:
             return output
         # OPT strings its rows together before it calls its MLP.
         x, found = (one.reshape(views.rows, -1, one.shape[-1]) for one in (args[0], output))
         found = found.clone()
         for view, name in enumerate(views.adapters):
-            if name is not None and name in layer.lora_A:
-                own = x[view::n]
-                down, up = (layer.lora_A[name].weight.to(own.dtype), layer.lora_B[name].weight.to(own.dtype))
-                found[view::n] += linear(linear(own, down), up).to(found.dtype) * layer.scaling[name]
+            if name is not None:
+                found[view::n] += _added(layer, name, x[view::n])
         return found.reshape(output.shape)
+
+
+def _added(layer: Any, name: str, x: Tensor) -> Tensor | float:
+    """s·B·A·x of a layer's adapter; 0 where it has none of this name."""
+    if name not in layer.lora_A:
+        return 0.0
+    down, up = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
+    added: Tensor = linear(linear(x, down), up) * layer.scaling[name]
+    return added
 
 
 _on: WeakKeyDictionary[nn.Module, Views] = WeakKeyDictionary()

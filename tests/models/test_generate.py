@@ -373,7 +373,7 @@ def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch,
         monkeypatch.setattr(module, "keeps_keys_and_values", lambda config: False)
         monkeypatch.setattr(module.warnings, "warn", lambda *_, **__: None)
     wanted = answers(tiny, requests, 12, GREEDY, batch_tokens=10**6)
-    record, asked = module._Answers.record, []
+    record, asked = module.GroupAnswers.record, []
 
     def limited(self, logits, hidden):
         asked.append(len(logits))
@@ -381,7 +381,7 @@ def test_memory_that_runs_out_leaves_the_answers_as_they_were(tiny, monkeypatch,
             torch.empty(2**58, dtype=torch.uint8)
         return record(self, logits, hidden)
 
-    monkeypatch.setattr(module._Answers, "record", limited)
+    monkeypatch.setattr(module.GroupAnswers, "record", limited)
     budget = Budget(1000, "batch_tokens")
     found = answers(tiny, requests, 12, GREEDY, batch_tokens=budget)
     assert max(asked) > 4

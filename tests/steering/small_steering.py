@@ -130,7 +130,7 @@ def folder_of(method: str, adapters: Callable[[str], Path]) -> SteerFolder:
     """A steer folder as ``steer fit`` makes it, for tiny."""
     name = {"ablation": "activation", "gated": "activation"}.get(method, method)
     settings: dict[str, Any] = {"model": "tiny", "method": name}
-    if name in ("activation", "profs"):
+    if name in ("activation", "profs", "pplm"):
         settings["run"] = "nowhere"
     if method == "dexperts":
         settings["dexperts"] = {"expert": "a", "anti_expert": "b"}
@@ -144,6 +144,7 @@ def folder_of(method: str, adapters: Callable[[str], Path]) -> SteerFolder:
         "ablation": {"direction": VECTOR},
         "gated": {"vector.1": VECTOR, "probe.1.weight": VECTOR, "probe.1.bias": torch.zeros(1)},
         "profs": {"basis.1": BASIS},
+        "pplm": {"head.weight": VECTOR, "head.bias": torch.zeros(1)},
     }.get(method, {})
     named = {"dexperts": ("expert", "anti_expert"), "task-vector": ("toxic",)}.get(method, ())
     record = SteerRecord(

@@ -15,7 +15,7 @@ from rewardlm.steering.steered import Steering, Unsteered
 
 METHODS = (
     "system", "best-of-n", "rejection", "activation", "ablation", "gated", "dexperts", "selfdebias", "task-vector",
-    "profs",
+    "profs", "pplm",
 )  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 
 SteerMethod = Literal[
-    "system", "best-of-n", "rejection", "activation", "dexperts", "selfdebias", "task-vector", "profs"
+    "system", "best-of-n", "rejection", "activation", "dexperts", "selfdebias", "task-vector", "profs", "pplm"
 ]
 # Methods that read a scored run; those that need adapters; those that ask a judge while they answer.
-FROM_A_RUN: tuple[str, ...] = ("activation", "profs")
+FROM_A_RUN: tuple[str, ...] = ("activation", "profs", "pplm")
 BY_A_JUDGE: tuple[str, ...] = ("best-of-n", "rejection")
 
 
@@ -116,6 +116,19 @@ class ProfsSettings(Section):
     pairs: int = Field(500, ge=2, description="At most so many pairs of a toxic and a harmless answer are read.")
 
 
+class PplmSettings(Section):
+    """``pplm``: the cached past is moved by gradients, for each token anew (Dathathri et al. 2020)."""
+
+    iterations: int = Field(3, ge=1, description="Steps along the gradient for each token.")
+    step: float = Field(0.04, gt=0, description="Length of a step; the strength multiplies it.")
+    gamma: float = Field(1.0, ge=0, description="A gradient is divided by its norm to this power.")
+    kl: float = Field(0.01, ge=0, description="Weight of the divergence from the model's own distribution.")
+    fusion: float = Field(
+        0.95, ge=0, le=1, description="Exponent of the moved distribution; the model's own has the rest."
+    )
+    answers: int = Field(2000, ge=8, description="At most so many of the run's answers teach the classifier head.")
+
+
 class SteerFitSettings(ModelSettings):
     """``rewardlm steer fit``: which method, and what it is fitted on."""
 
@@ -124,7 +137,7 @@ class SteerFitSettings(ModelSettings):
     method: Annotated[SteerMethod, Flag()] = Field(description="The method.")
     run: Annotated[Path | None, Flag(metavar="SCORED")] = Field(
         None,
-        description="For activation and profs: a measured run of this model, of prompts that you don't measure later.",
+        description="For activation, profs and pplm: a measured run of this model. Measure other prompts later.",
     )
     judge: Annotated[str | None, Flag()] = Field(
         None,
@@ -144,6 +157,7 @@ class SteerFitSettings(ModelSettings):
     selfdebias: SelfdebiasSettings = Field(SelfdebiasSettings(), description="The method selfdebias.")
     task_vector: TaskVectorSettings = Field(TaskVectorSettings(), description="The method task-vector.")
     profs: ProfsSettings = Field(ProfsSettings(), description="The method profs.")
+    pplm: PplmSettings = Field(PplmSettings(), description="The method pplm.")
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     def of_method(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rewardlm.errors import ConfigError
 from rewardlm.fastpath import fused, lean, llama, operators, tree
 from rewardlm.fastpath.slots import ModuleSteps, Slots
 from rewardlm.fastpath.tree import Tree, tree_of
-from rewardlm.stream import edits_of
+from rewardlm.stream import as_one_sequence, edits_of
 from rewardlm.views import views_of
 
 __all__ = [
@@ -67,10 +67,10 @@ def fuse(model: nn.Module) -> None:
 def runs_trees(body: Any) -> bool:
     """Whether ``body`` is supported: its rows can be run as one sequence, by ``predicting_states`` and ``prefill``.
 
-    While its stream is being changed, or rows are views with adapters of their own, rows must stay rows.
+    Rows must stay rows while they are different views, or where the stream's changes need that.
     """
-    edits = edits_of(body)
-    rows = views_of(body) is not None or (edits is not None and edits.strengths is not None)
+    edits, views = edits_of(body), views_of(body)
+    rows = (views is not None and not views.are_one) or (edits is not None and not edits.fits_a_sequence)
     return is_open() and not rows and tree.runs_trees(body)
 
 
@@ -78,10 +78,12 @@ def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) 
     """The last states that the R answer tokens of ``rows`` are predicted from, with gradients where they are on.
 
     They follow the prefix that ``cache`` holds; the cache grows by all tokens of ``rows``. ``body`` must run trees.
+    Where its stream is changed, with a strength for each of the R.
     """
     if lean.is_lean(body):
         return lean.states(body, rows, cache)
-    return tree.tree_states(body, rows, cache).index_select(0, rows.predicting)
+    with as_one_sequence(body, rows.predicting):
+        return tree.tree_states(body, rows, cache).index_select(0, rows.predicting)
 
 
 def prefill(

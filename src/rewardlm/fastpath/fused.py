@@ -49,6 +49,14 @@ def map_of(module: nn.Module) -> Map | None:
     return Map(module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
 
 
+def map_with(module: Any, name: str | None) -> Map | None:
+    """What ``module``, whose adapters are off, would compute with the adapter ``name`` on, if it has that one."""
+    own = map_of(module)
+    if own is None or name is None or name not in getattr(module, "lora_A", {}):
+        return own
+    return Map(own.base, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+
+
 class FusedLinear(Linear):  # type: ignore[misc]
     """PEFT's layer; everything beyond one unmerged, plain adapter is still computed by PEFT."""
 

@@ -7,7 +7,7 @@ After its attention, the last layer computes only where a response token is pred
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
 from rewardlm.fastpath.agreement import agrees
-from rewardlm.fastpath.fused import Maps, Parts, map_of, maps_backward, maps_forward
+from rewardlm.fastpath.fused import Map, Maps, Parts, map_of, map_with, maps_backward, maps_forward
 from rewardlm.fastpath.llama import is_plain_llama, signed
 from rewardlm.fastpath.operators import silu_backward
 from rewardlm.fastpath.tree import Layout, Tree, attention, last_states
+from rewardlm.stream import changes_of
+from rewardlm.views import views_of
+
+_MapOf = Callable[[nn.Module], Map | None]
 
 
 def is_lean(body: Any) -> bool:
@@ -44,9 +48,14 @@ def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
     cos, sin = (part[0, :, None] for part in body.rotary_emb(x[None], tree.positions[None]))
     sin = signed(sin)
     layout = Layout(tree, body.config.num_attention_heads, body.config.num_key_value_heads)
+    changed = changes_of(body)
+    views = views_of(body)
+    of = map_of if views is None else partial(map_with, name=views.of_all)
+    ends: Tensor | None = tree.predicting
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
-        mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj])
+        x = changed((number, "in"), x, ends)
+        mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj], of)
         query, key, value = (part.view(len(x), -1, own.head_dim) for part in mixed)
         query, key = _Turn.apply(query, cos, sin), _Turn.apply(key, cos, sin)  # type: ignore[no-untyped-call]
         if cache is not None:
@@ -55,26 +64,30 @@ def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
         attended = attention(query, key, value, layout, own.scaling).flatten(1)
         if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
-        scalings, weights = _weights([own.o_proj])
-        x = x + Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
-        gate, up = _normed_maps(x, layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
-        scalings, weights = _weights([mlp.down_proj])
-        x = x + _GatedMap.apply(gate, up, scalings, *weights)  # type: ignore[no-untyped-call]
+            ends = None
+        scalings, weights = _weights([own.o_proj], of)
+        written = Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
+        x = x + changed((number, "attention"), written, ends)
+        gate, up = _normed_maps(x, layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], of)
+        scalings, weights = _weights([mlp.down_proj], of)
+        written = _GatedMap.apply(gate, up, scalings, *weights)  # type: ignore[no-untyped-call]
+        x = x + changed((number, "mlp"), written, ends)
+    x = changed((len(body.layers), "in"), x, ends)
     final: Tensor = _Norm.apply(x, body.norm.weight, body.norm.variance_epsilon)  # type: ignore[no-untyped-call]
     return final
 
 
-def _normed_maps(x: Tensor, norm: Any, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+def _normed_maps(x: Tensor, norm: Any, modules: Sequence[nn.Module], of: _MapOf) -> tuple[Tensor, ...]:
     """What each of ``modules`` makes of ``x`` Float[N, H] after ``norm``: Float[N, out]."""
-    scalings, weights = _weights(modules)
+    scalings, weights = _weights(modules, of)
     arguments = (x, norm.weight, norm.variance_epsilon, scalings, *weights)
     found: tuple[Tensor, ...] = _NormedMaps.apply(*arguments)  # type: ignore[no-untyped-call]
     return found
 
 
-def _weights(modules: Sequence[nn.Module]) -> tuple[list[float], list[Tensor | None]]:
+def _weights(modules: Sequence[nn.Module], of: _MapOf) -> tuple[list[float], list[Tensor | None]]:
     """s of each module's adapter, and every module's W, b, A and B in one list."""
-    maps = [found for found in map(map_of, modules) if found is not None]
+    maps = [found for found in map(of, modules) if found is not None]
     weights = [part for one in maps for part in (one.base.weight, one.base.bias, one.down, one.up)]
     return [one.scaling for one in maps], weights
 

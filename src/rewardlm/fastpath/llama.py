@@ -26,9 +26,9 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from rewardlm.fastpath import operators
 from rewardlm.fastpath.agreement import agrees, warn_once
-from rewardlm.fastpath.fused import FusedLinear, Map, map_of
+from rewardlm.fastpath.fused import FusedLinear, Map, map_of, map_with
 from rewardlm.fastpath.slots import Slots
-from rewardlm.stream import Site, edits_of
+from rewardlm.stream import changes_of
 from rewardlm.trunk import cache_argument, has_window
 from rewardlm.views import Views, views_of
 
@@ -122,10 +122,6 @@ def _stepped(body: Any, rows: Tensor) -> Tensor:
     return torch.stack([steps.states(tokens, slots) for tokens in rows[:, -2:].t()], 1)
 
 
-def _unchanged(_site: Site, states: Tensor) -> Tensor:
-    return states
-
-
 def signed(sin: Tensor) -> Tensor:
     """The sine of a rotary embedding with its first half's sign changed, so that the rotation needs only one roll."""
     half = sin.shape[-1] // 2
@@ -168,8 +164,7 @@ class Steps:
         cos, sin = self._body.rotary_emb(x, positions)
         sin = signed(sin)
         bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(mask == 0, -torch.inf)[:, None, None]
-        edits = edits_of(self._body)
-        changed = _unchanged if edits is None else edits.at
+        changed = changes_of(self._body)
         for number, (layer, store) in enumerate(zip(self._layers, slots.layers, strict=True)):
             x = changed((number, "in"), x)
             mixed = layer.mix(rms_norm(x, x.shape[-1:], layer.norm, self._eps))
@@ -219,24 +214,17 @@ class _Product:
             else:
                 # A sum in half precision would round an early, small adapter away.
                 self._down, self._up = down.to(weight.dtype), up.t().to(weight.dtype).contiguous()
-        # For each view with an adapter: its first row, A and s·B of all maps.
-        self._views: list[tuple[int, Tensor, Tensor]] = []
-        self._n_views = 1 if views is None else len(views)
-        for first, name in enumerate(() if views is None else views.adapters):
-            owns = [_of_view(module, one, name) for module, one in zip(modules, maps, strict=True)]
-            down_parts = [own.down for own in owns if own.down is not None]
-            if down_parts:
-                down, up = torch.cat(down_parts).to(weight.dtype), _side_by_side(owns)
-                self._views.append((first, down, up.t().to(weight.dtype).contiguous()))
+        self._of_views: _OfViews | None = None
+        if views is not None:
+            self._of_views = _OfViews.found(modules, views, weight.dtype)
         self._packs = operators.packs(weight.dtype)
         self._weight = operators.packed(weight) if self._packs else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         multiply = operators.packed_linear if self._packs else linear
         result = multiply(x, self._weight, self._bias)
-        for first, down, up in self._views:
-            own = slice(first, None, self._n_views)
-            result[own] += linear(x[own], down) @ up
+        if self._of_views is not None:
+            self._of_views.add(x, result)
         if self._down is None or self._up is None:
             return result
         return result.addmm_(linear(x, self._down), self._up)
@@ -254,11 +242,47 @@ class _Layer:
     scale: float
 
 
-def _of_view(module: Any, base: Map, name: str | None) -> Map:
-    """``base`` with the adapter ``name`` of ``module``, if it has that."""
-    if name is None or name not in getattr(module, "lora_A", {}):
-        return Map(base.base)
-    return Map(base.base, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+@dataclass
+class _OfViews:
+    """The adapters of views ``first`` to the last: ``down`` Float[views, in, r] and ``up`` Float[views, r, out], for
+    some maps side by side. A view without one, or with a smaller one, has zeros there."""
+
+    first: int
+    number: int
+    down: Tensor
+    up: Tensor
+
+    @classmethod
+    def found(cls, modules: Sequence[Any], views: Views, dtype: torch.dtype) -> _OfViews | None:
+        """What these modules have, or None."""
+        parts: list[tuple[Tensor, Tensor] | None] = []
+        for name in views.adapters:
+            owns = [own for module in modules if (own := map_with(module, name)) is not None]
+            downs = [own.down for own in owns if own.down is not None]
+            parts.append((torch.cat(downs).t(), _side_by_side(owns).t()) if downs else None)
+        some = [part for part in parts if part is not None]
+        if not some:
+            return None
+        first = next(view for view, part in enumerate(parts) if part is not None)
+        down, up = some[0]
+        n_views, rank = len(parts) - first, max(part[0].shape[1] for part in some)
+        found = cls(
+            first,
+            len(parts),
+            down.new_zeros(n_views, len(down), rank, dtype=dtype),
+            up.new_zeros(n_views, rank, up.shape[1], dtype=dtype),
+        )
+        for view, part in enumerate(parts[first:]):
+            if part is not None:
+                found.down[view, :, : part[0].shape[1]], found.up[view, : len(part[1])] = part
+        return found
+
+    def add(self, x: Float[Tensor, "N in"], result: Float[Tensor, "N out"]) -> None:
+        """Into ``result``, what each row's own adapter makes of it."""
+        own, sums = (
+            rows.view(-1, self.number, rows.shape[-1])[:, self.first :].transpose(0, 1) for rows in (x, result)
+        )
+        sums.add_(torch.bmm(torch.bmm(own, self.down), self.up))
 
 
 def _side_by_side(maps: Sequence[Map]) -> Tensor:

@@ -64,9 +64,8 @@ class Request:
 class Guide(Protocol):
     """What decoding asks of a steering, which ``policy.guide`` is while it is on.
 
-    Each request is ``views`` rows of a batch, side by side. ``by_rows``: passes are told their rows' strengths, so
-    prompts are never run as one sequence. ``shares``: a beginning that all prompts share is read as the model itself
-    reads it.
+    Each request is ``views`` rows of a batch, side by side. ``by_rows``: prompts are steered while they are read, and
+    all views read the same one. ``shares``: a beginning that all prompts share has no strength, so it is run once.
     """
 
     views: int
@@ -77,8 +76,16 @@ class Guide(Protocol):
         """Passes that follow have B requests of these strengths; None: they are those of the model itself."""
         ...
 
+    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
+        """Inside, all rows of a pass are of one view; with ``by_rows`` only."""
+        ...
+
     def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
         """The logits that tokens are drawn from."""
+        ...
+
+    def answers(self, call: Call, group: Group) -> GroupAnswers | None:
+        """Who draws a group's answers, for a method that does more than to change what is read and drawn from."""
         ...
 
 
@@ -207,7 +214,7 @@ def generate(
     own = standard and (fastpath.is_open() or (guide is not None and guide.views > 1))
     how: dict[str, Any] = {} if guide is None else {"views": guide.views, "share": guide.shares}
     budget = batch_tokens if isinstance(batch_tokens, Budget) else Budget(batch_tokens, "batch_tokens")
-    call = _Call(policy, requests, max_new_tokens, sampling, keep_hidden, entropy)
+    call = Call(policy, requests, max_new_tokens, sampling, keep_hidden, entropy)
     steps: fastpath.Steps | None = None
     done: set[int] = set()
     while len(done) < len(requests):
@@ -217,7 +224,9 @@ def generate(
                 try:
                     if own and steps is None:
                         steps = fastpath.decoder(*body_and_head(policy.causal_lm))
-                    batch = _ByTransformers(call, group) if steps is None else _Decoder(call, group, steps)
+                    batch: GroupAnswers | None = None if guide is None else guide.answers(call, group)
+                    if batch is None:
+                        batch = _ByTransformers(call, group) if steps is None else _Decoder(call, group, steps)
                     for answer in batch.answers():
                         done.add(answer.index)
                         yield answer
@@ -233,8 +242,8 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What ``generate`` was called with."""
+class Call:
+    """What ``generate`` was called with: its arguments."""
 
     policy: Policy
     requests: Sequence[Request]
@@ -244,10 +253,14 @@ class _Call:
     entropy: bool
 
 
-class _Answers:
+class GroupAnswers:
     """One group's answers, by row of the group, on the device; ``who`` are the rows that hold a slot now."""
 
-    def __init__(self, call: _Call, group: Group) -> None:
+    def answers(self) -> Iterator[Sampled]:
+        """Each answer once it has ended."""
+        raise NotImplementedError
+
+    def __init__(self, call: Call, group: Group) -> None:
         self.policy, self.requests, self.group = call.policy, call.requests, group
         self.max_new_tokens, self.keep_hidden = call.max_new_tokens, call.keep_hidden
         self.body, self.head = body_and_head(self.policy.causal_lm)
@@ -344,19 +357,19 @@ class _Answers:
         return Sampled(self.group.indices[row], tokens, logprobs, sampling_logprobs, entropy, hidden, finish)
 
 
-class _Decoder(_Answers):
+class _Decoder(GroupAnswers):
     """The answers by our own cache: a slot holds one row, and the next one when that has ended."""
 
-    def __init__(self, call: _Call, group: Group, steps: fastpath.Steps) -> None:
+    def __init__(self, call: Call, group: Group, steps: fastpath.Steps) -> None:
         super().__init__(call, group)
         self.steps, self.slots = steps, steps.slots()
         # Sliding windows count columns of the cache, pads too, so such models get whole prompts.
         self.shared = 0 if has_window(self.policy.causal_lm.config) else group.shared
-        self.prefix: list[tuple[Tensor, Tensor]] = []
+        self.prefixes: list[_Prefix] = []
         self.look_every = _LOOK.get(self.device.type, _LOOK_ELSEWHERE)
 
     def answers(self) -> Iterator[Sampled]:
-        self.prefix = self._run_prefix()
+        self.prefixes = self._run_prefixes()
         waiting = deque(range(len(self.group.indices)))
         hidden = self._admit(waiting, None)
         step = 0
@@ -410,17 +423,31 @@ class _Decoder(_Answers):
             return fresh
         return torch.cat([hidden[torch.tensor(self._rows(live), device=self.device)], fresh])
 
-    def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values of the beginning that all prompts share (the template's system turn)."""
+    def _run_prefixes(self) -> list[_Prefix]:
+        """The beginning that all prompts share (the template's system turn): once where all views read it alike, else
+        once for each view."""
         if not self.shared:
-            return []
-        cache = DynamicCache()
+            return [[]]
         prompt = self.requests[self.group.indices[0]].prompt
         prefix = torch.tensor([prompt[: self.shared]], device=self.device)
         positions = torch.arange(self.shared, device=self.device)[None]
+        found: list[_Prefix] = []
         self.begin(None)
-        trunk_states(self.body, prefix, torch.ones_like(prefix), positions, cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        for view in self._apart():
+            cache = DynamicCache()
+            with self._alone(view):
+                trunk_states(self.body, prefix, torch.ones_like(prefix), positions, cache)
+            found.append([(layer.keys, layer.values) for layer in cache.layers])
+        return found
+
+    def _apart(self) -> range:
+        """The views whose passes differ by more than their prompts; one stands for all where none does."""
+        return range(self.views if self.guide is not None and self.guide.by_rows else 1)
+
+    def _alone(self, view: int) -> contextlib.AbstractContextManager[None]:
+        if self.guide is None or not self.guide.by_rows:
+            return contextlib.nullcontext()
+        return self.guide.alone(view)
 
     def _prefill(self, rows: list[int]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
         """Cache, mask and last states Float[N, H] of the N distinct prompts of ``rows``, and which of them each view
@@ -431,26 +458,49 @@ class _Decoder(_Answers):
         """
         requests = [self.requests[self.group.indices[row]] for row in rows]
         if self.guide is not None and self.guide.by_rows:
-            keys = [(request.views(self.views), request.strength) for request in requests]
-            where = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            strengths = [strength for _, strength in where]
-            self.begin(torch.tensor(strengths, dtype=torch.float32, device=self.device))
-            index = torch.tensor(self._rows([where[key] for key in keys]), device=self.device)
-            return *self._run_padded([prompt for views, _ in where for prompt in views]), index
+            return self._prefill_by_strength([(request.prompt, request.strength) for request in requests])
         prompts = [prompt for request in requests for prompt in request.views(self.views)]
         places = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         index = torch.tensor([places[prompt] for prompt in prompts], device=self.device)
         if not fastpath.runs_trees(self.body):
             return *self._run_padded(list(places)), index
+        return *self._run_tree(list(places), 0), index
+
+    def _prefill_by_strength(
+        self, keys: list[tuple[tuple[int, ...], float]]
+    ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+        """As ``_prefill``, of requests that are steered while they are read: prompts with their strengths."""
+        where = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        prompts = [prompt for prompt, _ in where]
+        self.begin(torch.tensor([strength for _, strength in where], dtype=torch.float32, device=self.device))
+        with self._alone(0):
+            # In one sequence, a prompt that occurs twice is there once.
+            in_trees = len(set(prompts)) == len(prompts) and fastpath.runs_trees(self.body)
+        if not in_trees:
+            index = torch.tensor(self._rows([where[key] for key in keys]), device=self.device)
+            return *self._run_padded([prompt for prompt in prompts for _ in range(self.views)]), index
+        parts = []
+        for view in range(self.views):
+            with self._alone(view):
+                parts.append(self._run_tree(prompts, view))
+        own = [where[key] + view * len(prompts) for key in keys for view in range(self.views)]
+        index = torch.tensor(own, device=self.device)
+        return *(parts[0] if len(parts) == 1 else _side_by_side(parts)), index
+
+    def _run_tree(self, prompts: list[tuple[int, ...]], view: int) -> tuple[DynamicCache, Tensor, Tensor]:
         cache = DynamicCache()
-        for number, (held_keys, values) in enumerate(self.prefix):
-            cache.update(held_keys, values, number)
-        return cache, *fastpath.prefill(self.body, list(places), cache, self.shared), index
+        for number, (keys, values) in enumerate(self.prefixes[view]):
+            cache.update(keys, values, number)
+        return cache, *fastpath.prefill(self.body, prompts, cache, self.shared)
 
     def _run_padded(self, prompts: list[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        """``prompts`` are those of all views, side by side, where these are apart."""
         cache = DynamicCache()  # Without the configuration: layers with a window would drop what a row's slot needs.
-        for number, (keys, values) in enumerate(self.prefix):
-            cache.update(keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1), number)
+        apart = len(self.prefixes)
+        for number, own in enumerate(zip(*self.prefixes, strict=True)):
+            # Float[views, heads, T, D], again and again.
+            keys, values = (torch.cat(parts).repeat(len(prompts) // apart, 1, 1, 1) for parts in zip(*own, strict=True))
+            cache.update(keys, values, number)
         rests = [prompt[self.shared :] for prompt in prompts]
         tokens = _left_padded(rests, self.device)
         lengths = torch.tensor([len(rest) for rest in rests], device=self.device)[:, None]
@@ -462,7 +512,7 @@ class _Decoder(_Answers):
         return cache, mask, hidden
 
 
-class _ByTransformers(_Answers):
+class _ByTransformers(GroupAnswers):
     """The answers by transformers' ``generate``, for prompts of one length at a time: a recurrent state would take up
     padding too."""
 
@@ -503,12 +553,24 @@ class _ByTransformers(_Answers):
 class _Chosen(LogitsProcessor):  # type: ignore[misc]
     """Leaves the token that we draw as the only one possible."""
 
-    def __init__(self, batch: _Answers, seen: list[Tensor]) -> None:
+    def __init__(self, batch: GroupAnswers, seen: list[Tensor]) -> None:
         self._batch, self._seen = batch, seen
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         chosen = self._batch.record(self._batch.guided(scores.float()), self._seen.pop())
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+
+
+# Each layer's keys and values, Float[1, heads, T, D].
+_Prefix = list[tuple[Tensor, Tensor]]
+
+
+def _side_by_side(parts: Sequence[tuple[DynamicCache, Tensor, Tensor]]) -> tuple[DynamicCache, Tensor, Tensor]:
+    """Caches, masks and last states of the same number of prompts, one set after the other."""
+    cache = DynamicCache()
+    for number, layers in enumerate(zip(*(part[0].layers for part in parts), strict=True)):
+        cache.update(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number)
+    return cache, torch.cat([mask for _, mask, _ in parts]), torch.cat([states for _, _, states in parts])
 
 
 def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

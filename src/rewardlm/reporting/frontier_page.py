@@ -55,6 +55,7 @@ METHODS = {
     "selfdebias": "self-debiasing",
     "task-vector": "task vector",
     "profs": "ProFS",
+    "pplm": "PPLM",
 }
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rewardlm.errors import ModelError
 from rewardlm.models.architecture import Architecture, architecture_of
-from rewardlm.models.generate import Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
@@ -146,5 +146,11 @@ class StreamGuide:
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         self._edits.strengths = strengths
 
+    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
         return logits[:, 0]
+
+    def answers(self, call: Call, group: Group) -> None:
+        """Decoding as it is."""

@@ -23,11 +23,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rewardlm.errors import ModelError
-from rewardlm.models.generate import Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
 from rewardlm.models.lora import adapter_hash, carrying, head_is_shared, scaled, using
-from rewardlm.models.sampling import Distribution
+from rewardlm.models.sampling import Distribution, in_cache
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
 from rewardlm.views import Views, viewed
@@ -100,7 +100,7 @@ class _WithExperts(Steered):
 class ExpertsGuide:
     """Draws from the base's logits, pushed from the anti-expert's to the expert's."""
 
-    by_rows, shares = True, False
+    by_rows, shares = True, True
 
     def __init__(self, views: Views, top_p: float) -> None:
         self.views = len(views)
@@ -109,9 +109,19 @@ class ExpertsGuide:
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         self._views.rows = None if strengths is None else len(strengths) * self.views
 
+    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
+        return self._views.alone(view)
+
     def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        base, expert, anti_expert = logits.float().unbind(1)
+        # A CPU walks through a few rows of the vocabulary at a time.
+        return torch.cat([self._combined(logits[rows].float(), strengths[rows]) for rows in in_cache(logits[:, 0])])
+
+    def _combined(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        base, expert, anti_expert = logits.unbind(1)
         return combined(base, expert, anti_expert, strengths, self._top_p)
+
+    def answers(self, call: Call, group: Group) -> None:
+        """Decoding as it is."""
 
 
 def combined(

@@ -24,7 +24,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.progress import ProgressCallback
-from rewardlm.readouts import by_direction, folds_of, held_out, toxic_direction
+from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, toxic_direction
 from rewardlm.runs import ScorerEntry, alone
 from rewardlm.scoring.lineage import lineage_of, text_hash
 from rewardlm.scoring.load import load_scorer
@@ -43,7 +43,7 @@ from rewardlm.steering.scored import ScoredRun, balanced, labels_of, mean_states
 # was learnt as it is.
 _STRENGTHS = {
     "system": 1.0, "best-of-n": 4.0, "rejection": 8.0, "activation": 1.0, "dexperts": 2.0, "selfdebias": 50.0,
-    "task-vector": 1.0, "profs": 1.0,
+    "task-vector": 1.0, "profs": 1.0, "pplm": 1.0,
 }  # fmt: skip
 
 
@@ -130,6 +130,27 @@ def _profs(settings: SteerFitSettings, policy: Policy, report: ProgressCallback 
         for layer in range(first, n_layers)
     }
     found = {"layers": [first, n_layers - 1], "pairs": len(pairs)}
+    return SteerFolder(_record(settings, policy, **_learnt_from(scored), found=found), tensors)
+
+
+def _pplm(settings: SteerFitSettings, policy: Policy, report: ProgressCallback | None) -> SteerFolder:
+    """A classifier head on what the model's own head reads, averaged over an answer."""
+    scored = _scored(settings, policy, keep=0.0)
+    answers = balanced(scored.answers, settings.pplm.answers, settings.seed)
+    toxic, owners = labels_of(answers), [answer.owner for answer in answers]
+    if min(int(toxic.sum()), int((~toxic).sum())) < 2:
+        raise RunError(
+            f"{scored.run.path} has {int(toxic.sum())} toxic and {int((~toxic).sum())} other answers by "
+            f"{scored.judge['name']}, and a classifier head needs two of each: measure more prompts"
+        )
+    states = mean_states(policy, answers, settings.batch_tokens, output=True)[-1]
+    weight, bias = linear_gate(states, toxic)
+    groups = {owner for owner, is_toxic in zip(owners, toxic, strict=True) if is_toxic}
+    folds = min(4, int(toxic.sum()), int((~toxic).sum()), len(groups))
+    found: dict[str, Any] = {"answers": len(answers), "toxic": int(toxic.sum())}
+    if folds > 1:
+        found["auc"] = held_out(states, toxic, folds_of(toxic, owners, folds, settings.seed), by_probe).auc
+    tensors = {"head.weight": _tensor(weight), "head.bias": _tensor(np.array([bias]))}
     return SteerFolder(_record(settings, policy, **_learnt_from(scored), found=found), tensors)
 
 
@@ -350,4 +371,5 @@ _FITS: Mapping[str, Callable[[SteerFitSettings, Policy, ProgressCallback | None]
     "task-vector": _of_adapters,
     "profs": _profs,
     "activation": _activation,
+    "pplm": _pplm,
 }

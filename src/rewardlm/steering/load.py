@@ -10,6 +10,7 @@ from rewardlm.errors import RunError
 from rewardlm.steering.activation import of_activation, of_profs
 from rewardlm.steering.adapters import Dexperts, TaskVector
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.pplm import Pplm
 from rewardlm.steering.selection import Selection
 from rewardlm.steering.selfdebias import SelfDebiasing
 from rewardlm.steering.steered import Steering
@@ -31,6 +32,7 @@ def load_steering(folder: SteerFolder, services: ServicesSettings | None = None)
         "selfdebias": SelfDebiasing,
         "task-vector": TaskVector,
         "profs": of_profs,
+        "pplm": Pplm,
     }
     if method not in methods:
         raise RunError(f"a steer folder of the method {method!r}: this rewardlm knows {', '.join(sorted(methods))}")

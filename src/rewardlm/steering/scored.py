@@ -162,9 +162,14 @@ def pairs_of(answers: Sequence[ScoredAnswer], most: int, seed: int) -> list[tupl
 
 
 @torch.no_grad()
-def mean_states(policy: Policy, answers: Sequence[ScoredAnswer], batch_tokens: int) -> FloatArray:
+def mean_states(
+    policy: Policy, answers: Sequence[ScoredAnswer], batch_tokens: int, *, output: bool = False
+) -> FloatArray:
     """The stream before each layer, and before the final norm, averaged over the positions that an answer's tokens are
-    predicted from: Float[L+1, n, M]. These are the positions that steering on the answer changes."""
+    predicted from: Float[L+1, n, M]. These are the positions that steering on the answer changes.
+
+    ``output`` adds what the model's head reads, after the final norm, as the last: Float[L+2, n, M].
+    """
     arch = architecture_of(policy.causal_lm)
     found: dict[int, Tensor] = {}
     lengths = [len(answer.prompt) + len(answer.response) for answer in answers]
@@ -181,7 +186,9 @@ def mean_states(policy: Policy, answers: Sequence[ScoredAnswer], batch_tokens: i
                 packed = pack([a.prompt for a in own], [a.response for a in own], policy.device, share=False)
                 where = predicting_mask(packed.response_mask)
                 kept.clear()
-                arch.body(input_ids=packed.tokens, attention_mask=packed.mask.long(), use_cache=False)
+                final = arch.body(input_ids=packed.tokens, attention_mask=packed.mask.long(), use_cache=False)[0]
+                if output:
+                    kept.append(final[where].float())
                 states, owner = torch.stack(kept), where.nonzero()[:, 0]
                 for index, row in enumerate(rows):
                     found[row] = states[:, owner == index].mean(1).double().cpu()

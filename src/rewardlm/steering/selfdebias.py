@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewardlm.data.chat import truncate_history
-from rewardlm.models.generate import Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
@@ -71,8 +71,14 @@ class DescriptionsGuide:
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         """Passes are the model's own."""
 
+    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
         return debiased(logits.float(), strengths, self._epsilon)
+
+    def answers(self, call: Call, group: Group) -> None:
+        """Decoding as it is."""
 
 
 def debiased(logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"], epsilon: float) -> Float[Tensor, "B V"]:
