@@ -45,6 +45,7 @@ class _WithDescriptions(Steered):
     def __init__(self, policy: Policy, descriptions: Sequence[str], epsilon: float) -> None:
         super().__init__(policy)
         self._descriptions = list(descriptions)
+        self.openings = ("", *(f"{description}\n" for description in descriptions))
         self._guide = DescriptionsGuide(1 + len(descriptions), epsilon)
 
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:

@@ -50,7 +50,12 @@ class Steered:
 
     ``read`` counts the tokens that the model has read to draw answers, those that were thrown away and those of a
     request's further rows too: a cost that doesn't depend on the machine.
+
+    ``openings`` is what each view of a request has in front of a plain text, where there is no conversation whose turns
+    the method could change.
     """
+
+    openings: tuple[str, ...] = ("",)
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
