@@ -171,8 +171,8 @@ def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str
     return {
         "heading": f"{heading} against the toxic share",
         "caption": f"{good} A curve joins the strengths of one method, and begins at the model that is steered. Bars "
-        f"are 95 % intervals over prompts{', those of utility over questions' if key == 'utility' else ''}. A ring marks "
-        "a run that no other beats in toxicity and fluency at once.",
+        f"are 95 % intervals over prompts{', those of utility over questions' if key == 'utility' else ''}. A ring "
+        "marks a run that no other beats in toxicity and fluency at once.",
         "figure": {"data": traces, "layout": layout},
     }
 
