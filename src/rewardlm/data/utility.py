@@ -86,9 +86,8 @@ def load_utility(settings: UtilitySettings) -> list[TaskItems]:
     for task in settings.tasks:
         place = _place(task, getattr(settings, task))
         if place is not None:
-            items = list({item.id: item for item in _read(task, place[0])}.values())
-            n = settings.articles if task == "wikitext" else settings.items
-            found.append(TaskItems(task, _sample(items, n, settings.seed), len(items), place[1]))
+            items = list({item.id: item for item in _read(task, place[0], settings.words)}.values())
+            found.append(TaskItems(task, _sample(items, settings.items, settings.seed), len(items), place[1]))
     return found
 
 
@@ -120,13 +119,11 @@ def _sample(items: list[Item], n: int | None, seed: int) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.id}".encode()).digest())[:n]
 
 
-def _read(task: UtilityTask, path: Path) -> Iterator[Item]:
+def _read(task: UtilityTask, path: Path, words: int | None) -> Iterator[Item]:
     if task == "wikitext":
-        yield from _articles(path)
-        return
+        return _articles(path, words)
     read = {"hellaswag": _hellaswag, "piqa": _piqa}[task]
-    for row in read_table(path, _EXPECTED[task]):
-        yield read(row)
+    return map(read, read_table(path, _EXPECTED[task]))
 
 
 def _hellaswag(row: Row) -> Item:
@@ -170,22 +167,20 @@ def _choice(row: Row, context: str, endings: list[str], label: object) -> Item:
     return Item(context, tuple(f" {ending}" for ending in endings), tuple(map(len, endings)), answer)
 
 
-def _articles(path: Path) -> Iterator[Item]:
-    """The articles of WikiText's tokens, which begin with lines like " = Title = "; another text is one article."""
-    article: list[str] = []
+def _articles(path: Path, words: int | None) -> Iterator[Item]:
+    """The articles of WikiText's tokens, which begin with lines like " = Title = "; another text is one article. Of
+    each, the lines in which its first ``words`` words end.
+    """
+    articles: list[str] = [""]
     for _, line, _ in text_lines(path):
         if _ARTICLE.fullmatch(line):
-            yield from _article(article)
-            article = []
-        article.append(f"{line}\n")
-    yield from _article(article)
-
-
-def _article(lines: list[str]) -> Iterator[Item]:
-    text = "".join(lines)
-    if text.strip():
-        # Words are those of the text as it lies in the file, as in lm-evaluation-harness.
-        yield Item("", (as_written(text),), (len(re.split(r"\s+", text)),), None)
+            articles.append("")
+        if words is None or len(articles[-1].split()) < words:
+            articles[-1] += f"{line}\n"
+    for text in articles:
+        if text.strip():
+            # Words are those of the text as it lies in the file, as in lm-evaluation-harness.
+            yield Item("", (as_written(text),), (len(re.split(r"\s+", text)),), None)
 
 
 # WikiText has blanks around punctuation. These are the steps by which lm-evaluation-harness (task wikitext, version 2)
