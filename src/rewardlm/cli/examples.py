@@ -55,6 +55,10 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "A model that a server runs.",
         ),
         ExampleLine(
+            "rewardlm measure smollm2-135m --suite utility --out runs/PT",
+            "What the model can still do, too; a finished run gains it.",
+        ),
+        ExampleLine(
             "rewardlm measure smollm2-135m --steer steer/best --strength 4 --part measure --out runs/best",
             "A model that is steered while it answers (rewardlm steer fit).",
         ),
