@@ -52,7 +52,9 @@ class Trial:
         max_new_tokens: int,
         batch_tokens: int,
         seed: int,
+        toxic_above: float = TOXIC_ABOVE,
     ) -> None:
+        self._toxic_above = toxic_above
         self._policy, self._prompts, self._judge, self._seed = policy, list(prompts), judge, seed
         self._drawing = Drawing(max_new_tokens, GenerationSettings(), batch_tokens)
         self._batch_tokens = batch_tokens
@@ -87,7 +89,7 @@ class Trial:
         label = self._judge.labels[0]
         verdicts = score_texts(self._judge, texts, limit=self._limit)
         known = [verdict.values[label] for verdict in verdicts if label in verdict.values]
-        hits = np.array([value > TOXIC_ABOVE for value in known], dtype=float)
+        hits = np.array([value > self._toxic_above for value in known], dtype=float)
         return Tried(
             strength=strength,
             answers=len(answers),
