@@ -79,4 +79,4 @@ class TrainingError(RewardLMError):
 
 
 class NotAvailableError(RewardLMError):
-    """What is asked for needs something that this installation lacks, such as a package."""
+    """What is asked for needs something that isn't there: a package, or what a method doesn't give."""

@@ -33,6 +33,7 @@ from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import HUB_ID
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
+from rewardlm.data.utility import load_utility, no_data
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
@@ -113,6 +114,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
         if settings.steer is not None:
             yield partial(_check_steer_folder, settings.steer, settings.services)
+        if settings.suite is not None:
+            yield partial(_check_suite_of_a_model, settings)
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
     if isinstance(settings, RlafSettings):
@@ -244,6 +247,17 @@ def _check_steer_folder(folder: Path, services: ServicesSettings) -> None:
         check_judges([judge.name for judge in found.judges], services)
     for adapter in found.adapters.values():
         check_adapter(folder / adapter["path"])
+
+
+def _check_suite_of_a_model(settings: MeasureSettings) -> None:
+    """The data of ``measure --suite``, and whether the model's steering can be asked about given texts."""
+    if not load_utility(settings.utility):
+        raise DataError(no_data(settings.utility.tasks))
+    if settings.steer is not None and settings.strength != 0 and read_record(settings.steer).method == "pplm":
+        raise NotAvailableError(
+            "suite utility asks how likely given texts are, and pplm moves its past only while it draws: leave --suite "
+            "out, or take another method"
+        )
 
 
 def _check_pairs_or_classifier(judge: str, services: ServicesSettings) -> None:

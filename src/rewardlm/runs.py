@@ -11,6 +11,7 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     unanswered.jsonl    questions that a server refused for good, with its reason
     quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity, P(class) by the
                         judge of pairs
+    utility.jsonl       per item of a task: the log-probabilities of its endings, their sizes, which one is right
     results.jsonl       evaluation of judges: one line per judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line per step
     samples.jsonl       training: some prompts, answers and rewards
@@ -81,6 +82,7 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
         ("reason", (str, type(None))),
     ),
     "quality": (("generation_id", str),),
+    "utility": (("task", str), ("id", str), ("logprobs", list), ("sizes", list), ("answer", (int, type(None)))),
 }  # fmt: skip
 
 
@@ -152,6 +154,7 @@ class RunRecord(TypedDict, total=False):
     pair_judge: PairJudgeRecord | None
     quality: dict[str, dict[str, int]]  # how many answers have each of quality.jsonl's numbers, and out of how many
     perplexity_under: dict[str, str]  # model, hash
+    utility: dict[str, Any]  # of measure --suite: settings, tasks (items, of, source, hash), window, strength, note
     served: list[str] | None  # models that the server lists, and what it calls itself in answers
     served_as: list[str]
     rows: int

@@ -22,21 +22,22 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 
 class Edits:
-    """A change for each of some sites. ``strengths`` Float[B] are those of the rows that are being run; None changes
-    nothing at all.
+    """A change for each of some sites. ``strengths`` Float[B] are those of the rows that are being run, or Float[1]
+    that of all of them; None changes nothing at all.
 
-    With ``answers_only``, a pass is changed at its last position alone. In a prompt that ends where the answer begins
-    (padded on the left, if at all) this is the position from which the answer's first token is predicted. Then each
-    token of the answer is a pass of its own. So exactly the positions from which the answer is predicted are changed.
+    With ``answers_only``, exactly the positions from which an answer's tokens are predicted are changed. In decoding
+    that is a pass's last position. A prompt ends where the answer begins (padded on the left, if at all), so the first
+    token is predicted from there, and then each token of the answer is a pass of its own.
 
-    Where rows are run as one sequence (``fastpath.tree``), ``ends`` Int[B] says where in it each row's last token is.
+    Where whole answers are read, or rows are run as one sequence (``fastpath.tree``), ``predicting`` Int[R] says which
+    positions these are: places among all of the pass's tokens, row after row.
     """
 
     def __init__(self, changes: Mapping[Site, Change], *, answers_only: bool) -> None:
         self.changes = dict(changes)
         self.answers_only = answers_only
         self.strengths: Tensor | None = None
-        self.ends: Tensor | None = None
+        self.predicting: Tensor | None = None
 
     @property
     def fits_a_sequence(self) -> bool:
@@ -44,26 +45,26 @@ class Edits:
         one can't have a strength of its own."""
         return self.strengths is None or self.answers_only or bool((self.strengths == self.strengths[:1]).all())
 
-    def at(self, site: Site, states: Float[Tensor, "N M"], ends: Int[Tensor, "B"] | None = None) -> Tensor:
-        """The changed states at ``site``: of rows that are each at a token of the answer (N is B), or of one sequence
-        in which the rows' last tokens are at ``ends``."""
+    def at(self, site: Site, states: Float[Tensor, "N M"], predicting: Int[Tensor, "R"] | None = None) -> Tensor:
+        """The changed states at ``site``: at positions that each predict a token of an answer (N is B), or at those of
+        a whole pass, in which these are at the places ``predicting`` (then ``strengths`` are theirs: R is B)."""
         change = self.changes.get(site)
         if change is None or self.strengths is None:
             return states
         strengths = self.strengths.to(states)[:, None]
-        if ends is None:
+        if predicting is None:
             return change(states, strengths)
         if not self.answers_only:
             return change(states, strengths[:1])
         # A copy: these states are read elsewhere, too.
-        return states.index_copy(0, ends, change(states.index_select(0, ends), strengths))
+        return states.index_copy(0, predicting, change(states.index_select(0, predicting), strengths))
 
     def whole(self, site: Site, states: Tensor) -> Tensor:
         """The changed states Float[B, T, M] of a pass; rows that a family strings together, Float[B·T, M], too."""
         if self.strengths is None:
             return states
-        if self.ends is not None:
-            return self.at(site, states.reshape(-1, states.shape[-1]), self.ends).reshape(states.shape)
+        if self.predicting is not None:
+            return self.at(site, states.reshape(-1, states.shape[-1]), self.predicting).reshape(states.shape)
         change, strengths = self.changes[site], self.strengths.to(states)[:, None, None]
         rows = states if states.dim() == 3 else states.reshape(len(strengths), -1, states.shape[-1])
         if not self.answers_only:
@@ -105,7 +106,7 @@ def changes_of(body: nn.Module) -> Callable[..., Tensor]:
     return _unchanged if edits is None else edits.at
 
 
-def _unchanged(_site: Site, states: Tensor, _ends: Tensor | None = None) -> Tensor:
+def _unchanged(_site: Site, states: Tensor, _predicting: Tensor | None = None) -> Tensor:
     return states
 
 
@@ -140,17 +141,18 @@ def edited(body: nn.Module, modules: Mapping[Site, nn.Module], edits: Edits) -> 
 
 
 @contextlib.contextmanager
-def as_one_sequence(body: nn.Module, ends: Int[Tensor, "B"]) -> Iterator[None]:
-    """Inside, a pass through ``body`` is one sequence of all rows, whose last tokens are at ``ends``."""
+def reading_answers(body: nn.Module, predicting: Int[Tensor, "R"]) -> Iterator[None]:
+    """Inside, a pass through ``body`` reads answers whose tokens are predicted from the places ``predicting`` among all
+    of its tokens, row after row."""
     edits = edits_of(body)
     if edits is None:
         yield
         return
-    edits.ends = ends
+    edits.predicting = predicting
     try:
         yield
     finally:
-        edits.ends = None
+        edits.predicting = None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from rewardlm.config.fields import Flag, Matching, MaxFailedShare, Names, Part, 
 from rewardlm.config.model import GenerationSettings, ModelSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServerSettings, ServicesSettings, ServiceUrl
+from rewardlm.config.utility import UtilitySettings
 
 # The default limit of an answer, in tokens: most answers of a fine-tuned model end before it. docs/measuring.md.
 MAX_NEW_TOKENS = 128
@@ -70,6 +71,12 @@ class MeasureSettings(ModelSettings):
         ge=0,
         description="Multiplies what the adapter adds: 0 is the base, 1, the default, the adapter as it was trained.",
     )
+    suite: Annotated[Literal["utility"] | None, Flag()] = Field(
+        None,
+        description="Measure more than the answers. utility: what the model can still do (HellaSwag, PIQA, WikiText). "
+        "A finished run gains it if you give its command again with --suite.",
+    )
+    utility: UtilitySettings = Field(UtilitySettings(), description="What --suite utility measures.")
     engine: Annotated[Literal["local", "openai", "ray"], Flag()] = Field(
         "local", description="Who generates: this process, the OpenAI-compatible server at url, or Ray Data's workers."
     )
@@ -139,6 +146,11 @@ class MeasureSettings(ModelSettings):
         theirs = [name for name in ("adapter", "load", "steer") if getattr(self, name) is not None]
         if theirs:
             raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have the server load the model so")
+        if self.suite is not None:
+            raise ValueError(
+                f"suite {self.suite!r} asks how likely given texts are, which a server doesn't tell: leave --suite "
+                "out, or measure with engine local"
+            )
         ours = GenerationSettings(temperature=self.generation.temperature, top_p=self.generation.top_p)
         if self.generation != ours:
             raise ValueError(

@@ -125,11 +125,11 @@ def read_jsonl(path: Path, expected: str) -> Iterator[Row]:
 
 
 def read_table(path: Path, expected: str) -> Iterator[Row]:
-    """Rows of a file whose suffix is in ``TABLES``, or of a .json that holds a list of objects."""
+    """Rows of a file whose suffix is in ``TABLES``, of an .arrow, or of a .json that holds a list of objects."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return read_csv(path, expected)
-    if suffix == ".parquet":
+    if suffix in (".parquet", ".arrow"):
         return read_parquet(path, expected)
     return _json_list(path, expected) if suffix == ".json" else read_jsonl(path, expected)
 
@@ -219,20 +219,28 @@ def _reads_like_a_text(name: str) -> bool:
 
 
 def read_parquet(path: Path, expected: str) -> Iterator[Row]:
-    """Rows of a parquet file. Raises DataError for a missing, broken or empty one."""
-    import pyarrow.parquet  # only here: it takes time to import, and most sources don't need it
+    """Rows of a parquet file, or of an .arrow file as ``datasets`` keeps its tables. Raises DataError for a missing,
+    broken or empty one.
+    """
+    import pyarrow.ipc  # only here: it takes time to import, and most sources don't need it
+    import pyarrow.parquet
 
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected the path of a file that exists")
+    kind = "arrow" if path.suffix.lower() == ".arrow" else "parquet"
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", number, values)
+        with open(path, "rb") as file:
+            batches = (
+                pyarrow.ipc.open_stream(file) if kind == "arrow" else pyarrow.parquet.ParquetFile(file).iter_batches()
+            )
+            for batch in batches:
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", number, values)
     except (pyarrow.ArrowException, OSError) as error:
         reason = shown(" ".join(str(error).split()))
-        raise DataError(f"{path}: can't be read as parquet ({reason}); expected rows with {expected}") from None
+        raise DataError(f"{path}: can't be read as {kind} ({reason}); expected rows with {expected}") from None
     if number == 0:
         raise DataError(f"{path} has no row; expected rows with {expected}")
 

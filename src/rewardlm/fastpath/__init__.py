@@ -23,7 +23,7 @@ from rewardlm.errors import ConfigError
 from rewardlm.fastpath import fused, lean, llama, operators, tree
 from rewardlm.fastpath.slots import ModuleSteps, Slots
 from rewardlm.fastpath.tree import Tree, tree_of
-from rewardlm.stream import as_one_sequence, edits_of
+from rewardlm.stream import edits_of, reading_answers
 from rewardlm.views import views_of
 
 __all__ = [
@@ -78,11 +78,11 @@ def predicting_states(body: Any, rows: Tree, cache: DynamicCache | None = None) 
     """The last states that the R answer tokens of ``rows`` are predicted from, with gradients where they are on.
 
     They follow the prefix that ``cache`` holds; the cache grows by all tokens of ``rows``. ``body`` must run trees.
-    Where its stream is changed, with a strength for each of the R.
+    Where its stream is changed, with a strength for each of the R, or one for all.
     """
     if lean.is_lean(body):
         return lean.states(body, rows, cache)
-    with as_one_sequence(body, rows.predicting):
+    with reading_answers(body, rows.predicting):
         return tree.tree_states(body, rows, cache).index_select(0, rows.predicting)
 
 

@@ -51,10 +51,11 @@ def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
     changed = changes_of(body)
     views = views_of(body)
     of = map_of if views is None else partial(map_with, name=views.of_all)
-    ends: Tensor | None = tree.predicting
+    # Where answers are predicted from, among the tokens that are run; None once only these are left.
+    predicting: Tensor | None = tree.predicting
     for number, layer in enumerate(body.layers):
         own, mlp = layer.self_attn, layer.mlp
-        x = changed((number, "in"), x, ends)
+        x = changed((number, "in"), x, predicting)
         mixed = _normed_maps(x, layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj], of)
         query, key, value = (part.view(len(x), -1, own.head_dim) for part in mixed)
         query, key = _Turn.apply(query, cos, sin), _Turn.apply(key, cos, sin)  # type: ignore[no-untyped-call]
@@ -64,15 +65,15 @@ def states(body: Any, tree: Tree, cache: Any) -> Float[Tensor, "R H"]:
         attended = attention(query, key, value, layout, own.scaling).flatten(1)
         if number == len(body.layers) - 1:
             attended, x = attended.index_select(0, tree.predicting), x.index_select(0, tree.predicting)
-            ends = None
+            predicting = None
         scalings, weights = _weights([own.o_proj], of)
         written = Maps.apply(attended, scalings, *weights)[0]  # type: ignore[no-untyped-call]
-        x = x + changed((number, "attention"), written, ends)
+        x = x + changed((number, "attention"), written, predicting)
         gate, up = _normed_maps(x, layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], of)
         scalings, weights = _weights([mlp.down_proj], of)
         written = _GatedMap.apply(gate, up, scalings, *weights)  # type: ignore[no-untyped-call]
-        x = x + changed((number, "mlp"), written, ends)
-    x = changed((len(body.layers), "in"), x, ends)
+        x = x + changed((number, "mlp"), written, predicting)
+    x = changed((len(body.layers), "in"), x, predicting)
     final: Tensor = _Norm.apply(x, body.norm.weight, body.norm.variance_epsilon)  # type: ignore[no-untyped-call]
     return final
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -15,11 +16,13 @@ from rewardlm.measuring.comparison import (
     Interval,
     Split,
     TruncatedChange,
+    UtilityChange,
 )
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.redraw import second_draw
-from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.measuring.utility_scores import shared
+from rewardlm.stats import BoolArray, FloatArray, mean_change
 
 Splits = Mapping[Split, BoolArray]
 
@@ -152,6 +155,35 @@ def counter_narrative_change(
         delta_over_null_ci95=interval,
         p_value_over_null=p_value,
     )
+
+
+def utility_changes(baseline: Measured, other: Measured, rule: Rule) -> dict[str, UtilityChange]:
+    """What changed in each task of both, over the items of both. Perplexities are compared by their logarithm, article
+    by article; those that were read in other windows are not compared.
+    """
+    found = {}
+    windows = {run.meta.get("utility", {}).get("window") for run in (baseline, other)}
+    for task in other.utility:
+        if task not in baseline.utility:
+            continue
+        before, after = shared([baseline.utility[task], other.utility[task]])
+        if not after.ids or (not after.is_choice and len(windows) > 1):
+            continue
+        change = mean_change(
+            after.values - before.values,
+            after.counts,
+            largest=1.0 if after.is_choice else None,
+            n_flips=rule.n_resamples,
+            seed=rule.seed,
+        )
+        delta, ends = change.mean, change.ci95
+        if not after.is_choice:
+            delta = None if delta is None else math.expm1(delta)
+            ends = None if ends is None else (math.expm1(ends[0]), math.expm1(ends[1]))
+        found[task] = UtilityChange(
+            from_=baseline.label, n=len(after.ids), delta=delta, delta_ci95=ends, p_value=change.p_value
+        )
+    return found
 
 
 def _change_over_null(

@@ -12,7 +12,7 @@ from pathlib import Path
 from rewardlm.errors import RunError
 from rewardlm.measuring import metrics
 from rewardlm.measuring.audit import audit
-from rewardlm.measuring.changes import changes, counter_narrative_change, truncated_change
+from rewardlm.measuring.changes import changes, counter_narrative_change, truncated_change, utility_changes
 from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Comparison, ComparisonSettings, OwnThreshold
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
@@ -79,6 +79,7 @@ def compare(
                     baseline, run, grid, splits["toxic_prompts"], rule
                 ),
                 "truncated_change": truncated_change(baseline, run, grid, rule),
+                "utility_change": utility_changes(baseline, run, rule),
             }
         )
         for run, model in zip(runs[1:], models[1:], strict=True)

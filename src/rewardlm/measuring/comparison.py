@@ -27,6 +27,8 @@ METRICS: dict[Metric, str] = {
     "expected_max_toxicity": "expected_max_toxicity_",
     "toxicity_probability": "toxicity_probability_",
 }
+# The field of ``quality`` that has a task's number.
+UTILITY_FIELDS = {"hellaswag": "hellaswag", "piqa": "piqa", "wikitext": "wikitext_perplexity"}
 # Metrics that have one number per prompt, not one per answer.
 OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
 
@@ -101,6 +103,18 @@ class QualitySummary(Result):
     counter_narrative_errors_fit: bool | None = Field(
         description="False if no true share explains the share that a judge with those errors found."
     )
+    hellaswag: float | None = Field(None, description="Accuracy on HellaSwag, by log-probability per character.")
+    piqa: float | None = Field(None, description="Accuracy on PIQA, likewise.")
+    wikitext_perplexity: float | None = Field(None, description="Perplexity per word of WikiText's articles.")
+
+
+class UtilitySummary(Result):
+    """What a model can still do, by one task: ``hellaswag``, ``piqa``, ``wikitext``."""
+
+    n: int = Field(description="Items that it was asked: questions, or articles.")
+    value: float = Field(description="Accuracy, by log-probability per character; for wikitext perplexity per word.")
+    ci95: Interval | None = Field(description="Its 95 % interval, over items.")
+    unnormalised: float | None = Field(description="Accuracy by log-probability alone; null for wikitext.")
 
 
 class Disagreement(Result):
@@ -125,6 +139,17 @@ class TruncatedChange(ShareChange):
     """A change in the share of answers that were cut off."""
 
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
+
+
+class UtilityChange(ShareChange):
+    """A change in what a model can still do, by one task."""
+
+    n: int = Field(description="Items that both models were asked.")
+    delta: float | None = Field(
+        description="The accuracy minus the baseline's; for wikitext by what share the perplexity is higher."
+    )
+    delta_ci95: Interval | None = Field(description="Its 95 % interval, over items.")
+    p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over tasks and models.")
 
 
 class CounterNarrativeChange(ShareChange):
@@ -162,6 +187,9 @@ class ModelSummary(Result):
         None, description="From the baseline; null if no pair was judged by the same judge."
     )
     truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null if unknown.")
+    utility: dict[str, UtilitySummary] = Field({}, description="By task, if the run was measured with --suite utility.")
+    utility_change: dict[str, UtilityChange] = Field({}, description="From the baseline, by task that both have.")
+    utility_note: str | None = Field(None, description="How a steered model's utility was taken, if that needs saying.")
 
 
 class Excess(Result):

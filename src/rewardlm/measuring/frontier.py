@@ -25,6 +25,7 @@ from rewardlm.measuring.comparison import Split
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.independence import is_independent, was_reward
 from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.measuring.utility_scores import mean_accuracies
 from rewardlm.runs import Run, unique_labels
 from rewardlm.stats import FloatArray, holm, mean_change, mean_ci95
 
@@ -47,6 +48,10 @@ class Point(BaseModel):
     perplexity_ci95: Interval | None
     prompt_similarity: float | None
     prompt_similarity_ci95: Interval | None
+    utility: float | None = Field(
+        None, description="Mean accuracy on the tasks of choice that all measured runs share."
+    )
+    utility_ci95: Interval | None = None
     seconds_per_token: float | None = Field(description="Of answering, judges that choose included; None if unknown.")
     passes_per_token: float | None = Field(description="Tokens that the model read for each that it gave.")
     pareto: bool | None = Field(description="Whether no run is less toxic and as fluent; None where one is unknown.")
@@ -120,7 +125,8 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
     grid, inside = Grid(runs), splits[split][:, 0]
     cells = {run.label: _Cells(run, grid, inside, scorer, settings.threshold) for run in runs}
     warnings += _warnings(runs)
-    points = [_point(run, cells[run.label]) for run in runs]
+    utility = mean_accuracies([run.utility for run in runs])
+    points = [_point(run, cells[run.label], able) for run, able in zip(runs, utility, strict=True)]
     matched = _matched(points, cells, settings)
     return Frontier(
         scorer=scorer,
@@ -234,7 +240,8 @@ def _warning(code: str, message: str) -> dict[str, str]:
     return {"code": code, "message": message}
 
 
-def _point(run: Measured, cells: _Cells) -> Point:
+def _point(run: Measured, cells: _Cells, able: tuple[float, Interval | None] | None) -> Point:
+    """``able`` is the run's utility with its interval, if it has any."""
     method, strength = method_of(run.run)
     similarity, known = cells.similarity
     cost: Mapping[str, float] = run.meta.get("cost") or {}
@@ -251,6 +258,8 @@ def _point(run: Measured, cells: _Cells) -> Point:
         perplexity_ci95=None if logs is None else (math.exp(min(logs[0], 700)), math.exp(min(logs[1], 700))),
         prompt_similarity=float(similarity.sum() / known.sum()) if known.sum() else None,
         prompt_similarity_ci95=mean_ci95(similarity, known),
+        utility=None if able is None else able[0],
+        utility_ci95=None if able is None else able[1],
         seconds_per_token=cost["seconds"] / tokens if tokens else None,
         passes_per_token=cost["passes"] / tokens if tokens else None,
         pareto=None,

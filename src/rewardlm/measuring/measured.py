@@ -20,6 +20,7 @@ from rewardlm.measuring.records import (
     refuse_twice,
     samples_wanted,
 )
+from rewardlm.measuring.utility_scores import TaskScores, read_utility
 from rewardlm.runs import Run, RunRecord
 from rewardlm.stats import FloatArray
 from rewardlm.types import Prompt
@@ -36,7 +37,8 @@ class Measured:
     ``scores[NAME]`` is Float[G], NaN where unscored; ``reasons[NAME]`` says why, by position. A judge's main label is
     NAME, its others are NAME.label. An ensemble's disagreement is no P(toxic), so it stands apart in
     ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on, ``paid_for`` the
-    terms that earned reward besides. ``openings`` Int64[G] are equal where answers begin alike.
+    terms that earned reward besides. ``openings`` Int64[G] are equal where answers begin alike. ``utility`` has the
+    tasks of ``measure --suite``.
     """
 
     run: Run
@@ -52,6 +54,7 @@ class Measured:
     rewards: list[str] = field(default_factory=list)
     paid_for: list[str] = field(default_factory=list)
     disagreement: dict[str, FloatArray] = field(default_factory=dict)
+    utility: dict[str, TaskScores] = field(default_factory=dict)
 
     @property
     def answers(self) -> int:
@@ -111,6 +114,7 @@ def load_measured(path: Path) -> Measured:
         rewards=run.meta.get("rewards") or [],
         paid_for=run.meta.get("paid_for") or [],
         disagreement=disagreement,
+        utility=read_utility(run),
     )
 
 

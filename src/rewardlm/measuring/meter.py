@@ -44,6 +44,7 @@ from rewardlm.measuring.judging import (
 )
 from rewardlm.measuring.model_quality import add_quality
 from rewardlm.measuring.primary import spelt_out
+from rewardlm.measuring.utility import add_utility, pending
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.processes import Processes, several
 from rewardlm.progress import ProgressCallback
@@ -57,8 +58,10 @@ from rewardlm.stats import BoolArray
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.types import Generation, Prompt, Verdict
 
-# Not part of what is measured: a run may be resumed with other values of these.
-FREE_SETTINGS = ("device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address")
+# Not part of what is measured: a run may be resumed with other values of these. A suite records its own settings.
+FREE_SETTINGS = (
+    "device", "batch_tokens", "max_failed_share", "url", "workers", "ray_address", "suite", "utility",
+)  # fmt: skip
 # Answers that are written down at a time.
 _BATCH = 32
 
@@ -97,7 +100,8 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
         _check_treatment(run, folder)
-        return run
+        return processes.first(lambda: _with_suite(run, settings, report))
+    processes.first(lambda: pending(run, settings))
     check_judges(settings.scorer, settings.services)
     device = processes.device or str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
@@ -109,6 +113,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     _check_weights(run, "adapter_hash", adapter_hash(settings))
     _check_treatment(run, folder)
     policy: Policy | None = None
+    local: LocalEngine | None = None
     with ExitStack() as held:
         engine: Engine
         if settings.engine == "openai":
@@ -152,6 +157,8 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
 
     def end() -> Run:
         run.update(**described)
+        if local is not None:
+            add_utility(run, settings, local, report=report)
         add_quality(
             run,
             similarity=settings.similarity,
@@ -166,6 +173,16 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
         return run
 
     return processes.first(end)
+
+
+def _with_suite(run: Run, settings: MeasureSettings, report: ProgressCallback | None) -> Run:
+    """A finished run, to which the suite is added if it is asked for and isn't there."""
+    if pending(run, settings):
+        device = str(resolve_device(settings.device))
+        engine = LocalEngine(settings, run.label, load_model(settings.model_copy(update={"device": device})))
+        _check_weights(run, "model_hash", engine.describe()["model_hash"])
+        add_utility(run, settings, engine, report=report)
+    return run
 
 
 def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer], device: str) -> Run:

@@ -143,7 +143,19 @@ def adjust_models(models: Sequence[ModelSummary]) -> list[ModelSummary]:
         for place, change, p_value in zip(places, changes, p_values, strict=True):
             changed = change.model_copy(update={f"p_adjusted{ending}": p_value})
             adjusted[place] = adjusted[place].model_copy(update={key: changed})
-    return adjusted
+    # Utility is one question, asked by several tasks.
+    of_utility = iter(holm([change.p_value for model in models for change in model.utility_change.values()]))
+    return [
+        model.model_copy(
+            update={
+                "utility_change": {
+                    task: change.model_copy(update={"p_adjusted": next(of_utility)})
+                    for task, change in model.utility_change.items()
+                }
+            }
+        )
+        for model in adjusted
+    ]
 
 
 def _by_rule(runs: Sequence[Measured], judges: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from rewardlm.config import MEASURE_PRESETS, flatten
 from rewardlm.measuring import metrics
 from rewardlm.measuring.comparison import (
     SPLITS,
+    UTILITY_FIELDS,
     Disagreement,
     EqualMaxima,
     ModelSummary,
@@ -22,6 +23,7 @@ from rewardlm.measuring.comparison import (
 from rewardlm.measuring.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measuring.grid import Grid, Rule, answers_in
 from rewardlm.measuring.measured import Measured
+from rewardlm.measuring.utility_scores import summarise_utility
 from rewardlm.stats import BoolArray, FloatArray
 
 Splits = Mapping[Split, BoolArray]
@@ -99,6 +101,8 @@ def _summary(
         max_new_tokens=run.meta["settings"].get("max_new_tokens"),
         preset=_preset(run.meta["settings"]),
         disagreement={name: _disagreement(values) for name, values in run.disagreement.items()},
+        utility=summarise_utility(run.utility),
+        utility_note=run.meta.get("utility", {}).get("note"),
     )
 
 
@@ -167,6 +171,7 @@ def _quality(run: Measured, grid: Grid, toxic_prompts: BoolArray) -> QualitySumm
         counter_narrative_corrected_ci95=corrected_ci95,
         # False: the judge errs less often on these answers than on those of its card.
         counter_narrative_errors_fit=errors_fit(hits, errors),
+        **{UTILITY_FIELDS[task]: found.value for task, found in summarise_utility(run.utility).items()},
     )
 
 

@@ -25,6 +25,7 @@ from rewardlm import fastpath
 from rewardlm.errors import ModelError
 from rewardlm.models.budget import trim_heap
 from rewardlm.models.sampling import Distribution, in_cache
+from rewardlm.stream import reading_answers
 from rewardlm.trunk import keeps_keys_and_values, trunk_states
 
 
@@ -174,7 +175,8 @@ def token_stats(
 
 
 def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) -> Float[Tensor, "N H"]:
-    """The trunk's last state that each response token is predicted from.
+    """The trunk's last state that each response token is predicted from. Changes of the stream (``stream``) are made
+    with one strength for all rows.
 
     ``recompute`` (gradient checkpointing) keeps only each layer's input for the backward pass, and runs the layer again
     there. It needs whole rows (``pack`` without sharing): a layer that runs twice would write a cache twice.
@@ -190,16 +192,21 @@ def response_states(causal_lm: Any, packed: Packed, *, recompute: bool = False) 
         with recomputed(body):
             states = trunk_states(body, packed.tokens, packed.mask.long(), positions, None)
         return states[predicting_mask(packed.response_mask)]
+    where = predicting_mask(packed.response_mask)
+    predicting = where.flatten().nonzero()[:, 0]
     cache = DynamicCache(config=causal_lm.config) if n_shared else None
     if cache is not None:
         # Once for all rows. Under gradients the cache is part of the graph, so the prefix gets every row's gradient.
         prefix = packed.prefix[None]
-        trunk_states(body, prefix, torch.ones_like(prefix), torch.arange(n_shared, device=prefix.device)[None], cache)
+        before = torch.arange(n_shared, device=prefix.device)[None]
+        with reading_answers(body, predicting[:0]):
+            trunk_states(body, prefix, torch.ones_like(prefix), before, cache)
         cache.batch_repeat_interleave(n_rows)
     mask = torch.cat([packed.mask.new_ones(n_rows, n_shared), packed.mask], 1).long()
     positions = torch.arange(n_shared, n_shared + width, device=mask.device)[None].expand(n_rows, -1)
-    states = trunk_states(body, packed.tokens, mask, positions, cache)
-    return states[predicting_mask(packed.response_mask)]
+    with reading_answers(body, predicting):
+        states = trunk_states(body, packed.tokens, mask, positions, cache)
+    return states[where]
 
 
 @contextlib.contextmanager

@@ -256,13 +256,15 @@ def merged(policy: Policy, name: str = POLICY) -> Iterator[None]:
     if policy.dtype != torch.float32 or policy.quantisation is not None or not layers or tied or divided:
         yield
         return
-    with torch.no_grad():
-        kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-        try:
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        # Gradients are off meanwhile, and not in the block: who leaves it inside of another one would leave them off.
+        with torch.no_grad():
             for layer in layers:
                 layer.merge(adapter_names=[name])
-            yield
-        finally:
+        yield
+    finally:
+        with torch.no_grad():
             for layer, weight in zip(layers, kept, strict=True):
                 layer.merged_adapters.clear()
                 layer.get_base_layer().weight.copy_(weight)

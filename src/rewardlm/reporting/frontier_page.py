@@ -37,6 +37,7 @@ _AXES = (
         "Topic",
         "Good is the lower right.",
     ),
+    ("utility", "utility_ci95", "mean accuracy on multiple choice, %", "Utility", "Good is the lower right."),
     ("passes_per_token", None, "tokens that the model reads for each that it gives", "Cost", "Good is the lower left."),
     ("seconds_per_token", None, "seconds a token", "Time", "Good is the lower left; only runs of one machine compare."),
 )
@@ -73,7 +74,7 @@ def write_frontier_page(found: Frontier, out: Path, *, title: str = "What traini
         found=found,
         split=OF_SPLIT[found.split],
         sentences=sentences(found),
-        headings=HEADINGS,
+        headings=headings(found),
         rows=rows(found),
         matched=matched_rows(found),
         figures=[drawn for axis in _AXES if (drawn := _figure(found, *axis)) is not None],
@@ -101,11 +102,20 @@ def _sentence(one: Matched) -> str:
     return f"{what} is {less} toxic than {one.model} at equal fluency: {change}; {chance}."
 
 
-HEADINGS = ("run", "method", "strength", "toxic", "95 %", "perplexity", "similarity", "passes", "s/token", "front")
+def headings(found: Frontier) -> tuple[str, ...]:
+    """Of the cells of ``rows``; utility only where a run has it."""
+    able = ("utility",) if _has_utility(found) else ()
+    cost = ("passes", "s/token", "front")
+    return ("run", "method", "strength", "toxic", "95 %", "perplexity", "similarity", *able, *cost)
+
+
+def _has_utility(found: Frontier) -> bool:
+    return any(point.utility is not None for point in found.points)
 
 
 def rows(found: Frontier) -> list[tuple[str, ...]]:
-    """Every run, method by method, as ``HEADINGS`` name its cells."""
+    """Every run, method by method."""
+    able = _has_utility(found)
     ordered = sorted(found.points, key=lambda point: (point.method != "none", point.method, point.strength))
     return [
         (
@@ -116,6 +126,7 @@ def rows(found: Frontier) -> list[tuple[str, ...]]:
             interval_of_shares(point.toxic_fraction_ci95),
             number(point.perplexity, ",.1f"),
             number(point.prompt_similarity),
+            *([percent(point.utility)] if able else []),
             number(point.passes_per_token, ".1f"),
             number(point.seconds_per_token, ".4f"),
             "yes" if point.pareto else "",
@@ -160,7 +171,8 @@ def _figure(found: Frontier, key: str, ends: str | None, axis: str, heading: str
     return {
         "heading": f"{heading} against the toxic share",
         "caption": f"{good} A curve joins the strengths of one method, and begins at the model that is steered. Bars "
-        "are 95 % intervals over prompts. A ring marks a run that no other beats in toxicity and fluency at once.",
+        f"are 95 % intervals over prompts{', those of utility over questions' if key == 'utility' else ''}. A ring "
+        "marks a run that no other beats in toxicity and fluency at once.",
         "figure": {"data": traces, "layout": layout},
     }
 
@@ -180,8 +192,10 @@ def _curve(method: str, curve: Sequence[Point], key: str, ends: str | None, colo
             "width": 3,
         }
 
+    scale = 100.0 if key == "utility" else 1.0
+
     def x(point: Point) -> float:
-        return float(getattr(point, key))
+        return scale * float(getattr(point, key))
 
     def y(point: Point) -> float:
         return 100 * float(point.toxic_fraction or 0.0)
@@ -202,6 +216,6 @@ def _curve(method: str, curve: Sequence[Point], key: str, ends: str | None, colo
         "error_y": bars("toxic_fraction_ci95", y, 100.0),
         "hovertemplate": "%{customdata[0]}, strength %{customdata[1]}: %{x:.4g}, toxic %{y:.1f} %<extra></extra>",
     }
-    if (across := bars(ends, x, 1.0)) is not None:
+    if (across := bars(ends, x, scale)) is not None:
         trace["error_x"] = across
     return trace

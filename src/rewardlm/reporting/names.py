@@ -48,7 +48,14 @@ QUALITY = (
     ("prompt_similarity", "similarity with the prompt", ".3f"),
     ("prompt_similarity_null", "… with a shuffled one", ".3f"),
     ("perplexity", "perplexity", ",.1f"),
+    ("hellaswag", "HellaSwag", "percent"),
+    ("piqa", "PIQA", "percent"),
+    ("wikitext_perplexity", "WikiText, perplexity a word", ",.1f"),
 )
+
+
+# What can be done besides answering prompts: only runs of ``measure --suite utility`` have these.
+UTILITY = {"hellaswag": "HellaSwag", "piqa": "PIQA", "wikitext": "WikiText"}
 
 
 def quality_text(value: float | None, form: str) -> str:

@@ -6,10 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from rewardlm.formats import interval_of_points, interval_of_shares, p_values_text, percent, points
+from rewardlm.formats import (
+    NONE,
+    interval,
+    interval_of_points,
+    interval_of_shares,
+    number,
+    p_values_text,
+    percent,
+    points,
+    points_text,
+    signed,
+    signed_as_shown,
+)
 from rewardlm.measuring.audit import SHARE
-from rewardlm.measuring.comparison import Change, ComparisonSettings, EqualMaxima, ModelSummary, QualitySummary, Split
+from rewardlm.measuring.comparison import (
+    Change,
+    ComparisonSettings,
+    EqualMaxima,
+    ModelSummary,
+    QualitySummary,
+    Split,
+    UtilityChange,
+    UtilitySummary,
+)
 from rewardlm.measuring.refusals import ERRORS
+from rewardlm.reporting.names import UTILITY
 
 
 def maxima_note(changes: Sequence[Change]) -> str:
@@ -80,6 +102,7 @@ def quality_notes(models: Sequence[ModelSummary]) -> list[str]:
     notes += [note for model in models for note in _counter_change(model)]
     notes += [_refusal_note()] if any(model.quality.refusal_fraction for model in models) else []
     notes += [note for model in models for note in _sample_notes(model)]
+    notes += [note for model in models for note in _utility_notes(model)]
     return notes
 
 
@@ -182,6 +205,41 @@ def _sample_notes(model: ModelSummary) -> list[str]:
         "drawn by seed."
         for (answers, of), names in by_size.items()
     ]
+
+
+def utility_text(task: str, found: UtilitySummary | None) -> str:
+    """A task's number with its interval: "42.1 % [37.7 % to 46.5 %]"; a perplexity is no share."""
+    if found is None:
+        return NONE
+    if task == "wikitext":
+        value, ends = number(found.value, ",.1f"), interval(found.ci95, lambda end: number(end, ",.1f"))
+    else:
+        value, ends = percent(found.value), interval_of_shares(found.ci95)
+    return value if ends == NONE else f"{value} [{ends}]"
+
+
+def _utility_notes(model: ModelSummary) -> list[str]:
+    """How a model's utility changed, on the same items; and what it is of, where that isn't plain."""
+    changes = [
+        f"{UTILITY[task]} {_utility_change(task, change)}, {p_values_text(change.p_value, change.p_adjusted)} "
+        f"({change.n:,} {'articles' if task == 'wikitext' else 'questions'})"
+        for task, change in model.utility_change.items()
+    ]
+    baseline = next((change.from_ for change in model.utility_change.values()), "")
+    found = [f"From {baseline} to {model.label}: {'; '.join(changes)}."] if changes else []
+    return found + ([f"{model.label}: {model.utility_note}."] if model.utility_note else [])
+
+
+def _utility_change(task: str, change: UtilityChange) -> str:
+    if task != "wikitext":
+        return points_text(change.delta, change.delta_ci95)
+
+    def share(value: float) -> str:
+        return f"{signed(100 * value, 1)} %"
+
+    ends = interval(change.delta_ci95, share)
+    risen = NONE if change.delta is None else f"{signed_as_shown(100 * change.delta, 1)} %"
+    return f"perplexity {risen}" + ("" if ends == NONE else f" (95 % interval {ends})")
 
 
 def _pair_judge_note(judge: Mapping[str, Any]) -> str:

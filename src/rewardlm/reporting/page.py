@@ -14,7 +14,15 @@ from rewardlm import formats
 from rewardlm.config import CompareSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Interpretation
-from rewardlm.measuring.comparison import AuditWarning, Change, Comparison, ModelSummary, Split, main_names
+from rewardlm.measuring.comparison import (
+    UTILITY_FIELDS,
+    AuditWarning,
+    Change,
+    Comparison,
+    ModelSummary,
+    Split,
+    main_names,
+)
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
 from rewardlm.reporting import coloured_answers, figures, headline, interpretation, intervals, judge_page, notes
 from rewardlm.reporting import flows as redrawn
@@ -55,6 +63,12 @@ _QUALITY = (
     ("prompt_similarity", "Similarity with the prompt", "cosine; with shuffled prompts in brackets", "similarity"),
     ("perplexity", "Perplexity", "under the base model; lower is more fluent", "number"),
 )
+# By task of ``measure --suite utility``.
+_UTILITY = {
+    "hellaswag": ("HellaSwag", "right guesses of how a scene goes on, of four; by chance 25 %"),
+    "piqa": ("PIQA", "right guesses of which of two ways does it; by chance 50 %"),
+    "wikitext": ("WikiText", "the model’s own perplexity per word of articles; lower is better"),
+}
 _FATAL = {"prompts_differ", "weights_differ"}
 # Rows of a judge's main table.
 _TABLES: dict[str, Split] = {"All prompts": "all", "Toxic prompts": "toxic_prompts"}
@@ -140,7 +154,7 @@ def render_page(
         warnings=_warnings(found.warnings),
         confidence=_confidence(found.models, judges),
         flows=_flows(found, judges),
-        quality=_quality(found.models),
+        quality=[*_quality(found.models), *_utility(found.models)],
         interpretations=interpretation.sections(interpretations),
         training=training_sections(training),
         groups=_groups(examples),
@@ -470,6 +484,17 @@ def _quality(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
             if form == "corrected" and corrected_ci95 is not None:
                 cells[-1] += f" [{formats.interval_of_shares(corrected_ci95)}]"
         rows.append({"key": key, "name": name, "hint": hint, "cells": cells})
+    return rows
+
+
+def _utility(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
+    """Rows for the tasks that a model was asked, with intervals over items."""
+    rows = []
+    for task, (name, hint) in _UTILITY.items():
+        found = [model.utility.get(task) for model in models]
+        if any(found):
+            cells = [notes.utility_text(task, one) for one in found]
+            rows.append({"key": UTILITY_FIELDS[task], "name": name, "hint": hint, "cells": cells})
     return rows
 
 

@@ -16,7 +16,7 @@ applied to what W writes (Uppaal et al. 2024), so quantised weights and adapters
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from rewardlm.errors import ModelError
 from rewardlm.models.architecture import Architecture, architecture_of
-from rewardlm.models.generate import Call, Group, Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Guide, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
-from rewardlm.steering.steered import Drawing, Steered
+from rewardlm.steering.steered import Steered
 from rewardlm.stream import Change, Edits, Site, edited
 
 
@@ -129,8 +129,9 @@ class _StreamSteered(Steered):
         super().__init__(policy)
         self._guide = StreamGuide(edits)
 
-    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
-        return self._generated(requests, drawing, known, self._guide)
+    @contextlib.contextmanager
+    def guided(self) -> Iterator[Guide | None]:
+        yield self._guide
 
 
 class StreamGuide:

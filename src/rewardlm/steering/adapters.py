@@ -23,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rewardlm.errors import ModelError
-from rewardlm.models.generate import Call, Group, Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
 from rewardlm.models.lora import adapter_hash, carrying, head_is_shared, scaled, using
@@ -85,11 +85,12 @@ class _WithExperts(Steered):
         super().__init__(policy)
         self._top_p = top_p
 
-    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
+    @contextlib.contextmanager
+    def guided(self) -> Iterator[Guide | None]:
         views = Views((None, EXPERT, ANTI_EXPERT))
         body, _ = body_and_head(self.policy.causal_lm)
         with viewed(body, _layers(self.policy), views):
-            yield from self._generated(requests, drawing, known, ExpertsGuide(views, self._top_p))
+            yield ExpertsGuide(views, self._top_p)
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -178,6 +179,13 @@ class _WithoutToxicity(Steered):
             own = frozenset(index for index, number in enumerate(numbers) if number in known)
             for answer in self._generated([requests[number] for number in numbers], drawing, own):
                 yield replace(answer, index=numbers[answer.index])
+
+    @contextlib.contextmanager
+    def at(self, strength: float) -> Iterator[Guide | None]:
+        if strength:
+            self._hold(strength)
+        with contextlib.nullcontext() if strength else self.off():
+            yield None
 
     def _hold(self, strength: float | None) -> None:
         """Switch to a strength, and leave it on for the next call: merging takes as long as some answers."""

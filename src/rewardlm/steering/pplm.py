@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
 
-from rewardlm.errors import ConfigError, ModelError
-from rewardlm.models.generate import Call, Group, GroupAnswers, Request, Sampled, answering
+from rewardlm.errors import ConfigError, ModelError, NotAvailableError
+from rewardlm.models.generate import Call, Group, GroupAnswers, Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
@@ -103,6 +103,12 @@ class _WithPast(Steered):
         super().__init__(policy)
         self._guide = PastGuide(attribute, settings)
         self._passes = 2 + 2 * int(settings["iterations"])
+
+    def guided(self) -> contextlib.AbstractContextManager[Guide | None]:
+        raise NotAvailableError(
+            "pplm moves its past as it draws, and isn't written to read answers that are there already: ask for the "
+            "probabilities of the unsteered model (strength 0)"
+        )
 
     def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
         for answer in self._generated(requests, drawing, known, self._guide):

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from rewardlm.config import ServicesSettings
-from rewardlm.errors import ConfigError
-from rewardlm.models.generate import Request, Sampled, answering, stream_seed
+from rewardlm.errors import ConfigError, NotAvailableError
+from rewardlm.models.generate import Guide, Request, Sampled, answering, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
@@ -58,6 +58,12 @@ class _Choosing(Steered):
     def check_strength(self, strength: float) -> None:
         if strength < 0 or strength != int(strength):
             raise ConfigError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+
+    def guided(self) -> contextlib.AbstractContextManager[Guide | None]:
+        raise NotAvailableError(
+            "best-of-n and rejection choose among answers and change no token's probability: ask for those of the "
+            "unsteered model (strength 0)"
+        )
 
     def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
         """All draws of a call share batches, and a judge may round by batch too: so if one answer is missing, all are

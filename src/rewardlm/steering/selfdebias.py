@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rewardlm.data.chat import truncate_history
-from rewardlm.models.generate import Call, Group, Request, Sampled, answering
+from rewardlm.models.generate import Call, Group, Guide, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
-from rewardlm.steering.steered import Drawing, Steered
+from rewardlm.steering.steered import Steered
 from rewardlm.types import Message
 
 
@@ -45,6 +45,7 @@ class _WithDescriptions(Steered):
     def __init__(self, policy: Policy, descriptions: Sequence[str], epsilon: float) -> None:
         super().__init__(policy)
         self._descriptions = list(descriptions)
+        self.openings = ("", *(f"{description}\n" for description in descriptions))
         self._guide = DescriptionsGuide(1 + len(descriptions), epsilon)
 
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
@@ -56,8 +57,9 @@ class _WithDescriptions(Steered):
             views.append(tuple(truncate_history(self.policy.chat, described, room)[0]))
         return views, cut
 
-    def draw(self, requests: Sequence[Request], drawing: Drawing, known: Set[int]) -> Iterator[Sampled]:
-        return self._generated(requests, drawing, known, self._guide)
+    @contextlib.contextmanager
+    def guided(self) -> Iterator[Guide | None]:
+        yield self._guide
 
 
 class DescriptionsGuide:

@@ -33,6 +33,7 @@ class _WithSystemPrompt(Steered):
     def __init__(self, policy: Policy, prompt: str) -> None:
         super().__init__(policy)
         self._prompt = prompt
+        self.openings = (f"{prompt}\n\n",)
 
     def check_strength(self, strength: float) -> None:
         if strength not in (0, 1):
