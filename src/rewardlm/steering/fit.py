@@ -30,6 +30,7 @@ from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.learn import LEARN, STRENGTHS, Finetune, Lesson
 from rewardlm.steering.load import load_steering
 from rewardlm.steering.scored import ScoredRun, read_scored
+from rewardlm.steering.steered import Drawing
 
 
 def fit(
@@ -92,9 +93,8 @@ def _chosen(
         policy,
         prompts,
         judge,
-        max_new_tokens=choose.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
-        seed=settings.seed,
+        Drawing(choose.max_new_tokens, scored.generation, settings.batch_tokens),
+        settings.seed,
         toxic_above=scored.toxic_above,
     )
     strengths = _strengths(settings)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewardlm.config import GenerationSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.models.architecture import architecture_of
@@ -53,6 +54,11 @@ class ScoredRun:
     kept: list[Prompt]
     turns: dict[str, tuple[Message, ...]]
     toxic_above: float
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """How the run's answers were drawn: strengths are chosen on answers drawn alike."""
+        return GenerationSettings.model_validate(self.run.meta["settings"]["generation"])
 
 
 def read_scored(
