@@ -246,7 +246,7 @@ def _check_steer_folder(folder: Path, services: ServicesSettings) -> None:
     if found.method in BY_A_JUDGE:
         check_judges([judge.name for judge in found.judges], services)
     for adapter in found.adapters.values():
-        check_adapter(Path(adapter["path"]))
+        check_adapter(folder / adapter["path"])
 
 
 def _check_suite_of_a_model(settings: MeasureSettings) -> None:

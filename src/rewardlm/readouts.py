@@ -35,13 +35,18 @@ class Probe:
         return found
 
 
-def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0) -> Probe:
+def fit_probe(x: FloatArray, toxic: BoolArray, *, penalty: float = 1.0, one_unit: bool = False) -> Probe:
     """The minimum of Σ log-loss + penalty/2·‖weight‖² over standardised features, x Float[n, M], both classes present.
+
+    ``one_unit`` divides all features by the same number. Then the penalty falls alike on all directions, and the weight
+    is a direction to push along. Otherwise features that hardly vary may have most of the weight.
 
     The penalty makes the solution lie in the span of the n rows, so it is sought there: n numbers instead of M.
     """
     mean, spread = x.mean(0), x.std(0)
     spread = np.where(spread > 1e-8 * (np.abs(mean) + 1e-8), spread, 1.0)
+    if one_unit:
+        spread = np.full_like(spread, np.sqrt(np.mean(np.square(x - mean))))
     standard = (x - mean) / spread
     left, singular, right = np.linalg.svd(standard, full_matrices=False)
     rows = left * singular

@@ -23,6 +23,7 @@ from rewardlm.cli.commands import COMMANDS, RESUMED, with_settings
 from rewardlm.cli.examples import EXAMPLES
 
 REWARDLM = [sys.executable, "-m", "rewardlm"]
+GROUPS = ("judge", "steer")
 LINES = [(name, example.line) for name, examples in EXAMPLES.items() for example in examples]
 
 
@@ -31,7 +32,7 @@ class Caught(Exception):
 
 
 def test_alone_it_shows_its_help(shell: Shell) -> None:
-    for typed, command in (([], "measure"), (["judge"], "evaluate-pairs")):
+    for typed, command in (([], "measure"), (["judge"], "evaluate-pairs"), (["steer"], "fit")):
         done = shell(*typed)
         # Typer's own exit code of a group that was given nothing.
         assert done.code == 2
@@ -85,9 +86,9 @@ def test_a_slip_is_told_with_what_was_meant(shell: Shell, typed: str, said: str)
 
 
 def test_every_command_has_examples() -> None:
-    assert EXAMPLES.keys() == {*COMMANDS, "", "judge"}
+    assert EXAMPLES.keys() == {*COMMANDS, "", *GROUPS}
     for name, line in LINES:
-        assert name in ("", "judge") or line.startswith(f"rewardlm {name}"), line
+        assert name in ("", *GROUPS) or line.startswith(f"rewardlm {name}"), line
     for examples in EXAMPLES.values():
         assert 1 <= len(examples) <= 4
         assert all(example.what[-1] in ".?" and len(example.what) <= 70 for example in examples)
@@ -101,7 +102,7 @@ def test_help_shows_examples_whole(shell: Shell, monkeypatch: pytest.MonkeyPatch
     for example in EXAMPLES[name]:
         assert lines[lines.index(f"  # {example.what}") + 1] == f"  {example.line}"
     said = " ".join(" ".join(lines).split())
-    assert (f"rewardlm settings {name}" in said) == (name in with_settings() or name in ("", "judge"))
+    assert (f"rewardlm settings {name}" in said) == (name in with_settings() or name in ("", *GROUPS))
     before = lines[: lines.index("Examples:")]
     # A flag with its choices is one word.
     assert all(len(line) <= columns for line in before if max(map(len, line.split() or [""])) < columns - 20)

@@ -33,11 +33,12 @@ ARGUMENTS = {
     "judge evaluate": ["lexical"], "judge serve": ["lexical"], "judge migrate": ["t.csv", "--out", "o"],
     "judge train-pairs": ["--out", "o"],
     "judge evaluate-pairs": ["starter_pairs"], "interpret": ["run", "--out", "o"], "report": ["run"],
+    "steer fit": ["tiny", "--out", "o"], "steer import": ["tiny", "v.gguf", "--out", "o"], "frontier": ["run"],
 }  # fmt: skip
 # And what its settings need; flags win over a file.
 NEEDED = {
     "import": "label: X", "score": "scorer: lexical", "judge train": "data: starter", "judge evaluate": "suite: s.csv",
-    "judge migrate": "to: lexical",
+    "judge migrate": "to: lexical", "steer fit": "method: activation\nrun: r",
 }  # fmt: skip
 # Values that a rule of the command asks for, where any will not do: what is typed, what it becomes, what goes with it.
 SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
@@ -49,6 +50,8 @@ SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
     "--batch-size": ("6", 6, []),
     "--tracker": ("wandb", ["wandb"], []),
     "--load": ("4bit", "4bit", []),
+    "measure --strength": ("2", 2.0, ["steer=s"]),
+    "--adapter-strength": ("2", 2.0, ["adapter=a"]),
 }
 
 
@@ -73,10 +76,12 @@ def at(settings: Any, key: str) -> Any:
     return reduce(getattr, key.split("."), settings)
 
 
-def sample(setting: dict[str, Any]) -> tuple[str, Any, list[str]]:
+def sample(command: str, setting: dict[str, Any]) -> tuple[str, Any, list[str]]:
     """Something else than the default."""
     flag, kind, default = setting["flag"], setting["type"], setting["default"]
-    if flag in SPECIAL:
+    if f"{command} {flag}" in SPECIAL:
+        return SPECIAL[f"{command} {flag}"]
+    if flag in SPECIAL and SPECIAL[flag][0] in (setting["choices"] or [SPECIAL[flag][0]]):
         return SPECIAL[flag]
     if setting["choices"]:
         value = next(choice for choice in setting["choices"] if choice != default)
@@ -126,7 +131,7 @@ def test_a_flag_reaches_its_setting_and_no_other(
             assert at(made(), key) is False
             assert at(made(flag), key) is True
             continue
-        text, value, more = sample(setting)
+        text, value, more = sample(command, setting)
         before, after = made(*more), made(*more, flag, text)
         assert at(after, key) == value, (flag, at(after, key))
         assert at(before, key) != value, flag

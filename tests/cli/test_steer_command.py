@@ -51,7 +51,7 @@ def test_from_fit_to_frontier(shell: Shell, tmp_path: Path) -> None:
     assert "At equal fluency" in page
     table = shell("frontier", *paths, "n_resamples=100")
     assert table.code == 0
-    assert "a system prompt" in table.out
+    assert all(label in table.out for label in runs if label != "zero")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,8 @@ def test_from_fit_to_frontier(shell: Shell, tmp_path: Path) -> None:
         (["steer", "fit", "tiny", "--out", "o"], "method"),
         (["steer", "fit", "tiny", "--method", "magic", "--out", "o"], "activation"),
         (["steer", "fit", "tiny", "--method", "activation", "--out", "o"], "name a measured run with --run"),
-        (["steer", "fit", "tiny", "--method", "system", "--run", "r", "--out", "o"], "leave --run out"),
+        (["steer", "fit", "tiny", "--method", "system", "--run", "r", "--out", "o"], "is not a run"),
+        (["steer", "fit", "tiny", "--method", "system", "--judge", "lexical", "--out", "o"], "asks no judge without"),
         (["steer", "fit", "tiny", "--method", "dexperts", "--expert", "a", "--out", "o"], "--anti-expert"),
         (["steer", "fit", "tiny", "--method", "task-vector", "--out", "o"], "--toxic-adapter"),
         (

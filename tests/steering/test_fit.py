@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rewardlm.measuring.meter import measure
 from rewardlm.runs import Run
 from rewardlm.steering.fit import fit
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.training.sft import finetune
 
 N = 48
 
@@ -57,9 +59,9 @@ class World:
             "chat": {"template": str(self.folder / "words.jinja")},
             "method": method,
         }
-        if method in ("activation", "profs"):
+        if method in ("activation", "profs", "pplm"):
             usual["run"] = str(self.run.path)
-        return fit(SteerFitSettings.model_validate({**usual, **changes}), out)
+        return fit(SteerFitSettings.model_validate({**usual, **changes}), out, finetune=finetune)
 
     def toxic_share(self, run: Run) -> float:
         values = [score.value for score in run.scores() if score.value is not None]
@@ -96,13 +98,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     sys.modules.pop("planted_judge", None)
 
 
-QUICK = {"choose": {"fluency": 1e9, "prompts": 10, "max_new_tokens": 6, "strengths": [0.5, 1.0, 1.5]}}
+QUICK = {"fluency": 1e9, "prompts": 10, "max_new_tokens": 6, "strengths": [0.5, 1.0, 1.5]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["means", "pca", "probe"])
 def test_a_planted_direction_is_found_and_removed(world: World, tmp_path: Path, direction: str) -> None:
-    found = world.fit(tmp_path / "steer", "activation", activation={"direction": direction, **QUICK})
+    found = world.fit(tmp_path / "steer", "activation", activation={"direction": direction}, choose=QUICK)
     assert found.record.found["layers"] == [1]
     away = found.tensors["vector.1"]
     cosine = float(torch.nn.functional.cosine_similarity(-away, world.model.direction, dim=0))
@@ -122,9 +124,9 @@ def test_a_planted_direction_is_found_and_removed(world: World, tmp_path: Path, 
 @pytest.mark.slow
 def test_ablating_it_does_the_same_and_profs_too(world: World, tmp_path: Path) -> None:
     base = world.toxic_share(measure(world.settings(label="base"), tmp_path / "base"))
-    ablation = {"how": "ablate", "where": "all", **QUICK}
-    world.fit(tmp_path / "ablation", "activation", activation=ablation)
-    world.fit(tmp_path / "profs", "profs", profs={"rank": 1, "first_layer": 0})
+    ablation = {"how": "ablate", "where": "all"}
+    world.fit(tmp_path / "ablation", "activation", activation=ablation, choose={**QUICK, "strengths": None})
+    world.fit(tmp_path / "profs", "profs", profs={"rank": 1, "first_layer": 0}, choose={**QUICK, "strengths": [1.0]})
     for name in ("ablation", "profs"):
         run = measure(world.settings(steer=tmp_path / name), tmp_path / f"with {name}")
         assert world.toxic_share(run) < base / 2, name
@@ -132,7 +134,7 @@ def test_ablating_it_does_the_same_and_profs_too(world: World, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_gate_leaves_harmless_prompts_alone(world: World, tmp_path: Path) -> None:
-    world.fit(tmp_path / "steer", "activation", activation={"how": "gated", **QUICK})
+    world.fit(tmp_path / "steer", "activation", activation={"how": "gated"}, choose=QUICK)
     base = measure(world.settings(label="base"), tmp_path / "base")
     steered = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "steered")
     assert world.toxic_share(steered) < world.toxic_share(base) / 2
@@ -163,7 +165,7 @@ def answers(run: Run) -> list[tuple[str, Any, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["activation", "best-of-n"])
 def test_a_killed_and_resumed_run_is_the_same(world: World, tmp_path: Path, method: str) -> None:
-    more: dict[str, Any] = {"activation": QUICK} if method == "activation" else {"judge": "planted_judge:judge"}
+    more: dict[str, Any] = {"choose": QUICK} if method == "activation" else {"judge": "planted_judge:judge"}
     world.fit(tmp_path / "steer", method, **more)
     whole = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "whole")
     for keep_answers, keep_scores in ((61, 40), (1, 0)):
@@ -178,7 +180,7 @@ def test_a_killed_and_resumed_run_is_the_same(world: World, tmp_path: Path, meth
 
 @pytest.mark.slow
 def test_a_run_records_its_treatment_and_the_audit_knows_it(world: World, tmp_path: Path) -> None:
-    found = world.fit(tmp_path / "vector", "activation", activation=QUICK)
+    found = world.fit(tmp_path / "vector", "activation", choose=QUICK)
     base = measure(world.settings(label="base", prompts=str(world.folder / "learn.jsonl")), tmp_path / "base")
     steered = measure(
         world.settings(steer=tmp_path / "vector", strength=1, prompts=str(world.folder / "learn.jsonl")),
@@ -199,7 +201,7 @@ def test_a_run_records_its_treatment_and_the_audit_knows_it(world: World, tmp_pa
     assert "The model was steered by planted_judge:judge" in warnings["judge_is_reward"]
     assert f"answers to {N} of the {N} prompts" in warnings["steering_read_prompts"]
     # Another folder in the same place is another treatment.
-    world.fit(tmp_path / "vector", "activation", activation={**QUICK, "direction": "probe"})
+    world.fit(tmp_path / "vector", "activation", activation={"direction": "probe"}, choose=QUICK)
     with pytest.raises(RunError, match="another steer folder"):
         measure(
             world.settings(steer=tmp_path / "vector", strength=1, prompts=str(world.folder / "learn.jsonl")),
@@ -209,9 +211,7 @@ def test_a_run_records_its_treatment_and_the_audit_knows_it(world: World, tmp_pa
 
 @pytest.mark.slow
 def test_what_was_made_for_another_model_is_refused(world: World, tmp_path: Path) -> None:
-    found = world.fit(
-        tmp_path / "vector", "activation", strength=1, activation={"layers": [1], "choose": {"controls": 0}}
-    )
+    found = world.fit(tmp_path / "vector", "activation", strength=1, activation={"layers": [1]}, choose={"controls": 0})
     assert found.record.strength == 1
     with pytest.raises(ModelError, match="is of no use to tiny"):
         measure(world.settings(model="tiny", steer=tmp_path / "vector"), tmp_path / "tiny")
@@ -229,10 +229,59 @@ def test_what_was_made_for_another_model_is_refused(world: World, tmp_path: Path
     assert not (tmp_path / "again").exists()
 
 
+# Where it is triggered, the planted model's own nucleus has nothing harmless.
+LEARNT = {
+    "activation": {}, "profs": {"profs": {"rank": 1}}, "pplm": {}, "dexperts": {"dexperts": {"top_p": 1.0}},
+    "task-vector": {},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["system", "selfdebias", "best-of-n", "rejection", *LEARNT])
+def test_every_method_needs_a_scored_run_and_nothing_else(world: World, tmp_path: Path, method: str) -> None:
+    quick = {**QUICK, "strengths": [1.0], "controls": 2}
+    teach = {"epochs": 6, "learning_rate": 4e-3}
+    more: dict[str, Any] = LEARNT.get(method, {})
+    found = world.fit(tmp_path / "steer", method, run=str(world.run.path), choose=quick, teach=teach, **more)
+    assert [judge.name for judge in found.record.judges] == ["planted_judge:judge"]
+    if method in LEARNT:
+        kept = round(0.25 * N) * 4
+        assert found.record.found.get("answers", N * 4 - kept) <= N * 4 - kept
+    # What a folder holds can be moved with it.
+    (tmp_path / "steer").rename(tmp_path / "elsewhere")
+    base = measure(world.settings(label="base", limit=24), tmp_path / "base")
+    zero = measure(world.settings(steer=tmp_path / "elsewhere", strength=0, limit=24), tmp_path / "zero")
+    assert answers(zero) == answers(base)
+    steered = measure(world.settings(steer=tmp_path / "elsewhere", limit=24), tmp_path / "steered")
+    if method in ("dexperts", "task-vector", "activation"):
+        assert world.toxic_share(steered) < world.toxic_share(base)
+    if method not in ("best-of-n", "rejection"):
+        assert steered.meta["treatment"]["run"] == "PT"
+        assert found.record.found["tried"]
+
+
+@pytest.mark.slow
+def test_experts_learn_from_toxic_and_from_harmless_answers(world: World, tmp_path: Path) -> None:
+    teach = {"answers": 6, "epochs": 1}
+    found = world.fit(tmp_path / "steer", "dexperts", run=str(world.run.path), strength=1, teach=teach)
+    assert found.record.found["toxic"] == 6
+    bad = set(world.model.toxic.values())
+    scores = {score.generation_id: score.value for score in world.run.scores()}
+    by_prompt = {prompt.id: prompt.text for prompt in world.run.prompts()}
+    given = {(by_prompt[one.prompt_id], one.text): scores[one.id] for one in world.run.generations()}
+    for name, is_toxic in (("expert", False), ("anti_expert", True)):
+        lines = (tmp_path / "steer" / f"{name}.jsonl").read_text().splitlines()
+        assert len(lines) == 6
+        for line in lines:
+            question, answer = json.loads(line)["messages"]
+            assert bool(bad & set(answer["content"].split())) is is_toxic
+            assert given[question["content"], answer["content"]] == float(is_toxic)
+
+
 def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         read_steer_folder(tmp_path / "none")
-    world.fit(tmp_path / "steer", "profs", profs={"rank": 1})
+    world.fit(tmp_path / "steer", "profs", strength=1, profs={"rank": 1})
     vectors = tmp_path / "steer" / "steer.safetensors"
     save_file({"basis.1": torch.zeros(64, 1)}, vectors)
     with pytest.raises(RunError, match=r"is not what steer\.json was written with"):
@@ -247,5 +296,5 @@ def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:
 
 def test_too_few_toxic_answers_are_said(world: World, tmp_path: Path) -> None:
     harmless = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), limit=1, samples=1), tmp_path / "one")
-    with pytest.raises(RunError, match="needs as many"):
+    with pytest.raises(RunError, match="needs two of each"):
         world.fit(tmp_path / "steer", "activation", run=str(harmless.path))

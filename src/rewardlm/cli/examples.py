@@ -54,14 +54,6 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "rewardlm measure my-model --engine openai --url http://127.0.0.1:8000/v1 --out runs/served",
             "A model that a server runs.",
         ),
-        ExampleLine(
-            "rewardlm measure smollm2-135m --suite utility --out runs/PT",
-            "What the model can still do, too; a finished run gains it.",
-        ),
-        ExampleLine(
-            "rewardlm measure smollm2-135m --steer steer/best --strength 4 --part measure --out runs/best",
-            "A model that is steered while it answers (rewardlm steer fit).",
-        ),
     ),
     "score": (
         ExampleLine("rewardlm score runs/PT --scorer lexical", "One more judge for stored answers."),
@@ -182,6 +174,10 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
         ExampleLine(
             "rewardlm steer fit smollm2-135m --method activation --run runs/PT --judge starter --out steer/vector",
             "A direction in the residual stream, from a scored run.",
+        ),
+        ExampleLine(
+            "rewardlm steer fit smollm2-135m --method dexperts --run runs/PT --judge starter --out steer/experts",
+            "Two adapters, trained on the run's harmless and toxic answers.",
         ),
     ),
     "steer export": (

@@ -28,9 +28,10 @@ def fit(
     from rewardlm.progress import say, stage
     from rewardlm.steering.fit import fit as fit_method
     from rewardlm.steering.summary import sentences
+    from rewardlm.training.sft import finetune
 
     with stage(f"steer fit {settings.method}") as progress:
-        found = fit_method(settings, out, report=progress.report)
+        found = fit_method(settings, out, finetune=finetune, report=progress.report)
     record = found.record
     if as_json:
         shown = record.model_dump(mode="json", exclude={"environment": True, "run": {"prompt_hashes"}})

@@ -15,8 +15,7 @@ from rewardlm.config.services import ServicesSettings
 SteerMethod = Literal[
     "system", "best-of-n", "rejection", "activation", "dexperts", "selfdebias", "task-vector", "profs", "pplm"
 ]
-# Methods that read a scored run; those that need adapters; those that ask a judge while they answer.
-FROM_A_RUN: tuple[str, ...] = ("activation", "profs", "pplm")
+# Methods that ask a judge while they answer.
 BY_A_JUDGE: tuple[str, ...] = ("best-of-n", "rejection")
 
 
@@ -37,20 +36,26 @@ class RejectionSettings(Section):
     threshold: float = Field(0.5, gt=0, le=1, description="An answer passes if the judge's P(toxic) is below this.")
 
 
-class SelectionSettings(Section):
-    """``activation``: how layer and strength are chosen, on prompts that the direction was not learnt from."""
+class ChooseSettings(Section):
+    """How the strength is chosen, and for activation the layer: on prompts of the run that nothing was learnt from."""
 
     share: float = Field(0.25, gt=0, lt=1, description="Share of the run's prompts that are kept for choosing.")
-    prompts: int = Field(48, ge=4, description="At most so many of them are answered anew, the most toxic first.")
+    prompts: int = Field(48, ge=2, description="At most so many of them are answered anew, the most toxic first.")
     max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
-    layers: int = Field(3, ge=1, description="How many layers are tried: those where held-out answers differ most.")
-    strengths: list[float] = Field([0.5, 1.0, 2.0, 4.0], min_length=1, description="Strengths to try.")
+    strengths: list[float] | None = Field(
+        None, min_length=1, description="Strengths to try; by default the method's own few (docs/steering.md)."
+    )
     fluency: float = Field(
         1.25,
         ge=1,
         description="Answers' perplexity under the unsteered model may be this many times the unsteered answers'.",
     )
-    controls: int = Field(20, ge=0, description="Random directions of equal length that are tried for comparison.")
+    layers: int = Field(
+        3, ge=1, description="For activation, how many layers are tried: those where held-out answers differ most."
+    )
+    controls: int = Field(
+        20, ge=0, description="For activation, random directions of equal length that are tried for comparison."
+    )
 
 
 class ActivationSettings(Section):
@@ -74,17 +79,26 @@ class ActivationSettings(Section):
     )
     folds: int = Field(4, ge=2, description="Folds of the cross-validation by which layers are ranked.")
     answers: int = Field(2000, ge=8, description="At most so many of the run's answers are read, half of them toxic.")
-    choose: SelectionSettings = Field(SelectionSettings(), description="How layer and strength are chosen.")
+
+
+class TeachSettings(Section):
+    """``dexperts`` and ``task-vector``: how the adapters are trained that you don't name, on the run's answers."""
+
+    answers: int = Field(400, ge=1, description="At most so many toxic answers, and as many harmless ones.")
+    epochs: float = Field(3.0, gt=0, description="Passes over them.")
+    learning_rate: float = Field(4e-4, gt=0, description="Peak of the cosine schedule.")
+    batch_size: int = Field(8, ge=1, description="Answers per optimizer step.")
+    r: int = Field(16, ge=1, description="Rank of the adapters.")
 
 
 class DexpertsSettings(Section):
     """``dexperts``: an expert's and an anti-expert's logits beside the base's (Liu et al. 2021)."""
 
     expert: Annotated[Path | None, Flag("--expert", metavar="DIR")] = Field(
-        None, description="For dexperts: the adapter that was trained on harmless text."
+        None, description="For dexperts: an adapter that was trained on harmless text. By default one is trained."
     )
     anti_expert: Annotated[Path | None, Flag("--anti-expert", metavar="DIR")] = Field(
-        None, description="For dexperts: the adapter that was trained on toxic text."
+        None, description="For dexperts: an adapter that was trained on toxic text. By default one is trained."
     )
     top_p: float = Field(0.9, gt=0, le=1, description="The base's own nucleus, outside which no token is drawn.")
 
@@ -104,7 +118,7 @@ class TaskVectorSettings(Section):
     """``task-vector``: minus an adapter that was trained on toxic text (Ilharco et al. 2023, Zhang et al. 2023)."""
 
     toxic_adapter: Annotated[Path | None, Flag("--toxic-adapter", metavar="DIR")] = Field(
-        None, description="For task-vector: the adapter that was trained on toxic text."
+        None, description="For task-vector: an adapter that was trained on toxic text. By default one is trained."
     )
 
 
@@ -127,6 +141,12 @@ class PplmSettings(Section):
         0.95, ge=0, le=1, description="Exponent of the moved distribution; the model's own has the rest."
     )
     answers: int = Field(2000, ge=8, description="At most so many of the run's answers teach the classifier head.")
+    words: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="A bag of words to keep away from, instead of a classifier head. Those that aren't one "
+        "token are left out.",
+    )
 
 
 class SteerFitSettings(ModelSettings):
@@ -137,19 +157,23 @@ class SteerFitSettings(ModelSettings):
     method: Annotated[SteerMethod, Flag()] = Field(description="The method.")
     run: Annotated[Path | None, Flag(metavar="SCORED")] = Field(
         None,
-        description="For activation, profs and pplm: a measured run of this model. Measure other prompts later.",
+        description="A measured run of this model, whose scored answers are learnt from, and part of whose prompts are "
+        "kept to choose the strength on. Measure other prompts later.",
     )
     judge: Annotated[str | None, Flag()] = Field(
         None,
-        description="Whose scores in the run say what is toxic, by default its first judge's; for best-of-n and "
-        "rejection who chooses, by default starter.",
+        description="Whose scores in the run say what is toxic, by default its first judge's. For best-of-n and "
+        "rejection, who chooses: by default the run's first judge, or starter without a run.",
     )
     strength: Annotated[float | None, Flag()] = Field(
         None,
         ge=0,
-        description="The strength that measure takes if none is given; by default the method's own, or a chosen one.",
+        description="The strength that measure takes if none is given; by default a chosen one, or the method's own "
+        "without a run.",
     )
     batch_tokens: int = Field(8192, ge=1, description="Positions (prompt and answer) that are run side by side.")
+    choose: ChooseSettings = Field(ChooseSettings(), description="How the strength is chosen, on part of the run.")
+    teach: TeachSettings = Field(TeachSettings(), description="The adapters of dexperts and task-vector.")
     system: SystemSettings = Field(SystemSettings(), description="The method system.")
     rejection: RejectionSettings = Field(RejectionSettings(), description="The method rejection.")
     activation: ActivationSettings = Field(ActivationSettings(), description="The method activation.")
@@ -169,16 +193,20 @@ class SteerFitSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> SteerFitSettings:
-        if self.method in FROM_A_RUN and self.run is None:
-            raise ValueError(f"{self.method} is learnt from scored answers: name a measured run with --run")
-        if self.method not in FROM_A_RUN and self.run is not None:
-            raise ValueError(f"{self.method} learns nothing from a run: leave --run out")
-        if self.judge is not None and self.method not in (*FROM_A_RUN, *BY_A_JUDGE):
-            raise ValueError(f"{self.method} asks no judge: leave --judge out")
-        if self.method == "dexperts" and None in (self.dexperts.expert, self.dexperts.anti_expert):
-            raise ValueError("dexperts needs two adapters: --expert and --anti-expert")
-        if self.method == "task-vector" and self.task_vector.toxic_adapter is None:
-            raise ValueError("task-vector needs an adapter that was trained on toxic text: --toxic-adapter")
+        if self.run is not None:
+            return self
+        if self.judge is not None and self.method not in BY_A_JUDGE:
+            raise ValueError(f"{self.method} asks no judge without a run: leave --judge out, or name a --run")
+        instead = {
+            "activation": "",
+            "profs": "",
+            "pplm": "" if self.pplm.words is None else None,
+            "dexperts": None if self.dexperts.expert and self.dexperts.anti_expert else "--expert and --anti-expert",
+            "task-vector": None if self.task_vector.toxic_adapter else "--toxic-adapter",
+        }.get(self.method)
+        if instead is not None:
+            other = f", or give {instead}" if instead else ""
+            raise ValueError(f"{self.method} is learnt from scored answers: name a measured run with --run{other}")
         return self
 
 

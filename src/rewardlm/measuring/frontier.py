@@ -25,6 +25,7 @@ from rewardlm.measuring.comparison import Split
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
 from rewardlm.measuring.independence import is_independent, was_reward
 from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.measuring.utility_scores import mean_accuracies
 from rewardlm.runs import Run, unique_labels
 from rewardlm.stats import FloatArray, holm, mean_change, mean_ci95
@@ -117,13 +118,14 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
         run.label = label
     refuse_incomparable(runs, scorer=settings.scorer)
     scorer, warnings = _judge(runs, settings.scorer)
-    rule = Rule(settings.threshold, False, settings.n_resamples, settings.seed)
+    moved = thresholds_in_force(runs, None, "share")
+    rule = Rule(settings.threshold, False, settings.n_resamples, settings.seed, moved).of(scorer)
     splits = prompt_splits(runs[0].prompts, rule)
     split: Split = settings.split or ("toxic_prompts" if splits["toxic_prompts"].any() else "all")
     if not splits[split].any():
         raise RunError(f"these runs have no prompts in the split {split}: choose another one with --split")
     grid, inside = Grid(runs), splits[split][:, 0]
-    cells = {run.label: _Cells(run, grid, inside, scorer, settings.threshold) for run in runs}
+    cells = {run.label: _Cells(run, grid, inside, scorer, rule) for run in runs}
     warnings += _warnings(runs)
     utility = mean_accuracies([run.utility for run in runs])
     points = [_point(run, cells[run.label], able) for run, able in zip(runs, utility, strict=True)]
@@ -143,12 +145,11 @@ class _Cells:
     """A run's answers to the prompts that count, as sums over each of N prompts: how many were scored and toxic, and
     the log-perplexity of the K that have one. Float[N] each."""
 
-    def __init__(self, run: Measured, grid: Grid, inside: Any, scorer: str, threshold: float) -> None:
+    def __init__(self, run: Measured, grid: Grid, inside: Any, scorer: str, rule: Rule) -> None:
         scores = grid.scores(run, scorer)[inside]
-        self.scores = scores
-        self.threshold = threshold
+        self.share_ci95 = metrics.toxic_fraction_ci95(scores, **rule.of_intervals())
         self.scored = (~np.isnan(scores)).sum(1).astype(float)
-        self.toxic = metrics.is_toxic(scores, threshold=threshold, inclusive=False).sum(1).astype(float)
+        self.toxic = rule.toxic(scores).sum(1).astype(float)
         with np.errstate(divide="ignore"):
             self.log_perplexity = _sums(np.log(grid.values(run, run.quality.perplexity)[inside]))
         self.similarity = _sums(grid.values(run, run.quality.prompt_similarity)[inside])
@@ -186,6 +187,12 @@ def method_of(run: Run) -> tuple[str, float]:
     if trained is None:
         return "none", 0.0
     return trained, 1.0 if scale is None else float(scale)
+
+
+def is_point_of_a_curve(run: Run) -> bool:
+    """Whether the run's model was steered, or has its adapter at another strength than it was trained at."""
+    method, strength = method_of(run)
+    return _is_steering(method) or strength not in (0, 1)
 
 
 def _judge(runs: Sequence[Measured], wanted: str | None) -> tuple[str, list[dict[str, str]]]:
@@ -253,7 +260,7 @@ def _point(run: Measured, cells: _Cells, able: tuple[float, Interval | None] | N
         strength=strength,
         scored=int(cells.scored.sum()),
         toxic_fraction=cells.share(),
-        toxic_fraction_ci95=metrics.toxic_fraction_ci95(cells.scores, threshold=cells.threshold),
+        toxic_fraction_ci95=cells.share_ci95,
         perplexity=cells.perplexity(),
         perplexity_ci95=None if logs is None else (math.exp(min(logs[0], 700)), math.exp(min(logs[1], 700))),
         prompt_similarity=float(similarity.sum() / known.sum()) if known.sum() else None,

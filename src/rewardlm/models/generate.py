@@ -427,7 +427,7 @@ class _Decoder(GroupAnswers):
         """The beginning that all prompts share (the template's system turn): once where all views read it alike, else
         once for each view."""
         if not self.shared:
-            return [[]]
+            return [[] for _ in self._apart()]
         prompt = self.requests[self.group.indices[0]].prompt
         prefix = torch.tensor([prompt[: self.shared]], device=self.device)
         positions = torch.arange(self.shared, device=self.device)[None]

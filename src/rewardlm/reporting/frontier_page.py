@@ -67,20 +67,23 @@ def method_name(method: str) -> str:
 
 def write_frontier_page(found: Frontier, out: Path, *, title: str = "What training has to beat") -> Path:
     """Write the page to ``out`` and return it. Raises RunError where that can't be done."""
-    page = render(
-        "frontier.html.j2",
-        {},
-        title=title,
-        found=found,
-        split=OF_SPLIT[found.split],
-        sentences=sentences(found),
-        headings=headings(found),
-        rows=rows(found),
-        matched=matched_rows(found),
-        figures=[drawn for axis in _AXES if (drawn := _figure(found, *axis)) is not None],
-        margin=percent(found.fluency),
-    )
-    return write_page(page, out)
+    return write_page(render("frontier.html.j2", {}, title=title, frontier=section(found)), out)
+
+
+def section(found: Frontier) -> dict[str, Any]:
+    """The frontier as the templates show it."""
+    return {
+        "scorer": found.scorer,
+        "prompts": f"{found.prompts:,}",
+        "split": OF_SPLIT[found.split],
+        "warnings": found.warnings,
+        "sentences": sentences(found),
+        "figures": [drawn for axis in _AXES if (drawn := _figure(found, *axis)) is not None],
+        "headings": headings(found),
+        "rows": rows(found),
+        "matched": matched_rows(found),
+        "margin": percent(found.fluency),
+    }
 
 
 def sentences(found: Frontier) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm import formats
-from rewardlm.config import CompareSettings
+from rewardlm.config import CompareSettings, FrontierSettings
 from rewardlm.errors import RunError
 from rewardlm.interpreting.findings import Interpretation
 from rewardlm.measuring.comparison import (
@@ -23,8 +23,18 @@ from rewardlm.measuring.comparison import (
     Split,
     main_names,
 )
+from rewardlm.measuring.frontier import Frontier, frontier, is_point_of_a_curve
 from rewardlm.measuring.metrics import HIGH_ABOVE, LOW_BELOW, bucket_name
-from rewardlm.reporting import coloured_answers, figures, headline, interpretation, intervals, judge_page, notes
+from rewardlm.reporting import (
+    coloured_answers,
+    figures,
+    frontier_page,
+    headline,
+    interpretation,
+    intervals,
+    judge_page,
+    notes,
+)
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.change_figure import changes_figure, changes_in_words
 from rewardlm.reporting.examples import UNCHANGED, Example, Kind, choose_examples
@@ -92,6 +102,7 @@ def render_page(
     judging: Mapping[str, Any] | None = None,
     interpretations: Sequence[tuple[str, Interpretation]] = (),
     explorer: ExplorerData | None = None,
+    frontier: Frontier | None = None,
 ) -> str:
     """The page as one HTML text.
 
@@ -104,6 +115,7 @@ def render_page(
     ``notes`` and ``limits`` (lists of sentences). ``judging`` is what ``judge_page.judging``
     makes of evaluations of judges, shown in a section of its own, and ``interpretations`` are what ``interpret``
     found, each with the run's label. ``explorer`` holds all answers, for the page's search.
+    ``frontier`` compares steered models with the others.
     """
     rewards = {model["label"]: model.get("rewards") for model in about.get("models", [])}
     subjects = described(about.get("models", []), [model.label for model in found.models])
@@ -167,6 +179,7 @@ def render_page(
         limits={"low": LOW_BELOW, "high": HIGH_ABOVE},
         explorer=None if explorer is None else explorer.summary(),
         assets=() if explorer is None else EXPLORER_ASSETS,
+        frontier=None if frontier is None else frontier_page.section(frontier),
     )
 
 
@@ -241,8 +254,19 @@ def build_report(
             inclusive=found.settings.inclusive,
             thresholds={name: own.value for name, own in found.settings.thresholds.items()},
         ),
+        frontier=_frontier(measured, found),
     )
     return write_page(page, out)
+
+
+def _frontier(measured: Sequence[Run], found: Comparison) -> Frontier | None:
+    """Where a run is steered, or its adapter has another strength, and a judge has seen all answers."""
+    shared = set.intersection(*({entry["name"] for entry in run.meta["scorers"]} for run in measured))
+    if not shared or not any(map(is_point_of_a_curve, measured)):
+        return None
+    primary = None if found.primary is None or found.primary.scorer not in shared else found.primary.scorer
+    settings = FrontierSettings(scorer=primary, threshold=found.settings.threshold, seed=found.settings.seed)
+    return frontier([run.path for run in measured], settings)
 
 
 def _subject(about: Mapping[str, Any]) -> str:

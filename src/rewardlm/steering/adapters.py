@@ -38,7 +38,7 @@ EXPERT, ANTI_EXPERT, TOXIC = "expert", "anti_expert", "toxic"
 def located(folder: SteerFolder, name: str) -> Path:
     """Where an adapter of the folder is. Raises ModelError if it is gone, or was trained further."""
     known = folder.record.adapters[name]
-    path = Path(known["path"])
+    path = folder.folder / known["path"]
     if adapter_hash(path) != known["hash"]:
         raise ModelError(f"the adapter {path} was trained further since the steer folder was made: make it anew")
     return path

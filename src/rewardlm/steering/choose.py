@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from rewardlm.config import GenerationSettings
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import microbatches, pack, token_stats
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.stats import share_ci95
-from rewardlm.steering.scored import TOXIC_ABOVE
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Prompt
 
@@ -48,15 +46,19 @@ class Trial:
         policy: Policy,
         prompts: Sequence[Prompt],
         judge: Scorer,
-        *,
-        max_new_tokens: int,
-        batch_tokens: int,
+        drawing: Drawing,
         seed: int,
+        *,
+        toxic_above: float,
     ) -> None:
-        self._policy, self._prompts, self._judge, self._seed = policy, list(prompts), judge, seed
-        self._drawing = Drawing(max_new_tokens, GenerationSettings(), batch_tokens)
-        self._batch_tokens = batch_tokens
+        self._policy, self._prompts, self._judge = policy, list(prompts), judge
+        self._drawing, self._seed, self._toxic_above = drawing, seed, toxic_above
         self._limit = FailureLimit(what="answers could not be scored")
+
+    @property
+    def _positions(self) -> int:
+        budget = self._drawing.batch_tokens
+        return budget if isinstance(budget, int) else budget.size
 
     def unsteered(self) -> Tried:
         """The model as it is."""
@@ -87,7 +89,7 @@ class Trial:
         label = self._judge.labels[0]
         verdicts = score_texts(self._judge, texts, limit=self._limit)
         known = [verdict.values[label] for verdict in verdicts if label in verdict.values]
-        hits = np.array([value > TOXIC_ABOVE for value in known], dtype=float)
+        hits = np.array([value > self._toxic_above for value in known], dtype=float)
         return Tried(
             strength=strength,
             answers=len(answers),
@@ -95,7 +97,7 @@ class Trial:
             toxic_fraction=float(hits.mean()) if known else None,
             toxic_fraction_ci95=share_ci95(hits) if known else None,
             mean=float(np.mean(known)) if known else None,
-            perplexity=perplexity_of(self._policy, prompts, answers, self._batch_tokens),
+            perplexity=perplexity_of(self._policy, prompts, answers, self._positions),
         )
 
 

@@ -19,14 +19,13 @@ def toxic_vector(
     ``means``: mean(toxic) − mean(harmless) (Marks & Tegmark 2023; Rimsky et al. 2024).
     ``pca``: the first right singular vector of toxic answers' states, each minus the mean of the harmless ones to the
     same prompt (to all prompts, where there is none), as Zou et al. 2023 do with pairs. Its sign is that of ``means``.
-    ``probe``: the gradient of a logistic regression's logit.
+    ``probe``: the weights of a logistic regression (Li et al. 2023, "Inference-Time Intervention").
     """
     means = mean_difference(x, toxic)
     if kind == "means":
         return means
     if kind == "probe":
-        probe = fit_probe(x, toxic)
-        found = probe.weight / probe.spread
+        found = fit_probe(x, toxic, one_unit=True).weight
     else:
         _, _, right = np.linalg.svd(differences(x, toxic, owners), full_matrices=False)
         found = right[0]

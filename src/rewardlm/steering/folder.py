@@ -24,10 +24,11 @@ _PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class SteerFolder:
-    """A fitted method: its record and its tensors, by name."""
+    """A fitted method: its record and its tensors, by name. ``folder`` is where it is, or will be."""
 
     record: SteerRecord
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path = Path()
 
     def save(self, folder: Path) -> SteerRecord:
         """Write it: the tensors first, so that a folder with a record is whole. Returns the record as it is there."""
@@ -45,7 +46,7 @@ def read_steer_folder(folder: Path) -> SteerFolder:
     """What ``SteerFolder.save`` wrote. Raises RunError if it isn't there, is damaged or was changed."""
     record = read_record(folder)
     if record.tensors_hash is None:
-        return SteerFolder(record)
+        return SteerFolder(record, folder=folder)
     try:
         data = (folder / TENSORS).read_bytes()
         tensors = load(data)
@@ -56,7 +57,7 @@ def read_steer_folder(folder: Path) -> SteerFolder:
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
         raise RunError(f"{folder / TENSORS} holds NaN or infinity in {broken[0]}: fit it again")
-    return SteerFolder(record, tensors)
+    return SteerFolder(record, tensors, folder)
 
 
 def fitted_on(policy: Policy, adapter_hash: str | None = None) -> FittedOn:

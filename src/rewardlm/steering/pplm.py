@@ -1,7 +1,8 @@
 """PPLM: the cached past is moved to where an attribute is likelier, anew for each token (Dathathri et al. 2020).
 
 With H the keys and values of what was read so far, x the last token, p the model's next-token distribution, and
-p(a) the probability of a harmless answer by a logistic head on the mean of the answer's last states (section 3.4):
+p(a) the probability of a harmless answer by a logistic head on the mean of the answer's last states, or of a next
+token outside of a bag of words (section 3.4):
 
     repeated m times, from ΔH = 0:  ΔH ← ΔH + α·g / ‖g‖^γ                                        (eq. 3)
         with g the gradient by ΔH of  log p(a | H + ΔH) − λ_KL·KL(p̃ ‖ p)                         (section 3.3)
@@ -16,15 +17,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
 
-from rewardlm.errors import ModelError, NotAvailableError
+from rewardlm.errors import ConfigError, ModelError, NotAvailableError
 from rewardlm.models.generate import Call, Group, GroupAnswers, Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
@@ -37,25 +38,56 @@ Past = list[tuple[Tensor, Tensor]]
 _SMALL = 1e-15
 
 
-class Head:
-    """log p(a) of Float[B, M]: −w·x − b is the logit of a harmless answer, where w·x + b is that of a toxic one."""
+class Attribute(Protocol):
+    """log p(a): ``states`` Float[B, M] are the means of the answers' states so far, ``logprobs`` Float[B, V] those of
+    the next token → Float[B]."""
 
-    def __init__(self, weight: Float[Tensor, "M"], bias: float) -> None:
-        self.weight, self.bias = weight, bias
+    def __call__(self, states: Tensor, logprobs: Tensor) -> Tensor: ...
 
-    def harmless(self, states: Float[Tensor, "B M"]) -> Float[Tensor, "B"]:
-        return logsigmoid(-(states.float() @ self.weight.to(states.device)) - self.bias)
+
+def head(weight: Float[Tensor, "M"], bias: float) -> Attribute:
+    """A classifier head: −w·x − b is the logit of a harmless answer, where w·x + b is that of a toxic one."""
+
+    def harmless(states: Tensor, logprobs: Tensor) -> Tensor:
+        return logsigmoid(-(states.float() @ weight.to(states.device)) - bias)
+
+    return harmless
+
+
+def bag(tokens: Int[Tensor, "W"]) -> Attribute:
+    """A bag of words: the probability that the next token is none of it. (Eq. 4 has the sum that it is one.)"""
+
+    def none(states: Tensor, logprobs: Tensor) -> Tensor:
+        likely = logprobs[:, tokens.to(logprobs.device)].logsumexp(-1)
+        # log(1 − e^x); at x = 0 its slope has no end.
+        return torch.log1p(-likely.clamp(max=-1e-6).exp())
+
+    return none
+
+
+def bag_of(words: Sequence[str], policy: Policy) -> list[int]:
+    """The words that are one token inside of a text. Raises ConfigError where none is."""
+    encoded = [policy.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in words]
+    found = sorted({ids[0] for ids in encoded if len(ids) == 1})
+    if not found:
+        raise ConfigError(f"pplm.words: none of the {len(words)} words is one token of {policy.spec}: expected some")
+    return found
 
 
 class Pplm:
-    """``pplm``: tensors ``head.weight`` Float[M] and ``head.bias`` Float[1]."""
+    """``pplm``: tensors ``head.weight`` Float[M] and ``head.bias`` Float[1], or ``bag`` Int[W]."""
 
     method = "pplm"
 
     def __init__(self, folder: SteerFolder) -> None:
         self.strength = folder.record.strength
         self.settings = dict(folder.record.settings)
-        self.head = Head(folder.tensors["head.weight"].float(), float(folder.tensors["head.bias"]))
+        tensors = folder.tensors
+        self.attribute = (
+            bag(tensors["bag"])
+            if "bag" in tensors
+            else head(tensors["head.weight"].float(), float(tensors["head.bias"]))
+        )
 
     @contextlib.contextmanager
     def on(self, policy: Policy) -> Iterator[Steered]:
@@ -63,13 +95,13 @@ class Pplm:
         if not keeps_keys_and_values(policy.causal_lm.config):
             raise ModelError(f"{policy.spec} keeps more than keys and values, so PPLM has no past that it could move")
         with answering(policy):
-            yield _WithPast(policy, self.head, self.settings)
+            yield _WithPast(policy, self.attribute, self.settings)
 
 
 class _WithPast(Steered):
-    def __init__(self, policy: Policy, head: Head, settings: dict[str, Any]) -> None:
+    def __init__(self, policy: Policy, attribute: Attribute, settings: dict[str, Any]) -> None:
         super().__init__(policy)
-        self._guide = PastGuide(head, settings)
+        self._guide = PastGuide(attribute, settings)
         self._passes = 2 + 2 * int(settings["iterations"])
 
     def guided(self) -> contextlib.AbstractContextManager[Guide | None]:
@@ -89,8 +121,8 @@ class PastGuide:
 
     views, by_rows, shares = 1, True, False
 
-    def __init__(self, head: Head, settings: dict[str, Any]) -> None:
-        self.head, self.settings = head, settings
+    def __init__(self, attribute: Attribute, settings: dict[str, Any]) -> None:
+        self.attribute, self.settings = attribute, settings
 
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         """Nothing is hooked."""
@@ -102,15 +134,15 @@ class PastGuide:
         return logits[:, 0]
 
     def answers(self, call: Call, group: Group) -> GroupAnswers:
-        return _MovedPast(call, group, self.head, self.settings)
+        return _MovedPast(call, group, self.attribute, self.settings)
 
 
 class _MovedPast(GroupAnswers):
     """One group's answers, slots at a time, each batch from its prompts to its last end."""
 
-    def __init__(self, call: Call, group: Group, head: Head, settings: dict[str, Any]) -> None:
+    def __init__(self, call: Call, group: Group, attribute: Attribute, settings: dict[str, Any]) -> None:
         super().__init__(call, group)
-        self._harmless = head
+        self._attribute = attribute
         self._step, self._rounds = float(settings["step"]), int(settings["iterations"])
         self._gamma, self._kl = float(settings["gamma"]), float(settings["kl"])
         self._fusion = float(settings["fusion"])
@@ -170,7 +202,7 @@ class _MovedPast(GroupAnswers):
                 state, _ = self._passed(_sum(moved, change), last, mask)
                 theirs = self.head(state).float().log_softmax(-1)
                 divergence = (theirs.exp() * (theirs - shares)).sum(-1)
-                aim = self._harmless.harmless((seen + state.float()) / (age + 1)) - self._kl * divergence
+                aim = self._attribute((seen + state.float()) / (age + 1), theirs) - self._kl * divergence
                 gradients = torch.autograd.grad(aim.sum(), [part for pair in change for part in pair])
             change = self._moved_on(change, gradients, strengths)
         with torch.no_grad():

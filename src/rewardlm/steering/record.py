@@ -58,7 +58,9 @@ class SteerRecord(BaseModel):
     settings: dict[str, Any] = Field(description="The method's settings.")
     judges: list[SteerJudge] = []
     run: dict[str, Any] | None = Field(None, description="The scored run that it was fitted on: label, prompts …")
-    adapters: dict[str, dict[str, str]] = Field({}, description="By name: where it was, and a hash of its weights.")
+    adapters: dict[str, dict[str, str]] = Field(
+        {}, description="By name: where it is, from the folder or absolute, and a hash."
+    )
     found: dict[str, Any] = Field({}, description="What fitting found: layers, and what each strength did.")
     tensors_hash: str | None = None
     environment: dict[str, Any] = Field(default_factory=environment)

@@ -6,13 +6,14 @@ Shapes: n answers, L layers, M the stream's width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rewardlm.config import GenerationSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.models.architecture import architecture_of
@@ -22,9 +23,11 @@ from rewardlm.models.logprobs import microbatches, pack, predicting_mask
 from rewardlm.runs import MainLabels, Run, ScorerEntry
 from rewardlm.stats import BoolArray, FloatArray
 from rewardlm.trunk import evaluating
-from rewardlm.types import Prompt
+from rewardlm.types import Message, Prompt
 
 TOXIC_ABOVE = 0.5
+# With fewer toxic answers than this, the highest scores stand for them: at most this share of all.
+_FEWEST, _AT_MOST = 8, 0.25
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,27 @@ class ScoredAnswer:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     toxicity: float
-
-    @property
-    def toxic(self) -> bool:
-        return self.toxicity > TOXIC_ABOVE
+    toxic: bool
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A measured run by one judge: answers to learn from, and ``kept`` prompts, the most toxic first, to choose on."""
+    """A measured run by one judge: answers to learn from, and ``kept`` prompts, the most toxic first, to choose on.
+
+    An answer counts as toxic ``toxic_above`` this score. ``turns`` are each prompt's, by its id.
+    """
 
     run: Run
     judge: ScorerEntry
     answers: list[ScoredAnswer]
     kept: list[Prompt]
+    turns: dict[str, tuple[Message, ...]]
+    toxic_above: float
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """How the run's answers were drawn: strengths are chosen on answers drawn alike."""
+        return GenerationSettings.model_validate(self.run.meta["settings"]["generation"])
 
 
 def read_scored(
@@ -86,16 +96,29 @@ def read_scored(
         room = policy.max_positions - len(answer.tokens)
         if answer.prompt_id not in encoded:
             encoded[answer.prompt_id] = tuple(truncate_history(policy.chat, of_id[answer.prompt_id].turns, room)[0])
-        answers.append(ScoredAnswer(answer.prompt_id, encoded[answer.prompt_id], answer.tokens, value))
+        answers.append(ScoredAnswer(answer.prompt_id, encoded[answer.prompt_id], answer.tokens, value, False))
     if not answers:
         raise RunError(f"{path} has no scored answer with its tokens: measure it again with this rewardlm")
+    toxic_above = _boundary([answer.toxicity for answer in answers])
+    answers = [replace(answer, toxic=answer.toxicity > toxic_above) for answer in answers]
 
     def toxicity(prompt: Prompt) -> tuple[float, float]:
         own = by_prompt.get(prompt.id)
         return (float(np.mean(own)) if own else 0.0, prompt.toxicity or 0.0)
 
     ranked = sorted((prompt for prompt in prompts if prompt.id in kept), key=toxicity, reverse=True)
-    return ScoredRun(run, entry, answers, ranked)
+    turns = {prompt.id: tuple(prompt.turns) for prompt in prompts}
+    return ScoredRun(run, entry, answers, ranked, turns, toxic_above)
+
+
+def _boundary(scores: Sequence[float]) -> float:
+    """The score above which an answer is toxic: 0.5, unless so few are that there would be nothing to learn from. Then
+    the highest scores stand for toxic ones, which is said where the result is shown."""
+    if sum(score > TOXIC_ABOVE for score in scores) >= _FEWEST:
+        return TOXIC_ABOVE
+    ranked = sorted(scores, reverse=True)
+    wanted = min(_FEWEST, int(_AT_MOST * len(ranked)))
+    return min(TOXIC_ABOVE, ranked[wanted])
 
 
 def _kept(prompts: Sequence[Prompt], share: float, seed: int) -> set[str]:

@@ -12,20 +12,22 @@ from rewardlm.steering.record import SteerRecord
 def sentences(record: SteerRecord) -> Iterator[str]:
     """What was found, and what to doubt of it."""
     found = record.found
-    if "unsteered" not in found:
+    if found.get("toxic_above", 0.5) < 0.5:
+        yield (
+            f"few answers are above 0.5, so those above {number(found['toxic_above'], '.3g')} stand for toxic ones: "
+            "measure more prompts, or more answers to each, if you want to be sure of it"
+        )
+    if "tried" not in found:
         return
-    plain = found["unsteered"]
-    chosen = next(
-        one for one in found["tried"] if one["layers"] == found["layers"] and one["strength"] == record.strength
-    )
-    layers = ", ".join(map(str, found["layers"]))
+    plain, chosen = found["unsteered"], found["tried"][found["chosen"]]
+    where = f"layer {', '.join(map(str, chosen['layers']))}, " if "layers" in chosen else ""
     yield (
-        f"layer {layers}, strength {record.strength:g}: toxic share {_of(plain)} → {_of(chosen)} on "
-        f"{found['prompts']} prompts that were kept for choosing"
+        f"{where}strength {record.strength:g}: toxic share {_of(plain)} → {_of(chosen)} on {found['prompts']} prompts "
+        "that were kept for choosing"
     )
     if not found["fluent"]:
         yield "no strength left answers fluent enough: the most fluent one was taken; try lower strengths"
-    if (p_value := found["p_value_random"]) is not None:
+    if (p_value := found.get("p_value_random")) is not None:
         did = "did" if p_value <= 0.05 else "did not do"
         yield (
             f"the direction {did} better than {len(found['random'])} random ones of equal length "
