@@ -40,7 +40,7 @@ ONE_LAYER = {"layers": 1, "controls": 0}
 # By the name of its folder: the method, what else is asked of it, and the strengths that are measured.
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "system": ("system", {}, (1,)),
-    "best-of-n": ("best-of-n", {}, (2, 4, 8)),
+    "best-of-n": ("best-of-n", {}, (2, 4)),
     "rejection": ("rejection", {}, (8,)),
     "add": ("activation", {}, (0.5, 1, 2, 4)),
     "ablate": ("activation", {"activation": {"how": "ablate"}, "choose": ONE_LAYER}, (1,)),
@@ -49,7 +49,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "profs": ("profs", {}, (0.5, 1)),
     "task-vector": ("task-vector", {}, (0.25, 0.5, 1)),
     "dexperts": ("dexperts", {}, (0.5, 1, 2)),
-    "pplm": ("pplm", {}, (1, 4)),
+    "pplm": ("pplm", {"strength": 1}, (1, 4)),
 }
 ADAPTER_STRENGTHS = (0.5, 1, 1.5)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rewardlm.api import Scores as Scores
     from rewardlm.api import compare as compare
     from rewardlm.api import finetune as finetune
+    from rewardlm.api import frontier as frontier
     from rewardlm.api import interpret as interpret
     from rewardlm.api import load_judge as load_judge
     from rewardlm.api import measure as measure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rewardlm.api import reward_function as reward_function
     from rewardlm.api import rlaf as rlaf
     from rewardlm.api import score as score
+    from rewardlm.api import steer as steer
     from rewardlm.errors import RewardLMError as RewardLMError
     from rewardlm.measuring.comparison import Comparison as Comparison
     from rewardlm.runs import Run as Run
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 # The module of each name. A name is imported when it is first used, so that `import rewardlm` takes no time.
 _FROM = {
     "rewardlm.api": (
-        "Scores", "compare", "finetune", "interpret", "load_judge", "measure", "report", "reward_function", "rlaf",
-        "score",
+        "Scores", "compare", "finetune", "frontier", "interpret", "load_judge", "measure", "report",
+        "reward_function", "rlaf", "score", "steer",
     ),
     "rewardlm.errors": ("RewardLMError",),
     "rewardlm.measuring.comparison": ("Comparison",),

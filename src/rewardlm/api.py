@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rewardlm.config import (
     CompareSettings,
     FinetuneSettings,
+    FrontierSettings,
     InterpretSettings,
     MeasureSettings,
     RewardSettings,
     RlafSettings,
+    SteerFitSettings,
     cache_folder,
     split_names,
     validate,
@@ -35,10 +37,20 @@ from rewardlm.types import Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rewardlm.measuring.frontier import Frontier
     from rewardlm.scoring.scorer import Scorer
 
 Runs = str | Path | Run
-S = TypeVar("S", MeasureSettings, FinetuneSettings, RlafSettings, InterpretSettings, CompareSettings)
+S = TypeVar(
+    "S",
+    MeasureSettings,
+    FinetuneSettings,
+    RlafSettings,
+    SteerFitSettings,
+    InterpretSettings,
+    CompareSettings,
+    FrontierSettings,
+)
 
 
 class Scores(list[float | None]):
@@ -208,6 +220,57 @@ def compare(
 
     chosen = _settings(CompareSettings, settings, None, options)
     return compare_runs(measured_in(_paths(runs)), scorer=scorer, **chosen.model_dump())
+
+
+def steer(
+    model: str | None = None,
+    method: str | None = None,
+    run: Runs | None = None,
+    *,
+    out: str | Path,
+    settings: SteerFitSettings | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Path:
+    """Find how to steer ``model``: ``rewardlm steer fit``. Returns the folder ``out``, for ``measure(steer=…)``.
+
+    ``method`` is ``activation``, ``dexperts``, ``pplm``, ``selfdebias``, ``system``, ``best-of-n``, ``rejection``,
+    ``task-vector`` or ``profs``. ``run`` is a measured run of the model, whose scored answers are learnt from.
+    ``options`` are those of ``SteerFitSettings``: ``judge``, ``strength``, ``activation={"how": "ablate"}`` …
+
+    >>> import rewardlm as rl
+    >>> best = rl.steer("tiny", "best-of-n", judge="lexical", out=folder / "best")
+    >>> run = rl.measure("tiny", ["Hello"], "lexical", steer=best, strength=2, max_new_tokens=4, out=folder / "steered")
+    >>> run.meta["treatment"]["method"]
+    'best-of-n'
+    """
+    given = {"method": method, "run": None if run is None else _paths(run)[0]}
+    chosen = _settings(SteerFitSettings, settings, model, {**_given(given), **options})
+    check(chosen, Path(out), kind="steer")
+    from rewardlm.steering.fit import fit
+    from rewardlm.steering.summary import sentences
+    from rewardlm.training.sft import finetune as run_finetune
+
+    with _reported(f"steer {chosen.method}", progress) as report:
+        found = fit(chosen, Path(out), finetune=run_finetune, report=report)
+    for sentence in sentences(found.record) if progress else ():
+        say(sentence)
+    return Path(out)
+
+
+def frontier(runs: Runs | Sequence[Runs], *, settings: FrontierSettings | None = None, **options: Any) -> Frontier:
+    """Toxicity against fluency, topic and cost, for steered and trained models: ``rewardlm frontier``.
+
+    ``options`` are those of ``FrontierSettings``: ``scorer``, ``split``, ``fluency`` …
+
+    >>> import rewardlm as rl
+    >>> found = rl.frontier([folder / "PT", folder / "PT again"])
+    >>> [(point.label, point.method) for point in found.points]
+    [('PT', 'none'), ('PT again', 'none')]
+    """
+    from rewardlm.measuring.frontier import frontier as find
+
+    return find(measured_in(_paths(runs)), _settings(FrontierSettings, settings, None, options))
 
 
 def interpret(

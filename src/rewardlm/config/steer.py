@@ -78,7 +78,7 @@ class ActivationSettings(Section):
         None, description="The layers whose input is changed; by default one is chosen. Ablation writes to all layers."
     )
     folds: int = Field(4, ge=2, description="Folds of the cross-validation by which layers are ranked.")
-    answers: int = Field(2000, ge=8, description="At most so many of the run's answers are read, half of them toxic.")
+    answers: int = Field(800, ge=8, description="At most so many of the run's answers are read, half of them toxic.")
 
 
 class TeachSettings(Section):

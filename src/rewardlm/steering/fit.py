@@ -50,7 +50,7 @@ def fit(
             judge = settings.judge if chooses else None
             keep = settings.choose.share if chooses else 0.0
             scored = read_scored(settings.run, judge, policy, hashed, keep=keep, seed=settings.seed)
-        folders = LEARN[settings.method](Lesson(settings, policy, scored, out, finetune))
+        folders = LEARN[settings.method](Lesson(settings, policy, scored, out, finetune, report))
         found = folders[0]
         if scored is not None and chooses and _is_open(settings, folders):
             found = _chosen(settings, policy, scored, folders, report)

@@ -17,6 +17,7 @@ from rewardlm.data.dialogues import normalised
 from rewardlm.errors import RunError
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
+from rewardlm.progress import ProgressCallback
 from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, toxic_direction
 from rewardlm.runs import Run, write_atomically
 from rewardlm.scoring.lineage import lineage_of, text_hash
@@ -61,6 +62,11 @@ class Lesson:
     scored: ScoredRun | None
     out: Path
     finetune: Finetune
+    report: ProgressCallback | None = None
+
+    def states(self, answers: Sequence[ScoredAnswer], *, output: bool = False) -> FloatArray:
+        """``scored.mean_states`` of the policy."""
+        return mean_states(self.policy, answers, self.settings.batch_tokens, output=output, report=self.report)
 
     @property
     def run(self) -> ScoredRun:
@@ -199,7 +205,7 @@ def _profs(lesson: Lesson) -> list[SteerFolder]:
             f"beside them, and a subspace of rank {section.rank} needs as many: measure more prompts, or lower "
             "profs.rank"
         )
-    states = mean_states(policy, [answer for pair in pairs for answer in pair], settings.batch_tokens)
+    states = lesson.states([answer for pair in pairs for answer in pair])
     n_layers = len(states) - 1
     first = n_layers // 2 if section.first_layer is None else section.first_layer
     if first >= n_layers:
@@ -221,7 +227,7 @@ def _pplm(lesson: Lesson) -> list[SteerFolder]:
         return [SteerFolder(lesson.record(**learnt), {"bag": torch.tensor(bag)})]
     answers = balanced(lesson.run.answers, section.answers, lesson.settings.seed)
     toxic, owners = _classes(lesson, answers)
-    states = mean_states(lesson.policy, answers, lesson.settings.batch_tokens, output=True)[-1]
+    states = lesson.states(answers, output=True)[-1]
     weight, bias = linear_gate(states, toxic)
     fold = _folds(toxic, owners, 4, lesson.settings.seed)
     auc = None if fold is None else held_out(states, toxic, fold, by_probe).auc
@@ -233,7 +239,7 @@ def _activation(lesson: Lesson) -> list[SteerFolder]:
     settings, section = lesson.settings, lesson.settings.activation
     answers = balanced(lesson.run.answers, section.answers, settings.seed)
     toxic, owners = _classes(lesson, answers)
-    states = mean_states(lesson.policy, answers, settings.batch_tokens)
+    states = lesson.states(answers)
     fold = _folds(toxic, owners, section.folds, settings.seed)
     aucs = [None if fold is None else held_out(layer, toxic, fold, by_direction).auc for layer in states]
     folders = []

@@ -19,9 +19,12 @@ from rewardlm.errors import RunError
 from rewardlm.models.architecture import architecture_of
 from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import microbatches, pack, predicting_mask
+from rewardlm.models.logprobs import pack, pieces, response_states
+from rewardlm.progress import ProgressCallback
 from rewardlm.runs import MainLabels, Run, ScorerEntry
 from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.steering.activation import module_at
+from rewardlm.stream import Change, Edits, Site, edited
 from rewardlm.trunk import evaluating
 from rewardlm.types import Message, Prompt
 
@@ -186,7 +189,12 @@ def pairs_of(answers: Sequence[ScoredAnswer], most: int, seed: int) -> list[tupl
 
 @torch.no_grad()
 def mean_states(
-    policy: Policy, answers: Sequence[ScoredAnswer], batch_tokens: int, *, output: bool = False
+    policy: Policy,
+    answers: Sequence[ScoredAnswer],
+    batch_tokens: int,
+    *,
+    output: bool = False,
+    report: ProgressCallback | None = None,
 ) -> FloatArray:
     """The stream before each layer, and before the final norm, averaged over the positions that an answer's tokens are
     predicted from: Float[L+1, n, M]. These are the positions that steering on the answer changes.
@@ -194,29 +202,30 @@ def mean_states(
     ``output`` adds what the model's head reads, after the final norm, as the last: Float[L+2, n, M].
     """
     arch = architecture_of(policy.causal_lm)
+    layers = range(len(arch.layers) + 1)
+    seen: dict[int, Tensor] = {}
+
+    def note(layer: int) -> Change:
+        def change(states: Tensor, _strengths: Tensor) -> Tensor:
+            if len(states):  # The beginning that all prompts share has no answers.
+                seen[layer] = states.float()
+            return states
+
+        return change
+
+    sites: list[Site] = [(layer, "in") for layer in layers]
+    edits = Edits({site: note(site[0]) for site in sites}, answers_only=True)
+    edits.strengths = torch.ones(1, device=policy.device)
+    prompts, responses = [answer.prompt for answer in answers], [answer.response for answer in answers]
     found: dict[int, Tensor] = {}
-    lengths = [len(answer.prompt) + len(answer.response) for answer in answers]
-    kept: list[Tensor] = []
-
-    def keep(_module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        kept.append((args[0] if args else kwargs["hidden_states"])[where].float())
-
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*arch.layers, arch.norm)]
-    try:
-        with evaluating(policy.causal_lm):
-            for rows in microbatches(lengths, batch_tokens):
-                own = [answers[row] for row in rows]
-                packed = pack([a.prompt for a in own], [a.response for a in own], policy.device, share=False)
-                where = predicting_mask(packed.response_mask)
-                kept.clear()
-                final = arch.body(input_ids=packed.tokens, attention_mask=packed.mask.long(), use_cache=False)[0]
-                if output:
-                    kept.append(final[where].float())
-                states, owner = torch.stack(kept), where.nonzero()[:, 0]
-                for index, row in enumerate(rows):
-                    found[row] = states[:, owner == index].mean(1).double().cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(policy.causal_lm), edited(arch.body, {site: module_at(arch, site) for site in sites}, edits):
+        for rows in pieces(policy.causal_lm, prompts, responses, batch_tokens):
+            packed = pack([prompts[row] for row in rows], [responses[row] for row in rows], policy.device)
+            read = response_states(policy.causal_lm, packed)
+            states = torch.stack([*(seen[layer] for layer in layers), *([read.float()] if output else [])])
+            parts = torch.split(states, [len(responses[row]) for row in rows], 1)
+            found |= {row: part.mean(1).double().cpu() for row, part in zip(rows, parts, strict=True)}
+            if report is not None:
+                report(len(found), len(answers), "answers read")
     stacked: FloatArray = torch.stack([found[row] for row in range(len(answers))], 1).numpy()
     return stacked
