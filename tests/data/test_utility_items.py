@@ -103,6 +103,7 @@ def test_the_sample_depends_on_the_items_alone_and_grows(tmp_path: Path) -> None
         ({**GOAL, "label": -1}, "label is -1"),
         ({"goal": "x", "sol1": "y"}, "no 'sol2'"),
         ({"question": "x", "options": "one or two", "answer": "A. one"}, "options is 'one or two'"),
+        ({"question": "x", "options": "A. one\nB. two", "answer": ""}, "label is None"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, row: dict[str, Any], wrong: str) -> None:

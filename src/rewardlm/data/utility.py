@@ -83,12 +83,18 @@ def load_utility(settings: UtilitySettings) -> list[TaskItems]:
     Raises DataError for a file that isn't there, or not as described.
     """
     found = []
-    for task in settings.tasks:
-        place = _place(task, getattr(settings, task))
-        if place is not None:
-            items = list({item.id: item for item in _read(task, place[0], settings.words)}.values())
-            found.append(TaskItems(task, _sample(items, settings.items, settings.seed), len(items), place[1]))
+    for task, (path, source) in utility_files(settings).items():
+        items = list({item.id: item for item in _read(task, path, settings.words)}.values())
+        found.append(TaskItems(task, _sample(items, settings.items, settings.seed), len(items), source))
     return found
+
+
+def utility_files(settings: UtilitySettings) -> dict[UtilityTask, tuple[Path, str]]:
+    """The files of the tasks whose data are here, and what a run calls them. Raises DataError for one that ``settings``
+    name and that isn't there.
+    """
+    places = {task: _place(task, getattr(settings, task)) for task in settings.tasks}
+    return {task: place for task, place in places.items() if place is not None}
 
 
 def no_data(tasks: Sequence[UtilityTask]) -> str:
@@ -100,8 +106,9 @@ def no_data(tasks: Sequence[UtilityTask]) -> str:
 
 
 def _place(task: UtilityTask, own: Path | None) -> tuple[Path, str] | None:
-    """The file of a task, and what a run calls it; None if it isn't here."""
     if own is not None:
+        if not own.expanduser().is_file():
+            raise DataError(f"utility.{task}={own}: no such file; expected one with {_EXPECTED[task]}")
         return own.expanduser(), own.name
     folder = data_folder()
     if folder is not None and (folder / FILES[task]).exists():
@@ -148,7 +155,7 @@ def _piqa(row: Row) -> Item:
         options, right = _LETTERED.fullmatch(row.text("options")), row.text("answer")
         if options is None:
             raise DataError(f"{row.where}: options is {shown(row.values['options'])}; expected 'A. …', 'B. …'")
-        return _choice(row, _question(row.text("question")), list(options.groups()), "AB".find(right[:1]))
+        return _choice(row, _question(row.text("question")), list(options.groups()), {"A": 0, "B": 1}.get(right[:1]))
     solutions = [row.text("sol1"), row.text("sol2")]
     return _choice(row, _question(row.text("goal")), solutions, row.values.get("label"))
 
@@ -171,16 +178,23 @@ def _articles(path: Path, words: int | None) -> Iterator[Item]:
     """The articles of WikiText's tokens, which begin with lines like " = Title = "; another text is one article. Of
     each, the lines in which its first ``words`` words end.
     """
-    articles: list[str] = [""]
+    lines: list[str] = []
+    read = 0
     for _, line, _ in text_lines(path):
         if _ARTICLE.fullmatch(line):
-            articles.append("")
-        if words is None or len(articles[-1].split()) < words:
-            articles[-1] += f"{line}\n"
-    for text in articles:
-        if text.strip():
-            # Words are those of the text as it lies in the file, as in lm-evaluation-harness.
-            yield Item("", (as_written(text),), (len(re.split(r"\s+", text)),), None)
+            yield from _article(lines)
+            lines, read = [], 0
+        if words is None or read < words:
+            lines.append(f"{line}\n")
+            read += len(line.split())
+    yield from _article(lines)
+
+
+def _article(lines: Sequence[str]) -> Iterator[Item]:
+    text = "".join(lines)
+    if text.strip():
+        # Words are those of the text as it lies in the file, as in lm-evaluation-harness.
+        yield Item("", (as_written(text),), (len(re.split(r"\s+", text)),), None)
 
 
 # WikiText has blanks around punctuation. These are the steps by which lm-evaluation-harness (task wikitext, version 2)

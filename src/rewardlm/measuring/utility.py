@@ -71,13 +71,16 @@ def pending(run: Run, settings: MeasureSettings) -> Pending:
 
 
 def add_utility(
-    run: Run, settings: MeasureSettings, engine: LocalEngine, *, report: ProgressCallback | None = None
+    run: Run,
+    settings: MeasureSettings,
+    engine: LocalEngine,
+    left: Pending,
+    *,
+    report: ProgressCallback | None = None,
 ) -> None:
-    """Write utility.jsonl: of each item its log-probabilities under the model, steered as ``engine`` says.
-
-    Raises as ``pending`` does, and NotAvailableError for a steering that gives no probabilities to given texts.
+    """Write what is ``left`` into utility.jsonl: of each item its log-probabilities under the model, steered as
+    ``engine`` says. Raises NotAvailableError for a steering that gives no probabilities to given texts.
     """
-    left = pending(run, settings)
     if not left:
         return
     missing = [task for task in settings.utility.tasks if task not in left.has]
