@@ -18,7 +18,7 @@ FLAGS = {
     "measure": [
         "--adapter", "--prompts", "--scorer", "--label", "--samples", "--max-new-tokens", "--limit", "--engine",
         "--url", "--batch-tokens", "--part", "--toxic-by", "--preset", "--thresholds", "--steer", "--strength",
-        "--adapter-strength", *COMMON,
+        "--adapter-strength", "--suite", *COMMON,
     ],
     "steer fit": [
         "--method", "--run", "--judge", "--strength", "--direction", "--how", "--expert", "--anti-expert",
