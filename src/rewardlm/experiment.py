@@ -50,6 +50,8 @@ _FREE = (
     "title",
     "measure.batch_tokens",
     "measure.max_failed_share",
+    "measure.suite",
+    "measure.utility",
     "finetune.micro_batch_size",
     "finetune.gradient_checkpointing",
     "finetune.checkpoint_every",

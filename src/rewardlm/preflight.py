@@ -33,7 +33,7 @@ from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import HUB_ID
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
-from rewardlm.data.utility import load_utility, no_data
+from rewardlm.data.utility import no_data, utility_files
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
@@ -251,7 +251,7 @@ def _check_steer_folder(folder: Path, services: ServicesSettings) -> None:
 
 def _check_suite_of_a_model(settings: MeasureSettings) -> None:
     """The data of ``measure --suite``, and whether the model's steering can be asked about given texts."""
-    if not load_utility(settings.utility):
+    if not utility_files(settings.utility):
         raise DataError(no_data(settings.utility.tasks))
     if settings.steer is not None and settings.strength != 0 and read_record(settings.steer).method == "pplm":
         raise NotAvailableError(

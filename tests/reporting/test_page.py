@@ -125,6 +125,18 @@ def test_quality_and_flow_counts(page):
     assert "24 have no score on one side or both" in page.text("flow")
 
 
+def test_utility_has_rows_with_intervals_once_it_was_measured(page, parts, render):
+    assert not [row for row in page.rows("Quality by model") if row[0].startswith(("HellaSwag", "WikiText"))]
+    parts["result"]["models"][1]["utility"] = {
+        "hellaswag": {"n": 500, "value": 0.4321, "ci95": [0.391, 0.474], "unnormalised": 0.35},
+        "wikitext": {"n": 60, "value": 31.26, "ci95": None, "unnormalised": None},
+    }
+    rows = {row[0].split()[0]: row[1:] for row in render(parts).rows("Quality by model")}
+    assert rows["HellaSwag"] == ["—", "43.2 % [39.1 % to 47.4 %]", "—"]
+    assert rows["WikiText"] == ["—", "31.3", "—"]
+    assert "PIQA" not in rows
+
+
 def test_counter_narratives_stand_beside_toxicity_once_they_are_judged(parts, render):
     parts["result"]["models"][2]["quality"]["counter_narrative_fraction"] = 0.0
     rows = render(parts).rows("Toxicity by lexical2")

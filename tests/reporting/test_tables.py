@@ -146,6 +146,31 @@ def test_counter_narratives_stand_beside_toxicity_with_their_judges_error() -> N
         assert part in flat, part
 
 
+def test_utility_is_there_where_it_was_measured_with_its_changes() -> None:
+    assert "HellaSwag" not in printed(sample())
+    result = sample()
+    for model, share, perplexity in zip(result["models"], (0.4321, 0.4), (31.26, 32.5), strict=True):
+        model["quality"] = {**model["quality"], "hellaswag": share, "wikitext_perplexity": perplexity}
+    choice = {"n": 500, "delta": -0.0321, "delta_ci95": [-0.05, -0.01], "p_value": 0.004, "p_adjusted": 0.008}
+    articles = {"n": 60, "delta": 0.0397, "delta_ci95": [0.03, 0.0496], "p_value": 0.0001, "p_adjusted": 0.0002}
+    result["models"][1] |= {
+        "utility_change": {"hellaswag": {"from": "PT", **choice}, "wikitext": {"from": "PT", **articles}},
+        "utility_note": "best-of-n chooses among answers",
+    }
+    text = printed(result)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines()]
+    assert ["HellaSwag", "43.2", "%", "40.0", "%"] in rows
+    assert ["WikiText,", "perplexity", "a", "word", "31.3", "32.5"] in rows
+    flat = " ".join(text.split())
+    assert (
+        "From PT to FT: HellaSwag −3.2 points (95 % interval −5.0 to −1.0), p = 0.004, adjusted p = 0.008 (500 "
+        "questions); WikiText perplexity +4.0 % (95 % interval +3.0 % to +5.0 %), p < 0.001, adjusted p < 0.001 (60 "
+        "articles)."
+    ) in flat
+    assert "FT: best-of-n chooses among answers." in flat
+
+
 def test_one_run_has_no_changes() -> None:
     result = sample()
     result["models"], result["comparisons"], result["warnings"] = result["models"][:1], [], []

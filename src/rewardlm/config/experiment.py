@@ -16,6 +16,7 @@ from rewardlm.config.reading import merge
 from rewardlm.config.rlaf import RlafSettings
 from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
+from rewardlm.config.utility import UtilitySettings
 
 
 class StageMeasure(Section):
@@ -37,6 +38,8 @@ class StageMeasure(Section):
     generation: GenerationSettings = GenerationSettings()
     services: ServicesSettings = ServicesSettings()
     primary: PrimarySettings = PrimarySettings()
+    suite: Literal["utility"] | None = None
+    utility: UtilitySettings = UtilitySettings()
 
 
 for _name, _field in StageMeasure.model_fields.items():

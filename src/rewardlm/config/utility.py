@@ -27,11 +27,15 @@ class UtilitySettings(Section):
         description="Which tasks; those whose data aren't here are left out, and said.",
     )
     items: int | None = Field(
-        500, ge=1, description="A sample of so many items of each multiple-choice task; null for all."
+        500, ge=1, description="A sample of so many items of each task, if it has more; null for all."
     )
-    articles: int | None = Field(12, ge=1, description="A sample of so many of WikiText's articles; null for all.")
+    words: int | None = Field(
+        300,
+        ge=1,
+        description="Of each article of WikiText, its first lines until they have so many words; null for all of it.",
+    )
     seed: int = Field(
-        0, ge=0, description="Seed of these samples, apart from --seed: models are compared on the items that all have."
+        0, ge=0, description="Seed of the samples, apart from --seed: models are compared on the items that all have."
     )
     window: int = Field(
         1024, ge=2, description="Running text is read in windows of so many tokens; fewer where the model has fewer."

@@ -83,13 +83,18 @@ def load_utility(settings: UtilitySettings) -> list[TaskItems]:
     Raises DataError for a file that isn't there, or not as described.
     """
     found = []
-    for task in settings.tasks:
-        place = _place(task, getattr(settings, task))
-        if place is not None:
-            items = list({item.id: item for item in _read(task, place[0])}.values())
-            n = settings.articles if task == "wikitext" else settings.items
-            found.append(TaskItems(task, _sample(items, n, settings.seed), len(items), place[1]))
+    for task, (path, source) in utility_files(settings).items():
+        items = list({item.id: item for item in _read(task, path, settings.words)}.values())
+        found.append(TaskItems(task, _sample(items, settings.items, settings.seed), len(items), source))
     return found
+
+
+def utility_files(settings: UtilitySettings) -> dict[UtilityTask, tuple[Path, str]]:
+    """The files of the tasks whose data are here, and what a run calls them. Raises DataError for one that ``settings``
+    name and that isn't there.
+    """
+    places = {task: _place(task, getattr(settings, task)) for task in settings.tasks}
+    return {task: place for task, place in places.items() if place is not None}
 
 
 def no_data(tasks: Sequence[UtilityTask]) -> str:
@@ -101,8 +106,9 @@ def no_data(tasks: Sequence[UtilityTask]) -> str:
 
 
 def _place(task: UtilityTask, own: Path | None) -> tuple[Path, str] | None:
-    """The file of a task, and what a run calls it; None if it isn't here."""
     if own is not None:
+        if not own.expanduser().is_file():
+            raise DataError(f"utility.{task}={own}: no such file; expected one with {_EXPECTED[task]}")
         return own.expanduser(), own.name
     folder = data_folder()
     if folder is not None and (folder / FILES[task]).exists():
@@ -120,13 +126,11 @@ def _sample(items: list[Item], n: int | None, seed: int) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.id}".encode()).digest())[:n]
 
 
-def _read(task: UtilityTask, path: Path) -> Iterator[Item]:
+def _read(task: UtilityTask, path: Path, words: int | None) -> Iterator[Item]:
     if task == "wikitext":
-        yield from _articles(path)
-        return
+        return _articles(path, words)
     read = {"hellaswag": _hellaswag, "piqa": _piqa}[task]
-    for row in read_table(path, _EXPECTED[task]):
-        yield read(row)
+    return map(read, read_table(path, _EXPECTED[task]))
 
 
 def _hellaswag(row: Row) -> Item:
@@ -151,7 +155,7 @@ def _piqa(row: Row) -> Item:
         options, right = _LETTERED.fullmatch(row.text("options")), row.text("answer")
         if options is None:
             raise DataError(f"{row.where}: options is {shown(row.values['options'])}; expected 'A. …', 'B. …'")
-        return _choice(row, _question(row.text("question")), list(options.groups()), "AB".find(right[:1]))
+        return _choice(row, _question(row.text("question")), list(options.groups()), {"A": 0, "B": 1}.get(right[:1]))
     solutions = [row.text("sol1"), row.text("sol2")]
     return _choice(row, _question(row.text("goal")), solutions, row.values.get("label"))
 
@@ -170,18 +174,23 @@ def _choice(row: Row, context: str, endings: list[str], label: object) -> Item:
     return Item(context, tuple(f" {ending}" for ending in endings), tuple(map(len, endings)), answer)
 
 
-def _articles(path: Path) -> Iterator[Item]:
-    """The articles of WikiText's tokens, which begin with lines like " = Title = "; another text is one article."""
-    article: list[str] = []
+def _articles(path: Path, words: int | None) -> Iterator[Item]:
+    """The articles of WikiText's tokens, which begin with lines like " = Title = "; another text is one article. Of
+    each, the lines in which its first ``words`` words end.
+    """
+    lines: list[str] = []
+    read = 0
     for _, line, _ in text_lines(path):
         if _ARTICLE.fullmatch(line):
-            yield from _article(article)
-            article = []
-        article.append(f"{line}\n")
-    yield from _article(article)
+            yield from _article(lines)
+            lines, read = [], 0
+        if words is None or read < words:
+            lines.append(f"{line}\n")
+            read += len(line.split())
+    yield from _article(lines)
 
 
-def _article(lines: list[str]) -> Iterator[Item]:
+def _article(lines: Sequence[str]) -> Iterator[Item]:
     text = "".join(lines)
     if text.strip():
         # Words are those of the text as it lies in the file, as in lm-evaluation-harness.

@@ -101,7 +101,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
         _check_treatment(run, folder)
         return processes.first(lambda: _with_suite(run, settings, report))
-    processes.first(lambda: pending(run, settings))
+    left = processes.first(lambda: pending(run, settings))
     check_judges(settings.scorer, settings.services)
     device = processes.device or str(resolve_device(settings.device))
     scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
@@ -158,7 +158,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     def end() -> Run:
         run.update(**described)
         if local is not None:
-            add_utility(run, settings, local, report=report)
+            add_utility(run, settings, local, left, report=report)
         add_quality(
             run,
             similarity=settings.similarity,
@@ -177,11 +177,11 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
 
 def _with_suite(run: Run, settings: MeasureSettings, report: ProgressCallback | None) -> Run:
     """A finished run, to which the suite is added if it is asked for and isn't there."""
-    if pending(run, settings):
+    if left := pending(run, settings):
         device = str(resolve_device(settings.device))
         engine = LocalEngine(settings, run.label, load_model(settings.model_copy(update={"device": device})))
         _check_weights(run, "model_hash", engine.describe()["model_hash"])
-        add_utility(run, settings, engine, report=report)
+        add_utility(run, settings, engine, left, report=report)
     return run
 
 

@@ -171,8 +171,12 @@ def _quality(run: Measured, grid: Grid, toxic_prompts: BoolArray) -> QualitySumm
         counter_narrative_corrected_ci95=corrected_ci95,
         # False: the judge errs less often on these answers than on those of its card.
         counter_narrative_errors_fit=errors_fit(hits, errors),
-        **{UTILITY_FIELDS[task]: found.value for task, found in summarise_utility(run.utility).items()},
+        **dict.fromkeys(UTILITY_FIELDS.values()) | _utility(run),
     )
+
+
+def _utility(run: Measured) -> dict[str, float | None]:
+    return {UTILITY_FIELDS[task]: found.value for task, found in summarise_utility(run.utility).items()}
 
 
 def _disagreement(values: FloatArray) -> Disagreement:

@@ -21,8 +21,8 @@ from rewardlm.runs import Run
 from rewardlm.steering.load import load_steering
 from rewardlm.steering.steered import Steering, Unsteered
 
-# Items of a group: those of equal contexts and lengths share passes. An article alone fills some.
-_TOGETHER: dict[UtilityTask, int] = {"hellaswag": 32, "piqa": 32, "wikitext": 1}
+# Items of a group, in which those of similar lengths share passes.
+_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,16 @@ def pending(run: Run, settings: MeasureSettings) -> Pending:
 
 
 def add_utility(
-    run: Run, settings: MeasureSettings, engine: LocalEngine, *, report: ProgressCallback | None = None
+    run: Run,
+    settings: MeasureSettings,
+    engine: LocalEngine,
+    left: Pending,
+    *,
+    report: ProgressCallback | None = None,
 ) -> None:
-    """Write utility.jsonl: of each item its log-probabilities under the model, steered as ``engine`` says.
-
-    Raises as ``pending`` does, and NotAvailableError for a steering that gives no probabilities to given texts.
+    """Write what is ``left`` into utility.jsonl: of each item its log-probabilities under the model, steered as
+    ``engine`` says. Raises NotAvailableError for a steering that gives no probabilities to given texts.
     """
-    left = pending(run, settings)
     if not left:
         return
     missing = [task for task in settings.utility.tasks if task not in left.has]
@@ -115,9 +118,8 @@ def add_utility(
 
 
 def _groups(task: TaskItems) -> Iterator[Sequence[Item]]:
-    size = _TOGETHER[task.task]
-    for start in range(0, len(task.items), size):
-        yield task.items[start : start + size]
+    for start in range(0, len(task.items), _TOGETHER):
+        yield task.items[start : start + _TOGETHER]
 
 
 def _record(task: UtilityTask, item: Item, logprobs: list[float]) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _record(task: UtilityTask, item: Item, logprobs: list[float]) -> dict[str, A
 def _by_settings(settings: MeasureSettings) -> dict[str, Any]:
     """The settings that the numbers depend on. Where data lie is none of them: items have hashes."""
     found = settings.utility
-    return {name: getattr(found, name) for name in ("tasks", "items", "articles", "seed", "window")}
+    return {name: getattr(found, name) for name in ("tasks", "items", "words", "seed", "window")}
 
 
 def _as_it_reads(engine: LocalEngine) -> tuple[Steering, float, str | None]:
