@@ -9,7 +9,8 @@ no part in steering or training: these learn from scores by `starter`, on the tr
 chosen there too. Every strength is measured all the same, so that each method has a curve.
 
 With $REWARDLM_DATA the prompts are its realtoxicityprompts/prompts.jsonl, else the packaged ones. A run that is there
-is not made again. Over an hour on two cores; PPLM alone takes a quarter of that.
+is not made again, so two of these commands can share the work, each with a core (--only, --no-models). Over an hour on
+two cores; PPLM alone takes a quarter of that.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished make demo")
     parser.add_argument("--limit", type=int, help="fewer prompts, for a first look")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--models", action=argparse.BooleanOptionalAction, default=True, help="measure the base and trained models, too"
+    )
     parser.add_argument("--page", action="store_true", help="run nothing")
     asked = parser.parse_args()
     if not asked.page:
-        _run_all(asked.demo, asked.limit, asked.only)
+        _run_all(asked.demo, asked.limit, asked.only, models=asked.models)
     runs = [folder for folder in sorted(OUT.glob("measure/*")) if _is_finished(folder)]
     found = {judge: frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER)}
     write_frontier_page(found[JUDGE], OUT / "frontier.html")
@@ -75,7 +79,7 @@ def main() -> None:
     )
 
 
-def _run_all(demo: Path, limit: int | None, only: list[str]) -> None:
+def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool) -> None:
     adapters = {"FT": demo / "train/FT", "RL after FT": demo / "train/RL", "RL": _rl_from_the_base(demo)}
     prompts = _prompts()
     learn = OUT / "learn"
@@ -83,8 +87,8 @@ def _run_all(demo: Path, limit: int | None, only: list[str]) -> None:
         MODEL, prompts, TEACHER, out=learn, part="train", samples=4, max_new_tokens=48, label="PT", generation=SAMPLING,
         similarity=False, perplexity=False, counter_narrative=None,
     )  # fmt: skip
-    measured: dict[str, dict[str, Any]] = {"PT": {}}
-    for label, adapter in adapters.items():
+    measured: dict[str, dict[str, Any]] = {"PT": {}} if models else {}
+    for label, adapter in adapters.items() if models else ():
         measured |= {f"{label} {x:g}": {"adapter": adapter, "adapter_strength": x} for x in ADAPTER_STRENGTHS}
     for name in only:
         method, settings, strengths = METHODS[name]

@@ -61,6 +61,8 @@ def load_for(settings: ModelSettings) -> Policy:
     """The model with its adapter."""
     policy = load_policy(settings)
     check_head(policy.causal_lm)
+    # Nothing here learns by gradients of weights, and the fast path takes a model only where nothing could.
+    policy.model.requires_grad_(False)
     if settings.adapter is not None:
         load_adapter(policy, settings.adapter)
     return policy
