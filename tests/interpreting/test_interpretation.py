@@ -141,7 +141,7 @@ def test_the_sample_takes_transitions_evenly_and_depends_on_the_seed_alone(made:
         assert len(positions) == min(4, len(answer.tokens))
         if len(answer.tokens) == 12:
             assert [position // 3 for position in positions] == [0, 1, 2, 3]
-    tasks = [(reader, answer.author) for reader, answer in attribution_tasks(3, sample)]
+    tasks = [(reader, answer.author) for reader, answer in attribution_tasks(range(3), sample)]
     assert {task: tasks.count(task) for task in tasks} == {(0, 0): 9, (1, 0): 9, (1, 1): 9, (2, 0): 9, (2, 2): 9}
 
 

@@ -268,7 +268,7 @@ def stored_answers(
     scored = np.flatnonzero(~np.isnan(scores))
     rng = np.random.default_rng(stream_seed("interpret stored", seed))
     taken = {*rng.permutation(scored)[:limit].tolist()}
-    room = _room(run, run_model)
+    room = run_model.room
     return [
         (
             tuple(truncate_history(run_model.policy.chat, run.prompts[run.prompt_rows[place]].turns, room)[0]),
@@ -295,7 +295,7 @@ def redrawn_pairs(run: Measured, run_model: RunModel, scorer: str, *, limit: int
         row = names.get(record.prompt_id)
         if row is not None and record.sample in ends[row]:
             found[row, record.sample] = _ids(record)
-    room = _room(run, run_model)
+    room = run_model.room
     return [
         RedrawnAnswers(
             tuple(truncate_history(run_model.policy.chat, run.prompts[row].turns, room)[0]),
@@ -305,11 +305,6 @@ def redrawn_pairs(run: Measured, run_model: RunModel, scorer: str, *, limit: int
         )
         for row in chosen
     ]
-
-
-def _room(run: Measured, run_model: RunModel) -> int:
-    """How many tokens a prompt could have when it was measured."""
-    return run_model.policy.max_positions - int(run.meta["settings"]["max_new_tokens"])
 
 
 def _grids(runs: Sequence[Measured], scorer: str) -> list[FloatArray]:
@@ -329,7 +324,7 @@ def _answers(
     wanted = {(pair.prompt.id, pair.sample): number for number, pair in enumerate(pairs)}
     found: dict[tuple[int, int], SampledAnswer] = {}
     for author, (run, run_model) in enumerate(zip(runs, run_models, strict=True)):
-        room = _room(run, run_model)
+        room = run_model.room
         for record in run.run.each_generation():
             number = wanted.get((record.prompt_id, record.sample))
             if number is not None:

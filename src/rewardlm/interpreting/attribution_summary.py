@@ -37,13 +37,15 @@ _ALONG: tuple[Literal["prompt", "entropy_bits"], ...] = ("prompt", "entropy_bits
 
 def attribution_summary(
     measured: Sequence[Measured],
+    readers: Sequence[int],
     sample: AnswerSample,
     records: Sequence[AttributionRecord],
     tests: Sequence[FaithfulnessRecord],
     settings: InterpretSettings,
     draws: RunMeans,
 ) -> Attribution:
-    """Shares of each model, its changes from the baseline, bands along the answer, and how the method did."""
+    """Shares of each of ``readers``, the models that could be asked, its changes from the baseline, bands along the
+    answer, and how the method did."""
     own = [
         {record.pair: record for record in records if record.reader == record.author == model}
         for model in range(len(measured))
@@ -54,10 +56,10 @@ def attribution_summary(
         explained_tokens=sum(len(record.positions) for record in records),
         completeness=_completeness(records, settings),
         faithfulness=_faithfulness(tests, settings),
-        models=[_shares(one.label, own[model], draws) for model, one in enumerate(measured)],
-        comparisons=[_comparison(model, measured, sample, records, own, draws) for model in range(1, len(measured))],
-        bands=_bands(measured, sample, records, own, draws),
-        examples=_examples(measured, sample, records),
+        models=[_shares(measured[model].label, own[model], draws) for model in readers],
+        comparisons=[_comparison(model, measured, sample, records, own, draws) for model in readers[1:]],
+        bands=_bands(measured, readers, sample, records, own, draws),
+        examples=_examples(measured, readers, sample, records),
     )
 
 
@@ -77,6 +79,7 @@ def _shares(label: str, own: dict[int, AttributionRecord], draws: RunMeans) -> M
 
 def _bands(
     measured: Sequence[Measured],
+    models: Sequence[int],
     sample: AnswerSample,
     records: Sequence[AttributionRecord],
     own: Sequence[dict[int, AttributionRecord]],
@@ -84,7 +87,7 @@ def _bands(
 ) -> list[AttributionBand]:
     edges = stretches(max((max(record.positions) + 1 for record in records), default=0))
     bands = []
-    for model, one in enumerate(measured):
+    for model in models:
         ways = transitions_of(sample, model)
         for transition in ["all", *(sorted(set(ways), key=transition_order) if model else [])]:
             mine = [record for pair, record in own[model].items() if transition in ("all", ways[pair])]
@@ -97,7 +100,11 @@ def _bands(
                 )
                 bands.append(
                     AttributionBand(
-                        label=one.label, transition=transition, quantity=quantity, answers=len(mine), **dict(band)
+                        label=measured[model].label,
+                        transition=transition,
+                        quantity=quantity,
+                        answers=len(mine),
+                        **dict(band),
                     )
                 )
     return bands
@@ -224,7 +231,11 @@ def _faithfulness(tests: Sequence[FaithfulnessRecord], settings: InterpretSettin
 
 
 def _examples(
-    measured: Sequence[Measured], sample: AnswerSample, records: Sequence[AttributionRecord], number: int = 3
+    measured: Sequence[Measured],
+    models: Sequence[int],
+    sample: AnswerSample,
+    records: Sequence[AttributionRecord],
+    number: int = 3,
 ) -> list[ExplainedToken]:
     """The baseline's answers whose toxicity fell most, and on which words each model rests one of their tokens."""
     fell = sorted(
@@ -233,11 +244,11 @@ def _examples(
     shown = []
     for pair in fell[:number]:
         readers = {record.reader: record for record in records if record.pair == pair and record.author == 0}
-        if len(readers) < len(measured):
+        if len(readers) < len(models):
             continue
         first = readers[0]
         # The token whose log-probability fell most, of those that every model has scores of.
-        change = np.subtract(readers[len(measured) - 1].logprobs, first.logprobs)
+        change = np.subtract(readers[models[-1]].logprobs, first.logprobs)
         explained = [k for k in range(len(change)) if all(one.scores[k] is not None for one in readers.values())]
         if not explained:
             continue
@@ -250,11 +261,11 @@ def _examples(
                 words=first.words[: len(first.scores[k] or [])],
                 models=[
                     ExampleReading(
-                        label=one.label,
+                        label=measured[reader].label,
                         logprob=readers[reader].logprobs[k],
                         shares=np.nan_to_num(shares(np.array([readers[reader].scores[k]]))[0]).round(4).tolist(),
                     )
-                    for reader, one in enumerate(measured)
+                    for reader in models
                 ],
             )
         )

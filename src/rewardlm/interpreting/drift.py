@@ -19,6 +19,7 @@ from torch import Tensor
 from rewardlm.interpreting.models import RunModel
 from rewardlm.models.logprobs import body_and_head, hidden_rows
 from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.types import Message
 
 # Tokens that are compared over the whole vocabulary at a time.
 _CHUNK = 64
@@ -76,15 +77,24 @@ def token_drift(logprobs: Tensor, targets: Tensor) -> TokenDrift:
 
 
 def drift_of_answers(
-    run_models: Sequence[RunModel], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    run_models: Sequence[RunModel],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    turns: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[TokenDrift], list[VocabularyDrift]]:
-    """Every model reads every response after its prompt: what is found, response by response, on the CPU."""
+    """Every model reads every response after its prompt: what is found, response by response, on the CPU.
+
+    ``turns`` are the prompts' conversations, for models that are steered by what they read.
+    """
     # Switching a model on costs more than a few rows of the vocabulary do in memory.
     whole = []
     for run_model in run_models:
-        with run_model.on() as model, torch.no_grad():
-            states = hidden_rows(model, prompts, responses, range(len(prompts)))
-            whole.append(_logprobs(body_and_head(model)[1], states))
+        if run_model.steering is None or run_model.changes_stream:
+            with run_model.on() as model, torch.no_grad():
+                states = hidden_rows(model, prompts, responses, range(len(prompts)))
+                whole.append(_logprobs(body_and_head(model)[1], states))
+        else:
+            whole.append(_steered_logprobs(run_model, turns, responses))
     targets = torch.tensor([token for response in responses for token in response])
     pieces: list[TokenDrift] = []
     sums: list[VocabularyDrift | None] = [None] * len(responses)
@@ -104,6 +114,20 @@ def drift_of_answers(
 def _logprobs(head: Any, states: Tensor) -> Tensor:
     """Float[N, V] on the CPU."""
     return torch.cat([head(piece).float().log_softmax(-1).cpu() for piece in torch.split(states, _CHUNK)])
+
+
+def _steered_logprobs(
+    run_model: RunModel, turns: Sequence[Sequence[Message]], responses: Sequence[Sequence[int]]
+) -> Tensor:
+    """The same of a model that is steered by its prompts or logits: each response follows the steered conversation."""
+    found: list[list[Tensor]] = [[] for _ in responses]
+    with run_model.steered() as steered:
+        requests = [steered.request(own, 0, run_model.strength, run_model.room)[0] for own in turns]
+        budget = sum(len(request.prompt) for request in requests) + sum(map(len, responses))
+        for owners, _, logits in steered.logits(requests, responses, budget):
+            for owner, row in zip(owners, logits.log_softmax(-1).cpu(), strict=True):
+                found[owner].append(row)
+    return torch.stack([row for rows in found for row in rows])
 
 
 def _by_response(pieces: Sequence[TokenDrift], sizes: Sequence[int]) -> list[TokenDrift]:

@@ -36,13 +36,15 @@ def drift_comparison(
     sample: AnswerSample,
     records: Sequence[DriftRecord],
     sums: VocabularyDrift,
+    row: int,
     tokenizer: Any,
     settings: InterpretSettings,
     draws: RunMeans,
 ) -> DriftComparison:
-    """From the baseline to ``model``, on the baseline's answers and on the model's own."""
+    """From the baseline to ``model``, on the baseline's answers and on the model's own; ``row`` is the model's in
+    ``sums``."""
     theirs = [record for record in records if record.author == 0]
-    promoted, demoted = most_changed(sums, 0, model, k=_SHOWN_TOKENS)
+    promoted, demoted = most_changed(sums, 0, row, k=_SHOWN_TOKENS)
     return DriftComparison(
         from_=measured[0].label,
         to=measured[model].label,

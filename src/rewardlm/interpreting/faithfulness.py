@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rewardlm.models.logprobs import body_and_head, microbatches
 from rewardlm.stats import FloatArray
+from rewardlm.stream import reading_answers
 from rewardlm.trunk import trunk_states
 
 # The shares k of what is taken out or left.
@@ -36,13 +37,14 @@ ORDERS = 2
 class Explained:
     """A token that was explained: ``context`` the ids before it, ``token`` its id. ``words`` are the first and last
     place (excluded) of each word in the context, ``sizes`` Float[len(words)] how much of the explanation each has.
-    ``seed`` draws the random orders."""
+    ``seed`` draws the random orders. The answer begins at ``start``, which matters to steered models."""
 
     context: Sequence[int]
     token: int
     words: Sequence[tuple[int, int]]
     sizes: FloatArray
     seed: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def _read(causal_lm: Any, explained: Explained, rows: Sequence[Sequence[int]], b
         ends = torch.tensor([len(some) - 1 for some in places])
         positions = pad_sequence(places, batch_first=True)
         mask = torch.arange(positions.shape[1])[None] <= ends[:, None]
-        states = trunk_states(body, context[positions].to(device), mask.long().to(device), positions.to(device), None)
+        # What the answer is predicted from, of what is left of prompt and answer.
+        predicting = (mask & (positions >= explained.start - 1)).flatten().nonzero()[:, 0].to(device)
+        with reading_answers(body, predicting):
+            states = trunk_states(
+                body, context[positions].to(device), mask.long().to(device), positions.to(device), None
+            )
         logprobs = head(states[torch.arange(len(piece)), ends]).double().log_softmax(-1)
         found[piece] = logprobs[:, explained.token].cpu()
     return found

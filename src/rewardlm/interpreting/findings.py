@@ -52,13 +52,19 @@ class Band(Stored):
 
 
 class ModelFacts(Stored):
-    """A model that was looked into."""
+    """A model that was looked into. Of one that was treated while it answered: ``adapter_strength`` times what its
+    adapter adds, or the ``method`` that steered it and its ``strength``. ``left_out`` says of which parts (drift,
+    attribution, inside) nothing is known, or not all, and why."""
 
     label: str
     model: str
     adapter: str | None
     rewards: list[str]
     dtype: str
+    adapter_strength: float | None = None
+    method: str | None = None
+    strength: float | None = None
+    left_out: dict[str, str] = {}
 
 
 class Stratum(Stored):
@@ -626,7 +632,8 @@ class AdapterVerdict(Stored):
 
 
 class Inside(Stored):
-    """The residual stream of the base and of the adapters on it, taken apart."""
+    """The residual stream of the base and of the adapters on it, taken apart: ``models``. ``stream`` also has what can
+    be read of models whose stream is steered."""
 
     models: list[str]
     family: str
@@ -660,7 +667,8 @@ class ColouredAnswer(Stored):
 
     ``highest`` is the highest score that any judge of the run gave it, None where nobody scored it. ``tokens`` [R] are
     the pieces of its text. ``logprobs`` [M][R] are nats and ``first_choices`` [M][R] texts, by model. ``kl`` [M][R] is
-    the divergence from the author's next-token distribution to each model's, nats. ``words`` [W] are (text, kind) of
+    the divergence from the author's next-token distribution to each model's, nats. They are empty for a model that
+    can't be read. ``words`` [W] are (text, kind) of
     the prompt and the answer. The K explained tokens stand at ``positions`` and lie in the words ``at_words``.
     """
 
@@ -679,7 +687,8 @@ class ColouredAnswer(Stored):
 class ColouredExample(Stored):
     """A prompt and every model's answer to it, and by which rule it was ``chosen``; see ``shown_answers``.
 
-    ``drift`` is the mean divergence over the baseline's answer, from the baseline to the last model, nats a token."""
+    ``drift`` is the mean divergence over the baseline's answer, from the baseline to the last model that can be read,
+    nats a token."""
 
     chosen: Literal["usual", "moved", "fell", "rose"]
     prompt: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from rewardlm.interpreting.drift_summary import drift_comparison
 from rewardlm.interpreting.findings import Drift, Inside, Interpretation, ModelFacts, SampleFacts
 from rewardlm.interpreting.intervals import Resampling, adjust
 from rewardlm.interpreting.mechanistic.examination import examine_runs
-from rewardlm.interpreting.models import RunModel, load_models
+from rewardlm.interpreting.models import RunModel, load_models, readers_of
 from rewardlm.interpreting.records import (
     AttributionRecord,
     DriftRecord,
@@ -74,7 +75,7 @@ def _interpret(paths: Sequence[Path], settings: InterpretSettings, out: Path, re
     run_models = load_models([one.run for one in measured], settings)
     for one, run_model in zip(measured, run_models, strict=True):
         one.label = run_model.label
-    weights = [[one.run.meta.get("model_hash"), one.run.meta.get("adapter_hash")] for one in measured]
+    weights = [_weights(one.run) for one in measured]
     if run.meta.get("weights", weights) != weights:
         raise RunError(f"{run.path} was started with other weights of these models: choose another --out")
     run.update(weights=weights, adapter_off_is_base=True)
@@ -112,6 +113,7 @@ def _summarise(
     inside_notes: list[str],
 ) -> Interpretation:
     draws = RunMeans(settings.n_resamples, settings.seed, sample)
+    drifted, attributed = (readers_of(run_models, part) for part in ("drift", "attribution"))
     drifts = [DriftRecord.model_validate(record) for record in run.read("drift")]
     attributions = [AttributionRecord.model_validate(record) for record in run.read("attributions")]
     tests = [FaithfulnessRecord.model_validate(record) for record in run.read("faithfulness")]
@@ -124,22 +126,24 @@ def _summarise(
                 adapter=one.run.meta.get("adapter"),
                 rewards=one.rewards,
                 dtype=str(run_model.policy.dtype).removeprefix("torch."),
+                **_treatment(run_model),
             )
             for one, run_model in zip(measured, run_models, strict=True)
         ],
         sample=_sample(measured, sample, settings),
         drift=Drift(
             comparisons=[
-                drift_comparison(model, measured, sample, drifts, sums, tokenizer, settings, draws)
-                for model in range(1, len(run_models))
+                drift_comparison(model, measured, sample, drifts, sums, row, tokenizer, settings, draws)
+                for row, model in enumerate(drifted)
+                if row
             ]
         ),
-        attribution=attribution_summary(measured, sample, attributions, tests, settings, draws),
+        attribution=attribution_summary(measured, attributed, sample, attributions, tests, settings, draws),
         similarity=similarity(measured, sample, Resampling(settings.n_resamples, settings.seed)),
-        notes=_notes(measured, sample, settings),
+        notes=_notes(measured, run_models, sample, settings),
         inside=inside,
         inside_notes=inside_notes,
-        shown=shown_examples(measured, sample, drifts, attributions, tokenizer),
+        shown=shown_examples(measured, drifted[-1], sample, drifts, attributions, tokenizer),
     )
     # The changes that the sentences about the models rest on, which are read together.
     family = [entry.toxic_check.difference for entry in found.drift.comparisons]
@@ -167,8 +171,43 @@ def _sample(measured: Sequence[Measured], sample: AnswerSample, settings: Interp
     )
 
 
-def _notes(measured: Sequence[Measured], sample: AnswerSample, settings: InterpretSettings) -> list[str]:
-    notes = []
+def _weights(run: Run) -> list[Any]:
+    """What must be the same when an interpretation goes on: the weights, and how they were treated."""
+    found: list[Any] = [run.meta.get("model_hash"), run.meta.get("adapter_hash")]
+    treatment, scale = run.meta.get("treatment"), run.meta.get("adapter_strength")
+    if scale not in (None, 1) or treatment is not None:
+        found += [scale, treatment and [treatment["hash"], treatment["strength"]]]
+    return found
+
+
+def _treatment(run_model: RunModel) -> dict[str, Any]:
+    """What the facts of a model say of its treatment; nothing where it had none."""
+    scale = run_model.run.meta.get("adapter_strength")
+    found: dict[str, Any] = {} if scale in (None, 1) else {"adapter_strength": scale}
+    if run_model.method is not None:
+        found |= {"method": run_model.method, "strength": run_model.strength, "left_out": dict(run_model.left_out)}
+    return found
+
+
+def _said(run_model: RunModel) -> list[str]:
+    """What a reader must know of how the model was treated, in sentences; nothing where it wasn't."""
+    label, strength = run_model.label, f"{run_model.strength:g}"
+    scale = run_model.run.meta.get("adapter_strength")
+    found = [] if scale in (None, 1) else [f"{label} has {scale:g} times what its adapter adds, and is read so."]
+    if run_model.method == "task-vector":
+        return [*found, f"{label} is its base without {strength} times an adapter (task-vector), and is read so."]
+    if run_model.method is not None:
+        found.append(f"{label} answered under steering ({run_model.method}, strength {strength}).")
+    by_reason: dict[str, list[str]] = {}
+    for part, why in run_model.left_out.items():
+        by_reason.setdefault(why, []).append("the inside" if part == "inside" else part)
+    return found + [f"Not read of {label}: {', '.join(parts)}, because {why}." for why, parts in by_reason.items()]
+
+
+def _notes(
+    measured: Sequence[Measured], run_models: Sequence[RunModel], sample: AnswerSample, settings: InterpretSettings
+) -> list[str]:
+    notes = [sentence for run_model in run_models for sentence in _said(run_model)]
     without = [one.label for one in measured if np.isnan(one.quality.prompt_similarity).all()]
     if without:
         notes.append(

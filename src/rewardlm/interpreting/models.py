@@ -8,8 +8,8 @@ is checked whenever adapters are put on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,15 @@ from torch import Tensor
 
 from rewardlm.config import InterpretSettings, ModelSettings, validate
 from rewardlm.errors import ModelError, RunError
+from rewardlm.interpreting.treatments import found_in, left_out, treatment_of
 from rewardlm.models.load import Policy, hash_weights, load_policy, resolve_device
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, using
+from rewardlm.models.lora import POLICY, adapter_hash, load_adapter, merged, set_strength, using
 from rewardlm.runs import Run, unique_labels
+from rewardlm.steering.activation import StreamSteering
+from rewardlm.steering.adapters import TOXIC, located
+from rewardlm.steering.load import load_steering
+from rewardlm.steering.steered import Steered, Steering
 
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,21 +34,58 @@ _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 @dataclass(frozen=True)
 class RunModel:
     """One run's model. ``adapter`` is the adapter's name on ``policy``, which the runs of one base share; None is the
-    base itself.
+    base itself. An adapter that the run had at another strength, or that steering took away, is on at that strength.
+
+    ``method`` and ``strength`` say how the run was steered, if it was. ``steering`` is there for methods that are more
+    than an adapter. ``left_out`` says which parts of an interpretation can't be had of such a model, and why.
     """
 
     label: str
     run: Run
     policy: Policy
     adapter: str | None
+    method: str | None = None
+    strength: float = 0.0
+    steering: Steering | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changes_stream(self) -> bool:
+        """Whether the model is steered in its residual stream, so that a pass can be as it was while it answered."""
+        return isinstance(self.steering, StreamSteering)
+
+    @property
+    def room(self) -> int:
+        """How many tokens a prompt could have when it was measured."""
+        return self.policy.max_positions - int(self.run.meta["settings"]["max_new_tokens"])
 
     @contextlib.contextmanager
     def on(self, *, merge: bool = False) -> Iterator[Any]:
-        """Inside, the policy's causal LM (which this gives) is this model, in evaluation mode and frozen.
+        """Inside, the policy's causal LM (which this gives) is this model, in evaluation mode and frozen. If its stream
+        is steered, so it is here, at all tokens or where answers are predicted from.
 
         ``merge`` puts the adapter into the base's weights meanwhile, where that is exact enough (``models.lora.merged``
-        says where), which is quicker and differs by rounding.
+        says where), which is quicker and differs by rounding. Raises ModelError for a model that is steered otherwise:
+        passes of the causal LM alone would not be its own.
         """
+        if self.steering is None:
+            with self._unsteered(merge):
+                yield self.policy.causal_lm
+        elif not self.changes_stream:
+            raise ModelError(f"{self.label} is steered by {self.method}, so no pass of its model alone shows it")
+        else:
+            with self.steered(merge=merge) as steered, steered.at(self.strength):
+                yield self.policy.causal_lm
+
+    @contextlib.contextmanager
+    def steered(self, *, merge: bool = False) -> Iterator[Steered]:
+        """Inside, the model can be asked as it was steered; for models with a ``steering``."""
+        assert self.steering is not None
+        with self._unsteered(merge), self.steering.on(self.policy) as steered:
+            yield steered
+
+    @contextlib.contextmanager
+    def _unsteered(self, merge: bool) -> Iterator[None]:
         policy = self.policy
         with contextlib.ExitStack() as held:
             held.enter_context(_as_found(policy.model))
@@ -52,7 +94,7 @@ class RunModel:
                 held.enter_context(merged(policy, self.adapter))
             policy.model.eval()
             policy.model.requires_grad_(False)
-            yield policy.causal_lm
+            yield
 
 
 @contextlib.contextmanager
@@ -69,11 +111,17 @@ def _as_found(model: Any) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
+def readers_of(run_models: Sequence[RunModel], part: str) -> list[int]:
+    """The numbers of the models that ``part`` of an interpretation can read, the baseline's first."""
+    return [number for number, run_model in enumerate(run_models) if part not in run_model.left_out]
+
+
 def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunModel]:
     """The models of measured runs, the baseline first; those of one base share its weights.
 
-    Raises RunError for a run without a model here (an import, a server's) or whose weights have changed since, and
-    ModelError where tokenizers differ, or a base with its adapters off is not the base.
+    Raises RunError for a run without a model here (an import, a server's), or whose weights or steer folder have
+    changed since, and where the baseline can't be read; ModelError where tokenizers differ, or a base with its adapters
+    off is not the base.
     """
     bases: dict[str, _Base] = {}
     run_models = []
@@ -84,8 +132,13 @@ def load_models(runs: Sequence[Run], settings: InterpretSettings) -> list[RunMod
             bases[key] = _Base(load_policy(wanted))
         base = bases[key]
         _check_weights(run, base)
-        name = None if wanted.adapter is None else base.put_on(wanted.adapter)
-        run_models.append(RunModel(label, run, base.policy, name))
+        run_models.append(base.model_of(label, run, wanted.adapter, settings))
+    first = run_models[0]
+    if first.left_out.keys() & {"drift", "attribution"}:
+        raise RunError(
+            f"{first.run.path} is the baseline, and was answered under steering ({first.method}): "
+            f"{next(iter(first.left_out.values()))}; name a run of the unsteered model first"
+        )
     for base in bases.values():
         base.check_untouched()
     _check_vocabularies(run_models)
@@ -99,17 +152,34 @@ class _Base:
         check_head(policy.causal_lm)
         self.policy = policy
         self._alone = _probe(policy)
-        self._names: dict[Path, str] = {}
+        self._names: dict[tuple[Path, float], str] = {}
         # Hashes in every precision in which a run may have been measured; adapters change the names of tensors later.
         self.hashes = {dtype: hash_weights(policy.model, dtype) for dtype in _PRECISIONS if dtype != policy.dtype}
         self.hashes[policy.dtype] = policy.weights_hash
 
-    def put_on(self, adapter: Path) -> str:
-        """The adapter's name on the policy, which carries each once."""
-        if adapter not in self._names:
-            self._names[adapter] = POLICY if not self._names else f"run_model_{len(self._names)}"
-            load_adapter(self.policy, adapter, name=self._names[adapter])
-        return self._names[adapter]
+    def model_of(self, label: str, run: Run, adapter: Path | None, settings: InterpretSettings) -> RunModel:
+        """The run's model, as it was treated."""
+        scale = run.meta.get("adapter_strength")
+        name = None if adapter is None or scale == 0 else self._put_on(adapter, 1.0 if scale is None else scale)
+        treatment = treatment_of(run)
+        if treatment is None:
+            return RunModel(label, run, self.policy, name)
+        how = (treatment.method, treatment.strength)
+        if treatment.method == "task-vector":
+            name = self._put_on(located(treatment.folder, TOXIC), -treatment.strength)
+            return RunModel(label, run, self.policy, name, *how)
+        steering = load_steering(treatment.folder)
+        return RunModel(label, run, self.policy, name, *how, steering, left_out(steering, settings))
+
+    def _put_on(self, adapter: Path, strength: float) -> str:
+        """The adapter's name on the policy, which carries each once at a strength."""
+        key = (adapter.resolve(), strength)
+        if key not in self._names:
+            name = self._names[key] = POLICY if not self._names else f"run_model_{len(self._names)}"
+            load_adapter(self.policy, adapter, name=name)
+            if strength != 1:
+                set_strength(self.policy, strength, name)
+        return self._names[key]
 
     def check_untouched(self) -> None:
         with using(self.policy, None):
@@ -130,19 +200,12 @@ def model_settings(run: Run, settings: InterpretSettings) -> ModelSettings:
     measured = run.meta["settings"]
     if measured.get("engine", "local") == "openai":
         raise RunError(f"{run.path} was answered by a server: measure its model here (--engine local) to look into it")
-    treatment, scale = run.meta.get("treatment"), run.meta.get("adapter_strength")
-    if (treatment is not None and treatment["strength"] > 0) or scale not in (None, 1):
-        how = "by an adapter at another strength" if treatment is None else f"under steering ({treatment['method']})"
-        raise RunError(
-            f"{run.path} was answered {how}, and interpret looks into weights as they were trained: name the run of "
-            "the unsteered model"
-        )
     adapter = measured.get("adapter")
     return validate(
         ModelSettings,
         {
             "model": measured["model"],
-            "adapter": None if adapter is None else _found(Path(adapter), run),
+            "adapter": None if adapter is None else found_in(run, adapter, "adapter"),
             "chat": measured.get("chat", {}),
             "seed": settings.seed,
             "device": settings.device,
@@ -162,15 +225,6 @@ def _precision(run: Run, settings: InterpretSettings) -> str:
     return "float32" if resolve_device(settings.device).type == "cpu" else str(run.meta.get("dtype", "auto"))
 
 
-def _found(adapter: Path, run: Run) -> Path:
-    """The adapter's folder; of a stage of an experiment, whose paths are kept relative to it, below the experiment."""
-    candidates = [adapter] if adapter.is_absolute() else [run.path.absolute().parent.parent / adapter, adapter]
-    for folder in candidates:
-        if folder.exists():
-            return folder.resolve()
-    raise RunError(f"{run.path}: its adapter {adapter} is gone: put it back, or measure again")
-
-
 def _check_weights(run: Run, base: _Base) -> None:
     policy, recorded = base.policy, run.meta.get("model_hash")
     measured_in = getattr(torch, str(run.meta.get("dtype")), policy.dtype)
@@ -185,7 +239,7 @@ def _check_weights(run: Run, base: _Base) -> None:
         )
     adapter = run.meta["settings"].get("adapter")
     if adapter is not None and run.meta.get("adapter_hash") is not None:
-        found = adapter_hash(_found(Path(adapter), run))
+        found = adapter_hash(found_in(run, adapter, "adapter"))
         if found != run.meta["adapter_hash"]:
             raise RunError(
                 f"weights_differ: {run.path}: its adapter {adapter} was trained further since then: measure it again"

@@ -20,7 +20,7 @@ from rewardlm.interpreting.faithfulness import Explained, faithfulness
 from rewardlm.interpreting.findings import Stored
 from rewardlm.interpreting.inseq import attribute_by_inseq
 from rewardlm.interpreting.intervals import mean_of_known
-from rewardlm.interpreting.models import RunModel
+from rewardlm.interpreting.models import RunModel, readers_of
 from rewardlm.interpreting.stratified import RunMeans
 from rewardlm.interpreting.word_shares import by_word, entropy_bits, share_of_kinds, shares, words
 from rewardlm.models.generate import stream_seed
@@ -36,8 +36,8 @@ _FEWEST_WORDS = 4
 
 class DriftRecord(Stored):
     """An answer of R tokens under M models: ``logprobs`` and ``entropy`` [M][R] in nats, ``rank`` and ``choice``
-    [M][R], ``kl`` [M][M][R], from the first model to the second. ``words`` are the answer's, each with how
-    many of the tokens spell it."""
+    [M][R], ``kl`` [M][M][R], from the first model to the second; of a model that can't be read they are empty.
+    ``words`` are the answer's, each with how many of the tokens spell it."""
 
     id: str
     author: int
@@ -106,14 +106,15 @@ def record_drift(
     settings: InterpretSettings,
     report: ProgressCallback | None,
 ) -> VocabularyDrift:
-    """Every model reads every answer. The sums over the vocabulary are of the baseline's answers alone, and each answer
-    counts for as many of the run's as it stands for.
+    """Every model that can reads every answer. The sums over the vocabulary, of these models, are of the baseline's
+    answers alone, and each answer counts for as many of the run's as it stands for.
 
     These sums have a file of their own, which says how many records they hold. Answers whose records were written after
     it are read again.
     """
-    models, size = len(run_models), run_models[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
-    nothing = torch.zeros(models, size, dtype=torch.float64)
+    readers = readers_of(run_models, "drift")
+    size = run_models[0].policy.causal_lm.get_output_embeddings().weight.shape[0]
+    nothing = torch.zeros(len(readers), size, dtype=torch.float64)
     sums, count = VocabularyDrift(nothing, nothing, 0), 0
     weights = RunMeans(settings.n_resamples, settings.seed, sample).weights
     if (run.path / _VOCABULARY).exists():
@@ -131,14 +132,17 @@ def record_drift(
     for rows in microbatches(lengths, settings.batch_tokens):
         batch = [answers[row] for row in rows]
         found, vocabulary = drift_of_answers(
-            run_models, [answer.prompt for answer in batch], [answer.tokens for answer in batch]
+            [run_models[reader] for reader in readers],
+            [answer.prompt for answer in batch],
+            [answer.tokens for answer in batch],
+            [sample.pairs[answer.pair].prompt.turns for answer in batch],
         )
         for answer, one in zip(batch, vocabulary, strict=True):
             if answer.author == 0:
                 sums = sums + one.times(float(weights[answer.pair]))
-        run.append(
-            "drift", [_drift_record(tokenizer, answer, one).dump() for answer, one in zip(batch, found, strict=True)]
-        )
+        places = [readers.index(model) if model in readers else None for model in range(len(run_models))]
+        read = [_drift_record(tokenizer, answer, one, places) for answer, one in zip(batch, found, strict=True)]
+        run.append("drift", [record.dump() for record in read])
         done += len(batch)
         stored = {
             "logprobs": sums.logprobs,
@@ -151,26 +155,33 @@ def record_drift(
     return sums
 
 
-def _drift_record(tokenizer: Any, answer: SampledAnswer, found: TokenDrift) -> DriftRecord:
+def _drift_record(
+    tokenizer: Any, answer: SampledAnswer, found: TokenDrift, places: Sequence[int | None]
+) -> DriftRecord:
+    """``places``: for each model, which of those in ``found`` it is."""
+
+    def by_model(rows: list[Any]) -> list[Any]:
+        return [[] if place is None else rows[place] for place in places]
+
     return DriftRecord(
         id=answer.id,
         author=answer.author,
         pair=answer.pair,
         tokens=list(answer.tokens),
-        logprobs=_rounded(found.logprobs.numpy()),
-        entropy=_rounded(found.entropy.numpy()),
-        rank=found.rank.tolist(),
-        choice=found.choice.tolist(),
-        kl=_rounded(found.kl.numpy()),
+        logprobs=by_model(_rounded(found.logprobs.numpy())),
+        entropy=by_model(_rounded(found.entropy.numpy())),
+        rank=by_model(found.rank.tolist()),
+        choice=by_model(found.choice.tolist()),
+        kl=[by_model(rows) if rows else [[]] * len(places) for rows in by_model(_rounded(found.kl.numpy()))],
         words=[(word.text, word.end - word.start) for word in words(tokenizer, (), answer.tokens, ())],
     )
 
 
-def attribution_tasks(models: int, sample: AnswerSample) -> list[tuple[int, SampledAnswer]]:
+def attribution_tasks(readers: Sequence[int], sample: AnswerSample) -> list[tuple[int, SampledAnswer]]:
     """(reader, answer): every model reads its own answers, and the tuned ones read the baseline's too."""
     return [
         (reader, answer)
-        for reader in range(models)
+        for reader in readers
         for answer in sample.answers
         if answer.author == reader or (answer.author == 0 and reader > 0)
     ]
@@ -184,7 +195,7 @@ def record_attribution(
     report: ProgressCallback | None,
 ) -> None:
     """Explain tokens of every answer by the models that read it; see ``attribution_tasks``."""
-    tasks = attribution_tasks(len(run_models), sample)
+    tasks = attribution_tasks(readers_of(run_models, "attribution"), sample)
     known = {(record["reader"], record["id"]) for record in run.read("attributions")}
     done = len(known)
 
@@ -254,6 +265,8 @@ def record_faithfulness(
     chosen = _to_test([AttributionRecord.model_validate(record) for record in run.read("attributions")], settings)
     for reader, run_model in enumerate(run_models):
         mine = [(record, k) for record, k in chosen if record.reader == reader and (reader, record.id) not in known]
+        if not mine:
+            continue
         with run_model.on(merge=True) as model:
             for record, k in mine:
                 one = _explained(run_model, answers[record.id], record, k, settings)
@@ -296,6 +309,7 @@ def _explained(
         words=[(word.start, min(word.end, end)) for word in groups],
         sizes=np.abs(scores),
         seed=stream_seed("interpret faithfulness", settings.seed, record.id),
+        start=len(answer.prompt),
     )
 
 

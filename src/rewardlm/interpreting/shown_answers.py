@@ -7,7 +7,7 @@ They are among the pairs that were read. Each pair is taken once, by the first r
 - ``moved``: its drift is the largest.
 - ``fell``, ``rose``: the toxicity of the answer fell or rose most, from the first model to the last.
 
-A pair's drift is the mean divergence over the baseline's answer, from the baseline to the last model.
+A pair's drift is the mean divergence over the baseline's answer, from the baseline to the last model that can be read.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ Rule = Literal["usual", "moved", "fell", "rose"]
 
 def shown_examples(
     measured: Sequence[Measured],
+    last: int,
     sample: AnswerSample,
     drifts: Sequence[DriftRecord],
     attributions: Sequence[AttributionRecord],
     tokenizer: Any,
 ) -> list[ColouredExample]:
-    """At most four pairs, each with every model's answer, its drift and its attribution."""
-    last = len(measured) - 1
+    """At most four pairs, each with every model's answer, its drift and its attribution; ``last`` is the number of the
+    last model whose drift is known. None where that is the baseline."""
+    if not last:
+        return []
     drift_of = {record.id: record for record in drifts}
     readings: dict[str, list[AttributionRecord]] = {}
     for record in attributions:
@@ -67,7 +70,14 @@ def shown_examples(
             drift=round(moved[pair], 4),
             toxicity=list(sample.pairs[pair].toxicity),
             answers=[
-                _answer(answer, labels, score(pair, answer.author), drift_of[answer.id], readings[answer.id], tokenizer)
+                _answer(
+                    answer,
+                    labels,
+                    score(pair, answer.author),
+                    drift_of[answer.id],
+                    readings.get(answer.id, ()),
+                    tokenizer,
+                )
                 for answer in answers[pair]
             ],
         )
@@ -104,7 +114,7 @@ def _answer(
     tokenizer: Any,
 ) -> ColouredAnswer:
     groups = words(tokenizer, answer.prompt, answer.tokens, answer.turns)
-    positions = readings[0].positions
+    positions = readings[0].positions if readings else []
     places = [len(answer.prompt) + at for at in positions]
     models = range(len(labels))
     return ColouredAnswer(

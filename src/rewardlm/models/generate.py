@@ -28,7 +28,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.budget import Budget, free_cached, ran_out
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head, shared_prefix
-from rewardlm.models.lora import POLICY, merged
+from rewardlm.models.lora import adapter_on, merged
 from rewardlm.models.sampling import Sampler
 from rewardlm.trunk import has_window, keeps_keys_and_values, trunk_states
 from rewardlm.types import Finish
@@ -158,10 +158,12 @@ def _longest(request: Request) -> int:
     return max(map(len, request.views(1)))
 
 
-def answering(policy: Policy, adapter: str = POLICY) -> contextlib.AbstractContextManager[None]:
-    """Inside, the adapter is merged where that makes answers faster and decoding has no merged copy of its own."""
+def answering(policy: Policy) -> contextlib.AbstractContextManager[None]:
+    """Inside, the adapter that is on is merged where that makes answers faster and decoding has no merged copy of its
+    own."""
     body, _ = body_and_head(policy.causal_lm)
-    return contextlib.nullcontext() if fastpath.copies_weights(body) else merged(policy, adapter)
+    adapter = adapter_on(policy)
+    return contextlib.nullcontext() if adapter is None or fastpath.copies_weights(body) else merged(policy, adapter)
 
 
 @torch.inference_mode()

@@ -205,28 +205,37 @@ def _unwrapped(module: Any) -> Any:
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
 
 
-def set_strength(policy: Policy, strength: float) -> None:
-    """Multiply what the policy's own adapter adds by ``strength``, for good: W + strength·(alpha / r)·B·A.
+def adapter_on(policy: Policy) -> str | None:
+    """The name of the adapter that adds its part in passes now; None where none does, or where it is merged."""
+    for module in policy.model.modules():
+        if isinstance(module, LoraLayer) and not module.disable_adapters and not module.merged:
+            for name in module.active_adapters:
+                if name in module.scaling:
+                    return str(name)
+    return None
+
+
+def set_strength(policy: Policy, strength: float, name: str = POLICY) -> None:
+    """Multiply what an adapter adds, the policy's own unless it is named, by ``strength``, for good:
+    W + strength·(alpha / r)·B·A.
 
     0 is the base, 1 the adapter as it was trained, more is beyond it (Ilharco et al. 2023, "Editing Models with Task
     Arithmetic"). Raises ModelError without an adapter, and for one that saves whole modules or biases, which can't be
     scaled.
     """
-    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
-    if not any(POLICY in layer.scaling for layer in layers):
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer) and name in module.scaling]
+    if not layers:
         raise ModelError(f"{policy.spec} has no LoRA adapter whose strength could be set: name one with --adapter")
-    beyond = any(
-        isinstance(module, AuxiliaryTrainingWrapper) or any(getattr(module, "lora_bias", {}).values())
-        for module in policy.model.modules()
-    )
-    if beyond or any(layer.lora_variant for layer in layers):
+    config = policy.model.peft_config[name]
+    whole = config.modules_to_save or config.trainable_token_indices
+    if whole or any(name in layer.lora_variant or layer.lora_bias.get(name) for layer in layers):
+        which = policy.adapter if name == POLICY else name
         raise ModelError(
-            f"the adapter {policy.adapter} changes more than W + (alpha / r)·B·A (whole modules, biases or a variant "
-            "of LoRA): its strength can't be set"
+            f"the adapter {which} changes more than W + (alpha / r)·B·A (whole modules, biases or a variant of LoRA): "
+            "its strength can't be set"
         )
     for layer in layers:
-        if POLICY in layer.scaling:
-            layer.scaling[POLICY] *= strength
+        layer.scaling[name] *= strength
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ _NAMED = 4
 
 def coloured(result: Interpretation) -> list[dict[str, Any]]:
     """What answers.html.j2 shows: an entry per example, with a panel for each tuned model."""
-    base, *tuned = [model.label for model in result.models]
+    base, *tuned = [model.label for model in result.models if "drift" not in model.left_out]
     return [
         {
             "name": _NAMES[example.chosen],

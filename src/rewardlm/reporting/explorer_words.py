@@ -70,12 +70,14 @@ def read_words(
             spelt = spelt or words is not None
             if words is None or answer is None:
                 continue
-            changes = np.subtract(record["logprobs"], record["logprobs"][0])
             answer.words = [str(text) for text, _ in words]
             starts = np.cumsum([0, *(tokens for _, tokens in words)])[:-1]
+            first = record["logprobs"][0]
             for place, model in enumerate(own):
-                if place > 0 and model is not None and len(starts):
-                    sums = np.add.reduceat(changes[place], starts)
+                logprobs = record["logprobs"][place]
+                # Those of a model that can't be read are empty.
+                if place > 0 and model is not None and len(logprobs):
+                    sums = np.add.reduceat(np.subtract(logprobs, first), starts)
                     answer.drift[labels[model]] = [round(float(value), 3) for value in sums]
         if not spelt:
             notes.append(

@@ -5,7 +5,7 @@ They say less than the numbers below them, and never more: nothing whose 95 % in
 
 from __future__ import annotations
 
-from rewardlm.interpreting.findings import AdapterVerdict, DriftComparison, Inside, Interpretation
+from rewardlm.interpreting.findings import AdapterVerdict, DriftComparison, Inside, Interpretation, ModelFacts
 from rewardlm.reporting.intervals import direction
 
 _VECTORS = {
@@ -22,18 +22,22 @@ _VECTORS = {
 def verdicts(result: Interpretation) -> list[dict[str, str]]:
     """An entry per tuned model: ``{"model", "text"}``; the text goes on after "What changed inside MODEL:"."""
     above = {entry.label: entry.above_null for entry in (result.similarity.models if result.similarity else ())}
+    drifts = {drift.to: drift for drift in result.drift.comparisons}
     found = []
-    for drift in result.drift.comparisons:
-        text = [_how_far(drift), _aim(drift), _vectors(result.inside, drift.to)]
-        if drift.to in above:
+    for facts in result.models[1:]:
+        if (drift := drifts.get(facts.label)) is not None:
+            text = [_how_far(drift), _aim(drift), _vectors(result.inside, facts)]
+        else:
+            text = [f"its drift is not known, because {facts.left_out['drift']}. "]
+        if facts.label in above:
             about = {
                 1: "Its answers are about their prompts.",
                 0: "Its answers were not shown to be about their own prompts more than about others.",
                 -1: "Its answers are further from their own prompts than from others.",
                 None: "Too few answers were read to say whether they are about their prompts.",
-            }[direction(above[drift.to])]
+            }[direction(above[facts.label])]
             text.append(about)
-        found.append({"model": drift.to, "text": "".join(text).strip()})
+        found.append({"model": facts.label, "text": "".join(text).strip()})
     return found
 
 
@@ -61,8 +65,10 @@ def _aim(drift: DriftComparison) -> str:
     }[direction(check.difference)]
 
 
-def _vectors(inside: Inside | None, label: str) -> str:
-    verdict: AdapterVerdict | None = None if inside is None else inside.verdicts.get(label)
+def _vectors(inside: Inside | None, facts: ModelFacts) -> str:
+    verdict: AdapterVerdict | None = None if inside is None else inside.verdicts.get(facts.label)
+    if "inside" in facts.left_out:
+        return f"Its weights were not followed, because {facts.left_out['inside']}. "
     if verdict is None or verdict.kind is None:
         return "Its weights were not followed, so where the change sits is not known. "
     where = {

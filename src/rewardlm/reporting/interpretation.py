@@ -16,6 +16,7 @@ from rewardlm.interpreting.findings import (
     Estimate,
     FaithfulnessFacts,
     Interpretation,
+    ModelFacts,
     SampleFacts,
     SimilarityComparison,
     Stratum,
@@ -166,29 +167,31 @@ def sentences(result: Interpretation) -> list[dict[str, Any]]:
     rows = []
     similar = {entry.to: entry for entry in (result.similarity.comparisons if result.similarity else ())}
     above = {entry.label: entry.above_null for entry in (result.similarity.models if result.similarity else ())}
-    for drift, reading in zip(result.drift.comparisons, result.attribution.comparisons, strict=True):
-        model = drift.to
-        rows.append(
-            {
-                "question": f"Does {model} still read the prompt?",
-                "model": model,
-                "parts": _reads(model, reading, above.get(model), similar.get(model), result.attribution.faithfulness),
-            }
-        )
-        rows.append({"question": f"What has {model} unlearned?", "model": model, "parts": _unlearned(drift)})
-        rows.append(
-            {"question": f"Where does {model} part from {drift.from_}?", "model": model, "parts": _parts_where(drift)}
-        )
+    drifts = {entry.to: entry for entry in result.drift.comparisons}
+    readings = {entry.to: entry for entry in result.attribution.comparisons}
+    base = result.models[0].label
+    for facts in result.models[1:]:
+        model = facts.label
+        reads = _reads(readings.get(model), facts, result.attribution.faithfulness)
+        reads += _about(above.get(model), similar.get(model))
+        if (drift := drifts.get(model)) is None:
+            unlearned = where = [_not_known(facts, "drift")]
+        else:
+            unlearned, where = _unlearned(drift), _parts_where(drift)
+        rows.append({"question": f"Does {model} still read the prompt?", "model": model, "parts": reads})
+        rows.append({"question": f"What has {model} unlearned?", "model": model, "parts": unlearned})
+        rows.append({"question": f"Where does {model} part from {base}?", "model": model, "parts": where})
     return rows
 
 
-def _reads(
-    model: str,
-    reading: AttributionComparison,
-    above: Estimate | None,
-    similar: SimilarityComparison | None,
-    faithful: FaithfulnessFacts | None,
-) -> list[Part]:
+def _not_known(facts: ModelFacts, part: str) -> Part:
+    return f"Not known: {facts.left_out[part]}. ", False
+
+
+def _reads(reading: AttributionComparison | None, facts: ModelFacts, faithful: FaithfulnessFacts | None) -> list[Part]:
+    """Does it rest on the prompt's words?"""
+    if reading is None:
+        return [_not_known(facts, "attribution")]
     change = reading.same_tokens.prompt_change
     way = direction(change)
     if way is None:
@@ -211,16 +214,20 @@ def _reads(
                     True,
                 )
             )
+    return parts
+
+
+def _about(above: Estimate | None, similar: SimilarityComparison | None) -> list[Part]:
+    """Are its answers about their prompts?"""
     if above is None:
-        parts.append(("Similarity with the prompt was not measured.", False))
-        return parts
+        return [("Similarity with the prompt was not measured.", False)]
     about = {
         1: "Its own answers are about their prompts",
         0: "Its own answers were not shown to be closer to their prompts than to others",
         -1: "Its own answers are further from their prompts than from others",
         None: "Too few answers to say whether they are about their prompts",
     }[direction(above)]
-    parts.append((about, direction(above) != 1))
+    parts: list[Part] = [(about, direction(above) != 1)]
     parts.append((f": similarity above the shuffled null {number_text(above)}", False))
     if similar is not None:
         moved = {1: ", more than", -1: ", less than", 0: ", not measurably different from", None: ", compared with"}
@@ -274,7 +281,7 @@ def _parts_where(drift: DriftComparison) -> list[Part]:
 
 def _figures(result: Interpretation) -> dict[str, Any]:
     bands = result.attribution.bands
-    last = result.models[-1].label
+    last = result.attribution.models[-1].label
 
     def over(quantity: str) -> list[tuple[str, figures.AnyBand]]:
         return [(band.label, band) for band in bands if band.quantity == quantity and band.transition == "all"]

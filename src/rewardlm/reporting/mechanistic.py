@@ -67,7 +67,7 @@ def section(found: Inside | None, notes: Sequence[str] = ()) -> dict[str, Any] |
             "probe": figures.probe_figure(found.directions) if found.directions.reason is None else None,
             "attention": figures.attention_figure(found),
             "path": figures.path_figure(found) if any(map(figures.has_shares, found.paths.values())) else None,
-            "scale": figures.scale_figure(found) if found.causal else None,
+            "scale": figures.scale_figure(found) if found.causal and tuned else None,
             "shares": [
                 (label, figures.shares_figure(before, after))
                 for label in tuned

@@ -37,7 +37,7 @@ def _layers(found: Inside, console: Console) -> None:
     directions = found.directions
     if directions.reason is None:
         table.add_column("probe", justify="right")
-    for label in found.models if found.words else []:
+    for label in found.stream if found.words else []:
         table.add_column(Text.assemble(label_text(label), " lens"), justify="right", overflow="fold", max_width=14)
     for label in found.models[1:]:
         for what in ("moved", "share"):
@@ -49,7 +49,7 @@ def _layers(found: Inside, console: Console) -> None:
         if directions.reason is None:
             cells.append(f"{directions.probe_accuracy[layer + 1]:.2f}")
         if found.words:
-            lenses = [found.stream[label].lens for label in found.models]
+            lenses = [one.lens for one in found.stream.values()]
             cells += ["–" if lens is None else f"{lens.score[layer + 1]:+.2f}" for lens in lenses]
         for label in found.models[1:]:
             path = found.paths[label]

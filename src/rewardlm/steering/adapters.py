@@ -26,7 +26,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.generate import Call, Group, Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
-from rewardlm.models.lora import adapter_hash, carrying, head_is_shared, scaled, using
+from rewardlm.models.lora import adapter_hash, adapter_on, carrying, head_is_shared, scaled, using
 from rewardlm.models.sampling import Distribution, in_cache
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
@@ -57,11 +57,12 @@ class Dexperts:
     @contextlib.contextmanager
     def on(self, policy: Policy) -> Iterator[Steered]:
         """Raises ModelError for adapters that don't fit, or that change more than linear maps by B·A."""
-        if hasattr(policy.model, "peft_config"):
+        if adapter_on(policy) is not None:
             raise ModelError(
                 "dexperts has adapters of its own, so the base can't carry another: merge yours first (rewardlm merge)"
             )
-        with carrying(policy, self._adapters):
+        # Off are those adapters, too, that the policy carried before.
+        with carrying(policy, self._adapters), using(policy, None):
             _refuse_more_than_maps(policy)
             yield _WithExperts(policy, self.top_p)
 
@@ -197,7 +198,7 @@ class _WithoutToxicity(Steered):
             return
         self._held.enter_context(using(self.policy, TOXIC))
         self._held.enter_context(scaled(_layers(self.policy).values(), -strength, TOXIC))
-        self._held.enter_context(answering(self.policy, TOXIC))
+        self._held.enter_context(answering(self.policy))
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

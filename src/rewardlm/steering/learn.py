@@ -38,7 +38,7 @@ STRENGTHS: Mapping[str, tuple[float, tuple[float, ...]]] = {
     "system": (1.0, (1.0,)),
     "best-of-n": (4.0, ()),
     "rejection": (8.0, ()),
-    "activation": (1.0, (0.5, 1.0, 2.0, 4.0)),
+    "activation": (1.0, (1.0, 2.0, 4.0, 8.0)),
     "dexperts": (2.0, (0.5, 1.0, 2.0)),
     "selfdebias": (50.0, (10.0, 50.0, 100.0)),
     "task-vector": (1.0, (0.25, 0.5, 1.0)),

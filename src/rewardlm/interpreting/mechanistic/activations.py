@@ -9,8 +9,8 @@ reads, and m what the MLP's output matrix reads:
                  + Σ_l     einsum("n f, f m -> n m", m[l, n],    W_D[l])    + b_D[l]      every MLP, and the bias
                  + Σ_l     (alpha / r)·B·A·z[l, n] + (alpha / r)·B·A·m[l, n]              what LoRA wrote itself
 
-The model is read as it stands: plain, or with an unmerged adapter. Shapes: N positions, L layers, H heads of width D,
-M the model's width, F the MLP's, V the vocabulary.
+The model is read as it stands: plain, with an unmerged adapter, or with its stream steered (then writes don't add up).
+Shapes: N positions, L layers, H heads of width D, M the model's width, F the MLP's, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from rewardlm.models.architecture import (
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import microbatches, pack, predicting_mask
 from rewardlm.models.lora import scaled
+from rewardlm.stream import reading_answers
 from rewardlm.trunk import attending, evaluating
 
 # Of fewer toxic answers, the most toxic third stands in.
@@ -152,6 +153,7 @@ def trace(causal_lm: Any, batch: ResponseBatch, *, patterns: bool = False, adapt
                 for module in (arch.attention[index], arch.mlp[index]):
                     hooked(module.register_forward_pre_hook(called, with_kwargs=True))
         hooked(arch.norm.register_forward_pre_hook(sees("stream"), with_kwargs=True))
+        stack.enter_context(reading_answers(arch.body, where.flatten().nonzero()[:, 0]))
         keep("final", arch.body(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)[0])
     z = torch.stack(kept["z"])
     found = Trace(

@@ -2,12 +2,14 @@
 
 The first model is the base; the others are adapters on it, which share its weights. Row i of every model is an
 answer to prompt i. Models are compared on the same text, the base's own answers, so that what differs is how it
-is read.
+is read. Of models whose stream is steered, less can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from rewardlm.config import InsideSettings, InterpretSettings
 from rewardlm.errors import ModelError, RewardLMError
@@ -27,7 +29,7 @@ from rewardlm.interpreting.mechanistic.activations import FEWEST_TOXIC, BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, read_adapter
 from rewardlm.interpreting.mechanistic.causal_check import check_causes
 from rewardlm.interpreting.mechanistic.probes import read_directions
-from rewardlm.interpreting.mechanistic.residual_stream import read_stream
+from rewardlm.interpreting.mechanistic.residual_stream import read_steered, read_stream
 from rewardlm.interpreting.mechanistic.value_vectors import choose_value_vectors, read_vectors
 from rewardlm.interpreting.mechanistic.vector_ablation import ablate_vectors
 from rewardlm.interpreting.mechanistic.verdicts import claims, verdict_of
@@ -53,18 +55,21 @@ def examine_runs(
     *,
     report: ProgressCallback | None = None,
 ) -> tuple[Inside | None, list[str]]:
-    """What ``examine`` finds of the baseline and of those runs that are adapters on it, and what it left out.
+    """What ``examine`` finds of the baseline, of those runs that are adapters on it and of those that are steered in
+    its stream, and what it left out.
 
-    None where the baseline is no bare base or of a family that can't be taken apart, or nothing is an adapter on it.
+    None where the baseline is no bare base or of a family that can't be taken apart, or there are no such runs.
     """
     base = models[0]
-    if base.adapter is not None:
-        return None, [
-            f"{base.label} has an adapter itself, so the residual stream was left out: name the base's run first."
-        ]
-    there = [number for number, model in enumerate(models) if number == 0 or model.policy is base.policy]
-    there = [number for number in there if number == 0 or models[number].adapter is not None]
-    if len(there) < 2:
+    if base.adapter is not None or base.steering is not None:
+        has = "is steered" if base.steering is not None else "has an adapter"
+        return None, [f"{base.label} {has} itself, so the residual stream was left out: name the base's run first."]
+    on_base = [number for number, model in enumerate(models) if number == 0 or model.policy is base.policy]
+    there = [
+        number for number in on_base if number == 0 or (models[number].adapter and models[number].steering is None)
+    ]
+    steered = [number for number in on_base if models[number].changes_stream]
+    if len(there) < 2 and not steered:
         return None, [f"None of the runs is an adapter on {base.label}’s model: the residual stream was left out."]
     try:
         architecture_of(base.policy.causal_lm)
@@ -73,7 +78,8 @@ def examine_runs(
     notes = [
         f"{model.label} is no adapter on {base.label}’s model: its residual stream was left out."
         for number, model in enumerate(models)
-        if number not in there
+        # Of those that are steered, the interpretation's own notes say it.
+        if number not in there and model.steering is None
     ]
     judge, more = _judge(sample.scorer, str(base.policy.device))
     own = settings.inside
@@ -103,6 +109,7 @@ def examine_runs(
         word_judge=_toxicity_by(load_scorer(settings.word_judge)) if settings.word_judge else None,
         labelled=stored_answers(measured[0], base, sample.scorer, limit=_LABELLED, seed=settings.seed),
         redrawn=redrawn_pairs(measured[0], base, sample.scorer, limit=chosen.redraw_pairs, above=TOXIC_ABOVE),
+        steered={models[number].label: models[number].on for number in steered},
         report=report,
     )
     return found, [*notes, *more]
@@ -137,6 +144,7 @@ def examine(
     word_judge: ToxicityFunction | None = None,
     labelled: Sequence[LabelledAnswer] = (),
     redrawn: Sequence[RedrawnAnswers] = (),
+    steered: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
     report: ProgressCallback | None = None,
 ) -> Inside:
     """Take ``models`` apart. ``prompts`` are token ids; ``judge`` gives P(toxic) of texts, None where it can't.
@@ -145,14 +153,15 @@ def examine(
     so it should be a quick one (None: ``judge``). ``labelled`` are more answers of the base, or toxic texts of
     any origin, as (prompt, response, toxicity), for the probe to learn from beside the base's own here. ``redrawn`` are
     toxic and harmless answers of the base to one prompt each: without any, whether a model came to prefer less toxic
-    answers, or only its own, stays open.
+    answers, or only its own, stays open. ``steered`` are models whose stream is steered, by label: inside of their
+    contexts ``policy`` is such a model. Of these, only lens and attention are read.
     ``report(done, total, what)``.
 
     Raises ModelError if the first model isn't the base, an adapter is missing, rows don't fit, nothing can be read,
     or the family isn't known (see ``architecture``). The model is left as it was found.
     """
     _check(policy, prompts, models)
-    progress = _Progress(report, len(models), bool(settings.causal_prompts))
+    progress = _Progress(report, len(models), len(steered or ()), bool(settings.causal_prompts))
     arch = architecture_of(policy.causal_lm)
     base, tuned = models[0], models[1:]
     text = BaseText(policy, prompts, base, settings)
@@ -170,6 +179,11 @@ def examine(
     for model in models:
         progress.step(f"the residual stream of {model.label}")
         readings.append(read_stream(text, model, contrast, chosen.vectors))
+    stream = {model.label: summary for model, (summary, _) in zip(models, readings, strict=True)}
+    for label, on in (steered or {}).items():
+        progress.step(f"the residual stream of {label}")
+        with on():
+            stream[label] = read_steered(text, contrast)
     owners = [tuple(prompts[row]) for row in readings[0][1].rows.tolist()]
     vectors = read_vectors(text, models, chosen, owners, [arrays.activations for _, arrays in readings])
     progress.step("the value vectors, silenced")
@@ -199,7 +213,7 @@ def examine(
         answers=len(text.answered),
         focus=Focus(answers=len(text.focus), toxic=len(text.toxic) >= FEWEST_TOXIC),
         words=_words(policy, contrast),
-        stream={model.label: summary for model, (summary, _) in zip(models, readings, strict=True)},
+        stream=stream,
         directions=directions,
         vectors=vectors,
         ablation=ablation,
@@ -243,9 +257,9 @@ def _check(policy: Policy, prompts: Sequence[Sequence[int]], models: Sequence[Mo
 class _Progress:
     """Counts the parts of an examination for ``report``."""
 
-    def __init__(self, report: ProgressCallback | None, n_models: int, causal: bool) -> None:
+    def __init__(self, report: ProgressCallback | None, n_models: int, n_steered: int, causal: bool) -> None:
         self._report, self._done = report, -1
-        self._total = 3 + n_models + 2 * (n_models - 1) + causal
+        self._total = 3 + n_models + n_steered + 2 * (n_models - 1) + causal
 
     def step(self, what: str) -> None:
         self._done += 1

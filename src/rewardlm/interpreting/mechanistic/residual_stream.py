@@ -32,6 +32,20 @@ def read_stream(
     text: BaseText, model: ModelAnswers, contrast: Contrast | None, vectors: Sequence[ValueVector]
 ) -> tuple[StreamReading, StreamArrays]:
     """Lens, direct attribution and attention of ``model`` on the base's answers."""
+    with using(text.policy, model.adapter):
+        return _read(text, contrast, vectors)
+
+
+def read_steered(text: BaseText, contrast: Contrast | None) -> StreamReading:
+    """Lens and attention of the model as it stands, its stream being steered. What is changed there is no part's write,
+    so there is no direct attribution."""
+    summary, _ = _read(text, contrast, (), writes=False)
+    return summary
+
+
+def _read(
+    text: BaseText, contrast: Contrast | None, vectors: Sequence[ValueVector], *, writes: bool = True
+) -> tuple[StreamReading, StreamArrays]:
     shares: list[dict[str, Tensor]] = []
     attended: list[dict[str, Tensor]] = []
     lenses: list[dict[str, Tensor]] = []
@@ -41,30 +55,29 @@ def read_stream(
     causal_lm = text.policy.causal_lm
     keep = evenly_spread(sum(len(text.base.responses[row]) for row in text.answered), text.settings.lens_positions)
     seen = 0
-    with using(text.policy, model.adapter):
-        for rows, batch in text.batches(text.answered):
-            found = trace(causal_lm, batch, patterns=True)
-            if found.patterns is not None:
-                starts = torch.tensor([len(text.prompts[row]) for row in rows], device=batch.row.device)[batch.row]
-                attended.append(_attended(found.patterns, starts))
-            if vectors:
-                activations.append(activations_of(found.neurons, vectors).cpu())
-            positions.append(torch.tensor(rows)[batch.row.cpu()])
-            if contrast is not None:
+    for rows, batch in text.batches(text.answered):
+        found = trace(causal_lm, batch, patterns=True)
+        if found.patterns is not None:
+            starts = torch.tensor([len(text.prompts[row]) for row in rows], device=batch.row.device)[batch.row]
+            attended.append(_attended(found.patterns, starts))
+        if vectors:
+            activations.append(activations_of(found.neurons, vectors).cpu())
+        positions.append(torch.tensor(rows)[batch.row.cpu()])
+        if contrast is not None:
+            if writes:
                 shares.append(_on_cpu(direct_attribution(causal_lm, found, contrast)))
-                chosen = [i for i in range(len(batch.row)) if seen + i in keep]
-                if chosen:
-                    lens_rows += [rows[int(batch.row[i])] for i in chosen]
-                    lenses.append(
-                        _on_cpu(logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast))
-                    )
-            seen += len(batch.row)
+            chosen = [i for i in range(len(batch.row)) if seen + i in keep]
+            if chosen:
+                lens_rows += [rows[int(batch.row[i])] for i in chosen]
+                lenses.append(_on_cpu(logit_lens(causal_lm, found.stream[:, chosen], batch.targets[chosen], contrast)))
+        seen += len(batch.row)
     whose = torch.cat(positions)
     summary = StreamReading(positions=len(whose), attention=AttentionShares(**_means(attended)))
-    if contrast is not None:
+    if contrast is not None and writes:
         joined = {name: torch.cat([one[name] for one in shares], -2 if "heads" in name else -1) for name in shares[0]}
         summary.shares = _share_means(joined, torch.isin(whose, torch.tensor(text.focus)))
         summary.largest_error = float((LogitShares(**joined).summed() - joined["total"]).abs().max())
+    if contrast is not None:
         scores = torch.cat([one["score"] for one in lenses], 1)
         owners = [tuple(text.prompts[row]) for row in lens_rows]
         draws = Resampling(text.settings.n_resamples, text.settings.seed)
