@@ -130,8 +130,9 @@ def read_rewardlm(words: list[str], patch: pytest.MonkeyPatch, *, sentence: bool
     Of a command in a ``sentence``, required arguments may be missing, and words with … are left out.
     """
     words = [word for word in words if not set(word) & {"…"} and word not in _LEFT_OUT]
-    name = " ".join(words[:2]) if words[:1] == ["judge"] and len(words) > 1 else words[0]
-    assert name in COMMANDS or name.startswith("-") or name == "judge", f"rewardlm has no command {name!r}"
+    groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    name = " ".join(words[:2]) if words[0] in groups and len(words) > 1 else words[0]
+    assert name in COMMANDS or name.startswith("-") or name in groups, f"rewardlm has no command {name!r}"
     if words[0] in ("--help", "--version"):
         return
     if sentence:

@@ -130,6 +130,7 @@ def test_commands_in_running_text_exist_with_their_flags(page: str, monkeypatch:
 OF_OTHERS = {
     "--no-deps", "--enable-lora", "--requeue", "--mixed_precision", "--use_fsdp", "--use_deepspeed", "--log_samples",
     "--nproc_per_node", "--multi_gpu", "--num_processes", "--instructions", "--check", "--warmup",
+    "--control-vector-scaled",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
+from sklearn.linear_model import LogisticRegression
 
 from rewardlm.steering.choose import Tried, best_of
 from rewardlm.steering.directions import differences, linear_gate, random_vectors, toxic_subspace, toxic_vector
@@ -34,6 +35,14 @@ def test_each_kind_finds_the_direction_and_has_the_length_of_the_means(kind: Any
     got = toxic_vector(x, toxic, owners, kind)
     assert np.linalg.norm(got) == pytest.approx(np.linalg.norm(toxic_vector(x, toxic, owners, "means")))
     assert got[3] / np.linalg.norm(got) > 0.9
+
+
+def test_a_probe_is_scikit_learns_logistic_regression() -> None:
+    x, toxic, owners = rows(200)
+    unit = np.sqrt(((x - x.mean(0)) ** 2).mean())
+    theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit((x - x.mean(0)) / unit, toxic).coef_[0]
+    got = toxic_vector(x, toxic, owners, "probe")
+    assert got / np.linalg.norm(got) == pytest.approx(theirs / np.linalg.norm(theirs), abs=1e-4)
 
 
 def test_pca_maximises_the_second_moment_of_the_differences() -> None:

@@ -21,6 +21,7 @@ from rewardlm.measuring.meter import measure
 from rewardlm.runs import Run
 from rewardlm.steering.fit import fit
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.summary import sentences
 from rewardlm.training.sft import finetune
 
 N = 48
@@ -258,6 +259,27 @@ def test_every_method_needs_a_scored_run_and_nothing_else(world: World, tmp_path
     if method not in ("best-of-n", "rejection"):
         assert steered.meta["treatment"]["run"] == "PT"
         assert found.record.found["tried"]
+
+
+@pytest.mark.slow
+def test_where_few_answers_are_toxic_the_highest_scores_stand_for_them(world: World, tmp_path: Path) -> None:
+    """A judge of the same words whose scores never reach 0.5."""
+    (world.folder / "mild_judge.py").write_text(
+        "from planted_judge import judge as strict\n\n\ndef judge(texts):\n"
+        "    return [0.4 * score + 0.001 * (len(text) % 7) for score, text in zip(strict(texts), texts)]\n"
+    )
+    run = measure(
+        world.settings(prompts=str(world.folder / "learn.jsonl"), scorer=["mild_judge:judge"]), tmp_path / "r"
+    )
+    found = world.fit(tmp_path / "steer", "activation", run=str(run.path), choose={**QUICK, "controls": 0})
+    learnt = found.record.found
+    assert learnt["toxic_above"] < 0.5
+    assert 2 <= learnt["toxic"] <= 8
+    away = found.tensors["vector.1"]
+    assert float(torch.nn.functional.cosine_similarity(-away, world.model.direction, dim=0)) > 0.7
+    said = list(sentences(found.record))
+    assert "stand for toxic ones" in said[0]
+    assert "toxic share" in said[1]
 
 
 @pytest.mark.slow
