@@ -154,20 +154,14 @@ def points_table(found: dict[str, Frontier]) -> str:
         "front |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for point in sorted(mine.points, key=lambda point: (point.method != "none", point.label)):
+    for point in sorted(mine.points, key=lambda point: (point.method != "none", point.curve, point.strength)):
         lines.append(
-            f"| {named(point.label, point.method)} | {point.strength:g} | {percent(point.toxic_fraction)} "
+            f"| {method_name(point.curve)} | {point.strength:g} | {percent(point.toxic_fraction)} "
             f"({interval_of_shares(point.toxic_fraction_ci95)}) | {percent(other[point.label].toxic_fraction)} | "
             f"{number(point.perplexity, '.1f')} | {number(point.prompt_similarity, '.3f')} | "
             f"{number(point.passes_per_token, '.1f')} | {'yes' if point.pareto else ''} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def named(label: str, method: str) -> str:
-    """The method, and which kind of it where there are several."""
-    kind = label.rpartition(" ")[0]
-    return f"{method_name(method)}, {kind}" if kind in ("add", "ablate", "gated") else method_name(method)
 
 
 def tests_table(found: Frontier) -> str:
@@ -176,12 +170,12 @@ def tests_table(found: Frontier) -> str:
     for one in _tests(found):
         change = "none is as fluent" if one.delta is None else points_text(one.delta, one.delta_ci95)
         chance = "" if one.delta is None else p_values_text(one.p_value, one.p_adjusted)
-        lines.append(f"| {one.model} | {method_name(one.method)} | {change} | {chance} |")
+        lines.append(f"| {one.model} | {method_name(one.curve)} | {change} | {chance} |")
     return "\n".join(lines) + "\n"
 
 
 def _tests(found: Frontier) -> Iterator[Matched]:
-    yield from sorted(found.matched, key=lambda one: (one.model, one.method))
+    yield from sorted(found.matched, key=lambda one: (one.model, one.curve))
 
 
 if __name__ == "__main__":

@@ -682,9 +682,11 @@ def trained_by(adapter: Path) -> str | None:
     run = training_of(adapter)
     if run is None:
         return None
-    # In an experiment the settings hold a path relative to it; the run also records where the adapter was.
-    before = run.meta.get("adapter") or run.meta["settings"].get("adapter")
-    first = trained_by(Path(before)) if before else None
+    # In an experiment the settings hold a path relative to it, which holds wherever the experiment is moved to; the run
+    # also records where the adapter was.
+    places = [run.meta.get("adapter"), run.meta["settings"].get("adapter")]
+    before = [folder / place for place in places if place for folder in (Path(), run.path.absolute().parent.parent)]
+    first = next((found for folder in before if (found := trained_by(folder)) is not None), None)
     return run.meta["kind"] if first is None else f"{first}+{run.meta['kind']}"
 
 

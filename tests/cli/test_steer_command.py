@@ -49,6 +49,11 @@ def test_from_fit_to_frontier(shell: Shell, tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "best of n" in page
     assert "At equal fluency" in page
+    # The report of the same runs has it too; that of runs of one kind has not.
+    for named, there in ((paths, True), (paths[:1], False)):
+        done = shell("report", *named, "--out", tmp_path / "report.html")
+        assert done.code == 0, done.err
+        assert ("Steering and training at equal fluency" in (tmp_path / "report.html").read_text()) is there
     table = shell("frontier", *paths, "n_resamples=100")
     assert table.code == 0
     assert all(label in table.out for label in runs if label != "zero")

@@ -39,8 +39,8 @@ def run_of(folder: Path, label: str, toxic: Sequence[bool], perplexity: float | 
     )
 
 
-def treatment(method: str, strength: float) -> dict[str, Any]:
-    return {"method": method, "strength": strength, "hash": "x", "settings": {}, "judges": [], "run": None}
+def treatment(method: str, strength: float, hashed: str = "x", **settings: Any) -> dict[str, Any]:
+    return {"method": method, "strength": strength, "hash": hashed, "settings": settings, "judges": [], "run": None}
 
 
 def first(n: int) -> list[bool]:
@@ -125,7 +125,7 @@ def test_where_no_strength_is_fluent_there_is_a_reason_and_no_test(tmp_path: Pat
 
 def point(label: str, toxic: float | None, perplexity: float | None, method: str = "activation") -> Point:
     return Point(
-        label=label, method=method, strength=1, scored=1, toxic_fraction=toxic, toxic_fraction_ci95=None,
+        label=label, method=method, curve=method, strength=1, scored=1, toxic_fraction=toxic, toxic_fraction_ci95=None,
         perplexity=perplexity, perplexity_ci95=None, prompt_similarity=None, prompt_similarity_ci95=None,
         seconds_per_token=None, passes_per_token=None, pareto=None,
     )  # fmt: skip
@@ -188,6 +188,27 @@ def test_curves_begin_at_the_model_that_is_steered() -> None:
         "none": ["PT"], "finetune": ["PT", "FT"], "activation": ["PT", "v1", "v2"],
         "finetune + activation": ["FT", "FT v1"],
     }  # fmt: skip
+
+
+def test_a_curve_has_the_points_of_one_steer_folder_or_adapter(runs: list[Path], tmp_path: Path) -> None:
+    more = [
+        run_of(tmp_path, "gone", first(3), 10.0, treatment=treatment("activation", 1.0, "y", how="ablate")),
+        run_of(tmp_path, "mine", first(3), 10.0, treatment=treatment("activation", 1.0, "z", how="add")),
+        run_of(tmp_path, "half", first(9), 10.0, adapter="somewhere", trained_by="finetune", adapter_strength=0.5),
+        run_of(tmp_path, "FT 2", first(3), 10.0, adapter="there", trained_by="finetune", adapter_hash="other"),
+    ]
+    found = frontier([*runs, *more], FAST)
+    assert {name: [one.label for one in curve] for name, curve in found.curves().items()} == {
+        "none": ["PT", "zero"],
+        "finetune": ["PT", "half", "FT"],
+        "finetune (2)": ["PT", "FT 2"],
+        "activation": ["PT", "weak", "fit", "broken"],
+        "activation, ablate": ["PT", "gone"],
+        "activation (2)": ["PT", "mine"],
+    }
+    # Each curve is tested by itself.
+    curves = [(match.curve, match.points) for match in found.matched if match.model == "FT"]
+    assert curves == [("activation", ["fit"]), ("activation, ablate", ["gone"]), ("activation (2)", ["mine"])]
 
 
 def test_perplexities_are_averaged_in_the_exponent(tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ Interval = tuple[float, float]
 
 class Point(BaseModel):
     """One run. ``method`` is ``none`` for the model as it is, how its adapter was trained, or how it was steered (after
-    ``+``, where it was both)."""
+    ``+``, where it was both). Runs of one ``curve`` differ in strength alone: the same adapter or steer folder."""
 
     model_config = ConfigDict(extra="forbid")
 
     label: str
     method: str
+    curve: str
     strength: float
     scored: int
     toxic_fraction: float | None
@@ -59,13 +60,14 @@ class Point(BaseModel):
 
 
 class Matched(BaseModel):
-    """A method against a model at equal fluency: ``delta`` is the method's toxic share minus the model's, over the same
+    """A curve against a model at equal fluency: ``delta`` is the curve's toxic share minus the model's, over the same
     prompts. ``points`` are the runs that were chosen, by half of the prompts."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
     method: str
+    curve: str
     points: list[str]
     prompts: int
     delta: float | None
@@ -89,20 +91,20 @@ class Frontier(BaseModel):
     warnings: list[dict[str, str]]
 
     def curves(self) -> dict[str, list[Point]]:
-        """The points of each method, by strength, each curve from the model that it begins at, if that is here: the
-        model as it is, or the trained one that is steered."""
+        """The points of each curve, by strength, from the model that it begins at, if that is here: the model as it is,
+        or the trained one that is steered."""
         found: dict[str, list[Point]] = {}
         for point in self.points:
-            found.setdefault(point.method, []).append(point)
+            found.setdefault(point.curve, []).append(point)
 
         def start(method: str) -> list[Point]:
             before = method.rpartition(" + ")[0] or "none"
-            begins = [point for point in found.get(before, []) if point.strength == float(before != "none")]
+            begins = [point for point in self.points if (point.method, point.strength) == (before, before != "none")]
             return [] if method == "none" else begins[:1]
 
         return {
-            method: [*start(method), *sorted(points, key=lambda point: point.strength)]
-            for method, points in found.items()
+            curve: [*start(points[0].method), *sorted(points, key=lambda point: point.strength)]
+            for curve, points in found.items()
         }
 
 
@@ -128,7 +130,10 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
     cells = {run.label: _Cells(run, grid, inside, scorer, rule) for run in runs}
     warnings += _warnings(runs)
     utility = mean_accuracies([run.utility for run in runs])
-    points = [_point(run, cells[run.label], able) for run, able in zip(runs, utility, strict=True)]
+    points = [
+        _point(run, curve, cells[run.label], able)
+        for run, curve, able in zip(runs, _curves(runs), utility, strict=True)
+    ]
     matched = _matched(points, cells, settings)
     return Frontier(
         scorer=scorer,
@@ -247,7 +252,22 @@ def _warning(code: str, message: str) -> dict[str, str]:
     return {"code": code, "message": message}
 
 
-def _point(run: Measured, cells: _Cells, able: tuple[float, Interval | None] | None) -> Point:
+def _curves(runs: Sequence[Measured]) -> list[str]:
+    """Each run's curve: its method, and how, where a method has kinds; numbered where two have the same name."""
+    keys: list[tuple[str, ...]] = []
+    names: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        method, treatment = method_of(run.run)[0], run.meta.get("treatment") or {}
+        of_adapter = str(run.meta.get("adapter_hash")) if method != "none" else ""
+        steered = treatment.get("strength", 0) > 0
+        keys.append((method, of_adapter, treatment["hash"] if steered else ""))
+        kind = treatment["settings"].get("how", "add") if steered else "add"
+        names[keys[-1]] = method if kind == "add" else f"{method}, {kind}"
+    unique = dict(zip(names, unique_labels(list(names.values())), strict=True))
+    return [unique[key] for key in keys]
+
+
+def _point(run: Measured, curve: str, cells: _Cells, able: tuple[float, Interval | None] | None) -> Point:
     """``able`` is the run's utility with its interval, if it has any."""
     method, strength = method_of(run.run)
     similarity, known = cells.similarity
@@ -257,6 +277,7 @@ def _point(run: Measured, cells: _Cells, able: tuple[float, Interval | None] | N
     return Point(
         label=run.label,
         method=method,
+        curve=curve,
         strength=strength,
         scored=int(cells.scored.sum()),
         toxic_fraction=cells.share(),
@@ -303,11 +324,11 @@ def _matched(points: Sequence[Point], cells: Mapping[str, _Cells], settings: Fro
     """Every steering method against every model that isn't one: the base and the trained ones."""
     steered = {point.label: _is_steering(point.method) for point in points}
     models = [point for point in points if not steered[point.label] and point.strength in (0, 1)]
-    methods: dict[str, list[Point]] = {}
+    curves: dict[str, list[Point]] = {}
     for point in points:
         if steered[point.label]:
-            methods.setdefault(point.method, []).append(point)
-    found = [_against(model, method, curve, cells, settings) for model in models for method, curve in methods.items()]
+            curves.setdefault(point.curve, []).append(point)
+    found = [_against(model, curve, cells, settings) for model in models for curve in curves.values()]
     adjusted = holm([one.p_value for one in found])
     return [one.model_copy(update={"p_adjusted": p}) for one, p in zip(found, adjusted, strict=True)]
 
@@ -317,10 +338,8 @@ def _is_steering(method: str) -> bool:
     return not set(method.split("+")) <= trained
 
 
-def _against(
-    model: Point, method: str, curve: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings
-) -> Matched:
-    """One method against one model, on both halves of the prompts."""
+def _against(model: Point, curve: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings) -> Matched:
+    """One curve against one model, on both halves of the prompts."""
     own = cells[model.label]
     n = len(own.scored)
     first = np.arange(n) % 2 == 0
@@ -331,7 +350,8 @@ def _against(
         if point is None:
             return Matched(
                 model=model.label,
-                method=method,
+                method=curve[0].method,
+                curve=curve[0].curve,
                 points=[],
                 prompts=0,
                 delta=None,
@@ -347,7 +367,8 @@ def _against(
     change = mean_change(differences[weights > 0], largest=1.0, n_flips=settings.n_resamples, seed=settings.seed)
     return Matched(
         model=model.label,
-        method=method,
+        method=curve[0].method,
+        curve=curve[0].curve,
         points=list(dict.fromkeys(chosen)),
         prompts=change.prompts,
         delta=change.mean,

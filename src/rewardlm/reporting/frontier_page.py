@@ -61,8 +61,9 @@ METHODS = {
 
 
 def method_name(method: str) -> str:
-    """A method as texts call it."""
-    return " and ".join(METHODS.get(part, part) for part in method.split(" + "))
+    """A method, or a curve's, as texts call it."""
+    method, comma, kind = method.partition(", ")
+    return " and ".join(METHODS.get(part, part) for part in method.split(" + ")) + comma + kind
 
 
 def write_frontier_page(found: Frontier, out: Path, *, title: str = "What training has to beat") -> Path:
@@ -87,22 +88,33 @@ def section(found: Frontier) -> dict[str, Any]:
 
 
 def sentences(found: Frontier) -> list[str]:
-    """What the tests at equal fluency say, the clear ones first."""
-    said = [(one.p_adjusted if one.p_adjusted is not None else 2.0, _sentence(one)) for one in found.matched]
-    return [text for _, text in sorted(said, key=lambda pair: pair[0])]
+    """What the tests at equal fluency say of each model: which curves are less toxic than it, which are more, which
+    can't be told from it, and which can't be compared. The changes and their p-values are in ``matched_rows``."""
+    said = []
+    for model in dict.fromkeys(one.model for one in found.matched):
+        named: dict[str, list[str]] = {}
+        for one in found.matched:
+            if one.model == model:
+                named.setdefault(_verdict(one), []).append(method_name(one.curve))
+        parts = [f"{text}: {' · '.join(named[key])}" for key, text in _VERDICTS.items() if key in named]
+        said.append(f"At {model}’s fluency — {'; '.join(parts)}.")
+    return said
 
 
-def _sentence(one: Matched) -> str:
-    what = method_name(one.method)
-    what = what[0].upper() + what[1:]
+_VERDICTS = {
+    "less": "less toxic than it",
+    "open": "can’t be told from it",
+    "more": "more toxic",
+    "none": "less fluent at every strength that was measured",
+}
+
+
+def _verdict(one: Matched) -> str:
     if one.delta is None:
-        return f"{what} can't be compared with {one.model} at equal fluency: {one.reason or 'no prompt has both'}."
-    change = points_text(one.delta, one.delta_ci95)
-    chance = p_values_text(one.p_value, one.p_adjusted)
+        return "none"
     if one.p_adjusted is None or one.p_adjusted >= 0.05:
-        return f"{what} can't be told from {one.model} at equal fluency: {change}; {chance}."
-    less = "less" if one.delta < 0 else "more"
-    return f"{what} is {less} toxic than {one.model} at equal fluency: {change}; {chance}."
+        return "open"
+    return "less" if one.delta < 0 else "more"
 
 
 def headings(found: Frontier) -> tuple[str, ...]:
@@ -119,11 +131,11 @@ def _has_utility(found: Frontier) -> bool:
 def rows(found: Frontier) -> list[tuple[str, ...]]:
     """Every run, method by method."""
     able = _has_utility(found)
-    ordered = sorted(found.points, key=lambda point: (point.method != "none", point.method, point.strength))
+    ordered = sorted(found.points, key=lambda point: (point.method != "none", point.curve, point.strength))
     return [
         (
             point.label,
-            method_name(point.method),
+            method_name(point.curve),
             f"{point.strength:g}",
             percent(point.toxic_fraction),
             interval_of_shares(point.toxic_fraction_ci95),
@@ -143,7 +155,7 @@ def matched_rows(found: Frontier) -> list[tuple[str, ...]]:
     return [
         (
             one.model,
-            method_name(one.method),
+            method_name(one.curve),
             ", ".join(one.points),
             NONE if one.delta is None else points_text(one.delta, one.delta_ci95),
             one.reason or p_values_text(one.p_value, one.p_adjusted),
