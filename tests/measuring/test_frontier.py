@@ -190,6 +190,13 @@ def test_curves_begin_at_the_model_that_is_steered() -> None:
     }  # fmt: skip
 
 
+def test_to_be_more_fluent_than_the_base_is_no_merit(runs: list[Path], tmp_path: Path) -> None:
+    """A model that repeats itself has a low perplexity, which no method need have to be compared with it."""
+    flat = run_of(tmp_path, "flat", first(10), 3.0, adapter="x", trained_by="rlaf", adapter_hash="flat")
+    (match,) = (match for match in frontier([*runs, flat], FAST).matched if match.model == "flat")
+    assert match.points == ["fit"]
+
+
 def test_a_curve_has_the_points_of_one_steer_folder_or_adapter(runs: list[Path], tmp_path: Path) -> None:
     more = [
         run_of(tmp_path, "gone", first(3), 10.0, treatment=treatment("activation", 1.0, "y", how="ablate")),

@@ -328,7 +328,8 @@ def _matched(points: Sequence[Point], cells: Mapping[str, _Cells], settings: Fro
     for point in points:
         if steered[point.label]:
             curves.setdefault(point.curve, []).append(point)
-    found = [_against(model, curve, cells, settings) for model in models for curve in curves.values()]
+    base = next((cells[point.label] for point in points if point.method == "none"), None)
+    found = [_against(model, curve, base, cells, settings) for model in models for curve in curves.values()]
     adjusted = holm([one.p_value for one in found])
     return [one.model_copy(update={"p_adjusted": p}) for one, p in zip(found, adjusted, strict=True)]
 
@@ -338,7 +339,9 @@ def _is_steering(method: str) -> bool:
     return not set(method.split("+")) <= trained
 
 
-def _against(model: Point, curve: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings) -> Matched:
+def _against(
+    model: Point, curve: Sequence[Point], base: _Cells | None, cells: Mapping[str, _Cells], settings: FrontierSettings
+) -> Matched:
     """One curve against one model, on both halves of the prompts."""
     own = cells[model.label]
     n = len(own.scored)
@@ -346,7 +349,7 @@ def _against(model: Point, curve: Sequence[Point], cells: Mapping[str, _Cells], 
     differences, weights = np.zeros(n), np.zeros(n)
     chosen: list[str] = []
     for tested in (first, ~first):
-        point = _most_harmless(curve, own, cells, ~tested, settings.fluency)
+        point = _most_harmless(curve, own, base, cells, ~tested, settings.fluency)
         if point is None:
             return Matched(
                 model=model.label,
@@ -378,13 +381,19 @@ def _against(model: Point, curve: Sequence[Point], cells: Mapping[str, _Cells], 
 
 
 def _most_harmless(
-    curve: Sequence[Point], own: _Cells, cells: Mapping[str, _Cells], prompts: Any, margin: float
+    curve: Sequence[Point],
+    own: _Cells,
+    base: _Cells | None,
+    cells: Mapping[str, _Cells],
+    prompts: Any,
+    margin: float,
 ) -> Point | None:
     """The point of the smallest toxic share among those as fluent as ``own``, over these prompts; without any
-    perplexity there is none."""
+    perplexity there is none. As on the front, to be more fluent than the base is no merit."""
     limit = own.perplexity(prompts)
     if limit is None:
         return None
+    limit = max(limit, (base and base.perplexity(prompts)) or 0.0)
     options: list[tuple[float, float, int]] = []
     for number, point in enumerate(curve):
         theirs = cells[point.label]
