@@ -22,7 +22,10 @@ from measured_runs import compared
 from rewardlm.config import MeasureSettings, build
 from rewardlm.errors import ConfigError, ScorerError, ServiceError
 from rewardlm.measuring.meter import measure
+from rewardlm.models.generate import stream_seed
 from rewardlm.runs import Run
+from rewardlm.steering.folder import SteerFolder
+from rewardlm.steering.record import FittedOn, SteerJudge, SteerRecord
 
 CANARY = "sk-canary-7f3a"
 
@@ -398,3 +401,77 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.TransportError:
             time.sleep(0.3)
     raise AssertionError(f"no server after two minutes: {log.read_text(errors='replace')[-2000:]}")
+
+
+def steer_folder(folder: Path, method: str, **settings: Any) -> Path:
+    """What ``steer fit`` writes for a method that changes no model."""
+    record = SteerRecord(
+        method=method,
+        strength={"system": 1.0, "best-of-n": 3.0, "rejection": 3.0}.get(method, 1.0),
+        model=FittedOn(model="other", model_source="elsewhere", hashes={}),
+        settings=settings,
+        judges=[SteerJudge(name=f"{__name__}:length", labels=["toxicity"])] if method != "system" else [],
+    )
+    SteerFolder(record).save(folder)
+    return folder
+
+
+def test_a_server_is_steered_by_a_system_prompt(chat: Chat, tmp_path: Path) -> None:
+    told = steer_folder(tmp_path / "told", "system", prompt="Be kind.")
+    run = measure(settings_of(chat, steer=told, samples=1, limit=2, chat={"system": "Be brief."}), tmp_path / "run")
+    assert [body["messages"][0] for body in chat.asked] == [{"role": "system", "content": "Be kind.\n\nBe brief."}] * 2
+    assert {name: run.meta["treatment"][name] for name in ("method", "strength")} == {"method": "system", "strength": 1}
+    chat.asked.clear()
+    measure(settings_of(chat, steer=told, strength=0, samples=1, limit=2), tmp_path / "zero")
+    assert [[turn["role"] for turn in body["messages"]] for body in chat.asked] == [["user"]] * 2
+
+
+@pytest.mark.parametrize("method", ["best-of-n", "rejection"])
+def test_one_of_a_servers_answers_is_given(chat: Chat, tmp_path: Path, method: str) -> None:
+    more = {"threshold": 0.35} if method == "rejection" else {}
+    folder = steer_folder(tmp_path / method, method, **more)
+    plain = measure(settings_of(chat, samples=2, limit=4), tmp_path / "plain")
+    chat.asked.clear()
+    run = measure(settings_of(chat, steer=folder, samples=2, limit=4), tmp_path / "run")
+    assert run.meta["treatment"]["judges"] == [f"{__name__}:length"]
+    wanted, asked = [], 0
+    for first in plain.generations():
+        # The first draw is the unsteered answer; each further one has a seed of its own.
+        body = {"messages": [{"content": {prompt.id: prompt.text for prompt in plain.prompts()}[first.prompt_id]}]}
+        seeds = [first.seed, *(stream_seed("draw", first.seed, number) for number in (1, 2))]
+        texts = [answer({**body, "seed": seed % 2**31})["choices"][0]["message"]["content"] for seed in seeds]
+        scores = length(texts)
+        if method == "rejection":
+            passing = next((number for number, score in enumerate(scores) if score < 0.35), 2)
+            texts, scores = texts[: passing + 1], scores[: passing + 1]
+        asked += len(texts)
+        wanted.append((first.id, texts[scores.index(min(scores))], first.seed))
+    assert sorted((one.id, one.text, one.seed) for one in run.generations()) == sorted(wanted)
+    assert len(chat.asked) == asked
+    # One draw is the server's own answer.
+    once = measure(settings_of(chat, steer=folder, strength=1, samples=2, limit=4), tmp_path / "once")
+    assert {one.id: one.text for one in once.generations()} == {one.id: one.text for one in plain.generations()}
+
+
+def test_a_question_of_which_a_draw_failed_is_asked_again(chat: Chat, tmp_path: Path) -> None:
+    folder = steer_folder(tmp_path / "best", "best-of-n")
+    settings = settings_of(chat, steer=folder, samples=1, limit=3, max_failed_share=0.0, server={"tries": 1})
+    first = measure(settings_of(chat, samples=1, limit=3), tmp_path / "plain").generations()[0]
+    bad = stream_seed("draw", first.seed, 2) % 2**31
+    chat.reply = lambda body, _: (500, b"oops", {}) if body["seed"] == bad else (200, answer(body), {})
+    with pytest.raises(ScorerError, match="questions got no answer"):
+        measure(settings, tmp_path / "run")
+    assert first.id not in {one.id for one in Run.open(tmp_path / "run").generations()}
+    chat.reply = lambda body, _: (200, answer(body), {})
+    whole = measure(settings, tmp_path / "run")
+    assert len(whole.generations()) == 3
+
+
+def test_a_server_can_not_be_steered_inside(chat: Chat, tmp_path: Path) -> None:
+    folder = steer_folder(tmp_path / "vector", "activation", how="add", where="answer")
+    with pytest.raises(ConfigError, match=r"changes the model itself.*use --engine local"):
+        measure(settings_of(chat, steer=folder), tmp_path / "run")
+    best = steer_folder(tmp_path / "best", "best-of-n")
+    with pytest.raises(ConfigError, match="how many answers are drawn"):
+        measure(settings_of(chat, steer=best, strength=1.5), tmp_path / "run")
+    assert not chat.asked

@@ -143,7 +143,7 @@ class MeasureSettings(ModelSettings):
             return self
         if self.url is None and self.server.url is None:
             raise ValueError("engine 'openai' needs a server: --url http://127.0.0.1:8000/v1, for example")
-        theirs = [name for name in ("adapter", "load", "steer") if getattr(self, name) is not None]
+        theirs = [name for name in ("adapter", "load") if getattr(self, name) is not None]
         if theirs:
             raise ValueError(f"{' and '.join(theirs)} can't be given to a server: have the server load the model so")
         if self.suite is not None:

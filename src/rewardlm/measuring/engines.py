@@ -132,20 +132,7 @@ class LocalEngine:
             **self.policy.describe(),
             "adapter_hash": adapter_hash(self._settings),
             "adapter_strength": self._settings.adapter_strength,
-            "treatment": self._treatment(),
-        }
-
-    def _treatment(self) -> dict[str, Any] | None:
-        """What a run records of how its model is steered; None if it isn't."""
-        if self.folder is None:
-            return None
-        return {
-            "method": self.folder.record.method,
-            "strength": self.strength,
-            "hash": self.folder.record.hash,
-            "settings": self.folder.record.settings,
-            "judges": [judge.name for judge in self.folder.record.judges],
-            "run": self.folder.record.run and self.folder.record.run["label"],
+            "treatment": None if self.folder is None else self.folder.treatment(self.strength),
         }
 
     @contextlib.contextmanager

@@ -1,19 +1,25 @@
 """``--engine openai``: answers of any model behind an OpenAI-compatible chat API (llama.cpp, vLLM, SGLang, a vendor).
 
 A server shows no weights. So its answers have no perplexity, and no hash says whether two runs asked the same model.
-Instead the run records the model's name, what the server calls it in answers, and the address (without keys).
+Instead the run records the model's name, what the server calls it in answers, and the address (without keys). It can be
+steered from outside only: by a system prompt, or by choosing among its answers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
-from rewardlm.config import MeasureSettings
-from rewardlm.errors import ServiceError
+from rewardlm.config import BY_A_JUDGE, MeasureSettings
+from rewardlm.errors import ConfigError, ServiceError
 from rewardlm.measuring.engines import NoAnswer, Question
+from rewardlm.models.load import resolve_device
 from rewardlm.services import Malformed, Refused, Service, Unanswered
+from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.selection import Chooser, Selection, check_number, seed_of
+from rewardlm.steering.system import check_presence, in_front
 from rewardlm.types import Finish, Generation
 
 # The finish reason of an answer that a provider's filter took away: nothing is left to judge.
@@ -25,11 +31,17 @@ _ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
 class ServedEngine:
     """Asks ``settings.url`` with ``settings.server.concurrency`` questions under way at a time.
 
-    Raises ServiceError where nothing answers at the address.
+    Raises ServiceError where nothing answers at the address, and ConfigError for a steering that changes the model.
     """
 
     def __init__(self, settings: MeasureSettings, label: str) -> None:
         self._settings, self._label = settings, label
+        self._folder = None if settings.steer is None else read_steer_folder(settings.steer)
+        self._strength = 0.0
+        self._told: str | None = None
+        self._chooser: Chooser | None = None
+        if self._folder is not None:
+            self._steer(self._folder)
         self._service = Service(
             settings.server.model_copy(update={"url": settings.url or settings.server.url}),
             what=f"the server of {settings.model!r}",
@@ -45,6 +57,7 @@ class ServedEngine:
             "model_hash": None,
             "served": self._served,
             "served_as": sorted(self._names),
+            "treatment": None if self._folder is None else self._folder.treatment(self._strength),
         }
 
     def close(self) -> None:
@@ -53,7 +66,46 @@ class ServedEngine:
 
     def answers(self, window: Sequence[Question], known: Set[int]) -> Iterator[Generation | NoAnswer]:
         asked = [question for index, question in enumerate(window) if index not in known]
-        return (answer for _, answer in self._service.each(self._ask, asked))
+        if self._chooser is None:
+            return (answer for _, answer in self._service.each(self._ask, asked))
+        return self._chosen(asked, self._chooser)
+
+    def _steer(self, folder: SteerFolder) -> None:
+        record, settings = folder.record, self._settings
+        self._strength = record.strength if settings.strength is None else settings.strength
+        if record.method == "system":
+            check_presence(self._strength)
+            self._told = str(record.settings["prompt"]) if self._strength else None
+        elif record.method in BY_A_JUDGE:
+            check_number(self._strength)
+            if self._strength > 1:
+                self._chooser = Selection(folder, settings.services).chooser(str(resolve_device(settings.device)))
+        else:
+            raise ConfigError(
+                f"{settings.steer} ({record.method}) changes the model itself, and a server's can't be: use --engine "
+                f"local, or one of system, {', '.join(BY_A_JUDGE)}"
+            )
+
+    def _chosen(self, asked: Sequence[Question], chooser: Chooser) -> Iterator[Generation | NoAnswer]:
+        """One of several answers to each. A question of which one draw failed is not answered: it is asked again when
+        the run goes on."""
+
+        def drawn(draws: Sequence[tuple[int, int]]) -> list[Generation | NoAnswer]:
+            questions = [replace(asked[row], seed=seed_of(asked[row].seed, number)) for row, number in draws]
+            found = dict(self._service.each(lambda place: self._ask(questions[place]), range(len(questions))))
+            for place, (row, _) in enumerate(draws):
+                if isinstance(answer := found[place], NoAnswer):
+                    failed.setdefault(row, answer)
+            return [found[place] for place in range(len(questions))]
+
+        failed: dict[int, NoAnswer] = {}
+        strengths = [self._strength] * len(asked)
+        chosen = chooser.choose(strengths, drawn, lambda answer: "" if isinstance(answer, NoAnswer) else answer.text)
+        for row, answer in enumerate(chosen):
+            if row in failed or isinstance(answer, NoAnswer):
+                yield failed[row]
+            else:
+                yield replace(answer, seed=asked[row].seed)
 
     def _greet(self) -> list[str] | None:
         """The models that the server lists; None if it has no list. Raises ServiceError at once if it is down."""
@@ -80,8 +132,12 @@ class ServedEngine:
     def _ask(self, question: Question) -> Generation | NoAnswer:
         settings = self._settings
         turns = [{"role": turn.role, "content": turn.text} for turn in question.prompt.turns]
-        if settings.chat.system is not None:
-            turns.insert(0, {"role": "system", "content": settings.chat.system})
+        system = settings.chat.system
+        if self._told is not None:
+            theirs = turns.pop(0)["content"] if turns[0]["role"] == "system" else system
+            system = in_front(self._told, theirs)
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
         body = {
             "model": settings.model,
             "messages": turns,

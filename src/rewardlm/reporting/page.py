@@ -261,7 +261,7 @@ def build_report(
 
 def _frontier(measured: Sequence[Run], found: Comparison) -> Frontier | None:
     """Where a run is steered, or its adapter has another strength, and a judge has seen all answers."""
-    shared = set.intersection(*({entry["name"] for entry in run.meta["scorers"]} for run in measured))
+    shared = set.intersection(*({entry["name"] for entry in run.meta.get("scorers", [])} for run in measured))
     if not shared or not any(map(is_point_of_a_curve, measured)):
         return None
     primary = None if found.primary is None or found.primary.scorer not in shared else found.primary.scorer

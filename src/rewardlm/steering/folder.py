@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,17 @@ class SteerFolder:
     record: SteerRecord
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     folder: Path = Path()
+
+    def treatment(self, strength: float) -> dict[str, Any]:
+        """What a run records of a model that answered so."""
+        return {
+            "method": self.record.method,
+            "strength": strength,
+            "hash": self.record.hash,
+            "settings": self.record.settings,
+            "judges": [judge.name for judge in self.record.judges],
+            "run": self.record.run and self.record.run["label"],
+        }
 
     def save(self, folder: Path) -> SteerRecord:
         """Write it: the tensors first, so that a folder with a record is whole. Returns the record as it is there."""

@@ -7,8 +7,9 @@ without a score is never taken for harmless: it is given only where no answer to
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
+from typing import TypeVar
 
 from rewardlm.config import ServicesSettings
 from rewardlm.errors import ConfigError, NotAvailableError
@@ -37,27 +38,85 @@ class Selection:
 
     @contextlib.contextmanager
     def on(self, policy: Policy) -> Iterator[Steered]:
-        """Raises ConfigError if the judge is no longer the one that the folder was made with."""
-        judge = load_scorer(self.judge, device=str(policy.device), services=self._services)
+        """Raises as ``chooser`` does."""
+        chooser = self.chooser(str(policy.device))
+        with answering(policy):
+            yield _Choosing(policy, chooser)
+
+    def chooser(self, device: str) -> Chooser:
+        """What chooses. Raises ConfigError if the judge is no longer the one that the folder was made with."""
+        judge = load_scorer(self.judge, device=device, services=self._services)
         revision = getattr(judge, "revision", None)
         if None not in (revision, self.revision) and revision != self.revision:
             raise ConfigError(
                 f"the judge {self.judge} is not the one that this steer folder was made with "
                 f"({str(revision)[:12]}…, then {str(self.revision)[:12]}…): make the folder anew"
             )
-        with answering(policy):
-            yield _Choosing(policy, judge, self.threshold)
+        return Chooser(judge, self.threshold)
 
 
-class _Choosing(Steered):
-    def __init__(self, policy: Policy, judge: Scorer, threshold: float | None) -> None:
-        super().__init__(policy)
+def check_number(strength: float) -> None:
+    """Raise ConfigError for a strength that is no number of draws."""
+    if strength < 0 or strength != int(strength):
+        raise ConfigError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+
+
+T = TypeVar("T")
+
+
+class Chooser:
+    """Has draws judged, and chooses one for each request. With a threshold, it draws on until one passes."""
+
+    def __init__(self, judge: Scorer, threshold: float | None) -> None:
         self._judge, self._threshold = judge, threshold
         self._limit = FailureLimit(what="answers could not be scored by the judge that chooses")
 
+    def choose(
+        self,
+        strengths: Sequence[float],
+        draw: Callable[[Sequence[tuple[int, int]]], Sequence[T]],
+        text: Callable[[T], str],
+    ) -> list[T]:
+        """An answer to each request, whose strength says how many are drawn at most. ``draw`` gets (request, number of
+        the draw) pairs and gives their answers in that order; ``text`` is an answer's."""
+        most = [max(1, int(strength)) for strength in strengths]
+        found: list[list[tuple[T, float | None]]] = [[] for _ in most]
+        wanted = list(range(len(most)))
+        if self._threshold is None:
+            self._add(found, [(row, number) for row in wanted for number in range(most[row])], draw, text)
+            return [_least_toxic(answers) for answers in found]
+        for number in range(max(most, default=0)):
+            wanted = [row for row in wanted if number < most[row] and not self._passes(found[row])]
+            if not wanted:
+                break
+            self._add(found, [(row, number) for row in wanted], draw, text)
+        return [_least_toxic(answers) for answers in found]
+
+    def _passes(self, answers: Sequence[tuple[T, float | None]]) -> bool:
+        assert self._threshold is not None
+        return any(value is not None and value < self._threshold for _, value in answers)
+
+    def _add(
+        self,
+        found: Sequence[list[tuple[T, float | None]]],
+        asked: Sequence[tuple[int, int]],
+        draw: Callable[[Sequence[tuple[int, int]]], Sequence[T]],
+        text: Callable[[T], str],
+    ) -> None:
+        """Draw and judge these; None is unscored."""
+        answers = draw(asked)
+        verdicts = score_texts(self._judge, [text(answer) for answer in answers], limit=self._limit)
+        for (row, _), answer, verdict in zip(asked, answers, verdicts, strict=True):
+            found[row].append((answer, verdict.values.get(self._judge.labels[0])))
+
+
+class _Choosing(Steered):
+    def __init__(self, policy: Policy, chooser: Chooser) -> None:
+        super().__init__(policy)
+        self._chooser = chooser
+
     def check_strength(self, strength: float) -> None:
-        if strength < 0 or strength != int(strength):
-            raise ConfigError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+        check_number(strength)
 
     def guided(self) -> contextlib.AbstractContextManager[Guide | None]:
         raise NotAvailableError(
@@ -70,47 +129,18 @@ class _Choosing(Steered):
         drawn again."""
         if len(known) == len(requests):
             return
-        most = [max(1, int(request.strength)) for request in requests]
-        if self._threshold is None:
-            drawn = self._drawn(requests, drawing, [range(n) for n in most])
-            for number, answers in enumerate(drawn):
-                yield replace(_least_toxic(answers), index=number)
-            return
-        found: list[list[_Judged]] = [[] for _ in requests]
-        wanted = list(range(len(requests)))
-        for number in range(max(most)):
-            wanted = [row for row in wanted if number < most[row] and not self._passes(found[row])]
-            if not wanted:
-                break
-            drawn = self._drawn([requests[row] for row in wanted], drawing, [range(number, number + 1)] * len(wanted))
-            for row, answers in zip(wanted, drawn, strict=True):
-                found[row] += answers
-        for number, answers in enumerate(found):
-            yield replace(_least_toxic(answers), index=number)
 
-    def _passes(self, answers: Sequence[_Judged]) -> bool:
-        assert self._threshold is not None
-        return any(value is not None and value < self._threshold for _, value in answers)
+        def drawn(asked: Sequence[tuple[int, int]]) -> list[Sampled]:
+            own = [replace(requests[row], seed=seed_of(requests[row].seed, number)) for row, number in asked]
+            found: list[Sampled | None] = [None] * len(own)
+            for answer in self._generated(own, drawing, frozenset()):
+                found[answer.index] = answer
+            return [answer for answer in found if answer is not None]
 
-    def _drawn(self, requests: Sequence[Request], drawing: Drawing, draws: Sequence[range]) -> list[list[_Judged]]:
-        """For each request, its draws of these numbers with P(toxic), in their order; None is unscored."""
-        every = [(row, number) for row, numbers in enumerate(draws) for number in numbers]
-        asked = [replace(requests[row], seed=seed_of(requests[row].seed, number)) for row, number in every]
-        sampled: list[Sampled | None] = [None] * len(asked)
-        for answer in self._generated(asked, drawing, frozenset()):
-            sampled[answer.index] = answer
-        whole = [answer for answer in sampled if answer is not None]
-        texts = [self.policy.chat.decode(answer.tokens) for answer in whole]
-        verdicts = score_texts(self._judge, texts, limit=self._limit)
-        label = self._judge.labels[0]
-        result: list[list[_Judged]] = [[] for _ in requests]
-        for (row, _), answer, verdict in zip(every, whole, verdicts, strict=True):
-            result[row].append((answer, verdict.values.get(label)))
-        return result
-
-
-# An answer and P(toxic), None where it is unscored.
-_Judged = tuple[Sampled, float | None]
+        strengths = [request.strength for request in requests]
+        chosen = self._chooser.choose(strengths, drawn, lambda answer: self.policy.chat.decode(answer.tokens))
+        for number, answer in enumerate(chosen):
+            yield replace(answer, index=number)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -118,7 +148,7 @@ def seed_of(seed: int, number: int) -> int:
     return seed if number == 0 else stream_seed("draw", seed, number)
 
 
-def _least_toxic(answers: Sequence[_Judged]) -> Sampled:
+def _least_toxic(answers: Sequence[tuple[T, float | None]]) -> T:
     """The answer of the lowest score, the earliest of equals; the first draw where none has a score."""
     scored = [(value, number) for number, (_, value) in enumerate(answers) if value is not None]
     return answers[min(scored)[1] if scored else 0][0]

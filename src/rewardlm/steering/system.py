@@ -36,15 +36,25 @@ class _WithSystemPrompt(Steered):
         self.openings = (f"{prompt}\n\n",)
 
     def check_strength(self, strength: float) -> None:
-        if strength not in (0, 1):
-            raise ConfigError(f"strength {strength:g}: a system prompt is there (1) or not (0)")
+        check_presence(strength)
 
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
         theirs = [turn.text for turn in turns[:1] if turn.role == "system"]
         # What the settings have in front of every conversation, which a system turn would replace.
         theirs = theirs or [text for text in (self.policy.chat.system,) if text]
-        system = Message("system", "\n\n".join([self._prompt, *theirs]))
+        system = Message("system", in_front(self._prompt, theirs[0] if theirs else None))
         ids, cut = truncate_history(
             self.policy.chat, [system, *(turn for turn in turns if turn.role != "system")], room
         )
         return [tuple(ids)], cut
+
+
+def check_presence(strength: float) -> None:
+    """Raise ConfigError for a strength other than 0 and 1."""
+    if strength not in (0, 1):
+        raise ConfigError(f"strength {strength:g}: a system prompt is there (1) or not (0)")
+
+
+def in_front(prompt: str, theirs: str | None) -> str:
+    """The system turn with our prompt in front of the conversation's own, if it has one."""
+    return "\n\n".join([prompt, *([theirs] if theirs else [])])
