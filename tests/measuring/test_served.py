@@ -433,7 +433,7 @@ def test_one_of_a_servers_answers_is_given(chat: Chat, tmp_path: Path, method: s
     plain = measure(settings_of(chat, samples=2, limit=4), tmp_path / "plain")
     chat.asked.clear()
     run = measure(settings_of(chat, steer=folder, samples=2, limit=4), tmp_path / "run")
-    assert run.meta["treatment"]["judges"] == [f"{__name__}:length"]
+    assert run.meta["treatment"]["judges"] == run.meta["rewards"] == [f"{__name__}:length"]
     wanted, asked = [], 0
     for first in plain.generations():
         # The first draw is the unsteered answer; each further one has a seed of its own.

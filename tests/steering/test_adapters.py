@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from small_models import adapted, random_policy, tiny_policy
 from small_steering import (
@@ -214,3 +214,17 @@ def test_a_base_with_an_adapter_has_no_room_for_experts(adapters: Adapters) -> N
             load_steering(folder_of(method, adapters)).on(adapted("tiny")),
         ):
             pass
+
+
+@pytest.mark.parametrize("method", ["dexperts", "task-vector"])
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["norm"]}], ids=["dora", "saved norm"])
+def test_an_adapter_that_is_more_than_maps_is_refused(method: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """A variant of LoRA, or whole modules, would be left out (DExperts) or put on unscaled (task vectors)."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], **more)
+    get_peft_model(tiny_policy().model, config).save_pretrained(tmp_path / "adapter")
+    steering = load_steering(folder_of(method, lambda _: tmp_path / "adapter"))
+    policy = tiny_policy()
+    before = state_of(policy)
+    with pytest.raises(ModelError, match="plain LoRA adapter"), steering.on(policy):
+        pass
+    assert_unchanged(policy, before)

@@ -135,7 +135,7 @@ def test_ablating_it_does_the_same_and_profs_too(world: World, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_gate_leaves_harmless_prompts_alone(world: World, tmp_path: Path) -> None:
-    world.fit(tmp_path / "steer", "activation", activation={"how": "gated"}, choose=QUICK)
+    world.fit(tmp_path / "steer", "activation", activation={"how": "gated"}, choose={**QUICK, "controls": 0})
     base = measure(world.settings(label="base"), tmp_path / "base")
     steered = measure(world.settings(steer=tmp_path / "steer"), tmp_path / "steered")
     assert world.toxic_share(steered) < world.toxic_share(base) / 2
@@ -298,6 +298,53 @@ def test_experts_learn_from_toxic_and_from_harmless_answers(world: World, tmp_pa
             question, answer = json.loads(line)["messages"]
             assert bool(bad & set(answer["content"].split())) is is_toxic
             assert given[question["content"], answer["content"]] == float(is_toxic)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_fitted_again_has_new_adapters(world: World, tmp_path: Path) -> None:
+    """With other texts or settings; with the same ones, what was trained is kept."""
+    teach = {"answers": 4, "epochs": 3}
+
+    def fitted(**changes: Any) -> str:
+        asked = {"run": str(world.run.path), "strength": 1, "teach": teach, **changes}
+        return world.fit(tmp_path / "steer", "task-vector", **asked).record.adapters["toxic"]["hash"]
+
+    first = fitted()
+    when = (tmp_path / "steer/toxic/run.json").stat().st_mtime_ns
+    assert fitted() == first
+    assert (tmp_path / "steer/toxic/run.json").stat().st_mtime_ns == when
+    assert fitted(teach={**teach, "epochs": 4}) != first
+    other = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), seed=5), tmp_path / "other")
+    fresh = world.fit(tmp_path / "fresh", "task-vector", run=str(other.path), strength=1, teach=teach)
+    assert fitted(run=str(other.path)) == fresh.record.adapters["toxic"]["hash"] != first
+
+
+@pytest.mark.slow
+def test_another_strength_is_another_treatment(world: World, tmp_path: Path) -> None:
+    best = {"judge": "planted_judge:judge"}
+    world.fit(tmp_path / "best", "best-of-n", strength=2, **best)
+    measure(world.settings(steer=tmp_path / "best", limit=4), tmp_path / "run")
+    world.fit(tmp_path / "best", "best-of-n", strength=6, **best)
+    with pytest.raises(RunError, match="strength 2, now 6"):
+        measure(world.settings(steer=tmp_path / "best", limit=4), tmp_path / "run")
+    with pytest.raises(ConfigError, match="draws the same answer 6 times"):
+        measure(world.settings(steer=tmp_path / "best", generation={"temperature": 0}), tmp_path / "cold")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ("system", {"strength": 0.5}, "there \\(1\\) or not \\(0\\)"),
+        ("best-of-n", {"strength": 2.5}, "how many answers are drawn"),
+        ("activation", {"run": "r", "choose": {"strengths": [-1]}}, "greater than or equal to 0"),
+        ("activation", {"run": "r", "activation": {"how": "ablate", "layers": [1, 2]}}, "name one"),
+    ],
+)
+def test_strengths_that_mean_nothing_are_refused_before_anything_is_done(
+    method: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        SteerFitSettings.model_validate({"model": "tiny", "method": method, **changes})
 
 
 def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:

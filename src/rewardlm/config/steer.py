@@ -40,9 +40,14 @@ class ChooseSettings(Section):
     """How the strength is chosen, and for activation the layer: on prompts of the run that nothing was learnt from."""
 
     share: float = Field(0.25, gt=0, lt=1, description="Share of the run's prompts that are kept for choosing.")
-    prompts: int = Field(48, ge=2, description="At most so many of them are answered anew, the most toxic first.")
+    prompts: int = Field(
+        96,
+        ge=2,
+        description="At most so many of them are answered anew, the most toxic first. For activation, every second one "
+        "is kept once more, to compare the direction with random ones on.",
+    )
     max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
-    strengths: list[float] | None = Field(
+    strengths: list[Annotated[float, Field(ge=0)]] | None = Field(
         None, min_length=1, description="Strengths to try; by default the method's own few (docs/steering.md)."
     )
     fluency: float = Field(
@@ -190,6 +195,21 @@ class SteerFitSettings(ModelSettings):
         # A steer folder keeps adapters apart, with hashes of their weights.
         apart = {"expert", "anti_expert", "toxic_adapter"}
         return {} if section is None else section.model_dump(mode="json", exclude=apart)
+
+    @model_validator(mode="after")
+    def _strengths_mean_something(self) -> SteerFitSettings:
+        for strength in (self.strength, *(self.choose.strengths or ())):
+            if strength is None:
+                continue
+            if self.method == "system" and strength not in (0, 1):
+                raise ValueError(f"strength {strength:g}: a system prompt is there (1) or not (0)")
+            if self.method in BY_A_JUDGE and strength != int(strength):
+                raise ValueError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+        if self.activation.how == "ablate" and self.activation.layers is not None and len(self.activation.layers) != 1:
+            raise ValueError(
+                "activation.layers: ablation takes its direction from one layer, and takes it out everywhere: name one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_the_method_needs(self) -> SteerFitSettings:

@@ -30,6 +30,7 @@ from rewardlm.runs import training_of
 from rewardlm.scoring.scorer import Scorer, score_texts
 from rewardlm.steering.folder import SteerFolder, read_steer_folder, refuse_other_model
 from rewardlm.steering.load import load_steering
+from rewardlm.steering.selection import refuse_equal_draws
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Finish, Generation, Prompt, Verdict
 
@@ -112,9 +113,10 @@ class LocalEngine:
         self.folder = None if settings.steer is None else read_steer_folder(settings.steer)
         self._steering: Steering = Unsteered()
         if self.folder is not None:
-            refuse_other_model(self.folder, settings.steer, policy)
+            refuse_other_model(self.folder, settings.steer, policy, adapter_hash(settings))
             self._steering = load_steering(self.folder, settings.services)
         self.strength = self._steering.strength if settings.strength is None else settings.strength
+        refuse_equal_draws(self._steering.method, self.strength, settings.generation)
         self._steered: Steered | None = None
         self.cost = Cost()
         self.prompt_tokens = policy.max_positions - settings.max_new_tokens

@@ -360,7 +360,7 @@ def _against(
                 delta=None,
                 delta_ci95=None,
                 p_value=None,
-                reason="no strength that was measured is as fluent",
+                reason=NOT_FLUENT if _is_known(own, curve, cells) else _NO_PERPLEXITY,
             )
         chosen.append(point.label)
         theirs = cells[point.label]
@@ -378,6 +378,14 @@ def _against(
         delta_ci95=change.ci95,
         p_value=change.p_value,
     )
+
+
+NOT_FLUENT = "no strength that was measured is as fluent"
+_NO_PERPLEXITY = "perplexity isn't known: rewardlm score RUN perplexity=MODEL"
+
+
+def _is_known(own: _Cells, curve: Sequence[Point], cells: Mapping[str, _Cells]) -> bool:
+    return None not in (own.perplexity(), *(cells[point.label].perplexity() for point in curve))
 
 
 def _most_harmless(

@@ -99,7 +99,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     folder = steer_folder(settings)
     if run.finished:
         _check_weights(run, "adapter_hash", adapter_hash(settings))
-        _check_treatment(run, folder)
+        _check_treatment(run, settings, folder)
         return processes.first(lambda: _with_suite(run, settings, report))
     left = processes.first(lambda: pending(run, settings))
     check_judges(settings.scorer, settings.services)
@@ -111,7 +111,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     run = processes.first(lambda: _store_prompts(run, settings, scorers, device))
     # Before a model is loaded: answers of two models must not end up in one table.
     _check_weights(run, "adapter_hash", adapter_hash(settings))
-    _check_treatment(run, folder)
+    _check_treatment(run, settings, folder)
     policy: Policy | None = None
     local: LocalEngine | None = None
     with ExitStack() as held:
@@ -434,10 +434,10 @@ def _by_several(
 
 def _rewards(settings: MeasureSettings, folder: SteerFolder | None) -> list[str] | None:
     """The judges that the model was trained on, or is steered by: a gain by these proves nothing. None if nobody knows,
-    as for a model behind a server.
+    as for a model behind a server that isn't steered.
     """
     if settings.engine == "openai":
-        return None
+        return None if folder is None else [judge.name for judge in folder.record.judges]
     known = [] if settings.adapter is None else known_rewards(settings.adapter)
     steered_by = [] if folder is None else [judge.name for judge in folder.record.judges]
     return None if known is None else list(dict.fromkeys([*known, *steered_by]))
@@ -482,13 +482,19 @@ def _default_label(settings: MeasureSettings) -> str:
     return label
 
 
-def _check_treatment(run: Run, folder: SteerFolder | None) -> None:
+def _check_treatment(run: Run, settings: MeasureSettings, folder: SteerFolder | None) -> None:
     recorded = run.meta.get("treatment")
-    if recorded is not None and folder is not None and recorded["hash"] != folder.record.hash:
-        raise RunError(
-            f"{run.path} was begun with another steer folder (hash {recorded['hash'][:12]}…, now "
-            f"{folder.record.hash[:12]}…): choose another --out"
-        )
+    if recorded is None or folder is None:
+        return
+    strength = folder.record.strength if settings.strength is None else settings.strength
+    for name, then, now in (
+        ("hash", recorded["hash"][:12], folder.record.hash[:12]),
+        ("strength", f"{recorded['strength']:g}", f"{strength:g}"),
+    ):
+        if then != now:
+            raise RunError(
+                f"{run.path} was begun with another steer folder ({name} {then}, now {now}): choose another --out"
+            )
 
 
 def _check_weights(run: Run, key: Literal["model_hash", "adapter_hash"], found: str | None) -> None:

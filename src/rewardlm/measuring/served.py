@@ -18,7 +18,7 @@ from rewardlm.measuring.engines import NoAnswer, Question
 from rewardlm.models.load import resolve_device
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
-from rewardlm.steering.selection import Chooser, Selection, check_number, seed_of
+from rewardlm.steering.selection import Chooser, Selection, check_number, refuse_equal_draws, seed_of
 from rewardlm.steering.system import check_presence, in_front
 from rewardlm.types import Finish, Generation
 
@@ -78,6 +78,7 @@ class ServedEngine:
             self._told = str(record.settings["prompt"]) if self._strength else None
         elif record.method in BY_A_JUDGE:
             check_number(self._strength)
+            refuse_equal_draws(record.method, self._strength, settings.generation)
             if self._strength > 1:
                 self._chooser = Selection(folder, settings.services).chooser(str(resolve_device(settings.device)))
         else:

@@ -215,6 +215,14 @@ def adapter_on(policy: Policy) -> str | None:
     return None
 
 
+def adds_more_than_maps(policy: Policy, name: str) -> bool:
+    """Whether an adapter that is on the model changes more than W + (alpha / r)·B·A."""
+    config = policy.model.peft_config[name]
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    more = any(name in layer.lora_variant or layer.lora_bias.get(name) for layer in layers)
+    return bool(config.modules_to_save or config.trainable_token_indices) or more
+
+
 def set_strength(policy: Policy, strength: float, name: str = POLICY) -> None:
     """Multiply what an adapter adds, the policy's own unless it is named, by ``strength``, for good:
     W + strength·(alpha / r)·B·A.
@@ -226,9 +234,7 @@ def set_strength(policy: Policy, strength: float, name: str = POLICY) -> None:
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer) and name in module.scaling]
     if not layers:
         raise ModelError(f"{policy.spec} has no LoRA adapter whose strength could be set: name one with --adapter")
-    config = policy.model.peft_config[name]
-    whole = config.modules_to_save or config.trainable_token_indices
-    if whole or any(name in layer.lora_variant or layer.lora_bias.get(name) for layer in layers):
+    if adds_more_than_maps(policy, name):
         which = policy.adapter if name == POLICY else name
         raise ModelError(
             f"the adapter {which} changes more than W + (alpha / r)·B·A (whole modules, biases or a variant of LoRA): "

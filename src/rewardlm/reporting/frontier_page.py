@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardlm.formats import NONE, interval_of_shares, number, p_values_text, percent, points_text
-from rewardlm.measuring.frontier import Frontier, Matched, Point
+from rewardlm.measuring.frontier import NOT_FLUENT, Frontier, Matched, Point
 from rewardlm.reporting.figures import base_layout, plain
 from rewardlm.reporting.names import OF_SPLIT
 from rewardlm.reporting.shell import render, write_page
@@ -106,12 +106,13 @@ _VERDICTS = {
     "open": "can’t be told from it",
     "more": "more toxic",
     "none": "less fluent at every strength that was measured",
+    "unknown": "can’t be compared, because a perplexity isn’t known",
 }
 
 
 def _verdict(one: Matched) -> str:
     if one.delta is None:
-        return "none"
+        return "none" if one.reason == NOT_FLUENT else "unknown"
     if one.p_adjusted is None or one.p_adjusted >= 0.05:
         return "open"
     return "less" if one.delta < 0 else "more"

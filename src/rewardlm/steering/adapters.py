@@ -13,7 +13,7 @@ Task vector (Ilharco et al. 2023, section 3; for LoRA, Zhang et al. 2023): W −
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rewardlm.errors import ModelError
 from rewardlm.models.generate import Call, Group, Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
-from rewardlm.models.lora import adapter_hash, adapter_on, carrying, head_is_shared, scaled, using
+from rewardlm.models.lora import adapter_hash, adapter_on, adds_more_than_maps, carrying, head_is_shared, scaled, using
 from rewardlm.models.sampling import Distribution, in_cache
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Drawing, Steered
@@ -63,17 +63,16 @@ class Dexperts:
             )
         # Off are those adapters, too, that the policy carried before.
         with carrying(policy, self._adapters), using(policy, None):
-            _refuse_more_than_maps(policy)
+            _refuse_more_than_maps(policy, self._adapters)
             yield _WithExperts(policy, self.top_p)
 
 
-def _refuse_more_than_maps(policy: Policy) -> None:
-    layers = _layers(policy)
-    embeddings = any(len(layer.lora_embedding_A) for layer in layers.values())
-    if embeddings or not head_is_shared(policy) or any(any(layer.lora_bias.values()) for layer in layers.values()):
+def _refuse_more_than_maps(policy: Policy, names: Iterable[str]) -> None:
+    embeddings = any(len(layer.lora_embedding_A) for layer in _layers(policy).values())
+    if embeddings or not head_is_shared(policy) or any(adds_more_than_maps(policy, name) for name in names):
         raise ModelError(
-            "dexperts needs plain LoRA adapters on linear layers other than the head: one of these has a bias, or is "
-            "on the embeddings or the head"
+            "dexperts needs plain LoRA adapters on linear layers other than the head: one of these has a bias, is a "
+            "variant of LoRA, saves whole modules, or is on the embeddings or the head"
         )
 
 
@@ -159,8 +158,11 @@ class TaskVector:
                 "(rewardlm merge)"
             )
         with carrying(policy, self._adapters):
-            if any(any(layer.lora_bias.values()) for layer in _layers(policy).values()):
-                raise ModelError("task-vector needs a plain LoRA adapter: this one has a bias, which isn't scaled")
+            if adds_more_than_maps(policy, TOXIC):
+                raise ModelError(
+                    "task-vector needs a plain LoRA adapter: this one has a bias, is a variant of LoRA, or saves whole "
+                    "modules, which can't be scaled"
+                )
             with contextlib.ExitStack() as held:
                 yield _WithoutToxicity(policy, held)
 

@@ -45,14 +45,13 @@ def fit(
         policy = load_for(settings)
         scored = None
         chooses = settings.method not in BY_A_JUDGE
-        if settings.run is not None:
+        if settings.run is not None and chooses:
             hashed = None if settings.adapter is None else adapter_hash(settings.adapter)
-            judge = settings.judge if chooses else None
-            keep = settings.choose.share if chooses else 0.0
-            scored = read_scored(settings.run, judge, policy, hashed, keep=keep, seed=settings.seed)
+            keep = settings.choose.share
+            scored = read_scored(settings.run, settings.judge, policy, hashed, keep=keep, seed=settings.seed)
         folders = LEARN[settings.method](Lesson(settings, policy, scored, out, finetune, report))
         found = folders[0]
-        if scored is not None and chooses and _is_open(settings, folders):
+        if scored is not None and _is_open(settings, folders):
             found = _chosen(settings, policy, scored, folders, report)
         return replace(found, record=found.save(out))
 
@@ -81,7 +80,11 @@ def _chosen(
     folders: Sequence[SteerFolder],
     report: ProgressCallback | None,
 ) -> SteerFolder:
-    """The folder and strength that do best, with what all did, and random directions of equal length beside."""
+    """The folder and strength that do best, with what all did, and random directions of equal length beside.
+
+    A direction that was chosen because it did well on some prompts would beat random ones there by being chosen. So it
+    is chosen on every second prompt, and compared with them on the others.
+    """
     choose = settings.choose
     prompts = scored.kept[: choose.prompts]
     if len(prompts) < 2:
@@ -91,17 +94,14 @@ def _chosen(
         )
     judge = load_scorer(scored.judge["name"], device=str(policy.device), services=settings.services)
     _refuse_other_version(judge, scored.judge)
-    trial = Trial(
-        policy,
-        prompts,
-        judge,
-        Drawing(choose.max_new_tokens, scored.generation, settings.batch_tokens),
-        settings.seed,
-        toxic_above=scored.toxic_above,
-    )
     strengths = _strengths(settings)
-    controls = choose.controls if settings.method == "activation" else 0
-    step = _steps(report, 1 + len(folders) * len(strengths) + controls)
+    controls = choose.controls if settings.method == "activation" and len(prompts) > 3 else 0
+    drawing = Drawing(choose.max_new_tokens, scored.generation, settings.batch_tokens)
+    halves = [prompts[0::2], prompts[1::2]] if controls else [prompts, []]
+    trial, test = (
+        Trial(policy, half, judge, drawing, settings.seed, toxic_above=scored.toxic_above) for half in halves
+    )
+    step = _steps(report, 1 + len(folders) * len(strengths) + (1 + controls if controls else 0))
     plain = trial.unsteered()
     step(1)
     tried: list[Tried] = []
@@ -110,21 +110,27 @@ def _chosen(
         step(len(strengths))
     best, fluent = best_of(tried, plain, choose.fluency)
     folder = folders[best // len(strengths)]
-    random = []
-    for number in range(controls):
-        control = _control(folder, number, settings.seed)
-        random += trial.of(load_steering(control), [tried[best].strength])
+    compared: list[Tried] = []
+    for number in range(1 + controls if controls else 0):
+        one = folder if number == 0 else _control(folder, number - 1, settings.seed)
+        compared += test.of(load_steering(one), [tried[best].strength])
         step(1)
     found = {
         **folder.record.found,
         "fluent": fluent,
-        "prompts": len(prompts),
+        "toxic_above": scored.toxic_above,
+        "prompts": len(halves[0]),
         "unsteered": plain.to_dict(),
         "tried": [{**_layers(folders[number // len(strengths)]), **one.to_dict()} for number, one in enumerate(tried)],
         "chosen": best,
     }
     if controls:
-        found |= {"random": [one.to_dict() for one in random], "p_value_random": _rank(tried[best], random)}
+        own, *random = compared
+        found |= {
+            "tested": own.to_dict(),
+            "random": [one.to_dict() for one in random],
+            "p_value_random": _rank(own, random),
+        }
     record = folder.record.model_copy(update={"strength": tried[best].strength, "found": found})
     return replace(folder, record=record)
 

@@ -91,8 +91,9 @@ def fitted_on(policy: Policy, adapter_hash: str | None = None) -> FittedOn:
     )
 
 
-def refuse_other_model(folder: SteerFolder, where: object, policy: Policy) -> None:
-    """Raise ModelError if ``folder`` was fitted on another model than ``policy``'s base.
+def refuse_other_model(folder: SteerFolder, where: object, policy: Policy, adapter_hash: str | None) -> None:
+    """Raise ModelError if ``folder`` was fitted on another model than ``policy``'s base, or on an adapter that is off.
+    What was fitted on the bare base may steer an adapter on it.
 
     Weights in a precision that neither was derived from can't be compared. Then the model's name decides, and the sizes
     of its stream.
@@ -100,6 +101,11 @@ def refuse_other_model(folder: SteerFolder, where: object, policy: Policy) -> No
     record, theirs = folder.record, folder.record.model
     if record.method in _OF_ANY_MODEL:
         return
+    if theirs.adapter_hash not in (None, adapter_hash):
+        raise ModelError(
+            f"{where} was fitted on {theirs.model} with the adapter {theirs.adapter}: give the same --adapter, or fit "
+            "one on this model"
+        )
     known = theirs.hashes.get(_name(policy.dtype))
     comparable = known is not None and theirs.quantisation == policy.quantisation
     config = policy.causal_lm.config.get_text_config()

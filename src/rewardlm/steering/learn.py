@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,8 @@ from rewardlm.errors import RunError
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.progress import ProgressCallback
-from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, toxic_direction
-from rewardlm.runs import Run, write_atomically
+from rewardlm.readouts import by_direction, by_probe, folds_of, held_out
+from rewardlm.runs import Run, known_rewards, reward_lineage, write_atomically
 from rewardlm.scoring.lineage import lineage_of, text_hash
 from rewardlm.scoring.load import load_scorer
 from rewardlm.scoring.scorer import Scorer
@@ -30,7 +32,15 @@ from rewardlm.steering.folder import SteerFolder, fitted_on
 from rewardlm.steering.load import load_steering
 from rewardlm.steering.pplm import bag_of
 from rewardlm.steering.record import SteerJudge, SteerRecord
-from rewardlm.steering.scored import ScoredAnswer, ScoredRun, balanced, labels_of, mean_states, pairs_of
+from rewardlm.steering.scored import (
+    ScoredAnswer,
+    ScoredRun,
+    balanced,
+    judge_of,
+    labels_of,
+    mean_states,
+    pairs_of,
+)
 
 # What measure takes if no strength was given or chosen: the system prompt there, so many draws, the papers' own α and
 # λ, and what was learnt as it is. Then those that are tried on a run's kept prompts, if any.
@@ -128,7 +138,9 @@ def _nothing(lesson: Lesson) -> list[SteerFolder]:
 
 def _a_judge(lesson: Lesson) -> list[SteerFolder]:
     settings = lesson.settings
-    name = settings.judge or ("starter" if lesson.scored is None else lesson.scored.judge["name"])
+    # Of a run, only its first judge's name is taken. So it may be any model's.
+    ran = None if settings.run is None else Run.open(settings.run, kind="measure")
+    name = settings.judge or ("starter" if ran is None else judge_of(ran, None)["name"])
     judge = load_scorer(name, device=str(lesson.policy.device), services=settings.services)
     return [SteerFolder(lesson.record(judges=[described_judge(judge)]))]
 
@@ -150,11 +162,22 @@ def _adapters(lesson: Lesson) -> list[SteerFolder]:
             paths[name] = f"{name}/adapter"
     if lesson.scored is not None:
         more |= lesson.learnt()
+    more["judges"] = [*more.get("judges", []), *_rewards_of([path for path in given.values() if path is not None])]
     adapters = {name: {"path": path, "hash": adapter_hash(lesson.out / path)} for name, path in paths.items()}
     folder = SteerFolder(lesson.record(adapters=adapters, **more), folder=lesson.out)
     with load_steering(folder).on(lesson.policy):
         pass  # Adapters that don't fit are refused now, and not by the first measurement.
     return [folder]
+
+
+def _rewards_of(adapters: Sequence[Path]) -> list[SteerJudge]:
+    """The judges that adapters were trained on: a gain by these proves nothing of whom they steer."""
+    found: dict[str, SteerJudge] = {}
+    for adapter in adapters:
+        lineages = reward_lineage(adapter)
+        for name in known_rewards(adapter) or ():
+            found[name] = SteerJudge(name=name, labels=[], lineage=lineages.get(name))
+    return list(found.values())
 
 
 def _texts(lesson: Lesson) -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
@@ -167,7 +190,7 @@ def _texts(lesson: Lesson) -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
 
 def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> None:
     """Train the adapter ``name`` to give these answers to their prompts, in a folder of its own below the steer folder.
-    One that was finished before a fit was interrupted is kept."""
+    One that an interrupted fit began or finished is kept, if it was for the same texts and settings."""
     settings, teach = lesson.settings, lesson.settings.teach
     texts = lesson.out / f"{name}.jsonl"
     lesson.out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +199,7 @@ def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> None:
         turns = [{"role": turn.role, "content": turn.text} for turn in lesson.run.turns[answer.owner]]
         spoken = {"role": "assistant", "content": lesson.policy.chat.decode(list(answer.response))}
         lines.append(json.dumps({"messages": [*turns, spoken]}, ensure_ascii=False) + "\n")
-    write_atomically(texts, "".join(lines).encode())
+    data = "".join(lines).encode()
     like_the_model = {key: value for key, value in settings.model_dump(mode="json").items() if key in _OF_THE_MODEL}
     training = validate(
         FinetuneSettings,
@@ -190,7 +213,13 @@ def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> None:
             "lora": {"r": teach.r, "alpha": 2 * teach.r},
         },
     )
-    lesson.finetune(training, lesson.out / name)
+    purpose = hashlib.sha256(data + training.model_dump_json().encode()).hexdigest()
+    mark, own = lesson.out / f"{name}.hash", lesson.out / name
+    if own.exists() and not (mark.exists() and mark.read_text() == purpose):
+        shutil.rmtree(own)
+    write_atomically(texts, data)
+    write_atomically(mark, purpose.encode())
+    lesson.finetune(training, own)
 
 
 _OF_THE_MODEL = ("model", "seed", "dtype", "load", "quantisation", "device", "chat")
@@ -291,14 +320,14 @@ def _vectors(
     settings: SteerFitSettings, states: FloatArray, toxic: BoolArray, owners: Sequence[str], layers: Sequence[int]
 ) -> dict[str, Tensor]:
     """See ``activation.of_activation``. To ablate, the part along what all text shares is left in the stream: without
-    it a model can't say anything (``readouts.toxic_direction``)."""
+    it a model can't say anything (as in ``readouts.toxic_direction``)."""
     section = settings.activation
     if section.how == "ablate":
         x = states[layers[0]]
         found = toxic_vector(x, toxic, owners, section.direction)
-        if section.direction == "means":
-            found = toxic_direction(x, toxic)
-        return {"direction": _tensor(found)}
+        common = x[~toxic].mean(0)
+        common /= max(float(np.linalg.norm(common)), 1e-12)
+        return {"direction": _tensor(found - (found @ common) * common)}
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         tensors[f"vector.{layer}"] = -_tensor(toxic_vector(states[layer], toxic, owners, section.direction))

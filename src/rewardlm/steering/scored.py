@@ -74,7 +74,7 @@ def read_scored(
     """
     run = Run.open(path, kind="measure")
     _refuse_other_model(run, policy, adapter_hash)
-    entry = _judge_of(run, judge)
+    entry = judge_of(run, judge)
     labels = MainLabels()
     values: dict[str, float] = {}
     records = [record for record in run.read_checked("scores") if record["scorer"] == entry["name"]]
@@ -129,7 +129,8 @@ def _kept(prompts: Sequence[Prompt], share: float, seed: int) -> set[str]:
     return {prompt.id for prompt in order[: round(share * len(order))]}
 
 
-def _judge_of(run: Run, name: str | None) -> ScorerEntry:
+def judge_of(run: Run, name: str | None) -> ScorerEntry:
+    """A run's judge, by default its first. Raises RunError where it has no such scores."""
     known = {entry["name"]: entry for entry in run.meta.get("scorers", [])}
     if not known:
         raise RunError(f"{run.path} has no scores: rewardlm score {run.path} --scorer NAME")
@@ -145,11 +146,11 @@ def _refuse_other_model(run: Run, policy: Policy, adapter_hash: str | None) -> N
     meta = run.meta
     if meta.get("model_hash") is None:
         raise RunError(f"{run.path} doesn't say which weights answered: measure the model here (--engine local)")
-    if meta.get("treatment") is not None:
+    if (meta.get("treatment") or {}).get("strength", 0) > 0:
         raise RunError(f"{run.path} was answered by a steered model: take a run of the model as it is")
     same_precision = meta.get("dtype") == str(policy.dtype).removeprefix("torch.")
     same = meta["model_hash"] == policy.weights_hash if same_precision else meta.get("model") == policy.spec
-    if not same or meta.get("adapter_hash") != adapter_hash:
+    if not same or meta.get("adapter_hash") != adapter_hash or meta.get("adapter_strength") not in (None, 1):
         raise RunError(
             f"{run.path} was answered by {meta.get('model')}{' with an adapter' if meta.get('adapter') else ''}, which "
             f"isn't the {policy.spec} given here: measure that one, or give the same --adapter, --dtype and --load"

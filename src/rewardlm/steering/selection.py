@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import TypeVar
 
-from rewardlm.config import ServicesSettings
+from rewardlm.config import BY_A_JUDGE, GenerationSettings, ServicesSettings
 from rewardlm.errors import ConfigError, NotAvailableError
 from rewardlm.models.generate import Guide, Request, Sampled, answering, stream_seed
 from rewardlm.models.load import Policy
@@ -59,6 +59,12 @@ def check_number(strength: float) -> None:
     """Raise ConfigError for a strength that is no number of draws."""
     if strength < 0 or strength != int(strength):
         raise ConfigError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+
+
+def refuse_equal_draws(method: str, strength: float, generation: GenerationSettings) -> None:
+    """Raise ConfigError where all draws would be the same answer."""
+    if method in BY_A_JUDGE and strength > 1 and generation.temperature == 0:
+        raise ConfigError(f"{method} at temperature 0 draws the same answer {strength:g} times: set a temperature")
 
 
 T = TypeVar("T")

@@ -28,10 +28,11 @@ def sentences(record: SteerRecord) -> Iterator[str]:
     if not found["fluent"]:
         yield "no strength left answers fluent enough: the most fluent one was taken; try lower strengths"
     if (p_value := found.get("p_value_random")) is not None:
-        did = "did" if p_value <= 0.05 else "did not do"
+        did = "did better than" if p_value <= 0.05 else "can't be told from"
+        few = "; fewer than 19 can't show a difference" if len(found["random"]) < 19 else ""
         yield (
-            f"the direction {did} better than {len(found['random'])} random ones of equal length "
-            f"(p = {number(p_value, '.3f')})"
+            f"on as many other prompts, {_of(found['tested'])}: the direction {did} {len(found['random'])} random "
+            f"ones of equal length (p = {number(p_value, '.3f')}{few})"
         )
 
 
