@@ -50,7 +50,7 @@ from rewardlm.scoring.function import load_function
 from rewardlm.scoring.load import check_judges
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 from rewardlm.scoring.thresholds import check_thresholds
-from rewardlm.steering.record import read_record
+from rewardlm.steering.record import read_record, refuse_strength
 
 _DEVICE = re.compile(r"auto|cpu|mps|xpu|(cuda|xpu)(:\d+)?")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -113,7 +113,7 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
         yield from _of_pairs(settings.counter_narrative)
         yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
         if settings.steer is not None:
-            yield partial(_check_steer_folder, settings.steer, settings.services)
+            yield partial(_check_steer_folder, settings, settings.steer)
         if settings.suite is not None:
             yield partial(_check_suite_of_a_model, settings)
     if isinstance(settings, SteerFitSettings):
@@ -241,10 +241,13 @@ def _of_a_steering(settings: SteerFitSettings) -> Iterator[Check]:
     yield from (partial(check_adapter, adapter) for adapter in adapters if adapter is not None)
 
 
-def _check_steer_folder(folder: Path, services: ServicesSettings) -> None:
+def _check_steer_folder(settings: MeasureSettings, folder: Path) -> None:
     found = read_record(folder)
+    refuse_strength(
+        found.method, found.strength if settings.strength is None else settings.strength, settings.generation
+    )
     if found.method in BY_A_JUDGE:
-        check_judges([judge.name for judge in found.judges], services)
+        check_judges([judge.name for judge in found.judges], settings.services)
     for adapter in found.adapters.values():
         check_adapter(folder / adapter["path"])
 

@@ -16,8 +16,8 @@ from rewardlm.config import SteerImportSettings
 from rewardlm.errors import ConfigError, ModelError, RunError
 from rewardlm.steering.activation import StreamSteering, adds
 from rewardlm.steering.exchange import export, import_control_vector
-from rewardlm.steering.folder import SteerFolder
-from rewardlm.steering.load import open_steering
+from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.load import load_steering
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rewardlm[packaged]'")
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(1)) * 0.5
@@ -64,7 +64,7 @@ def settings(file: Path) -> SteerImportSettings:
 def test_one_from_there_is_added_where_its_file_says(tmp_path: Path) -> None:
     file = written(tmp_path / "theirs.gguf", direction_1=3 * VECTOR.numpy())
     import_control_vector(settings(file), tmp_path / "steer")
-    got = answered(tiny_policy(), open_steering(tmp_path / "steer"), [1.0] * 5, sampling=GREEDY)
+    got = answered(tiny_policy(), load_steering(read_steer_folder(tmp_path / "steer")), [1.0] * 5, sampling=GREEDY)
     by_hand = StreamSteering("activation", 1.0, {(2, "in"): adds(3 * VECTOR)}, answers_only=False)
     wanted = answered(tiny_policy(), by_hand, [1.0] * 5, sampling=GREEDY)
     assert [one.tokens for one in got] == [one.tokens for one in wanted]

@@ -17,7 +17,7 @@ from rewardlm.errors import ConfigError
 from rewardlm.models.generate import Request, Sampled, generate, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder, fitted_on
-from rewardlm.steering.record import SteerJudge, SteerRecord
+from rewardlm.steering.record import SteerJudge, SteerRecord, refuse_strength
 from rewardlm.steering.selection import Selection, _least_toxic, seed_of
 from rewardlm.steering.steered import Drawing
 from rewardlm.types import Message
@@ -113,11 +113,10 @@ def test_rejection_asks_no_more_than_it_must(judge: Any) -> None:
     assert len(judge.asked) <= 5
 
 
-def test_strengths_that_mean_nothing_are_refused(judge: Any) -> None:
-    with selection("best-of-n").on(tiny_policy()) as steered:
-        for wrong in (1.5, -1.0):
-            with pytest.raises(ConfigError, match="how many answers"):
-                steered.check_strength(wrong)
+def test_strengths_that_mean_nothing_are_refused() -> None:
+    for wrong in (1.5, -1.0):
+        with pytest.raises(ConfigError, match="how many answers"):
+            refuse_strength("best-of-n", wrong, GenerationSettings())
 
 
 def test_known_answers_are_not_drawn_again_and_missing_ones_are_the_same(judge: Any) -> None:

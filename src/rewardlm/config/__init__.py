@@ -62,6 +62,7 @@ from rewardlm.config.services import without_secrets as without_secrets
 from rewardlm.config.steer import BY_A_JUDGE as BY_A_JUDGE
 from rewardlm.config.steer import SteerFitSettings as SteerFitSettings
 from rewardlm.config.steer import SteerImportSettings as SteerImportSettings
+from rewardlm.config.steer import strength_problem as strength_problem
 from rewardlm.config.utility import UTILITY_TASKS as UTILITY_TASKS
 from rewardlm.config.utility import UtilitySettings as UtilitySettings
 from rewardlm.config.utility import UtilityTask as UtilityTask

@@ -19,6 +19,15 @@ SteerMethod = Literal[
 BY_A_JUDGE: tuple[str, ...] = ("best-of-n", "rejection")
 
 
+def strength_problem(method: str, strength: float) -> str | None:
+    """What is wrong with a strength of a method, as a sentence; None if nothing is."""
+    if method == "system" and strength not in (0, 1):
+        return f"strength {strength:g}: a system prompt is there (1) or not (0)"
+    if method in BY_A_JUDGE and (strength < 0 or strength != int(strength)):
+        return f"strength {strength:g}: expected how many answers are drawn at most, such as 4"
+    return f"strength {strength:g}: expected 0 (unsteered) or more" if strength < 0 else None
+
+
 class SystemSettings(Section):
     """``system``: a system turn in front of the conversation."""
 
@@ -199,12 +208,8 @@ class SteerFitSettings(ModelSettings):
     @model_validator(mode="after")
     def _strengths_mean_something(self) -> SteerFitSettings:
         for strength in (self.strength, *(self.choose.strengths or ())):
-            if strength is None:
-                continue
-            if self.method == "system" and strength not in (0, 1):
-                raise ValueError(f"strength {strength:g}: a system prompt is there (1) or not (0)")
-            if self.method in BY_A_JUDGE and strength != int(strength):
-                raise ValueError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
+            if strength is not None and (problem := strength_problem(self.method, strength)) is not None:
+                raise ValueError(problem)
         if self.activation.how == "ablate" and self.activation.layers is not None and len(self.activation.layers) != 1:
             raise ValueError(
                 "activation.layers: ablation takes its direction from one layer, and takes it out everywhere: name one"

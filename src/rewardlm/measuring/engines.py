@@ -30,7 +30,7 @@ from rewardlm.runs import training_of
 from rewardlm.scoring.scorer import Scorer, score_texts
 from rewardlm.steering.folder import SteerFolder, read_steer_folder, refuse_other_model
 from rewardlm.steering.load import load_steering
-from rewardlm.steering.selection import refuse_equal_draws
+from rewardlm.steering.record import refuse_strength
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Finish, Generation, Prompt, Verdict
 
@@ -116,7 +116,7 @@ class LocalEngine:
             refuse_other_model(self.folder, settings.steer, policy, adapter_hash(settings))
             self._steering = load_steering(self.folder, settings.services)
         self.strength = self._steering.strength if settings.strength is None else settings.strength
-        refuse_equal_draws(self._steering.method, self.strength, settings.generation)
+        refuse_strength(self._steering.method, self.strength, settings.generation)
         self._steered: Steered | None = None
         self.cost = Cost()
         self.prompt_tokens = policy.max_positions - settings.max_new_tokens
@@ -141,7 +141,6 @@ class LocalEngine:
     def ready(self) -> Iterator[LocalEngine]:
         """Inside, the model can answer. Its adapter is merged where it can be, which halves the time of an answer."""
         with self._steering.on(self.policy) as steered:
-            steered.check_strength(self.strength)
             self._steered = steered
             try:
                 yield self

@@ -18,8 +18,9 @@ from rewardlm.measuring.engines import NoAnswer, Question
 from rewardlm.models.load import resolve_device
 from rewardlm.services import Malformed, Refused, Service, Unanswered
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
-from rewardlm.steering.selection import Chooser, Selection, check_number, refuse_equal_draws, seed_of
-from rewardlm.steering.system import check_presence, in_front
+from rewardlm.steering.record import refuse_strength
+from rewardlm.steering.selection import Chooser, Selection, seed_of
+from rewardlm.steering.system import in_front
 from rewardlm.types import Finish, Generation
 
 # The finish reason of an answer that a provider's filter took away: nothing is left to judge.
@@ -73,12 +74,10 @@ class ServedEngine:
     def _steer(self, folder: SteerFolder) -> None:
         record, settings = folder.record, self._settings
         self._strength = record.strength if settings.strength is None else settings.strength
+        refuse_strength(record.method, self._strength, settings.generation)
         if record.method == "system":
-            check_presence(self._strength)
             self._told = str(record.settings["prompt"]) if self._strength else None
         elif record.method in BY_A_JUDGE:
-            check_number(self._strength)
-            refuse_equal_draws(record.method, self._strength, settings.generation)
             if self._strength > 1:
                 self._chooser = Selection(folder, settings.services).chooser(str(resolve_device(settings.device)))
         else:

@@ -88,7 +88,6 @@ def add_utility(
         warnings.warn(f"{no_data(missing)}; without it, {' and '.join(missing)} stay unmeasured", stacklevel=2)
     steering, strength, note = _as_it_reads(engine)
     with steering.on(engine.policy) as steered:
-        steered.check_strength(strength)
         reader = Likelihood(steered, strength, window=settings.utility.window, batch_tokens=settings.batch_tokens)
         run.update(
             utility={

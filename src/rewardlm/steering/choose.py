@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from rewardlm.models.generate import stream_seed
+from rewardlm.models.generate import Request, stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import microbatches, pack, token_stats
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
 from rewardlm.stats import share_ci95
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
@@ -101,7 +100,6 @@ class Trial:
         )
 
 
-@torch.no_grad()
 def perplexity_of(
     policy: Policy, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_tokens: int
 ) -> float | None:
@@ -109,15 +107,9 @@ def perplexity_of(
 
     Steering must be off: this asks whether the model itself could have said it.
     """
-    rows = [row for row, answer in enumerate(answers) if answer]
-    total, count = 0.0, 0
-    for piece in microbatches([len(prompts[row]) + len(answers[row]) for row in rows], batch_tokens):
-        own = [rows[index] for index in piece]
-        packed = pack([prompts[row] for row in own], [answers[row] for row in own], policy.device)
-        logprobs = token_stats(policy.causal_lm, packed).logprobs
-        total -= float(logprobs.double().sum())
-        count += len(logprobs)
-    return math.exp(min(total / count, 700)) if count else None
+    requests = [Request(tuple(prompt), 0, 0.0) for prompt in prompts]
+    logprobs = torch.cat(Steered(policy).logprobs(requests, answers, batch_tokens)).double()
+    return math.exp(min(float(-logprobs.mean()), 700)) if len(logprobs) else None
 
 
 def best_of(tried: Sequence[Tried], unsteered: Tried, fluency: float) -> tuple[int, bool]:

@@ -21,15 +21,15 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import ScorerEntry, alone
+from rewardlm.runs import alone
 from rewardlm.scoring.load import load_scorer
-from rewardlm.scoring.scorer import Scorer
 from rewardlm.steering.choose import Trial, Tried, best_of
 from rewardlm.steering.directions import random_vectors
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.learn import LEARN, STRENGTHS, Finetune, Lesson
 from rewardlm.steering.load import load_steering
 from rewardlm.steering.scored import ScoredRun, read_scored
+from rewardlm.steering.selection import refuse_other_version
 from rewardlm.steering.steered import Drawing
 
 
@@ -93,7 +93,7 @@ def _chosen(
             "--strength (and for activation activation.layers=… and choose.controls=0)"
         )
     judge = load_scorer(scored.judge["name"], device=str(policy.device), services=settings.services)
-    _refuse_other_version(judge, scored.judge)
+    refuse_other_version(judge, scored.judge.get("revision"), "it scored the run", "score the run again")
     strengths = _strengths(settings)
     controls = choose.controls if settings.method == "activation" and len(prompts) > 3 else 0
     drawing = Drawing(choose.max_new_tokens, scored.generation, settings.batch_tokens)
@@ -166,15 +166,6 @@ def _control(folder: SteerFolder, number: int, seed: int) -> SteerFolder:
             drawn = stream_seed("steer", "random", seed, name, number)
             tensors[name] = torch.tensor(random_vectors(float(tensor.norm()), len(tensor), 1, drawn)[0]).float()
     return replace(folder, tensors=tensors)
-
-
-def _refuse_other_version(judge: Scorer, entry: ScorerEntry) -> None:
-    ours, theirs = getattr(judge, "revision", None), entry.get("revision")
-    if None not in (ours, theirs) and ours != theirs:
-        raise RunError(
-            f"the judge {judge.name} has other weights than when it scored the run ({str(ours)[:12]}…, then "
-            f"{str(theirs)[:12]}…): score the run again"
-        )
 
 
 def _steps(report: ProgressCallback | None, total: int) -> Callable[[int], None]:

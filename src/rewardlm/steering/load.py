@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from rewardlm.config import ServicesSettings
 from rewardlm.errors import RunError
 from rewardlm.steering.activation import of_activation, of_profs
 from rewardlm.steering.adapters import Dexperts, TaskVector
-from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.pplm import Pplm
 from rewardlm.steering.selection import Selection
 from rewardlm.steering.selfdebias import SelfDebiasing
@@ -40,8 +39,3 @@ def load_steering(folder: SteerFolder, services: ServicesSettings | None = None)
         return methods[method](folder)
     except (KeyError, TypeError) as error:
         raise RunError(f"a steer folder of the method {method} lacks {error}: fit it again") from None
-
-
-def open_steering(path: Path, services: ServicesSettings | None = None) -> Steering:
-    """As ``load_steering``, from the folder at ``path``."""
-    return load_steering(read_steer_folder(path), services)

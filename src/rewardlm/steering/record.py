@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewardlm.errors import RunError
+from rewardlm.config import BY_A_JUDGE, GenerationSettings, strength_problem
+from rewardlm.errors import ConfigError, RunError
 from rewardlm.runs import environment
 
 RECORD, TENSORS = "steer.json", "steer.safetensors"
@@ -87,3 +88,11 @@ def read_record(folder: Path) -> SteerRecord:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise RunError(f"{folder / RECORD} is damaged: {where}: {first['msg']}; fit it again") from None
+
+
+def refuse_strength(method: str, strength: float, generation: GenerationSettings) -> None:
+    """Raise ConfigError for a strength that means nothing to the method, and where all draws would be the same."""
+    if (problem := strength_problem(method, strength)) is not None:
+        raise ConfigError(problem)
+    if method in BY_A_JUDGE and strength > 1 and generation.temperature == 0:
+        raise ConfigError(f"{method} at temperature 0 draws the same answer {strength:g} times: set a temperature")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import TypeVar
 
-from rewardlm.config import BY_A_JUDGE, GenerationSettings, ServicesSettings
+from rewardlm.config import ServicesSettings
 from rewardlm.errors import ConfigError, NotAvailableError
 from rewardlm.models.generate import Guide, Request, Sampled, answering, stream_seed
 from rewardlm.models.load import Policy
@@ -46,25 +46,18 @@ class Selection:
     def chooser(self, device: str) -> Chooser:
         """What chooses. Raises ConfigError if the judge is no longer the one that the folder was made with."""
         judge = load_scorer(self.judge, device=device, services=self._services)
-        revision = getattr(judge, "revision", None)
-        if None not in (revision, self.revision) and revision != self.revision:
-            raise ConfigError(
-                f"the judge {self.judge} is not the one that this steer folder was made with "
-                f"({str(revision)[:12]}…, then {str(self.revision)[:12]}…): make the folder anew"
-            )
+        refuse_other_version(judge, self.revision, "this steer folder was made", "make the folder anew")
         return Chooser(judge, self.threshold)
 
 
-def check_number(strength: float) -> None:
-    """Raise ConfigError for a strength that is no number of draws."""
-    if strength < 0 or strength != int(strength):
-        raise ConfigError(f"strength {strength:g}: expected how many answers are drawn at most, such as 4")
-
-
-def refuse_equal_draws(method: str, strength: float, generation: GenerationSettings) -> None:
-    """Raise ConfigError where all draws would be the same answer."""
-    if method in BY_A_JUDGE and strength > 1 and generation.temperature == 0:
-        raise ConfigError(f"{method} at temperature 0 draws the same answer {strength:g} times: set a temperature")
+def refuse_other_version(judge: Scorer, then: str | None, when: str, what_to_do: str) -> None:
+    """Raise ConfigError if both versions of a judge are known, and it isn't the one that it was."""
+    now = getattr(judge, "revision", None)
+    if None not in (now, then) and now != then:
+        raise ConfigError(
+            f"the judge {judge.name} is not the one that it was when {when} (version {str(now)[:12]}…, then "
+            f"{str(then)[:12]}…): {what_to_do}"
+        )
 
 
 T = TypeVar("T")
@@ -120,9 +113,6 @@ class _Choosing(Steered):
     def __init__(self, policy: Policy, chooser: Chooser) -> None:
         super().__init__(policy)
         self._chooser = chooser
-
-    def check_strength(self, strength: float) -> None:
-        check_number(strength)
 
     def guided(self) -> contextlib.AbstractContextManager[Guide | None]:
         raise NotAvailableError(

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rewardlm.config import GenerationSettings
 from rewardlm.data.chat import truncate_history
-from rewardlm.errors import ConfigError
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Guide, Request, Sampled, generate
 from rewardlm.models.load import Policy
@@ -70,11 +69,6 @@ class Steered:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.read = 0
-
-    def check_strength(self, strength: float) -> None:
-        """Raise ConfigError for a strength that means nothing to the method."""
-        if strength < 0:
-            raise ConfigError(f"strength {strength:g}: expected 0 (unsteered) or more")
 
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
         """The token ids of the conversation as each view of a request reads it, at most ``room``, and how many tokens

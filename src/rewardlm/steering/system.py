@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from rewardlm.data.chat import truncate_history
-from rewardlm.errors import ConfigError
 from rewardlm.models.generate import answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
@@ -35,9 +34,6 @@ class _WithSystemPrompt(Steered):
         self._prompt = prompt
         self.openings = (f"{prompt}\n\n",)
 
-    def check_strength(self, strength: float) -> None:
-        check_presence(strength)
-
     def prompts(self, turns: Sequence[Message], strength: float, room: int) -> tuple[list[tuple[int, ...]], int]:
         theirs = [turn.text for turn in turns[:1] if turn.role == "system"]
         # What the settings have in front of every conversation, which a system turn would replace.
@@ -47,12 +43,6 @@ class _WithSystemPrompt(Steered):
             self.policy.chat, [system, *(turn for turn in turns if turn.role != "system")], room
         )
         return [tuple(ids)], cut
-
-
-def check_presence(strength: float) -> None:
-    """Raise ConfigError for a strength other than 0 and 1."""
-    if strength not in (0, 1):
-        raise ConfigError(f"strength {strength:g}: a system prompt is there (1) or not (0)")
 
 
 def in_front(prompt: str, theirs: str | None) -> str:
