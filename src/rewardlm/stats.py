@@ -418,3 +418,9 @@ def _beta_interval(x: FloatArray, w: FloatArray, worth: float) -> tuple[float, f
     low = float(betaincinv(hits, worth - hits + 1, 0.025)) if share > 0 else 0.0
     high = float(betaincinv(hits + 1, worth - hits, 0.975)) if share < 1 else 1.0
     return low, high
+
+
+def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:
+    """How often chance goes as far as what was observed. The observation counts as one draw (Phipson & Smyth 2010), so
+    of 20 draws it is 1/21 at least."""
+    return float((1 + sum(value >= observed for value in by_chance)) / (1 + len(by_chance)))

@@ -13,7 +13,6 @@ from small_models import tiny_policy
 from rewardlm.config import GenerationSettings, InsideSettings, LoraSettings
 from rewardlm.interpreting.answers import ModelAnswers, RedrawnAnswers
 from rewardlm.interpreting.findings import AdapterPath, CausalRow, Estimate, RedrawPreference
-from rewardlm.interpreting.intervals import rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.adapter_effects import follow_path, preference_change
 from rewardlm.interpreting.mechanistic.causal_check import _either_way, _random_directions
@@ -23,6 +22,7 @@ from rewardlm.interpreting.mechanistic.verdicts import prefers_harmless
 from rewardlm.models.generate import Request, generate
 from rewardlm.models.lora import add_lora, using
 from rewardlm.readouts import by_direction, by_probe, folds_of, held_out
+from rewardlm.stats import rank_p_value
 
 FOLDS = 4
 

@@ -103,6 +103,43 @@ def test_answers_are_those_of_three_models_run_apart(adapters: Adapters, door: s
     assert wanted != plain
 
 
+@pytest.mark.parametrize("door", ["1", "0"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_nucleus_that_is_barred_gives_way_to_the_next(
+    adapters: Adapters, door: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nucleus is one token here, and the settings bar what the row has already: so it is the base's likeliest token
+    of the others, whatever the experts say, and drawn as surely as greedily."""
+    monkeypatch.setenv("REWARDLM_FASTPATH", door)
+    folder = folder_of("dexperts", adapters)
+    folder.record.settings["top_p"] = 1e-6
+    sampling = GREEDY.model_copy(update={"no_repeat_ngram_size": 1, "temperature": temperature})
+    got = answered(tiny_policy(), load_steering(folder), [2.0] * 5, sampling=sampling)
+    base = tiny_policy()
+
+    def logits(tokens: list[int], _start: int) -> torch.Tensor:
+        with torch.no_grad():
+            z = base.causal_lm(input_ids=torch.tensor([tokens])).logits[0, -1]
+        z[tokens] = -torch.inf
+        return z
+
+    assert [answer.tokens for answer in got] == [greedy(logits, p, 8, base.end_ids) for p in prompts_of(base)]
+    assert all(torch.isfinite(answer.logprobs).all() for answer in got)
+
+
+def test_an_end_that_is_too_early_gives_way(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of("dexperts", adapters)
+    folder.record.settings["top_p"] = 1e-6
+    policy = tiny_policy()
+    (prompt, *_) = prompts_of(policy)
+    with torch.no_grad():
+        first, second = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1].topk(2).indices.tolist()
+    monkeypatch.setattr(type(policy), "end_ids", frozenset({first}))
+    for held, wanted in ((0, first), (1, second)):
+        sampling = GREEDY.model_copy(update={"min_new_tokens": held})
+        assert answered(policy, load_steering(folder), [2.0] * 5, sampling=sampling, n=1)[0].tokens == [wanted]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox", "bloom", "qwen2"])
 def test_every_family_carries_experts(name: str, tmp_path: Path) -> None:

@@ -127,7 +127,12 @@ def test_ablating_it_does_the_same_and_profs_too(world: World, tmp_path: Path) -
     base = world.toxic_share(measure(world.settings(label="base"), tmp_path / "base"))
     ablation = {"how": "ablate", "where": "all"}
     world.fit(tmp_path / "ablation", "activation", activation=ablation, choose={**QUICK, "strengths": None})
-    world.fit(tmp_path / "profs", "profs", profs={"rank": 1, "first_layer": 0}, choose={**QUICK, "strengths": [1.0]})
+    world.fit(
+        tmp_path / "profs",
+        "profs",
+        profs={"rank": 1, "first_layer": 0, "last_layer": 1},
+        choose={**QUICK, "strengths": [1.0]},
+    )
     for name in ("ablation", "profs"):
         run = measure(world.settings(steer=tmp_path / name), tmp_path / f"with {name}")
         assert world.toxic_share(run) < base / 2, name

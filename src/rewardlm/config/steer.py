@@ -65,7 +65,10 @@ class ChooseSettings(Section):
         description="Answers' perplexity under the unsteered model may be this many times the unsteered answers'.",
     )
     layers: int = Field(
-        3, ge=1, description="For activation, how many layers are tried: those where held-out answers differ most."
+        1,
+        ge=1,
+        description="For activation, how many layers are tried: those where held-out answers are told apart best. Each "
+        "multiplies the p-value of the comparison with random directions, so try more of these, too.",
     )
     controls: int = Field(
         20, ge=0, description="For activation, random directions of equal length that are tried for comparison."
@@ -141,6 +144,11 @@ class ProfsSettings(Section):
 
     rank: int = Field(2, ge=1, description="Dimensions of the subspace, at each layer.")
     first_layer: int | None = Field(None, ge=0, description="The first edited layer; by default the middle one.")
+    last_layer: int | None = Field(
+        None,
+        ge=0,
+        description="The last edited layer; by default the last but one. The paper edits the very last, too.",
+    )
     pairs: int = Field(500, ge=2, description="At most so many pairs of a toxic and a harmless answer are read.")
 
 

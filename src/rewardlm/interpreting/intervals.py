@@ -145,9 +145,3 @@ def mean_of_known(values: Iterable[float]) -> float:
     array = np.asarray(list(values), float)
     array = array[~np.isnan(array)]
     return float(array.mean()) if array.size else float("nan")
-
-
-def rank_p_value(observed: float, by_chance: Sequence[float]) -> float:
-    """How often chance goes as far as what was observed. The observation counts as one draw (Phipson & Smyth 2010), so
-    of 20 draws it is 1/21 at least."""
-    return float((1 + sum(value >= observed for value in by_chance)) / (1 + len(by_chance)))

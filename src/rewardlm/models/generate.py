@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -80,8 +80,13 @@ class Guide(Protocol):
         """Inside, all rows of a pass are of one view; with ``by_rows`` only."""
         ...
 
-    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """The logits that tokens are drawn from."""
+    def logits(
+        self,
+        logits: Float[Tensor, "B views V"],
+        strengths: Float[Tensor, "B"],
+        barred: Bool[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B V"]:
+        """The logits that tokens are drawn from, but for those that the settings bar from being drawn."""
         ...
 
     def answers(self, call: Call, group: Group) -> GroupAnswers | None:
@@ -295,21 +300,15 @@ class GroupAnswers:
         """What the slots' tokens are drawn from, Float[B, V], by all views' ``logits`` Float[B·views, V]."""
         if self.guide is None:
             return logits
-        return self.guide.logits(logits.view(len(self.who), self.views, -1), self.strengths[self.who])
+        logits = logits.view(len(self.who), self.views, -1)
+        return self.guide.logits(logits, self.strengths[self.who], self.sampler.barred(logits[:, 0], *self._so_far()))
 
     def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The next token of every slot, Int[B], stored with its statistics."""
         who = torch.tensor(self.who, device=self.device)
         # A row that ended since the last look goes on drawing; these tokens are cut off later.
         ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)
-        so_far: list[list[int]] = []
-        if self.sampler.settings.no_repeat_ngram_size:
-            drawn = self.tokens[who].tolist()
-            so_far = [
-                [*self.requests[self.group.indices[row]].prompt, *tokens[:age]]
-                for row, tokens, age in zip(self.who, drawn, self.ages, strict=True)
-            ]
-        found = self.sampler.draw(logits, self.uniforms[who, ages], self.ages, so_far)
+        found = self.sampler.draw(logits, self.uniforms[who, ages], *self._so_far())
         self.tokens[who, ages] = found.tokens
         self.statistics[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
         if self.keep_hidden:
@@ -319,6 +318,16 @@ class GroupAnswers:
             self.states[who, ages] = hidden.float()
         self.ages = [min(age + 1, self.max_new_tokens) for age in self.ages]
         return found.tokens
+
+    def _so_far(self) -> tuple[list[int], list[list[int]]]:
+        """How many tokens each slot has, and, where a setting depends on it, which, prompt included."""
+        if not self.sampler.settings.no_repeat_ngram_size:
+            return self.ages, []
+        drawn = self.tokens[torch.tensor(self.who, device=self.device)].tolist()
+        return self.ages, [
+            [*self.requests[self.group.indices[row]].prompt, *tokens[:age]]
+            for row, tokens, age in zip(self.who, drawn, self.ages, strict=True)
+        ]
 
     def _look(self) -> Iterator[Sampled]:
         """The answers that have ended since the last look."""

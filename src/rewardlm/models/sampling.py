@@ -67,16 +67,24 @@ class Sampler:
             torch.cat([piece.entropy for piece in pieces]),
         )
 
+    def barred(self, logits: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Tensor | None:
+        """Which tokens can't be drawn yet, or again, Bool[B, V], by ``logits`` Float[B, V] in shape alone; None where
+        all can. Other arguments are ``draw``'s."""
+        held = [age < self.settings.min_new_tokens for age in ages]
+        size = self.settings.no_repeat_ngram_size
+        if not size and not any(held):
+            return None
+        barred = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        barred[:, self._end_ids] = torch.tensor(held, device=logits.device)[:, None]
+        for row, tokens in enumerate(so_far):
+            barred[row, _would_repeat(tokens, size)] = True
+        return barred
+
     def _draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
         settings = self.settings
         own = Distribution(logits)
-        scores = logits
-        held = [age < settings.min_new_tokens for age in ages]
-        if any(held):
-            rows = torch.tensor(held, device=logits.device)[:, None]
-            scores = torch.where(rows, scores.index_fill(-1, self._end_ids, -torch.inf), scores)
-        if settings.no_repeat_ngram_size:
-            scores = _without_repeats(scores, so_far, settings.no_repeat_ngram_size)
+        barred = self.barred(logits, ages, so_far)
+        scores = logits if barred is None else logits.masked_fill(barred, -torch.inf)
         if self._processors:
             scores = self._processors(None, scores)
         entropy = own.entropy() if self._entropy else torch.zeros_like(own.normaliser)
@@ -203,14 +211,8 @@ def _processors(settings: GenerationSettings) -> LogitsProcessorList:
     return processors
 
 
-def _without_repeats(scores: Tensor, so_far: Sequence[Sequence[int]], size: int) -> Tensor:
-    """``scores`` Float[B, V] with -inf where a token would complete an n-gram that its row holds already.
-
-    N-grams come from the rows themselves: a padded batch would ban those of its padding too.
-    """
-    scores = scores.clone()
-    for row, tokens in enumerate(so_far):
-        start = len(tokens) - size + 1
-        banned = [tokens[i + size - 1] for i in range(start) if tokens[i : i + size - 1] == tokens[start:]]
-        scores[row, banned] = -torch.inf
-    return scores
+def _would_repeat(tokens: Sequence[int], size: int) -> list[int]:
+    """Which tokens would complete an n-gram of this size that ``tokens`` hold already. These are a row's own: a padded
+    batch would ban those of its padding too."""
+    start = len(tokens) - size + 1
+    return [tokens[i + size - 1] for i in range(start) if tokens[i : i + size - 1] == tokens[start:]]

@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewardlm.errors import ModelError
@@ -150,7 +150,12 @@ class StreamGuide:
     def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+    def logits(
+        self,
+        logits: Float[Tensor, "B views V"],
+        strengths: Float[Tensor, "B"],
+        barred: Bool[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B V"]:
         return logits[:, 0]
 
     def answers(self, call: Call, group: Group) -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
@@ -113,13 +113,19 @@ class ExpertsGuide:
     def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
         return self._views.alone(view)
 
-    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+    def logits(
+        self,
+        logits: Float[Tensor, "B views V"],
+        strengths: Float[Tensor, "B"],
+        barred: Bool[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B V"]:
         # A CPU walks through a few rows of the vocabulary at a time.
-        return torch.cat([self._combined(logits[rows].float(), strengths[rows]) for rows in in_cache(logits[:, 0])])
-
-    def _combined(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        base, expert, anti_expert = logits.unbind(1)
-        return combined(base, expert, anti_expert, strengths, self._top_p)
+        found = []
+        for rows in in_cache(logits[:, 0]):
+            base, expert, anti_expert = logits[rows].float().unbind(1)
+            held = None if barred is None else barred[rows]
+            found.append(combined(base, expert, anti_expert, strengths[rows], self._top_p, held))
+        return torch.cat(found)
 
     def answers(self, call: Call, group: Group) -> None:
         """Decoding as it is."""
@@ -131,11 +137,17 @@ def combined(
     anti_expert: Float[Tensor, "B V"],
     strengths: Float[Tensor, "B"],
     top_p: float,
+    barred: Bool[Tensor, "B V"] | None = None,
 ) -> Float[Tensor, "B V"]:
-    """z + α·(z⁺ − z⁻) inside of the base's nucleus, −inf outside. A row of strength 0 keeps the base's logits."""
+    """z + α·(z⁺ − z⁻) inside of the base's nucleus, −inf outside. A row of strength 0 keeps the base's logits.
+
+    The nucleus of what may be drawn is inside, too: the whole one could be ``barred``, such as an end that is too
+    early."""
     pushed = base + strengths[:, None] * (expert - anti_expert)
     if top_p < 1:
         outside = Distribution(base).nucleus(top_p).weights == 0
+        if barred is not None:
+            outside &= Distribution(base.masked_fill(barred, -torch.inf)).nucleus(top_p).weights == 0
         pushed = pushed.masked_fill(outside & (strengths[:, None] != 0), -torch.inf)
     return pushed
 

@@ -16,7 +16,7 @@ import torch
 from rewardlm.models.generate import Request, stream_seed
 from rewardlm.models.load import Policy
 from rewardlm.scoring.scorer import FailureLimit, Scorer, score_texts
-from rewardlm.stats import share_ci95
+from rewardlm.stats import rank_p_value, share_ci95
 from rewardlm.steering.steered import Drawing, Steered, Steering, Unsteered
 from rewardlm.types import Prompt
 
@@ -128,3 +128,15 @@ def best_of(tried: Sequence[Tried], unsteered: Tried, fluency: float) -> tuple[i
         return min(fluent, key=worth), True
     perplexity = [math.inf if one.perplexity is None else one.perplexity for one in tried]
     return int(np.argmin(perplexity)), False
+
+
+def p_value_random(chosen: Tried, random: Sequence[Tried], directions: int) -> float | None:
+    """How rarely a random direction leaves no larger toxic share than the chosen one; None where a share isn't known.
+
+    ``directions`` is of how many the chosen one is the best, on other prompts. The best of several random directions is
+    better than most random directions, there as here. So p is multiplied by their number (Bonferroni).
+    """
+    shares = [one.toxic_fraction for one in random if one.toxic_fraction is not None]
+    if not shares or chosen.toxic_fraction is None:
+        return None
+    return min(1.0, directions * rank_p_value(-chosen.toxic_fraction, [-share for share in shares]))

@@ -23,7 +23,7 @@ from rewardlm.models.lora import adapter_hash, load_adapter
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import alone
 from rewardlm.scoring.load import load_scorer
-from rewardlm.steering.choose import Trial, Tried, best_of
+from rewardlm.steering.choose import Trial, Tried, best_of, p_value_random
 from rewardlm.steering.directions import random_vectors
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.learn import LEARN, STRENGTHS, Finetune, Lesson
@@ -129,7 +129,7 @@ def _chosen(
         found |= {
             "tested": own.to_dict(),
             "random": [one.to_dict() for one in random],
-            "p_value_random": _rank(own, random),
+            "p_value_random": p_value_random(own, random, len(folders)),
         }
     record = folder.record.model_copy(update={"strength": tried[best].strength, "found": found})
     return replace(folder, record=record)
@@ -148,14 +148,6 @@ def _strengths(settings: SteerFitSettings) -> list[float]:
 def _layers(folder: SteerFolder) -> dict[str, object]:
     """For activation steering, the layers that a folder changes."""
     return {"layers": folder.record.found["layers"]} if "layers" in folder.record.found else {}
-
-
-def _rank(chosen: Tried, controls: Sequence[Tried]) -> float | None:
-    """How rarely a random direction does as well: (1 + those that leave no larger toxic share) / (1 + all)."""
-    shares = [one.toxic_fraction for one in controls if one.toxic_fraction is not None]
-    if not shares or chosen.toxic_fraction is None:
-        return None
-    return (1 + sum(share <= chosen.toxic_fraction for share in shares)) / (1 + len(shares))
 
 
 def _control(folder: SteerFolder, number: int, seed: int) -> SteerFolder:

@@ -237,14 +237,19 @@ def _profs(lesson: Lesson) -> list[SteerFolder]:
     states = lesson.states([answer for pair in pairs for answer in pair])
     n_layers = len(states) - 1
     first = n_layers // 2 if section.first_layer is None else section.first_layer
-    if first >= n_layers:
-        raise RunError(f"profs.first_layer {first}: {policy.spec} has layers 0 to {n_layers - 1}")
+    # The last MLP sets how peaked the next token's distribution is. Pairs differ in that more than in anything else, so
+    # there the subspace would be that, and its projection would cost fluency.
+    last = max(first, n_layers - 2) if section.last_layer is None else section.last_layer
+    if not first <= last < n_layers:
+        raise RunError(
+            f"profs.first_layer {first} and profs.last_layer {last}: {policy.spec} has layers 0 to {n_layers - 1}"
+        )
     # What layer l's MLP has written is first seen in the stream that the next layer reads.
     tensors = {
         f"basis.{layer}": _tensor(toxic_subspace(states[layer + 1, 0::2], states[layer + 1, 1::2], section.rank))
-        for layer in range(first, n_layers)
+        for layer in range(first, last + 1)
     }
-    found = {"edited": [first, n_layers - 1], "pairs": len(pairs), "toxic_above": lesson.run.toxic_above}
+    found = {"edited": [first, last], "pairs": len(pairs), "toxic_above": lesson.run.toxic_above}
     return [SteerFolder(lesson.record(**lesson.learnt(), found=found), tensors)]
 
 

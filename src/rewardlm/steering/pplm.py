@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
@@ -130,7 +130,12 @@ class PastGuide:
     def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+    def logits(
+        self,
+        logits: Float[Tensor, "B views V"],
+        strengths: Float[Tensor, "B"],
+        barred: Bool[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B V"]:
         return logits[:, 0]
 
     def answers(self, call: Call, group: Group) -> GroupAnswers:

@@ -14,7 +14,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewardlm.data.chat import truncate_history
@@ -76,7 +76,12 @@ class DescriptionsGuide:
     def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def logits(self, logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"]) -> Float[Tensor, "B V"]:
+    def logits(
+        self,
+        logits: Float[Tensor, "B views V"],
+        strengths: Float[Tensor, "B"],
+        barred: Bool[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B V"]:
         return debiased(logits.float(), strengths, self._epsilon)
 
     def answers(self, call: Call, group: Group) -> None:

@@ -29,7 +29,9 @@ def sentences(record: SteerRecord) -> Iterator[str]:
         yield "no strength left answers fluent enough: the most fluent one was taken; try lower strengths"
     if (p_value := found.get("p_value_random")) is not None:
         did = "did better than" if p_value <= 0.05 else "can't be told from"
-        few = "; fewer than 19 can't show a difference" if len(found["random"]) < 19 else ""
+        # The smallest p that there can be is the number of directions over 1 + that of random ones.
+        needed = 20 * len({str(one.get("layers")) for one in found["tried"]}) - 1
+        few = f"; fewer than {needed} can't show a difference" if len(found["random"]) < needed else ""
         yield (
             f"on as many other prompts, {_of(found['tested'])}: the direction {did} {len(found['random'])} random "
             f"ones of equal length (p = {number(p_value, '.3f')}{few})"

@@ -17,7 +17,7 @@ from torch import Tensor
 from rewardlm.config import GenerationSettings, InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import CausalCheck, CausalRow, Estimate
-from rewardlm.interpreting.intervals import adjust, change_between, rank_p_value
+from rewardlm.interpreting.intervals import adjust, change_between
 from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.interventions import Condition, applied, layer_groups, sample_answers, text_of
 from rewardlm.interpreting.mechanistic.word_contrast import ToxicityFunction
@@ -25,6 +25,7 @@ from rewardlm.models.architecture import architecture_of
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import row_stats
 from rewardlm.models.lora import using
+from rewardlm.stats import rank_p_value
 
 
 @dataclass(frozen=True)

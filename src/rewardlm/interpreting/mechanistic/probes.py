@@ -15,7 +15,6 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import TOXIC_ABOVE, LabelledAnswer
 from rewardlm.interpreting.findings import BestOfShuffled, Directions, Shuffled
-from rewardlm.interpreting.intervals import rank_p_value
 from rewardlm.interpreting.mechanistic.activations import BaseText, batches, trace
 from rewardlm.models.lora import using
 from rewardlm.readouts import (
@@ -28,7 +27,7 @@ from rewardlm.readouts import (
     rows_by_group,
     toxic_direction,
 )
-from rewardlm.stats import BoolArray, FloatArray
+from rewardlm.stats import BoolArray, FloatArray, rank_p_value
 
 
 def shuffled(toxic: BoolArray, groups: Sequence[object], rng: np.random.Generator) -> BoolArray:

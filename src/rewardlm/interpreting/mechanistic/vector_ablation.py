@@ -13,14 +13,14 @@ from torch import Tensor
 from rewardlm.config import InsideSettings
 from rewardlm.interpreting.answers import ModelAnswers, most_toxic_and_others
 from rewardlm.interpreting.findings import AblationEffect, Estimate, ModelAblation, VectorAblation
-from rewardlm.interpreting.intervals import change_between, rank_p_value, shown
+from rewardlm.interpreting.intervals import change_between, shown
 from rewardlm.interpreting.mechanistic.activations import BaseText
 from rewardlm.interpreting.mechanistic.interventions import sample_answers, silenced, text_of
 from rewardlm.interpreting.mechanistic.value_vectors import ValueVector, means_by_prompt
 from rewardlm.interpreting.mechanistic.word_contrast import Contrast, ToxicityFunction
 from rewardlm.models.architecture import architecture_of, weight_of
 from rewardlm.models.lora import using
-from rewardlm.stats import LEVEL
+from rewardlm.stats import LEVEL, rank_p_value
 from rewardlm.trunk import evaluating
 
 # Of fewer random sets even the first place is no rarer than one in twenty.
