@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rewardlm.config import InsideSettings
+from rewardlm.config import FrontierSettings, InsideSettings
 from rewardlm.interpreting.answers import AnswerSample, ScoredPair
 from rewardlm.interpreting.findings import Stratum
 from rewardlm.interpreting.intervals import Resampling, change_between
@@ -39,8 +39,10 @@ from rewardlm.measuring import metrics, primary
 from rewardlm.measuring.comparison import METRICS, SPLITS, Change, Primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
 from rewardlm.measuring.disagreement import difference_of_judges
+from rewardlm.measuring.frontier import Cells, at_equal_fluency
 from rewardlm.measuring.grid import Rule
 from rewardlm.stats import difference_of_means
+from rewardlm.steering.choose import Tried, best_of, p_value_random
 from rewardlm.types import Message, Prompt
 
 Grid = NDArray[np.float64]
@@ -311,6 +313,74 @@ def sets_of_vectors(named: float) -> Draw:
     return draw
 
 
+STRENGTHS = (1.0, 2.0, 4.0, 8.0)
+
+
+def directions(layers: int, random: int, pull: float) -> Draw:
+    """Toxic answers to as many prompts, 0 or 1: to choose by, under the named direction of each layer at each strength;
+    then to others, under these and ``random`` random directions. All are long, and change the log-odds of a toxic
+    answer by their own amounts, ± .5 at the largest strength; the named ones by ``pull`` less."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        moved = 0.5 * rng.normal(size=(layers, 1, 1 + random))
+        moved[:, :, 0] -= pull
+        moved = moved * np.array(STRENGTHS)[:, None] / max(STRENGTHS)
+
+        def answers(logits: Grid) -> Grid:
+            own = -1.5 + 1.5 * rng.normal(size=(n, 1))
+            return (rng.random((n, logits.size)) < 1 / (1 + np.exp(-own - logits.ravel()))).astype(float)
+
+        return answers(moved[:, :, :1]), answers(moved)
+
+    return draw
+
+
+def tried(strength: float, answers: Grid) -> Tried:
+    """What ``steer fit`` knows of answers, all of which are fluent here."""
+    share = float(answers.mean())
+    return Tried(strength, len(answers), len(answers), share, None, share, 1.0)
+
+
+def steered(before: Grid, after: Grid) -> Found:
+    """What ``steer fit`` says of a direction: that it does better than random ones."""
+    layers = before.shape[1] // len(STRENGTHS)
+    chosen, _ = best_of([tried(x, one) for x, one in zip(STRENGTHS * layers, before.T, strict=True)], UNSTEERED, 1.25)
+    cells = after.reshape(len(after), before.shape[1], -1)[:, chosen]
+    own, *random = (tried(STRENGTHS[chosen % len(STRENGTHS)], one) for one in cells.T)
+    return {"direction": below(p_value_random(own, random, layers))}
+
+
+UNSTEERED = Tried(0.0, 1, 1, 1.0, None, 1.0, 1.0)
+
+
+def strengths_of(share: float, steered_share: float) -> Draw:
+    """A model's toxic answers and their log-perplexities, one a prompt; then those of a method at four strengths."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        chance, fluency = tendencies(rng, n, share), 2.7 + 0.3 * rng.normal(size=(n, 1))
+
+        def answers(of: int, times: float) -> Grid:
+            toxic = (rng.random((n, of)) < chance * times).astype(float)
+            return np.hstack([toxic, fluency + 0.3 * rng.normal(size=(n, of))])
+
+        return answers(1, 1.0), answers(len(STRENGTHS), steered_share / share)
+
+    return draw
+
+
+def on_the_frontier(before: Grid, after: Grid) -> Found:
+    """What ``frontier`` tests: a method at its best strength of equal fluency, against a model."""
+    ones = np.ones(len(before))
+
+    def cells(toxic: Grid, logs: Grid) -> Cells:
+        return Cells(scored=ones, toxic=toxic, log_perplexity=(logs, ones), similarity=(logs, ones))
+
+    k = len(STRENGTHS)
+    curve = [(x, cells(after[:, number], after[:, k + number])) for number, x in enumerate(STRENGTHS)]
+    found = at_equal_fluency(cells(before[:, 0], before[:, 1]), curve, None, FrontierSettings(n_resamples=FLIPS))
+    return {"at equal fluency": None if found is None else below(found[1].p_value)}
+
+
 # Where the models differ, all answers differ alike, and these tests ask whether some differ more than others. So the
 # power shown beside them is their error rate again.
 DIFFERENCES = {"toxic check", "beyond chance"}
@@ -336,6 +406,22 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
     ("read together", read_together, [null for null in NULLS if null.name.startswith("share 0.3")]),
     ("run", of_the_run, [null for null in NULLS if null.name.startswith("skewed")]),
     ("inside", inside, [Null("one more random set", sets_of_vectors(0), "+3", sets_of_vectors(3))]),
+    (
+        "steer fit",
+        steered,
+        [
+            Null(f"{of}, {random} random", directions(layers, random, 0), "odds ÷ 20", directions(layers, random, 3))
+            for layers, random, of in ((1, 20, "one direction"), (3, 79, "best of 3"))
+        ],
+    ),
+    (
+        "frontier",
+        on_the_frontier,
+        [
+            Null(f"best of 4 strengths, {share}", strengths_of(share, share), f"to {low}", strengths_of(share, low))
+            for share, low in ((0.1, 0.033), (0.25, 0.1))
+        ],
+    ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),
 ]
 

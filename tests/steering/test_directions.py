@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import subspace_angles
 from sklearn.linear_model import LogisticRegression
 
-from rewardlm.steering.choose import Tried, best_of
+from rewardlm.steering.choose import Tried, best_of, p_value_random
 from rewardlm.steering.directions import differences, linear_gate, random_vectors, toxic_subspace, toxic_vector
 
 
@@ -100,3 +100,12 @@ def test_the_least_toxic_of_the_fluent_is_chosen() -> None:
     assert best_of(options, plain, 10) == (2, True)
     assert best_of([tried(1, 0.1, 30), tried(2, 0.0, 90)], plain, 1.25) == (0, False)
     assert best_of([tried(2, 0.1, 10, 0.2), tried(1, 0.1, 10, 0.2), tried(3, 0.1, 10, 0.3)], plain, 1.25) == (1, True)
+
+
+def test_a_direction_is_compared_with_random_ones_as_the_best_of_those_tried() -> None:
+    random = [tried(1, share, 10) for share in (0.1, 0.2, 0.2, 0.3)]
+    # Nobody, then one, then three of four do as well; oneself counts.
+    assert [p_value_random(tried(1, share, 10), random, 1) for share in (0.05, 0.1, 0.2)] == [1 / 5, 2 / 5, 4 / 5]
+    assert [p_value_random(tried(1, share, 10), random, 3) for share in (0.05, 0.1)] == [pytest.approx(3 / 5), 1.0]
+    assert p_value_random(tried(1, None, 10), random, 1) is None
+    assert p_value_random(tried(1, 0.0, 10), [tried(1, None, 10)], 1) is None

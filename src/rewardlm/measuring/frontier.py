@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.measuring.utility_scores import mean_accuracies
 from rewardlm.runs import Run, unique_labels
-from rewardlm.stats import FloatArray, holm, mean_change, mean_ci95
+from rewardlm.stats import FloatArray, MeanChange, holm, mean_change, mean_ci95
 
 Interval = tuple[float, float]
 
@@ -127,11 +128,13 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
     if not splits[split].any():
         raise RunError(f"these runs have no prompts in the split {split}: choose another one with --split")
     grid, inside = Grid(runs), splits[split][:, 0]
-    cells = {run.label: _Cells(run, grid, inside, scorer, rule) for run in runs}
+    scores = {run.label: grid.scores(run, scorer)[inside] for run in runs}
+    cells = {run.label: _cells(run, grid, inside, scores[run.label], rule) for run in runs}
+    shares_ci95 = {label: metrics.toxic_fraction_ci95(own, **rule.of_intervals()) for label, own in scores.items()}
     warnings += _warnings(runs)
     utility = mean_accuracies([run.utility for run in runs])
     points = [
-        _point(run, curve, cells[run.label], able)
+        _point(run, curve, cells[run.label], shares_ci95[run.label], able)
         for run, curve, able in zip(runs, _curves(runs), utility, strict=True)
     ]
     matched = _matched(points, cells, settings)
@@ -146,18 +149,15 @@ def frontier(paths: Sequence[Path], settings: FrontierSettings) -> Frontier:
     )
 
 
-class _Cells:
-    """A run's answers to the prompts that count, as sums over each of N prompts: how many were scored and toxic, and
-    the log-perplexity of the K that have one. Float[N] each."""
+@dataclass(frozen=True)
+class Cells:
+    """A run's answers to N prompts, as sums over each prompt: how many were ``scored``, how many of these were
+    ``toxic``, and the sum and number of the known values of ``log_perplexity`` and ``similarity``. Float[N] each."""
 
-    def __init__(self, run: Measured, grid: Grid, inside: Any, scorer: str, rule: Rule) -> None:
-        scores = grid.scores(run, scorer)[inside]
-        self.share_ci95 = metrics.toxic_fraction_ci95(scores, **rule.of_intervals())
-        self.scored = (~np.isnan(scores)).sum(1).astype(float)
-        self.toxic = rule.toxic(scores).sum(1).astype(float)
-        with np.errstate(divide="ignore"):
-            self.log_perplexity = _sums(np.log(grid.values(run, run.quality.perplexity)[inside]))
-        self.similarity = _sums(grid.values(run, run.quality.prompt_similarity)[inside])
+    scored: FloatArray
+    toxic: FloatArray
+    log_perplexity: tuple[FloatArray, FloatArray]
+    similarity: tuple[FloatArray, FloatArray]
 
     def perplexity(self, prompts: Any = slice(None)) -> float | None:
         """Over some of the prompts."""
@@ -168,6 +168,18 @@ class _Cells:
         """The toxic share over some of the prompts."""
         scored = self.scored[prompts].sum()
         return float(self.toxic[prompts].sum() / scored) if scored else None
+
+
+def _cells(run: Measured, grid: Grid, inside: Any, scores: FloatArray, rule: Rule) -> Cells:
+    """``scores`` Float[N, K] are those of the N prompts ``inside``."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(grid.values(run, run.quality.perplexity)[inside])
+    return Cells(
+        scored=(~np.isnan(scores)).sum(1).astype(float),
+        toxic=rule.toxic(scores).sum(1).astype(float),
+        log_perplexity=_sums(logs),
+        similarity=_sums(grid.values(run, run.quality.prompt_similarity)[inside]),
+    )
 
 
 def _sums(values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -267,7 +279,9 @@ def _curves(runs: Sequence[Measured]) -> list[str]:
     return [unique[key] for key in keys]
 
 
-def _point(run: Measured, curve: str, cells: _Cells, able: tuple[float, Interval | None] | None) -> Point:
+def _point(
+    run: Measured, curve: str, cells: Cells, share_ci95: Interval | None, able: tuple[float, Interval | None] | None
+) -> Point:
     """``able`` is the run's utility with its interval, if it has any."""
     method, strength = method_of(run.run)
     similarity, known = cells.similarity
@@ -281,7 +295,7 @@ def _point(run: Measured, curve: str, cells: _Cells, able: tuple[float, Interval
         strength=strength,
         scored=int(cells.scored.sum()),
         toxic_fraction=cells.share(),
-        toxic_fraction_ci95=cells.share_ci95,
+        toxic_fraction_ci95=share_ci95,
         perplexity=cells.perplexity(),
         perplexity_ci95=None if logs is None else (math.exp(min(logs[0], 700)), math.exp(min(logs[1], 700))),
         prompt_similarity=float(similarity.sum() / known.sum()) if known.sum() else None,
@@ -320,7 +334,7 @@ def _with_front(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def _matched(points: Sequence[Point], cells: Mapping[str, _Cells], settings: FrontierSettings) -> list[Matched]:
+def _matched(points: Sequence[Point], cells: Mapping[str, Cells], settings: FrontierSettings) -> list[Matched]:
     """Every steering method against every model that isn't one: the base and the trained ones."""
     steered = {point.label: _is_steering(point.method) for point in points}
     models = [point for point in points if not steered[point.label] and point.strength in (0, 1)]
@@ -340,39 +354,20 @@ def _is_steering(method: str) -> bool:
 
 
 def _against(
-    model: Point, curve: Sequence[Point], base: _Cells | None, cells: Mapping[str, _Cells], settings: FrontierSettings
+    model: Point, curve: Sequence[Point], base: Cells | None, cells: Mapping[str, Cells], settings: FrontierSettings
 ) -> Matched:
-    """One curve against one model, on both halves of the prompts."""
-    own = cells[model.label]
-    n = len(own.scored)
-    first = np.arange(n) % 2 == 0
-    differences, weights = np.zeros(n), np.zeros(n)
-    chosen: list[str] = []
-    for tested in (first, ~first):
-        point = _most_harmless(curve, own, base, cells, ~tested, settings.fluency)
-        if point is None:
-            return Matched(
-                model=model.label,
-                method=curve[0].method,
-                curve=curve[0].curve,
-                points=[],
-                prompts=0,
-                delta=None,
-                delta_ci95=None,
-                p_value=None,
-                reason=NOT_FLUENT if _is_known(own, curve, cells) else _NO_PERPLEXITY,
-            )
-        chosen.append(point.label)
-        theirs = cells[point.label]
-        both = tested & (own.scored > 0) & (theirs.scored > 0)
-        differences[both] = theirs.toxic[both] / theirs.scored[both] - own.toxic[both] / own.scored[both]
-        weights[both] = 1.0
-    change = mean_change(differences[weights > 0], largest=1.0, n_flips=settings.n_resamples, seed=settings.seed)
+    """One curve against one model."""
+    own, strengths = cells[model.label], [(point.strength, cells[point.label]) for point in curve]
+    found = at_equal_fluency(own, strengths, base, settings)
+    known = {"model": model.label, "method": curve[0].method, "curve": curve[0].curve}
+    if found is None:
+        is_known = None not in (own.perplexity(), *(theirs.perplexity() for _, theirs in strengths))
+        reason = NOT_FLUENT if is_known else _NO_PERPLEXITY
+        return Matched(**known, points=[], prompts=0, delta=None, delta_ci95=None, p_value=None, reason=reason)
+    chosen, change = found
     return Matched(
-        model=model.label,
-        method=curve[0].method,
-        curve=curve[0].curve,
-        points=list(dict.fromkeys(chosen)),
+        **known,
+        points=list(dict.fromkeys(curve[number].label for number in chosen)),
         prompts=change.prompts,
         delta=change.mean,
         delta_ci95=change.ci95,
@@ -384,28 +379,39 @@ NOT_FLUENT = "no strength that was measured is as fluent"
 _NO_PERPLEXITY = "perplexity isn't known: rewardlm score RUN perplexity=MODEL"
 
 
-def _is_known(own: _Cells, curve: Sequence[Point], cells: Mapping[str, _Cells]) -> bool:
-    return None not in (own.perplexity(), *(cells[point.label].perplexity() for point in curve))
+def at_equal_fluency(
+    own: Cells, curve: Sequence[tuple[float, Cells]], base: Cells | None, settings: FrontierSettings
+) -> tuple[list[int], MeanChange] | None:
+    """Which strengths of ``curve``, each with its cells, were chosen on either half of the prompts, and by how much
+    their toxic share differs from ``own`` on the other half. None if on one half no strength is as fluent."""
+    n = len(own.scored)
+    first = np.arange(n) % 2 == 0
+    differences, known = np.zeros(n), np.zeros(n, dtype=bool)
+    chosen: list[int] = []
+    for tested in (first, ~first):
+        number = _most_harmless(curve, own, base, ~tested, settings.fluency)
+        if number is None:
+            return None
+        chosen.append(number)
+        theirs = curve[number][1]
+        both = tested & (own.scored > 0) & (theirs.scored > 0)
+        differences[both] = theirs.toxic[both] / theirs.scored[both] - own.toxic[both] / own.scored[both]
+        known |= both
+    return chosen, mean_change(differences[known], largest=1.0, n_flips=settings.n_resamples, seed=settings.seed)
 
 
 def _most_harmless(
-    curve: Sequence[Point],
-    own: _Cells,
-    base: _Cells | None,
-    cells: Mapping[str, _Cells],
-    prompts: Any,
-    margin: float,
-) -> Point | None:
-    """The point of the smallest toxic share among those as fluent as ``own``, over these prompts; without any
+    curve: Sequence[tuple[float, Cells]], own: Cells, base: Cells | None, prompts: Any, margin: float
+) -> int | None:
+    """The strength of the smallest toxic share among those as fluent as ``own``, over these prompts; without any
     perplexity there is none. As on the front, to be more fluent than the base is no merit."""
     limit = own.perplexity(prompts)
     if limit is None:
         return None
     limit = max(limit, (base and base.perplexity(prompts)) or 0.0)
     options: list[tuple[float, float, int]] = []
-    for number, point in enumerate(curve):
-        theirs = cells[point.label]
+    for number, (strength, theirs) in enumerate(curve):
         perplexity, share = theirs.perplexity(prompts), theirs.share(prompts)
         if perplexity is not None and share is not None and perplexity <= (1 + margin) * limit:
-            options.append((share, point.strength, number))
-    return curve[min(options)[2]] if options else None
+            options.append((share, strength, number))
+    return min(options)[2] if options else None
