@@ -10,7 +10,8 @@ chosen there too. Every strength is measured all the same, so that each method h
 
 With $REWARDLM_DATA the prompts are its realtoxicityprompts/prompts.jsonl, else the packaged ones. A run that is there
 is not made again, so two of these commands can share the work, each with a core (--only, --no-models). Over an hour on
-two cores; PPLM alone takes a quarter of that.
+two cores; PPLM alone takes a quarter of that. With --utility, what models can still do is asked too, for methods at the
+strength that was chosen: two minutes more for each (its data: docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ def main() -> None:
     parser.add_argument(
         "--models", action=argparse.BooleanOptionalAction, default=True, help="measure the base and trained models, too"
     )
+    parser.add_argument("--utility", action="store_true", help="measure what models can still do, too")
     parser.add_argument("--page", action="store_true", help="run nothing")
     asked = parser.parse_args()
     if not asked.page:
-        _run_all(asked.demo, asked.limit, asked.only, models=asked.models)
+        _run_all(asked.demo, asked.limit, asked.only, models=asked.models, utility=asked.utility)
     runs = [folder for folder in sorted(OUT.glob("measure/*")) if _is_finished(folder)]
     found = {judge: frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER)}
     write_frontier_page(found[JUDGE], OUT / "frontier.html")
@@ -79,7 +81,7 @@ def main() -> None:
     )
 
 
-def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool) -> None:
+def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, utility: bool) -> None:
     adapters = {"FT": demo / "train/FT", "RL after FT": demo / "train/RL", "RL": _rl_from_the_base(demo)}
     prompts = _prompts()
     learn = OUT / "learn"
@@ -95,10 +97,19 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool) ->
         _fit(name, method, learn, settings)
         measured |= {f"{name} {x:g}": {"steer": OUT / "steer" / name, "strength": x} for x in strengths}
     for label, how in measured.items():
+        if utility and _is_plain_choice(how):
+            how["suite"] = "utility"
         rl.measure(
             MODEL, prompts, [JUDGE, OTHER], out=OUT / "measure" / label, part="measure", limit=limit, label=label,
             samples=1, max_new_tokens=32, generation=SAMPLING, counter_narrative=None, **how,
         )  # fmt: skip
+
+
+def _is_plain_choice(how: dict[str, Any]) -> bool:
+    """Whether this is a model as it is, or a method at the strength that was chosen when it was fitted."""
+    if "steer" not in how:
+        return how.get("adapter_strength", 1) == 1
+    return bool(json.loads((how["steer"] / "steer.json").read_text(encoding="utf-8"))["strength"] == how["strength"])
 
 
 def _prompts() -> str:
@@ -150,15 +161,16 @@ def points_table(found: dict[str, Frontier]) -> str:
     mine = found[JUDGE]
     other = {point.label: point for point in found[OTHER].points}
     lines = [
-        f"| method | strength | toxic by `{JUDGE}` (95 %) | by `{OTHER}` | perplexity | similarity | tokens read | "
-        "front |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | strength | toxic by `{JUDGE}` (95 %) | by `{OTHER}` | perplexity | similarity | utility | "
+        "tokens read | front |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for point in sorted(mine.points, key=lambda point: (point.method != "none", point.curve, point.strength)):
         lines.append(
             f"| {method_name(point.curve)} | {point.strength:g} | {percent(point.toxic_fraction)} "
             f"({interval_of_shares(point.toxic_fraction_ci95)}) | {percent(other[point.label].toxic_fraction)} | "
             f"{number(point.perplexity, '.1f')} | {number(point.prompt_similarity, '.3f')} | "
+            f"{'' if point.utility is None else percent(point.utility)} | "
             f"{number(point.passes_per_token, '.1f')} | {'yes' if point.pareto else ''} |"
         )
     return "\n".join(lines) + "\n"

@@ -237,8 +237,8 @@ def _profs(lesson: Lesson) -> list[SteerFolder]:
     states = lesson.states([answer for pair in pairs for answer in pair])
     n_layers = len(states) - 1
     first = n_layers // 2 if section.first_layer is None else section.first_layer
-    # What the last MLP writes, no later layer reads. In SmolLM2 a few dimensions are far larger there than all others, so
-    # the subspace would be these, and the head can't do without them: see docs/steering.md.
+    # No later layer reads what the last MLP writes. In SmolLM2, a few dimensions are far larger there than all others:
+    # the subspace would be these, and the head can't do without them (docs/steering.md).
     last = max(first, n_layers - 2) if section.last_layer is None else section.last_layer
     if not first <= last < n_layers:
         raise RunError(
