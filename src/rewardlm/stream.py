@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rewardlm.in_force import InForce
 
 # What layer l reads ("in"; l = L is what the final norm reads), and what its attention and its MLP write.
 Site = tuple[int, Literal["in", "attention", "mlp"]]
@@ -92,12 +94,12 @@ class StreamHook:
         return self._edits.whole(self._site, output)
 
 
-_on: WeakKeyDictionary[nn.Module, Edits] = WeakKeyDictionary()
+_on: InForce[Edits] = InForce("this model's stream is being changed already: leave that block first")
 
 
 def edits_of(body: nn.Module) -> Edits | None:
     """The changes that are on in the trunk ``body`` now."""
-    return _on.get(body)
+    return _on.of(body)
 
 
 def changes_of(body: nn.Module) -> Callable[..., Tensor]:
@@ -115,29 +117,24 @@ def is_stream_hook(hook: Any) -> bool:
     return isinstance(getattr(hook, "__self__", None), StreamHook)
 
 
-@contextlib.contextmanager
-def edited(body: nn.Module, modules: Mapping[Site, nn.Module], edits: Edits) -> Iterator[Edits]:
+def edited(
+    body: nn.Module, modules: Mapping[Site, nn.Module], edits: Edits
+) -> contextlib.AbstractContextManager[Edits]:
     """Inside, ``edits`` are made in every pass through ``body``; ``modules`` has the module at each of their sites.
 
     Afterwards the model is what it was: the hooks are gone, whatever happened. Changes don't nest: raises RuntimeError
     inside of other ones, because their strengths would be those of other rows.
     """
-    if body in _on:
-        raise RuntimeError("this model's stream is being changed already: leave that block first")
-    handles: list[Any] = []
-    try:
+
+    def hooks() -> Iterator[RemovableHandle]:
         for site in edits.changes:
             hook = StreamHook(edits, site)
             if site[1] == "in":
-                handles.append(modules[site].register_forward_pre_hook(hook.reads, with_kwargs=True))
+                yield modules[site].register_forward_pre_hook(hook.reads, with_kwargs=True)
             else:
-                handles.append(modules[site].register_forward_hook(hook.writes))
-        _on[body] = edits
-        yield edits
-    finally:
-        _on.pop(body, None)
-        for handle in handles:
-            handle.remove()
+                yield modules[site].register_forward_hook(hook.writes)
+
+    return _on.holding(body, edits, hooks())
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from rewardlm.in_force import InForce
 
 
 class Views:
@@ -78,41 +79,31 @@ def _added(layer: Any, name: str, x: Tensor) -> Tensor | float:
     return added
 
 
-_on: WeakKeyDictionary[nn.Module, Views] = WeakKeyDictionary()
+_on: InForce[Views] = InForce("this model's rows have views already: leave that block first")
 
 
 def views_of(body: nn.Module) -> Views | None:
     """The views that the rows of ``body`` are now."""
-    return _on.get(body)
+    return _on.of(body)
 
 
-@contextlib.contextmanager
-def viewed(body: nn.Module, layers: Mapping[str, Any], views: Views) -> Iterator[Views]:
+def viewed(body: nn.Module, layers: Mapping[str, Any], views: Views) -> contextlib.AbstractContextManager[Views]:
     """Inside, the rows of every pass through ``body`` are ``views``; ``layers`` are its LoRA layers, by any name, with
     their adapters off. Afterwards the hooks are gone. Raises RuntimeError inside of another such block."""
-    if body in _on:
-        raise RuntimeError("this model's rows have views already: leave that block first")
-    handles: list[Any] = []
-    try:
-        handles += [layer.register_forward_hook(ViewHook(views)) for layer in layers.values()]
-        _on[body] = views
-        yield views
-    finally:
-        _on.pop(body, None)
-        for handle in handles:
-            handle.remove()
+    hooks = (layer.register_forward_hook(ViewHook(views)) for layer in layers.values())
+    return _on.holding(body, views, hooks)
 
 
 @contextlib.contextmanager
 def unviewed(body: nn.Module) -> Iterator[None]:
     """Inside, rows of ``body`` have no views: all are the base's."""
-    views = _on.pop(body, None)
+    views = views_of(body)
     if views is None:
         yield
         return
     before, views.rows = views.rows, None
     try:
-        yield
+        with _on.without(body):
+            yield
     finally:
         views.rows = before
-        _on[body] = views

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,24 +61,23 @@ class Request:
         return (self.prompt, *(self.beside or (self.prompt,) * (number - 1)))
 
 
-class Guide(Protocol):
-    """What decoding asks of a steering, which ``policy.guide`` is while it is on.
+class Guide:
+    """What decoding asks of a steering, which ``policy.guide`` is while it is on. This one changes nothing.
 
     Each request is ``views`` rows of a batch, side by side. ``by_rows``: prompts are steered while they are read, and
     all views read the same one. ``shares``: a beginning that all prompts share has no strength, so it is run once.
     """
 
-    views: int
-    by_rows: bool
-    shares: bool
+    views = 1
+    by_rows = True
+    shares = True
 
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         """Passes that follow have B requests of these strengths; None: they are those of the model itself."""
-        ...
 
     def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
         """Inside, all rows of a pass are of one view; with ``by_rows`` only."""
-        ...
+        return contextlib.nullcontext()
 
     def logits(
         self,
@@ -86,12 +85,12 @@ class Guide(Protocol):
         strengths: Float[Tensor, "B"],
         barred: Bool[Tensor, "B V"] | None = None,
     ) -> Float[Tensor, "B V"]:
-        """The logits that tokens are drawn from, but for those that the settings bar from being drawn."""
-        ...
+        """The logits that tokens are drawn from. ``barred`` are tokens that the settings then bar from being drawn."""
+        return logits[:, 0]
 
     def answers(self, call: Call, group: Group) -> GroupAnswers | None:
         """Who draws a group's answers, for a method that does more than to change what is read and drawn from."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)

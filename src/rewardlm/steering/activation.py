@@ -19,12 +19,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rewardlm.errors import ModelError
 from rewardlm.models.architecture import Architecture, architecture_of
-from rewardlm.models.generate import Call, Group, Guide, answering
+from rewardlm.models.generate import Guide, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Steered
@@ -134,10 +134,8 @@ class _StreamSteered(Steered):
         yield self._guide
 
 
-class StreamGuide:
+class StreamGuide(Guide):
     """Tells the hooks how strongly each row is steered. Logits are the model's."""
-
-    views, by_rows = 1, True
 
     def __init__(self, edits: Edits) -> None:
         self._edits = edits
@@ -146,17 +144,3 @@ class StreamGuide:
 
     def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
         self._edits.strengths = strengths
-
-    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def logits(
-        self,
-        logits: Float[Tensor, "B views V"],
-        strengths: Float[Tensor, "B"],
-        barred: Bool[Tensor, "B V"] | None = None,
-    ) -> Float[Tensor, "B V"]:
-        return logits[:, 0]
-
-    def answers(self, call: Call, group: Group) -> None:
-        """Decoding as it is."""

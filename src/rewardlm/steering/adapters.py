@@ -23,7 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rewardlm.errors import ModelError
-from rewardlm.models.generate import Call, Group, Guide, Request, Sampled, answering
+from rewardlm.models.generate import Guide, Request, Sampled, answering
 from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import body_and_head
 from rewardlm.models.lora import adapter_hash, adapter_on, adds_more_than_maps, carrying, head_is_shared, scaled, using
@@ -98,10 +98,8 @@ class _WithExperts(Steered):
             yield
 
 
-class ExpertsGuide:
+class ExpertsGuide(Guide):
     """Draws from the base's logits, pushed from the anti-expert's to the expert's."""
-
-    by_rows, shares = True, True
 
     def __init__(self, views: Views, top_p: float) -> None:
         self.views = len(views)
@@ -126,9 +124,6 @@ class ExpertsGuide:
             held = None if barred is None else barred[rows]
             found.append(combined(base, expert, anti_expert, strengths[rows], self._top_p, held))
         return torch.cat(found)
-
-    def answers(self, call: Call, group: Group) -> None:
-        """Decoding as it is."""
 
 
 def combined(

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
@@ -116,27 +116,13 @@ class _WithPast(Steered):
             yield answer
 
 
-class PastGuide:
+class PastGuide(Guide):
     """Has groups answered by ``_MovedPast``."""
 
-    views, by_rows, shares = 1, True, False
+    shares = False
 
     def __init__(self, attribute: Attribute, settings: dict[str, Any]) -> None:
         self.attribute, self.settings = attribute, settings
-
-    def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
-        """Nothing is hooked."""
-
-    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def logits(
-        self,
-        logits: Float[Tensor, "B views V"],
-        strengths: Float[Tensor, "B"],
-        barred: Bool[Tensor, "B V"] | None = None,
-    ) -> Float[Tensor, "B V"]:
-        return logits[:, 0]
 
     def answers(self, call: Call, group: Group) -> GroupAnswers:
         return _MovedPast(call, group, self.attribute, self.settings)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewardlm.data.chat import truncate_history
-from rewardlm.models.generate import Call, Group, Guide, answering
+from rewardlm.models.generate import Guide, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
 from rewardlm.steering.steered import Steered
@@ -62,19 +62,13 @@ class _WithDescriptions(Steered):
         yield self._guide
 
 
-class DescriptionsGuide:
+class DescriptionsGuide(Guide):
     """Draws from the first view's distribution, without what the other views make likelier."""
 
-    by_rows, shares = False, True
+    by_rows = False
 
     def __init__(self, views: int, epsilon: float) -> None:
         self.views, self._epsilon = views, epsilon
-
-    def begin(self, strengths: Float[Tensor, "B"] | None) -> None:
-        """Passes are the model's own."""
-
-    def alone(self, view: int) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def logits(
         self,
@@ -83,9 +77,6 @@ class DescriptionsGuide:
         barred: Bool[Tensor, "B V"] | None = None,
     ) -> Float[Tensor, "B V"]:
         return debiased(logits.float(), strengths, self._epsilon)
-
-    def answers(self, call: Call, group: Group) -> None:
-        """Decoding as it is."""
 
 
 def debiased(logits: Float[Tensor, "B views V"], strengths: Float[Tensor, "B"], epsilon: float) -> Float[Tensor, "B V"]:
