@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +58,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    (tmp_path / "meter_judges.py").write_text(JUDGES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("meter_judges", None)
-    import meter_judges  # type: ignore[import-not-found]
-
-    yield meter_judges
-    sys.modules.pop("meter_judges", None)
+def judges(written_module: Callable[[str, str], Any]) -> Any:
+    return written_module("meter_judges", JUDGES)
 
 
 def settings_of(**changes: Any) -> MeasureSettings:

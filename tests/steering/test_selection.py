@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -34,15 +32,8 @@ def judge(texts):
 
 
 @pytest.fixture
-def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    (tmp_path / "choosing_judge.py").write_text(JUDGE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("choosing_judge", None)
-    import choosing_judge  # type: ignore[import-not-found]
-
-    yield choosing_judge
-    sys.modules.pop("choosing_judge", None)
+def judge(written_module: Callable[[str, str], Any]) -> Any:
+    return written_module("choosing_judge", JUDGE)
 
 
 def selection(method: str, **settings: Any) -> Selection:
