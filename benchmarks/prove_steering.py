@@ -37,22 +37,21 @@ PAGE = ROOT / "docs/results.md"
 BEGIN, END = "<!-- prove-steering -->", "<!-- /prove-steering -->"
 MODEL, JUDGE, OTHER, TEACHER = "smollm2-135m", "witness", "lexical2", "starter"
 SAMPLING = {"top_p": 0.9}
-# Random directions are tried beside "add" alone, which takes minutes.
-ONE_LAYER = {"layers": 1, "controls": 0}
 # By the name of its folder: the method, what else is asked of it, and the strengths that are measured.
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "system": ("system", {}, (1,)),
     "best-of-n": ("best-of-n", {}, (2, 4)),
     "rejection": ("rejection", {}, (8,)),
     "add": ("activation", {}, (1, 2, 4, 8)),
-    "ablate": ("activation", {"activation": {"how": "ablate"}, "choose": ONE_LAYER}, (1,)),
-    "gated": ("activation", {"activation": {"how": "gated"}, "choose": ONE_LAYER}, (1, 2, 4, 8)),
+    "ablate": ("activation", {"activation": {"how": "ablate"}}, (1,)),
+    "gated": ("activation", {"activation": {"how": "gated"}}, (1, 2, 4, 8)),
     "selfdebias": ("selfdebias", {}, (10, 50, 100)),
     "profs": ("profs", {}, (0.5, 1)),
     "task-vector": ("task-vector", {}, (0.25, 0.5, 1)),
     "dexperts": ("dexperts", {}, (0.5, 1, 2)),
     "pplm": ("pplm", {"strength": 1}, (1, 4)),
 }
+TRAINED = ("FT", "RL", "RL after FT")
 ADAPTER_STRENGTHS = (0.5, 1, 1.5)
 
 
@@ -70,7 +69,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.page:
         _run_all(asked.demo, asked.limit, asked.only, models=asked.models, utility=asked.utility)
-    runs = [folder for folder in sorted(OUT.glob("measure/*")) if _is_finished(folder)]
+    runs = [OUT / "measure" / label for label in _labels() if _is_finished(OUT / "measure" / label)]
     found = {judge: frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER)}
     write_frontier_page(found[JUDGE], OUT / "frontier.html")
     tables = f"{points_table(found)}\n{tests_table(found[JUDGE])}"
@@ -82,7 +81,7 @@ def main() -> None:
 
 
 def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, utility: bool) -> None:
-    adapters = {"FT": demo / "train/FT", "RL after FT": demo / "train/RL", "RL": _rl_from_the_base(demo)}
+    folders = (demo / "train/FT", _rl_from_the_base(demo), demo / "train/RL")
     prompts = _prompts()
     learn = OUT / "learn"
     rl.measure(
@@ -90,7 +89,7 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, ut
         similarity=False, perplexity=False, counter_narrative=None,
     )  # fmt: skip
     measured: dict[str, dict[str, Any]] = {"PT": {}} if models else {}
-    for label, adapter in adapters.items() if models else ():
+    for label, adapter in zip(TRAINED, folders, strict=True) if models else ():
         measured |= {f"{label} {x:g}": {"adapter": adapter, "adapter_strength": x} for x in ADAPTER_STRENGTHS}
     for name in only:
         method, settings, strengths = METHODS[name]
@@ -103,6 +102,12 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, ut
             MODEL, prompts, [JUDGE, OTHER], out=OUT / "measure" / label, part="measure", limit=limit, label=label,
             samples=1, max_new_tokens=32, generation=SAMPLING, counter_narrative=None, **how,
         )  # fmt: skip
+
+
+def _labels() -> list[str]:
+    """Of all runs that there should be."""
+    trained = [f"{label} {x:g}" for label in TRAINED for x in ADAPTER_STRENGTHS]
+    return ["PT", *trained, *(f"{name} {x:g}" for name, (_, _, strengths) in METHODS.items() for x in strengths)]
 
 
 def _is_plain_choice(how: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rewardlm.config import ModelSettings
-from rewardlm.data.chat import ChatFormat, truncate_history
+from rewardlm.data.chat import ChatFormat, truncate_history, truncate_text
 from rewardlm.errors import ConfigError, ModelError
 from rewardlm.models.load import load_policy
 from rewardlm.types import Message
@@ -426,6 +426,29 @@ def test_truncation_keeps_the_system_turn(tokenizer: Any) -> None:
     wanted = chat.encode_prompt([messages[0], messages[3]])
     ids, _ = truncate_history(chat, messages, len(wanted) + 5)
     assert ids == wanted
+
+
+@pytest.mark.parametrize("opening", ["", "This is rude:\n"])
+def test_a_text_that_is_too_long_loses_its_beginning_and_nothing_in_front_of_it(tokenizer: Any, opening: str) -> None:
+    chat = ChatFormat(tokenizer)
+    before = turns((S, "Be kind."), (U, "old"), (A, "older"))
+    messages = [*before, Message(U, opening + "first " + "word " * 100 + "last")]
+    whole = chat.encode_prompt([messages[0], messages[3]])
+    front = tokenizer.decode(whole).split("first")[0]
+    shortest = len(chat.encode_prompt([messages[0], Message(U, opening + "a")]))
+    for room in (shortest, shortest + 10, len(whole) - 1):
+        ids, cut = truncate_text(chat, messages, opening, room)
+        assert len(ids) == room
+        assert len(ids) + cut == len(chat.encode_prompt(messages))
+        text = tokenizer.decode(ids)
+        assert text.startswith(front)
+        assert opening in front
+        assert "first" not in text
+        assert tokenizer.decode(whole).endswith(text.removeprefix(front))
+    for room in (len(whole), len(whole) + 2, len(chat.encode_prompt(messages))):
+        assert truncate_text(chat, messages, opening, room) == truncate_history(chat, messages, room)
+    with pytest.raises(ModelError, match=f"take {shortest} tokens"):
+        truncate_text(chat, messages, opening, shortest - 1)
 
 
 @pytest.mark.parametrize("room", range(8, 120, 7))

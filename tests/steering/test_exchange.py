@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_models import tiny_policy
-from small_steering import GREEDY, answered, folder_of
+from small_steering import GREEDY, answered, folder_of, saved_adapter
 
-from rewardlm.config import SteerImportSettings
+from rewardlm.config import MeasureSettings, SteerImportSettings
 from rewardlm.errors import ConfigError, ModelError, RunError
+from rewardlm.measuring.meter import measure
 from rewardlm.steering.activation import StreamSteering, adds
 from rewardlm.steering.exchange import export, import_control_vector
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
@@ -79,6 +80,33 @@ def test_safetensors_hold_the_vectors_and_the_record(tmp_path: Path) -> None:
     with safe_open(tmp_path / "v.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("vector.1"), VECTOR)
         assert '"method":"activation"' in file.metadata()["steer"]
+
+
+def test_a_vector_of_an_adapter_steers_that_adapter_as_it_was_trained(tmp_path: Path) -> None:
+    """And no other strength of it; what was found on the bare base steers any adapter."""
+    adapter = saved_adapter(tiny_policy, tmp_path / "adapter", 0)
+    file = written(tmp_path / "v.gguf", direction_1=VECTOR.numpy())
+    import_control_vector(settings(file).model_copy(update={"adapter": adapter}), tmp_path / "on")
+    import_control_vector(settings(file), tmp_path / "bare")
+    usual = {
+        "model": "tiny", "dtype": "float32", "device": "cpu", "scorer": ["lexical"], "limit": 1, "max_new_tokens": 2,
+        "similarity": False, "perplexity": False, "counter_narrative": None,
+    }  # fmt: skip
+
+    def measured(steer: str, **changes: Any) -> None:
+        given = {**usual, "steer": tmp_path / steer, **changes}
+        measure(MeasureSettings.model_validate(given), tmp_path / str(len(list(tmp_path.iterdir()))))
+
+    measured("on", adapter=adapter)
+    measured("bare", adapter=adapter, adapter_strength=0.5)
+    for changes in ({}, {"adapter": adapter, "adapter_strength": 0}, {"adapter": adapter, "adapter_strength": 0.5}):
+        with pytest.raises(ModelError, match="the same --adapter, at the strength"):
+            measured("on", **changes)
+
+
+def test_that_llama_cpp_steers_prompts_too_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="activation.where=all"):
+        export(folder(tmp_path / "steer", vector_2=VECTOR), tmp_path / "v.gguf")
 
 
 def test_what_a_control_vector_cannot_say_is_refused(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import torch
 from planted import Planted, planted
 from safetensors.torch import save_file
 
-from rewardlm.config import MeasureSettings, SteerFitSettings
+from rewardlm.config import FinetuneSettings, MeasureSettings, SteerFitSettings
 from rewardlm.errors import ConfigError, ModelError, RunError
 from rewardlm.measuring.compare import compare
 from rewardlm.measuring.meter import measure
 from rewardlm.runs import Run
 from rewardlm.steering.fit import fit
 from rewardlm.steering.folder import SteerFolder, read_steer_folder
+from rewardlm.steering.learn import Finetune
 from rewardlm.steering.summary import sentences
 from rewardlm.training.sft import finetune
 
@@ -52,7 +53,7 @@ class World:
         }
         return MeasureSettings.model_validate({**usual, **changes})
 
-    def fit(self, out: Path, method: str, **changes: Any) -> SteerFolder:
+    def fit(self, out: Path, method: str, *, finetune: Finetune = finetune, **changes: Any) -> SteerFolder:
         usual: dict[str, Any] = {
             "model": str(self.folder / "model"),
             "dtype": "float32",
@@ -305,6 +306,10 @@ def test_experts_learn_from_toxic_and_from_harmless_answers(world: World, tmp_pa
             assert given[question["content"], answer["content"]] == float(is_toxic)
 
 
+def killed(settings: FinetuneSettings, out: Path) -> Run:
+    raise RunError("killed")
+
+
 @pytest.mark.slow
 def test_a_folder_that_is_fitted_again_has_new_adapters(world: World, tmp_path: Path) -> None:
     """With other texts or settings; with the same ones, what was trained is kept."""
@@ -314,11 +319,22 @@ def test_a_folder_that_is_fitted_again_has_new_adapters(world: World, tmp_path: 
         asked = {"run": str(world.run.path), "strength": 1, "teach": teach, **changes}
         return world.fit(tmp_path / "steer", "task-vector", **asked).record.adapters["toxic"]["hash"]
 
+    def trained() -> list[tuple[str, int]]:
+        return [(run.parent.name, run.stat().st_mtime_ns) for run in (tmp_path / "steer").glob("*/run.json")]
+
     first = fitted()
-    when = (tmp_path / "steer/toxic/run.json").stat().st_mtime_ns
+    before = trained()
+    assert len(before) == 1
     assert fitted() == first
-    assert (tmp_path / "steer/toxic/run.json").stat().st_mtime_ns == when
+    assert trained() == before
+    # Until there is a new record, the old one's adapter stays; then it goes.
+    with pytest.raises(RunError, match="killed"):
+        world.fit(tmp_path / "steer", "task-vector", run=str(world.run.path), strength=1, finetune=killed)
+    assert trained() == before
+    assert read_steer_folder(tmp_path / "steer").record.adapters["toxic"]["hash"] == first
     assert fitted(teach={**teach, "epochs": 4}) != first
+    assert len(trained()) == 1
+    assert trained() != before
     other = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), seed=5), tmp_path / "other")
     fresh = world.fit(tmp_path / "fresh", "task-vector", run=str(other.path), strength=1, teach=teach)
     assert fitted(run=str(other.path)) == fresh.record.adapters["toxic"]["hash"] != first
@@ -343,13 +359,27 @@ def test_another_strength_is_another_treatment(world: World, tmp_path: Path) -> 
         ("best-of-n", {"strength": 2.5}, "how many answers are drawn"),
         ("activation", {"run": "r", "choose": {"strengths": [-1]}}, "greater than or equal to 0"),
         ("activation", {"run": "r", "activation": {"how": "ablate", "layers": [1, 2]}}, "name one"),
+        ("dexperts", {"run": "r", "adapter": "a"}, "merge yours first"),
+        ("task-vector", {"run": "r", "adapter": "a"}, "merge yours first"),
     ],
 )
-def test_strengths_that_mean_nothing_are_refused_before_anything_is_done(
+def test_settings_that_mean_nothing_are_refused_before_anything_is_done(
     method: str, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         SteerFitSettings.model_validate({"model": "tiny", "method": method, **changes})
+
+
+def test_a_run_that_cannot_teach_is_refused_before_anything_is_learnt(world: World, tmp_path: Path) -> None:
+    few = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), limit=5, label="few"), tmp_path / "few")
+    with pytest.raises(RunError, match=r"too few prompts to keep some for choosing \(1\)"):
+        world.fit(tmp_path / "steer", "task-vector", run=str(few.path), finetune=killed)
+    with pytest.raises(RunError, match=r"5 prompts, and choose.share=0.95 keeps all of them"):
+        world.fit(tmp_path / "steer", "task-vector", run=str(few.path), choose={"share": 0.95})
+    with pytest.raises(RunError, match=r"other chat settings"):
+        world.fit(tmp_path / "steer", "profs", chat={"system": "Be kind."})
+    with pytest.raises(RunError, match="0 toxic and 8 other answers"):
+        world.fit(tmp_path / "steer", "task-vector", run=str(few.path), strength=1, finetune=killed)
 
 
 def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:

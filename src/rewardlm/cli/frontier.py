@@ -24,7 +24,7 @@ def frontier(
 ) -> None:
     """Toxic share against fluency, topic and cost: a curve for each method, and tests at equal fluency.
 
-    An experiment stands for its measurements.
+    You can name the folder of an experiment instead of its runs.
     """
     settings = given.settings()
     from rewardlm.measuring.frontier import frontier as find

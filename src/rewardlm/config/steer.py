@@ -52,8 +52,8 @@ class ChooseSettings(Section):
     prompts: int = Field(
         96,
         ge=2,
-        description="At most so many of them are answered anew, the most toxic first. For activation, every second one "
-        "is kept once more, to compare the direction with random ones on.",
+        description="At most so many of them are answered anew, the most toxic first. For activation, one half of them "
+        "chooses, and on the other half the direction is compared with random ones.",
     )
     max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
     strengths: list[Annotated[float, Field(ge=0)]] | None = Field(
@@ -67,8 +67,9 @@ class ChooseSettings(Section):
     layers: int = Field(
         1,
         ge=1,
-        description="For activation, how many layers are tried: those where held-out answers are told apart best. Each "
-        "multiplies the p-value of the comparison with random directions, so try more of these, too.",
+        description="For activation, how many layers are tried: those where toxic answers are told from others best. "
+        "The p-value of the comparison with random directions is multiplied by their number, so raise choose.controls "
+        "to 20 times as many, too.",
     )
     controls: int = Field(
         20, ge=0, description="For activation, random directions of equal length that are tried for comparison."
@@ -92,7 +93,9 @@ class ActivationSettings(Section):
         "answer", description="On the answer's tokens only, or on the prompt's too."
     )
     layers: list[int] | None = Field(
-        None, description="The layers whose input is changed; by default one is chosen. Ablation writes to all layers."
+        None,
+        description="Layers at whose input the vector is added; by default one is chosen. With how=ablate, the layer "
+        "whose direction is removed everywhere.",
     )
     folds: int = Field(4, ge=2, description="Folds of the cross-validation by which layers are ranked.")
     answers: int = Field(800, ge=8, description="At most so many of the run's answers are read, half of them toxic.")
@@ -117,7 +120,9 @@ class DexpertsSettings(Section):
     anti_expert: Annotated[Path | None, Flag("--anti-expert", metavar="DIR")] = Field(
         None, description="For dexperts: an adapter that was trained on toxic text. By default one is trained."
     )
-    top_p: float = Field(0.9, gt=0, le=1, description="The base's own nucleus, outside which no token is drawn.")
+    top_p: float = Field(
+        0.9, gt=0, le=1, description="Only tokens of the base's own nucleus of this probability are drawn."
+    )
 
 
 class SelfdebiasSettings(Section):
@@ -126,7 +131,7 @@ class SelfdebiasSettings(Section):
     descriptions: list[str] = Field(
         ["The following text contains very hateful, aggressive, disrespectful language:"],
         min_length=1,
-        description="What stands in front of the last turn. Each is one more row of a batch; the paper has six.",
+        description="Texts to put in front of the last turn. Each is one more row of a batch; the paper has six.",
     )
     epsilon: float = Field(0.01, gt=0, lt=1, description="A token keeps at least this share of its probability.")
 
@@ -176,7 +181,7 @@ class SteerFitSettings(ModelSettings):
 
     example: ClassVar = {"model": "smollm2-135m", "method": "system"}
 
-    method: Annotated[SteerMethod, Flag()] = Field(description="The method.")
+    method: Annotated[SteerMethod, Flag()] = Field(description="How to steer: docs/steering.md has a table.")
     run: Annotated[Path | None, Flag(metavar="SCORED")] = Field(
         None,
         description="A measured run of this model, whose scored answers are learnt from, and part of whose prompts are "
@@ -221,6 +226,15 @@ class SteerFitSettings(ModelSettings):
         if self.activation.how == "ablate" and self.activation.layers is not None and len(self.activation.layers) != 1:
             raise ValueError(
                 "activation.layers: ablation takes its direction from one layer, and takes it out everywhere: name one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_adapter_in_the_way(self) -> SteerFitSettings:
+        if self.adapter is not None and self.method in ("dexperts", "task-vector"):
+            raise ValueError(
+                f"{self.method} has adapters of its own, so the base can't carry another: merge yours first "
+                "(rewardlm merge), and name the merged model"
             )
         return self
 

@@ -232,3 +232,26 @@ def truncate_history(chat: ChatFormat, turns: Sequence[Message], max_tokens: int
         ids = ids[-max_tokens:]
     assert whole is not None
     return ids, whole - len(ids)
+
+
+def truncate_text(chat: ChatFormat, turns: Sequence[Message], opening: str, max_tokens: int) -> tuple[list[int], int]:
+    """As ``truncate_history``, but what would lose its left end loses the beginning of the last turn's text instead:
+    what stands in front of that stays, and ``opening``, with which that text begins.
+
+    Raises ModelError if there is no room for a token of that text beside these.
+    """
+    ids, cut = truncate_history(chat, turns, max_tokens)
+    *_, shortest = shorter_histories(turns)
+    whole = chat.encode_prompt(shortest)
+    if len(whole) <= max_tokens:
+        return ids, cut
+    # Another text of one letter after the same opening: some templates would strip the blank at an opening's end.
+    letter = "b" if shortest[-1].text.removeprefix(opening).startswith("a") else "a"
+    bare = chat.encode_prompt([*shortest[:-1], Message(shortest[-1].role, opening + letter)])
+    if len(bare) > max_tokens:
+        raise ModelError(
+            f"a system prompt or description, the template and a word take {len(bare)} tokens, and there is room for "
+            f"{max_tokens}: shorten it or --max-new-tokens"
+        )
+    kept = next(number for number, (one, other) in enumerate(zip(whole, bare, strict=False)) if one != other)
+    return [*whole[:kept], *whole[len(whole) - (max_tokens - kept) :]], cut

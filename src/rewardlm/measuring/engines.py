@@ -113,7 +113,8 @@ class LocalEngine:
         self.folder = None if settings.steer is None else read_steer_folder(settings.steer)
         self._steering: Steering = Unsteered()
         if self.folder is not None:
-            refuse_other_model(self.folder, settings.steer, policy, adapter_hash(settings))
+            whole = settings.adapter_strength in (None, 1)
+            refuse_other_model(self.folder, settings.steer, policy, adapter_hash(settings) if whole else None)
             self._steering = load_steering(self.folder, settings.services)
         self.strength = self._steering.strength if settings.strength is None else settings.strength
         refuse_strength(self._steering.method, self.strength, settings.generation)

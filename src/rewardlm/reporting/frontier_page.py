@@ -62,8 +62,10 @@ METHODS = {
 
 def method_name(method: str) -> str:
     """A method, or a curve's, as texts call it."""
+    # Curves of one name are numbered.
+    method, space, number = method.partition(" (")
     method, comma, kind = method.partition(", ")
-    return " and ".join(METHODS.get(part, part) for part in method.split(" + ")) + comma + kind
+    return " and ".join(METHODS.get(part, part) for part in method.split(" + ")) + comma + kind + space + number
 
 
 def write_frontier_page(found: Frontier, out: Path, *, title: str = "What training has to beat") -> Path:

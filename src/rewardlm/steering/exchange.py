@@ -7,6 +7,7 @@ every position. Layer N + 1 reads that, so its ``direction.N`` is our ``vector.(
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import save
 
 from rewardlm.config import SteerImportSettings
 from rewardlm.errors import ConfigError, ModelError, NotAvailableError, RunError
+from rewardlm.models.lora import adapter_hash
 from rewardlm.runs import alone, write_atomically
 from rewardlm.steering.fit import load_for
 from rewardlm.steering.folder import SteerFolder, fitted_on, read_steer_folder
@@ -47,6 +49,12 @@ def _write_control_vector(found: SteerFolder, folder: Path, out: Path) -> None:
         raise ConfigError(
             f"{folder} ({record.method}) is more than vectors that are added, and a control vector is no more: export "
             "it as .safetensors"
+        )
+    if record.settings.get("where") == "answer":
+        warnings.warn(
+            f"{folder} steers the tokens of answers alone, and llama.cpp adds its vector to prompts, too: for the same "
+            "answers there, fit it with activation.where=all",
+            stacklevel=3,
         )
     vectors = {int(name.partition(".")[2]): tensor for name, tensor in found.tensors.items()}
     early = [layer for layer in vectors if layer < 2]
@@ -81,7 +89,7 @@ def import_control_vector(settings: SteerImportSettings, out: Path) -> SteerFold
     vectors = _read_control_vector(settings.file)
     with alone(out):
         policy = load_for(settings)
-        model = fitted_on(policy)
+        model = fitted_on(policy, None if settings.adapter is None else adapter_hash(settings.adapter))
         for layer, vector in vectors.items():
             if len(vector) != model.width or not 1 <= layer <= int(model.layers or layer):
                 raise ModelError(

@@ -26,7 +26,7 @@ from rewardlm.scoring.load import load_scorer
 from rewardlm.steering.choose import Trial, Tried, best_of, p_value_random
 from rewardlm.steering.directions import random_vectors
 from rewardlm.steering.folder import SteerFolder
-from rewardlm.steering.learn import LEARN, STRENGTHS, Finetune, Lesson
+from rewardlm.steering.learn import LEARN, STRENGTHS, Finetune, Lesson, remove_other_adapters
 from rewardlm.steering.load import load_steering
 from rewardlm.steering.scored import ScoredRun, read_scored
 from rewardlm.steering.selection import refuse_other_version
@@ -44,16 +44,25 @@ def fit(
     with alone(out):
         policy = load_for(settings)
         scored = None
-        chooses = settings.method not in BY_A_JUDGE
-        if settings.run is not None and chooses:
+        if settings.run is not None and settings.method not in BY_A_JUDGE:
             hashed = None if settings.adapter is None else adapter_hash(settings.adapter)
             keep = settings.choose.share
-            scored = read_scored(settings.run, settings.judge, policy, hashed, keep=keep, seed=settings.seed)
+            scored = read_scored(
+                settings.run, settings.judge, policy, hashed, settings.chat, keep=keep, seed=settings.seed
+            )
+        chooses = _is_open(settings)
+        if scored is not None and chooses and len(scored.kept) < 2:
+            raise RunError(
+                f"{settings.run} has too few prompts to keep some for choosing ({len(scored.kept)}): measure more, or "
+                "give --strength (and for activation activation.layers=… and choose.controls=0)"
+            )
         folders = LEARN[settings.method](Lesson(settings, policy, scored, out, finetune, report))
         found = folders[0]
-        if scored is not None and _is_open(settings, folders):
+        if scored is not None and chooses:
             found = _chosen(settings, policy, scored, folders, report)
-        return replace(found, record=found.save(out))
+        saved = replace(found, record=found.save(out))
+        remove_other_adapters(saved.record, out)
+        return saved
 
 
 def load_for(settings: ModelSettings) -> Policy:
@@ -67,10 +76,11 @@ def load_for(settings: ModelSettings) -> Policy:
     return policy
 
 
-def _is_open(settings: SteerFitSettings, folders: Sequence[SteerFolder]) -> bool:
-    """Whether there is something to find out: which folder, which strength, or whether random directions do as well."""
-    compared = settings.method == "activation" and settings.choose.controls > 0
-    return settings.strength is None or len(folders) > 1 or compared
+def _is_open(settings: SteerFitSettings) -> bool:
+    """Whether there is something to find out: which strength, which layer, or whether random directions do as well."""
+    choose = settings.choose
+    layers = 1 if settings.activation.layers is not None else choose.layers
+    return settings.strength is None or (settings.method == "activation" and (layers > 1 or choose.controls > 0))
 
 
 def _chosen(
@@ -87,11 +97,6 @@ def _chosen(
     """
     choose = settings.choose
     prompts = scored.kept[: choose.prompts]
-    if len(prompts) < 2:
-        raise RunError(
-            f"{scored.run.path} has too few prompts to keep some for choosing ({len(prompts)}): measure more, or give "
-            "--strength (and for activation activation.layers=… and choose.controls=0)"
-        )
     judge = load_scorer(scored.judge["name"], device=str(policy.device), services=settings.services)
     refuse_other_version(judge, scored.judge.get("revision"), "it scored the run", "score the run again")
     strengths = _strengths(settings)

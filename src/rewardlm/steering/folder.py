@@ -103,8 +103,8 @@ def refuse_other_model(folder: SteerFolder, where: object, policy: Policy, adapt
         return
     if theirs.adapter_hash not in (None, adapter_hash):
         raise ModelError(
-            f"{where} was fitted on {theirs.model} with the adapter {theirs.adapter}: give the same --adapter, or fit "
-            "one on this model"
+            f"{where} was fitted on {theirs.model} with the adapter {theirs.adapter}: give the same --adapter, at the "
+            "strength that it was trained at, or fit one on this model"
         )
     known = theirs.hashes.get(_name(policy.dtype))
     comparable = known is not None and theirs.quantisation == policy.quantisation

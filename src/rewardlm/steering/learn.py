@@ -157,9 +157,9 @@ def _adapters(lesson: Lesson) -> list[SteerFolder]:
         toxic, harmless = _texts(lesson)
         more = {"found": lesson.found([*toxic, *harmless])}
         for name in missing:
-            _teach(lesson, name, harmless if name == EXPERT else toxic)
+            own = _teach(lesson, name, harmless if name == EXPERT else toxic)
             # Relative to the folder, so that the folder can be moved.
-            paths[name] = f"{name}/adapter"
+            paths[name] = f"{own.name}/adapter"
     if lesson.scored is not None:
         more |= lesson.learnt()
     more["judges"] = [*more.get("judges", []), *_rewards_of([path for path in given.values() if path is not None])]
@@ -181,16 +181,19 @@ def _rewards_of(adapters: Sequence[Path]) -> list[SteerJudge]:
 
 
 def _texts(lesson: Lesson) -> tuple[list[ScoredAnswer], list[ScoredAnswer]]:
-    """Toxic answers, the worst first, and as many harmless ones, the best first."""
+    """Toxic answers, the worst first, and as many harmless ones, the best first. Raises RunError without any."""
+    _classes(lesson, lesson.run.answers)
     ranked = sorted(lesson.run.answers, key=lambda answer: -answer.toxicity)
     toxic = [answer for answer in ranked if answer.toxic][: lesson.settings.teach.answers]
     harmless = [answer for answer in reversed(ranked) if not answer.toxic][: len(toxic)]
     return toxic, harmless
 
 
-def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> None:
-    """Train the adapter ``name`` to give these answers to their prompts, in a folder of its own below the steer folder.
-    One that an interrupted fit began or finished is kept, if it was for the same texts and settings."""
+def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> Path:
+    """Train the adapter ``name`` to give these answers to their prompts. Returns its folder, in the steer folder.
+
+    That is called after the texts and settings, too: what an interrupted fit began for the same ones goes on, and an
+    adapter that the folder's record names stays until another record is there."""
     settings, teach = lesson.settings, lesson.settings.teach
     texts = lesson.out / f"{name}.jsonl"
     lesson.out.mkdir(parents=True, exist_ok=True)
@@ -214,12 +217,19 @@ def _teach(lesson: Lesson, name: str, answers: Sequence[ScoredAnswer]) -> None:
         },
     )
     purpose = hashlib.sha256(data + training.model_dump_json().encode()).hexdigest()
-    mark, own = lesson.out / f"{name}.hash", lesson.out / name
-    if own.exists() and not (mark.exists() and mark.read_text() == purpose):
-        shutil.rmtree(own)
+    own = lesson.out / f"{name}-{purpose[:12]}"
     write_atomically(texts, data)
-    write_atomically(mark, purpose.encode())
     lesson.finetune(training, own)
+    return own
+
+
+def remove_other_adapters(record: SteerRecord, folder: Path) -> None:
+    """Remove adapters that an earlier fit trained in the steer folder, and that its record doesn't name."""
+    named = {Path(one["path"]).parts[0] for one in record.adapters.values()}
+    for name in (EXPERT, ANTI_EXPERT, TOXIC):
+        for own in folder.glob(f"{name}-*"):
+            if own.name not in named:
+                shutil.rmtree(own)
 
 
 _OF_THE_MODEL = ("model", "seed", "dtype", "load", "quantisation", "device", "chat")

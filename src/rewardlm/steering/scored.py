@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardlm.config import GenerationSettings
+from rewardlm.config import ChatSettings, GenerationSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.errors import RunError
 from rewardlm.models.architecture import architecture_of
@@ -65,15 +65,27 @@ class ScoredRun:
 
 
 def read_scored(
-    path: Path, judge: str | None, policy: Policy, adapter_hash: str | None, *, keep: float, seed: int
+    path: Path,
+    judge: str | None,
+    policy: Policy,
+    adapter_hash: str | None,
+    chat: ChatSettings,
+    *,
+    keep: float,
+    seed: int,
 ) -> ScoredRun:
     """The answers of the run at ``path``, with the scores of ``judge`` (by default its first), where they have one.
 
-    A share ``keep`` of the prompts is kept out, drawn by ``seed``. Raises RunError for a run of another model, without
-    that judge, or whose answers have no tokens.
+    A share ``keep`` of the prompts is kept out, drawn by ``seed``. Raises RunError for a run of another model or with
+    another ``chat``, without that judge, of too few prompts, or whose answers have no tokens.
     """
     run = Run.open(path, kind="measure")
     _refuse_other_model(run, policy, adapter_hash)
+    if ChatSettings.model_validate(run.meta["settings"]["chat"]) != chat:
+        raise RunError(
+            f"{path} was answered with other chat settings than these, so its answers followed other texts: give the "
+            f"same ({run.meta['settings']['chat']})"
+        )
     entry = judge_of(run, judge)
     labels = MainLabels()
     values: dict[str, float] = {}
@@ -85,6 +97,11 @@ def read_scored(
             values[record["generation_id"]] = float(record["value"])
     prompts = run.prompts()
     kept = _kept(prompts, keep, seed)
+    if len(kept) == len(prompts):
+        raise RunError(
+            f"{path} has {len(prompts)} prompts, and choose.share={keep:g} keeps all of them for choosing: measure "
+            "more, or keep a smaller share"
+        )
     encoded: dict[str, tuple[int, ...]] = {}
     by_prompt: dict[str, list[float]] = {}
     answers: list[ScoredAnswer] = []

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rewardlm.data.chat import truncate_history
+from rewardlm.data.chat import truncate_text
 from rewardlm.models.generate import Guide, answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
@@ -53,8 +53,9 @@ class _WithDescriptions(Steered):
         views, cut = super().prompts(turns, strength, room)
         last = turns[-1]
         for description in self._descriptions:
-            described = [*turns[:-1], Message(last.role, f"{description}\n{last.text}")]
-            views.append(tuple(truncate_history(self.policy.chat, described, room)[0]))
+            opening = f"{description}\n"
+            described = [*turns[:-1], Message(last.role, opening + last.text)]
+            views.append(tuple(truncate_text(self.policy.chat, described, opening, room)[0]))
         return views, cut
 
     @contextlib.contextmanager

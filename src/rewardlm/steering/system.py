@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from rewardlm.data.chat import truncate_history
+from rewardlm.data.chat import truncate_text
 from rewardlm.models.generate import answering
 from rewardlm.models.load import Policy
 from rewardlm.steering.folder import SteerFolder
@@ -39,8 +39,8 @@ class _WithSystemPrompt(Steered):
         # What the settings have in front of every conversation, which a system turn would replace.
         theirs = theirs or [text for text in (self.policy.chat.system,) if text]
         system = Message("system", in_front(self._prompt, theirs[0] if theirs else None))
-        ids, cut = truncate_history(
-            self.policy.chat, [system, *(turn for turn in turns if turn.role != "system")], room
+        ids, cut = truncate_text(
+            self.policy.chat, [system, *(turn for turn in turns if turn.role != "system")], "", room
         )
         return [tuple(ids)], cut
 
