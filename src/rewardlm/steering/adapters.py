@@ -136,13 +136,14 @@ def combined(
 ) -> Float[Tensor, "B V"]:
     """z + α·(z⁺ − z⁻) inside of the base's nucleus, −inf outside. A row of strength 0 keeps the base's logits.
 
-    The nucleus of what may be drawn is inside, too: the whole one could be ``barred``, such as an end that is too
-    early."""
+    Where all of the nucleus is ``barred``, such as an end that is too early, that of the other tokens takes its place.
+    """
     pushed = base + strengths[:, None] * (expert - anti_expert)
     if top_p < 1:
         outside = Distribution(base).nucleus(top_p).weights == 0
-        if barred is not None:
-            outside &= Distribution(base.masked_fill(barred, -torch.inf)).nucleus(top_p).weights == 0
+        if barred is not None and (stuck := (outside | barred).all(-1)).any():
+            others = base[stuck].masked_fill(barred[stuck], -torch.inf)
+            outside[stuck] = Distribution(others).nucleus(top_p).weights == 0
         pushed = pushed.masked_fill(outside & (strengths[:, None] != 0), -torch.inf)
     return pushed
 
