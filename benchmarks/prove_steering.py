@@ -11,7 +11,7 @@ chosen there too. Every strength is measured all the same, so that each method h
 With $REWARDLM_DATA the prompts are its realtoxicityprompts/prompts.jsonl, else the packaged ones. A run that is there
 is not made again, so two of these commands can share the work, each with a core (--only, --no-models). Over an hour on
 two cores; PPLM alone takes a quarter of that. With --utility, what models can still do is asked too, for methods at the
-strength that was chosen: two minutes more for each (its data: docs/measuring.md).
+strength that was chosen: some minutes more for each (its data: docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 }
 TRAINED = ("FT", "RL", "RL after FT")
 ADAPTER_STRENGTHS = (0.5, 1, 1.5)
+UTILITY_ITEMS = 250
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, ut
         measured |= {f"{name} {x:g}": {"steer": OUT / "steer" / name, "strength": x} for x in strengths}
     for label, how in measured.items():
         if utility and _is_plain_choice(how):
-            how["suite"] = "utility"
+            how |= {"suite": "utility", "utility": {"items": UTILITY_ITEMS}}
         rl.measure(
             MODEL, prompts, [JUDGE, OTHER], out=OUT / "measure" / label, part="measure", limit=limit, label=label,
             samples=1, max_new_tokens=32, generation=SAMPLING, counter_narrative=None, **how,
