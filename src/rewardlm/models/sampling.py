@@ -76,7 +76,7 @@ class Sampler:
             return None
         barred = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
         barred[:, self._end_ids] = torch.tensor(held, device=logits.device)[:, None]
-        for row, tokens in enumerate(so_far):
+        for row, tokens in enumerate(so_far if size else ()):
             barred[row, _would_repeat(tokens, size)] = True
         return barred
 
