@@ -29,7 +29,7 @@ ROWS = [
     {"fastpath"},
     {"runs", "services", "listening", "packaged", "gguf", "progress", "trunk", "stream", "views", "readouts", "hub"},
     {"config"},
-    {"types", "errors", "stats", "formats"},
+    {"types", "errors", "stats", "formats", "in_force"},
 ]
 # The page shows what compare finds: that part of measure needs no torch, as the last tests see. A judge is trained with
 # the checkpoints that every training has. RL watches its answers by the rules that the audit will ask about later.

@@ -401,4 +401,5 @@ def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:
 def test_too_few_toxic_answers_are_said(world: World, tmp_path: Path) -> None:
     harmless = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), limit=1, samples=1), tmp_path / "one")
     with pytest.raises(RunError, match="needs two of each"):
-        world.fit(tmp_path / "steer", "activation", run=str(harmless.path))
+        fixed = {"strength": 1, "activation": {"layers": [1]}, "choose": {"controls": 0}}
+        world.fit(tmp_path / "steer", "activation", run=str(harmless.path), **fixed)
