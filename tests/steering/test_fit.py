@@ -400,6 +400,6 @@ def test_a_damaged_folder_is_refused(world: World, tmp_path: Path) -> None:
 
 def test_too_few_toxic_answers_are_said(world: World, tmp_path: Path) -> None:
     harmless = measure(world.settings(prompts=str(world.folder / "learn.jsonl"), limit=1, samples=1), tmp_path / "one")
+    fixed = {"strength": 1, "activation": {"layers": [1]}, "choose": {"controls": 0}}
     with pytest.raises(RunError, match="needs two of each"):
-        fixed = {"strength": 1, "activation": {"layers": [1]}, "choose": {"controls": 0}}
         world.fit(tmp_path / "steer", "activation", run=str(harmless.path), **fixed)
