@@ -51,7 +51,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "dexperts": ("dexperts", {}, (0.5, 1, 2)),
     "pplm": ("pplm", {"strength": 1}, (1, 4)),
 }
-TRAINED = ("FT", "RL", "RL after FT")
 ADAPTER_STRENGTHS = (0.5, 1, 1.5)
 UTILITY_ITEMS = 250
 
@@ -70,7 +69,8 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.page:
         _run_all(asked.demo, asked.limit, asked.only, models=asked.models, utility=asked.utility)
-    runs = [OUT / "measure" / label for label in _labels() if _is_finished(OUT / "measure" / label)]
+    labels = _treatments(asked.demo, list(METHODS), models=True)
+    runs = [OUT / "measure" / label for label in labels if _is_finished(OUT / "measure" / label)]
     found = {judge: frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER)}
     write_frontier_page(found[JUDGE], OUT / "frontier.html")
     tables = f"{points_table(found)}\n{tests_table(found[JUDGE])}"
@@ -82,21 +82,16 @@ def main() -> None:
 
 
 def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, utility: bool) -> None:
-    folders = (demo / "train/FT", _rl_from_the_base(demo), demo / "train/RL")
+    _rl_from_the_base(demo)
     prompts = _prompts()
     learn = OUT / "learn"
     rl.measure(
         MODEL, prompts, TEACHER, out=learn, part="train", samples=4, max_new_tokens=48, label="PT", generation=SAMPLING,
         similarity=False, perplexity=False, counter_narrative=None,
     )  # fmt: skip
-    measured: dict[str, dict[str, Any]] = {"PT": {}} if models else {}
-    for label, adapter in zip(TRAINED, folders, strict=True) if models else ():
-        measured |= {f"{label} {x:g}": {"adapter": adapter, "adapter_strength": x} for x in ADAPTER_STRENGTHS}
     for name in only:
-        method, settings, strengths = METHODS[name]
-        _fit(name, method, learn, settings)
-        measured |= {f"{name} {x:g}": {"steer": OUT / "steer" / name, "strength": x} for x in strengths}
-    for label, how in measured.items():
+        _fit(name, *METHODS[name][:2], learn)
+    for label, how in _treatments(demo, only, models=models).items():
         if utility and _is_plain_choice(how):
             how |= {"suite": "utility", "utility": {"items": UTILITY_ITEMS}}
         rl.measure(
@@ -105,10 +100,15 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, ut
         )  # fmt: skip
 
 
-def _labels() -> list[str]:
-    """Of all runs that there should be."""
-    trained = [f"{label} {x:g}" for label in TRAINED for x in ADAPTER_STRENGTHS]
-    return ["PT", *trained, *(f"{name} {x:g}" for name, (_, _, strengths) in METHODS.items() for x in strengths)]
+def _treatments(demo: Path, only: list[str], *, models: bool) -> dict[str, dict[str, Any]]:
+    """By its label, what is done to the model of each run."""
+    found: dict[str, dict[str, Any]] = {"PT": {}} if models else {}
+    trained = {"FT": demo / "train/FT", "RL": OUT / "RL", "RL after FT": demo / "train/RL"}
+    for label, adapter in trained.items() if models else ():
+        found |= {f"{label} {x:g}": {"adapter": adapter, "adapter_strength": x} for x in ADAPTER_STRENGTHS}
+    for name in only:
+        found |= {f"{name} {x:g}": {"steer": OUT / "steer" / name, "strength": x} for x in METHODS[name][2]}
+    return found
 
 
 def _is_plain_choice(how: dict[str, Any]) -> bool:
@@ -133,7 +133,7 @@ def _prompts() -> str:
     return str(toxic)
 
 
-def _rl_from_the_base(demo: Path) -> Path:
+def _rl_from_the_base(demo: Path) -> None:
     """RL as the demo has it, but for its start: the base instead of the fine-tuned model."""
     out, theirs = OUT / "RL", json.loads((demo / "train/RL/run.json").read_text(encoding="utf-8"))["settings"]
     if not _is_finished(out):
@@ -141,10 +141,9 @@ def _rl_from_the_base(demo: Path) -> Path:
         OUT.mkdir(parents=True, exist_ok=True)
         config.write_text(json.dumps({**theirs, "adapter": None}), encoding="utf-8")
         _rewardlm("rlaf", MODEL, "--config", config, "--out", out)
-    return out
 
 
-def _fit(name: str, method: str, learn: Path, settings: dict[str, Any]) -> None:
+def _fit(name: str, method: str, settings: dict[str, Any], learn: Path) -> None:
     out = OUT / "steer" / name
     if (out / "steer.json").exists():
         return

@@ -243,9 +243,7 @@ def _of_a_steering(settings: SteerFitSettings) -> Iterator[Check]:
 
 def _check_steer_folder(settings: MeasureSettings, folder: Path) -> None:
     found = read_record(folder)
-    refuse_strength(
-        found.method, found.strength if settings.strength is None else settings.strength, settings.generation
-    )
+    refuse_strength(found.method, found.at(settings.strength), settings.generation)
     if found.method in BY_A_JUDGE:
         check_judges([judge.name for judge in found.judges], settings.services)
     for adapter in found.adapters.values():

@@ -72,14 +72,21 @@ def mean_difference(x: FloatArray, toxic: BoolArray) -> FloatArray:
 def toxic_direction(x: FloatArray, toxic: BoolArray) -> FloatArray:
     """The difference of means without its part along the harmless rows' mean, x Float[n, M] → Float[M].
 
-    A stream has a large part that all tokens share, in a few dimensions (Sun et al. 2024). Along it the two means
-    differ only in length, and ablating it would take from the model what it needs for any text.
+    Along it the two means differ only in length.
     """
-    common = x[~toxic].mean(0)
+    return without_common(mean_difference(x, toxic), x[~toxic])
+
+
+def without_common(found: FloatArray, texts: FloatArray) -> FloatArray:
+    """Directions Float[…, M] without their part along the mean of ``texts`` Float[n, M].
+
+    A stream has a large part that all tokens share, in a few dimensions (Sun et al. 2024). Ablating it would take from
+    the model what it needs for any text.
+    """
+    common = texts.mean(0)
     common /= max(float(np.linalg.norm(common)), 1e-12)
-    difference = mean_difference(x, toxic)
-    found: FloatArray = difference - (difference @ common) * common
-    return found
+    rest: FloatArray = found - (found @ common)[..., None] * common
+    return rest
 
 
 def folds_of(toxic: BoolArray, groups: Sequence[object], n_folds: int, seed: int) -> NDArray[np.int64]:

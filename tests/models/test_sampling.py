@@ -44,7 +44,7 @@ def test_numbers_are_those_of_log_softmax(width: int) -> None:
     log_p = logits.double().log_softmax(-1)
     sampler = Sampler(GenerationSettings(temperature=0.5), torch.tensor([0]))
     uniforms = torch.rand(9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    drawn = sampler.draw(logits, uniforms, [0] * 9, [])
+    drawn = sampler.draw(logits, uniforms)
 
     def of_drawn(distribution: torch.Tensor) -> torch.Tensor:
         return distribution.gather(-1, drawn.tokens[:, None]).squeeze(-1).float()
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_log_softmax(width: int) -> None:
 def test_broken_logits_show_in_both_numbers_of_their_row_alone(bad: float) -> None:
     logits = logits_of(3, 600)
     logits[1, 300] = bad
-    drawn = Sampler(GenerationSettings(), torch.tensor([0])).draw(logits, torch.full((3,), 0.4).double(), [0] * 3, [])
+    drawn = Sampler(GenerationSettings(), torch.tensor([0])).draw(logits, torch.full((3,), 0.4).double())
     assert torch.isfinite(drawn.logprobs).tolist() == [True, False, True]
     assert torch.isfinite(drawn.entropy).tolist() == [True, False, True]
 
@@ -75,7 +75,7 @@ def test_without_entropy_the_same_is_drawn_and_what_is_broken_still_shows() -> N
     logits[1, 600] = float("nan")
     uniforms = torch.tensor([0.1, 0.5, 0.9]).double()
     whole, less = (
-        Sampler(GenerationSettings(), torch.tensor([0]), entropy=wanted).draw(logits, uniforms, [0] * 3, [])
+        Sampler(GenerationSettings(), torch.tensor([0]), entropy=wanted).draw(logits, uniforms)
         for wanted in (True, False)
     )
     assert less.tokens.tolist() == whole.tokens.tolist()
@@ -130,7 +130,7 @@ def test_numbers_of_a_nucleus_are_those_of_its_tokens_alone() -> None:
     logits = logits_of(40, 3000)
     uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     warped = TopPLogitsWarper(0.9)(None, logits)
-    found = Sampler(GenerationSettings(top_p=0.9), torch.tensor([0])).draw(logits, uniforms, [0] * 40, [])
+    found = Sampler(GenerationSettings(top_p=0.9), torch.tensor([0])).draw(logits, uniforms)
     for row, token in enumerate(found.tokens.tolist()):
         assert float(warped[row, token]) > -torch.inf
         # A token at the set's edge may be in one of the two alone, and moves their sums by its own share.

@@ -241,6 +241,8 @@ def truncate_text(chat: ChatFormat, turns: Sequence[Message], opening: str, max_
     Raises ModelError if there is no room for a token of that text beside these.
     """
     ids, cut = truncate_history(chat, turns, max_tokens)
+    if not cut:
+        return ids, cut
     *_, shortest = shorter_histories(turns)
     whole = chat.encode_prompt(shortest)
     if len(whole) <= max_tokens:

@@ -486,10 +486,9 @@ def _check_treatment(run: Run, settings: MeasureSettings, folder: SteerFolder | 
     recorded = run.meta.get("treatment")
     if recorded is None or folder is None:
         return
-    strength = folder.record.strength if settings.strength is None else settings.strength
     for name, then, now in (
         ("hash", recorded["hash"][:12], folder.record.hash[:12]),
-        ("strength", f"{recorded['strength']:g}", f"{strength:g}"),
+        ("strength", f"{recorded['strength']:g}", f"{folder.record.at(settings.strength):g}"),
     ):
         if then != now:
             raise RunError(

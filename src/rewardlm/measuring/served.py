@@ -73,7 +73,7 @@ class ServedEngine:
 
     def _steer(self, folder: SteerFolder) -> None:
         record, settings = folder.record, self._settings
-        self._strength = record.strength if settings.strength is None else settings.strength
+        self._strength = record.at(settings.strength)
         refuse_strength(record.method, self._strength, settings.generation)
         if record.method == "system":
             self._told = str(record.settings["prompt"]) if self._strength else None

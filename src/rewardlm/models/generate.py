@@ -295,19 +295,16 @@ class GroupAnswers:
         if self.guide is not None:
             self.guide.begin(strengths)
 
-    def guided(self, logits: Tensor) -> Tensor:
-        """What the slots' tokens are drawn from, Float[B, V], by all views' ``logits`` Float[B·views, V]."""
-        if self.guide is None:
-            return logits
-        logits = logits.view(len(self.who), self.views, -1)
-        return self.guide.logits(logits, self.strengths[self.who], self.sampler.barred(logits[:, 0], *self._so_far()))
-
     def record(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """The next token of every slot, Int[B], stored with its statistics."""
+        """The next token of every slot, Int[B], stored with its statistics; by all views' ``logits``
+        Float[B·views, V]."""
         who = torch.tensor(self.who, device=self.device)
         # A row that ended since the last look goes on drawing; these tokens are cut off later.
         ages = torch.tensor(self.ages, device=self.device).clamp(max=self.max_new_tokens - 1)
-        found = self.sampler.draw(logits, self.uniforms[who, ages], *self._so_far())
+        barred = self.sampler.barred(logits[:: self.views], *self._so_far())
+        if self.guide is not None:
+            logits = self.guide.logits(logits.view(len(who), self.views, -1), self.strengths[who], barred)
+        found = self.sampler.draw(logits, self.uniforms[who, ages], barred)
         self.tokens[who, ages] = found.tokens
         self.statistics[:, who, ages] = torch.stack([found.logprobs, found.sampling_logprobs, found.entropy])
         if self.keep_hidden:
@@ -384,7 +381,7 @@ class _Decoder(GroupAnswers):
         hidden = self._admit(waiting, None)
         step = 0
         while True:
-            chosen = self.record(self.guided(self.steps.logits(hidden)), hidden[:: self.views])
+            chosen = self.record(self.steps.logits(hidden), hidden[:: self.views])
             step += 1
             if step % self.look_every == 0 or self.max_new_tokens in self.ages:
                 yield from self._look()
@@ -567,7 +564,7 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
         self._batch, self._seen = batch, seen
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self._batch.record(self._batch.guided(scores.float()), self._seen.pop())
+        chosen = self._batch.record(scores.float(), self._seen.pop())
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 

@@ -275,7 +275,7 @@ def generating_bytes(bare: Skeleton, rows: int, prompt: int, new: int) -> int:
             hidden = _last_step(body, cache, rows, prompt + new - 1)
         logits = head(hidden).float()
         uniforms = torch.zeros(rows, dtype=torch.float64, device=META)
-        Sampler(GenerationSettings(), _zeros(1)).draw(logits, uniforms, [0] * rows, [])
+        Sampler(GenerationSettings(), _zeros(1)).draw(logits, uniforms)
     return live.peak
 
 

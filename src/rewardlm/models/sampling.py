@@ -48,15 +48,15 @@ class Sampler:
         self._end_ids = end_ids
         self._processors = _processors(settings)
 
-    def draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
+    def draw(self, logits: Tensor, uniforms: Tensor, barred: Tensor | None = None) -> Drawn:
         """A token for each row of ``logits`` Float[B, V]; ``uniforms`` Float[B] in [0, 1), float64.
 
-        ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where no n-gram
-        is banned. ``logprobs`` and ``entropy`` are those of the unchanged logits; NaN or infinity there makes both
-        NaN.
+        ``barred`` Bool[B, V] are tokens that must not be drawn. ``logprobs`` and ``entropy`` are those of the unchanged
+        logits; NaN or infinity there makes both NaN.
         """
         pieces = [
-            self._draw(logits[piece].float(), uniforms[piece], ages[piece], so_far[piece]) for piece in in_cache(logits)
+            self._draw(logits[piece].float(), uniforms[piece], None if barred is None else barred[piece])
+            for piece in in_cache(logits)
         ]
         if len(pieces) == 1:
             return pieces[0]
@@ -68,8 +68,9 @@ class Sampler:
         )
 
     def barred(self, logits: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Tensor | None:
-        """Which tokens can't be drawn yet, or again, Bool[B, V], by ``logits`` Float[B, V] in shape alone; None where
-        all can. Other arguments are ``draw``'s."""
+        """Which tokens can't be drawn yet, or again, Bool[B, V]; None where all can. ``logits`` Float[B, V] only have
+        the shape. ``ages`` says how many tokens each row has, ``so_far`` which, prompt included; it may be empty where
+        no n-gram is banned."""
         held = [age < self.settings.min_new_tokens for age in ages]
         size = self.settings.no_repeat_ngram_size
         if not size and not any(held):
@@ -80,10 +81,9 @@ class Sampler:
             barred[row, _would_repeat(tokens, size)] = True
         return barred
 
-    def _draw(self, logits: Tensor, uniforms: Tensor, ages: Sequence[int], so_far: Sequence[Sequence[int]]) -> Drawn:
+    def _draw(self, logits: Tensor, uniforms: Tensor, barred: Tensor | None) -> Drawn:
         settings = self.settings
         own = Distribution(logits)
-        barred = self.barred(logits, ages, so_far)
         scores = logits if barred is None else logits.masked_fill(barred, -torch.inf)
         if self._processors:
             scores = self._processors(None, scores)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from rewardlm.readouts import fit_probe, mean_difference
+from rewardlm.readouts import fit_probe, mean_difference, without_common
 from rewardlm.stats import BoolArray, FloatArray
 
 
@@ -63,11 +63,7 @@ def toxic_subspace(toxic: FloatArray, harmless: FloatArray, rank: int) -> FloatA
     T·(I − μ·μᵀ / ‖μ‖²) have no part along what all text shares. The subspace is spanned by their first K right singular
     vectors.
     """
-    mean = harmless.mean(0)
-    mean /= max(float(np.linalg.norm(mean)), 1e-12)
-    rows = toxic - harmless
-    rows = rows - np.outer(rows @ mean, mean)
-    _, _, right = np.linalg.svd(rows, full_matrices=False)
+    _, _, right = np.linalg.svd(without_common(toxic - harmless, harmless), full_matrices=False)
     basis: FloatArray = right[:rank].T
     return basis
 

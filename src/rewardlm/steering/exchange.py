@@ -16,7 +16,6 @@ from safetensors.torch import save
 
 from rewardlm.config import SteerImportSettings
 from rewardlm.errors import ConfigError, ModelError, NotAvailableError, RunError
-from rewardlm.models.lora import adapter_hash
 from rewardlm.runs import alone, write_atomically
 from rewardlm.steering.fit import load_for
 from rewardlm.steering.folder import SteerFolder, fitted_on, read_steer_folder
@@ -89,7 +88,7 @@ def import_control_vector(settings: SteerImportSettings, out: Path) -> SteerFold
     vectors = _read_control_vector(settings.file)
     with alone(out):
         policy = load_for(settings)
-        model = fitted_on(policy, None if settings.adapter is None else adapter_hash(settings.adapter))
+        model = fitted_on(policy, settings.adapter)
         for layer, vector in vectors.items():
             if len(vector) != model.width or not 1 <= layer <= int(model.layers or layer):
                 raise ModelError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rewardlm.errors import ModelError, RunError
 from rewardlm.models.load import Policy, hash_weights
+from rewardlm.models.lora import adapter_hash
 from rewardlm.runs import write_atomically
 from rewardlm.steering.record import RECORD, TENSORS, FittedOn, SteerRecord, read_record
 
@@ -72,8 +73,8 @@ def read_steer_folder(folder: Path) -> SteerFolder:
     return SteerFolder(record, tensors, folder)
 
 
-def fitted_on(policy: Policy, adapter_hash: str | None = None) -> FittedOn:
-    """What a record says of ``policy``, before anything is put on it besides its own adapter."""
+def fitted_on(policy: Policy, adapter: Path | None = None) -> FittedOn:
+    """What a record says of ``policy``, before anything is put on it besides its own ``adapter``."""
     hashes = {_name(policy.dtype): policy.weights_hash}
     if policy.quantisation is None and policy.adapter is None and not _rounds_away(policy.dtype):
         hashes |= {name: hash_weights(policy.model, getattr(torch, name)) for name in _PRECISIONS if name not in hashes}
@@ -84,16 +85,16 @@ def fitted_on(policy: Policy, adapter_hash: str | None = None) -> FittedOn:
         hashes=hashes,
         quantisation=policy.quantisation,
         adapter=policy.adapter,
-        adapter_hash=adapter_hash,
+        adapter_hash=None if adapter is None else adapter_hash(adapter),
         family=policy.causal_lm.config.model_type,
         layers=getattr(config, "num_hidden_layers", None),
         width=getattr(config, "hidden_size", None),
     )
 
 
-def refuse_other_model(folder: SteerFolder, where: object, policy: Policy, adapter_hash: str | None) -> None:
-    """Raise ModelError if ``folder`` was fitted on another model than ``policy``'s base, or on an adapter that is off.
-    What was fitted on the bare base may steer an adapter on it.
+def refuse_other_model(folder: SteerFolder, where: object, policy: Policy, adapter: str | None) -> None:
+    """Raise ModelError if ``folder`` was fitted on another model than ``policy``'s base, or on an adapter that is off
+    (``adapter`` is the hash of the one that is on). What was fitted on the bare base may steer an adapter on it.
 
     Weights in a precision that neither was derived from can't be compared. Then the model's name decides, and the sizes
     of its stream.
@@ -101,7 +102,7 @@ def refuse_other_model(folder: SteerFolder, where: object, policy: Policy, adapt
     record, theirs = folder.record, folder.record.model
     if record.method in _OF_ANY_MODEL:
         return
-    if theirs.adapter_hash not in (None, adapter_hash):
+    if theirs.adapter_hash not in (None, adapter):
         raise ModelError(
             f"{where} was fitted on {theirs.model} with the adapter {theirs.adapter}: give the same --adapter, at the "
             "strength that it was trained at, or fit one on this model"

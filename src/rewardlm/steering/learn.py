@@ -20,7 +20,7 @@ from rewardlm.errors import RunError
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.progress import ProgressCallback
-from rewardlm.readouts import by_direction, by_probe, folds_of, held_out
+from rewardlm.readouts import by_direction, by_probe, folds_of, held_out, without_common
 from rewardlm.runs import Run, known_rewards, reward_lineage, write_atomically
 from rewardlm.scoring.lineage import lineage_of, text_hash
 from rewardlm.scoring.load import load_scorer
@@ -89,8 +89,7 @@ class Lesson:
         settings = self.settings
         strength = STRENGTHS[settings.method][0] if settings.strength is None else settings.strength
         known = {"method": settings.method, "strength": strength, "settings": settings.of_method()}
-        hashed = None if settings.adapter is None else adapter_hash(settings.adapter)
-        return SteerRecord(**{**known, "model": fitted_on(self.policy, hashed), **more})
+        return SteerRecord(**{**known, "model": fitted_on(self.policy, settings.adapter), **more})
 
     def learnt(self) -> dict[str, Any]:
         """What a record says of the run and its judge; prompts by the hashes of their texts, which hide them."""
@@ -334,15 +333,12 @@ def _layers(settings: SteerFitSettings, aucs: Sequence[float | None]) -> list[tu
 def _vectors(
     settings: SteerFitSettings, states: FloatArray, toxic: BoolArray, owners: Sequence[str], layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """See ``activation.of_activation``. To ablate, the part along what all text shares is left in the stream: without
-    it a model can't say anything (as in ``readouts.toxic_direction``)."""
+    """See ``activation.of_activation``. To ablate, the part along what all text shares is left in the stream."""
     section = settings.activation
     if section.how == "ablate":
         x = states[layers[0]]
         found = toxic_vector(x, toxic, owners, section.direction)
-        common = x[~toxic].mean(0)
-        common /= max(float(np.linalg.norm(common)), 1e-12)
-        return {"direction": _tensor(found - (found @ common) * common)}
+        return {"direction": _tensor(without_common(found, x[~toxic]))}
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         tensors[f"vector.{layer}"] = -_tensor(toxic_vector(states[layer], toxic, owners, section.direction))

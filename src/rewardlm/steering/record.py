@@ -66,6 +66,10 @@ class SteerRecord(BaseModel):
     tensors_hash: str | None = None
     environment: dict[str, Any] = Field(default_factory=environment)
 
+    def at(self, strength: float | None) -> float:
+        """The strength that is meant: the given one, else the folder's own."""
+        return self.strength if strength is None else strength
+
     @property
     def hash(self) -> str:
         """SHA-256 of all that answers depend on, other than the strength: not where it was made, or when."""
