@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "frontier": ("frontier:frontier", "Toxicity against what it costs: steering and training."),
     "finetune": ("finetune:finetune", "Teach a model counter-narratives."),
     "rlaf": ("rlaf:rlaf", "Train a model against judges: PPO, GRPO, RLOO."),
+    "prefer": ("prefer:prefer", "Train a model on its own judged answers: DPO, KTO, best of n."),
     "watch": ("watch:watch", "Show how a training run is going."),
     "view": ("view:view", "Follow and open runs on a local page."),
     "merge": ("merge:merge", "Write a model with its adapter merged into its weights."),
@@ -50,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # Commands that go on where they stopped when they are run again.
-RESUMED = ("demo", "run", "measure", "finetune", "rlaf", "interpret", "judge train", "judge evaluate ")
+RESUMED = ("demo", "run", "measure", "finetune", "rlaf", "prefer", "interpret", "judge train", "judge evaluate ")
 
 
 def load(name: str) -> Callable[..., None]:

@@ -98,6 +98,14 @@ EXAMPLES: dict[str, tuple[ExampleLine, ...]] = {
             "GRPO, with your own reward.",
         ),
     ),
+    "prefer": (
+        ExampleLine("rewardlm prefer smollm2-135m --part train --out runs/dpo", "DPO on pairs of its own answers."),
+        ExampleLine(
+            "rewardlm prefer smollm2-135m --method raft --answers runs/dpo --part train --out runs/raft",
+            "Its best answers, from the same samples.",
+        ),
+        ExampleLine("rewardlm prefer org/model --preferences mine.jsonl --out runs/mine", "Your own preferences."),
+    ),
     "view": (
         ExampleLine("rewardlm view runs/my-experiment", "Follow an experiment in the browser, and read its results."),
         ExampleLine("rewardlm view runs/PT runs/RL --port 8765 --no-browser", "Two runs, at a fixed address."),

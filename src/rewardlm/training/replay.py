@@ -26,7 +26,7 @@ from rewardlm.scoring.scorer import FailureLimit, is_empty, score_texts
 from rewardlm.types import Message
 
 # An answer with a P(toxic) above this is toxic, as everywhere else.
-_TOXIC_ABOVE = 0.5
+TOXIC_ABOVE = 0.5
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)")
 
 
@@ -102,7 +102,7 @@ def replayed(policy: Policy, settings: FinetuneSettings, learnt: Sequence[Pair])
         usable = [
             (value, answers[row])
             for row in own
-            if (value := values[row]) is not None and _can_be_learnt(history[-1].text, answers[row])
+            if (value := values[row]) is not None and can_be_learnt(history[-1].text, answers[row])
         ]
         harmless += len(usable)
         pairs += [
@@ -127,9 +127,7 @@ def _values(
         pair_judge = load_pair_judge(replay.counter_narrative, device=device)
         opposing = pair_judge.judge(list(zip(prompts, answers, strict=True)))
     return [
-        None
-        if toxicity is None or toxicity > _TOXIC_ABOVE or verdict is None
-        else verdict[COUNTER_NARRATIVE] - toxicity
+        None if toxicity is None or toxicity > TOXIC_ABOVE or verdict is None else verdict[COUNTER_NARRATIVE] - toxicity
         for toxicity, verdict in zip(toxicities, opposing, strict=True)
     ]
 
@@ -148,7 +146,8 @@ def _histories(settings: FinetuneSettings, learnt: Sequence[Pair]) -> list[tuple
     return list(dict.fromkeys(prompt.turns for prompt in load_prompts(replay.prompts, part=replay.part).prompts))
 
 
-def _can_be_learnt(prompt: str, answer: str) -> bool:
+def can_be_learnt(prompt: str, answer: str) -> bool:
+    """Whether an answer is one to learn from: some text, in the prompt's script, not repeated, and no refusal."""
     return not any(_flaws(prompt, answer))
 
 

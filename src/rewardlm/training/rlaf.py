@@ -34,10 +34,10 @@ from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone, peak_rss_mb
-from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.scorer import cuts
 from rewardlm.training.advantages import Estimator, Feedback, charge_empty_answers, estimate, load_estimator
 from rewardlm.training.guards import LastGood, check_limits, doubts_about
+from rewardlm.training.judged_run import Identity, load_rewards, stop_noted
 from rewardlm.training.learner import (
     Batch,
     Learner,
@@ -49,19 +49,9 @@ from rewardlm.training.learner import (
     update,
 )
 from rewardlm.training.rewards import RewardModel
-from rewardlm.training.rlaf_run import (
-    Clock,
-    Identity,
-    is_complete,
-    rollout_metrics,
-    samples,
-    start_run,
-    stop_noted,
-    witnesses,
-)
+from rewardlm.training.rlaf_run import Clock, is_complete, rollout_metrics, samples, start_run
 from rewardlm.training.rlaf_state import VALUE_HEAD, resume, save_checkpoint
 from rewardlm.training.rollouts import Answer, Draft, Rollouts, StepPrompt, collate, rows_with_reward, sample
-from rewardlm.training.terms import load_terms
 from rewardlm.training.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
 
@@ -225,20 +215,6 @@ def setup(
         report=report,
         rollout_budget=Budget(max(settings.micro_batch_tokens, 4096), "positions of a rollout"),
         update_budget=budget_of(settings),
-    )
-
-
-def load_rewards(settings: RlafSettings, device: str) -> RewardModel:
-    """The judges that reward, those that only watch, and the terms."""
-    watching = witnesses(settings)
-    check_judges([*settings.reward, *watching], settings.services)
-    return RewardModel(
-        [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
-        settings.reward_settings,
-        weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
-        witnesses=[load_scorer(name, device=device, services=settings.services) for name in watching],
-        terms=load_terms(settings.reward_settings.terms, device=device, services=settings.services),
-        max_new_tokens=settings.max_new_tokens,
     )
 
 

@@ -1,11 +1,10 @@
-"""The run of an RL training: how it begins, what it must go on with, what stops it, and what each step writes down."""
+"""The run of an RL training: how it begins, and what each step writes down."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,19 +12,12 @@ from typing import Any
 import torch
 
 from rewardlm.config import RlafSettings, how_asked
-from rewardlm.errors import ConfigError, RewardLMError, RunError
-from rewardlm.measuring.independence import AUDITED_TERMS, same_judge
-from rewardlm.models.load import Policy
-from rewardlm.models.lora import adapter_hash
-from rewardlm.models.processes import Processes
-from rewardlm.runs import Run, paid_for, prompts_hash, reward_lineage, rewards_of
-from rewardlm.scoring.lineage import kinship, lineage_of
-from rewardlm.scoring.scorer import Scorer
+from rewardlm.runs import Run
+from rewardlm.training.judged_run import recorded_rewards
 from rewardlm.training.learner import Batch, importance_weights
 from rewardlm.training.objectives import kl_k3, masked_mean
 from rewardlm.training.rewards import BatchRewards
 from rewardlm.training.rollouts import Answer, mean_of_known, means_by_name
-from rewardlm.types import Prompt
 
 # Not part of what is learnt: a run may be resumed with other values of these.
 FREE_SETTINGS = (
@@ -55,21 +47,7 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         refresh=True,
     )
     if not is_complete(run, settings):
-        terms = settings.reward_settings.terms
-        inherited = rewards_of(settings.adapter) if settings.adapter else []
-        earlier = paid_for(settings.adapter) if settings.adapter else []
-        # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
-        judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
-        run.update(
-            status="running",
-            stopped=None,
-            rewards=list(dict.fromkeys([*inherited, *judges])),
-            reward_lineage={
-                **(reward_lineage(settings.adapter) if settings.adapter else {}),
-                **{name: lineage_of(name).to_dict() for name in judges},
-            },
-            paid_for=list(dict.fromkeys([*earlier, *(name for name in AUDITED_TERMS if getattr(terms, name))])),
-        )
+        run.update(status="running", stopped=None, **recorded_rewards(settings))
     return run
 
 
@@ -81,71 +59,6 @@ def n_logged(run: Run) -> int:
 def is_complete(run: Run, settings: RlafSettings) -> bool:
     """Whether nothing is left to do; a finished run is continued by asking for more steps."""
     return run.finished and n_logged(run) >= settings.steps
-
-
-def witnesses(settings: RlafSettings) -> list[str]:
-    """The judges that only watch. Raises ConfigError where one of them is also a judge of the reward."""
-    if settings.witness is None:
-        # The first that is no judge of the reward and not related to one.
-        rewards = [lineage_of(reward) for reward in settings.reward]
-        for name in ("witness", "lexical"):
-            if not any(kinship(lineage_of(name), reward) for reward in rewards):
-                return [name]
-        return []
-    for name in settings.witness:
-        for reward in settings.reward:
-            if same_judge(name, reward):
-                raise ConfigError(
-                    f"witness {name} is a judge of the reward ({reward}): name a judge that this training does not use"
-                )
-    return settings.witness
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What must be the same when a run is resumed; ``judges`` are the revisions of the reward's judges."""
-
-    model_hash: str
-    prompts_hash: str
-    adapter_hash: str | None
-    judges: dict[str, str | None]
-
-    @classmethod
-    def of(
-        cls, settings: RlafSettings, policy: Policy, prompts: Sequence[Prompt], judges: Sequence[Scorer]
-    ) -> Identity:
-        """The identity of a run with these parts."""
-        return cls(
-            policy.weights_hash,
-            prompts_hash(prompts),
-            adapter_hash(settings.adapter) if settings.adapter else None,
-            {judge.name: getattr(judge, "revision", None) for judge in judges},
-        )
-
-    def check(self, run: Run) -> None:
-        """Raise RunError where ``run`` began with something else."""
-        what = {
-            "model_hash": "other weights",
-            "prompts_hash": "other prompts",
-            "adapter_hash": "another adapter to start from",
-            "judges": "other revisions of its judges",
-        }
-        for name, value in asdict(self).items():
-            before = run.meta.get(name)
-            if before is not None and before != value:
-                raise RunError(f"{run.path} began with {what[name]}: use the same again, or choose another --out")
-
-
-@contextmanager
-def stop_noted(run: Run, processes: Processes) -> Iterator[None]:
-    """Inside, whatever ends the training early is recorded in the run, for anyone who looks at it later."""
-    try:
-        yield
-    except (RewardLMError, KeyboardInterrupt) as error:
-        if processes.is_main:
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            run.update(status="stopped", stopped=reason)
-        raise
 
 
 def rollout_metrics(settings: RlafSettings, batch: Batch, kl_coef: float) -> dict[str, Any]:

@@ -96,13 +96,13 @@ def restore(checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, last
     # The checkpoint's own adapter has not answered yet; the one before it has, or its step would not have been logged.
     before = _adapter_before(folder)
     if before is not None:
-        _load_adapter(before, model)
+        load_weights(before / "adapter", model)
     last_good.remember(0 if before is None else step_of(before))
-    _load_adapter(folder, model)
+    load_weights(folder / "adapter", model)
     if learner.value_head is not None and not checkpoint.lacks(VALUE_HEAD):
         learner.value_head.load(folder / VALUE_HEAD)
     if learner.own_critic and not checkpoint.lacks(CRITIC):
-        _load_adapter(folder, model, name=CRITIC)
+        load_weights(folder / CRITIC, model, name=CRITIC)
     if checkpoint.lacks(_STATE):
         return
     state: dict[str, Any] = json.loads((folder / _STATE).read_text())
@@ -118,14 +118,13 @@ def _adapter_before(checkpoint: Path) -> Path | None:
     return older[-1] if older and is_whole(older[-1], ("adapter/",)) else None
 
 
-def _load_adapter(checkpoint: Path, model: Any, *, name: str = POLICY) -> None:
-    """Put a checkpoint's adapter, the policy's or the critic's, into ``model``, in place."""
-    folder = "adapter" if name == POLICY else name
-    saved = load_file(str(checkpoint / folder / "adapter_model.safetensors"))
+def load_weights(folder: Path, model: Any, *, name: str = POLICY) -> None:
+    """Put the adapter that a checkpoint has in ``folder``, the policy's or the critic's, into ``model``, in place."""
+    saved = load_file(str(folder / "adapter_model.safetensors"))
     unknown = set_peft_model_state_dict(model, saved, adapter_name=name).unexpected_keys
     if unknown:
         raise TrainingError(
-            f"{checkpoint} holds an adapter on other layers than this run's ({unknown[0]}, …): choose another --out"
+            f"{folder} holds an adapter on other layers than this run's ({unknown[0]}, …): choose another --out"
         )
 
 

@@ -38,7 +38,8 @@ from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.training.replay import replayed
 from rewardlm.training.sft_pass import why_plain
-from rewardlm.training.sft_trainer import Order, RunCallback, Trainer
+from rewardlm.training.sft_trainer import Trainer
+from rewardlm.training.trl_parts import Order, RunCallback, arguments, kept_in_float32
 from rewardlm.types import Dialogue, Message
 
 FREE_SETTINGS = (
@@ -239,54 +240,27 @@ def _trainer(
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
-    adapter = {id(parameter): parameter.data for parameter in policy.model.parameters() if parameter.requires_grad}
-    trainer = Trainer(
-        model=policy.model,
-        processing_class=policy.tokenizer,
-        train_dataset=Dataset.from_list([*train_rows, blank] if processes.size > 1 else train_rows),
-        eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
-        args=SFTConfig(
-            output_dir=str(run.path / "checkpoints"),
-            per_device_train_batch_size=micro,
-            # An evaluation is the same however many processes share it.
-            per_device_eval_batch_size=settings.micro_batch_size or settings.batch_size,
-            gradient_accumulation_steps=n_micro,
-            num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps or -1,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_ratio,
-            weight_decay=0.0,
-            completion_only_loss=True,
-            max_length=None,  # cut by us already, at whole turns
-            packing=False,
-            bf16=False,  # the base is loaded in its precision; the adapter stays float32
-            gradient_checkpointing=settings.gradient_checkpointing,
-            # The reentrant kind needs a gradient of its input, and frozen embeddings give none.
-            gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-            use_cpu=policy.device.type == "cpu",
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would log the mean of earlier losses where one is NaN
-            # Each epoch's end, but counted in steps: then the evaluation comes before the checkpoint of that step, and
-            # the random state that is saved is the one that an uninterrupted run goes on with.
-            eval_strategy="steps" if validation_rows else "no",
-            eval_steps=math.ceil(len(train_rows) / settings.batch_size),
-            save_strategy="steps",
-            save_steps=settings.checkpoint_every,
-            save_total_limit=2,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            ddp_find_unused_parameters=False,
-            seed=settings.seed,
-            data_seed=settings.seed,
-        ),
-        callbacks=[RunCallback(run, report, processes, budget)],
-    )
-    for parameter in policy.model.parameters():
-        if id(parameter) in adapter:
-            # TRL rounds an adapter on a quantised base to bfloat16, where small updates are lost.
-            parameter.data = adapter[id(parameter)]
+    with kept_in_float32(policy.model):
+        trainer = Trainer(
+            model=policy.model,
+            processing_class=policy.tokenizer,
+            train_dataset=Dataset.from_list([*train_rows, blank] if processes.size > 1 else train_rows),
+            eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
+            args=SFTConfig(
+                **arguments(settings, run.path / "checkpoints", micro=micro, n_micro=n_micro, device=policy.device),
+                # An evaluation is the same however many processes share it.
+                per_device_eval_batch_size=settings.micro_batch_size or settings.batch_size,
+                num_train_epochs=settings.epochs,
+                max_steps=settings.max_steps or -1,
+                completion_only_loss=True,
+                packing=False,
+                # Each epoch's end, but counted in steps: then the evaluation comes before the checkpoint of that step,
+                # and the random state that is saved is the one that an uninterrupted run goes on with.
+                eval_strategy="steps" if validation_rows else "no",
+                eval_steps=math.ceil(len(train_rows) / settings.batch_size),
+            ),
+            callbacks=[RunCallback(run, report, processes, budget)],
+        )
     trainer.processes = processes
     trainer.budget = budget
     lengths = [len(row["input_ids"]) for row in train_rows]

@@ -1,0 +1,178 @@
+"""``rewardlm prefer``: judged answers as preferences, and how they are learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rewardlm.config.fields import Depends, Flag
+from rewardlm.config.rewards import RewardedSettings
+from rewardlm.config.section import Section
+
+PairLoss = Literal[
+    "sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "nca_pair", "bco_pair", "apo_zero", "apo_down"
+]  # fmt: skip
+
+
+class PairSettings(Section):
+    """Which answers to one prompt become a pair, the better one chosen and the worse one rejected.
+
+    A chosen answer is whole text: scored, not toxic, not empty, not repeated, not a refusal, in the prompt's script, and
+    as near to the prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the
+    subject.
+    """
+
+    margin: float = Field(
+        2.0, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
+    )
+    per_prompt: int = Field(1, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
+    topic: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 asks "
+        "nothing. It needs rewards.terms.similarity over 0.",
+    )
+    length_ratio: float | None = Field(
+        2.0,
+        ge=1,
+        description="The longer answer of a pair has at most so many times the tokens of the shorter one, so that length "
+        "is not what is learnt; null allows any.",
+    )
+    ended: bool = Field(
+        True,
+        description="Choose among the answers that ended by themselves, where there are any: one that max_new_tokens "
+        "cut off teaches nothing about ending.",
+    )
+
+
+class PreferSettings(RewardedSettings):
+    """``rewardlm prefer``: judged samples of the model itself become preferences, and TRL's trainers learn them.
+
+    dpo and kto are trained by TRL's DPOTrainer and KTOTrainer, raft (best-of-n fine-tuning) by its SFTTrainer.
+    docs/preferences.md explains the methods.
+    """
+
+    method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
+        "dpo",
+        description="dpo learns pairs; kto the same answers, each for itself, as wanted or unwanted; raft fine-tunes on "
+        "each prompt's best answer.",
+    )
+    samples: Annotated[int, Flag()] = Field(8, ge=1, description="Answers drawn for each prompt.")
+    steps: Annotated[int, Flag()] = Field(60, ge=1, description="Optimizer steps, over all rounds.")
+    rounds: Annotated[int, Flag()] = Field(
+        1,
+        ge=1,
+        description="How often answers are drawn, from the model as it then is, each time to other prompts. The steps "
+        "are divided evenly.",
+    )
+    batch_size: Annotated[int, Flag()] = Field(16, ge=1, description="Pairs per optimizer step; for raft, answers.")
+    epochs: float = Field(
+        1.0,
+        gt=0,
+        description="Passes over a round's pairs: prompts are asked until there are enough pairs for its steps, as long "
+        "as there are prompts. If they run out, there are more passes.",
+    )
+    beta: Annotated[float, Flag()] = Field(
+        0.1,
+        gt=0,
+        description="How strongly dpo and kto hold the model to the reference (Rafailov et al. 2023, equation 7): more is "
+        "closer.",
+    )
+    loss_type: PairLoss = Field("sigmoid", description="The loss of dpo, named as in TRL; sigmoid is DPO's own.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of pairs that are taken to be the wrong way round; for robust alone."
+    )
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the chosen answers' negative log-likelihood a token, added to the loss of dpo (Pang et al. "
+        "2024): it keeps them likely.",
+    )
+    learning_rate: Annotated[float, Flag(), Depends()] = Field(
+        1e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for raft."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of a round's steps over which the rate rises to its peak."
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Pairs (raft: answers) in memory at once; by default 4, or batch_size if that is less or no multiple.",
+    )
+    max_length: int = Field(
+        1024, ge=16, description="Longest prompt and answer together, in tokens; longer answers are cut."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
+    checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
+    samples_every: int = Field(
+        32, ge=1, description="Prompts between two records of their answers in samples.jsonl, for view and watch."
+    )
+    batch_tokens: int = Field(8192, ge=1, description="Positions of the answers that are generated side by side.")
+    answers: Annotated[Path | None, Flag()] = Field(
+        None,
+        description="A run of prefer whose drawn and judged answers are used again in the first round, if the same model "
+        "gave them to the same prompts.",
+    )
+    preferences: Annotated[Path | None, Flag(metavar="FILE")] = Field(
+        None,
+        description="Your own preferences, in TRL's format (prompt, chosen, rejected; for kto also prompt, completion, "
+        "label): then nothing is drawn and judged.",
+    )
+    pairs: PairSettings = Field(PairSettings(), description="Which answers become a pair.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_by_method(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("method") == "raft":
+            return {"learning_rate": 4e-4, **given}
+        return given
+
+    @property
+    def samples_per_prompt(self) -> int:
+        return self.samples
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows in memory at once on one process."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        return 4 if self.batch_size % 4 == 0 else self.batch_size
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model's own answers are drawn and judged."""
+        return self.preferences is None
+
+    def resolved(self) -> PreferSettings:
+        """The same settings with what None stands for, as a run records them."""
+        return self.model_copy(update={"rewards": self.reward_settings, "micro_batch_size": self.micro_batch})
+
+    def steps_of(self, round_number: int) -> int:
+        """Optimizer steps of a round, which are numbered from 0; together they are ``steps``."""
+        done, now = (self.steps * number // self.rounds for number in (round_number, round_number + 1))
+        return now - done
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PreferSettings:
+        if self.preferences is not None and self.rounds > 1:
+            raise ValueError("preferences are read from a file, but several rounds draw new answers: leave one out")
+        if self.preferences is not None and self.answers is not None:
+            raise ValueError("preferences and answers are both given: name one of the two")
+        if self.rounds > self.steps:
+            raise ValueError(f"{self.rounds} rounds have {self.steps} steps between them: expected at least one each")
+        if self.draws and self.method != "raft" and self.samples < 2:
+            raise ValueError(f"{self.method} learns from answers to the same prompt: samples must be at least 2")
+        if self.method != "dpo" and (self.loss_type != "sigmoid" or self.sft_weight or self.label_smoothing):
+            raise ValueError(
+                f"loss_type, label_smoothing and sft_weight are dpo's, but the method is {self.method}: leave them out"
+            )
+        if self.label_smoothing and self.loss_type != "robust":
+            raise ValueError(f"label_smoothing has no meaning with loss_type {self.loss_type}: use robust")
+        if self.generation.temperature == 0:
+            raise ValueError("generation.temperature is 0, but pairs need answers that vary: set it above 0")
+        if self.method == "kto" and self.micro_batch < 2:
+            raise ValueError("kto compares an answer with others in memory: micro_batch_size must be at least 2")
+        return self

@@ -1,0 +1,124 @@
+"""Your own preferences from a table, in the formats of TRL: pairs, or answers that are wanted or not.
+
+A row is ``prompt``, ``chosen``, ``rejected``; each is a text, or a list of messages. Where ``chosen`` and ``rejected``
+are whole conversations, ``prompt`` may be left out: it is what both begin with. For KTO a row may instead be
+``prompt``, ``completion``, ``label``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewardlm.data.files import TABLES, Row, columns, read_table, shown
+from rewardlm.errors import DataError
+from rewardlm.types import Message
+
+EXPECTED = "prompt, chosen and rejected (or prompt, completion and label)"
+_ROLES = ("system", "user", "assistant")
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPreference:
+    """What was preferred after ``history``, whose last turn is the user's; a row of one answer has only the other."""
+
+    history: tuple[Message, ...]
+    chosen: str | None
+    rejected: str | None
+
+
+def load_preferences(path: Path, *, answers: bool) -> list[GivenPreference]:
+    """The rows of a .jsonl, .csv, .tsv, .parquet or .json file; with ``answers``, single answers may stand in it too.
+
+    Raises DataError for a file that isn't there, and for a row that isn't as described.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise DataError(f"preferences {path}: no such file; expected a table with {EXPECTED}")
+    if path.suffix.lower() not in (*TABLES, ".json"):
+        raise DataError(f"preferences {path}: expected one of {', '.join(TABLES)} with {EXPECTED}")
+    found = [_preference(row, answers) for row in read_table(path, EXPECTED)]
+    if not found:
+        raise DataError(f"preferences {path}: no rows; expected {EXPECTED}")
+    return found
+
+
+def _preference(row: Row, answers: bool) -> GivenPreference:
+    names = row.values.keys()
+    if {"chosen", "rejected"} <= names:
+        history, chosen, rejected = _sides(row)
+        if chosen == rejected:
+            raise DataError(f"{row.where}: chosen and rejected are the same; expected a better and a worse answer")
+        return GivenPreference(history, chosen, rejected)
+    if {"prompt", "completion", "label"} <= names:
+        if not answers:
+            raise DataError(
+                f"{row.where}: completion and label are single answers, which --method kto learns; expected prompt, "
+                "chosen and rejected"
+            )
+        completion = _answer(row, "completion", _turns(row, "completion", "assistant"))
+        wanted = _label(row)
+        return GivenPreference(
+            _history(row, _turns(row, "prompt", "user")),
+            completion if wanted else None,
+            None if wanted else completion,
+        )
+    raise DataError(f"{row.where}: columns are {columns(row.values)}; expected {EXPECTED}")
+
+
+def _sides(row: Row) -> tuple[tuple[Message, ...], str, str]:
+    chosen, rejected = _turns(row, "chosen", "assistant"), _turns(row, "rejected", "assistant")
+    if row.values.get("prompt") not in (None, ""):
+        history = _history(row, _turns(row, "prompt", "user"))
+        return history, _answer(row, "chosen", chosen), _answer(row, "rejected", rejected)
+    before = chosen[:-1]
+    if not before or rejected[:-1] != before:
+        raise DataError(
+            f"{row.where}: there is no prompt, and chosen and rejected are not two conversations that differ in their "
+            "last turn; expected a prompt"
+        )
+    history = _history(row, before)
+    return history, _answer(row, "chosen", chosen[-1:]), _answer(row, "rejected", rejected[-1:])
+
+
+def _turns(row: Row, name: str, role: str) -> tuple[Message, ...]:
+    """A column's messages; a text is one of ``role``."""
+    value = row.values.get(name)
+    if isinstance(value, str):
+        return (Message(role, value),)  # type: ignore[arg-type]
+    if not isinstance(value, Sequence):
+        raise DataError(f"{row.where}: {name} is {shown(value)}; expected a text or a list of messages")
+    return tuple(_message(row, name, message) for message in value)
+
+
+def _message(row: Row, name: str, message: Any) -> Message:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if role not in _ROLES or not isinstance(content, str):
+        raise DataError(
+            f'{row.where}: {name} holds {shown(message)}; expected messages like {{"role": "user", "content": …}} with '
+            f"a role of {', '.join(_ROLES)}"
+        )
+    return Message(role, content)
+
+
+def _history(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not turns or turns[-1].role != "user" or not turns[-1].text.strip():
+        raise DataError(f"{row.where}: the prompt does not end with a text of the user's; expected one to answer")
+    return turns
+
+
+def _answer(row: Row, name: str, turns: tuple[Message, ...]) -> str:
+    if len(turns) != 1 or turns[0].role != "assistant" or not turns[0].text.strip():
+        raise DataError(f"{row.where}: {name} is not one answer; expected a text, or one message of the assistant's")
+    return turns[0].text
+
+
+def _label(row: Row) -> bool:
+    value = row.values["label"]
+    found = _LABELS.get(str(value).strip().lower())
+    if found is None:
+        raise DataError(f"{row.where}: label is {shown(value)}; expected true (wanted) or false")
+    return found

@@ -1,0 +1,146 @@
+"""Where a round's preferences come from: the model's own judged answers, or a file of yours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewardlm.config import PreferSettings
+from rewardlm.data.preferences import load_preferences
+from rewardlm.errors import DataError, TrainingError
+from rewardlm.models.load import Policy
+from rewardlm.models.lora import adapter_hash
+from rewardlm.models.processes import Processes
+from rewardlm.progress import ProgressCallback
+from rewardlm.runs import Run, paid_for, reward_lineage, rewards_of
+from rewardlm.training.drawn import Answers, Chunk
+from rewardlm.training.prefer_rows import Example, drawn_examples, given_examples
+from rewardlm.training.prefer_run import (
+    check_same,
+    doubts_about_round,
+    round_metrics,
+    shown_samples,
+    steps_before,
+    written_preference,
+)
+from rewardlm.training.preferences import Preferences
+from rewardlm.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What a round's answers add to each of its lines in metrics.jsonl; ``warnings`` only to the first."""
+
+    round_number: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def of_step(self, step: int) -> dict[str, Any]:
+        """The fields of the round's step of that number, from 1."""
+        return {"round": self.round_number + 1, **self.metrics, "warnings": self.warnings if step == 1 else []}
+
+
+@dataclass
+class DrawnPairs:
+    """Pairs among the model's own answers. Prompts are asked until there are enough for the round's steps."""
+
+    settings: PreferSettings
+    run: Run
+    processes: Processes
+    prompts: Sequence[Prompt]
+    prompt_ids: Sequence[tuple[int, ...]]
+    answers: Answers
+    report: ProgressCallback | None
+    say: Callable[[str], None]
+    _first: list[Chunk] = field(default_factory=list)
+
+    def examples(self, round_number: int) -> tuple[list[Example], Lines]:
+        """A round's examples. Raises DataError where there are none, and TrainingError for doubts that ``stop_on``
+        names.
+        """
+        settings = self.settings
+        if round_number and not self._first:
+            self._first = list(self.answers.known(0))  # a resumed run compares with its first round, too
+        wanted = -(-settings.steps_of(round_number) * settings.batch_size // settings.epochs)
+        if settings.method == "kto":
+            wanted = -(-wanted // 2)  # a pair is two answers to learn from
+        found, chunks = Preferences(), list[Chunk]()
+        texts = [prompt.text for prompt in self.prompts]
+        for chunk in self.answers.of(round_number, self.report):
+            chunks.append(chunk)
+            found.add(chunk.answers, texts, settings.pairs, pairs=settings.method != "raft")
+            if len(found.found) >= wanted:
+                break
+        self._first = self._first or chunks
+        doubts = doubts_about_round(chunks, self.prompts, self._first if round_number else None)
+        self.processes.first(lambda: self._write(round_number, found, chunks))
+        self.say(f"round {round_number + 1} of {settings.rounds}: {found.summary}")
+        if not found.found:
+            raise DataError(
+                f"nothing to learn: {found.summary}; ask more prompts or draw more (--samples), let answers end "
+                "(--max-new-tokens), or ask less of a pair (pairs.margin, pairs.topic, pairs.length_ratio, pairs.ended)"
+            )
+        for name, text in doubts.items():
+            if name in settings.stop_on:
+                raise TrainingError(
+                    f"round {round_number + 1}: {text}, and stop_on names {name}: raise --beta, lower the learning "
+                    "rate, or take it out of stop_on"
+                )
+            if self.processes.is_main:
+                warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
+        metrics = round_metrics(chunks, len(found.found))
+        return drawn_examples(found.found, self.prompt_ids), Lines(round_number, metrics, list(doubts.values()))
+
+    def _write(self, round_number: int, found: Preferences, chunks: Sequence[Chunk]) -> None:
+        """The round's preferences and some of its answers, once: a resumed round comes to the same."""
+        step = steps_before(self.settings, round_number) + 1
+        if all(sample["step"] != step for sample in self.run.read("samples")):
+            self.run.append("samples", shown_samples(step, chunks, self.prompts, self.settings.samples_every))
+        earlier = [line for line in self.run.read("preferences") if line["round"] <= round_number]
+        lines = [written_preference(one, self.prompts, round_number) for one in found.found]
+        self.run.replace("preferences", [*earlier, *lines])
+        rounds = self.run.meta.get("preferences", {}).get("rounds", [])[:round_number]
+        self.run.update(preferences={"rounds": [*rounds, found.to_dict()]})
+
+
+class GivenPairs:
+    """Preferences from a file; whoever chose them, no judge of ours is to be doubted for it."""
+
+    def __init__(
+        self,
+        settings: PreferSettings,
+        run: Run,
+        processes: Processes,
+        policy: Policy,
+        say: Callable[[str], None],
+    ) -> None:
+        assert settings.preferences is not None
+        given = load_preferences(settings.preferences, answers=settings.method == "kto")
+        limit = min(settings.max_length, policy.max_positions)
+        self._examples, shortened = given_examples(policy, given, limit)
+        if settings.method == "raft":
+            self._examples = [example for example in self._examples if example.chosen is not None]
+        if not self._examples:
+            raise DataError(f"no preference leaves room for an answer in max_length {limit}: raise max_length")
+        if shortened:
+            say(
+                f"{shortened:,} of {len(given):,} preferences are longer than {limit} tokens: they lose their oldest "
+                "turns, or the end of an answer"
+            )
+        about = {
+            **policy.describe(),
+            "adapter_hash": adapter_hash(settings.adapter) if settings.adapter else None,
+            "preferences": {"source": settings.preferences.name, "found": len(self._examples), "shortened": shortened},
+            "rewards": rewards_of(settings.adapter) if settings.adapter else [],
+            "reward_lineage": reward_lineage(settings.adapter) if settings.adapter else {},
+            "paid_for": paid_for(settings.adapter) if settings.adapter else [],
+            "processes": processes.size,
+        }
+        check_same(run, about)
+        processes.first(lambda: run.update(**about))
+
+    def examples(self, round_number: int) -> tuple[list[Example], Lines]:
+        """All of them."""
+        return self._examples, Lines(round_number, {"pairs": len(self._examples)})

@@ -1,0 +1,165 @@
+"""Which of a prompt's judged answers are preferred to which: pure functions of what was drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from statistics import fmean, quantiles
+from typing import Any
+
+from rewardlm.config import PairSettings
+from rewardlm.training.drawn import Drawn
+from rewardlm.training.replay import TOXIC_ABOVE, can_be_learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """An answer that was chosen, and a worse one to the same prompt; ``rejected`` is None where only the best counts."""
+
+    chosen: Drawn
+    rejected: Drawn | None
+
+
+@dataclass
+class Preferences:
+    """The preferences of a round, and why prompts (``without``) and answers (``unscored``) taught nothing."""
+
+    found: list[Preference] = field(default_factory=list)
+    prompts: int = 0
+    answers: int = 0
+    unscored: int = 0
+    without: Counter[str] = field(default_factory=Counter)
+
+    def add(self, answers: Sequence[Drawn], texts: Sequence[str], settings: PairSettings, *, pairs: bool) -> None:
+        """The preferences among ``answers``, which stand prompt by prompt; ``texts`` are the run's prompts."""
+        for place, group in groupby(answers, key=lambda answer: answer.prompt):
+            drawn = list(group)
+            self.prompts += 1
+            self.answers += len(drawn)
+            self.unscored += sum(answer.reward is None for answer in drawn)
+            choose = pairs_of if pairs else best_of
+            found, reason = choose(drawn, texts[place], settings)
+            self.found += found
+            if reason is not None:
+                self.without[reason] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As run.json has it: counts, and means that say what the preferences teach besides the reward."""
+        chosen = [preference.chosen for preference in self.found]
+        rejected = [preference.rejected for preference in self.found if preference.rejected is not None]
+        return {
+            "prompts": self.prompts,
+            "answers": self.answers,
+            "unscored": self.unscored,
+            "found": len(self.found),
+            "prompts_without": dict(self.without),
+            "chosen": _means(chosen),
+            "rejected": _means(rejected) if rejected else None,
+        }
+
+    @property
+    def summary(self) -> str:
+        """One sentence: how many there are, and why there are no more."""
+        what = "pairs" if any(preference.rejected is not None for preference in self.found) else "answers to learn"
+        noted = ", ".join(f"{n:,} {reason}" for reason, n in self.without.most_common())
+        lost = f"; prompts without: {noted}" if noted else ""
+        unscored = f"; {self.unscored:,} answers could not be scored" if self.unscored else ""
+        return f"{len(self.found):,} {what} from {self.answers:,} answers to {self.prompts:,} prompts{lost}{unscored}"
+
+
+def pairs_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
+    """Pairs of one prompt's answers, the one with the largest difference of rewards first, and no answer twice; where
+    there is none, the reason.
+    """
+    scored = [answer for answer in answers if answer.reward is not None]
+    if len(scored) < 2:
+        return [], "with fewer than two scored answers"
+    good = choosable(scored, prompt, settings)
+    if not good:
+        return [], "with no answer to choose"
+    by_gap = sorted(
+        (
+            (_reward(better) - _reward(worse), better, worse)
+            for better in good
+            for worse in scored
+            if better is not worse
+        ),
+        key=lambda one: (-one[0], one[1].sample, one[2].sample),
+    )
+    clear = [(better, worse) for gap, better, worse in by_gap if gap >= settings.margin]
+    if not clear:
+        return [], "with rewards too close"
+    ratio = settings.length_ratio
+    alike = [pair for pair in clear if ratio is None or _ratio(*pair) <= ratio]
+    if not alike:
+        return [], "with lengths too different"
+    found: list[Preference] = []
+    taken: set[int] = set()
+    for better, worse in alike:
+        if len(found) < settings.per_prompt and not taken & {better.sample, worse.sample}:
+            found.append(Preference(better, worse))
+            taken |= {better.sample, worse.sample}
+    return found, None
+
+
+def best_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
+    """The best of one prompt's answers, as in RAFT (Dong et al. 2023, arXiv 2304.06767); where there is none to choose,
+    the reason.
+    """
+    good = choosable([answer for answer in answers if answer.reward is not None], prompt, settings)
+    if not good:
+        return [], "with no answer to choose"
+    best = sorted(good, key=lambda answer: (-_reward(answer), answer.sample))
+    return [Preference(answer, None) for answer in best[: settings.per_prompt]], None
+
+
+def choosable(scored: Sequence[Drawn], prompt: str, settings: PairSettings) -> list[Drawn]:
+    """The answers that may be chosen: see ``PairSettings``."""
+    similarities = [value for answer in scored if (value := answer.terms.get("similarity")) is not None]
+    least = _quantile(similarities, settings.topic) if similarities and settings.topic else None
+    good = [
+        answer
+        for answer in scored
+        if answer.toxicity is not None
+        and answer.toxicity <= TOXIC_ABOVE
+        and can_be_learnt(prompt, answer.text)
+        and (least is None or (answer.terms.get("similarity") or -1.0) >= least)
+    ]
+    ended = [answer for answer in good if answer.finish == "stop"]
+    return ended if ended and settings.ended else good
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The value that a ``share`` of ``values`` lies below, between neighbours in proportion."""
+    if len(values) == 1:
+        return values[0]
+    cuts = quantiles(values, n=1000, method="inclusive")
+    return cuts[min(len(cuts), max(1, round(share * 1000))) - 1]
+
+
+def _ratio(one: Drawn, other: Drawn) -> float:
+    longer, shorter = sorted((len(one.tokens), len(other.tokens)), reverse=True)
+    return longer / max(1, shorter)
+
+
+def _reward(answer: Drawn) -> float:
+    assert answer.reward is not None
+    return answer.reward
+
+
+def _means(answers: Sequence[Drawn]) -> dict[str, float]:
+    """Mean tokens, reward, P(toxic), share that ended by themselves, and terms."""
+    if not answers:
+        return {}
+    names = dict.fromkeys(name for answer in answers for name in answer.terms)
+    terms = {name: [value for a in answers if (value := a.terms.get(name)) is not None] for name in names}
+    toxicities = [answer.toxicity for answer in answers if answer.toxicity is not None]
+    return {
+        "tokens": fmean(len(answer.tokens) for answer in answers),
+        "reward": fmean(_reward(answer) for answer in answers),
+        "ended": fmean(answer.finish == "stop" for answer in answers),
+        **({"toxicity": fmean(toxicities)} if toxicities else {}),
+        **{name: fmean(values) for name, values in terms.items() if values},
+    }
