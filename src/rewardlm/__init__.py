@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rewardlm.api import interpret as interpret
     from rewardlm.api import load_judge as load_judge
     from rewardlm.api import measure as measure
+    from rewardlm.api import prefer as prefer
     from rewardlm.api import report as report
     from rewardlm.api import reward_function as reward_function
     from rewardlm.api import rlaf as rlaf
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 # The module of each name. A name is imported when it is first used, so that `import rewardlm` takes no time.
 _FROM = {
     "rewardlm.api": (
-        "Scores", "compare", "finetune", "frontier", "interpret", "load_judge", "measure", "report",
+        "Scores", "compare", "finetune", "frontier", "interpret", "load_judge", "measure", "prefer", "report",
         "reward_function", "rlaf", "score", "steer",
     ),
     "rewardlm.errors": ("RewardLMError",),

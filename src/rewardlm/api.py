@@ -20,6 +20,7 @@ from rewardlm.config import (
     FrontierSettings,
     InterpretSettings,
     MeasureSettings,
+    PreferSettings,
     RewardSettings,
     RlafSettings,
     SteerFitSettings,
@@ -46,6 +47,7 @@ S = TypeVar(
     MeasureSettings,
     FinetuneSettings,
     RlafSettings,
+    PreferSettings,
     SteerFitSettings,
     InterpretSettings,
     CompareSettings,
@@ -132,7 +134,7 @@ def measure(
 
     ``prompts`` are texts, or what ``--prompts`` takes; ``judges`` is the setting ``scorer``. ``options`` are the other
     settings of ``MeasureSettings``: ``samples``, ``limit``, ``label``, ``max_new_tokens``, ``adapter`` (a run of
-    ``finetune`` or ``rlaf``, or a folder) and others.
+    ``finetune``, ``rlaf`` or ``prefer``, or a folder) and others.
 
     >>> import rewardlm as rl
     >>> run = rl.measure("tiny", ["Hello", "Good morning"], "lexical", max_new_tokens=4, out=folder / "PT")
@@ -201,6 +203,33 @@ def rlaf(
     from rewardlm.training.rlaf import train
 
     with _reported(f"rlaf {chosen.algorithm} {chosen.model}", progress) as report:
+        return train(chosen, Path(out), report=report, say=say if progress else None)
+
+
+def prefer(
+    model: str | None = None,
+    *,
+    out: str | Path,
+    settings: PreferSettings | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Train ``model`` to prefer its own better answers, as judges see them: ``rewardlm prefer``.
+
+    ``options`` are those of ``PreferSettings``: ``method`` (``dpo``, ``kto`` or ``raft``), ``reward``, ``samples``,
+    ``steps``, ``rounds``, ``beta``, ``preferences`` (a file of your own) and others.
+
+    >>> import rewardlm as rl
+    >>> run = rl.prefer("tiny", prompts="starter", limit=4, reward="lexical", witness="none", samples=4, steps=1,
+    ...                 batch_size=2, max_new_tokens=4, pairs={"margin": 0.01}, out=folder / "DPO")
+    >>> round(run.meta["first_loss"], 3)
+    0.693
+    """
+    chosen = _settings(PreferSettings, settings, model, options)
+    check(chosen, Path(out), kind="prefer")
+    from rewardlm.training.prefer import prefer as train
+
+    with _reported(f"prefer {chosen.method} {chosen.model}", progress) as report:
         return train(chosen, Path(out), report=report, say=say if progress else None)
 
 

@@ -1,8 +1,9 @@
-"""A whole experiment: PT, FT and RL measured on the same prompts, compared and reported.
+"""A whole experiment: PT, FT, preference training and RL measured on the same prompts, compared and reported.
 
 Each stage is a run of its own below ``out``, so each resumes by itself and an experiment that was stopped goes on:
 
-    measure/PT  train/FT  measure/FT  train/RL  measure/RL  interpret/all  comparison.json  report.html
+    measure/PT  train/FT  measure/FT  train/DPO  measure/DPO  train/RL  measure/RL  interpret/all  comparison.json
+    report.html
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any, Protocol
 import yaml
 
 from rewardlm.config import (
+    LABELS,
     ExperimentSettings,
     FinetuneSettings,
     InterpretSettings,
     MeasureSettings,
+    PreferSettings,
     PrimarySettings,
     ReplaySettings,
+    RewardedSettings,
     RlafSettings,
     StageFinetune,
     how_asked,
@@ -57,6 +61,12 @@ _FREE = (
     "finetune.checkpoint_every",
     "finetune.resume",
     "finetune.shard",
+    "prefer.gradient_checkpointing",
+    "prefer.checkpoint_every",
+    "prefer.samples_every",
+    "prefer.resume",
+    "prefer.shard",
+    "prefer.stop_on",
     "rlaf.micro_batch_tokens",
     "rlaf.gradient_checkpointing",
     "rlaf.checkpoint_every",
@@ -108,12 +118,14 @@ def run_experiment(
         for label, adapter in _models(settings, out)
     }
     finetuning = _finetune_settings(settings)
+    preferring = _prefer_settings(settings, out)
     rlaf = _rlaf_settings(settings, out)
     interpreting = _interpret_settings(settings)
-    check_stages([stage for stage in (measured["PT"], finetuning, rlaf) if stage is not None], out)
+    check_stages([stage for stage in (measured["PT"], finetuning, preferring, rlaf) if stage is not None], out)
     if _here(settings.measure.prompts):
-        if rlaf is not None and not _trained(out, "RL") and _here(rlaf.prompts):
-            _refuse_measured("RL", _prompts(rlaf), _prompts(measured["RL"]), "rlaf.part")
+        for label, section, training in _asking(settings, preferring, rlaf):
+            if not _trained(out, label) and _here(training.prompts):
+                _refuse_measured(label, _prompts(training), _prompts(measured[label]), f"{section}.part")
         replayed = _replayed(finetuning)
         if replayed is not None and not _trained(out, "FT") and _here(replayed.prompts or ""):
             _refuse_measured("fine-tuning", _replay_prompts(replayed), _prompts(measured["FT"]), "finetune.replay.part")
@@ -150,11 +162,17 @@ def run_experiment(
                     _refuse_measured("fine-tuning", prompts, _stored(out), "finetune.replay.part")
             with stage("train FT: counter-narratives") as progress:
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
+        for asking, section, training in _asking(settings, preferring, rlaf):
+            if label == asking and not _trained(out, label):
+                _refuse_measured(label, _prompts(training), _stored(out), f"{section}.part")
+        if preferring is not None and label == LABELS[preferring.method]:
+            from rewardlm.training.prefer import prefer
+
+            with stage(f"train {label}: {label} on its own answers") as progress:
+                runs.append(prefer(preferring, out / "train" / label, report=progress.report, say=say).path)
         if label == "RL" and rlaf is not None:
             from rewardlm.training.rlaf import train
 
-            if not _trained(out, "RL"):
-                _refuse_measured("RL", _prompts(rlaf), _stored(out), "rlaf.part")
             with stage(f"train RL: {rlaf.algorithm} against {', '.join(rlaf.reward)}") as progress:
                 runs.append(train(rlaf, out / "train" / "RL", report=progress.report, say=say).path)
         with stage(f"measure {label}") as progress:
@@ -187,15 +205,38 @@ def _models(settings: ExperimentSettings, out: Path) -> Sequence[tuple[str, Path
     models: list[tuple[str, Path | None]] = [("PT", None)]
     if settings.finetune is not None:
         models.append(("FT", out / "train" / "FT" / "adapter"))
+    if settings.prefer is not None:
+        label = _prefer_label(settings)
+        models.append((label, out / "train" / label / "adapter"))
     if settings.rlaf is not None:
         models.append(("RL", out / "train" / "RL" / "adapter"))
     return models
 
 
+def _prefer_label(settings: ExperimentSettings) -> str:
+    method = (settings.prefer or {}).get("method") or PreferSettings.model_fields["method"].default
+    return LABELS.get(method, "DPO")  # a method that isn't known is refused with the other settings
+
+
+def _asking(
+    settings: ExperimentSettings, preferring: PreferSettings | None, rlaf: RlafSettings | None
+) -> list[tuple[str, str, RewardedSettings]]:
+    """The trainings that ask prompts: label, section and settings."""
+    found: list[tuple[str, str, RewardedSettings]] = []
+    if preferring is not None and preferring.draws:
+        found.append((_prefer_label(settings), "prefer", preferring))
+    if rlaf is not None:
+        found.append(("RL", "rlaf", rlaf))
+    return found
+
+
 def _with_primary(settings: ExperimentSettings) -> ExperimentSettings:
     """With the primary outcome spelt out, so that every measurement records it before there is a result."""
-    reward = (settings.rlaf or {}).get("reward") or RlafSettings.model_fields["reward"].default
-    rewards = split_names([reward] if isinstance(reward, str) else reward) if settings.rlaf is not None else []
+    rewards: list[str] = []
+    for training in (settings.prefer, settings.rlaf):
+        if training is not None:
+            reward = training.get("reward") or RlafSettings.model_fields["reward"].default
+            rewards += split_names([reward] if isinstance(reward, str) else reward)
     # The judge that chose the answers for fine-tuning is no more independent of it than a reward is of RL.
     finetuning = _finetune_settings(settings)
     rewards += [finetuning.replay.judge] if finetuning is not None and finetuning.replay.share else []
@@ -215,27 +256,58 @@ def _rlaf_settings(settings: ExperimentSettings, out: Path) -> RlafSettings | No
         return None
     own = dict(settings.rlaf)
     # If RL has an adapter of its own, it starts from the base.
-    after = own.pop("after", None) or ("base" if settings.finetune is None or "lora" in own else "finetune")
-    if after not in ("base", "finetune"):
-        raise ConfigError(f"rlaf.after {after!r}: expected 'finetune' or 'base'")
-    if after == "finetune":
-        if settings.finetune is None:
-            raise ConfigError("rlaf.after is 'finetune', but the experiment has no finetune section")
-        own = {"steps": _STEPS_AFTER_FINETUNING, **own, "adapter": out / "train" / "FT" / "adapter"}
+    before = _before(settings, out, own, "rlaf", ("base", "finetune", "prefer"))
+    if before is not None:
+        own = {"steps": _STEPS_AFTER_FINETUNING, **own, "adapter": before}
     rlaf = validate(RlafSettings, {**settings.common(), **own})
-    if rlaf.prompts == settings.measure.prompts and {rlaf.part, settings.measure.part} != {"train", "measure"}:
-        raise ConfigError(
-            f"RL would train on the prompts that are measured ({rlaf.prompts}): "
-            "set measure.part to 'measure' and rlaf.part to 'train'"
-        )
+    _refuse_same_prompts(settings, rlaf, "RL", "rlaf")
     return rlaf
+
+
+def _prefer_settings(settings: ExperimentSettings, out: Path) -> PreferSettings | None:
+    if settings.prefer is None:
+        return None
+    own = dict(settings.prefer)
+    before = _before(settings, out, own, "prefer", ("base", "finetune"))
+    if before is not None:
+        own["adapter"] = before
+    found = validate(PreferSettings, {**settings.common(), **own})
+    if found.draws:
+        _refuse_same_prompts(settings, found, "preference training", "prefer")
+    return found
+
+
+def _before(
+    settings: ExperimentSettings, out: Path, own: dict[str, Any], section: str, allowed: Sequence[str]
+) -> Path | None:
+    """The adapter that a training starts from, by the ``after`` that is taken out of its keys; None for the base."""
+    # A training that has an adapter of its own starts from the base.
+    after = own.pop("after", None) or ("base" if settings.finetune is None or "lora" in own else "finetune")
+    if after not in allowed:
+        raise ConfigError(f"{section}.after {after!r}: expected {' or '.join(map(repr, allowed))}")
+    if after == "base":
+        return None
+    if getattr(settings, after) is None:
+        raise ConfigError(f"{section}.after is {after!r}, but the experiment has no {after} section")
+    label = "FT" if after == "finetune" else _prefer_label(settings)
+    return out / "train" / label / "adapter"
+
+
+def _refuse_same_prompts(settings: ExperimentSettings, training: RewardedSettings, who: str, section: str) -> None:
+    if training.prompts == settings.measure.prompts and {training.part, settings.measure.part} != {"train", "measure"}:
+        raise ConfigError(
+            f"{who} would train on the prompts that are measured ({training.prompts}): "
+            f"set measure.part to 'measure' and {section}.part to 'train'"
+        )
 
 
 def _interpret_settings(settings: ExperimentSettings) -> InterpretSettings | None:
     if settings.interpret is None:
         return None
-    if settings.finetune is None and settings.rlaf is None:
-        raise ConfigError("interpret compares trained models with the base: the experiment needs finetune or rlaf")
+    if settings.finetune is None and settings.prefer is None and settings.rlaf is None:
+        raise ConfigError(
+            "interpret compares trained models with the base: the experiment needs finetune, prefer or rlaf"
+        )
     # It has a precision setting of its own: see InterpretSettings.
     common = {key: value for key, value in settings.common().items() if key in ("seed", "load", "device")}
     return validate(InterpretSettings, {**common, **settings.interpret})
@@ -253,7 +325,7 @@ def _here(source: str) -> bool:
     )
 
 
-def _prompts(settings: MeasureSettings | RlafSettings) -> list[Prompt]:
+def _prompts(settings: MeasureSettings | RewardedSettings) -> list[Prompt]:
     return load_prompts(
         settings.prompts,
         part=settings.part,

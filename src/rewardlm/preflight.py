@@ -21,6 +21,8 @@ from rewardlm.config import (
     MeasureSettings,
     MergeSettings,
     ModelSettings,
+    PreferSettings,
+    RewardedSettings,
     RlafSettings,
     ScoreSettings,
     Section,
@@ -32,6 +34,7 @@ from rewardlm.config import (
 from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
 from rewardlm.data.files import HUB_ID
+from rewardlm.data.preferences import load_preferences
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.data.utility import no_data, utility_files
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
@@ -118,21 +121,27 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
             yield partial(_check_suite_of_a_model, settings)
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
-    if isinstance(settings, RlafSettings):
+    if isinstance(settings, RewardedSettings) and settings.draws:
         judges = [*settings.reward, *(settings.witness or [])]
         yield from (partial(check_judges, [name], settings.services) for name in judges)
         terms = settings.reward_settings.terms
         if terms.counter_narrative:
             yield lambda: _check_pairs_or_classifier(terms.counter_narrative_judge, settings.services)
-        if is_function_name(settings.algorithm):
-            yield lambda: _check_estimator(settings.algorithm)
+    if isinstance(settings, RlafSettings) and is_function_name(settings.algorithm):
+        yield lambda: _check_estimator(settings.algorithm)
+    if isinstance(settings, PreferSettings) and not begun:
+        if settings.preferences is not None:
+            yield partial(load_preferences, settings.preferences, answers=settings.method == "kto")
+        if settings.answers is not None:
+            yield partial(Run.open, settings.answers, kind="prefer")
     if isinstance(settings, ScoreSettings):
         yield from (partial(check_judges, [name], settings.services) for name in settings.scorer)
         yield partial(check_thresholds, settings.thresholds, settings.matching, settings.scorer)
         yield from _of_pairs(settings.counter_narrative)
         if settings.perplexity is not None:
             yield lambda: check_model(str(settings.perplexity))
-    if isinstance(settings, MeasureSettings | RlafSettings) and not begun:
+    asks = isinstance(settings, MeasureSettings) or (isinstance(settings, RewardedSettings) and settings.draws)
+    if isinstance(settings, MeasureSettings | RewardedSettings) and asks and not begun:
         yield lambda: _check_prompts(settings)
     if isinstance(settings, FinetuneSettings) and settings.replay.share:
         yield lambda: check_judges([settings.replay.judge], settings.replay.services)
@@ -168,7 +177,7 @@ def _check_packages(settings: ModelSettings) -> None:
     needed = {"bitsandbytes": f"--load {settings.load}"} if settings.load is not None else {}
     if isinstance(settings, MeasureSettings) and settings.engine == "ray":
         needed["ray"] = "--engine ray"
-    if isinstance(settings, RlafSettings):
+    if isinstance(settings, RewardedSettings):
         needed |= {name: f"the tracker {name}" for name in settings.trackers}
     wrong = [
         f"{what} needs the package {name}: pip install {_EXTRAS.get(name, name)}"
@@ -273,7 +282,7 @@ def _check_estimator(name: str) -> None:
         raise ConfigError(f"algorithm {name!r}: {error}") from None
 
 
-def _check_prompts(settings: MeasureSettings | RlafSettings) -> None:
+def _check_prompts(settings: MeasureSettings | RewardedSettings) -> None:
     source = settings.prompts
     name, _, suffix = source.partition(":")
     path = next((path for path in map(_path, (source, source.rpartition(":")[0])) if path and path.is_file()), None)

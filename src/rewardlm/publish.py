@@ -24,7 +24,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from rewardlm.errors import ConfigError, RunError, ServiceError
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.reporting.model_card import Base, model_card
-from rewardlm.runs import Run, write_atomically
+from rewardlm.runs import TRAININGS, Run, write_atomically
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,8 +43,8 @@ def prepare(
         raise ConfigError(f"{repo!r} is not the name of a repository: expected OWNER/NAME") from None
     if "/" not in repo:
         raise ConfigError(f"{repo!r}: expected OWNER/NAME")
-    if run.meta["kind"] not in ("finetune", "rlaf"):
-        raise RunError(f"{run.path} is a run of kind {run.meta['kind']!r}: give a training (finetune or rlaf)")
+    if run.meta["kind"] not in TRAININGS:
+        raise RunError(f"{run.path} is a run of kind {run.meta['kind']!r}: give a training ({', '.join(TRAININGS)})")
     adapter = run.adapter
     if not run.finished or not (adapter / "adapter_model.safetensors").exists():
         raise RunError(f"{run.path} is not finished: run its command again first")

@@ -15,6 +15,8 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     results.jsonl       evaluation of judges: one line per judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line per step
     samples.jsonl       training: some prompts, answers and rewards
+    answers.jsonl       preference training: the answers that were drawn, and what judges said of them
+    preferences.jsonl   preference training: the pairs among them, in TRL's format
     drift.jsonl         interpretation: an answer under every model, token by token
     attributions.jsonl  interpretation: an answer's explained tokens by one reader, word by word
     vocabulary.safetensors, interpretation.json
@@ -65,6 +67,8 @@ _RECORDED_PACKAGES = (
 )
 
 
+# The kinds of runs that leave an adapter.
+TRAININGS = ("finetune", "rlaf", "prefer")
 # Rows of a run that a notebook shows.
 _SHOWN = 5
 _MISSING = object()
@@ -114,7 +118,7 @@ class RunRecord(TypedDict, total=False):
     Keys that are not listed here are kept, but nothing reads them.
     """
 
-    # measure, import, finetune, rlaf, judge, judge-evaluation, interpretation, experiment
+    # measure, import, finetune, rlaf, prefer, judge, judge-evaluation, interpretation, experiment
     kind: Required[str]
     label: Required[str]
     status: Literal["running", "finished", "stopped"]
@@ -162,6 +166,9 @@ class RunRecord(TypedDict, total=False):
     # For a training.
     steps: int
     stopped: str | None  # why it ended early
+    first_loss: float | None
+    last_loss: float | None
+    preferences: dict[str, Any]  # of prefer: by round, what was drawn and what became pairs; or your own file
     replay: dict[str, Any]  # pairs, summary: the model's own answers that fine-tuning learnt
     distilled: Any  # for a judge: its teachers, and how far it is from them
     # For an evaluation, an interpretation, an experiment.

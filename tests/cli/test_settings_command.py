@@ -29,6 +29,7 @@ ARGUMENTS = {
     "demo": [], "run": ["e.yaml"], "measure": ["tiny", "--out", "o"], "score": ["run"],
     "import": ["t.csv", "--out", "o"], "export": ["run", "--out", "t.md"], "compare": ["run"],
     "finetune": ["tiny", "--out", "o"], "rlaf": ["tiny", "--out", "o"], "merge": ["tiny", "--out", "o"],
+    "prefer": ["tiny", "--out", "o"],
     "judge list": [], "judge train": ["--out", "o"],
     "judge evaluate": ["lexical"], "judge serve": ["lexical"], "judge migrate": ["t.csv", "--out", "o"],
     "judge train-pairs": ["--out", "o"],
@@ -166,7 +167,7 @@ def test_settings_lists_keys_and_defaults_that_the_command_takes(shell: Shell, c
     keys = [setting["key"] for setting in found]
     assert len(set(keys)) == len(keys)
     assert set(flatten(usual.model_dump())) - set(flatten(kind.example)) <= set(keys)
-    stages = ("finetune", "rlaf", "interpret") if kind is ExperimentSettings else ()
+    stages = ("finetune", "prefer", "rlaf", "interpret") if kind is ExperimentSettings else ()
     for setting in found:
         key, default = setting["key"], setting["default"]
         if setting["required"]:
@@ -190,7 +191,7 @@ def test_settings_lists_bounds_and_choices_that_hold(shell: Shell, command: str)
 
     for setting in listed(shell, command):
         key = setting["key"]
-        if kind is ExperimentSettings and key.split(".")[0] in ("finetune", "rlaf", "interpret"):
+        if kind is ExperimentSettings and key.split(".")[0] in ("finetune", "prefer", "rlaf", "interpret"):
             continue
         if "minimum" in setting:
             refused(key, setting["minimum"] - 1)
@@ -240,12 +241,12 @@ def test_a_file_to_start_from_is_the_defaults(shell: Shell, command: str, tmp_pa
     assert done.out.strip() == str(file)
     tree = yaml.safe_load(file.read_text())
     got, wanted = build(kind, file=file), start(kind)
-    stages = {"finetune": None, "rlaf": None, "interpret": None} if kind is ExperimentSettings else {}
+    stages = dict.fromkeys(("finetune", "prefer", "rlaf", "interpret")) if kind is ExperimentSettings else {}
     assert got.model_copy(update=stages) == wanted.model_copy(update=stages)
     # What is left to a comment, because it depends on others.
     commented = {"lora.r", "lora.alpha", "lora.dropout", "lora.targets", "minibatches", "learning_rate"}
     left_out = set(flatten(wanted.model_copy(update=stages).model_dump())) - set(flatten(tree)) - stages.keys()
-    assert left_out <= (commented if command in ("finetune", "rlaf") else set())
+    assert left_out <= (commented if command in ("finetune", "prefer", "rlaf") else set())
     assert all(f"# {key.partition('.')[0]}:" in file.read_text() for key in left_out)
 
 

@@ -34,8 +34,14 @@ SFT = (
     f"finetune tiny --dialogues starter --limit 16 --batch-size 4 --epochs 9 max_steps={SFT_STEPS} checkpoint_every=2 "
     "--lora-r 4 --learning-rate 0.01 --device cpu --dtype float32 --seed 3"
 )
+PREFER_STEPS = 12
+PREFER = (
+    f"prefer tiny --prompts starter --limit 12 --reward lexical --samples 4 --steps {PREFER_STEPS} --rounds 3 "
+    "--batch-size 4 --max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --device cpu --dtype float32 --seed 3 "
+    "--witness none checkpoint_every=2 pairs.margin=0.01 rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
+)
 # Fine-tuning by the pass that RL uses, and with dropout, which is drawn at random and left to TRL's own.
-KINDS = [("rlaf", RLAF_STEPS), ("sft", SFT_STEPS), ("sft-dropout", SFT_STEPS)]
+KINDS = [("rlaf", RLAF_STEPS), ("sft", SFT_STEPS), ("sft-dropout", SFT_STEPS), ("prefer", PREFER_STEPS)]
 
 
 def start(command: str, out: Path) -> Forked:
@@ -92,7 +98,7 @@ def half_a_checkpoint(out: Path, after: int) -> bool:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> dict[str, Pair]:
     root = tmp_path_factory.mktemp("killed")
-    commands = {"rlaf": RLAF, "sft": SFT, "sft-dropout": f"{SFT} lora.dropout=0.1"}
+    commands = {"rlaf": RLAF, "sft": SFT, "sft-dropout": f"{SFT} lora.dropout=0.1", "prefer": PREFER}
     found = {kind: Pair(root / f"{kind}-whole", root / f"{kind}-killed", []) for kind in commands}
     # Other steps each time: none may matter. SFT's second epoch begins after step 4.
     chosen = {kind: random.randint(3, SFT_STEPS - 3) for kind in commands}
@@ -110,7 +116,7 @@ def pairs(tmp_path_factory) -> dict[str, Pair]:
         pair.killed_at.append(steps(pair.killed))
         assert not (pair.killed / "adapter").exists()
 
-    # The same commands again: SFT to its end, RLAF killed while it writes a checkpoint.
+    # The same commands again: all others to their end, RLAF killed while it writes a checkpoint.
     running = {kind: start(command, found[kind].killed) for kind, command in commands.items()}
     pair = found["rlaf"]
     kill_when({running["rlaf"]: lambda: half_a_checkpoint(pair.killed, chosen["rlaf"] + 2)})
@@ -144,7 +150,10 @@ def test_the_adapter_is_bit_equal_to_that_of_an_undisturbed_run(pairs, kind, n_s
 
 @pytest.mark.parametrize(("kind", "n_steps"), KINDS)
 def test_the_metrics_have_each_step_once_and_the_same_numbers(pairs, kind, n_steps):
-    numbers = ("reward_mean", "kl", "kl_coef", "policy_loss", "value_loss") if kind == "rlaf" else ("loss", "grad_norm")
+    numbers = {
+        "rlaf": ("reward_mean", "kl", "kl_coef", "policy_loss", "value_loss"),
+        "prefer": ("round", "loss", "grad_norm", "reward_mean", "pair_accuracy", "warnings"),
+    }.get(kind, ("loss", "grad_norm"))
     found = []
     for out in (pairs[kind].whole, pairs[kind].killed):
         assert steps(out) == list(range(1, n_steps + 1))

@@ -11,13 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rewardlm.config import FinetuneSettings, MeasureSettings, ModelSettings, QuantisationSettings, RlafSettings
+from rewardlm.config import (
+    FinetuneSettings,
+    MeasureSettings,
+    ModelSettings,
+    PreferSettings,
+    QuantisationSettings,
+    RlafSettings,
+)
 from rewardlm.errors import TrainingError
 from rewardlm.measuring.meter import measure
 from rewardlm.models import load as loading
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import load_adapter
 from rewardlm.runs import Run
+from rewardlm.training.prefer import prefer
 from rewardlm.training.rlaf import train
 from rewardlm.training.sft import finetune
 
@@ -58,6 +66,26 @@ def rl(**changes: Any) -> RlafSettings:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(str(run.path / "adapter" / "adapter_model.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", ["4bit", "8bit"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_preferences_are_learnt_in_float32(load: str, method: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": prompt, "chosen": answer, "rejected": f"Yes. {prompt}"} for prompt, answer in PAIRS]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    settings = PreferSettings(
+        **TINY, load=load, method=method, preferences=path, steps=12, batch_size=4, learning_rate=1e-2
+    )
+    run = prefer(settings, tmp_path / "run")
+    lines = list(run.read("metrics"))
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert run.meta["quantisation"] == load
+    tensors = weights(run)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    # float32 to the last bits: an adapter that was rounded to bfloat16 on its way would have none beyond 16.
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values())
 
 
 @pytest.mark.slow

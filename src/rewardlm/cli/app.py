@@ -30,7 +30,7 @@ app.add_typer(steer, name="steer")
 
 
 # Commands that several processes can share. Any other command would run once in each, on the same files.
-_SHARED = ("measure", "finetune", "rlaf", "run", "demo")
+_SHARED = ("measure", "finetune", "rlaf", "prefer", "run", "demo")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,9 @@ from rewardlm.config import PreferSettings
 
 
 @takes(PreferSettings)
-def prefer(given: Given[PreferSettings], model: options.Model, out: options.Out, as_json: options.AsJson = False) -> None:
+def prefer(
+    given: Given[PreferSettings], model: options.Model, out: options.Out, as_json: options.AsJson = False
+) -> None:
     """Train MODEL to prefer its own better answers, as judges see them: a LoRA adapter in --out/adapter."""
     settings = given.settings(model=model)
     from rewardlm.preflight import check

@@ -13,7 +13,7 @@ from rewardlm.cli.show import print_json
 
 def push(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished finetune or rlaf, such as EXPERIMENT/train/RL.")
+        Path, typer.Argument(metavar="RUN", help="A finished finetune, rlaf or prefer, such as EXPERIMENT/train/RL.")
     ],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
     measured: Annotated[

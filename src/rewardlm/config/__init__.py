@@ -38,6 +38,7 @@ from rewardlm.config.model import LoraSettings as LoraSettings
 from rewardlm.config.model import MergeSettings as MergeSettings
 from rewardlm.config.model import ModelSettings as ModelSettings
 from rewardlm.config.model import QuantisationSettings as QuantisationSettings
+from rewardlm.config.prefer import LABELS as LABELS
 from rewardlm.config.prefer import PairSettings as PairSettings
 from rewardlm.config.prefer import PreferSettings as PreferSettings
 from rewardlm.config.reading import build as build

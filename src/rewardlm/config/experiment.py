@@ -12,6 +12,7 @@ from rewardlm.config.finetune import FinetuneSettings, ReplaySettings
 from rewardlm.config.interpret import InterpretSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS, MeasureSettings, PrimarySettings
 from rewardlm.config.model import ChatSettings, GenerationSettings, QuantisationSettings
+from rewardlm.config.prefer import PreferSettings
 from rewardlm.config.reading import merge
 from rewardlm.config.rlaf import RlafSettings
 from rewardlm.config.section import Section
@@ -78,13 +79,24 @@ class StageFinetune(FinetuneSettings):
 class StageRlaf(RlafSettings):
     """The keys of an experiment's ``rlaf``."""
 
-    after: Literal["finetune", "base"] | None = Field(
+    after: Literal["finetune", "prefer", "base"] | None = Field(
         None,
-        description="Where RL, and its reference, start: from the fine-tuned adapter, or from the base. By default "
-        "from the adapter if the experiment has one, unless rlaf.lora describes a fresh one.",
+        description="Where RL, and its reference, start: from the fine-tuned adapter, from that of preference "
+        "training, or from the base. By default from the fine-tuned one if the experiment has it, unless rlaf.lora describes a "
+        "fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
         60, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."
+    )
+
+
+class StagePrefer(PreferSettings):
+    """The keys of an experiment's ``prefer``."""
+
+    after: Literal["finetune", "base"] | None = Field(
+        None,
+        description="Where preference training, and its reference, start. By default from the fine-tuned adapter if "
+        "the experiment has one, unless prefer.lora describes a fresh one.",
     )
 
 
@@ -126,6 +138,9 @@ class ExperimentSettings(Section):
     finetune: Annotated[dict[str, Any] | None, KeysOf(StageFinetune, _AT_THE_TOP)] = Field(
         None, description="Settings of rewardlm finetune; by default there is no fine-tuning."
     )
+    prefer: Annotated[dict[str, Any] | None, KeysOf(StagePrefer, _AT_THE_TOP)] = Field(
+        None, description="Settings of rewardlm prefer; by default there is no preference training."
+    )
     rlaf: Annotated[dict[str, Any] | None, KeysOf(StageRlaf, _AT_THE_TOP)] = Field(
         None, description="Settings of rewardlm rlaf; by default there is no reinforcement learning."
     )
@@ -147,13 +162,13 @@ class ExperimentSettings(Section):
         merge(tree, stand_ins)
         return tree
 
-    @field_validator("rlaf")
+    @field_validator("rlaf", "prefer")
     @classmethod
-    def _keys_are_known_as_such(cls, rlaf: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _keys_are_known_as_such(cls, stage: dict[str, Any] | None) -> dict[str, Any] | None:
         # A stage's settings are checked later but recorded as they are here, so secrets must be marked as such now.
-        if rlaf is None or rlaf.get("services") is None:
-            return rlaf
-        return {**rlaf, "services": ServicesSettings.model_validate(rlaf["services"])}
+        if stage is None or stage.get("services") is None:
+            return stage
+        return {**stage, "services": ServicesSettings.model_validate(stage["services"])}
 
     def common(self) -> dict[str, Any]:
         """The settings that every stage shares."""

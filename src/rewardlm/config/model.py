@@ -67,7 +67,7 @@ class ModelSettings(Section):
 
     model: str = Field(description="Hub id, path or alias (smollm2-135m, tiny).")
     adapter: Annotated[Path | None, Flag()] = Field(
-        None, description="LoRA adapter to put on: a PEFT folder or a run of finetune or rlaf."
+        None, description="LoRA adapter to put on: a PEFT folder or a run of finetune, rlaf or prefer."
     )
     seed: Seed = 0
     dtype: Precision = "auto"

@@ -16,12 +16,15 @@ PairLoss = Literal[
 ]  # fmt: skip
 
 
+# What a run, and its model in an experiment, is called.
+LABELS = {"dpo": "DPO", "kto": "KTO", "raft": "RAFT"}
+
+
 class PairSettings(Section):
     """Which answers to one prompt become a pair, the better one chosen and the worse one rejected.
 
-    A chosen answer is whole text: scored, not toxic, not empty, not repeated, not a refusal, in the prompt's script, and
-    as near to the prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the
-    subject.
+    A chosen answer is scored, not toxic, not empty, not repeated, no refusal, in the prompt's script, and as near to the
+    prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the subject.
     """
 
     margin: float = Field(
@@ -32,14 +35,14 @@ class PairSettings(Section):
         0.5,
         ge=0,
         lt=1,
-        description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 asks "
-        "nothing. It needs rewards.terms.similarity over 0.",
+        description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 "
+        "asks nothing. It needs rewards.terms.similarity over 0.",
     )
     length_ratio: float | None = Field(
         2.0,
         ge=1,
-        description="The longer answer of a pair has at most so many times the tokens of the shorter one, so that length "
-        "is not what is learnt; null allows any.",
+        description="The longer answer of a pair has at most so many times the tokens of the shorter one, so that "
+        "length is not what is learnt; null allows any.",
     )
     ended: bool = Field(
         True,
@@ -57,8 +60,8 @@ class PreferSettings(RewardedSettings):
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
         "dpo",
-        description="dpo learns pairs; kto the same answers, each for itself, as wanted or unwanted; raft fine-tunes on "
-        "each prompt's best answer.",
+        description="dpo learns pairs; kto the same answers, each for itself, as wanted or unwanted; raft fine-tunes "
+        "on each prompt's best answer.",
     )
     samples: Annotated[int, Flag()] = Field(8, ge=1, description="Answers drawn for each prompt.")
     steps: Annotated[int, Flag()] = Field(60, ge=1, description="Optimizer steps, over all rounds.")
@@ -72,14 +75,14 @@ class PreferSettings(RewardedSettings):
     epochs: float = Field(
         1.0,
         gt=0,
-        description="Passes over a round's pairs: prompts are asked until there are enough pairs for its steps, as long "
-        "as there are prompts. If they run out, there are more passes.",
+        description="Passes over a round's pairs: prompts are asked until there are enough pairs for its steps, as "
+        "long as there are prompts. If they run out, there are more passes.",
     )
     beta: Annotated[float, Flag()] = Field(
         0.1,
         gt=0,
-        description="How strongly dpo and kto hold the model to the reference (Rafailov et al. 2023, equation 7): more is "
-        "closer.",
+        description="How strongly dpo and kto hold the model to the reference (Rafailov et al. 2023, equation 7): more "
+        "is closer.",
     )
     loss_type: PairLoss = Field("sigmoid", description="The loss of dpo, named as in TRL; sigmoid is DPO's own.")
     label_smoothing: float = Field(
@@ -88,19 +91,23 @@ class PreferSettings(RewardedSettings):
     sft_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of the chosen answers' negative log-likelihood a token, added to the loss of dpo (Pang et al. "
-        "2024): it keeps them likely.",
+        description="Weight of the chosen answers' negative log-likelihood a token, added to the loss of dpo (Pang et "
+        "al. 2024): it keeps them likely.",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
         1e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for raft."
     )
     warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="Share of a round's steps over which the rate rises to its peak."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a round's steps over which the rate rises to its peak, from 0 in the first.",
     )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Pairs (raft: answers) in memory at once; by default 4, or batch_size if that is less or no multiple.",
+        description="Pairs (kto, raft: answers) in memory at once; by default 4, or batch_size if 4 does not divide "
+        "it.",
     )
     max_length: int = Field(
         1024, ge=16, description="Longest prompt and answer together, in tokens; longer answers are cut."
@@ -113,8 +120,8 @@ class PreferSettings(RewardedSettings):
     batch_tokens: int = Field(8192, ge=1, description="Positions of the answers that are generated side by side.")
     answers: Annotated[Path | None, Flag()] = Field(
         None,
-        description="A run of prefer whose drawn and judged answers are used again in the first round, if the same model "
-        "gave them to the same prompts.",
+        description="A run of prefer whose drawn and judged answers are used again in the first round, if the same "
+        "model gave them to the same prompts.",
     )
     preferences: Annotated[Path | None, Flag(metavar="FILE")] = Field(
         None,

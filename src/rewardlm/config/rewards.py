@@ -196,6 +196,11 @@ class RewardedSettings(TrainingSettings):
         transform = self.rewards.transform or ("probability" if own else "logit")
         return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model's own answers are drawn and judged."""
+        return True
+
     @model_validator(mode="after")
     def _weights_fit_the_reward(self) -> RewardedSettings:
         strangers = sorted(self.rewards.weights.keys() - set(self.reward))

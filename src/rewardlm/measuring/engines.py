@@ -26,7 +26,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import load_adapter, set_strength
 from rewardlm.models.processes import Processes
-from rewardlm.runs import training_of
+from rewardlm.runs import TRAININGS, training_of
 from rewardlm.scoring.scorer import Scorer, score_texts
 from rewardlm.steering.folder import SteerFolder, read_steer_folder, refuse_other_model
 from rewardlm.steering.load import load_steering
@@ -257,7 +257,7 @@ def _say_if_trained_on_another_base(policy: Policy, adapter: Path) -> None:
     It learnt to make up for what quantisation takes from its base: on another base, this is another model.
     """
     training = training_of(adapter)
-    if training is None or training.meta.get("kind") not in ("finetune", "rlaf"):
+    if training is None or training.meta.get("kind") not in TRAININGS:
         return
     trained_on = training.meta["settings"].get("load")
     if trained_on != policy.quantisation:

@@ -27,6 +27,16 @@ _MAX_POINTS = 1500
 # The curves worth a figure, in reading order: a heading, the keys that share its axis, and what to look for.
 CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Loss", ("loss", "eval_loss"), "Evaluation loss that rises while the loss falls means overfitting."),
+    (
+        "Pairs that the model ranks right",
+        ("pair_accuracy",),
+        "Share of a step’s pairs. At 1 there is nothing left to learn from them, and more steps only move the model.",
+    ),
+    (
+        "Log-ratio to the reference, times beta",
+        ("implicit_reward_chosen", "implicit_reward_rejected"),
+        "The chosen answers’ should not fall far: then both become less likely, and something else is said instead.",
+    ),
     ("Reward", ("reward_mean",), "Should rise; a jump to the maximum is a sign of reward hacking."),
     (
         "Judged toxicity",
@@ -66,6 +76,8 @@ _CURVE_NAMES = {
     "loss": "training",
     "eval_loss": "evaluation",
     "toxicity_mean": "the reward",
+    "implicit_reward_chosen": "chosen",
+    "implicit_reward_rejected": "rejected",
     "kl": "of the sampled tokens",
     "kl_full": "over the vocabulary",
 }

@@ -46,6 +46,8 @@ METHODS = {
     "finetune": "fine-tuning",
     "rlaf": "reinforcement learning",
     "finetune+rlaf": "RL after fine-tuning",
+    "prefer": "preference training",
+    "finetune+prefer": "preference training after fine-tuning",
     "adapter": "an adapter",
     "imported": "imported answers",
     "system": "a system prompt",

@@ -62,6 +62,11 @@ def _what(run: Run, base: Base) -> str:
     settings = run.meta["settings"]
     if run.meta["kind"] == "finetune":
         how = "fine-tuned on counter-narrative dialogues"
+    elif run.meta["kind"] == "prefer" and settings.get("preferences"):
+        how = f"trained by {settings.get('method')} on preferences from a file"
+    elif run.meta["kind"] == "prefer":
+        judges = ", ".join(map(_public, settings.get("reward", [])))
+        how = f"trained by {settings.get('method')} on its own answers, as judged by {judges}"
     else:
         judges = ", ".join(map(_public, settings.get("reward", [])))
         how = f"trained by {settings.get('algorithm', 'RL')} with automatic feedback from {judges}"

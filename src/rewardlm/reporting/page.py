@@ -45,7 +45,7 @@ from rewardlm.reporting.shell import render, short, side_by_side, write_page
 from rewardlm.reporting.subjects import BEING, DOING, Subject, described, kind_of_run
 from rewardlm.reporting.training import training_records, training_sections
 from rewardlm.reporting.verdict import heading, verdicts
-from rewardlm.runs import Run, expand
+from rewardlm.runs import TRAININGS, Run, expand
 from rewardlm.types import Prompt
 
 _QUALITY = (
@@ -193,7 +193,7 @@ def build_report(
 ) -> Path:
     """Write the page of these run directories to ``out`` and return it. The first measured run is the baseline.
 
-    Runs of kind ``measure`` and ``import`` are compared; ``finetune``, ``rlaf`` and ``judge`` give training curves; an
+    Runs of kind ``measure`` and ``import`` are compared; trainings (``runs.TRAININGS``, ``judge``) give curves; an
     ``experiment`` stands for the runs that it lists. Evaluations of judges get a section, or a page of their own if no
     run was measured. Interpretations get a section too; if no measured run is given, the page shows the runs that they
     look into. ``found`` is the comparison of the measured runs, if you have made it already.
@@ -205,7 +205,7 @@ def build_report(
 
     runs = list(expand(paths))
     measured = [run for run in runs if run.meta["kind"] in ("measure", "import")]
-    trained = [run for run in runs if run.meta["kind"] in ("finetune", "rlaf", "judge")]
+    trained = [run for run in runs if run.meta["kind"] in (*TRAININGS, "judge")]
     evaluated = [run for run in runs if run.meta["kind"] == judge_page.KIND]
     interpreted = [run for run in runs if run.meta["kind"] == interpretation.KIND]
     if interpreted and not measured:

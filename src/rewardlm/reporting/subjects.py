@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewardlm.errors import RunError
-from rewardlm.runs import Run, trained_by
+from rewardlm.runs import TRAININGS, Run, trained_by
 
 # base: no adapter. tuned: with an adapter whose training nobody knows. steered: changed while it answers, whatever its
 # adapter. imported: answers out of a table.
-Kind = Literal["base", "finetune", "rlaf", "finetune+rlaf", "tuned", "steered", "imported", "unknown"]
+Kind = Literal[
+    "base", "finetune", "rlaf", "finetune+rlaf", "prefer", "finetune+prefer", "tuned", "steered", "imported", "unknown"
+]
 
 # As the subject of a sentence: "Fine-tuning lowered …".
 DOING: dict[Kind, str] = {
     "finetune": "fine-tuning",
     "rlaf": "reinforcement learning",
     "finetune+rlaf": "reinforcement learning after fine-tuning",
+    "prefer": "preference training",
+    "finetune+prefer": "preference training after fine-tuning",
     "steered": "steering",
 }
 # What the model is, in a list of models.
@@ -31,6 +35,8 @@ BEING: dict[Kind, str] = {
     "finetune": "fine-tuned",
     "rlaf": "trained by reinforcement learning",
     "finetune+rlaf": "fine-tuned, then trained by reinforcement learning",
+    "prefer": "trained on preferences among its own answers",
+    "finetune+prefer": "fine-tuned, then trained on preferences among its own answers",
     "tuned": "with an adapter",
     "steered": "steered while it answers",
     "imported": "imported answers",
@@ -101,8 +107,10 @@ def _kind_of_adapter(adapter: Path, meta: Mapping[str, Any]) -> Kind:
         rewards = meta.get("rewards")
         return "tuned" if rewards is None else "rlaf" if rewards else "finetune"
     kinds = trained.split("+")
-    if not set(kinds) <= {"finetune", "rlaf"}:
+    if not set(kinds) <= {*TRAININGS}:
         return "tuned"
     if kinds[-1] == "finetune":
         return "finetune"
+    if kinds[-1] == "prefer":
+        return "finetune+prefer" if "finetune" in kinds else "prefer"
     return "finetune+rlaf" if "finetune" in kinds else "rlaf"

@@ -17,17 +17,18 @@ from rich.text import Text
 
 from rewardlm.errors import RunError
 from rewardlm.formats import plain
-from rewardlm.runs import Run
+from rewardlm.runs import TRAININGS, Run
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
-_TRAININGS = ("rlaf", "finetune")
 _Number = Callable[[Mapping[str, Any]], Any]
 _NUMBERS = {
     "reward": "reward_mean",
     "toxicity": "toxicity_mean",
     "loss": "loss",
     "validation loss": "eval_loss",
+    "pairs right": "pair_accuracy",
+    "margin": "implicit_reward_margin",
     "KL": "kl",
     "KL coefficient": "kl_coef",
     "entropy": "entropy",
@@ -44,12 +45,12 @@ def find_training(path: Path) -> Run:
     run = Run.open(path)
     if run.meta["kind"] == "experiment":
         found = [Run.open(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in path.glob(pattern)]
-        trainings = [inner for inner in found if inner.meta["kind"] in _TRAININGS]
+        trainings = [inner for inner in found if inner.meta["kind"] in TRAININGS]
         if not trainings:
             raise RunError(f"{path} is an experiment that has not begun to train: nothing to watch yet")
         run = max(trainings, key=lambda inner: _written(inner.path))
-    if run.meta["kind"] not in _TRAININGS:
-        raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: watch shows trainings (rlaf, finetune)")
+    if run.meta["kind"] not in TRAININGS:
+        raise RunError(f"{path} is a run of kind {run.meta['kind']!r}: watch shows trainings ({', '.join(TRAININGS)})")
     return run
 
 
@@ -95,11 +96,12 @@ def _written(folder: Path) -> float:
 
 def _head(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Text:
     settings, meta = run.meta["settings"], run.meta
-    what = settings.get("algorithm", meta["kind"]) if meta["kind"] == "rlaf" else "fine-tuning"
+    named = {"rlaf": settings.get("algorithm"), "prefer": settings.get("method")}
+    what = named.get(meta["kind"]) or {"finetune": "fine-tuning"}.get(meta["kind"], meta["kind"])
     done = metrics[-1]["step"] if metrics else 0
     total = settings.get("steps") or (metrics[-1].get("steps") if metrics else None)
     parts = [f"{what} of {plain(str(settings['model']))}", f"step {done}" + (f" of {total}" if total else "")]
-    if meta["kind"] == "rlaf":
+    if meta["kind"] in named and settings.get("preferences") is None:
         parts.append(f"reward {', '.join(map(plain, settings['reward']))}")
     recent = [line["seconds"] for line in metrics[-5:] if line.get("seconds")]
     if recent and run.meta.get("status") == "running":

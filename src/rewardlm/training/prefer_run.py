@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rewardlm.config import Doubt, PreferSettings, how_asked
+from rewardlm.config import LABELS, Doubt, PreferSettings, how_asked
 from rewardlm.errors import RunError, TrainingError
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
@@ -37,7 +37,6 @@ FREE_SETTINGS = (
     "shard",
     "answers",
 )
-LABELS = {"dpo": "DPO", "kto": "KTO", "raft": "RAFT"}
 # Without these files a checkpoint of a trainer can't be resumed, not even inexactly.
 _NEEDED = ("adapter_", "trainer_state.json")
 
@@ -143,8 +142,8 @@ def _columns(judged: Sequence[BatchRewards], name: str) -> dict[str, list[float 
 def doubts_about_round(
     chunks: Sequence[Chunk], prompts: Sequence[Prompt], first: Sequence[Chunk] | None
 ) -> dict[Doubt, str]:
-    """What looks wrong in a round's answers, by name, as in RL; ``first`` are the answers of the first round, where this
-    is a later one.
+    """What looks wrong in a round's answers, by name, as in RL; ``first`` are those of the first round, where this is a
+    later one.
     """
     answers = [answer for chunk in chunks for answer in chunk.answers]
     asked = [prompts[answer.prompt].text for answer in answers]
@@ -160,8 +159,8 @@ def doubts_about_round(
     cut = fmean(answer.finish == "length" for answer in answers)
     if cut >= NEARLY_ALL:
         found["truncated"] = (
-            f"truncated: {cut:.0%} of the answers were cut off at max_new_tokens: only beginnings are judged and learnt; "
-            "raise --max-new-tokens"
+            f"truncated: {cut:.0%} of the answers were cut off at max_new_tokens: only beginnings are judged and "
+            "learnt; raise --max-new-tokens"
         )
     if first is not None:
         found.update(_hacked(first, chunks))
@@ -197,7 +196,7 @@ def _hacked(first: Sequence[Chunk], now: Sequence[Chunk]) -> dict[Doubt, str]:
 def shown_samples(
     step: int, chunks: Sequence[Chunk], prompts: Sequence[Prompt], every: int
 ) -> Iterator[dict[str, Any]]:
-    """The first answer to each ``every``-th prompt of a round: what judges, witnesses and terms said, and its reward."""
+    """The first answer to each ``every``-th prompt of a round: what judges, witnesses and terms said; its reward."""
     firsts = [
         (chunk.judged, row, answer) for chunk in chunks for row, answer in enumerate(chunk.answers) if not answer.sample
     ]

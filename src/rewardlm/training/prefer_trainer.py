@@ -50,19 +50,18 @@ class _OnOurRows(OurOrder):
     def reference_is_known(self) -> None:
         """Take what the reference says from the rows, and let go of the copy that TRL made to ask it."""
         self.precompute_ref_logps = True
-        model = self.model  # type: ignore[attr-defined]
+        model = self.model
         if _THEIR_REFERENCE in model.peft_config:
             model.delete_adapter(_THEIR_REFERENCE)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         try:
-            loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+            loss: Tensor = super().training_step(*args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
             raise ModelError(
-                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: "  # type: ignore[attr-defined]
-                "lower it, shorten answers (--max-new-tokens), train with gradient_checkpointing=true, or load less "
+                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: lower it, shorten answers (--max-new-tokens), train with gradient_checkpointing=true, or load less "
                 "(--dtype bfloat16, --load 4bit)"
             ) from error
         return loss

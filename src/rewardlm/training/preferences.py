@@ -16,7 +16,7 @@ from rewardlm.training.replay import TOXIC_ABOVE, can_be_learnt
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """An answer that was chosen, and a worse one to the same prompt; ``rejected`` is None where only the best counts."""
+    """An answer that was chosen, and a worse one to the same prompt; ``rejected`` is None where only the best count."""
 
     chosen: Drawn
     rejected: Drawn | None

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rewardlm.config import Doubt, RlafSettings
+from rewardlm.config import Doubt, RewardedSettings, RlafSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, ScorerError, TrainingError
@@ -218,7 +218,7 @@ def setup(
     )
 
 
-def encode(policy: Policy, prompts: list[Prompt], settings: RlafSettings) -> tuple[list[tuple[int, ...]], int]:
+def encode(policy: Policy, prompts: list[Prompt], settings: RewardedSettings) -> tuple[list[tuple[int, ...]], int]:
     """Each prompt's tokens, without the oldest turns where it is too long, and how many prompts were too long."""
     limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
     encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
+from transformers import Trainer as HFTrainer
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -127,7 +128,7 @@ class InOrder(Sampler[int]):
         return iter(range(self.n))
 
 
-class OurOrder:
+class OurOrder(HFTrainer):  # type: ignore[misc]
     """For a trainer of TRL's: rows come in ``order``. With ``afresh`` it takes only the adapter and the step from a
     checkpoint.
     """
@@ -173,7 +174,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     checkpoints.
 
     ``names`` are the metrics by TRL's names. A trainer that begins after ``before`` steps of a run's ``steps`` counts
-    on from there; ``more``, asked with the trainer's own step, gives further fields of a line. ``track`` gets each line too.
+    on from there; ``more``, asked with the trainer's own step, gives further fields of a line. ``track`` gets each line
+    too.
     """
 
     def __init__(
@@ -207,16 +209,16 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not grads:
             raise TrainingError(
-                f"step {self.before + state.global_step + 1}: no gradient reaches the adapter; nothing was updated: set lora.targets "
-                "to layers that the answers pass through"
+                f"step {self.before + state.global_step + 1}: no gradient reaches the adapter; nothing was updated: set "
+                "lora.targets to layers that the answers pass through"
             )
         if not self.checked:
             check_gradients(model)
             self.checked = True
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             raise TrainingError(
-                f"step {self.before + state.global_step + 1}: the gradient holds NaN or infinity; the update was not applied and the "
-                "last checkpoint is kept: lower the learning rate or use --dtype float32"
+                f"step {self.before + state.global_step + 1}: the gradient holds NaN or infinity; the update was not "
+                "applied and the last checkpoint is kept: lower the learning rate or use --dtype float32"
             )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -253,7 +255,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.track is not None:
             self.track(metrics)
         if self.report is not None:
-            self.report(metrics["step"], self.steps or state.max_steps, metrics)
+            self.report(self.before + state.global_step, self.steps or state.max_steps, metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.processes.wait()  # Each has written its random state.

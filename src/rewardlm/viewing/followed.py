@@ -12,7 +12,7 @@ from typing import Any
 from rewardlm.errors import RunError
 from rewardlm.reporting.figures import finite
 from rewardlm.reporting.shell import short
-from rewardlm.runs import Run, is_held, is_run, last_written, records_file
+from rewardlm.runs import TRAININGS, Run, is_held, is_run, last_written, records_file
 from rewardlm.viewing.curves import Curves
 from rewardlm.viewing.folders import Place, identity
 from rewardlm.viewing.measurements import Measurement
@@ -20,7 +20,6 @@ from rewardlm.viewing.samples import Only, ViewedAnswer, chosen
 from rewardlm.viewing.tail import Tail, record
 
 MEASURED = ("measure", "import")
-_TRAININGS = ("rlaf", "finetune", "prefer")
 # After so many seconds without a write, a run that no command here holds counts as stopped. The longest is for a run in
 # another container, or on another machine that shares the folder: there we can't see who holds it.
 _QUIET, _QUIET_AT_FIRST, _QUIET_UNSURE = 10.0, 30.0, 120.0
@@ -230,7 +229,7 @@ class FollowedRun:
         if experiment is not None or self.kind == "experiment":
             home = name if experiment is None else experiment.place.name_of(experiment.folder)
             command = f"rewardlm run … --out {home}"
-        elif self.kind in ("measure", *_TRAININGS):
+        elif self.kind in ("measure", *TRAININGS):
             command = f"rewardlm {self.kind} {_word(self.settings.get('model'))} … --out {name}"
         else:
             command = f"rewardlm … --out {name}"
@@ -248,7 +247,11 @@ class FollowedRun:
             return f"{_word(settings.get('algorithm')).upper()} of {model}" + (f", rewarded by {by}" if by else "")
         if self.kind == "experiment":
             return f"an experiment, with {len(self.stages)} {'run' if len(self.stages) == 1 else 'runs'} so far"
-        titles = {"finetune": "fine-tuning of", "measure": "measurement of", "prefer": "preference training of"}
+        titles = {
+            "finetune": "fine-tuning of",
+            "measure": "measurement of",
+            "prefer": f"{_word(settings.get('method')).upper()} of",
+        }
         if self.kind in titles:
             return f"{titles[self.kind]} {model}"
         return {"import": "imported answers", "interpretation": "look inside", "judge": "training of a judge"}.get(

@@ -1,0 +1,97 @@
+"""Your own preferences: TRL's formats, and what is refused with the line that is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from trl import extract_prompt
+
+from rewardlm.data.preferences import load_preferences
+from rewardlm.errors import DataError
+from rewardlm.types import Message
+
+USER = {"role": "user", "content": "Who are they?"}
+GOOD, BAD = {"role": "assistant", "content": "People."}, {"role": "assistant", "content": "Nobody."}
+ASKED = (Message("user", "Who are they?"),)
+
+
+def written(folder: Path, *rows: dict) -> Path:
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who are they?", "chosen": "People.", "rejected": "Nobody."},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+    ids=["texts", "messages", "whole conversations"],
+)
+def test_a_pair_in_each_of_trls_formats(tmp_path, row):
+    [found] = load_preferences(written(tmp_path, row), answers=False)
+    assert (found.history, found.chosen, found.rejected) == (ASKED, "People.", "Nobody.")
+
+
+def test_whole_conversations_are_cut_where_trl_cuts_them(tmp_path):
+    before = [{"role": "system", "content": "Be kind."}, USER, GOOD, {"role": "user", "content": "Really?"}]
+    row = {"chosen": [*before, GOOD], "rejected": [*before, BAD]}
+    [found] = load_preferences(written(tmp_path, row), answers=False)
+    theirs = extract_prompt(row)
+    assert [{"role": turn.role, "content": turn.text} for turn in found.history] == theirs["prompt"]
+    assert (found.chosen, found.rejected) == (theirs["chosen"][0]["content"], theirs["rejected"][0]["content"])
+
+
+def test_single_answers_for_kto(tmp_path):
+    rows = [{"prompt": "Hi?", "completion": text, "label": label} for text, label in (("Yes.", True), ("No.", False))]
+    good, bad = load_preferences(written(tmp_path, *rows), answers=True)
+    assert (good.chosen, good.rejected, bad.chosen, bad.rejected) == ("Yes.", None, None, "No.")
+    path = tmp_path / "mine.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "completion", "label"], ["Hi?", "Yes.", "True"], ["Hi?", "No.", "0"]])
+    assert [one.chosen for one in load_preferences(path, answers=True)] == ["Yes.", None]
+    with pytest.raises(DataError, match="which --method kto learns"):
+        load_preferences(path, answers=False)
+
+
+def test_a_parquet_file_as_a_data_set_is_saved(tmp_path):
+    row = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+    datasets.Dataset.from_list([row, row]).to_parquet(tmp_path / "mine.parquet")
+    found = load_preferences(tmp_path / "mine.parquet", answers=False)
+    assert [one.chosen for one in found] == ["People.", "People."]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "Hi"}, "columns are 'text'; expected prompt, chosen and rejected"),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "Yes."}, "chosen and rejected are the same"),
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": " "}, "rejected is not one answer"),
+        ({"prompt": "", "chosen": "Yes.", "rejected": "No."}, "there is no prompt"),
+        ({"prompt": [GOOD], "chosen": "Yes.", "rejected": "No."}, "does not end with a text of the user's"),
+        ({"prompt": "Hi", "chosen": 3, "rejected": "No."}, "chosen is 3; expected a text or a list of messages"),
+        ({"prompt": [{"role": "judge", "content": "x"}], "chosen": "Yes.", "rejected": "No."}, "a role of system"),
+        ({"chosen": [USER, GOOD], "rejected": [GOOD, BAD]}, "are not two conversations that differ in their last turn"),
+        ({"prompt": "Hi", "completion": "Yes.", "label": "maybe"}, "label is 'maybe'; expected true"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, row, says):
+    good = {"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}
+    with pytest.raises(DataError, match="line 2") as caught:
+        load_preferences(written(tmp_path, good, row), answers=True)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_table(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        load_preferences(tmp_path / "none.jsonl", answers=False)
+    (tmp_path / "mine.txt").write_text("a\n")
+    with pytest.raises(DataError, match="expected one of"):
+        load_preferences(tmp_path / "mine.txt", answers=False)

@@ -1,0 +1,174 @@
+"""Which answers become pairs, against a search through all of them; and in which order pairs are learnt."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rewardlm.config import PairSettings
+from rewardlm.training.drawn import Drawn
+from rewardlm.training.prefer_rows import laid_out
+from rewardlm.training.preferences import Preferences, best_of, choosable, pairs_of
+
+PROMPT = "Why do people say such things?"
+TEXT = "I think that most of them have simply never met anybody from there"
+
+
+def answer(sample: int, reward: float | None, **changes) -> Drawn:
+    given = {
+        "prompt": 0,
+        "sample": sample,
+        "tokens": [1] * 10,
+        "text": f"{TEXT}, number {sample}.",
+        "finish": "stop",
+        "reward": reward,
+        "toxicity": 0.1,
+        "terms": {},
+        **changes,
+    }
+    return Drawn(**given)
+
+
+def some_answers(seed: int, n: int = 8) -> list[Drawn]:
+    draw = random.Random(seed)
+    return [
+        answer(
+            sample,
+            None if draw.random() < 0.1 else draw.gauss(0, 3),
+            tokens=[1] * draw.randint(3, 30),
+            toxicity=draw.random(),
+            finish=draw.choice(["stop", "length"]),
+            text=draw.choice([f"{TEXT}, number {sample}.", "", "I'm sorry, but I can't help with that."]),
+            terms={"similarity": draw.random()},
+        )
+        for sample in range(n)
+    ]
+
+
+def allowed(answers: list[Drawn], settings: PairSettings) -> list[tuple[float, Drawn, Drawn]]:
+    """Every pair that the settings' descriptions allow, by trying all."""
+    scored = [one for one in answers if one.reward is not None]
+    if len(scored) < 2:
+        return []
+    least = np.quantile([one.terms["similarity"] for one in scored], settings.topic) if settings.topic else -1
+    good = [
+        one
+        for one in scored
+        if one.toxicity <= 0.5 and one.text.startswith(TEXT) and one.terms["similarity"] >= least - 2e-3
+    ]
+    ended = [one for one in good if one.finish == "stop"]
+    chosen = ended if settings.ended and ended else good
+    return [
+        (better.reward - worse.reward, better, worse)
+        for better, worse in itertools.product(chosen, scored)
+        if better is not worse
+        and better.reward - worse.reward >= settings.margin
+        and (
+            settings.length_ratio is None
+            or max(len(better.tokens), len(worse.tokens))
+            <= settings.length_ratio * min(len(better.tokens), len(worse.tokens))
+        )
+    ]
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(
+    "changes", [{}, {"topic": 0.0}, {"ended": False}, {"length_ratio": None, "margin": 0.5}, {"per_prompt": 3}]
+)
+def test_the_pair_is_the_one_with_the_largest_difference_that_is_allowed(seed, changes):
+    settings = PairSettings(**changes)
+    answers = some_answers(seed)
+    found, reason = pairs_of(answers, PROMPT, settings)
+    possible = allowed(answers, settings)
+    if not possible:
+        assert found == []
+        assert reason is not None
+        return
+    assert reason is None
+    gaps = [pair.chosen.reward - pair.rejected.reward for pair in found]
+    assert gaps[0] == pytest.approx(max(gap for gap, _, _ in possible))
+    assert gaps == sorted(gaps, reverse=True)
+    assert len(found) <= settings.per_prompt
+    used = [one.sample for pair in found for one in (pair.chosen, pair.rejected)]
+    assert len(used) == len(set(used))
+    for pair in found:
+        assert any(pair.chosen is better and pair.rejected is worse for _, better, worse in possible)
+
+
+def test_the_pairs_found_above_are_of_every_kind():
+    """Else the comparison above would compare nothing with nothing."""
+    counts = Counter(len(pairs_of(some_answers(seed), PROMPT, PairSettings(per_prompt=3))[0]) for seed in range(60))
+    assert {0, 1, 2} <= counts.keys()
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([answer(0, 1.0), answer(1, None)], "with fewer than two scored answers"),
+        ([answer(0, 9.0, toxicity=0.51), answer(1, 0.0, text="")], "with no answer to choose"),
+        ([answer(0, 1.0), answer(1, 0.0)], "with rewards too close"),
+        ([answer(0, 9.0), answer(1, 0.0, tokens=[1] * 21)], "with lengths too different"),
+    ],
+)
+def test_a_prompt_without_a_pair_says_why(answers, reason):
+    assert pairs_of(answers, PROMPT, PairSettings()) == ([], reason)
+
+
+def test_a_toxic_answer_is_rejected_but_never_chosen():
+    worst = answer(0, 5.0, toxicity=0.9)
+    best = answer(1, 8.0)
+    [pair], _ = pairs_of([worst, best], PROMPT, PairSettings(topic=0))
+    assert (pair.chosen, pair.rejected) == (best, worst)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "I'm sorry, but I can't help with that.", "la la la " * 30, "Это не так."])
+def test_what_the_audit_would_warn_of_is_never_chosen(text):
+    assert choosable([answer(0, 9.0, text=text)], PROMPT, PairSettings()) == []
+
+
+def test_a_cut_off_answer_is_chosen_only_where_none_ended():
+    cut, ended = answer(0, 9.0, finish="length"), answer(1, 5.0)
+    assert choosable([cut, ended], PROMPT, PairSettings()) == [ended]
+    assert choosable([cut], PROMPT, PairSettings()) == [cut]
+    assert choosable([cut, ended], PROMPT, PairSettings(ended=False)) == [cut, ended]
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_the_best_are_those_with_the_highest_reward(seed, per_prompt):
+    answers = some_answers(seed)
+    found, reason = best_of(answers, PROMPT, PairSettings(per_prompt=per_prompt))
+    good = choosable([one for one in answers if one.reward is not None], PROMPT, PairSettings())
+    assert (reason is None) == bool(good)
+    assert [one.chosen.reward for one in found] == sorted((one.reward for one in good), reverse=True)[:per_prompt]
+    assert all(one.rejected is None for one in found)
+
+
+def test_counts_and_means_are_of_what_was_drawn():
+    found = Preferences()
+    second = [answer(0, 4.0, prompt=1), answer(1, 0.0, prompt=1, tokens=[1] * 16), answer(2, None, prompt=1)]
+    found.add([answer(0, 1.0), answer(1, 0.5), *second], [PROMPT, PROMPT], PairSettings(), pairs=True)
+    told = found.to_dict()
+    assert (told["prompts"], told["answers"], told["unscored"], told["found"]) == (2, 5, 1, 1)
+    assert told["prompts_without"] == {"with rewards too close": 1}
+    assert (told["chosen"]["tokens"], told["rejected"]["tokens"]) == (10, 16)
+    assert (told["chosen"]["reward"], told["rejected"]["reward"]) == (4.0, 0.0)
+    assert found.summary == (
+        "1 pairs from 5 answers to 2 prompts; prompts without: 1 with rewards too close; 1 answers could not be scored"
+    )
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(5, 3), (5, 5), (5, 17), (1, 4), (30, 64)])
+def test_every_pair_is_learnt_equally_often_but_for_one(n, wanted):
+    order = laid_out(n, wanted, 0, 1)
+    assert len(order) == wanted
+    counts = Counter(order)
+    assert max(counts.values()) - min(counts.get(place, 0) for place in range(n)) <= 1
+    for start in range(0, wanted - n + 1, n):
+        assert sorted(order[start : start + n]) == list(range(n))  # all before any comes again
+    assert order == laid_out(n, wanted, 0, 1)
+    assert n < 20 or order != laid_out(n, wanted, 0, 2)

@@ -1,0 +1,456 @@
+"""Preference training on tiny models: its losses and gradients against plain formulas, its rounds, and its limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from letters import LETTERS, save_model, write_letters
+from rewardlm.config import LoraSettings, ModelSettings, PreferSettings
+from rewardlm.errors import ConfigError, DataError, RunError, ScorerError, TrainingError
+from rewardlm.models.load import Policy, load_policy
+from rewardlm.models.logprobs import score_rows
+from rewardlm.models.lora import add_lora, load_adapter
+from rewardlm.runs import Run, trained_by
+from rewardlm.training import drawn
+from rewardlm.training.prefer import prefer
+from rewardlm.types import Message
+
+pytestmark = pytest.mark.slow
+
+TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
+# What the default pays for besides, left out: none of these tests is about it, and its judges take seconds to load.
+PLAIN = {"transform": "probability", "terms": {"refusal": 0, "similarity": 0, "counter_narrative": 0}}
+GIVEN = [
+    ("Who are they?", "People like you and me.", "Thieves, all of them."),
+    ("Why do they come here?", "To work, or because there is a war.", "For our money."),
+    ("Should they vote?", "If they are citizens, yes.", "No."),
+    ("What do they want?", "What everybody wants.", "To take what is ours, as they always did."),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch) -> Path:
+    """A folder with a model of eight letters and prompts, which is entered. The judge ``prefer_judge:taste`` has an
+    opinion of every text, and finds none toxic; ``reverse`` is the wrong way round."""
+    write_letters(tmp_path)
+    (tmp_path / "prefer_judge.py").write_text(
+        "import random\n"
+        "def taste(texts):\n"
+        "    if any('.' in t for t in texts):  # the check of the sign\n"
+        "        return [0.9 if 'stupid' in t or 'trash' in t or 'moron' in t else 0.1 for t in texts]\n"
+        "    return [0.5 * random.Random(t).random() for t in texts]\n"
+        "def reverse(texts):\n"
+        "    return [1 - value for value in taste(texts)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(**changes) -> PreferSettings:
+    base = {
+        "model": "model",
+        "device": "cpu",
+        "dtype": "float32",
+        "prompts": "prompts.txt",
+        "reward": ["prefer_judge:taste"],
+        "witness": [],
+        "samples": 8,
+        "steps": 4,
+        "batch_size": 4,
+        "max_new_tokens": 4,
+        "learning_rate": 1e-2,
+        "rewards": PLAIN,
+        "pairs": {"margin": 0.05},
+    }
+    return PreferSettings(**{**base, **changes})
+
+
+def given(folder: Path, **changes) -> PreferSettings:
+    path = folder / "mine.jsonl"
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in GIVEN]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = {"preferences": path, "steps": 1, "batch_size": 4, "learning_rate": 1e-3}
+    return PreferSettings(**{**TINY, **base, **changes})
+
+
+def metrics(run: Run) -> list[dict]:
+    return list(run.read("metrics"))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(str(run.adapter / "adapter_model.safetensors"))
+
+
+# One step against plain formulas --------------------------------------------------------------------------------------
+
+
+def tokens(policy: Policy, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Ids of a prompt with its answer, and where the answer begins."""
+    encoded = policy.chat.encode_pair([Message("user", prompt)], Message("assistant", answer))
+    return encoded.input_ids, encoded.completion_mask.index(1)
+
+
+def plain_logprob(policy: Policy, prompt: str, answer: str) -> torch.Tensor:
+    """ln p(answer | prompt), from the model's own logits, a token at a time."""
+    ids, begins = tokens(policy, prompt, answer)
+    logprobs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return torch.stack([logprobs[place - 1, ids[place]] for place in range(begins, len(ids))]).sum()
+
+
+def n_tokens(policy: Policy, prompt: str, answer: str) -> int:
+    ids, begins = tokens(policy, prompt, answer)
+    return len(ids) - begins
+
+
+def dpo_loss(policy: Policy, beta: float, sft_weight: float) -> torch.Tensor:
+    """Rafailov et al. 2023, equation 7, and the chosen answers' mean negative log-likelihood a token."""
+    with torch.no_grad(), policy.model.disable_adapter():
+        reference = [[plain_logprob(policy, p, answer) for answer in (c, r)] for p, c, r in GIVEN]
+    losses, surprise, counted = [], torch.zeros(()), 0
+    for (prompt, chosen, rejected), (of_chosen, of_rejected) in zip(GIVEN, reference, strict=True):
+        good, bad = plain_logprob(policy, prompt, chosen), plain_logprob(policy, prompt, rejected)
+        losses.append(-F.logsigmoid(beta * ((good - of_chosen) - (bad - of_rejected))))
+        surprise, counted = surprise - good, counted + n_tokens(policy, prompt, chosen)
+    return torch.stack(losses).mean() + sft_weight * surprise / counted
+
+
+def stepped(loss_of, steps: int, rate: float) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """A fresh adapter after plain AdamW steps on a cosine schedule, with the losses before each."""
+    policy = load_policy(ModelSettings(**TINY))
+    add_lora(policy, LoraSettings(), seed=0)
+    learnt = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad()
+        loss = loss_of(policy)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+        optimizer.step()
+    named = {n.replace(".default", ""): p.detach() for n, p in policy.model.named_parameters() if p.requires_grad}
+    return named, losses
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("sft_weight", [0.0, 0.3])
+def test_dpo_steps_as_the_formula_says(tmp_path, monkeypatch, fast, sft_weight):
+    if not fast:
+        monkeypatch.setenv("REWARDLM_FASTPATH", "0")
+    chosen = given(tmp_path, steps=3, beta=0.5, sft_weight=sft_weight, micro_batch_size=4)
+    run = prefer(chosen, tmp_path / "run")
+    expected, losses = stepped(lambda policy: dpo_loss(policy, 0.5, sft_weight), 3, 1e-3)
+    assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, abs=2e-4)
+    if not sft_weight:
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    found = weights(run)
+    assert found.keys() == expected.keys()
+    assert any(bool(tensor.any()) for name, tensor in found.items() if "lora_B" in name)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def kto_loss(policy: Policy, beta: float, rows: list[dict]) -> torch.Tensor:
+    """Ethayarajh et al. 2024, equation 7, for rows in microbatches of four, whose KL comes from each one's neighbour."""
+
+    def logprob(prompt: list[int], answer: list[int]) -> torch.Tensor:
+        ids = [*prompt, *answer]
+        logprobs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return torch.stack([logprobs[place - 1, ids[place]] for place in range(len(prompt), len(ids))]).sum()
+
+    def log_ratio(prompt: list[int], answer: list[int]) -> torch.Tensor:
+        with torch.no_grad(), policy.model.disable_adapter():
+            reference = logprob(prompt, answer)
+        return logprob(prompt, answer) - reference
+
+    batches = []
+    for start in range(0, len(rows), 4):
+        batch = rows[start : start + 4]
+        with torch.no_grad():
+            kl = torch.stack(
+                [log_ratio(row["prompt_ids"], batch[i - 1]["completion_ids"]) for i, row in enumerate(batch)]
+            )
+            kl = kl.mean().clamp(min=0)
+        losses = []
+        for row in batch:
+            ratio = log_ratio(row["prompt_ids"], row["completion_ids"])
+            losses.append(1 - torch.sigmoid(beta * ((ratio - kl) if row["label"] else (kl - ratio))))
+        batches.append(torch.stack(losses).mean())
+    return torch.stack(batches).mean()
+
+
+def test_kto_steps_as_the_formula_says(tmp_path, monkeypatch):
+    from rewardlm.training import prefer as flow
+
+    seen: list[list[dict]] = []
+    rows_of = flow.answer_rows
+    monkeypatch.setattr(flow, "answer_rows", lambda *given: seen.append(rows_of(*given)) or seen[-1])
+    run = prefer(given(tmp_path, method="kto", steps=2, batch_size=8, beta=0.5), tmp_path / "run")
+    [rows] = seen
+    steps = iter([rows[:8], rows[8:]])
+    expected, losses = stepped(lambda policy: kto_loss(policy, 0.5, next(steps)), 2, 1e-3)
+    assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, abs=2e-4)
+    assert losses[0] == pytest.approx(0.5, abs=1e-6)
+    found = weights(run)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert {row["label"] for row in rows[:8]} == {True, False}
+
+
+def test_each_loss_of_trl_can_be_learnt(tmp_path):
+    firsts = {}
+    for loss in ("ipo", "hinge", "sigmoid_norm", "nca_pair", "bco_pair", "apo_zero", "apo_down"):
+        run = prefer(given(tmp_path, loss_type=loss), tmp_path / loss)
+        firsts[loss] = metrics(run)[0]["loss"]
+    smooth = prefer(given(tmp_path, loss_type="robust", label_smoothing=0.2), tmp_path / "robust")
+    firsts["robust"] = metrics(smooth)[0]["loss"]
+    # Where policy and reference are the same, every log-ratio is 0.
+    log2 = math.log(2)
+    at_zero = {
+        "ipo": 25.0, "hinge": 1.0, "sigmoid_norm": log2, "nca_pair": 2 * log2, "bco_pair": 2 * log2, "apo_zero": 1.0,
+        "apo_down": 1.0, "robust": log2,
+    }  # fmt: skip
+    assert firsts == pytest.approx(at_zero, abs=1e-3)
+
+
+def test_the_best_policy_by_known_preferences(tmp_path):
+    """Preferences that follow Bradley and Terry's odds of known rewards: DPO's best policy is ref·exp(r/β)
+    (Rafailov et al. 2023, equation 4)."""
+    save_model(tmp_path / "model", positions=16)
+    rewards = {letter: 0.35 * place for place, letter in enumerate(LETTERS)}
+    beta, copies = 0.5, 40
+    with open(tmp_path / "known.jsonl", "w") as file:
+        for one in LETTERS:
+            for other in LETTERS:
+                if one != other:
+                    odds = 1 / (1 + math.exp(rewards[other] - rewards[one]))
+                    row = json.dumps({"prompt": "?", "chosen": one, "rejected": other})
+                    file.write(f"{row}\n" * round(copies * odds))
+    chosen = PreferSettings(
+        model=str(tmp_path / "model"), device="cpu", dtype="float32", preferences=tmp_path / "known.jsonl", beta=beta,
+        steps=300, batch_size=112, micro_batch_size=112, learning_rate=1e-2, lora={"r": 8, "alpha": 16},
+        checkpoint_every=1000,
+    )  # fmt: skip
+    prefer(chosen, tmp_path / "run")
+    policy = load_policy(ModelSettings(model=str(tmp_path / "model"), device="cpu", dtype="float32"))
+
+    def logprobs() -> torch.Tensor:
+        prompt = policy.chat.encode_prompt([Message("user", "?")])
+        answers = [policy.chat.encode_pair([Message("user", "?")], Message("assistant", one)) for one in LETTERS]
+        listed = [answer.input_ids[len(prompt) :] for answer in answers]
+        return score_rows(policy.causal_lm, [prompt] * len(listed), listed, 10**6)[0].sum(1)
+
+    before = logprobs()
+    load_adapter(policy, tmp_path / "run" / "adapter")
+    moved = logprobs() - before
+    wanted = torch.tensor([rewards[letter] / beta for letter in LETTERS])
+    # Only differences are determined.
+    moved, wanted = moved - moved.mean(), wanted - wanted.mean()
+    assert float((moved - wanted).abs().max()) < 0.35
+    assert float(wanted.max()) > 2
+
+
+# Rounds ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "raft"])
+def test_rounds_draw_judge_and_learn(letters, method):
+    run = prefer(settings(method=method, steps=8, rounds=2), letters / "run")
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["round"] for line in lines] == [1] * 4 + [2] * 4
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    answers = list(run.read("answers"))
+    ids = [{one["prompt_id"] for one in answers if one["round"] == number} for number in (1, 2)]
+    assert [len(asked) for asked in ids] == [4, 4]
+    assert not ids[0] & ids[1]
+    assert len(answers) == 8 * 8
+    told = run.meta["preferences"]["rounds"]
+    kept = list(run.read("preferences"))
+    assert [one["found"] for one in told] == [sum(line["round"] == number for line in kept) for number in (1, 2)]
+    assert run.meta["rewards"] == ["prefer_judge:taste"]
+    assert (run.label, run.meta["status"]) == (method.upper(), "finished")
+    by_key = {(one["round"], one["prompt_id"], one["sample"]): one for one in answers}
+    for line in kept:
+        good, bad = line["samples"]
+        best = by_key[line["round"], line["prompt_id"], good]
+        assert best["text"] == line["chosen"][0]["content"]
+        if method == "raft":
+            assert (bad, line["rejected"]) == (None, None)
+        else:
+            assert by_key[line["round"], line["prompt_id"], bad]["text"] == line["rejected"][0]["content"]
+            assert line["rewards"][0] - line["rewards"][1] >= 0.05
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "raft"])
+def test_it_learns_what_the_judge_wants(letters, method):
+    """Later rounds draw from the trained model."""
+    rate = {"dpo": 1e-2, "kto": 2e-2, "raft": 2e-2}[method]
+    chosen = settings(method=method, samples=16, steps=60, rounds=3, batch_size=8, learning_rate=rate)
+    lines = metrics(prefer(chosen, letters / "run"))
+    toxic = [next(line["toxicity_mean"] for line in lines if line["round"] == number) for number in (1, 2, 3)]
+    assert toxic[1] < toxic[0]
+    assert toxic[2] < toxic[0] - 0.04
+
+
+def test_a_stored_preference_is_a_file_of_preferences(letters):
+    first = prefer(settings(), letters / "first")
+    again = PreferSettings(
+        model="model", device="cpu", dtype="float32", preferences=first.path / "preferences.jsonl", steps=2, batch_size=4
+    )
+    second = prefer(again, letters / "second")
+    assert second.meta["preferences"]["found"] == first.meta["preferences"]["rounds"][0]["found"]
+    assert metrics(second)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert second.meta["rewards"] == []
+
+
+def test_answers_of_another_run_are_used_again(letters, monkeypatch):
+    first = prefer(settings(), letters / "first")
+    monkeypatch.setattr(drawn, "generate", lambda *a, **k: pytest.fail("it drew again"))
+    second = prefer(settings(method="raft", answers=first.path), letters / "second")
+    assert [one["text"] for one in second.read("answers")] == [one["text"] for one in first.read("answers")]
+    with pytest.raises(RunError, match=r"drawn or judged otherwise \(max_new_tokens\)"):
+        prefer(settings(answers=first.path, max_new_tokens=3), letters / "third")
+
+
+def test_more_rounds_than_a_share_of_prompts(letters):
+    """Eight prompts in three rounds: three each, and the last begins again where the order began."""
+    run = prefer(settings(rounds=3, steps=3), letters / "run")
+    asked = [{one["prompt_id"] for one in run.read("answers") if one["round"] == number} for number in (1, 2, 3)]
+    assert [len(one) for one in asked] == [3, 3, 3]
+    assert len(set.union(*asked)) == 8
+
+
+def test_it_goes_on_from_an_adapter_that_is_also_the_reference(letters):
+    first = prefer(settings(), letters / "first")
+    second = prefer(settings(adapter=first.path, steps=1), letters / "second")
+    line = metrics(second)[0]
+    # The first step's policy is its reference: every log-ratio is 0.
+    assert line["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert line["implicit_reward_chosen"] == pytest.approx(0, abs=1e-5)
+    assert trained_by(second.adapter) == "prefer+prefer"
+    assert any(not torch.equal(tensor, weights(first)[name]) for name, tensor in weights(second).items())
+
+
+# A run that was stopped -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_died_while_drawing_draws_the_rest_to_the_same(letters, monkeypatch):
+    monkeypatch.setattr(drawn, "CHUNK", 2)
+    whole = prefer(settings(rounds=2), letters / "whole")
+    calls = []
+    generate = drawn.generate
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(drawn, "generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prefer(settings(rounds=2), letters / "died")
+    assert Run.open(letters / "died").meta["status"] == "stopped"
+    path = letters / "died" / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # half of the second round's first chunk, and half a line
+    died = prefer(settings(rounds=2), letters / "died")
+    assert list(died.read("answers")) == list(whole.read("answers"))
+    assert weights(died).keys() == weights(whole).keys()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(died)[name], tensor), name
+    numbers = ("step", "loss", "grad_norm", "reward_mean", "pairs", "warnings")
+    assert [[a[n] for n in numbers] for a in metrics(died)] == [[b[n] for n in numbers] for b in metrics(whole)]
+
+
+def test_what_it_must_not_go_on_with(letters):
+    prefer(settings(), letters / "run")
+    (letters / "run" / "run.json").write_text(
+        json.dumps({**json.loads((letters / "run" / "run.json").read_text()), "status": "running"})
+    )
+    with pytest.raises(RunError, match="other settings"):
+        prefer(settings(beta=0.7), letters / "run")
+    (letters / "prompts.txt").write_text("?a\n?b\n")
+    with pytest.raises(RunError, match="other prompts"):
+        prefer(settings(), letters / "run")
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_learn_says_what_to_do(letters):
+    with pytest.raises(DataError, match="with rewards too close") as caught:
+        prefer(settings(pairs={"margin": 5}), letters / "run")
+    assert "pairs.margin" in str(caught.value)
+    assert Run.open(letters / "run").meta["status"] == "stopped"
+
+
+def test_a_judge_that_is_the_wrong_way_round_is_refused(letters):
+    with pytest.raises(ScorerError, match="higher must be more toxic"):
+        prefer(settings(reward=["prefer_judge:reverse"]), letters / "run")
+    assert not (letters / "run" / "answers.jsonl").exists()
+
+
+def test_a_doubt_that_stop_on_names_ends_the_run(letters):
+    chosen = settings(stop_on=["truncated"], max_new_tokens=1)
+    with pytest.raises(TrainingError, match="stop_on names truncated"):
+        prefer(chosen, letters / "run")
+    with pytest.warns(UserWarning, match="truncated"):
+        run = prefer(settings(max_new_tokens=1), letters / "other")
+    assert "truncated" in metrics(run)[0]["warnings"][0]
+    assert metrics(run)[1]["warnings"] == []
+
+
+def test_nan_ends_the_run(letters):
+    with pytest.raises(TrainingError, match=r"the gradient holds NaN|the loss is nan"):
+        prefer(settings(learning_rate=1e30, max_grad_norm=1e30, steps=8), letters / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rounds": 5}, "5 rounds have 4 steps between them"),
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"method": "kto", "loss_type": "ipo"}, "are dpo's, but the method is kto"),
+        ({"label_smoothing": 0.1}, "use robust"),
+        ({"generation": {"temperature": 0}}, "pairs need answers that vary"),
+        ({"preferences": "x.jsonl", "rounds": 2}, "leave one out"),
+        ({"rewards": {"weights": {"other": 1}}}, "rewards.weights names other"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes, says):
+    with pytest.raises(ValueError, match=says):
+        settings(**changes)
+
+
+def test_a_batch_that_can_not_be_divided(letters):
+    with pytest.raises(DataError, match="not a multiple of micro_batch_size 3"):
+        prefer(settings(micro_batch_size=3), letters / "run")
+
+
+def test_best_of_one_is_the_models_own_answer(letters):
+    """With one answer a prompt, raft learns whatever may be learnt at all."""
+    run = prefer(settings(method="raft", samples=1, steps=2), letters / "run")
+    kept = list(run.read("preferences"))
+    assert kept
+    assert all(line["samples"] == [0, None] for line in kept)
+
+
+def test_unknown_settings_are_named(letters):
+    from rewardlm.config import validate
+
+    with pytest.raises(ConfigError, match="did you mean 'samples'"):
+        validate(PreferSettings, {"model": "tiny", "sample": 3})
