@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rewardlm.config import PairSettings
-from rewardlm.training.drawn import Drawn
+from rewardlm.training.drawn import DrawnAnswer
 from rewardlm.training.prefer_rows import laid_out
 from rewardlm.training.preferences import Preferences, best_of, choosable, pairs_of
 
@@ -18,7 +18,7 @@ PROMPT = "Why do people say such things?"
 TEXT = "I think that most of them have simply never met anybody from there"
 
 
-def answer(sample: int, reward: float | None, **changes) -> Drawn:
+def answer(sample: int, reward: float | None, **changes) -> DrawnAnswer:
     given = {
         "prompt": 0,
         "sample": sample,
@@ -30,10 +30,10 @@ def answer(sample: int, reward: float | None, **changes) -> Drawn:
         "terms": {},
         **changes,
     }
-    return Drawn(**given)
+    return DrawnAnswer(**given)
 
 
-def some_answers(seed: int, n: int = 8) -> list[Drawn]:
+def some_answers(seed: int, n: int = 8) -> list[DrawnAnswer]:
     draw = random.Random(seed)
     return [
         answer(
@@ -49,7 +49,7 @@ def some_answers(seed: int, n: int = 8) -> list[Drawn]:
     ]
 
 
-def allowed(answers: list[Drawn], settings: PairSettings) -> list[tuple[float, Drawn, Drawn]]:
+def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[float, DrawnAnswer, DrawnAnswer]]:
     """Every pair that the settings' descriptions allow, by trying all."""
     scored = [one for one in answers if one.reward is not None]
     if len(scored) < 2:

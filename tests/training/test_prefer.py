@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from letters import LETTERS, save_model, write_letters
 from safetensors.torch import load_file
 
-from letters import LETTERS, save_model, write_letters
 from rewardlm.config import LoraSettings, ModelSettings, PreferSettings
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError, TrainingError
 from rewardlm.models.load import Policy, load_policy
@@ -164,7 +164,7 @@ def test_dpo_steps_as_the_formula_says(tmp_path, monkeypatch, fast, sft_weight):
 
 
 def kto_loss(policy: Policy, beta: float, rows: list[dict]) -> torch.Tensor:
-    """Ethayarajh et al. 2024, equation 7, for rows in microbatches of four, whose KL comes from each one's neighbour."""
+    """Ethayarajh et al. 2024, equation 7, for rows in microbatches of four; the KL comes from each one's neighbour."""
 
     def logprob(prompt: list[int], answer: list[int]) -> torch.Tensor:
         ids = [*prompt, *answer]
@@ -220,8 +220,8 @@ def test_each_loss_of_trl_can_be_learnt(tmp_path):
     # Where policy and reference are the same, every log-ratio is 0.
     log2 = math.log(2)
     at_zero = {
-        "ipo": 25.0, "hinge": 1.0, "sigmoid_norm": log2, "nca_pair": 2 * log2, "bco_pair": 2 * log2, "apo_zero": 1.0,
-        "apo_down": 1.0, "robust": log2,
+        "ipo": 25.0, "hinge": 1.0, "sigmoid_norm": log2, "nca_pair": 2 * log2, "bco_pair": 2 * log2,
+        "apo_zero": 1.0, "apo_down": 1.0, "robust": log2,
     }  # fmt: skip
     assert firsts == pytest.approx(at_zero, abs=1e-3)
 
@@ -309,7 +309,12 @@ def test_it_learns_what_the_judge_wants(letters, method):
 def test_a_stored_preference_is_a_file_of_preferences(letters):
     first = prefer(settings(), letters / "first")
     again = PreferSettings(
-        model="model", device="cpu", dtype="float32", preferences=first.path / "preferences.jsonl", steps=2, batch_size=4
+        model="model",
+        device="cpu",
+        dtype="float32",
+        preferences=first.path / "preferences.jsonl",
+        steps=2,
+        batch_size=4,
     )
     second = prefer(again, letters / "second")
     assert second.meta["preferences"]["found"] == first.meta["preferences"]["rounds"][0]["found"]

@@ -13,11 +13,12 @@ from rewardlm.runs import Run
 
 pytestmark = pytest.mark.slow
 
-COMMAND = (
-    "prefer tiny --prompts starter --limit 12 --reward lexical --samples 4 --steps 6 --rounds 2 --batch-size 8 "
-    "--max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --device cpu --dtype float32 --witness none "
-    "pairs.margin=0.01 micro_batch_size=4 rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
-).split()
+COMMAND = [
+    *("prefer", "tiny", "--prompts", "starter", "--limit", "12", "--reward", "lexical", "--witness", "none"),
+    *("--samples", "4", "--steps", "6", "--rounds", "2", "--batch-size", "8", "micro_batch_size=4"),
+    *("--max-new-tokens", "4", "--learning-rate", "0.01", "--lora-r", "4", "--device", "cpu", "--dtype", "float32"),
+    *("pairs.margin=0.01", "rewards.terms.similarity=0", "rewards.terms.counter_narrative=0"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -82,8 +82,8 @@ class StageRlaf(RlafSettings):
     after: Literal["finetune", "prefer", "base"] | None = Field(
         None,
         description="Where RL, and its reference, start: from the fine-tuned adapter, from that of preference "
-        "training, or from the base. By default from the fine-tuned one if the experiment has it, unless rlaf.lora describes a "
-        "fresh one.",
+        "training, or from the base. By default from the fine-tuned one if the experiment has it, unless rlaf.lora "
+        "describes a fresh one.",
     )
     steps: Annotated[int, Flag(), Depends()] = Field(
         60, ge=1, description="Steps of a rollout and its update; 10 after fine-tuning, which does most of the work."

@@ -23,8 +23,8 @@ LABELS = {"dpo": "DPO", "kto": "KTO", "raft": "RAFT"}
 class PairSettings(Section):
     """Which answers to one prompt become a pair, the better one chosen and the worse one rejected.
 
-    A chosen answer is scored, not toxic, not empty, not repeated, no refusal, in the prompt's script, and as near to the
-    prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the subject.
+    A chosen answer is scored, not toxic, not empty, not repeated, no refusal, in the prompt's script, and as near to
+    the prompt's subject as ``topic`` asks. Without this, the easiest preference to learn is to change the subject.
     """
 
     margin: float = Field(

@@ -29,7 +29,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnAnswer:
     """One answer to ``prompt``, the prompt's place in the run's list; ``tokens`` as they were sampled.
 
     ``reward`` and ``toxicity`` are None where it could not be judged; ``terms`` are the further terms of the reward,
@@ -50,11 +50,11 @@ class Drawn:
 class Chunk:
     """The answers to some prompts, prompt by prompt, with all that was said of them."""
 
-    answers: list[Drawn]
+    answers: list[DrawnAnswer]
     judged: BatchRewards
 
 
-class Answers:
+class DrawnAnswers:
     """The answers of a run's rounds, drawn as they are asked for."""
 
     def __init__(
@@ -160,7 +160,7 @@ class Answers:
         judged = self.rewards.rewarded([_opinion(record) for record in records])
         return Chunk(
             [
-                Drawn(
+                DrawnAnswer(
                     prompt=self._places[record["prompt_id"]],
                     sample=record["sample"],
                     tokens=record["tokens"],

@@ -31,10 +31,10 @@ from rewardlm.models.processes import Processes, linked
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, alone
-from rewardlm.training.drawn import Answers
+from rewardlm.training.drawn import DrawnAnswers
 from rewardlm.training.judged_run import Identity, load_rewards, stop_noted
-from rewardlm.training.prefer_rows import Example, answer_rows, best_rows, pair_rows
-from rewardlm.training.prefer_run import Place, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
+from rewardlm.training.prefer_rows import PreferenceTokens, answer_rows, best_rows, pair_rows
+from rewardlm.training.prefer_run import ResumePoint, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
 from rewardlm.training.prefer_source import DrawnPairs, GivenPairs, Lines
 from rewardlm.training.prefer_trainer import PAIR_METRICS, AnswerTrainer, PairTrainer, our_pass
 from rewardlm.training.rlaf import encode
@@ -97,7 +97,7 @@ def _prefer(
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class PreferTraining:
     """The parts of a training, which its rounds share."""
 
     settings: PreferSettings
@@ -105,7 +105,7 @@ class Training:
     processes: Processes
     policy: Policy
     source: DrawnPairs | GivenPairs
-    place: Place
+    place: ResumePoint
     trackers: Trackers
     report: ProgressCallback | None
     say: Callable[[str], None]
@@ -117,7 +117,7 @@ def _setup(
     processes: Processes,
     report: ProgressCallback | None,
     say: Callable[[str], None],
-) -> Training:
+) -> PreferTraining:
     """Everything that the rounds need, loaded and checked, in the state that a killed run left."""
     device = processes.device or str(resolve_device(settings.device))
     check_installed(settings.trackers)
@@ -154,7 +154,7 @@ def _setup(
             "processes": processes.size,
         }
         processes.first(lambda: run.update(**about))
-        answers = Answers(settings, run, policy, rewards, prompts, prompt_ids, processes)
+        answers = DrawnAnswers(settings, run, policy, rewards, prompts, prompt_ids, processes)
         source = DrawnPairs(settings, run, processes, prompts, prompt_ids, answers, report, say)
     else:
         source = GivenPairs(settings, run, processes, policy, say)
@@ -162,10 +162,10 @@ def _setup(
     if place.checkpoint is not None:
         load_weights(place.checkpoint.folder, policy.model)
     trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
-    return Training(settings, run, processes, policy, source, place, trackers, report, say)
+    return PreferTraining(settings, run, processes, policy, source, place, trackers, report, say)
 
 
-def _learn(training: Training, round_number: int, examples: Sequence[Example], lines: Lines) -> None:
+def _learn(training: PreferTraining, round_number: int, examples: Sequence[PreferenceTokens], lines: Lines) -> None:
     """One round: its rows, TRL's trainer for the method, and its steps."""
     settings, policy, place = training.settings, training.policy, training.place
     disable_progress_bar()
@@ -194,7 +194,7 @@ def _learn(training: Training, round_number: int, examples: Sequence[Example], l
     policy.model.eval()
 
 
-def _trainer(training: Training, round_number: int, rows: list[dict[str, Any]], lines: Lines) -> Any:
+def _trainer(training: PreferTraining, round_number: int, rows: list[dict[str, Any]], lines: Lines) -> Any:
     """TRL's trainer for the method; nothing is trained yet."""
     settings, policy, processes = training.settings, training.policy, training.processes
     micro, n_micro = _microbatches(settings, processes.size)
@@ -240,7 +240,7 @@ def _trainer(training: Training, round_number: int, rows: list[dict[str, Any]], 
     return trainer
 
 
-def _runs_fast(training: Training) -> bool:
+def _runs_fast(training: PreferTraining) -> bool:
     """Whether RL's pass computes the losses instead of TRL's own; ``say`` gets the reason if that costs time."""
     settings, policy = training.settings, training.policy
     reason: str | None = "the base is divided between processes"

@@ -30,7 +30,7 @@ _POSITIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class PreferenceTokens:
     """A preference in tokens; an answer that isn't there is None."""
 
     prompt: tuple[int, ...]
@@ -44,10 +44,10 @@ class Example:
         return [(answer, wanted) for answer, wanted in sides if answer is not None]
 
 
-def drawn_examples(preferences: Sequence[Preference], prompt_ids: Sequence[tuple[int, ...]]) -> list[Example]:
+def drawn_examples(preferences: Sequence[Preference], prompt_ids: Sequence[tuple[int, ...]]) -> list[PreferenceTokens]:
     """Preferences among drawn answers, in the very tokens that were sampled."""
     return [
-        Example(
+        PreferenceTokens(
             prompt_ids[preference.chosen.prompt],
             tuple(preference.chosen.tokens),
             None if preference.rejected is None else tuple(preference.rejected.tokens),
@@ -56,7 +56,7 @@ def drawn_examples(preferences: Sequence[Preference], prompt_ids: Sequence[tuple
     ]
 
 
-def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int) -> tuple[list[Example], int]:
+def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int) -> tuple[list[PreferenceTokens], int]:
     """Your own preferences in at most ``limit`` tokens, and how many lost their oldest turns or the end of an answer.
     Those that leave no room for an answer are left out.
     """
@@ -81,7 +81,7 @@ def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int)
             prompt = tuple(answer.input_ids[:begins])
             sides.append(tuple(answer.input_ids[begins:limit]))
         if all(side is None or side for side in sides):
-            examples.append(Example(prompt, *sides))
+            examples.append(PreferenceTokens(prompt, *sides))
     return examples, shortened
 
 
@@ -98,7 +98,7 @@ def laid_out(n: int, wanted: int, *seed: object) -> list[int]:
 
 
 def pair_rows(
-    policy: Policy, examples: Sequence[Example], settings: PreferSettings, round_number: int
+    policy: Policy, examples: Sequence[PreferenceTokens], settings: PreferSettings, round_number: int
 ) -> list[dict[str, Any]]:
     """Rows for ``PairTrainer``: one step's pairs after the other's."""
     asked = [(example.prompt, answer) for example in examples for answer, _ in example.answers]
@@ -121,7 +121,7 @@ def pair_rows(
 
 
 def answer_rows(
-    policy: Policy, examples: Sequence[Example], settings: PreferSettings, round_number: int
+    policy: Policy, examples: Sequence[PreferenceTokens], settings: PreferSettings, round_number: int
 ) -> list[dict[str, Any]]:
     """Rows for ``AnswerTrainer``. In each microbatch, an answer's ``KL_completion_ids`` are its neighbour's, as TRL
     lays them out: answers to other prompts show how far the model is from the reference.
@@ -153,7 +153,9 @@ def answer_rows(
     ]
 
 
-def best_rows(examples: Sequence[Example], settings: PreferSettings, round_number: int) -> list[dict[str, Any]]:
+def best_rows(
+    examples: Sequence[PreferenceTokens], settings: PreferSettings, round_number: int
+) -> list[dict[str, Any]]:
     """Rows for fine-tuning on chosen answers."""
     chosen = [(example.prompt, example.chosen) for example in examples if example.chosen is not None]
     rows = [

@@ -16,7 +16,7 @@ from rewardlm.errors import RunError, TrainingError
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
-from rewardlm.training.drawn import Chunk, Drawn
+from rewardlm.training.drawn import Chunk, DrawnAnswer
 from rewardlm.training.guards import NEARLY_ALL, doubts_about_texts, doubts_about_witnesses
 from rewardlm.training.judged_run import recorded_rewards
 from rewardlm.training.preferences import Preference
@@ -42,7 +42,7 @@ _NEEDED = ("adapter_", "trainer_state.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResumePoint:
     """Where a run goes on: in a round, after its first ``steps`` steps, with the weights of ``checkpoint``; None begins
     anew.
     """
@@ -73,7 +73,7 @@ def steps_before(settings: PreferSettings, round_number: int) -> int:
     return sum(settings.steps_of(number) for number in range(round_number))
 
 
-def resume(run: Run, settings: PreferSettings, processes: Processes) -> Place:
+def resume(run: Run, settings: PreferSettings, processes: Processes) -> ResumePoint:
     """Where a killed run stopped; what it logged after its last whole checkpoint is dropped. Raises TrainingError as
     ``newest_usable``, and where processes see different files.
     """
@@ -83,7 +83,7 @@ def resume(run: Run, settings: PreferSettings, processes: Processes) -> Place:
     return place
 
 
-def _find(run: Run, settings: PreferSettings) -> Place:
+def _find(run: Run, settings: PreferSettings) -> ResumePoint:
     folders = []
     for round_folder in sorted((run.path / "checkpoints").glob("round-*")):
         for folder in sorted(round_folder.glob("checkpoint-*"), key=step_of):
@@ -94,14 +94,14 @@ def _find(run: Run, settings: PreferSettings) -> Place:
     found = newest_usable(folders, resume=settings.resume, needed=_NEEDED)
     if found is None:
         run.forget_after(0)
-        return Place(0, 0, None)
+        return ResumePoint(0, 0, None)
     if found.damaged:
         run.update(inexact_resume=found.step)
     round_number = step_of(found.folder.parent) - 1
     run.forget_after(steps_before(settings, round_number) + found.step)
     if found.step >= settings.steps_of(round_number):
-        return Place(round_number + 1, 0, found)
-    return Place(round_number, found.step, found)
+        return ResumePoint(round_number + 1, 0, found)
+    return ResumePoint(round_number, found.step, found)
 
 
 def drop_older_rounds(run: Run, round_number: int) -> None:
@@ -219,7 +219,7 @@ def written_preference(preference: Preference, prompts: Sequence[Prompt], round_
     """A line of preferences.jsonl: TRL's conversational format, with where each answer comes from beside it."""
     prompt = prompts[preference.chosen.prompt]
 
-    def side(answer: Drawn | None) -> list[Mapping[str, str]] | None:
+    def side(answer: DrawnAnswer | None) -> list[Mapping[str, str]] | None:
         return None if answer is None else [{"role": "assistant", "content": answer.text}]
 
     rejected = preference.rejected

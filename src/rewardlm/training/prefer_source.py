@@ -15,8 +15,8 @@ from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, paid_for, reward_lineage, rewards_of
-from rewardlm.training.drawn import Answers, Chunk
-from rewardlm.training.prefer_rows import Example, drawn_examples, given_examples
+from rewardlm.training.drawn import Chunk, DrawnAnswers
+from rewardlm.training.prefer_rows import PreferenceTokens, drawn_examples, given_examples
 from rewardlm.training.prefer_run import (
     check_same,
     doubts_about_round,
@@ -51,12 +51,12 @@ class DrawnPairs:
     processes: Processes
     prompts: Sequence[Prompt]
     prompt_ids: Sequence[tuple[int, ...]]
-    answers: Answers
+    answers: DrawnAnswers
     report: ProgressCallback | None
     say: Callable[[str], None]
     _first: list[Chunk] = field(default_factory=list)
 
-    def examples(self, round_number: int) -> tuple[list[Example], Lines]:
+    def examples(self, round_number: int) -> tuple[list[PreferenceTokens], Lines]:
         """A round's examples. Raises DataError where there are none, and TrainingError for doubts that ``stop_on``
         names.
         """
@@ -141,6 +141,6 @@ class GivenPairs:
         check_same(run, about)
         processes.first(lambda: run.update(**about))
 
-    def examples(self, round_number: int) -> tuple[list[Example], Lines]:
+    def examples(self, round_number: int) -> tuple[list[PreferenceTokens], Lines]:
         """All of them."""
         return self._examples, Lines(round_number, {"pairs": len(self._examples)})

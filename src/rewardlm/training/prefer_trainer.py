@@ -61,8 +61,9 @@ class _OnOurRows(OurOrder):
             if not ran_out(error):
                 raise
             raise ModelError(
-                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: lower it, shorten answers (--max-new-tokens), train with gradient_checkpointing=true, or load less "
-                "(--dtype bfloat16, --load 4bit)"
+                f"out of memory with micro_batch_size {self.args.per_device_train_batch_size}: lower it, shorten "
+                "answers (--max-new-tokens), train with gradient_checkpointing=true, or load less (--dtype bfloat16, "
+                "--load 4bit)"
             ) from error
         return loss
 

@@ -10,7 +10,7 @@ from statistics import fmean, quantiles
 from typing import Any
 
 from rewardlm.config import PairSettings
-from rewardlm.training.drawn import Drawn
+from rewardlm.training.drawn import DrawnAnswer
 from rewardlm.training.replay import TOXIC_ABOVE, can_be_learnt
 
 
@@ -18,8 +18,8 @@ from rewardlm.training.replay import TOXIC_ABOVE, can_be_learnt
 class Preference:
     """An answer that was chosen, and a worse one to the same prompt; ``rejected`` is None where only the best count."""
 
-    chosen: Drawn
-    rejected: Drawn | None
+    chosen: DrawnAnswer
+    rejected: DrawnAnswer | None
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Preferences:
     unscored: int = 0
     without: Counter[str] = field(default_factory=Counter)
 
-    def add(self, answers: Sequence[Drawn], texts: Sequence[str], settings: PairSettings, *, pairs: bool) -> None:
+    def add(self, answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings, *, pairs: bool) -> None:
         """The preferences among ``answers``, which stand prompt by prompt; ``texts`` are the run's prompts."""
         for place, group in groupby(answers, key=lambda answer: answer.prompt):
             drawn = list(group)
@@ -69,7 +69,9 @@ class Preferences:
         return f"{len(self.found):,} {what} from {self.answers:,} answers to {self.prompts:,} prompts{lost}{unscored}"
 
 
-def pairs_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
+def pairs_of(
+    answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings
+) -> tuple[list[Preference], str | None]:
     """Pairs of one prompt's answers, the one with the largest difference of rewards first, and no answer twice; where
     there is none, the reason.
     """
@@ -104,7 +106,7 @@ def pairs_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> t
     return found, None
 
 
-def best_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
+def best_of(answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
     """The best of one prompt's answers, as in RAFT (Dong et al. 2023, arXiv 2304.06767); where there is none to choose,
     the reason.
     """
@@ -115,7 +117,7 @@ def best_of(answers: Sequence[Drawn], prompt: str, settings: PairSettings) -> tu
     return [Preference(answer, None) for answer in best[: settings.per_prompt]], None
 
 
-def choosable(scored: Sequence[Drawn], prompt: str, settings: PairSettings) -> list[Drawn]:
+def choosable(scored: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> list[DrawnAnswer]:
     """The answers that may be chosen: see ``PairSettings``."""
     similarities = [value for answer in scored if (value := answer.terms.get("similarity")) is not None]
     least = _quantile(similarities, settings.topic) if similarities and settings.topic else None
@@ -139,17 +141,17 @@ def _quantile(values: Sequence[float], share: float) -> float:
     return cuts[min(len(cuts), max(1, round(share * 1000))) - 1]
 
 
-def _ratio(one: Drawn, other: Drawn) -> float:
+def _ratio(one: DrawnAnswer, other: DrawnAnswer) -> float:
     longer, shorter = sorted((len(one.tokens), len(other.tokens)), reverse=True)
     return longer / max(1, shorter)
 
 
-def _reward(answer: Drawn) -> float:
+def _reward(answer: DrawnAnswer) -> float:
     assert answer.reward is not None
     return answer.reward
 
 
-def _means(answers: Sequence[Drawn]) -> dict[str, float]:
+def _means(answers: Sequence[DrawnAnswer]) -> dict[str, float]:
     """Mean tokens, reward, P(toxic), share that ended by themselves, and terms."""
     if not answers:
         return {}

@@ -22,8 +22,8 @@ from rewardlm.training.trl_parts import OurOrder
 
 
 class Trainer(OurOrder, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows. Where memory runs out, a microbatch is done again in pieces of at most ``budget``
-    rows. With ``fast``, sft_pass computes losses and gradients.
+    """SFTTrainer with our order of rows. Where memory runs out, a microbatch is done again in pieces of at most
+    ``budget`` rows. With ``fast``, sft_pass computes losses and gradients.
     """
 
     processes: Processes

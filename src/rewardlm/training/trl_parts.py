@@ -209,8 +209,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not grads:
             raise TrainingError(
-                f"step {self.before + state.global_step + 1}: no gradient reaches the adapter; nothing was updated: set "
-                "lora.targets to layers that the answers pass through"
+                f"step {self.before + state.global_step + 1}: no gradient reaches the adapter; nothing was updated: "
+                "set lora.targets to layers that the answers pass through"
             )
         if not self.checked:
             check_gradients(model)
