@@ -1,6 +1,6 @@
 """RewardLM beside its peers and beside the most that the machine could do: ``make bench``.
 
-    python benchmarks/bench.py [--only ppo,grpo,rloo,sft,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
+    python benchmarks/bench.py [--only ppo,grpo,rloo,sft,dpo,meter,meter8] [--dtypes float32,bfloat16] [--quick] …
 
 For each part the machine is calibrated, then ours and the peer run in turn, A B A B, each in a fresh process with the
 same model, prompts, judge and sizes, and the machine is calibrated again. A part's new results replace its old ones in
@@ -34,9 +34,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- made by make bench: begin -->", "<!-- made by make bench: end -->"
-PARTS = ("ppo", "grpo", "rloo", "sft", "meter", "meter8")  # beside a peer
+PARTS = ("ppo", "grpo", "rloo", "sft", "dpo", "meter", "meter8")  # beside a peer
 ALONE = ("help", "memory")
-TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16", "sft": "trl-1.16"}
+TRL = {"ppo": "trl-1.12", "grpo": "trl-1.16", "rloo": "trl-1.16", "sft": "trl-1.16", "dpo": "trl-1.16"}
 
 
 def main() -> None:
@@ -65,7 +65,8 @@ def main() -> None:
         results.write_text(json.dumps(known, indent=1) + "\n")
 
     if jobs:
-        wanted = sorted({f"rows:{job.prompts}" if job.what == "sft" else str(job.prompts) for job in jobs.values()})
+        kinds = {"sft": "rows:", "dpo": "pairs:"}
+        wanted = sorted({f"{kinds.get(job.what, '')}{job.prompts}" for job in jobs.values()})
         command = [sys.executable, HERE / "prepare.py", options.model, folder, *wanted]
         subprocess.run(command, check=True, env=environment(options.threads))
         before = calibrated(options)
@@ -95,6 +96,7 @@ def parsed() -> argparse.Namespace:
         "--critic", choices=["full", "head"], default="full", help="what TRL's PPO trains of its critic"
     )
     parser.add_argument("--rows", type=int, default=8, help="rows in a step of fine-tuning")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs in a step of DPO")
     parser.add_argument(
         "--order",
         choices=["same", "own"],
@@ -141,6 +143,7 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         "grpo": (options.episodes // 4, 4),
         "rloo": (options.episodes // 4, 4),
         "sft": (options.rows, 1),
+        "dpo": (options.pairs, 1),
         "meter": (options.answers, 1),
         "meter8": (options.answers // 4, 8),
     }[part]
@@ -158,7 +161,7 @@ def job_of(part: str, dtype: str, options: argparse.Namespace, folder: Path) -> 
         cpu_time=options.cpu_time,
         critic=options.critic,
         order=options.order,
-        **({"epochs": 1, "minibatches": 1} if part == "sft" else {}),
+        **({"epochs": 1, "minibatches": 1} if part in ("sft", "dpo") else {}),
     )
 
 
@@ -168,7 +171,7 @@ def run_part(job: Job, options: argparse.Namespace, before: dict[str, Any]) -> t
     ``before`` is the calibration after the previous part.
     """
     # Every batch of fine-tuning has other lengths, so both sides must run the same steps.
-    peer_job = replace(job, side="peer", steps=job.steps if job.what == "sft" else options.peer_steps)
+    peer_job = replace(job, side="peer", steps=job.steps if job.what in ("sft", "dpo") else options.peer_steps)
     first = options.build / TRL[job.what] if job.what in TRL else None
     rounds = []
     for number in range(options.rounds):

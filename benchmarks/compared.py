@@ -31,12 +31,14 @@ RATIO_BARS = {
     ("rloo", "bfloat16"): 0.5,
     ("sft", "float32"): 0.5,
     ("sft", "bfloat16"): 0.5,
+    ("dpo", "float32"): 0.5,
+    ("dpo", "bfloat16"): 0.5,
     ("meter", "float32"): 1 / 1.7,
     ("meter", "bfloat16"): 1 / 2,
     ("meter ×8", "float32"): 1 / 3,
     ("meter ×8", "bfloat16"): 1 / 3,
 }
-MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2, "sft": 1 / 2}
+MEMORY_BARS = {"ppo": 1 / 3, "grpo": 1 / 2, "rloo": 1 / 2, "sft": 1 / 2, "dpo": 1 / 2}
 ETA_BAR = 0.5
 HELP_BAR = 0.4  # seconds
 GROWTH_BAR = 64  # MiB
@@ -115,6 +117,12 @@ def limit(job: Job, lengths: dict[str, Any], weights: dict[str, Any], machines: 
     prompts, answers = lengths["prompts"], lengths["answers"]
     if job.what == "sft":
         return {"update": update_seconds(decoder, machine, positions_to_weigh(prompts, answers), sum(answers), 1)}
+    if job.what == "dpo":
+        positions = positions_to_weigh(prompts, answers)
+        return {
+            "logprobs": reference_seconds(decoder, machine, positions, sum(answers)),
+            "update": update_seconds(decoder, machine, positions, sum(answers), 1),
+        }
     judging = scorer_seconds(weights["judge"]["weights"], machines[weights["judge"]["dtype"]], lengths["judged"])
     if job.what == "meter":
         windows = [slice(start, start + WINDOW) for start in range(0, len(prompts), WINDOW)]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from work import Job, Told, finetuning, worker
 
+import rewardlm.training.prefer_rows as prefer_rows
 import rewardlm.training.rlaf as rlaf
 from rewardlm.config import (
     GenerationSettings,
@@ -20,6 +21,7 @@ from rewardlm.config import (
     LoraSettings,
     MeasureSettings,
     ModelSettings,
+    PreferSettings,
     RewardSettings,
     RlafSettings,
     TermSettings,
@@ -28,6 +30,8 @@ from rewardlm.measuring.meter import measure
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.runs import peak_rss_mb
 from rewardlm.scoring.classifier import ClassifierScorer
+from rewardlm.training.prefer import prefer
+from rewardlm.training.prefer_rows import laid_out
 from rewardlm.training.rollouts import Draft
 from rewardlm.training.sft import finetune
 
@@ -146,6 +150,59 @@ def tune(job: Job) -> Told:
         answer_tokens=sum(sum(step["answers"]) for step in lengths) / len(lengths),
         versions={"torch": torch.__version__},
         losses=[line["loss"] for line in lines],
+        lengths=lengths,
+        weights={"policy": decoder_of(policy_of(job))},
+        profile=look.by_kind() if look is not None else [],
+    )
+
+
+def prefer_pairs(job: Job) -> Told:
+    """Steps of DPO through ``rewardlm.training.prefer.prefer``, on the pairs of prepare.py. The reference is asked
+    once, before the first step; each step has its share of that time.
+    """
+    settings = PreferSettings(
+        model=job.model,
+        dtype=job.dtype,
+        device="cpu",
+        preferences=job.pairs_file,
+        steps=job.warmup + job.steps,
+        batch_size=job.prompts,
+        learning_rate=job.learning_rate,
+        lora=LoraSettings(r=job.lora_r, alpha=job.lora_alpha),
+        checkpoint_every=10_000,
+    )
+    asked: list[float] = []
+    answers: list[tuple[list[int], int]] = []
+    logps = prefer_rows.reference_logps
+
+    def noted(policy: Policy, settings: PreferSettings, rows: Any) -> list[float]:
+        begun = time.perf_counter()
+        found = logps(policy, settings, rows)
+        asked.append(time.perf_counter() - begun)
+        answers.extend((list(prompt), len(answer)) for prompt, answer in rows)
+        return found
+
+    prefer_rows.reference_logps = noted
+    look = Look() if job.profile else None
+    run = prefer(settings, fresh(job, "prefer"), report=at_the_last_step(look))
+    peak = peak_rss_mb()
+    lines = list(run.read("metrics"))[job.warmup :]
+    # The file has pairs for eight steps, all of which were asked about.
+    share = asked[0] * job.prompts / (len(answers) / 2)
+    order = laid_out(len(answers) // 2, (job.warmup + job.steps) * job.prompts, 0, 0)
+    lengths = []
+    for step in range(job.warmup, job.warmup + job.steps):
+        places = order[step * job.prompts : (step + 1) * job.prompts]
+        rows = [answers[2 * place + side] for place in places for side in (0, 1)]
+        lengths.append({"prompts": [prompt for prompt, _ in rows], "answers": [n for _, n in rows]})
+    return Told(
+        seconds=[line["seconds"] + share for line in lines],
+        peak_mib=peak,
+        updates=1,
+        answer_tokens=sum(sum(step["answers"]) for step in lengths) / len(lengths),
+        versions={"torch": torch.__version__},
+        losses=[line["loss"] for line in lines],
+        parts=[{"logprobs": share, "update": line["seconds"]} for line in lines],
         lengths=lengths,
         weights={"policy": decoder_of(policy_of(job))},
         profile=look.by_kind() if look is not None else [],
@@ -272,6 +329,7 @@ SIDES: dict[str, Callable[[Job], Told]] = {
     "grpo": reinforce,
     "rloo": reinforce,
     "sft": tune,
+    "dpo": prefer_pairs,
     "meter": answer,
 }
 

@@ -1,8 +1,8 @@
 """One job by a peer, in a process of its own (benchmarks/work.py): ``python peers.py JOB.json TOLD.json``.
 
-PPO is TRL 1.12's, GRPO, RLOO and SFT are TRL 1.16's, whichever lies first on PYTHONPATH; the meter is ``generate`` over
-left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer leaves a choice it gets
-the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision already.
+PPO is TRL 1.12's, GRPO, RLOO, SFT and DPO are TRL 1.16's, whichever lies first on PYTHONPATH; the meter is
+``generate`` over left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer
+leaves a choice it gets the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision.
 """
 
 from __future__ import annotations
@@ -198,6 +198,42 @@ def sft(job: Job) -> Told:
     return replace(told(job, clock, 1, updates), losses=losses[job.warmup :])
 
 
+def dpo(job: Job) -> Told:
+    """TRL's DPOTrainer on the same pairs in the same batches. It asks the reference in each step, as it does by
+    default, and has a step's pairs in one microbatch.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    losses: list[float] = []
+
+    class Losses(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    clock = Clock()
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype)),
+        args=DPOConfig(
+            **{**common(job), "logging_steps": 1},
+            per_device_train_batch_size=job.prompts,
+            gradient_accumulation_steps=1,
+            max_steps=job.warmup + job.steps,
+            max_length=None,
+            beta=0.1,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=Dataset.from_list(job.pairs()),
+        processing_class=AutoTokenizer.from_pretrained(job.model),
+        peft_config=lora(job),
+        callbacks=[clock, Losses()],
+    )
+    trainer.create_optimizer()
+    updates = counted(trainer.optimizer)
+    trainer.train()
+    return replace(told(job, clock, 1, updates), losses=losses[job.warmup :])
+
+
 def meter(job: Job) -> Told:
     """Answers in batches of ``batch_rows``, then the judge over all of them."""
     from transformers import pipeline
@@ -297,7 +333,7 @@ def told(job: Job, clock: Clock, a_step: int, updates: list[int]) -> Told:
     )
 
 
-SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "sft": sft, "meter": meter}
+SIDES = {"ppo": ppo, "grpo": grouped, "rloo": grouped, "sft": sft, "dpo": dpo, "meter": meter}
 
 if __name__ == "__main__":
     logging.set_verbosity_error()

@@ -70,6 +70,18 @@ class Job:
     def rows_file(self) -> Path:
         return Path(self.folder) / f"rows-{self.prompts}.jsonl"
 
+    @property
+    def pairs_file(self) -> Path:
+        return Path(self.folder) / f"pairs-{self.prompts}.jsonl"
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """What preference training learns from, in the order that ours takes it: TRL's conversational format."""
+        from rewardlm.training.prefer_rows import laid_out
+
+        rows = [json.loads(line) for line in self.pairs_file.read_text().splitlines()]
+        steps = self.warmup + self.steps
+        return [rows[place] for place in laid_out(len(rows), steps * self.prompts, 0, 0)]
+
     def rows(self) -> list[dict[str, Any]]:
         """What fine-tuning learns from, in the order that ours takes it: ``input_ids`` and ``completion_mask``."""
         return [json.loads(line) for line in self.rows_file.read_text().splitlines()]

@@ -31,7 +31,7 @@ def start(script: str, *arguments: object) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("bench")
-    start("prepare.py", "tiny", made, PROMPTS, f"rows:{PROMPTS}")
+    start("prepare.py", "tiny", made, PROMPTS, f"rows:{PROMPTS}", f"pairs:{PROMPTS}")
     return made
 
 
@@ -107,3 +107,17 @@ def test_both_sides_fine_tune_on_the_same_batches(folder: Path):
     [lengths] = ours.lengths
     assert lengths["answers"] == [sum(row["completion_mask"]) for row in batch[:PROMPTS]]
     assert ours.answer_tokens == sum(lengths["answers"])
+
+
+def test_both_sides_learn_the_same_pairs(folder: Path):
+    ours, peer = told(folder, "dpo", "ours"), told(folder, "dpo", "peer")
+    assert ours.updates == peer.updates == 1
+    assert len(ours.seconds) == len(peer.seconds) == 1
+    # After one step of another random adapter, whose B was 0, at a rate of 1e-5: ln 2, and a little.
+    assert ours.losses == pytest.approx(peer.losses, abs=2e-4)
+    assert ours.losses[0] == pytest.approx(0.6931, abs=1e-3)
+    [lengths] = ours.lengths
+    assert len(lengths["prompts"]) == len(lengths["answers"]) == 2 * PROMPTS
+    assert lengths["prompts"][0::2] == lengths["prompts"][1::2]
+    assert ours.parts[0].keys() == {"logprobs", "update"}
+    assert sum(ours.parts[0].values()) == pytest.approx(ours.seconds[0])
