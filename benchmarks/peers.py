@@ -1,8 +1,8 @@
 """One job by a peer, in a process of its own (benchmarks/work.py): ``python peers.py JOB.json TOLD.json``.
 
-PPO is TRL 1.12's, GRPO, RLOO, SFT and DPO are TRL 1.16's, whichever lies first on PYTHONPATH; the meter is
-``generate`` over left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer
-leaves a choice it gets the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision.
+PPO is TRL 1.12's, GRPO, RLOO, SFT and DPO are TRL 1.16's, whichever lies first on PYTHONPATH. The meter is ``generate``
+over left-padded batches in the order of the file, and a pipeline of the judge after it. Where a peer leaves a choice it
+gets the faster one: no gradient checkpointing, no autocast over weights that are in the asked precision already.
 """
 
 from __future__ import annotations

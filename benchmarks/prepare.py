@@ -16,7 +16,7 @@ from rewardlm.data.dialogues import load_dialogues, pairs
 from rewardlm.data.prompts import load_prompts
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.training import sft
-from rewardlm.training.sft_trainer import Order
+from rewardlm.training.trl_parts import Order
 
 
 def main(spec: str, folder: Path, wanted: list[str]) -> None:

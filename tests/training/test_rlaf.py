@@ -22,9 +22,9 @@ from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training import guards, learner, rlaf
+from rewardlm.training.judged_run import witnesses
 from rewardlm.training.rewards import BatchRewards
 from rewardlm.training.rlaf import prompt_order, train
-from rewardlm.training.rlaf_run import witnesses
 from rewardlm.training.rollouts import Draft, Rollouts
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
