@@ -21,7 +21,7 @@ from rewardlm.models.logprobs import forward_rows, score_rows
 from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
 from rewardlm.scoring.lineage import lineage_of
-from rewardlm.training import guards, learner, rlaf
+from rewardlm.training import guards, judged_run, learner, rlaf
 from rewardlm.training.judged_run import witnesses
 from rewardlm.training.rewards import BatchRewards
 from rewardlm.training.rlaf import prompt_order, train
@@ -349,14 +349,14 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "word " * 50}, {"prompt": "hi"}, {"prompt": "longer " * 40}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    load = rlaf.load_scorer
+    load = judged_run.load_scorer
 
     def short_sighted(name, **more):
         scorer = load(name, **more)
         scorer.cuts = lambda texts: [len(text) > 5 for text in texts]
         return scorer
 
-    monkeypatch.setattr(rlaf, "load_scorer", short_sighted)
+    monkeypatch.setattr(judged_run, "load_scorer", short_sighted)
     drawn, said = [], []
     draw = rlaf.sample
     monkeypatch.setattr(rlaf, "sample", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
