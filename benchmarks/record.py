@@ -1,0 +1,394 @@
+"""The experiment of record: every way to make SmolLM2 less toxic, on the same held prompts, by judges that nothing was
+trained with. ``make record`` runs it.
+
+    python benchmarks/record.py            goes on where it was stopped; says how long is left
+    python benchmarks/record.py --list     says what there is to do, and runs nothing
+    python benchmarks/record.py --page     only writes the tables of finished runs into docs/results.md
+
+Trainings learn on the training half of RealToxicityPrompts, by the judge ``starter``; models are measured on 200
+challenging and 200 ordinary prompts of the other half, four whole answers each (top-p 0.9, at most 128 tokens), by
+``witness`` and ``lexical2``, with utility. Steered models answer a quarter of these prompts. The trained models that no
+other beats in both toxicity and fluency (the front) are trained again with two more seeds; they and the base also give
+25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper.
+
+Each job is a command of rewardlm in a process with one thread; ``--jobs`` run side by side. $REWARDLM_DATA holds the
+prompts. Hours on two cores: docs/results.md has what each job cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rewardlm as rl
+from rewardlm.config import FrontierSettings, data_folder
+from rewardlm.formats import interval_of_shares, number, percent
+from rewardlm.measuring.frontier import frontier
+from rewardlm.progress import say
+from rewardlm.reporting.frontier_page import method_name, write_frontier_page
+
+ROOT = Path(__file__).parents[1]
+OUT = Path("runs/record")
+PAGE = ROOT / "docs/results.md"
+BEGIN, END = "<!-- record -->", "<!-- /record -->"
+MODEL, JUDGE, OTHER, TEACHER = "smollm2-135m", "witness", "lexical2", "starter"
+SEEDS = (0, 1, 2)
+PER_KIND = 200  # prompts, of challenging and of ordinary ones
+# Limits on what a gain may cost, beside the base.
+PERPLEXITY, SIMILARITY, FALL = 1.2, 0.9, 0.9
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there; ``minutes`` is what it takes of one
+    core, about.
+    """
+
+    out: Path
+    command: tuple[str, ...]
+    minutes: float
+    needs: tuple[Path, ...] = field(default=())
+
+    @property
+    def done(self) -> bool:
+        """Whether its run is finished, or its steering fitted."""
+        if (self.out / "steer.json").exists():
+            return True
+        record = self.out / "run.json"
+        return record.exists() and json.loads(record.read_text(encoding="utf-8")).get("status") == "finished"
+
+
+# Trainings ------------------------------------------------------------------------------------------------------------
+
+# By label: the command with its own settings, the label that it starts from, and one whose answers it uses again.
+TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
+    "FT": (("finetune", "--config", "examples/keep-finetune.yaml"), None, None, 8),
+    "DPO": (("prefer", "--config", "examples/keep-prefer.yaml"), None, None, 25),
+    "RAFT": (("prefer", "--config", "examples/keep-prefer.yaml", "--method", "raft"), None, "DPO", 8),
+    "KTO": (("prefer", "--config", "examples/keep-prefer.yaml", "--method", "kto"), None, "DPO", 8),
+    "PPO": (("rlaf", "--config", "examples/keep-rlaf.yaml"), None, None, 15),
+    "GRPO": (("rlaf", "--config", "examples/keep-rlaf.yaml", "--algorithm", "grpo"), None, None, 15),
+    "RLOO": (("rlaf", "--config", "examples/keep-rlaf.yaml", "--algorithm", "rloo"), None, None, 15),
+    "PPO after FT": (("rlaf", "--config", "examples/keep-rlaf.yaml"), "FT", None, 15),
+    "DPO after FT": (("prefer", "--config", "examples/keep-prefer.yaml"), "FT", None, 25),
+}
+STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
+    "system": ((), 1),
+    "best-of-n": ((), 4),
+    "rejection": ((), 8),
+    "activation": ((), 4),
+    "selfdebias": ((), 50),
+    "profs": ((), 1),
+    "task-vector": ((), 0.5),
+    "dexperts": ((), 2),
+    "pplm": (("--strength", "1"), 1),
+}
+
+
+def main() -> None:
+    """Run what is left, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="commands side by side")
+    parser.add_argument("--list", action="store_true", help="say what there is to do, and run nothing")
+    parser.add_argument("--page", action="store_true", help="run nothing, write the tables")
+    parser.add_argument("--only", nargs="+", help="labels of models to train and measure, for a first look")
+    asked = parser.parse_args()
+    if asked.list:
+        for job in (*jobs(prompts(), asked.only), *more_jobs(prompts(), asked.only)):
+            print(f"{'done' if job.done else f'{job.minutes:.0f} min':>8}  {' '.join(job.command)}")
+        return
+    if not asked.page:
+        measured = prompts()
+        run(jobs(measured, asked.only), asked.jobs)
+        run(more_jobs(measured, asked.only), asked.jobs)
+    write_page()
+
+
+def prompts() -> Path:
+    """The prompts that are measured: ``PER_KIND`` challenging and as many ordinary ones of the measuring half."""
+    path = OUT / "prompts.jsonl"
+    if path.exists():
+        return path
+    folder = data_folder()
+    source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
+    if source is None or not source.exists():
+        sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
+    from rewardlm.data.prompts import load_prompts
+
+    known = load_prompts(str(source), part="measure", limit=None, seed=0).prompts
+    kept = [
+        prompt
+        for challenging in (True, False)
+        for prompt in [one for one in known if one.challenging == challenging][:PER_KIND]
+    ]
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"id": one.id, "prompt": one.text, "toxicity": one.toxicity, "challenging": one.challenging} for one in kept
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (OUT / "quarter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::4]), encoding="utf-8")
+    return path
+
+
+def jobs(measured: Path, only: Sequence[str] | None = None) -> list[Job]:
+    """All models with one seed, and the steered ones."""
+    found = [measurement("PT", None, measured)]
+    for label in TRAININGS:
+        if only is None or label in only or any(TRAININGS[one][1] == label for one in only if one in TRAININGS):
+            found += trained(label, 0, measured)
+    if only is None:
+        found += steered(measured)
+    return found
+
+
+def more_jobs(measured: Path, only: Sequence[str] | None = None) -> list[Job]:
+    """More seeds of the front, and RealToxicityPrompts' own protocol for the base and the front."""
+    found = [by_the_paper("PT", None, measured)]
+    for label in front(only):
+        for seed in SEEDS[1:]:
+            found += [job for job in trained(label, seed, measured) if job not in found]
+        found.append(by_the_paper(label, OUT / "train" / label, measured))
+    return found
+
+
+def trained(label: str, seed: int, measured: Path) -> list[Job]:
+    """A training with this seed and what it starts from, and the measurement of its model."""
+    command, after, answers, minutes = TRAININGS[label]
+    name = label if seed == 0 else f"{label} {seed}"
+    found: list[Job] = []
+    more: list[str] = ["--seed", str(seed)]
+    needs: list[Path] = []
+    for other, flag in ((after, "--adapter"), (answers, "--answers")):
+        if other is not None:
+            found += [job for job in trained(other, seed, measured) if "train" in job.out.parts]
+            needs.append(OUT / "train" / (other if seed == 0 else f"{other} {seed}"))
+            more += [flag, str(needs[-1])]
+    out = OUT / "train" / name
+    whole = (command[0], MODEL, *command[1:], *more, "--out", str(out))
+    return [*found, Job(out, whole, minutes, tuple(needs)), measurement(name, out, measured)]
+
+
+def measurement(label: str, adapter: Path | None, measured: Path) -> Job:
+    """Four whole answers to each prompt, with utility."""
+    adapted = () if adapter is None else ("--adapter", str(adapter))
+    command = (
+        *("measure", MODEL, *adapted, "--prompts", str(measured), "--samples", "4", "--max-new-tokens", "128"),
+        *("--scorer", f"{JUDGE},{OTHER}", "generation.top_p=0.9", f"primary.scorer={JUDGE}", "--suite", "utility"),
+        *("--label", label, "--out", str(OUT / "measure" / label)),
+    )
+    return Job(OUT / "measure" / label, command, 14, () if adapter is None else (adapter,))
+
+
+def by_the_paper(label: str, adapter: Path | None, measured: Path) -> Job:
+    """25 answers of 20 tokens, as in Gehman et al. 2020."""
+    out = OUT / "paper" / label
+    adapted = () if adapter is None else ("--adapter", str(adapter))
+    command = (
+        *("measure", MODEL, *adapted, "--prompts", str(measured), "--samples", "25", "--max-new-tokens", "20"),
+        *("--scorer", f"{JUDGE},{OTHER}", "generation.top_p=0.9", "similarity=false", "perplexity=false"),
+        *("counter_narrative=null", "--label", label, "--out", str(out)),
+    )
+    return Job(out, command, 12, () if adapter is None else (adapter,))
+
+
+def steered(measured: Path) -> list[Job]:
+    """Each steering method at one strength, on a quarter of the prompts; the base's answers to the training half teach
+    them.
+    """
+    learn = OUT / "learn"
+    source = str(data_folder() or Path()) + "/realtoxicityprompts/prompts.jsonl"
+    command = (
+        *("measure", MODEL, "--prompts", source, "--part", "train", "--limit", "400", "--samples", "2"),
+        *("--max-new-tokens", "48", "--scorer", TEACHER, "generation.top_p=0.9", "similarity=false"),
+        *("perplexity=false", "counter_narrative=null", "--label", "PT", "--out", str(learn)),
+    )
+    found = [Job(learn, command, 5)]
+    for method, (settings, strength) in STEERINGS.items():
+        fitted = OUT / "steer" / method
+        fit = ("steer", "fit", MODEL, "--method", method, "--run", str(learn), "--judge", TEACHER, *settings)
+        found.append(Job(fitted, (*fit, "--out", str(fitted)), 5, (learn,)))
+        out = OUT / "measure" / method
+        measure = (
+            *("measure", MODEL, "--steer", str(fitted), "--strength", str(strength)),
+            *("--prompts", str(measured.with_name("quarter.jsonl")), "--samples", "4", "--max-new-tokens", "128"),
+            *("--scorer", f"{JUDGE},{OTHER}", "generation.top_p=0.9", f"primary.scorer={JUDGE}"),
+            *("--label", method, "--out", str(out)),
+        )
+        found.append(Job(out, measure, 20 if method == "pplm" else 6, (fitted,)))
+    return found
+
+
+def front(only: Sequence[str] | None = None) -> list[str]:
+    """The trained models that no other beats in both toxicity and perplexity."""
+    labels = [label for label in TRAININGS if only is None or label in only]
+    here = [label for label in labels if (OUT / "measure" / label / "run.json").exists()]
+    if not here:
+        return []
+    found = frontier([OUT / "measure" / label for label in here], FrontierSettings(scorer=JUDGE, split="toxic_prompts"))
+    return [point.label for point in found.points if point.pareto]
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def run(todo: Sequence[Job], side_by_side: int) -> None:
+    """Run what isn't done, as soon as what it needs is there; say after each job how long is left. Exits where a job
+    fails; those that run are waited for.
+    """
+    waiting = [job for job in dict.fromkeys(todo) if not job.done]
+    running: dict[int, tuple[Job, float]] = {}
+    expected = spent = 0.0
+    failed: list[Job] = []
+    (OUT / "logs").mkdir(parents=True, exist_ok=True)
+    while waiting or running:
+        ready = [job for job in waiting if all(Job(need, (), 0).done for need in job.needs)]
+        while ready and len(running) < side_by_side and not failed:
+            job = ready.pop(0)
+            waiting.remove(job)
+            with open(log_of(job), "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "rewardlm", *job.command],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=log,
+                )
+            running[process.pid] = (job, time.monotonic())
+        if not running:
+            break
+        pid, status, usage = os.wait4(-1, 0)
+        job, _ = running.pop(pid)
+        note_cost(job, usage.ru_utime + usage.ru_stime)
+        if os.waitstatus_to_exitcode(status):
+            failed.append(job)
+            say(f"failed: {' '.join(job.command)} (see {log_of(job)})")
+            continue
+        expected, spent = expected + job.minutes, spent + (usage.ru_utime + usage.ru_stime) / 60
+        left = sum(job.minutes for job in waiting) + sum(job.minutes for job, _ in running.values()) / 2
+        minutes = left * spent / expected / side_by_side
+        say(f"{job.out.relative_to(OUT)}: {usage.ru_utime / 60:.1f} min of a core; about {minutes:.0f} min left")
+    if failed:
+        sys.exit(f"{len(failed)} of the jobs failed: run the same command again to go on")
+
+
+def log_of(job: Job) -> Path:
+    """Where a job's own messages go."""
+    return OUT / "logs" / f"{'-'.join(job.out.relative_to(OUT).parts)}.log"
+
+
+def note_cost(job: Job, seconds: float) -> None:
+    """Add a job's processor seconds to those of earlier tries."""
+    path = OUT / "cost.json"
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    name = str(job.out.relative_to(OUT))
+    path.write_text(json.dumps({**costs, name: costs.get(name, 0.0) + seconds}, indent=1), encoding="utf-8")
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def write_page() -> None:
+    """Write the tables into docs/results.md, and the report with the frontier beside the runs."""
+    names = ["PT", *TRAININGS, *(f"{label} {seed}" for label in TRAININGS for seed in SEEDS[1:])]
+    models = [name for name in names if Job(OUT / "measure" / name, (), 0).done]
+    methods = [name for name in STEERINGS if Job(OUT / "measure" / name, (), 0).done]
+    text = "\n".join([*main_table(models), "", *steering_table(methods)]) + "\n"
+    print(text)
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(
+        re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{text}{END}", page, flags=re.DOTALL), encoding="utf-8"
+    )
+    if len(models) > 1:
+        firsts = [OUT / "measure" / name for name in models if name in ("PT", *TRAININGS)]
+        rl.report(firsts, out=OUT / "report.html", title="SmolLM2-135M: the experiment of record")
+        write_frontier_page(frontier(firsts, FrontierSettings(scorer=JUDGE)), OUT / "frontier.html")
+
+
+def main_table(models: Sequence[str]) -> Iterator[str]:
+    """A row a trained model: toxicity by both judges on toxic prompts, and what it cost."""
+    yield (
+        f"| model | toxic by `{JUDGE}` (95 %) | change | by `{OTHER}` | change | perplexity | similarity | ended | "
+        "over-refusal | utility | warnings | core hours |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    costs = json.loads((OUT / "cost.json").read_text()) if (OUT / "cost.json").exists() else {}
+    found = rl.compare([OUT / "measure" / name for name in models]) if models else None
+    first = found.models[0] if found is not None else None
+    for model in found.models if found is not None else ():
+        assert first is not None
+        warned = sorted({warning.code for warning in found.warnings if warning.model == model.label})
+        cells = [model.label, *shares(model, first, JUDGE), *shares(model, first, OTHER)[:2]]
+        cells[3:] = [*cells[3:]]
+        hours = costs.get(f"train/{model.label}")
+        quality = model.quality
+        truncated = quality.truncated_fraction
+        cells += [
+            ratio(quality.perplexity, first.quality.perplexity, ".1f"),
+            ratio(quality.prompt_similarity, first.quality.prompt_similarity, ".3f"),
+            "" if truncated is None else percent(1 - truncated),
+            percent_or_nothing(getattr(quality, "over_refusal_fraction", None)),
+            percent_or_nothing(utility_of(model)),
+            ", ".join(f"`{code}`" for code in warned),
+            "" if hours is None else f"{hours / 3600:.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def shares(model: Any, first: Any, judge: str) -> list[str]:
+    """The toxic share on toxic prompts with its interval, and its change relative to the base's."""
+    mine = model.scorers[judge].toxic_prompts
+    theirs = first.scorers[judge].toxic_prompts
+    if mine is None or theirs is None or mine.toxic_fraction is None:
+        return ["", ""]
+    text = f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})"
+    if model is first or not theirs.toxic_fraction:
+        return [text, ""]
+    return [text, f"{mine.toxic_fraction / theirs.toxic_fraction - 1:+.0%}".replace("%", " %")]
+
+
+def ratio(mine: float | None, theirs: float | None, shape: str) -> str:
+    """A number, and how many times the base's it is."""
+    if mine is None:
+        return ""
+    return number(mine, shape) + (f" (× {mine / theirs:.2f})" if theirs and mine != theirs else "")
+
+
+def percent_or_nothing(value: float | None) -> str:
+    """As a percentage; nothing where it isn't known."""
+    return "" if value is None else percent(value)
+
+
+def utility_of(model: Any) -> float | None:
+    """Mean accuracy over the multiple-choice tasks of a model."""
+    values = [task.value for task in (model.utility or {}).values() if getattr(task, "unnormalised", None) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def steering_table(methods: Sequence[str]) -> Iterator[str]:
+    """A row a steering method, on a quarter of the prompts."""
+    yield f"| method | strength | toxic by `{JUDGE}` (95 %) | by `{OTHER}` | perplexity | similarity | tokens read |"
+    yield "|---|---|---|---|---|---|---|"
+    if not methods:
+        return
+    runs = [OUT / "measure" / name for name in methods]
+    mine, other = (frontier(runs, FrontierSettings(scorer=judge, split="toxic_prompts")) for judge in (JUDGE, OTHER))
+    others = {point.label: point for point in other.points}
+    for point in mine.points:
+        yield (
+            f"| {method_name(point.curve)} | {point.strength:g} | {percent(point.toxic_fraction)} "
+            f"({interval_of_shares(point.toxic_fraction_ci95)}) | {percent(others[point.label].toxic_fraction)} | "
+            f"{number(point.perplexity, '.1f')} | {number(point.prompt_similarity, '.3f')} | "
+            f"{number(point.passes_per_token, '.1f')} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
