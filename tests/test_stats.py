@@ -11,7 +11,9 @@ from scipy import stats
 
 from rewardlm.measuring import metrics
 from rewardlm.stats import (
+    AllZero,
     MeanChange,
+    all_zero,
     bootstrap_ci95,
     bounded_mean_ci95,
     difference_of_means,
@@ -335,3 +337,50 @@ def test_more_variance_where_nothing_changed() -> None:
     low, high = mean_change([0.0] * 50, largest=1.0, more_variance=0.01).ci95 or (1, 0)
     narrow = mean_change([0.0] * 50, largest=1.0).ci95 or (1, 0)
     assert low < narrow[0] < 0 < narrow[1] < high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_columns_are_tested_by_the_largest_t_over_all_flips_of_rows(seed: int) -> None:
+    """Against loops: every way to flip whole rows, t of every column by scipy, a missing number left out."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0.3, 1, (7, 3))
+    values[2, 1] = np.nan
+    values[:4, 0] *= 10
+    found = all_zero(values)
+    largest = []
+    for signs in itertools.product((1, -1), repeat=7):
+        flipped = values * np.array(signs)[:, None]
+        largest.append([abs(stats.ttest_1samp(flipped[~np.isnan(flipped[:, k]), k], 0).statistic) for k in range(3)])
+    for column in range(3):
+        wanted = np.mean([max(row) >= largest[0][column] - 1e-9 for row in largest])
+        assert found.p_adjusted[column] == pytest.approx(wanted)
+    assert found.p_value == min(p for p in found.p_adjusted if p is not None)
+
+
+def test_one_column_alone_is_the_t_test_of_flips_and_many_rows_are_drawn() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.45, 1, (40, 1))
+    p = all_zero(values, n_flips=20_000).p_value
+    assert p == pytest.approx(stats.ttest_1samp(values[:, 0], 0).pvalue, abs=0.004)
+    # Five columns that are one are one test; five independent ones are five.
+    assert all_zero(np.repeat(values, 5, axis=1), n_flips=20_000).p_value == pytest.approx(p)
+    others = np.hstack([values, rng.normal(0, 1, (40, 4))])
+    bonferroni = 5 * float(stats.ttest_1samp(values[:, 0], 0).pvalue)
+    assert all_zero(others, n_flips=20_000).p_adjusted[0] == pytest.approx(bonferroni, rel=0.2)
+
+
+def test_columns_without_enough_numbers_are_left_out() -> None:
+    values = np.ones((6, 2))
+    values[:2, 1] = np.nan
+    assert all_zero(values) == AllZero(2 / 64, [2 / 64, None])
+    assert all_zero(values[:4]) == AllZero(None, [None, None])
+    assert all_zero(np.zeros((8, 2))) == AllZero(1.0, [1.0, 1.0])
+    assert all_zero(np.full((8, 1), np.nan)) == AllZero(None, [None])
+
+
+def test_columns_of_unequal_variance_keep_the_level() -> None:
+    """At 5 %, 400 tables of equal means may give 34 by chance of one in 10,000."""
+    rng = np.random.default_rng(2)
+    spread = np.array([0.1, 0.2, 0.4, 3.0])
+    wrong = sum((all_zero(rng.normal(size=(15, 4)) * spread, n_flips=300).p_value or 1) < 0.05 for _ in range(400))
+    assert wrong <= 34

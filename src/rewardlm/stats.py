@@ -33,6 +33,8 @@ _ENUMERATED = 13
 _DRAWN = 300
 # If changes are whole numbers, up to so many prompts are counted exactly.
 _COUNTED = 1_000
+# Fewer numbers than this can't be told from chance by flips: there are 16 ways for five rows up to the sign of all.
+_LEAST_ROWS = 5
 # A smaller number counts as no change: its square would underflow.
 _NOTHING = 1e-100
 
@@ -290,6 +292,50 @@ def mcnemar(better: int, worse: int) -> float:
     from scipy.special import bdtr
 
     return float(min(1.0, 2 * bdtr(min(better, worse), better + worse, 0.5)))
+
+
+@dataclass(frozen=True, slots=True)
+class AllZero:
+    """``p_value`` of the hypothesis that the means of all columns are zero, and each column's p-value, corrected for
+    all of them. None for a column with fewer than five numbers.
+    """
+
+    p_value: float | None
+    p_adjusted: list[float | None]
+
+
+def all_zero(values: ArrayLike, *, n_flips: int = N_FLIPS, seed: int = 0) -> AllZero:
+    """Are the means of all columns of ``values`` Float[N, G] zero? A row is a prompt; NaN is a missing number.
+
+    The signs of whole rows are flipped, so what a row's numbers have to do with each other stays as it is. In each way
+    to flip, the largest |t| of the columns counts (Westfall & Young 1993, single step): a column's p is the share of
+    ways in which that is at least its own |t|. This is exact where a row's numbers are as likely with all signs turned,
+    whatever their variances and correlations are, and t makes it nearly right for skewed ones (Romano 1990, Journal of
+    the American Statistical Association 85:686-692). ``n_flips`` are drawn, from ``seed``, for more than 13 rows.
+    """
+    x = np.asarray(values, np.float64)
+    known = ~np.isnan(x)
+    kept = known.sum(0) >= _LEAST_ROWS
+    rows = np.where(known, x, 0.0)[:, kept]
+    rows[np.abs(rows) < _NOTHING] = 0.0
+    counts, n = known.sum(0)[kept], len(x)
+    if not kept.any():
+        return AllZero(None, [None] * x.shape[1])
+    if n <= _ENUMERATED:
+        signs = np.array(list(product((1.0, -1.0), repeat=n)))
+    else:
+        drawn = np.random.default_rng(seed).integers(0, 2, (n_flips, n), dtype=np.int8)
+        # The data themselves are one of the ways, so that p is never 0.
+        signs = np.vstack([np.ones((1, n)), 2.0 * drawn - 1])
+    squares = (rows**2).sum(0)
+    sums = signs @ rows
+    spread = np.maximum(squares - sums**2 / counts, 1e-12 * squares) * counts / (counts - 1)
+    with np.errstate(invalid="ignore"):
+        t = np.where(squares > 0, np.abs(sums) / np.sqrt(spread), 0.0)
+    largest = t.max(1)
+    found = iter([float((largest >= own * (1 - 1e-9)).mean()) for own in t[0]])
+    p_adjusted = [next(found) if one else None for one in kept.tolist()]
+    return AllZero(min(p for p in p_adjusted if p is not None), p_adjusted)
 
 
 def _known(sums: ArrayLike, counts: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
