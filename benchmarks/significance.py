@@ -459,8 +459,8 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
         "groups",
         by_group,
         [
-            Null("no gain, a biased judge", about_groups(1.0, 0.0), "one of 8 gains none", about_groups(0, 3, 3)),
-            Null("all gain alike", about_groups(0.0, 2.0), "one of 8 gains none", about_groups(0, 2, 2)),
+            Null("no gain, a biased judge", about_groups(1.0, 0.0), "1 of 8 none", about_groups(0, 3, 3)),
+            Null("all gain alike", about_groups(0.0, 2.0), "1 of 8 none", about_groups(0, 2, 2)),
         ],
     ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),

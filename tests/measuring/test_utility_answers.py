@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from one_thread import _one_thread as _one_thread
 from rewardlm.config import READ_TASKS, MeasureSettings, UtilitySettings
 from rewardlm.data import utility_prompts
 from rewardlm.errors import NotAvailableError, RunError, ScorerError
-from rewardlm.measuring import engines, meter, utility_answers
+from rewardlm.measuring import engines, judging, meter, utility_answers
 from rewardlm.measuring.engines import LocalEngine
 from rewardlm.measuring.refusals import is_refusal
 from rewardlm.preflight import check
 from rewardlm.runs import Run
 from rewardlm.scoring.load import load_scorer
+from rewardlm.scoring.scorer import Scorer
+from rewardlm.types import Verdict
 
 TASKS = ["over_refusal", "groups"]
 
@@ -134,22 +136,33 @@ def test_killed_and_started_again_gives_the_same(after: int, tmp_path: Path, mon
 
 
 def test_a_judge_that_breaks_leaves_answers_and_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_texts = judging.score_texts
+
+    def breaks(scorer: Scorer, texts: Sequence[str]) -> list[Verdict]:
+        if len(texts) == 8:
+            raise ScorerError("broken")
+        return score_texts(scorer, texts)
+
     with monkeypatch.context() as patched:
-        patched.setattr(utility_answers, "score_texts", _breaks)
+        # The last 8 of 72.
+        patched.setattr(judging, "score_texts", breaks)
         with pytest.raises(ScorerError, match="broken"):
             meter.measure(settings_of(), tmp_path / "run")
     run = Run.open(tmp_path / "run")
     assert len(answers(run)) == 9 + 72
-    assert scores(run) == []
+    assert len(scores(run)) == 64
     with monkeypatch.context() as patched:
         patched.setattr(LocalEngine, "answers", None)
         patched.setattr(meter, "_sample_and_score", lambda *_: None)
         run = meter.measure(settings_of(), tmp_path / "run")
     assert len(scores(run)) == 72
-
-
-def _breaks(*_: Any) -> Any:
-    raise ScorerError("broken")
+    assert len({one["generation_id"] for one in scores(run)}) == 72
+    # Another judge of the stored answers reads these, too.
+    judging.score_run(run.path, "lexical2", device="cpu")
+    assert {one["scorer"] for one in scores(run)} == {"lexical", "lexical2"}
+    assert set(compared([run.path])["models"][0]["groups"]) == {"lexical", "lexical2"}
+    judging.score_run(run.path, "lexical2", device="cpu")
+    assert len(scores(run)) == 144
 
 
 def test_a_finished_run_gains_them_and_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from rewardlm.data.utility import Item, TaskItems, load_utility, no_data
 from rewardlm.data.utility_prompts import AskedPrompts, load_asked
 from rewardlm.errors import DataError, RunError
 from rewardlm.measuring.engines import LocalEngine
+from rewardlm.measuring.judging import score_answers
 from rewardlm.measuring.likelihood import Likelihood
-from rewardlm.measuring.utility_answers import add_answers, lacks, score_answers
+from rewardlm.measuring.utility_answers import add_answers, lacks
 from rewardlm.measuring.utility_records import JUDGED
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run

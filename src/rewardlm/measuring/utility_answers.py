@@ -6,22 +6,18 @@ measurement goes on where it stopped, with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rewardlm.config import MeasureSettings
 from rewardlm.data.utility_prompts import Asked, AskedPrompts
 from rewardlm.measuring.engines import LocalEngine, Question, windows
-from rewardlm.measuring.judging import score_records
-from rewardlm.measuring.utility_records import ANSWERS, JUDGED, SCORES, stored_answers
+from rewardlm.measuring.utility_records import ANSWERS, JUDGED, stored_answers
 from rewardlm.models.generate import stream_seed
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run
-from rewardlm.scoring.scorer import FailureLimit, Scorer, is_settled, score_texts
 from rewardlm.types import Generation
-
-# Answers that are judged at a time.
-_TOGETHER = 64
 
 
 def lacks(run: Run, asked: AskedPrompts, scorers: Sequence[str]) -> bool:
@@ -50,42 +46,17 @@ def add_answers(
         total = len(one.prompts) * one.samples
         if report is not None:
             report(done, total, one.name)
-        for window in windows(_questions(one, settings.seed)):
-            known = {row for row, question in enumerate(window) if (one.name, question.id) in have}
-            if len(known) == len(window):
-                continue
-            with engine.ready():
+        with contextlib.ExitStack() as held:
+            for window in windows(_questions(one, settings.seed)):
+                known = {row for row, question in enumerate(window) if (one.name, question.id) in have}
+                if len(known) == len(window):
+                    continue
+                held.enter_context(engine.ready())
                 for answer in engine.answers(window, known):
                     run.append(ANSWERS, [_record(one.name, by_prompt[answer.prompt_id], answer)])
                     done += 1
                     if report is not None:
                         report(done, total, one.name)
-
-
-def score_answers(
-    run: Run, scorers: Sequence[Scorer], max_failed_share: float, *, report: ProgressCallback | None = None
-) -> None:
-    """Judge the stored answers about groups that lack a score, into utility_scores.jsonl.
-
-    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored.
-    """
-    answers = [record for record in stored_answers(run) if record["task"] == JUDGED]
-    settled = _settled(run)
-    for scorer in scorers:
-        limit = FailureLimit(max_failed_share)
-        missing = [record for record in answers if record["id"] not in settled.get(scorer.name, ())]
-        limit.seen = len(answers) - len(missing)
-        for start in range(0, len(missing), _TOGETHER):
-            piece = missing[start : start + _TOGETHER]
-            verdicts = score_texts(scorer, [record["text"] for record in piece])
-            # Only by its main label, which is its first.
-            label = scorer.labels[:1]
-            run.append(SCORES, score_records(scorer.name, label, [_generation(one) for one in piece], verdicts))
-            limit.add(scorer.name, verdicts)
-            if report is not None:
-                report(start + len(piece), len(missing), f"groups by {scorer.name}")
-        if missing:
-            limit.close()
 
 
 def _questions(asked: AskedPrompts, seed: int) -> Iterator[Question]:
@@ -96,15 +67,6 @@ def _questions(asked: AskedPrompts, seed: int) -> Iterator[Question]:
 
 def _ids(asked: AskedPrompts) -> Iterator[str]:
     return (question.id for question in _questions(asked, 0))
-
-
-def _settled(run: Run) -> dict[str, set[str]]:
-    """By judge, the answers that it has judged, or declined for good."""
-    found: dict[str, set[str]] = {}
-    for record in run.read_checked(SCORES):
-        if is_settled(record):
-            found.setdefault(record["scorer"], set()).add(record["generation_id"])
-    return found
 
 
 def _record(task: str, asked: Asked, answer: Generation) -> dict[str, Any]:
@@ -120,17 +82,3 @@ def _record(task: str, asked: Asked, answer: Generation) -> dict[str, Any]:
         "finish": answer.finish,
         "seed": answer.seed,
     }
-
-
-def _generation(record: Mapping[str, Any]) -> Generation:
-    """What ``score_records`` needs of a stored answer."""
-    return Generation(
-        id=record["id"],
-        prompt_id=record["prompt_id"],
-        model="",
-        sample=record["sample"],
-        text=record["text"],
-        n_tokens=record["n_tokens"],
-        finish=record["finish"],
-        seed=record["seed"],
-    )

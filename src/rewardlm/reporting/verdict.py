@@ -19,7 +19,7 @@ from rewardlm.formats import (
     points,
     signed_as_shown,
 )
-from rewardlm.measuring.audit import PERPLEXITY_RISE, SIMILARITY_FALL
+from rewardlm.measuring.audit import LENGTH_FALL, PERPLEXITY_RISE, SIMILARITY_FALL
 from rewardlm.measuring.comparison import UTILITY_FIELDS, Comparison, Metric, ModelSummary, QualitySummary
 from rewardlm.measuring.utility_audit import lost_tasks
 from rewardlm.measuring.utility_results import TASK_NAMES
@@ -256,7 +256,7 @@ def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[s
         if code in codes and None not in shares and shares[1] > shares[0]:
             costs.append(f"{words} ({_from_to(then, now, key)})")
         elif code == "empty" and code in codes:
-            costs.append(f"answers are shorter ({_from_to(then, now, 'mean_words', _one_digit)} words)")
+            costs.append(_shorter(model, then, now))
     if "counter_narratives_fell" in codes:
         costs.append(f"fewer answers oppose hate (counter-narratives {_from_to(then, now, _COUNTER)})")
     if "utility_lost" in codes:
@@ -266,6 +266,14 @@ def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[s
     if "unequal_gain" in codes:
         costs.append("answers about some groups gained less than others")
     return costs
+
+
+def _shorter(model: ModelSummary, then: QualitySummary, now: QualitySummary) -> str:
+    """Which answers became shorter: all, or those to harmless prompts alone."""
+    words, change = (then.mean_words or 0.0, now.mean_words or 0.0), model.over_refusal_change
+    if change is not None and words[1] >= (1 - LENGTH_FALL) * words[0]:
+        return f"answers to harmless prompts are shorter ({change.words_before:.1f} → {change.words:.1f} words)"
+    return f"answers are shorter ({_from_to(then, now, 'mean_words', _one_digit)} words)"
 
 
 def _task(task: str, then: QualitySummary, now: QualitySummary) -> str:
