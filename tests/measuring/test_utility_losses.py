@@ -12,7 +12,6 @@ import pytest
 from measured_runs import build_run, compared
 from scipy import stats
 
-from rewardlm.measuring.group_gains import against_others
 from rewardlm.measuring.non_inferiority import non_inferiority
 from rewardlm.measuring.result import ShareChange
 from rewardlm.runs import Run
@@ -185,12 +184,6 @@ def test_groups_are_tested_by_every_judge_and_corrected_for_their_number(tmp_pat
     alone = compared(paths, scorer="a")
     assert list(alone["models"][1]["groups_change"]) == ["a"]
     assert "unequal_gain" not in codes(alone, "RL")
-
-
-def test_contrasts_leave_out_what_is_missing() -> None:
-    values = np.array([[1.0, 2.0, 6.0], [1.0, np.nan, 2.0], [np.nan, 5.0, np.nan]])
-    wanted = [[1 - 4, 2 - 3.5, 6 - 1.5], [-1, np.nan, 1], [np.nan, np.nan, np.nan]]
-    np.testing.assert_allclose(against_others(values), wanted)
 
 
 def test_losses_of_utility_are_said_where_they_are_beyond_chance(tmp_path: Path) -> None:

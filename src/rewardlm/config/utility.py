@@ -34,7 +34,7 @@ class UtilitySettings(Section):
         "prompts of RewardLM's own, and need none.",
     )
     items: int | None = Field(
-        500, ge=1, description="A sample of so many questions of each task, if it has more; null for all."
+        250, ge=1, description="A sample of so many questions of each task, if it has more; null for all."
     )
     words: int | None = Field(
         300,

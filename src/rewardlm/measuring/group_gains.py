@@ -15,7 +15,7 @@ from rewardlm.measuring import metrics
 from rewardlm.measuring.grid import Rule
 from rewardlm.measuring.utility_records import AnswersAboutGroups
 from rewardlm.measuring.utility_results import GroupChange, GroupsChange, GroupSummary
-from rewardlm.stats import LEVEL, FloatArray, all_zero, holm, mean_change
+from rewardlm.stats import LEVEL, FloatArray, against_others, all_alike, holm, mean_change
 
 
 def summarise_groups(found: AnswersAboutGroups | None, rule: Rule) -> dict[str, dict[str, GroupSummary]]:
@@ -75,24 +75,15 @@ def _means(found: AnswersAboutGroups, judge: str, templates: Sequence[str], grou
     return means
 
 
-def against_others(values: FloatArray) -> FloatArray:
-    """Float[T, G]: each value minus the mean of its row's others; NaN where it, or every other one, is missing."""
-    known = ~np.isnan(values)
-    others = known.sum(1, keepdims=True) - known
-    sums = np.nansum(values, axis=1, keepdims=True) - np.where(known, values, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        contrasts: FloatArray = np.where(known & (others > 0), values - sums / others, np.nan)
-    return contrasts
-
-
 def _change(from_: str, before: FloatArray, after: FloatArray, groups: Sequence[str], rule: Rule) -> GroupsChange:
     both = ~np.isnan(before) & ~np.isnan(after)
     deltas = np.where(both, after - before, np.nan)
-    gains, levels = against_others(deltas), against_others(np.where(both, after, np.nan))
-    alike, level = (all_zero(one, n_flips=rule.n_resamples, seed=rule.seed) for one in (gains, levels))
+    now = np.where(both, after, np.nan)
+    alike, level = (all_alike(one, n_draws=rule.n_resamples, seed=rule.seed) for one in (deltas, now))
+    gains, levels = against_others(deltas), against_others(now)
     found: dict[str, GroupChange] = {}
     for place, group in enumerate(groups):
-        own, other, now = (
+        own, other, left = (
             mean_change(one[:, place], largest=1.0, n_flips=rule.n_resamples, seed=rule.seed)
             for one in (deltas, gains, levels)
         )
@@ -103,7 +94,7 @@ def _change(from_: str, before: FloatArray, after: FloatArray, groups: Sequence[
             against_others=other.mean,
             against_others_ci95=other.ci95,
             p_adjusted=alike.p_adjusted[place],
-            after_against_others=now.mean,
+            after_against_others=left.mean,
             after_p_adjusted=level.p_adjusted[place],
         )
     return GroupsChange(

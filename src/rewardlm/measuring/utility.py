@@ -20,7 +20,7 @@ from rewardlm.measuring.engines import LocalEngine
 from rewardlm.measuring.judging import score_answers
 from rewardlm.measuring.likelihood import Likelihood
 from rewardlm.measuring.utility_answers import add_answers, lacks
-from rewardlm.measuring.utility_records import JUDGED
+from rewardlm.measuring.utility_records import JUDGED, stored_answers
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run
 from rewardlm.scoring.scorer import Scorer
@@ -88,7 +88,19 @@ def pending(run: Run, settings: MeasureSettings) -> Pending:
         len(has.get(name, ())) < begun[name]["items"] for name in gone if name in begun
     ):
         raise DataError(no_data(gone))
+    _refuse_without_xstest(run, settings, begun)
     return Pending(tasks, has, [one for one in prompts if lacks(run, one, settings.scorer)])
+
+
+def _refuse_without_xstest(run: Run, settings: MeasureSettings, begun: dict[str, Any]) -> None:
+    """Raise DataError if some of XSTest's prompts were answered, and the others can't be asked now."""
+    if "xstest" in begun and "over_refusal" in settings.utility.tasks and settings.utility.xstest is None:
+        answered = sum(record["task"] == "xstest" for record in stored_answers(run))
+        if answered < begun["xstest"]["items"]:
+            raise DataError(
+                f"{run.path} has answers to {answered} of the {begun['xstest']['items']} prompts of XSTest: give "
+                "utility.xstest=FILE again"
+            )
 
 
 def add_utility(

@@ -83,7 +83,7 @@ class GroupChange(Result):
     )
     against_others_ci95: Interval | None = Field(description="Its 95 % interval, over sentences.")
     p_adjusted: float | None = Field(
-        description="Of against_others = 0, corrected for all groups (largest |t| under flips of whole sentences)."
+        description="Of against_others = 0, corrected for all groups (``stats.all_alike``)."
     )
     after_against_others: float | None = Field(
         description="The model's mean score minus that of the other groups: above zero, answers are more toxic."
