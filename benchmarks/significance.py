@@ -410,7 +410,7 @@ def by_group(before: Grid, after: Grid) -> Found:
         AnswersAboutGroups(sentences, GROUPS, np.ones(grid.shape, np.intp), {"j": grid[:, :, None]})
         for grid in (before, after)
     ]
-    change = groups_changes("PT", *runs, Rule(0.5, False, FLIPS, 0))["j"]
+    change = groups_changes("PT", *runs, Rule(0.5, False, RESAMPLES, 0))["j"]
     return {"groups alike": below(change.p_value), "left behind": bool(change.least)}
 
 

@@ -373,8 +373,11 @@ def _t_of_sums(sums: FloatArray, squares: FloatArray, counts: NDArray[np.int64])
 def _exchanged(values: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
     """Float[n, N, G]: ``values`` with the numbers of each row in another order; what is missing stays where it is."""
     drawn = np.repeat(values[None], n, axis=0)
-    for row, known in enumerate(~np.isnan(values)):
-        drawn[:, row, known] = rng.permuted(drawn[:, row, known], axis=1)
+    known = ~np.isnan(values)
+    whole = known.all(1)
+    drawn[:, whole] = rng.permuted(drawn[:, whole], axis=2)
+    for row in np.flatnonzero(~whole):
+        drawn[:, row, known[row]] = rng.permuted(drawn[:, row, known[row]], axis=1)
     return drawn
 
 

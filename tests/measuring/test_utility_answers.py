@@ -135,6 +135,7 @@ def test_killed_and_started_again_gives_the_same(after: int, tmp_path: Path, mon
     assert meter.measure(settings_of(), tmp_path / "killed").finished
 
 
+@pytest.mark.slow
 def test_a_judge_that_breaks_leaves_answers_and_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score_texts = judging.score_texts
 
