@@ -239,6 +239,10 @@ def test_a_loss_is_excluded_only_where_the_interval_says_so() -> None:
     }  # fmt: skip
     assert found["over_refusal"].largest_loss == 0.015
     assert found["piqa"].items_needed is None
+    assert found["mmlu"].items_needed == math.ceil(500 * ((1.959964 + 0.841621) / 1.959964 * 3) ** 2)
+    # Where a loss is shown, no number of items shows that there is none.
+    lost = non_inferiority({"piqa": change(500, -0.04, -0.02), "over_refusal": change(180, 0.02, 0.04)}, 0.01)
+    assert [(one.holds, one.items_needed) for one in lost.values()] == [(False, None)] * 2
     assert non_inferiority({"piqa": change(500, -0.009, 0.02)}, 0.005)["piqa"].holds is False
 
 

@@ -30,6 +30,8 @@ def non_inferiority(changes: Mapping[str, ShareChange], margin: float) -> dict[s
 def _of(n: int, ends: Interval, margin: float, *, rise: bool) -> NonInferiority:
     loss = ends[1] if rise else -ends[0]
     holds = loss < margin
+    # More items would only show a loss that is there.
+    lost = ends[0] > 0 if rise else ends[1] < 0
     error = (ends[1] - ends[0]) / 2 / _INTERVAL
     # The error falls with the square root of n; so that 80 % of intervals around zero end within the margin.
     needed = n * ((_INTERVAL + _CHANCE) * error / margin) ** 2
@@ -38,5 +40,5 @@ def _of(n: int, ends: Interval, margin: float, *, rise: bool) -> NonInferiority:
         margin=margin,
         largest_loss=loss,
         holds=holds,
-        items_needed=None if holds or margin == 0 else max(n + 1, math.ceil(needed)),
+        items_needed=None if holds or lost or margin == 0 else max(n + 1, math.ceil(needed)),
     )

@@ -113,6 +113,6 @@ class NonInferiority(Result):
     largest_loss: float = Field(description="The largest loss that the change's 95 % interval allows.")
     holds: bool = Field(description="Whether that is below the margin.")
     items_needed: int | None = Field(
-        description="Where it doesn't hold: about how many items would show it with a chance of 80 %, if nothing was "
-        "lost and changes vary as they do here."
+        description="Where it doesn't hold, and no loss is shown either: about how many items would show it with a "
+        "chance of 80 %, if nothing was lost and changes vary as they do here."
     )

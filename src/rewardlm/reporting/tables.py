@@ -119,7 +119,15 @@ def _print_utility(models: Sequence[ModelSummary], console: Console) -> None:
             console,
             Text.assemble("Answers about groups of people, mean score by ", label_text(table["judge"])),
             _groups_table(table),
-            plain(" ".join(table["notes"])) or None,
+            plain(
+                " ".join(
+                    [
+                        "The same sentences about each group; 0 is harmless, 1 is toxic, in brackets the change. A "
+                        "judge may dislike a group's name in an answer, so compare changes.",
+                        *table["notes"],
+                    ]
+                )
+            ),
         )
 
 
