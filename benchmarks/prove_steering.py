@@ -93,7 +93,7 @@ def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, ut
         _fit(name, *METHODS[name][:2], learn)
     for label, how in _treatments(demo, only, models=models).items():
         if utility and _is_plain_choice(how):
-            how |= {"suite": "utility", "utility": {"items": UTILITY_ITEMS}}
+            how |= {"suite": "utility", "utility": {"items": UTILITY_ITEMS, "tasks": ["hellaswag", "piqa", "wikitext"]}}
         rl.measure(
             MODEL, prompts, [JUDGE, OTHER], out=OUT / "measure" / label, part="measure", limit=limit, label=label,
             samples=1, max_new_tokens=32, generation=SAMPLING, counter_narrative=None, **how,

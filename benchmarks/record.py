@@ -49,8 +49,8 @@ PERPLEXITY, SIMILARITY, FALL = 1.2, 0.9, 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there; ``minutes`` is what it takes of one
-    core, about.
+    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there; it takes about so many ``minutes``
+    of one core.
     """
 
     out: Path

@@ -41,6 +41,8 @@ from rewardlm.measuring.correction import JudgeErrors, corrected_share
 from rewardlm.measuring.disagreement import difference_of_judges
 from rewardlm.measuring.frontier import Cells, at_equal_fluency
 from rewardlm.measuring.grid import Rule
+from rewardlm.measuring.group_gains import groups_changes
+from rewardlm.measuring.utility_records import AnswersAboutGroups
 from rewardlm.stats import difference_of_means
 from rewardlm.steering.choose import Tried, best_of, p_value_random
 from rewardlm.types import Message, Prompt
@@ -381,6 +383,37 @@ def on_the_frontier(before: Grid, after: Grid) -> Found:
     return {"at equal fluency": None if found is None else below(found[1].p_value)}
 
 
+GROUPS = [f"group {number}" for number in range(8)]
+
+
+def about_groups(offset: float, fall: float, left_behind: float = 0.0) -> Draw:
+    """Scores of answers about eight groups, one a sentence: logits around each sentence's own, which fall by ``fall``;
+    those about the first group by ``left_behind`` less. ``offset`` is by how much groups' logits differ (their standard
+    deviation), before and after: a judge that is biased, and scores that vary more about some groups than about others.
+    """
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        own = -1.5 + rng.normal(size=(n, 1)) + offset * rng.normal(size=len(GROUPS))
+        down = np.full(len(GROUPS), fall)
+        down[0] -= left_behind
+        logits = (own - moved + 1.5 * rng.normal(size=(n, len(GROUPS))) for moved in (0.0, down))
+        before, after = (1 / (1 + np.exp(-one)) for one in logits)
+        return before, after
+
+    return draw
+
+
+def by_group(before: Grid, after: Grid) -> Found:
+    """What ``compare`` and the audit say of groups: that they didn't gain alike, and which gained least."""
+    sentences = [str(number) for number in range(len(before))]
+    runs = [
+        AnswersAboutGroups(sentences, GROUPS, np.ones(grid.shape, np.intp), {"j": grid[:, :, None]})
+        for grid in (before, after)
+    ]
+    change = groups_changes("PT", *runs, Rule(0.5, False, RESAMPLES, 0))["j"]
+    return {"groups alike": below(change.p_value), "left behind": bool(change.least)}
+
+
 # Where the models differ, all answers differ alike, and these tests ask whether some differ more than others. So the
 # power shown beside them is their error rate again.
 DIFFERENCES = {"toxic check", "beyond chance"}
@@ -420,6 +453,14 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
         [
             Null(f"best of 4 strengths, {share}", strengths_of(share, share), f"to {low}", strengths_of(share, low))
             for share, low in ((0.1, 0.033), (0.25, 0.1))
+        ],
+    ),
+    (
+        "groups",
+        by_group,
+        [
+            Null("no gain, a biased judge", about_groups(1.0, 0.0), "1 of 8 none", about_groups(0, 3, 3)),
+            Null("all gain alike", about_groups(0.0, 2.0), "1 of 8 none", about_groups(0, 2, 2)),
         ],
     ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),

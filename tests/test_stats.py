@@ -11,7 +11,10 @@ from scipy import stats
 
 from rewardlm.measuring import metrics
 from rewardlm.stats import (
+    AllAlike,
     MeanChange,
+    against_others,
+    all_alike,
     bootstrap_ci95,
     bounded_mean_ci95,
     difference_of_means,
@@ -335,3 +338,85 @@ def test_more_variance_where_nothing_changed() -> None:
     low, high = mean_change([0.0] * 50, largest=1.0, more_variance=0.01).ci95 or (1, 0)
     narrow = mean_change([0.0] * 50, largest=1.0).ci95 or (1, 0)
     assert low < narrow[0] < 0 < narrow[1] < high
+
+
+def sizes_of_t(values: np.ndarray) -> list[float]:
+    """|t| of every column against the mean of the others, by loops and scipy."""
+    found = []
+    for column in range(values.shape[1]):
+        differences = []
+        for row in values:
+            others = [value for place, value in enumerate(row) if place != column and not np.isnan(value)]
+            if not np.isnan(row[column]) and others:
+                differences.append(row[column] - np.mean(others))
+        found.append(abs(float(stats.ttest_1samp(differences, 0).statistic)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_columns_are_compared_by_the_largest_t_over_all_flips_and_exchanges(seed: int) -> None:
+    """Against every way to flip the rows' differences, and every way to exchange the numbers within rows."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 1, (5, 3)) + np.array([1.5, 0, 0])
+    values[:, 1] *= 4
+    own = sizes_of_t(values)
+    differences = against_others(values)
+    flips = []
+    for signs in itertools.product((1, -1), repeat=5):
+        turned = differences * np.array(signs)[:, None]
+        flips.append(max(abs(stats.ttest_1samp(turned, 0).statistic)))
+    orders = list(itertools.permutations(range(3)))
+    some = np.random.default_rng(9).integers(0, 6, (300, 5))
+    exchanges = [max(sizes_of_t(np.array([row[list(orders[k])] for row, k in zip(values, ks, strict=True)])))
+                 for ks in some]  # fmt: skip
+    found = all_alike(values, n_draws=3000, seed=1)
+    for column in range(3):
+        wanted = max(np.mean([t >= own[column] - 1e-9 for t in one]) for one in (flips, exchanges))
+        assert found.p_adjusted[column] == pytest.approx(wanted, abs=0.08)
+    assert found.p_value == min(p for p in found.p_adjusted if p is not None)
+    exact = np.mean([t >= min(own) - 1e-9 for t in flips])
+    assert (found.p_adjusted[int(np.argmin(own))] or 0) >= exact - 1e-9
+
+
+def test_contrasts_leave_out_what_is_missing() -> None:
+    values = np.array([[1.0, 2.0, 6.0], [1.0, np.nan, 2.0], [np.nan, 5.0, np.nan]])
+    wanted = [[1 - 4, 2 - 3.5, 6 - 1.5], [-1, np.nan, 1], [np.nan, np.nan, np.nan]]
+    np.testing.assert_allclose(against_others(values), wanted)
+
+
+def test_what_is_missing_stays_where_it_is() -> None:
+    """Two columns: what is only in one of them tells nothing, and each is the other's mirror."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 1, (12, 2)) + np.array([0.8, 0])
+    more = np.vstack([values, np.column_stack([np.full(6, 50.0), np.full(6, np.nan)])])
+    found, wider = (all_alike(one, n_draws=4000) for one in (values, more))
+    assert found.p_adjusted[0] == found.p_adjusted[1] == found.p_value
+    assert wider.p_value == pytest.approx(found.p_value, abs=0.03)
+    # Of two columns, both tests are the flips of one difference.
+    differences = values[:, 0] - values[:, 1]
+    every = np.array(list(itertools.product((1, -1), repeat=12))) @ differences
+    assert found.p_value == pytest.approx(np.mean(abs(every) >= abs(differences.sum()) - 1e-9), abs=0.02)
+
+
+def test_columns_without_enough_numbers_are_left_out() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(6, 3))
+    values[:2, 1] = np.nan
+    assert [p is None for p in all_alike(values).p_adjusted] == [False, True, False]
+    assert all_alike(values[:4]) == AllAlike(None, [None] * 3)
+    assert all_alike(np.zeros((8, 2))) == AllAlike(1.0, [1.0, 1.0])
+    assert all_alike(np.full((8, 2), np.nan)) == AllAlike(None, [None, None])
+
+
+@pytest.mark.parametrize("shape", ["unequal variances", "skewed"])
+def test_equal_columns_keep_the_level(shape: str) -> None:
+    """At 5 %, 300 tables may give 28 by a chance of one in 10,000."""
+    rng = np.random.default_rng(2)
+
+    def drawn() -> np.ndarray:
+        if shape == "skewed":
+            return np.asarray(rng.exponential(size=(10, 5)) ** 2)
+        return np.asarray(rng.normal(size=(10, 5)) * [0.1, 0.2, 0.4, 1.0, 3.0])
+
+    wrong = sum((all_alike(drawn(), n_draws=300, seed=k).p_value or 1) < 0.05 for k in range(300))
+    assert wrong <= 28

@@ -37,6 +37,7 @@ from rewardlm.data.files import HUB_ID
 from rewardlm.data.preferences import load_preferences
 from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
 from rewardlm.data.utility import no_data, utility_files
+from rewardlm.data.utility_prompts import load_asked
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
 from rewardlm.judges.settings import (
     JudgeEvaluateSettings,
@@ -261,12 +262,15 @@ def _check_steer_folder(settings: MeasureSettings, folder: Path) -> None:
 
 def _check_suite_of_a_model(settings: MeasureSettings) -> None:
     """The data of ``measure --suite``, and whether the model's steering can be asked about given texts."""
-    if not utility_files(settings.utility):
-        raise DataError(no_data(settings.utility.tasks))
-    if settings.steer is not None and settings.strength != 0 and read_record(settings.steer).method == "pplm":
+    reads = settings.utility.read_tasks
+    here = utility_files(settings.utility)
+    if len(reads) == len(settings.utility.tasks) and not here:
+        raise DataError(no_data(reads))
+    load_asked(settings.utility)
+    if here and settings.steer is not None and settings.strength != 0 and read_record(settings.steer).method == "pplm":
         raise NotAvailableError(
-            "suite utility asks how likely given texts are, and pplm moves its past only while it draws: leave --suite "
-            "out, or take another method"
+            "suite utility asks how likely given texts are, and pplm moves its past only while it draws: ask only "
+            "for answers (utility.tasks=over_refusal,groups), or take another method"
         )
 
 

@@ -12,6 +12,9 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     quality.jsonl       per answer: similarity with its prompt and with a shuffled one, perplexity, P(class) by the
                         judge of pairs
     utility.jsonl       per item of a task: the log-probabilities of its endings, their sizes, which one is right
+    utility_answers.jsonl, utility_scores.jsonl
+                        answers to the suite's own prompts: which set and kind a prompt is of, its text, the answer; and
+                        what judges say of those about groups
     results.jsonl       evaluation of judges: one line per judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line per step
     samples.jsonl       training: some prompts, answers and rewards
@@ -87,6 +90,14 @@ _FIELDS: dict[str, tuple[tuple[str, type | tuple[type, ...]], ...]] = {
     ),
     "quality": (("generation_id", str),),
     "utility": (("task", str), ("id", str), ("logprobs", list), ("sizes", list), ("answer", (int, type(None)))),
+    "utility_answers": (
+        ("task", str), ("id", str), ("prompt_id", str), ("prompt", str), ("about", dict), ("sample", int),
+        ("text", str), ("n_tokens", int), ("finish", (str, type(None))), ("seed", int),
+    ),
+    "utility_scores": (
+        ("generation_id", str), ("scorer", str), ("label", str), ("value", (*_NUMBER, type(None))),
+        ("reason", (str, type(None))),
+    ),
 }  # fmt: skip
 
 

@@ -33,6 +33,10 @@ _ENUMERATED = 13
 _DRAWN = 300
 # If changes are whole numbers, up to so many prompts are counted exactly.
 _COUNTED = 1_000
+# Fewer numbers than this can't be told from chance by flips: there are 16 ways for five rows up to the sign of all.
+_LEAST_ROWS = 5
+# Draws of a table that stand in memory together.
+_AT_ONCE = 1_000
 # A smaller number counts as no change: its square would underflow.
 _NOTHING = 1e-100
 
@@ -290,6 +294,91 @@ def mcnemar(better: int, worse: int) -> float:
     from scipy.special import bdtr
 
     return float(min(1.0, 2 * bdtr(min(better, worse), better + worse, 0.5)))
+
+
+@dataclass(frozen=True, slots=True)
+class AllAlike:
+    """``p_value`` of the hypothesis that all columns have one mean, and each column's p-value of having that of the
+    others, corrected for all columns. None for a column with fewer than five numbers that can be compared.
+    """
+
+    p_value: float | None
+    p_adjusted: list[float | None]
+
+
+def all_alike(values: ArrayLike, *, n_draws: int = N_FLIPS, seed: int = 0) -> AllAlike:
+    """Have all columns of ``values`` Float[N, G] one mean? A row is a prompt, NaN a missing number.
+
+    Each column is compared with the others, row by row (``against_others``), by t. Two tests must both say that some
+    column differs, and p is the larger of their p-values. In both, the largest |t| of all columns counts (Westfall &
+    Young 1993, single step): a column's p is the share of draws in which that is at least its own |t|.
+
+    1. The signs of whole rows of these differences are flipped. This is exact if a row is as likely with all signs
+       turned, however unequal the columns' variances are.
+    2. The numbers of each row are exchanged among the columns. This is exact if the columns are exchangeable, however
+       skewed their numbers are.
+
+    ``n_draws`` of each are drawn, from ``seed``; up to 13 rows, all ways to flip are tried.
+    """
+    x = np.asarray(values, np.float64)
+    valid = ~np.isnan(against_others(x))
+    kept = valid.sum(0) >= _LEAST_ROWS
+    if not kept.any():
+        return AllAlike(None, [None] * x.shape[1])
+    own = _sizes_of_t(x)[kept]
+    rng = np.random.default_rng(seed)
+    if len(x) <= _ENUMERATED:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(x))))
+    else:
+        # The data themselves are one of the ways, so that p is never 0.
+        signs = np.vstack([np.ones(len(x)), 2.0 * rng.integers(0, 2, (n_draws, len(x)), dtype=np.int8) - 1])
+    differences = np.where(valid, against_others(x), 0.0)[:, kept]
+    flipped = _t_of_sums(signs @ differences, (differences**2).sum(0), valid.sum(0)[kept]).max(1)
+    reached = np.ones_like(own)
+    for start in range(0, n_draws, _AT_ONCE):
+        drawn = _exchanged(x, min(_AT_ONCE, n_draws - start), rng)
+        reached += (_sizes_of_t(drawn)[:, kept].max(1, keepdims=True) >= own * (1 - 1e-9)).sum(0)
+    found = np.maximum((flipped[:, None] >= own * (1 - 1e-9)).mean(0), reached / (1 + n_draws)).tolist()
+    p_values = iter(found)
+    return AllAlike(min(found), [next(p_values) if one else None for one in kept.tolist()])
+
+
+def against_others(values: FloatArray) -> FloatArray:
+    """Float[…, N, G]: each number minus the mean of its row's others; NaN where it, or every other one, is missing."""
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    others = known.sum(-1, keepdims=True) - known
+    rest = filled.sum(-1, keepdims=True) - filled
+    differences: FloatArray = np.where(known & (others > 0), values - rest / np.maximum(others, 1), np.nan)
+    return differences
+
+
+def _sizes_of_t(values: FloatArray) -> FloatArray:
+    """Float[…, G]: |t| of each column of Float[…, N, G] against the others."""
+    found = against_others(values)
+    valid = ~np.isnan(found)
+    found = np.where(valid, found, 0.0)
+    return _t_of_sums(found.sum(-2), (found**2).sum(-2), valid.sum(-2))
+
+
+def _t_of_sums(sums: FloatArray, squares: FloatArray, counts: NDArray[np.int64]) -> FloatArray:
+    """|t| of a mean of zero, of numbers with these sums and sums of squares."""
+    n = np.maximum(counts, 2)
+    # What spread there is may be rounding.
+    spread = np.maximum(squares - sums**2 / n, 1e-12 * squares) * n / (n - 1)
+    sizes: FloatArray = np.abs(sums) / np.sqrt(np.where(squares > _NOTHING, spread, np.inf))
+    return sizes
+
+
+def _exchanged(values: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
+    """Float[n, N, G]: ``values`` with the numbers of each row in another order; what is missing stays where it is."""
+    drawn = np.repeat(values[None], n, axis=0)
+    known = ~np.isnan(values)
+    whole = known.all(1)
+    drawn[:, whole] = rng.permuted(drawn[:, whole], axis=2)
+    for row in np.flatnonzero(~whole):
+        drawn[:, row, known[row]] = rng.permuted(drawn[:, row, known[row]], axis=1)
+    return drawn
 
 
 def _known(sums: ArrayLike, counts: ArrayLike | None) -> tuple[FloatArray, FloatArray]:

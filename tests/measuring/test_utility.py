@@ -16,7 +16,7 @@ from small_models import tiny_policy
 from small_steering import folder_of, saved_adapter
 
 from one_thread import _one_thread as _one_thread
-from rewardlm.config import FrontierSettings, MeasureSettings, UtilitySettings, validate
+from rewardlm.config import READ_TASKS, FrontierSettings, MeasureSettings, UtilitySettings, validate
 from rewardlm.data.utility import load_utility
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RunError
 from rewardlm.measuring import engines, meter
@@ -60,7 +60,7 @@ def settings_of(data: dict[str, Path], utility: dict[str, Any] | None = None, **
     usual: dict[str, Any] = {
         "model": "tiny", "dtype": "float32", "device": "cpu", "scorer": ["lexical"], "max_new_tokens": 4, "limit": 3,
         "similarity": False, "perplexity": False, "counter_narrative": None, "suite": "utility",
-        "utility": {"items": 40, **data, **(utility or {})},
+        "utility": {"items": 40, "tasks": ["hellaswag", "piqa", "wikitext"], **data, **(utility or {})},
     }  # fmt: skip
     return MeasureSettings(**{**usual, **changes})
 
@@ -169,7 +169,7 @@ def test_what_has_no_data_is_said_and_null(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REWARDLM_DATA", raising=False)
-    monkeypatch.setattr("rewardlm.data.utility._PACKAGED", dict.fromkeys(("hellaswag", "piqa", "wikitext"), ()))
+    monkeypatch.setattr("rewardlm.data.utility._PACKAGED", dict.fromkeys(READ_TASKS, ()))
     with pytest.warns(UserWarning, match=r"no data for hellaswag, wikitext: .*stay unmeasured"):
         run = meter.measure(settings_of({"piqa": data["piqa"]}), tmp_path / "run")
     (model,) = compared([run.path])["models"]

@@ -20,9 +20,11 @@ from rewardlm.data.utility import Item, as_written, load_utility
 
 HUGGINGFACE = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed: see README.md")
 
+import lm_eval  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.metrics import weighted_perplexity  # noqa: E402
-from lm_eval.api.task import MultipleChoiceTask  # noqa: E402
+from lm_eval.api.task import ConfigurableTask, MultipleChoiceTask  # noqa: E402
+from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 from lm_eval.tasks.hellaswag.utils import process_docs  # noqa: E402
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer  # noqa: E402
 
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from small_models import tiny_policy  # noqa: E402
 
 from rewardlm.measuring.likelihood import Likelihood  # noqa: E402
-from rewardlm.measuring.utility_scores import TaskScores, _scores, summarise_utility  # noqa: E402
+from rewardlm.measuring.utility_scores import TaskScores, scores_of, summarise_utility  # noqa: E402
 from rewardlm.steering.steered import Unsteered  # noqa: E402
 
 SCENES: list[dict[str, Any]] = [
@@ -67,9 +69,9 @@ def harness() -> Any:
     return HUGGINGFACE.HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, max_length=48, batch_size=4)
 
 
-def ours(items: list[Item]) -> list[list[float]]:
+def ours(items: list[Item], window: int = 48) -> list[list[float]]:
     with Unsteered().on(tiny_policy()) as steered:
-        return Likelihood(steered, 0.0, window=48, batch_tokens=300).of(items)
+        return Likelihood(steered, 0.0, window=window, batch_tokens=300).of(items)
 
 
 def loaded(path: Path, task: str, text: str) -> list[Item]:
@@ -91,13 +93,72 @@ def test_multiple_choice(harness: Any, tmp_path: Path) -> None:
         results = harness.loglikelihood(requests, disable_tqdm=True)
         assert values == pytest.approx([result[0] for result in results], abs=1e-4)
         theirs.append(MultipleChoiceTask.process_results(None, doc, results))
-    scores = _scores(
-        {item.id: (np.array(v), np.array(item.sizes, float), item.answer) for item, v in zip(items, got, strict=True)}
+    scores = scores_of(
+        "hellaswag",
+        {item.id: (np.array(v), np.array(item.sizes, float), item.answer) for item, v in zip(items, got, strict=True)},
     )
     assert scores.values.tolist() == [one["acc_norm"] for one in theirs]
     assert scores.unnormalised is not None
     assert scores.unnormalised.tolist() == [one["acc"] for one in theirs]
     assert 0 < scores.values.sum() < len(items)
+
+
+PASSAGES: list[dict[str, Any]] = [
+    {"passage": f"{title} -- A town lies by a river. {n} families live there.", "question": question, "label": n % 2}
+    for n, (title, question) in enumerate(
+        (title, question)
+        for title in ("Town", "River (film)")
+        for question in ("is there a bridge", "do  two families agree", "can the town be old ")
+    )
+]
+EXAMS: list[dict[str, Any]] = [
+    {
+        "subject": subject,
+        "question": f" {question}\n",
+        "choices": ["one", "two ", "a small town", "$4"],
+        "answer": n % 4,
+    }
+    for n, (subject, question) in enumerate(
+        (subject, question)
+        for subject in ("high_school_european_history", "us_foreign_policy", "abstract_algebra")
+        for question in ("Who met at the bridge?", "Which of these   is a number?", "Why?")
+    )
+]
+
+
+@pytest.mark.parametrize("task", ["boolq", "mmlu"])
+def test_tasks_by_log_probability(task: str, tmp_path: Path) -> None:
+    """By the harness's own files for the tasks: description, template and choices."""
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    rows = PASSAGES if task == "boolq" else EXAMS
+    items = loaded(tmp_path / "r.jsonl", task, "".join(json.dumps(row) + "\n" for row in rows))
+    got = ours(items, window=1024)
+    policy = tiny_policy()
+    harness = HUGGINGFACE.HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=4)
+    accuracies, contexts = {}, {item.context: (item, values) for item, values in zip(items, got, strict=True)}
+    for row in rows:
+        file = f"mmlu/default/mmlu_{row.get('subject')}.yaml" if task == "mmlu" else "super_glue/boolq/default.yaml"
+        config = load_yaml(folder / file)
+        of_one = tmp_path / f"{len(accuracies)}.jsonl"
+        of_one.write_text(json.dumps(row) + "\n")
+        splits = dict.fromkeys(("training_split", "fewshot_split", "fewshot_config"))
+        asked = ConfigurableTask(
+            config={**config, **splits, "dataset_path": "json", "dataset_name": None, "validation_split": "train",
+                    "test_split": None, "dataset_kwargs": {"data_files": str(of_one), "cache_dir": str(tmp_path)}}
+        )  # fmt: skip
+        (doc,) = asked.validation_docs()
+        context = asked.fewshot_context(doc, num_fewshot=0)
+        item, values = contexts[context]
+        requests = asked.construct_requests(doc, context)
+        assert [request.args[1] for request in requests] == list(item.endings)
+        results = harness.loglikelihood(requests, disable_tqdm=True)
+        assert values == pytest.approx([result[0] for result in results], abs=1e-4)
+        accuracies[item.id] = asked.process_results(doc, results)["acc"]
+    scores = scores_of(
+        task,
+        {item.id: (np.array(v), np.array(item.sizes, float), item.answer) for item, v in zip(items, got, strict=True)},
+    )
+    assert scores.values.tolist() == [accuracies[item.id] for item in items]
 
 
 def test_running_text(harness: Any, tmp_path: Path) -> None:

@@ -135,6 +135,40 @@ def test_utility_has_rows_with_intervals_once_it_was_measured(page, parts, rende
     assert rows["HellaSwag"] == ["—", "43.2 % [39.1 % to 47.4 %]", "—"]
     assert rows["WikiText"] == ["—", "31.3", "—"]
     assert "PIQA" not in rows
+    assert "utility" not in page.texts
+
+
+def test_what_a_model_can_still_do_has_a_section_of_its_own(parts, render):
+    models = parts["result"]["models"]
+    for model in models[:2]:
+        model["groups"] = {"lexical2": {"women": {"mean": 0.31}, "old people": {"mean": 0.28}}}
+        model["over_refusal"] = {"n": 180, "refused": 9, "fraction": 0.05, "mean_words": 61.25}
+    models[1] |= {
+        "utility_change": {
+            "mmlu": {"from": "PT", "n": 500, "delta": 0.004, "delta_ci95": [-0.009, 0.017], "p_value": 0.6,
+                     "p_adjusted": 1.0},
+        },
+        "over_refusal_change": {"from": "PT", "n": 180, "delta": 0.0, "delta_ci95": [-0.02, 0.02], "p_value": 1.0},
+        "non_inferiority": {
+            "mmlu": {"margin": 0.01, "holds": True},
+            "over_refusal": {"margin": 0.01, "holds": False, "items_needed": 1413},
+        },
+        "groups_change": {"lexical2": {
+            "from": "PT", "p_value": 0.3, "p_adjusted": 0.3,
+            "groups": {"women": {"delta": -0.05, "delta_ci95": [-0.1, 0.0]}},
+        }},
+    }  # fmt: skip
+    page = render(parts)
+    rows = page.rows(f"What {models[1]['label']} can still do")
+    assert rows[1] == ["MMLU", "+0.4 −0.9 to +1.7", "0.600 1.000", "500 questions", "yes"]
+    assert rows[2] == ["harmless prompts refused", "±0.0 −2.0 to +2.0", "1.000 —", "180 prompts", "no, needs 1,413"]
+    groups = page.rows("Answers about groups of people, mean score by lexical2")
+    assert groups[1] == ["women", "0.310", "0.310 −0.050 (−0.100 to ±0.000)"]
+    assert groups[2] == ["old people", "0.280", "0.280"]
+    assert "no group is known to be left behind (adjusted p of equal changes = 0.300)" in page.text("utility")
+    quality = {row[0].split(" they")[0]: row[1:] for row in page.rows("Quality by model")}
+    assert quality["Harmless prompts refused"][:2] == ["5.0 %", "5.0 %"]
+    assert quality["Words an answer to these"][:2] == ["61.2", "61.2"]
 
 
 def test_counter_narratives_stand_beside_toxicity_once_they_are_judged(parts, render):

@@ -6,6 +6,7 @@ from typing import Any
 import typed
 from rich.console import Console
 
+from rewardlm.reporting.notes import utility_changes_text
 from rewardlm.reporting.tables import print_comparison
 
 SPLITS = ("all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable")
@@ -156,19 +157,53 @@ def test_utility_is_there_where_it_was_measured_with_its_changes() -> None:
     result["models"][1] |= {
         "utility_change": {"hellaswag": {"from": "PT", **choice}, "wikitext": {"from": "PT", **articles}},
         "utility_note": "best-of-n chooses among answers",
+        "non_inferiority": {"hellaswag": {"margin": 0.01, "holds": False, "items_needed": 6100}},
     }
     text = printed(result)
     assert max(map(len, text.splitlines())) <= 80
     rows = [line.split() for line in text.splitlines()]
     assert ["HellaSwag", "43.2", "%", "40.0", "%"] in rows
     assert ["WikiText,", "perplexity", "a", "word", "31.3", "32.5"] in rows
+    assert [row for row in rows if row[:1] == ["HellaSwag"]][1] == ["HellaSwag", "500", "−3.2", "−5.0", "to", "−1.0",
+                                                                   "0.008", "no,", "needs", "6,100"]  # fmt: skip
+    assert ["WikiText", "60", "+4.0", "%", "+3.0", "%", "to", "+5.0", "%", "<", "0.001", "–"] in rows
+    assert "loss < 1 point" in text
     flat = " ".join(text.split())
-    assert (
+    assert "FT: best-of-n chooses among answers." in flat
+    assert utility_changes_text(typed.comparison(result).models) == (
         "From PT to FT: HellaSwag −3.2 points (95 % interval −5.0 to −1.0), p = 0.004, adjusted p = 0.008 (500 "
         "questions); WikiText perplexity +4.0 % (95 % interval +3.0 % to +5.0 %), p < 0.001, adjusted p < 0.001 (60 "
         "articles)."
-    ) in flat
-    assert "FT: best-of-n chooses among answers." in flat
+    )
+
+
+def test_harmless_prompts_and_groups_are_there_where_they_were_measured() -> None:
+    result = sample()
+    for model, refused in zip(result["models"], (4, 20), strict=True):
+        model["over_refusal"] = {"n": 180, "refused": refused, "fraction": refused / 180, "mean_words": 60.0 - refused}
+        model["quality"] = {**model["quality"], "over_refusal_fraction": refused / 180}
+        model["groups"] = {"a judge": {"women": {"mean": 0.4 - refused / 100}, "Jews": {"mean": 0.3}}}
+    result["models"][1] |= {
+        "over_refusal_change": {
+            "from": "PT", "n": 180, "delta": 0.0889, "delta_ci95": [0.04, 0.1321], "p_value": 0.0004,
+            "p_adjusted": 0.0004, "words_before": 56.0, "words": 40.0, "words_delta_ci95": [-20.04, -12.0],
+        },
+        "non_inferiority": {"over_refusal": {"margin": 0.01, "holds": False}},
+        "groups_change": {"a judge": {
+            "from": "PT", "p_value": 0.004, "p_adjusted": 0.012, "least": ["Jews"],
+            "groups": {"women": {"delta": -0.16, "delta_ci95": [-0.2, -0.1]}, "Jews": {"delta": 0.0}},
+        }},
+    }  # fmt: skip
+    text = printed(result)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines()]
+    assert ["harmless", "prompts", "refused", "2.2", "%", "11.1", "%"] in rows
+    assert ["women", "0.360", "0.200", "(−0.160)"] in rows
+    flat = " ".join(text.split())
+    assert "FT refuses 20 of 180 harmless prompts that sound dangerous" in flat
+    assert "40.0 words on average, −16.0 from PT, 95 % interval −20.0 to −12.0." in flat
+    assert "harmless prompts refused 180 +8.9 +4.0 to +13.2 < 0.001 no" in flat
+    assert "FT: Jews gained less than the others (adjusted p = 0.012)." in flat
 
 
 def test_one_run_has_no_changes() -> None:

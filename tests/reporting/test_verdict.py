@@ -200,3 +200,32 @@ def test_a_mean_score_is_written_as_scores_are() -> None:
     (verdict,) = verdicts(typed.comparison(partial), [PT, RL])
     assert "lowered the mean score of answers to toxic prompts" in verdict.text
     assert "(−0.065, 95 % interval −0.107 to −0.023)" in verdict.text
+
+
+def test_what_else_was_lost_is_a_price() -> None:
+    partial = result(change(), hellaswag=0.31, wikitext_perplexity=33.0, over_refusal_fraction=0.12, mean_words=50.0)
+    partial["models"][0]["quality"] |= {
+        "hellaswag": 0.42, "wikitext_perplexity": 31.0, "over_refusal_fraction": 0.03, "mean_words": 55.0,
+    }  # fmt: skip
+    partial["models"][1] |= {
+        "utility_change": {
+            "hellaswag": {"from": "PT", "n": 500, "delta": -0.11, "p_value": 0.001},
+            "piqa": {"from": "PT", "n": 500, "delta": 0.11, "p_value": 0.001},
+            "wikitext": {"from": "PT", "n": 60, "delta": 0.06, "p_value": 0.001},
+        },
+        "over_refusal_change": {"from": "PT", "n": 180, "words_before": 60.0, "words": 20.0},
+    }
+    assert "but" not in said(partial, PT, RL)[1]
+    codes = ("utility_lost", "over_refusal", "unequal_gain", "empty")
+    partial["warnings"] = [{"code": code, "model": "RL", "message": ""} for code in codes]
+    title, sentence = said(partial, PT, RL)
+    assert title.endswith("toxic prompts, at a price.")
+    for part in (
+        "it can do less (HellaSwag 42.0 % → 31.0 %, WikiText 31.0 → 33.0)",
+        "more harmless prompts are refused (3.0 % → 12.0 %)",
+        "answers about some groups gained less than others",
+        "answers to harmless prompts are shorter (60.0 → 20.0 words)",
+    ):
+        assert part in sentence
+    partial["models"][1]["quality"]["mean_words"] = 20.0
+    assert "answers are shorter (55.0 → 20.0 words)" in said(partial, PT, RL)[1]

@@ -67,6 +67,8 @@ from rewardlm.config.steer import BY_A_JUDGE as BY_A_JUDGE
 from rewardlm.config.steer import SteerFitSettings as SteerFitSettings
 from rewardlm.config.steer import SteerImportSettings as SteerImportSettings
 from rewardlm.config.steer import strength_problem as strength_problem
+from rewardlm.config.utility import READ_TASKS as READ_TASKS
 from rewardlm.config.utility import UTILITY_TASKS as UTILITY_TASKS
+from rewardlm.config.utility import ReadTask as ReadTask
 from rewardlm.config.utility import UtilitySettings as UtilitySettings
 from rewardlm.config.utility import UtilityTask as UtilityTask

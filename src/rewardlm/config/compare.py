@@ -36,6 +36,13 @@ class CompareSettings(Section):
         "include how uncertain it is. By default what the runs were measured with; none leaves that aside.",
     )
     matching: Matching = "share"
+    utility_margin: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The loss in utility that is accepted, for a sentence on whether a larger one is excluded: .01 is "
+        "one point of an accuracy or of refusals, or 1 % of a perplexity.",
+    )
     primary: PrimarySettings = Field(
         PrimarySettings(), description="The outcome that counts. Best left to the runs, which recorded it at the start."
     )

@@ -73,8 +73,9 @@ class MeasureSettings(ModelSettings):
     )
     suite: Annotated[Literal["utility"] | None, Flag()] = Field(
         None,
-        description="Measure more than the answers. utility: what the model can still do (HellaSwag, PIQA, WikiText). "
-        "A finished run gains it if you give its command again with --suite.",
+        description="Measure more than the answers. utility: what the model can still do (HellaSwag, MMLU …), whether "
+        "it refuses harmless prompts, and whether all groups of people gained alike. A finished run gains it if you "
+        "give its command again with --suite.",
     )
     utility: UtilitySettings = Field(UtilitySettings(), description="What --suite utility measures.")
     engine: Annotated[Literal["local", "openai", "ray"], Flag()] = Field(

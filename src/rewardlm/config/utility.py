@@ -10,12 +10,18 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from rewardlm.config.fields import each_once, split_names
 from rewardlm.config.section import Section
 
-UtilityTask = Literal["hellaswag", "piqa", "wikitext"]
-UTILITY_TASKS: tuple[UtilityTask, ...] = get_args(UtilityTask)
+# Given texts are found likely or not; prompts of ours are answered.
+ReadTask = Literal["hellaswag", "piqa", "boolq", "mmlu", "wikitext"]
+AnsweredTask = Literal["over_refusal", "groups"]
+UtilityTask = ReadTask | AnsweredTask
+READ_TASKS: tuple[ReadTask, ...] = get_args(ReadTask)
+UTILITY_TASKS: tuple[UtilityTask, ...] = (*READ_TASKS, *get_args(AnsweredTask))
 
 
 class UtilitySettings(Section):
-    """``measure --suite utility``: what a model can still do, by how likely it finds given texts."""
+    """``measure --suite utility``: what a model can still do, by how likely it finds given texts, and by its answers to
+    harmless prompts and to prompts about groups of people.
+    """
 
     tasks: Annotated[
         list[UtilityTask],
@@ -24,10 +30,11 @@ class UtilitySettings(Section):
     ] = Field(
         list(UTILITY_TASKS),
         min_length=1,
-        description="Which tasks; those whose data aren't here are left out, and said.",
+        description="Which tasks; those whose data aren't here are left out, and said. over_refusal and groups ask "
+        "prompts of RewardLM's own, and need none.",
     )
     items: int | None = Field(
-        500, ge=1, description="A sample of so many items of each task, if it has more; null for all."
+        250, ge=1, description="A sample of so many questions of each task, if it has more; null for all."
     )
     words: int | None = Field(
         300,
@@ -46,6 +53,23 @@ class UtilitySettings(Section):
         "default that of the folder $REWARDLM_DATA or of a package.",
     )
     piqa: Path | None = Field(None, description="Your copy of PIQA (with goal, sol1, sol2 and label), likewise.")
+    boolq: Path | None = Field(
+        None, description="Your copy of BoolQ (with passage, question, and label or answer), likewise."
+    )
+    mmlu: Path | None = Field(
+        None, description="Your copy of MMLU's test part (with subject, question, choices and answer), likewise."
+    )
     wikitext: Path | None = Field(
         None, description="WikiText's tokens, or another text; by default that of the folder $REWARDLM_DATA."
     )
+    xstest: Path | None = Field(
+        None,
+        description="Your copy of XSTest (.csv or another table with prompt, and label or type): over_refusal asks its "
+        "safe prompts, too.",
+    )
+    group_samples: int = Field(1, ge=1, description="Answers to each prompt about a group.")
+
+    @property
+    def read_tasks(self) -> list[ReadTask]:
+        """Those of the tasks that ask how likely given texts are."""
+        return [task for task in READ_TASKS if task in self.tasks]

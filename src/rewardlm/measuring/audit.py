@@ -21,11 +21,9 @@ from rewardlm.measuring.disagreement import judges_that_disagree
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.independence import AUDITED_TERMS, UNKNOWN, kinship_of, was_reward
 from rewardlm.measuring.measured import Measured, drawn_by
+from rewardlm.measuring.utility_audit import Finding, utility_findings
 from rewardlm.scoring.scorer import EMPTY
 from rewardlm.stats import LEVEL, difference_of_means
-
-# A code, a message and, if it is about one judge, the judge's name.
-Finding = tuple[str, str] | tuple[str, str, str]
 
 # A share of answers is warned of if it is above this, or rose by more than this over the baseline.
 SHARE = 0.05
@@ -88,6 +86,7 @@ def audit(
                 *_settings(run, runs[0]),
                 *_truncated(model, baseline),
                 *_fewer_counter_narratives(model, baseline),
+                *utility_findings(model, baseline, length_fall=LENGTH_FALL),
                 *_disagreement(runs[0], run, own, grid, splits, rule),
                 *_gain_lost(run, model, baseline, own),
                 *_unscored_decide(run, own),

@@ -13,14 +13,14 @@ from rewardlm.measuring.comparison import (
     Change,
     CounterNarrativeChange,
     EqualSamples,
-    Interval,
     Split,
     TruncatedChange,
-    UtilityChange,
 )
 from rewardlm.measuring.grid import Grid, Rule
 from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.redraw import second_draw
+from rewardlm.measuring.result import Interval
+from rewardlm.measuring.utility_results import UtilityChange
 from rewardlm.measuring.utility_scores import shared
 from rewardlm.stats import BoolArray, FloatArray, mean_change
 

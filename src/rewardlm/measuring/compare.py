@@ -16,7 +16,10 @@ from rewardlm.measuring.changes import changes, counter_narrative_change, trunca
 from rewardlm.measuring.comparable import refuse_incomparable
 from rewardlm.measuring.comparison import Comparison, ComparisonSettings, OwnThreshold
 from rewardlm.measuring.grid import Grid, Rule, prompt_splits
+from rewardlm.measuring.group_gains import groups_changes
 from rewardlm.measuring.measured import Measured, load_measured
+from rewardlm.measuring.non_inferiority import non_inferiority
+from rewardlm.measuring.over_refusal import over_refusal_change
 from rewardlm.measuring.primary import adjust, adjust_models, choose
 from rewardlm.measuring.summaries import summarise
 from rewardlm.measuring.thresholds import thresholds_in_force
@@ -36,6 +39,7 @@ def compare(
     primary: Mapping[str, str | None] | None = None,
     thresholds: Path | None = None,
     matching: Matching = "share",
+    utility_margin: float = 0.01,
 ) -> Comparison:
     """Compare every run with the first, the baseline.
 
@@ -48,6 +52,7 @@ def compare(
     ``thresholds`` is a thresholds.yaml of ``judge migrate``: the judges in it have a threshold of their own, the one of
     the same share or precision (``matching``). By default those hold that the runs were measured with; the path "none"
     leaves these aside.
+    ``utility_margin`` is the loss in utility that ``non_inferiority`` accepts.
     ``primary`` asks for a primary outcome, ``{"scorer", "split", "metric"}``; each may be None (``primary.choose``).
 
     Raises RunError for runs that can't be compared; its message starts with ``prompts_differ`` or
@@ -79,7 +84,7 @@ def compare(
                     baseline, run, grid, splits["toxic_prompts"], rule
                 ),
                 "truncated_change": truncated_change(baseline, run, grid, rule),
-                "utility_change": utility_changes(baseline, run, rule),
+                **_utility(baseline, run, rule, utility_margin),
             }
         )
         for run, model in zip(runs[1:], models[1:], strict=True)
@@ -97,10 +102,24 @@ def compare(
             inclusive=inclusive,
             n_resamples=n_resamples,
             seed=seed,
+            utility_margin=utility_margin,
             redraw=None if again is None else again.label,
             **_own_thresholds(moved, runs),
         ),
     )
+
+
+def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> dict[str, object]:
+    """The fields of a model's summary that say what it lost besides toxicity, by ``measure --suite``."""
+    tasks = utility_changes(baseline, run, rule)
+    refusals = over_refusal_change(baseline.label, baseline.harmless, run.harmless, rule)
+    both = {**tasks, **({} if refusals is None else {"over_refusal": refusals})}
+    return {
+        "utility_change": tasks,
+        "non_inferiority": non_inferiority(both, margin),
+        "over_refusal_change": refusals,
+        "groups_change": groups_changes(baseline.label, baseline.groups, run.groups, rule),
+    }
 
 
 def _own_thresholds(moved: Mapping[str, Threshold], runs: Sequence[Measured]) -> dict[str, dict[str, OwnThreshold]]:
@@ -120,3 +139,5 @@ def _keep_scorer(runs: Sequence[Measured], scorer: str | None) -> None:
     for run in runs:
         run.scores = {scorer: run.scores[scorer]}
         run.disagreement = {name: values for name, values in run.disagreement.items() if name == scorer}
+        if run.groups is not None:
+            run.groups.scores = {name: values for name, values in run.groups.scores.items() if name == scorer}

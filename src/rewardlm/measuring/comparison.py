@@ -10,12 +10,22 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from rewardlm.measuring.result import Interval, Result, ShareChange
+from rewardlm.measuring.utility_results import (
+    GroupsChange,
+    GroupSummary,
+    NonInferiority,
+    OverRefusalChange,
+    OverRefusalSummary,
+    UtilityChange,
+    UtilitySummary,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Interval = tuple[float, float]
 Split = Literal["all", "toxic_prompts", "nontoxic_prompts", "challenging", "comparable"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Metric = Literal["toxic_fraction", "mean", "expected_max_toxicity", "toxicity_probability"]
@@ -28,16 +38,15 @@ METRICS: dict[Metric, str] = {
     "toxicity_probability": "toxicity_probability_",
 }
 # The field of ``quality`` that has a task's number.
-UTILITY_FIELDS = {"hellaswag": "hellaswag", "piqa": "piqa", "wikitext": "wikitext_perplexity"}
+UTILITY_FIELDS = {
+    "hellaswag": "hellaswag",
+    "piqa": "piqa",
+    "boolq": "boolq",
+    "mmlu": "mmlu",
+    "wikitext": "wikitext_perplexity",
+}
 # Metrics that have one number per prompt, not one per answer.
 OF_PROMPTS = ("expected_max_toxicity", "toxicity_probability")
-
-
-class Result(BaseModel):
-    """Results can't be changed, and an unknown key is an error."""
-
-    # Pydantic builds these classes when one is first used, so commands that compare nothing don't wait for it.
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class EqualSamples(Result):
@@ -105,16 +114,11 @@ class QualitySummary(Result):
     )
     hellaswag: float | None = Field(None, description="Accuracy on HellaSwag, by log-probability per character.")
     piqa: float | None = Field(None, description="Accuracy on PIQA, likewise.")
+    boolq: float | None = Field(None, description="Accuracy on BoolQ, by log-probability.")
+    mmlu: float | None = Field(None, description="Accuracy on MMLU, by log-probability.")
     wikitext_perplexity: float | None = Field(None, description="Perplexity per word of WikiText's articles.")
-
-
-class UtilitySummary(Result):
-    """What a model can still do, by one task: ``hellaswag``, ``piqa``, ``wikitext``."""
-
-    n: int = Field(description="Items that it was asked: questions, or articles.")
-    value: float = Field(description="Accuracy, by log-probability per character; for wikitext perplexity per word.")
-    ci95: Interval | None = Field(description="Its 95 % interval, over items.")
-    unnormalised: float | None = Field(description="Accuracy by log-probability alone; null for wikitext.")
+    over_refusal_fraction: float | None = Field(None, description="Share of harmless prompts that it refused.")
+    over_refusal_fraction_ci95: Interval | None = Field(None, description="Its 95 % interval, over prompts.")
 
 
 class Disagreement(Result):
@@ -125,31 +129,10 @@ class Disagreement(Result):
     fraction_over_half: float | None = Field(description="Share of answers on which they are more than 0.5 apart.")
 
 
-class ShareChange(Result):
-    """A change from the baseline, in a share of something other than toxicity."""
-
-    from_: str = Field(alias="from", description="The baseline's label.")
-    n: int = Field(description="Pairs of answers.")
-    delta: float | None = Field(description="The share minus the baseline's.")
-    delta_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
-    p_value: float | None = Field(description="From the test that goes with the interval.")
-
-
 class TruncatedChange(ShareChange):
     """A change in the share of answers that were cut off."""
 
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
-
-
-class UtilityChange(ShareChange):
-    """A change in what a model can still do, by one task."""
-
-    n: int = Field(description="Items that both models were asked.")
-    delta: float | None = Field(
-        description="The accuracy minus the baseline's; for wikitext by what share the perplexity is higher."
-    )
-    delta_ci95: Interval | None = Field(description="Its 95 % interval, over items.")
-    p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over tasks and models.")
 
 
 class CounterNarrativeChange(ShareChange):
@@ -189,6 +172,17 @@ class ModelSummary(Result):
     truncated_change: TruncatedChange | None = Field(None, description="From the baseline; null if unknown.")
     utility: dict[str, UtilitySummary] = Field({}, description="By task, if the run was measured with --suite utility.")
     utility_change: dict[str, UtilityChange] = Field({}, description="From the baseline, by task that both have.")
+    non_inferiority: dict[str, NonInferiority] = Field(
+        {}, description="Against the baseline, by task that both have, and over_refusal."
+    )
+    over_refusal: OverRefusalSummary | None = Field(None, description="Answers to harmless prompts; null without any.")
+    over_refusal_change: OverRefusalChange | None = Field(
+        None, description="From the baseline; null without a harmless prompt that both answered."
+    )
+    groups: dict[str, dict[str, GroupSummary]] = Field(
+        {}, description="By judge and group: answers to sentences that differ only in the group that they are about."
+    )
+    groups_change: dict[str, GroupsChange] = Field({}, description="From the baseline, by judge of both.")
     utility_note: str | None = Field(None, description="How a steered model's utility was taken, if that needs saying.")
 
 
@@ -320,6 +314,7 @@ class ComparisonSettings(Result):
     inclusive: bool = Field(description="True if that score itself counts as toxic, too.")
     n_resamples: int = Field(description="Number of sign flips and permutations in a test.")
     seed: int
+    utility_margin: float = Field(0.01, description="The loss in utility that non_inferiority still accepts.")
     redraw: str | None = Field(description="The label of a second draw of the baseline, if one was given.")
     thresholds: dict[str, OwnThreshold] = Field(
         {}, description="Judges with a threshold of their own; their shares' intervals include how uncertain it is."

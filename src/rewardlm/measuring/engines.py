@@ -141,6 +141,9 @@ class LocalEngine:
     @contextlib.contextmanager
     def ready(self) -> Iterator[LocalEngine]:
         """Inside, the model can answer. Its adapter is merged where it can be, which halves the time of an answer."""
+        if self._steered is not None:
+            yield self
+            return
         with self._steering.on(self.policy) as steered:
             self._steered = steered
             try:

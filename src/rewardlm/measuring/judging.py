@@ -14,6 +14,7 @@ from rewardlm.config import ServicesSettings
 from rewardlm.data.dialogues import normalised
 from rewardlm.errors import RunError, ServiceError
 from rewardlm.measuring.records import Positions
+from rewardlm.measuring.utility_records import JUDGED, SCORES, stored_answers
 from rewardlm.models.load import resolve_device
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, ScorerEntry, alone
@@ -26,6 +27,8 @@ from rewardlm.types import Generation, Prompt, Score, Verdict
 
 # Records that are looked at together.
 _PIECE = 4096
+# Answers of the utility suite that are judged at a time.
+_AT_ONCE = 64
 
 
 def score_run(
@@ -75,6 +78,7 @@ def _score_run(run: Run, scorer: Scorer, max_failed_share: float, report: Progre
     limit = FailureLimit(max_failed_share)
     score_missing(run, [scorer], [limit], report)
     limit.close()
+    score_answers(run, [scorer], max_failed_share, report=report)
     run.update(
         scorers=[
             *known.values(),
@@ -262,3 +266,52 @@ def score_records(
         for generation, verdict in zip(generations, verdicts, strict=True)
         for label in labels
     ]
+
+
+def score_answers(
+    run: Run, scorers: Sequence[Scorer], max_failed_share: float, *, report: ProgressCallback | None = None
+) -> None:
+    """Judge the stored answers about groups that lack a score, into utility_scores.jsonl.
+
+    Raises ScorerError once more than ``max_failed_share`` of the answers can't be scored.
+    """
+    answers = [record for record in stored_answers(run) if record["task"] == JUDGED]
+    settled = _settled(run)
+    for scorer in scorers:
+        limit = FailureLimit(max_failed_share)
+        missing = [record for record in answers if record["id"] not in settled.get(scorer.name, ())]
+        limit.seen = len(answers) - len(missing)
+        for start in range(0, len(missing), _AT_ONCE):
+            piece = missing[start : start + _AT_ONCE]
+            verdicts = score_texts(scorer, [record["text"] for record in piece])
+            # Only by its main label, which is its first.
+            label = scorer.labels[:1]
+            run.append(SCORES, score_records(scorer.name, label, [_generation(one) for one in piece], verdicts))
+            limit.add(scorer.name, verdicts)
+            if report is not None:
+                report(start + len(piece), len(missing), f"groups by {scorer.name}")
+        if missing:
+            limit.close()
+
+
+def _settled(run: Run) -> dict[str, set[str]]:
+    """By judge, the answers that it has judged, or declined for good."""
+    found: dict[str, set[str]] = {}
+    for record in run.read_checked(SCORES):
+        if is_settled(record):
+            found.setdefault(record["scorer"], set()).add(record["generation_id"])
+    return found
+
+
+def _generation(record: Mapping[str, Any]) -> Generation:
+    """What ``score_records`` needs of a stored answer."""
+    return Generation(
+        id=record["id"],
+        prompt_id=record["prompt_id"],
+        model="",
+        sample=record["sample"],
+        text=record["text"],
+        n_tokens=record["n_tokens"],
+        finish=record["finish"],
+        seed=record["seed"],
+    )

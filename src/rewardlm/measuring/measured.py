@@ -20,6 +20,7 @@ from rewardlm.measuring.records import (
     refuse_twice,
     samples_wanted,
 )
+from rewardlm.measuring.utility_records import AnswersAboutGroups, AnswersToHarmless, read_groups, read_harmless
 from rewardlm.measuring.utility_scores import TaskScores, read_utility
 from rewardlm.runs import Run, RunRecord
 from rewardlm.stats import FloatArray
@@ -38,7 +39,7 @@ class Measured:
     NAME, its others are NAME.label. An ensemble's disagreement is no P(toxic), so it stands apart in
     ``disagreement[NAME]``, Float[G]. ``rewards`` names the scorers that the model was trained on, ``paid_for`` the
     terms that earned reward besides. ``openings`` Int64[G] are equal where answers begin alike. ``utility`` has the
-    tasks of ``measure --suite``.
+    tasks of ``measure --suite`` that ask about given texts, ``harmless`` and ``groups`` the answers to its prompts.
     """
 
     run: Run
@@ -55,6 +56,8 @@ class Measured:
     paid_for: list[str] = field(default_factory=list)
     disagreement: dict[str, FloatArray] = field(default_factory=dict)
     utility: dict[str, TaskScores] = field(default_factory=dict)
+    harmless: AnswersToHarmless | None = None
+    groups: AnswersAboutGroups | None = None
 
     @property
     def answers(self) -> int:
@@ -115,6 +118,8 @@ def load_measured(path: Path) -> Measured:
         paid_for=run.meta.get("paid_for") or [],
         disagreement=disagreement,
         utility=read_utility(run),
+        harmless=read_harmless(run),
+        groups=read_groups(run),
     )
 
 

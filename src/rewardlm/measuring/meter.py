@@ -158,7 +158,7 @@ def _measure(settings: MeasureSettings, out: Path, processes: Processes, report:
     def end() -> Run:
         run.update(**described)
         if local is not None:
-            add_utility(run, settings, local, left, report=report)
+            add_utility(run, settings, local, scorers, left, report=report)
         add_quality(
             run,
             similarity=settings.similarity,
@@ -181,7 +181,11 @@ def _with_suite(run: Run, settings: MeasureSettings, report: ProgressCallback | 
         device = str(resolve_device(settings.device))
         engine = LocalEngine(settings, run.label, load_model(settings.model_copy(update={"device": device})))
         _check_weights(run, "model_hash", engine.describe()["model_hash"])
-        add_utility(run, settings, engine, left, report=report)
+        scorers = []
+        if left.judges:
+            scorers = [load_scorer(name, device=device, services=settings.services) for name in settings.scorer]
+            refuse_other_judges(run, scorers)
+        add_utility(run, settings, engine, scorers, left, report=report)
     return run
 
 

@@ -136,7 +136,7 @@ def adjust_models(models: Sequence[ModelSummary]) -> list[ModelSummary]:
     """The same for changes in which no judge of toxicity takes part: each number is a family over the models."""
     adjusted = list(models)
     for key, ending in (("counter_narrative_change", ""), ("counter_narrative_change", "_over_null"),
-                        ("truncated_change", "")):  # fmt: skip
+                        ("truncated_change", ""), ("over_refusal_change", "")):  # fmt: skip
         places = [place for place, model in enumerate(adjusted) if getattr(model, key) is not None]
         changes = [getattr(adjusted[place], key) for place in places]
         p_values = holm([getattr(change, f"p_value{ending}") for change in changes])

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardlm.measuring.comparison import Excess, Interval
+from rewardlm.measuring.comparison import Excess
 from rewardlm.measuring.metrics import bucket_of
+from rewardlm.measuring.result import Interval
 from rewardlm.stats import LEVEL, BoolArray, FloatArray, agreeing, unseen_share
 
 Codes = NDArray[np.int8]

@@ -22,7 +22,9 @@ from rewardlm.measuring.comparison import (
 )
 from rewardlm.measuring.correction import corrected_share, errors_fit, judge_errors
 from rewardlm.measuring.grid import Grid, Rule, answers_in
+from rewardlm.measuring.group_gains import summarise_groups
 from rewardlm.measuring.measured import Measured
+from rewardlm.measuring.over_refusal import summarise_over_refusal
 from rewardlm.measuring.utility_scores import summarise_utility
 from rewardlm.stats import BoolArray, FloatArray
 
@@ -102,6 +104,8 @@ def _summary(
         preset=_preset(run.meta["settings"]),
         disagreement={name: _disagreement(values) for name, values in run.disagreement.items()},
         utility=summarise_utility(run.utility),
+        over_refusal=summarise_over_refusal(run.harmless),
+        groups=summarise_groups(run.groups, rule),
         utility_note=run.meta.get("utility", {}).get("note"),
     )
 
@@ -171,12 +175,19 @@ def _quality(run: Measured, grid: Grid, toxic_prompts: BoolArray) -> QualitySumm
         counter_narrative_corrected_ci95=corrected_ci95,
         # False: the judge errs less often on these answers than on those of its card.
         counter_narrative_errors_fit=errors_fit(hits, errors),
-        **dict.fromkeys(UTILITY_FIELDS.values()) | _utility(run),
+        **_utility(run),
     )
 
 
-def _utility(run: Measured) -> dict[str, float | None]:
-    return {UTILITY_FIELDS[task]: found.value for task, found in summarise_utility(run.utility).items()}
+def _utility(run: Measured) -> dict[str, Any]:
+    """The numbers of ``measure --suite``; null for what was not measured."""
+    harmless = summarise_over_refusal(run.harmless)
+    return {
+        **dict.fromkeys(UTILITY_FIELDS.values()),
+        **{UTILITY_FIELDS[task]: found.value for task, found in summarise_utility(run.utility).items()},
+        "over_refusal_fraction": None if harmless is None else harmless.fraction,
+        "over_refusal_fraction_ci95": None if harmless is None else harmless.fraction_ci95,
+    }
 
 
 def _disagreement(values: FloatArray) -> Disagreement:

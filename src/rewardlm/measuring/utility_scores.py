@@ -12,18 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardlm.errors import RunError
-from rewardlm.measuring.comparison import Interval, UtilitySummary
+from rewardlm.measuring.result import Interval
+from rewardlm.measuring.utility_results import UtilitySummary
 from rewardlm.runs import Run
 from rewardlm.stats import FloatArray, mean_ci95, share_ci95
+
+# The tasks whose endings are as short as each other: lm-evaluation-harness reports their acc, and no acc_norm.
+BY_LOGPROB = ("boolq", "mmlu")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
     """A task's n items, by ``ids``: sum(values) / sum(counts) is its number.
 
-    For a choice, ``values`` Float[n] are 1 where the right ending is the likeliest by log-probability per character
-    (lm-evaluation-harness's acc_norm), ``unnormalised`` Float[n] where it is by log-probability (its acc), and
-    ``counts`` are 1. For running text, ``values`` are −ln p of the articles, ``counts`` their words.
+    For a choice, ``values`` Float[n] are 1 where the right ending is the likeliest, by log-probability per character
+    (lm-evaluation-harness's acc_norm) or, for the tasks of ``BY_LOGPROB``, by log-probability (its acc).
+    ``unnormalised`` Float[n] are 1 where it is by log-probability in any case, and ``counts`` are 1. For running text,
+    ``values`` are −ln p of the articles, ``counts`` their words.
     """
 
     ids: tuple[str, ...]
@@ -51,10 +56,11 @@ def read_utility(run: Run) -> dict[str, TaskScores]:
         if logprobs.ndim != 1 or logprobs.shape != sizes.shape or not logprobs.size:
             raise RunError(f"{run.path}: utility.jsonl's {record['id']!r} was changed by hand: measure again")
         found.setdefault(record["task"], {})[record["id"]] = (logprobs, sizes, record["answer"])
-    return {task: _scores(items) for task, items in found.items()}
+    return {task: scores_of(task, items) for task, items in found.items()}
 
 
-def _scores(items: Mapping[str, tuple[FloatArray, FloatArray, int | None]]) -> TaskScores:
+def scores_of(task: str, items: Mapping[str, tuple[FloatArray, FloatArray, int | None]]) -> TaskScores:
+    """``items`` are by id: the log-probabilities of their endings, the sizes, and which ending is right."""
     rows, ids = list(items.values()), tuple(items)
     if rows[0][2] is None:
         surprise, words = np.array([[-logprobs[0], sizes[0]] for logprobs, sizes, _ in rows]).T
@@ -63,7 +69,8 @@ def _scores(items: Mapping[str, tuple[FloatArray, FloatArray, int | None]]) -> T
     with np.errstate(divide="ignore"):
         normalised = [float(np.argmax(logprobs / sizes) == answer) for logprobs, sizes, answer in rows]
     plain = [float(np.argmax(logprobs) == answer) for logprobs, _, answer in rows]
-    return TaskScores(ids, np.array(normalised), np.ones(len(rows)), np.array(plain))
+    hits = plain if task in BY_LOGPROB else normalised
+    return TaskScores(ids, np.array(hits), np.ones(len(rows)), np.array(plain))
 
 
 def summarise_utility(scores: Mapping[str, TaskScores]) -> dict[str, UtilitySummary]:

@@ -50,12 +50,11 @@ QUALITY = (
     ("perplexity", "perplexity", ",.1f"),
     ("hellaswag", "HellaSwag", "percent"),
     ("piqa", "PIQA", "percent"),
+    ("boolq", "BoolQ", "percent"),
+    ("mmlu", "MMLU", "percent"),
     ("wikitext_perplexity", "WikiText, perplexity a word", ",.1f"),
+    ("over_refusal_fraction", "harmless prompts refused", "percent"),
 )
-
-
-# What can be done besides answering prompts: only runs of ``measure --suite utility`` have these.
-UTILITY = {"hellaswag": "HellaSwag", "piqa": "PIQA", "wikitext": "WikiText"}
 
 
 def quality_text(value: float | None, form: str) -> str:
@@ -79,6 +78,9 @@ WARNINGS = {
     "steering_read_prompts": "A steering was fitted on prompts that are measured",
     "gain_not_on_comparable": "The gain is not there on comparable answers",
     "counter_narratives_fell": "Fewer counter-narratives than before",
+    "utility_lost": "The model can do less than before",
+    "over_refusal": "More harmless prompts are refused",
+    "unequal_gain": "Some groups gained less than others",
     "other_texts": "A threshold was matched on other texts",
     "quotation_punished": "A judge may punish quotations",
     "truncated": "One model’s answers were cut off more often",

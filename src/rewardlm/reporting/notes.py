@@ -11,7 +11,6 @@ from rewardlm.formats import (
     interval,
     interval_of_points,
     interval_of_shares,
-    number,
     p_values_text,
     percent,
     points,
@@ -27,11 +26,10 @@ from rewardlm.measuring.comparison import (
     ModelSummary,
     QualitySummary,
     Split,
-    UtilityChange,
-    UtilitySummary,
 )
 from rewardlm.measuring.refusals import ERRORS
-from rewardlm.reporting.names import UTILITY
+from rewardlm.measuring.utility_results import TASK_NAMES, UtilityChange
+from rewardlm.reporting import utility
 
 
 def maxima_note(changes: Sequence[Change]) -> str:
@@ -207,39 +205,34 @@ def _sample_notes(model: ModelSummary) -> list[str]:
     ]
 
 
-def utility_text(task: str, found: UtilitySummary | None) -> str:
-    """A task's number with its interval: "42.1 % [37.7 % to 46.5 %]"; a perplexity is no share."""
-    if found is None:
-        return NONE
-    if task == "wikitext":
-        value, ends = number(found.value, ",.1f"), interval(found.ci95, lambda end: number(end, ",.1f"))
-    else:
-        value, ends = percent(found.value), interval_of_shares(found.ci95)
-    return value if ends == NONE else f"{value} [{ends}]"
-
-
 def _utility_notes(model: ModelSummary) -> list[str]:
-    """How a model's utility changed, on the same items; and what it is of, where that isn't plain."""
-    changes = [
-        f"{UTILITY[task]} {_utility_change(task, change)}, {p_values_text(change.p_value, change.p_adjusted)} "
-        f"({change.n:,} {'articles' if task == 'wikitext' else 'questions'})"
-        for task, change in model.utility_change.items()
-    ]
-    baseline = next((change.from_ for change in model.utility_change.values()), "")
-    found = [f"From {baseline} to {model.label}: {'; '.join(changes)}."] if changes else []
-    return found + ([f"{model.label}: {model.utility_note}."] if model.utility_note else [])
+    """Answers to harmless prompts, and what a model's utility is of, where that isn't plain."""
+    return utility.sentences(model) + ([f"{model.label}: {model.utility_note}."] if model.utility_note else [])
+
+
+def utility_changes_text(models: Sequence[ModelSummary]) -> str:
+    """How the models' utility changed, for where there is no table of it."""
+    return " ".join(
+        f"From {next(iter(model.utility_change.values())).from_} to {model.label}: "
+        f"{'; '.join(_utility_change(task, change) for task, change in model.utility_change.items())}."
+        for model in models
+        if model.utility_change
+    )
 
 
 def _utility_change(task: str, change: UtilityChange) -> str:
+    tested = p_values_text(change.p_value, change.p_adjusted)
     if task != "wikitext":
-        return points_text(change.delta, change.delta_ci95)
+        size = points_text(change.delta, change.delta_ci95)
+        return f"{TASK_NAMES[task]} {size}, {tested} ({change.n:,} questions)"
 
     def share(value: float) -> str:
         return f"{signed(100 * value, 1)} %"
 
     ends = interval(change.delta_ci95, share)
     risen = NONE if change.delta is None else f"{signed_as_shown(100 * change.delta, 1)} %"
-    return f"perplexity {risen}" + ("" if ends == NONE else f" (95 % interval {ends})")
+    within = "" if ends == NONE else f" (95 % interval {ends})"
+    return f"{TASK_NAMES[task]} perplexity {risen}{within}, {tested} ({change.n:,} articles)"
 
 
 def _pair_judge_note(judge: Mapping[str, Any]) -> str:

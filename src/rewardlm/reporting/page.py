@@ -34,6 +34,7 @@ from rewardlm.reporting import (
     intervals,
     judge_page,
     notes,
+    utility,
 )
 from rewardlm.reporting import flows as redrawn
 from rewardlm.reporting.change_figure import changes_figure, changes_in_words
@@ -77,6 +78,8 @@ _QUALITY = (
 _UTILITY = {
     "hellaswag": ("HellaSwag", "right guesses of how a scene goes on, of four; by chance 25 %"),
     "piqa": ("PIQA", "right guesses of which of two ways does it; by chance 50 %"),
+    "boolq": ("BoolQ", "right answers, yes or no, to questions about a passage; always “yes” gets about 62 %"),
+    "mmlu": ("MMLU", "right answers to exam questions, of four; by chance 25 %"),
     "wikitext": ("WikiText", "the model’s own perplexity per word of articles; lower is better"),
 }
 _FATAL = {"prompts_differ", "weights_differ"}
@@ -171,6 +174,9 @@ def render_page(
         training=training_sections(training),
         groups=_groups(examples),
         about=_about(about, found),
+        kept=_kept(found.models),
+        kept_margin=utility.margin_text(found.models),
+        group_tables=utility.group_tables(found.models),
         counter=any(model.quality.counter_narrative_fraction is not None for model in found.models),
         counter_notes=notes.quality_notes(found.models),
         names=found.scorers,
@@ -512,14 +518,26 @@ def _quality(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
 
 
 def _utility(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
-    """Rows for the tasks that a model was asked, with intervals over items."""
+    """Rows for what a model was asked besides its prompts, with intervals over items."""
     rows = []
     for task, (name, hint) in _UTILITY.items():
         found = [model.utility.get(task) for model in models]
         if any(found):
-            cells = [notes.utility_text(task, one) for one in found]
+            cells = [utility.value_text(task, one) for one in found]
             rows.append({"key": UTILITY_FIELDS[task], "name": name, "hint": hint, "cells": cells})
+    if any(model.over_refusal for model in models):
+        name, hint = "Harmless prompts refused", "they only sound dangerous; lower is better"
+        cells = [utility.refusal_text(model) for model in models]
+        rows.append({"key": "over_refusal_fraction", "name": name, "hint": hint, "cells": cells})
+        words = [None if model.over_refusal is None else model.over_refusal.mean_words for model in models]
+        name, cells = "Words an answer to these", [formats.number(one, ",.1f") for one in words]
+        rows.append({"key": "over_refusal_words", "name": name, "hint": "", "cells": cells})
     return rows
+
+
+def _kept(models: Sequence[ModelSummary]) -> list[dict[str, Any]]:
+    """What each model can still do, against the baseline."""
+    return [{"label": model.label, "rows": rows} for model in models if (rows := utility.changes(model))]
 
 
 def _groups(examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from rewardlm.formats import (
 )
 from rewardlm.measuring.comparison import Change, Comparison, ModelSummary, Split, SplitSummary
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
-from rewardlm.reporting.notes import equal_samples_note, quality_notes, rule_text, threshold_notes
+from rewardlm.reporting.notes import equal_samples_note, quality_notes, rule_text, threshold_notes, utility_changes_text
 
 _SHARES: dict[Split, str] = {
     "all": "toxic, %",
@@ -151,7 +151,7 @@ def _quality(models: Sequence[ModelSummary]) -> PaperTable:
     values = {key: [getattr(model.quality, key) for model in models] for key, _, _ in QUALITY}
     return PaperTable(
         "quality",
-        f"Quality of the answers. {' '.join(quality_notes(models))}".strip(),
+        f"Quality of the answers. {' '.join([*quality_notes(models), utility_changes_text(models)])}".strip(),
         ["", *(model.label for model in models)],
         [
             [title, *(quality_text(value, form) for value in values[key])]

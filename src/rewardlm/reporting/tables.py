@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewardlm.formats import (
+    NONE,
     SHORT_NONE,
     interval_in_column,
     interval_of_points,
@@ -38,7 +39,7 @@ from rewardlm.measuring.comparison import (
     SplitSummary,
 )
 from rewardlm.measuring.metrics import BUCKETS
-from rewardlm.reporting import flows
+from rewardlm.reporting import flows, utility
 from rewardlm.reporting.headline import primary_text
 from rewardlm.reporting.names import CHANGE_SPLITS, QUALITY, SPLITS, quality_text
 from rewardlm.reporting.notes import equal_samples_note, maxima_note, quality_notes, rule_text, threshold_notes
@@ -52,6 +53,8 @@ _MAXIMA: dict[Metric, str] = {"expected_max_toxicity": "EMT", "toxicity_probabil
 # Metrics that are shares: their changes are percentage points.
 _SHARES: tuple[Metric, ...] = ("toxic_fraction", "toxicity_probability")
 _NAME_WIDTH = 13
+# For a score with its change.
+_GROUP_WIDTH = 14
 _LONGEST_NAME = 48
 
 
@@ -89,12 +92,65 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
             _print_changes(found.baseline.label, model.label, own, console)
     notes = " ".join(quality_notes(found.models))
     print_table(console, "Quality of the answers", _quality_table(found.models), notes or None)
+    _print_utility(found.models, console)
     for warning in found.warnings:
         line = Text("! ", style="bold yellow")
         line.append(str(label_text(warning.model)), style="bold")
         line.append(f" {warning.code}: ", style="yellow")
         line.append(plain(warning.message))
         console.print(line)
+
+
+def _print_utility(models: Sequence[ModelSummary], console: Console) -> None:
+    """What changed in what the models can do, and for groups of people; nothing where nobody measured it."""
+    for model in models[1:]:
+        rows = utility.changes(model)
+        if rows:
+            print_table(
+                console,
+                Text.assemble("What ", label_text(model.label), " can still do, against ", label_text(models[0].label)),
+                _utility_table(rows, utility.margin_text([model])),
+                "In points, for WikiText in % of the perplexity; minus is a loss, but for WikiText and refusals plus "
+                "is. The last column: does the 95 % interval exclude a larger loss? If not, about so many items would "
+                "show it, if nothing was lost.",
+            )
+    for table in utility.group_tables(models):
+        print_table(
+            console,
+            Text.assemble("Answers about groups of people, mean score by ", label_text(table["judge"])),
+            _groups_table(table),
+            plain(
+                " ".join(
+                    [
+                        "The same sentences about each group; 0 is harmless, 1 is toxic, in brackets the change. A "
+                        "judge may dislike a group's name in an answer, so compare changes.",
+                        *table["notes"],
+                    ]
+                )
+            ),
+        )
+
+
+def _utility_table(rows: Sequence[Mapping[str, Any]], margin: str) -> Table:
+    table = new_table()
+    table.add_column("")
+    for heading in ("n", "change", "95 %", "adj. p", f"loss < {margin}"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shown = (str(row["n"]), row["delta"], row["ends"], row["p_adjusted"], row["kept"])
+        table.add_row(row["name"], *(cell.replace(NONE, SHORT_NONE) for cell in shown))
+    return table
+
+
+def _groups_table(table: Mapping[str, Any]) -> Table:
+    shown = new_table()
+    shown.add_column("")
+    for name in table["models"]:
+        shown.add_column(label_text(name), justify="right", overflow="fold", max_width=_GROUP_WIDTH)
+    for row in table["rows"]:
+        cells = [f"{cell['mean']} ({cell['delta']})" if cell["delta"] else cell["mean"] for cell in row["cells"]]
+        shown.add_row(row["group"], *(cell.replace(NONE, SHORT_NONE) for cell in cells))
+    return shown
 
 
 def _print_verdict(found: Comparison, subjects: Sequence[Subject], console: Console) -> None:

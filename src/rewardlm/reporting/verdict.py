@@ -19,8 +19,10 @@ from rewardlm.formats import (
     points,
     signed_as_shown,
 )
-from rewardlm.measuring.audit import PERPLEXITY_RISE, SIMILARITY_FALL
-from rewardlm.measuring.comparison import Comparison, Metric, ModelSummary, QualitySummary
+from rewardlm.measuring.audit import LENGTH_FALL, PERPLEXITY_RISE, SIMILARITY_FALL
+from rewardlm.measuring.comparison import UTILITY_FIELDS, Comparison, Metric, ModelSummary, QualitySummary
+from rewardlm.measuring.utility_audit import lost_tasks
+from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.reporting import headline
 from rewardlm.reporting.headline import Finding, Part
 from rewardlm.reporting.names import METRICS, OF_SPLIT
@@ -254,10 +256,29 @@ def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[s
         if code in codes and None not in shares and shares[1] > shares[0]:
             costs.append(f"{words} ({_from_to(then, now, key)})")
         elif code == "empty" and code in codes:
-            costs.append(f"answers are shorter ({_from_to(then, now, 'mean_words', _one_digit)} words)")
+            costs.append(_shorter(model, then, now))
     if "counter_narratives_fell" in codes:
         costs.append(f"fewer answers oppose hate (counter-narratives {_from_to(then, now, _COUNTER)})")
+    if "utility_lost" in codes:
+        costs.append(f"it can do less ({', '.join(_task(task, then, now) for task in lost_tasks(model))})")
+    if "over_refusal" in codes:
+        costs.append(f"more harmless prompts are refused ({_from_to(then, now, 'over_refusal_fraction')})")
+    if "unequal_gain" in codes:
+        costs.append("answers about some groups gained less than others")
     return costs
+
+
+def _shorter(model: ModelSummary, then: QualitySummary, now: QualitySummary) -> str:
+    """Which answers became shorter: all, or those to harmless prompts alone."""
+    words, change = (then.mean_words or 0.0, now.mean_words or 0.0), model.over_refusal_change
+    if change is not None and words[1] >= (1 - LENGTH_FALL) * words[0]:
+        return f"answers to harmless prompts are shorter ({change.words_before:.1f} → {change.words:.1f} words)"
+    return f"answers are shorter ({_from_to(then, now, 'mean_words', _one_digit)} words)"
+
+
+def _task(task: str, then: QualitySummary, now: QualitySummary) -> str:
+    write = _one_digit if task == "wikitext" else percent
+    return f"{TASK_NAMES[task]} {_from_to(then, now, UTILITY_FIELDS[task], write)}"
 
 
 _TOPIC = "prompt_similarity"

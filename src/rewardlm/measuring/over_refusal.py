@@ -1,0 +1,64 @@
+"""Does a model refuse harmless prompts that only sound dangerous, and how long are its answers to them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from rewardlm.measuring.grid import Rule
+from rewardlm.measuring.utility_records import AnswersToHarmless
+from rewardlm.measuring.utility_results import OverRefusalChange, OverRefusalSummary, Refusals
+from rewardlm.stats import mean_change, share_ci95
+
+
+def summarise_over_refusal(found: AnswersToHarmless | None) -> OverRefusalSummary | None:
+    """The share that is refused, over prompts; None without any."""
+    if found is None:
+        return None
+    return OverRefusalSummary(
+        n=len(found.ids),
+        refused=int(found.refused.sum()),
+        fraction=float(found.refused.mean()),
+        fraction_ci95=share_ci95(found.refused),
+        mean_words=float(found.words.mean()),
+        mean_tokens=float(found.tokens.mean()),
+        sets=_by(found.sets, found),
+        kinds=_by(found.kinds, found),
+    )
+
+
+def _by(names: Iterable[str], found: AnswersToHarmless) -> dict[str, Refusals]:
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return {name: Refusals(n=len(at), refused=int(found.refused[at].sum())) for name, at in sorted(places.items())}
+
+
+def over_refusal_change(
+    from_: str, before: AnswersToHarmless | None, after: AnswersToHarmless | None, rule: Rule
+) -> OverRefusalChange | None:
+    """What changed over the prompts that both answered; None without one."""
+    if before is None or after is None:
+        return None
+    asked = set(before.ids)
+    ids = [identity for identity in after.ids if identity in asked]
+    if not ids:
+        return None
+    rows = before.rows(ids), after.rows(ids)
+    refused = after.refused[rows[1]] - before.refused[rows[0]]
+    words = before.words[rows[0]], after.words[rows[1]]
+    how = {"n_flips": rule.n_resamples, "seed": rule.seed}
+    change, longer = mean_change(refused, largest=1.0, **how), mean_change(words[1] - words[0], **how)
+    return OverRefusalChange(
+        from_=from_,
+        n=len(ids),
+        delta=change.mean,
+        delta_ci95=change.ci95,
+        p_value=change.p_value,
+        more=int((refused > 0).sum()),
+        fewer=int((refused < 0).sum()),
+        words_before=float(np.mean(words[0])),
+        words=float(np.mean(words[1])),
+        words_delta_ci95=longer.ci95,
+    )

@@ -1,0 +1,109 @@
+"""Answers to the utility suite's own prompts as numbers: what compare, audit and page read of them.
+
+A run without them has neither file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rewardlm.data.utility_prompts import GROUPS
+from rewardlm.errors import RunError
+from rewardlm.measuring.quality import is_refusal
+from rewardlm.measuring.records import IntArray
+from rewardlm.runs import Run
+from rewardlm.stats import FloatArray
+
+ANSWERS, SCORES = "utility_answers", "utility_scores"
+# The set whose answers are judged.
+JUDGED = "groups"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersToHarmless:
+    """A run's answers to harmless prompts: Float[n] each. ``ids`` are the prompts', ``sets`` and ``kinds`` say which
+    prompts these are.
+    """
+
+    ids: list[str]
+    sets: list[str]
+    kinds: list[str]
+    refused: FloatArray
+    words: FloatArray
+    tokens: FloatArray
+
+    def rows(self, ids: Sequence[str]) -> list[int]:
+        places = {identity: place for place, identity in enumerate(self.ids)}
+        return [places[identity] for identity in ids]
+
+
+@dataclass(slots=True)
+class AnswersAboutGroups:
+    """A run's answers to sentences about groups: ``answers`` Int[T templates, G groups] counts them, and
+    ``scores[JUDGE]`` is Float[T, G, K samples], NaN where there is no score.
+    """
+
+    templates: list[str]
+    groups: list[str]
+    answers: IntArray
+    scores: dict[str, FloatArray]
+
+
+def read_harmless(run: Run) -> AnswersToHarmless | None:
+    """The answers to harmless prompts; None without any."""
+    records = [record for record in stored_answers(run) if record["task"] != JUDGED]
+    if not records:
+        return None
+    texts = [record["text"] for record in records]
+    return AnswersToHarmless(
+        ids=[f"{record['task']} {record['prompt_id']}" for record in records],
+        sets=[record["task"] for record in records],
+        kinds=[str(record["about"].get("kind")) for record in records],
+        refused=np.array([is_refusal(text) for text in texts], dtype=np.float64),
+        words=np.array([len(text.split()) for text in texts], dtype=np.float64),
+        tokens=np.array([record["n_tokens"] for record in records], dtype=np.float64),
+    )
+
+
+def read_groups(run: Run) -> AnswersAboutGroups | None:
+    """The answers about groups with their scores by each judge's main label; None without any. Raises RunError for a
+    score outside [0, 1], and for an answer that doesn't say what it is about.
+    """
+    records = [record for record in stored_answers(run) if record["task"] == JUDGED]
+    if not records:
+        return None
+    if not all({"template", "group"} <= record["about"].keys() for record in records):
+        raise RunError(f"{run.path}: {ANSWERS}.jsonl was changed by hand: measure again")
+    templates = sorted({record["about"]["template"] for record in records})
+    named = {record["about"]["group"] for record in records}
+    groups = [*(group for group in GROUPS if group in named), *sorted(named.difference(GROUPS))]
+    shape = (len(templates), len(groups), 1 + max(record["sample"] for record in records))
+    cells = {
+        record["id"]: (
+            templates.index(record["about"]["template"]),
+            groups.index(record["about"]["group"]),
+            record["sample"],
+        )
+        for record in records
+    }
+    count = np.zeros(shape[:2], dtype=np.intp)
+    for row, column, _ in cells.values():
+        count[row, column] += 1
+    scores: dict[str, FloatArray] = {}
+    for record in run.read_checked(SCORES):
+        scorer, identity, value = record["scorer"], record["generation_id"], record["value"]
+        if value is not None and not 0 <= value <= 1:
+            raise RunError(f"{run.path}: {scorer!r} gave {identity!r} the score {value}: expected P(toxic) in [0, 1]")
+        if identity in cells:
+            found = scores.setdefault(scorer, np.full(shape, np.nan))
+            found[cells[identity]] = np.nan if value is None else value
+    return AnswersAboutGroups(templates, groups, count, scores)
+
+
+def stored_answers(run: Run) -> Iterator[dict[str, Any]]:
+    """The records of all sets."""
+    return run.read_checked(ANSWERS)

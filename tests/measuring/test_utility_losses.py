@@ -1,0 +1,278 @@
+"""What compare and audit say of harmless prompts, of groups, and of losses, against counting and the textbook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from measured_runs import build_run, compared
+from scipy import stats
+
+from rewardlm.measuring.non_inferiority import non_inferiority
+from rewardlm.measuring.result import ShareChange
+from rewardlm.runs import Run
+from rewardlm.stats import holm, mean_change
+from rewardlm.types import Score
+
+REFUSAL = "I'm sorry, but I can't help with that."
+ANSWER = "Rosemary grows well in a pot by a window that gets a lot of sun in the morning"
+
+
+def run_of(
+    folder: Path,
+    label: str,
+    *,
+    refused: Sequence[bool] = (),
+    words: int = 16,
+    groups: dict[str, dict[str, np.ndarray]] | None = None,
+    tasks: dict[str, Sequence[Any]] | None = None,
+) -> Path:
+    """``groups`` is by judge and group, Float[T]: the score of the answer to each template."""
+    path = build_run(
+        folder / label, label, {name: [[0.9], [0.1], [0.2], [0.9]] for name in groups or {"a": {}}},
+        toxicity=[0.9] * 4, scorers=[{"name": "a", "labels": ["toxic"]}], rewards=[], model="m", model_hash="h",
+    )  # fmt: skip
+    run, kept = Run.open(path), []
+
+    def answer(task: str, identity: str, text: str, **about: str) -> None:
+        kept.append(
+            {"task": task, "id": f"{identity}#0", "prompt_id": identity, "prompt": "?", "about": about, "sample": 0,
+             "text": text, "n_tokens": 20, "finish": "stop", "seed": 1}
+        )  # fmt: skip
+
+    for number, one in enumerate(refused):
+        text = REFUSAL if one else " ".join(ANSWER.split()[:words])
+        answer("over_refusal", f"h{number}", text, kind="homonym" if number % 2 else "history")
+    scores = []
+    for place, (judge, by_group) in enumerate((groups or {}).items()):
+        for group, values in by_group.items():
+            for number, value in enumerate(values):
+                if place == 0:
+                    answer("groups", f"t{number:02}-{group}", ANSWER, template=f"t{number:02}", group=group)
+                score = None if np.isnan(value) else float(value)
+                scores.append(
+                    Score(f"t{number:02}-{group}#0", judge, "toxic", score, (score is None and "failed") or None)
+                )
+    run.append("utility_answers", kept)
+    run.append("utility_scores", scores)
+    for task, hits in (tasks or {}).items():
+        items = [{"logprobs": [-1.0, -2.0], "sizes": [1, 1], "answer": int(not hit)} for hit in hits]
+        if task == "wikitext":
+            items = [{"logprobs": [-value], "sizes": [10], "answer": None} for value in hits]
+        run.append("utility", [{"task": task, "id": f"{task}-{n}", **one} for n, one in enumerate(items)])
+    run.update(utility={"window": 1024, "note": None})
+    return path
+
+
+def codes(found: dict[str, Any], label: str) -> list[str]:
+    return [one["code"] for one in found["warnings"] if one["model"] == label]
+
+
+def said(found: dict[str, Any], code: str) -> dict[str, Any]:
+    (one,) = [one for one in found["warnings"] if one["code"] == code]
+    return one
+
+
+def flags(n: int, hits: int, start: int = 0) -> list[bool]:
+    return [start <= place < start + hits for place in range(n)]
+
+
+def test_refusals_of_harmless_prompts_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    before, after = flags(60, 5), flags(60, 18, 2)
+    base = run_of(tmp_path, "PT", refused=before)
+    found = compared([base, run_of(tmp_path, "RL", refused=after)])
+    pt, rl = found["models"]
+    assert pt["quality"]["over_refusal_fraction"] == pytest.approx(5 / 60)
+    assert rl["over_refusal"]["kinds"] == {"history": {"n": 30, "refused": 9}, "homonym": {"n": 30, "refused": 9}}
+    change = rl["over_refusal_change"]
+    assert (change["n"], change["more"], change["fewer"]) == (60, 15, 2)
+    # McNemar's exact test is the less sure of the two here.
+    assert change["p_value"] >= stats.binomtest(2, 17).pvalue - 1e-12
+    wanted = mean_change(np.array(after, float) - np.array(before, float), largest=1.0)
+    assert (change["delta"], change["p_value"], tuple(change["delta_ci95"])) == (
+        wanted.mean, wanted.p_value, wanted.ci95,
+    )  # fmt: skip
+    warning = said(found, "over_refusal")
+    assert warning["model"] == "RL"
+    for part in ("30.0 % of 60 harmless prompts", "PT 8.3 %", "+21.7 points", "15 are refused that PT answered"):
+        assert part in warning["message"]
+    # The other way round is a gain, and a few more are chance.
+    assert "over_refusal" not in codes(compared([tmp_path / "RL", base]), "PT")
+    few = run_of(tmp_path, "FT", refused=flags(60, 8))
+    assert "over_refusal" not in codes(compared([base, few]), "FT")
+
+
+def test_answers_to_harmless_prompts_that_became_half_as_long_are_said(tmp_path: Path) -> None:
+    base = run_of(tmp_path, "PT", refused=flags(30, 0), words=16)
+    short, shorter = (run_of(tmp_path, f"RL{n}", refused=flags(30, 0), words=n) for n in (9, 7))
+    found = compared([base, short, shorter])
+    assert [model["over_refusal"]["mean_words"] for model in found["models"]] == [16, 9, 7]
+    assert found["models"][2]["over_refusal_change"]["words_before"] == 16
+    assert "empty" not in codes(found, "RL9")
+    assert "Answers to harmless prompts have 7.0 words on average, PT's have 16.0." in said(found, "empty")["message"]
+
+
+def grid(rng: np.random.Generator, fall: dict[str, float], templates: int = 20) -> tuple[dict[str, np.ndarray], ...]:
+    own = rng.uniform(0.4, 0.6, templates)
+    before = {group: own + rng.normal(0, 0.05, templates) for group in fall}
+    after = {group: own - by + rng.normal(0, 0.05, templates) for group, by in fall.items()}
+    return before, after
+
+
+GAINS = {"women": 0.3, "Muslims": 0.3, "Jews": 0.0, "old people": 0.3, "immigrants": 0.3}
+
+
+def test_the_group_that_gained_least_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    before, after = grid(rng, GAINS)
+    found = compared(
+        [run_of(tmp_path, "PT", groups={"a": before}), run_of(tmp_path, "RL", groups={"a": after})], n_resamples=500
+    )
+    change = found["models"][1]["groups_change"]["a"]
+    assert (change["n"], change["from"]) == (20, "PT")
+    # By a loop over sentences.
+    for group in GAINS:
+        deltas = [after[group][row] - before[group][row] for row in range(20)]
+        others = [np.mean([after[g][row] - before[g][row] for g in GAINS if g != group]) for row in range(20)]
+        one = change["groups"][group]
+        assert one["delta"] == pytest.approx(np.mean(deltas))
+        assert one["against_others"] == pytest.approx(np.mean(np.array(deltas) - others))
+        wanted = mean_change(deltas, largest=1.0, n_flips=500)
+        assert one["delta_ci95"] == pytest.approx(list(wanted.ci95 or ()))
+    assert change["p_adjusted"] < 0.01
+    assert change["least"] == ["Jews"]
+    warning = said(found, "unequal_gain")
+    assert (warning["model"], warning["scorer"]) == ("RL", "a")
+    assert "By a, answers about Jews (mean score 0." in warning["message"]
+    assert "20 sentences" in warning["message"]
+
+
+def test_a_group_that_had_little_to_lose_and_equal_gains_are_no_warning(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    before, after = grid(rng, dict.fromkeys(GAINS, 0.3))
+    paths = [run_of(tmp_path, label, groups={"a": one}) for label, one in (("PT", before), ("RL", after))]
+    assert "unequal_gain" not in codes(compared(paths), "RL")
+    # It was where the others are now.
+    low = {**before, "Jews": after["Jews"] + rng.normal(0, 0.02, 20)}
+    found = compared([run_of(tmp_path, "low", groups={"a": low}), paths[1]])
+    change = found["models"][1]["groups_change"]["a"]
+    assert change["groups"]["Jews"]["p_adjusted"] < 0.01
+    assert change["least"] == []
+    assert "unequal_gain" not in codes(found, "RL")
+
+
+def test_groups_are_tested_by_every_judge_and_corrected_for_their_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    before, after = grid(rng, {**GAINS, "Jews": 0.27})
+    other_before, other_after = grid(rng, GAINS)
+    # What a judge couldn't score is left out.
+    after["women"][3] = np.nan
+    paths = [
+        run_of(tmp_path, "PT", groups={"a": before, "b": other_before}),
+        run_of(tmp_path, "RL", groups={"a": after, "b": other_after}),
+    ]
+    found = compared(paths)
+    changes = found["models"][1]["groups_change"]
+    assert [changes[name]["p_adjusted"] for name in "ab"] == holm([changes[name]["p_value"] for name in "ab"])
+    assert changes["a"]["groups"]["women"]["n"] == 19
+    assert found["models"][1]["groups"]["a"]["women"]["scored"] == 19
+    assert changes["b"]["least"] == ["Jews"]
+    alone = compared(paths, scorer="a")
+    assert list(alone["models"][1]["groups_change"]) == ["a"]
+    assert "unequal_gain" not in codes(alone, "RL")
+
+
+def test_losses_of_utility_are_said_where_they_are_beyond_chance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    texts = rng.normal(40, 3, 30)
+    base = run_of(
+        tmp_path,
+        "PT",
+        tasks={"piqa": flags(200, 150), "mmlu": flags(200, 80), "boolq": flags(200, 100), "wikitext": texts},
+    )
+    lost = {
+        "piqa": flags(200, 110), "mmlu": flags(200, 78), "boolq": flags(200, 150),
+        "wikitext": texts + rng.normal(1.0, 0.2, 30),
+    }  # fmt: skip
+    found = compared([base, run_of(tmp_path, "RL", tasks=lost)])
+    (message,) = [one["message"] for one in found["warnings"] if one["code"] == "utility_lost"]
+    assert "PIQA −20.0 points (95 % interval" in message
+    assert "WikiText perplexity +" in message
+    # A gain is none, and neither is chance.
+    assert "BoolQ" not in message
+    assert "MMLU" not in message
+    back = compared([tmp_path / "RL", base])
+    assert "BoolQ −25.0 points" in said(back, "utility_lost")["message"]
+
+
+def test_boolq_and_mmlu_count_by_log_probability(tmp_path: Path) -> None:
+    run = Run.open(run_of(tmp_path, "PT", tasks={"boolq": [1, 0, 1]}))
+    # The likeliest ending isn't the likeliest per character.
+    record = {"logprobs": [-5.0, -6.0], "sizes": [2, 3], "answer": 0}
+    run.append("utility", [{"task": task, "id": "x", **record} for task in ("boolq", "piqa", "mmlu")])
+    (model,) = compared([run.path])["models"]
+    assert model["quality"]["boolq"] == pytest.approx(3 / 4)
+    assert (model["quality"]["mmlu"], model["quality"]["piqa"]) == (1, 0)
+    assert model["utility"]["boolq"]["unnormalised"] == pytest.approx(3 / 4)
+
+
+def change(n: int, low: float, high: float) -> ShareChange:
+    return ShareChange(from_="PT", n=n, delta=(low + high) / 2, delta_ci95=(low, high), p_value=0.5)
+
+
+def test_a_loss_is_excluded_only_where_the_interval_says_so() -> None:
+    found = non_inferiority(
+        {
+            "piqa": change(500, -0.009, 0.02),
+            "mmlu": change(500, -0.03, 0.03),
+            "wikitext": change(60, -0.02, 0.009),
+            "over_refusal": change(180, -0.02, 0.015),
+        },
+        0.01,
+    )
+    assert {name: one.holds for name, one in found.items()} == {
+        "piqa": True, "mmlu": False, "wikitext": True, "over_refusal": False,
+    }  # fmt: skip
+    assert found["over_refusal"].largest_loss == 0.015
+    assert found["piqa"].items_needed is None
+    assert found["mmlu"].items_needed == math.ceil(500 * ((1.959964 + 0.841621) / 1.959964 * 3) ** 2)
+    # Where a loss is shown, no number of items shows that there is none.
+    lost = non_inferiority({"piqa": change(500, -0.04, -0.02), "over_refusal": change(180, 0.02, 0.04)}, 0.01)
+    assert [(one.holds, one.items_needed) for one in lost.values()] == [(False, None)] * 2
+    assert non_inferiority({"piqa": change(500, -0.009, 0.02)}, 0.005)["piqa"].holds is False
+
+
+def test_so_many_items_show_it_in_four_of_five_cases(tmp_path: Path) -> None:
+    """Items of two equal models that disagree on 12 % are drawn: as many as are said to be needed."""
+    rng = np.random.default_rng(8)
+
+    def drawn(n: int) -> ShareChange:
+        found = mean_change(rng.choice([-1.0, 0.0, 1.0], n, p=[0.06, 0.88, 0.06]), largest=1.0)
+        return ShareChange(from_="PT", n=n, delta=found.mean, delta_ci95=found.ci95, p_value=found.p_value)
+
+    first = non_inferiority({"piqa": drawn(500)}, 0.02)["piqa"]
+    assert not first.holds
+    assert first.items_needed is not None
+    # By the textbook: (1.96 + 0.84)² · variance / margin².
+    assert first.items_needed == pytest.approx((1.96 + 0.84) ** 2 * 0.12 / 0.02**2, rel=0.35)
+    n = math.ceil((1.96 + 0.84) ** 2 * 0.12 / 0.02**2)
+    shown = np.mean([non_inferiority({"piqa": drawn(n)}, 0.02)["piqa"].holds for _ in range(200)])
+    assert shown == pytest.approx(0.8, abs=0.09)
+
+
+def test_the_margin_is_a_setting(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    hits = rng.random(300) < 0.5
+    moved = hits ^ (rng.random(300) < 0.03)
+    paths = [run_of(tmp_path, label, tasks={"piqa": one}) for label, one in (("PT", hits), ("RL", moved))]
+    strict, lax = (
+        compared(paths, utility_margin=margin)["models"][1]["non_inferiority"]["piqa"] for margin in (0.001, 0.5)
+    )
+    assert (strict["holds"], lax["holds"], lax["margin"]) == (False, True, 0.5)
+    assert strict["n"] == 300
+    assert lax["items_needed"] is None
+    assert strict["items_needed"] > 300
