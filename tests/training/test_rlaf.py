@@ -22,8 +22,9 @@ from rewardlm.models.lora import adapter_parameters, load_adapter
 from rewardlm.runs import Run
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training import guards, learner, rlaf
+from rewardlm.training.prompt_order import PromptOrder
 from rewardlm.training.rewards import BatchRewards
-from rewardlm.training.rlaf import prompt_order, train
+from rewardlm.training.rlaf import train
 from rewardlm.training.rlaf_run import witnesses
 from rewardlm.training.rollouts import Draft, Rollouts
 
@@ -349,14 +350,14 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "word " * 50}, {"prompt": "hi"}, {"prompt": "longer " * 40}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    load = rlaf.load_scorer
+    load = rlaf.load_reward
 
     def short_sighted(name, **more):
         scorer = load(name, **more)
         scorer.cuts = lambda texts: [len(text) > 5 for text in texts]
         return scorer
 
-    monkeypatch.setattr(rlaf, "load_scorer", short_sighted)
+    monkeypatch.setattr(rlaf, "load_reward", short_sighted)
     drawn, said = [], []
     draw = rlaf.sample
     monkeypatch.setattr(rlaf, "sample", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
@@ -413,15 +414,21 @@ def _rollouts(
 
 
 def test_prompts_are_drawn_in_whole_epochs():
-    drawn = [i for step in range(7) for i in prompt_order(5, 3, 0, step)]
+    order = PromptOrder(5, per_step=3, seed=0)
+    drawn = [i for _ in range(7) for i in order.take(3)]
     for epoch in range(4):
         assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
-    assert prompt_order(5, 3, 0, 4) == drawn[12:15]
-    assert len(prompt_order(2, 7, 0, 0)) == 7
+    order.begin(4)
+    assert order.take(3) == drawn[12:15]
+    # Where steps took more than their own, a checkpoint says how many.
+    order.begin(2, 11)
+    assert order.take(4) == drawn[11:15]
+    assert len(PromptOrder(2, per_step=7, seed=0).take(7)) == 7
 
 
 def test_every_epoch_and_every_seed_draw_the_prompts_in_another_order():
-    orders = [tuple(prompt_order(40, 40, seed, epoch)) for seed in range(3) for epoch in range(4)]
+    ordered = [PromptOrder(40, per_step=40, seed=seed) for seed in range(3)]
+    orders = [tuple(order.take(40)) for order in ordered for _ in range(4)]
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert len({*orders, tuple(range(40))}) == 13
 

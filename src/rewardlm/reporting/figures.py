@@ -59,6 +59,11 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("clip_fraction",),
         "Share of ratios beyond clip_range, which teach nothing more; a high share means that steps are too large.",
     ),
+    (
+        "Capped share",
+        ("capped_fraction",),
+        "Share of ratios over the cap of CISPO’s loss, which weigh no more than it.",
+    ),
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),
 )

@@ -20,7 +20,7 @@ from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run, paid_for, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
-from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.scorer import PairScorer, Scorer
 from rewardlm.training.learner import Batch, importance_weights
 from rewardlm.training.objectives import kl_k3, masked_mean
 from rewardlm.training.rewards import BatchRewards
@@ -112,7 +112,7 @@ class Identity:
 
     @classmethod
     def of(
-        cls, settings: RlafSettings, policy: Policy, prompts: Sequence[Prompt], judges: Sequence[Scorer]
+        cls, settings: RlafSettings, policy: Policy, prompts: Sequence[Prompt], judges: Sequence[Scorer | PairScorer]
     ) -> Identity:
         """The identity of a run with these parts."""
         return cls(
@@ -186,9 +186,8 @@ def _weights_in_loss(settings: RlafSettings, batch: Batch) -> dict[str, float]:
     effective sample size as a share, ``weight_share``, (Σw)² / (n Σw²) (Kish 1965). Empty where none are needed."""
     if batch.importance is None:
         return {}
-    per_answer = settings.ratio_of == "answer"
     weights = batch.importance
-    each = (weights[:, 0] if per_answer else weights[batch.rollouts.response_mask]).double()
+    each = (weights[:, 0] if settings.per_answer else weights[batch.rollouts.response_mask]).double()
     return {
         "weight_mean": float(each.mean()),
         "weight_share": float(each.sum().square() / (len(each) * each.square().sum()).clamp(min=1e-300)),
