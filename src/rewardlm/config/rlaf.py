@@ -23,7 +23,7 @@ from rewardlm.config.finetune import TrainingSettings
 from rewardlm.config.measure import MAX_NEW_TOKENS
 from rewardlm.config.model import GenerationSettings
 from rewardlm.config.section import Section
-from rewardlm.config.services import ServicesSettings
+from rewardlm.config.services import RolloutSettings, ServicesSettings
 from rewardlm.errors import did_you_mean
 
 # Signs that RL goes wrong although every number is finite; see training.guards.
@@ -363,6 +363,9 @@ class RlafSettings(TrainingSettings):
     kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
     rewards: RewardSettings = Field(RewardSettings(), description="How P(toxic) becomes a reward.")
     generation: GenerationSettings = Field(GenerationSettings(), description="How answers are sampled.")
+    rollout: RolloutSettings = Field(
+        RolloutSettings(), description="A server that draws the answers (rollout.url); by default this process does."
+    )
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @model_validator(mode="before")
@@ -467,7 +470,7 @@ class RlafSettings(TrainingSettings):
     @property
     def off_policy(self) -> bool:
         """Whether answers are drawn from another distribution than the policy's own."""
-        return self.generation != GenerationSettings()
+        return self.generation != GenerationSettings() or self.rollout.url is not None
 
     def resolved(self) -> RlafSettings:
         """The same settings with what None stands for, as a run records them."""
@@ -535,6 +538,11 @@ class RlafSettings(TrainingSettings):
             raise ValueError(
                 "gamma under 1 discounts what an answer earns at its end, but an empty answer ends at once: set what "
                 "it earns (rewards.empty)"
+            )
+        if self.rollout.url is not None and self.generation != GenerationSettings():
+            raise ValueError(
+                "a server's log-probabilities (rollout.url) are those before temperature and truncation: leave the "
+                "settings of generation out"
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")

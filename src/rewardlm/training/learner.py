@@ -222,14 +222,14 @@ def logprobs_and_values(
     budget = budget or budget_of(settings)
     longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
-    assert len(hidden) == len(responses)
     with in_step(policy):
-        if not policy.rounds:
+        if not policy.rounds and len(hidden) == len(responses):
             # What sampling saw is exact to float32's rounding.
             logprobs = [sampled.logprobs for sampled in draft.sampled]
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
-            # One token at a time and many at once round differently: the ratio would not start at 1.
+            # One token at a time and many at once round differently: the ratio would not start at 1. And what a server
+            # drew, this model has not seen.
             score = partial(
                 row_stats,
                 policy.causal_lm,

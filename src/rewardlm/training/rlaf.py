@@ -68,6 +68,7 @@ from rewardlm.training.rollouts import (
     rows_with_reward,
     sample,
 )
+from rewardlm.training.served_rollouts import ServedRollouts
 from rewardlm.training.terms import load_terms
 from rewardlm.training.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
@@ -146,6 +147,7 @@ class Training:
     prompts: list[Prompt]
     prompt_ids: list[tuple[int, ...]]
     order: PromptOrder
+    server: ServedRollouts | None
     last_good: LastGood
     first_step: int
     critic_is_new: bool
@@ -232,6 +234,7 @@ def setup(
         prompts=prompts,
         prompt_ids=prompt_ids,
         order=order,
+        server=ServedRollouts(settings, policy, run.path / "served") if settings.rollout.url is not None else None,
         last_good=last_good,
         first_step=0 if checkpoint is None else checkpoint.step,
         critic_is_new=checkpoint is None or checkpoint.lacks(VALUE_HEAD),
@@ -269,7 +272,13 @@ def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[
     """Tell the user what happens otherwise than they may expect."""
     if n_cut:
         say(f"{n_cut:,} of {n_prompts:,} prompts are too long: they lose the beginning of their history")
-    if settings.off_policy:
+    if settings.rollout.url is not None:
+        say(
+            "answers are drawn by a server: every token is weighted by its probability under the policy over the "
+            f"server's, at most {settings.importance_cap:g}; a run that goes on is not bit-equal to one that nobody "
+            "disturbed"
+        )
+    elif settings.off_policy:
         what = "answer" if settings.per_answer else "token"
         say(
             f"answers are not drawn at temperature 1 without truncation: every {what} is weighted by its "
@@ -289,7 +298,12 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
     """
     settings, processes, learner, rewards = training.settings, training.processes, training.learner, training.rewards
 
-    # Answers from the policy as it is now. Rewards: text in, P(toxic) out, and its opposite is the reward.
+    # Answers from the policy as it is now, or from a server's copy of it. Rewards: text in, P(toxic) out, and its
+    # opposite is the reward.
+    if training.server is not None and training.server.is_due(step):
+        server = training.server
+        with clock("sync"):
+            server.adapter = processes.first(lambda: server.sync(step))
     prompts = draw_prompts(training, range(training.order.per_step))
     draft, opinions = answer(training, prompts, range(len(prompts)), step, clock)
     judged = rewards.rewarded(opinions)
@@ -338,11 +352,17 @@ def answer(
 
     A place belongs to one process, whatever prompt gets it.
     """
-    settings, processes, rewards = training.settings, training.processes, training.rewards
+    settings, processes, rewards, server = training.settings, training.processes, training.rewards, training.server
     own = processes.span(len(prompts))
     mine = [prompts[place] for place in places if place in own]
+
+    def draw() -> Draft:
+        if server is not None:
+            return server.sample(mine, step)
+        return sample(training.learner.policy, settings, mine, step, training.rollout_budget)
+
     with clock("rollout"):
-        draft = processes.each(lambda: sample(training.learner.policy, settings, mine, step, training.rollout_budget))
+        draft = processes.each(draw)
     with clock("reward"):
         asked = [prompts[place].text for place in draft.prompt_index]
         step_prompts = [prompt.text for prompt in prompts]
@@ -479,6 +499,8 @@ def finish(training: Training, say: Callable[[str], None]) -> Run:
     """Write the adapter, say what judges could not read, and close the run."""
     run, rewards = training.run, training.rewards
     if training.processes.is_main:
+        if training.server is not None:
+            training.server.close()
         replace_adapter(training.learner.policy.model, run.adapter)
         cut = {
             scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in training.history)
