@@ -593,6 +593,20 @@ def test_a_run_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
         train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k1"}), run.path)
 
 
+@pytest.mark.slow
+def test_a_run_from_before_a_setting_existed_goes_on_unless_it_is_given(tmp_path):
+    run = train(settings(steps=1), tmp_path / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    for name in ("entropy_coef", "schedule", "rollout", "dynamic_sampling", "loss", "clip_range_high"):
+        del meta["settings"][name]
+    for name in ("reference_every", "reference_mix"):
+        del meta["settings"]["kl"][name]
+    (run.path / "run.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match=r"entropy_coef was 0\.0, now 0\.1"):
+        train(settings(steps=2, entropy_coef=0.1), run.path)
+    assert len(metrics(train(settings(steps=2), run.path))) == 2
+
+
 @pytest.mark.parametrize(
     ("reward", "witness", "found"),
     [

@@ -35,7 +35,7 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     (
         "KL to the reference",
-        ("kl", "kl_full"),
+        ("kl", "kl_full", "kl_origin"),
         "Nats an answer: how far the policy has moved. If it runs away, the policy no longer writes the language.",
     ),
     (
@@ -73,6 +73,7 @@ _CURVE_NAMES = {
     "toxicity_mean": "the reward",
     "kl": "of the sampled tokens",
     "kl_full": "over the vocabulary",
+    "kl_origin": "to the first reference",
 }
 _CURVE_COLOURS = ("#5a6f96", "#9a55cf", "#b5651d", "#2f7d6b", "#a33b5c")
 

@@ -46,7 +46,8 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class PairScorer(Protocol):
-    """A judge of answers that reads the prompt too, as part of a reward. What it lacks, ``Scorer`` has in common."""
+    """A judge of answers that reads the prompt too, as a reward may have; ``name``, ``labels`` and ``revision`` are as
+    a Scorer's."""
 
     @property
     def name(self) -> str: ...

@@ -272,14 +272,14 @@ def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[
     """Tell the user what happens otherwise than they may expect."""
     if n_cut:
         say(f"{n_cut:,} of {n_prompts:,} prompts are too long: they lose the beginning of their history")
+    what = "answer" if settings.per_answer else "token"
     if settings.rollout.url is not None:
         say(
-            "answers are drawn by a server: every token is weighted by its probability under the policy over the "
+            f"answers are drawn by a server: every {what} is weighted by its probability under the policy over the "
             f"server's, at most {settings.importance_cap:g}; a run that goes on is not bit-equal to one that nobody "
             "disturbed"
         )
     elif settings.off_policy:
-        what = "answer" if settings.per_answer else "token"
         say(
             f"answers are not drawn at temperature 1 without truncation: every {what} is weighted by its "
             f"probability under the policy over that of drawing it, at most {settings.importance_cap:g}"

@@ -53,6 +53,8 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         settings=recorded,
         free=(*FREE_SETTINGS, *how_asked(recorded)),
         refresh=True,
+        # Every setting that came later leaves a training as it was, unless it is given.
+        defaults=RlafSettings(model=settings.model).model_dump(mode="json"),
     )
     if not is_complete(run, settings):
         terms = settings.reward_settings.terms

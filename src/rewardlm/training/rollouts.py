@@ -168,6 +168,13 @@ class Rollouts:
         }
 
 
+def answer_seed(settings: RlafSettings, step: int, prompt: StepPrompt, k: int) -> int:
+    """The seed of answer ``k`` to a step's prompt: another one in each round of dynamic sampling, because a prompt may
+    come again in its own place."""
+    place = prompt.round * settings.batch_size + prompt.index * settings.samples_per_prompt + k
+    return stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, place)
+
+
 def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt], step: int, budget: Budget) -> Draft:
     """``samples_per_prompt`` answers to each prompt from the policy as it is.
 
@@ -176,20 +183,7 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
     """
     samples = settings.samples_per_prompt
     answered = [(prompt, k) for prompt in prompts for k in range(samples)]
-    requests = [
-        Request(
-            prompt.ids,
-            stream_seed(
-                "rollout",
-                settings.seed,
-                step,
-                prompt.prompt.id,
-                k,
-                prompt.round * settings.batch_size + prompt.index * samples + k,
-            ),
-        )
-        for prompt, k in answered
-    ]
+    requests = [Request(prompt.ids, answer_seed(settings, step, prompt, k)) for prompt, k in answered]
     with answering(policy), in_step(policy):
         drawn = generate(
             policy,

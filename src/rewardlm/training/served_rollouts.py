@@ -26,11 +26,11 @@ import torch
 
 from rewardlm.config import RlafSettings
 from rewardlm.errors import ServiceError
-from rewardlm.models.generate import Sampled, stream_seed
+from rewardlm.models.generate import Sampled
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import save_adapter
 from rewardlm.services import Malformed, Refused, Service, Unanswered
-from rewardlm.training.rollouts import Draft, StepPrompt
+from rewardlm.training.rollouts import Draft, StepPrompt, answer_seed
 from rewardlm.types import Finish
 
 _ENDS: dict[str, Finish] = {"stop": "stop", "length": "length"}
@@ -93,7 +93,6 @@ class ServedRollouts:
 
     def _draw(self, row: int, prompt: StepPrompt, k: int, step: int) -> Sampled:
         settings = self._settings
-        place = prompt.round * settings.batch_size + prompt.index * settings.samples_per_prompt + k
         body = {
             "model": self.adapter,
             "prompt": list(prompt.ids),
@@ -101,7 +100,7 @@ class ServedRollouts:
             # A server may have other defaults, the model's own among them.
             **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "n": 1},
             # Servers read it as a 32-bit number or refuse it.
-            "seed": stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, place) % 2**31,
+            "seed": answer_seed(settings, step, prompt, k) % 2**31,
             "stop_token_ids": sorted(self._policy.end_ids),
             "logprobs": 0,
             "return_token_ids": True,
