@@ -49,9 +49,7 @@ PERPLEXITY, SIMILARITY, FALL = 1.2, 0.9, 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there. ``minutes`` is about what it takes
-    of one core.
-    """
+    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there; ``minutes`` of a core are guessed."""
 
     out: Path
     command: tuple[str, ...]

@@ -166,6 +166,7 @@ def without_lexical(monkeypatch: pytest.MonkeyPatch) -> None:
         "rewardlm.measuring.meter.load_scorer",
         "rewardlm.measuring.meter.load_model",
         "rewardlm.training.rlaf.load_scorer",
+        "rewardlm.training.rlaf.load_reward",
         "rewardlm.judges.evaluate.load_scorer",
         "rewardlm.interpreting.interpretation.load_models",
     ):

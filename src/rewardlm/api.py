@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rewardlm.measuring.frontier import Frontier
-    from rewardlm.scoring.scorer import Scorer
+    from rewardlm.scoring.scorer import PairScorer, Scorer
 
 Runs = str | Path | Run
 S = TypeVar(
@@ -53,6 +53,7 @@ S = TypeVar(
     CompareSettings,
     FrontierSettings,
 )
+J = TypeVar("J", bound="Scorer | PairScorer")
 
 
 class Scores(list[float | None]):
@@ -116,7 +117,7 @@ def score(texts: str | Sequence[str], judge: str | Scorer | Sequence[str | Score
     from rewardlm.scoring.scorer import score_texts
 
     texts = [texts] if isinstance(texts, str) else list(texts)
-    judges = _judges(judge, "auto")
+    judges = _judges(judge, load_judge)
     return Scores(texts, judges, {one.name: score_texts(one, texts) for one in judges})
 
 
@@ -355,7 +356,7 @@ def report(
 class RewardFunction:
     """Judges as a reward function of another library's trainer; see ``reward_function``."""
 
-    def __init__(self, judges: Sequence[Scorer], settings: RewardSettings, device: str) -> None:
+    def __init__(self, judges: Sequence[Scorer | PairScorer], settings: RewardSettings, device: str) -> None:
         from rewardlm.training.rewards import RewardModel
         from rewardlm.training.terms import load_terms
 
@@ -367,16 +368,25 @@ class RewardFunction:
     def __call__(
         self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any
     ) -> list[float | None]:
-        """One reward per answer, None if it couldn't be judged. An answer is a text, or the last message of a list."""
+        """One reward per answer, None if it couldn't be judged. An answer is a text, or the last message of a list.
+
+        Raises ConfigError where a judge of pairs gets no prompts.
+        """
+        if prompts is None and self._rewards.reads_prompts:
+            raise ConfigError(f"{self.__name__} judges answers to prompts: give prompts=[…] too, one for each answer")
         asked = None if prompts is None else [_text_of(prompt) for prompt in prompts]
         return self._rewards.judge([_text_of(completion) for completion in completions], asked).rewards
 
 
 def reward_function(
-    judge: str | Scorer | Sequence[str | Scorer] = "starter", *, device: str = "auto", **options: Any
+    judge: str | Scorer | PairScorer | Sequence[str | Scorer | PairScorer] = "starter",
+    *,
+    device: str = "auto",
+    **options: Any,
 ) -> RewardFunction:
     """Judges as a reward for other libraries' trainers; pass it to TRL as one of ``reward_funcs``.
 
+    A judge of pairs (``starter_pairs``) reads prompts too, which trainers hand over.
     ``options`` are those of ``RewardSettings``: ``transform="logit"``, ``aggregate="min"``,
     ``terms={"similarity": 4}`` … An empty answer gets the lowest reward of its batch. One that couldn't be judged gets
     None, which TRL leaves out. Raises ScorerError if a judge finds insults less toxic than kind words, and as soon as
@@ -389,17 +399,19 @@ def reward_function(
     True
     """
     from rewardlm.models.load import resolve_device
+    from rewardlm.scoring.load import load_reward
 
-    judges = _judges(judge, device)
-    return RewardFunction(judges, validate(RewardSettings, options), str(resolve_device(device)))
+    where = str(resolve_device(device))
+    judges: list[Scorer | PairScorer] = _judges(judge, lambda name: load_reward(name, device=where))
+    return RewardFunction(judges, validate(RewardSettings, options), where)
 
 
-def _judges(named: str | Scorer | Sequence[str | Scorer], device: str) -> list[Scorer]:
+def _judges(named: str | J | Sequence[str | J], load: Callable[[str], J]) -> list[J]:
     """Load the judges that are given by name, and keep the others. A text may name several, separated by commas."""
-    judges: list[Scorer] = []
+    judges: list[J] = []
     for one in named if isinstance(named, Sequence) and not isinstance(named, str) else [named]:
         if isinstance(one, str):
-            judges += [load_judge(name, device=device) for name in split_names([one])]
+            judges += [load(name) for name in split_names([one])]
         else:
             judges.append(one)
     return judges

@@ -51,7 +51,7 @@ from rewardlm.models.names import check_adapter, check_model
 from rewardlm.runs import Run
 from rewardlm.scoring.encoder import check_encoder
 from rewardlm.scoring.function import load_function
-from rewardlm.scoring.load import check_judges
+from rewardlm.scoring.load import check_judges, check_rewards
 from rewardlm.scoring.pairs import check_pair_judge, is_pair_judge
 from rewardlm.scoring.thresholds import check_thresholds
 from rewardlm.steering.record import read_record, refuse_strength
@@ -123,8 +123,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
     if isinstance(settings, SteerFitSettings):
         yield from _of_a_steering(settings)
     if isinstance(settings, RewardedSettings) and settings.draws:
-        judges = [*settings.reward, *(settings.witness or [])]
-        yield from (partial(check_judges, [name], settings.services) for name in judges)
+        yield from (partial(check_rewards, [name], settings.services) for name in settings.reward)
+        yield from (partial(check_judges, [name], settings.services) for name in settings.witness or [])
         terms = settings.reward_settings.terms
         if terms.counter_narrative:
             yield lambda: _check_pairs_or_classifier(terms.counter_narrative_judge, settings.services)

@@ -262,12 +262,14 @@ class Run:
         settings: Mapping[str, Any],
         free: Iterable[str] = (),
         refresh: bool = False,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Run:
         """Make the directory, or resume it if it holds a run of the same kind and settings.
 
         ``settings`` must be JSON-able. Keys named in ``free`` may differ on resuming, because they don't
         change the result (batch size, device); with ``refresh`` they are stored as they are now. Raises RunError if
-        anything else differs. But a run that stopped before its first result (a name was mistyped, say) is begun anew.
+        anything else differs; a setting that the run's version did not have was what ``defaults`` says. But a run that
+        stopped before its first result (a name was mistyped, say) is begun anew.
         A stage of an experiment stores paths inside the experiment's directory relative to it, so that the directory
         can be moved.
         """
@@ -278,7 +280,7 @@ class Run:
             run = cls.open(path)
             if run.meta["kind"] != kind:
                 raise RunError(f"{path} holds a run of kind {run.meta['kind']!r}, not {kind!r}: choose another --out")
-            old = flatten(_from_home(run.meta["settings"], home))
+            old = {**flatten(defaults or {}), **flatten(_from_home(run.meta["settings"], home))}
             new = flatten(recorded)
             ignored = set(free)
             changed = [

@@ -22,10 +22,12 @@ COMMON = (
     "rlaf tiny --prompts starter --batch-size 8 --max-new-tokens 6 --learning-rate 0.01 --lora-r 4 --device cpu "
     "--dtype float32 --seed 3 --witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
 )
-# Everything that has a state: a critic with an adapter, a KL controller, several judges with terms, off-policy answers.
+# Everything that has a state: a critic with an adapter, a KL controller, a reference that moves, several judges with
+# terms, off-policy answers, a schedule.
 WITH_STATE = (
     f"{COMMON} --algorithm ppo --critic own --reward lexical,fault_judges:short rewards.terms.length=0.5 "
-    f"--kl-target 0.5 generation.temperature=0.9 --steps {STEPS}"
+    "--kl-target 0.5 kl.reference_every=2 kl.reference_mix=0.5 --schedule cosine schedule.warmup_steps=2 "
+    f"entropy_coef=0.01 generation.temperature=0.9 --steps {STEPS}"
 )
 
 
@@ -160,11 +162,23 @@ def test_killed_at_each_of_six_steps_a_run_ends_as_one_that_nobody_disturbed(hom
     one, other = metrics(home / "whole"), metrics(home / "killed")
     assert [line["step"] for line in other] == list(range(1, STEPS + 1))
     for mine, theirs in zip(one, other, strict=True):
-        for name in ("reward_mean", "kl", "kl_full", "kl_coef", "policy_loss", "value_loss", "disagreement", "terms"):
+        for name in (
+            "reward_mean",
+            "kl",
+            "kl_full",
+            "kl_coef",
+            "policy_loss",
+            "value_loss",
+            "disagreement",
+            "terms",
+            "kl_origin",
+            "learning_rate",
+            "entropy_loss",
+        ):
             assert theirs[name] == mine[name], (mine["step"], name)
     assert len({line["kl_coef"] for line in one}) == STEPS  # the controller did move
     newest = f"checkpoints/step-{STEPS:06d}"
-    for part in ("adapter", f"{newest}/adapter", f"{newest}/critic"):
+    for part in ("adapter", f"{newest}/adapter", f"{newest}/critic", f"{newest}/reference"):
         mine, theirs = weights(home / "whole" / part), weights(home / "killed" / part)
         assert mine.keys() == theirs.keys()
         assert any(bool(tensor.any()) for name, tensor in mine.items() if "lora_B" in name)

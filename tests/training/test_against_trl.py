@@ -302,6 +302,72 @@ def test_grpos_loss_and_gradient_are_trls_own(case, trainer, loss_type, beta):
             assert found["kl_loss"] == pytest.approx(kl, rel=1e-4)
 
 
+def test_an_upper_bound_apart_from_the_lower_is_trls_own(case, trainer):
+    built = trainer(GRPOTrainer, loss_type="dapo", beta=0.0, epsilon=0.05, epsilon_high=0.25)
+    inputs = scored(built, case)
+    loss, gradients, _, found = ours(
+        case, our_advantages(case, "grpo"), algorithm="grpo", clip_range=0.05, clip_range_high=0.25
+    )
+    assert_same((loss, gradients), theirs(built, inputs))
+    assert_clipped_as_trl(found, built)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_gspos_loss_and_gradient_are_trls_own(case, trainer, loss_type):
+    """The ratio is an answer's geometric mean, and its bounds are narrow."""
+    built = trainer(
+        GRPOTrainer,
+        loss_type=loss_type,
+        beta=0.0,
+        importance_sampling_level="sequence",
+        epsilon=0.003,
+        epsilon_high=0.006,
+    )
+    inputs = scored(built, case)
+    loss, gradients, _, found = ours(
+        case,
+        our_advantages(case, "grpo"),
+        algorithm="grpo",
+        loss_type=loss_type,
+        ratio="sequence",
+        clip_range=0.003,
+        clip_range_high=0.006,
+    )
+    assert_same((loss, gradients), theirs(built, inputs))
+    assert_clipped_as_trl(found, built)
+
+
+def test_gspo_counts_answers_unless_told_otherwise():
+    assert RlafSettings(**TINY.model_dump(), algorithm="grpo", ratio="sequence").token_weights == "grpo"
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_cispos_loss_and_gradient_are_trls_own(case, trainer, beta):
+    """TRL's epsilon_high is the cap itself, ours how far it is above 1."""
+    built = trainer(GRPOTrainer, loss_type="cispo", beta=beta, epsilon_high=1.1)
+    inputs = scored(built, case)
+    loss, gradients, _, found = ours(
+        case, our_advantages(case, "grpo"), beta, algorithm="grpo", loss="cispo", clip_range_high=0.1
+    )
+    assert_same((loss, gradients), theirs(built, inputs))
+    # TRL counts those with a positive advantage alone, but caps all.
+    [share] = built._metrics["train"]["cispo_clip_ratio"]
+    assert 0 < share < found["capped_fraction"] < 1
+    assert "clip_fraction" not in found
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_the_bonus_for_entropy_is_trls_own(case, trainer, loss_type):
+    built = trainer(GRPOTrainer, loss_type=loss_type, beta=0.0, entropy_coef=0.2)
+    inputs = scored(built, case)
+    loss, gradients, _, found = ours(
+        case, our_advantages(case, "grpo"), algorithm="grpo", loss_type=loss_type, entropy_coef=0.2
+    )
+    assert_same((loss + 0.2 * found["entropy_loss"], gradients), theirs(built, inputs))
+    plain, _, _, without = ours(case, our_advantages(case, "grpo"), algorithm="grpo", loss_type=loss_type)
+    assert (plain, "entropy_loss" in without) == (pytest.approx(loss), False)
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_minibatch_of_grpo_counts_what_it_counts_in_trl(case, trainer, loss_type):
     """Two optimizer steps on one batch of answers: dapo's average is over the tokens of both."""

@@ -102,6 +102,19 @@ def test_what_a_reward_that_differs_between_prompts_alone_teaches(compares, coef
     assert doubts == {"constant_reward": f"constant reward: within every group all answers got the same{said}"}
 
 
+@pytest.mark.parametrize(
+    ("rounds", "said"), [(0, None), (3, "equal rewards: in 50% of the groups"), (1, "after 1 rounds")]
+)
+def test_groups_that_are_equal_although_they_were_drawn_again(rounds, said):
+    found = replace(rollouts(CALM, toxicity=[0.25, 0.25, 0.5, 0.75]), group=torch.tensor([0, 0, 1, 1]))
+    doubts = doubts_about(found, 0.3, ASKED, [], compares_answers=True, rounds=rounds)
+    assert list(doubts) == ([] if said is None else ["equal_rewards"])
+    assert said is None or said in doubts["equal_rewards"]
+    # Where none has a spread, one warning is enough.
+    none = replace(found, rewards=torch.tensor([0.5, 0.5, 0.1, 0.1]))
+    assert list(doubts_about(none, 0.3, ASKED, [], compares_answers=True, rounds=rounds)) == ["constant_reward"]
+
+
 def test_a_reward_that_never_differs():
     found = doubts_about(rollouts(CALM, toxicity=[0.25] * 4), 0.3, ASKED, [])
     assert found == {"constant_reward": "constant reward: all 4 answers got 0.750"}

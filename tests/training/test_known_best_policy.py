@@ -163,6 +163,9 @@ def chosen_settings(model: Path, algorithm: str, **changes) -> RlafSettings:
         ("grpo", {"samples": 16, "learning_rate": 5e-3, "steps": 200, "kl": {"coef": 2.0}}),
         ("dr_grpo", {"samples": 16}),
         ("rloo", {"samples": 16}),
+        ("dr_grpo", {"samples": 16, "loss": "cispo"}),
+        ("dr_grpo", {"samples": 16, "ratio": "sequence", "loss_type": "dr_grpo", "learning_rate": 5e-3, "steps": 220}),
+        pytest.param("dr_grpo", {"samples": 16, "schedule": {"kind": "cosine", "warmup_steps": 5}}, marks=MORE),
         pytest.param("dr_grpo", {"samples": 16, "kl": {"penalty": "k1", "coef": BETA}}, marks=MORE),
         pytest.param(
             "dr_grpo",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from rewardlm.config import KlSettings, LoraSettings, ModelSettings, RlafSettings
 from rewardlm.errors import ConfigError, TrainingError
@@ -119,7 +120,7 @@ def critic(case, request):
 
 
 def gradients(case: Case, chosen: RlafSettings) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    importance = importance_weights(chosen, case.rollouts, per_answer=chosen.ratio_of == "answer")
+    importance = importance_weights(chosen, case.rollouts, per_answer=chosen.per_answer)
     losses = update(case.learner, chosen, replace(case.batch, importance=importance), step=0)
     return losses, {name: p.grad.clone() for name, p in named(case) if p.grad is not None}
 
@@ -133,7 +134,7 @@ def named(case: Case) -> list[tuple[str, torch.nn.Parameter]]:
 def one_batch(budget: int = 10**6, **changes) -> RlafSettings:
     # Two epochs, both of the same policy: a step's only update would take itself for the old policy.
     chosen = {"ppo_epochs": 2, "minibatches": 1, "max_grad_norm": 1e9, "value_clip_range": 0.2, **changes}
-    if chosen.get("ratio") == "answer":
+    if chosen.get("ratio") in ("answer", "sequence"):
         chosen["algorithm"] = "rloo"  # with ppo's advantages, which differ by token, it is refused
     return settings(micro_batch_tokens=budget, **chosen)
 
@@ -159,7 +160,8 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
             "dapo": chosen.minibatches / step_tokens,
             "grpo": 1 / n_answers / len(response),
             "dr_grpo": 1 / n_answers / LIMIT,
-        }.get(chosen.loss_type or "bnpo")
+        }.get(chosen.loss_type or ("grpo" if chosen.ratio == "sequence" else "bnpo"))
+        low, high = 1 - chosen.clip_range, 1 + (chosen.clip_range_high or chosen.clip_range)
         if chosen.ratio == "answer":
             share = 1 / n_answers
         tokens = []
@@ -178,6 +180,10 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
                 "full": sum_of_products(logprobs, referred[at]),
             }[chosen.kl_penalty]
             tokens.append((logprobs[token] - old, old - drawn, case.advantages[row, t], kl))
+            total = total - chosen.entropy_coef * entropy_by_loop(logprobs) / n_tokens
+            if chosen.loss == "cispo":
+                ratio = min(high, math.exp(float((logprobs[token] - old).detach())))
+                total = total - share * ratio * case.advantages[row, t] * logprobs[token]
             if found.value_head is not None:
                 total = total + critic_term(case, chosen, ids, at, row, t) / n_tokens
         corrected = chosen.generation.temperature != 1
@@ -185,18 +191,31 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
             ratio = sum(change for change, *_ in tokens).exp()
             weight = min(2.0, math.exp(sum(float(gap) for _, gap, *_ in tokens))) if corrected else 1.0
             advantage = tokens[0][2]
-            total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
             # The exact sum over the vocabulary is the same whichever token was drawn.
             total = total + share * (1.0 if chosen.kl_penalty == "full" else weight) * 0.7 * sum(
                 kl for *_, kl in tokens
             )
             continue
+        if chosen.ratio == "sequence":
+            # Of the answer's share, which is 1 / B where tokens count 1 / (B·|o|).
+            ratio = (sum(change for change, *_ in tokens) / len(tokens)).exp()
+            weight = min(2.0, math.exp(sum(float(gap) for _, gap, *_ in tokens))) if corrected else 1.0
+            clipped = torch.min(ratio * tokens[0][2], ratio.clamp(low, high) * tokens[0][2])
+            total = total - share * len(tokens) * weight * clipped
+            total = total + share * weight * 0.7 * sum(kl for *_, kl in tokens)
+            continue
         for change, gap, advantage, kl in tokens:
             ratio, weight = change.exp(), min(2.0, math.exp(float(gap))) if corrected else 1.0
-            total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            if chosen.loss == "ppo":
+                total = total - share * weight * torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
             weight = 1.0 if chosen.kl_penalty == "full" else weight
             total = total + share * weight * 0.7 * kl
     return total
+
+
+def entropy_by_loop(logprobs: torch.Tensor) -> torch.Tensor:
+    return -sum(logprobs[v].exp() * logprobs[v] for v in range(len(logprobs)))
 
 
 def sum_of_products(logprobs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -223,6 +242,7 @@ def assert_as_plain(case: Case, chosen: RlafSettings) -> None:
     wanted = plain_loss(case, chosen)
     wanted.backward()
     whole = losses["policy_loss"] + losses.get("value_loss", 0) + 0.7 * losses.get("kl_loss", 0)
+    whole += chosen.entropy_coef * losses.get("entropy_loss", 0)
     assert whole == pytest.approx(wanted.item(), rel=1e-4)
     expected = {name: parameter.grad for name, parameter in named(case) if parameter.grad is not None}
     assert sum(bool(gradient.any()) for gradient in expected.values()) > 10
@@ -255,6 +275,51 @@ def test_tokens_count_as_the_loss_type_says(case, loss_type):
 @pytest.mark.parametrize("ratio", ["token", "answer"])
 def test_the_kl_may_be_a_loss_of_its_own(case, penalty, ratio):
     assert_as_plain(case, one_batch(kl={"penalty": penalty}, ratio=ratio))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_range_high": 0.05},
+        {"loss": "cispo", "clip_range_high": 0.05},
+        {"loss": "cispo", "loss_type": "grpo", "kl": {"penalty": "k3"}},
+        {"ratio": "sequence", "clip_range": 0.1, "clip_range_high": 0.02},
+        {"ratio": "sequence", "loss_type": "dapo", "kl": {"penalty": "k3"}},
+        {"ratio": "sequence", "generation": {"temperature": 0.7}},
+        {"entropy_coef": 0.3},
+        {"entropy_coef": 0.3, "loss_type": "grpo", "kl": {"penalty": "full"}},
+    ],
+    ids=str,
+)
+def test_other_losses_are_those_of_a_plain_forward_pass_row_by_row(case, changes):
+    assert_as_plain(case, one_batch(**changes))
+
+
+@pytest.mark.slow
+def test_a_bonus_for_entropy_is_the_same_in_microbatches_and_with_recomputed_layers(case):
+    whole_losses, whole = gradients(case, one_batch(entropy_coef=0.5))
+    for changes in ({"budget": 20}, {"budget": 45, "gradient_checkpointing": True}):
+        losses, parts = gradients(case, one_batch(entropy_coef=0.5, **changes))
+        assert losses == pytest.approx(whole_losses, rel=1e-4, abs=1e-5)
+        assert_same(parts, whole)
+
+
+def test_without_a_bonus_the_entropy_has_no_gradient_and_costs_no_second_pass_of_the_head(case):
+    rollouts, lm = case.rollouts, case.learner.policy.causal_lm
+    passes = []
+    handle = lm.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    try:
+        for wanted in (False, True):
+            stats = forward_rows(lm, rollouts.prompts, rollouts.responses, range(7), entropy_gradient=wanted)
+            assert stats.entropy.requires_grad == wanted
+            torch.testing.assert_close(stats.entropy, rollouts.entropy[rollouts.response_mask], atol=1e-4, rtol=1e-4)
+            (stats.logprobs.sum() + (stats.entropy.sum() if wanted else 0)).backward()
+            # The frozen head's weights are used as they are; the bonus runs the module, and again in the backward pass.
+            assert len(passes) == (2 if wanted else 0)
+    finally:
+        handle.remove()
+        case.learner.optimizer.zero_grad()
 
 
 @pytest.mark.slow
@@ -376,6 +441,37 @@ def test_the_critics_adapter_learns_at_the_critics_rate():
     assert len(rates) == len(adapter_parameters(policy.model)) + len(made.critic_parameters())
     assert {rates[id(p)] for p in made.critic_parameters()} == {1e-2}
     assert {rates[id(p)] for p in adapter_parameters(policy.model)} == {1e-4}
+
+
+@pytest.mark.parametrize(("end", "warm_up"), [(0.0, 0), (0.0, 5), (0.1, 3)])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_schedule_falls_as_transformers_does_and_rises_in_equal_parts(kind, end, warm_up):
+    chosen = settings(steps=20, schedule={"kind": kind, "warmup_steps": warm_up, "end": end})
+    rates = [chosen.rate_at(step) for step in range(20)]
+    assert rates[:warm_up] == pytest.approx([(step + 1) / (warm_up + 1) for step in range(warm_up)])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    build = get_cosine_schedule_with_warmup if kind == "cosine" else get_linear_schedule_with_warmup
+    theirs = build(optimizer, warm_up, 20).lr_lambdas[0]
+    for step in range(warm_up, 20):
+        assert rates[step] == pytest.approx(end + (1 - end) * theirs(step))
+    assert rates[warm_up] == 1
+
+
+def test_a_schedule_of_its_own_length_keeps_its_last_rate():
+    chosen = settings(steps=30, schedule={"kind": "linear", "steps": 10, "end": 0.2})
+    assert [chosen.rate_at(step) for step in (0, 5, 10, 29)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert {settings(steps=30).rate_at(step) for step in range(30)} == {1.0}
+
+
+def test_policy_and_critic_follow_the_schedule(case):
+    made = make_learner(load_policy(ModelSettings(**TINY)), settings(critic="own", learning_rate=1e-4))
+    chosen = settings(steps=10, schedule={"kind": "linear"})
+    for step in (4, 5):  # from the peak each time, and not from the last rate
+        made.follow(chosen, step)
+        assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx(
+            [(1 - step / 10) * peak for peak in (1e-4, 1e-3, 1e-3)]
+        )
+    assert made.learning_rate == pytest.approx(0.5e-4)
 
 
 # Log-probabilities and values before the update ---------------------------------------------------------------------

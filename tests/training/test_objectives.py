@@ -9,6 +9,7 @@ import torch
 
 from rewardlm.training.objectives import (
     answer_weights,
+    cispo_loss,
     importance,
     kl_k1,
     kl_k3,
@@ -148,6 +149,41 @@ def test_policy_loss_sums_over_tokens_times_what_each_counts():
 
 
 @pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.25, 2.0, -2.5, False),  # beyond 1.2, but within 1.28
+        (1.5, 2.0, -2.56, True),  # stops at 1.28
+        (0.75, -1.0, 0.8, True),  # below, it stops at 0.8 as ever
+        (0.75, 1.0, -0.75, False),
+    ],
+)
+def test_the_upper_bound_may_be_another_than_the_lower(ratio, advantage, loss, clipped):
+    logprobs = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    old, advantages = torch.zeros(1, dtype=torch.float64), torch.tensor([advantage]).double()
+    value, sums = policy_loss(logprobs, old, advantages, 0.2, 1, clip_range_high=0.28)
+    (gradient,) = torch.autograd.grad(value, logprobs)
+    assert value.item() == pytest.approx(loss)
+    assert float(gradient) == pytest.approx(0 if clipped else loss)
+    assert int(sums["clipped"]) == clipped
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight"),
+    [(1.1, 2.0, 1.1), (1.5, 2.0, 1.2), (1.5, -1.0, 1.2), (0.1, 2.0, 0.1), (0.1, -1.0, 0.1)],
+)
+def test_cispo_by_hand(ratio, advantage, weight):
+    """-min(ratio, 1.2)·A·log p, with a gradient of that weight whatever the sign, beyond the cap too."""
+    logprobs = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([-2.0 - math.log(ratio)], dtype=torch.float64)
+    value, sums = cispo_loss(logprobs, old, torch.tensor([advantage]).double(), 0.2, 0.5)
+    (gradient,) = torch.autograd.grad(value, logprobs)
+    assert value.item() == pytest.approx(0.5 * weight * advantage * 2.0)
+    assert float(gradient) == pytest.approx(-0.5 * weight * advantage)
+    assert float(sums["ratio"]) == pytest.approx(ratio)
+    assert (int(sums["clipped"]), int(sums["n"])) == (ratio > 1.2, 1)
+
+
+@pytest.mark.parametrize(
     ("value", "target", "loss", "slope"),
     [
         # old value 1.0, clip ±0.2
@@ -221,6 +257,19 @@ def test_the_ratio_of_whole_answers_by_hand():
     )
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert gradient.tolist() == pytest.approx([-1, -1, 0.5])  # on policy: -weight · advantage for every token
+
+
+def test_the_geometric_mean_of_an_answers_ratios_by_hand():
+    # Ratios 1.1·1.2 and 0.5: their roots are √1.32 = 1.1489 and 0.5; a token weighs a quarter.
+    logprobs = torch.tensor([1.1, 1.2, 0.5]).log().double().requires_grad_()
+    old, advantages = torch.zeros(3).double(), torch.tensor([2.0, 2.0, 1.0]).double()
+    weights = torch.full((3,), 0.25).double()
+    loss, sums = policy_loss(logprobs, old, advantages, 0.2, weights, lengths=[2, 1], geometric=True)
+    assert loss.item() == pytest.approx(-(0.5 * 2 * math.sqrt(1.32) + 0.25 * 0.5))
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.tolist() == pytest.approx([-0.25 * 2 * math.sqrt(1.32)] * 2 + [-0.25 * 0.5])
+    assert (int(sums["clipped"]), int(sums["n"])) == (0, 2)
+    assert float(sums["ratio"]) == pytest.approx(math.sqrt(1.32) + 0.5)
 
 
 @pytest.mark.parametrize("per_answer", [False, True])

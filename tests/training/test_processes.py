@@ -80,6 +80,21 @@ VARIANTS = {
         "--minibatches",
         "2",
     ],
+    "dynamic": [
+        "--algorithm",
+        "grpo",
+        "--reward",
+        "own_rewards:coarse",
+        "--samples",
+        "2",
+        "dynamic_sampling=2",
+        "kl.reference_every=1",
+        "kl.reference_mix=0.5",
+        "entropy_coef=0.01",
+        "loss=cispo",
+        "--schedule",
+        "linear",
+    ],
     "quantised": ["--algorithm", "grpo", "--reward", "lexical", "--kl-penalty", "k3", "--load", "4bit"],
 }
 
@@ -94,6 +109,8 @@ def folder(tmp_path_factory) -> Path:
         "    return any(word in text for word in ('stupid', 'trash', 'moron'))\n"
         "def short(texts):\n"
         "    return [0.9 if rude(t) else max(0.05, 0.8 - len(t) / 60) for t in texts]\n"
+        "def coarse(texts):\n"
+        "    return [0.9 if rude(t) else 0.1 + 0.3 * (len(t) % 2) for t in texts]\n"
         "def fails_in_one(texts):\n"
         "    from rewardlm.errors import ScorerError\n"
         "    if os.environ['RANK'] == '1' and not any('taxes' in t for t in texts):\n"
@@ -114,6 +131,8 @@ def folder(tmp_path_factory) -> Path:
         ("ppo", "two", ["shard=true", "micro_batch_tokens=64"]),
         ("grpo", "two", ["shard=true", "micro_batch_tokens=200"]),
         ("rloo", "accelerate", ["shard=true"]),
+        ("dynamic", "two", []),
+        ("dynamic", "two", ["shard=true"]),
         ("quantised", "two", []),
     ],
 )
@@ -136,11 +155,15 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
         "ppo": ["value_loss"],
         "grpo": ["kl_loss", "disagreement"],
         "rloo": ["kl_loss", "sampling_gap"],
+        "dynamic": ["kl_origin", "entropy_loss", "capped_fraction", "learning_rate"],
         "quantised": ["kl_loss"],
     }[name]
     for mine, theirs in zip(alone, together, strict=True):
         for number in numbers:
             assert theirs[number] == pytest.approx(mine[number], rel=2e-3, abs=2e-4), (mine["step"], number)
+    if name == "dynamic":
+        assert [line["redrawn_groups"] for line in together] == [line["redrawn_groups"] for line in alone]
+        assert any(len(line["redrawn_groups"]) == 2 for line in alone)
     # The very same texts, in the same order.
     texts = [[sample["response"] for sample in found.read("samples")] for found in runs]
     assert texts[0] == texts[1]

@@ -23,8 +23,9 @@ from rewardlm.runs import Run
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training import guards, judged_run, learner, rlaf
 from rewardlm.training.judged_run import witnesses
+from rewardlm.training.prompt_order import PromptOrder
 from rewardlm.training.rewards import BatchRewards
-from rewardlm.training.rlaf import prompt_order, train
+from rewardlm.training.rlaf import train
 from rewardlm.training.rollouts import Draft, Rollouts
 
 TINY = {"model": "tiny", "device": "cpu", "dtype": "float32"}
@@ -349,14 +350,14 @@ def test_what_is_cut_is_said_and_recorded(tmp_path, monkeypatch):
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "word " * 50}, {"prompt": "hi"}, {"prompt": "longer " * 40}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    load = judged_run.load_scorer
+    load = judged_run.load_reward
 
     def short_sighted(name, **more):
         scorer = load(name, **more)
         scorer.cuts = lambda texts: [len(text) > 5 for text in texts]
         return scorer
 
-    monkeypatch.setattr(judged_run, "load_scorer", short_sighted)
+    monkeypatch.setattr(judged_run, "load_reward", short_sighted)
     drawn, said = [], []
     draw = rlaf.sample
     monkeypatch.setattr(rlaf, "sample", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
@@ -413,15 +414,21 @@ def _rollouts(
 
 
 def test_prompts_are_drawn_in_whole_epochs():
-    drawn = [i for step in range(7) for i in prompt_order(5, 3, 0, step)]
+    order = PromptOrder(5, per_step=3, seed=0)
+    drawn = [i for _ in range(7) for i in order.take(3)]
     for epoch in range(4):
         assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
-    assert prompt_order(5, 3, 0, 4) == drawn[12:15]
-    assert len(prompt_order(2, 7, 0, 0)) == 7
+    order.begin(4)
+    assert order.take(3) == drawn[12:15]
+    # Where steps took more than their own, a checkpoint says how many.
+    order.begin(2, 11)
+    assert order.take(4) == drawn[11:15]
+    assert len(PromptOrder(2, per_step=7, seed=0).take(7)) == 7
 
 
 def test_every_epoch_and_every_seed_draw_the_prompts_in_another_order():
-    orders = [tuple(prompt_order(40, 40, seed, epoch)) for seed in range(3) for epoch in range(4)]
+    ordered = [PromptOrder(40, per_step=40, seed=seed) for seed in range(3)]
+    orders = [tuple(order.take(40)) for order in ordered for _ in range(4)]
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert len({*orders, tuple(range(40))}) == 13
 
@@ -584,6 +591,20 @@ def test_a_run_records_what_the_penalty_is_and_goes_on(tmp_path, algorithm):
     assert gone_on.meta["settings"]["steps"] == 2  # what may change is recorded as it is now
     with pytest.raises(RunError, match=r"kl\.penalty was 'k3', now 'k1'"):
         train(settings(steps=3, algorithm=algorithm, kl={"penalty": "k1"}), run.path)
+
+
+@pytest.mark.slow
+def test_a_run_from_before_a_setting_existed_goes_on_unless_it_is_given(tmp_path):
+    run = train(settings(steps=1), tmp_path / "run")
+    meta = json.loads((run.path / "run.json").read_text())
+    for name in ("entropy_coef", "schedule", "rollout", "dynamic_sampling", "loss", "clip_range_high"):
+        del meta["settings"][name]
+    for name in ("reference_every", "reference_mix"):
+        del meta["settings"]["kl"][name]
+    (run.path / "run.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match=r"entropy_coef was 0\.0, now 0\.1"):
+        train(settings(steps=2, entropy_coef=0.1), run.path)
+    assert len(metrics(train(settings(steps=2), run.path))) == 2
 
 
 @pytest.mark.parametrize(

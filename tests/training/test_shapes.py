@@ -87,6 +87,12 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
         (numbers(N), numbers(N), numbers(N), 0.2, numbers(N)),
         {"lengths": [3, 1, 4]},
     ),
+    "policy_loss of geometric means": (
+        objectives.policy_loss,
+        (numbers(N), numbers(N), numbers(N), 0.2, numbers(N)),
+        {"lengths": [3, 1, 4], "geometric": True, "clip_range_high": 0.3},
+    ),
+    "cispo_loss": (objectives.cispo_loss, (numbers(N), numbers(N), numbers(N), 0.2, numbers(N)), {}),
     "value_loss": (objectives.value_loss, (numbers(N), numbers(N), numbers(N), 0.2, 8), {}),
     "charge_empty_answers": (
         advantages.charge_empty_answers,
@@ -147,8 +153,9 @@ def test_every_estimator_gives_a_number_for_every_token(algorithm: str) -> None:
         {"algorithm": "ppo", "critic": "own", "generation": {"temperature": 0.7}},
         {"algorithm": "grpo", "kl": {"penalty": "full"}},
         {"algorithm": "rloo"},
+        {"algorithm": "grpo", "kl": {"reference_every": 1}, "loss": "cispo", "entropy_coef": 0.1},
     ],
-    ids=["ppo", "own critic, off-policy", "grpo, full KL", "rloo"],
+    ids=["ppo", "own critic, off-policy", "grpo, full KL", "rloo", "moving reference"],
 )
 def test_what_a_step_hands_on_has_the_shapes_of_its_fields(tmp_path, monkeypatch, changes: dict[str, Any]) -> None:
     seen: dict[str, list[Any]] = {}

@@ -35,6 +35,7 @@ Doubt = Literal[
     "clipped",
     "uneven_weights",
     "truncated",
+    "equal_rewards",
     "reward_hacking",
     "witness_failed",
 ]
@@ -70,7 +71,7 @@ class TermSettings(Section):
         None,
         ge=0,
         description="Weight of the probability that the answer is a counter-narrative. By default 2, or 0 if all "
-        "judges are functions of your own.",
+        "judges are functions of your own or counter_narrative_judge is one of them.",
     )
     counter_narrative_judge: str = Field(
         "starter_pairs",
@@ -160,7 +161,12 @@ class RewardedSettings(TrainingSettings):
     limit: Annotated[int | None, Flag()] = Field(
         None, ge=1, description="A seeded sample of this many prompts; by default all."
     )
-    reward: Annotated[Names, Flag()] = Field(["starter"], description="The judges that reward, named as for scorer.")
+    reward: Annotated[Names, Flag()] = Field(
+        ["starter"],
+        description="The judges that reward, named as for scorer, or judges of pairs: starter_pairs or a folder of "
+        "judge train-pairs, with #counter-narrative, which is rewarded and meant without a name, or #agreement, which "
+        "is punished.",
+    )
     max_new_tokens: Annotated[int, Flag()] = Field(MAX_NEW_TOKENS, ge=1, description="Longest answer, in tokens.")
     max_prompt_tokens: int = Field(
         512, ge=8, description="Longest prompt, in tokens; a longer one loses its oldest turns, or its beginning."
@@ -190,7 +196,9 @@ class RewardedSettings(TrainingSettings):
         """
         own = all(is_function_name(name) for name in self.reward)
         terms = self.rewards.terms
-        usual = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 2.0}
+        # Nor is one judge of counter-narratives paid twice, unless that is asked for.
+        twice = any(name.partition("#")[0] == terms.counter_narrative_judge for name in self.reward)
+        usual = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 0.0 if twice else 2.0}
         given = {name: getattr(terms, name) for name in usual}
         paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
         transform = self.rewards.transform or ("probability" if own else "logit")

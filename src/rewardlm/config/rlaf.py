@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from rewardlm.config.fields import Depends, Flag, is_function_name
 from rewardlm.config.model import GenerationSettings
 from rewardlm.config.rewards import RewardedSettings
 from rewardlm.config.section import Section
+from rewardlm.config.services import RolloutSettings
 from rewardlm.errors import did_you_mean
 
 
@@ -38,13 +40,58 @@ class KlSettings(Section):
         "by default the weight stays fixed.",
     )
     horizon: int = Field(1_000, ge=1, description="Answers in which the weight changes by a fifth, far off the target.")
-    max: float = Field(200.0, gt=0, description="KL per answer, in nats, above which the run ends.")
+    max: float = Field(
+        200.0,
+        gt=0,
+        description="KL per answer, in nats, above which the run ends; always that to the reference of the first step.",
+    )
+    reference_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps after which the reference follows the policy, again and again (ref_model_sync_steps in "
+        "TRL); by default it never moves.",
+    )
+    reference_mix: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="How far it follows then: the policy's share in the mean of both (ref_model_mixup_alpha in TRL); "
+        "1 makes it a copy of the policy.",
+    )
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> KlSettings:
         if self.target is not None and self.coef == 0:
             raise ValueError("kl.coef is 0, and a target (--kl-target) multiplies it: begin with a coefficient over 0")
         return self
+
+    @model_validator(mode="after")
+    def _the_reference_that_is_mixed_moves(self) -> KlSettings:
+        if self.reference_mix != 1 and self.reference_every is None:
+            raise ValueError("kl.reference_mix needs kl.reference_every, the steps after which the reference moves")
+        return self
+
+
+class ScheduleSettings(Section):
+    """How the learning rates of policy and critic change from step to step.
+
+    A rate follows from its step and these settings alone. So a run that was killed goes on as it would have. A run that
+    is continued with more ``steps`` follows the longer schedule from there on, unless ``schedule.steps`` fixes its
+    length.
+    """
+
+    kind: Annotated[Literal["constant", "linear", "cosine"], Flag("--schedule")] = Field(
+        "constant",
+        description="The rate after the warm-up: constant, or falling to schedule.end in a line or half a cosine.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate rises to its peak, in equal parts.")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="The schedule's length, warm-up included; by default that of the training (steps). Later steps "
+        "keep the last rate.",
+    )
+    end: float = Field(0.0, ge=0, lt=1, description="What is left of the peak when the schedule ends.")
 
 
 class RlafSettings(RewardedSettings):
@@ -64,14 +111,20 @@ class RlafSettings(RewardedSettings):
         description="trunk is a value head on the policy's own states; own is one on a second adapter that is trained "
         "for it. By default what the algorithm needs.",
     )
+    loss: Literal["ppo", "cispo"] = Field(
+        "ppo",
+        description="ppo is the clipped surrogate. cispo weights each token's log-probability by its ratio, capped and "
+        "taken as a constant, so that no token loses its gradient (MiniMax-M1, 2025).",
+    )
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = Field(
         None,
         description="How much a token counts in the loss, named as in TRL; by default bnpo for ppo, dr_grpo for "
-        "dr_grpo, dapo for the others. Not for rloo, which counts answers.",
+        "dr_grpo, grpo if ratio is sequence, dapo for the others. Not for rloo, which counts answers.",
     )
-    ratio: Literal["token", "answer"] | None = Field(
+    ratio: Literal["token", "answer", "sequence"] | None = Field(
         None,
-        description="Whether PPO's ratio is a token's or a whole answer's; by default answer for rloo, else token.",
+        description="Whether PPO's ratio is a token's, a whole answer's (the product of its tokens'), or the geometric "
+        "mean of its tokens' (sequence, as in GSPO; Zheng et al. 2025); by default answer for rloo, else token.",
     )
     steps: Annotated[int, Flag()] = Field(60, ge=1, description="Steps of a rollout and its update.")
     batch_size: Annotated[int, Flag()] = Field(32, ge=1, description="Answers per step.")
@@ -90,8 +143,27 @@ class RlafSettings(RewardedSettings):
         description="The policy's; 0.001 if the ratio is an answer's and a step has one update (rloo).",
     )
     value_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the critic, with its adapter.")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="How the learning rates change.")
     clip_range: float = Field(
         0.2, gt=0, description="PPO's epsilon: how far the ratio may be from 1 (Schulman et al. 2017, equation 7)."
+    )
+    clip_range_high: float | None = Field(
+        None,
+        gt=0,
+        description="How far the ratio may be above 1, if not as far as below (DAPO has 0.28; Yu et al. 2025); by "
+        "default clip_range. In cispo the cap is 1 + this.",
+    )
+    entropy_coef: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a bonus in the loss: the exact entropy of the next token, a mean over the minibatch's "
+        "tokens, as in TRL. It runs the head twice.",
+    )
+    dynamic_sampling: int = Field(
+        0,
+        ge=0,
+        description="Rounds in which groups whose answers all earn the same are replaced by answers to the prompts "
+        "that come next (DAPO; Yu et al. 2025, section 3.2). What is left after the last round stays. 0 is none.",
     )
     value_clip_range: float | None = Field(
         None,
@@ -122,6 +194,9 @@ class RlafSettings(RewardedSettings):
     checkpoint_every: int = Field(1, ge=1, description="Steps between two checkpoints.")
     samples_every: int = Field(5, ge=1, description="Steps between two records of answers in samples.jsonl.")
     kl: KlSettings = Field(KlSettings(), description="The penalty for leaving the reference.")
+    rollout: RolloutSettings = Field(
+        RolloutSettings(), description="A server that draws the answers (rollout.url); by default this process does."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -153,8 +228,34 @@ class RlafSettings(RewardedSettings):
         return "trunk" if self.critic is None and self.algorithm == "ppo" else self.critic
 
     @property
-    def ratio_of(self) -> Literal["token", "answer"]:
+    def ratio_of(self) -> Literal["token", "answer", "sequence"]:
         return self.ratio or ("answer" if self.algorithm == "rloo" else "token")
+
+    @property
+    def per_answer(self) -> bool:
+        """Whether ratio, advantage and importance weight are those of whole answers."""
+        return self.ratio_of != "token"
+
+    @property
+    def highest_clip(self) -> float:
+        """How far a ratio may be above 1."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+    @property
+    def has_constant_rate(self) -> bool:
+        """Whether every step learns at the peak rate."""
+        return self.schedule.kind == "constant" and not self.schedule.warmup_steps
+
+    def rate_at(self, step: int) -> float:
+        """The share of the peak learning rate that step ``step``, counted from 0, learns with."""
+        schedule, length = self.schedule, self.schedule.steps or self.steps
+        if step < schedule.warmup_steps:
+            return (step + 1) / (schedule.warmup_steps + 1)
+        if schedule.kind == "constant":
+            return 1.0
+        done = min(1.0, (step - schedule.warmup_steps) / max(1, length - schedule.warmup_steps))
+        left = 1 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return schedule.end + (1 - schedule.end) * left
 
     @property
     def kl_penalty(self) -> Literal["k1", "k3", "full"]:
@@ -175,12 +276,13 @@ class RlafSettings(RewardedSettings):
         """The ``loss_type`` that is used, by the name that training.objectives.answer_weights knows."""
         if self.ratio_of == "answer":
             return "answers"
-        return self.loss_type or {"ppo": "bnpo", "dr_grpo": "dr_grpo"}.get(self.algorithm, "dapo")
+        usual = {"ppo": "bnpo", "dr_grpo": "dr_grpo"}.get(self.algorithm, "dapo")
+        return self.loss_type or ("grpo" if self.ratio_of == "sequence" else usual)
 
     @property
     def off_policy(self) -> bool:
         """Whether answers are drawn from another distribution than the policy's own."""
-        return self.generation != GenerationSettings()
+        return self.generation != GenerationSettings() or self.rollout.url is not None
 
     def resolved(self) -> RlafSettings:
         """The same settings with what None stands for, as a run records them."""
@@ -219,8 +321,27 @@ class RlafSettings(RewardedSettings):
             )
         if self.critic is not None and self.compares_answers:
             raise ValueError(f"{self.algorithm} has no critic: leave critic out, or use ppo")
-        if self.ratio == "answer" and self.algorithm == "ppo":
-            raise ValueError("ratio=answer needs one advantage per answer, and ppo's differ by token: use rloo")
+        if self.per_answer and self.algorithm == "ppo":
+            use = "rloo" if self.ratio == "answer" else "grpo"
+            raise ValueError(f"ratio={self.ratio} needs one advantage per answer, and ppo's differ by token: use {use}")
+        if self.loss == "cispo" and self.per_answer:
+            raise ValueError(f"loss=cispo weights tokens, but ratio is {self.ratio_of}: use ratio=token")
+        if self.dynamic_sampling and not self.compares_answers:
+            raise ValueError(
+                f"dynamic_sampling replaces groups that can't be compared, and {self.algorithm} compares no answers: "
+                "use grpo, dr_grpo or rloo"
+            )
+        length = self.schedule.steps or self.steps
+        if self.schedule.warmup_steps >= length:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps}, and the schedule has {length} steps: expected "
+                "fewer"
+            )
+        if self.schedule.kind != "constant" and not self.schedule.end and self.steps > length:
+            raise ValueError(
+                f"the schedule ends at 0 after {length} steps (schedule.steps), and {self.steps} are asked for: the "
+                "rest would learn nothing; set schedule.end over 0 or leave schedule.steps out"
+            )
         if self.ratio_of == "answer" and self.loss_type is not None:
             raise ValueError(
                 "loss_type weights tokens, but the ratio is that of whole answers: leave one of the two out"
@@ -229,6 +350,11 @@ class RlafSettings(RewardedSettings):
             raise ValueError(
                 "gamma under 1 discounts what an answer earns at its end, but an empty answer ends at once: set what "
                 "it earns (rewards.empty)"
+            )
+        if self.rollout.url is not None and self.generation != GenerationSettings():
+            raise ValueError(
+                "a server's log-probabilities (rollout.url) are those before temperature and truncation: leave the "
+                "settings of generation out"
             )
         if self.generation.temperature == 0:
             raise ValueError("generation.temperature is 0, but RL learns from answers that vary: set it above 0")

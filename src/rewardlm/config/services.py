@@ -81,6 +81,19 @@ class ServerSettings(ServiceSettings):
     )
 
 
+class RolloutSettings(ServiceSettings):
+    """The server that draws the rollouts of ``rlaf``, if there is one: vLLM, which must be able to read the run's
+    folder. docs/rlaf.md says how to start it.
+    """
+
+    sync_every: int = Field(
+        1,
+        ge=1,
+        description="Steps after which the server gets the adapter as it is then. More make answers older, and their "
+        "weights uneven.",
+    )
+
+
 class PerspectiveSettings(ServiceSettings):
     """The judge ``perspective``, Google's Perspective API. Without a ``url`` it is $REWARDLM_PERSPECTIVE_URL, else
     Google's.
@@ -170,5 +183,5 @@ def how_asked(settings: Mapping[str, Any]) -> list[str]:
         key
         for key in flatten(settings)
         # In an experiment they are in its stages.
-        if {"server", "services"} & set(key.split(".")[:2]) and key.rpartition(".")[2] in _HOW_ASKED
+        if {"server", "services", "rollout"} & set(key.split(".")[:2]) and key.rpartition(".")[2] in _HOW_ASKED
     ]

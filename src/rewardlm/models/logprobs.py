@@ -34,7 +34,8 @@ class TokenStats:
     """For N response tokens, row after row; ``hidden`` is the state that each was predicted from.
 
     ``likeliest``: whether no other token was likelier. ``kl``: the exact divergence of the next-token distributions,
-    where others were given to compare with.
+    where others were given to compare with. Log-probabilities and ``kl`` carry a gradient; ``entropy`` does where that
+    was asked for.
     """
 
     logprobs: Float[Tensor, "N"]
@@ -133,14 +134,16 @@ def token_stats(
     chunk: int = 128,
     kl_to: Float[Tensor, "N H"] | None = None,
     kl_from: Float[Tensor, "N H"] | None = None,
+    entropy_gradient: bool = False,
     recompute: bool = False,
 ) -> TokenStats:
     """Log-probability, entropy and predicting hidden state of every response token.
 
     The head runs on response positions alone, ``chunk`` at a time, in float32 from log-sum-exp on, so the [tokens,
     vocabulary] tensor never stands in memory whole. Nor is it computed twice: with a frozen head, the forward pass also
-    finds the gradients, while the chunk's probabilities are there. Only where a divergence or the head itself has a
-    gradient does the backward pass compute a chunk's logits again. Temperature is 1.
+    finds the gradients, while the chunk's probabilities are there. Only where a divergence, the entropy
+    (``entropy_gradient``) or the head itself has a gradient does the backward pass compute a chunk's logits again.
+    Temperature is 1.
 
     Given another model's states of the same tokens, ``kl`` is a divergence over the vocabulary:
     KL(this ‖ other) for ``kl_to``, KL(other ‖ this) for ``kl_from``. Both models must share their head.
@@ -150,7 +153,7 @@ def token_stats(
     predicted_from = response_states(causal_lm, packed, recompute=recompute)
     targets = packed.tokens[packed.response_mask]
     differentiated = torch.is_grad_enabled() and predicted_from.requires_grad
-    if kl_to is None and _is_frozen_linear(head) and (kl_from is None or not differentiated):
+    if kl_to is None and _is_frozen_linear(head) and not (differentiated and (kl_from is not None or entropy_gradient)):
         logprobs, entropy, likeliest, kl = frozen_head_stats(head, predicted_from, targets, chunk, kl_from)
         return TokenStats(logprobs, entropy, likeliest, predicted_from, kl)
     parts = []
@@ -162,6 +165,7 @@ def token_stats(
             targets[piece],
             None if kl_to is None else kl_to[piece],
             None if kl_from is None else kl_from[piece],
+            entropy_gradient,
         )
         if torch.is_grad_enabled():
             parts.append(checkpoint(_head_stats, *arguments, use_reentrant=False))
@@ -289,11 +293,12 @@ def forward_rows(
     *,
     kl_to: Sequence[Float[Tensor, "R H"]] | None = None,
     kl_from: Sequence[Float[Tensor, "R H"]] | None = None,
+    entropy_gradient: bool = False,
     recompute: bool = False,
 ) -> TokenStats:
     """Token statistics of some rows, flat in the order of ``rows``, answer after answer.
 
-    ``kl_to`` and ``kl_from`` as in ``token_stats``, but for all rows, a tensor each; ``recompute`` as there.
+    ``kl_to`` and ``kl_from`` as in ``token_stats``, but for all rows, a tensor each; the rest as there.
     """
     device = next(causal_lm.parameters()).device
 
@@ -301,7 +306,14 @@ def forward_rows(
         return None if states is None else torch.cat([states[row] for row in rows]).to(device)
 
     packed = _packed(causal_lm, prompts, responses, rows, recompute)
-    return token_stats(causal_lm, packed, kl_to=flat(kl_to), kl_from=flat(kl_from), recompute=recompute)
+    return token_stats(
+        causal_lm,
+        packed,
+        kl_to=flat(kl_to),
+        kl_from=flat(kl_from),
+        entropy_gradient=entropy_gradient,
+        recompute=recompute,
+    )
 
 
 def hidden_rows(
@@ -480,17 +492,23 @@ class _FrozenHeadStats(torch.autograd.Function):
 
 
 def _head_stats(
-    head: Any, hidden: Tensor, targets: Tensor, kl_to: Tensor | None, kl_from: Tensor | None
+    head: Any,
+    hidden: Tensor,
+    targets: Tensor,
+    kl_to: Tensor | None,
+    kl_from: Tensor | None,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies, whether a token is the likeliest, and divergences, for a chunk of N tokens whose
     logits are all in memory."""
     logits = head(hidden).float()
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_normaliser
-    # H = log Z - E[logit], without a second [tokens, vocabulary] tensor of log-probabilities. It is only watched, so
+    # H = log Z - E[logit], without a second [tokens, vocabulary] tensor of log-probabilities. Where it is only watched,
     # it carries no gradient.
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+    with torch.no_grad():
         likeliest = logits.gather(-1, targets[:, None]).squeeze(-1) == logits.amax(-1)
         other = kl_from if kl_to is None else kl_to
         other_logits = None if other is None else head(other.to(hidden.dtype)).float()

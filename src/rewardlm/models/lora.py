@@ -30,7 +30,7 @@ from rewardlm.config import LoraSettings
 from rewardlm.errors import ModelError
 from rewardlm.models.load import Policy
 
-POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
+POLICY, REFERENCE, CRITIC, ORIGIN = "default", "reference", "critic", "origin"
 
 
 def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
@@ -44,6 +44,12 @@ def add_lora(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
 def add_critic(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
     """Put a second, trainable adapter beside the policy's, for a critic that has features of its own."""
     _add_fresh(policy, CRITIC, settings, seed)
+    policy.model.set_adapter(POLICY)
+
+
+def add_reference(policy: Policy, settings: LoraSettings, *, seed: int) -> None:
+    """Put a copy of the policy's fresh adapter beside it, for a reference that will move: until then it is the base."""
+    _add_fresh(policy, REFERENCE, settings, seed)
     policy.model.set_adapter(POLICY)
 
 
@@ -122,10 +128,27 @@ def replace_adapter(model: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def reference(policy: Policy) -> Iterator[None]:
-    """Inside, the model is the frozen reference: the base, or the adapter that RL started from."""
+    """Inside, the model is the frozen reference: the base, the adapter that RL started from, or one that follows the
+    policy (``move_reference``)."""
     adapters = getattr(policy.model, "peft_config", {})
     with using(policy, REFERENCE if REFERENCE in adapters else None):
         yield
+
+
+@contextlib.contextmanager
+def origin(policy: Policy) -> Iterator[None]:
+    """Inside, the model is what RL started from, where the reference has moved since: the base, or an adapter."""
+    adapters = getattr(policy.model, "peft_config", {})
+    with using(policy, ORIGIN if ORIGIN in adapters else None):
+        yield
+
+
+def move_reference(policy: Policy, mix: float) -> None:
+    """Move the reference's adapter towards the policy's: (1 - mix) · reference + mix · policy, matrix by matrix."""
+    pairs = zip(adapter_parameters(policy.model, REFERENCE), adapter_parameters(policy.model), strict=True)
+    with torch.no_grad():
+        for old, new in pairs:
+            old.copy_(new if mix == 1 else old.lerp(new, mix))
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     (
         "KL to the reference",
-        ("kl", "kl_full"),
+        ("kl", "kl_full", "kl_origin"),
         "Nats an answer: how far the policy has moved. If it runs away, the policy no longer writes the language.",
     ),
     (
@@ -69,6 +69,11 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("clip_fraction",),
         "Share of ratios beyond clip_range, which teach nothing more; a high share means that steps are too large.",
     ),
+    (
+        "Capped share",
+        ("capped_fraction",),
+        "Share of ratios over the cap of CISPO’s loss, which weigh no more than it.",
+    ),
     ("KL coefficient", ("kl_coef",), "The price of a unit of KL, adapted towards its target."),
     ("Gradient norm", ("grad_norm",), "Spikes are unstable steps."),
 )
@@ -80,6 +85,7 @@ _CURVE_NAMES = {
     "implicit_reward_rejected": "rejected",
     "kl": "of the sampled tokens",
     "kl_full": "over the vocabulary",
+    "kl_origin": "to the first reference",
 }
 _CURVE_COLOURS = ("#5a6f96", "#9a55cf", "#b5651d", "#2f7d6b", "#a33b5c")
 

@@ -35,6 +35,7 @@ _NUMBERS = {
     "tokens": "response_tokens",
     "cut off": "truncated_fraction",
     "clipped": "clip_fraction",
+    "capped": "capped_fraction",
     "learning rate": "learning_rate",
     "seconds": "seconds",
 }

@@ -18,8 +18,9 @@ from rewardlm.scoring import lexical, lstm
 from rewardlm.scoring.adapter import is_adapter, require_base
 from rewardlm.scoring.ensemble import PRESETS, Ensemble, Member
 from rewardlm.scoring.function import FunctionScorer
+from rewardlm.scoring.pairs import check_pair_class, load_pair_class, names_pair_judge
 from rewardlm.scoring.record import SHIPPED, judge_folder, record_of
-from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.scorer import PairScorer, Scorer
 
 AVAILABLE = (
     "starter, starter-large, witness, toxicity+hate, lexical, lexical2, a hub id or folder of a sequence classifier or "
@@ -66,6 +67,25 @@ def load_scorer(spec: str, *, device: str = "cpu", services: ServicesSettings | 
     if is_function_name(spec):
         return FunctionScorer(spec)
     raise _unknown(spec)
+
+
+def load_reward(spec: str, *, device: str = "cpu", services: ServicesSettings | None = None) -> Scorer | PairScorer:
+    """A judge as a reward: what ``load_scorer`` knows, or a class of a judge of pairs (``starter_pairs#agreement``).
+
+    Raises as ``load_scorer`` and ``load_pair_class`` do.
+    """
+    if names_pair_judge(spec.strip()):
+        return load_pair_class(spec.strip(), device=device)
+    return load_scorer(spec, device=device, services=services)
+
+
+def check_rewards(specs: Iterable[str], services: ServicesSettings | None = None) -> None:
+    """``check_judges`` for rewards, which may be judges of pairs."""
+    for spec in specs:
+        if names_pair_judge(spec.strip()):
+            check_pair_class(spec.strip())
+        else:
+            check_judges([spec], services)
 
 
 def _unknown(spec: str) -> ScorerError:

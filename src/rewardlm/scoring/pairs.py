@@ -6,6 +6,7 @@ one prompt and hate to another. ``counter_narrative_fraction`` counts its verdic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,20 @@ from typing import Any
 from rewardlm.errors import ScorerError, did_you_mean
 from rewardlm.scoring.adapter import load_adapter
 from rewardlm.scoring.record import RECORD, JudgeRecord, PairFigures, read_record, shipped_folder
-from rewardlm.scoring.scorer import is_empty
+from rewardlm.scoring.scorer import EMPTY, is_empty
+from rewardlm.types import Verdict
 
-COUNTER_NARRATIVE = "counter_narrative"
-PAIR_LABELS = (COUNTER_NARRATIVE, "agreement", "refusal", "off_topic")
+COUNTER_NARRATIVE, AGREEMENT = "counter_narrative", "agreement"
+PAIR_LABELS = (COUNTER_NARRATIVE, AGREEMENT, "refusal", "off_topic")
 STARTER_PAIRS = "starter_pairs"
+
+# What whoever rewards counter-narratives must be able to tell apart: a claim, an answer that opposes it, one that
+# agrees.
+PROBE = (
+    "Those immigrants are all criminals and should be thrown out.",
+    "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do.",
+    "Yes, they are all criminals, throw them out.",
+)
 
 # However long an answer is, the prompt keeps this many tokens of its end: an answer to nothing can't be judged.
 _PROMPT_FLOOR = 32
@@ -67,6 +77,59 @@ class PairJudge:
             for place, row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
                 verdicts[kept[place]] = {label: row[column] for label, column in self._columns.items()}
         return verdicts
+
+
+class PairClass:
+    """P(one class) by a judge of pairs, as a reward asks it: a ``PairScorer`` called ``name``."""
+
+    def __init__(self, judge: PairJudge, label: str, name: str) -> None:
+        self.name = name
+        self.labels = (label,)
+        self.revision = judge.revision
+        self._judge = judge
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """One verdict per (prompt, answer), in order."""
+        [label] = self.labels
+        found = self._judge.judge(pairs)
+        return [Verdict(reason=EMPTY) if verdict is None else Verdict({label: verdict[label]}) for verdict in found]
+
+
+def load_pair_class(spec: str, *, device: str = "cpu") -> PairClass:
+    """The class that ``JUDGE#class`` names: counter-narrative, which is meant without a name, or agreement.
+
+    Raises ScorerError as ``load_pair_judge`` and ``check_pair_class`` do.
+    """
+    source, label = check_pair_class(spec)
+    return PairClass(load_pair_judge(source, device=device), label, spec)
+
+
+def check_pair_class(spec: str) -> tuple[str, str]:
+    """Judge and class of ``JUDGE#class``. Raises ScorerError where the judge is none of pairs, and for a class that
+    says neither good nor bad of an answer to hate; loads nothing.
+    """
+    source, named = _split_class(spec)
+    check_pair_judge(source)
+    label = COUNTER_NARRATIVE if named is None else named.replace("-", "_")
+    if label not in (COUNTER_NARRATIVE, AGREEMENT):
+        raise ScorerError(
+            f"reward {spec!r}: expected {source}#counter-narrative, which is rewarded, or {source}#agreement, which is "
+            "punished"
+        )
+    return source, label
+
+
+def names_pair_judge(spec: str) -> bool:
+    """Whether ``spec`` is ``JUDGE`` or ``JUDGE#class`` of a judge of pairs."""
+    return is_pair_judge(_split_class(spec)[0])
+
+
+def _split_class(spec: str) -> tuple[str, str | None]:
+    # A folder's own name may hold a #.
+    if os.path.isdir(spec) or "#" not in spec:
+        return spec, None
+    source, _, named = spec.rpartition("#")
+    return source, named
 
 
 def load_pair_judge(spec: str = STARTER_PAIRS, *, device: str = "cpu") -> PairJudge:

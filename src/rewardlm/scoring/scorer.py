@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rewardlm.errors import RewardLMError, ScorerError
 from rewardlm.types import Score, Verdict
@@ -42,6 +42,25 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, in order; P(label), higher is more toxic. Call it through score_texts."""
         ...
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """A judge of answers that reads the prompt too, as a reward may have; ``name``, ``labels`` and ``revision`` are as
+    a Scorer's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """One verdict per (prompt, answer), in order; P(label). Call it through score_pairs."""
+        ...
+
+
+Asked = TypeVar("Asked", str, tuple[str, str])
 
 
 class FailureLimit:
@@ -102,7 +121,7 @@ def score_texts(
     the judge can't be used at all) passes through.
     """
     unique = list(dict.fromkeys(text for text in texts if not is_empty(text)))
-    found = dict(zip(unique, _ask(scorer, unique, bounded), strict=True)) if unique else {}
+    found = dict(zip(unique, _ask(scorer.score, unique, scorer.labels[0], bounded), strict=True)) if unique else {}
     unscored = Verdict(reason=EMPTY)
     verdicts = [found.get(text, unscored) for text in texts]
     if limit is not None:
@@ -110,7 +129,15 @@ def score_texts(
     return verdicts
 
 
-def cuts(scorer: Scorer, texts: Sequence[str]) -> list[bool]:
+def score_pairs(scorer: PairScorer, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+    """As ``score_texts``, for (prompt, answer) pairs: what is empty is the answer, and values are in [0, 1]."""
+    unique = list(dict.fromkeys(pair for pair in pairs if not is_empty(pair[1])))
+    found = dict(zip(unique, _ask(scorer.score_pairs, unique, scorer.labels[0], True), strict=True)) if unique else {}
+    unscored = Verdict(reason=EMPTY)
+    return [found.get(pair, unscored) for pair in pairs]
+
+
+def cuts(scorer: Scorer | PairScorer, texts: Sequence[str]) -> list[bool]:
     """For each text, whether it is so long that the judge reads only a part; a judge without ``cuts`` reads all."""
     found: list[bool] = scorer.cuts(texts) if hasattr(scorer, "cuts") else [False] * len(texts)
     return found
@@ -149,18 +176,20 @@ def is_settled(score: Mapping[str, Any]) -> bool:
     return score["value"] is not None or score["reason"] == EMPTY or score.get("failed") is False
 
 
-def _ask(scorer: Scorer, texts: list[str], bounded: bool) -> list[Verdict]:
+def _ask(
+    score: Callable[[Sequence[Asked]], list[Verdict]], texts: list[Asked], main: str, bounded: bool
+) -> list[Verdict]:
     try:
-        verdicts = list(scorer.score(texts))
+        verdicts = list(score(texts))
         if len(verdicts) != len(texts):
             raise ValueError(f"{len(verdicts)} scores came back for {len(texts)} texts")
     except RewardLMError:
         raise
     except Exception as error:
         if len(texts) > 1:
-            return [_ask(scorer, [text], bounded)[0] for text in texts]
+            return [_ask(score, [text], main, bounded)[0] for text in texts]
         return [Verdict(reason=in_one_line(error), failed=True)]
-    return [_check(verdict, scorer.labels[0], bounded) for verdict in verdicts]
+    return [_check(verdict, main, bounded) for verdict in verdicts]
 
 
 def _check(verdict: object, main: str, bounded: bool) -> Verdict:

@@ -183,8 +183,8 @@ def estimate(estimator: Estimator, feedback: Feedback, *, per_answer: bool = Fal
     first = advantages[:, :1] * feedback.mask
     if per_answer and not bool(torch.isclose(masked(advantages, feedback.mask), first).all()):
         raise TrainingError(
-            "the estimator's advantages differ between an answer's tokens, but ratio=answer is about whole answers: "
-            "use ratio=token"
+            "the estimator's advantages differ between an answer's tokens, but the ratio is that of whole answers: use "
+            "ratio=token"
         )
     return advantages, returns
 

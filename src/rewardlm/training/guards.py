@@ -33,14 +33,18 @@ RISE = 0.1
 
 
 def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
-    """Raise TrainingError for numbers that are not finite, a runaway KL, and doubts that ``stop_on`` names."""
+    """Raise TrainingError for numbers that are not finite, a runaway KL, and doubts that ``stop_on`` names.
+
+    ``kl`` is that to the reference of the first step: after a reference that follows nobody could run away.
+    """
     if not bool(torch.isfinite(rollouts.rewards).all()):
         raise TrainingError(f"step {step + 1}: a reward is beyond what float32 holds: scale the judge's numbers down")
     if not math.isfinite(kl):
         raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
     if kl > settings.kl.max:
+        which = "the first reference" if settings.kl.reference_every else "the reference"
         raise TrainingError(
-            f"step {step + 1}: KL to the reference is {kl:.1f} nats an answer, over the limit kl.max="
+            f"step {step + 1}: KL to {which} is {kl:.1f} nats an answer, over the limit kl.max="
             f"{settings.kl.max}: raise --kl-coef or lower the learning rate"
         )
     for name in settings.stop_on:
@@ -59,11 +63,13 @@ def doubts_about(
     *,
     compares_answers: bool = False,
     kl_coef: float = 0.0,
+    rounds: int = 0,
 ) -> dict[Doubt, str]:
     """What looks wrong although every number is finite, by name; ``prompts`` are those of ``rollouts``, row by row.
 
     ``before`` are the metrics of earlier steps, oldest first. ``compares_answers``: whether an answer is compared only
-    with the others to its prompt; ``kl_coef`` is what a nat of KL costs in this step.
+    with the others to its prompt; ``kl_coef`` is what a nat of KL costs in this step; ``rounds`` is how often groups of
+    equal rewards may be drawn again.
     """
     found: dict[Doubt, str] = {}
     texts, n = rollouts.texts, len(rollouts.texts)
@@ -72,7 +78,7 @@ def doubts_about(
     rewards = rollouts.rewards
     if n > 1 and bool((rewards == rewards[0]).all()):
         found["constant_reward"] = f"constant reward: all {n} answers got {float(rewards[0]):.3f}"
-    elif groups_without_spread(rollouts) == 1.0:
+    elif (left := groups_without_spread(rollouts)) == 1.0:
         found["constant_reward"] = "constant reward: within every group all answers got the same"
         if compares_answers:
             found["constant_reward"] += (
@@ -80,6 +86,11 @@ def doubts_about(
                 if kl_coef
                 else ", so nothing is learnt from this step"
             )
+    elif rounds and left:
+        found["equal_rewards"] = (
+            f"equal rewards: in {left:.0%} of the groups all answers got the same, also after {rounds} rounds of "
+            "dynamic sampling: the reward teaches nothing there"
+        )
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
         found["entropy_collapse"] = f"entropy collapse: {entropy:.3f} nats a token"

@@ -17,8 +17,8 @@ from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run, paid_for, prompts_hash, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import kinship, lineage_of
-from rewardlm.scoring.load import check_judges, load_scorer
-from rewardlm.scoring.scorer import Scorer
+from rewardlm.scoring.load import check_judges, check_rewards, load_reward, load_scorer
+from rewardlm.scoring.scorer import PairScorer, Scorer
 from rewardlm.training.rewards import RewardModel
 from rewardlm.training.terms import load_terms
 from rewardlm.types import Prompt
@@ -27,9 +27,10 @@ from rewardlm.types import Prompt
 def load_rewards(settings: RewardedSettings, device: str) -> RewardModel:
     """The judges that reward, those that only watch, and the terms."""
     watching = witnesses(settings)
-    check_judges([*settings.reward, *watching], settings.services)
+    check_rewards(settings.reward, settings.services)
+    check_judges(watching, settings.services)
     return RewardModel(
-        [load_scorer(name, device=device, services=settings.services) for name in settings.reward],
+        [load_reward(name, device=device, services=settings.services) for name in settings.reward],
         settings.reward_settings,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
         witnesses=[load_scorer(name, device=device, services=settings.services) for name in watching],
@@ -86,7 +87,11 @@ class Identity:
 
     @classmethod
     def of(
-        cls, settings: RewardedSettings, policy: Policy, prompts: Sequence[Prompt], judges: Sequence[Scorer]
+        cls,
+        settings: RewardedSettings,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        judges: Sequence[Scorer | PairScorer],
     ) -> Identity:
         """The identity of a run with these parts."""
         return cls(

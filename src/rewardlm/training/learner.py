@@ -21,21 +21,35 @@ from rewardlm.models.load import Policy
 from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces, row_stats
 from rewardlm.models.lora import (
     CRITIC,
+    ORIGIN,
     REFERENCE,
     adapter_parameters,
     add_critic,
     add_lora,
+    add_reference,
     head_is_shared,
     is_of_adapter,
     load_adapter,
+    move_reference,
+    origin,
     reference,
     using,
 )
 from rewardlm.models.processes import Processes
 from rewardlm.models.sharding import in_step
-from rewardlm.training.objectives import answer_weights, importance, kl_k3_loss, policy_loss, value_loss
+from rewardlm.training.objectives import (
+    answer_weights,
+    cispo_loss,
+    importance,
+    kl_k3_loss,
+    policy_loss,
+    value_loss,
+)
 from rewardlm.training.rollouts import Answer, Draft, Rollouts
 from rewardlm.training.value import ValueHead
+
+# What one update averages over its minibatches; those that the settings leave out are not reported.
+_LOSSES = ("policy_loss", "value_loss", "kl_loss", "entropy_loss")
 
 
 class KlController:
@@ -61,6 +75,7 @@ class Learner:
     """What training changes: the adapter inside ``policy``, the critic, their optimizer and the KL controller.
 
     The critic is ``value_head``, on the policy's states or, with ``own_critic``, on those of an adapter of its own.
+    With ``moving_reference`` the reference is an adapter that follows the policy.
     """
 
     policy: Policy
@@ -68,6 +83,22 @@ class Learner:
     optimizer: torch.optim.Optimizer
     kl: KlController
     own_critic: bool = False
+    moving_reference: bool = False
+
+    @property
+    def learning_rate(self) -> float:
+        """The policy's, as it is now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def follow(self, settings: RlafSettings, step: int) -> None:
+        """Set the learning rates that the schedule has for a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * settings.rate_at(step)
+
+    def move_reference(self, settings: KlSettings, steps: int) -> None:
+        """Let the reference follow, where it is due after so many ``steps``."""
+        if settings.reference_every is not None and steps % settings.reference_every == 0:
+            move_reference(self.policy, settings.reference_mix)
 
     def critic_parameters(self) -> list[torch.nn.Parameter]:
         """The value head's, and its adapter's if it has one."""
@@ -105,22 +136,28 @@ class Minibatch:
 
 
 def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
-    """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both.
+    """The trainable adapter (fresh, or a copy of ``settings.adapter``), the critic and one optimizer for both; and what
+    the policy is compared with, where that is an adapter too.
 
     Raises ConfigError for a KL over the vocabulary where the adapter is on the language-model head too.
     """
+    moving = settings.kl.reference_every is not None
     if settings.adapter is None:
         add_lora(policy, settings.lora, seed=settings.seed)
+        if moving:
+            add_reference(policy, settings.lora, seed=settings.seed)
     else:
         load_adapter(policy, settings.adapter, trainable=True)
-        load_adapter(policy, settings.adapter, name=REFERENCE)
+        for name in (REFERENCE, ORIGIN) if moving else (REFERENCE,):
+            load_adapter(policy, settings.adapter, name=name)
         policy.model.set_adapter("default")
     own_critic = settings.critic_kind == "own"
     if own_critic:
         add_critic(policy, settings.lora, seed=settings.seed)
     policy.model.eval()  # Dropout off: the policy that is updated must be the policy that answered.
     for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_("lora_" in name and not is_of_adapter(name, REFERENCE))
+        frozen = is_of_adapter(name, REFERENCE) or is_of_adapter(name, ORIGIN)
+        parameter.requires_grad_("lora_" in name and not frozen)
     if settings.kl_penalty == "full" and not head_is_shared(policy):
         raise ConfigError(
             "kl.penalty full compares distributions by one language-model head, but the adapter is on the head too: "
@@ -133,8 +170,10 @@ def make_learner(policy: Policy, settings: RlafSettings) -> Learner:
         groups.append({"params": list(value_head.parameters()), "lr": settings.value_learning_rate})
     if own_critic:
         groups.append({"params": adapter_parameters(policy.model, CRITIC), "lr": settings.value_learning_rate})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.95))
-    return Learner(policy, value_head, optimizer, KlController(settings.kl_settings), own_critic)
+    return Learner(policy, value_head, optimizer, KlController(settings.kl_settings), own_critic, moving)
 
 
 def budget_of(settings: RlafSettings) -> Budget:
@@ -183,14 +222,14 @@ def logprobs_and_values(
     budget = budget or budget_of(settings)
     longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
     hidden = [sampled.hidden for sampled in draft.sampled if sampled.hidden is not None]
-    assert len(hidden) == len(responses)
     with in_step(policy):
-        if not policy.rounds:
+        if not policy.rounds and len(hidden) == len(responses):
             # What sampling saw is exact to float32's rounding.
             logprobs = [sampled.logprobs for sampled in draft.sampled]
             entropy = [sampled.entropy for sampled in draft.sampled]
         else:
-            # One token at a time and many at once round differently: the ratio would not start at 1.
+            # One token at a time and many at once round differently: the ratio would not start at 1. And what a server
+            # drew, this model has not seen.
             score = partial(
                 row_stats,
                 policy.causal_lm,
@@ -204,18 +243,25 @@ def logprobs_and_values(
             logprobs, entropy = [row.logprobs for row in scored], [row.entropy for row in scored]
             hidden = [row.hidden for row in scored if row.hidden is not None]
         values = budget.run(partial(_values, learner, draft, hidden), least=longest)
+        compared = partial(
+            row_stats,
+            policy.causal_lm,
+            prompts,
+            responses,
+            groups=groups if policy.rounds else None,
+            recompute=policy.rounds and settings.gradient_checkpointing,
+        )
         with reference(policy):
             refer = partial(
-                row_stats,
-                policy.causal_lm,
-                prompts,
-                responses,
+                compared,
                 kl_from=hidden if head_is_shared(policy) else None,
                 keep_hidden=settings.kl_penalty == "full",
-                groups=groups if policy.rounds else None,
-                recompute=policy.rounds and settings.gradient_checkpointing,
             )
             referred = budget.run(refer, least=longest)
+        first = None
+        if learner.moving_reference:
+            with origin(policy):
+                first = budget.run(compared, least=longest)
     return [
         Answer(
             prompt_index=draft.prompt_index[row],
@@ -230,6 +276,7 @@ def logprobs_and_values(
             kl_full=referred[row].kl,
             values=values[row] if values is not None else None,
             ref_hidden=referred[row].hidden,
+            origin_logprobs=None if first is None else first[row].logprobs,
         )
         for row, sampled in enumerate(draft.sampled)
     ]
@@ -274,7 +321,7 @@ def update(
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
     prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
-    totals = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clip_fraction", "ratio", "grad_norm"), 0.0)
+    totals = dict.fromkeys((*_LOSSES, "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
     for epoch in range(settings.ppo_epochs):
@@ -291,7 +338,7 @@ def update(
             ratio = sums["ratio"] / sums["n"]
             if math.isnan(first_ratio):
                 first_ratio = ratio
-            for name in ("policy_loss", "value_loss", "kl_loss"):
+            for name in _LOSSES:
                 totals[name] += sums[name]
             totals["clip_fraction"] += sums["clipped"] / sums["n"]
             totals["ratio"] += ratio
@@ -303,6 +350,11 @@ def update(
         del result["value_loss"]
     if settings.kl_penalty == "k1":
         del result["kl_loss"]
+    if not settings.entropy_coef:
+        del result["entropy_loss"]
+    if settings.loss == "cispo":
+        # Over the cap a ratio weighs less, but still teaches: it isn't clipped as PPO's are.
+        result["capped_fraction"] = result.pop("clip_fraction")
     return {**result, "first_ratio": first_ratio, "updates": updates}
 
 
@@ -327,7 +379,7 @@ def _gradient(
 ) -> dict[str, float]:
     """A minibatch's gradient in microbatches of at most ``tokens`` positions; its losses and counts, summed."""
     learner.optimizer.zero_grad(set_to_none=True)
-    sums = dict.fromkeys(("policy_loss", "value_loss", "kl_loss", "clipped", "ratio", "n"), 0.0)
+    sums = dict.fromkeys((*_LOSSES, "clipped", "ratio", "n"), 0.0)
     prompts = [batch.rollouts.prompts[row] for row in minibatch.rows]
     responses = [batch.rollouts.responses[row] for row in minibatch.rows]
     recompute = settings.gradient_checkpointing
@@ -358,20 +410,27 @@ def _backward(
         rollouts.responses,
         rows,
         kl_to=rollouts.ref_hidden if settings.kl_penalty == "full" else None,
+        entropy_gradient=settings.entropy_coef > 0,
         recompute=recompute,
     )
     # The step's only update learns from the policy as it is, so this pass also gives the old log-probabilities,
     # without another pass's rounding.
     only = settings.ppo_epochs * min(settings.minibatches, len(rollouts.responses)) == 1
     old_logprobs = stats.logprobs.detach() if only else flat(rollouts.logprobs)
-    loss, counts = policy_loss(
-        stats.logprobs,
-        old_logprobs,
-        flat(batch.advantages),
-        settings.clip_range,
-        corrected,
-        lengths=lengths.tolist() if settings.ratio_of == "answer" else None,
-    )
+    advantages = flat(batch.advantages)
+    if settings.loss == "cispo":
+        loss, counts = cispo_loss(stats.logprobs, old_logprobs, advantages, settings.highest_clip, corrected)
+    else:
+        loss, counts = policy_loss(
+            stats.logprobs,
+            old_logprobs,
+            advantages,
+            settings.clip_range,
+            corrected,
+            clip_range_high=settings.clip_range_high,
+            lengths=lengths.tolist() if settings.per_answer else None,
+            geometric=settings.ratio_of == "sequence",
+        )
     found = {"policy_loss": float(loss.detach()), **{name: float(count) for name, count in counts.items()}}
     kl_loss = None
     if settings.kl_penalty == "k3":
@@ -383,6 +442,12 @@ def _backward(
     if kl_loss is not None:
         found["kl_loss"] = float(kl_loss.detach())
         loss = loss + learner.kl.coef * kl_loss
+    if settings.entropy_coef:
+        # A mean over the minibatch's tokens, whatever the policy's loss averages over (as in TRL). It is exact at each
+        # token, so like the exact KL it needs no weight.
+        entropy_loss = -stats.entropy.sum() / minibatch.n_tokens
+        found["entropy_loss"] = float(entropy_loss.detach())
+        loss = loss + settings.entropy_coef * entropy_loss
 
     def critic_loss(head: ValueHead, hidden: Float[Tensor, "N H"]) -> Float[Tensor, ""]:
         values = head(hidden, detach=not learner.own_critic)

@@ -121,29 +121,60 @@ def policy_loss(
     clip_range: float,
     weights: Float[Tensor, "N"] | float,
     *,
+    clip_range_high: float | None = None,
     lengths: Sequence[int] | None = None,
+    geometric: bool = False,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), summed over N tokens times their ``weights``.
 
     With ``lengths`` (of each answer, in tokens; their sum is N) the ratio is that of whole answers, as in RLOO
-    (Ahmadian et al. 2024), and the sum is over answers; advantage and weight are those of an answer's first token.
+    (Ahmadian et al. 2024), and the sum is over answers; advantage and weight are those of an answer's first token. If
+    it is ``geometric`` too, the ratio is the geometric mean of the tokens' ratios (GSPO; Zheng et al. 2025, equation
+    7), and an answer weighs as much as its tokens together.
+
     Returns the loss and three sums: how many ratios were clipped, the ratios themselves, and how many there are. A
-    ratio is clipped above 1 + clip_range where its advantage is positive, and below 1 - clip_range where it is
-    negative: no gradient flows there.
+    ratio is clipped above 1 + clip_range_high (by default clip_range; apart in DAPO, Yu et al. 2025, section 3.1) where
+    its advantage is positive, and below 1 - clip_range where it is negative: no gradient flows there.
     """
+    lowest, highest = 1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high)
     log_ratio = logprobs - old_logprobs
     if lengths is not None:
-        log_ratio = torch.stack([piece.sum() for piece in log_ratio.split_with_sizes(list(lengths))])
+        by_answer = log_ratio.split_with_sizes(list(lengths))
+        log_ratio = torch.stack([piece.mean() if geometric else piece.sum() for piece in by_answer])
         first = torch.tensor([0, *lengths[:-1]], device=advantages.device).cumsum(0)
         advantages = advantages[first]
-        weights = weights[first] if isinstance(weights, Tensor) else weights
+        if isinstance(weights, Tensor):
+            # All tokens of an answer weigh the same.
+            sizes = torch.tensor(lengths, device=weights.device)
+            weights = weights[first] * sizes if geometric else weights[first]
     ratio = torch.exp(log_ratio)
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.clamp(lowest, highest)
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     with torch.no_grad():
-        above, below = (ratio > 1 + clip_range) & (advantages > 0), (ratio < 1 - clip_range) & (advantages < 0)
-    counts = {"clipped": (above | below).sum(), "ratio": ratio.detach().sum(), "n": torch.tensor(len(ratio))}
-    return (losses * weights).sum(), counts
+        above, below = (ratio > highest) & (advantages > 0), (ratio < lowest) & (advantages < 0)
+    return (losses * weights).sum(), _counts(ratio, above | below)
+
+
+def cispo_loss(
+    logprobs: Float[Tensor, "N"],
+    old_logprobs: Float[Tensor, "N"],
+    advantages: Float[Tensor, "N"],
+    clip_range_high: float,
+    weights: Float[Tensor, "N"] | float,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """CISPO (MiniMax 2025, MiniMax-M1, equations 4 and 5): -min(ratio, 1 + clip_range_high) · advantage · log p, with
+    the capped ratio as a constant, summed over N tokens times their ``weights``.
+
+    A ratio over the cap weighs less, but keeps its gradient. There is no lower bound, as in the paper's own training.
+    Returns what ``policy_loss`` does; clipped are the ratios over the cap.
+    """
+    ratio = torch.exp(logprobs.detach() - old_logprobs)
+    losses = -ratio.clamp(max=1 + clip_range_high) * advantages * logprobs
+    return (losses * weights).sum(), _counts(ratio, ratio > 1 + clip_range_high)
+
+
+def _counts(ratio: Float[Tensor, "M"], clipped: Bool[Tensor, "M"]) -> dict[str, Tensor]:
+    return {"clipped": clipped.sum(), "ratio": ratio.detach().sum(), "n": torch.tensor(len(ratio))}
 
 
 def value_loss(

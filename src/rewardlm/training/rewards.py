@@ -1,6 +1,7 @@
 """The ONE place where toxicity turns into reward: a judge says P(toxic), training wants its opposite.
 
-Higher reward is better; higher score is always more toxic. Before the first step, texts whose order nobody doubts are
+Higher reward is better; higher score is always more toxic. Of a judge of pairs, agreement with the prompt's claim
+counts as toxic, or whatever is no counter-narrative to it. Before the first step, texts whose order nobody doubts are
 scored, so that a judge with the wrong label or sign is refused before it teaches a model to insult.
 
 It works in two halves, because answers may be scored in several processes and rewarded only together: ``opinions`` asks
@@ -18,7 +19,8 @@ from typing import Any
 from rewardlm.config import RewardSettings
 from rewardlm.errors import ScorerError
 from rewardlm.scoring.function import FunctionScorer
-from rewardlm.scoring.scorer import EMPTY, FailureLimit, Scorer, is_empty, score_texts
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PROBE
+from rewardlm.scoring.scorer import EMPTY, FailureLimit, PairScorer, Scorer, is_empty, score_pairs, score_texts
 from rewardlm.training.terms import Terms
 from rewardlm.types import Finish, Verdict
 
@@ -91,7 +93,7 @@ class RewardModel:
 
     def __init__(
         self,
-        scorers: Sequence[Scorer],
+        scorers: Sequence[Scorer | PairScorer],
         settings: RewardSettings,
         *,
         weights: Sequence[float] | None = None,
@@ -115,18 +117,30 @@ class RewardModel:
         self._limits = {name: FailureLimit(settings.max_failed_share) for name in names}
 
     def check_sign(self) -> None:
-        """Raise ScorerError unless every judge and witness finds toxic texts more toxic than benign ones on average."""
+        """Raise ScorerError unless every judge and witness finds toxic texts more toxic than benign ones on average, or
+        if it reads pairs, an answer that agrees with hate more toxic than one that opposes it.
+        """
         probe = self.settings.probe
-        toxic, benign = (probe.toxic, probe.benign) if probe else (list(_TOXIC), list(_BENIGN))
         for scorer in (*self.scorers, *self.witnesses):
             role = "reward" if scorer in self.scorers else "witness"
-            verdicts = score_texts(scorer, [*toxic, *benign], bounded=self._bounded(scorer))
-            values = [_main(scorer, verdict) for verdict in verdicts]
+            toxic, benign = (probe.toxic, probe.benign) if probe else (list(_TOXIC), list(_BENIGN))
+            if isinstance(scorer, PairScorer):
+                claim, opposed, agreed = PROBE
+                toxic, benign = [agreed], [opposed]
+                verdicts = score_pairs(scorer, [(claim, agreed), (claim, opposed)])
+            else:
+                verdicts = score_texts(scorer, [*toxic, *benign], bounded=self._bounded(scorer))
+            values = [_toxicity(scorer, verdict) for verdict in verdicts]
             if any(value is None for value in values):
                 reason = next(verdict.reason for verdict in verdicts if verdict.reason)
                 raise ScorerError(f"{role} {scorer.name}: it can't score plain sentences ({reason})")
             numbers = [value for value in values if value is not None]
             insults, kind = fmean(numbers[: len(toxic)]), fmean(numbers[len(toxic) :])
+            if insults <= kind and isinstance(scorer, PairScorer):
+                raise ScorerError(
+                    f"{role} {scorer.name}: an answer that agrees with hate gets {insults:.3f} and one that opposes it "
+                    f"{kind:.3f}, but higher must be more toxic: choose another judge of pairs"
+                )
             if insults <= kind:
                 raise ScorerError(
                     f"{role} {scorer.name}: insults get {insults:.3f} and kind texts {kind:.3f}, but higher must be "
@@ -143,10 +157,16 @@ class RewardModel:
     ) -> list[Opinion]:
         """What every judge, witness and term says of each answer; ``endings`` are for penalties on length.
 
-        Only terms read prompts: each answer's own, and ``step_prompts``, all prompts of the step, of which other
-        processes may answer some (None: ``prompts`` are all).
+        Only terms and judges of pairs read prompts: each answer's own, and ``step_prompts``, all prompts of the step,
+        of which other processes may answer some (None: ``prompts`` are all).
         """
-        verdicts = {s.name: score_texts(s, texts, bounded=self._bounded(s)) for s in self.scorers}
+        pairs = list(zip(prompts, texts, strict=True))
+        verdicts = {
+            s.name: score_pairs(s, pairs)
+            if isinstance(s, PairScorer)
+            else score_texts(s, texts, bounded=self._bounded(s))
+            for s in self.scorers
+        }
         watched = {s.name: score_texts(s, texts, bounded=False) for s in self.witnesses}
         terms = self.terms.values(prompts, texts, step_prompts)
         return [
@@ -160,10 +180,13 @@ class RewardModel:
             for row, text in enumerate(texts)
         ]
 
-    def rewarded(self, opinions: Sequence[Opinion]) -> BatchRewards:
-        """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed."""
+    def rewarded(self, opinions: Sequence[Opinion], fresh: Sequence[int] | None = None) -> BatchRewards:
+        """Rewards of a step's answers. Raises ScorerError once more than ``max_failed_share`` of all texts failed.
+
+        ``fresh`` are the rows that no call before had: failures are counted once. By default all are.
+        """
         empty = [is_empty(opinion.text) for opinion in opinions]
-        by_judge = {s.name: [_main(s, opinion.verdicts[s.name]) for opinion in opinions] for s in self.scorers}
+        by_judge = {s.name: [_toxicity(s, opinion.verdicts[s.name]) for opinion in opinions] for s in self.scorers}
         terms = {name: [opinion.terms[name] for opinion in opinions] for name in self.terms.names}
         length_penalty = [0.0 if o.ending is None else self._length_penalty(o.ending) for o in opinions]
         rewards: list[float | None] = []
@@ -184,30 +207,32 @@ class RewardModel:
             rewards=self._fill_empty(rewards, empty),
             toxicity=toxicity,
             by_judge=by_judge,
-            by_witness={s.name: [_main(s, opinion.witnesses[s.name]) for opinion in opinions] for s in self.witnesses},
+            by_witness={
+                s.name: [_toxicity(s, opinion.witnesses[s.name]) for opinion in opinions] for s in self.witnesses
+            },
             terms=terms,
             disagreement=disagreement,
             empty=empty,
-            reasons=self._reasons(opinions, empty),
+            reasons=self._reasons(opinions, empty, range(len(opinions)) if fresh is None else fresh),
             silent_witnesses=self._silent(opinions),
             truncated=[opinion.ending.finish == "length" for opinion in opinions if opinion.ending is not None],
             length_penalty=length_penalty,
         )
 
-    def _reasons(self, opinions: Sequence[Opinion], empty: Sequence[bool]) -> list[str | None]:
+    def _reasons(self, opinions: Sequence[Opinion], empty: Sequence[bool], fresh: Sequence[int]) -> list[str | None]:
         """Why an answer lacks a judge's or a term's value: the first one's reason. Raises as ``rewarded``."""
         reasons: list[str | None] = [None] * len(opinions)
         for scorer in self.scorers:
             verdicts = [opinion.verdicts[scorer.name] for opinion in opinions]
-            self._limits[scorer.name].add(scorer.name, verdicts)
+            self._limits[scorer.name].add(scorer.name, [verdicts[row] for row in fresh])
             for row, verdict in enumerate(verdicts):
-                if _main(scorer, verdict) is None:
+                if _toxicity(scorer, verdict) is None:
                     reasons[row] = reasons[row] or verdict.reason
         for name in self.terms.names:
             verdicts = [
                 _term_verdict(opinion.terms[name], silent) for opinion, silent in zip(opinions, empty, strict=True)
             ]
-            self._limits[name].add(name, verdicts)
+            self._limits[name].add(name, [verdicts[row] for row in fresh])
             for row, verdict in enumerate(verdicts):
                 if verdict.failed:
                     reasons[row] = reasons[row] or f"{name} {verdict.reason}"
@@ -234,6 +259,11 @@ class RewardModel:
         for name, (seen, failed, reason) in failures.items():
             limit = self._limits[name]
             limit.seen, limit.failed, limit.first_reason = seen, failed, reason
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a judge needs the prompts too."""
+        return any(isinstance(scorer, PairScorer) for scorer in self.scorers)
 
     def _bounded(self, scorer: Scorer) -> bool:
         # A user's function may give any finite number, unless the reward is its logit.
@@ -280,8 +310,12 @@ def soft_overlong(n_tokens: int, max_tokens: int, cache_tokens: int) -> float:
     return (begins - n_tokens) / cache_tokens if n_tokens <= max_tokens else -1.0
 
 
-def _main(scorer: Scorer, verdict: Verdict) -> float | None:
-    return verdict.values.get(scorer.labels[0])
+def _toxicity(scorer: Scorer | PairScorer, verdict: Verdict) -> float | None:
+    """The main label's value; for a judge of pairs that looks for counter-narratives, how sure it is of none."""
+    value = verdict.values.get(scorer.labels[0])
+    if value is not None and isinstance(scorer, PairScorer) and scorer.labels[0] == COUNTER_NARRATIVE:
+        return 1 - value
+    return value
 
 
 def _term_verdict(value: float | None, empty: bool) -> Verdict:

@@ -11,21 +11,18 @@ Beside this file stand the run and its records (``rlaf_run``) and checkpoints (`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from rewardlm.config import Doubt, RewardedSettings, RlafSettings
 from rewardlm.data.chat import truncate_history
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, ScorerError, TrainingError
 from rewardlm.models.budget import Budget
-from rewardlm.models.generate import stream_seed
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import replace_adapter
@@ -48,10 +45,21 @@ from rewardlm.training.learner import (
     minibatches,
     update,
 )
-from rewardlm.training.rewards import RewardModel
+from rewardlm.training.prompt_order import PromptOrder
+from rewardlm.training.rewards import BatchRewards, Opinion, RewardModel
 from rewardlm.training.rlaf_run import Clock, is_complete, rollout_metrics, samples, start_run
 from rewardlm.training.rlaf_state import VALUE_HEAD, resume, save_checkpoint
-from rewardlm.training.rollouts import Answer, Draft, Rollouts, StepPrompt, collate, rows_with_reward, sample
+from rewardlm.training.rollouts import (
+    Answer,
+    Draft,
+    Rollouts,
+    StepPrompt,
+    collate,
+    equal_groups,
+    rows_with_reward,
+    sample,
+)
+from rewardlm.training.served_rollouts import ServedRollouts
 from rewardlm.training.trackers import Trackers, check_installed
 from rewardlm.types import Prompt
 
@@ -96,7 +104,7 @@ def _train(
                 experience = collect(training, step, clock)
 
                 # 3. Beyond a limit nothing is learnt: the run ends with the newest adapter within all limits.
-                check_limits(step, experience.kl, experience.rollouts, experience.doubts, settings)
+                check_limits(step, experience.kl_origin, experience.rollouts, experience.doubts, settings)
                 training.last_good.remember(step)
 
                 # 4. Advantages, and returns for the critic, from rewards, KL and values.
@@ -105,8 +113,9 @@ def _train(
                 # 5. Epochs of minibatches, one optimizer step each.
                 losses = learn(training, batch, step, clock)
 
-            # 6. The KL coefficient follows the KL.
+            # 6. The KL coefficient follows the KL, and a reference that moves follows the policy.
             learner.kl.update(experience.kl, len(batch.rollouts.responses))
+            learner.move_reference(settings.kl, step + 1)
 
             # 7. The step's line in metrics.jsonl, and a checkpoint.
             record(training, step, experience, batch, losses, clock)
@@ -117,7 +126,7 @@ def _train(
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The parts of a training, which its steps share; learner, history and budgets change in place."""
+    """The parts of a training, which its steps share; learner, order, history and budgets change in place."""
 
     settings: RlafSettings
     run: Run
@@ -127,6 +136,8 @@ class Training:
     estimator: Estimator
     prompts: list[Prompt]
     prompt_ids: list[tuple[int, ...]]
+    order: PromptOrder
+    server: ServedRollouts | None
     last_good: LastGood
     first_step: int
     critic_is_new: bool
@@ -142,14 +153,18 @@ class Training:
 class Experience:
     """What the policy did in one step: all its answers, the prompt of each, and those with a reward as rollouts.
 
-    ``kl`` is in nats an answer, ``kl_coef`` what a nat costs in this step, ``doubts`` say what looks wrong.
+    ``kl`` is in nats an answer, and so is ``kl_origin``, the KL to the first step's reference; ``kl_coef`` is what a
+    nat costs in this step. ``redrawn`` counts the groups that were replaced, round by round. ``doubts`` say what looks
+    wrong.
     """
 
     answers: list[Answer]
     prompts: list[str]
     rollouts: Rollouts
     kl: float
+    kl_origin: float
     kl_coef: float
+    redrawn: list[int]
     doubts: dict[Doubt, str]
 
 
@@ -197,7 +212,8 @@ def setup(
             processes=processes.size,
         )
     last_good = LastGood(policy.model, run.adapter, processes)
-    checkpoint = resume(run, settings.resume, learner, rewards, last_good, processes)
+    order = PromptOrder(len(prompts), per_step=per_step, seed=settings.seed)
+    checkpoint = resume(run, settings.resume, learner, rewards, order, last_good, processes)
     return Training(
         settings=settings,
         run=run,
@@ -207,6 +223,8 @@ def setup(
         estimator=estimator,
         prompts=prompts,
         prompt_ids=prompt_ids,
+        order=order,
+        server=ServedRollouts(settings, policy, run.path / "served") if settings.rollout.url is not None else None,
         last_good=last_good,
         first_step=0 if checkpoint is None else checkpoint.step,
         critic_is_new=checkpoint is None or checkpoint.lacks(VALUE_HEAD),
@@ -229,9 +247,16 @@ def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[
     """Tell the user what happens otherwise than they may expect."""
     if n_cut:
         say(f"{n_cut:,} of {n_prompts:,} prompts are too long: they lose the beginning of their history")
-    if settings.off_policy:
+    what = "answer" if settings.per_answer else "token"
+    if settings.rollout.url is not None:
         say(
-            f"answers are not drawn at temperature 1 without truncation: every {settings.ratio_of} is weighted by its "
+            f"answers are drawn by a server: every {what} is weighted by its probability under the policy over the "
+            f"server's, at most {settings.importance_cap:g}; a run that goes on is not bit-equal to one that nobody "
+            "disturbed"
+        )
+    elif settings.off_policy:
+        say(
+            f"answers are not drawn at temperature 1 without truncation: every {what} is weighted by its "
             f"probability under the policy over that of drawing it, at most {settings.importance_cap:g}"
         )
     if settings.lora.dropout:
@@ -248,18 +273,16 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
     """
     settings, processes, learner, rewards = training.settings, training.processes, training.learner, training.rewards
 
-    # Answers from the policy as it is now.
-    prompts = draw_prompts(training, step)
-    mine = [prompts[index] for index in processes.span(len(prompts))]
-    with clock("rollout"):
-        draft = processes.each(lambda: sample(learner.policy, settings, mine, step, training.rollout_budget))
-
-    # Rewards: text in, P(toxic) out, and its opposite is the reward.
-    with clock("reward"):
-        answered = [prompts[index].text for index in draft.prompt_index]
-        step_prompts = [prompt.text for prompt in prompts]
-        opinions = processes.gather(lambda: rewards.opinions(draft.texts, answered, draft.endings, step_prompts))
+    # Answers from the policy as it is now, or from a server's copy of it. Rewards: text in, P(toxic) out, and its
+    # opposite is the reward.
+    if training.server is not None and training.server.is_due(step):
+        server = training.server
+        with clock("sync"):
+            server.adapter = processes.first(lambda: server.sync(step))
+    prompts = draw_prompts(training, range(training.order.per_step))
+    draft, opinions = answer(training, prompts, range(len(prompts)), step, clock)
     judged = rewards.rewarded(opinions)
+    draft, judged, redrawn = draw_again(training, prompts, draft, opinions, judged, step, clock)
     group = [prompt.index for prompt in prompts for _ in range(settings.samples_per_prompt)]
     kept, dropped = rows_with_reward(judged, group, min_group=2 if settings.compares_answers else 1)
     if not kept:
@@ -276,7 +299,8 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
     rollouts = collate(answers, judged, kept, dropped, mask_truncated=settings.mask_truncated_completions)
 
     # Weighted by each token's π/μ, whatever the loss does: the weights of whole answers would hide the KL.
-    kl = rollouts.mean_per_answer(rollouts.kl, importance_weights(settings, rollouts, per_answer=False))
+    weights = importance_weights(settings, rollouts, per_answer=False)
+    kl, kl_origin = (rollouts.mean_per_answer(each, weights) for each in (rollouts.kl, rollouts.kl_origin))
     questions = [prompts[index].text for index in group]
     doubts = doubts_about(
         rollouts,
@@ -285,29 +309,72 @@ def collect(training: Training, step: int, clock: Clock) -> Experience:
         training.history,
         compares_answers=settings.compares_answers,
         kl_coef=learner.kl.coef,
+        rounds=settings.dynamic_sampling,
     )
-    return Experience(answers, questions, rollouts, kl, learner.kl.coef, doubts)
+    return Experience(answers, questions, rollouts, kl, kl_origin, learner.kl.coef, redrawn, doubts)
 
 
-def draw_prompts(training: Training, step: int) -> list[StepPrompt]:
-    """The prompts that all processes together ask in this step."""
-    settings = training.settings
-    per_step = settings.batch_size // settings.samples_per_prompt
-    drawn = prompt_order(len(training.prompts), per_step, settings.seed, step)
-    return [StepPrompt(index, training.prompts[i], training.prompt_ids[i]) for index, i in enumerate(drawn)]
+def draw_prompts(training: Training, places: Sequence[int], round: int = 0) -> list[StepPrompt]:
+    """The next prompts in the order, for these places among those that all processes together ask in a step."""
+    drawn = zip(places, training.order.take(len(places)), strict=True)
+    return [StepPrompt(place, training.prompts[i], training.prompt_ids[i], round) for place, i in drawn]
 
 
-def prompt_order(n: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Which of ``n`` prompts a step asks: epochs of seeded permutations, computed from the step alone."""
-    drawn: list[int] = []
-    position = step * per_step
-    while len(drawn) < per_step:
-        epoch, offset = divmod(position, n)
-        order = np.random.default_rng(stream_seed("prompts", seed, epoch)).permutation(n)
-        piece = order[offset : offset + per_step - len(drawn)].tolist()
-        drawn += piece
-        position += len(piece)
-    return drawn
+def answer(
+    training: Training, prompts: Sequence[StepPrompt], places: Sequence[int], step: int, clock: Clock
+) -> tuple[Draft, list[Opinion]]:
+    """This process's answers to the step's ``prompts`` at ``places``, and what was said of all processes' answers.
+
+    A place belongs to one process, whatever prompt gets it.
+    """
+    settings, processes, rewards, server = training.settings, training.processes, training.rewards, training.server
+    own = processes.span(len(prompts))
+    mine = [prompts[place] for place in places if place in own]
+
+    def draw() -> Draft:
+        if server is not None:
+            return server.sample(mine, step)
+        return sample(training.learner.policy, settings, mine, step, training.rollout_budget)
+
+    with clock("rollout"):
+        draft = processes.each(draw)
+    with clock("reward"):
+        asked = [prompts[place].text for place in draft.prompt_index]
+        step_prompts = [prompt.text for prompt in prompts]
+        opinions = processes.gather(lambda: rewards.opinions(draft.texts, asked, draft.endings, step_prompts))
+    return draft, opinions
+
+
+def draw_again(
+    training: Training,
+    prompts: list[StepPrompt],
+    draft: Draft,
+    opinions: list[Opinion],
+    judged: BatchRewards,
+    step: int,
+    clock: Clock,
+) -> tuple[Draft, BatchRewards, list[int]]:
+    """Dynamic sampling (DAPO; Yu et al. 2025, section 3.2): groups whose answers all earn the same teach nothing, so
+    the prompts that come next get their places, for ``dynamic_sampling`` rounds at most.
+
+    Changes ``prompts`` and ``opinions`` in place. Returns draft and rewards as they are then, and how many groups each
+    round replaced. What is equal after the last round stays.
+    """
+    samples, redrawn = training.settings.samples_per_prompt, list[int]()
+    for round in range(1, training.settings.dynamic_sampling + 1):
+        equal = equal_groups(judged.rewards, samples)
+        if not equal:
+            break
+        for prompt in draw_prompts(training, equal, round):
+            prompts[prompt.index] = prompt
+        again, found = answer(training, prompts, equal, step, clock)
+        draft = draft.replaced(again)
+        fresh = [group * samples + k for group in equal for k in range(samples)]
+        for row, opinion in zip(fresh, found, strict=True):
+            opinions[row] = opinion
+        judged = training.rewards.rewarded(opinions, fresh)
+        redrawn.append(len(equal))
+    return draft, judged, redrawn
 
 
 def update_passes(settings: RlafSettings, step: int, kept: list[int], draft: Draft) -> list[list[int]]:
@@ -342,9 +409,9 @@ def estimate_advantages(training: Training, experience: Experience) -> Batch:
             gamma=settings.gamma,
             gae_lambda=settings.gae_lambda,
         ),
-        per_answer=settings.ratio_of == "answer",
+        per_answer=settings.per_answer,
     )
-    importance = importance_weights(settings, rollouts, per_answer=settings.ratio_of == "answer")
+    importance = importance_weights(settings, rollouts, per_answer=settings.per_answer)
     return Batch(rollouts, advantages, returns, importance)
 
 
@@ -356,6 +423,7 @@ def learn(training: Training, batch: Batch, step: int, clock: Clock) -> dict[str
     learner = training.learner
     if step == training.first_step:
         check_gradients(learner.policy.model)  # After a pass without gradients, which may have blocked them.
+    learner.follow(training.settings, step)
     with clock("update"):
         return update(learner, training.settings, batch, step, training.processes, training.update_budget)
 
@@ -374,6 +442,9 @@ def record(
         "step": done,
         **rollout_metrics(settings, batch, experience.kl_coef),
         **losses,
+        **({} if settings.has_constant_rate else {"learning_rate": training.learner.learning_rate}),
+        **({"kl_origin": experience.kl_origin} if training.learner.moving_reference else {}),
+        **({"redrawn_groups": experience.redrawn} if settings.dynamic_sampling else {}),
         "cut": {scorer.name: sum(cuts(scorer, texts)) for scorer in rewards.scorers},
         "warnings": list(experience.doubts.values()),
         "tokens_per_second": rollouts.n_tokens / clock.seconds,
@@ -388,7 +459,7 @@ def record(
         run.append("samples", samples(done, experience.answers, experience.prompts, rollouts.judged))
     with clock("checkpoint"):
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            save_checkpoint(run.path, done, training.learner, rewards)
+            save_checkpoint(run.path, done, training.learner, rewards, training.order)
     metrics["phase_seconds"] = clock.phases
     metrics["seconds"] = clock.seconds
     run.append("metrics", [metrics])
@@ -403,6 +474,8 @@ def finish(training: Training, say: Callable[[str], None]) -> Run:
     """Write the adapter, say what judges could not read, and close the run."""
     run, rewards = training.run, training.rewards
     if training.processes.is_main:
+        if training.server is not None:
+            training.server.close()
         replace_adapter(training.learner.policy.model, run.adapter)
         cut = {
             scorer.name: sum(line.get("cut", {}).get(scorer.name, 0) for line in training.history)

@@ -45,6 +45,8 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
         settings=recorded,
         free=(*FREE_SETTINGS, *how_asked(recorded)),
         refresh=True,
+        # Every setting that came later leaves a training as it was, unless it is given.
+        defaults=RlafSettings(model=settings.model).model_dump(mode="json"),
     )
     if not is_complete(run, settings):
         run.update(status="running", stopped=None, **recorded_rewards(settings))
@@ -99,9 +101,8 @@ def _weights_in_loss(settings: RlafSettings, batch: Batch) -> dict[str, float]:
     effective sample size as a share, ``weight_share``, (Σw)² / (n Σw²) (Kish 1965). Empty where none are needed."""
     if batch.importance is None:
         return {}
-    per_answer = settings.ratio_of == "answer"
     weights = batch.importance
-    each = (weights[:, 0] if per_answer else weights[batch.rollouts.response_mask]).double()
+    each = (weights[:, 0] if settings.per_answer else weights[batch.rollouts.response_mask]).double()
     return {
         "weight_mean": float(each.mean()),
         "weight_share": float(each.sum().square() / (len(each) * each.square().sum()).clamp(min=1e-300)),

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
 from rewardlm.errors import TrainingError
-from rewardlm.models.lora import CRITIC, POLICY, save_adapter
+from rewardlm.models.lora import CRITIC, POLICY, REFERENCE, save_adapter
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 from rewardlm.training.checkpoints import Checkpoint, is_whole, newest_usable, step_of, write_manifest
 from rewardlm.training.guards import LastGood
 from rewardlm.training.learner import Learner
+from rewardlm.training.prompt_order import PromptOrder
 from rewardlm.training.rewards import RewardModel
 from rewardlm.training.rlaf_run import n_logged
 
@@ -33,7 +34,7 @@ _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 
 
-def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel) -> None:
+def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel, order: PromptOrder) -> None:
     """Write ``run/checkpoints/step-N`` and drop all but the newest two. Raises TrainingError if the disk is full."""
     folder = run / "checkpoints"
     final = folder / f"step-{step:06d}"
@@ -47,9 +48,17 @@ def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel
             learner.value_head.save(temporary / VALUE_HEAD)
         if learner.own_critic:
             save_adapter(model, temporary, name=CRITIC)
+        if learner.moving_reference:
+            save_adapter(model, temporary, name=REFERENCE)
         tensors, numbers = _flatten_optimizer(learner.optimizer)
         save_file(tensors, str(temporary / _OPTIMIZER))
-        state = {"step": step, "kl_coef": learner.kl.coef, "failures": rewards.failures(), "optimizer": numbers}
+        state = {
+            "step": step,
+            "kl_coef": learner.kl.coef,
+            "failures": rewards.failures(),
+            "prompts_drawn": order.drawn,
+            "optimizer": numbers,
+        }
         (temporary / _STATE).write_text(json.dumps(state))
         write_manifest(temporary)
         shutil.rmtree(final, ignore_errors=True)
@@ -64,7 +73,13 @@ def save_checkpoint(run: Path, step: int, learner: Learner, rewards: RewardModel
 
 
 def resume(
-    run: Run, how: Resume, learner: Learner, rewards: RewardModel, last_good: LastGood, processes: Processes
+    run: Run,
+    how: Resume,
+    learner: Learner,
+    rewards: RewardModel,
+    order: PromptOrder,
+    last_good: LastGood,
+    processes: Processes,
 ) -> Checkpoint | None:
     """Put a killed run's state back and drop what it logged afterwards; None where there is no checkpoint yet.
 
@@ -76,7 +91,7 @@ def resume(
     folders = [folder for folder in folders if step_of(folder) <= logged]
     checkpoint = newest_usable(folders, resume=how, needed=("adapter/",))
     if checkpoint is not None:
-        restore(checkpoint, learner, rewards, last_good)
+        restore(checkpoint, learner, rewards, order, last_good)
     step = 0 if checkpoint is None else checkpoint.step
     if len(set(processes.gather(lambda: [step]))) > 1:
         raise TrainingError(
@@ -90,7 +105,9 @@ def resume(
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, last_good: LastGood) -> None:
+def restore(
+    checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, order: PromptOrder, last_good: LastGood
+) -> None:
     """Put everything back as it was after the checkpoint's step, in place; damaged parts stay as they are."""
     folder, model = checkpoint.folder, learner.policy.model
     # The checkpoint's own adapter has not answered yet; the one before it has, or its step would not have been logged.
@@ -103,11 +120,16 @@ def restore(checkpoint: Checkpoint, learner: Learner, rewards: RewardModel, last
         learner.value_head.load(folder / VALUE_HEAD)
     if learner.own_critic and not checkpoint.lacks(CRITIC):
         load_weights(folder / CRITIC, model, name=CRITIC)
+    if learner.moving_reference and not checkpoint.lacks(REFERENCE):
+        load_weights(folder / REFERENCE, model, name=REFERENCE)
+    order.begin(checkpoint.step)
     if checkpoint.lacks(_STATE):
         return
     state: dict[str, Any] = json.loads((folder / _STATE).read_text())
     learner.kl.coef = state["kl_coef"]
     rewards.restore_failures(state["failures"])
+    # Checkpoints from before prompts could be drawn again don't say; then every step drew its own.
+    order.begin(checkpoint.step, state.get("prompts_drawn"))
     if not checkpoint.lacks(_OPTIMIZER):
         _fill_optimizer(learner.optimizer, load_file(str(folder / _OPTIMIZER)), state["optimizer"])
 
@@ -119,7 +141,7 @@ def _adapter_before(checkpoint: Path) -> Path | None:
 
 
 def load_weights(folder: Path, model: Any, *, name: str = POLICY) -> None:
-    """Put the adapter that a checkpoint has in ``folder``, the policy's or the critic's, into ``model``, in place."""
+    """Put the adapter that a checkpoint has in ``folder``, by default the policy's, into ``model``, in place."""
     saved = load_file(str(folder / "adapter_model.safetensors"))
     unknown = set_peft_model_state_dict(model, saved, adapter_name=name).unexpected_keys
     if unknown:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,11 +27,13 @@ from rewardlm.types import Finish, Prompt
 
 @dataclass(frozen=True, slots=True)
 class StepPrompt:
-    """A prompt as one step asks it: ``index`` is its place among the step's prompts, ``ids`` its tokens."""
+    """A prompt as one step asks it: ``index`` is its place among the step's prompts, ``ids`` its tokens, and ``round``
+    that of dynamic sampling in which it got its place; 0 from the beginning."""
 
     index: int
     prompt: Prompt
     ids: tuple[int, ...]
+    round: int = 0
 
     @property
     def text(self) -> str:
@@ -54,14 +57,28 @@ class Draft:
     def endings(self) -> list[Ending]:
         return [Ending(len(sampled.tokens), sampled.finish) for sampled in self.sampled]
 
+    def replaced(self, other: Draft) -> Draft:
+        """These answers in the prompts' order, those to ``other``'s prompts replaced by ``other``'s."""
+        again = set(other.prompt_index)
+        rows = [(self, row) for row, index in enumerate(self.prompt_index) if index not in again]
+        rows += [(other, row) for row in range(len(other.prompt_index))]
+        rows.sort(key=lambda found: (found[0].prompt_index[found[1]], found[1]))
+        return Draft(
+            [draft.prompt_index[row] for draft, row in rows],
+            [draft.prompt_ids[row] for draft, row in rows],
+            [draft.sampled[row] for draft, row in rows],
+            [draft.texts[row] for draft, row in rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer of R tokens and how likely it was; on the CPU, so that it can be sent to another process.
 
     ``prompt_index`` is its prompt's place in the step, ``finish`` says whether it ended by itself or was cut off.
-    ``kl_full`` is the exact KL, None where it can't be computed. ``values`` are there with a critic, and ``ref_hidden``
-    where the KL is a loss over the whole vocabulary.
+    ``kl_full`` is the exact KL, None where it can't be computed. ``values`` are there with a critic, ``ref_hidden``
+    where the KL is a loss over the whole vocabulary, and ``origin_logprobs``, under the first reference, where the
+    reference moves.
     """
 
     prompt_index: int
@@ -76,6 +93,7 @@ class Answer:
     kl_full: Float[Tensor, "R"] | None
     values: Float[Tensor, "R"] | None
     ref_hidden: Float[Tensor, "R H"] | None
+    origin_logprobs: Float[Tensor, "R"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +122,19 @@ class Rollouts:
     judged: BatchRewards
     dropped: dict[str, int] = field(default_factory=dict)
     in_loss: Bool[Tensor, "B"] | None = None
+    origin_logprobs: Float[Tensor, "B R"] | None = None
 
     @property
     def kl(self) -> Float[Tensor, "B R"]:
         """k1 at every real token, 0 elsewhere."""
         return masked(kl_k1(self.logprobs, self.ref_logprobs), self.response_mask)
+
+    @property
+    def kl_origin(self) -> Float[Tensor, "B R"]:
+        """``kl`` to the reference of the first step, whether or not the reference has moved since."""
+        if self.origin_logprobs is None:
+            return self.kl
+        return masked(kl_k1(self.logprobs, self.origin_logprobs), self.response_mask)
 
     @property
     def loss_mask(self) -> Bool[Tensor, "B R"]:
@@ -142,6 +168,13 @@ class Rollouts:
         }
 
 
+def answer_seed(settings: RlafSettings, step: int, prompt: StepPrompt, k: int) -> int:
+    """The seed of answer ``k`` to a step's prompt: another one in each round of dynamic sampling, because a prompt may
+    come again in its own place."""
+    place = prompt.round * settings.batch_size + prompt.index * settings.samples_per_prompt + k
+    return stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, place)
+
+
 def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt], step: int, budget: Budget) -> Draft:
     """``samples_per_prompt`` answers to each prompt from the policy as it is.
 
@@ -150,13 +183,7 @@ def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt]
     """
     samples = settings.samples_per_prompt
     answered = [(prompt, k) for prompt in prompts for k in range(samples)]
-    requests = [
-        Request(
-            prompt.ids,
-            stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, prompt.index * samples + k),
-        )
-        for prompt, k in answered
-    ]
+    requests = [Request(prompt.ids, answer_seed(settings, step, prompt, k)) for prompt, k in answered]
     with answering(policy), in_step(policy):
         drawn = generate(
             policy,
@@ -194,6 +221,21 @@ def rows_with_reward(judged: BatchRewards, group: Sequence[int], *, min_group: i
     return compared, dropped
 
 
+def equal_groups(rewards: Sequence[float | None], samples: int) -> list[int]:
+    """Groups of ``samples`` answers in a row, by number, in which all answers that have a reward have the same, and
+    several have one.
+
+    Equal in float32, as advantages are made of them: more digits than that teach nothing.
+    """
+    found = []
+    for group in range(len(rewards) // samples):
+        own = rewards[group * samples : (group + 1) * samples]
+        known = [np.float32(reward) for reward in own if reward is not None]
+        if len(known) > 1 and len(set(known)) == 1:
+            found.append(group)
+    return found
+
+
 def collate(
     answers: Sequence[Answer],
     judged: BatchRewards,
@@ -225,6 +267,7 @@ def collate(
         judged=judged,
         dropped=dropped,
         in_loss=torch.tensor([answer.finish == "stop" for answer in rows]) if mask_truncated else None,
+        origin_logprobs=None if rows[0].origin_logprobs is None else padded("origin_logprobs"),
     )
 
 

@@ -17,17 +17,13 @@ from rewardlm.errors import ScorerError
 from rewardlm.measuring.quality import in_other_script, is_refusal, repeated_share
 from rewardlm.measuring.similarity import load_embedder, similarities
 from rewardlm.scoring.load import load_scorer
-from rewardlm.scoring.pairs import COUNTER_NARRATIVE, is_pair_judge, load_pair_judge
+from rewardlm.scoring.pairs import COUNTER_NARRATIVE, PROBE, is_pair_judge, load_pair_judge
 from rewardlm.scoring.scorer import is_empty, score_texts
 
 # A function of the answers' prompts, the answers, and all prompts of the step.
 Values = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float | None]]
 Probabilities = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 
-# What a judge of counter-narratives must be able to tell apart.
-_CLAIM = "Those immigrants are all criminals and should be thrown out."
-_OPPOSED = "I disagree: most of them work and break no law, and it is unfair to judge everybody by the few who do."
-_AGREED = "Yes, they are all criminals, throw them out."
 # They stand in for other prompts where a step has only one.
 _OTHER_CLAIMS = (
     "Old people should not be allowed to vote, they don't understand the world any more.",
@@ -176,7 +172,8 @@ def _counter_narrative(spec: str, device: str, services: ServicesSettings | None
         def values(prompts: Sequence[str], texts: Sequence[str]) -> list[float | None]:
             return [verdict.values.get(scorer.labels[0]) for verdict in score_texts(scorer, texts)]
 
-    opposed, agreed = values([_CLAIM, _CLAIM], [_OPPOSED, _AGREED])
+    claim, *answers = PROBE
+    opposed, agreed = values([claim, claim], answers)
     if opposed is None or agreed is None or opposed <= agreed:
         raise ScorerError(
             f"rewards.terms.counter_narrative_judge {spec!r}: an answer that opposes hate gets {_shown(opposed)}, one "

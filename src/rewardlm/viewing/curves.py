@@ -17,6 +17,7 @@ _HEADINGS = {
     "toxicity_mean": "Toxicity by the reward’s judges",
     "kl": "KL to the reference",
     "kl_full": "KL over the whole vocabulary",
+    "kl_origin": "KL to the first reference",
 }
 _STARRED = {"toxicity_by_witness": "Toxicity by {}, which only watches", "terms": "Reward term {}"}
 # Significant digits of the page's numbers: the eye can't see more.
