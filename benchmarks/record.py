@@ -49,7 +49,7 @@ PERPLEXITY, SIMILARITY, FALL = 1.2, 0.9, 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """A command of rewardlm that leaves ``out``, once all that it ``needs`` is there. ``minutes`` of a core: a guess."""
+    """A command of rewardlm that leaves ``out`` once all that it ``needs`` is there; ``minutes`` of a core, guessed."""
 
     out: Path
     command: tuple[str, ...]

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from rewardlm import fastpath
@@ -115,6 +116,19 @@ def save_adapter(model: Any, folder: Path, *, name: str = POLICY) -> None:
     subfolder of its name."""
     # Without the base's embeddings, which PEFT would add where an adapter is on them.
     model.save_pretrained(str(folder), selected_adapters=[name], safe_serialization=True, save_embedding_layers=False)
+
+
+def restore_adapter(folder: Path, model: Any, *, name: str = POLICY) -> None:
+    """Put the weights of a saved adapter, by default the policy's, into the one of that name on ``model``, in place.
+
+    Raises ModelError for an adapter on other layers.
+    """
+    saved = load_file(str(folder / "adapter_model.safetensors"))
+    unknown = set_peft_model_state_dict(model, saved, adapter_name=name).unexpected_keys
+    if unknown:
+        raise ModelError(
+            f"{folder} holds an adapter on other layers than this run's ({unknown[0]}, …): choose another --out"
+        )
 
 
 def replace_adapter(model: Any, folder: Path) -> None:

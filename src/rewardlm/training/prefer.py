@@ -26,7 +26,7 @@ from rewardlm.errors import DataError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
-from rewardlm.models.lora import add_lora, load_adapter, replace_adapter
+from rewardlm.models.lora import add_lora, load_adapter, replace_adapter, restore_adapter
 from rewardlm.models.processes import Processes, linked
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
@@ -37,8 +37,7 @@ from rewardlm.training.prefer_rows import PreferenceTokens, answer_rows, best_ro
 from rewardlm.training.prefer_run import ResumePoint, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
 from rewardlm.training.prefer_source import DrawnPairs, GivenPairs, Lines
 from rewardlm.training.prefer_trainer import PAIR_METRICS, AnswerTrainer, PairTrainer, our_pass
-from rewardlm.training.rlaf import encode
-from rewardlm.training.rlaf_state import load_weights
+from rewardlm.training.rollouts import encode_prompts
 from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Trainer
 from rewardlm.training.trackers import Trackers, check_installed
@@ -142,7 +141,7 @@ def _setup(
         prompts = prompt_set.prompts
         if not prompts:
             raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
-        prompt_ids, n_cut = encode(policy, prompts, settings)
+        prompt_ids, n_cut = encode_prompts(policy, prompts, settings)
         if n_cut:
             say(f"{n_cut:,} of {len(prompts):,} prompts are too long: they lose the beginning of their history")
         identity = Identity.of(settings, policy, prompts, rewards.scorers)
@@ -160,7 +159,7 @@ def _setup(
         source = GivenPairs(settings, run, processes, policy, say)
     place = resume(run, settings, processes)
     if place.checkpoint is not None:
-        load_weights(place.checkpoint.folder, policy.model)
+        restore_adapter(place.checkpoint.folder, policy.model)
     trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
     return PreferTraining(settings, run, processes, policy, source, place, trackers, report, say)
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rewardlm.config import Doubt, RewardedSettings, RlafSettings
-from rewardlm.data.chat import truncate_history
+from rewardlm.config import Doubt, RlafSettings
 from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, ScorerError, TrainingError
 from rewardlm.models.budget import Budget
-from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.load import resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import replace_adapter
 from rewardlm.models.processes import Processes
@@ -55,6 +54,7 @@ from rewardlm.training.rollouts import (
     Rollouts,
     StepPrompt,
     collate,
+    encode_prompts,
     equal_groups,
     rows_with_reward,
     sample,
@@ -199,7 +199,7 @@ def setup(
     per_step = settings.batch_size // settings.samples_per_prompt
     if per_step < processes.size:
         raise TrainingError(f"a step has {per_step} prompts for {processes.size} processes: raise --batch-size")
-    prompt_ids, n_cut = encode(policy, prompts, settings)
+    prompt_ids, n_cut = encode_prompts(policy, prompts, settings)
     announce(settings, len(prompts), n_cut, say)
 
     identity = Identity.of(settings, policy, prompts, rewards.scorers)
@@ -234,13 +234,6 @@ def setup(
         rollout_budget=Budget(max(settings.micro_batch_tokens, 4096), "positions of a rollout"),
         update_budget=budget_of(settings),
     )
-
-
-def encode(policy: Policy, prompts: list[Prompt], settings: RewardedSettings) -> tuple[list[tuple[int, ...]], int]:
-    """Each prompt's tokens, without the oldest turns where it is too long, and how many prompts were too long."""
-    limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
-    encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]
-    return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
 
 
 def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[str], None]) -> None:

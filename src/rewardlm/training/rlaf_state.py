@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rewardlm.config import Resume
 from rewardlm.errors import TrainingError
-from rewardlm.models.lora import CRITIC, POLICY, REFERENCE, save_adapter
+from rewardlm.models.lora import CRITIC, REFERENCE, restore_adapter, save_adapter
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 from rewardlm.training.checkpoints import Checkpoint, is_whole, newest_usable, step_of, write_manifest
@@ -113,15 +112,15 @@ def restore(
     # The checkpoint's own adapter has not answered yet; the one before it has, or its step would not have been logged.
     before = _adapter_before(folder)
     if before is not None:
-        load_weights(before / "adapter", model)
+        restore_adapter(before / "adapter", model)
     last_good.remember(0 if before is None else step_of(before))
-    load_weights(folder / "adapter", model)
+    restore_adapter(folder / "adapter", model)
     if learner.value_head is not None and not checkpoint.lacks(VALUE_HEAD):
         learner.value_head.load(folder / VALUE_HEAD)
     if learner.own_critic and not checkpoint.lacks(CRITIC):
-        load_weights(folder / CRITIC, model, name=CRITIC)
+        restore_adapter(folder / CRITIC, model, name=CRITIC)
     if learner.moving_reference and not checkpoint.lacks(REFERENCE):
-        load_weights(folder / REFERENCE, model, name=REFERENCE)
+        restore_adapter(folder / REFERENCE, model, name=REFERENCE)
     order.begin(checkpoint.step)
     if checkpoint.lacks(_STATE):
         return
@@ -138,16 +137,6 @@ def _adapter_before(checkpoint: Path) -> Path | None:
     """The checkpoint before this one, if its adapter is whole."""
     older = [folder for folder in sorted(checkpoint.parent.glob("step-*[0-9]")) if folder.name < checkpoint.name]
     return older[-1] if older and is_whole(older[-1], ("adapter/",)) else None
-
-
-def load_weights(folder: Path, model: Any, *, name: str = POLICY) -> None:
-    """Put the adapter that a checkpoint has in ``folder``, by default the policy's, into ``model``, in place."""
-    saved = load_file(str(folder / "adapter_model.safetensors"))
-    unknown = set_peft_model_state_dict(model, saved, adapter_name=name).unexpected_keys
-    if unknown:
-        raise TrainingError(
-            f"{folder} holds an adapter on other layers than this run's ({unknown[0]}, …): choose another --out"
-        )
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rewardlm.config import RlafSettings
+from rewardlm.config import RewardedSettings, RlafSettings
+from rewardlm.data.chat import truncate_history
 from rewardlm.models.budget import Budget
 from rewardlm.models.generate import Request, Sampled, answering, generate, stream_seed
 from rewardlm.models.load import Policy
@@ -173,6 +174,15 @@ def answer_seed(settings: RlafSettings, step: int, prompt: StepPrompt, k: int) -
     come again in its own place."""
     place = prompt.round * settings.batch_size + prompt.index * settings.samples_per_prompt + k
     return stream_seed("rollout", settings.seed, step, prompt.prompt.id, k, place)
+
+
+def encode_prompts(
+    policy: Policy, prompts: Sequence[Prompt], settings: RewardedSettings
+) -> tuple[list[tuple[int, ...]], int]:
+    """Each prompt's tokens, without the oldest turns where it is too long, and how many prompts were too long."""
+    limit = min(settings.max_prompt_tokens, policy.max_positions - settings.max_new_tokens)
+    encoded = [truncate_history(policy.chat, prompt.turns, limit) for prompt in prompts]
+    return [tuple(ids) for ids, _ in encoded], sum(cut > 0 for _, cut in encoded)
 
 
 def sample(policy: Policy, settings: RlafSettings, prompts: Sequence[StepPrompt], step: int, budget: Budget) -> Draft:
