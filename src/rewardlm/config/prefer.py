@@ -38,6 +38,12 @@ class PairSettings(Section):
         description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 "
         "asks nothing. It needs rewards.terms.similarity over 0.",
     )
+    topic_gap: float | None = Field(
+        0.1,
+        ge=0,
+        description="The similarities of a pair's two answers to their prompt differ by at most so much, so that quoting "
+        "the prompt is not what is learnt; null allows any. It needs rewards.terms.similarity over 0.",
+    )
     length_ratio: float | None = Field(
         2.0,
         ge=1,

@@ -94,9 +94,13 @@ def pairs_of(
     if not clear:
         return [], "with rewards too close"
     ratio = settings.length_ratio
-    alike = [pair for pair in clear if ratio is None or _ratio(*pair) <= ratio]
-    if not alike:
+    as_long = [pair for pair in clear if ratio is None or _ratio(*pair) <= ratio]
+    if not as_long:
         return [], "with lengths too different"
+    gap = settings.topic_gap
+    alike = [pair for pair in as_long if gap is None or _topic_gap(*pair) <= gap]
+    if not alike:
+        return [], "with similarities too different"
     found: list[Preference] = []
     taken: set[int] = set()
     for better, worse in alike:
@@ -144,6 +148,12 @@ def _quantile(values: Sequence[float], share: float) -> float:
 def _ratio(one: DrawnAnswer, other: DrawnAnswer) -> float:
     longer, shorter = sorted((len(one.tokens), len(other.tokens)), reverse=True)
     return longer / max(1, shorter)
+
+
+def _topic_gap(one: DrawnAnswer, other: DrawnAnswer) -> float:
+    """How far apart the two are in similarity to their prompt; 0 where that is not known."""
+    known = [value for answer in (one, other) if (value := answer.terms.get("similarity")) is not None]
+    return abs(known[0] - known[1]) if len(known) == 2 else 0.0
 
 
 def _reward(answer: DrawnAnswer) -> float:
