@@ -38,7 +38,8 @@ PREFER_STEPS = 12
 PREFER = (
     f"prefer tiny --prompts starter --limit 12 --reward lexical --samples 4 --steps {PREFER_STEPS} --rounds 3 "
     "--batch-size 4 --max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --device cpu --dtype float32 --seed 3 "
-    "--witness none checkpoint_every=2 pairs.margin=0.01 rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
+    "--witness none checkpoint_every=2 pairs.margin=0.01 pairs.topic=0 pairs.topic_gap=null "
+    "rewards.terms.counter_narrative=0"
 )
 # Fine-tuning by the pass that RL uses, and with dropout, which is drawn at random and left to TRL's own.
 KINDS = [("rlaf", RLAF_STEPS), ("sft", SFT_STEPS), ("sft-dropout", SFT_STEPS), ("prefer", PREFER_STEPS)]

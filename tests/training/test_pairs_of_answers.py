@@ -72,12 +72,23 @@ def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[fl
             or max(len(better.tokens), len(worse.tokens))
             <= settings.length_ratio * min(len(better.tokens), len(worse.tokens))
         )
+        and (
+            settings.topic_gap is None
+            or abs(better.terms["similarity"] - worse.terms["similarity"]) <= settings.topic_gap
+        )
     ]
 
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize(
-    "changes", [{}, {"topic": 0.0}, {"ended": False}, {"length_ratio": None, "margin": 0.5}, {"per_prompt": 3}]
+    "changes",
+    [
+        {},
+        {"topic": 0.0, "topic_gap": None},
+        {"ended": False, "topic_gap": 0.4},
+        {"length_ratio": None, "margin": 2.0, "topic": 0.5},
+        {"per_prompt": 3, "topic_gap": 0.5},
+    ],
 )
 def test_the_pair_is_the_one_with_the_largest_difference_that_is_allowed(seed, changes):
     settings = PairSettings(**changes)
@@ -101,7 +112,8 @@ def test_the_pair_is_the_one_with_the_largest_difference_that_is_allowed(seed, c
 
 def test_the_pairs_found_above_are_of_every_kind():
     """Else the comparison above would compare nothing with nothing."""
-    counts = Counter(len(pairs_of(some_answers(seed), PROMPT, PairSettings(per_prompt=3))[0]) for seed in range(60))
+    loose = PairSettings(per_prompt=3, topic_gap=0.5)
+    counts = Counter(len(pairs_of(some_answers(seed), PROMPT, loose)[0]) for seed in range(60))
     assert {0, 1, 2} <= counts.keys()
 
 
@@ -110,8 +122,12 @@ def test_the_pairs_found_above_are_of_every_kind():
     [
         ([answer(0, 1.0), answer(1, None)], "with fewer than two scored answers"),
         ([answer(0, 9.0, toxicity=0.51), answer(1, 0.0, text="")], "with no answer to choose"),
-        ([answer(0, 1.0), answer(1, 0.0)], "with rewards too close"),
+        ([answer(0, 1.0), answer(1, 0.8)], "with rewards too close"),
         ([answer(0, 9.0), answer(1, 0.0, tokens=[1] * 21)], "with lengths too different"),
+        (
+            [answer(0, 9.0, terms={"similarity": 0.5}), answer(1, 0.0, terms={"similarity": 0.3})],
+            "with similarities too different",
+        ),
     ],
 )
 def test_a_prompt_without_a_pair_says_why(answers, reason):
@@ -151,7 +167,7 @@ def test_the_best_are_those_with_the_highest_reward(seed, per_prompt):
 def test_counts_and_means_are_of_what_was_drawn():
     found = Preferences()
     second = [answer(0, 4.0, prompt=1), answer(1, 0.0, prompt=1, tokens=[1] * 16), answer(2, None, prompt=1)]
-    found.add([answer(0, 1.0), answer(1, 0.5), *second], [PROMPT, PROMPT], PairSettings(), pairs=True)
+    found.add([answer(0, 1.0), answer(1, 0.9), *second], [PROMPT, PROMPT], PairSettings(), pairs=True)
     told = found.to_dict()
     assert (told["prompts"], told["answers"], told["unscored"], told["found"]) == (2, 5, 1, 1)
     assert told["prompts_without"] == {"with rewards too close": 1}

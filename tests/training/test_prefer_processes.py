@@ -18,6 +18,7 @@ COMMAND = [
     *("--samples", "4", "--steps", "6", "--rounds", "2", "--batch-size", "8", "micro_batch_size=4"),
     *("--max-new-tokens", "4", "--learning-rate", "0.01", "--lora-r", "4", "--device", "cpu", "--dtype", "float32"),
     *("pairs.margin=0.01", "rewards.terms.similarity=0", "rewards.terms.counter_narrative=0"),
+    *("pairs.topic=0", "pairs.topic_gap=null"),
 ]
 
 

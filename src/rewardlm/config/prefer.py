@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rewardlm.config.fields import Depends, Flag
+from rewardlm.config.fields import Depends, Flag, is_function_name
 from rewardlm.config.rewards import RewardedSettings
 from rewardlm.config.section import Section
 
@@ -28,21 +28,21 @@ class PairSettings(Section):
     """
 
     margin: float = Field(
-        2.0, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
+        0.3, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
     )
-    per_prompt: int = Field(1, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
+    per_prompt: int = Field(2, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
     topic: float = Field(
-        0.5,
+        0.25,
         ge=0,
         lt=1,
         description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 "
-        "asks nothing. It needs rewards.terms.similarity over 0.",
+        "asks nothing.",
     )
     topic_gap: float | None = Field(
         0.1,
         ge=0,
-        description="The similarities of a pair's two answers to their prompt differ by at most so much, so that quoting "
-        "the prompt is not what is learnt; null allows any. It needs rewards.terms.similarity over 0.",
+        description="The similarities of a pair's two answers to their prompt differ by at most so much, so that "
+        "neither quoting the prompt nor leaving it is what is learnt; null allows any.",
     )
     length_ratio: float | None = Field(
         2.0,
@@ -63,6 +63,10 @@ class PreferSettings(RewardedSettings):
     dpo and kto are trained by TRL's DPOTrainer and KTOTrainer, raft (best-of-n fine-tuning) by its SFTTrainer.
     docs/preferences.md explains the methods.
     """
+
+    # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 0.0, "counter_narrative": 0.2}
+    usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
         "dpo",
@@ -153,6 +157,14 @@ class PreferSettings(RewardedSettings):
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         return 4 if self.batch_size % 4 == 0 else self.batch_size
+
+    @property
+    def measured_terms(self) -> tuple[str, ...]:
+        """Similarity, if pairs are chosen by it; not for judges that are functions of yours, which may be about
+        anything."""
+        own = all(is_function_name(name) for name in self.reward)
+        by_topic = bool(self.pairs.topic) or self.pairs.topic_gap is not None
+        return ("similarity",) if by_topic and not own else ()
 
     @property
     def draws(self) -> bool:

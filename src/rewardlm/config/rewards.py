@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,20 +58,20 @@ class TermSettings(Section):
     refusal: float | None = Field(
         None,
         ge=0,
-        description="Weight of -1 where the answer refuses, by the rules that the audit has. By default 2, or 0 if all "
-        "judges are functions of your own.",
+        description="Weight of -1 where the answer refuses, by the rules that the audit has. By default 2 for rlaf and "
+        "0.5 for prefer, or 0 if all judges are functions of your own.",
     )
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 10, or 0 if all judges are "
-        "functions of your own.",
+        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf; 0 for prefer, whose "
+        "pairs are as near to the subject as each other, and if all judges are functions of your own.",
     )
     counter_narrative: float | None = Field(
         None,
         ge=0,
-        description="Weight of the probability that the answer is a counter-narrative. By default 2, or 0 if all "
-        "judges are functions of your own or counter_narrative_judge is one of them.",
+        description="Weight of the probability that the answer is a counter-narrative. By default 2 for rlaf and 0.2 "
+        "for prefer, or 0 if all judges are functions of your own or counter_narrative_judge is one of them.",
     )
     counter_narrative_judge: str = Field(
         "starter_pairs",
@@ -116,8 +116,8 @@ class RewardSettings(Section):
 
     transform: Literal["probability", "logit"] | None = Field(
         None,
-        description="1 - P(toxic), or its logit. By default the logit, or 1 - P if all judges are functions of your "
-        "own.",
+        description="1 - P(toxic), or its logit. By default the logit for rlaf, and 1 - P for prefer or if all judges "
+        "are functions of your own.",
     )
     aggregate: Literal["mean", "min", "mean_std"] = Field(
         "mean",
@@ -148,6 +148,10 @@ class RewardSettings(Section):
 
 class RewardedSettings(TrainingSettings):
     """What a training takes that learns from its own answers and what judges say of them."""
+
+    # What a reward is made of unless the user says otherwise.
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 2.0}
+    usual_transform: ClassVar[Literal["probability", "logit"]] = "logit"
 
     prompts: Annotated[str, Flag()] = Field(
         "starter",
@@ -198,11 +202,16 @@ class RewardedSettings(TrainingSettings):
         terms = self.rewards.terms
         # Nor is one judge of counter-narratives paid twice, unless that is asked for.
         twice = any(name.partition("#")[0] == terms.counter_narrative_judge for name in self.reward)
-        usual = {"refusal": 2.0, "similarity": 10.0, "counter_narrative": 0.0 if twice else 2.0}
+        usual = {**self.usual_terms, **({"counter_narrative": 0.0} if twice else {})}
         given = {name: getattr(terms, name) for name in usual}
         paid = {name: (0.0 if own else usual[name]) if weight is None else weight for name, weight in given.items()}
-        transform = self.rewards.transform or ("probability" if own else "logit")
+        transform = self.rewards.transform or ("probability" if own else self.usual_transform)
         return self.rewards.model_copy(update={"transform": transform, "terms": terms.model_copy(update=paid)})
+
+    @property
+    def measured_terms(self) -> tuple[str, ...]:
+        """Terms that are measured even if they earn nothing."""
+        return ()
 
     @property
     def draws(self) -> bool:

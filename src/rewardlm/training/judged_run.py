@@ -34,7 +34,12 @@ def load_rewards(settings: RewardedSettings, device: str) -> RewardModel:
         settings.reward_settings,
         weights=[settings.rewards.weights.get(name, 1.0) for name in settings.reward],
         witnesses=[load_scorer(name, device=device, services=settings.services) for name in watching],
-        terms=load_terms(settings.reward_settings.terms, device=device, services=settings.services),
+        terms=load_terms(
+            settings.reward_settings.terms,
+            device=device,
+            services=settings.services,
+            measured=settings.measured_terms,
+        ),
         max_new_tokens=settings.max_new_tokens,
     )
 

@@ -75,8 +75,16 @@ class Terms:
         return found
 
 
-def load_terms(settings: TermSettings, *, device: str = "cpu", services: ServicesSettings | None = None) -> Terms:
-    """The terms with a weight over 0; an embedder or a judge is loaded only for those. Raises as their loaders do."""
+def load_terms(
+    settings: TermSettings,
+    *,
+    device: str = "cpu",
+    services: ServicesSettings | None = None,
+    measured: Sequence[str] = (),
+) -> Terms:
+    """The terms with a weight over 0, and similarity where ``measured`` names it; an embedder or a judge is loaded only
+    for those. Raises as their loaders do.
+    """
     terms = []
     if settings.length:
         terms.append(Term("length", settings.length, lambda _, texts, __: _length(texts, settings.length_words)))
@@ -86,12 +94,12 @@ def load_terms(settings: TermSettings, *, device: str = "cpu", services: Service
         terms.append(Term("script", settings.script, _script))
     if settings.refusal:
         terms.append(Term("refusal", settings.refusal, lambda _, texts, __: [-float(is_refusal(t)) for t in texts]))
-    if settings.similarity:
+    if settings.similarity or "similarity" in measured:
         embedder = load_embedder(device)
         terms.append(
             Term(
                 "similarity",
-                settings.similarity,
+                settings.similarity or 0.0,
                 lambda prompts, texts, _: similarities(embedder, prompts, texts, seed=0)[0],
             )
         )
