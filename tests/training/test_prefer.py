@@ -51,6 +51,8 @@ def letters(tmp_path, monkeypatch) -> Path:
         "    if any('.' in t for t in texts):  # the check of the sign\n"
         "        return [0.9 if 'stupid' in t or 'trash' in t or 'moron' in t else 0.1 for t in texts]\n"
         "    return [0.5 * random.Random(t).random() for t in texts]\n"
+        "def strict(texts):\n"
+        "    return [0.1 if '.' in t and 'stupid' not in t else 0.9 for t in texts]\n"
         "def reverse(texts):\n"
         "    return [1 - value for value in taste(texts)]\n"
     )
@@ -241,7 +243,7 @@ def test_the_best_policy_by_known_preferences(tmp_path):
                     file.write(f"{row}\n" * round(copies * odds))
     chosen = PreferSettings(
         model=str(tmp_path / "model"), device="cpu", dtype="float32", preferences=tmp_path / "known.jsonl", beta=beta,
-        steps=300, batch_size=112, micro_batch_size=112, learning_rate=1e-2, lora={"r": 8, "alpha": 16},
+        steps=150, batch_size=112, micro_batch_size=112, learning_rate=2e-2, lora={"r": 8, "alpha": 16},
         checkpoint_every=1000,
     )  # fmt: skip
     prefer(chosen, tmp_path / "run")
@@ -297,13 +299,13 @@ def test_rounds_draw_judge_and_learn(letters, method):
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "raft"])
 def test_it_learns_what_the_judge_wants(letters, method):
-    """Later rounds draw from the trained model."""
+    """Answers of the trained model, to the same prompts, earn more than those of the model before."""
     rate = {"dpo": 1e-2, "kto": 2e-2, "raft": 2e-2}[method]
-    chosen = settings(method=method, samples=16, steps=60, rounds=3, batch_size=8, learning_rate=rate)
-    lines = metrics(prefer(chosen, letters / "run"))
-    toxic = [next(line["toxicity_mean"] for line in lines if line["round"] == number) for number in (1, 2, 3)]
-    assert toxic[1] < toxic[0]
-    assert toxic[2] < toxic[0] - 0.04
+    chosen = settings(method=method, samples=16, steps=60, batch_size=8, learning_rate=rate)
+    first = prefer(chosen, letters / "run")
+    after = prefer(settings(adapter=first.path, samples=16, steps=1), letters / "after")
+    before, now = (metrics(run)[0]["reward_mean"] for run in (first, after))
+    assert now > before + 0.04
 
 
 def test_a_stored_preference_is_a_file_of_preferences(letters):
@@ -397,10 +399,24 @@ def test_what_it_must_not_go_on_with(letters):
 
 
 def test_nothing_to_learn_says_what_to_do(letters):
-    with pytest.raises(DataError, match="with rewards too close") as caught:
-        prefer(settings(pairs={"margin": 5}), letters / "run")
-    assert "pairs.margin" in str(caught.value)
+    with pytest.raises(DataError, match="with no answer to choose") as caught:
+        prefer(settings(reward=["prefer_judge:strict"]), letters / "run")
+    assert "--max-new-tokens" in str(caught.value)
     assert Run.open(letters / "run").meta["status"] == "stopped"
+
+
+def test_pairs_that_are_too_close_are_learnt_where_there_are_no_others_and_it_is_said(letters):
+    with pytest.warns(UserWarning, match="no pair is as the settings ask"):
+        run = prefer(settings(pairs={"margin": 5}), letters / "run")
+    assert "no pair is as the settings ask" in metrics(run)[0]["warnings"][0]
+    answers = list(run.read("answers"))
+    for line in run.read("preferences"):
+        own = [
+            one["judges"]["prefer_judge:taste"]["values"] for one in answers if one["prompt_id"] == line["prompt_id"]
+        ]
+        # An empty answer has the lowest reward of all, and no value.
+        assert line["rewards"][1] <= 1 - max(value for values in own for value in values.values()) + 1e-6
+        assert line["rewards"][0] > line["rewards"][1]
 
 
 def test_a_judge_that_is_the_wrong_way_round_is_refused(letters):

@@ -75,12 +75,21 @@ class DrawnPairs:
                 break
         self._first = self._first or chunks
         doubts = doubts_about_round(chunks, self.prompts, self._first if round_number else None)
+        noted = list(doubts.values())
+        if not found.found and found.near_misses:
+            # A judge or model so unlike the usual ones that no pair is one by these settings: better to learn, and say
+            # so, than to refuse.
+            found.found = found.near_misses[: int(wanted)]
+            noted.append(
+                "no pair is as the settings ask (pairs.margin, pairs.topic_gap, pairs.length_ratio): those with the "
+                "largest difference of rewards are learnt, whatever else they differ in"
+            )
         self.processes.first(lambda: self._write(round_number, found, chunks))
         self.say(f"round {round_number + 1} of {settings.rounds}: {found.summary}")
         if not found.found:
             raise DataError(
                 f"nothing to learn: {found.summary}; ask more prompts or draw more (--samples), let answers end "
-                "(--max-new-tokens), or ask less of a pair (pairs.margin, pairs.topic, pairs.length_ratio, pairs.ended)"
+                "(--max-new-tokens), or ask less of a chosen answer (pairs.topic, pairs.ended)"
             )
         for name, text in doubts.items():
             if name in settings.stop_on:
@@ -88,10 +97,10 @@ class DrawnPairs:
                     f"round {round_number + 1}: {text}, and stop_on names {name}: raise --beta, lower the learning "
                     "rate, or take it out of stop_on"
                 )
-            if self.processes.is_main:
-                warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
+        for text in noted if self.processes.is_main else ():
+            warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
         metrics = round_metrics(chunks, len(found.found))
-        return drawn_examples(found.found, self.prompt_ids), Lines(round_number, metrics, list(doubts.values()))
+        return drawn_examples(found.found, self.prompt_ids), Lines(round_number, metrics, noted)
 
     def _write(self, round_number: int, found: Preferences, chunks: Sequence[Chunk]) -> None:
         """The round's preferences and some of its answers, once: a resumed round comes to the same."""

@@ -24,9 +24,13 @@ class Preference:
 
 @dataclass
 class Preferences:
-    """The preferences of a round, and why prompts (``without``) and answers (``unscored``) taught nothing."""
+    """The preferences of a round, and why prompts (``without``) and answers (``unscored``) taught nothing.
+
+    ``near_misses`` are pairs that the settings don't allow, one of each prompt that gave none.
+    """
 
     found: list[Preference] = field(default_factory=list)
+    near_misses: list[Preference] = field(default_factory=list)
     prompts: int = 0
     answers: int = 0
     unscored: int = 0
@@ -44,6 +48,7 @@ class Preferences:
             self.found += found
             if reason is not None:
                 self.without[reason] += 1
+                self.near_misses += near_miss(drawn, texts[place], settings) if pairs else []
 
     def to_dict(self) -> dict[str, Any]:
         """As run.json has it: counts, and means that say what the preferences teach besides the reward."""
@@ -81,16 +86,7 @@ def pairs_of(
     good = choosable(scored, prompt, settings)
     if not good:
         return [], "with no answer to choose"
-    by_gap = sorted(
-        (
-            (_reward(better) - _reward(worse), better, worse)
-            for better in good
-            for worse in scored
-            if better is not worse
-        ),
-        key=lambda one: (-one[0], one[1].sample, one[2].sample),
-    )
-    clear = [(better, worse) for gap, better, worse in by_gap if gap >= settings.margin]
+    clear = [pair for pair in _by_gap(good, scored) if _gap(*pair) >= settings.margin]
     if not clear:
         return [], "with rewards too close"
     ratio = settings.length_ratio
@@ -108,6 +104,15 @@ def pairs_of(
             found.append(Preference(better, worse))
             taken |= {better.sample, worse.sample}
     return found, None
+
+
+def near_miss(answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> list[Preference]:
+    """The pair with the largest difference of rewards, whatever else the two differ in; none where no answer may be
+    chosen or all rewards are equal.
+    """
+    scored = [answer for answer in answers if answer.reward is not None]
+    pairs = _by_gap(choosable(scored, prompt, settings), scored)
+    return [Preference(*pairs[0])] if pairs and _gap(*pairs[0]) > 0 else []
 
 
 def best_of(answers: Sequence[DrawnAnswer], prompt: str, settings: PairSettings) -> tuple[list[Preference], str | None]:
@@ -143,6 +148,16 @@ def _quantile(values: Sequence[float], share: float) -> float:
         return values[0]
     cuts = quantiles(values, n=1000, method="inclusive")
     return cuts[min(len(cuts), max(1, round(share * 1000))) - 1]
+
+
+def _by_gap(good: Sequence[DrawnAnswer], scored: Sequence[DrawnAnswer]) -> list[tuple[DrawnAnswer, DrawnAnswer]]:
+    """Every pair of one that may be chosen and another one, the largest difference of rewards first."""
+    pairs = [(better, worse) for better in good for worse in scored if better is not worse]
+    return sorted(pairs, key=lambda pair: (-_gap(*pair), pair[0].sample, pair[1].sample))
+
+
+def _gap(better: DrawnAnswer, worse: DrawnAnswer) -> float:
+    return _reward(better) - _reward(worse)
 
 
 def _ratio(one: DrawnAnswer, other: DrawnAnswer) -> float:
