@@ -165,6 +165,9 @@ def prefer_pairs(job: Job) -> Told:
         dtype=job.dtype,
         device="cpu",
         preferences=job.pairs_file,
+        # As the peer has it.
+        beta=0.1,
+        sft_weight=0.0,
         steps=job.warmup + job.steps,
         batch_size=job.prompts,
         learning_rate=job.learning_rate,

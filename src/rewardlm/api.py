@@ -222,7 +222,7 @@ def prefer(
 
     >>> import rewardlm as rl
     >>> run = rl.prefer("tiny", prompts="starter", limit=4, reward="lexical", witness="none", samples=4, steps=1,
-    ...                 batch_size=2, max_new_tokens=4, pairs={"margin": 0.01}, out=folder / "DPO")
+    ...                 batch_size=2, max_new_tokens=4, sft_weight=0, out=folder / "DPO")
     >>> round(run.meta["first_loss"], 3)
     0.693
     """

@@ -73,6 +73,8 @@ def settings(**changes) -> PreferSettings:
         "batch_size": 4,
         "max_new_tokens": 4,
         "learning_rate": 1e-2,
+        "beta": 0.1,
+        "sft_weight": 0.0,
         "rewards": PLAIN,
         "pairs": {"margin": 0.05},
     }
@@ -83,7 +85,9 @@ def given(folder: Path, **changes) -> PreferSettings:
     path = folder / "mine.jsonl"
     rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in GIVEN]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = {"preferences": path, "steps": 1, "batch_size": 4, "learning_rate": 1e-3}
+    base = {
+        "preferences": path, "steps": 1, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "sft_weight": 0.0,
+    }  # fmt: skip
     return PreferSettings(**{**TINY, **base, **changes})
 
 
@@ -244,7 +248,7 @@ def test_the_best_policy_by_known_preferences(tmp_path):
     chosen = PreferSettings(
         model=str(tmp_path / "model"), device="cpu", dtype="float32", preferences=tmp_path / "known.jsonl", beta=beta,
         steps=150, batch_size=112, micro_batch_size=112, learning_rate=2e-2, lora={"r": 8, "alpha": 16},
-        checkpoint_every=1000,
+        checkpoint_every=1000, sft_weight=0.0,
     )  # fmt: skip
     prefer(chosen, tmp_path / "run")
     policy = load_policy(ModelSettings(model=str(tmp_path / "model"), device="cpu", dtype="float32"))
@@ -310,14 +314,7 @@ def test_it_learns_what_the_judge_wants(letters, method):
 
 def test_a_stored_preference_is_a_file_of_preferences(letters):
     first = prefer(settings(), letters / "first")
-    again = PreferSettings(
-        model="model",
-        device="cpu",
-        dtype="float32",
-        preferences=first.path / "preferences.jsonl",
-        steps=2,
-        batch_size=4,
-    )
+    again = settings(preferences=first.path / "preferences.jsonl", steps=2)
     second = prefer(again, letters / "second")
     assert second.meta["preferences"]["found"] == first.meta["preferences"]["rounds"][0]["found"]
     assert metrics(second)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)

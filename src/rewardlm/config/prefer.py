@@ -32,14 +32,14 @@ class PairSettings(Section):
     )
     per_prompt: int = Field(2, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
     topic: float = Field(
-        0.25,
+        0.5,
         ge=0,
         lt=1,
         description="A chosen answer is at least as similar to its prompt as this share of the prompt's answers; 0 "
         "asks nothing.",
     )
     topic_gap: float | None = Field(
-        0.1,
+        0.2,
         ge=0,
         description="The similarities of a pair's two answers to their prompt differ by at most so much, so that "
         "neither quoting the prompt nor leaving it is what is learnt; null allows any.",
@@ -65,7 +65,7 @@ class PreferSettings(RewardedSettings):
     """
 
     # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
-    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 0.0, "counter_narrative": 0.2}
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.0, "counter_narrative": 0.5}
     usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
@@ -74,7 +74,7 @@ class PreferSettings(RewardedSettings):
         "on each prompt's best answer.",
     )
     samples: Annotated[int, Flag()] = Field(8, ge=1, description="Answers drawn for each prompt.")
-    steps: Annotated[int, Flag()] = Field(60, ge=1, description="Optimizer steps, over all rounds.")
+    steps: Annotated[int, Flag()] = Field(40, ge=1, description="Optimizer steps, over all rounds.")
     rounds: Annotated[int, Flag()] = Field(
         1,
         ge=1,
@@ -89,7 +89,7 @@ class PreferSettings(RewardedSettings):
         "long as there are prompts. If they run out, there are more passes.",
     )
     beta: Annotated[float, Flag()] = Field(
-        0.1,
+        0.05,
         gt=0,
         description="How strongly dpo and kto hold the model to the reference (Rafailov et al. 2023, equation 7): more "
         "is closer.",
@@ -98,14 +98,14 @@ class PreferSettings(RewardedSettings):
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Share of pairs that are taken to be the wrong way round; for robust alone."
     )
-    sft_weight: float = Field(
-        0.0,
+    sft_weight: Annotated[float, Depends()] = Field(
+        0.2,
         ge=0,
         description="Weight of the chosen answers' negative log-likelihood a token, added to the loss of dpo (Pang et "
-        "al. 2024): it keeps them likely.",
+        "al. 2024): it keeps them likely. 0 for kto and raft.",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        1e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for raft."
+        6e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for kto and raft."
     )
     warmup_ratio: float = Field(
         0.0,
@@ -142,9 +142,9 @@ class PreferSettings(RewardedSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_by_method(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("method") == "raft":
-            return {"learning_rate": 4e-4, **given}
+    def _by_method(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("method") in ("kto", "raft"):
+            return {"learning_rate": 4e-4, "sft_weight": 0.0, **given}
         return given
 
     @property

@@ -64,13 +64,13 @@ class TermSettings(Section):
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf; 0 for prefer, whose "
-        "pairs are as near to the subject as each other, and if all judges are functions of your own.",
+        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf and 1 for "
+        "prefer, or 0 if all judges are functions of your own.",
     )
     counter_narrative: float | None = Field(
         None,
         ge=0,
-        description="Weight of the probability that the answer is a counter-narrative. By default 2 for rlaf and 0.2 "
+        description="Weight of the probability that the answer is a counter-narrative. By default 2 for rlaf and 0.5 "
         "for prefer, or 0 if all judges are functions of your own or counter_narrative_judge is one of them.",
     )
     counter_narrative_judge: str = Field(
