@@ -18,7 +18,7 @@ from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
 from rewardlm.models.lora import add_lora, load_adapter
 from rewardlm.runs import Run, trained_by
-from rewardlm.training import drawn
+from rewardlm.training import drawn, prefer_source
 from rewardlm.training.prefer import prefer
 from rewardlm.types import Message
 
@@ -430,6 +430,21 @@ def test_a_doubt_that_stop_on_names_ends_the_run(letters):
         run = prefer(settings(max_new_tokens=1), letters / "other")
     assert "truncated" in metrics(run)[0]["warnings"][0]
     assert metrics(run)[1]["warnings"] == []
+
+
+def test_a_doubt_in_a_later_round_leaves_the_adapter_of_the_rounds_before(letters, monkeypatch):
+    found = iter([{}, {"repetition": "repetition: 90% of the answers say one phrase again and again"}])
+    monkeypatch.setattr(prefer_source, "doubts_about_round", lambda *_: next(found))
+    with pytest.raises(TrainingError, match=r"stop_on names repetition.*the adapter of the rounds before is kept in"):
+        prefer(settings(rounds=2, stop_on=["repetition"]), letters / "run")
+    monkeypatch.undo()
+    monkeypatch.chdir(letters)
+    kept = load_file(str(letters / "run" / "adapter" / "adapter_model.safetensors"))
+    assert any(bool(tensor.any()) for name, tensor in kept.items() if "lora_B" in name)
+    assert Run.open(letters / "run").meta["status"] == "stopped"
+    again = prefer(settings(rounds=2, stop_on=[]), letters / "run")
+    whole = prefer(settings(rounds=2), letters / "whole")
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
 
 
 def test_nan_ends_the_run(letters):

@@ -8,8 +8,8 @@ what it was. Each round is a training of its own, with a fresh optimizer and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 from rewardlm import fastpath
 from rewardlm.config import PreferSettings
 from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import DataError
+from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
@@ -80,7 +80,8 @@ def _prefer(
     with training.trackers, stop_noted(run, processes):
         for round_number in range(training.place.round_number, settings.rounds):
             # 2. Answers from the model as it is, judged; the pairs among them.
-            examples, lines = training.source.examples(round_number)
+            with _left_behind(training, round_number):
+                examples, lines = training.source.examples(round_number)
             # 3. TRL's trainer learns them.
             _learn(training, round_number, examples, lines)
             processes.first(lambda: drop_older_rounds(run, round_number))  # noqa: B023 (called at once)
@@ -127,7 +128,7 @@ def _setup(
         rewards.check_sign()
     policy, _ = load_for(settings, processes, lambda policy: _put_on(settings, policy))
     check_head(policy.causal_lm)
-    if settings.lora.dropout:
+    if settings.lora.dropout and settings.method != "raft":
         say("lora.dropout is left out: the reference must be the model that the adapter was put on")
     source: DrawnPairs | GivenPairs
     if rewards is not None:
@@ -162,6 +163,19 @@ def _setup(
         restore_adapter(place.checkpoint.folder, policy.model)
     trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
     return PreferTraining(settings, run, processes, policy, source, place, trackers, report, say)
+
+
+@contextmanager
+def _left_behind(training: PreferTraining, round_number: int) -> Iterator[None]:
+    """Inside, what ends the training leaves the adapter of the rounds before where other commands look for it."""
+    try:
+        yield
+    except TrainingError as error:
+        if not round_number:
+            raise
+        policy, run = training.policy, training.run
+        training.processes.first(lambda: replace_adapter(policy.model, run.adapter))
+        raise TrainingError(f"{error} (the adapter of the rounds before is kept in {run.adapter})") from error
 
 
 def _learn(training: PreferTraining, round_number: int, examples: Sequence[PreferenceTokens], lines: Lines) -> None:
