@@ -140,7 +140,7 @@ def test_examples_are_what_the_commands_take(
 def test_commands_that_go_on_are_those_that_say_so() -> None:
     """What Ctrl-C promises holds where a command resumes its --out."""
     assert {name for name in COMMANDS if f"{name} ".startswith(RESUMED)} == {
-        "demo", "run", "measure", "finetune", "rlaf", "interpret", "judge train", "judge train-pairs",
+        "demo", "run", "measure", "finetune", "rlaf", "prefer", "interpret", "judge train", "judge train-pairs",
         "judge evaluate",
     }  # fmt: skip
 

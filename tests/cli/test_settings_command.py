@@ -52,6 +52,7 @@ SPECIAL: dict[str, tuple[str, Any, list[str]]] = {
     "--tracker": ("wandb", ["wandb"], []),
     "--load": ("4bit", "4bit", []),
     "measure --strength": ("2", 2.0, ["steer=s"]),
+    "prefer --method": ("kto", "kto", ["learning_rate=1e-4", "sft_weight=0"]),
     "--adapter-strength": ("2", 2.0, ["adapter=a"]),
 }
 

@@ -119,12 +119,13 @@ class _Words:
         called = f"{section}.{_ELSEWHERE.get(last)}".removeprefix(".")
         if called in self._settings:
             return f"did you mean {called!r}?"
-        beside = {one.rpartition(".")[2]: one for one in self._settings if one.rpartition(".")[0] == section}
-        if hint := did_you_mean(last, beside):
-            return f"did you mean {beside[_named(hint)]!r}?"
+        # The very name in another section is nearer than a name like it in this one.
         elsewhere = [one for one in self._settings if one.rpartition(".")[2] == last]
         if len(elsewhere) == 1:
             return f"did you mean {elsewhere[0]!r}?"
+        beside = {one.rpartition(".")[2]: one for one in self._settings if one.rpartition(".")[0] == section}
+        if hint := did_you_mean(last, beside):
+            return f"did you mean {beside[_named(hint)]!r}?"
         if hint := did_you_mean(key, [*self._known, *self._settings]):
             return hint
         # The many settings of a service are listed as one.
