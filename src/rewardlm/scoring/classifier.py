@@ -49,8 +49,9 @@ TOXIC_NAMES = frozenset(
 OFFLINE = "the judges starter, witness and lexical, a folder of a classifier"
 # Padded tokens per forward pass: enough to keep the cores busy, few enough for their caches.
 _TOKEN_BUDGET = 2048
-# In bf16 with AMX, batches with a number of tokens between these two are padded to the larger one for long sums.
-_FEW, _MANY = 32, 512
+# In bf16 with AMX, batches with a number of tokens between these two are padded to the larger one for long sums. Maps
+# with more than _LARGE inputs and outputs take _FEW tokens at a time: there the order depends on the threads, too.
+_FEW, _MANY, _LARGE = 32, 512, 384
 # Special tokens that a text spells out ("[SEP]") are plain text.
 _PLAIN: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
 _LONGEST_WITHOUT_LIMIT = 512  # for a tokenizer and a model that both state no maximum
@@ -225,6 +226,7 @@ def _use_bf16(model: Any) -> bool:
     What flows between them stays fp32 (residual stream, norms, attention, head). With the whole model in bf16, P would
     move ten times as far, and would depend on the padding.
     """
+    import torch
     from torch import nn
     from torch.nn.functional import linear, pad
 
@@ -233,9 +235,12 @@ def _use_bf16(model: Any) -> bool:
     def forward(module: Any, x: Any) -> Any:
         rows = x.bfloat16().flatten(0, -2)
         n_rows = len(rows)
+        # oneDNN adds up long sums in another order for some numbers of tokens, so a text's score would depend on the
+        # other texts. Without AMX it doesn't, and padding would cost a batch of four more than a third of its speed.
+        if with_amx and min(module.in_features, module.out_features) > _LARGE:
+            found = torch.cat([linear(some, module.weight, module.bias) for some in rows.split(_FEW)])
+            return found.float().view(*x.shape[:-1], -1)
         if with_amx and _FEW < n_rows < _MANY and module.in_features > module.out_features:
-            # oneDNN adds up long sums in another order for such batches, so a text's score would depend on the other
-            # texts. Without AMX it doesn't, and padding would cost a batch of four more than a third of its speed.
             rows = pad(rows, (0, 0, 0, _MANY - n_rows))
         return linear(rows, module.weight, module.bias)[:n_rows].float().view(*x.shape[:-1], -1)
 
