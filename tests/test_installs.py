@@ -165,8 +165,8 @@ def without_lexical(monkeypatch: pytest.MonkeyPatch) -> None:
     for where in (
         "rewardlm.measuring.meter.load_scorer",
         "rewardlm.measuring.meter.load_model",
-        "rewardlm.training.rlaf.load_scorer",
-        "rewardlm.training.rlaf.load_reward",
+        "rewardlm.training.judged_run.load_scorer",
+        "rewardlm.training.judged_run.load_reward",
         "rewardlm.judges.evaluate.load_scorer",
         "rewardlm.interpreting.interpretation.load_models",
     ):

@@ -116,13 +116,13 @@ def test_a_process_that_dies_ends_the_other_in_words_and_leaves_whole_checkpoint
     (folder / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1' and os.environ.get('KILL_RANK_1'):\n"
-        "    import rewardlm.training.sft_trainer as sft\n"
-        "    log = sft.RunCallback.on_log\n"
+        "    import rewardlm.training.trl_parts as parts\n"
+        "    log = parts.RunCallback.on_log\n"
         "    def on_log(self, args, state, control, logs, **more):\n"
         "        if state.global_step == 5:\n"
         "            os.kill(os.getpid(), 9)\n"
         "        return log(self, args, state, control, logs, **more)\n"
-        "    sft.RunCallback.on_log = on_log\n"
+        "    parts.RunCallback.on_log = on_log\n"
     )
     arguments = [*FINETUNE, "--out", "died"]
     done = run(launcher("torchrun"), arguments, folder, KILL_RANK_1="1")

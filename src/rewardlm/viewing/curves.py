@@ -15,6 +15,8 @@ _HEADINGS = {
     "loss": "Loss",
     "eval_loss": "Evaluation loss",
     "toxicity_mean": "Toxicity by the reward’s judges",
+    "implicit_reward_chosen": "Log-ratio of chosen answers, times beta",
+    "implicit_reward_rejected": "Log-ratio of rejected answers, times beta",
     "kl": "KL to the reference",
     "kl_full": "KL over the whole vocabulary",
     "kl_origin": "KL to the first reference",
