@@ -27,16 +27,19 @@ _MEASURE = ["limit=4", "max_new_tokens=6", "similarity=false", "perplexity=false
 _FINETUNE = ["limit=4", "epochs=1"]
 _RLAF = ["limit=4", "steps=1", "batch_size=4", "minibatches=1", "ppo_epochs=1", "max_new_tokens=6", "witness=none"]
 _RLAF += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
+_PREFER = ["limit=4", "samples=2", "steps=1", "batch_size=2", "max_new_tokens=6", "witness=none"]
+_PREFER += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
 SMALL: dict[str, list[str]] = {
     "measure": _MEASURE,
     "finetune": _FINETUNE,
     "rlaf": _RLAF,
+    "prefer": _PREFER,
     "interpret": ["limit=2", "look_inside=false", "attribution.tokens=1"],
     "judge evaluate": ["limit=8", "n_resamples=100", "speed=false"],
     "judge train": ["limit=8", "epochs=1", "evaluations=1"],
 }
 # An experiment has the settings of its stages; those that a file leaves out stay out.
-STAGES = {"measure": _MEASURE, "finetune": _FINETUNE, "rlaf": _RLAF}
+STAGES = {"measure": _MEASURE, "finetune": _FINETUNE, "rlaf": _RLAF, "prefer": _PREFER}
 
 
 def arguments(typed: Sequence[str], folder: Path) -> list[str]:
@@ -47,6 +50,8 @@ def arguments(typed: Sequence[str], folder: Path) -> list[str]:
         return words
     if command in ("run", "demo"):
         return [*words, *_experiment(words, folder)]
+    if command == "prefer" and "--preferences" in words:
+        return words  # nothing is drawn
     algorithm = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--algorithm"), "ppo")
     more = list(SMALL.get(command, []))
     several = any(word.startswith("--samples") for word in words)
