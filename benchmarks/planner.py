@@ -26,11 +26,13 @@ from work import environment
 
 TOLERANCE = 0.15
 NEW = 32
+SAMPLES = 4  # of prefer, for each prompt
 # For each command: the setting that says how much is run side by side, and two values.
 CASES = {
     "measure": ("batch_tokens", [2048, 8192]),
     "finetune": ("micro_batch_size", [2, 8]),
     "rlaf": ("micro_batch_tokens", [512, 1536]),
+    "prefer": ("micro_batch_size", [2, 8]),
 }
 QUESTION = "why do they all come here and take what is ours and what can be done about it by us and by you "
 PROCESS = """
@@ -106,11 +108,14 @@ def work_of(command: str, value: int, texts: dict[str, Any], recompute: bool, dr
     from rewardlm.planner import Work
 
     tokens = texts["pair_tokens"] if command == "finetune" else texts["prompt_tokens"] + NEW
+    by_rows = command in ("finetune", "prefer")
     # The prefix that all prompts share is no part of a batch's positions, but is in every row's cache.
-    slots = min(texts["n"], max(1, (value if command == "measure" else 4096) // (tokens - texts["shared"])))
-    rows = min(value if command == "finetune" else max(1, value // tokens), texts["n"])
+    positions = {"measure": value, "prefer": 8192}.get(command, 4096)
+    answers = texts["n"] * (SAMPLES if command == "prefer" else 1)
+    slots = min(answers, max(1, positions // (tokens - texts["shared"])))
+    rows = min(value if by_rows else max(1, value // tokens), texts["n"])
     lora = LoraSettings(dropout=dropout)
-    return Work(tokens, NEW, slots=slots, rows=rows, recompute=recompute, answers=texts["n"], lora=lora)
+    return Work(tokens, NEW, slots=slots, rows=rows, recompute=recompute, answers=answers, lora=lora)
 
 
 def peak_of(command: str, model: str, precision: str, extra: list[str], texts: dict[str, Any], folder: Path) -> float:
@@ -124,6 +129,9 @@ def peak_of(command: str, model: str, precision: str, extra: list[str], texts: d
         "finetune": ["--dialogues", str(texts["dialogues"]), "validation=0", "max_steps=1", "batch_size=8"],
         "rlaf": [*asked, "--reward", "starter", "--steps", "1", "--batch-size", str(texts["n"]), "minibatches=1",
                  "ppo_epochs=1"],
+        # Whatever the judge says of them: the memory is what counts here.
+        "prefer": [*asked, "--reward", "starter", "--steps", "1", "--batch-size", "8", "--samples", str(SAMPLES),
+                   "--witness", "none", "pairs.margin=0", "pairs.topic=null", "pairs.topic_gap=null"],
     }  # fmt: skip
     subprocess.run(["rm", "-rf", str(run)], check=True)
     subprocess.run(

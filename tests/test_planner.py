@@ -70,6 +70,7 @@ def test_training_holds_an_adapter_that_measuring_does_not_and_more_rank_is_more
     work = Work(64, 16, slots=8, rows=8)
     assert tiny.need("measure", work).adapter == 0
     assert tiny.need("finetune", work).adapter == tiny.need("rlaf", work).adapter > 0
+    assert tiny.need("prefer", work).adapter == tiny.need("rlaf", work).adapter
     larger = replace(work, lora=LoraSettings(r=64))
     assert tiny.need("rlaf", larger).adapter == 4 * tiny.need("rlaf", work).adapter
 
@@ -85,7 +86,7 @@ def test_doctor_says_it_as_json():
     assert plan["kv_cache_bytes_a_position"]["float32"] == 2 * 2 * 2 * 16 * 4  # layers, heads, width, bytes, and two
     assert set(plan["advice"]) == set(COMMANDS)
     by_name = {(line["precision"], line["command"], line["gradient_checkpointing"]): line for line in plan["commands"]}
-    assert len(by_name) == len(plan["weights_bytes"]) * 5
+    assert len(by_name) == len(plan["weights_bytes"]) * 7
     plain, recomputing = (by_name["float32", "rlaf", recompute] for recompute in (False, True))
     assert plain["bytes"]["total"] >= recomputing["bytes"]["total"] > plan["process_bytes"]["rlaf"] > 10**8
     assert plain["setting"] == "micro_batch_tokens"

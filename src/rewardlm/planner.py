@@ -16,16 +16,17 @@ import psutil
 import torch
 
 from rewardlm import fastpath
-from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, RlafSettings
+from rewardlm.config import FinetuneSettings, LoraSettings, MeasureSettings, PreferSettings, RlafSettings
 from rewardlm.measuring.model_quality import READ_TOGETHER
 from rewardlm.models import memory
 from rewardlm.models.layers import by_layers
 from rewardlm.models.load import resolve_dtype
 from rewardlm.models.logprobs import body_and_head
+from rewardlm.training.prefer_rows import ASKED_TOGETHER
 from rewardlm.training.sft_pass import POSITIONS, why_plain
 
-Command = Literal["measure", "finetune", "rlaf"]
-COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf")
+Command = Literal["measure", "finetune", "rlaf", "prefer"]
+COMMANDS: tuple[Command, ...] = ("measure", "finetune", "rlaf", "prefer")
 QUANTISED = ("8bit", "4bit")
 _MANY = 256  # rows; with so many, nearly all of the memory is what grows with them
 
@@ -134,9 +135,13 @@ class Planner:
             adapter = 3 * memory.adapter_bytes(traces.adapted(work.lora))
         if command == "finetune":
             most = self._finetuning(work)
-        if command == "rlaf":
+        if command in ("rlaf", "prefer"):
             generating = traces.generating(work) + self._merged(replace(work, merging=True))
-            most = max(generating, traces.scoring(work, compared=True), traces.updating(work))
+            if command == "rlaf":
+                most = max(generating, traces.scoring(work, compared=True), traces.updating(work))
+            else:
+                asked = replace(work, rows=max(1, ASKED_TOGETHER // work.tokens))
+                most = max(generating, traces.scoring(asked, compared=False), self._preferring(work))
         return Need(self.process[command], self.weights, self._loading(), adapter, most)
 
     def largest(self, command: Command, work: Work, capacity: int) -> int:
@@ -175,6 +180,13 @@ class Planner:
         if why_plain(traces.adapted(work.lora).model, self.device, recompute=work.recompute) is not None:
             return traces.finetuning(work, kernels=self.device.type == "cuda")
         return traces.updating(replace(work, rows=min(work.rows, max(1, POSITIONS // work.tokens))))
+
+    def _preferring(self, work: Work) -> int:
+        """A microbatch of pairs in TRL's own pass, or in the one that RL uses, which reads a prompt once for both."""
+        traces = self.traces
+        if why_plain(traces.adapted(work.lora).model, self.device, recompute=work.recompute) is not None:
+            return traces.finetuning(replace(work, rows=2 * work.rows), kernels=self.device.type == "cuda")
+        return traces.updating(replace(work, tokens=work.tokens + work.new, new=2 * work.new))
 
     def _merged(self, work: Work) -> int:
         if self.traces.load is not None:
@@ -222,8 +234,8 @@ class Line:
         return self.largest >= self.value
 
 
-# For each precision: measuring, and both trainings as they are and with gradient checkpointing.
-LINES = 5
+# For each precision: measuring, and the three trainings as they are and with gradient checkpointing.
+LINES = 7
 
 
 def lines(planner: Planner, tokens: int, new: int, lora: LoraSettings, capacity: int) -> Iterator[Line]:
@@ -256,10 +268,14 @@ def advice(found: Sequence[Line]) -> dict[Command, str]:
 def default_work(command: Command, tokens: int, new: int) -> Work:
     """The work of a command's default settings; its rows have ``tokens``, of which ``new`` are the answer's."""
     measuring, finetuning, rl = MeasureSettings(model=""), FinetuneSettings(model=""), RlafSettings(model="")
+    preferring = PreferSettings(model="")
     if command == "measure":
         return Work(tokens, new, slots=max(1, measuring.batch_tokens // tokens), rows=1)
     if command == "finetune":
         return Work(tokens, new, slots=1, rows=finetuning.batch_size)
+    if command == "prefer":
+        drawn = max(1, preferring.batch_tokens // tokens)
+        return Work(tokens, new, slots=drawn, rows=preferring.micro_batch)
     return Work(
         tokens,
         new,
@@ -270,7 +286,7 @@ def default_work(command: Command, tokens: int, new: int) -> Work:
 
 def setting_of(command: Command, rows: int, tokens: int) -> tuple[str, int]:
     """The setting that determines ``rows``, and its value for them."""
-    if command == "finetune":
+    if command in ("finetune", "prefer"):
         return "micro_batch_size", rows
     return ("batch_tokens" if command == "measure" else "micro_batch_tokens"), rows * tokens
 
@@ -289,7 +305,7 @@ def process_bytes(
 
     0 on a GPU, because the libraries are in the computer's memory. Call it first, before anything else is loaded.
     """
-    for module in ("measuring.meter", "training.rlaf", "training.sft"):
+    for module in ("measuring.meter", "training.rlaf", "training.sft", "training.prefer"):
         importlib.import_module(f"rewardlm.{module}")
     from rewardlm.measuring.similarity import load_embedder
     from rewardlm.scoring.load import is_here, load_scorer
@@ -300,14 +316,14 @@ def process_bytes(
     kept: list[Any] = [load_scorer(name, device=str(device)) for name in judges if is_here(name)]
     for judge in kept:
         judge.score(["You are welcome here. " * 5] * 32)
-    # RL pays by the embedder and the judge of pairs too, by default.
+    # RL and preference training pay by the embedder and the judge of pairs too, by default.
     embedder = load_embedder()
     embedder.encode(["You are welcome here."] * 32, show_progress_bar=False)
     kept += [load_pair_judge(device=str(device)), embedder]
     scoring = _resident()
     if device.type != "cpu":
-        return {"finetune": 0, "rlaf": 0, "measure": 0}
-    return {"finetune": libraries, "rlaf": scoring, "measure": scoring}
+        return dict.fromkeys(COMMANDS, 0)
+    return {"finetune": libraries, "rlaf": scoring, "prefer": scoring, "measure": scoring}
 
 
 def _resident() -> int:

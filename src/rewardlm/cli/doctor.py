@@ -26,7 +26,7 @@ def doctor(
     as_json: options.AsJson = False,
 ) -> None:
     """Show versions, devices, embedded models and data, and judges that are asked over HTTP. With a model, also show
-    the memory that it needs at each precision to be measured, fine-tuned and reinforced, and which settings fit.
+    the memory that it needs at each precision to be measured and to be trained, and which settings fit.
     """
     import json
 

@@ -26,7 +26,7 @@ from rewardlm.training.preferences import Preference
 from rewardlm.types import Message
 
 # How many positions the reference reads at once.
-_POSITIONS = 4096
+ASKED_TOGETHER = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def reference_logps(
     score = partial(row_stats, policy.causal_lm, prompts, answers)
     policy.model.eval()
     with frozen_reference(policy, settings), in_step(policy):
-        stats = Budget(max(_POSITIONS, longest), "positions of the reference").run(score, least=longest)
+        stats = Budget(max(ASKED_TOGETHER, longest), "positions of the reference").run(score, least=longest)
     return [float(row.logprobs.double().sum()) for row in stats]
 
 
