@@ -169,33 +169,12 @@ def sft(job: Job) -> Told:
     from trl import SFTConfig, SFTTrainer
 
     rows = job.rows()[: job.prompts * (job.warmup + job.steps)]
-    losses: list[float] = []
-
-    class Losses(TrainerCallback):
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            losses.extend([logs["loss"]] if "loss" in logs else [])
-
-    clock = Clock()
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype)),
-        args=SFTConfig(
-            **{**common(job), "logging_steps": 1},
-            per_device_train_batch_size=job.prompts,
-            gradient_accumulation_steps=1,
-            max_steps=job.warmup + job.steps,
-            max_length=None,
-            completion_only_loss=True,
-            train_sampling_strategy="sequential" if job.order == "same" else "random",
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job.model),
-        peft_config=lora(job),
-        callbacks=[clock, Losses()],
+    config = SFTConfig(
+        **by_batches(job),
+        completion_only_loss=True,
+        train_sampling_strategy="sequential" if job.order == "same" else "random",
     )
-    trainer.create_optimizer()
-    updates = counted(trainer.optimizer)
-    trainer.train()
-    return replace(told(job, clock, 1, updates), losses=losses[job.warmup :])
+    return with_losses(job, SFTTrainer, config, Dataset.from_list(rows))
 
 
 def dpo(job: Job) -> Told:
@@ -205,6 +184,24 @@ def dpo(job: Job) -> Told:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    config = DPOConfig(**by_batches(job), beta=0.1, train_sampling_strategy="sequential")
+    return with_losses(job, DPOTrainer, config, Dataset.from_list(job.pairs()))
+
+
+def by_batches(job: Job) -> dict[str, Any]:
+    """The arguments of a trainer that makes a step of each batch of ``prompts`` rows, in one microbatch."""
+    return {
+        **common(job),
+        "logging_steps": 1,
+        "per_device_train_batch_size": job.prompts,
+        "gradient_accumulation_steps": 1,
+        "max_steps": job.warmup + job.steps,
+        "max_length": None,
+    }
+
+
+def with_losses(job: Job, trainer_class: Any, config: Any, rows: Any) -> Told:
+    """Train on ``rows`` and tell each step's loss too."""
     losses: list[float] = []
 
     class Losses(TrainerCallback):
@@ -212,18 +209,10 @@ def dpo(job: Job) -> Told:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
     clock = Clock()
-    trainer = DPOTrainer(
+    trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype)),
-        args=DPOConfig(
-            **{**common(job), "logging_steps": 1},
-            per_device_train_batch_size=job.prompts,
-            gradient_accumulation_steps=1,
-            max_steps=job.warmup + job.steps,
-            max_length=None,
-            beta=0.1,
-            train_sampling_strategy="sequential",
-        ),
-        train_dataset=Dataset.from_list(job.pairs()),
+        args=config,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(job.model),
         peft_config=lora(job),
         callbacks=[clock, Losses()],

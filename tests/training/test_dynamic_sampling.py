@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewardlm.config import RewardSettings, RlafSettings
+from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ScorerError, TrainingError
 from rewardlm.models.generate import Sampled
 from rewardlm.runs import Run
@@ -109,7 +110,7 @@ def test_the_prompts_that_come_next_get_the_places_of_equal_groups(tmp_path, mon
     monkeypatch.setattr(rlaf, "update", lambda *a: learnt.append(a[2].rollouts) or update(*a))
     run = train(settings(), tmp_path / "run")
 
-    ids = [prompt.id for prompt in rlaf.load_prompts("starter", seed=0).prompts]
+    ids = [prompt.id for prompt in load_prompts("starter", seed=0).prompts]
     order = iter([ids[i] for i in PromptOrder(len(ids), per_step=PER_STEP, seed=0).take(1000)])
     lines = list(run.read("metrics"))
     for number in range(4):

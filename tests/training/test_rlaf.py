@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewardlm.config import KlSettings, ModelSettings, RlafSettings
+from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import ConfigError, RunError, ScorerError, TrainingError
 from rewardlm.models import logprobs
 from rewardlm.models.generate import Sampled
@@ -150,7 +151,7 @@ def test_an_insult_becomes_less_likely_than_a_kind_answer(tmp_path, monkeypatch)
     assert rewards[INSULT] < 0.2 < 0.8 < rewards[KIND]
 
     policy = load_policy(ModelSettings(**TINY))
-    prompt = policy.chat.encode_prompt(rlaf.load_prompts("starter").prompts[0].turns)
+    prompt = policy.chat.encode_prompt(load_prompts("starter").prompts[0].turns)
     answers = [answer_ids(policy, INSULT), answer_ids(policy, KIND)]
     before = score_rows(policy.causal_lm, [prompt] * 2, answers, 10**6)[0].sum(1)
     load_adapter(policy, run.path / "adapter")

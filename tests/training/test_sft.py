@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from rewardlm.config import FinetuneSettings, ModelSettings, RlafSettings
 from rewardlm.data.chat import ChatFormat, truncate_history
 from rewardlm.data.dialogues import Pair
+from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.load import Policy, load_policy
 from rewardlm.models.logprobs import score_rows
@@ -339,7 +340,7 @@ def test_rl_after_fine_tuning_is_measured_against_the_fine_tuned_model(trained, 
     for name, tensor in before.items():
         stem, _, leaf = name.rpartition(".")
         assert torch.equal(held[f"{stem}.{REFERENCE}.{leaf}"], tensor), name
-    prompt, answer = [policy.chat.encode_prompt(rlaf.load_prompts("starter").prompts[0].turns)], [[5, 6, 7, 8]]
+    prompt, answer = [policy.chat.encode_prompt(load_prompts("starter").prompts[0].turns)], [[5, 6, 7, 8]]
     base = load_policy(ModelSettings(**TINY))
     plain = score_rows(base.causal_lm, prompt, answer, 10**6)[0]
     load_adapter(base, trained.path / "adapter")

@@ -46,9 +46,9 @@ from rewardlm.measuring.model_quality import add_quality
 from rewardlm.measuring.primary import spelt_out
 from rewardlm.measuring.utility import add_utility, pending
 from rewardlm.models.load import Policy, resolve_device
-from rewardlm.models.processes import Processes, several
+from rewardlm.models.processes import Processes, several, writing
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, known_rewards, paid_for, prompts_hash, reward_lineage, trained_by
+from rewardlm.runs import Run, known_rewards, paid_for, prompts_hash, reward_lineage, trained_by
 from rewardlm.scoring.lineage import text_hash
 from rewardlm.scoring.load import check_judges, load_scorer
 from rewardlm.scoring.pairs import load_pair_judge
@@ -78,9 +78,7 @@ def measure(settings: MeasureSettings, out: Path, *, report: ProgressCallback | 
         raise ConfigError(
             f"engine {settings.engine!r} already asks for many answers at once: start one process, without a launcher"
         )
-    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    with ExitStack() as held:
-        processes.first(lambda: held.enter_context(alone(out)))
+    with writing(out, settings.device) as processes:
         return _measure(settings, out, processes, report if processes.is_main else None)
 
 

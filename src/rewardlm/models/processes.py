@@ -11,8 +11,9 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
 from rewardlm.errors import ConfigError, RunError
+from rewardlm.models.load import resolve_device
+from rewardlm.runs import alone
 
 T = TypeVar("T")
 
@@ -31,6 +34,17 @@ _PATIENCE = timedelta(days=1)
 def several() -> bool:
     """Whether a launcher started more than this process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def writing(out: Path, device: str) -> Iterator[Processes]:
+    """The processes of a command on ``device`` (a setting) that writes ``out``, which the first of them locks
+    (``runs.alone``). Raises RunError in all of them if another command writes there.
+    """
+    processes = Processes(cpu=str(resolve_device(device)) == "cpu")
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(alone(out)))
+        yield processes
 
 
 def leave(code: int) -> NoReturn:

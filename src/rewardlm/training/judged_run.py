@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewardlm.config import RewardedSettings
-from rewardlm.errors import ConfigError, RewardLMError, RunError
+from rewardlm.data.prompts import load_prompts
+from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError
 from rewardlm.measuring.independence import AUDITED_TERMS, same_judge
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
@@ -20,6 +21,7 @@ from rewardlm.scoring.lineage import kinship, lineage_of
 from rewardlm.scoring.load import check_judges, check_rewards, load_reward, load_scorer
 from rewardlm.scoring.scorer import PairScorer, Scorer
 from rewardlm.training.rewards import RewardModel
+from rewardlm.training.rollouts import encode_prompts
 from rewardlm.training.terms import load_terms
 from rewardlm.types import Prompt
 
@@ -42,6 +44,52 @@ def load_rewards(settings: RewardedSettings, device: str) -> RewardModel:
         ),
         max_new_tokens=settings.max_new_tokens,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompts:
+    """The prompts that a training asks, each as tokens too; ``n_cut`` of them are too long and lost their beginning."""
+
+    prompts: list[Prompt]
+    ids: list[tuple[int, ...]]
+    n_cut: int
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for the user about those that are too long."""
+        if not self.n_cut:
+            return None
+        return f"{self.n_cut:,} of {len(self.prompts):,} prompts are too long: they lose the beginning of their history"
+
+
+def ask_prompts(
+    settings: RewardedSettings, run: Run, policy: Policy, judges: Sequence[Scorer | PairScorer], processes: Processes
+) -> EncodedPrompts:
+    """Load the prompts, check that a resumed ``run`` has the parts that it began with, and record all that.
+
+    Raises DataError where there are no prompts, and RunError where something is another than before.
+    """
+    found = load_prompts(
+        settings.prompts,
+        part=settings.part,
+        limit=settings.limit,
+        seed=settings.seed,
+        text_column=settings.text_column,
+    )
+    prompts = found.prompts
+    if not prompts:
+        raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
+    asked = EncodedPrompts(prompts, *encode_prompts(policy, prompts, settings))
+    identity = Identity.of(settings, policy, prompts, judges)
+    identity.check(run)
+    if processes.is_main:
+        run.update(
+            **{**policy.describe(), **asdict(identity)},
+            prompts={"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": asked.n_cut},
+            dropped_prompts=found.dropped,
+            processes=processes.size,
+        )
+    return asked
 
 
 def recorded_rewards(settings: RewardedSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,21 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 
 from rewardlm import fastpath
 from rewardlm.config import PreferSettings
-from rewardlm.data.prompts import load_prompts
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import add_lora, load_adapter, replace_adapter, restore_adapter
-from rewardlm.models.processes import Processes, linked
+from rewardlm.models.processes import Processes, linked, writing
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone
+from rewardlm.runs import Run
 from rewardlm.training.drawn import DrawnAnswers
-from rewardlm.training.judged_run import Identity, load_rewards, stop_noted
+from rewardlm.training.judged_run import ask_prompts, load_rewards, stop_noted
 from rewardlm.training.prefer_rows import PreferenceTokens, answer_rows, best_rows, pair_rows
 from rewardlm.training.prefer_run import ResumePoint, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
 from rewardlm.training.prefer_source import DrawnPairs, GivenPairs, Lines
 from rewardlm.training.prefer_trainer import PAIR_METRICS, AnswerTrainer, PairTrainer, our_pass
-from rewardlm.training.rollouts import encode_prompts
 from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Trainer
 from rewardlm.training.trackers import Trackers, check_installed
@@ -58,9 +56,7 @@ def prefer(
     or pair can be learnt, TrainingError for NaN, for what ``stop_on`` names and where no checkpoint can be resumed, and
     RunError where another command writes ``out``.
     """
-    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    with ExitStack() as held:
-        processes.first(lambda: held.enter_context(alone(out)))
+    with writing(out, settings.device) as processes:
         return _prefer(settings, out, processes, report, processes.voice(say))
 
 
@@ -132,30 +128,11 @@ def _setup(
         say("lora.dropout is left out: the reference must be the model that the adapter was put on")
     source: DrawnPairs | GivenPairs
     if rewards is not None:
-        prompt_set = load_prompts(
-            settings.prompts,
-            part=settings.part,
-            limit=settings.limit,
-            seed=settings.seed,
-            text_column=settings.text_column,
-        )
-        prompts = prompt_set.prompts
-        if not prompts:
-            raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
-        prompt_ids, n_cut = encode_prompts(policy, prompts, settings)
-        if n_cut:
-            say(f"{n_cut:,} of {len(prompts):,} prompts are too long: they lose the beginning of their history")
-        identity = Identity.of(settings, policy, prompts, rewards.scorers)
-        identity.check(run)
-        about = {
-            **{**policy.describe(), **asdict(identity)},
-            "prompts": {"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": n_cut},
-            "dropped_prompts": prompt_set.dropped,
-            "processes": processes.size,
-        }
-        processes.first(lambda: run.update(**about))
-        answers = DrawnAnswers(settings, run, policy, rewards, prompts, prompt_ids, processes)
-        source = DrawnPairs(settings, run, processes, prompts, prompt_ids, answers, report, say)
+        asked = ask_prompts(settings, run, policy, rewards.scorers, processes)
+        if asked.note is not None:
+            say(asked.note)
+        answers = DrawnAnswers(settings, run, policy, rewards, asked.prompts, asked.ids, processes)
+        source = DrawnPairs(settings, run, processes, asked.prompts, asked.ids, answers, report, say)
     else:
         source = GivenPairs(settings, run, processes, policy, say)
     place = resume(run, settings, processes)

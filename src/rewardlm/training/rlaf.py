@@ -12,28 +12,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rewardlm.config import Doubt, RlafSettings
-from rewardlm.data.prompts import load_prompts
-from rewardlm.errors import DataError, ScorerError, TrainingError
+from rewardlm.errors import ScorerError, TrainingError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import resolve_device
 from rewardlm.models.logprobs import check_head
 from rewardlm.models.lora import replace_adapter
-from rewardlm.models.processes import Processes
+from rewardlm.models.processes import Processes, writing
 from rewardlm.models.quantised import check_gradients
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, peak_rss_mb
+from rewardlm.runs import Run, peak_rss_mb
 from rewardlm.scoring.scorer import cuts
 from rewardlm.training.advantages import Estimator, Feedback, charge_empty_answers, estimate, load_estimator
 from rewardlm.training.guards import LastGood, check_limits, doubts_about
-from rewardlm.training.judged_run import Identity, load_rewards, stop_noted
+from rewardlm.training.judged_run import EncodedPrompts, ask_prompts, load_rewards, stop_noted
 from rewardlm.training.learner import (
     Batch,
     Learner,
@@ -54,7 +52,6 @@ from rewardlm.training.rollouts import (
     Rollouts,
     StepPrompt,
     collate,
-    encode_prompts,
     equal_groups,
     rows_with_reward,
     sample,
@@ -79,9 +76,7 @@ def train(
     ``out/adapter``. Raises ScorerError for a judge that has the wrong sign or fails too often, TrainingError where no
     checkpoint can be resumed, and RunError where another command writes ``out``.
     """
-    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    with ExitStack() as held:
-        processes.first(lambda: held.enter_context(alone(out)))
+    with writing(out, settings.device) as processes:
         return _train(settings, out, processes, report, processes.voice(say))
 
 
@@ -186,33 +181,13 @@ def setup(
     policy, learner = load_for(settings, processes, lambda policy: make_learner(policy, settings))
     check_head(policy.causal_lm)
     estimator = load_estimator(settings.algorithm)
-    prompt_set = load_prompts(
-        settings.prompts,
-        part=settings.part,
-        limit=settings.limit,
-        seed=settings.seed,
-        text_column=settings.text_column,
-    )
-    prompts = prompt_set.prompts
-    if not prompts:
-        raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")
     per_step = settings.batch_size // settings.samples_per_prompt
     if per_step < processes.size:
         raise TrainingError(f"a step has {per_step} prompts for {processes.size} processes: raise --batch-size")
-    prompt_ids, n_cut = encode_prompts(policy, prompts, settings)
-    announce(settings, len(prompts), n_cut, say)
-
-    identity = Identity.of(settings, policy, prompts, rewards.scorers)
-    identity.check(run)
-    if processes.is_main:
-        run.update(
-            **{**policy.describe(), **asdict(identity)},
-            prompts={"source": settings.prompts, "part": settings.part, "n": len(prompts), "truncated": n_cut},
-            dropped_prompts=prompt_set.dropped,
-            processes=processes.size,
-        )
+    asked = ask_prompts(settings, run, policy, rewards.scorers, processes)
+    announce(settings, asked, say)
     last_good = LastGood(policy.model, run.adapter, processes)
-    order = PromptOrder(len(prompts), per_step=per_step, seed=settings.seed)
+    order = PromptOrder(len(asked.prompts), per_step=per_step, seed=settings.seed)
     checkpoint = resume(run, settings.resume, learner, rewards, order, last_good, processes)
     return Training(
         settings=settings,
@@ -221,8 +196,8 @@ def setup(
         rewards=rewards,
         learner=learner,
         estimator=estimator,
-        prompts=prompts,
-        prompt_ids=prompt_ids,
+        prompts=asked.prompts,
+        prompt_ids=asked.ids,
         order=order,
         server=ServedRollouts(settings, policy, run.path / "served") if settings.rollout.url is not None else None,
         last_good=last_good,
@@ -236,10 +211,10 @@ def setup(
     )
 
 
-def announce(settings: RlafSettings, n_prompts: int, n_cut: int, say: Callable[[str], None]) -> None:
+def announce(settings: RlafSettings, asked: EncodedPrompts, say: Callable[[str], None]) -> None:
     """Tell the user what happens otherwise than they may expect."""
-    if n_cut:
-        say(f"{n_cut:,} of {n_prompts:,} prompts are too long: they lose the beginning of their history")
+    if asked.note is not None:
+        say(asked.note)
     what = "answer" if settings.per_answer else "token"
     if settings.rollout.url is not None:
         say(

@@ -10,7 +10,6 @@ import math
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from rewardlm.data.chat import ChatFormat, Encoded, shorter_histories
 from rewardlm.data.dialogues import Pair, load_dialogues, pairs, split_by_component
 from rewardlm.errors import DataError, TrainingError
 from rewardlm.models.budget import Budget
-from rewardlm.models.load import Policy, resolve_device
+from rewardlm.models.load import Policy
 from rewardlm.models.lora import add_lora, load_adapter, save_adapter
-from rewardlm.models.processes import Processes, linked
+from rewardlm.models.processes import Processes, linked, writing
 from rewardlm.models.sharding import load_for
 from rewardlm.progress import ProgressCallback
-from rewardlm.runs import Run, alone, paid_for, reward_lineage, rewards_of
+from rewardlm.runs import Run, paid_for, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.training.replay import replayed
@@ -83,9 +82,7 @@ def finetune(
     dialogues, TrainingError for NaN and where no checkpoint can be resumed, and RunError where another command
     writes ``out``. On several processes each learns from its share of every batch, and the first writes.
     """
-    processes = Processes(cpu=str(resolve_device(settings.device)) == "cpu")
-    with ExitStack() as held:
-        processes.first(lambda: held.enter_context(alone(out)))
+    with writing(out, settings.device) as processes:
         return _finetune(settings, out, processes, report, processes.voice(say))
 
 
