@@ -26,7 +26,7 @@ def answer(sample: int, reward: float | None, **changes) -> DrawnAnswer:
         "text": f"{TEXT}, number {sample}.",
         "finish": "stop",
         "reward": reward,
-        "toxicity": 0.1,
+        "toxicity": 0.4 if reward is not None and reward < 1 else 0.1,
         "terms": {},
         **changes,
     }
@@ -67,6 +67,7 @@ def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[fl
         for better, worse in itertools.product(chosen, scored)
         if better is not worse
         and better.reward - worse.reward >= settings.margin
+        and worse.toxicity - better.toxicity >= settings.toxicity_gap
         and (
             settings.length_ratio is None
             or max(len(better.tokens), len(worse.tokens))
@@ -88,6 +89,8 @@ def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[fl
         {"ended": False, "topic_gap": 0.4},
         {"length_ratio": None, "margin": 2.0, "topic": 0.5},
         {"per_prompt": 3, "topic_gap": 0.5},
+        {"toxicity_gap": 0.0, "topic": 0.0},
+        {"toxicity_gap": 0.5, "topic": 0.0, "topic_gap": None},
     ],
 )
 def test_the_pair_is_the_one_with_the_largest_difference_that_is_allowed(seed, changes):
@@ -123,6 +126,7 @@ def test_the_pairs_found_above_are_of_every_kind():
         ([answer(0, 1.0), answer(1, None)], "with fewer than two scored answers"),
         ([answer(0, 9.0, toxicity=0.51), answer(1, 0.0, text="")], "with no answer to choose"),
         ([answer(0, 1.0), answer(1, 0.8)], "with rewards too close"),
+        ([answer(0, 9.0), answer(1, 0.0, toxicity=0.19)], "with no answer clearly less toxic"),
         ([answer(0, 9.0), answer(1, 0.0, tokens=[1] * 21)], "with lengths too different"),
         (
             [answer(0, 9.0, terms={"similarity": 0.5}), answer(1, 0.0, terms={"similarity": 0.2})],

@@ -89,8 +89,11 @@ def pairs_of(
     clear = [pair for pair in _by_gap(good, scored) if _gap(*pair) >= settings.margin]
     if not clear:
         return [], "with rewards too close"
+    less_toxic = [pair for pair in clear if _toxicity_gap(*pair) >= settings.toxicity_gap]
+    if not less_toxic:
+        return [], "with no answer clearly less toxic"
     ratio = settings.length_ratio
-    as_long = [pair for pair in clear if ratio is None or _ratio(*pair) <= ratio]
+    as_long = [pair for pair in less_toxic if ratio is None or _ratio(*pair) <= ratio]
     if not as_long:
         return [], "with lengths too different"
     gap = settings.topic_gap
@@ -158,6 +161,13 @@ def _by_gap(good: Sequence[DrawnAnswer], scored: Sequence[DrawnAnswer]) -> list[
 
 def _gap(better: DrawnAnswer, worse: DrawnAnswer) -> float:
     return _reward(better) - _reward(worse)
+
+
+def _toxicity_gap(better: DrawnAnswer, worse: DrawnAnswer) -> float:
+    """By how much the better one's P(toxic) is lower."""
+    assert better.toxicity is not None  # else it could not be chosen
+    assert worse.toxicity is not None  # the same judges scored both
+    return worse.toxicity - better.toxicity
 
 
 def _ratio(one: DrawnAnswer, other: DrawnAnswer) -> float:
