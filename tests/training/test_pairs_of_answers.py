@@ -128,6 +128,7 @@ def test_the_pairs_found_above_are_of_every_kind():
         ([answer(0, 1.0), answer(1, 0.8)], "with rewards too close"),
         ([answer(0, 9.0), answer(1, 0.0, toxicity=0.19)], "with no answer clearly less toxic"),
         ([answer(0, 9.0), answer(1, 0.0, tokens=[1] * 21)], "with lengths too different"),
+        ([answer(0, 9.0), answer(1, 0.0, tokens=[], text="", toxicity=None)], "with lengths too different"),
         (
             [answer(0, 9.0, terms={"similarity": 0.5}), answer(1, 0.0, terms={"similarity": 0.2})],
             "with similarities too different",

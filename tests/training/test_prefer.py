@@ -76,7 +76,7 @@ def settings(**changes) -> PreferSettings:
         "beta": 0.1,
         "sft_weight": 0.0,
         "rewards": PLAIN,
-        "pairs": {"margin": 0.05},
+        "pairs": {"margin": 0.05, "toxicity_gap": 0.0},
     }
     return PreferSettings(**{**base, **changes})
 
@@ -280,10 +280,10 @@ def test_rounds_draw_judge_and_learn(letters, method):
     assert [line["round"] for line in lines] == [1] * 4 + [2] * 4
     assert all(math.isfinite(line["loss"]) for line in lines)
     answers = list(run.read("answers"))
-    ids = [{one["prompt_id"] for one in answers if one["round"] == number} for number in (1, 2)]
-    assert [len(asked) for asked in ids] == [4, 4]
-    assert not ids[0] & ids[1]
-    assert len(answers) == 8 * 8
+    ids = [list(dict.fromkeys(one["prompt_id"] for one in answers if one["round"] == n)) for n in (1, 2)]
+    # There are fewer pairs than four steps want, so each round asks everybody, and begins with other prompts.
+    assert ids[1] == ids[0][4:] + ids[0][:4]
+    assert len(answers) == 2 * 8 * 8
     told = run.meta["preferences"]["rounds"]
     kept = list(run.read("preferences"))
     assert [one["found"] for one in told] == [sum(line["round"] == number for line in kept) for number in (1, 2)]
@@ -330,12 +330,15 @@ def test_answers_of_another_run_are_used_again(letters, monkeypatch):
         prefer(settings(answers=first.path, max_new_tokens=3), letters / "third")
 
 
-def test_more_rounds_than_a_share_of_prompts(letters):
-    """Eight prompts in three rounds: three each, and the last begins again where the order began."""
-    run = prefer(settings(rounds=3, steps=3), letters / "run")
+def test_a_round_asks_other_prompts_and_stops_when_it_has_enough(letters, monkeypatch):
+    """Eight prompts, two at a time, in three rounds: each begins with its own three."""
+    monkeypatch.setattr(drawn, "CHUNK", 2)
+    run = prefer(settings(rounds=3, steps=3, batch_size=1, micro_batch_size=1), letters / "run")
     asked = [{one["prompt_id"] for one in run.read("answers") if one["round"] == number} for number in (1, 2, 3)]
-    assert [len(one) for one in asked] == [3, 3, 3]
-    assert len(set.union(*asked)) == 8
+    found = [one["found"] for one in run.meta["preferences"]["rounds"]]
+    assert all(pairs >= 1 for pairs in found)
+    assert [len(one) for one in asked] == [2, 2, 2]
+    assert len(set.union(*asked)) == 6
 
 
 def test_it_goes_on_from_an_adapter_that_is_also_the_reference(letters):

@@ -34,8 +34,8 @@ class PairSettings(Section):
         0.1,
         ge=0,
         lt=1,
-        description="The rejected answer's P(toxic) is higher than the chosen one's by at least so much, so that a pair "
-        "teaches harmlessness, not the reward's other terms alone; 0 asks nothing but the margin.",
+        description="The rejected answer's P(toxic) is higher than the chosen one's by at least so much, so that a "
+        "pair teaches harmlessness, not the reward's other terms alone; 0 asks nothing but the margin.",
     )
     per_prompt: int = Field(2, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
     topic: float = Field(
@@ -85,7 +85,7 @@ class PreferSettings(RewardedSettings):
     rounds: Annotated[int, Flag()] = Field(
         1,
         ge=1,
-        description="How often answers are drawn, from the model as it then is, each time to other prompts. The steps "
+        description="How often answers are drawn, from the model as it then is, to other prompts first. The steps "
         "are divided evenly.",
     )
     batch_size: Annotated[int, Flag()] = Field(16, ge=1, description="Pairs per optimizer step; for raft, answers.")

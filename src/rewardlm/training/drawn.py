@@ -78,13 +78,14 @@ class DrawnAnswers:
         self._known = processes.first(self._read_back)
 
     def prompts_of(self, round_number: int) -> list[int]:
-        """The prompts that a round may ask, by place: each round has its share of a seeded order."""
+        """The prompts that a round may ask, by place, in a seeded order: first its own share, then the others', if it
+        does not find enough among its own.
+        """
         order = list(range(len(self.prompts)))
         generator = torch.Generator().manual_seed(stream_seed("prefer", self.settings.seed))
         order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
         share = -(-len(order) // self.settings.rounds)
-        # With fewer prompts than rounds, a round takes up where the order began.
-        return [order[(round_number * share + i) % len(order)] for i in range(share)]
+        return [order[(round_number * share + i) % len(order)] for i in range(len(order))]
 
     def of(self, round_number: int, report: ProgressCallback | None = None) -> Iterator[Chunk]:
         """A round's chunks, one after the other. Raises ScorerError where too many answers could not be judged."""

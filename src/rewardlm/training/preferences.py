@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -164,10 +165,9 @@ def _gap(better: DrawnAnswer, worse: DrawnAnswer) -> float:
 
 
 def _toxicity_gap(better: DrawnAnswer, worse: DrawnAnswer) -> float:
-    """By how much the better one's P(toxic) is lower."""
+    """By how much the better one's P(toxic) is lower. An empty answer has none: any other is preferred to it."""
     assert better.toxicity is not None  # else it could not be chosen
-    assert worse.toxicity is not None  # the same judges scored both
-    return worse.toxicity - better.toxicity
+    return math.inf if worse.toxicity is None else worse.toxicity - better.toxicity
 
 
 def _ratio(one: DrawnAnswer, other: DrawnAnswer) -> float:
