@@ -326,6 +326,10 @@ def test_answers_of_another_run_are_used_again(letters, monkeypatch):
     monkeypatch.setattr(drawn, "generate", lambda *a, **k: pytest.fail("it drew again"))
     second = prefer(settings(method="raft", answers=first.path), letters / "second")
     assert [one["text"] for one in second.read("answers")] == [one["text"] for one in first.read("answers")]
+    monkeypatch.undo()
+    rounds = prefer(settings(rounds=2, answers=first.path), letters / "rounds")
+    firsts = [one["text"] for one in rounds.read("answers") if one["round"] == 1]
+    assert firsts == [one["text"] for one in first.read("answers")]
     with pytest.raises(RunError, match=r"drawn or judged otherwise \(max_new_tokens\)"):
         prefer(settings(answers=first.path, max_new_tokens=3), letters / "third")
 

@@ -205,7 +205,7 @@ class DrawnAnswers:
         """
         mine, theirs = self.run.meta, other.meta
         own = self.settings.resolved().model_dump(mode="json")
-        asked = ("samples", "max_new_tokens", "max_prompt_tokens", "generation", "seed", "reward", "chat", "rounds")
+        asked = ("samples", "max_new_tokens", "max_prompt_tokens", "generation", "seed", "reward", "chat")
         different = [name for name in asked if own[name] != theirs["settings"].get(name)]
         hashes = ("model_hash", "prompts_hash", "adapter_hash", "judges")
         different += [name for name in hashes if mine.get(name) != theirs.get(name)]
