@@ -323,10 +323,10 @@ def test_a_stored_preference_is_a_file_of_preferences(letters):
 
 def test_answers_of_another_run_are_used_again(letters, monkeypatch):
     first = prefer(settings(), letters / "first")
-    monkeypatch.setattr(drawn, "generate", lambda *a, **k: pytest.fail("it drew again"))
-    second = prefer(settings(method="raft", answers=first.path), letters / "second")
+    with monkeypatch.context() as patched:
+        patched.setattr(drawn, "generate", lambda *a, **k: pytest.fail("it drew again"))
+        second = prefer(settings(method="raft", answers=first.path), letters / "second")
     assert [one["text"] for one in second.read("answers")] == [one["text"] for one in first.read("answers")]
-    monkeypatch.undo()
     rounds = prefer(settings(rounds=2, answers=first.path), letters / "rounds")
     firsts = [one["text"] for one in rounds.read("answers") if one["round"] == 1]
     assert firsts == [one["text"] for one in first.read("answers")]
