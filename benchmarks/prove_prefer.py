@@ -34,7 +34,8 @@ ALIKE = {
     "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
     "pairs": {"margin": 0.3, "topic": 0.25, "topic_gap": 0.1, "per_prompt": 2},
 }
-# By name: what the table calls it, and its settings. The first one draws the answers.
+# By name: what the table calls it, and its settings. The first one draws the answers; one that comes ``after`` another
+# goes on from its adapter and draws its own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as-rl": (
         "DPO, paid as RL is; answers of a pair may differ in anything",
@@ -68,7 +69,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "the best answers alone (raft)",
         {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
     ),
-    "default": ("**DPO, by default**: the chosen one a little nearer to the subject", {"epochs": 1.6}),
+    "leaning": (
+        "the same at 6e-4, similarity paid twice as much",
+        {
+            "epochs": 1.6, "learning_rate": 6e-4,
+            "rewards": {"terms": {"similarity": 1.0, "refusal": 0.5, "counter_narrative": 0.5}},
+        },
+    ),
+    "default": ("**DPO, by default**: similarity paid 1.5 times as much as that, at 8e-4", {"epochs": 1.6}),
+    "toxic-only": (
+        "the default without pairs that differ in other things than toxicity",
+        {"epochs": 1.6, "pairs": {"toxicity_gap": 0.1}},
+    ),
+    "again": (
+        "the one at 6e-4, and then its own answers once more",
+        {
+            "steps": 30, "epochs": 1.6, "learning_rate": 6e-4, "after": "leaning",
+            "rewards": {"terms": {"similarity": 0.3, "refusal": 0.5, "counter_narrative": 0.1}},
+            "pairs": {"margin": 0.2},
+        },
+    ),
 }  # fmt: skip
 
 
@@ -96,10 +116,12 @@ def run_all() -> None:
     rl.measure(MODEL, out=OUT / "measure/PT", label="PT", **how)
     first: Path | None = None
     for name, (_, settings) in VARIANTS.items():
-        out = OUT / name
+        out, after = OUT / name, settings.get("after")
+        started = {"answers": first} if after is None else {"adapter": OUT / after}
+        own = {key: value for key, value in settings.items() if key != "after"}
         rl.prefer(
             MODEL, prompts=str(learn), part="train", reward=TEACHER, samples=8, max_new_tokens=48,
-            generation=SAMPLING, witness="none", answers=first, out=out, **settings,
+            generation=SAMPLING, witness="none", out=out, **started, **own,
         )  # fmt: skip
         first = first or out
         rl.measure(MODEL, adapter=out, out=OUT / "measure" / name, label=name, **how)

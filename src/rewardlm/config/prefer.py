@@ -31,7 +31,7 @@ class PairSettings(Section):
         0.3, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
     )
     toxicity_gap: float = Field(
-        0.1,
+        0.0,
         ge=0,
         lt=1,
         description="The rejected answer's P(toxic) is higher than the chosen one's by at least so much, so that a "
@@ -72,7 +72,7 @@ class PreferSettings(RewardedSettings):
     """
 
     # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
-    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.0, "counter_narrative": 0.5}
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.5, "counter_narrative": 0.5}
     usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
@@ -112,7 +112,7 @@ class PreferSettings(RewardedSettings):
         "al. 2024): it keeps them likely. 0 for kto and raft.",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        6e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for kto and raft."
+        8e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for kto and raft."
     )
     warmup_ratio: float = Field(
         0.0,
