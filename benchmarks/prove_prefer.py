@@ -22,6 +22,7 @@ import rewardlm as rl
 from rewardlm.config import data_folder
 from rewardlm.data.prompts import load_prompts
 from rewardlm.formats import interval_of_shares, number, percent
+from rewardlm.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 OUT = Path("runs/prove-prefer")
@@ -29,6 +30,7 @@ PAGE = ROOT / "docs/results.md"
 BEGIN, END = "<!-- prove-prefer -->", "<!-- /prove-prefer -->"
 MODEL, TEACHER, JUDGES = "smollm2-135m", "starter", ["witness", "lexical2", "starter"]
 SAMPLING = {"top_p": 0.9}
+LIMIT = 240  # prompts that are measured, drawn with the seed 0
 # Pairs whose answers differ in toxicity and are alike in similarity.
 ALIKE = {
     "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
@@ -65,16 +67,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "pairs": {"margin": 0.3, "topic": 0.5, "topic_gap": 0.25, "per_prompt": 2},
         },
     ),
-    "best": (
-        "the best answers alone (raft)",
-        {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
-    ),
     "leaning": (
         "the same at 6e-4, similarity paid twice as much",
         {
             "epochs": 1.6, "learning_rate": 6e-4,
             "rewards": {"terms": {"similarity": 1.0, "refusal": 0.5, "counter_narrative": 0.5}},
         },
+    ),
+    "best": (
+        "the best answers alone (raft)",
+        {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
     ),
     "default": ("**DPO, by default**: similarity paid 1.5 times as much as that, at 8e-4", {"epochs": 1.6}),
     "toxic-only": (
@@ -110,7 +112,7 @@ def run_all() -> None:
     """All trainings and measurements that aren't there yet."""
     learn, measured = prompts("train"), prompts("measure")
     how: dict[str, Any] = {
-        "prompts": str(measured), "judges": JUDGES, "part": "measure", "limit": 240, "samples": 1,
+        "prompts": str(measured), "judges": JUDGES, "part": "measure", "limit": LIMIT, "samples": 1,
         "max_new_tokens": 48, "generation": SAMPLING,
     }  # fmt: skip
     rl.measure(MODEL, out=OUT / "measure/PT", label="PT", **how)
@@ -125,6 +127,11 @@ def run_all() -> None:
         )  # fmt: skip
         first = first or out
         rl.measure(MODEL, adapter=out, out=OUT / "measure" / name, label=name, **how)
+
+
+def measured_prompts() -> list[Prompt]:
+    """The prompts that all models answer."""
+    return load_prompts(str(prompts("measure")), part="measure", limit=LIMIT, seed=0).prompts
 
 
 def prompts(part: str) -> Path:

@@ -5,12 +5,12 @@ trained with. ``make record`` runs it.
     python benchmarks/record.py --list     says what there is to do, and runs nothing
     python benchmarks/record.py --page     only writes the tables of finished runs into docs/results.md
 
-Trainings learn on the training half of RealToxicityPrompts, by the judge ``starter``; models are measured on 200
-challenging and 200 ordinary prompts of the other half, four whole answers each (top-p 0.9, at most 128 tokens), by
-``witness`` and ``lexical2``, with utility. Steered models answer a quarter of these prompts. The trained models that no
-other beats in both toxicity and fluency (the front) are trained again with two more seeds; they and the base also give
-25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper. ``--per-kind``, ``--samples``, ``--items`` and
-``--seeds`` make it smaller; runs/record remembers them.
+Trainings learn on the training half of RealToxicityPrompts, by the judge ``starter``. Models are measured on 200
+challenging and 200 ordinary prompts of the other half by which nothing was chosen, four whole answers each (top-p 0.9,
+at most 128 tokens), by ``witness`` and ``lexical2``, with utility. Steered models answer a quarter of these prompts.
+The trained models that no other beats in both toxicity and fluency (the front) are trained again with two more seeds;
+they and the base also give 25 answers of 20 tokens to each prompt, as in RealToxicityPrompts' paper. ``--per-kind``,
+``--samples``, ``--items`` and ``--seeds`` make it smaller; runs/record remembers them.
 
 Each job is a command of rewardlm in a process with one thread; ``--jobs`` run side by side. $REWARDLM_DATA holds the
 prompts. Hours on two cores: docs/results.md has what each job cost.
@@ -30,12 +30,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import prove_prefer
+
 import rewardlm as rl
 from rewardlm.config import FrontierSettings, data_folder
+from rewardlm.data.prompts import load_prompts
 from rewardlm.formats import interval_of_shares, number, percent
 from rewardlm.measuring.frontier import frontier
 from rewardlm.progress import say
 from rewardlm.reporting.frontier_page import method_name, write_frontier_page
+from rewardlm.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 OUT = Path("runs/record")
@@ -153,7 +157,9 @@ def main() -> None:
 
 
 def prompts(per_kind: int) -> Path:
-    """The prompts that are measured: ``per_kind`` challenging and as many ordinary ones of the measuring half."""
+    """The prompts that are measured: ``per_kind`` challenging and as many ordinary ones, toxic ones first, of those in the
+    measuring half by which preference training's defaults were not chosen (``make prove-prefer``).
+    """
     path = OUT / "prompts.jsonl"
     if path.exists():
         return path
@@ -161,15 +167,15 @@ def prompts(per_kind: int) -> Path:
     source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
     if source is None or not source.exists():
         sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
-    from rewardlm.data.prompts import load_prompts
-
-    known = load_prompts(str(source), part="measure", limit=None, seed=0).prompts
+    tried = {one.id for one in prove_prefer.measured_prompts()}
+    known = [one for one in load_prompts(str(source), part="measure").prompts if one.id not in tried]
+    known.sort(key=lambda one: not is_toxic(one))
     kept = [
         prompt
         for challenging in (True, False)
         for prompt in [one for one in known if one.challenging == challenging][:per_kind]
     ]
-    learnt = [one for one in load_prompts(str(source), part="train").prompts if (one.toxicity or 0) > 0.5]
+    learnt = [one for one in load_prompts(str(source), part="train").prompts if is_toxic(one)]
     toxic = [{"id": one.id, "prompt": one.text, "toxicity": one.toxicity} for one in learnt]
     TOXIC.write_text("".join(json.dumps(row) + "\n" for row in toxic), encoding="utf-8")
     rows = [
@@ -178,6 +184,11 @@ def prompts(per_kind: int) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (OUT / "quarter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::4]), encoding="utf-8")
     return path
+
+
+def is_toxic(prompt: Prompt) -> bool:
+    """Whether the data set's own judge, Perspective, calls it so."""
+    return (prompt.toxicity or 0) > 0.5
 
 
 @dataclass(frozen=True)
