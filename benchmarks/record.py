@@ -157,8 +157,8 @@ def main() -> None:
 
 
 def prompts(per_kind: int) -> Path:
-    """The prompts that are measured: ``per_kind`` challenging and as many ordinary ones, toxic ones first, of those in the
-    measuring half by which preference training's defaults were not chosen (``make prove-prefer``).
+    """The prompts that are measured: ``per_kind`` challenging and as many ordinary ones, toxic ones first. They are of
+    the measuring half, without those by which preference training's defaults were chosen (``make prove-prefer``).
     """
     path = OUT / "prompts.jsonl"
     if path.exists():
