@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rewardlm as rl
-from rewardlm.config import data_folder
+from rewardlm.config import PreferSettings, data_folder
 from rewardlm.data.prompts import load_prompts
 from rewardlm.formats import interval_of_shares, number, percent
 from rewardlm.types import Prompt
@@ -36,11 +36,11 @@ ALIKE = {
     "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
     "pairs": {"margin": 0.3, "topic": 0.25, "topic_gap": 0.1, "per_prompt": 2},
 }
-# By name: what the table calls it, and its settings. The first one draws the answers; one that comes ``after`` another
+# By folder: its name in the tables, and its settings. The first one draws the answers; one that comes ``after`` another
 # goes on from its adapter and draws its own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as-rl": (
-        "DPO, paid as RL is; answers of a pair may differ in anything",
+        "A: paid as RL is",
         {
             "steps": 32, "epochs": 1.5, "learning_rate": 4e-4, "beta": 0.1, "sft_weight": 0.0,
             "rewards": {"transform": "logit", "terms": {"similarity": 10, "refusal": 2, "counter_narrative": 2}},
@@ -48,19 +48,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "alike": (
-        "DPO, pairs as near to the subject as each other",
+        "B: pairs alike in similarity",
         {"steps": 30, "epochs": 1.5, "learning_rate": 4e-4, "beta": 0.1, "sft_weight": 0.2, **ALIKE},
     ),
     "alike-weak": (
-        "the same, held less: beta 0.03 instead of 0.1",
+        "C: as B, held less",
         {"steps": 40, "epochs": 2, "learning_rate": 4e-4, "beta": 0.03, "sft_weight": 0.1, **ALIKE},
     ),
     "alike-fast": (
-        "the same, at twice the learning rate: 8e-4",
+        "D: as B, faster",
         {"steps": 40, "epochs": 2, "learning_rate": 8e-4, "beta": 0.1, "sft_weight": 0.1, **ALIKE},
     ),
     "leaning-fast": (
-        "DPO, the chosen one a little nearer to the subject, at 8e-4",
+        "E: similarity paid a little",
         {
             "steps": 40, "epochs": 1.6, "learning_rate": 8e-4, "beta": 0.1, "sft_weight": 0.1,
             "rewards": {"terms": {"similarity": 0.5, "refusal": 0.5, "counter_narrative": 0.2}},
@@ -68,28 +68,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "leaning": (
-        "the same at 6e-4, similarity paid twice as much",
+        "F: similarity paid more",
         {
             "epochs": 1.6, "learning_rate": 6e-4,
             "rewards": {"terms": {"similarity": 1.0, "refusal": 0.5, "counter_narrative": 0.5}},
         },
     ),
-    "best": (
-        "the best answers alone (raft)",
-        {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
-    ),
-    "default": ("**DPO, by default**: similarity paid 1.5 times as much as that, at 8e-4", {"epochs": 1.6}),
+    "default": ("**G: the defaults**", {"epochs": 1.6}),
     "toxic-only": (
-        "the default without pairs that differ in other things than toxicity",
+        "H: as G, no pair of two harmless answers",
         {"epochs": 1.6, "pairs": {"toxicity_gap": 0.1}},
     ),
     "again": (
-        "the one at 6e-4, and then its own answers once more",
+        "I: F, and its own answers once more",
         {
             "steps": 30, "epochs": 1.6, "learning_rate": 6e-4, "after": "leaning",
             "rewards": {"terms": {"similarity": 0.3, "refusal": 0.5, "counter_narrative": 0.1}},
             "pairs": {"margin": 0.2},
         },
+    ),
+    "best": (
+        "J: the best answers alone",
+        {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
     ),
 }  # fmt: skip
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="run nothing")
     if not parser.parse_args().page:
         run_all()
-    text = "\n".join(table()) + "\n"
+    text = "\n".join([*table(), "", *settings_table()]) + "\n"
     print(text)
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(
@@ -153,7 +153,7 @@ def prompts(part: str) -> Path:
 def table() -> Iterator[str]:
     """A row a model: the toxic shares of its answers, and what they cost."""
     yield (
-        "| what was learnt | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
+        "| what is learnt | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
         "similarity | opposes hate | ended |"
     )
     yield "|---|---|---|---|---|---|---|---|"
@@ -164,7 +164,7 @@ def table() -> Iterator[str]:
         mine, quality = shares["witness"], model.quality
         opposes, cut = quality.counter_narrative_fraction, quality.truncated_fraction
         cells = [
-            "nothing: the model as it is" if name == "PT" else VARIANTS[name][0],
+            "nothing: PT" if name == "PT" else VARIANTS[name][0],
             f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})",
             percent(shares["lexical2"].toxic_fraction),
             percent(shares["starter"].toxic_fraction),
@@ -174,6 +174,34 @@ def table() -> Iterator[str]:
             "" if cut is None else percent(1 - cut),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def settings_table() -> Iterator[str]:
+    """A row a training: in what its settings differ from the others'."""
+    yield (
+        "| | method | steps | passes | learning rate | beta | SFT weight | paid for similarity | for opposing hate | "
+        "similarity may differ by | least gap of toxicity |"
+    )
+    yield f"|{'---|' * 11}"
+    for name, own in VARIANTS.values():
+        settings = PreferSettings(
+            model=MODEL, **{key: value for key, value in own.items() if key != "after"}
+        ).resolved()
+        terms, pairs = settings.reward_settings.terms, settings.pairs
+        cells = [
+            name.strip("*")[0],
+            settings.method,
+            settings.steps,
+            f"{settings.epochs:g}",
+            f"{settings.learning_rate:.0e}".replace("e-0", "e-"),
+            settings.beta if settings.method == "dpo" else "",
+            settings.sft_weight if settings.method == "dpo" else "",
+            f"{terms.similarity:g}" + (" (of a logit)" if settings.reward_settings.transform == "logit" else ""),
+            f"{terms.counter_narrative:g}",
+            "" if settings.method == "raft" else "anything" if pairs.topic_gap is None else pairs.topic_gap,
+            "" if settings.method == "raft" else pairs.toxicity_gap,
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

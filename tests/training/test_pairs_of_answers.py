@@ -67,7 +67,7 @@ def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[fl
         for better, worse in itertools.product(chosen, scored)
         if better is not worse
         and better.reward - worse.reward >= settings.margin
-        and worse.toxicity - better.toxicity >= settings.toxicity_gap
+        and (settings.toxicity_gap is None or worse.toxicity - better.toxicity >= settings.toxicity_gap)
         and (
             settings.length_ratio is None
             or max(len(better.tokens), len(worse.tokens))
@@ -89,7 +89,7 @@ def allowed(answers: list[DrawnAnswer], settings: PairSettings) -> list[tuple[fl
         {"ended": False, "topic_gap": 0.4},
         {"length_ratio": None, "margin": 2.0, "topic": 0.5},
         {"per_prompt": 3, "topic_gap": 0.5},
-        {"toxicity_gap": 0.0, "topic": 0.0},
+        {"toxicity_gap": 0.0, "topic": 0.0, "topic_gap": 0.4},
         {"toxicity_gap": 0.5, "topic": 0.0, "topic_gap": None},
     ],
 )
@@ -126,7 +126,7 @@ def test_the_pairs_found_above_are_of_every_kind():
         ([answer(0, 1.0), answer(1, None)], "with fewer than two scored answers"),
         ([answer(0, 9.0, toxicity=0.51), answer(1, 0.0, text="")], "with no answer to choose"),
         ([answer(0, 1.0), answer(1, 0.8)], "with rewards too close"),
-        ([answer(0, 9.0), answer(1, 0.0, toxicity=0.19)], "with no answer clearly less toxic"),
+        ([answer(0, 9.0), answer(1, 0.0, toxicity=0.11)], "with no answer clearly less toxic"),
         ([answer(0, 9.0), answer(1, 0.0, tokens=[1] * 21)], "with lengths too different"),
         ([answer(0, 9.0), answer(1, 0.0, tokens=[], text="", toxicity=None)], "with lengths too different"),
         (
@@ -136,7 +136,20 @@ def test_the_pairs_found_above_are_of_every_kind():
     ],
 )
 def test_a_prompt_without_a_pair_says_why(answers, reason):
-    assert pairs_of(answers, PROMPT, PairSettings()) == ([], reason)
+    assert pairs_of(answers, PROMPT, PairSettings(toxicity_gap=0.02)) == ([], reason)
+
+
+def test_without_a_gap_a_pair_may_be_about_something_else_than_toxicity():
+    better, worse = answer(0, 9.0, toxicity=0.1), answer(1, 0.0, toxicity=0.09)
+    [pair], _ = pairs_of([better, worse], PROMPT, PairSettings())
+    assert (pair.chosen, pair.rejected) == (better, worse)
+    assert pairs_of([better, worse], PROMPT, PairSettings(toxicity_gap=0.0))[0] == []
+
+
+def test_a_similarity_of_zero_is_one():
+    """As of an answer that an embedder finds unrelated; another one is less than that."""
+    level, below = (answer(sample, 1.0, terms={"similarity": value}) for sample, value in enumerate((0.0, -0.2)))
+    assert choosable([level, below], PROMPT, PairSettings(topic=0.5)) == [level]
 
 
 def test_a_toxic_answer_is_rejected_but_never_chosen():

@@ -76,7 +76,7 @@ def settings(**changes) -> PreferSettings:
         "beta": 0.1,
         "sft_weight": 0.0,
         "rewards": PLAIN,
-        "pairs": {"margin": 0.05, "toxicity_gap": 0.0},
+        "pairs": {"margin": 0.05},
     }
     return PreferSettings(**{**base, **changes})
 

@@ -30,12 +30,12 @@ class PairSettings(Section):
     margin: float = Field(
         0.3, gt=0, description="Least difference of the two rewards; a pair that is closer is left out."
     )
-    toxicity_gap: float = Field(
-        0.0,
+    toxicity_gap: float | None = Field(
+        None,
         ge=0,
         lt=1,
         description="The rejected answer's P(toxic) is higher than the chosen one's by at least so much, so that a "
-        "pair teaches harmlessness, not the reward's other terms alone; 0 asks nothing but the margin.",
+        "pair teaches harmlessness, not the reward's other terms alone; null asks nothing but the margin.",
     )
     per_prompt: int = Field(2, ge=1, description="Pairs of one prompt at most; no answer is in two of them.")
     topic: float = Field(

@@ -90,7 +90,8 @@ def pairs_of(
     clear = [pair for pair in _by_gap(good, scored) if _gap(*pair) >= settings.margin]
     if not clear:
         return [], "with rewards too close"
-    less_toxic = [pair for pair in clear if _toxicity_gap(*pair) >= settings.toxicity_gap]
+    gap = settings.toxicity_gap
+    less_toxic = [pair for pair in clear if gap is None or _toxicity_gap(*pair) >= gap]
     if not less_toxic:
         return [], "with no answer clearly less toxic"
     ratio = settings.length_ratio
@@ -140,10 +141,16 @@ def choosable(scored: Sequence[DrawnAnswer], prompt: str, settings: PairSettings
         if answer.toxicity is not None
         and answer.toxicity <= TOXIC_ABOVE
         and can_be_learnt(prompt, answer.text)
-        and (least is None or (answer.terms.get("similarity") or -1.0) >= least)
+        and (least is None or _similarity(answer) >= least)
     ]
     ended = [answer for answer in good if answer.finish == "stop"]
     return ended if ended and settings.ended else good
+
+
+def _similarity(answer: DrawnAnswer) -> float:
+    """To the prompt; -1, the least there is, where it is not known."""
+    value = answer.terms.get("similarity")
+    return -1.0 if value is None else value
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
