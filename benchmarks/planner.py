@@ -131,7 +131,7 @@ def peak_of(command: str, model: str, precision: str, extra: list[str], texts: d
                  "ppo_epochs=1"],
         # Whatever the judge says of them: the memory is what counts here.
         "prefer": [*asked, "--reward", "starter", "--steps", "1", "--batch-size", "8", "--samples", str(SAMPLES),
-                   "--witness", "none", "pairs.margin=0", "pairs.topic=null", "pairs.topic_gap=null"],
+                   "--witness", "none", "pairs.margin=0.0001", "pairs.topic=0", "pairs.topic_gap=null"],
     }  # fmt: skip
     subprocess.run(["rm", "-rf", str(run)], check=True)
     subprocess.run(

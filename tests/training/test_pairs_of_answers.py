@@ -185,7 +185,7 @@ def test_the_best_are_those_with_the_highest_reward(seed, per_prompt):
 def test_counts_and_means_are_of_what_was_drawn():
     found = Preferences()
     second = [answer(0, 4.0, prompt=1), answer(1, 0.0, prompt=1, tokens=[1] * 16), answer(2, None, prompt=1)]
-    found.add([answer(0, 1.0), answer(1, 0.9), *second], [PROMPT, PROMPT], PairSettings(), pairs=True)
+    found.add([answer(0, 1.0), answer(1, 0.9), *second], [PROMPT, PROMPT], PairSettings())
     told = found.to_dict()
     assert (told["prompts"], told["answers"], told["unscored"], told["found"]) == (2, 5, 1, 1)
     assert told["prompts_without"] == {"with rewards too close": 1}

@@ -316,9 +316,20 @@ def test_a_stored_preference_is_a_file_of_preferences(letters):
     first = prefer(settings(), letters / "first")
     again = settings(preferences=first.path / "preferences.jsonl", steps=2)
     second = prefer(again, letters / "second")
-    assert second.meta["preferences"]["found"] == first.meta["preferences"]["rounds"][0]["found"]
+    told = second.meta["preferences"]
+    assert told["found"] + told["dropped"] == first.meta["preferences"]["rounds"][0]["found"]
     assert metrics(second)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert second.meta["rewards"] == []
+    # Its pairs were chosen by the first training's judge, whose word is no proof now either.
+    assert second.meta["rewards"] == ["prefer_judge:taste"]
+    elsewhere = letters / "mine.jsonl"
+    elsewhere.write_text(again.preferences.read_text())
+    third = prefer(settings(preferences=elsewhere, steps=4), letters / "third")
+    assert third.meta["rewards"] == []
+    third.update(status="running")
+    lines = elsewhere.read_text().splitlines()
+    elsewhere.write_text("\n".join(lines[::-1]))
+    with pytest.raises(RunError, match="began with other preferences"):
+        prefer(settings(preferences=elsewhere, steps=4), letters / "third")
 
 
 def test_answers_of_another_run_are_used_again(letters, monkeypatch):
@@ -330,6 +341,9 @@ def test_answers_of_another_run_are_used_again(letters, monkeypatch):
     rounds = prefer(settings(rounds=2, answers=first.path), letters / "rounds")
     firsts = [one["text"] for one in rounds.read("answers") if one["round"] == 1]
     assert firsts == [one["text"] for one in first.read("answers")]
+    # A witness that the first run did not have reads the answers now.
+    watched = prefer(settings(answers=first.path, witness=["prefer_judge:strict"]), letters / "watched")
+    assert metrics(watched)[0]["toxicity_by_witness"]["prefer_judge:strict"] == 0.9
     with pytest.raises(RunError, match=r"drawn or judged otherwise \(max_new_tokens\)"):
         prefer(settings(answers=first.path, max_new_tokens=3), letters / "third")
 

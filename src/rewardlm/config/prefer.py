@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewardlm.config.fields import Depends, Flag, is_function_name
-from rewardlm.config.rewards import RewardedSettings
+from rewardlm.config.rewards import Doubt, RewardedSettings
 from rewardlm.config.section import Section
 
 PairLoss = Literal[
@@ -16,6 +16,10 @@ PairLoss = Literal[
 ]  # fmt: skip
 
 
+# What a round's answers can be warned of.
+DOUBTS: tuple[Doubt, ...] = (
+    "language_switch", "repetition", "same_answer", "truncated", "constant_reward", "reward_hacking", "witness_failed",
+)  # fmt: skip
 # What a run, and its model in an experiment, is called.
 LABELS = {"dpo": "DPO", "kto": "KTO", "raft": "RAFT"}
 
@@ -78,7 +82,7 @@ class PreferSettings(RewardedSettings):
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
         "dpo",
         description="dpo learns pairs; kto the same answers, each for itself, as wanted or unwanted; raft fine-tunes "
-        "on each prompt's best answer.",
+        "on the best answers to each prompt (pairs.per_prompt).",
     )
     samples: Annotated[int, Flag()] = Field(8, ge=1, description="Answers drawn for each prompt.")
     steps: Annotated[int, Flag()] = Field(40, ge=1, description="Optimizer steps, over all rounds.")
@@ -88,7 +92,9 @@ class PreferSettings(RewardedSettings):
         description="How often answers are drawn, from the model as it then is, to other prompts first. The steps "
         "are divided evenly.",
     )
-    batch_size: Annotated[int, Flag()] = Field(16, ge=1, description="Pairs per optimizer step; for raft, answers.")
+    batch_size: Annotated[int, Flag()] = Field(
+        16, ge=1, description="Pairs per optimizer step; for kto and raft, answers."
+    )
     epochs: float = Field(
         1.0,
         gt=0,
@@ -127,7 +133,7 @@ class PreferSettings(RewardedSettings):
         "it.",
     )
     max_length: int = Field(
-        1024, ge=16, description="Longest prompt and answer together, in tokens; longer answers are cut."
+        1024, ge=16, description="Of your own preferences: longest prompt and answer together, in tokens."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
     checkpoint_every: int = Field(25, ge=1, description="Optimizer steps between two checkpoints.")
@@ -174,6 +180,10 @@ class PreferSettings(RewardedSettings):
         return ("similarity",) if by_topic and not own else ()
 
     @property
+    def chosen_by(self) -> frozenset[str]:
+        return frozenset(("refusal", "repetition", "script", *self.measured_terms)) if self.draws else frozenset()
+
+    @property
     def draws(self) -> bool:
         """Whether the model's own answers are drawn and judged."""
         return self.preferences is None
@@ -189,6 +199,9 @@ class PreferSettings(RewardedSettings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> PreferSettings:
+        never = [name for name in self.stop_on if name not in DOUBTS]
+        if never:
+            raise ValueError(f"prefer never warns of {', '.join(never)}: stop_on may name {', '.join(DOUBTS)}")
         if self.preferences is not None and self.rounds > 1:
             raise ValueError("preferences are read from a file, but several rounds draw new answers: leave one out")
         if self.preferences is not None and self.answers is not None:

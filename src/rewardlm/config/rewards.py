@@ -191,6 +191,11 @@ class RewardedSettings(TrainingSettings):
     services: ServicesSettings = Field(ServicesSettings(), description="How judges behind HTTP are asked.")
 
     @property
+    def chosen_by(self) -> frozenset[str]:
+        """Names of terms by which answers are chosen before they are learnt, paid for or not."""
+        return frozenset()
+
+    @property
     def reward_settings(self) -> RewardSettings:
         """``rewards``, with what it leaves to the judges filled in.
 

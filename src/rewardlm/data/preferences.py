@@ -50,7 +50,7 @@ def _preference(row: Row, answers: bool) -> GivenPreference:
     names = row.values.keys()
     if {"chosen", "rejected"} <= names:
         history, chosen, rejected = _sides(row)
-        if chosen == rejected:
+        if chosen.strip() == rejected.strip():
             raise DataError(f"{row.where}: chosen and rejected are the same; expected a better and a worse answer")
         return GivenPreference(history, chosen, rejected)
     if {"prompt", "completion", "label"} <= names:

@@ -21,11 +21,17 @@ from rewardlm.models.processes import Processes
 from rewardlm.models.sharding import in_step
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run
+from rewardlm.scoring.scorer import score_texts
 from rewardlm.training.rewards import BatchRewards, Ending, Opinion, RewardModel
 from rewardlm.types import Finish, Prompt, Verdict
 
 # Prompts of a chunk: enough for a full batch of answers, few enough that little is lost when a run is killed.
 CHUNK = 32
+# Settings that change what a term says of an answer, besides its weight.
+_HOW_TERMS_ARE_FOUND = {
+    "length": ("length_words",),
+    "counter_narrative": ("counter_narrative_judge", "counter_narrative_others"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +103,16 @@ class DrawnAnswers:
             records = [record for place in asked for record in self._known.get((round_number, place), [])]
             if len(records) != len(asked) * self.settings.samples:
                 records = self.processes.gather(lambda: self._draw(round_number, asked))  # noqa: B023 (called at once)
+                chunk = self._chunk(records)
+                # Only now: where too many could not be judged, that raised, and the next attempt asks again.
                 self.processes.first(lambda: self.run.append("answers", records))  # noqa: B023
-            yield self._chunk(records)
+                yield chunk
+            else:
+                yield self._chunk(records)
 
-    def known(self, round_number: int) -> Iterator[Chunk]:
-        """A round's chunks that are written already, up to the first that isn't."""
-        places = self.prompts_of(round_number)
+    def known(self, round_number: int, n_prompts: int) -> Iterator[Chunk]:
+        """A round's chunks that are written already, of its first ``n_prompts`` prompts."""
+        places = self.prompts_of(round_number)[:n_prompts]
         for start in range(0, len(places), CHUNK):
             records = [
                 record
@@ -158,6 +168,7 @@ class DrawnAnswers:
         ]
 
     def _chunk(self, records: Sequence[Mapping[str, Any]]) -> Chunk:
+        records = self._watched(records)
         judged = self.rewards.rewarded([_opinion(record) for record in records])
         return Chunk(
             [
@@ -175,6 +186,16 @@ class DrawnAnswers:
             ],
             judged,
         )
+
+    def _watched(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """``records`` with what each witness says: one that joined after they were written reads them now."""
+        found = [dict(record) for record in records]
+        for witness in self.rewards.witnesses:
+            unread = [record for record in found if witness.name not in record["witnesses"]]
+            verdicts = score_texts(witness, [record["text"] for record in unread], bounded=False)
+            for record, verdict in zip(unread, verdicts, strict=True):
+                record["witnesses"] = {**record["witnesses"], witness.name: _written(verdict)}
+        return found
 
     def _read_back(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
         """Answers that are written already, by round and prompt. Those of a chunk that a killed process left unfinished
@@ -210,8 +231,12 @@ class DrawnAnswers:
         hashes = ("model_hash", "prompts_hash", "adapter_hash", "judges")
         different += [name for name in hashes if mine.get(name) != theirs.get(name)]
         records = [record for record in other.read("answers") if record["round"] == 1]
-        missing = sorted({name for record in records[:1] for name in self.rewards.terms.names} - {*records[0]["terms"]})
-        different += [f"rewards.terms.{name}" for name in missing]
+        terms = self.rewards.terms.names
+        known = records[0]["terms"] if records else {}
+        how = [key for name, keys in _HOW_TERMS_ARE_FOUND.items() if name in terms and name in known for key in keys]
+        ours, others = own["rewards"]["terms"], theirs["settings"]["rewards"]["terms"]
+        unlike = [key for key in how if ours[key] != others.get(key)]
+        different += [f"rewards.terms.{name}" for name in (*sorted({*terms} - {*known}), *unlike)]
         if different:
             raise RunError(
                 f"{other.path}: its answers were drawn or judged otherwise ({', '.join(different)}): use the same "

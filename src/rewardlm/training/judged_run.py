@@ -99,6 +99,7 @@ def recorded_rewards(settings: RewardedSettings) -> dict[str, Any]:
     terms = settings.reward_settings.terms
     inherited = rewards_of(settings.adapter) if settings.adapter else []
     earlier = paid_for(settings.adapter) if settings.adapter else []
+    paid = [name for name in AUDITED_TERMS if getattr(terms, name) or name in settings.chosen_by]
     # A judge of counter-narratives is a reward like any other: its share must not be the proof afterwards.
     judges = [*settings.reward, *([terms.counter_narrative_judge] if terms.counter_narrative else [])]
     return {
@@ -107,7 +108,7 @@ def recorded_rewards(settings: RewardedSettings) -> dict[str, Any]:
             **(reward_lineage(settings.adapter) if settings.adapter else {}),
             **{name: lineage_of(name).to_dict() for name in judges},
         },
-        "paid_for": list(dict.fromkeys([*earlier, *(name for name in AUDITED_TERMS if getattr(terms, name))])),
+        "paid_for": list(dict.fromkeys([*earlier, *paid])),
     }
 
 

@@ -21,7 +21,7 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 
 from rewardlm import fastpath
 from rewardlm.config import PreferSettings
-from rewardlm.errors import DataError, TrainingError
+from rewardlm.errors import DataError, RewardLMError
 from rewardlm.models.budget import Budget
 from rewardlm.models.load import Policy, resolve_device
 from rewardlm.models.logprobs import check_head
@@ -147,12 +147,13 @@ def _left_behind(training: PreferTraining, round_number: int) -> Iterator[None]:
     """Inside, what ends the training leaves the adapter of the rounds before where other commands look for it."""
     try:
         yield
-    except TrainingError as error:
-        if not round_number:
-            raise
+    except (RewardLMError, KeyboardInterrupt) as error:
         policy, run = training.policy, training.run
-        training.processes.first(lambda: replace_adapter(policy.model, run.adapter))
-        raise TrainingError(f"{error} (the adapter of the rounds before is kept in {run.adapter})") from error
+        if round_number and training.processes.is_main:
+            replace_adapter(policy.model, run.adapter)
+            if isinstance(error, RewardLMError):
+                error.args = (f"{error} (the adapter of the rounds before is kept in {run.adapter})",)
+        raise
 
 
 def _learn(training: PreferTraining, round_number: int, examples: Sequence[PreferenceTokens], lines: Lines) -> None:

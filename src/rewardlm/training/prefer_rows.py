@@ -56,11 +56,20 @@ def drawn_examples(preferences: Sequence[Preference], prompt_ids: Sequence[tuple
     ]
 
 
-def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int) -> tuple[list[PreferenceTokens], int]:
-    """Your own preferences in at most ``limit`` tokens, and how many lost their oldest turns or the end of an answer.
-    Those that leave no room for an answer are left out.
+@dataclass(frozen=True, slots=True)
+class GivenExamples:
+    """Your own preferences as tokens: ``shortened`` lost their oldest turns or the end of an answer; ``dropped`` are
+    left out, because nothing of an answer, or nothing in which the two differ, is left.
     """
-    examples, shortened = [], 0
+
+    examples: list[PreferenceTokens]
+    shortened: int
+    dropped: int
+
+
+def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int) -> GivenExamples:
+    """Your own preferences in at most ``limit`` tokens."""
+    examples, shortened = list[PreferenceTokens](), 0
     for one in given:
         for history in shorter_histories(one.history):
             encoded = [
@@ -70,7 +79,6 @@ def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int)
             longest = max(len(answer.input_ids) for answer in encoded if answer is not None)
             if longest <= limit:
                 break
-        shortened += longest > limit or len(history) < len(one.history)
         sides: list[tuple[int, ...] | None] = []
         prompt: tuple[int, ...] = ()
         for answer in encoded:
@@ -80,9 +88,10 @@ def given_examples(policy: Policy, given: Sequence[GivenPreference], limit: int)
             begins = answer.completion_mask.index(1)
             prompt = tuple(answer.input_ids[:begins])
             sides.append(tuple(answer.input_ids[begins:limit]))
-        if all(side is None or side for side in sides):
+        if all(side is None or side for side in sides) and sides[0] != sides[1]:
             examples.append(PreferenceTokens(prompt, *sides))
-    return examples, shortened
+            shortened += longest > limit or len(history) < len(one.history)
+    return GivenExamples(examples, shortened, len(given) - len(examples))
 
 
 def laid_out(n: int, wanted: int, *seed: object) -> list[int]:

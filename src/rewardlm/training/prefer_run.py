@@ -95,10 +95,11 @@ def _find(run: Run, settings: PreferSettings) -> ResumePoint:
     if found is None:
         run.forget_after(0)
         return ResumePoint(0, 0, None)
-    if found.damaged:
-        run.update(inexact_resume=found.step)
     round_number = step_of(found.folder.parent) - 1
-    run.forget_after(steps_before(settings, round_number) + found.step)
+    step = steps_before(settings, round_number) + found.step
+    if found.damaged:
+        run.update(inexact_resume=step)
+    run.forget_after(step)
     if found.step >= settings.steps_of(round_number):
         return ResumePoint(round_number + 1, 0, found)
     return ResumePoint(round_number, found.step, found)

@@ -10,6 +10,7 @@ from typing import Any
 from rewardlm.config import PreferSettings
 from rewardlm.data.preferences import load_preferences
 from rewardlm.errors import DataError, TrainingError
+from rewardlm.gguf import sha256
 from rewardlm.models.load import Policy
 from rewardlm.models.lora import adapter_hash
 from rewardlm.models.processes import Processes
@@ -62,15 +63,17 @@ class DrawnPairs:
         """
         settings = self.settings
         if round_number and not self._first:
-            self._first = list(self.answers.known(0))  # a resumed run compares with its first round, too
+            # A resumed run compares with its first round, too: with the answers that this round had asked for.
+            asked = self.run.meta["preferences"]["rounds"][0]["prompts"]
+            self._first = list(self.answers.known(0, asked))
         wanted = -(-settings.steps_of(round_number) * settings.batch_size // settings.epochs)
         if settings.method == "kto":
             wanted = -(-wanted // 2)  # a pair is two answers to learn from
-        found, chunks = Preferences(), list[Chunk]()
+        found, chunks = Preferences(pairs=settings.method != "raft"), list[Chunk]()
         texts = [prompt.text for prompt in self.prompts]
         for chunk in self.answers.of(round_number, self.report):
             chunks.append(chunk)
-            found.add(chunk.answers, texts, settings.pairs, pairs=settings.method != "raft")
+            found.add(chunk.answers, texts, settings.pairs)
             if len(found.found) >= wanted:
                 break
         self._first = self._first or chunks
@@ -79,10 +82,11 @@ class DrawnPairs:
         if not found.found and found.near_misses:
             # A judge or model so unlike the usual ones that no pair is one by these settings: better to learn, and say
             # so, than to refuse.
-            found.found = found.near_misses[: int(wanted)]
+            found.learn_near_misses(int(wanted))
             noted.append(
-                "no pair is as the settings ask (pairs.margin, pairs.topic_gap, pairs.length_ratio): those with the "
-                "largest difference of rewards are learnt, whatever else they differ in"
+                "no pair is as the settings ask (pairs.margin, pairs.toxicity_gap, pairs.topic_gap, "
+                "pairs.length_ratio): those with the largest difference of rewards are learnt, whatever else they "
+                "differ in"
             )
         self.processes.first(lambda: self._write(round_number, found, chunks))
         self.say(f"round {round_number + 1} of {settings.rounds}: {found.summary}")
@@ -93,9 +97,10 @@ class DrawnPairs:
             )
         for name, text in doubts.items():
             if name in settings.stop_on:
+                # The first round's answers are those of the model as it was given.
+                advice = "raise --beta, lower the learning rate, or " if round_number else ""
                 raise TrainingError(
-                    f"round {round_number + 1}: {text}, and stop_on names {name}: raise --beta, lower the learning "
-                    "rate, or take it out of stop_on"
+                    f"round {round_number + 1}: {text}, and stop_on names {name}: {advice}take it out of stop_on"
                 )
         for text in noted if self.processes.is_main else ():
             warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
@@ -128,23 +133,39 @@ class GivenPairs:
         assert settings.preferences is not None
         given = load_preferences(settings.preferences, answers=settings.method == "kto")
         limit = min(settings.max_length, policy.max_positions)
-        self._examples, shortened = given_examples(policy, given, limit)
+        encoded = given_examples(policy, given, limit)
+        self._examples, shortened = encoded.examples, encoded.shortened
         if settings.method == "raft":
             self._examples = [example for example in self._examples if example.chosen is not None]
         if not self._examples:
-            raise DataError(f"no preference leaves room for an answer in max_length {limit}: raise max_length")
+            raise DataError(
+                f"no preference leaves room for two answers that differ in max_length {limit}: raise max_length"
+            )
         if shortened:
             say(
                 f"{shortened:,} of {len(given):,} preferences are longer than {limit} tokens: they lose their oldest "
                 "turns, or the end of an answer"
             )
+        if encoded.dropped:
+            say(
+                f"{encoded.dropped:,} of {len(given):,} preferences are left out: {limit} tokens have no room for an "
+                "answer, or none for where the two differ (max_length)"
+            )
+        sources = [found for found in (settings.adapter, settings.preferences.expanduser().parent) if found is not None]
         about = {
             **policy.describe(),
             "adapter_hash": adapter_hash(settings.adapter) if settings.adapter else None,
-            "preferences": {"source": settings.preferences.name, "found": len(self._examples), "shortened": shortened},
-            "rewards": rewards_of(settings.adapter) if settings.adapter else [],
-            "reward_lineage": reward_lineage(settings.adapter) if settings.adapter else {},
-            "paid_for": paid_for(settings.adapter) if settings.adapter else [],
+            "preferences": {
+                "source": settings.preferences.name,
+                "sha256": sha256(settings.preferences.expanduser()),
+                "found": len(self._examples),
+                "shortened": shortened,
+                "dropped": encoded.dropped,
+            },
+            # A file that another training left was chosen by that training's judges.
+            "rewards": list(dict.fromkeys(name for source in sources for name in rewards_of(source))),
+            "reward_lineage": {name: of for source in sources for name, of in reward_lineage(source).items()},
+            "paid_for": list(dict.fromkeys(name for source in sources for name in paid_for(source))),
             "processes": processes.size,
         }
         check_same(run, about)

@@ -27,29 +27,37 @@ class Preference:
 class Preferences:
     """The preferences of a round, and why prompts (``without``) and answers (``unscored``) taught nothing.
 
-    ``near_misses`` are pairs that the settings don't allow, one of each prompt that gave none.
+    ``near_misses`` are pairs that the settings don't allow, one of each prompt that gave none. Without ``pairs``, only
+    the best answers count.
     """
 
     found: list[Preference] = field(default_factory=list)
     near_misses: list[Preference] = field(default_factory=list)
+    pairs: bool = True
     prompts: int = 0
     answers: int = 0
     unscored: int = 0
     without: Counter[str] = field(default_factory=Counter)
 
-    def add(self, answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings, *, pairs: bool) -> None:
+    def add(self, answers: Sequence[DrawnAnswer], texts: Sequence[str], settings: PairSettings) -> None:
         """The preferences among ``answers``, which stand prompt by prompt; ``texts`` are the run's prompts."""
         for place, group in groupby(answers, key=lambda answer: answer.prompt):
             drawn = list(group)
             self.prompts += 1
             self.answers += len(drawn)
             self.unscored += sum(answer.reward is None for answer in drawn)
-            choose = pairs_of if pairs else best_of
+            choose = pairs_of if self.pairs else best_of
             found, reason = choose(drawn, texts[place], settings)
             self.found += found
             if reason is not None:
                 self.without[reason] += 1
-                self.near_misses += near_miss(drawn, texts[place], settings) if pairs else []
+                self.near_misses += near_miss(drawn, texts[place], settings) if self.pairs else []
+
+    def learn_near_misses(self, most: int) -> None:
+        """Take the near misses with the largest differences of rewards in the place of pairs, ``most`` at most."""
+        pairs = [(one.chosen, one.rejected) for one in self.near_misses if one.rejected is not None]
+        pairs.sort(key=lambda pair: -_gap(*pair))
+        self.found = [Preference(*pair) for pair in pairs[:most]]
 
     def to_dict(self) -> dict[str, Any]:
         """As run.json has it: counts, and means that say what the preferences teach besides the reward."""
@@ -68,7 +76,7 @@ class Preferences:
     @property
     def summary(self) -> str:
         """One sentence: how many there are, and why there are no more."""
-        what = "pairs" if any(preference.rejected is not None for preference in self.found) else "answers to learn"
+        what = "pairs" if self.pairs else "answers to learn"
         noted = ", ".join(f"{n:,} {reason}" for reason, n in self.without.most_common())
         lost = f"; prompts without: {noted}" if noted else ""
         unscored = f"; {self.unscored:,} answers could not be scored" if self.unscored else ""
