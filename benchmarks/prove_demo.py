@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from page import write_between
+
 RUNS = Path("runs/prove-demo")
-PAGE = ROOT / "docs/results.md"
-BEGIN, END = "<!-- prove-demo -->", "<!-- /prove-demo -->"
 JUDGE = "witness"
 COSTS = ("fluency", "off_topic", "refusal", "counter_narratives_fell")
 NEEDED = 4
@@ -44,9 +42,7 @@ def main() -> int:
         sys.exit(f"{RUNS} holds no finished demo: run this without --page first")
     table = as_markdown(found)
     print(table)
-    page = PAGE.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n{table}{END}"
-    PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, page, flags=re.DOTALL), encoding="utf-8")
+    write_between("prove-demo", table)
     return 0 if is_met(found) else 1
 
 

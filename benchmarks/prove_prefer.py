@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from page import write_between
 
 import rewardlm as rl
 from rewardlm.config import PreferSettings, data_folder
@@ -24,10 +25,7 @@ from rewardlm.data.prompts import load_prompts
 from rewardlm.formats import interval_of_shares, number, percent
 from rewardlm.types import Prompt
 
-ROOT = Path(__file__).parents[1]
 OUT = Path("runs/prove-prefer")
-PAGE = ROOT / "docs/results.md"
-BEGIN, END = "<!-- prove-prefer -->", "<!-- /prove-prefer -->"
 MODEL, TEACHER, JUDGES = "smollm2-135m", "starter", ["witness", "lexical2", "starter"]
 SAMPLING = {"top_p": 0.9}
 LIMIT = 240  # prompts that are measured, drawn with the seed 0
@@ -102,10 +100,7 @@ def main() -> None:
         run_all()
     text = "\n".join([*table(), "", *settings_table()]) + "\n"
     print(text)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(
-        re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{text}{END}", page, flags=re.DOTALL), encoding="utf-8"
-    )
+    write_between("prove-prefer", text)
 
 
 def run_all() -> None:
@@ -199,7 +194,7 @@ def settings_table() -> Iterator[str]:
             f"{terms.similarity:g}" + (" (of a logit)" if settings.reward_settings.transform == "logit" else ""),
             f"{terms.counter_narrative:g}",
             "" if settings.method == "raft" else "anything" if pairs.topic_gap is None else pairs.topic_gap,
-            "" if settings.method == "raft" else pairs.toxicity_gap,
+            "" if settings.method == "raft" else "none" if pairs.toxicity_gap is None else pairs.toxicity_gap,
         ]
         yield f"| {' | '.join(map(str, cells))} |"
 

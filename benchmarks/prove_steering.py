@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from page import write_between
 
 import rewardlm as rl
 from rewardlm.config import FrontierSettings, data_folder
@@ -31,10 +32,7 @@ from rewardlm.formats import interval_of_shares, number, p_values_text, percent,
 from rewardlm.measuring.frontier import Frontier, Matched, frontier
 from rewardlm.reporting.frontier_page import method_name, write_frontier_page
 
-ROOT = Path(__file__).parents[1]
 OUT = Path("runs/prove-steering")
-PAGE = ROOT / "docs/results.md"
-BEGIN, END = "<!-- prove-steering -->", "<!-- /prove-steering -->"
 MODEL, JUDGE, OTHER, TEACHER = "smollm2-135m", "witness", "lexical2", "starter"
 SAMPLING = {"top_p": 0.9}
 # By the name of its folder: the method, what else is asked of it, and the strengths that are measured.
@@ -75,10 +73,7 @@ def main() -> None:
     write_frontier_page(found[JUDGE], OUT / "frontier.html")
     tables = f"{points_table(found)}\n{tests_table(found[JUDGE])}"
     print(tables)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(
-        re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{tables}{END}", page, flags=re.DOTALL), encoding="utf-8"
-    )
+    write_between("prove-steering", tables)
 
 
 def _run_all(demo: Path, limit: int | None, only: list[str], *, models: bool, utility: bool) -> None:

@@ -216,20 +216,51 @@ def test_kto_steps_as_the_formula_says(tmp_path, monkeypatch):
     assert {row["label"] for row in rows[:8]} == {True, False}
 
 
-def test_each_loss_of_trl_can_be_learnt(tmp_path):
-    firsts = {}
-    for loss in ("ipo", "hinge", "sigmoid_norm", "nca_pair", "bco_pair", "apo_zero", "apo_down"):
-        run = prefer(given(tmp_path, loss_type=loss), tmp_path / loss)
-        firsts[loss] = metrics(run)[0]["loss"]
-    smooth = prefer(given(tmp_path, loss_type="robust", label_smoothing=0.2), tmp_path / "robust")
-    firsts["robust"] = metrics(smooth)[0]["loss"]
-    # Where policy and reference are the same, every log-ratio is 0.
-    log2 = math.log(2)
-    at_zero = {
-        "ipo": 25.0, "hinge": 1.0, "sigmoid_norm": log2, "nca_pair": 2 * log2, "bco_pair": 2 * log2,
-        "apo_zero": 1.0, "apo_down": 1.0, "robust": log2,
-    }  # fmt: skip
-    assert firsts == pytest.approx(at_zero, abs=1e-3)
+# Of beta and of each answer's log-ratio to the reference: of the chosen one, of the rejected one, and both a token.
+LOSSES = {
+    "ipo": lambda beta, _c, _r, c, r: (c - r - 1 / (2 * beta)) ** 2,  # Azar et al. 2023, equation 17
+    "hinge": lambda beta, c, r, *_: F.relu(1 - beta * (c - r)),  # Zhao et al. 2023
+    "sigmoid_norm": lambda beta, _c, _r, c, r: -F.logsigmoid(beta * (c - r)),
+    "nca_pair": lambda beta, c, r, *_: (  # Chen et al. 2024
+        -F.logsigmoid(beta * c) - 0.5 * F.logsigmoid(-beta * c) - 0.5 * F.logsigmoid(-beta * r)
+    ),
+    "apo_zero": lambda beta, c, r, *_: (
+        1 - torch.sigmoid(beta * c) + torch.sigmoid(beta * r)
+    ),  # D'Oosterlinck et al. 2024
+    "apo_down": lambda beta, c, r, *_: torch.sigmoid(beta * c) + 1 - torch.sigmoid(beta * (c - r)),
+    "robust": lambda beta, c, r, *_: (  # Chowdhury et al. 2024, with a fifth of the pairs the wrong way round
+        (-0.8 * F.logsigmoid(beta * (c - r)) + 0.2 * F.logsigmoid(-beta * (c - r))) / 0.6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_of_trl_is_what_its_paper_says(tmp_path, name):
+    """The first step's value, where all log-ratios are 0, and the second's, where they are not."""
+    more = {"label_smoothing": 0.2} if name == "robust" else {}
+    run = prefer(given(tmp_path, loss_type=name, steps=2, beta=0.5, learning_rate=1e-2, **more), tmp_path / "run")
+
+    def loss(policy: Policy) -> torch.Tensor:
+        found = []
+        for prompt, chosen, rejected in GIVEN:
+            ratios, by_token = [], []
+            for answer in (chosen, rejected):
+                with torch.no_grad(), policy.model.disable_adapter():
+                    reference = plain_logprob(policy, prompt, answer)
+                ratios.append(plain_logprob(policy, prompt, answer) - reference)
+                by_token.append(ratios[-1] / n_tokens(policy, prompt, answer))
+            found.append(LOSSES[name](0.5, *ratios, *by_token))
+        return torch.stack(found).mean()
+
+    _, losses = stepped(loss, 2, 1e-2)
+    assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=2e-3)
+    assert abs(losses[1] - losses[0]) > 0.01 * losses[0]
+
+
+def test_bco_begins_where_it_should(tmp_path):
+    """Jung et al. 2024: two logistic losses, both ln 2 at first; later ones are shifted by a running mean."""
+    run = prefer(given(tmp_path, loss_type="bco_pair"), tmp_path / "run")
+    assert metrics(run)[0]["loss"] == pytest.approx(2 * math.log(2), abs=1e-3)
 
 
 def test_the_best_policy_by_known_preferences(tmp_path):
@@ -468,6 +499,60 @@ def test_a_doubt_in_a_later_round_leaves_the_adapter_of_the_rounds_before(letter
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
 
 
+@pytest.mark.parametrize("error", [ScorerError("the judge is gone"), KeyboardInterrupt()], ids=["judge", "ctrl-c"])
+def test_whatever_ends_a_later_round_leaves_the_adapter_of_the_rounds_before(letters, monkeypatch, error):
+    draw = drawn.DrawnAnswers._draw
+
+    def broken(self, round_number: int, asked: list[int]) -> list[dict]:
+        if round_number:
+            raise error
+        return draw(self, round_number, asked)
+
+    monkeypatch.setattr(drawn.DrawnAnswers, "_draw", broken)
+    with pytest.raises(type(error)) as raised:
+        prefer(settings(rounds=2), letters / "run")
+    assert any(bool(tensor.any()) for name, tensor in weights(Run.open(letters / "run")).items() if "lora_B" in name)
+    if isinstance(error, ScorerError):
+        assert "the adapter of the rounds before is kept in" in str(raised.value)
+
+
+def test_a_judge_that_was_gone_is_asked_again(letters):
+    """Answers that too many judges' failures spoilt are not kept: the same command asks again, and ends as if nothing
+    had been."""
+    (letters / "moody.py").write_text(
+        "import pathlib, prefer_judge\n"
+        "def judge(texts):\n"
+        "    gone = not any('.' in t for t in texts) and pathlib.Path('gone').exists()\n"
+        "    return [float('nan')] * len(texts) if gone else prefer_judge.taste(texts)\n"
+    )
+    (letters / "gone").touch()
+    with pytest.raises(ScorerError, match="moody:judge"):
+        prefer(settings(reward=["moody:judge"]), letters / "run")
+    (letters / "gone").unlink()
+    again = prefer(settings(reward=["moody:judge"]), letters / "run")
+    whole = prefer(settings(reward=["moody:judge"]), letters / "whole")
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
+
+
+def test_preferences_without_room_or_difference_are_left_out_and_counted(tmp_path):
+    path = tmp_path / "some.jsonl"
+    same = "the same beginning, which goes on for longer than there is room " * 3
+    rows = [
+        {"prompt": "?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "?", "chosen": same + "and then yes.", "rejected": same + "and then no."},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said: list[str] = []
+    run = prefer(
+        PreferSettings(**TINY, preferences=path, steps=1, batch_size=1, max_length=32),
+        tmp_path / "run",
+        say=said.append,
+    )
+    told = run.meta["preferences"]
+    assert (told["found"], told["shortened"], told["dropped"]) == (1, 0, 1)
+    assert any("1 of 2 preferences are left out" in line for line in said)
+
+
 def test_nan_ends_the_run(letters):
     with pytest.raises(TrainingError, match=r"the gradient holds NaN|the loss is nan"):
         prefer(settings(learning_rate=1e30, max_grad_norm=1e30, steps=8), letters / "run")
@@ -483,6 +568,7 @@ def test_nan_ends_the_run(letters):
         ({"generation": {"temperature": 0}}, "pairs need answers that vary"),
         ({"preferences": "x.jsonl", "rounds": 2}, "leave one out"),
         ({"rewards": {"weights": {"other": 1}}}, "rewards.weights names other"),
+        ({"stop_on": ["negative_kl"]}, "prefer never warns of negative_kl"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, says):

@@ -1,8 +1,8 @@
 """What may be rewarded besides harmlessness: that an answer has some length, does not repeat itself, keeps to the
 prompt's script and topic, does not refuse, and opposes the prompt's claim.
 
-Each term is a function of the prompts, the answers and all prompts of the step. Each has a weight; ``RlafSettings``
-says which are on by default. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry
+Each term is a function of the prompts, the answers and all prompts of the step. Each has a weight; ``usual_terms``
+of the settings says which are on by default. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry
 for everybody.
 """
 
