@@ -413,7 +413,7 @@ def shares(model: Any, first: Any, judge: str) -> list[str]:
     text = f"{percent(mine.toxic_fraction)} ({interval_of_shares(mine.toxic_fraction_ci95)})"
     if model is first or not theirs.toxic_fraction:
         return [text, ""]
-    return [text, f"{mine.toxic_fraction / theirs.toxic_fraction - 1:+.0%}".replace("%", " %")]
+    return [text, f"{mine.toxic_fraction / theirs.toxic_fraction - 1:+.0%}".replace("%", " %").replace("-", "−")]
 
 
 def misses(model: Any, first: Any) -> Iterator[str]:
