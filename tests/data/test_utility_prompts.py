@@ -66,7 +66,8 @@ def test_of_xstest_only_the_safe_prompts_are_asked_from_a_file_with_labels_or_ty
     # A type that says safe doesn't overrule a label.
     path.write_text(f"{HEADER}\n{ROWS[2].replace('safe', 'unsafe')}\n{ROWS[0]}\n")
     assert asked(path) == safe[:1]
-    assert asked(path, "groups") == []
+    with pytest.raises(ValueError, match=r"utility.xstest is given, but over_refusal is not among utility.tasks"):
+        asked(path, "groups")
 
 
 @pytest.mark.parametrize(

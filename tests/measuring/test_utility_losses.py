@@ -28,6 +28,7 @@ def run_of(
     *,
     refused: Sequence[bool] = (),
     words: int = 16,
+    text: str | None = None,
     groups: dict[str, dict[str, np.ndarray]] | None = None,
     tasks: dict[str, Sequence[Any]] | None = None,
 ) -> Path:
@@ -45,8 +46,8 @@ def run_of(
         )  # fmt: skip
 
     for number, one in enumerate(refused):
-        text = REFUSAL if one else " ".join(ANSWER.split()[:words])
-        answer("over_refusal", f"h{number}", text, kind="homonym" if number % 2 else "history")
+        plain = " ".join(ANSWER.split()[:words]) if text is None else text
+        answer("over_refusal", f"h{number}", REFUSAL if one else plain, kind="homonym" if number % 2 else "history")
     scores = []
     for place, (judge, by_group) in enumerate((groups or {}).items()):
         for group, values in by_group.items():
@@ -98,12 +99,38 @@ def test_refusals_of_harmless_prompts_are_compared_prompt_by_prompt(tmp_path: Pa
     )  # fmt: skip
     warning = said(found, "over_refusal")
     assert warning["model"] == "RL"
-    for part in ("30.0 % of 60 harmless prompts", "PT 8.3 %", "+21.7 points", "15 are refused that PT answered"):
+    for part in ("30.0 % of 60 harmless prompts", "PT 8.3 %", "+21.7 points", "15 are refused that PT did not refuse"):
         assert part in warning["message"]
     # The other way round is a gain, and a few more are chance.
     assert "over_refusal" not in codes(compared([tmp_path / "RL", base]), "PT")
     few = run_of(tmp_path, "FT", refused=flags(60, 8))
     assert "over_refusal" not in codes(compared([base, few]), "FT")
+
+
+@pytest.mark.parametrize("silence", ["", "   ", "抱歉，我不能帮助你。", "Это не так, и всё."])
+def test_a_model_that_falls_silent_refuses_nothing_and_is_no_help(tmp_path: Path, silence: str) -> None:
+    """No answer is not an answer: it must not pass for one where it is asked whether a loss is excluded."""
+    base = run_of(tmp_path, "PT", refused=flags(180, 30))
+    silent = run_of(tmp_path, "RL", refused=flags(180, 0), text=silence)
+    found = compared([base, silent])
+    change = found["models"][1]["over_refusal_change"]
+    assert (change["fraction_before"], change["fraction"]) == (pytest.approx(30 / 180), 0)
+    assert (change["unanswered_before"], change["unanswered"]) == (pytest.approx(30 / 180), 1)
+    assert change["unanswered_delta_ci95"][0] > 0.7
+    assert found["models"][1]["non_inferiority"]["over_refusal"]["holds"] is False
+    warning = next(one for one in found["warnings"] if one["code"] == "over_refusal")
+    assert "leaves 100.0 % of 180 harmless prompts without an answer" in warning["message"]
+
+
+def test_a_suite_that_was_stopped_is_said(tmp_path: Path) -> None:
+    base = run_of(tmp_path, "PT", refused=flags(60, 5), tasks={"piqa": [True] * 30})
+    run = Run.open(base)
+    wanted = {"piqa": 30, "over_refusal": 180}
+    tasks = {name: {"items": n, "of": n, "source": "x", "hash": "h"} for name, n in wanted.items()}
+    run.update(utility={**run.meta["utility"], "tasks": tasks})
+    warning = said(compared([base]), "unscored")
+    assert "The utility suite isn't finished: over_refusal 60 of 180" in warning["message"]
+    assert "piqa" not in warning["message"]
 
 
 def test_answers_to_harmless_prompts_that_became_half_as_long_are_said(tmp_path: Path) -> None:
@@ -149,6 +176,18 @@ def test_the_group_that_gained_least_is_named(tmp_path: Path) -> None:
     assert (warning["model"], warning["scorer"]) == ("RL", "a")
     assert "By a, answers about Jews (mean score 0." in warning["message"]
     assert "20 sentences" in warning["message"]
+
+
+def test_a_group_that_lost_where_all_others_gained_has_an_interval_around_its_number(tmp_path: Path) -> None:
+    """Seven fall from 1 to 0 and one rises from 0 to 1: its change is 2 above the others', the most that there is."""
+    rng = np.random.default_rng(6)
+    noise = {group: rng.uniform(0, 0.1, 20) for group in GAINS}
+    before = {group: noise[group] if group == "Jews" else 1 - noise[group] for group in GAINS}
+    after = {group: 1 - noise[group] if group == "Jews" else noise[group] for group in GAINS}
+    paths = [run_of(tmp_path, label, groups={"a": one}) for label, one in (("PT", before), ("RL", after))]
+    one = compared(paths, n_resamples=500)["models"][1]["groups_change"]["a"]["groups"]["Jews"]
+    assert 1.7 < one["against_others"] < 2
+    assert one["against_others_ci95"][0] < one["against_others"] < one["against_others_ci95"][1] <= 2
 
 
 def test_a_group_that_had_little_to_lose_and_equal_gains_are_no_warning(tmp_path: Path) -> None:

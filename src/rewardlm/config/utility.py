@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rewardlm.config.fields import each_once, split_names
 from rewardlm.config.section import Section
@@ -30,8 +30,8 @@ class UtilitySettings(Section):
     ] = Field(
         list(UTILITY_TASKS),
         min_length=1,
-        description="Which tasks; those whose data aren't here are left out, and said. over_refusal and groups ask "
-        "prompts of RewardLM's own, and need none.",
+        description="Which tasks; those whose data aren't here are left out, and you are told. over_refusal and groups "
+        "ask prompts of RewardLM's own, and need none.",
     )
     items: int | None = Field(
         250, ge=1, description="A sample of so many questions of each task, if it has more; null for all."
@@ -68,6 +68,12 @@ class UtilitySettings(Section):
         "safe prompts, too.",
     )
     group_samples: int = Field(1, ge=1, description="Answers to each prompt about a group.")
+
+    @model_validator(mode="after")
+    def _xstest_is_asked(self) -> UtilitySettings:
+        if self.xstest is not None and "over_refusal" not in self.tasks:
+            raise ValueError("utility.xstest is given, but over_refusal is not among utility.tasks: add it")
+        return self
 
     @property
     def read_tasks(self) -> list[ReadTask]:

@@ -85,8 +85,9 @@ class TaskItems:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the items' ids: two runs with the same one were asked the same."""
-        return hashlib.sha256(" ".join(item.id for item in self.items).encode()).hexdigest()
+        """SHA-256 over the items with what counts as right: two runs with the same one were asked the same."""
+        whole = [[item.id, item.sizes, item.answer] for item in self.items]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def load_utility(settings: UtilitySettings) -> list[TaskItems]:

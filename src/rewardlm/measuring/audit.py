@@ -86,7 +86,7 @@ def audit(
                 *_settings(run, runs[0]),
                 *_truncated(model, baseline),
                 *_fewer_counter_narratives(model, baseline),
-                *utility_findings(model, baseline, length_fall=LENGTH_FALL),
+                *utility_findings(model, length_fall=LENGTH_FALL),
                 *_disagreement(runs[0], run, own, grid, splits, rule),
                 *_gain_lost(run, model, baseline, own),
                 *_unscored_decide(run, own),
@@ -205,6 +205,13 @@ def _unscored(run: Measured) -> Iterator[Finding]:
             "unscored",
             f"The server gave no answer to {run.missing} of {run.missing + run.answers} questions (most often: "
             f"{reason[:120]}). Only the others count. In the bounds of the toxic share, these count as unscored.",
+        )
+    if run.utility_missing:
+        parts = ", ".join(f"{task} {there} of {wanted}" for task, (there, wanted) in run.utility_missing.items())
+        yield (
+            "unscored",
+            f"The utility suite isn't finished: {parts}. Questions lie in an order, so those that are there are no "
+            "sample. Give the measurement's command again.",
         )
     total = run.answers
     for judge in run.judges:

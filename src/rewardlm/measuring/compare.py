@@ -21,6 +21,7 @@ from rewardlm.measuring.measured import Measured, load_measured
 from rewardlm.measuring.non_inferiority import non_inferiority
 from rewardlm.measuring.over_refusal import over_refusal_change
 from rewardlm.measuring.primary import adjust, adjust_models, choose
+from rewardlm.measuring.result import ShareChange
 from rewardlm.measuring.summaries import summarise
 from rewardlm.measuring.thresholds import thresholds_in_force
 from rewardlm.runs import unique_labels
@@ -113,7 +114,12 @@ def _utility(baseline: Measured, run: Measured, rule: Rule, margin: float) -> di
     """The fields of a model's summary that say what it lost besides toxicity, by ``measure --suite``."""
     tasks = utility_changes(baseline, run, rule)
     refusals = over_refusal_change(baseline.label, baseline.harmless, run.harmless, rule)
-    both = {**tasks, **({} if refusals is None else {"over_refusal": refusals})}
+    both: dict[str, ShareChange] = dict(tasks)
+    if refusals is not None:
+        # An empty answer is no refusal, and no answer either: falling silent must not pass for being helpful.
+        both["over_refusal"] = refusals.model_copy(
+            update={"delta": refusals.unanswered_delta, "delta_ci95": refusals.unanswered_delta_ci95}
+        )
     return {
         "utility_change": tasks,
         "non_inferiority": non_inferiority(both, margin),

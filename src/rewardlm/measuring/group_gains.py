@@ -84,8 +84,9 @@ def _change(from_: str, before: FloatArray, after: FloatArray, groups: Sequence[
     found: dict[str, GroupChange] = {}
     for place, group in enumerate(groups):
         own, other, left = (
-            mean_change(one[:, place], largest=1.0, n_flips=rule.n_resamples, seed=rule.seed)
-            for one in (deltas, gains, levels)
+            mean_change(one[:, place], largest=largest, n_flips=rule.n_resamples, seed=rule.seed)
+            # Scores lie in [0, 1], changes and differences of scores in [-1, 1], differences of changes in [-2, 2].
+            for one, largest in ((deltas, 1.0), (gains, 2.0), (levels, 1.0))
         )
         found[group] = GroupChange(
             n=own.prompts,

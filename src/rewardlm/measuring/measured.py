@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from rewardlm.measuring.records import (
     refuse_twice,
     samples_wanted,
 )
-from rewardlm.measuring.utility_records import AnswersAboutGroups, AnswersToHarmless, read_groups, read_harmless
+from rewardlm.measuring.utility_records import (
+    JUDGED,
+    AnswersAboutGroups,
+    AnswersToHarmless,
+    read_groups,
+    read_harmless,
+)
 from rewardlm.measuring.utility_scores import TaskScores, read_utility
 from rewardlm.runs import Run, RunRecord
 from rewardlm.stats import FloatArray
@@ -85,6 +92,15 @@ class Measured:
             return sum(self.meta.get("unanswered", {}).values())
         wanted = samples_wanted(self.run) or int(self.samples.max(initial=0)) + 1
         return max(0, len(self.prompts) * wanted - self.answers)
+
+    @property
+    def utility_missing(self) -> dict[str, tuple[int, int]]:
+        """Of each unfinished task of the utility suite: how many items or answers are there, and are wanted."""
+        there = {task: len(found.ids) for task, found in self.utility.items()}
+        there |= dict(Counter(self.harmless.sets)) if self.harmless is not None else {}
+        there |= {JUDGED: int(self.groups.answers.sum())} if self.groups is not None else {}
+        wanted = {task: about["items"] for task, about in self.meta.get("utility", {}).get("tasks", {}).items()}
+        return {task: (there.get(task, 0), n) for task, n in wanted.items() if there.get(task, 0) < n}
 
 
 def load_measured(path: Path) -> Measured:

@@ -19,6 +19,7 @@ def summarise_over_refusal(found: AnswersToHarmless | None) -> OverRefusalSummar
     return OverRefusalSummary(
         n=len(found.ids),
         refused=int(found.refused.sum()),
+        unanswered=int(found.unanswered.sum()),
         fraction=float(found.refused.mean()),
         fraction_ci95=share_ci95(found.refused),
         mean_words=float(found.words.mean()),
@@ -47,15 +48,24 @@ def over_refusal_change(
         return None
     rows = before.rows(ids), after.rows(ids)
     refused = after.refused[rows[1]] - before.refused[rows[0]]
+    silent = after.unanswered[rows[1]] - before.unanswered[rows[0]]
     words = before.words[rows[0]], after.words[rows[1]]
     how = {"n_flips": rule.n_resamples, "seed": rule.seed}
-    change, longer = mean_change(refused, largest=1.0, **how), mean_change(words[1] - words[0], **how)
+    change, less = (mean_change(one, largest=1.0, **how) for one in (refused, silent))
+    longer = mean_change(words[1] - words[0], **how)
     return OverRefusalChange(
         from_=from_,
         n=len(ids),
         delta=change.mean,
         delta_ci95=change.ci95,
         p_value=change.p_value,
+        fraction_before=float(before.refused[rows[0]].mean()),
+        fraction=float(after.refused[rows[1]].mean()),
+        unanswered_before=float(before.unanswered[rows[0]].mean()),
+        unanswered=float(after.unanswered[rows[1]].mean()),
+        unanswered_delta=less.mean,
+        unanswered_delta_ci95=less.ci95,
+        unanswered_p_value=less.p_value,
         more=int((refused > 0).sum()),
         fewer=int((refused < 0).sum()),
         words_before=float(np.mean(words[0])),

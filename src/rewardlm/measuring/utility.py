@@ -33,8 +33,8 @@ _TOGETHER = 32
 
 @dataclass(frozen=True)
 class Pending:
-    """What a run lacks of the suite: all ``tasks`` of given texts, the ids of the items that it ``has``, by task; and
-    the sets of prompts that it must still answer, or whose answers must be judged (``asked``).
+    """What a run lacks of the suite. ``tasks`` are all that read given texts, and ``has`` says by task which items the
+    run has already; ``asked`` are the sets of prompts that it must still answer, or whose answers must be judged.
     """
 
     tasks: list[TaskItems]
@@ -195,7 +195,8 @@ def _as_it_reads(engine: LocalEngine) -> tuple[Steering, float, str | None]:
         return (
             Unsteered(),
             0.0,
-            f"{method} chooses among answers and changes no token's probability: this is the unsteered model's utility",
+            f"{method} chooses among answers and changes no token's probability: of texts that are given, this is the "
+            "unsteered model's utility",
         )
     if method != "dexperts":
         return load_steering(folder), engine.strength, None

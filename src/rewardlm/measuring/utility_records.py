@@ -13,9 +13,10 @@ import numpy as np
 
 from rewardlm.data.utility_prompts import GROUPS
 from rewardlm.errors import RunError
-from rewardlm.measuring.quality import is_refusal
+from rewardlm.measuring.quality import LATIN, is_mostly_outside, is_refusal
 from rewardlm.measuring.records import IntArray
 from rewardlm.runs import Run
+from rewardlm.scoring.scorer import is_empty
 from rewardlm.stats import FloatArray
 
 ANSWERS, SCORES = "utility_answers", "utility_scores"
@@ -26,13 +27,14 @@ JUDGED = "groups"
 @dataclass(frozen=True, slots=True)
 class AnswersToHarmless:
     """A run's answers to harmless prompts: Float[n] each. ``ids`` are the prompts', ``sets`` and ``kinds`` say which
-    prompts these are.
+    prompts these are. ``unanswered`` are those that refuse, are empty or not in the prompts' script.
     """
 
     ids: list[str]
     sets: list[str]
     kinds: list[str]
     refused: FloatArray
+    unanswered: FloatArray
     words: FloatArray
     tokens: FloatArray
 
@@ -59,11 +61,15 @@ def read_harmless(run: Run) -> AnswersToHarmless | None:
     if not records:
         return None
     texts = [record["text"] for record in records]
+    refused = np.array([is_refusal(text) for text in texts], dtype=np.float64)
+    # All sets are English, and their texts are not in the record.
+    silent = np.array([is_empty(text) or is_mostly_outside(text, LATIN) for text in texts], dtype=np.float64)
     return AnswersToHarmless(
         ids=[f"{record['task']} {record['prompt_id']}" for record in records],
         sets=[record["task"] for record in records],
         kinds=[str(record["about"].get("kind")) for record in records],
-        refused=np.array([is_refusal(text) for text in texts], dtype=np.float64),
+        refused=refused,
+        unanswered=np.maximum(refused, silent),
         words=np.array([len(text.split()) for text in texts], dtype=np.float64),
         tokens=np.array([record["n_tokens"] for record in records], dtype=np.float64),
     )

@@ -45,6 +45,7 @@ class OverRefusalSummary(Refusals):
 
     fraction: float = Field(description="refused / n.")
     fraction_ci95: Interval | None = Field(description="Its 95 % interval, over prompts.")
+    unanswered: int = Field(description="Answers that refuse, are empty or not in the prompts' script.")
     mean_words: float = Field(description="Mean number of words in these answers.")
     mean_tokens: float = Field(description="Mean number of tokens in these answers.")
     sets: dict[str, Refusals] = Field(description="By set of prompts: over_refusal (RewardLM's own), xstest.")
@@ -54,9 +55,20 @@ class OverRefusalSummary(Refusals):
 class OverRefusalChange(ShareChange):
     """A change in the share of harmless prompts that are refused, and in how long answers to them are."""
 
-    n: int = Field(description="Prompts that both models answered.")
+    n: int = Field(description="Prompts that both models were asked.")
+    fraction_before: float = Field(description="Share of these prompts that the baseline refused.")
+    fraction: float = Field(description="Share of them that the model refuses.")
+    unanswered_before: float = Field(
+        description="Share of the baseline's answers to them that refuse, are empty or not in the prompts' script."
+    )
+    unanswered: float = Field(description="The same share of the model's.")
+    unanswered_delta: float | None = Field(description="unanswered - unanswered_before.")
+    unanswered_delta_ci95: Interval | None = Field(
+        description="Its 95 % interval, over prompts; non_inferiority is about this one."
+    )
+    unanswered_p_value: float | None = Field(description="Of no change in it.")
     more: int = Field(description="Prompts that are refused, and weren't by the baseline.")
-    fewer: int = Field(description="Prompts that are answered, and were refused by the baseline.")
+    fewer: int = Field(description="Prompts that the baseline refused and the model doesn't, answered or not.")
     p_adjusted: float | None = Field(None, description="p_value corrected (Holm) over the models.")
     words_before: float = Field(description="Mean number of words in the baseline's answers to these prompts.")
     words: float = Field(description="Mean number of words in the model's.")

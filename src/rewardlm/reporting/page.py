@@ -175,7 +175,7 @@ def render_page(
         groups=_groups(examples),
         about=_about(about, found),
         kept=_kept(found.models),
-        kept_margin=utility.margin_text(found.models),
+        kept_margin=utility.margin_text(found.settings.utility_margin),
         group_tables=utility.group_tables(found.models),
         counter=any(model.quality.counter_narrative_fraction is not None for model in found.models),
         counter_notes=notes.quality_notes(found.models),

@@ -92,7 +92,7 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
             _print_changes(found.baseline.label, model.label, own, console)
     notes = " ".join(quality_notes(found.models))
     print_table(console, "Quality of the answers", _quality_table(found.models), notes or None)
-    _print_utility(found.models, console)
+    _print_utility(found, console)
     for warning in found.warnings:
         line = Text("! ", style="bold yellow")
         line.append(str(label_text(warning.model)), style="bold")
@@ -101,18 +101,19 @@ def print_comparison(found: Comparison, console: Console, subjects: Sequence[Sub
         console.print(line)
 
 
-def _print_utility(models: Sequence[ModelSummary], console: Console) -> None:
+def _print_utility(found: Comparison, console: Console) -> None:
     """What changed in what the models can do, and for groups of people; nothing where nobody measured it."""
+    models = found.models
     for model in models[1:]:
         rows = utility.changes(model)
         if rows:
             print_table(
                 console,
                 Text.assemble("What ", label_text(model.label), " can still do, against ", label_text(models[0].label)),
-                _utility_table(rows, utility.margin_text([model])),
-                "In points, for WikiText in % of the perplexity; minus is a loss, but for WikiText and refusals plus "
-                "is. The last column: does the 95 % interval exclude a larger loss? If not, about so many items would "
-                "show it, if nothing was lost.",
+                _utility_table(rows, utility.margin_text(found.settings.utility_margin)),
+                "In points, for WikiText in % of the perplexity (so is the margin); minus is a loss, but for WikiText "
+                "and refusals plus is. The last column: does the 95 % interval exclude a larger loss? If not, about so "
+                "many items would show it, if nothing was lost.",
             )
     for table in utility.group_tables(models):
         print_table(

@@ -93,12 +93,9 @@ def kept_text(found: NonInferiority | None) -> str:
     return "no" if found.items_needed is None else f"no, needs {found.items_needed:,}"
 
 
-def margin_text(models: Sequence[ModelSummary]) -> str:
+def margin_text(margin: float) -> str:
     """The margin that ``kept_text`` is about, as a heading says it: "1 point"."""
-    margins = [one.margin for model in models for one in model.non_inferiority.values()]
-    if not margins:
-        return ""
-    size = f"{100 * margins[0]:g}"
+    size = f"{100 * margin:g}"
     return f"{size} {'point' if size == '1' else 'points'}"
 
 

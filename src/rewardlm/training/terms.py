@@ -2,8 +2,8 @@
 prompt's script and topic, does not refuse, and opposes the prompt's claim.
 
 Each term is a function of the prompts, the answers and all prompts of the step. Each has a weight; ``usual_terms``
-of the settings says which are on by default. A judge of toxicity alone is pleased by silence, by another language and by one pleasantry
-for everybody.
+of the settings says which are on by default. A judge of toxicity alone is pleased by silence, by another language and
+by one pleasantry for everybody.
 """
 
 from __future__ import annotations
