@@ -57,7 +57,7 @@ def arguments(typed: Sequence[str], folder: Path) -> list[str]:
     several = any(word.startswith("--samples") for word in words)
     if (command == "rlaf" and algorithm != "ppo") or (command == "measure" and several):
         more.append("samples=2")
-    if "--suite" in words:
+    if command == "measure" and "--suite" in words:
         more += ["utility.items=4", "utility.words=20"]
     return [*words, *more]
 

@@ -185,11 +185,11 @@ def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_nobody_disturbed
 
 @pytest.mark.slow
 def test_what_is_equal_after_the_last_round_stays_and_is_said(tmp_path):
-    with pytest.warns(UserWarning, match=r"equal rewards: in \d+% of the groups .* after 1 rounds of dynamic sampling"):
+    with pytest.warns(UserWarning, match=r"equal rewards: in \d+% of the groups .* after 1 round of dynamic sampling"):
         run = train(settings(dynamic_sampling=1, steps=3), tmp_path / "run")
     assert {line["answers"] for line in run.read("metrics")} == {PER_STEP * SAMPLES}
     chosen = settings(dynamic_sampling=1, steps=3, stop_on=["equal_rewards"])
-    with pytest.raises(TrainingError, match="stop_on names equal_rewards"):
+    with pytest.raises(TrainingError, match="stop_on names equal_rewards: raise dynamic_sampling"):
         train(chosen, tmp_path / "stopped")
 
 
@@ -215,5 +215,5 @@ def test_failures_are_counted_once_however_often_a_step_is_rewarded():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "mine:own"])
 def test_who_compares_no_answers_is_told(algorithm):
-    with pytest.raises(ValueError, match="compares no answers"):
+    with pytest.raises(ValueError, match="is not known to compare answers"):
         settings(algorithm=algorithm)

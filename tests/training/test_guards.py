@@ -92,7 +92,7 @@ def test_a_negative_kl_beyond_noise():
     ("compares", "coef", "said"),
     [
         (True, 0.05, ": the reward teaches nothing in this step, only the KL penalty pulls"),
-        (True, 0.0, ", so nothing is learnt from this step"),
+        (True, 0.0, ", so the reward teaches nothing in this step"),
         (False, 0.05, ""),  # answers to other prompts differ, and ppo learns from that
     ],
 )
@@ -103,7 +103,7 @@ def test_what_a_reward_that_differs_between_prompts_alone_teaches(compares, coef
 
 
 @pytest.mark.parametrize(
-    ("rounds", "said"), [(0, None), (3, "equal rewards: in 50% of the groups"), (1, "after 1 rounds")]
+    ("rounds", "said"), [(0, None), (3, "equal rewards: in 50% of the groups"), (1, "after 1 round")]
 )
 def test_groups_that_are_equal_although_they_were_drawn_again(rounds, said):
     found = replace(rollouts(CALM, toxicity=[0.25, 0.25, 0.5, 0.75]), group=torch.tensor([0, 0, 1, 1]))

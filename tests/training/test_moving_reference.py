@@ -193,6 +193,8 @@ def test_only_the_policy_learns_and_the_first_reference_is_kept_where_it_is_an_a
     assert all(torch.equal(p, q) for p, q in zip(adapter_parameters(policy.model, ORIGIN), kept, strict=True))
 
 
-def test_a_mean_needs_to_know_when():
+def test_settings_of_a_reference_that_moves_fit_together():
+    with pytest.raises(ValueError, match=r"kl\.target adapts .* leave one out"):
+        settings(kl={"reference_every": 2, "target": 3.0})
     with pytest.raises(ValueError, match=r"kl\.reference_mix needs kl\.reference_every"):
         settings(kl={"reference_mix": 0.5})

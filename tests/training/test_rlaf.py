@@ -706,7 +706,7 @@ def test_a_batch_without_spread_inside_its_groups_teaches_nothing_and_is_said(tm
     said = "constant reward: within every group all answers got the same"
     with pytest.warns(UserWarning, match=f"{said}: the reward teaches nothing in this step, only the KL penalty pulls"):
         train(settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1), tmp_path / "run")
-    with pytest.warns(UserWarning, match=f"{said}, so nothing is learnt from this step"):
+    with pytest.warns(UserWarning, match=f"{said}, so the reward teaches nothing in this step"):
         run = train(
             settings(reward=["rlaf_by_prompt:judge"], algorithm="grpo", steps=1, kl={"coef": 0.0}), tmp_path / "free"
         )

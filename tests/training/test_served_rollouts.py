@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fake_service import Asked, FakeService, Reply
 from rewardlm.config import GenerationSettings, ModelSettings, RlafSettings
-from rewardlm.errors import ServiceError
+from rewardlm.errors import RunError, ServiceError
 from rewardlm.models.generate import Request, answering, generate
 from rewardlm.models.load import load_policy
 from rewardlm.models.logprobs import score_rows
@@ -235,3 +235,25 @@ def test_a_server_that_takes_no_adapter_is_no_server_for_this(server, tmp_path, 
 def test_what_a_server_does_before_it_says_its_probabilities_is_not_asked_for(server):
     with pytest.raises(ValueError, match="before temperature and truncation: leave the settings of generation out"):
         settings(server, generation={"temperature": 0.7})
+
+
+def test_who_draws_the_answers_can_not_change_on_the_way(server, tmp_path):
+    """A server's answers are weighted by pi/mu and our own are not, so a run is the one or the other."""
+    train(settings(server, steps=1), tmp_path / "served")
+    here = settings(server, steps=2, rollout={"url": None})
+    with pytest.raises(RunError, match=r"rollout\.url was"):
+        train(here, tmp_path / "served")
+    train(settings(server, steps=1, rollout={"url": None}), tmp_path / "own")
+    with pytest.raises(RunError, match=r"rollout\.url was"):
+        train(settings(server, steps=2), tmp_path / "own")
+
+
+def test_an_adapter_that_was_refused_is_no_result(server, tmp_path):
+    """The same folder begins anew with other settings."""
+    answer = server.service.answer
+    server.service.answer = lambda _: Reply({"error": {"message": "the rank is too large"}}, status=400)
+    with pytest.raises(ServiceError, match="too large"):
+        train(settings(server, steps=1, lora={"r": 32}), tmp_path / "run")
+    assert not (tmp_path / "run" / "served").exists()
+    server.service.answer = answer
+    assert train(settings(server, steps=1, lora={"r": 4}), tmp_path / "run").meta["status"] == "finished"

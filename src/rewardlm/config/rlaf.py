@@ -48,8 +48,8 @@ class KlSettings(Section):
     reference_every: int | None = Field(
         None,
         ge=1,
-        description="Steps after which the reference follows the policy, again and again (ref_model_sync_steps in "
-        "TRL); by default it never moves.",
+        description="Steps, each with its rollout, after which the reference follows the policy, again and again "
+        "(TRL's ref_model_sync_steps counts optimizer steps instead); by default it never moves.",
     )
     reference_mix: float = Field(
         1.0,
@@ -69,6 +69,11 @@ class KlSettings(Section):
     def _the_reference_that_is_mixed_moves(self) -> KlSettings:
         if self.reference_mix != 1 and self.reference_every is None:
             raise ValueError("kl.reference_mix needs kl.reference_every, the steps after which the reference moves")
+        if self.target is not None and self.reference_every is not None:
+            raise ValueError(
+                "kl.target adapts kl.coef to the KL to the reference, which kl.reference_every sets back again and "
+                "again: leave one out"
+            )
         return self
 
 
@@ -119,7 +124,8 @@ class RlafSettings(RewardedSettings):
     loss_type: Literal["grpo", "bnpo", "dapo", "dr_grpo"] | None = Field(
         None,
         description="How much a token counts in the loss, named as in TRL; by default bnpo for ppo, dr_grpo for "
-        "dr_grpo, grpo if ratio is sequence, dapo for the others. Not for rloo, which counts answers.",
+        "dr_grpo, grpo if ratio is sequence, dapo for the others. Not where ratio is answer, as by default for rloo: "
+        "there an answer counts.",
     )
     ratio: Literal["token", "answer", "sequence"] | None = Field(
         None,
@@ -328,8 +334,8 @@ class RlafSettings(RewardedSettings):
             raise ValueError(f"loss=cispo weights tokens, but ratio is {self.ratio_of}: use ratio=token")
         if self.dynamic_sampling and not self.compares_answers:
             raise ValueError(
-                f"dynamic_sampling replaces groups that can't be compared, and {self.algorithm} compares no answers: "
-                "use grpo, dr_grpo or rloo"
+                f"dynamic_sampling replaces groups that can't be compared, and {self.algorithm} is not known to "
+                "compare answers: use grpo, dr_grpo or rloo"
             )
         length = self.schedule.steps or self.steps
         if self.schedule.warmup_steps >= length:

@@ -32,6 +32,15 @@ NEARLY_ALL = 0.9
 RISE = 0.1
 
 
+# What helps where a run ends by ``stop_on``, besides what helps most often.
+_ADVICE: dict[Doubt, str] = {
+    "equal_rewards": "raise dynamic_sampling or --samples, or choose a reward with more values",
+    "constant_reward": "raise --samples, or choose other prompts or a reward with more values",
+    "witness_failed": "look after the witness",
+    "truncated": "raise --max-new-tokens",
+}
+
+
 def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
     """Raise TrainingError for numbers that are not finite, a runaway KL, and doubts that ``stop_on`` names.
 
@@ -42,16 +51,19 @@ def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt
     if not math.isfinite(kl):
         raise TrainingError(f"step {step + 1}: KL is {kl}: use --dtype float32")
     if kl > settings.kl.max:
-        which = "the first reference" if settings.kl.reference_every else "the reference"
+        moves = settings.kl.reference_every is not None
+        which = "the first reference" if moves else "the reference"
+        # The penalty pulls towards the reference as it is now, not towards the first one.
+        advice = "raise kl.reference_every, lower kl.reference_mix" if moves else "raise --kl-coef"
         raise TrainingError(
             f"step {step + 1}: KL to {which} is {kl:.1f} nats an answer, over the limit kl.max="
-            f"{settings.kl.max}: raise --kl-coef or lower the learning rate"
+            f"{settings.kl.max}: {advice} or lower the learning rate"
         )
     for name in settings.stop_on:
         if name in doubts:
+            advice = _ADVICE.get(name, "raise --kl-coef, lower the learning rate")
             raise TrainingError(
-                f"step {step + 1}: {doubts[name]}, and stop_on names {name}: raise --kl-coef, lower the learning rate, "
-                "or take it out of stop_on"
+                f"step {step + 1}: {doubts[name]}, and stop_on names {name}: {advice}, or take it out of stop_on"
             )
 
 
@@ -84,12 +96,12 @@ def doubts_about(
             found["constant_reward"] += (
                 ": the reward teaches nothing in this step, only the KL penalty pulls"
                 if kl_coef
-                else ", so nothing is learnt from this step"
+                else ", so the reward teaches nothing in this step"
             )
     elif rounds and left:
         found["equal_rewards"] = (
-            f"equal rewards: in {left:.0%} of the groups all answers got the same, also after {rounds} rounds of "
-            "dynamic sampling: the reward teaches nothing there"
+            f"equal rewards: in {left:.0%} of the groups all answers got the same, also after {rounds} "
+            f"{'round' if rounds == 1 else 'rounds'} of dynamic sampling: the reward teaches nothing there"
         )
     entropy = float(masked_mean(rollouts.entropy, rollouts.response_mask))
     if entropy < 0.1:
@@ -177,7 +189,8 @@ def _unevenly_weighted(before: Sequence[Mapping[str, Any]]) -> dict[Doubt, str]:
     return {
         "uneven_weights": (
             f"uneven weights: over the last {WINDOW} steps the mean weight of what was drawn was {mean:.2g}, and its "
-            f"effective sample size {share:.0%}: draw at temperature 1 without top_p and top_k, or use ratio=token"
+            f"effective sample size {share:.0%}: draw at temperature 1 without top_p and top_k, or use ratio=token; "
+            "where a server draws, lower rollout.sync_every, or let it serve the same weights in the same precision"
         )
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -38,12 +38,16 @@ FREE_SETTINGS = (
 def start_run(settings: RlafSettings, out: Path) -> Run:
     """Begin a run in ``out``, or open the one that is there; its rewards are recorded before anything is learnt."""
     recorded = settings.resolved().model_dump(mode="json")
+    free = [*FREE_SETTINGS, *how_asked(recorded)]
+    if _who_draws_changed(out, recorded):
+        # Answers of a server are weighted, and not the same in another attempt.
+        free.remove("rollout.url")
     run = Run.start(
         out,
         kind="rlaf",
         label="RL",
         settings=recorded,
-        free=(*FREE_SETTINGS, *how_asked(recorded)),
+        free=free,
         refresh=True,
         # Every setting that came later leaves a training as it was, unless it is given.
         defaults=RlafSettings(model=settings.model).model_dump(mode="json"),
@@ -51,6 +55,14 @@ def start_run(settings: RlafSettings, out: Path) -> Run:
     if not is_complete(run, settings):
         run.update(status="running", stopped=None, **recorded_rewards(settings))
     return run
+
+
+def _who_draws_changed(out: Path, recorded: Mapping[str, Any]) -> bool:
+    """Whether answers were drawn here and are to be drawn by a server, or the other way round."""
+    if not (out / "run.json").exists():
+        return False
+    before = Run.open(out).meta["settings"].get("rollout") or {}
+    return (before.get("url") is None) != (recorded["rollout"]["url"] is None)
 
 
 def n_logged(run: Run) -> int:

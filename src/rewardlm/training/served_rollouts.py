@@ -60,7 +60,14 @@ class ServedRollouts:
         name, before = f"rewardlm-{step}-{uuid.uuid4().hex[:8]}", self.adapter
         folder = self._folder / name
         save_adapter(self._policy.model, folder)
-        self._tell("load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        try:
+            self._tell("load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        except ServiceError:
+            # It is no result: a run that has none begins anew with other settings.
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+            raise
         if before is not None:
             with contextlib.suppress(ServiceError):  # It may have forgotten it by itself.
                 self._tell("unload_lora_adapter", {"lora_name": before})
@@ -99,6 +106,7 @@ class ServedRollouts:
             "max_tokens": settings.max_new_tokens,
             # A server may have other defaults, the model's own among them.
             **{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "n": 1},
+            **{"presence_penalty": 0.0, "frequency_penalty": 0.0},
             # Servers read it as a 32-bit number or refuse it.
             "seed": answer_seed(settings, step, prompt, k) % 2**31,
             "stop_token_ids": sorted(self._policy.end_ids),
