@@ -134,15 +134,25 @@ def prompts(part: str) -> Path:
     path = OUT / f"toxic-{part}.jsonl"
     if path.exists():
         return path
-    folder = data_folder()
-    source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
-    if source is None or not source.exists():
-        sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
-    toxic = [prompt for prompt in load_prompts(str(source), part=part).prompts if (prompt.toxicity or 0) > 0.5]
+    toxic = [prompt for prompt in known_prompts(part) if is_toxic(prompt)]
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"id": prompt.id, "prompt": prompt.text, "toxicity": prompt.toxicity} for prompt in toxic]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def known_prompts(part: str) -> list[Prompt]:
+    """All of RealToxicityPrompts that $REWARDLM_DATA has, of one half."""
+    folder = data_folder()
+    source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
+    if source is None or not source.exists():
+        sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
+    return load_prompts(str(source), part=part).prompts
+
+
+def is_toxic(prompt: Prompt) -> bool:
+    """Whether the data set's own judge, Perspective, calls it so."""
+    return (prompt.toxicity or 0) > 0.5
 
 
 def table() -> Iterator[str]:

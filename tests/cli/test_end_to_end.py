@@ -20,7 +20,7 @@ from rewardlm import experiment
 from rewardlm.config import ExperimentSettings, LoraSettings, MeasureSettings, ModelSettings, build
 from rewardlm.data import prompts as prompts_module
 from rewardlm.data.files import Row
-from rewardlm.data.prompts import load_prompts
+from rewardlm.data.prompts import load_prompts, prompts_of
 from rewardlm.measuring.meter import measure
 from rewardlm.models.load import load_policy
 from rewardlm.models.lora import add_lora, save_adapter
@@ -398,7 +398,7 @@ def test_rl_never_trains_on_a_text_that_is_measured_whatever_it_is_called(shell:
     rlaf = experiment._rlaf_settings(settings, tmp_path)
     assert rlaf is not None
     measured_half = load_prompts(str(copy), part="measure").prompts
-    experiment._refuse_measured("RL", experiment._prompts(rlaf), measured_half, "rlaf.part")
+    experiment._refuse_measured("RL", prompts_of(rlaf).prompts, measured_half, "rlaf.part")
 
 
 def test_prompts_of_the_hub_are_compared_before_rl_starts(

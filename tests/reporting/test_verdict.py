@@ -227,5 +227,10 @@ def test_what_else_was_lost_is_a_price() -> None:
         "answers to harmless prompts are shorter (60.0 → 20.0 words)",
     ):
         assert part in sentence
+    partial["models"][1]["over_refusal_change"] |= {
+        "delta": -0.05, "p_value": 0.01, "unanswered_before": 0.1, "unanswered": 0.9, "unanswered_delta": 0.8,
+        "unanswered_p_value": 0.001,
+    }  # fmt: skip
+    assert "more harmless prompts get no answer (10.0 % → 90.0 %)" in said(partial, PT, RL)[1]
     partial["models"][1]["quality"]["mean_words"] = 20.0
     assert "answers are shorter (55.0 → 20.0 words)" in said(partial, PT, RL)[1]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewardlm.config import MeasureSettings, RewardedSettings
 from rewardlm.data.conan import is_dialogue_header, is_table_of_columns
 from rewardlm.data.dialogues import OURS, SPLITS, TURNS, listed, load_dialogues, without_blank_exchanges
 from rewardlm.data.files import (
@@ -60,6 +61,17 @@ class PromptSet:
     prompts: list[Prompt]
     dropped: dict[str, int]
     source: str
+
+
+def prompts_of(settings: MeasureSettings | RewardedSettings) -> PromptSet:
+    """Those that ``settings`` name, as ``load_prompts`` has them."""
+    return load_prompts(
+        settings.prompts,
+        part=settings.part,
+        limit=settings.limit,
+        seed=settings.seed,
+        text_column=settings.text_column,
+    )
 
 
 def load_prompts(

@@ -19,7 +19,7 @@ import numpy as np
 
 from rewardlm.config import MeasureSettings, ServicesSettings, how_asked
 from rewardlm.data.dialogues import normalised
-from rewardlm.data.prompts import load_prompts
+from rewardlm.data.prompts import prompts_of
 from rewardlm.errors import ConfigError, DataError, RunError, ScorerError
 from rewardlm.measuring.engines import (
     WINDOW,
@@ -191,13 +191,7 @@ def _store_prompts(run: Run, settings: MeasureSettings, scorers: Sequence[Scorer
     """Load the prompts, judge them where needed, and write them down, unless the run has them."""
     if "prompts_hash" in run.meta and any(True for _ in run.read("prompts")):
         return run
-    loaded = load_prompts(
-        settings.prompts,
-        part=settings.part,
-        limit=settings.limit,
-        seed=settings.seed,
-        text_column=settings.text_column,
-    )
+    loaded = prompts_of(settings)
     prompts = loaded.prompts
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts")

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from rewardlm.formats import number, p_text, percent, points_text, signed
 from rewardlm.measuring.comparison import ModelSummary
 from rewardlm.measuring.non_inferiority import RISE_IS_LOSS
-from rewardlm.measuring.utility_results import TASK_NAMES, GroupsChange, GroupSummary, UtilityChange
+from rewardlm.measuring.utility_results import (
+    TASK_NAMES,
+    GroupsChange,
+    GroupSummary,
+    OverRefusalChange,
+    UtilityChange,
+)
 from rewardlm.stats import LEVEL, holm
 
 # A code, a message and, if it is about one judge, the judge's name.
@@ -77,7 +83,7 @@ def _over_refusal(model: ModelSummary) -> Iterator[Finding]:
             f"{p_text(change.p_value)}. {change.more} are refused that {change.from_} did not refuse. A model that "
             "refuses is limited, not detoxified.",
         )
-    elif _rose(change.unanswered_delta, change.unanswered_p_value):
+    elif falls_silent(change):
         yield (
             "over_refusal",
             f"The model leaves {percent(change.unanswered)} of {change.n} harmless prompts without an answer (refused, "
@@ -85,6 +91,12 @@ def _over_refusal(model: ModelSummary) -> Iterator[Finding]:
             f"{points_text(change.unanswered_delta, change.unanswered_delta_ci95)}, "
             f"{p_text(change.unanswered_p_value)}. A model that is silent is limited, not detoxified.",
         )
+
+
+def falls_silent(change: OverRefusalChange) -> bool:
+    """More prompts are left without an answer beyond chance, but not because more are refused."""
+    refuses = _rose(change.delta, change.p_value)
+    return not refuses and _rose(change.unanswered_delta, change.unanswered_p_value)
 
 
 def _rose(delta: float | None, p_value: float | None) -> bool:

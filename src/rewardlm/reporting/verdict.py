@@ -21,7 +21,7 @@ from rewardlm.formats import (
 )
 from rewardlm.measuring.audit import LENGTH_FALL, PERPLEXITY_RISE, SIMILARITY_FALL
 from rewardlm.measuring.comparison import UTILITY_FIELDS, Comparison, Metric, ModelSummary, QualitySummary
-from rewardlm.measuring.utility_audit import lost_tasks
+from rewardlm.measuring.utility_audit import falls_silent, lost_tasks
 from rewardlm.measuring.utility_results import TASK_NAMES
 from rewardlm.reporting import headline
 from rewardlm.reporting.headline import Finding, Part
@@ -262,7 +262,7 @@ def _costs(model: ModelSummary, before: ModelSummary, codes: set[str]) -> list[s
     if "utility_lost" in codes:
         costs.append(f"it can do less ({', '.join(_task(task, then, now) for task in lost_tasks(model))})")
     if "over_refusal" in codes:
-        costs.append(f"more harmless prompts are refused ({_from_to(then, now, 'over_refusal_fraction')})")
+        costs.append(_without_answer(model, then, now))
     if "unequal_gain" in codes:
         costs.append("answers about some groups gained less than others")
     return costs
@@ -274,6 +274,15 @@ def _shorter(model: ModelSummary, then: QualitySummary, now: QualitySummary) -> 
     if change is not None and words[1] >= (1 - LENGTH_FALL) * words[0]:
         return f"answers to harmless prompts are shorter ({change.words_before:.1f} → {change.words:.1f} words)"
     return f"answers are shorter ({_from_to(then, now, 'mean_words', _one_digit)} words)"
+
+
+def _without_answer(model: ModelSummary, then: QualitySummary, now: QualitySummary) -> str:
+    """What became of harmless prompts: more refusals, or more silence."""
+    change = model.over_refusal_change
+    if change is not None and falls_silent(change):
+        shares = f"{percent(change.unanswered_before)} → {percent(change.unanswered)}"
+        return f"more harmless prompts get no answer ({shares})"
+    return f"more harmless prompts are refused ({_from_to(then, now, 'over_refusal_fraction')})"
 
 
 def _task(task: str, then: QualitySummary, now: QualitySummary) -> str:

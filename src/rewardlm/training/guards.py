@@ -32,13 +32,19 @@ NEARLY_ALL = 0.9
 RISE = 0.1
 
 
-# What helps where a run ends by ``stop_on``, besides what helps most often.
+# What helps against a doubt, where it isn't a smaller change of the policy.
 _ADVICE: dict[Doubt, str] = {
     "equal_rewards": "raise dynamic_sampling or --samples, or choose a reward with more values",
     "constant_reward": "raise --samples, or choose other prompts or a reward with more values",
     "witness_failed": "look after the witness",
     "truncated": "raise --max-new-tokens",
 }
+
+
+def against(doubt: Doubt, smaller: str | None) -> str:
+    """What to do where ``stop_on`` names a doubt. ``smaller`` says how to train less; None before any training."""
+    advice = _ADVICE.get(doubt, smaller)
+    return "take it out of stop_on" if advice is None else f"{advice}, or take it out of stop_on"
 
 
 def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt, str], settings: RlafSettings) -> None:
@@ -61,10 +67,8 @@ def check_limits(step: int, kl: float, rollouts: Rollouts, doubts: Mapping[Doubt
         )
     for name in settings.stop_on:
         if name in doubts:
-            advice = _ADVICE.get(name, "raise --kl-coef, lower the learning rate")
-            raise TrainingError(
-                f"step {step + 1}: {doubts[name]}, and stop_on names {name}: {advice}, or take it out of stop_on"
-            )
+            advice = against(name, "raise --kl-coef, lower the learning rate")
+            raise TrainingError(f"step {step + 1}: {doubts[name]}, and stop_on names {name}: {advice}")
 
 
 def doubts_about(

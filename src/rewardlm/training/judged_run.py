@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewardlm.config import RewardedSettings
-from rewardlm.data.prompts import load_prompts
+from rewardlm.data.prompts import prompts_of
 from rewardlm.errors import ConfigError, DataError, RewardLMError, RunError
 from rewardlm.measuring.independence import AUDITED_TERMS, same_judge
 from rewardlm.models.load import Policy
@@ -69,13 +69,7 @@ def ask_prompts(
 
     Raises DataError where there are no prompts, and RunError where something is another than before.
     """
-    found = load_prompts(
-        settings.prompts,
-        part=settings.part,
-        limit=settings.limit,
-        seed=settings.seed,
-        text_column=settings.text_column,
-    )
+    found = prompts_of(settings)
     prompts = found.prompts
     if not prompts:
         raise DataError(f"{settings.prompts} (part {settings.part}) has no prompts to train on")

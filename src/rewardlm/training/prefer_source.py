@@ -17,6 +17,7 @@ from rewardlm.models.processes import Processes
 from rewardlm.progress import ProgressCallback
 from rewardlm.runs import Run, paid_for, reward_lineage, rewards_of
 from rewardlm.training.drawn import Chunk, DrawnAnswers
+from rewardlm.training.guards import against
 from rewardlm.training.prefer_rows import PreferenceTokens, drawn_examples, given_examples
 from rewardlm.training.prefer_run import (
     check_same,
@@ -98,10 +99,8 @@ class DrawnPairs:
         for name, text in doubts.items():
             if name in settings.stop_on:
                 # The first round's answers are those of the model as it was given.
-                advice = "raise --beta, lower the learning rate, or " if round_number else ""
-                raise TrainingError(
-                    f"round {round_number + 1}: {text}, and stop_on names {name}: {advice}take it out of stop_on"
-                )
+                advice = against(name, "raise --beta, lower the learning rate" if round_number else None)
+                raise TrainingError(f"round {round_number + 1}: {text}, and stop_on names {name}: {advice}")
         for text in noted if self.processes.is_main else ():
             warnings.warn(f"round {round_number + 1}: {text}", stacklevel=2)
         metrics = round_metrics(chunks, len(found.found))
