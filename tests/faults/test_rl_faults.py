@@ -22,11 +22,11 @@ COMMON = (
     "rlaf tiny --prompts starter --batch-size 8 --max-new-tokens 6 --learning-rate 0.01 --lora-r 4 --device cpu "
     "--dtype float32 --seed 3 --witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
 )
-# Everything that has a state: a critic with an adapter, a KL controller, a reference that moves, several judges with
-# terms, off-policy answers, a schedule.
+# Everything that has a state: a critic with an adapter, several judges with terms, off-policy answers, a schedule; and
+# with it either a KL controller or a reference that moves, which exclude each other.
 WITH_STATE = (
     f"{COMMON} --algorithm ppo --critic own --reward lexical,fault_judges:short rewards.terms.length=0.5 "
-    "--kl-target 0.5 kl.reference_every=2 kl.reference_mix=0.5 --schedule cosine schedule.warmup_steps=2 "
+    "--schedule cosine schedule.warmup_steps=2 "
     f"entropy_coef=0.01 generation.temperature=0.9 --steps {STEPS}"
 )
 
@@ -148,21 +148,30 @@ def kill_after(step: int, process: Forked, out: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_killed_at_each_of_six_steps_a_run_ends_as_one_that_nobody_disturbed(home):
-    whole = start(WITH_STATE, home, "--out", "whole")
-    for step in range(1, STEPS):
-        process = start(WITH_STATE, home, "--out", "killed")
-        kill_after(step, process, home / "killed")
-        assert not (home / "killed" / "adapter").exists()
-    last = start(WITH_STATE, home, "--out", "killed")
+@pytest.mark.parametrize(
+    ("name", "state", "steps_killed_at"),
+    [
+        ("controlled", ["--kl-target", "0.5"], range(1, STEPS)),
+        # Before the reference moves for the first time (at step 2), between two moves, and after the last.
+        ("moving", ["kl.reference_every=2", "kl.reference_mix=0.5"], (1, 3, 6)),
+    ],
+)
+def test_killed_again_and_again_a_run_ends_as_one_that_nobody_disturbed(home, name, state, steps_killed_at):
+    undisturbed, disturbed = home / f"{name}-whole", home / f"{name}-killed"
+    whole = start(WITH_STATE, home, *state, "--out", undisturbed.name)
+    for step in steps_killed_at:
+        process = start(WITH_STATE, home, *state, "--out", disturbed.name)
+        kill_after(step, process, disturbed)
+        assert not (disturbed / "adapter").exists()
+    last = start(WITH_STATE, home, *state, "--out", disturbed.name)
     for process in (last, whole):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
 
-    one, other = metrics(home / "whole"), metrics(home / "killed")
+    one, other = metrics(undisturbed), metrics(disturbed)
     assert [line["step"] for line in other] == list(range(1, STEPS + 1))
     for mine, theirs in zip(one, other, strict=True):
-        for name in (
+        for field in (
             "reward_mean",
             "kl",
             "kl_full",
@@ -171,18 +180,22 @@ def test_killed_at_each_of_six_steps_a_run_ends_as_one_that_nobody_disturbed(hom
             "value_loss",
             "disagreement",
             "terms",
-            "kl_origin",
             "learning_rate",
             "entropy_loss",
+            *(["kl_origin"] if name == "moving" else []),
         ):
-            assert theirs[name] == mine[name], (mine["step"], name)
-    assert len({line["kl_coef"] for line in one}) == STEPS  # the controller did move
+            assert theirs[field] == mine[field], (mine["step"], field)
     newest = f"checkpoints/step-{STEPS:06d}"
-    for part in ("adapter", f"{newest}/adapter", f"{newest}/critic", f"{newest}/reference"):
-        mine, theirs = weights(home / "whole" / part), weights(home / "killed" / part)
+    parts = ["adapter", f"{newest}/adapter", f"{newest}/critic"]
+    if name == "controlled":
+        assert len({line["kl_coef"] for line in one}) == STEPS  # the controller did move
+    else:
+        parts.append(f"{newest}/reference")
+    for part in parts:
+        mine, theirs = weights(undisturbed / part), weights(disturbed / part)
         assert mine.keys() == theirs.keys()
         assert any(bool(tensor.any()) for name, tensor in mine.items() if "lora_B" in name)
-        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == [], part
-    for name in ("value_head", "optimizer"):
-        mine, theirs = (load_file(str(home / run / newest / f"{name}.safetensors")) for run in ("whole", "killed"))
-        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == [], name
+        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == [], part
+    for part in ("value_head", "optimizer"):
+        mine, theirs = (load_file(str(run / newest / f"{part}.safetensors")) for run in (undisturbed, disturbed))
+        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == [], part
