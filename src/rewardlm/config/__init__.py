@@ -20,6 +20,7 @@ from rewardlm.config.fields import is_function_name as is_function_name
 from rewardlm.config.fields import split_names as split_names
 from rewardlm.config.finetune import FinetuneSettings as FinetuneSettings
 from rewardlm.config.finetune import ReplaySettings as ReplaySettings
+from rewardlm.config.finetune import RetainSettings as RetainSettings
 from rewardlm.config.finetune import TrainingSettings as TrainingSettings
 from rewardlm.config.folders import cache_folder as cache_folder
 from rewardlm.config.folders import data_folder as data_folder

@@ -12,8 +12,24 @@ from rewardlm.config.section import Section
 from rewardlm.config.services import ServicesSettings
 
 
+class RetainSettings(Section):
+    """Plain text, without a chat's format, on which training holds the model to its base. Each update adds the mean KL
+    of the base's next-token distributions to the model's there: docs/preferences.md shows what that keeps.
+    """
+
+    coef: float = Field(0.0, ge=0, description="Weight of that KL, in nats a token; 0 retains nothing.")
+    source: str | None = Field(
+        None,
+        description="A text file of yours, a piece in each line; by default the base writes the pieces itself, each "
+        "after a random first token.",
+    )
+    pieces: int = Field(256, ge=1, description="Pieces of text.")
+    tokens: int = Field(64, ge=16, description="Longest piece, in tokens.")
+    batch: int = Field(8, ge=1, description="Pieces in each update, one after the other, again and again.")
+
+
 class TrainingSettings(ModelSettings):
-    """What both trainings take."""
+    """What all trainings take."""
 
     lora: Annotated[LoraSettings, Depends()] = Field(
         LoraSettings(), description="The fresh adapter; leave it out if you give adapter, which keeps its own rank."
@@ -31,6 +47,7 @@ class TrainingSettings(ModelSettings):
     shard: bool = Field(
         False, description="Divide the base's layers between the processes that torchrun or accelerate started."
     )
+    retain: RetainSettings = Field(RetainSettings(), description="What the model must stay able to do with plain text.")
 
     @model_validator(mode="after")
     def _an_adapter_has_its_own_rank(self) -> TrainingSettings:
@@ -38,6 +55,14 @@ class TrainingSettings(ModelSettings):
             raise ValueError(
                 f"lora (--lora-r) is for a fresh adapter, but training goes on from {self.adapter}, which keeps its "
                 "own rank: leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_divided_base_writes_nothing(self) -> TrainingSettings:
+        if self.shard and self.retain.coef and self.retain.source is None:
+            raise ValueError(
+                "retain.coef needs a whole model to write the text, but shard=true divides it: give retain.source"
             )
         return self
 

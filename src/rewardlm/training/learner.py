@@ -45,6 +45,7 @@ from rewardlm.training.objectives import (
     policy_loss,
     value_loss,
 )
+from rewardlm.training.retain import Retained
 from rewardlm.training.rollouts import Answer, Draft, Rollouts
 from rewardlm.training.value import ValueHead
 
@@ -75,7 +76,8 @@ class Learner:
     """What training changes: the adapter inside ``policy``, the critic, their optimizer and the KL controller.
 
     The critic is ``value_head``, on the policy's states or, with ``own_critic``, on those of an adapter of its own.
-    With ``moving_reference`` the reference is an adapter that follows the policy.
+    With ``moving_reference`` the reference is an adapter that follows the policy. ``held`` is the plain text on which
+    the policy is held to its base.
     """
 
     policy: Policy
@@ -84,6 +86,7 @@ class Learner:
     kl: KlController
     own_critic: bool = False
     moving_reference: bool = False
+    held: Retained | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -321,7 +324,7 @@ def update(
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
     prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
-    totals = dict.fromkeys((*_LOSSES, "clip_fraction", "ratio", "grad_norm"), 0.0)
+    totals = dict.fromkeys((*_LOSSES, "retain_kl", "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
     for epoch in range(settings.ppo_epochs):
@@ -331,14 +334,15 @@ def update(
                 continue
             longest = max((len(prompts[row]) + len(responses[row]) for row in minibatch.rows), default=1)
             with in_step(learner.policy):
-                sums = budget.run(partial(_gradient, learner, settings, batch, minibatch), least=longest)
+                number = step * settings.ppo_epochs * settings.minibatches + updates
+                sums = budget.run(partial(_gradient, learner, settings, batch, minibatch, number), least=longest)
             norm = _apply(learner, settings.max_grad_norm, step, processes)
             sums = processes.sums(sums)
             updates += 1
             ratio = sums["ratio"] / sums["n"]
             if math.isnan(first_ratio):
                 first_ratio = ratio
-            for name in _LOSSES:
+            for name in (*_LOSSES, "retain_kl"):
                 totals[name] += sums[name]
             totals["clip_fraction"] += sums["clipped"] / sums["n"]
             totals["ratio"] += ratio
@@ -352,6 +356,8 @@ def update(
         del result["kl_loss"]
     if not settings.entropy_coef:
         del result["entropy_loss"]
+    if learner.held is None:
+        del result["retain_kl"]
     if settings.loss == "cispo":
         # Over the cap a ratio weighs less, but still teaches: it isn't clipped as PPO's are.
         result["capped_fraction"] = result.pop("clip_fraction")
@@ -375,11 +381,15 @@ def _minibatch(settings: RlafSettings, batch: Batch, rows: list[int], processes:
 
 
 def _gradient(
-    learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, tokens: int
+    learner: Learner, settings: RlafSettings, batch: Batch, minibatch: Minibatch, update: int, tokens: int
 ) -> dict[str, float]:
-    """A minibatch's gradient in microbatches of at most ``tokens`` positions; its losses and counts, summed."""
+    """A minibatch's gradient in microbatches of at most ``tokens`` positions; its losses and counts, summed. It is the
+    run's optimizer step number ``update``.
+    """
     learner.optimizer.zero_grad(set_to_none=True)
-    sums = dict.fromkeys((*_LOSSES, "clipped", "ratio", "n"), 0.0)
+    sums = dict.fromkeys((*_LOSSES, "retain_kl", "clipped", "ratio", "n"), 0.0)
+    if learner.held is not None:
+        sums["retain_kl"] = learner.held.add_gradient(update)
     prompts = [batch.rollouts.prompts[row] for row in minibatch.rows]
     responses = [batch.rollouts.responses[row] for row in minibatch.rows]
     recompute = settings.gradient_checkpointing

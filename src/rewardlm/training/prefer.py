@@ -8,7 +8,7 @@ what it was. Each round is a training of its own, with a fresh optimizer and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from rewardlm.training.prefer_rows import PreferenceTokens, answer_rows, best_ro
 from rewardlm.training.prefer_run import ResumePoint, checkpoints_of, drop_older_rounds, resume, start_run, steps_before
 from rewardlm.training.prefer_source import DrawnPairs, GivenPairs, Lines
 from rewardlm.training.prefer_trainer import PAIR_METRICS, AnswerTrainer, PairTrainer, our_pass
+from rewardlm.training.retain import RetainCallback, Retained, retained
 from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Trainer
 from rewardlm.training.trackers import Trackers, check_installed
@@ -101,6 +102,7 @@ class PreferTraining:
     processes: Processes
     policy: Policy
     source: DrawnPairs | GivenPairs
+    held: Retained | None
     place: ResumePoint
     trackers: Trackers
     report: ProgressCallback | None
@@ -135,11 +137,12 @@ def _setup(
         source = DrawnPairs(settings, run, processes, asked.prompts, asked.ids, answers, report, say)
     else:
         source = GivenPairs(settings, run, processes, policy, say)
+    held = retained(policy, settings, run, processes, say)
     place = resume(run, settings, processes)
     if place.checkpoint is not None:
         restore_adapter(place.checkpoint.folder, policy.model)
     trackers = Trackers(settings.trackers if processes.is_main else [], run, cpu=device.startswith("cpu"))
-    return PreferTraining(settings, run, processes, policy, source, place, trackers, report, say)
+    return PreferTraining(settings, run, processes, policy, source, held, place, trackers, report, say)
 
 
 @contextmanager
@@ -196,22 +199,28 @@ def _trainer(training: PreferTraining, round_number: int, rows: list[dict[str, A
         "max_steps": settings.steps_of(round_number),
         "max_grad_norm": settings.max_grad_norm,
     }
+    before = steps_before(settings, round_number)
+    retaining = None if training.held is None else RetainCallback(training.held, before)
+
+    def of_step(step: int) -> Mapping[str, Any]:
+        return {**lines.of_step(step), **({} if retaining is None else retaining.of_step(step))}
+
     callback = RunCallback(
         training.run,
         training.report,
         processes,
         budget,
         names=SFT_METRICS if settings.method == "raft" else PAIR_METRICS,
-        before=steps_before(settings, round_number),
+        before=before,
         steps=settings.steps,
-        more=lines.of_step,
+        more=of_step,
         track=training.trackers.log,
     )
     parts = {
         "model": policy.model,
         "processing_class": policy.tokenizer,
         "train_dataset": Dataset.from_list(rows),
-        "callbacks": [callback],
+        "callbacks": [callback] if retaining is None else [callback, retaining],
     }
     if settings.method == "dpo":
         losses = [settings.loss_type, "sft"] if settings.sft_weight else [settings.loss_type]

@@ -44,6 +44,7 @@ from rewardlm.training.learner import (
 )
 from rewardlm.training.prompt_order import PromptOrder
 from rewardlm.training.rewards import BatchRewards, Opinion, RewardModel
+from rewardlm.training.retain import retained
 from rewardlm.training.rlaf_run import Clock, is_complete, rollout_metrics, samples, start_run
 from rewardlm.training.rlaf_state import VALUE_HEAD, resume, save_checkpoint
 from rewardlm.training.rollouts import (
@@ -180,6 +181,7 @@ def setup(
     rewards.check_sign()
     policy, learner = load_for(settings, processes, lambda policy: make_learner(policy, settings))
     check_head(policy.causal_lm)
+    learner.held = retained(policy, settings, run, processes, say)
     estimator = load_estimator(settings.algorithm)
     per_step = settings.batch_size // settings.samples_per_prompt
     if per_step < processes.size:

@@ -36,6 +36,7 @@ from rewardlm.runs import Run, paid_for, reward_lineage, rewards_of
 from rewardlm.scoring.lineage import lineage_of
 from rewardlm.training.checkpoints import MANIFEST, Checkpoint, newest_usable, step_of
 from rewardlm.training.replay import replayed
+from rewardlm.training.retain import RetainCallback, Retained, retained
 from rewardlm.training.sft_pass import why_plain
 from rewardlm.training.sft_trainer import Trainer
 from rewardlm.training.trl_parts import Order, RunCallback, arguments, kept_in_float32
@@ -137,7 +138,8 @@ def _finetune(
         raise TrainingError(f"the processes see different files in {run.path}: --out must be a folder that all share")
 
     # 3. TRL's loop.
-    trainer = _trainer(settings, policy, samples, run, processes, report)
+    held = retained(policy, settings, run, processes, say)
+    trainer = _trainer(settings, policy, samples, run, processes, report, held)
     trainer.afresh = checkpoint is not None and bool(checkpoint.damaged)
     trainer.fast = _runs_fast(settings, policy, processes, say)
     with linked():
@@ -228,6 +230,7 @@ def _trainer(
     run: Run,
     processes: Processes,
     report: ProgressCallback | None,
+    held: Retained | None,
 ) -> Trainer:
     """TRL's trainer with our order of rows and our way to report; nothing is trained yet."""
     disable_progress_bar()
@@ -237,6 +240,8 @@ def _trainer(
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
+    retaining = None if held is None else RetainCallback(held)
+    reporting = RunCallback(run, report, processes, budget, more=None if retaining is None else retaining.of_step)
     with kept_in_float32(policy.model):
         trainer = Trainer(
             model=policy.model,
@@ -256,7 +261,7 @@ def _trainer(
                 eval_strategy="steps" if validation_rows else "no",
                 eval_steps=math.ceil(len(train_rows) / settings.batch_size),
             ),
-            callbacks=[RunCallback(run, report, processes, budget)],
+            callbacks=[reporting] if retaining is None else [reporting, retaining],
         )
     trainer.processes = processes
     trainer.budget = budget

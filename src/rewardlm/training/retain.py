@@ -1,0 +1,172 @@
+"""Plain text on which training holds the model to its base, so that what it learns about answers stays with answers.
+
+A training reads nothing but chats, and what it does to the model's hold on plain text it doesn't see: fine-tuning and
+preference training of a small model can raise its perplexity there by a tenth. So each update also adds
+
+    retain.coef · mean over tokens of KL(base ‖ model)
+
+on a few pieces of plain text: the exact divergence of the next-token distributions, as machine unlearning holds a model
+to what it should retain (Maini et al. 2024, arXiv 2401.06121, section 3.2). Without texts of yours, the base writes
+them: a random first token, and then what the base draws (Liu et al. 2023, arXiv 2305.17888, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import TrainerCallback
+
+from rewardlm.config import GenerationSettings, RetainSettings, TrainingSettings
+from rewardlm.data.files import read_txt
+from rewardlm.errors import ConfigError, DataError
+from rewardlm.models.generate import Request, generate, stream_seed
+from rewardlm.models.load import Policy
+from rewardlm.models.logprobs import forward_rows, pieces, row_stats
+from rewardlm.models.lora import head_is_shared, using
+from rewardlm.models.processes import Processes
+from rewardlm.models.sharding import in_step
+from rewardlm.runs import Run
+
+# How many positions go forwards and backwards at once.
+POSITIONS = 1024
+# A shorter piece says too little about what follows what.
+_SHORTEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """Pieces of plain text, and the base's states that their tokens (all but the first) are predicted from."""
+
+    policy: Policy
+    settings: RetainSettings
+    pieces: list[list[int]]
+    states: list[Float[Tensor, "R H"]]
+    processes: Processes
+    recompute: bool
+
+    def add_gradient(self, update: int) -> float:
+        """Add to the adapter's gradients those of this process's share of an update's pieces; updates are numbered
+        from 0. Returns its share of the mean KL in nats a token: all processes' shares add up to it.
+        """
+        n, first = len(self.pieces), update * self.settings.batch
+        numbers = [number % n for number in range(first, first + min(self.settings.batch, n))]
+        n_tokens = sum(len(self.pieces[number]) - 1 for number in numbers)
+        mine = self.processes.share(numbers)
+        prompts, rests = _in_two([self.pieces[number] for number in mine])
+        states = [self.states[number] for number in mine]
+        causal_lm = self.policy.causal_lm
+        self.policy.model.eval()  # without dropout, which would be a divergence by itself
+        total = 0.0
+        with in_step(self.policy), torch.enable_grad():
+            for rows in pieces(causal_lm, prompts, rests, POSITIONS, recompute=self.recompute):
+                stats = forward_rows(causal_lm, prompts, rests, rows, kl_from=states, recompute=self.recompute)
+                assert stats.kl is not None
+                kl = stats.kl.sum() / n_tokens
+                (self.settings.coef * kl).backward()  # type: ignore[no-untyped-call]
+                total += float(kl.detach())
+        return total
+
+
+def retained(
+    policy: Policy, settings: TrainingSettings, run: Run, processes: Processes, say: Callable[[str], None]
+) -> Retained | None:
+    """What a training retains, None if it retains nothing. The pieces are kept in retain.jsonl, so that a run that goes
+    on has the same ones. Raises ConfigError where adapters are on the language-model head, DataError for a text
+    without a piece.
+    """
+    retain = settings.retain
+    if not retain.coef:
+        return None
+    if not head_is_shared(policy):
+        raise ConfigError(
+            "retain.coef compares distributions by one language-model head, but the adapter is on the head too: take "
+            "the head out of lora.targets, or leave retain.coef out"
+        )
+
+    def write() -> None:
+        if "retain" in run.meta:
+            return
+        found = _own_text(policy, retain, settings.seed) if retain.source is None else _given(policy, retain)
+        run.replace("retain", [{"tokens": piece, "text": policy.tokenizer.decode(piece)} for piece in found])
+        source = "the base's own text" if retain.source is None else retain.source
+        run.update(retain={"source": source, "pieces": len(found), "tokens": sum(map(len, found))})
+        say(f"the model is held to its base on {len(found):,} pieces of plain text ({source})")
+
+    processes.first(write)
+    kept = [list(record["tokens"]) for record in run.read("retain")]
+    prompts, rests = _in_two(kept)
+    policy.model.eval()
+    with using(policy, None), in_step(policy):
+        stats = row_stats(policy.causal_lm, prompts, rests, POSITIONS, keep_hidden=True)
+    states = [row.hidden for row in stats if row.hidden is not None]
+    return Retained(policy, retain, kept, states, processes, settings.gradient_checkpointing)
+
+
+def _in_two(texts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """The first token of each, which nothing predicts, and the rest."""
+    return [list(text[:1]) for text in texts], [list(text[1:]) for text in texts]
+
+
+def _own_text(policy: Policy, retain: RetainSettings, seed: int) -> list[list[int]]:
+    """What the base writes after a random first token, each piece by a random stream of its own."""
+    firsts = list(_beginnings(policy.tokenizer))
+    generator = torch.Generator().manual_seed(stream_seed("retain", seed))
+    chosen = torch.randint(len(firsts), (retain.pieces,), generator=generator).tolist()
+    requests = [Request((firsts[which],), stream_seed("retain", seed, number)) for number, which in enumerate(chosen)]
+    ends = set(policy.tokenizer.all_special_ids)
+    pieces: dict[int, list[int]] = {}
+    with using(policy, None):
+        for drawn in generate(
+            policy, requests, max_new_tokens=retain.tokens - 1, sampling=GenerationSettings(), entropy=False
+        ):
+            tokens = [*requests[drawn.index].prompt, *drawn.tokens]
+            cut = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+            pieces[drawn.index] = tokens[:cut]
+    found = [pieces[number] for number in range(len(requests)) if len(pieces[number]) >= _SHORTEST]
+    if not found:
+        raise DataError(
+            f"{policy.spec} writes no text of {_SHORTEST} tokens by itself: give retain.source a text file of yours"
+        )
+    return found
+
+
+def _beginnings(tokenizer: Any) -> Iterator[int]:
+    """Tokens that a text may begin with: letters and nothing else, a space before them perhaps."""
+    special = set(tokenizer.all_special_ids)
+    for token in range(len(tokenizer)):
+        if token not in special and tokenizer.decode([token]).removeprefix(" ").isalpha():
+            yield token
+
+
+def _given(policy: Policy, retain: RetainSettings) -> list[list[int]]:
+    """The user's own text, line by line, cut to length."""
+    assert retain.source is not None
+    lines = (str(row.values["text"]) for row in read_txt(Path(retain.source)))
+    encoded = (list(policy.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in lines)
+    found = [tokens[: retain.tokens] for tokens in encoded if len(tokens) >= _SHORTEST]
+    if not found:
+        raise DataError(f"{retain.source}: no line has {_SHORTEST} tokens; retain.source is a file of plain text")
+    return found[: retain.pieces]
+
+
+class RetainCallback(TrainerCallback):  # type: ignore[misc]
+    """Adds what is retained to a TRL trainer's gradients, before each optimizer step's own passes."""
+
+    def __init__(self, held: Retained, before: int = 0) -> None:
+        self.held = held
+        self.before = before
+        self.kl = 0.0
+
+    def of_step(self, step: int) -> dict[str, float]:
+        """What the last step's line in metrics.jsonl says of it: the KL before the step, in nats a token."""
+        return {"retain_kl": self.kl}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        share = self.held.add_gradient(self.before + state.global_step)
+        self.kl = self.held.processes.sums({"kl": share})["kl"]
