@@ -25,21 +25,23 @@ from rewardlm.cli.app import app
 pytestmark = pytest.mark.slow
 
 RLAF_STEPS, SFT_STEPS = 24, 12
+# All are held to their base on plain text too, which a run that goes on must find again.
+RETAIN = " retain.coef=0.5 retain.pieces=8 retain.tokens=16 retain.batch=3"
 RLAF = (
     f"rlaf tiny --prompts starter --reward lexical --algorithm ppo --steps {RLAF_STEPS} --batch-size 4 "
     "--max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --kl-target 0.5 --device cpu --dtype float32 --seed 3 "
-    "--witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0"
+    "--witness none rewards.terms.similarity=0 rewards.terms.counter_narrative=0" + RETAIN
 )
 SFT = (
     f"finetune tiny --dialogues starter --limit 16 --batch-size 4 --epochs 9 max_steps={SFT_STEPS} checkpoint_every=2 "
-    "--lora-r 4 --learning-rate 0.01 --device cpu --dtype float32 --seed 3"
+    "--lora-r 4 --learning-rate 0.01 --device cpu --dtype float32 --seed 3" + RETAIN
 )
 PREFER_STEPS = 12
 PREFER = (
     f"prefer tiny --prompts starter --limit 12 --reward lexical --samples 4 --steps {PREFER_STEPS} --rounds 3 "
     "--batch-size 4 --max-new-tokens 4 --learning-rate 0.01 --lora-r 4 --device cpu --dtype float32 --seed 3 "
     "--witness none checkpoint_every=2 pairs.margin=0.01 pairs.topic=0 pairs.topic_gap=null "
-    "rewards.terms.counter_narrative=0"
+    "rewards.terms.counter_narrative=0" + RETAIN
 )
 # Fine-tuning by the pass that RL uses, and with dropout, which is drawn at random and left to TRL's own.
 KINDS = [("rlaf", RLAF_STEPS), ("sft", SFT_STEPS), ("sft-dropout", SFT_STEPS), ("prefer", PREFER_STEPS)]

@@ -248,6 +248,21 @@ def test_losses_of_utility_are_said_where_they_are_beyond_chance(tmp_path: Path)
     assert "BoolQ −25.0 points" in said(back, "utility_lost")["message"]
 
 
+def test_tasks_that_can_not_be_compared_are_said(tmp_path: Path) -> None:
+    base = Run.open(run_of(tmp_path, "PT", tasks={"piqa": flags(20, 10), "wikitext": [40.0, 41.0]}))
+    other = Run.open(run_of(tmp_path, "RL", tasks={"piqa": flags(20, 10), "wikitext": [40.0, 41.0]}))
+    assert "settings_differ" not in codes(compared([base.path, other.path]), "RL")
+    other.update(utility={"window": 512})
+    records = [
+        {**record, "id": f"other {record['id']}"} if record["task"] == "piqa" else record
+        for record in other.read("utility")
+    ]
+    other.replace("utility", records)
+    message = said(compared([base.path, other.path]), "settings_differ")["message"]
+    assert "in piqa no question was asked of both" in message
+    assert "wikitext was read in other windows" in message
+
+
 def test_boolq_and_mmlu_count_by_log_probability(tmp_path: Path) -> None:
     run = Run.open(run_of(tmp_path, "PT", tasks={"boolq": [1, 0, 1]}))
     # The likeliest ending isn't the likeliest per character.

@@ -84,6 +84,7 @@ def audit(
         if baseline is not None:
             found += [
                 *_settings(run, runs[0]),
+                *_utility_apart(run, model, runs[0]),
                 *_truncated(model, baseline),
                 *_fewer_counter_narratives(model, baseline),
                 *utility_findings(model, length_fall=LENGTH_FALL),
@@ -146,6 +147,20 @@ def _settings(run: Measured, baseline: Measured) -> Iterator[Finding]:
     if "samples" in changed:
         effect += " The highest score among a prompt's answers (EMT, TP) grows with their number."
     yield "settings_differ", f"Answers were drawn by other settings than {baseline.label}'s: {listed}. {effect}"
+
+
+def _utility_apart(run: Measured, model: ModelSummary, baseline: Measured) -> Iterator[Finding]:
+    """Tasks of both that could not be compared, so that a missing row doesn't pass for no loss."""
+    apart = [task for task in run.utility if task in baseline.utility and task not in model.utility_change]
+    read = [task for task in apart if not run.utility[task].is_choice]
+    asked = [task for task in apart if task not in read]
+    reasons = []
+    if asked:
+        reasons.append(f"in {', '.join(asked)} no question was asked of both (utility.seed, utility.items)")
+    if read:
+        reasons.append(f"{', '.join(read)} was read in other windows or lines (utility.window, utility.words)")
+    if reasons:
+        yield "settings_differ", f"Not all utility can be compared with {baseline.label}'s: {'; '.join(reasons)}."
 
 
 def _shown(value: Any) -> str:
