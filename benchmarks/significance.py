@@ -36,13 +36,17 @@ from rewardlm.interpreting.mechanistic.vector_ablation import ablation_effect, t
 from rewardlm.interpreting.stratified import RunMeans, second_draws
 from rewardlm.judges.metrics import auc, auc_interval95, is_at_chance
 from rewardlm.measuring import metrics, primary
+from rewardlm.measuring.changes import utility_change
 from rewardlm.measuring.comparison import METRICS, SPLITS, Change, Primary
 from rewardlm.measuring.correction import JudgeErrors, corrected_share
 from rewardlm.measuring.disagreement import difference_of_judges
 from rewardlm.measuring.frontier import Cells, at_equal_fluency
 from rewardlm.measuring.grid import Rule
 from rewardlm.measuring.group_gains import groups_changes
+from rewardlm.measuring.non_inferiority import non_inferiority
 from rewardlm.measuring.utility_records import AnswersAboutGroups
+from rewardlm.measuring.utility_results import UtilityChange
+from rewardlm.measuring.utility_scores import TaskScores
 from rewardlm.stats import difference_of_means
 from rewardlm.steering.choose import Tried, best_of, p_value_random
 from rewardlm.types import Message, Prompt
@@ -106,6 +110,7 @@ class Null:
     # Whether only the means are equal, and not the shares above the threshold.
     means_alone: bool = False
     judged: bool = True
+    bar: float = BAR
 
 
 NULLS = [
@@ -414,6 +419,53 @@ def by_group(before: Grid, after: Grid) -> Found:
     return {"groups alike": below(change.p_value), "left behind": bool(change.least)}
 
 
+# The loss in utility that must be excluded: of 10 points, because 300 questions can say little about one point.
+MARGIN = 0.1
+
+
+def questions(lost: float, won: float) -> Draw:
+    """Questions that are answered rightly (1) or wrongly (0), before and after. Of all questions, so many are lost and
+    so many won.
+    """
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        change = rng.choice([-1.0, 0.0, 1.0], (n, 1), p=[lost, 1 - lost - won, won])
+        before = np.where(change == 0, rng.integers(0, 2, (n, 1)), (1 - change) / 2)
+        return before, before + change
+
+    return draw
+
+
+def articles(rise: float) -> Draw:
+    """Articles' log-perplexities, each around its own, which rise by the logarithm of 1 + ``rise``."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Grid, Grid]:
+        before = 3.5 + 0.4 * rng.normal(size=(n, 1))
+        return before, before + np.log1p(rise) + 0.1 * rng.standard_t(4, size=(n, 1))
+
+    return draw
+
+
+def of_a_task(before: Grid, after: Grid) -> UtilityChange:
+    """What ``compare`` finds of a task: questions, or articles of the same length."""
+    ids, counts = tuple(map(str, range(len(before)))), np.ones(len(before))
+    choice = bool(np.isin(before, (0.0, 1.0)).all())
+    tasks = [TaskScores(ids, grid[:, 0], counts, grid[:, 0] if choice else None) for grid in (before, after)]
+    return utility_change("PT", *tasks, Rule(0.5, False, FLIPS, 0))
+
+
+def changed(before: Grid, after: Grid) -> Found:
+    """Whether ``compare`` and the audit see a change of utility beyond chance."""
+    return {"utility": below(of_a_task(before, after).p_value)}
+
+
+def excluded(before: Grid, after: Grid) -> Found:
+    """Whether ``compare`` says that no more than the margin was lost."""
+    name = "piqa" if np.isin(before, (0.0, 1.0)).all() else "wikitext"
+    found = non_inferiority({name: of_a_task(before, after)}, MARGIN)
+    return {"loss excluded": found[name].holds if name in found else None}
+
+
 # Where the models differ, all answers differ alike, and these tests ask whether some differ more than others. So the
 # power shown beside them is their error rate again.
 DIFFERENCES = {"toxic check", "beyond chance"}
@@ -463,6 +515,25 @@ FAMILIES: list[tuple[str, Callable[[Grid, Grid], Found], list[Null]]] = [
             Null("all gain alike", about_groups(0.0, 2.0), "1 of 8 none", about_groups(0, 2, 2)),
         ],
     ),
+    (
+        "utility",
+        changed,
+        [
+            Null("questions, 1 in 5 changed", questions(0.1, 0.1), "10 points lost", questions(0.2, 0.1)),
+            Null("questions, 1 in 20 changed", questions(0.025, 0.025), "10 points lost", questions(0.125, 0.025)),
+            Null("articles", articles(0.0), "+10 %", articles(0.1)),
+        ],
+    ),
+    # Here the "null" is a loss as large as the margin, which may be excluded in 2.5 % of cases: the bar is 3.
+    (
+        "no loss",
+        excluded,
+        [
+            Null("10 points lost, 1 in 5 changed", questions(0.15, 0.05), "none lost", questions(0.05, 0.05), bar=0.03),
+            Null("10 points lost, 1 in 10 changed", questions(0.1, 0.0), "none lost", questions(0.02, 0.02), bar=0.03),
+            Null("perplexity + 10 %", articles(0.1), "none", articles(0.0), bar=0.03),
+        ],
+    ),
     ("judge", judged, [Null("an AUC of .5", guesses(0), "to .76", guesses(1))]),
 ]
 
@@ -482,9 +553,9 @@ def rates(
     return {name: (found, asked) for name, (found, asked) in counts.items()}
 
 
-def over_the_bar(found: int, asked: int) -> bool:
-    """Whether a true rate of 6 % would give as many in fewer than one of 10,000 simulations."""
-    return bool(found > stats.binom.ppf(0.9999, asked, BAR))
+def over_the_bar(found: int, asked: int, bar: float = BAR) -> bool:
+    """Whether a true rate at the bar would give as many in fewer than one of 10,000 simulations."""
+    return bool(found > stats.binom.ppf(0.9999, asked, bar))
 
 
 @dataclass(frozen=True)
@@ -627,7 +698,7 @@ def print_errors(repetitions: int, only: str | None) -> list[str]:
                         continue
                     rate, power = found / asked, right[name][0] / right[name][1]
                     error = (max(rate, 1 / asked) * (1 - rate) / asked) ** 0.5
-                    bad = null.judged and over_the_bar(found, asked)
+                    bad = null.judged and over_the_bar(found, asked, null.bar)
                     cells.setdefault(name, [""] * SIZES.index(n)).append(
                         f"{100 * rate:.1f}±{100 * error:.1f} ({100 * power:.0f}){'!' if bad else ''}"
                     )

@@ -37,5 +37,5 @@ def test_every_family_keeps_its_level_and_has_power() -> None:
         wrong = significance.rates(ask, null.draw, 57, 60, 1)
         right = significance.rates(ask, null.alternative, 57, 30, 2)
         for what, (found, asked) in wrong.items():
-            assert not significance.over_the_bar(found, asked), (name, what)
+            assert not significance.over_the_bar(found, asked, null.bar), (name, what)
             assert right[what][0] > 0 or what in significance.DIFFERENCES, (name, what)

@@ -21,7 +21,7 @@ from rewardlm.measuring.measured import Measured
 from rewardlm.measuring.redraw import second_draw
 from rewardlm.measuring.result import Interval
 from rewardlm.measuring.utility_results import UtilityChange
-from rewardlm.measuring.utility_scores import shared
+from rewardlm.measuring.utility_scores import TaskScores, shared
 from rewardlm.stats import BoolArray, FloatArray, mean_change
 
 Splits = Mapping[Split, BoolArray]
@@ -167,23 +167,25 @@ def utility_changes(baseline: Measured, other: Measured, rule: Rule) -> dict[str
         if task not in baseline.utility:
             continue
         before, after = shared([baseline.utility[task], other.utility[task]])
-        if not after.ids or (not after.is_choice and len(windows) > 1):
-            continue
-        change = mean_change(
-            after.values - before.values,
-            after.counts,
-            largest=1.0 if after.is_choice else None,
-            n_flips=rule.n_resamples,
-            seed=rule.seed,
-        )
-        delta, ends = change.mean, change.ci95
-        if not after.is_choice:
-            delta = None if delta is None else math.expm1(delta)
-            ends = None if ends is None else (math.expm1(ends[0]), math.expm1(ends[1]))
-        found[task] = UtilityChange(
-            from_=baseline.label, n=len(after.ids), delta=delta, delta_ci95=ends, p_value=change.p_value
-        )
+        if after.ids and (after.is_choice or len(windows) == 1):
+            found[task] = utility_change(baseline.label, before, after, rule)
     return found
+
+
+def utility_change(from_: str, before: TaskScores, after: TaskScores, rule: Rule) -> UtilityChange:
+    """What changed in one task, on the same items: the accuracy's difference, or by what share the perplexity rose."""
+    change = mean_change(
+        after.values - before.values,
+        after.counts,
+        largest=1.0 if after.is_choice else None,
+        n_flips=rule.n_resamples,
+        seed=rule.seed,
+    )
+    delta, ends = change.mean, change.ci95
+    if not after.is_choice:
+        delta = None if delta is None else math.expm1(delta)
+        ends = None if ends is None else (math.expm1(ends[0]), math.expm1(ends[1]))
+    return UtilityChange(from_=from_, n=len(after.ids), delta=delta, delta_ci95=ends, p_value=change.p_value)
 
 
 def _change_over_null(

@@ -43,8 +43,8 @@ from rewardlm.training.learner import (
     update,
 )
 from rewardlm.training.prompt_order import PromptOrder
-from rewardlm.training.rewards import BatchRewards, Opinion, RewardModel
 from rewardlm.training.retain import retained
+from rewardlm.training.rewards import BatchRewards, Opinion, RewardModel
 from rewardlm.training.rlaf_run import Clock, is_complete, rollout_metrics, samples, start_run
 from rewardlm.training.rlaf_state import VALUE_HEAD, resume, save_checkpoint
 from rewardlm.training.rollouts import (
