@@ -684,7 +684,7 @@ def print_errors(repetitions: int, only: str | None) -> list[str]:
         f"\nError rate at a level of 5 %, in % ± its Monte-Carlo error; in brackets the power at the effect. "
         f"{repetitions:,} repetitions a cell."
     )
-    print(f"{'':14}{'two equal models':34}{'effect':12}{'asked':18}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
+    print(f"{'':14}{'two equal models':34}{'effect':16}{'asked':18}" + "".join(f"{f'n = {n}':>17}" for n in SIZES))
     for family, ask, nulls in FAMILIES:
         if only not in (None, family):
             continue
@@ -707,7 +707,7 @@ def print_errors(repetitions: int, only: str | None) -> list[str]:
             for name, texts in cells.items():
                 note = "" if null.judged else "   not judged"
                 print(
-                    f"{family:14}{null.name:34}{null.effect:12}{name:18}"
+                    f"{family:14}{null.name:34}{null.effect:16}{name:18}"
                     + "".join(f"{text:>17}" for text in texts)
                     + note,
                     flush=True,
