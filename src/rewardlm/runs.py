@@ -18,6 +18,8 @@ written, a killed one goes on where it stopped, and nothing is computed twice:
     results.jsonl       evaluation of judges: one line per judge and suite; its scores.jsonl is by SUITE#ROW
     metrics.jsonl       training: one line per step
     samples.jsonl       training: some prompts, answers and rewards
+    replay.jsonl, retain.jsonl
+                        training: the model's own answers that fine-tuning learns; the plain text that is retained
     answers.jsonl       preference training: the answers that were drawn, and what judges said of them
     preferences.jsonl   preference training: the pairs among them, in TRL's format
     drift.jsonl         interpretation: an answer under every model, token by token
