@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,9 @@ LOADED = (
 
 
 class Forked:
-    """As ``subprocess.Popen`` with text pipes, for ``python -m rewardlm ARGUMENTS``."""
+    """As ``subprocess.Popen`` with text pipes, for ``python -m rewardlm ARGUMENTS``; or, given one, for ``python SCRIPT
+    ARGUMENTS``.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Forked:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         pipes: tuple[int, int] | None = None,
+        script: Path | None = None,
     ) -> None:
         self.args, self.returncode = [*arguments], None
         self.stdout: IO[str] | None = None
@@ -59,6 +63,8 @@ class Forked:
                     setattr(self, name, os.fdopen(read, "r", encoding="utf-8"))
                     ends.append(write)
         job = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "env": dict(env)}
+        if script is not None:
+            job["script"] = str(script.resolve())
         self.pid = int(_server().ask(job, list(pipes or ends)))
         for end in ends:
             os.close(end)
@@ -184,15 +190,22 @@ def _main() -> None:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
-    # As Python itself would begin: the current folder first, then what the environment names.
-    sys.path[0] = job["cwd"]
+    script = job.get("script")
+    # As Python itself would begin: the current or the script's folder first, then what the environment names.
+    sys.path[0] = job["cwd"] if script is None else str(Path(script).parent)
     sys.path[1:1] = [part for part in job["env"].get("PYTHONPATH", "").split(os.pathsep) if part]
-    sys.argv = ["rewardlm", *job["arguments"]]
+    sys.argv = [script or "rewardlm", *job["arguments"]]
     code: Any = 0
     try:
-        runpy.run_module("rewardlm", run_name="__main__", alter_sys=True)
+        if script is None:
+            runpy.run_module("rewardlm", run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
+    except Exception:
+        traceback.print_exc()
+        code = 1
     # The end of a process, less the seconds that taking thousands of modules apart costs.
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import rewardlm as rl
+from forked import Forked
 from rewardlm import api
 from rewardlm.errors import ConfigError, RunError, ScorerError
 
@@ -220,10 +222,9 @@ def test_trl_trains_a_step_by_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["measure_any_model", "train_and_prove", "own_judge"])
 def test_the_notebooks_run_as_scripts(name: str, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "examples" / f"{name}.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "tiny", str(tmp_path)], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip()
+    process = Forked(["tiny", str(tmp_path)], cwd=tmp_path, env=os.environ, script=script)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    assert out.strip()
     if name != "own_judge":
         assert "<html" in (tmp_path / "report.html").read_text("utf-8")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from work import Job, Told, environment
+
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -18,14 +18,9 @@ PROMPTS = 4
 
 
 def start(script: str, *arguments: object) -> None:
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *map(str, arguments)],
-        env=environment(1),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = Forked([*map(str, arguments)], cwd=Path.cwd(), env=environment(1), script=BENCHMARKS / script)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
 
 
 @pytest.fixture(scope="module")
