@@ -22,6 +22,7 @@ from rewardlm.config import (
     MeasureSettings,
     ModelSettings,
     PreferSettings,
+    RetainSettings,
     RewardSettings,
     RlafSettings,
     TermSettings,
@@ -168,6 +169,7 @@ def prefer_pairs(job: Job) -> Told:
         # As the peer has it.
         beta=0.1,
         sft_weight=0.0,
+        retain=RetainSettings(coef=0.0),
         steps=job.warmup + job.steps,
         batch_size=job.prompts,
         learning_rate=job.learning_rate,

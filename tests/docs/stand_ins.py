@@ -28,7 +28,12 @@ _FINETUNE = ["limit=4", "epochs=1"]
 _RLAF = ["limit=4", "steps=1", "batch_size=4", "minibatches=1", "ppo_epochs=1", "max_new_tokens=6", "witness=none"]
 _RLAF += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
 _PREFER = ["limit=4", "samples=2", "steps=1", "batch_size=2", "max_new_tokens=6", "witness=none"]
-_PREFER += ["rewards.terms.counter_narrative=0", "rewards.terms.similarity=0", "rewards.terms.refusal=0"]
+_PREFER += [
+    "retain.pieces=4",
+    "rewards.terms.counter_narrative=0",
+    "rewards.terms.similarity=0",
+    "rewards.terms.refusal=0",
+]
 SMALL: dict[str, list[str]] = {
     "measure": _MEASURE,
     "finetune": _FINETUNE,

@@ -77,6 +77,7 @@ def settings(**changes) -> PreferSettings:
         "sft_weight": 0.0,
         "rewards": PLAIN,
         "pairs": {"margin": 0.05},
+        "retain": {"coef": 0},  # test_retain.py has it
     }
     return PreferSettings(**{**base, **changes})
 
@@ -87,6 +88,7 @@ def given(folder: Path, **changes) -> PreferSettings:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = {
         "preferences": path, "steps": 1, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "sft_weight": 0.0,
+        "retain": {"coef": 0},
     }  # fmt: skip
     return PreferSettings(**{**TINY, **base, **changes})
 

@@ -115,7 +115,7 @@ def test_the_shares_of_processes_add_up_to_the_whole(tmp_path):
     expected = gradients(policy)
     policy.model.zero_grad()
     for rank in range(3):
-        share = Retained(policy, RETAIN, held.pieces, held.states, OneOf(rank, 3), recompute=False)
+        share = Retained(policy, 2.0, 4, held.pieces, held.states, OneOf(rank, 3), recompute=False)
         shares += share.add_gradient(0)
     assert shares == pytest.approx(whole, rel=1e-5)
     for name, gradient in gradients(policy).items():
@@ -165,6 +165,19 @@ def test_what_can_not_be_is_refused(tmp_path):
         PreferSettings(**TINY, retain=RETAIN, shard=True)
 
 
+def test_by_default_preference_training_retains_and_the_others_do_not(tmp_path):
+    assert PreferSettings(**TINY).resolved().retain.coef == 2
+    assert PreferSettings(**TINY, shard=True).resolved().retain.coef == 0
+    assert PreferSettings(**TINY, shard=True, retain={"source": "mine.txt"}).retain_coef == 2
+    assert FinetuneSettings(**TINY).retain_coef == RlafSettings(**TINY, reward=["lexical"]).retain_coef == 0
+    # Where the default can't be, it is left out, and that is said.
+    policy, said = load_policy(ModelSettings(**TINY)), []
+    add_lora(policy, LoraSettings(r=4, targets=["lm_head"]), seed=0)
+    run = Run.start(tmp_path / "run", kind="prefer", label="DPO", settings={})
+    assert retained(policy, PreferSettings(**TINY), run, Processes(cpu=True), said.append) is None
+    assert "not held to its base" in said[0]
+
+
 def learn_by_preference(out: Path, retain: RetainSettings) -> Run:
     return prefer(
         PreferSettings(
@@ -201,7 +214,7 @@ def test_a_training_that_retains_leaves_the_base_less_far_on_other_text(
 ) -> None:
     """Measured on pieces that the training never had."""
     held_to = learn(tmp_path / "held", RETAIN.model_copy(update={"pieces": 64, "batch": 16, "coef": 20.0}))
-    free = learn(tmp_path / "free", RetainSettings())
+    free = learn(tmp_path / "free", RetainSettings(coef=0.0))
     policy = load_policy(ModelSettings(**TINY))
     fresh = held_on(policy, tmp_path / "fresh", RETAIN.model_copy(update={"pieces": 24}), seed=7).pieces
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,12 @@ class RetainSettings(Section):
     of the base's next-token distributions to the model's there: docs/preferences.md shows what that keeps.
     """
 
-    coef: float = Field(0.0, ge=0, description="Weight of that KL, in nats a token; 0 retains nothing.")
+    coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of that KL, in nats a token; 0 retains nothing. By default 2 for prefer, if the base can "
+        "write the text, and 0 for the other trainings.",
+    )
     source: str | None = Field(
         None,
         description="A text file of yours, a piece in each line; by default the base writes the pieces itself, each "
@@ -30,6 +35,9 @@ class RetainSettings(Section):
 
 class TrainingSettings(ModelSettings):
     """What all trainings take."""
+
+    # What retain.coef None stands for.
+    usual_retain_coef: ClassVar[float] = 0.0
 
     lora: Annotated[LoraSettings, Depends()] = Field(
         LoraSettings(), description="The fresh adapter; leave it out if you give adapter, which keeps its own rank."
@@ -48,6 +56,13 @@ class TrainingSettings(ModelSettings):
         False, description="Divide the base's layers between the processes that torchrun or accelerate started."
     )
     retain: RetainSettings = Field(RetainSettings(), description="What the model must stay able to do with plain text.")
+
+    @property
+    def retain_coef(self) -> float:
+        """``retain.coef``, or what it is by default."""
+        if self.retain.coef is not None:
+            return self.retain.coef
+        return 0.0 if self.shard and self.retain.source is None else self.usual_retain_coef
 
     @model_validator(mode="after")
     def _an_adapter_has_its_own_rank(self) -> TrainingSettings:

@@ -77,6 +77,7 @@ class PreferSettings(RewardedSettings):
 
     # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
     usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.5, "counter_narrative": 0.5}
+    usual_retain_coef: ClassVar[float] = 2.0
     usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
@@ -190,7 +191,13 @@ class PreferSettings(RewardedSettings):
 
     def resolved(self) -> PreferSettings:
         """The same settings with what None stands for, as a run records them."""
-        return self.model_copy(update={"rewards": self.reward_settings, "micro_batch_size": self.micro_batch})
+        return self.model_copy(
+            update={
+                "rewards": self.reward_settings,
+                "micro_batch_size": self.micro_batch,
+                "retain": self.retain.model_copy(update={"coef": self.retain_coef}),
+            }
+        )
 
     def steps_of(self, round_number: int) -> int:
         """Optimizer steps of a round, which are numbered from 0; together they are ``steps``."""

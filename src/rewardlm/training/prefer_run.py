@@ -56,7 +56,9 @@ def start_run(settings: PreferSettings, out: Path) -> Run:
     """Begin a run in ``out``, or open the one that is there; its rewards are recorded before anything is learnt."""
     recorded = settings.resolved().model_dump(mode="json")
     label, free = LABELS[settings.method], (*FREE_SETTINGS, *how_asked(recorded))
-    run = Run.start(out, kind="prefer", label=label, settings=recorded, free=free, refresh=True)
+    # What a run from before text was retained did: so it is said, and not begun to be retained on the way.
+    defaults = {"retain": {**recorded["retain"], "coef": 0.0}}
+    run = Run.start(out, kind="prefer", label=label, settings=recorded, free=free, refresh=True, defaults=defaults)
     if not run.finished:
         rewards = recorded_rewards(settings) if settings.draws else {}
         run.update(status="running", stopped=None, **rewards)

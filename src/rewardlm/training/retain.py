@@ -44,7 +44,8 @@ class Retained:
     """Pieces of plain text, and the base's states that their tokens (all but the first) are predicted from."""
 
     policy: Policy
-    settings: RetainSettings
+    coef: float
+    batch: int
     pieces: list[list[int]]
     states: list[Float[Tensor, "R H"]]
     processes: Processes
@@ -54,8 +55,8 @@ class Retained:
         """Add to the adapter's gradients those of this process's share of an update's pieces; updates are numbered
         from 0. Returns its share of the mean KL in nats a token: all processes' shares add up to it.
         """
-        n, first = len(self.pieces), update * self.settings.batch
-        numbers = [number % n for number in range(first, first + min(self.settings.batch, n))]
+        n, first = len(self.pieces), update * self.batch
+        numbers = [number % n for number in range(first, first + min(self.batch, n))]
         n_tokens = sum(len(self.pieces[number]) - 1 for number in numbers)
         mine = self.processes.share(numbers)
         prompts, rests = _in_two([self.pieces[number] for number in mine])
@@ -68,7 +69,7 @@ class Retained:
                 stats = forward_rows(causal_lm, prompts, rests, rows, kl_from=states, recompute=self.recompute)
                 assert stats.kl is not None
                 kl = stats.kl.sum() / n_tokens
-                (self.settings.coef * kl).backward()  # type: ignore[no-untyped-call]
+                (self.coef * kl).backward()  # type: ignore[no-untyped-call]
                 total += float(kl.detach())
         return total
 
@@ -76,14 +77,18 @@ class Retained:
 def retained(
     policy: Policy, settings: TrainingSettings, run: Run, processes: Processes, say: Callable[[str], None]
 ) -> Retained | None:
-    """What a training retains, None if it retains nothing. The pieces are kept in retain.jsonl, so that a run that goes
-    on has the same ones. Raises ConfigError where adapters are on the language-model head, DataError for a text
-    without a piece.
+    """What a training retains; None if it retains nothing, by its settings or, by default, because it can't.
+
+    The pieces are kept in retain.jsonl, so that a run that goes on has the same ones. If retaining was asked for,
+    ConfigError is raised where adapters are on the language-model head, and DataError for a text without a piece.
     """
     retain = settings.retain
-    if not retain.coef:
+    if not settings.retain_coef:
         return None
     if not head_is_shared(policy):
+        if retain.coef is None:
+            say("the model is not held to its base on plain text (retain): the adapter is on the language-model head")
+            return None
         raise ConfigError(
             "retain.coef compares distributions by one language-model head, but the adapter is on the head too: take "
             "the head out of lora.targets, or leave retain.coef out"
@@ -93,19 +98,27 @@ def retained(
         if "retain" in run.meta:
             return
         found = _own_text(policy, retain, settings.seed) if retain.source is None else _given(policy, retain)
+        if not found and retain.coef is not None:
+            raise DataError(
+                f"{policy.spec} writes no text of {_SHORTEST} tokens by itself: give retain.source a text file of yours"
+            )
         run.replace("retain", [{"tokens": piece, "text": policy.tokenizer.decode(piece)} for piece in found])
         source = "the base's own text" if retain.source is None else retain.source
         run.update(retain={"source": source, "pieces": len(found), "tokens": sum(map(len, found))})
-        say(f"the model is held to its base on {len(found):,} pieces of plain text ({source})")
+        n, coef = len(found), settings.retain_coef
+        say(f"the model is held to its base on {n:,} pieces of plain text, {source} (retain.coef {coef:g})")
 
     processes.first(write)
     kept = [list(record["tokens"]) for record in run.read("retain")]
+    if not kept:
+        return None
     prompts, rests = _in_two(kept)
     policy.model.eval()
     with using(policy, None), in_step(policy):
         stats = row_stats(policy.causal_lm, prompts, rests, POSITIONS, keep_hidden=True)
     states = [row.hidden for row in stats if row.hidden is not None]
-    return Retained(policy, retain, kept, states, processes, settings.gradient_checkpointing)
+    recompute = settings.gradient_checkpointing
+    return Retained(policy, settings.retain_coef, retain.batch, kept, states, processes, recompute)
 
 
 def _in_two(texts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -119,21 +132,17 @@ def _own_text(policy: Policy, retain: RetainSettings, seed: int) -> list[list[in
     generator = torch.Generator().manual_seed(stream_seed("retain", seed))
     chosen = torch.randint(len(firsts), (retain.pieces,), generator=generator).tolist()
     requests = [Request((firsts[which],), stream_seed("retain", seed, number)) for number, which in enumerate(chosen)]
+    length = min(retain.tokens, policy.max_positions)
     ends = set(policy.tokenizer.all_special_ids)
     pieces: dict[int, list[int]] = {}
     with using(policy, None):
         for drawn in generate(
-            policy, requests, max_new_tokens=retain.tokens - 1, sampling=GenerationSettings(), entropy=False
+            policy, requests, max_new_tokens=length - 1, sampling=GenerationSettings(), entropy=False
         ):
             tokens = [*requests[drawn.index].prompt, *drawn.tokens]
             cut = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
             pieces[drawn.index] = tokens[:cut]
-    found = [pieces[number] for number in range(len(requests)) if len(pieces[number]) >= _SHORTEST]
-    if not found:
-        raise DataError(
-            f"{policy.spec} writes no text of {_SHORTEST} tokens by itself: give retain.source a text file of yours"
-        )
-    return found
+    return [pieces[number] for number in range(len(requests)) if len(pieces[number]) >= _SHORTEST]
 
 
 def _beginnings(tokenizer: Any) -> Iterator[int]:

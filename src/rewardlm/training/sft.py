@@ -95,7 +95,11 @@ def _finetune(
     say: Callable[[str], None],
 ) -> Run:
     recorded = settings.model_dump(mode="json")
-    run = processes.first(lambda: Run.start(out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS))
+    # Every setting that came later leaves a training as it was, unless it is given.
+    defaults = FinetuneSettings(model=settings.model).model_dump(mode="json")
+    run = processes.first(
+        lambda: Run.start(out, kind="finetune", label="FT", settings=recorded, free=FREE_SETTINGS, defaults=defaults)
+    )
     if run.finished:
         return run
 
