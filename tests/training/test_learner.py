@@ -177,10 +177,10 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
                     - 1
                     - (rollouts.ref_logprobs[row, t] - logprobs[token])
                 ),
-                "full": sum_of_products(logprobs, referred[at]),
+                "full": divergence(logprobs, referred[at]),
             }[chosen.kl_penalty]
             tokens.append((logprobs[token] - old, old - drawn, case.advantages[row, t], kl))
-            total = total - chosen.entropy_coef * entropy_by_loop(logprobs) / n_tokens
+            total = total - chosen.entropy_coef * entropy(logprobs) / n_tokens
             if chosen.loss == "cispo":
                 ratio = min(high, math.exp(float((logprobs[token] - old).detach())))
                 total = total - share * ratio * case.advantages[row, t] * logprobs[token]
@@ -214,12 +214,12 @@ def plain_loss(case: Case, chosen: RlafSettings, rows: list[int] | None = None) 
     return total
 
 
-def entropy_by_loop(logprobs: torch.Tensor) -> torch.Tensor:
-    return -sum(logprobs[v].exp() * logprobs[v] for v in range(len(logprobs)))
+def entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    return -(logprobs.exp() * logprobs).sum()
 
 
-def sum_of_products(logprobs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    return sum(logprobs[v].exp() * (logprobs[v] - others[v]) for v in range(len(logprobs)))
+def divergence(logprobs: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return (logprobs.exp() * (logprobs - others)).sum()
 
 
 def critic_term(case: Case, chosen: RlafSettings, ids: torch.Tensor, at: int, row: int, t: int) -> torch.Tensor:
