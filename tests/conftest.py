@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from fake_service import FakeService
+from rewardlm.config import cache_folder
 
 # Nothing is downloaded in tests: what they need is in packages, or made by them. Subprocesses inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -50,6 +51,14 @@ def written_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         sys.modules.pop(name, None)
 
 
+def own_cache(folder: Path) -> Path:
+    """A cache in which nothing is kept yet but the package's weights, whose conversion takes 20 seconds."""
+    folder.mkdir()
+    for converted in cache_folder().glob("smollm2-*"):
+        (folder / converted.name).symlink_to(converted)
+    return folder
+
+
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeService]:
     """A server on this machine; nothing of the user's own is read or kept beside it."""
@@ -57,7 +66,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSer
         monkeypatch.delenv(f"REWARDLM_{judge}", raising=False)
     for key in ("PERSPECTIVE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(key, raising=False)
-    monkeypatch.setenv("REWARDLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REWARDLM_CACHE", str(own_cache(tmp_path / "cache")))
     service = FakeService()
     yield service
     service.close()
