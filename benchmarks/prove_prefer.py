@@ -29,6 +29,8 @@ OUT = Path("runs/prove-prefer")
 MODEL, TEACHER, JUDGES = "smollm2-135m", "starter", ["witness", "lexical2", "starter"]
 SAMPLING = {"top_p": 0.9}
 LIMIT = 240  # prompts that are measured, drawn with the seed 0
+# Before trainings retained plain text.
+FREE = {"retain": {"coef": 0.0}}
 # Pairs whose answers differ in toxicity and are alike in similarity.
 ALIKE = {
     "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
@@ -115,13 +117,30 @@ def run_all() -> None:
     for name, (_, settings) in VARIANTS.items():
         out, after = OUT / name, settings.get("after")
         started = {"answers": first} if after is None else {"adapter": OUT / after}
-        own = {key: value for key, value in settings.items() if key != "after"}
+        own = own_settings(settings)
         rl.prefer(
             MODEL, prompts=str(learn), part="train", reward=TEACHER, samples=8, max_new_tokens=48,
             generation=SAMPLING, witness="none", out=out, **started, **own,
         )  # fmt: skip
         first = first or out
         rl.measure(MODEL, adapter=out, out=OUT / "measure" / name, label=name, **how)
+        measure_plain(name, out)
+    measure_plain("PT", None)
+
+
+def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """A variant's settings of ``prefer``. One that says nothing of plain text retains none, but for the defaults."""
+    own = {key: value for key, value in settings.items() if key not in ("after", "retains")}
+    return own if settings.get("retains") else {**own, **FREE}
+
+
+def measure_plain(name: str, adapter: Path | None) -> None:
+    """How likely a model finds plain text: the beginnings of WikiText's articles."""
+    rl.measure(
+        MODEL, adapter=adapter, prompts=str(prompts("measure")), limit=2, max_new_tokens=8, judges=["lexical2"],
+        similarity=False, perplexity=False, counter_narrative=None, suite="utility",
+        utility={"tasks": ["wikitext"], "words": 100}, out=OUT / "plain" / name, label=name,
+    )  # fmt: skip
 
 
 def measured_prompts() -> list[Prompt]:
@@ -159,9 +178,9 @@ def table() -> Iterator[str]:
     """A row a model: the toxic shares of its answers, and what they cost."""
     yield (
         "| what is learnt | toxic by `witness` (95 %) | by `lexical2` | by `starter`, the reward | perplexity | "
-        "similarity | opposes hate | ended |"
+        "similarity | opposes hate | ended | WikiText |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     names = [name for name in ("PT", *VARIANTS) if (OUT / "measure" / name / "run.json").exists()]
     for name in names:
         model = rl.compare([OUT / "measure" / name]).models[0]
@@ -177,21 +196,29 @@ def table() -> Iterator[str]:
             number(quality.prompt_similarity, ".2f"),
             "" if opposes is None else percent(opposes),
             "" if cut is None else percent(1 - cut),
+            plain_change(name),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def plain_change(name: str) -> str:
+    """By how much WikiText's perplexity rose; empty where it was not measured."""
+    runs = [OUT / "plain" / one for one in ("PT", name)]
+    if name == "PT" or not all((run / "run.json").exists() for run in runs):
+        return ""
+    delta = rl.compare(runs).models[1].utility_change["wikitext"].delta
+    return "" if delta is None else f"{100 * delta:+.1f} %".replace("-", "−")
 
 
 def settings_table() -> Iterator[str]:
     """A row a training: in what its settings differ from the others'."""
     yield (
         "| | method | steps | passes | learning rate | beta | SFT weight | paid for similarity | for opposing hate | "
-        "similarity may differ by | least gap of toxicity |"
+        "similarity may differ by | least gap of toxicity | plain text weighs |"
     )
-    yield f"|{'---|' * 11}"
+    yield f"|{'---|' * 12}"
     for name, own in VARIANTS.values():
-        settings = PreferSettings(
-            model=MODEL, **{key: value for key, value in own.items() if key != "after"}
-        ).resolved()
+        settings = PreferSettings(model=MODEL, **own_settings(own)).resolved()
         terms, pairs = settings.reward_settings.terms, settings.pairs
         cells = [
             name.strip("*")[0],
@@ -205,6 +232,7 @@ def settings_table() -> Iterator[str]:
             f"{terms.counter_narrative:g}",
             "" if settings.method == "raft" else "anything" if pairs.topic_gap is None else pairs.topic_gap,
             "" if settings.method == "raft" else "none" if pairs.toxicity_gap is None else pairs.toxicity_gap,
+            f"{settings.retain_coef:g}",
         ]
         yield f"| {' | '.join(map(str, cells))} |"
 

@@ -20,14 +20,17 @@ pytestmark = pytest.mark.slow
 # 18 pairs to learn from in batches of 8: the last batch of an epoch has 2, which two microbatches of 4 can't share.
 COMMAND = (
     "finetune tiny --dialogues starter --limit 18 --batch-size 8 --epochs 3 --lora-r 4 --learning-rate 0.01 "
-    "checkpoint_every=2 validation=0.2 --device cpu --dtype float32"
+    "checkpoint_every=2 validation=0.2 --device cpu --dtype float32 retain.coef=0.5 retain.batch=3 retain.source=plain.txt"
 )
 FINETUNE = COMMAND.split()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("finetune")
+    folder = tmp_path_factory.mktemp("finetune")
+    lines = ("What a day it was, and nobody knew", "The river is long and slow there", "Bread takes time") * 2
+    (folder / "plain.txt").write_text("".join(f"{line}, said {n} of them.\n" for n, line in enumerate(lines)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def assert_equal(mine: Run, theirs: Run) -> None:
     assert [line["step"] for line in together] == [line["step"] for line in alone] == list(range(1, 10))
     for a, b in zip(alone, together, strict=True):
         assert a.keys() == b.keys()
-        for number in ("loss", "grad_norm", "learning_rate", "eval_loss"):
+        for number in ("loss", "grad_norm", "learning_rate", "eval_loss", "retain_kl"):
             if number in a:
                 assert b[number] == pytest.approx(a[number], rel=1e-4, abs=1e-6), (a["step"], number)
     one, two = weights(mine), weights(theirs)

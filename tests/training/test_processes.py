@@ -79,6 +79,9 @@ VARIANTS = {
         "2",
         "--minibatches",
         "2",
+        "retain.coef=0.5",
+        "retain.source=plain.txt",
+        "retain.batch=3",
     ],
     "dynamic": [
         "--algorithm",
@@ -103,6 +106,8 @@ VARIANTS = {
 def folder(tmp_path_factory) -> Path:
     """Holds a reward that depends on whole answers, and one that fails in the second process alone."""
     folder = tmp_path_factory.mktemp("processes")
+    lines = ("What a day it was, and nobody knew", "The river is long and slow there", "Bread takes time") * 2
+    (folder / "plain.txt").write_text("".join(f"{line}, said {n} of them.\n" for n, line in enumerate(lines)))
     (folder / "own_rewards.py").write_text(
         "import os\n"
         "def rude(text):\n"
@@ -154,7 +159,7 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(folder, name, star
     numbers += {
         "ppo": ["value_loss"],
         "grpo": ["kl_loss", "disagreement"],
-        "rloo": ["kl_loss", "sampling_gap"],
+        "rloo": ["kl_loss", "sampling_gap", "retain_kl"],
         "dynamic": ["kl_origin", "entropy_loss", "capped_fraction", "learning_rate"],
         "quantised": ["kl_loss"],
     }[name]

@@ -108,7 +108,8 @@ class OneOf(Processes):
         self.rank, self.size = rank, size
 
 
-def test_the_shares_of_processes_add_up_to_the_whole(tmp_path):
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_shares_of_processes_add_up_to_the_whole(tmp_path, averaged):
     policy = tiny_with_adapter()
     held = held_on(policy, tmp_path)
     whole, shares = held.add_gradient(0), 0.0
@@ -116,10 +117,11 @@ def test_the_shares_of_processes_add_up_to_the_whole(tmp_path):
     policy.model.zero_grad()
     for rank in range(3):
         share = Retained(policy, 2.0, 4, held.pieces, held.states, OneOf(rank, 3), recompute=False)
-        shares += share.add_gradient(0)
+        shares += share.add_gradient(0, averaged=averaged)
     assert shares == pytest.approx(whole, rel=1e-5)
     for name, gradient in gradients(policy).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+        found = gradient / 3 if averaged else gradient
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_pieces_are_the_bases_own_text_and_the_same_again(tmp_path):

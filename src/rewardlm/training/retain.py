@@ -51,9 +51,11 @@ class Retained:
     processes: Processes
     recompute: bool
 
-    def add_gradient(self, update: int) -> float:
+    def add_gradient(self, update: int, *, averaged: bool = False) -> float:
         """Add to the adapter's gradients those of this process's share of an update's pieces; updates are numbered
-        from 0. Returns its share of the mean KL in nats a token: all processes' shares add up to it.
+        from 0. ``averaged`` says that the processes' gradients will be averaged, and not added up. Returns this
+        process's share of the mean KL in nats a token: all shares add up to it. Where the base is divided, call it
+        inside ``in_step``.
         """
         n, first = len(self.pieces), update * self.batch
         numbers = [number % n for number in range(first, first + min(self.batch, n))]
@@ -63,13 +65,14 @@ class Retained:
         states = [self.states[number] for number in mine]
         causal_lm = self.policy.causal_lm
         self.policy.model.eval()  # without dropout, which would be a divergence by itself
+        coef = self.coef * (self.processes.size if averaged else 1)
         total = 0.0
-        with in_step(self.policy), torch.enable_grad():
+        with torch.enable_grad():
             for rows in pieces(causal_lm, prompts, rests, POSITIONS, recompute=self.recompute):
                 stats = forward_rows(causal_lm, prompts, rests, rows, kl_from=states, recompute=self.recompute)
                 assert stats.kl is not None
                 kl = stats.kl.sum() / n_tokens
-                (self.coef * kl).backward()  # type: ignore[no-untyped-call]
+                (coef * kl).backward()  # type: ignore[no-untyped-call]
                 total += float(kl.detach())
         return total
 
@@ -177,5 +180,6 @@ class RetainCallback(TrainerCallback):  # type: ignore[misc]
         return {"retain_kl": self.kl}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        share = self.held.add_gradient(self.before + state.global_step)
+        with in_step(self.held.policy):
+            share = self.held.add_gradient(self.before + state.global_step, averaged=True)
         self.kl = self.held.processes.sums({"kl": share})["kl"]
