@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 # 18 pairs to learn from in batches of 8: the last batch of an epoch has 2, which two microbatches of 4 can't share.
 COMMAND = (
     "finetune tiny --dialogues starter --limit 18 --batch-size 8 --epochs 3 --lora-r 4 --learning-rate 0.01 "
-    "checkpoint_every=2 validation=0.2 --device cpu --dtype float32 retain.coef=0.5 retain.batch=3 retain.source=plain.txt"
+    "checkpoint_every=2 validation=0.2 --device cpu --dtype float32 "
+    "retain.coef=0.5 retain.batch=3 retain.source=plain.txt"
 )
 FINETUNE = COMMAND.split()
 
