@@ -36,6 +36,10 @@ ALIKE = {
     "rewards": {"transform": "probability", "terms": {"similarity": 0.001, "refusal": 0.5, "counter_narrative": 0.2}},
     "pairs": {"margin": 0.3, "topic": 0.25, "topic_gap": 0.1, "per_prompt": 2},
 }
+FAST_AND_TOPICAL = {
+    "learning_rate": 8e-4,
+    "rewards": {"terms": {"similarity": 1.5, "refusal": 0.5, "counter_narrative": 0.5}},
+}
 # By folder: its name in the tables, and its settings. The first one draws the answers; one that comes ``after`` another
 # goes on from its adapter and draws its own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,10 +78,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "rewards": {"terms": {"similarity": 1.0, "refusal": 0.5, "counter_narrative": 0.5}},
         },
     ),
-    "default": ("**G: the defaults**", {"epochs": 1.6}),
+    "topical": ("G: similarity paid most", {"epochs": 1.6, **FAST_AND_TOPICAL}),
     "toxic-only": (
         "H: as G, no pair of two harmless answers",
-        {"epochs": 1.6, "pairs": {"toxicity_gap": 0.1}},
+        {"epochs": 1.6, **FAST_AND_TOPICAL, "pairs": {"toxicity_gap": 0.1}},
     ),
     "again": (
         "I: F, and its own answers once more",
@@ -91,6 +95,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "J: the best answers alone",
         {"method": "raft", "steps": 30, "epochs": 1.5, "learning_rate": 4e-4, **ALIKE},
     ),
+    "retained": (
+        "K: as G, plain text retained",
+        {"epochs": 1.6, **FAST_AND_TOPICAL, "retain": {"coef": 5, "batch": 8}},
+    ),
+    "retained-fast": (
+        "L: as K, three times the rate",
+        {"epochs": 1.6, **FAST_AND_TOPICAL, "learning_rate": 2.5e-3, "retain": {"coef": 5, "batch": 16}},
+    ),
+    "retained-toxic": (
+        "M: as L, similarity paid half",
+        {
+            "epochs": 1.6, "learning_rate": 2.5e-3, "retain": {"coef": 5, "batch": 16},
+            "rewards": {"terms": {"similarity": 0.75, "refusal": 0.5, "counter_narrative": 0.5}},
+        },
+    ),
+    "default": ("**N: the defaults**", {"epochs": 1.6, "retain": {}}),
 }  # fmt: skip
 
 
@@ -129,9 +149,8 @@ def run_all() -> None:
 
 
 def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A variant's settings of ``prefer``. One that says nothing of plain text retains none, but for the defaults."""
-    own = {key: value for key, value in settings.items() if key not in ("after", "retains")}
-    return own if settings.get("retains") else {**own, **FREE}
+    """A variant's settings of ``prefer``. One that says nothing of plain text retains none."""
+    return {**FREE, **{key: value for key, value in settings.items() if key != "after"}}
 
 
 def measure_plain(name: str, adapter: Path | None) -> None:
@@ -232,7 +251,7 @@ def settings_table() -> Iterator[str]:
             f"{terms.counter_narrative:g}",
             "" if settings.method == "raft" else "anything" if pairs.topic_gap is None else pairs.topic_gap,
             "" if settings.method == "raft" else "none" if pairs.toxicity_gap is None else pairs.toxicity_gap,
-            f"{settings.retain_coef:g}",
+            f"{settings.retain_coef:g}" + (f" ({settings.retain.batch} pieces)" if settings.retain_coef else ""),
         ]
         yield f"| {' | '.join(map(str, cells))} |"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,8 @@ class RetainSettings(Section):
     coef: float | None = Field(
         None,
         ge=0,
-        description="Weight of that KL, in nats a token; 0 retains nothing. By default 2 for prefer, if the base can "
-        "write the text, and 0 for the other trainings.",
+        description="Weight of that KL, in nats a token; 0 retains nothing. By default 5 for dpo, where the base can "
+        "write the text; 0 for everything else.",
     )
     source: str | None = Field(
         None,
@@ -30,14 +30,11 @@ class RetainSettings(Section):
     )
     pieces: int = Field(256, ge=1, description="Pieces of text.")
     tokens: int = Field(64, ge=16, description="Longest piece, in tokens.")
-    batch: int = Field(8, ge=1, description="Pieces in each update, one after the other, again and again.")
+    batch: int = Field(16, ge=1, description="Pieces in each update, one after the other, again and again.")
 
 
 class TrainingSettings(ModelSettings):
     """What all trainings take."""
-
-    # What retain.coef None stands for.
-    usual_retain_coef: ClassVar[float] = 0.0
 
     lora: Annotated[LoraSettings, Depends()] = Field(
         LoraSettings(), description="The fresh adapter; leave it out if you give adapter, which keeps its own rank."
@@ -56,6 +53,11 @@ class TrainingSettings(ModelSettings):
         False, description="Divide the base's layers between the processes that torchrun or accelerate started."
     )
     retain: RetainSettings = Field(RetainSettings(), description="What the model must stay able to do with plain text.")
+
+    @property
+    def usual_retain_coef(self) -> float:
+        """What ``retain.coef`` null stands for where the base can write the text."""
+        return 0.0
 
     @property
     def retain_coef(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rewardlm.config.fields import Depends, Flag, is_function_name
+from rewardlm.config.finetune import RetainSettings
 from rewardlm.config.rewards import Doubt, RewardedSettings
 from rewardlm.config.section import Section
 
@@ -68,6 +70,17 @@ class PairSettings(Section):
     )
 
 
+def _retains(given: Mapping[str, Any]) -> bool:
+    """Whether dpo will retain plain text, by settings as they were given."""
+    retain = given.get("retain") or {}
+    found = retain.model_dump() if isinstance(retain, RetainSettings) else retain
+    if not isinstance(found, dict):
+        return True  # refused later
+    written = str(given.get("shard", "")).lower() != "true" or found.get("source") is not None
+    coef = found.get("coef")
+    return written if coef is None else str(coef) not in ("0", "0.0")
+
+
 class PreferSettings(RewardedSettings):
     """``rewardlm prefer``: judged samples of the model itself become preferences, and TRL's trainers learn them.
 
@@ -76,8 +89,7 @@ class PreferSettings(RewardedSettings):
     """
 
     # Pairs compare whole answers, so the reward is what a reader would say of each: is it toxic or not?
-    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.5, "counter_narrative": 0.5}
-    usual_retain_coef: ClassVar[float] = 2.0
+    usual_terms: ClassVar[dict[str, float]] = {"refusal": 0.5, "similarity": 1.0, "counter_narrative": 0.5}
     usual_transform: ClassVar[Literal["probability", "logit"]] = "probability"
 
     method: Annotated[Literal["dpo", "kto", "raft"], Flag()] = Field(
@@ -119,7 +131,10 @@ class PreferSettings(RewardedSettings):
         "al. 2024): it keeps them likely. 0 for kto and raft.",
     )
     learning_rate: Annotated[float, Flag(), Depends()] = Field(
-        8e-4, gt=0, description="Peak of each round's cosine schedule; 0.0004 for kto and raft."
+        2.5e-3,
+        gt=0,
+        description="Peak of each round's cosine schedule; 0.0008 where no plain text is retained, and 0.0004 for kto "
+        "and raft.",
     )
     warmup_ratio: float = Field(
         0.0,
@@ -157,9 +172,12 @@ class PreferSettings(RewardedSettings):
     @model_validator(mode="before")
     @classmethod
     def _by_method(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("method") in ("kto", "raft"):
+        if not isinstance(given, dict):
+            return given
+        if given.get("method") in ("kto", "raft"):
             return {"learning_rate": 4e-4, "sft_weight": 0.0, **given}
-        return given
+        # At the rate of trainings that retain plain text, others would lose it.
+        return given if _retains(given) else {"learning_rate": 8e-4, **given}
 
     @property
     def samples_per_prompt(self) -> int:
@@ -183,6 +201,11 @@ class PreferSettings(RewardedSettings):
     @property
     def chosen_by(self) -> frozenset[str]:
         return frozenset(("refusal", "repetition", "script", *self.measured_terms)) if self.draws else frozenset()
+
+    @property
+    def usual_retain_coef(self) -> float:
+        """For dpo alone: the others change the model less, and what they would need was not searched."""
+        return 5.0 if self.method == "dpo" else 0.0
 
     @property
     def draws(self) -> bool:

@@ -64,7 +64,7 @@ class TermSettings(Section):
     similarity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf and 1.5 for "
+        description="Weight of the cosine similarity of prompt and answer. By default 10 for rlaf and 1 for "
         "prefer, or 0 if all judges are functions of your own.",
     )
     counter_narrative: float | None = Field(
