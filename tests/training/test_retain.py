@@ -169,7 +169,7 @@ def test_what_can_not_be_is_refused(tmp_path):
 
 def test_by_default_dpo_retains_and_the_others_do_not(tmp_path):
     default = PreferSettings(**TINY).resolved()
-    assert (default.retain.coef, default.learning_rate) == (5, 2.5e-3)
+    assert (default.retain.coef, default.learning_rate) == (8, 2.5e-3)
     for method in ("kto", "raft"):
         assert PreferSettings(**TINY, method=method).retain_coef == 0
     # Without it, the rate is lower.
@@ -178,7 +178,7 @@ def test_by_default_dpo_retains_and_the_others_do_not(tmp_path):
         assert (without.retain.coef, without.learning_rate) == (0, 8e-4)
     assert PreferSettings(**TINY, retain={"coef": 0}, learning_rate=1e-3).learning_rate == 1e-3
     mine = PreferSettings(**TINY, shard=True, retain={"source": "mine.txt"})
-    assert (mine.retain_coef, mine.learning_rate) == (5, 2.5e-3)
+    assert (mine.retain_coef, mine.learning_rate) == (8, 2.5e-3)
     assert FinetuneSettings(**TINY).retain_coef == RlafSettings(**TINY, reward=["lexical"]).retain_coef == 0
     # Where the default can't be, it is left out, and that is said.
     policy, said = load_policy(ModelSettings(**TINY)), []

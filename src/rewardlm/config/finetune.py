@@ -20,7 +20,7 @@ class RetainSettings(Section):
     coef: float | None = Field(
         None,
         ge=0,
-        description="Weight of that KL, in nats a token; 0 retains nothing. By default 5 for dpo, where the base can "
+        description="Weight of that KL, in nats a token; 0 retains nothing. By default 8 for dpo, where the base can "
         "write the text; 0 for everything else.",
     )
     source: str | None = Field(

@@ -205,7 +205,7 @@ class PreferSettings(RewardedSettings):
     @property
     def usual_retain_coef(self) -> float:
         """For dpo alone: the others change the model less, and what they would need was not searched."""
-        return 5.0 if self.method == "dpo" else 0.0
+        return 8.0 if self.method == "dpo" else 0.0
 
     @property
     def draws(self) -> bool:
