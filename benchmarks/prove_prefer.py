@@ -225,8 +225,10 @@ def plain_change(name: str) -> str:
     runs = [OUT / "plain" / one for one in ("PT", name)]
     if name == "PT" or not all((run / "run.json").exists() for run in runs):
         return ""
-    delta = rl.compare(runs).models[1].utility_change["wikitext"].delta
-    return "" if delta is None else f"{100 * delta:+.1f} %".replace("-", "−")
+    before, after = (rl.compare([run]).models[0].quality.wikitext_perplexity for run in runs)
+    assert before is not None
+    assert after is not None
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
 
 
 def settings_table() -> Iterator[str]:
@@ -244,7 +246,7 @@ def settings_table() -> Iterator[str]:
             settings.method,
             settings.steps,
             f"{settings.epochs:g}",
-            f"{settings.learning_rate:.0e}".replace("e-0", "e-"),
+            f"{settings.learning_rate:.1e}".replace(".0e", "e").replace("e-0", "e-"),
             settings.beta if settings.method == "dpo" else "",
             settings.sft_weight if settings.method == "dpo" else "",
             f"{terms.similarity:g}" + (" (of a logit)" if settings.reward_settings.transform == "logit" else ""),

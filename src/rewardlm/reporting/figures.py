@@ -49,6 +49,11 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "Nats an answer: how far the policy has moved. If it runs away, the policy no longer writes the language.",
     ),
     (
+        "KL to the base on plain text",
+        ("retain_kl",),
+        "Nats a token, before each step. Near 0 the model finds plain text as likely as the base does.",
+    ),
+    (
         "Disagreement",
         ("disagreement",),
         "Highest minus lowest judge; where it grows, the policy pleases one judge only.",
