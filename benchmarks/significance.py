@@ -446,24 +446,24 @@ def articles(rise: float) -> Draw:
     return draw
 
 
-def of_a_task(before: Grid, after: Grid) -> UtilityChange:
-    """What ``compare`` finds of a task: questions, or articles of the same length."""
+def of_a_task(before: Grid, after: Grid) -> dict[str, UtilityChange]:
+    """What ``compare`` finds of a task, by its name: questions, or articles of the same length."""
     ids, counts = tuple(map(str, range(len(before)))), np.ones(len(before))
     choice = bool(np.isin(before, (0.0, 1.0)).all())
     tasks = [TaskScores(ids, grid[:, 0], counts, grid[:, 0] if choice else None) for grid in (before, after)]
-    return utility_change("PT", *tasks, Rule(0.5, False, FLIPS, 0))
+    return {"piqa" if choice else "wikitext": utility_change("PT", *tasks, Rule(0.5, False, FLIPS, 0))}
 
 
 def changed(before: Grid, after: Grid) -> Found:
     """Whether ``compare`` and the audit see a change of utility beyond chance."""
-    return {"utility": below(of_a_task(before, after).p_value)}
+    (change,) = of_a_task(before, after).values()
+    return {"utility": below(change.p_value)}
 
 
 def excluded(before: Grid, after: Grid) -> Found:
     """Whether ``compare`` says that no more than the margin was lost."""
-    name = "piqa" if np.isin(before, (0.0, 1.0)).all() else "wikitext"
-    found = non_inferiority({name: of_a_task(before, after)}, MARGIN)
-    return {"loss excluded": found[name].holds if name in found else None}
+    found = [one.holds for one in non_inferiority(of_a_task(before, after), MARGIN).values()]
+    return {"loss excluded": found[0] if found else None}
 
 
 # Where the models differ, all answers differ alike, and these tests ask whether some differ more than others. So the

@@ -84,6 +84,12 @@ def launcher(name: str) -> list[str]:
     return ["-m", "accelerate.commands.launch", *f"{options} --dynamo_backend no -m rewardlm".split()]
 
 
+def write_plain_text(folder: Path) -> None:
+    """plain.txt, for a training that retains it."""
+    lines = ("What a day it was, and nobody knew", "The river is long and slow there", "Bread takes time") * 2
+    (folder / "plain.txt").write_text("".join(f"{line}, said {n} of them.\n" for n, line in enumerate(lines)))
+
+
 def start(how: list[str], arguments: list[str], cwd: Path, **more: str) -> Any:
     """Started, in a group of its own, with ``cwd`` on Python's path: a ``Popen``, or what can be used like one."""
     path = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH", "")]))

@@ -28,14 +28,15 @@ from rewardlm.config import (
     Section,
     ServicesSettings,
     SteerFitSettings,
+    TrainingSettings,
     data_folder,
     is_function_name,
 )
 from rewardlm.data.bad_lines import with_other_lines
 from rewardlm.data.dialogues import load_dialogues
-from rewardlm.data.files import HUB_ID
+from rewardlm.data.files import HUB_ID, read_txt
 from rewardlm.data.preferences import load_preferences
-from rewardlm.data.prompts import RTP_HUB_ID, load_prompts
+from rewardlm.data.prompts import RTP_HUB_ID, prompts_of
 from rewardlm.data.utility import no_data, utility_files
 from rewardlm.data.utility_prompts import load_asked
 from rewardlm.errors import ConfigError, DataError, ModelError, NotAvailableError, RewardLMError, RunError
@@ -144,6 +145,8 @@ def _checks(settings: Section, out: Path | None, kind: str | None, *, begun: boo
     asks = isinstance(settings, MeasureSettings) or (isinstance(settings, RewardedSettings) and settings.draws)
     if isinstance(settings, MeasureSettings | RewardedSettings) and asks and not begun:
         yield lambda: _check_prompts(settings)
+    if isinstance(settings, TrainingSettings) and settings.retain_coef and settings.retain.source and not begun:
+        yield partial(_check_text, settings.retain.source)
     if isinstance(settings, FinetuneSettings) and settings.replay.share:
         yield lambda: check_judges([settings.replay.judge], settings.replay.services)
         yield from _of_pairs(settings.replay.counter_narrative)
@@ -193,6 +196,11 @@ def _check_dialogues(source: str, **columns: Any) -> None:
     if not source.startswith("dialoconan"):  # which is fetched once, from where its authors publish it
         with _all_lines(source):
             load_dialogues(source, **columns)
+
+
+def _check_text(source: str) -> None:
+    for _ in read_txt(Path(source).expanduser()):
+        pass
 
 
 def _check_suite(source: str) -> None:
@@ -300,10 +308,7 @@ def _check_prompts(settings: MeasureSettings | RewardedSettings) -> None:
         hub.require(name, kind="dataset", what=f"the prompts {name}", instead=_OFFLINE, error=DataError)
     else:
         with _all_lines(source):
-            loaded = load_prompts(
-                source, part=settings.part, limit=settings.limit, seed=settings.seed, **_columns(settings)
-            )
-        prompts = loaded.prompts
+            prompts = prompts_of(settings).prompts
         toxic_by = getattr(settings, "toxic_by", None)
         if toxic_by == "dataset" and all(prompt.toxicity is None for prompt in prompts):
             raise ConfigError(f"toxic_by is 'dataset', but {source} has no scores: name a scorer")

@@ -45,6 +45,7 @@ CHEAP: list[tuple[str, int, list[str]]] = [
     ("measure tiny --out other", 1, ["other holds a run of kind 'finetune', not 'measure'"]),
     ("finetune tiny --dialogues startr --out o", 1, ["startr"]),
     ("finetune tiny --dialogues none.jsonl --out o", 1, ["none.jsonl: no such file"]),
+    ("finetune tiny retain.coef=1 retain.source=none.txt --out o", 1, ["none.txt"]),
     ("rlaf tiny --reward starte --out o", 1, ["did you mean 'starter'?"]),
     ("rlaf tiny --witness nobody --out o", 1, ["unknown scorer 'nobody'"]),
     ("rlaf tiny --algorithm no_module:f --out o", 2, ["algorithm 'no_module:f': can't import no_module"]),

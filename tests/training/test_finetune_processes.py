@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launched import ONE, TWO, breaks, kill, launcher, run, start
+from launched import ONE, TWO, breaks, kill, launcher, run, start, write_plain_text
 from rewardlm.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,7 @@ FINETUNE = COMMAND.split()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
-    lines = ("What a day it was, and nobody knew", "The river is long and slow there", "Bread takes time") * 2
-    (folder / "plain.txt").write_text("".join(f"{line}, said {n} of them.\n" for n, line in enumerate(lines)))
+    write_plain_text(folder)
     return folder
 
 

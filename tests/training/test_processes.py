@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launched import ONE, TWO, breaks, kill, launcher, run, start
+from launched import ONE, TWO, breaks, kill, launcher, run, start, write_plain_text
 from rewardlm.models.processes import Processes
 from rewardlm.runs import Run
 
@@ -106,8 +106,7 @@ VARIANTS = {
 def folder(tmp_path_factory) -> Path:
     """Holds a reward that depends on whole answers, and one that fails in the second process alone."""
     folder = tmp_path_factory.mktemp("processes")
-    lines = ("What a day it was, and nobody knew", "The river is long and slow there", "Bread takes time") * 2
-    (folder / "plain.txt").write_text("".join(f"{line}, said {n} of them.\n" for n, line in enumerate(lines)))
+    write_plain_text(folder)
     (folder / "own_rewards.py").write_text(
         "import os\n"
         "def rude(text):\n"

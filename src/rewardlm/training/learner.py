@@ -50,7 +50,7 @@ from rewardlm.training.rollouts import Answer, Draft, Rollouts
 from rewardlm.training.value import ValueHead
 
 # What one update averages over its minibatches; those that the settings leave out are not reported.
-_LOSSES = ("policy_loss", "value_loss", "kl_loss", "entropy_loss")
+_LOSSES = ("policy_loss", "value_loss", "kl_loss", "entropy_loss", "retain_kl")
 
 
 class KlController:
@@ -324,7 +324,7 @@ def update(
     processes = processes or Processes(cpu=True)
     budget = budget or budget_of(settings)
     prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
-    totals = dict.fromkeys((*_LOSSES, "retain_kl", "clip_fraction", "ratio", "grad_norm"), 0.0)
+    totals = dict.fromkeys((*_LOSSES, "clip_fraction", "ratio", "grad_norm"), 0.0)
     first_ratio = math.nan
     updates = 0
     for epoch in range(settings.ppo_epochs):
@@ -342,7 +342,7 @@ def update(
             ratio = sums["ratio"] / sums["n"]
             if math.isnan(first_ratio):
                 first_ratio = ratio
-            for name in (*_LOSSES, "retain_kl"):
+            for name in _LOSSES:
                 totals[name] += sums[name]
             totals["clip_fraction"] += sums["clipped"] / sums["n"]
             totals["ratio"] += ratio
@@ -387,7 +387,7 @@ def _gradient(
     run's optimizer step number ``update``.
     """
     learner.optimizer.zero_grad(set_to_none=True)
-    sums = dict.fromkeys((*_LOSSES, "retain_kl", "clipped", "ratio", "n"), 0.0)
+    sums = dict.fromkeys((*_LOSSES, "clipped", "ratio", "n"), 0.0)
     if learner.held is not None:
         sums["retain_kl"] = learner.held.add_gradient(update)
     prompts = [batch.rollouts.prompts[row] for row in minibatch.rows]

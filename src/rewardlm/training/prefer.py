@@ -200,10 +200,10 @@ def _trainer(training: PreferTraining, round_number: int, rows: list[dict[str, A
         "max_grad_norm": settings.max_grad_norm,
     }
     before = steps_before(settings, round_number)
-    retaining = None if training.held is None else RetainCallback(training.held, before)
+    retaining = RetainCallback(training.held, before)
 
     def of_step(step: int) -> Mapping[str, Any]:
-        return {**lines.of_step(step), **({} if retaining is None else retaining.of_step(step))}
+        return {**lines.of_step(step), **retaining.of_step(step)}
 
     callback = RunCallback(
         training.run,
@@ -220,7 +220,7 @@ def _trainer(training: PreferTraining, round_number: int, rows: list[dict[str, A
         "model": policy.model,
         "processing_class": policy.tokenizer,
         "train_dataset": Dataset.from_list(rows),
-        "callbacks": [callback] if retaining is None else [callback, retaining],
+        "callbacks": [callback, retaining],
     }
     if settings.method == "dpo":
         losses = [settings.loss_type, "sft"] if settings.sft_weight else [settings.loss_type]

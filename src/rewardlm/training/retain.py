@@ -6,8 +6,8 @@ preference training of a small model can raise its perplexity there by a tenth. 
     retain.coef · mean over tokens of KL(base ‖ model)
 
 on a few pieces of plain text: the exact divergence of the next-token distributions, as machine unlearning holds a model
-to what it should retain (Maini et al. 2024, arXiv 2401.06121, section 3.2). Without texts of yours, the base writes
-them: a random first token, and then what the base draws (Liu et al. 2023, arXiv 2305.17888, section 3.1).
+to what it should retain (Maini et al. 2024, arXiv 2401.06121). Without texts of yours, the base writes them: a random
+first token, and then what the base draws (Liu et al. 2023, arXiv 2305.17888).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rewardlm.data.files import read_txt
 from rewardlm.errors import ConfigError, DataError
 from rewardlm.models.generate import Request, generate, stream_seed
 from rewardlm.models.load import Policy
-from rewardlm.models.logprobs import forward_rows, pieces, row_stats
+from rewardlm.models.logprobs import forward_rows, hidden_rows, pieces
 from rewardlm.models.lora import head_is_shared, using
 from rewardlm.models.processes import Processes
 from rewardlm.models.sharding import in_step
@@ -90,7 +90,10 @@ def retained(
         return None
     if not head_is_shared(policy):
         if retain.coef is None:
-            say("the model is not held to its base on plain text (retain): the adapter is on the language-model head")
+            say(
+                "the model is not held to its base on plain text (retain): the adapter is on the language-model head. "
+                "A lower --learning-rate, such as 8e-4, fits that"
+            )
             return None
         raise ConfigError(
             "retain.coef compares distributions by one language-model head, but the adapter is on the head too: take "
@@ -115,13 +118,21 @@ def retained(
     kept = [list(record["tokens"]) for record in run.read("retain")]
     if not kept:
         return None
-    prompts, rests = _in_two(kept)
+    recompute = settings.gradient_checkpointing
+    return Retained(policy, settings.retain_coef, retain.batch, kept, _states(policy, kept), processes, recompute)
+
+
+@torch.no_grad()
+def _states(policy: Policy, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "R H"]]:
+    """The base's, for all tokens of each text but the first. They stay on the CPU."""
+    prompts, rests = _in_two(texts)
+    found: dict[int, Tensor] = {}
     policy.model.eval()
     with using(policy, None), in_step(policy):
-        stats = row_stats(policy.causal_lm, prompts, rests, POSITIONS, keep_hidden=True)
-    states = [row.hidden for row in stats if row.hidden is not None]
-    recompute = settings.gradient_checkpointing
-    return Retained(policy, settings.retain_coef, retain.batch, kept, states, processes, recompute)
+        for rows in pieces(policy.causal_lm, prompts, rests, POSITIONS):
+            states = hidden_rows(policy.causal_lm, prompts, rests, rows).cpu()
+            found.update(zip(rows, states.split_with_sizes([len(rests[row]) for row in rows]), strict=True))
+    return [found[row] for row in range(len(texts))]
 
 
 def _in_two(texts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -137,15 +148,15 @@ def _own_text(policy: Policy, retain: RetainSettings, seed: int) -> list[list[in
     requests = [Request((firsts[which],), stream_seed("retain", seed, number)) for number, which in enumerate(chosen)]
     length = min(retain.tokens, policy.max_positions)
     ends = set(policy.tokenizer.all_special_ids)
-    pieces: dict[int, list[int]] = {}
+    written: dict[int, list[int]] = {}
     with using(policy, None):
         for drawn in generate(
             policy, requests, max_new_tokens=length - 1, sampling=GenerationSettings(), entropy=False
         ):
             tokens = [*requests[drawn.index].prompt, *drawn.tokens]
             cut = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-            pieces[drawn.index] = tokens[:cut]
-    return [pieces[number] for number in range(len(requests)) if len(pieces[number]) >= _SHORTEST]
+            written[drawn.index] = tokens[:cut]
+    return [written[number] for number in range(len(requests)) if len(written[number]) >= _SHORTEST]
 
 
 def _beginnings(tokenizer: Any) -> Iterator[int]:
@@ -159,7 +170,7 @@ def _beginnings(tokenizer: Any) -> Iterator[int]:
 def _given(policy: Policy, retain: RetainSettings) -> list[list[int]]:
     """The user's own text, line by line, cut to length."""
     assert retain.source is not None
-    lines = (str(row.values["text"]) for row in read_txt(Path(retain.source)))
+    lines = (str(row.values["text"]) for row in read_txt(Path(retain.source).expanduser()))
     encoded = (list(policy.tokenizer(line, add_special_tokens=False)["input_ids"]) for line in lines)
     found = [tokens[: retain.tokens] for tokens in encoded if len(tokens) >= _SHORTEST]
     if not found:
@@ -168,18 +179,23 @@ def _given(policy: Policy, retain: RetainSettings) -> list[list[int]]:
 
 
 class RetainCallback(TrainerCallback):  # type: ignore[misc]
-    """Adds what is retained to a TRL trainer's gradients, before each optimizer step's own passes."""
+    """Adds what is retained, if anything, to a TRL trainer's gradients, before each optimizer step's own passes.
 
-    def __init__(self, held: Retained, before: int = 0) -> None:
+    The trainer begins after ``before`` steps of its run.
+    """
+
+    def __init__(self, held: Retained | None, before: int = 0) -> None:
         self.held = held
         self.before = before
         self.kl = 0.0
 
     def of_step(self, step: int) -> dict[str, float]:
         """What the last step's line in metrics.jsonl says of it: the KL before the step, in nats a token."""
-        return {"retain_kl": self.kl}
+        return {} if self.held is None else {"retain_kl": self.kl}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.held is None:
+            return
         with in_step(self.held.policy):
             share = self.held.add_gradient(self.before + state.global_step, averaged=True)
         self.kl = self.held.processes.sums({"kl": share})["kl"]

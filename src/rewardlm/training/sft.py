@@ -244,8 +244,7 @@ def _trainer(
     blank: Row = {"input_ids": train_rows[0]["input_ids"][:2], "completion_mask": [0, 0]}
     policy.tokenizer.pad_token = policy.tokenizer.pad_token or policy.tokenizer.eos_token
     budget = Budget(micro, "micro_batch_size", again=processes.size == 1)
-    retaining = None if held is None else RetainCallback(held)
-    reporting = RunCallback(run, report, processes, budget, more=None if retaining is None else retaining.of_step)
+    retaining = RetainCallback(held)
     with kept_in_float32(policy.model):
         trainer = Trainer(
             model=policy.model,
@@ -265,7 +264,7 @@ def _trainer(
                 eval_strategy="steps" if validation_rows else "no",
                 eval_steps=math.ceil(len(train_rows) / settings.batch_size),
             ),
-            callbacks=[reporting] if retaining is None else [reporting, retaining],
+            callbacks=[RunCallback(run, report, processes, budget, more=retaining.of_step), retaining],
         )
     trainer.processes = processes
     trainer.budget = budget
